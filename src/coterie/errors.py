@@ -1,0 +1,163 @@
+"""Every error that Coterie raises on purpose, in one tree.
+
+::
+
+    CoterieError
+    ├── UsageError                 a value that the caller passed is not valid (says the nearest valid one)
+    ├── CheckpointError            a Hugging Face checkpoint cannot be used
+    │   ├── CheckpointNotFoundError    no such directory or Hub repository
+    │   ├── CheckpointFileError        a file is missing, truncated or malformed
+    │   ├── TensorMissingError         a tensor that the model needs is not in the checkpoint
+    │   └── UnclaimedTensorError       a tensor of the checkpoint belongs to nothing in the model
+    ├── UnsupportedError           the model, router, quantisation or operation is out of scope (named)
+    ├── StoreError                 a store cannot be used
+    │   ├── StoreNotFoundError         the directory is not a (finished) store
+    │   ├── StoreFormatError           a MUST rule of docs/format.md is broken: file, rule, place
+    │   ├── ChecksumError              bytes differ from the checksum in the manifest
+    │   └── StoreBusyError             another process is writing this store
+    ├── ExtractionError            extraction cannot start or go on
+    │   └── DiskSpaceError             the result does not fit on the disk
+    ├── MemoryBudgetError          the byte budget is below the minimum (says what would do)
+    ├── CoverageError              a partial store was opened without saying what to do about absent experts
+    ├── ExpertMissingError         an absent expert was routed to under missing="error"
+    ├── LoadError                  loading would have left weights uninitialised or foreign
+    ├── ReadError                  an expert could not be read while running
+    ├── ContextLengthError         more tokens than the budget was made for
+    └── InputError                 a prompt, picture or sound cannot be turned into model inputs
+
+Each error carries its facts as attributes (``path``, ``tensor``, ``expected``, ``got``, ...) and its message says
+what to do about it. Everything that Coterie raises on purpose is a :class:`CoterieError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CoterieError(Exception):
+    """Base class of every error raised on purpose by Coterie.
+
+    Args:
+        message: What is wrong, naming the thing.
+        advice: What to do about it; appended to the message after a blank space.
+        **facts: Values worth reading by a program; each becomes an attribute.
+    """
+
+    def __init__(self, message: str, *, advice: str | None = None, **facts: object) -> None:
+        super().__init__(message if advice is None else f"{message} {advice}")
+        self.message = message
+        self.advice = advice
+        self.facts = facts
+
+    def __getattr__(self, name: str) -> object:
+        facts = self.__dict__.get("facts", {})
+        if name in facts:
+            return facts[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.advice, self.facts))
+
+
+def _rebuild(
+    error_class: type[CoterieError], message: str, advice: str | None, facts: dict[str, object]
+) -> CoterieError:
+    return error_class(message, advice=advice, **facts)
+
+
+class UsageError(CoterieError, ValueError):
+    """A value that the caller passed is not valid."""
+
+    @classmethod
+    def unknown(cls, what: str, got: str, valid: Iterable[str]) -> UsageError:
+        """Builds the error for a name that is not among the valid ones, with the nearest valid name."""
+        choices = sorted(valid)
+        near = difflib.get_close_matches(got, choices, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        return cls(
+            f"Unknown {what} {got!r}.", advice=f"{hint}Valid: {', '.join(map(repr, choices))}.", got=got, valid=choices
+        )
+
+
+class CheckpointError(CoterieError):
+    """A Hugging Face checkpoint cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """There is no such directory or Hub repository."""
+
+
+class CheckpointFileError(CheckpointError):
+    """A file of the checkpoint is missing, truncated or malformed."""
+
+
+class TensorMissingError(CheckpointError):
+    """A tensor that the model needs is not in the checkpoint."""
+
+
+class UnclaimedTensorError(CheckpointError):
+    """A tensor of the checkpoint belongs to nothing in the model and is not known to be ignored."""
+
+
+class UnsupportedError(CoterieError):
+    """The model, router, quantisation or operation is out of scope; the message names it."""
+
+
+class StoreError(CoterieError):
+    """A store cannot be used."""
+
+
+class StoreNotFoundError(StoreError):
+    """The directory is not a store, or its extraction has not finished."""
+
+
+class StoreFormatError(StoreError):
+    """A MUST rule of the store format is broken.
+
+    Facts: ``path`` (file), ``rule`` (such as ``"R12"``), ``place`` (key or offset within the file).
+    """
+
+
+class ChecksumError(StoreError):
+    """Bytes on disk differ from the checksum in the manifest."""
+
+
+class StoreBusyError(StoreError):
+    """Another process is writing this store."""
+
+
+class ExtractionError(CoterieError):
+    """Extraction cannot start or go on."""
+
+
+class DiskSpaceError(ExtractionError):
+    """The result does not fit on the disk."""
+
+
+class MemoryBudgetError(CoterieError):
+    """The byte budget is below what is needed; facts ``budget`` and ``minimum`` in bytes."""
+
+
+class CoverageError(CoterieError):
+    """A partial store was opened without saying what to do about absent experts."""
+
+
+class ExpertMissingError(CoterieError):
+    """An absent expert was routed to under ``missing="error"``."""
+
+
+class LoadError(CoterieError):
+    """Loading would have left weights uninitialised, or the parts do not belong together."""
+
+
+class ReadError(CoterieError):
+    """An expert could not be read while the model was running."""
+
+
+class ContextLengthError(CoterieError):
+    """More tokens were passed than the memory budget was made for."""
+
+
+class InputError(CoterieError):
+    """A prompt, picture or sound cannot be turned into model inputs."""

@@ -1,0 +1,29 @@
+"""Keys, layouts, sizes and events: frozen values that every other package may use. No torch."""
+
+from coterie.spec.events import Event, ExpertsSelected, ExpertsServed, Observer, Phase, StepStarted
+from coterie.spec.keys import BankKey, ExpertKey
+from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
+from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges
+from coterie.spec.source import Extent, ExpertSource
+
+__all__ = [
+    "DTYPE_BYTES",
+    "FIELD_ALIGNMENT",
+    "RECORD_ALIGNMENT",
+    "BankKey",
+    "Event",
+    "ExpertKey",
+    "ExpertSource",
+    "ExpertsSelected",
+    "ExpertsServed",
+    "Extent",
+    "Field",
+    "Observer",
+    "Phase",
+    "RecordLayout",
+    "StepStarted",
+    "format_bytes",
+    "parse_bytes",
+    "parse_ranges",
+    "round_up",
+]

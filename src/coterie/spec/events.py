@@ -1,0 +1,89 @@
+"""What an Observer is told while a model runs. Arrays are numpy; shapes use T tokens, K experts per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.spec.keys import BankKey
+
+Phase = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted:
+    """A forward pass of one component begins.
+
+    Attributes:
+        step: Number of the forward pass since the model was opened.
+        component: Component whose forward it is, such as ``thinker``.
+        phase: ``prefill`` if any sequence has more than one new token or nothing is cached, else ``decode``.
+        batch: Sequences.
+        tokens: New tokens per sequence.
+        input_ids: int64 [batch, tokens], or None if the call was made with embeddings.
+    """
+
+    step: int
+    component: str
+    phase: Phase
+    batch: int
+    tokens: int
+    input_ids: npt.NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsSelected:
+    """What the router of one bank chose for T = batch × tokens positions.
+
+    Attributes:
+        step: Forward pass.
+        bank: Which bank.
+        expert_ids: uint16 [T, K], before any substitution of absent experts.
+        weights: float32 [T, K], as the experts function received them.
+    """
+
+    step: int
+    bank: BankKey
+    expert_ids: npt.NDArray[np.uint16]
+    weights: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsServed:
+    """How the experts that one bank needed in one forward pass became resident.
+
+    Attributes:
+        step: Forward pass.
+        bank: Which bank.
+        requested: Distinct experts asked for.
+        hits: Of these, found resident.
+        misses: Of these, read.
+        bytes_read: Bytes read from disk.
+        wait_s: Seconds that compute waited for reads.
+        evictions: Experts evicted to make room.
+        absent: Routed (token, expert) pairs whose expert is not in the store, handled by the missing policy.
+    """
+
+    step: int
+    bank: BankKey
+    requested: int
+    hits: int
+    misses: int
+    bytes_read: int
+    wait_s: float
+    evictions: int
+    absent: int
+
+
+Event = StepStarted | ExpertsSelected | ExpertsServed
+
+
+class Observer(Protocol):
+    """Receives events in order, on the thread that runs the model. It must not keep it waiting."""
+
+    def on_event(self, event: Event) -> None:
+        """Called for every event; an exception raised here ends the forward pass."""
+        ...
