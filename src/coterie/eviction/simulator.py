@@ -1,0 +1,129 @@
+"""Replays a trace through the very policies that the cache uses."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic
+
+from coterie.errors import UsageError
+from coterie.eviction.belady import belady, compulsory
+from coterie.eviction.policy import POLICY_NAMES, make_policy
+from coterie.eviction.protocol import EvictionPolicy, K
+from coterie.eviction.trace import Group, Outcome, Scope, size_of, split
+
+PolicyFactory = Callable[[], EvictionPolicy[K]]
+
+
+def simulate(
+    trace: Iterable[Group[K]],
+    capacity: int,
+    policy: str | PolicyFactory[K],
+    *,
+    sizes: Mapping[K, int] | int = 1,
+    scope: Scope = "global",
+) -> Outcome:
+    """Replays a trace from an empty cache.
+
+    The members of a group are needed together: none of them is evicted for another, as long as they fit. A group that
+    does not fit is streamed: its hits first, then its misses in order, the ones already used making room, as a
+    :class:`coterie.cache.Lease` does it.
+
+    Args:
+        trace: Groups in the order of use.
+        capacity: Bytes in all.
+        policy: A policy's name, or a callable that makes a fresh one (with scope ``layer``, one for each layer).
+        sizes: Bytes of each record, or of every record. The default counts records.
+        scope: One capacity for all layers, or an even share for each.
+
+    Raises:
+        UsageError: For an unknown policy or scope, a capacity below one record, or a repeated key in a group.
+    """
+    if isinstance(policy, str):
+        name = policy
+        make_policy(name)
+        parts = [_Replay(make_policy(name), share, sizes).run(part) for part, share in split(trace, capacity, scope)]
+    else:
+        name = getattr(policy, "__name__", type(policy).__name__)
+        parts = [_Replay(policy(), share, sizes).run(part) for part, share in split(trace, capacity, scope)]
+    return Outcome.total(parts, policy=name, scope=scope, capacity=capacity)
+
+
+def compare(
+    trace: Iterable[Group[K]],
+    capacity: int,
+    policies: Iterable[str] = POLICY_NAMES,
+    *,
+    sizes: Mapping[K, int] | int = 1,
+    scope: Scope = "global",
+) -> list[Outcome]:
+    """The named policies on one trace, then the two bounds: ``belady`` and ``compulsory``."""
+    groups = list(trace)
+    outcomes = [simulate(groups, capacity, name, sizes=sizes, scope=scope) for name in policies]
+    outcomes.append(belady(groups, capacity, sizes=sizes, scope=scope))
+    outcomes.append(compulsory(groups, capacity, sizes=sizes, scope=scope))
+    return outcomes
+
+
+class _Replay(Generic[K]):
+    """One policy over one capacity."""
+
+    def __init__(self, policy: EvictionPolicy[K], capacity: int, sizes: Mapping[K, int] | int) -> None:
+        self._policy = policy
+        self._capacity = capacity
+        self._sizes = sizes
+        self._resident: dict[K, int] = {}
+        self._used = 0
+        self._evictions = 0
+
+    def run(self, groups: Iterable[Group[K]]) -> Outcome:
+        requests = hits = bytes_read = 0
+        for group in groups:
+            missing = [key for key in group.keys if key not in self._resident]
+            requests += len(group.keys)
+            hits += len(group.keys) - len(missing)
+            bytes_read += self._serve(group, missing)
+        return Outcome(
+            policy="",
+            scope="global",
+            capacity=self._capacity,
+            requests=requests,
+            hits=hits,
+            misses=requests - hits,
+            bytes_read=bytes_read,
+            evictions=self._evictions,
+        )
+
+    def _serve(self, group: Group[K], missing: list[K]) -> int:
+        absent = set(missing)
+        used = deque(key for key in group.keys if key not in absent)
+        if not group.prefill:
+            for key in used:
+                self._policy.hit(key)
+        pinned = set(used)
+        bytes_read = 0
+        for key in missing:
+            size = size_of(self._sizes, key, self._capacity)
+            self._make_room(size, pinned, used)
+            self._policy.insert(key, size, cold=group.prefill)
+            self._resident[key] = size
+            self._used += size
+            bytes_read += size
+            pinned.add(key)
+            used.append(key)
+        return bytes_read
+
+    def _make_room(self, size: int, pinned: set[K], used: deque[K]) -> None:
+        needed = self._used + size - self._capacity
+        if needed <= 0:
+            return
+        victims = self._policy.victims(needed, lambda key: key not in pinned)
+        while not victims:
+            if not used:
+                raise UsageError("The policy names no victim although every resident record may leave.")
+            pinned.discard(used.popleft())
+            victims = self._policy.victims(needed, lambda key: key not in pinned)
+        for key in victims:
+            self._policy.remove(key)
+            self._used -= self._resident.pop(key)
+            self._evictions += 1
