@@ -1,1 +1,42 @@
-"""Run Mixture-of-Experts models whose experts do not fit in memory, exactly, under a byte budget."""
+"""Run Mixture-of-Experts models whose experts do not fit in memory, exactly, under a byte budget.
+
+Importing this package loads nothing and changes nothing: each public name is looked up in its module when it is first
+used, so that ``import coterie`` costs no import of torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coterie import errors
+
+    __version__: str
+
+_HOMES: dict[str, str] = {}
+"""Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
+
+_SUBMODULES = frozenset({"errors"})
+
+__all__ = ["__version__", "errors"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        value: object = getattr(import_module(_HOMES[name]), name)
+    elif name in _SUBMODULES:
+        value = import_module(f"{__name__}.{name}")
+    elif name == "__version__":
+        # Imported here because it costs more than all else that ``import coterie`` does.
+        from importlib.metadata import version
+
+        value = version("coterie")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,7 +4,7 @@ from coterie.spec.events import Event, ExpertsSelected, ExpertsServed, Observer,
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
 from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges
-from coterie.spec.source import Extent, ExpertSource
+from coterie.spec.source import ExpertSource, Extent
 
 __all__ = [
     "DTYPE_BYTES",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from coterie.spec.keys import BankKey
+
+if TYPE_CHECKING:
+    # Named in annotations only: numpy would be a third of what `coterie --help` takes.
+    import numpy as np
+    import numpy.typing as npt
 
 Phase = Literal["prefill", "decode"]
 

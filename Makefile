@@ -1,0 +1,59 @@
+# Everything a newcomer or CI needs: `make demo`, `make test`, `make check`, `make bench`.
+# Needs python3 (3.11 or newer) with venv. Variables: PYTHON, VENV, PIP_ARGS (such as an index for torch's CPU build).
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BENCHMARKS ?= $(sort $(wildcard benchmarks/bench_*.py))
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check fix docs lock bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
+	while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+# Reinstalled only when a pin or the package's own metadata changes.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Coterie needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	{ echo "$(PYTHON) cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+install: $(STAMP) ## Make .venv with the pinned packages and Coterie in it
+
+demo: $(STAMP) ## Run the bundled model end to end, with proof of exactness
+	$(BIN)/coterie demo
+
+test: $(STAMP) ## Run the tests, but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP) ## Run the slow tests (kill tests, large models)
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP) ## Format, lint, types, layers, lock and generated docs: all that CI checks
+	$(BIN)/python scripts/check.py
+
+fix: $(STAMP) ## Mend formatting and what lint can mend by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## Write the generated docs anew
+	$(BIN)/python scripts/docs.py
+
+lock: $(STAMP) ## Write requirements.lock from what is installed in .venv
+	$(BIN)/python scripts/lock.py
+
+bench: $(STAMP) ## Run the benchmarks; each prints its figures with machine and versions
+	@test -n "$(BENCHMARKS)" || { echo "There is no benchmarks/bench_*.py." >&2; exit 1; }
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## Remove .venv, caches and build results
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,79 @@
+"""The table of commands: a name, the module that holds it, one line of help.
+
+The module is imported when its command runs or when its own ``--help`` is asked, never before: `coterie --help` reads
+this table only. A module of :mod:`coterie.cli` holds one command under the name ``command``: a function with typed
+parameters, or a ``typer.Typer`` where the command has subcommands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEntry:
+    """One line of the table.
+
+    Attributes:
+        name: What the user types.
+        module: Module that defines ``command``.
+        summary: One line of help.
+    """
+
+    name: str
+    module: str
+    summary: str
+
+
+COMMANDS = (
+    CommandEntry("doctor", "coterie.cli.doctor", "Examine this machine: processor, memory, disk, versions; advise."),
+)
+"""In the order in which `coterie --help` shows them: from the first thing a newcomer does to the last."""
+
+
+def build(entry: CommandEntry) -> Any:
+    """Imports a command's module and makes the click command out of what it defines."""
+    target = import_module(entry.module).command
+    if isinstance(target, typer.Typer):
+        app = target
+    else:
+        app = typer.Typer(add_completion=False)
+        app.command(entry.name)(target)
+    made = typer.main.get_command(app)
+    made.name = entry.name
+    _reflow_help(made)
+    return made
+
+
+def _reflow_help(command: Any) -> None:
+    """Joins the lines of each paragraph of the help, which Typer would print as they stand in the docstring."""
+    paragraphs = (command.help or "").split("\n\n")
+    command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for subcommand in getattr(command, "commands", {}).values():
+        _reflow_help(subcommand)
+
+
+class LazyCommand(TyperCommand):
+    """Stands for a command until it is called; knows no more than the table does."""
+
+    def __init__(self, entry: CommandEntry) -> None:
+        super().__init__(entry.name, help=entry.summary, add_help_option=False)
+        self.entry = entry
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Hands over to the real command: its context is what gets invoked."""
+        return build(self.entry).make_context(info_name, args, parent=parent, **extra)
+
+
+class CoterieGroup(TyperGroup):
+    """The root command: every entry of the table, lazily."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for entry in COMMANDS:
+            self.add_command(LazyCommand(entry))

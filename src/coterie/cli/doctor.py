@@ -1,0 +1,120 @@
+"""`coterie doctor`: is this machine ready, and what would make it better?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coterie.cli.console import notes, plain_table, print_json, print_table, results
+from coterie.cli.options import JsonOption
+from coterie.spec import format_bytes
+
+if TYPE_CHECKING:
+    from coterie.plan.diagnosis import Diagnosis
+
+
+def command(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", show_default=False, help="Where stores lie or will. Default: here.")
+    ] = Path(),
+    quick: Annotated[bool, typer.Option("--quick", help="Do not measure read speed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Examines this machine: processor, memory, disk, versions; says what could be better.
+
+    Read speed is measured with a temporary file of 128 MiB in PATH, read past the page cache in blocks of the sizes
+    that experts have. The exit code is 1 if a package is outside the supported range.
+    """
+    import torch
+
+    from coterie.plan.diagnosis import diagnose
+
+    with notes().status("examining") as status:
+        diagnosis = diagnose(
+            path,
+            torch_capability=torch.backends.cpu.get_cpu_capability(),
+            measure=not quick,
+            progress=lambda line: status.update(line),
+        )
+    if as_json:
+        print_json(diagnosis)
+    else:
+        _print_machine(diagnosis)
+        _print_reads(diagnosis)
+        _print_advice(diagnosis)
+    if not all(package.ok for package in diagnosis.packages):
+        raise typer.Exit(1)
+
+
+def _print_machine(diagnosis: Diagnosis) -> None:
+    memory, disk = diagnosis.memory, diagnosis.disk
+    table = plain_table("", "")
+    table.show_header = False
+
+    def row(name: str, value: str) -> None:
+        table.add_row(f"[bold]{name}[/bold]", value.replace("[", r"\["))
+
+    row("system", diagnosis.system)
+    row("processor", diagnosis.processor)
+    row(
+        "instruction set",
+        f"{diagnosis.torch_capability} in torch; {' '.join(diagnosis.instruction_sets) or 'none told'}",
+    )
+    quota = "" if diagnosis.core_quota is None else f", cgroup quota {diagnosis.core_quota}"
+    row("cores", f"{diagnosis.cores}{quota}")
+    row("memory", f"{format_bytes(memory.total)}, {format_bytes(memory.available)} available")
+    if memory.cgroup is None:
+        row("memory cgroup", "no limit")
+    else:
+        cgroup = memory.cgroup
+        row(
+            "memory cgroup",
+            f"limit {format_bytes(cgroup.limit)}, {format_bytes(cgroup.usage)} used, "
+            f"{format_bytes(cgroup.file_cache)} of it page cache (v{cgroup.version}, {cgroup.path})",
+        )
+    row("default budget", f"{format_bytes(diagnosis.memory_budget)} for the whole process (--memory)")
+    row("huge pages", diagnosis.huge_pages or "none")
+    row("disk", f"{disk.filesystem} on {disk.device} at {disk.mount_point or 'unknown'} (holds {disk.path})")
+    row("disk space", f"{format_bytes(disk.free)} free of {format_bytes(disk.total)}")
+    row(
+        "direct I/O", {True: "works", False: "not available", None: "not tried: no permission to write"}[disk.direct_io]
+    )
+    for package in diagnosis.packages:
+        if package.version is None:
+            state = "not installed" + (" (optional)" if package.optional else "")
+        else:
+            state = package.version
+        if not package.ok:
+            state += f", supported is {package.supported}"
+        row(package.name, state)
+    print_table(table)
+
+
+def _print_reads(diagnosis: Diagnosis) -> None:
+    if not diagnosis.reads:
+        return
+    table = plain_table(
+        "reads", "block", "at once", "speed", "per read", right=("block", "at once", "speed", "per read")
+    )
+    for speed in diagnosis.reads:
+        table.add_row(
+            speed.pattern,
+            format_bytes(speed.block),
+            str(speed.depth),
+            f"{format_bytes(int(speed.bytes_per_second))}/s",
+            f"{speed.seconds_per_read * 1e6:.0f} µs",
+        )
+    results().print()
+    print_table(table)
+    if not diagnosis.reads[0].direct:
+        results().print("Read through the page cache, which was asked to forget the file first.")
+
+
+def _print_advice(diagnosis: Diagnosis) -> None:
+    results().print()
+    if not diagnosis.advice:
+        results().print("Nothing to improve.", style="green")
+    for line in diagnosis.advice:
+        results().print(f"- {line}", markup=False)

@@ -1,0 +1,107 @@
+"""Arguments and options that several commands share, as annotations: the same name and meaning everywhere.
+
+Sizes stay texts here; :func:`coterie.spec.parse_bytes` reads them where they are used and explains what is wrong.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+MissingPolicy = Literal["error", "mask", "drop", "nearest"]
+"""What to do about an absent expert; without one, a partial store does not open."""
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A store, a checkpoint directory, a Hub id, or `bundled` (the model in the package).",
+    ),
+]
+
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        show_default=False,
+        help="A checkpoint directory, a Hub id, or `bundled` (the model in the package).",
+    ),
+]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        show_default=False,
+        help="Ceiling for the whole process, such as 8GiB. Default: what the machine and its cgroup allow.",
+    ),
+]
+
+ExpertMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expert-memory",
+        metavar="SIZE",
+        show_default=False,
+        help="Size of the expert cache alone, such as 2GiB, or 25% of all experts.",
+    ),
+]
+
+ComponentOption = Annotated[
+    str | None,
+    typer.Option(
+        "--component", metavar="NAME", show_default=False, help="Only this part of the model, such as thinker."
+    ),
+]
+
+MissingOption = Annotated[
+    MissingPolicy | None,
+    typer.Option(
+        "--missing", show_default=False, help="What to do when the router picks an expert that a partial store lacks."
+    ),
+]
+
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="REF", show_default=False, help="Branch, tag or commit of a Hub repository."),
+]
+
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Use what is on this disk; never ask the Hub.")]
+
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", show_default=False, help="Threads for compute. Default: torch's."),
+]
+
+MaxContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-context", min=1, metavar="TOKENS", show_default=False, help="Longest sequence to make room for."
+    ),
+]
+
+EvictionOption = Annotated[
+    str, typer.Option("--eviction", metavar="POLICY", help="Which expert makes room for another: lru, lfu or lfru.")
+]
+
+VerifyReadsOption = Annotated[
+    bool, typer.Option("--verify-reads", help="Check the checksum of every expert that is read.")
+]
+
+StoresRootOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        show_default=False,
+        help="Folder that holds stores. Default: $COTERIE_HOME/stores, else the user's data folder.",
+    ),
+]
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]

@@ -1,0 +1,1 @@
+"""What the machine offers and what fits on it: budgets and measurements. No torch."""

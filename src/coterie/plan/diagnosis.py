@@ -1,0 +1,251 @@
+"""Is this machine ready? Facts about it and advice drawn from them, for `coterie doctor` and for programs."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import NormalizedName, canonicalize_name
+from packaging.version import Version
+
+from coterie.plan.cpu import core_quota, instruction_sets, processor_name, transparent_huge_pages, usable_cores
+from coterie.plan.disk import DiskFacts, ReadSpeed, disk_facts, measure_reads
+from coterie.plan.machine import MemoryLimits, default_memory_budget, memory_limits
+from coterie.spec import format_bytes
+
+SCHEMA_VERSION = 1
+
+_NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"})
+_REPORTED = ("torch", "transformers", "safetensors", "huggingface_hub", "numpy")
+_OPTIONAL = ("torchvision",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageFacts:
+    """A package that results depend on.
+
+    Attributes:
+        name: Its name.
+        version: The installed version, or None if it is missing.
+        supported: The range that Coterie states, such as ``>=5.7,<6``; empty where any will do.
+        ok: Whether it is installed within that range, or missing though optional.
+        optional: Whether Coterie does without it.
+    """
+
+    name: str
+    version: str | None
+    supported: str
+    ok: bool
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Everything that `coterie doctor` shows; sizes in bytes.
+
+    Attributes:
+        schema_version: Version of this record.
+        system: Operating system and release.
+        processor: Model name.
+        instruction_sets: Flags of the processor that decide about kernels.
+        torch_capability: The instruction set that torch chose (``AVX512``, ``AVX2``, ``DEFAULT``, ...).
+        cores: Logical processors that this process may use.
+        core_quota: Processors' worth of time that the cgroup grants, or None without a quota.
+        memory: The limits found.
+        memory_budget: The budget that is used where none is stated.
+        huge_pages: Setting of transparent huge pages, or None where there are none.
+        disk: The filesystem asked about.
+        reads: Measured read speeds; empty if not asked for.
+        packages: Versions, with the supported ranges.
+        advice: What could be better, one sentence or two each; empty if all is well.
+    """
+
+    schema_version: int
+    system: str
+    processor: str
+    instruction_sets: tuple[str, ...]
+    torch_capability: str
+    cores: int
+    core_quota: int | None
+    memory: MemoryLimits
+    memory_budget: int
+    huge_pages: str | None
+    disk: DiskFacts
+    reads: tuple[ReadSpeed, ...]
+    packages: tuple[PackageFacts, ...]
+    advice: tuple[str, ...]
+
+
+def diagnose(
+    path: Path, *, torch_capability: str, measure: bool = True, progress: Callable[[str], None] | None = None
+) -> Diagnosis:
+    """Examines this machine.
+
+    Args:
+        path: Directory whose disk is examined: where stores lie, or will.
+        torch_capability: ``torch.backends.cpu.get_cpu_capability()``; passed in because this layer knows no torch.
+        measure: Whether to measure read speed, which writes and reads a temporary file of 128 MiB.
+        progress: Called with a line about what is being measured.
+
+    Raises:
+        UsageError: If read speed is to be measured in a directory that cannot be written.
+    """
+    memory = memory_limits()
+    budget = default_memory_budget(memory)
+    disk = disk_facts(path)
+    packages = package_facts()
+    huge_pages = transparent_huge_pages()
+    quota, cores, sets = core_quota(), usable_cores(), instruction_sets()
+    reads = tuple(measure_reads(disk.path, progress=progress)) if measure else ()
+    return Diagnosis(
+        schema_version=SCHEMA_VERSION,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        processor=processor_name(),
+        instruction_sets=sets,
+        torch_capability=torch_capability,
+        cores=cores,
+        core_quota=quota,
+        memory=memory,
+        memory_budget=budget,
+        huge_pages=huge_pages,
+        disk=disk,
+        reads=reads,
+        packages=packages,
+        advice=(
+            *_package_advice(packages),
+            *_processor_advice(torch_capability, sets, cores, quota),
+            *_memory_advice(memory, budget, huge_pages),
+            *_disk_advice(disk, reads),
+        ),
+    )
+
+
+def package_facts() -> tuple[PackageFacts, ...]:
+    """Python and the packages that results depend on, with the ranges that Coterie's own metadata states."""
+    ranges: dict[NormalizedName, SpecifierSet] = {}
+    for text in metadata.requires("coterie") or []:
+        requirement = Requirement(text)
+        ranges[canonicalize_name(requirement.name)] = requirement.specifier
+    python_range = SpecifierSet(metadata.metadata("coterie")["Requires-Python"])
+    python_version = ".".join(map(str, sys.version_info[:3]))
+    facts = [
+        PackageFacts(
+            name="python",
+            version=python_version,
+            supported=str(python_range),
+            ok=python_range.contains(python_version, prereleases=True),
+        )
+    ]
+    for name in (*_REPORTED, *_OPTIONAL):
+        optional = name in _OPTIONAL
+        supported = ranges.get(canonicalize_name(name), SpecifierSet())
+        installed = _installed_version(name)
+        within = installed is not None and supported.contains(Version(installed), prereleases=True)
+        ok = within or (optional and installed is None)
+        facts.append(PackageFacts(name=name, version=installed, supported=str(supported), ok=ok, optional=optional))
+    return tuple(facts)
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package_advice(packages: tuple[PackageFacts, ...]) -> list[str]:
+    advice = [
+        f"{package.name} {package.version or 'is missing:'} is outside the supported range {package.supported}. "
+        f"Install one within it: pip install '{package.name}{package.supported}'."
+        for package in packages
+        if not package.ok
+    ]
+    if any(package.optional and package.version is None for package in packages):
+        advice.append(
+            "torchvision is not installed: text, pictures and sound work without it, video input needs it "
+            "(pip install 'coterie[video]')."
+        )
+    return advice
+
+
+def _processor_advice(capability: str, sets: tuple[str, ...], cores: int, quota: int | None) -> list[str]:
+    advice = []
+    if "avx2" in sets and "AVX" not in capability.upper().removeprefix("NO "):
+        advice.append(
+            f"torch runs with the instruction set {capability!r} although the processor has AVX2 or better: "
+            "unset ATEN_CPU_CAPABILITY if it is set."
+        )
+    if quota is not None and quota < cores:
+        advice.append(
+            f"The cgroup grants {quota} processor(s) of {cores} visible: pass --threads {quota}, "
+            "as more threads than that wait for each other."
+        )
+    return advice
+
+
+def _memory_advice(memory: MemoryLimits, budget: int, huge_pages: str | None) -> list[str]:
+    advice = []
+    if budget < 2**30:
+        advice.append(
+            f"The default memory budget is only {format_bytes(budget)}: free some memory, raise the cgroup limit, "
+            "or state --memory yourself."
+        )
+    if memory.cgroup is not None and memory.cgroup.limit < memory.total:
+        advice.append(
+            f"A cgroup limits this process to {format_bytes(memory.cgroup.limit)}; "
+            "a --memory above that would end in the out-of-memory killer."
+        )
+    if huge_pages == "never":
+        advice.append(
+            "Transparent huge pages are off: the expert arena will use 4 KiB pages. To allow them: "
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled (as root)."
+        )
+    limit = _address_space_limit()
+    if limit is not None:
+        advice.append(
+            f"The address space is limited to {format_bytes(limit)} (ulimit -v). The arena reserves addresses it may "
+            "never use; limit memory with a cgroup or --memory instead."
+        )
+    return advice
+
+
+def _address_space_limit() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _disk_advice(disk: DiskFacts, reads: tuple[ReadSpeed, ...]) -> list[str]:
+    advice = []
+    if disk.filesystem in _NETWORK_FILESYSTEMS:
+        advice.append(
+            f"{disk.path} lies on a network filesystem ({disk.filesystem}): every missed expert crosses the network. "
+            "Keep stores on a local SSD."
+        )
+    elif disk.filesystem in {"tmpfs", "ramfs"}:
+        advice.append(
+            f"{disk.path} lies in memory ({disk.filesystem}): a store there takes the memory that a budget should save."
+        )
+    if disk.direct_io is None:
+        advice.append(f"{disk.path} cannot be written by this user, so direct reads were not tried.")
+    elif not disk.direct_io:
+        advice.append(
+            f"{disk.path} has no direct I/O ({disk.filesystem}): experts are read through the page cache and dropped "
+            "from it afterwards, which is slower."
+        )
+    random_reads = [speed for speed in reads if speed.pattern == "random"]
+    if random_reads and max(speed.bytes_per_second for speed in random_reads) < 300e6:
+        advice.append(
+            "Random reads are slow here, as on a hard disk or a busy device: tokens will wait for experts. "
+            "Give the cache more memory, or put stores on an SSD."
+        )
+    return advice
