@@ -1,0 +1,70 @@
+"""Turns checkpoint tensors into the fields of one expert, with transformers' own conversion operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.core_model_loading import Concatenate, MergeModulelist
+
+from coterie.errors import CheckpointFileError
+from coterie.hf.keymap import FieldSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ReadTensor = Callable[[str, int | None], torch.Tensor]
+"""Reads a checkpoint tensor by name; with a number, only that index of the first dimension, kept: ``[e:e+1]``."""
+
+
+def is_plain(source: FieldSource) -> bool:
+    """Whether an expert's field is its checkpoint tensors' bytes one after the other.
+
+    True for a tensor that is used as it is, for a stack of one tensor per expert, and for such stacks concatenated
+    along the first dimension of the expert (dimension 1 of the stack).
+    """
+    if source.converter is None:
+        return True
+    operations = source.converter.operations
+    if not operations or type(operations[0]) is not MergeModulelist or operations[0].dim != 0:
+        return False
+    if len(operations) == 1:
+        return len(source.names) == 1
+    return len(operations) == 2 and type(operations[1]) is Concatenate and operations[1].dim == 1
+
+
+def decode_field(source: FieldSource, expert: int, read: ReadTensor, model: PreTrainedModel) -> torch.Tensor:
+    """Decodes one parameter of one expert.
+
+    Args:
+        source: Where the parameter comes from.
+        expert: Which expert.
+        read: Reads checkpoint tensors.
+        model: The skeleton; some operations read its configuration.
+
+    Returns:
+        The parameter's tensor without the expert dimension, contiguous.
+
+    Raises:
+        CheckpointFileError: If the tensors do not have the shapes that the conversion needs.
+    """
+    if source.converter is None:
+        (name,) = source.names_of(expert)
+        return read(name, expert)[0].contiguous()
+    converter = deepcopy(source.converter)
+    for pattern, name in zip(source.names, source.names_of(expert), strict=True):
+        tensor = read(name, None if source.per_expert else expert)
+        converter.add_tensor(source.target, name, pattern, tensor)
+    try:
+        realized = converter.convert(source.target, model=model, config=model.config)
+        value = realized[source.target]
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointFileError(
+            f"Expert {expert} of {source.target} cannot be decoded from its tensors: {error}",
+            advice="Compare the shapes in the checkpoint with config.json.",
+            tensor=source.target,
+        ) from error
+    tensor = value[0] if isinstance(value, list) else value
+    return tensor[0].contiguous()

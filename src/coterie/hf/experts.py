@@ -1,0 +1,52 @@
+"""The experts registry of transformers, and what a decorated class computes by itself."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.integrations import moe
+
+ExpertsFunction = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+IMPLEMENTATION = "coterie"
+"""Our name in ``ALL_EXPERTS_FUNCTIONS`` and the value of ``config._experts_implementation``."""
+
+
+def register_experts_function(function: ExpertsFunction) -> None:
+    """Registers our experts function with transformers; doing it again changes nothing."""
+    if moe.ALL_EXPERTS_FUNCTIONS.get(IMPLEMENTATION) is not function:
+        moe.ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, function)
+
+
+def eager_forward(module: nn.Module) -> ExpertsFunction:
+    """The class's own forward, below transformers' dispatch."""
+    forward: ExpertsFunction = type(module).forward.__wrapped__  # type: ignore[attr-defined]
+    return forward
+
+
+def uses_common_forward(module: nn.Module) -> bool:
+    """Whether the class computes what most classes do: SwiGLU over ``gate_up_proj [E,2I,H]`` and ``down_proj [E,H,I]``.
+
+    Compared as syntax trees with the class of Qwen3-MoE in the same release, so a class that changes its arithmetic
+    falls back to its own forward instead of being computed wrongly.
+    """
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+    cls = type(module)
+    same_gate = cls._apply_gate is Qwen3MoeExperts._apply_gate  # type: ignore[attr-defined]
+    return same_gate and _forward_body(cls) == _forward_body(Qwen3MoeExperts)
+
+
+@functools.cache
+def _forward_body(cls: type[nn.Module]) -> str:
+    source = textwrap.dedent(inspect.getsource(cls.forward.__wrapped__))  # type: ignore[attr-defined]
+    source = source.replace("torch.nn.functional.", "F.").replace("nn.functional.", "F.")
+    (function,) = ast.parse(source).body
+    body = [s for s in function.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
+    return "\n".join(ast.dump(statement) for statement in body)

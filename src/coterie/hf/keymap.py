@@ -1,0 +1,224 @@
+"""Which checkpoint tensor goes where, decided by transformers' own conversion mapping.
+
+Every name is claimed exactly once: as dense, as part of an expert, as ignored by transformers, or as outside the
+component that was asked for. What is left over is unclaimed, and what the model needs but nobody gives is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from coterie.errors import TensorMissingError, UnsupportedError
+from coterie.hf.banks import ExpertBank, find_banks
+from coterie.spec import BankKey
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(slots=True, kw_only=True)
+class FieldSource:
+    """Where one parameter of a bank comes from.
+
+    Attributes:
+        target: Full name of the stacked parameter in the model.
+        converter: transformers' converter, or None where the tensor is used as it is.
+        names: Source pattern → checkpoint names: E of them (one per expert, in order) or one (all experts fused).
+    """
+
+    target: str
+    converter: WeightConverter | None
+    names: dict[str, list[str]]
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether the checkpoint has one tensor per expert (else one tensor for all)."""
+        return self.converter is not None and any(isinstance(op, MergeModulelist) for op in self.converter.operations)
+
+    def names_of(self, expert: int) -> list[str]:
+        """The checkpoint tensors that hold this expert, in pattern order."""
+        return [names[expert if self.per_expert else 0] for names in self.names.values()]
+
+
+@dataclass(slots=True, kw_only=True)
+class KeyMap:
+    """The claim of every tensor of a checkpoint.
+
+    Attributes:
+        banks: The model's banks of experts.
+        experts: Bank → parameter name → source.
+        dense: Checkpoint name → name in the model, for everything that is not an expert.
+        ignored: Checkpoint names that transformers ignores on purpose (multi-token-prediction heads and the like).
+        outside: Checkpoint names of other components.
+        unclaimed: Checkpoint names that belong to nothing.
+        missing: Names in the model that no checkpoint tensor gives.
+    """
+
+    banks: list[ExpertBank]
+    experts: dict[BankKey, dict[str, FieldSource]] = field(default_factory=dict)
+    dense: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    unclaimed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Group:
+    converter: WeightConverter | None
+    names: dict[str, list[str]]
+
+
+def map_keys(model: PreTrainedModel, names: Iterable[str], *, component: str | None = None) -> KeyMap:
+    """Claims every checkpoint name for the model.
+
+    Args:
+        model: A skeleton of the class that will be loaded.
+        names: All tensor names of the checkpoint.
+        component: The component that ``model`` is of a larger checkpoint, or None.
+
+    Raises:
+        TensorMissingError: If a bank lacks the tensors of some of its experts.
+        UnsupportedError: If a conversion is of a kind that cannot be done one expert at a time.
+    """
+    keymap = KeyMap(banks=find_banks(model))
+    inside = _split_component(list(names), model, component, keymap)
+    groups, unexpected = _group_by_target(model, inside)
+    stacked = {f"{bank.path}.{p}": (bank, p) for bank in keymap.banks for p in bank.parameters}
+    covered: set[str] = set()
+    for target, group in groups.items():
+        targets = _all_targets(target, group.converter)
+        covered.update(targets)
+        experts_here = [t for t in targets if t in stacked]
+        if not experts_here:
+            keymap.dense.update({name: target for names_ in group.names.values() for name in names_})
+            continue
+        if len(targets) > 1:
+            raise UnsupportedError(
+                f"The tensors of {target} are split over several parameters, which is not supported.", tensor=target
+            )
+        bank, parameter = stacked[target]
+        source = FieldSource(target=target, converter=group.converter, names=group.names)
+        _check_complete(source, bank)
+        keymap.experts.setdefault(bank.key, {})[parameter] = source
+    _settle(model, keymap, covered, unexpected)
+    return keymap
+
+
+def _split_component(names: list[str], model: PreTrainedModel, component: str | None, keymap: KeyMap) -> list[str]:
+    prefix = f"{model.base_model_prefix}."
+    if component is None or model.base_model_prefix != component or not any(n.startswith(prefix) for n in names):
+        return names
+    keymap.outside = sorted(name for name in names if not name.startswith(prefix))
+    return [name for name in names if name.startswith(prefix)]
+
+
+def _group_by_target(model: PreTrainedModel, names: list[str]) -> tuple[dict[str, _Group], dict[str, list[str]]]:
+    """Renames as ``convert_and_load_state_dict_in_model`` does; returns groups by target, and unexpected names."""
+    state: dict[str, Any] = model.state_dict()
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
+    prefix = model.base_model_prefix
+    groups: dict[str, _Group] = {}
+    order: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    unexpected: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names, key=dot_natural_key):
+        renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if renamed not in state and name in state:
+            renamed, pattern = rename_source_key(name, [], [], prefix, state)
+        if renamed not in state:
+            unexpected[renamed].append(name)
+            continue
+        converter = by_pattern[pattern] if pattern is not None else None
+        group = groups.setdefault(renamed, _Group(converter, {}))
+        group.names.setdefault(pattern or name, []).append(name)
+        if pattern is not None and "*" in pattern:
+            plain, _ = rename_source_key(name, renamings, [], prefix, state)
+            order[f"{renamed}\n{pattern}"].append((_expert_number(plain, pattern), name))
+    for place, numbered in order.items():
+        renamed, pattern = place.split("\n")
+        groups[renamed].names[pattern] = _in_expert_order(numbered, renamed)
+    for group in groups.values():
+        if group.converter is not None:
+            group.names = {p: group.names[p] for p in group.converter.source_patterns if p in group.names}
+    return groups, unexpected
+
+
+def _expert_number(name: str, pattern: str) -> int:
+    match = re.search(pattern.replace("*.", r"(?P<expert>\d+)\."), name)
+    return int(match["expert"]) if match else -1
+
+
+def _in_expert_order(numbered: list[tuple[int, str]], target: str) -> list[str]:
+    numbers = [number for number, _ in numbered]
+    if -1 in numbers:
+        return [name for _, name in numbered]
+    absent = sorted(set(range(max(numbers) + 1)) - set(numbers))
+    if absent:
+        raise TensorMissingError(
+            f"The checkpoint lacks expert {absent[0]} of {target}.",
+            advice="Download the checkpoint again.",
+            tensor=target,
+            experts=absent,
+        )
+    return [name for _, name in sorted(numbered)]
+
+
+def _check_complete(source: FieldSource, bank: ExpertBank) -> None:
+    expected = bank.num_experts if source.per_expert else 1
+    if source.converter is not None:
+        lacking = [p for p in source.converter.source_patterns if p not in source.names]
+        if lacking and (source.per_expert or len(source.names) < len(source.converter.source_patterns)):
+            raise TensorMissingError(
+                f"The checkpoint lacks {lacking[0]!r} of {source.target}.",
+                advice="Download the checkpoint again.",
+                tensor=source.target,
+                pattern=lacking[0],
+            )
+    for pattern, names in source.names.items():
+        if len(names) != expected:
+            raise TensorMissingError(
+                f"{source.target} needs {expected} tensors {pattern!r}, the checkpoint has {len(names)}.",
+                advice="Download the checkpoint again, or correct the number of experts in config.json.",
+                tensor=source.target,
+                expected=expected,
+                got=len(names),
+            )
+
+
+def _all_targets(target: str, converter: WeightConverter | None) -> list[str]:
+    if converter is None or len(converter.target_patterns) == 1:
+        return [target]
+    first = converter.target_patterns[0]
+    return [target.replace(first, other) for other in converter.target_patterns]
+
+
+def _settle(model: PreTrainedModel, keymap: KeyMap, covered: set[str], unexpected: dict[str, list[str]]) -> None:
+    """Sorts the rest with transformers' own rules of what may be missing or unexpected."""
+    tied = getattr(model, "all_tied_weights_keys", {}) or {}
+    missing = set(model.state_dict()) - covered
+    missing -= {name for name, other in tied.items() if other in covered or name in covered}
+    missing -= {other for name, other in tied.items() if name in covered}
+    info = SimpleNamespace(missing_keys=missing, unexpected_keys=set(unexpected))
+    model._adjust_missing_and_unexpected_keys(info)
+    keymap.missing = sorted(info.missing_keys)
+    for renamed, names in unexpected.items():
+        (keymap.unclaimed if renamed in info.unexpected_keys else keymap.ignored).extend(names)
+    keymap.ignored.sort()
+    keymap.unclaimed.sort()
