@@ -159,10 +159,15 @@ def _installed_version(name: str) -> str | None:
         return None
 
 
+def _state(package: PackageFacts) -> str:
+    if package.version is None:
+        return f"{package.name} is not installed."
+    return f"{package.name} {package.version} is outside the supported range {package.supported}."
+
+
 def _package_advice(packages: tuple[PackageFacts, ...]) -> list[str]:
     advice = [
-        f"{package.name} {package.version or 'is missing:'} is outside the supported range {package.supported}. "
-        f"Install one within it: pip install '{package.name}{package.supported}'."
+        f"{_state(package)} Install one within the range: pip install '{package.name}{package.supported}'."
         for package in packages
         if not package.ok
     ]
@@ -176,7 +181,7 @@ def _package_advice(packages: tuple[PackageFacts, ...]) -> list[str]:
 
 def _processor_advice(capability: str, sets: tuple[str, ...], cores: int, quota: int | None) -> list[str]:
     advice = []
-    if "avx2" in sets and "AVX" not in capability.upper().removeprefix("NO "):
+    if "avx2" in sets and not capability.upper().startswith("AVX"):
         advice.append(
             f"torch runs with the instruction set {capability!r} although the processor has AVX2 or better: "
             "unset ATEN_CPU_CAPABILITY if it is set."
