@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from coterie.plan import diagnosis
+from coterie.plan.diagnosis import PackageFacts
+
+
+def test_json_has_what_the_page_shows(coterie, tmp_path: Path) -> None:
+    outcome = coterie("doctor", str(tmp_path), "--quick", "--json")
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert found["schema_version"] == 1
+    assert found["torch_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert found["disk"]["path"] == str(tmp_path)
+    assert 0 < found["memory_budget"] < found["memory"]["total"]
+    assert found["reads"] == []
+    assert {"python", "torch", "transformers"} <= {package["name"] for package in found["packages"]}
+
+
+def test_page_names_disk_budget_and_versions(coterie, tmp_path: Path) -> None:
+    outcome = coterie("doctor", str(tmp_path), "--quick")
+    assert outcome.code == 0
+    for text in (str(tmp_path), "default budget", "direct I/O", torch.__version__):
+        assert text in outcome.out
+    assert "at once" not in outcome.out
+
+
+@pytest.mark.slow
+def test_read_speed_is_measured_and_the_file_is_gone(coterie, tmp_path: Path) -> None:
+    outcome = coterie("doctor", str(tmp_path), "--json")
+    reads = json.loads(outcome.out)["reads"]
+    assert reads[0]["pattern"] == "sequential"
+    assert {read["block"] for read in reads[1:]} == {128 * 1024, 512 * 1024, 1024 * 1024}
+    assert all(read["nbytes"] > 0 and read["seconds"] > 0 for read in reads)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_out_of_range_is_code_1_with_advice(coterie, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = PackageFacts(name="transformers", version="4.57.0", supported=">=5.7,<6", ok=False)
+    monkeypatch.setattr(diagnosis, "package_facts", lambda: (old,))
+    outcome = coterie("doctor", str(tmp_path), "--quick")
+    assert outcome.code == 1
+    assert "4.57.0, supported is >=5.7,<6" in outcome.out
+    assert "pip install 'transformers>=5.7,<6'" in outcome.out
+
+
+def test_a_directory_that_cannot_be_measured_is_wrong_usage(
+    coterie, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("coterie.plan.disk.tempfile.mkstemp", refuse)
+    outcome = coterie("doctor", str(tmp_path))
+    assert outcome.code == 2
+    assert f"cannot be measured in {tmp_path}: Permission denied" in outcome.err
+    assert "--quick" in outcome.err
