@@ -1,0 +1,34 @@
+"""The on-disk store: its format (docs/format.md), writing, reading and verification. No torch."""
+
+from coterie.store.bank_writer import BankWriter
+from coterie.store.dense_writer import DENSE_SHARD_LIMIT, DenseTensor
+from coterie.store.manifest import Bank, FileFacts, Manifest, ModelFacts, Record, Segment, SourceFacts
+from coterie.store.manifest_file import is_store
+from coterie.store.names import side_file_problem
+from coterie.store.plan import BankPlan, PlannedExpert, StorePlan
+from coterie.store.reader import Store
+from coterie.store.verification import Problem, VerificationReport, verify_store
+from coterie.store.writer import StoreWriter
+
+__all__ = [
+    "DENSE_SHARD_LIMIT",
+    "Bank",
+    "BankPlan",
+    "BankWriter",
+    "DenseTensor",
+    "FileFacts",
+    "Manifest",
+    "ModelFacts",
+    "PlannedExpert",
+    "Problem",
+    "Record",
+    "Segment",
+    "SourceFacts",
+    "Store",
+    "StorePlan",
+    "StoreWriter",
+    "VerificationReport",
+    "is_store",
+    "side_file_problem",
+    "verify_store",
+]

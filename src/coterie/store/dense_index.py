@@ -1,0 +1,60 @@
+"""Whether the dense shards are well-formed and agree with their index (rules R21 to R23 and R25)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from coterie.errors import StoreFormatError
+from coterie.store import names
+from coterie.store.manifest import Manifest
+from coterie.store.safetensors_file import MAX_HEADER_BYTES, MAX_TENSORS, read_header
+from coterie.store.strict_json import format_error, parse_json
+
+_FORMAT = {"format": "pt"}
+
+
+def dense_problems(root: Path, manifest: Manifest) -> Iterator[StoreFormatError]:
+    """Every broken rule of the dense files' headers and index; files that cannot be read are left to others."""
+    shard_of: dict[str, str] = {}
+    readable = True
+    for facts in manifest.dense:
+        path = root / facts.file
+        try:
+            header = read_header(path)
+        except StoreFormatError as error:
+            readable = False
+            yield error
+            continue
+        except OSError:
+            readable = False
+            continue
+        if header.metadata != _FORMAT:
+            yield format_error(path, "R25", "header.__metadata__", f"the metadata is not {_FORMAT}")
+        for tensor in header.tensors:
+            first = shard_of.setdefault(tensor.name, facts.file)
+            if first != facts.file:
+                yield format_error(path, "R25", f"header.{tensor.name}", f"the tensor is in {first!r} as well")
+    if manifest.dense_index is not None and readable:
+        yield from _index_problems(root / names.DENSE_INDEX, shard_of)
+
+
+def _index_problems(path: Path, shard_of: dict[str, str]) -> Iterator[StoreFormatError]:
+    try:
+        if path.stat().st_size > MAX_HEADER_BYTES:
+            yield format_error(path, "R25", "the file itself", f"more than {MAX_HEADER_BYTES} bytes")
+            return
+        root = parse_json(path.read_bytes(), path, rule="R25")
+        value = root.fields("metadata", "weight_map")
+        value["metadata"].fields("total_size")["total_size"].integer(0)
+        weight_map = {name: node.text() for name, node in value["weight_map"].members(limit=MAX_TENSORS)}
+    except StoreFormatError as error:
+        yield error
+        return
+    except OSError:
+        return
+    for name in sorted(weight_map.keys() | shard_of.keys()):
+        if weight_map.get(name) != shard_of.get(name):
+            what = f"the index says {weight_map.get(name)}, the tensor is in {shard_of.get(name)}"
+            yield format_error(path, "R25", f"weight_map.{name[:80]}", what)
+            return

@@ -1,0 +1,210 @@
+"""Durable changes to a store's directory, with errors that name the file and say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from coterie.errors import DiskSpaceError, StoreError
+from coterie.spec import format_bytes
+from coterie.store import names
+from coterie.store.syscalls import SystemCalls
+
+WRITEBACK_WINDOW = 64 * 2**20
+"""Written bytes per file that may wait for the disk: enough to keep it busy, little beside a memory limit."""
+
+
+class Disk:
+    """Creates, replaces and removes files below one directory so that a crash at any moment leaves whole files.
+
+    Args:
+        root: The store's directory.
+        calls: The system calls; tests pass one that fails.
+    """
+
+    def __init__(self, root: Path, calls: SystemCalls | None = None) -> None:
+        self.root = root
+        self.calls = calls or SystemCalls()
+
+    def path(self, name: str) -> Path:
+        """The file of this relative name."""
+        return self.root / name
+
+    def make_directory(self, path: Path) -> None:
+        """Creates a directory and its missing parents durably."""
+        if path.is_dir():
+            return
+        self.make_directory(path.parent)
+        with explained(path):
+            try:
+                self.calls.mkdir(path)
+            except FileExistsError:
+                if not path.is_dir():
+                    raise
+            self.calls.sync_directory(path.parent)
+
+    def begin(self, name: str, nbytes: int) -> NewFile:
+        """Starts a file of known size under its temporary name.
+
+        Raises:
+            DiskSpaceError: If it does not fit.
+            StoreError: If it cannot be created.
+        """
+        self.make_directory(self.path(name).parent)
+        return NewFile(self, name, nbytes)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Creates or replaces a small file in one step."""
+        with self.begin(name, len(data)) as file:
+            file.write(memoryview(data), 0)
+            file.publish()
+
+    def remove(self, name: str) -> None:
+        """Removes a file if it is there."""
+        path = self.path(name)
+        with explained(path):
+            self.calls.unlink(path)
+
+    def remove_empty_directory(self, path: Path) -> None:
+        """Removes a directory if nothing is in it."""
+        if path.is_dir() and not any(path.iterdir()):
+            with explained(path):
+                self.calls.rmdir(path)
+
+    def sync(self, path: Path) -> None:
+        """Makes the names in a directory durable."""
+        with explained(path):
+            self.calls.sync_directory(path)
+
+
+class NewFile:
+    """A file that becomes visible under its name only by :meth:`publish`, whole and on the disk.
+
+    Several threads may write different ranges. What is written is pushed to the disk early and dropped from the page
+    cache, so that gigabytes of dirty pages never pile up (small memory cgroups throttle or kill over them).
+    Used as a context manager it removes the temporary file unless it was published.
+    """
+
+    def __init__(self, disk: Disk, name: str, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._disk = disk
+        self._target = disk.path(name)
+        self._partial = disk.path(names.partial_file(name))
+        self._lock = threading.Lock()
+        self._pending: deque[tuple[int, int]] = deque()
+        self._pending_bytes = 0
+        self._fd: int | None = None
+        with explained(self._target, nbytes):
+            self._fd = disk.calls.create(self._partial)
+            try:
+                disk.calls.allocate(self._fd, nbytes)
+            except OSError:
+                self.close()
+                raise
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Writes bytes at an offset."""
+        fd = self._open_fd()
+        view = data.cast("B") if data.format != "B" or data.ndim != 1 else data
+        with explained(self._target, self.nbytes):
+            done = 0
+            while done < len(view):
+                written = self._disk.calls.write(fd, view[done:], offset + done)
+                if written <= 0:
+                    raise OSError(errno.EIO, "the file system accepted no bytes")
+                done += written
+            self._push(fd, offset, len(view))
+
+    def _push(self, fd: int, offset: int, nbytes: int) -> None:
+        """Starts writing a range to the disk and waits for the oldest ones while too many are under way."""
+        self._disk.calls.start_writeback(fd, offset, nbytes)
+        with self._lock:
+            self._pending.append((offset, nbytes))
+            self._pending_bytes += nbytes
+        while True:
+            with self._lock:
+                if self._pending_bytes <= WRITEBACK_WINDOW:
+                    return
+                oldest = self._pending.popleft()
+                self._pending_bytes -= oldest[1]
+            self._disk.calls.finish_writeback(fd, *oldest)
+
+    def publish(self) -> None:
+        """Makes the bytes durable, gives the file its name, makes the name durable."""
+        fd = self._open_fd()
+        with explained(self._target, self.nbytes):
+            self._disk.calls.sync(fd)
+            for offset, nbytes in self._pending:
+                self._disk.calls.finish_writeback(fd, offset, nbytes)
+            self._pending.clear()
+            os.close(fd)
+            self._fd = None
+            self._disk.calls.rename(self._partial, self._target)
+            self._disk.calls.sync_directory(self._target.parent)
+
+    def close(self) -> None:
+        """Ends the file; one that was not published is removed."""
+        if self._fd is None:
+            return
+        os.close(self._fd)
+        self._fd = None
+        # The next writer removes what cannot be removed now; the error that led here matters more.
+        with suppress(OSError):
+            self._disk.calls.unlink(self._partial)
+
+    def _open_fd(self) -> int:
+        if self._fd is None:
+            raise StoreError(f"{self._target} is no longer being written.", path=self._target)
+        return self._fd
+
+
+@contextmanager
+def explained(path: Path, nbytes: int = 0) -> Iterator[None]:
+    """Turns the operating system's errors into ours.
+
+    Args:
+        path: What is being written, for messages.
+        nbytes: Bytes that it needs.
+
+    Raises:
+        DiskSpaceError: If the file system, or the user's quota, is full.
+        StoreError: For every other failure.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = _free_bytes(path)
+            raise DiskSpaceError(
+                f"{path}: no space is left ({reason}); the file needs {format_bytes(nbytes)}, {free} are free.",
+                advice="Free space on that disk, then run the same command again: what is finished is kept.",
+                path=path,
+                needed=nbytes,
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = f"Make {path.parent} writable for this user, or choose another directory."
+        else:
+            advice = "Check the disk, then run the same command again: what is finished is kept."
+        raise StoreError(f"{path} cannot be written: {reason}.", advice=advice, path=path, errno=error.errno) from error
+
+
+def _free_bytes(path: Path) -> str:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return format_bytes(shutil.disk_usage(path).free)
+    except OSError:
+        return "an unknown number of bytes"

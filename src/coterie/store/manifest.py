@@ -1,0 +1,198 @@
+"""What a store says about itself: the content of ``coterie.json`` as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from coterie.spec import BankKey, ExpertKey, RecordLayout
+
+FORMAT_NAME = "coterie-store"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """Which model a store holds.
+
+    Attributes:
+        class_name: transformers class, such as ``Qwen3OmniMoeThinkerForConditionalGeneration``.
+        model_type: ``model_type`` of its config.
+        component: Component that was extracted alone, such as ``thinker``; None for a whole model.
+        identity: Fingerprint (hex) of architecture and router bytes, the same for every store of one model.
+    """
+
+    class_name: str
+    model_type: str
+    component: str | None
+    identity: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFacts:
+    """Which checkpoint a store was made from.
+
+    Attributes:
+        name: Hub id, or the name of the checkpoint's directory.
+        revision: Commit of the Hub repository; None for a directory.
+        integrity: Fingerprint (hex) of the checkpoint's content.
+    """
+
+    name: str
+    revision: str | None
+    integrity: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """One whole file of the store.
+
+    Attributes:
+        file: Path relative to the store, with slashes.
+        nbytes: Size in bytes.
+        checksum: xxh3-128 of its bytes as 32 hex digits.
+    """
+
+    file: str
+    nbytes: int
+    checksum: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """Where one expert is in its segment.
+
+    Attributes:
+        expert: Id within the bank.
+        offset: Byte offset in the file, a multiple of 4096.
+        nbytes: Bytes, padding included; those of the layout.
+        scheme: ``native``, ``int8``, ``int4``, ...
+        layout: Name of the layout in the manifest.
+        checksum: xxh3-128 of the record's bytes as 32 hex digits.
+    """
+
+    expert: int
+    offset: int
+    nbytes: int
+    scheme: str
+    layout: str
+    checksum: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One file of experts of one bank: records in ascending order of id, without holes.
+
+    Attributes:
+        file: Path relative to the store, with slashes.
+        nbytes: Size of the file.
+        records: Its experts.
+    """
+
+    file: str
+    nbytes: int
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """One bank of experts, whichever of them are present.
+
+    Attributes:
+        key: Component, layer and bank.
+        num_experts: E, the experts that the model has, weightless ones included.
+        top_k: Experts that the router chooses per token, or None if it is not fixed.
+        sources: Checkpoint keys, or patterns of keys, that the experts came from.
+        weightless: Ids of experts that have no weights and hence no record.
+        segments: Files with its experts, in the order in which they were added.
+    """
+
+    key: BankKey
+    num_experts: int
+    top_k: int | None
+    sources: tuple[str, ...]
+    weightless: tuple[int, ...]
+    segments: tuple[Segment, ...]
+
+    @cached_property
+    def records(self) -> Mapping[int, Record]:
+        """Present experts by id, ascending."""
+        return {record.expert: record for record in sorted(self._all_records(), key=lambda record: record.expert)}
+
+    @cached_property
+    def absent(self) -> tuple[int, ...]:
+        """Ids of experts that have weights in the model but no record here, ascending."""
+        known = self.records.keys() | set(self.weightless)
+        return tuple(expert for expert in range(self.num_experts) if expert not in known)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all records."""
+        return sum(record.nbytes for record in self.records.values())
+
+    def _all_records(self) -> list[Record]:
+        return [record for segment in self.segments for record in segment.records]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that ``coterie.json`` says.
+
+    Attributes:
+        model: Which model.
+        source: Which checkpoint.
+        layouts: Record layouts by name; each is used by a record.
+        banks: All banks of the model (or component), ordered by key, also those without any expert present.
+        dense: Shards of everything that is not an expert.
+        dense_index: The index of shards, if there are several.
+        files: Configuration, tokenizer and the like, ordered by name.
+        ignored: Checkpoint tensors that transformers does not use and that were left out, sorted.
+    """
+
+    model: ModelFacts
+    source: SourceFacts
+    layouts: Mapping[str, RecordLayout]
+    banks: tuple[Bank, ...]
+    dense: tuple[FileFacts, ...]
+    dense_index: FileFacts | None
+    files: tuple[FileFacts, ...]
+    ignored: tuple[str, ...]
+
+    @cached_property
+    def banks_by_key(self) -> Mapping[BankKey, Bank]:
+        """The banks by key."""
+        return {bank.key: bank for bank in self.banks}
+
+    @cached_property
+    def places(self) -> Mapping[ExpertKey, tuple[Segment, Record]]:
+        """Segment and record of every present expert."""
+        return {
+            bank.key.expert(record.expert): (segment, record)
+            for bank in self.banks
+            for segment in bank.segments
+            for record in segment.records
+        }
+
+    @property
+    def whole_files(self) -> tuple[FileFacts, ...]:
+        """Every file that is checked as a whole: dense shards, their index, side files."""
+        index = () if self.dense_index is None else (self.dense_index,)
+        return self.dense + index + self.files
+
+    @property
+    def file_sizes(self) -> Mapping[str, int]:
+        """Size in bytes of every file of the store except the manifest."""
+        sizes = {facts.file: facts.nbytes for facts in self.whole_files}
+        sizes.update((segment.file, segment.nbytes) for bank in self.banks for segment in bank.segments)
+        return sizes
+
+    @property
+    def expert_nbytes(self) -> int:
+        """Bytes of all records."""
+        return sum(bank.nbytes for bank in self.banks)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every expert of every bank is present."""
+        return not any(bank.absent for bank in self.banks)

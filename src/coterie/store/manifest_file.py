@@ -1,0 +1,105 @@
+"""Reading ``coterie.json`` from a directory, and checking that the files it names are what they are said to be."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path, PurePosixPath
+
+import xxhash
+
+from coterie.errors import StoreError, StoreFormatError, StoreNotFoundError
+from coterie.store import names
+from coterie.store.manifest import Manifest
+from coterie.store.manifest_json import MAX_MANIFEST_BYTES, parse_manifest
+from coterie.store.strict_json import format_error
+
+
+def is_store(path: Path | str) -> bool:
+    """Whether a directory has a manifest, which is written last: without one it is no (finished) store."""
+    try:
+        return stat.S_ISREG((Path(path) / names.MANIFEST).lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def load_manifest(root: Path) -> tuple[Manifest, str]:
+    """Reads the manifest of a store and its digest.
+
+    Raises:
+        StoreNotFoundError: If there is no store; says what is there instead.
+        StoreFormatError: If a MUST rule is broken.
+        StoreError: If it cannot be read.
+    """
+    path = root / names.MANIFEST
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise format_error(path, "R1", "the file itself", "not a regular file")
+        if found.st_size > MAX_MANIFEST_BYTES:
+            what = f"{found.st_size} bytes, more than the limit of {MAX_MANIFEST_BYTES}"
+            raise format_error(path, "R1", "the file itself", what)
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _not_found(root) from None
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read: {error.strerror}.", advice="Check the permissions and the disk.", path=path
+        ) from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise format_error(path, "R1", "the file itself", f"more than the limit of {MAX_MANIFEST_BYTES} bytes")
+    return parse_manifest(data, path), str(xxhash.xxh3_128_hexdigest(data))
+
+
+def _not_found(root: Path) -> StoreNotFoundError:
+    if not root.exists():
+        return StoreNotFoundError(
+            f"There is no directory {root}.", advice="Make a store with 'coterie extract CHECKPOINT STORE'.", path=root
+        )
+    if not root.is_dir():
+        return StoreNotFoundError(f"{root} is a file; a store is a directory.", path=root)
+    if (root / names.JOURNAL).exists() or (root / names.LOCK).exists():
+        return StoreNotFoundError(
+            f"{root} is an unfinished store: its extraction was interrupted or is still running.",
+            advice="Run the same 'coterie extract' command again; it goes on where it stopped.",
+            path=root,
+        )
+    if (root / "config.json").exists() and any(root.glob("*.safetensors*")):
+        return StoreNotFoundError(
+            f"{root} is a checkpoint, not a store.",
+            advice=f"Open it as a checkpoint, or make a store of it with 'coterie extract {root} STORE'.",
+            path=root,
+        )
+    return StoreNotFoundError(
+        f"{root} has no {names.MANIFEST}: it is not a store.",
+        advice="Make a store with 'coterie extract CHECKPOINT STORE'.",
+        path=root,
+    )
+
+
+def check_file(root: Path, name: str, nbytes: int) -> StoreFormatError | None:
+    """Whether a file of the manifest is a regular file of this size, reached without symbolic links (rule R20).
+
+    Args:
+        root: The store; it may itself be reached through links.
+        name: Relative name from a checked manifest, hence without ``..``.
+        nbytes: Size that the manifest says.
+
+    Returns:
+        The error, or None.
+    """
+    path = root
+    parts = PurePosixPath(name).parts
+    for index, part in enumerate(parts):
+        path = path / part
+        try:
+            found = path.lstat()
+        except OSError as error:
+            return format_error(root / name, "R20", "the file itself", f"missing: {error.strerror}")
+        wanted = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
+        if not wanted(found.st_mode):
+            what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a plain file or directory"
+            return format_error(root / name, "R20", "the file itself", f"{path} is {what}")
+    if found.st_size != nbytes:
+        return format_error(root / name, "R20", "the file itself", f"{found.st_size} bytes instead of {nbytes}")
+    return None

@@ -1,0 +1,199 @@
+"""JSON of unknown origin: parsed within limits, then taken apart value by value with an error that names the place."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from coterie.errors import StoreFormatError
+
+MAX_DEPTH = 16
+"""Nesting of arrays and objects beyond which a text is refused without being parsed."""
+
+MAX_INTEGER = 2**53 - 1
+"""Largest integer that every JSON reader represents exactly."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def format_error(path: Path, rule: str, place: str, message: str) -> StoreFormatError:
+    """The error for a broken MUST rule of docs/format.md.
+
+    Args:
+        path: The file.
+        rule: The rule, such as ``"R4"``.
+        place: Key or byte offset within the file.
+        message: What is wrong.
+    """
+    return StoreFormatError(
+        f"{path}: {rule}: {message} (at {place}).",
+        advice="The file is damaged or was not written by Coterie; extract the store again.",
+        path=path,
+        rule=rule,
+        place=place,
+    )
+
+
+class Node:
+    """One value of a JSON text together with its place, read with explicit types and bounds.
+
+    Every method raises :class:`StoreFormatError` with the given rule if the value is not what it asks for.
+    """
+
+    __slots__ = ("_key", "_parent", "_value", "path")
+
+    def __init__(self, value: object, path: Path, parent: Node | None = None, key: str | int | None = None) -> None:
+        self._value = value
+        self._parent = parent
+        self._key = key
+        self.path = path
+
+    @property
+    def place(self) -> str:
+        """Where the value is, such as ``banks[3].layer``."""
+        if self._parent is None:
+            return "the top level" if self._key is None else str(self._key)
+        own = f"[{self._key}]" if isinstance(self._key, int) else f".{self._key}"
+        if self._parent._parent is None and self._parent._key is None:
+            return own.removeprefix(".")
+        return self._parent.place + own
+
+    @property
+    def is_null(self) -> bool:
+        """Whether the value is ``null``."""
+        return self._value is None
+
+    def error(self, rule: str, message: str) -> StoreFormatError:
+        """The error that this value breaks ``rule``."""
+        return format_error(self.path, rule, self.place, message)
+
+    def fields(self, *names: str) -> dict[str, Node]:
+        """The members of an object that must have exactly these keys (rule R3)."""
+        value = self._dict("R3")
+        if value.keys() != set(names):
+            missing = [name for name in names if name not in value]
+            unknown = [name for name in value if name not in names]
+            problem = f"the key {missing[0]!r} is missing" if missing else f"the key {unknown[0][:80]!r} is not known"
+            raise self.error("R3", problem)
+        return {name: Node(value[name], self.path, self, name) for name in names}
+
+    def members(self, *, limit: int) -> Iterator[tuple[str, Node]]:
+        """The members of an object with free keys, at most ``limit`` of them."""
+        value = self._dict("R4")
+        if len(value) > limit:
+            raise self.error("R4", f"{len(value)} entries, more than the limit of {limit}")
+        for name in value:
+            yield name, Node(value[name], self.path, self, name)
+
+    def items(self, *, limit: int) -> Iterator[Node]:
+        """The items of an array, at most ``limit`` of them."""
+        if not isinstance(self._value, list):
+            raise self.error("R4", f"an array is expected, not {self._shown()}")
+        if len(self._value) > limit:
+            raise self.error("R4", f"{len(self._value)} items, more than the limit of {limit}")
+        for index, item in enumerate(self._value):
+            yield Node(item, self.path, self, index)
+
+    def integer(self, low: int, high: int = MAX_INTEGER, *, rule: str = "R4") -> int:
+        """An integer from ``low`` to ``high``, both included."""
+        if type(self._value) is not int:
+            raise self.error(rule, f"an integer is expected, not {self._shown()}")
+        if not low <= self._value <= high:
+            raise self.error(rule, f"{self._shown()} is outside {low} to {high}")
+        return self._value
+
+    def text(self, pattern: re.Pattern[str] | None = None, *, limit: int = 4096, rule: str = "R4") -> str:
+        """A text of 1 to ``limit`` characters without control characters, matching ``pattern`` as a whole."""
+        if not isinstance(self._value, str):
+            raise self.error(rule, f"a text is expected, not {self._shown()}")
+        if not 1 <= len(self._value) <= limit or _CONTROL.search(self._value):
+            raise self.error(rule, f"a text of 1 to {limit} printable characters is expected, not {self._shown()}")
+        if pattern is not None and not pattern.fullmatch(self._value):
+            raise self.error(rule, f"{self._shown()} does not have the form {pattern.pattern}")
+        return self._value
+
+    def _dict(self, rule: str) -> dict[str, object]:
+        if not isinstance(self._value, dict):
+            raise self.error(rule, f"an object is expected, not {self._shown()}")
+        return self._value
+
+    def _shown(self) -> str:
+        if isinstance(self._value, list | dict):
+            return "an array" if isinstance(self._value, list) else "an object"
+        if type(self._value) is int and self._value.bit_length() > 64:
+            return "an integer of more than 64 bits"
+        shown = json.dumps(self._value)
+        return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def parse_json(data: bytes, path: Path, *, rule: str, place: str | None = None) -> Node:
+    """Parses one JSON text strictly: UTF-8 without BOM, unique keys, no floats, no NaN, bounded nesting.
+
+    Args:
+        data: The bytes; the caller has limited their number.
+        path: File they are from, for messages.
+        rule: Rule that a text which is no such JSON breaks.
+        place: Where in the file the text is, if it is not the whole file.
+
+    Raises:
+        StoreFormatError: If it is anything else.
+    """
+    where = place or "the top level"
+
+    def refuse(what: str) -> StoreFormatError:
+        return format_error(path, rule, where, what)
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            names = [name for name, _ in pairs]
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise refuse(f"the key {duplicate[:80]!r} occurs twice in one object")
+        return result
+
+    def no_number(text: str) -> object:
+        raise refuse(f"the number {text[:40]!r} is not an integer")
+
+    def integer(text: str) -> int:
+        if len(text) > 20:
+            raise refuse("an integer has more than 20 characters")
+        return int(text)
+
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise refuse(f"byte {error.start} is not UTF-8") from None
+    if _depth(text) > MAX_DEPTH:
+        raise refuse(f"arrays and objects are nested deeper than {MAX_DEPTH}")
+    try:
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_float=no_number, parse_constant=no_number, parse_int=integer
+        )
+    except ValueError as error:
+        raise refuse(f"not JSON: {error}") from None
+    return Node(value, path, key=place)
+
+
+_NESTING = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+
+
+def _depth(text: str) -> int:
+    """Deepest nesting of brackets outside strings; an unclosed string counts as the end of the text."""
+    depth = deepest = 0
+    for match in _NESTING.finditer(text):
+        token = match.group()
+        if token in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > MAX_DEPTH:
+                return deepest
+        elif token in "]}":
+            depth -= 1
+    return deepest
+
+
+def dump_json(value: object) -> bytes:
+    """Writes a value the one way that equal values have equal bytes: sorted keys, no blanks, UTF-8, no newline."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
