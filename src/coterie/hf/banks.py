@@ -84,7 +84,7 @@ def is_experts_module(module: nn.Module) -> bool:
 
 def stacked_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters of an experts module whose first dimension is the expert."""
-    own = {name: p for name, p in module.named_parameters(recurse=False)}
+    own = dict(module.named_parameters(recurse=False))
     weights = [p for name, p in own.items() if p.dim() >= 3]
     if not weights:
         return {}

@@ -55,8 +55,8 @@ def decode_field(source: FieldSource, expert: int, read: ReadTensor, model: PreT
         return read(name, expert)[0].contiguous()
     converter = deepcopy(source.converter)
     for pattern, name in zip(source.names, source.names_of(expert), strict=True):
-        tensor = read(name, None if source.per_expert else expert)
-        converter.add_tensor(source.target, name, pattern, tensor)
+        piece = read(name, None if source.per_expert else expert)
+        converter.add_tensor(source.target, name, pattern, piece)
     try:
         realized = converter.convert(source.target, model=model, config=model.config)
         value = realized[source.target]
@@ -66,5 +66,5 @@ def decode_field(source: FieldSource, expert: int, read: ReadTensor, model: PreT
             advice="Compare the shapes in the checkpoint with config.json.",
             tensor=source.target,
         ) from error
-    tensor = value[0] if isinstance(value, list) else value
+    tensor: torch.Tensor = value[0] if isinstance(value, list) else value
     return tensor[0].contiguous()

@@ -43,9 +43,12 @@ def uses_common_forward(module: nn.Module) -> bool:
     return same_gate and _forward_body(cls) == _forward_body(Qwen3MoeExperts)
 
 
-@functools.cache
 def _forward_body(cls: type[nn.Module]) -> str:
-    source = textwrap.dedent(inspect.getsource(cls.forward.__wrapped__))  # type: ignore[attr-defined]
+    return _normalised(textwrap.dedent(inspect.getsource(cls.forward.__wrapped__)))  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _normalised(source: str) -> str:
     source = source.replace("torch.nn.functional.", "F.").replace("nn.functional.", "F.")
     (function,) = ast.parse(source).body
     body = [s for s in function.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]

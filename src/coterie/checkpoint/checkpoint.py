@@ -1,0 +1,327 @@
+"""A Hugging Face checkpoint, every tensor claimed, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import xxhash
+
+from coterie.checkpoint.headers import TensorInfo, read_header
+from coterie.checkpoint.location import Location
+from coterie.checkpoint.reading import LazyTensor, read_tensor
+from coterie.errors import CheckpointFileError, TensorMissingError, UnclaimedTensorError
+from coterie.hf.banks import TORCH_DTYPES, ExpertBank
+from coterie.hf.configs import check_architecture, config_dtype, load_config, resolve_model
+from coterie.hf.decoding import decode_field, is_plain
+from coterie.hf.keymap import FieldSource, KeyMap, map_keys
+from coterie.hf.skeleton import build_skeleton
+from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_SAMPLE = 65536
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointBank:
+    """One bank of experts in a checkpoint.
+
+    Attributes:
+        bank: The bank in the model.
+        fields: Parameter name → where it comes from.
+        layout: Record layout of its experts in the checkpoint's own dtype.
+    """
+
+    bank: ExpertBank
+    fields: dict[str, FieldSource]
+    layout: RecordLayout
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    """A checkpoint whose every tensor is claimed; an :class:`~coterie.spec.ExpertSource` of its experts.
+
+    Attributes:
+        location: Its files.
+        config: The whole configuration.
+        component: The component that was asked for, or None for the model as it is.
+        skeleton: The model on the meta device.
+        keymap: The claims.
+        tensors: Every tensor by name.
+        banks: Banks by key.
+    """
+
+    location: Location
+    config: PreTrainedConfig
+    component: str | None
+    skeleton: PreTrainedModel
+    keymap: KeyMap
+    tensors: Mapping[str, TensorInfo]
+    banks: dict[BankKey, CheckpointBank] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        path_or_id: str | Path,
+        *,
+        component: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+    ) -> Checkpoint:
+        """Opens a checkpoint and claims every tensor. Reads headers only.
+
+        Args:
+            path_or_id: Directory, or Hub id.
+            component: ``thinker`` or ``talker`` of a whole model; None for the model as it is.
+            revision: Branch, tag or commit of a Hub repository.
+            offline: Use only what is on this machine.
+
+        Raises:
+            CheckpointError: If it is not complete and consistent (the message names the tensor or file).
+            UnsupportedError: If the architecture or quantisation is not supported.
+        """
+        location = Location.find(path_or_id, revision=revision, offline=offline)
+        config = load_config(location.directory)
+        model_class, model_config = resolve_model(config, component)
+        tensors = location.tensors()
+        dtype = _model_dtype(config, model_config, tensors)
+        skeleton = build_skeleton(model_class, model_config, dtype)
+        keymap = map_keys(skeleton, tensors, component=component)
+        check_architecture(skeleton, len(keymap.banks))
+        _check_claims(keymap, location)
+        self = cls(
+            location=location,
+            config=config,
+            component=component,
+            skeleton=skeleton,
+            keymap=keymap,
+            tensors=tensors,
+        )
+        self._add_banks()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the model computes."""
+        dtype: torch.dtype = self.skeleton.dtype
+        return dtype
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of everything that is not an expert, as stored."""
+        return sum(self.tensors[name].nbytes for name in self.keymap.dense)
+
+    def download(self, names: Iterable[str]) -> None:
+        """Makes the shards with these tensors local, and takes their offsets from the files themselves."""
+        paths = {self.tensors[name].path for name in names}
+        missing = self.location.missing_shards(paths)
+        if not missing:
+            return
+        self.location.download(paths)
+        fresh = dict(self.tensors)
+        for path in missing:
+            fresh.update(read_header(path))
+        self.tensors = fresh
+
+    def read(self, name: str, index: int | None = None) -> torch.Tensor:
+        """Reads one tensor into fresh aligned memory; with ``index``, only that entry of the first dimension, kept."""
+        return read_tensor(self.tensors[name], index)
+
+    def dense_state_dict(self) -> dict[str, LazyTensor]:
+        """The dense tensors by checkpoint name, each read when it is indexed."""
+        self.download(self.keymap.dense)
+        return {name: LazyTensor(self.tensors[name]) for name in self.keymap.dense}
+
+    def names_of(self, key: ExpertKey) -> list[str]:
+        """The checkpoint tensors that hold an expert."""
+        bank = self.banks[key.bank_key]
+        return [name for source in bank.fields.values() for name in source.names_of(key.expert)]
+
+    # --- ExpertSource -------------------------------------------------------------------------------------------
+
+    def keys(self) -> Collection[ExpertKey]:
+        """All experts of the model."""
+        return [key.expert(e) for key, bank in self.banks.items() for e in range(bank.bank.num_experts)]
+
+    def layout(self, key: ExpertKey) -> RecordLayout:
+        """The layout of this expert's record in the checkpoint's own dtype."""
+        return self.banks[key.bank_key].layout
+
+    def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
+        """Where the expert's bytes lie, or None if transformers transposes or interleaves them on loading."""
+        bank = self.banks[key.bank_key]
+        found: list[Extent] = []
+        for place in bank.layout.fields:
+            source = bank.fields[place.name]
+            if not is_plain(source):
+                return None
+            at = place.offset
+            for name in source.names_of(key.expert):
+                info = self.tensors[name]
+                size = info.nbytes if source.per_expert else info.nbytes // info.shape[0]
+                start = info.offset if source.per_expert else info.offset + key.expert * size
+                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at))
+                at += size
+        return tuple(found)
+
+    def read_into(self, key: ExpertKey, record: memoryview) -> int:
+        """Decodes an expert with transformers' own operations into ``record``; returns the bytes read."""
+        bank = self.banks[key.bank_key]
+        read = 0
+        for place in bank.layout.fields:
+            source = bank.fields[place.name]
+            tensor = decode_field(source, key.expert, self.read, self.skeleton)
+            expected = (place.shape, TORCH_DTYPES[place.dtype])
+            if (tuple(tensor.shape), tensor.dtype) != expected:
+                raise CheckpointFileError(
+                    f"Expert {key.expert} of {source.target} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
+                    f"the model needs {expected[0]} and {expected[1]}.",
+                    advice="config.json and the weights do not belong together.",
+                    tensor=source.target,
+                    expected=expected[0],
+                    got=tuple(tensor.shape),
+                )
+            view = tensor.view(-1).view(torch.uint8).numpy()
+            record[place.offset : place.offset + place.nbytes] = view.data
+            read += place.nbytes
+        return read
+
+    def checksum(self, key: ExpertKey) -> str | None:
+        """None: checkpoints carry no checksums."""
+        return None
+
+    # --- fingerprints -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def integrity(self) -> str:
+        """Fingerprint of the source: configuration, headers, routers, and samples of every shard, as 32 hex digits."""
+        digest = xxhash.xxh3_128((self.location.directory / "config.json").read_bytes())
+        for name, info in sorted(self.tensors.items()):
+            digest.update(f"{name} {info.dtype} {info.shape} {info.path.name}\n".encode())
+        for path in sorted({info.path for info in self.tensors.values()}):
+            if path.exists():
+                digest.update(_samples(path))
+        digest.update(self.identity.encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def identity(self) -> str:
+        """Fingerprint of the model: its class and its routers' bytes, the same for every store of it."""
+        digest = xxhash.xxh3_128(type(self.skeleton).__name__.encode())
+        names = self.router_names()
+        self.download(name for found in names.values() for name in found)
+        for key, found in sorted(names.items()):
+            digest.update(str(key).encode())
+            for name in found:
+                tensor = self.read(name)
+                digest.update(f"{self.keymap.dense[name]} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def router_names(self) -> dict[BankKey, list[str]]:
+        """The dense tensors of each bank's router: those beside the experts that have one row per expert."""
+        found: dict[BankKey, list[str]] = {}
+        for key, bank in self.banks.items():
+            block = bank.bank.path.rpartition(".")[0]
+            for parent in (block, block.rpartition(".")[0]):
+                found[key] = sorted(
+                    name
+                    for name, target in self.keymap.dense.items()
+                    if target.startswith(f"{parent}.") and self.tensors[name].shape[:1] == (bank.bank.num_experts,)
+                )
+                if found[key]:
+                    break
+        return found
+
+    def _add_banks(self) -> None:
+        for bank in self.keymap.banks:
+            fields = self.keymap.experts.get(bank.key, {})
+            absent = sorted(set(bank.parameters) - set(fields))
+            if absent:
+                raise TensorMissingError(
+                    f"The checkpoint lacks {bank.path}.{absent[0]}.",
+                    advice="Download the checkpoint again.",
+                    tensor=f"{bank.path}.{absent[0]}",
+                )
+            dtypes = {name: self._field_dtype(fields[name]) for name in bank.parameters}
+            self.banks[bank.key] = CheckpointBank(bank=bank, fields=fields, layout=bank.layout(dtypes))
+            for place in self.banks[bank.key].layout.fields:
+                self._check_bytes(fields[place.name], bank, place.nbytes)
+
+    def _field_dtype(self, source: FieldSource) -> str:
+        dtypes = {self.tensors[name].dtype for names in source.names.values() for name in names}
+        if len(dtypes) != 1:
+            raise CheckpointFileError(
+                f"The tensors of {source.target} have different dtypes: {', '.join(sorted(dtypes))}.",
+                advice="Save the checkpoint in one dtype.",
+                tensor=source.target,
+            )
+        return dtypes.pop()
+
+    def _check_bytes(self, source: FieldSource, bank: ExpertBank, expected: int) -> None:
+        for expert in range(bank.num_experts if source.per_expert else 1):
+            names = source.names_of(expert)
+            total = sum(self.tensors[name].nbytes for name in names)
+            wanted = expected if source.per_expert else expected * bank.num_experts
+            if total != wanted:
+                raise CheckpointFileError(
+                    f"{names[0]} ({self.tensors[names[0]].shape}) does not fit {source.target}: "
+                    f"{total} bytes, the model needs {wanted}.",
+                    advice="config.json and the weights do not belong together.",
+                    tensor=names[0],
+                    expected=wanted,
+                    got=total,
+                )
+
+
+def _model_dtype(
+    config: PreTrainedConfig, model_config: PreTrainedConfig, tensors: Mapping[str, TensorInfo]
+) -> torch.dtype:
+    """What ``dtype="auto"`` of transformers gives: the configuration's, else that of the first floating tensor."""
+    stated = config_dtype(model_config) or config_dtype(config)
+    if stated is not None:
+        dtype = getattr(torch, stated, None)
+        if isinstance(dtype, torch.dtype):
+            return dtype
+    for info in tensors.values():
+        dtype = TORCH_DTYPES.get(info.dtype)
+        if dtype is not None and dtype.is_floating_point:
+            return dtype
+    return torch.float32
+
+
+def _check_claims(keymap: KeyMap, location: Location) -> None:
+    if keymap.missing:
+        raise TensorMissingError(
+            f"The checkpoint lacks {keymap.missing[0]!r}"
+            + (f" and {len(keymap.missing) - 1} more tensors." if len(keymap.missing) > 1 else "."),
+            advice="Download the checkpoint again; a model is never filled up with random weights.",
+            tensor=keymap.missing[0],
+            missing=keymap.missing,
+            path=location.directory,
+        )
+    if keymap.unclaimed:
+        raise UnclaimedTensorError(
+            f"The checkpoint has a tensor {keymap.unclaimed[0]!r} that belongs to nothing in the model"
+            + (f", and {len(keymap.unclaimed) - 1} more." if len(keymap.unclaimed) > 1 else "."),
+            advice="config.json and the weights do not belong together, or transformers is too old for this model.",
+            tensor=keymap.unclaimed[0],
+            unclaimed=keymap.unclaimed,
+            path=location.directory,
+        )
+
+
+def _samples(path: Path) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        parts = []
+        for start in (0, size // 2, max(0, size - _SAMPLE)):
+            file.seek(start)
+            parts.append(file.read(_SAMPLE))
+    return b"".join(parts) + str(size).encode()

@@ -1,0 +1,99 @@
+"""Reads tensors of safetensors files into memory of our own, and leaves nothing in the page cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from coterie.checkpoint.headers import TensorInfo
+from coterie.errors import CheckpointFileError
+from coterie.hf.banks import TORCH_DTYPES
+
+_CHUNK = 64 << 20
+
+
+def read_tensor(info: TensorInfo, index: int | None = None) -> torch.Tensor:
+    """Reads a tensor into fresh memory aligned as torch aligns it.
+
+    A view of a memory map would be at whatever alignment the file has, which changes the rounding of fp32 GEMMs, and
+    its pages could be dropped and read again at any time.
+
+    Args:
+        info: Which tensor.
+        index: If given, only ``[index : index + 1]`` of the first dimension.
+
+    Raises:
+        CheckpointFileError: If the file is shorter than its header says.
+    """
+    shape, offset, nbytes = info.shape, info.offset, info.nbytes
+    if index is not None:
+        nbytes //= shape[0]
+        offset += index * nbytes
+        shape = (1, *shape[1:])
+    dtype = TORCH_DTYPES.get(info.dtype)
+    if dtype is None:
+        raise CheckpointFileError(
+            f"{info.name!r} in {info.path} has dtype {info.dtype}, which torch cannot hold.",
+            path=info.path,
+            tensor=info.name,
+        )
+    raw = torch.empty(nbytes, dtype=torch.uint8)
+    _fill(raw.numpy().data, info, offset)
+    return raw.view(dtype).view(shape) if nbytes else torch.empty(shape, dtype=dtype)
+
+
+def _fill(buffer: memoryview, info: TensorInfo, offset: int) -> None:
+    done = 0
+    with info.path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
+        file.seek(offset)
+        while done < len(buffer):
+            count = file.readinto(buffer[done : done + _CHUNK])
+            if not count:
+                raise CheckpointFileError(
+                    f"{info.path} is truncated: {info.name!r} ends at byte {offset + len(buffer)}.",
+                    advice="Download the file again.",
+                    path=info.path,
+                    tensor=info.name,
+                    expected=len(buffer),
+                    got=done,
+                )
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, offset + done, count, os.POSIX_FADV_DONTNEED)
+            done += count
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTensor:
+    """A tensor that is read when it is indexed with ``[...]``, as transformers' loader does with each one.
+
+    It stands in for the slices of the safetensors library, so that dense weights go straight from the file into
+    aligned memory of the process, once.
+    """
+
+    info: TensorInfo
+
+    def __getitem__(self, index: object) -> torch.Tensor:
+        """Reads the whole tensor and indexes it."""
+        tensor = read_tensor(self.info)
+        return tensor if index is Ellipsis else tensor[index]  # type: ignore[index]
+
+    def get_dtype(self) -> str:
+        """The name that safetensors gives the dtype."""
+        return self.info.dtype
+
+    def get_shape(self) -> list[int]:
+        """Shape as a list."""
+        return list(self.info.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape."""
+        return self.info.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in torch."""
+        return TORCH_DTYPES[self.info.dtype]
