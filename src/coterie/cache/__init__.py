@@ -1,0 +1,22 @@
+"""Residency and I/O: experts in memory under a byte budget, read from any :class:`~coterie.spec.ExpertSource`."""
+
+from coterie.cache.arena import SlotArena
+from coterie.cache.cache import ExpertCache, minimum_capacity
+from coterie.cache.lease import Held, Lease, Tensors
+from coterie.cache.reads import RecordReader
+from coterie.cache.slots import TORCH_DTYPES, Slot
+from coterie.cache.statistics import CacheStats, LeaseStats
+
+__all__ = [
+    "TORCH_DTYPES",
+    "CacheStats",
+    "ExpertCache",
+    "Held",
+    "Lease",
+    "LeaseStats",
+    "RecordReader",
+    "Slot",
+    "SlotArena",
+    "Tensors",
+    "minimum_capacity",
+]

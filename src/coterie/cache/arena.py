@@ -1,0 +1,207 @@
+"""The memory of the cache: slots of several sizes that share one byte budget."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import heapq
+import mmap
+import sys
+
+from coterie.cache.slots import Slot
+from coterie.errors import MemoryBudgetError
+from coterie.spec import RECORD_ALIGNMENT, format_bytes, round_up
+
+HUGE_PAGE = 2 * 1024 * 1024
+"""Alignment of the first slot of a range, so that the kernel can back it with huge pages."""
+
+# Not every Python names it; 0x4000 is its value on x86-64 and aarch64 Linux.
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+KERNEL_TAKES_PAGES_BACK = sys.platform == "linux" and hasattr(mmap.mmap, "madvise")
+"""Whether MADV_DONTNEED frees memory at once. Elsewhere every slot is a mapping of its own and is unmapped."""
+
+
+class AddressRange:
+    """Private anonymous memory. Nothing is committed before it is written; it is unmapped with its last reference."""
+
+    def __init__(self, nbytes: int) -> None:
+        length = round_up(nbytes, mmap.PAGESIZE)
+        if KERNEL_TAKES_PAGES_BACK:
+            length += HUGE_PAGE
+        try:
+            self.memory = self._map(length)
+        except (OSError, ValueError) as error:
+            raise MemoryBudgetError(
+                f"{format_bytes(length)} of address space for experts cannot be reserved: {error}.",
+                advice="Lower the budget, or raise the address space limit (ulimit -v, vm.overcommit_memory).",
+                budget=nbytes,
+            ) from error
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.start = -base % HUGE_PAGE if KERNEL_TAKES_PAGES_BACK else 0
+
+    @staticmethod
+    def _map(length: int) -> mmap.mmap:
+        if sys.platform == "win32":
+            return mmap.mmap(-1, length)
+        return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+
+    def advise(self, name: str, start: int | None = None, length: int | None = None) -> None:
+        """Gives the kernel the advice of that name where both know it; advice may be refused without harm."""
+        option = getattr(mmap, name, None)
+        if option is None or not hasattr(self.memory, "madvise"):
+            return
+        with contextlib.suppress(OSError):
+            if start is None or length is None:
+                self.memory.madvise(option)
+            else:
+                self.memory.madvise(option, start, length)
+
+
+class Region:
+    """All slots of one size.
+
+    The lowest numbers are handed out first, so that the used ones stay together and huge pages commit little beyond
+    them.
+    """
+
+    def __init__(self, nbytes: int, *, returnable: bool) -> None:
+        self.nbytes = nbytes
+        self._returnable = returnable
+        self._slots: list[Slot | None] = []
+        self._ranges: list[AddressRange] = []
+        self._range_of: list[AddressRange] = []
+        self._committed: list[int] = []
+        self._uncommitted: list[int] = []
+        self._fragmented = False
+
+    @property
+    def has_committed(self) -> bool:
+        """Whether a free slot still has memory."""
+        return bool(self._committed)
+
+    def take_committed(self) -> Slot:
+        """A free slot that has memory."""
+        slot = self._slots[heapq.heappop(self._committed)]
+        assert slot is not None
+        return slot
+
+    def take_uncommitted(self, limit: int) -> Slot:
+        """A slot that has no memory yet; ``limit`` is the number of slots that the budget has room for in all."""
+        if not self._uncommitted:
+            self._extend(max(1, limit - len(self._slots)) if self._returnable else 1)
+        index = heapq.heappop(self._uncommitted)
+        slot = self._slots[index]
+        if slot is None:
+            address_range = AddressRange(self.nbytes)
+            slot = self._slots[index] = Slot(address_range.memory, address_range.start, self.nbytes, index)
+        return slot
+
+    def put(self, slot: Slot) -> None:
+        """Takes back a slot, which keeps its memory for the next record."""
+        heapq.heappush(self._committed, slot.index)
+
+    def return_one(self) -> None:
+        """Gives the memory of one free slot back to the kernel."""
+        index = max(self._committed)
+        self._committed.remove(index)
+        heapq.heapify(self._committed)
+        heapq.heappush(self._uncommitted, index)
+        slot = self._slots[index]
+        assert slot is not None
+        if not self._returnable:
+            self._slots[index] = None
+            return
+        address_range = self._range_of[index]
+        if not self._fragmented:
+            # khugepaged would fill the hole again, outside the budget.
+            self._fragmented = True
+            for each in self._ranges:
+                each.advise("MADV_NOHUGEPAGE")
+        address_range.memory.madvise(mmap.MADV_DONTNEED, slot.offset, self.nbytes)
+
+    def discard_memory(self) -> None:
+        """Gives all memory back; the address space goes with the last tensor that looks into it."""
+        for address_range in self._ranges:
+            address_range.advise("MADV_DONTNEED")
+
+    def _extend(self, count: int) -> None:
+        first = len(self._slots)
+        if not self._returnable:
+            self._slots.extend([None] * count)
+        else:
+            address_range = AddressRange(count * self.nbytes)
+            whole = count * self.nbytes // HUGE_PAGE * HUGE_PAGE
+            if whole and not self._fragmented:
+                address_range.advise("MADV_HUGEPAGE", address_range.start, whole)
+            self._ranges.append(address_range)
+            for index in range(count):
+                offset = address_range.start + index * self.nbytes
+                self._slots.append(Slot(address_range.memory, offset, self.nbytes, first + index))
+                self._range_of.append(address_range)
+        for index in range(first, first + count):
+            heapq.heappush(self._uncommitted, index)
+
+
+class SlotArena:
+    """Hands out slots while their sizes add up to no more than the capacity.
+
+    Memory is committed when a slot is first written, and returned when another size needs its bytes. What is
+    committed stays within the capacity, but for the part of a huge page that reaches beyond the last used slot of a
+    size (under 2 MiB for each size, and only where there are several). Not thread-safe: the cache's lock guards it.
+
+    Args:
+        capacity: Bytes.
+        returnable: Whether MADV_DONTNEED frees memory; the default is what the platform does.
+    """
+
+    def __init__(self, capacity: int, *, returnable: bool = KERNEL_TAKES_PAGES_BACK) -> None:
+        self.capacity = capacity
+        self.in_use = 0
+        self.committed = 0
+        self._returnable = returnable
+        self._regions: dict[int, Region] = {}
+
+    @staticmethod
+    def slot_nbytes(record_nbytes: int) -> int:
+        """Bytes of the slot for a record."""
+        return round_up(record_nbytes, RECORD_ALIGNMENT)
+
+    def acquire(self, nbytes: int) -> Slot | None:
+        """A slot of ``nbytes`` (a multiple of 4096), or None while too much is in use."""
+        if self.in_use + nbytes > self.capacity:
+            return None
+        region = self._regions.get(nbytes)
+        if region is None:
+            region = self._regions[nbytes] = Region(nbytes, returnable=self._returnable)
+        if region.has_committed:
+            slot = region.take_committed()
+        else:
+            self._return_until(self.capacity - nbytes)
+            slot = region.take_uncommitted(self.capacity // nbytes)
+            self.committed += nbytes
+        self.in_use += nbytes
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """Takes a slot back."""
+        self._regions[slot.nbytes].put(slot)
+        self.in_use -= slot.nbytes
+
+    def close(self, *, discard: bool) -> None:
+        """Lets go of all memory.
+
+        Args:
+            discard: Free it at once, whoever still looks into it. Otherwise it goes with the last tensor.
+        """
+        if discard:
+            for region in self._regions.values():
+                region.discard_memory()
+        self._regions.clear()
+        self.in_use = self.committed = 0
+
+    def _return_until(self, target: int) -> None:
+        for region in self._regions.values():
+            while self.committed > target and region.has_committed:
+                region.return_one()
+                self.committed -= region.nbytes

@@ -1,0 +1,251 @@
+"""The expert cache: experts in memory under a byte budget."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import NoReturn, Self
+
+from coterie.cache.arena import SlotArena
+from coterie.cache.claims import Claim
+from coterie.cache.lease import Held, Lease
+from coterie.cache.reads import RecordReader
+from coterie.cache.residency import Residency
+from coterie.cache.scheduler import Scheduler
+from coterie.cache.statistics import CacheStats
+from coterie.errors import MemoryBudgetError, UsageError
+from coterie.eviction import EvictionPolicy, make_policy
+from coterie.spec import ExpertKey, ExpertSource, Phase, format_bytes
+
+
+def minimum_capacity(source: ExpertSource) -> int:
+    """The least capacity in bytes for a source: two slots of its largest record, or all its records if they take less.
+
+    One slot is computed on while the other is read.
+    """
+    sizes = [SlotArena.slot_nbytes(source.layout(key).nbytes) for key in source.keys()]  # noqa: SIM118 - a source is not a mapping
+    return min(2 * max(sizes, default=0), sum(sizes))
+
+
+class ExpertCache:
+    """Holds experts in memory and reads the others when they are asked for. Safe to use from several threads.
+
+    A decode step that needs few experts and finds them resident is served by :meth:`try_hold`, which costs a few
+    microseconds; where it returns None, :meth:`lease` reads what is missing while the caller computes on the rest::
+
+        held = cache.try_hold(keys)
+        if held is not None:
+            with held:
+                compute(held.tensors)
+        else:
+            with cache.lease(keys) as lease:
+                for key, tensors in lease:
+                    compute_one(key, tensors)
+
+    Args:
+        source: Where the experts come from.
+        capacity: Bytes that experts may take in memory; more than all of them have is clipped to that.
+        eviction: A policy's name (``"lru"``, ``"lfu"``, ``"lfru"``) or a policy of your own, empty.
+        verify_reads: Compare every record read with its checksum, where the source has one.
+        read_threads: Reads at once.
+        queue_depth: Records that a lease which does not fit may have read and not yet consumed; default twice the
+            reading threads.
+        direct: Whether to read past the page cache where the filesystem can.
+
+    Raises:
+        MemoryBudgetError: If the capacity is below :attr:`minimum`.
+        UsageError: For an unknown policy or a setting out of range.
+    """
+
+    def __init__(
+        self,
+        source: ExpertSource,
+        *,
+        capacity: int,
+        eviction: str | EvictionPolicy[ExpertKey] = "lru",
+        verify_reads: bool = False,
+        read_threads: int = 4,
+        queue_depth: int | None = None,
+        direct: bool = True,
+    ) -> None:
+        depth = 2 * read_threads if queue_depth is None else queue_depth
+        for name, value in (("read_threads", read_threads), ("queue_depth", depth)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
+        policy = make_policy(eviction) if isinstance(eviction, str) else eviction
+        self._residency = Residency(source, capacity, policy)
+        reader = RecordReader(source, verify=verify_reads, direct=direct)
+        self._scheduler = Scheduler(self._residency, reader, threads=read_threads, queue_depth=depth)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that experts may take."""
+        return self._residency.capacity
+
+    @property
+    def minimum(self) -> int:
+        """The least capacity in bytes for this source."""
+        return self._residency.minimum
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that all experts of the source would take."""
+        return self._residency.total_bytes
+
+    def __contains__(self, key: ExpertKey) -> bool:
+        """Whether an expert is resident at this moment."""
+        return key in self._residency.loaded
+
+    def fits(self, keys: Iterable[ExpertKey]) -> bool:
+        """Whether these experts can all be resident together."""
+        return self._bytes_of(set(keys)) <= self.capacity
+
+    def lease(self, keys: Iterable[ExpertKey], *, ordered: bool = False, phase: Phase = "decode") -> Lease:
+        """A lease of experts, to be entered with ``with`` and iterated over.
+
+        Works at any capacity from :attr:`minimum` on, for any number of keys and threads. See :class:`Lease` for how
+        long the tensors are valid.
+
+        Args:
+            keys: The experts; repeated ones count once.
+            ordered: Yield in the order of ``keys``, reading ahead, instead of in the order of arrival.
+            phase: ``"prefill"`` for scans over most experts: they reuse their own slots when the arena is full and
+                leave what decoding has warmed alone.
+
+        Raises:
+            ExpertMissingError: If the source does not have one of them.
+            UsageError: If the cache is closed, or for an unknown phase; on entering, if this thread already has one.
+        """
+        self._scheduler.check_usable()
+        if phase not in ("prefill", "decode"):
+            raise UsageError.unknown("phase", phase, ("prefill", "decode"))
+        distinct = tuple(dict.fromkeys(keys))
+        with self._scheduler.lock:
+            layouts = [self._residency.layout(key) for key in distinct]
+        prefill = phase == "prefill"
+        claim = Claim(
+            distinct,
+            layouts,
+            ordered=ordered,
+            together=not prefill and self._bytes_of(distinct) <= self.capacity,
+            prefill=prefill,
+            thread=threading.get_ident(),
+        )
+        return Lease(self._scheduler, claim, self)
+
+    def try_hold(self, keys: Sequence[ExpertKey]) -> Held | None:
+        """Holds experts if all of them are resident; otherwise does nothing and returns None.
+
+        This is the fast way for a decode step. It never waits. Counts as hits; a failed try counts as nothing.
+        """
+        scheduler = self._scheduler
+        scheduler.check_usable()
+        loaded = self._residency.loaded
+        token = object()
+        held = Held(scheduler, token)
+        with scheduler.lock:
+            try:
+                entries = [loaded[key] for key in keys]
+            except KeyError:
+                return None
+            held._entries = entries
+            scheduler.holds[token] = threading.get_ident()
+            for entry in entries:
+                entry.holders.add(token)
+            scheduler.note_hits(entries)
+            self._residency.counters.hits += len(entries)
+        held.tensors = [entry.tensors for entry in entries]
+        return held
+
+    def hold(self, keys: Sequence[ExpertKey]) -> Held:
+        """Holds experts together, reading those that are not resident and waiting for them.
+
+        Raises:
+            MemoryBudgetError: If they do not fit in the capacity together; lease them instead.
+            ExpertMissingError, ReadError, ChecksumError, UsageError: As :meth:`lease` and its iteration.
+        """
+        held = self.try_hold(keys)
+        if held is not None:
+            return held
+        lease = self.lease(keys)
+        if not lease.together:
+            needed = self._bytes_of(set(keys))
+            raise MemoryBudgetError(
+                f"{len(set(keys))} experts take {format_bytes(needed)} together, "
+                f"the cache has {format_bytes(self.capacity)}.",
+                advice="Iterate over cache.lease(keys), which works in less.",
+                budget=self.capacity,
+                minimum=needed,
+            )
+        held = Held(self._scheduler, object())
+        held._lease = lease
+        try:
+            tensors = dict(lease.__enter__())
+        except BaseException:
+            held.release()
+            raise
+        held.tensors = [tensors[key] for key in keys]
+        return held
+
+    def prefetch(self, keys: Iterable[ExpertKey]) -> None:
+        """Says that these experts will probably be needed soon. Advice: it may be dropped, and changes no result.
+
+        Reads them while no lease waits for a read, evicting nothing that is leased or predicted. A later call
+        supersedes what an earlier one has not started.
+        """
+        self._scheduler.hint(keys)
+
+    def stats(self) -> CacheStats:
+        """The counts so far and what is resident now."""
+        residency = self._residency
+        counters = residency.counters
+        with self._scheduler.lock:
+            return CacheStats(
+                requests=counters.hits + counters.misses,
+                hits=counters.hits,
+                misses=counters.misses,
+                bytes_read=counters.bytes_read,
+                wait_s=counters.wait_s,
+                evictions=counters.evictions,
+                capacity=residency.capacity,
+                resident_bytes=residency.arena.in_use,
+                resident_count=len(residency.loaded),
+                prefetch_issued=counters.prefetch_issued,
+                prefetch_used=counters.prefetch_used,
+                prefetch_wasted=counters.prefetch_wasted,
+            )
+
+    def close(self) -> None:
+        """Ends the reading threads, closes the files and frees the memory. Harmless when repeated.
+
+        Waiting consumers raise UsageError. Memory that an open lease or hold still looks into is freed with its last
+        tensor.
+        """
+        self._scheduler.close(wait=True)
+
+    def __enter__(self) -> Self:
+        self._scheduler.check_usable()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Collection can happen on a reading thread, which cannot wait for itself: they are told, not awaited.
+        scheduler = getattr(self, "_scheduler", None)
+        if scheduler is not None and not scheduler.closed:
+            with contextlib.suppress(Exception):
+                scheduler.close(wait=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "An expert cache cannot be copied or pickled: it has threads, open files and memory of its own.",
+            advice="Open the model again where it is needed.",
+        )
+
+    def _bytes_of(self, keys: Iterable[ExpertKey]) -> int:
+        return sum(SlotArena.slot_nbytes(self._residency.layout(key).nbytes) for key in keys)

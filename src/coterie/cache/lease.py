@@ -1,0 +1,142 @@
+"""What a caller has of the cache while it computes: a lease that yields, or a hold that has everything at once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from coterie.cache.claims import Claim, Entry
+from coterie.cache.scheduler import Scheduler
+from coterie.cache.statistics import LeaseStats
+from coterie.errors import UsageError
+from coterie.spec import ExpertKey
+
+Tensors = tuple[torch.Tensor, ...]
+"""The fields of one expert in its layout's order, as views into a slot. They must only be read."""
+
+
+class Lease:
+    """Yields ``(key, tensors)`` as experts become resident. Made by :meth:`ExpertCache.lease`.
+
+    Entering the context holds the resident experts and starts the reads of the others, which go on while the caller
+    computes. Iteration yields the resident ones first, then each as it arrives; or strictly in the given order, if
+    the lease is ordered. Leaving the context gives everything up, whatever happened inside.
+
+    How long a yielded tensor is valid:
+
+    - If :attr:`together` is true, until the context ends.
+    - Else, until the next ``next()``. After that it may be evicted to make room.
+
+    A lease is used by one thread at a time, and a thread has at most one lease or hold at a time.
+    """
+
+    def __init__(self, scheduler: Scheduler, claim: Claim, owner: object) -> None:
+        self._scheduler = scheduler
+        self._claim = claim
+        # Keeps the cache from being collected under an open lease.
+        self._owner = owner
+        self._entered = False
+
+    @property
+    def together(self) -> bool:
+        """Whether every yielded expert stays until the context ends.
+
+        True for decoding if all the lease's experts fit in the cache's capacity; false for a prefill.
+        """
+        return self._claim.together
+
+    @property
+    def stats(self) -> LeaseStats:
+        """The figures so far; final once the iteration has ended."""
+        claim = self._claim
+        requested = len(claim.keys)
+        return LeaseStats(
+            requested=requested,
+            hits=claim.hits,
+            misses=requested - claim.hits if claim.admitted else 0,
+            bytes_read=claim.bytes_read,
+            wait_s=claim.wait_s,
+            evictions=claim.evictions,
+        )
+
+    def __enter__(self) -> Self:
+        if self._entered:
+            raise UsageError("A lease can be entered once.", advice="Make another with cache.lease().")
+        self._entered = True
+        self._claim.thread = threading.get_ident()
+        try:
+            self._scheduler.open(self._claim)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[tuple[ExpertKey, Tensors]]:
+        return self
+
+    def __next__(self) -> tuple[ExpertKey, Tensors]:
+        if not self._entered:
+            raise UsageError("The lease has not been entered.", advice="Write 'with cache.lease(keys) as lease'.")
+        entry = self._scheduler.take(self._claim)
+        if entry is None:
+            raise StopIteration
+        return entry.key, entry.tensors
+
+    def close(self) -> None:
+        """Gives everything up; the context does it by itself."""
+        self._scheduler.release(self._claim)
+
+    def __del__(self) -> None:
+        # An interrupt can lose a lease before its 'with' block begins.
+        if not self._claim.closed:
+            with contextlib.suppress(Exception):
+                self.close()
+
+
+class Held:
+    """Experts that are all resident and stay so until released. Made by ``hold`` and ``try_hold``.
+
+    Attributes:
+        tensors: The experts' tensors, in the order of the keys asked for.
+    """
+
+    __slots__ = ("_entries", "_lease", "_scheduler", "_token", "tensors")
+
+    def __init__(self, scheduler: Scheduler, token: object) -> None:
+        self._scheduler = scheduler
+        self._token = token
+        self._entries: Sequence[Entry] = ()
+        self._lease: Lease | None = None
+        self.tensors: list[Tensors] = []
+
+    def release(self) -> None:
+        """Gives the experts up. Harmless when repeated; the context does it by itself."""
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+        if self._entries:
+            self._scheduler.release_hold(self._token, self._entries)
+            self._entries = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if self._entries or self._lease is not None:
+            with contextlib.suppress(Exception):
+                self.release()

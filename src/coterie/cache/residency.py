@@ -1,0 +1,224 @@
+"""Which experts are in memory: the table, the policy and the arena, kept in step."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from coterie.cache.arena import SlotArena
+from coterie.cache.claims import Claim, Entry
+from coterie.cache.statistics import Counters
+from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
+from coterie.eviction import EvictionPolicy
+from coterie.spec import ExpertKey, ExpertSource, RecordLayout, format_bytes
+
+Journal = deque[Sequence[Entry]]
+
+
+class Residency:
+    """The experts that have a slot, within a byte budget.
+
+    Everything here runs under the cache's lock. What takes several steps (evicting, inserting) runs on the reading
+    threads only, which no KeyboardInterrupt can strike; consumers merely look up, hold and note hits in a journal.
+
+    Args:
+        source: Where layouts come from.
+        capacity: Bytes asked for.
+        policy: Chooses victims.
+
+    Raises:
+        MemoryBudgetError: If the capacity is below :attr:`minimum`.
+    """
+
+    def __init__(self, source: ExpertSource, capacity: int, policy: EvictionPolicy[ExpertKey]) -> None:
+        self._source = source
+        self._layouts = {key: source.layout(key) for key in source.keys()}  # noqa: SIM118 - not a mapping
+        sizes = [SlotArena.slot_nbytes(layout.nbytes) for layout in self._layouts.values()]
+        self.total_bytes = sum(sizes)
+        self._largest = max(sizes, default=0)
+        self._asked = capacity
+        self._policy = policy
+        self.counters = Counters()
+        self.loaded: dict[ExpertKey, Entry] = {}
+        self.loading: dict[ExpertKey, Entry] = {}
+        # Hits of decoding, in order, not yet told to the policy.
+        self.journal: Journal = deque()
+        self._predicted: OrderedDict[ExpertKey, None] = OrderedDict()
+        if capacity < self.minimum:
+            raise MemoryBudgetError(
+                f"{format_bytes(capacity)} for experts is too little: two of the largest must fit, "
+                f"which takes {format_bytes(self.minimum)}.",
+                advice=f"Give at least {self.minimum} bytes of expert memory.",
+                budget=capacity,
+                minimum=self.minimum,
+            )
+        self.arena = SlotArena(self.capacity)
+
+    @property
+    def minimum(self) -> int:
+        """The least capacity in bytes: two slots of the largest record, or all records where they take less."""
+        return min(2 * self._largest, self.total_bytes)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that experts may take: what was asked for, but no more than all records have."""
+        return min(self._asked, self.total_bytes)
+
+    def layout(self, key: ExpertKey) -> RecordLayout:
+        """The layout of a key; a source may have grown since it was opened.
+
+        Raises:
+            ExpertMissingError: If the source does not have it.
+        """
+        layout = self._layouts.get(key)
+        if layout is not None:
+            return layout
+        if key not in self._source.keys():  # noqa: SIM118 - a source is not a mapping
+            raise ExpertMissingError(f"Expert {key} is not in the store or checkpoint that was opened.", key=key)
+        layout = self._source.layout(key)
+        size = SlotArena.slot_nbytes(layout.nbytes)
+        if 2 * size > self._asked and size > self._largest:
+            raise MemoryBudgetError(
+                f"Expert {key} takes {format_bytes(size)}; the expert memory of {format_bytes(self._asked)} "
+                "cannot hold two of that size.",
+                advice=f"Give at least {2 * size} bytes of expert memory.",
+                budget=self._asked,
+                minimum=2 * size,
+            )
+        self._layouts[key] = layout
+        self.total_bytes += size
+        self._largest = max(self._largest, size)
+        self.arena.capacity = self.capacity
+        return layout
+
+    def has(self, key: ExpertKey) -> bool:
+        """Whether the source has this key, as far as is known without asking it."""
+        return key in self._layouts
+
+    def find(self, key: ExpertKey) -> Entry | None:
+        """The entry of a key that is resident or on its way."""
+        return self.loaded.get(key) or self.loading.get(key)
+
+    def note_use(self, entry: Entry) -> None:
+        """Somebody asked for an entry: a hint that led to it was right."""
+        if entry.hinted:
+            entry.hinted = False
+            self.counters.prefetch_used += 1
+        self._predicted.pop(entry.key, None)
+
+    def settle(self) -> None:
+        """Tells the policy about the hits in the journal."""
+        journal = self.journal
+        while journal:
+            for entry in journal.popleft():
+                # It may have left since: hits are told late, and a hold may have ended in between.
+                if self.loaded.get(entry.key) is entry:
+                    entry.cold = False
+                    self._policy.hit(entry.key)
+                    if entry.hinted or self._predicted:
+                        self.note_use(entry)
+
+    def predict(self, key: ExpertKey) -> None:
+        """Protects a key from prefetches, and from demand while others can go, until it is used or superseded."""
+        self._predicted[key] = None
+        self._predicted.move_to_end(key)
+        # Half of the room at most: old guesses must not crowd out what is really used.
+        while self._largest and 2 * len(self._predicted) * self._largest > max(self.capacity, 2 * self._largest):
+            self._predicted.popitem(last=False)
+
+    def reserve(self, key: ExpertKey, layout: RecordLayout, claim: Claim, others: Sequence[Claim]) -> Entry | None:
+        """A slot for a key that a claim needs, or None while everything is held.
+
+        What may go, in this order: free slots; unheld experts in the policy's order, predicted ones last; what this
+        claim has consumed; what other claims have consumed; what waiting claims hold but cannot use yet. A scan gives
+        up what it has consumed first.
+        """
+        size = SlotArena.slot_nbytes(layout.nbytes)
+        full = self.arena.in_use + size > self.arena.capacity
+        for step in self._concessions(claim, others, full):
+            step()
+            victims = self._victims(size, spare_predicted=True) or self._victims(size, spare_predicted=False)
+            if victims or not full:
+                claim.evictions += len(victims)
+                return self._enter(key, layout, size, victims, claim)
+        return None
+
+    def reserve_hinted(self, key: ExpertKey, layout: RecordLayout) -> Entry | None:
+        """A slot for a prefetch: evicts nothing that is held or predicted."""
+        size = SlotArena.slot_nbytes(layout.nbytes)
+        victims = self._victims(size, spare_predicted=True)
+        if not victims and self.arena.in_use + size > self.arena.capacity:
+            return None
+        entry = self._enter(key, layout, size, victims, None)
+        entry.hinted = True
+        self.counters.prefetch_issued += 1
+        return entry
+
+    def complete(self, entry: Entry, tensors: tuple[torch.Tensor, ...]) -> None:
+        """An entry has been read."""
+        del self.loading[entry.key]
+        entry.tensors = tensors
+        entry.loaded = True
+        self.loaded[entry.key] = entry
+        self._policy.insert(entry.key, entry.slot.nbytes, cold=entry.cold)
+
+    def abandon(self, entry: Entry) -> None:
+        """An entry could not be read: as if it had never been asked for."""
+        del self.loading[entry.key]
+        self.arena.release(entry.slot)
+
+    def close(self, *, discard: bool) -> None:
+        """Forgets everything and lets go of the memory."""
+        self.loaded.clear()
+        self.loading.clear()
+        self.journal.clear()
+        self._predicted.clear()
+        self.arena.close(discard=discard)
+
+    @staticmethod
+    def _concessions(claim: Claim, others: Sequence[Claim], full: bool) -> Iterator[Callable[[], None]]:
+        yield claim.relinquish if claim.prefill and full else _nothing
+        if not claim.together:
+            yield claim.relinquish
+        for other in others:
+            if not other.together:
+                yield other.relinquish
+        for other in (claim, *others):
+            if other.ordered and other.starving and not other.together:
+                yield other.revoke
+
+    def _victims(self, size: int, *, spare_predicted: bool) -> list[ExpertKey]:
+        needed = self.arena.in_use + size - self.arena.capacity
+        if needed <= 0:
+            return []
+        loaded = self.loaded
+        predicted = self._predicted if spare_predicted else ()
+        return self._policy.victims(needed, lambda key: not loaded[key].holders and key not in predicted)
+
+    def _enter(
+        self, key: ExpertKey, layout: RecordLayout, size: int, victims: Sequence[ExpertKey], claim: Claim | None
+    ) -> Entry:
+        for victim in victims:
+            self._evict(victim)
+        slot = self.arena.acquire(size)
+        if slot is None:
+            raise UsageError("The eviction policy freed less than it was asked for.", expected=size)
+        entry = self.loading[key] = Entry(key, layout, slot, claim)
+        return entry
+
+    def _evict(self, key: ExpertKey) -> None:
+        entry = self.loaded.pop(key)
+        if entry.holders:
+            self.loaded[key] = entry
+            raise UsageError(f"The eviction policy names expert {key}, which is in use.", key=key)
+        self._policy.remove(key)
+        self.arena.release(entry.slot)
+        self.counters.evictions += 1
+        if entry.hinted:
+            self.counters.prefetch_wasted += 1
+
+
+def _nothing() -> None:
+    """The concession that costs nobody anything."""

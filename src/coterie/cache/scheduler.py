@@ -1,0 +1,356 @@
+"""Decides what is read next, and wakes who waits for it: one lock, two conditions, a few reading threads."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from coterie.cache.claims import Claim, Entry
+from coterie.cache.reads import RecordReader
+from coterie.cache.residency import Residency
+from coterie.errors import CoterieError, ReadError, UsageError
+from coterie.spec import ExpertKey
+
+_JOURNAL_LIMIT = 256
+
+
+class Scheduler:
+    """Serves claims with reads.
+
+    Why nobody waits for ever: a claim that streams holds nothing that it could not give up while its consumer waits
+    (see :meth:`Residency.reserve`). A claim whose members must stay together does hold and wait, so only the one at
+    the head of a queue may: the others hold nothing until it has all its slots. Reads always end. A thread may have
+    one lease or hold at a time, so whoever computes comes to an end without needing more.
+
+    The lock is reentrant because a lease that is garbage-collected releases itself, wherever that happens.
+
+    Args:
+        residency: What is in memory.
+        reader: Fills slots.
+        threads: Reads at once.
+        queue_depth: Records that a streaming claim may have read and not consumed.
+    """
+
+    def __init__(self, residency: Residency, reader: RecordReader, *, threads: int, queue_depth: int) -> None:
+        self.residency = residency
+        self._reader = reader
+        self._queue_depth = queue_depth
+        self.lock = threading.RLock()
+        self._ready = threading.Condition(self.lock)
+        self._work = threading.Condition(self.lock)
+        self.claims: dict[Claim, None] = {}
+        self.holds: dict[object, int] = {}
+        # Claims whose members must stay together and that lack slots; the first may hold while it waits for more.
+        self._together: deque[Claim] = deque()
+        self._hints: deque[ExpertKey] = deque()
+        self._hinted_reads = 0
+        self._tickets = itertools.count()
+        self._failure: BaseException | None = None
+        self.closed = False
+        self.process = os.getpid()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"coterie-read-{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def check_usable(self) -> None:
+        """Raises UsageError if the cache is closed or belongs to another process."""
+        if self.closed:
+            raise UsageError("The expert cache is closed.", advice="Open the model again.")
+        if os.getpid() != self.process:
+            raise UsageError(
+                "The expert cache was made in another process: its reading threads do not survive a fork.",
+                advice="Open the model in the process that uses it.",
+            )
+
+    def open(self, claim: Claim) -> None:
+        """Registers a claim, holds what it asks for and is resident, and starts the reads of the rest."""
+        with self.lock:
+            self.check_usable()
+            self._refuse_nesting(claim.thread)
+            self.claims[claim] = None
+            find = self.residency.find
+            if claim.together and any(find(key) is None for key in claim.keys):
+                self._together.append(claim)
+                if self._together[0] is not claim:
+                    return
+            self._admit(claim)
+
+    def take(self, claim: Claim) -> Entry | None:
+        """The next entry of a claim, waiting for it if need be; None after the last.
+
+        Raises:
+            ReadError, ChecksumError, CoterieError: If a read that the claim waits for failed.
+            UsageError: If the lease or the cache is closed meanwhile.
+        """
+        with self.lock:
+            claim.retire_current()
+            self._wake_reader()
+            try:
+                while True:
+                    self._check_claim(claim)
+                    if not claim.admitted and self._together[0] is claim:
+                        self._admit(claim)
+                    entry = claim.next_ready()
+                    if entry is not None or claim.finished:
+                        return entry
+                    self._wait(claim)
+            finally:
+                claim.waiting_since = None
+
+    def release(self, claim: Claim) -> None:
+        """Gives up everything that a claim holds. Harmless when repeated."""
+        if os.getpid() != self.process:
+            return
+        with self.lock:
+            for key in claim.keys:
+                entry = self.residency.find(key)
+                if entry is not None:
+                    entry.holders.discard(claim)
+            if claim in self._together:
+                self._together.remove(claim)
+            self.claims.pop(claim, None)
+            # Last, so that a release that was interrupted is done again when the lease is collected.
+            claim.closed = True
+            self._ready.notify_all()
+            self._wake_reader()
+
+    def release_hold(self, token: object, entries: Sequence[Entry]) -> None:
+        """Gives up a hold. Harmless when repeated."""
+        if os.getpid() != self.process:
+            return
+        with self.lock:
+            for entry in entries:
+                entry.holders.discard(token)
+            self.holds.pop(token, None)
+            if self.claims:
+                self._wake_reader()
+
+    def note_hits(self, entries: Sequence[Entry]) -> None:
+        """Remembers uses for the policy. Needs the lock."""
+        journal = self.residency.journal
+        journal.append(entries)
+        if len(journal) > _JOURNAL_LIMIT:
+            self._work.notify()
+
+    def hint(self, keys: Iterable[ExpertKey]) -> None:
+        """Queues prefetches; unknown keys are passed over."""
+        with self.lock:
+            self.check_usable()
+            wanted = [key for key in keys if self.residency.has(key)]
+            for key in wanted:
+                self.residency.predict(key)
+            # The newest hints are the best: what has not been started by now is superseded.
+            self._hints = deque(key for key in wanted if self.residency.find(key) is None)
+            if self._hints:
+                self._work.notify()
+
+    def close(self, *, wait: bool) -> None:
+        """Ends the reading threads and wakes all consumers; with ``wait``, frees the memory too."""
+        if os.getpid() != self.process:
+            return
+        with self.lock:
+            self.closed = True
+            self._ready.notify_all()
+            self._work.notify_all()
+        if not wait:
+            return
+        for thread in self._threads:
+            thread.join()
+        with self.lock:
+            self.residency.close(discard=not self.claims and not self.holds)
+        self._reader.close()
+
+    def _refuse_nesting(self, thread: int) -> None:
+        if thread in self.holds.values() or any(claim.thread == thread for claim in self.claims):
+            raise UsageError(
+                "This thread already has a lease or a hold: a second one could wait for what the first one holds.",
+                advice="Leave the first 'with' block before opening another, or ask for all experts in one lease.",
+            )
+
+    def _check_claim(self, claim: Claim) -> None:
+        if self.closed or claim.closed:
+            raise UsageError(f"The {'expert cache' if self.closed else 'lease'} is closed.")
+        if self._failure is not None:
+            raise ReadError(
+                f"A reading thread of the expert cache has ended with {self._failure!r}.",
+                advice="Open the model again.",
+            ) from self._failure
+        if claim.error is not None:
+            raise claim.error
+
+    def _admit(self, claim: Claim) -> None:
+        hits: list[Entry] = []
+        for key in claim.keys:
+            entry = self.residency.find(key)
+            if entry is None:
+                claim.todo.append(key)
+                continue
+            claim.join(entry)
+            if entry.loaded:
+                hits.append(entry)
+            if not entry.loaded or claim.prefill:
+                self.residency.note_use(entry)
+        claim.admitted = True
+        claim.hits = len(hits)
+        self.residency.counters.hits += claim.hits
+        self.residency.counters.misses += len(claim.keys) - claim.hits
+        if hits and not claim.prefill:
+            self.note_hits(hits)
+        if claim.todo:
+            self._work.notify()
+        elif claim in self._together:
+            self._together.remove(claim)
+            self._ready.notify_all()
+
+    def _wait(self, claim: Claim) -> None:
+        began = time.perf_counter()
+        if claim.waiting_since is None:
+            claim.waiting_since = next(self._tickets)
+        try:
+            self._work.notify()
+            self._ready.wait()
+        finally:
+            waited = time.perf_counter() - began
+            claim.wait_s += waited
+            self.residency.counters.wait_s += waited
+
+    def _wake_reader(self) -> None:
+        if self._is_demanded():
+            self._work.notify()
+
+    def _is_demanded(self) -> bool:
+        # A tuple, because collecting a lost lease can change the table at any moment.
+        return any(claim.todo for claim in tuple(self.claims))
+
+    def _run(self) -> None:
+        """A reading thread."""
+        try:
+            while True:
+                with self.lock:
+                    entry = self._next_read()
+                if entry is None:
+                    break
+                self._read(entry)
+            self._reader.close()
+        except BaseException as error:
+            with self.lock:
+                self._failure = error
+                self._ready.notify_all()
+
+    def _next_read(self) -> Entry | None:
+        while not self.closed:
+            self.residency.settle()
+            entry = self._demanded() or self._hinted()
+            if entry is not None:
+                # There may be work for one more; each thread that finds some wakes the next.
+                if self._hints or self._is_demanded():
+                    self._work.notify()
+                return entry
+            self._work.wait()
+        return None
+
+    def _demanded(self) -> Entry | None:
+        for claim in self._by_urgency():
+            while claim.todo:
+                key = claim.todo[0]
+                entry = self.residency.find(key)
+                read = entry is None
+                if entry is None:
+                    others = [other for other in tuple(self.claims) if other is not claim]
+                    entry = self.residency.reserve(key, claim.layouts[key], claim, others)
+                    if entry is None:
+                        # Nobody behind it may take the room that it waits for.
+                        return None
+                    entry.cold = claim.prefill
+                    claim.ahead.add(key)
+                self._grant(claim, entry)
+                if read:
+                    return entry
+        return None
+
+    def _grant(self, claim: Claim, entry: Entry) -> None:
+        claim.todo.popleft()
+        claim.join(entry)
+        if entry.loaded and not claim.prefill:
+            self.note_hits([entry])
+        self.residency.note_use(entry)
+        if entry.loaded or (not claim.todo and claim.together):
+            self._ready.notify_all()
+        if not claim.todo and claim in self._together:
+            self._together.remove(claim)
+
+    def _by_urgency(self) -> list[Claim]:
+        def urgency(claim: Claim) -> tuple[int, int]:
+            if claim.together:
+                return (0, 0)
+            return (1, claim.waiting_since or 0) if claim.starving else (2, 0)
+
+        able = [claim for claim in tuple(self.claims) if claim.todo and (claim.starving or self._may_read_ahead(claim))]
+        able.sort(key=urgency)
+        return able
+
+    def _may_read_ahead(self, claim: Claim) -> bool:
+        if claim.together:
+            return True
+        depth = self._queue_depth
+        if claim.prefill:
+            # A scan may only push an eighth of the arena out for its read-ahead.
+            size = claim.layouts[claim.todo[0]].nbytes
+            depth = min(depth, max(1, self.residency.capacity // (8 * size)))
+        return len(claim.ahead) < depth
+
+    def _hinted(self) -> Entry | None:
+        # One thread stays free for demand, and room that somebody waits for is not for guesses.
+        busy = self._hinted_reads >= max(1, len(self._threads) - 1) or self._is_demanded()
+        while self._hints and not busy:
+            key = self._hints.popleft()
+            if self.residency.find(key) is None:
+                entry = self.residency.reserve_hinted(key, self.residency.layout(key))
+                if entry is not None:
+                    self._hinted_reads += 1
+                    return entry
+        return None
+
+    def _read(self, entry: Entry) -> None:
+        error: CoterieError | None = None
+        tensors: tuple[torch.Tensor, ...] = ()
+        hinted = entry.reader is None
+        nbytes = 0
+        try:
+            nbytes = self._reader.read(entry.key, entry.layout, entry.slot.record)
+            tensors = entry.slot.views(entry.layout)
+        except CoterieError as problem:
+            error = problem
+        except Exception as problem:
+            error = ReadError(f"Expert {entry.key} could not be read: {problem!r}.", key=entry.key)
+            error.__cause__ = problem
+        with self.lock:
+            if hinted:
+                self._hinted_reads -= 1
+            self._publish(entry, tensors, nbytes, error)
+            self._ready.notify_all()
+
+    def _publish(
+        self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
+    ) -> None:
+        waiting = [holder for holder in tuple(entry.holders) if isinstance(holder, Claim)]
+        self.residency.counters.bytes_read += nbytes
+        if entry.reader is not None:
+            entry.reader.bytes_read += nbytes
+            entry.reader = None
+        if error is not None:
+            self.residency.abandon(entry)
+            for claim in waiting:
+                claim.fail(entry.key, error)
+            return
+        self.residency.complete(entry, tensors)
+        for claim in waiting:
+            claim.arrive(entry)

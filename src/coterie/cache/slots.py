@@ -1,0 +1,73 @@
+"""A slot: a piece of memory that holds one record, and the tensors that look into it."""
+
+from __future__ import annotations
+
+from math import prod
+from mmap import mmap
+
+import torch
+
+from coterie.spec import RecordLayout
+
+TORCH_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+}
+"""torch's dtype for each name that safetensors gives one."""
+
+
+class Slot:
+    """Memory for one record.
+
+    Attributes:
+        offset: Byte offset of the slot in its mapping.
+        nbytes: Size of the slot, a multiple of 4096.
+        index: Number of the slot among those of its size.
+        record: The memory, writable.
+    """
+
+    __slots__ = ("_memory", "_views", "index", "nbytes", "offset", "record")
+
+    def __init__(self, memory: mmap, offset: int, nbytes: int, index: int) -> None:
+        self._memory = memory
+        self.offset = offset
+        self._views: dict[RecordLayout, tuple[torch.Tensor, ...]] = {}
+        self.nbytes = nbytes
+        self.index = index
+        self.record = memoryview(memory)[offset : offset + nbytes]
+
+    def views(self, layout: RecordLayout) -> tuple[torch.Tensor, ...]:
+        """The fields of ``layout`` as tensors that share this slot's memory, in the layout's order.
+
+        They are made once and show whatever record the slot holds. They keep its memory mapped while they live.
+        """
+        views = self._views.get(layout)
+        if views is None:
+            # Made in inference mode they could not be used outside it, and slots outlive the caller's mode.
+            with torch.inference_mode(False):
+                views = tuple(
+                    self._view(TORCH_DTYPES[field.dtype], field.shape, field.offset) for field in layout.fields
+                )
+            self._views[layout] = views
+        return views
+
+    def _view(self, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> torch.Tensor:
+        count = prod(shape)
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=self.offset + offset)
+        return flat.view(shape)

@@ -1,0 +1,89 @@
+"""What the cache counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseStats:
+    """What one lease asked for and what that took.
+
+    Attributes:
+        requested: Distinct experts asked for.
+        hits: Of these, resident when the lease began.
+        misses: The others, whether read for this lease or already on their way for another.
+        bytes_read: Bytes read from disk for this lease, so far.
+        wait_s: Seconds that its consumer waited.
+        evictions: Experts evicted to make room for it.
+    """
+
+    requested: int = 0
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    wait_s: float = 0.0
+    evictions: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStats:
+    """Counts since the cache was made, and what it holds now.
+
+    Attributes:
+        requests: Experts asked for: hits + misses.
+        hits: Of these, found resident.
+        misses: Of these, not yet resident.
+        bytes_read: Bytes read from disk, prefetches included.
+        wait_s: Seconds that consumers waited for experts, added up over threads.
+        evictions: Experts evicted.
+        capacity: Bytes that experts may take.
+        resident_bytes: Bytes of the slots that hold or receive an expert.
+        resident_count: Experts that are ready for use.
+        prefetch_issued: Prefetch reads started.
+        prefetch_used: Of these, asked for before they were evicted.
+        prefetch_wasted: Of these, evicted without having been asked for.
+    """
+
+    requests: int
+    hits: int
+    misses: int
+    bytes_read: int
+    wait_s: float
+    evictions: int
+    capacity: int
+    resident_bytes: int
+    resident_count: int
+    prefetch_issued: int
+    prefetch_used: int
+    prefetch_wasted: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits per request; 0 before the first."""
+        return self.hits / self.requests if self.requests else 0.0
+
+
+class Counters:
+    """The running counts behind :class:`CacheStats`; guarded by the cache's lock."""
+
+    __slots__ = (
+        "bytes_read",
+        "evictions",
+        "hits",
+        "misses",
+        "prefetch_issued",
+        "prefetch_used",
+        "prefetch_wasted",
+        "wait_s",
+    )
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.misses = 0
+        self.bytes_read = 0
+        self.wait_s = 0.0
+        self.evictions = 0
+        self.prefetch_issued = 0
+        self.prefetch_used = 0
+        self.prefetch_wasted = 0
