@@ -1,0 +1,1 @@
+"""Opens a model under a budget, builds its inputs, generates and records."""

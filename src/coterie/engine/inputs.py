@@ -1,0 +1,178 @@
+"""From prompts, pictures and sounds to what a model's forward takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coterie.engine.picture import read_picture
+from coterie.engine.placeholders import MediaTokens, expand, picture_lengths, place_media, sound_lengths
+from coterie.engine.processors import Processors
+from coterie.engine.sound import read_sound
+from coterie.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import BatchFeature
+
+    Inputs = dict[str, Tensor]
+
+
+def build_inputs(
+    source: str | Path | Processors,
+    text: str | Sequence[str],
+    *,
+    images: Sequence[str | Path] = (),
+    audios: Sequence[str | Path] = (),
+    add_special_tokens: bool = True,
+) -> BatchFeature:
+    """Makes a model's inputs, the same as its processor in transformers would.
+
+    Args:
+        source: A model directory, or its :class:`Processors` where several prompts are made.
+        text: A prompt, or several for a batch (padded on the left). Each file is mentioned once, in order, in the
+            model's own tokens: ``<|vision_start|><|image_pad|><|vision_end|>`` for a picture,
+            ``<|audio_start|><|audio_pad|><|audio_end|>`` for a sound. Files of a kind that a single prompt does not
+            mention are put in front of it, pictures first.
+        images: Picture files.
+        audios: WAV files.
+        add_special_tokens: Whether the tokenizer adds what it puts around every text; False for rendered chats.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` int64 [batch, tokens]; with pictures ``pixel_values`` float32 [patches,
+        values] and ``image_grid_thw`` int64 [pictures, 3] (and ``mm_token_type_ids`` where the model wants them); with
+        sounds ``input_features`` float32 [sounds, mel bins, frames] and ``feature_attention_mask`` [sounds, frames].
+
+    Raises:
+        InputError: If the prompt is empty, a file cannot be used, the model does not take such media, or placeholders
+            and files do not match.
+        LoadError: If the tokenizer or a processor cannot be loaded.
+    """
+    from transformers import BatchFeature
+
+    processors = source if isinstance(source, Processors) else Processors(source)
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts:
+        raise InputError("There is no prompt.")
+    if not images and not audios:
+        kinds = [tokens for tokens in (processors.pictures, processors.sounds) if tokens is not None]
+        place_media(texts, [(tokens, 0) for tokens in kinds])
+        return BatchFeature(_tokenize(processors, texts, add_special_tokens))
+    if (full := processors.full) is not None:
+        return _with_full_processor(processors, full, texts, images, audios, add_special_tokens)
+    return BatchFeature(_from_parts(processors, texts, images, audios, add_special_tokens))
+
+
+def _tokenize(processors: Processors, texts: list[str], add_special_tokens: bool) -> Inputs:
+    tokenizer = processors.tokenizer
+    if len(texts) > 1 and tokenizer.pad_token is None:
+        raise InputError(
+            "Several prompts need a padding token, and this tokenizer has none.", advice="Pass one by one."
+        )
+    encoded = tokenizer(
+        texts,
+        return_tensors="pt",
+        padding=len(texts) > 1,
+        padding_side="left",
+        add_special_tokens=add_special_tokens,
+    )
+    empty = [number for number, mask in enumerate(encoded["attention_mask"]) if not bool(mask.any())]
+    if empty:
+        raise InputError(f"Prompt {empty[0]} is empty.", advice="Give the model at least one token to continue.")
+    return {"input_ids": encoded["input_ids"].long(), "attention_mask": encoded["attention_mask"].long()}
+
+
+def _from_parts(
+    processors: Processors,
+    texts: list[str],
+    images: Sequence[str | Path],
+    audios: Sequence[str | Path],
+    add_special_tokens: bool,
+) -> Inputs:
+    features: Inputs = {}
+    lengths: list[tuple[MediaTokens, list[int]]] = []
+    if processors.pictures is not None:
+        counts = []
+        if images:
+            features |= _picture_features(processors, images)
+            counts = picture_lengths(features["image_grid_thw"], processors.image_processor.merge_size)
+        lengths.append((processors.pictures, counts))
+    if processors.sounds is not None:
+        counts = []
+        if audios:
+            features |= _sound_features(processors, audios)
+            counts = sound_lengths(features["feature_attention_mask"].sum(-1), processors.n_window)
+        lengths.append((processors.sounds, counts))
+    elif audios:
+        raise InputError(f"A {processors.config.get('model_type')} model does not take sounds.")
+    inputs = _tokenize(processors, expand(texts, lengths), add_special_tokens)
+    if processors.needs_token_types:
+        image_id = processors.tokenizer.convert_tokens_to_ids(lengths[0][0].pad)
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_id).long()
+    return inputs | features
+
+
+def _picture_features(processors: Processors, images: Sequence[str | Path]) -> Inputs:
+    pictures = [read_picture(path) for path in images]
+    try:
+        features = processors.image_processor(images=pictures, return_tensors="pt")
+    except ValueError as error:
+        raise InputError(f"The pictures cannot be prepared for the model: {error}") from error
+    return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
+
+
+def _sound_features(processors: Processors, audios: Sequence[str | Path]) -> Inputs:
+    extractor = processors.feature_extractor
+    features = extractor(
+        _read_sounds(processors, audios),
+        sampling_rate=extractor.sampling_rate,
+        padding=True,
+        truncation=False,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    # The name says whose mask it is: the text has one too.
+    return {"input_features": features["input_features"], "feature_attention_mask": features["attention_mask"]}
+
+
+def _read_sounds(processors: Processors, audios: Sequence[str | Path]) -> list[Any]:
+    extractor = processors.feature_extractor
+    limit = processors.max_seconds() if processors.sounds is not None else None
+    # The spectrogram reflects half a window at each end, so a sound must be longer than that.
+    shortest = int(getattr(extractor, "n_fft", 0)) // 2 + 1
+    sounds = [read_sound(path, rate=extractor.sampling_rate, max_seconds=limit) for path in audios]
+    for path, sound in zip(audios, sounds, strict=True):
+        if len(sound) < shortest:
+            raise InputError(
+                f"The sound {path} is too short: {len(sound)} samples at {extractor.sampling_rate} Hz; the model's "
+                f"features need {shortest}.",
+                path=Path(path),
+            )
+    return sounds
+
+
+def _with_full_processor(
+    processors: Processors,
+    full: Any,
+    texts: list[str],
+    images: Sequence[str | Path],
+    audios: Sequence[str | Path],
+    add_special_tokens: bool,
+) -> BatchFeature:
+    for given, part, what in ((images, "image_processor", "pictures"), (audios, "feature_extractor", "sounds")):
+        if given and getattr(full, part, None) is None:
+            raise InputError(f"A {processors.config.get('model_type')} model does not take {what}.")
+    media = [(processors.pictures, len(images)), (processors.sounds, len(audios))]
+    texts = place_media(texts, [(tokens, count) for tokens, count in media if tokens is not None])
+    options: dict[str, Any] = {}
+    if images:
+        options["images"] = [read_picture(path) for path in images]
+    if audios:
+        options["audio"] = _read_sounds(processors, audios)
+    if len(texts) > 1:
+        options |= {"padding": True, "padding_side": "left"}
+    try:
+        return full(text=texts, return_tensors="pt", add_special_tokens=add_special_tokens, **options)
+    except (ValueError, IndexError, StopIteration) as error:
+        raise InputError(f"{type(full).__name__} cannot make inputs of this: {error}") from error
