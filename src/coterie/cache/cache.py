@@ -13,7 +13,7 @@ from coterie.cache.claims import Claim
 from coterie.cache.lease import Held, Lease
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
-from coterie.cache.scheduler import Scheduler
+from coterie.cache.scheduler import JOURNAL_LIMIT, Scheduler
 from coterie.cache.statistics import CacheStats
 from coterie.errors import MemoryBudgetError, UsageError
 from coterie.eviction import EvictionPolicy, make_policy
@@ -141,8 +141,10 @@ class ExpertCache:
         This is the fast way for a decode step. It never waits. Counts as hits; a failed try counts as nothing.
         """
         scheduler = self._scheduler
-        scheduler.check_usable()
-        loaded = self._residency.loaded
+        if not scheduler.usable:
+            scheduler.check_usable()
+        residency = self._residency
+        loaded = residency.loaded
         token = object()
         held = Held(scheduler, token)
         with scheduler.lock:
@@ -154,8 +156,10 @@ class ExpertCache:
             scheduler.holds[token] = threading.get_ident()
             for entry in entries:
                 entry.holders.add(token)
-            scheduler.note_hits(entries)
-            self._residency.counters.hits += len(entries)
+            residency.counters.hits += len(entries)
+            residency.journal.append(entries)
+            if len(residency.journal) > JOURNAL_LIMIT:
+                scheduler.work.notify()
         held.tensors = [entry.tensors for entry in entries]
         return held
 

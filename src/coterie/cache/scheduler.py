@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections import deque
@@ -12,12 +11,14 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from coterie.cache.claims import Claim, Entry
+from coterie.cache.forks import watch_forks
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.errors import CoterieError, ReadError, UsageError
 from coterie.spec import ExpertKey
 
-_JOURNAL_LIMIT = 256
+JOURNAL_LIMIT = 256
+"""Leases whose hits the policy may not have been told about yet."""
 
 
 class Scheduler:
@@ -43,7 +44,7 @@ class Scheduler:
         self._queue_depth = queue_depth
         self.lock = threading.RLock()
         self._ready = threading.Condition(self.lock)
-        self._work = threading.Condition(self.lock)
+        self.work = threading.Condition(self.lock)
         self.claims: dict[Claim, None] = {}
         self.holds: dict[object, int] = {}
         # Claims whose members must stay together and that lack slots; the first may hold while it waits for more.
@@ -53,22 +54,31 @@ class Scheduler:
         self._tickets = itertools.count()
         self._failure: BaseException | None = None
         self.closed = False
-        self.process = os.getpid()
+        # Neither closed nor forked: the one thing that the fast path looks at.
+        self.usable = True
+        self.forked = False
         self._threads = [
             threading.Thread(target=self._run, name=f"coterie-read-{number}", daemon=True) for number in range(threads)
         ]
         for thread in self._threads:
             thread.start()
+        watch_forks(self)
 
     def check_usable(self) -> None:
         """Raises UsageError if the cache is closed or belongs to another process."""
-        if self.closed:
+        if self.usable:
+            return
+        if self.closed and not self.forked:
             raise UsageError("The expert cache is closed.", advice="Open the model again.")
-        if os.getpid() != self.process:
-            raise UsageError(
-                "The expert cache was made in another process: its reading threads do not survive a fork.",
-                advice="Open the model in the process that uses it.",
-            )
+        raise UsageError(
+            "The expert cache was made in another process: its reading threads do not survive a fork.",
+            advice="Open the model in the process that uses it.",
+        )
+
+    def on_forked(self) -> None:
+        """The lock may be held by a thread that does not exist here: nothing works any more, and says so."""
+        self.forked = True
+        self.usable = False
 
     def open(self, claim: Claim) -> None:
         """Registers a claim, holds what it asks for and is resident, and starts the reads of the rest."""
@@ -107,7 +117,7 @@ class Scheduler:
 
     def release(self, claim: Claim) -> None:
         """Gives up everything that a claim holds. Harmless when repeated."""
-        if os.getpid() != self.process:
+        if self.forked:
             return
         with self.lock:
             for key in claim.keys:
@@ -124,7 +134,7 @@ class Scheduler:
 
     def release_hold(self, token: object, entries: Sequence[Entry]) -> None:
         """Gives up a hold. Harmless when repeated."""
-        if os.getpid() != self.process:
+        if self.forked:
             return
         with self.lock:
             for entry in entries:
@@ -137,8 +147,8 @@ class Scheduler:
         """Remembers uses for the policy. Needs the lock."""
         journal = self.residency.journal
         journal.append(entries)
-        if len(journal) > _JOURNAL_LIMIT:
-            self._work.notify()
+        if len(journal) > JOURNAL_LIMIT:
+            self.work.notify()
 
     def hint(self, keys: Iterable[ExpertKey]) -> None:
         """Queues prefetches; unknown keys are passed over."""
@@ -150,16 +160,17 @@ class Scheduler:
             # The newest hints are the best: what has not been started by now is superseded.
             self._hints = deque(key for key in wanted if self.residency.find(key) is None)
             if self._hints:
-                self._work.notify()
+                self.work.notify()
 
     def close(self, *, wait: bool) -> None:
         """Ends the reading threads and wakes all consumers; with ``wait``, frees the memory too."""
-        if os.getpid() != self.process:
+        if self.forked:
             return
         with self.lock:
             self.closed = True
+            self.usable = False
             self._ready.notify_all()
-            self._work.notify_all()
+            self.work.notify_all()
         if not wait:
             return
         for thread in self._threads:
@@ -205,7 +216,7 @@ class Scheduler:
         if hits and not claim.prefill:
             self.note_hits(hits)
         if claim.todo:
-            self._work.notify()
+            self.work.notify()
         elif claim in self._together:
             self._together.remove(claim)
             self._ready.notify_all()
@@ -215,7 +226,7 @@ class Scheduler:
         if claim.waiting_since is None:
             claim.waiting_since = next(self._tickets)
         try:
-            self._work.notify()
+            self.work.notify()
             self._ready.wait()
         finally:
             waited = time.perf_counter() - began
@@ -224,7 +235,7 @@ class Scheduler:
 
     def _wake_reader(self) -> None:
         if self._is_demanded():
-            self._work.notify()
+            self.work.notify()
 
     def _is_demanded(self) -> bool:
         # A tuple, because collecting a lost lease can change the table at any moment.
@@ -252,9 +263,9 @@ class Scheduler:
             if entry is not None:
                 # There may be work for one more; each thread that finds some wakes the next.
                 if self._hints or self._is_demanded():
-                    self._work.notify()
+                    self.work.notify()
                 return entry
-            self._work.wait()
+            self.work.wait()
         return None
 
     def _demanded(self) -> Entry | None:

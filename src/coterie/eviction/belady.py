@@ -83,13 +83,14 @@ class _Optimum(Generic[K]):
         self._next_use.update(following)
         used = [key for key in group.keys if key not in absent]
         bytes_read = 0
-        # Only matters for a group that does not fit: what is needed the soonest is to be loaded last, and so to stay.
+        # Only matters where members make room for each other: what is needed the soonest is loaded last, and so stays.
         for key in sorted(missing, key=following.__getitem__, reverse=True):
             size = size_of(self._sizes, key, self._capacity)
             while self._used + size > self._capacity:
-                if not self._evict():
+                if group.prefill or not self._heap:
                     self._offer(used)
                     used = []
+                self._evict()
             self.resident[key] = size
             self._used += size
             used.append(key)
@@ -102,14 +103,13 @@ class _Optimum(Generic[K]):
             self._pushed += 1
             heapq.heappush(self._heap, (-self._next_use[key], self._pushed, key))
 
-    def _evict(self) -> bool:
-        while self._heap:
-            negative, _, key = heapq.heappop(self._heap)
-            if key in self.resident and self._next_use[key] == -negative:
-                self._used -= self.resident.pop(key)
-                self.evictions += 1
-                return True
-        return False
+    def _evict(self) -> None:
+        if not self._heap:
+            return
+        negative, _, key = heapq.heappop(self._heap)
+        if key in self.resident and self._next_use[key] == -negative:
+            self._used -= self.resident.pop(key)
+            self.evictions += 1
 
 
 def _replay(groups: list[Group[K]], capacity: int, sizes: Mapping[K, int] | int) -> Outcome:

@@ -27,7 +27,8 @@ def simulate(
 
     The members of a group are needed together: none of them is evicted for another, as long as they fit. A group that
     does not fit is streamed: its hits first, then its misses in order, the ones already used making room, as a
-    :class:`coterie.cache.Lease` does it.
+    :class:`coterie.cache.Lease` does it. A prefill uses its members one by one, so each of them may make room for the
+    next.
 
     Args:
         trace: Groups in the order of use.
@@ -100,7 +101,7 @@ class _Replay(Generic[K]):
         if not group.prefill:
             for key in used:
                 self._policy.hit(key)
-        pinned = set(used)
+        pinned = set() if group.prefill else set(used)
         bytes_read = 0
         for key in missing:
             size = size_of(self._sizes, key, self._capacity)
@@ -109,8 +110,9 @@ class _Replay(Generic[K]):
             self._resident[key] = size
             self._used += size
             bytes_read += size
-            pinned.add(key)
-            used.append(key)
+            if not group.prefill:
+                pinned.add(key)
+                used.append(key)
         return bytes_read
 
     def _make_room(self, size: int, pinned: set[K], used: deque[K]) -> None:
