@@ -1,5 +1,7 @@
 """Adapted routers inside whole models of transformers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,16 @@ def adapt(model: nn.Module, **options: object) -> None:
     for block in moe_blocks(model):
         slot = find_router(block)
         setattr(block, slot.attribute, adapt_router(slot.module, **options))
+
+
+def require_sentinels(model: nn.Module) -> None:
+    """Older releases refuse the id E in the eager forward; there only Coterie's own experts functions skip it."""
+    experts = moe_blocks(model)[0].experts
+    try:
+        with torch.no_grad():
+            experts(torch.zeros(1, 32), torch.tensor([[0, 8]]), torch.tensor([[1.0, 0.0]]))
+    except RuntimeError:
+        pytest.skip("the eager experts of this transformers do not skip sentinels")
 
 
 def logits(model: nn.Module) -> torch.Tensor:
@@ -42,14 +54,20 @@ def test_every_layer_has_a_known_router(model):
 
 
 def test_router_logits_are_still_recorded(model):
-    adapt(model, available=torch.arange(8) < 5)
+    untouched = copy.deepcopy(model)  # recording installs hooks on the routers that it finds by class
+    adapt(model, available=torch.ones(8, dtype=torch.bool))
     with torch.no_grad():
+        stock = untouched(input_ids=IDS, output_router_logits=True).router_logits
+        if stock is None:
+            pytest.skip("this transformers does not record the router logits of this model")
         recorded = model(input_ids=IDS, output_router_logits=True).router_logits
-    assert [tuple(layer.shape) for layer in recorded] == [(32, 8), (32, 8)]
+    assert len(recorded) == 2
+    assert all(torch.equal(a, b) for a, b in zip(recorded, stock, strict=True))
 
 
 @pytest.mark.parametrize("present", [5, 2, 0])
 def test_masked_experts_are_never_computed(model, present):
+    require_sentinels(model)
     for block in moe_blocks(model):
         for name, parameter in block.experts.named_parameters():
             assert parameter.shape[0] == 8, name
@@ -60,6 +78,7 @@ def test_masked_experts_are_never_computed(model, present):
 
 
 def test_no_expert_available_equals_experts_that_add_nothing(model):
+    require_sentinels(model)
     adapt(model, available=torch.zeros(8, dtype=torch.bool))
     masked = logits(model)
     for block in moe_blocks(model):
@@ -70,6 +89,7 @@ def test_no_expert_available_equals_experts_that_add_nothing(model):
 
 
 def test_dropped_slots_are_skipped_by_the_stock_experts(model):
+    require_sentinels(model)
     experts = moe_blocks(model)[0].experts
     hidden = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
     ids = torch.tensor([[0, 1, 2], [5, 6, 7], [0, 6, 1], [2, 3, 4], [7, 0, 5], [1, 2, 3]])
