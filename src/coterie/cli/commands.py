@@ -32,6 +32,7 @@ class CommandEntry:
 
 COMMANDS = (
     CommandEntry("doctor", "coterie.cli.doctor", "Examine this machine: processor, memory, disk, versions; advise."),
+    CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, or remove one."),
 )
 """In the order in which `coterie --help` shows them: from the first thing a newcomer does to the last."""
 

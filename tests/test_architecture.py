@@ -1,0 +1,171 @@
+"""What the layout promises, checked: layers and cycles are import-linter's job (`make check`), the rest is here."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import coterie
+
+SOURCE = Path(coterie.__file__).parent
+PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())
+FILES = sorted(SOURCE.rglob("*.py"))
+MODULES = sorted(
+    info.name for info in pkgutil.walk_packages([str(SOURCE)], "coterie.") if info.name != "coterie.__main__"
+)
+VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "shared", "base"}
+TORCH_FREE = {"errors", "spec", "plan", "profiles", "eviction"}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def run_python(script: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def contract(name_start: str) -> dict[str, object]:
+    return next(c for c in PROJECT["tool"]["importlinter"]["contracts"] if c["name"].startswith(name_start))
+
+
+def test_importing_coterie_loads_no_third_party_package() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import coterie\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
+        "print(sorted(new))"
+    )
+    assert run_python(script) == "['coterie']"
+
+
+def test_importing_coterie_changes_nothing_in_the_process() -> None:
+    script = (
+        "import os, sys, warnings, logging, threading, signal\n"
+        "def state():\n"
+        "    return (dict(os.environ), list(sys.path), list(warnings.filters), logging.getLogger().level,\n"
+        "            list(logging.getLogger().handlers), threading.active_count(), sys.excepthook,\n"
+        "            signal.getsignal(signal.SIGINT), os.getcwd())\n"
+        "before = state()\n"
+        "import coterie\n"
+        "print(before == state())"
+    )
+    assert run_python(script) == "True"
+
+
+def test_cli_starts_without_torch() -> None:
+    script = "import sys, coterie.cli; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    assert run_python(script) == "[]"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_can_be_imported_first(name: str) -> None:
+    # An import cycle that happens to work in one order breaks in another, so each module gets to be the first.
+    cleared = {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] == "coterie"}
+    try:
+        importlib.import_module(name)
+    finally:
+        for key in [key for key in sys.modules if key.split(".")[0] == "coterie"]:
+            del sys.modules[key]
+        sys.modules.update(cleared)
+
+
+def test_public_names_are_complete_and_sorted() -> None:
+    public = coterie.__all__
+    assert public == sorted(set(public))
+    assert set(public) == {"__version__"} | set(coterie._HOMES) | coterie._SUBMODULES
+    for name in public:
+        assert getattr(coterie, name) is not None, name
+    assert set(public) <= set(dir(coterie))
+
+
+def test_public_names_come_from_where_the_table_says() -> None:
+    for name, home in coterie._HOMES.items():
+        assert getattr(coterie, name) is getattr(importlib.import_module(home), name)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    seen = set()
+    for node in guarded.body:
+        if isinstance(node, ast.ImportFrom):
+            seen |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            seen.add(node.target.id)
+    assert seen == set(coterie.__all__)
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        coterie.lod  # noqa: B018
+
+
+def test_no_module_has_a_vague_name() -> None:
+    assert [relative(path) for path in FILES if set(path.relative_to(SOURCE).with_suffix("").parts) & VAGUE] == []
+
+
+def test_only_the_command_line_prints() -> None:
+    offenders = []
+    for path in FILES:
+        if path.is_relative_to(SOURCE / "cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = (
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"print", "input"}
+            )
+            written = isinstance(node, ast.Attribute) and node.attr in {"stdout", "stderr"}
+            if named or (written and isinstance(node.value, ast.Name) and node.value.id == "sys"):
+                offenders.append(f"{relative(path)}:{node.lineno}")
+    assert offenders == []
+
+
+def test_errors_raised_on_purpose_are_ours() -> None:
+    # A bare Exception or RuntimeError cannot be told apart by a caller.
+    offenders = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                target = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+                if isinstance(target, ast.Name) and target.id in {"Exception", "BaseException", "RuntimeError"}:
+                    offenders.append(f"{relative(path)}:{node.lineno}")
+    assert offenders == []
+
+
+def test_every_error_stands_in_the_drawn_tree_under_its_parent() -> None:
+    from coterie import errors
+
+    document = errors.__doc__ or ""
+    parents: dict[int, str] = {}
+    drawn: dict[str, str] = {}
+    for line in document.splitlines():
+        name = line.lstrip(" │├└─").split(" ")[0]
+        if name.endswith("Error") and hasattr(errors, name) and line.startswith("    "):
+            depth = (len(line) - len(line.lstrip(" │├└─"))) // 4
+            parents[depth] = name
+            if depth > 1:
+                drawn[name] = parents[depth - 1]
+    actual = {
+        name: value.__bases__[0].__name__
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.CoterieError) and value is not errors.CoterieError
+    }
+    assert drawn == actual
+
+
+def test_torch_free_packages_are_in_the_contract_that_says_so() -> None:
+    present = {name for name in TORCH_FREE if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").is_file()}
+    listed = {name.removeprefix("coterie.") for name in contract("No torch in")["source_modules"]}
+    assert listed == present
+
+
+def test_every_layer_of_the_contract_is_in_the_architecture_page() -> None:
+    page = (SOURCE.parents[1] / "ARCHITECTURE.md").read_text()
+    rows = contract("Layers of")["layers"]
+    names = {name.strip(" ()") for row in rows for name in row.split("|")} - {"__main__"}
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
