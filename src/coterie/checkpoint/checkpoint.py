@@ -90,7 +90,7 @@ class Checkpoint:
         config = load_config(location.directory)
         model_class, model_config = resolve_model(config, component)
         tensors = location.tensors()
-        dtype = _model_dtype(config, model_config, tensors)
+        dtype = model_dtype(config, model_config, tensors)
         skeleton = build_skeleton(model_class, model_config, dtype)
         keymap = map_keys(skeleton, tensors, component=component)
         check_architecture(skeleton, len(keymap.banks))
@@ -200,12 +200,18 @@ class Checkpoint:
 
     @cached_property
     def integrity(self) -> str:
-        """Fingerprint of the source: configuration, headers, routers, and samples of every shard, as 32 hex digits."""
+        """Fingerprint of the source as 32 hex digits: configuration, headers, routers, and what fixes the rest.
+
+        That is the commit for a repository of the Hub, of which not all shards need be here, and samples of every
+        shard for a directory.
+        """
         digest = xxhash.xxh3_128((self.location.directory / "config.json").read_bytes())
         for name, info in sorted(self.tensors.items()):
             digest.update(f"{name} {info.dtype} {info.shape} {info.path.name}\n".encode())
-        for path in sorted({info.path for info in self.tensors.values()}):
-            if path.exists():
+        if self.location.repo_id is not None:
+            digest.update(f"{self.location.repo_id} {self.location.revision}\n".encode())
+        else:
+            for path in sorted({info.path for info in self.tensors.values()}):
                 digest.update(_samples(path))
         digest.update(self.identity.encode())
         return digest.hexdigest()
@@ -280,7 +286,7 @@ class Checkpoint:
                 )
 
 
-def _model_dtype(
+def model_dtype(
     config: PreTrainedConfig, model_config: PreTrainedConfig, tensors: Mapping[str, TensorInfo]
 ) -> torch.dtype:
     """What ``dtype="auto"`` of transformers gives: the configuration's, else that of the first floating tensor."""

@@ -24,7 +24,10 @@ from coterie.errors import CheckpointFileError, CheckpointNotFoundError, Unsuppo
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*")
+_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "LICENSE*", "NOTICE*", "README.md")
+
+BUNDLED = "bundled"
+"""The name under which the checkpoint in the package is opened; a directory of that name is ``./bundled``."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,7 +56,8 @@ class Location:
         Raises:
             CheckpointNotFoundError: If there is neither.
         """
-        directory = Path(path_or_id)
+        # Only the bare text: Path("./bundled") is the same path as Path("bundled"), and means the directory.
+        directory = Path(__file__).parents[1] / BUNDLED if path_or_id == BUNDLED else Path(path_or_id)
         if directory.is_dir():
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
         text = str(path_or_id)
