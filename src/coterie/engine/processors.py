@@ -99,14 +99,15 @@ class Processors:
 
     @cached_property
     def image_processor(self) -> Any:
-        """The Pillow image processor.
+        """The Pillow image processor of the Qwen-VL kind.
 
         Raises:
             LoadError: If the directory has none that can be loaded.
         """
-        from transformers import AutoImageProcessor
+        # By name: AutoImageProcessor asks for torchvision in older releases, whichever backend is wanted.
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-        return self._load(AutoImageProcessor, "image processor", backend="pil")
+        return self._load(Qwen2VLImageProcessorPil, "image processor")
 
     @cached_property
     def feature_extractor(self) -> Any:
@@ -154,9 +155,9 @@ class Processors:
         minute = 60 * self.feature_extractor.sampling_rate // self.feature_extractor.hop_length
         return 60.0 * positions / sound_lengths(torch.tensor([minute]), self.n_window)[0]
 
-    def _load(self, auto_class: Any, what: str, **options: Any) -> Any:
+    def _load(self, auto_class: Any, what: str) -> Any:
         try:
-            return auto_class.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True, **options)
+            return auto_class.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             raise LoadError(f"The {what} in {self.path} cannot be loaded: {error}", path=self.path) from error
 

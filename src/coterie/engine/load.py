@@ -1,0 +1,291 @@
+"""``coterie.load``: a transformers model whose experts are read when the router picks them."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from coterie.cache import ExpertCache, minimum_capacity
+from coterie.engine.runtime import Runtime
+from coterie.engine.shape import context_shape, default_context
+from coterie.engine.source import ModelSource, open_source
+from coterie.errors import CoverageError, LoadError, MemoryBudgetError, UnsupportedError, UsageError
+from coterie.hf.experts import IMPLEMENTATION
+from coterie.integration import (
+    Attachment,
+    Missing,
+    StreamingConfig,
+    check_missing,
+    forget,
+    install_guards,
+    register,
+)
+from coterie.plan.budget import MemoryPlan, plan_memory
+from coterie.plan.machine import default_memory_budget, process_memory
+from coterie.spec import BankKey, format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_READ_THREADS = 4
+
+
+def load(
+    path: str | Path,
+    *,
+    memory: str | int | None = None,
+    expert_memory: str | int | None = None,
+    component: str | None = None,
+    missing: Missing | None = None,
+    eviction: str = "lru",
+    experts_per_token: int | None = None,
+    max_context: int | None = None,
+    verify_reads: bool = False,
+    revision: str | None = None,
+    threads: int | None = None,
+    device: Literal["cpu"] = "cpu",
+) -> PreTrainedModel:
+    """Opens a model whose experts are streamed.
+
+    With a lossless store (or a checkpoint) and all experts present, its logits are bit-identical to those of stock
+    transformers with ``experts_implementation="eager"``, at any memory budget, for the same prefill chunking and
+    thread count.
+
+    Args:
+        path: A store, a checkpoint directory, a Hub id, or ``"bundled"``.
+        memory: Ceiling for the whole process, such as ``"8GiB"``. Default: what the machine and the cgroup allow,
+            less a margin.
+        expert_memory: Sizes the experts' arena alone: bytes, ``"2GiB"``, or ``"25%"`` of the bytes of all experts.
+            Without ``memory``, the rest of the process is then not bounded.
+        component: ``"thinker"`` or ``"talker"`` of a whole model.
+        missing: What to do about experts that are not in the store: ``"error"``, ``"mask"``, ``"drop"`` or
+            ``"nearest"``. Default: a partial store does not open.
+        eviction: ``"lru"``, ``"lfu"`` or ``"lfru"``.
+        experts_per_token: Overrides the routers' k; changes the output.
+        max_context: Tokens (sequences × length) that the budget provides for. Default: 4096, or less if the model was
+            made for less.
+        verify_reads: Compare every expert read with its checksum (stores only).
+        revision: Branch, tag or commit of a Hub repository.
+        threads: torch's intra-op threads, set for the whole process; default: unchanged.
+        device: Only ``"cpu"``.
+
+    Returns:
+        A ``PreTrainedModel`` of the checkpoint's own class. ``model.coterie`` has ``stats()``, observers and traces.
+
+    Raises:
+        CoterieError: Its subclasses name what is wrong; see :mod:`coterie.errors`.
+    """
+    _check_arguments(device, missing, threads, max_context)
+    source = open_source(path, component=component, revision=revision)
+    _check_coverage(source, missing)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    minimum = minimum_capacity(source.experts)
+    budget = _budget(memory, expert_memory)
+    context = default_context(source.config) if max_context is None else max_context
+    if budget is not None:
+        # A first look, so that a budget that cannot do is refused before gigabytes are read.
+        _plan(source, budget, context, minimum, loaded=False)
+    register()
+    attachment = Attachment(
+        present=source.present, missing=None if source.complete else missing, experts_per_token=experts_per_token
+    )
+    model = _build(source, attachment)
+    gc.collect()
+    plan = None if budget is None else _plan(source, budget, context, minimum, loaded=True)
+    capacity = _capacity(source, plan, expert_memory, minimum)
+    working_set = _working_set(source, attachment, experts_per_token)
+    _warn_small(capacity, working_set)
+    cache = ExpertCache(
+        source.experts,
+        capacity=capacity,
+        eviction=eviction,
+        verify_reads=verify_reads,
+        read_threads=_READ_THREADS,
+    )
+    attachment.connect(cache, source.experts)
+    if plan is not None:
+        for clock in attachment.clocks.values():
+            clock.max_context = context
+    forget(model)
+    install_guards(model)
+    runtime = Runtime(source=source, attachment=attachment, cache=cache, plan=plan, working_set=working_set)
+    model.__dict__["coterie"] = runtime
+    return model
+
+
+def _check_arguments(device: str, missing: str | None, threads: int | None, max_context: int | None) -> None:
+    if device != "cpu":
+        raise UnsupportedError(
+            f"device={device!r} is not supported.", advice='Only "cpu" has been run; leave device out.', device=device
+        )
+    check_missing(missing)
+    for name, value in (("threads", threads), ("max_context", max_context)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
+
+
+def _check_coverage(source: ModelSource, missing: str | None) -> None:
+    if source.complete:
+        return
+    have = sum(len(ids) for ids in source.present.values())
+    want = sum(source.num_experts.values())
+    if missing is None:
+        shares = {len(ids) / source.num_experts[bank] for bank, ids in source.present.items()}
+        raise CoverageError(
+            f"{source.name} holds {have} of {want} experts ({100 * min(shares):.0f} to {100 * max(shares):.0f} % "
+            f"of a layer's).",
+            advice="Say what to do when an absent one is needed: missing='mask' routes to the best one that is there, "
+            "'drop' leaves it out, 'nearest' lets the most similar one stand in, 'error' stops. Or extract the rest.",
+            present=have,
+            total=want,
+        )
+    if have == 0 and missing != "drop":
+        raise CoverageError(f"{source.name} holds no expert at all.", advice="Only missing='drop' opens it.")
+
+
+def _budget(memory: str | int | None, expert_memory: str | int | None) -> int | None:
+    if memory is not None:
+        return parse_bytes(memory, what="memory")
+    return None if expert_memory is not None else default_memory_budget()
+
+
+def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loaded: bool) -> MemoryPlan:
+    measured = process_memory(exact=loaded)
+    dense = 0 if loaded else sum(tensor.info.nbytes for tensor in source.dense.values())
+    largest = max((source.experts.layout(key).nbytes for key in source.experts.keys()), default=0)  # noqa: SIM118
+    return plan_memory(
+        budget=budget,
+        process=measured.anonymous + measured.file_mapped + measured.shared + measured.page_tables + dense,
+        shape=context_shape(source.config, source.dtype),
+        max_context=context,
+        io_buffers=2 * _READ_THREADS * largest if source.kind == "checkpoint" else 0,
+        minimum=minimum,
+        total=1 << 62,
+    )
+
+
+def _capacity(source: ModelSource, plan: MemoryPlan | None, expert_memory: str | int | None, minimum: int) -> int:
+    if expert_memory is None:
+        if plan is None:
+            raise LoadError("Neither a budget nor expert memory is known.")
+        return plan.arena
+    wanted = _expert_bytes(source, expert_memory)
+    if plan is not None and wanted > plan.arena:
+        raise MemoryBudgetError(
+            f"expert_memory={expert_memory!r} is {format_bytes(wanted)}, the memory budget leaves "
+            f"{format_bytes(plan.arena)} for experts.",
+            advice="Leave expert_memory out to use what is left, or raise memory.",
+            budget=plan.arena,
+            minimum=wanted,
+        )
+    if wanted < minimum:
+        raise MemoryBudgetError(
+            f"expert_memory={expert_memory!r} is {format_bytes(wanted)}; at least {format_bytes(minimum)} is needed.",
+            advice="That is room for two experts: one to compute with, one to read.",
+            budget=wanted,
+            minimum=minimum,
+        )
+    return wanted
+
+
+def _expert_bytes(source: ModelSource, expert_memory: str | int) -> int:
+    if isinstance(expert_memory, str) and expert_memory.strip().endswith("%"):
+        text = expert_memory.strip()[:-1]
+        try:
+            share = float(text) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 < share <= 1:
+            raise UsageError(
+                f"expert_memory={expert_memory!r} is not a share.", advice="Write it like '25%' or '2GiB'.", got=text
+            )
+        return int(share * all_expert_bytes(source))
+    return parse_bytes(expert_memory, what="expert memory")
+
+
+def all_expert_bytes(source: ModelSource) -> int:
+    """Bytes of all the model's experts, absent ones included, at the sizes of those that are there."""
+    sizes: dict[BankKey, int] = {}
+    for key in source.experts.keys():  # noqa: SIM118 - a source is not a mapping
+        sizes.setdefault(key.bank_key, source.experts.layout(key).nbytes)
+    typical = max(sizes.values(), default=0)
+    return sum(count * sizes.get(bank, typical) for bank, count in source.num_experts.items())
+
+
+def _working_set(source: ModelSource, attachment: Attachment, experts_per_token: int | None) -> int:
+    sizes: dict[BankKey, int] = {}
+    for key in source.experts.keys():  # noqa: SIM118 - a source is not a mapping
+        sizes.setdefault(key.bank_key, source.experts.layout(key).nbytes)
+    total = 0
+    for place, bank in attachment.banks.items():
+        top_k = experts_per_token or bank.bank.top_k or 1
+        total += min(top_k, len(source.present[place])) * sizes.get(place, 0)
+    return total
+
+
+def _warn_small(capacity: int, working_set: int) -> None:
+    if capacity < 2 * working_set:
+        warnings.warn(
+            f"The experts have {format_bytes(capacity)}, less than twice the {format_bytes(working_set)} that one "
+            f"token uses: most will be read again for every token. {format_bytes(2 * working_set)} or more is advised.",
+            stacklevel=3,
+        )
+
+
+def _build(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
+    generation_config = _generation_config(source)
+    model: PreTrainedModel
+    model, info = source.model_class.from_pretrained(
+        None,
+        config=source.config,
+        state_dict=dict(source.dense),
+        dtype=source.dtype,
+        quantization_config=StreamingConfig(attachment.attach),
+        experts_implementation=IMPLEMENTATION,
+        generation_config=generation_config,
+        output_loading_info=True,
+    )
+    _check_loaded(model, info, attachment, source)
+    model.config.name_or_path = str(source.directory)
+    model.requires_grad_(False)
+    return model
+
+
+def _generation_config(source: ModelSource) -> Any:
+    from transformers import GenerationConfig
+
+    if (source.directory / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(source.directory, local_files_only=True)
+    return None
+
+
+def _check_loaded(model: Any, info: dict[str, Any], attachment: Attachment, source: ModelSource) -> None:
+    """No weight may be missing, left on the meta device, or initialised by chance."""
+    if not attachment.banks:
+        raise LoadError(
+            "transformers loaded the model without the streaming plug-in.",
+            advice="This release of transformers is not supported; please report it.",
+        )
+    for kind, what in (
+        ("missing_keys", "was in neither the dense weights nor the experts"),
+        ("mismatched_keys", "has another shape than the model needs"),
+        ("unexpected_keys", "belongs to nothing in the model"),
+        ("conversion_errors", "could not be converted"),
+        ("error_msgs", "could not be loaded"),
+    ):
+        names = sorted(map(str, info.get(kind) or ()))
+        if names:
+            raise LoadError(
+                f"{names[0]} of {source.name} {what}" + (f" (and {len(names) - 1} more)." if len(names) > 1 else "."),
+                advice="Verify the store or download the checkpoint again.",
+                tensor=names[0],
+                names=names,
+            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise LoadError(f"{name} of {source.name} was not loaded.", advice="Please report it.", tensor=name)

@@ -1,0 +1,109 @@
+"""``model.coterie``: what a streamed model has beyond a stock one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from coterie.cache import ExpertCache
+from coterie.engine.recording import TokenRecorder, TraceRecorder
+from coterie.engine.source import ModelSource
+from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
+from coterie.integration import Attachment
+from coterie.plan.budget import MemoryPlan
+from coterie.spec import BankKey, Observer
+
+
+class Runtime:
+    """The streaming side of an open model, found at ``model.coterie``.
+
+    Attributes:
+        source: What the model was opened from.
+        cache: The experts in memory.
+        plan: How the memory budget was divided, or None if ``expert_memory`` sized the arena alone.
+        working_set: Bytes of layers × experts per token.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: ModelSource,
+        attachment: Attachment,
+        cache: ExpertCache,
+        plan: MemoryPlan | None,
+        working_set: int,
+    ) -> None:
+        self.source = source
+        self.cache = cache
+        self.plan = plan
+        self.working_set = working_set
+        self._attachment = attachment
+        self._token_recorder: TokenRecorder | None = None
+
+    @property
+    def banks(self) -> list[BankKey]:
+        """All banks of experts, in order."""
+        return sorted(self._attachment.banks)
+
+    def stats(self) -> ModelStats:
+        """What was asked for, found, read and waited for since the model was opened."""
+        total, components, layers = bank_statistics(self._attachment.banks)
+        cache = self.cache.stats()
+        clocks = self._attachment.clocks
+        return ModelStats(
+            schema_version=STATS_SCHEMA_VERSION,
+            model=self.source.name,
+            identity=self.source.identity,
+            prefill_tokens={name: clock.tokens["prefill"] for name, clock in clocks.items()},
+            decode_tokens={name: clock.tokens["decode"] for name, clock in clocks.items()},
+            total=total,
+            components=components,
+            layers=layers,
+            capacity=cache.capacity,
+            resident_bytes=cache.resident_bytes,
+            resident_experts=cache.resident_count,
+            total_expert_bytes=self.cache.total_bytes,
+            minimum=self.cache.minimum,
+            working_set=self.working_set,
+            prefetch_issued=cache.prefetch_issued,
+            prefetch_used=cache.prefetch_used,
+            tokens=None if self._token_recorder is None else self._token_recorder.tokens(),
+        )
+
+    def write_stats(self, path: str | Path) -> None:
+        """Writes :meth:`stats` as JSON."""
+        Path(path).write_text(json.dumps(self.stats().to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def add_observer(self, observer: Observer) -> None:
+        """Tells ``observer`` about every event from now on."""
+        self._attachment.observers.append(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Stops telling it; harmless if it was not told."""
+        if observer in self._attachment.observers:
+            self._attachment.observers.remove(observer)
+
+    def record_tokens(self) -> None:
+        """From now on keeps every token's experts and gate weights, to be had from :meth:`stats`."""
+        if self._token_recorder is None:
+            self._token_recorder = TokenRecorder()
+            self.add_observer(self._token_recorder)
+
+    @contextmanager
+    def record_trace(self, path: str | Path) -> Iterator[TraceRecorder]:
+        """Records the routing of what runs inside the context and writes it at the end, also after an error."""
+        recorder = TraceRecorder(
+            model=self.source.name, identity=self.source.identity, num_experts=dict(self.source.num_experts)
+        )
+        self.add_observer(recorder)
+        try:
+            yield recorder
+        finally:
+            self.remove_observer(recorder)
+            recorder.save(path)
+
+    def close(self) -> None:
+        """Frees the experts' memory and closes files. The model cannot run afterwards. Harmless when repeated."""
+        self.cache.close()

@@ -1,0 +1,93 @@
+"""The dimensions of a model that its memory in use depends on, read from its configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from coterie.plan.budget import ContextShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+DEFAULT_CONTEXT = 4096
+"""Tokens that a budget provides for where the caller states none and the model allows them."""
+
+_TEXT_PARTS = (
+    ("thinker_config", "text_config"),
+    ("talker_config", "text_config"),
+    ("talker_config", "code_predictor_config"),
+)
+
+
+def text_configs(config: PreTrainedConfig) -> list[Any]:
+    """The configurations of every part that keeps a cache of keys and values."""
+    found = []
+    for outer, inner in _TEXT_PARTS:
+        part = getattr(getattr(config, outer, None), inner, None)
+        if part is None and outer == "talker_config":
+            part = getattr(config, inner, None) if inner != "text_config" else None
+        if part is not None:
+            found.append(part)
+    return found or [config.get_text_config(decoder=True)]
+
+
+def default_context(config: PreTrainedConfig) -> int:
+    """``DEFAULT_CONTEXT``, or what the model was made for if that is less."""
+    limits = [getattr(part, "max_position_embeddings", None) for part in text_configs(config)[:1]]
+    return min([DEFAULT_CONTEXT, *[limit for limit in limits if isinstance(limit, int) and limit > 0]])
+
+
+def context_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ContextShape:
+    """The dimensions that memory in use depends on; for several parts, the largest of each (caches are added up)."""
+    parts = text_configs(config)
+    itemsize = dtype.itemsize
+    return ContextShape(
+        hidden=max(_number(p, "hidden_size", "d_model", "n_embd") for p in parts),
+        attention=max(_heads(p) * _head_dim(p) for p in parts),
+        kv_per_token=sum(_kv_width(p) * _number(p, "num_hidden_layers", "num_layers", "n_layer") for p in parts)
+        * itemsize,
+        intermediate=max(_number(p, "intermediate_size", "ffn_hidden_size", "d_ff") for p in parts),
+        experts=max(
+            _number(p, "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts") for p in parts
+        ),
+        top_k=max(_number(p, "num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk") for p in parts),
+        vocabulary=max(_number(p, "vocab_size") for p in parts),
+        itemsize=itemsize,
+    )
+
+
+def _number(config: Any, *names: str) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, (list, tuple)) and value:
+            value = max(value)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 1
+
+
+def _heads(config: Any) -> int:
+    return _number(config, "num_attention_heads", "n_head", "num_heads")
+
+
+def _head_dim(config: Any) -> int:
+    if getattr(config, "kv_lora_rank", None):
+        # Multi-head latent attention: transformers caches keys and values expanded to all heads.
+        return max(_number(config, "qk_head_dim"), _mla_key_dim(config))
+    stated = getattr(config, "head_dim", None)
+    return stated if isinstance(stated, int) else max(1, _number(config, "hidden_size", "d_model") // _heads(config))
+
+
+def _mla_key_dim(config: Any) -> int:
+    return _number(config, "qk_nope_head_dim") + _number(config, "qk_rope_head_dim")
+
+
+def _kv_width(config: Any) -> int:
+    if getattr(config, "kv_lora_rank", None):
+        return _heads(config) * (_mla_key_dim(config) + _number(config, "v_head_dim"))
+    kv_heads = getattr(config, "num_key_value_heads", None)
+    if isinstance(kv_heads, (list, tuple)) and kv_heads:
+        kv_heads = max(kv_heads)
+    return 2 * (kv_heads if isinstance(kv_heads, int) else _heads(config)) * _head_dim(config)

@@ -1,0 +1,140 @@
+"""One view of what can be opened: a store, a checkpoint directory, a Hub id, or ``bundled``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from coterie.checkpoint import Checkpoint, LazyTensor, model_dtype, read_header
+from coterie.errors import LoadError, UsageError
+from coterie.hf.configs import fill_known_gaps, load_config, resolve_model
+from coterie.spec import BankKey, ExpertSource
+from coterie.store import Store, is_store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+BUNDLED = "bundled"
+"""Name of the checkpoint that is part of the package; ``./bundled`` is a directory."""
+
+
+def resolve_path(path: str | Path) -> str | Path:
+    """Replaces the name ``bundled`` by the directory in the package; leaves everything else as it is."""
+    return Path(str(files("coterie"))) / BUNDLED if path == BUNDLED else path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A store or checkpoint, ready to be loaded.
+
+    Attributes:
+        kind: ``store`` or ``checkpoint``.
+        name: For messages: directory name or Hub id.
+        directory: Where configuration, tokenizer and processor files are.
+        identity: Fingerprint of the model.
+        model_class: transformers class.
+        config: The part of the configuration that belongs to it.
+        dtype: Dtype that the model computes in.
+        experts: Where experts come from.
+        num_experts: Bank → E.
+        present: Bank → ids of the experts that are there.
+        dense: Dense tensors by checkpoint name, unread.
+    """
+
+    kind: Literal["store", "checkpoint"]
+    name: str
+    directory: Path
+    identity: str
+    model_class: type[PreTrainedModel]
+    config: PreTrainedConfig
+    dtype: torch.dtype
+    experts: ExpertSource
+    num_experts: Mapping[BankKey, int]
+    present: Mapping[BankKey, frozenset[int]]
+    dense: Mapping[str, LazyTensor]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every expert is there."""
+        return all(len(ids) == self.num_experts[bank] for bank, ids in self.present.items())
+
+
+def open_source(path: str | Path, *, component: str | None = None, revision: str | None = None) -> ModelSource:
+    """Opens a store, a checkpoint directory, a Hub id, or ``bundled``. Reads no expert.
+
+    Raises:
+        CheckpointError, StoreError, UnsupportedError: As their packages say.
+        UsageError: If the component is not in the store or model.
+    """
+    resolved = resolve_path(path)
+    if Path(resolved).is_dir() and is_store(Path(resolved)):
+        return _store_source(Store.open(resolved), component)
+    if Path(resolved).is_dir() and not (Path(resolved) / "config.json").exists():
+        Store.open(resolved)  # says what is wrong with an unfinished store
+    return _checkpoint_source(Checkpoint.open(resolved, component=component, revision=revision))
+
+
+def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:
+    checkpoint.download(name for name in checkpoint.tensors if name not in set(checkpoint.keymap.outside))
+    fill_known_gaps(checkpoint.skeleton.config)
+    return ModelSource(
+        kind="checkpoint",
+        name=checkpoint.location.name,
+        directory=checkpoint.location.directory,
+        identity=checkpoint.identity,
+        model_class=type(checkpoint.skeleton),
+        config=checkpoint.skeleton.config,
+        dtype=checkpoint.dtype,
+        experts=checkpoint,
+        num_experts={key: bank.bank.num_experts for key, bank in checkpoint.banks.items()},
+        present={key: frozenset(range(bank.bank.num_experts)) for key, bank in checkpoint.banks.items()},
+        dense=checkpoint.dense_state_dict(),
+    )
+
+
+def _store_source(store: Store, component: str | None) -> ModelSource:
+    config = load_config(store.path)
+    facts = store.manifest.model
+    model_class, model_config = resolve_model(config, component or facts.component)
+    if component in (None, facts.component) and model_class.__name__ != facts.class_name:
+        raise LoadError(
+            f"{store.path} holds a {facts.class_name}, its config.json describes a {model_class.__name__}.",
+            advice="Extract the store again.",
+            path=store.path,
+            expected=facts.class_name,
+            got=model_class.__name__,
+        )
+    fill_known_gaps(model_config)
+    tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
+    banks = {key: bank.num_experts for key, bank in store.banks.items()}
+    if model_class.__name__ != facts.class_name:
+        if facts.component is not None:
+            raise UsageError(
+                f"{store.path} holds only the {facts.component}, not the {component}.",
+                advice=f"Leave component out, or extract the {component} into a store.",
+                component=component,
+            )
+        banks = {key: count for key, count in banks.items() if key.component == component}
+        tensors = {name: info for name, info in tensors.items() if name.startswith(f"{component}.")}
+    present: dict[BankKey, set[int]] = {key: set() for key in banks}
+    for key in store.keys():  # noqa: SIM118 - a store is a source, not a mapping
+        if key.bank_key in present:
+            present[key.bank_key].add(key.expert)
+    return ModelSource(
+        kind="store",
+        name=store.path.name,
+        directory=store.path,
+        identity=facts.identity,
+        model_class=model_class,
+        config=model_config,
+        dtype=model_dtype(config, model_config, tensors),
+        experts=store,
+        num_experts=banks,
+        present={key: frozenset(ids) for key, ids in present.items()},
+        dense={name: LazyTensor(info) for name, info in tensors.items()},
+    )

@@ -1,0 +1,160 @@
+"""What a streamed model did since it was opened: figures to read, and to write as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from coterie.integration import BankCounters, StreamedBank
+from coterie.spec import BankKey
+
+STATS_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankStats:
+    """Figures of one bank, or of several added up.
+
+    Attributes:
+        requested: Distinct experts asked for, added up over forward passes.
+        hits: Of these, found resident.
+        misses: Of these, read.
+        hit_rate: Hits per request over all phases.
+        decode_requested: Requests of decode steps alone.
+        decode_hit_rate: The field's *hit rate*: decode slots found resident per slot asked for.
+        bytes_read: Bytes read from disk.
+        wait_s: Seconds that compute waited for reads.
+        evictions: Experts evicted.
+        absent: (token, expert) pairs whose expert is not in the store.
+    """
+
+    requested: int
+    hits: int
+    misses: int
+    hit_rate: float
+    decode_requested: int
+    decode_hit_rate: float
+    bytes_read: int
+    wait_s: float
+    evictions: int
+    absent: int
+
+    @classmethod
+    def total(cls, counters: Iterable[BankCounters]) -> BankStats:
+        """Adds up counters."""
+        total = BankCounters()
+        for one in counters:
+            for name in BankCounters.__slots__:
+                setattr(total, name, getattr(total, name) + getattr(one, name))
+        return cls(
+            requested=total.requested,
+            hits=total.hits,
+            misses=total.misses,
+            hit_rate=total.hits / total.requested if total.requested else 0.0,
+            decode_requested=total.decode_requested,
+            decode_hit_rate=total.decode_hits / total.decode_requested if total.decode_requested else 0.0,
+            bytes_read=total.bytes_read,
+            wait_s=total.wait_s,
+            evictions=total.evictions,
+            absent=total.absent,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStats:
+    """What one token used in one layer.
+
+    Attributes:
+        step: Forward pass.
+        position: Position within the forward pass's batch × tokens.
+        component: Component.
+        layer: Layer.
+        bank: Bank.
+        experts: Ids that the router chose.
+        weights: Their gate weights.
+        dominant: The id with the largest weight.
+        dominant_share: Its share of the token's gate weight.
+    """
+
+    step: int
+    position: int
+    component: str
+    layer: int
+    bank: str
+    experts: tuple[int, ...]
+    weights: tuple[float, ...]
+    dominant: int
+    dominant_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStats:
+    """Everything counted since the model was opened.
+
+    Attributes:
+        schema_version: Version of this structure when written as JSON.
+        model: Name of the store or checkpoint.
+        identity: Fingerprint of the model.
+        prefill_tokens: Component → tokens of prompts.
+        decode_tokens: Component → tokens of decode steps.
+        total: All banks.
+        components: Component → its banks added up.
+        layers: Each bank.
+        capacity: Bytes that experts may take in memory.
+        resident_bytes: Bytes of the experts in memory now.
+        resident_experts: Experts in memory now.
+        total_expert_bytes: Bytes of all experts that are in the source.
+        minimum: The least capacity that works.
+        working_set: Bytes of layers × experts per token: below twice this, a global LRU can fall to 0 % hits.
+        prefetch_issued: Prefetch reads started.
+        prefetch_used: Of these, used before they were evicted.
+        tokens: Per token and layer, if it was asked for.
+    """
+
+    schema_version: int
+    model: str
+    identity: str
+    prefill_tokens: dict[str, int]
+    decode_tokens: dict[str, int]
+    total: BankStats
+    components: dict[str, BankStats]
+    layers: dict[BankKey, BankStats]
+    capacity: int
+    resident_bytes: int
+    resident_experts: int
+    total_expert_bytes: int
+    minimum: int
+    working_set: int
+    prefetch_issued: int
+    prefetch_used: int
+    tokens: tuple[TokenStats, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; layers become a list with component, layer and bank."""
+        plain = {
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if name not in ("total", "components", "layers", "tokens")
+        }
+        plain["total"] = asdict(self.total)
+        plain["components"] = {name: asdict(stats) for name, stats in self.components.items()}
+        plain["layers"] = [
+            {"component": key.component, "layer": key.layer, "bank": key.bank, **asdict(stats)}
+            for key, stats in self.layers.items()
+        ]
+        if self.tokens is not None:
+            plain["tokens"] = [asdict(token) for token in self.tokens]
+        return plain
+
+
+def bank_statistics(
+    banks: dict[BankKey, StreamedBank],
+) -> tuple[BankStats, dict[str, BankStats], dict[BankKey, BankStats]]:
+    """All banks together, by component, and each."""
+    components = sorted({key.component for key in banks})
+    return (
+        BankStats.total(bank.counters for bank in banks.values()),
+        {c: BankStats.total(b.counters for k, b in banks.items() if k.component == c) for c in components},
+        {key: BankStats.total([bank.counters]) for key, bank in sorted(banks.items())},
+    )

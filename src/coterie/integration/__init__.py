@@ -1,0 +1,19 @@
+"""The transformers plug-in: streamed banks in place of stacked experts, router replacement, guards."""
+
+from coterie.integration.attach import Attachment
+from coterie.integration.bank import BankCounters, StreamedBank
+from coterie.integration.guards import install_guards
+from coterie.integration.missing import Missing, check_missing
+from coterie.integration.quantizer import StreamingConfig, forget, register
+
+__all__ = [
+    "Attachment",
+    "BankCounters",
+    "Missing",
+    "StreamedBank",
+    "StreamingConfig",
+    "check_missing",
+    "forget",
+    "install_guards",
+    "register",
+]

@@ -1,0 +1,80 @@
+"""Which forward pass is going on: its number, its phase and how many tokens it may have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from coterie.errors import ContextLengthError
+from coterie.spec import Observer, Phase, StepStarted
+
+
+class StepClock:
+    """Counts the forward passes of one component and announces them.
+
+    Attributes:
+        component: Name of the component.
+        step: Number of the current forward pass, from 0; -1 before the first.
+        phase: ``prefill`` or ``decode``.
+        max_context: Tokens (sequences × length) that the memory budget was made for; None for no limit.
+        observers: Who is told; shared with the banks.
+    """
+
+    def __init__(self, component: str, observers: list[Observer]) -> None:
+        self.component = component
+        self.step = -1
+        self.phase: Phase = "prefill"
+        self.max_context: int | None = None
+        self.observers = observers
+        self.tokens = {"prefill": 0, "decode": 0}
+
+    def install(self, module: nn.Module) -> None:
+        """Watches the forward passes of ``module``, the component's outermost module."""
+        module.register_forward_pre_hook(self._on_forward, with_kwargs=True)
+
+    def _on_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        shape = _shape(ids, kwargs)
+        if shape is None:
+            batch, tokens = 1, 1
+            ids = None
+        else:
+            batch, tokens = shape
+        cached = _cached_length(kwargs.get("past_key_values"))
+        self.step += 1
+        self.phase = "decode" if tokens == 1 and cached else "prefill"
+        self.tokens[self.phase] += batch * tokens
+        if self.max_context is not None and batch * (cached + tokens) > self.max_context:
+            raise ContextLengthError(
+                f"{batch} × {cached + tokens} tokens are more than the {self.max_context} "
+                f"that the memory budget was made for.",
+                advice="Open the model with a larger max_context, or use a shorter prompt or smaller batch.",
+                tokens=batch * (cached + tokens),
+                max_context=self.max_context,
+            )
+        if self.observers:
+            event = StepStarted(
+                step=self.step,
+                component=self.component,
+                phase=self.phase,
+                batch=batch,
+                tokens=tokens,
+                input_ids=None if ids is None else np.asarray(ids.detach().to("cpu", torch.int64).numpy()),
+            )
+            for observer in self.observers:
+                observer.on_event(event)
+
+
+def _shape(ids: object, kwargs: dict[str, Any]) -> tuple[int, int] | None:
+    for value in (ids, kwargs.get("inputs_embeds"), kwargs.get("decoder_input_ids")):
+        if isinstance(value, torch.Tensor) and value.dim() >= 2:
+            return int(value.shape[0]), int(value.shape[1])
+    return None
+
+
+def _cached_length(cache: object) -> int:
+    length = getattr(cache, "get_seq_length", None)
+    return int(length()) if length is not None else 0

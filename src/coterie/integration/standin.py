@@ -1,0 +1,96 @@
+"""What stands in for a stacked expert parameter: indexing it fetches that expert.
+
+Used where a class's own eager forward is the arithmetic. That forward walks the experts in ascending id and indexes
+each parameter with the id; a cursor over an ordered lease follows it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+import torch
+
+from coterie.errors import LoadError, UnsupportedError
+from coterie.spec import ExpertKey
+
+
+class ExpertCursor(threading.local):
+    """The expert that this thread is computing with, one at a time, in ascending order."""
+
+    def __init__(self) -> None:
+        self._experts: Iterator[tuple[ExpertKey, tuple[torch.Tensor, ...]]] | None = None
+        self._current = -1
+        self._tensors: tuple[torch.Tensor, ...] = ()
+
+    def start(self, experts: Iterator[tuple[ExpertKey, tuple[torch.Tensor, ...]]]) -> None:
+        """Begins a forward pass over experts that arrive in ascending id."""
+        self._experts, self._current, self._tensors = experts, -1, ()
+
+    def stop(self) -> None:
+        """Ends it and forgets the tensors, which are valid no longer."""
+        self._experts, self._current, self._tensors = None, -1, ()
+
+    def seek(self, expert: int) -> tuple[torch.Tensor, ...]:
+        """The tensors of an expert, which must not lie before the current one."""
+        if self._experts is None:
+            raise UnsupportedError(
+                "An expert's weights were asked for outside the model's forward pass.",
+                advice="The experts of a streamed model are only in memory while they are needed.",
+            )
+        while self._current != expert:
+            item = next(self._experts, None)
+            if item is None:
+                raise LoadError(
+                    f"The experts class asked for expert {expert} out of order.",
+                    advice="Its forward pass is not supported; please report the model's class.",
+                    expert=expert,
+                )
+            self._current, self._tensors = item[0].expert, item[1]
+        return self._tensors
+
+
+class StackedStandIn:
+    """Takes the place of a parameter [E, …] of an experts module.
+
+    Args:
+        cursor: Where the current expert is.
+        position: Which field of the record this is.
+        shape: Shape of the whole parameter, [E, …].
+        dtype: Dtype that the model computes in.
+        name: Full name, for messages.
+    """
+
+    # transformers initialises what lacks this mark.
+    _is_hf_initialized = True
+
+    def __init__(
+        self, cursor: ExpertCursor, position: int, shape: tuple[int, ...], dtype: torch.dtype, name: str
+    ) -> None:
+        self._cursor = cursor
+        self._position = position
+        self._name = name
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
+        self.device = torch.device("cpu")
+
+    def __getitem__(self, index: object) -> torch.Tensor:
+        """The parameter of one expert, valid until the next expert is asked for."""
+        if isinstance(index, torch.Tensor) and index.numel() == 1:
+            index = int(index.item())
+        if not isinstance(index, int):
+            self._refuse(f"indexed with {type(index).__name__}")
+        return self._cursor.seek(index)[self._position].to(self.dtype)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._refuse(f"asked for .{name}")
+
+    def _refuse(self, how: str) -> NoReturn:
+        raise UnsupportedError(
+            f"{self._name} was {how}, but its experts are not all in memory.",
+            advice="Only a forward pass can use the experts of a streamed model.",
+            parameter=self._name,
+        )

@@ -1,0 +1,9 @@
+"""The expert arithmetic: the common SwiGLU experts, bit-identical to transformers' eager forward.
+
+Shape suffixes: T tokens, D model dimension, F expert dimension, E experts, K experts per token, N rows of one expert.
+"""
+
+from coterie.kernels.grouping import Grouping, group_by_expert
+from coterie.kernels.swiglu import Accumulator, swiglu_rows, swiglu_token
+
+__all__ = ["Accumulator", "Grouping", "group_by_expert", "swiglu_rows", "swiglu_token"]

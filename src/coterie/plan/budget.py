@@ -1,0 +1,126 @@
+"""How a byte budget for the whole process is divided, and what is left for experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.errors import MemoryBudgetError
+from coterie.spec import format_bytes
+
+_LEAST_MARGIN = 64 << 20
+_MARGIN_SHARE = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextShape:
+    """The dimensions of a model that the memory of a forward pass depends on; maxima over its components.
+
+    Attributes:
+        hidden: Width of the residual stream.
+        attention: Query heads × head dimension.
+        kv_per_token: Bytes of keys and values per token, all layers.
+        intermediate: Width of the widest dense feed-forward layer.
+        experts: Experts per layer.
+        top_k: Experts per token.
+        vocabulary: Rows of the output head.
+        itemsize: Bytes per element of activations.
+    """
+
+    hidden: int
+    attention: int
+    kv_per_token: int
+    intermediate: int
+    experts: int
+    top_k: int
+    vocabulary: int
+    itemsize: int
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Keys and values of ``tokens`` tokens; doubled, since a growing cache is copied when it grows."""
+        return 2 * self.kv_per_token * tokens
+
+    def activation_bytes(self, tokens: int) -> int:
+        """An upper bound on the activations of a prefill of ``tokens`` tokens.
+
+        Counted are the tensors that live at once in one layer: ten of the residual's width, four of the attention's,
+        three of the feed-forward's, two rows per chosen expert, three float32 rows of router scores, the attention
+        mask, and float32 logits of the last position.
+        """
+        width = 10 * self.hidden + 4 * self.attention + 3 * self.intermediate + 2 * self.top_k * self.hidden
+        router = 3 * 4 * self.experts + 4 * 8 * self.top_k
+        return tokens * (width * self.itemsize + router) + tokens * tokens * self.itemsize + 2 * 4 * self.vocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Where the bytes of a budget go.
+
+    Attributes:
+        budget: The ceiling for the process.
+        process: Measured once dense weights are loaded: interpreter, libraries and dense weights.
+        kv_cache: For ``max_context`` tokens.
+        activations: Of a prefill of ``max_context`` tokens.
+        io_buffers: For reads in flight.
+        margin: Left free.
+        arena: For experts.
+        max_context: Tokens (sequences × length) that the plan is made for.
+    """
+
+    budget: int
+    process: int
+    kv_cache: int
+    activations: int
+    io_buffers: int
+    margin: int
+    arena: int
+    max_context: int
+
+
+def plan_memory(
+    *,
+    budget: int,
+    process: int,
+    shape: ContextShape,
+    max_context: int,
+    io_buffers: int,
+    minimum: int,
+    total: int,
+) -> MemoryPlan:
+    """Divides a budget.
+
+    Args:
+        budget: Ceiling for the process in bytes.
+        process: Bytes that the process holds with dense weights loaded.
+        shape: The model's dimensions.
+        max_context: Tokens to provide for.
+        io_buffers: Bytes for reads in flight.
+        minimum: The least arena that works.
+        total: Bytes of all experts; the arena is never larger.
+
+    Raises:
+        MemoryBudgetError: If less than ``minimum`` is left; says which budget would do.
+    """
+    margin = max(_LEAST_MARGIN, budget // _MARGIN_SHARE)
+    kv_cache, activations = shape.kv_bytes(max_context), shape.activation_bytes(max_context)
+    rest = process + kv_cache + activations + io_buffers
+    arena = budget - rest - margin
+    if arena < minimum:
+        enough = (rest + minimum + _LEAST_MARGIN) * _MARGIN_SHARE // (_MARGIN_SHARE - 1) + (1 << 20)
+        raise MemoryBudgetError(
+            f"A memory budget of {format_bytes(budget)} is too small: interpreter, libraries and dense weights take "
+            f"{format_bytes(process)}, the cache of {max_context} tokens {format_bytes(kv_cache)}, activations "
+            f"{format_bytes(activations)}, and experts need at least {format_bytes(minimum)}.",
+            advice=f"{format_bytes(enough)} would do; a smaller max_context needs less.",
+            budget=budget,
+            minimum=enough,
+        )
+    return MemoryPlan(
+        budget=budget,
+        process=process,
+        kv_cache=kv_cache,
+        activations=activations,
+        io_buffers=io_buffers,
+        margin=margin,
+        arena=min(arena, total),
+        max_context=max_context,
+    )
