@@ -1,6 +1,6 @@
 """Opens a model under a budget, builds its inputs, generates and records."""
 
-from coterie.engine.load import load
+from coterie.engine.loader import load
 from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import BUNDLED, ModelSource, open_source, resolve_path
