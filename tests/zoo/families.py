@@ -109,7 +109,13 @@ _TEXT_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt_oss": (
         "GptOssForCausalLM",
         "GptOssConfig",
-        _LOCAL_EXPERTS | {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        _LOCAL_EXPERTS
+        | {
+            "intermediate_size": 48,  # not square: the experts are transposed
+            "head_dim": 16,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
     ),
     "phimoe": ("PhimoeForCausalLM", "PhimoeConfig", _LOCAL_EXPERTS),
     "granitemoe": (

@@ -77,6 +77,8 @@ def _sounds(audio: Any, batch: int, generator: torch.Generator) -> dict[str, tor
 def logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """The next-token logits ``[batch, length, vocabulary]``; of the thinker for a full Omni model."""
     part = getattr(model, "thinker", model)
+    # Older releases of transformers do not cast sounds to the dtype of the weights themselves.
+    inputs = {name: t.to(part.dtype) if t.is_floating_point() else t for name, t in inputs.items()}
     with torch.no_grad():
         result: torch.Tensor = part(**inputs).logits
     return result

@@ -56,7 +56,8 @@ _TALKER_SIZES = {"hidden_size": 32, "head_dim": 16, "num_attention_heads": 2, "n
 
 def qwen3_vl_config() -> Qwen3VLMoeConfig:
     return Qwen3VLMoeConfig(
-        text_config=_TEXT,
+        # Released checkpoints lie transposed, which transformers tells by the shapes: they must not be square.
+        text_config=_TEXT | {"moe_intermediate_size": 48},
         vision_config=_VISION,
         image_token_id=TOKENS["image"],
         video_token_id=TOKENS["video"],

@@ -114,7 +114,8 @@ def _component_class(architecture: str, component: str) -> str:
 def component_of_class(cls: type[PreTrainedModel], config: PreTrainedConfig) -> str:
     """The component that a class is when it is opened on its own: ``thinker``, ``talker`` or ``text``."""
     for name in COMPONENTS:
-        if config.model_type.endswith(f"_{name}"):
+        # The talker's configuration has no model type; its class is all that tells.
+        if (config.model_type or "").endswith(f"_{name}") or f"{name.capitalize()}For" in cls.__name__:
             return name
     return "text"
 

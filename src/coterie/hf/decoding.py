@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.core_model_loading import Concatenate, MergeModulelist
@@ -35,6 +35,23 @@ def is_plain(source: FieldSource) -> bool:
     return len(operations) == 2 and type(operations[1]) is Concatenate and operations[1].dim == 1
 
 
+class _OneExpertModel:
+    """The model as a conversion of one expert must see it: its parameters have one expert.
+
+    Some conversions compare a tensor's shape with the parameter's to tell whether it lies transposed in the file.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def get_parameter(self, name: str) -> torch.Tensor:
+        parameter: torch.Tensor = self._model.get_parameter(name)
+        return parameter[:1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
 def decode_field(source: FieldSource, expert: int, read: ReadTensor, model: PreTrainedModel) -> torch.Tensor:
     """Decodes one parameter of one expert.
 
@@ -58,7 +75,7 @@ def decode_field(source: FieldSource, expert: int, read: ReadTensor, model: PreT
         piece = read(name, None if source.per_expert else expert)
         converter.add_tensor(source.target, name, pattern, piece)
     try:
-        realized = converter.convert(source.target, model=model, config=model.config)
+        realized = converter.convert(source.target, model=_OneExpertModel(model), config=model.config)
         value = realized[source.target]
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointFileError(

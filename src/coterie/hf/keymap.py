@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
 from transformers.core_model_loading import (
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
+    WeightTransform,
     dot_natural_key,
     rename_source_key,
 )
@@ -96,8 +97,8 @@ def map_keys(model: PreTrainedModel, names: Iterable[str], *, component: str | N
         UnsupportedError: If a conversion is of a kind that cannot be done one expert at a time.
     """
     keymap = KeyMap(banks=find_banks(model))
-    inside = _split_component(list(names), model, component, keymap)
-    groups, unexpected = _group_by_target(model, inside)
+    inside = _split_component(list(names), component, keymap)
+    groups, unexpected = _group_by_target(model, inside, _conversions(model, component))
     stacked = {f"{bank.path}.{p}": (bank, p) for bank in keymap.banks for p in bank.parameters}
     covered: set[str] = set()
     for target, group in groups.items():
@@ -119,18 +120,32 @@ def map_keys(model: PreTrainedModel, names: Iterable[str], *, component: str | N
     return keymap
 
 
-def _split_component(names: list[str], model: PreTrainedModel, component: str | None, keymap: KeyMap) -> list[str]:
-    prefix = f"{model.base_model_prefix}."
-    if component is None or model.base_model_prefix != component or not any(n.startswith(prefix) for n in names):
+def _split_component(names: list[str], component: str | None, keymap: KeyMap) -> list[str]:
+    prefix = f"{component}."
+    if component is None or not any(n.startswith(prefix) for n in names):
         return names
     keymap.outside = sorted(name for name in names if not name.startswith(prefix))
     return [name for name in names if name.startswith(prefix)]
 
 
-def _group_by_target(model: PreTrainedModel, names: list[str]) -> tuple[dict[str, _Group], dict[str, list[str]]]:
+def _conversions(model: PreTrainedModel, component: str | None) -> list[WeightTransform]:
+    """Transformers' conversions for the model, or for the whole that it is a component of.
+
+    A talker has no model type to look conversions up by; within the whole it is covered by those of the root, whose
+    model type is the name of the package that both classes are in.
+    """
+    transforms: list[WeightTransform] = get_model_conversion_mapping(model)
+    if component is not None and not any(isinstance(t, WeightConverter) for t in transforms):
+        family = type(model).__module__.split(".")[-2]
+        transforms = [*(get_checkpoint_conversion_mapping(family) or []), *transforms]
+    return transforms
+
+
+def _group_by_target(
+    model: PreTrainedModel, names: list[str], transforms: list[WeightTransform]
+) -> tuple[dict[str, _Group], dict[str, list[str]]]:
     """Renames as ``convert_and_load_state_dict_in_model`` does; returns groups by target, and unexpected names."""
     state: dict[str, Any] = model.state_dict()
-    transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
