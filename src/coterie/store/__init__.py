@@ -7,6 +7,7 @@ from coterie.store.manifest_file import is_store
 from coterie.store.names import side_file_problem
 from coterie.store.plan import BankPlan, PlannedExpert, StorePlan
 from coterie.store.reader import Store
+from coterie.store.survey import Survey, SurveyedFile, survey
 from coterie.store.verification import Problem, VerificationReport, verify_store
 from coterie.store.writer import StoreWriter
 
@@ -27,8 +28,11 @@ __all__ = [
     "Store",
     "StorePlan",
     "StoreWriter",
+    "Survey",
+    "SurveyedFile",
     "VerificationReport",
     "is_store",
     "side_file_problem",
+    "survey",
     "verify_store",
 ]

@@ -110,14 +110,12 @@ def begin_journal(
     old = Journal.resume(disk)
     exists = disk.path(names.JOURNAL).exists()
     if base is None and exists and not restart:
-        _refuse_other_plan(disk.root, old, parts)
+        refuse_other_plan(disk.root, None if old is None else old.header, parts)
     continued = old is not None and not restart and old.header.base == base_digest and old.header.parts == dict(parts)
     if continued and needed:
         sweep_partial(disk, plan.files)
         return old
     side_files = set(plan.files if base is None else ()) | set(old.header.files if old is not None else ())
-    if old is not None:
-        old.close()
     keep = {names.MANIFEST} | (set() if base is None else set(base.file_sizes))
     sweep(disk, keep=keep, side_files=side_files, dense=base is None)
     if not needed:
@@ -128,15 +126,23 @@ def begin_journal(
     return Journal.create(disk, JournalHeader(base=base_digest, parts=dict(parts), files=tuple(sorted(plan.files))))
 
 
-def _refuse_other_plan(root: Path, old: Journal | None, parts: Mapping[str, str]) -> None:
+def refuse_other_plan(root: Path, header: JournalHeader | None, parts: Mapping[str, str]) -> None:
+    """Refuses an unfinished store that was begun with another plan.
+
+    Args:
+        root: The directory.
+        header: What its journal says; None if that is unreadable.
+        parts: Digests of the parts of the plan that is to be written.
+
+    Raises:
+        StoreError: Saying what differs.
+    """
     advice = "Repeat the command that began it, choose another directory, or discard what is there with 'restart'."
-    if old is None or old.header.base:
-        what = "whose journal is unreadable" if old is None else "whose manifest has been removed"
+    if header is None or header.base:
+        what = "whose journal is unreadable" if header is None else "whose manifest has been removed"
     else:
-        different = [name for name, digest in parts.items() if old.header.parts.get(name) != digest]
+        different = [name for name, digest in parts.items() if header.parts.get(name) != digest]
         if not different:
             return
         what = f"that was begun with another plan: the {different[0]} differ"
-    if old is not None:
-        old.close()
     raise StoreError(f"{root} holds an unfinished store {what}.", advice=advice, path=root)

@@ -62,8 +62,7 @@ class Journal:
         self._finished = finished
         self._end = end
         self._lock = threading.Lock()
-        with explained(self._path):
-            self._fd = disk.calls.open(self._path)
+        self._fd: int | None = None
 
     @classmethod
     def create(cls, disk: Disk, header: JournalHeader) -> Journal:
@@ -75,7 +74,7 @@ class Journal:
     @classmethod
     def resume(cls, disk: Disk) -> Journal | None:
         """Goes on with the journal that is there; None if there is none or its first line is unreadable."""
-        found = _read(disk.path(names.JOURNAL))
+        found = read_journal(disk.path(names.JOURNAL))
         return None if found is None else cls(disk, *found)
 
     def finished(self, name: str) -> FinishedFile | None:
@@ -93,6 +92,8 @@ class Journal:
         """Records that a file is finished."""
         line = _line({"file": entry.file, "bytes": entry.nbytes, "xxh3": list(entry.checksums), "layout": entry.layout})
         with self._lock, explained(self._path, len(line)):
+            if self._fd is None:
+                self._fd = self._disk.calls.open(self._path)
             done = 0
             while done < len(line):
                 done += self._disk.calls.write(self._fd, memoryview(line)[done:], self._end + done)
@@ -103,9 +104,9 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file; the journal stays on the disk."""
-        if self._fd >= 0:
+        if self._fd is not None:
             os.close(self._fd)
-            self._fd = -1
+            self._fd = None
 
 
 def _line(value: dict[str, object]) -> bytes:
@@ -113,7 +114,8 @@ def _line(value: dict[str, object]) -> bytes:
     return str(xxhash.xxh3_64_hexdigest(data)).encode() + b" " + data + b"\n"
 
 
-def _read(path: Path) -> tuple[JournalHeader, dict[str, FinishedFile], int] | None:
+def read_journal(path: Path) -> tuple[JournalHeader, dict[str, FinishedFile], int] | None:
+    """Header, finished files by name, and the end in bytes of what is readable; None if there is no such journal."""
     header: JournalHeader | None = None
     finished: dict[str, FinishedFile] = {}
     end = 0

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+import xxhash
+
 from coterie.spec import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, BankKey, Field, RecordLayout, round_up
 from coterie.store import names
 from coterie.store.manifest import (
@@ -66,7 +68,13 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         "files": [_file_value(facts) for facts in manifest.files],
         "ignored": list(manifest.ignored),
     }
-    return dump_json(value) + b"\n"
+    return seal_manifest(value) + b"\n"
+
+
+def seal_manifest(value: dict[str, object]) -> bytes:
+    """The object as canonical JSON with its checksum (rule R30) put in."""
+    body = {name: item for name, item in value.items() if name != "checksum"}
+    return dump_json({**body, "checksum": str(xxhash.xxh3_128_hexdigest(dump_json(body)))})
 
 
 def _layout_value(layout: RecordLayout) -> dict[str, object]:
@@ -123,7 +131,12 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     """
     root = parse_json(data, path, rule="R2")
     _check_version(root)
-    top = root.fields("format", "version", "model", "source", "layouts", "banks", "dense", "files", "ignored")
+    top = root.fields(
+        "format", "version", "model", "source", "layouts", "banks", "dense", "files", "ignored", "checksum"
+    )
+    digest = str(xxhash.xxh3_128_hexdigest(root.canonical(without="checksum")))
+    if top["checksum"].text(_CHECKSUM, rule="R30") != digest:
+        raise top["checksum"].error("R30", f"the checksum of the manifest's content is {digest}")
     layouts = _layouts(top["layouts"])
     banks = _banks(top["banks"], layouts)
     used = {record.layout for bank in banks for segment in bank.segments for record in segment.records}

@@ -197,3 +197,14 @@ class StorePlan:
             "ignored": list(whole.ignored),
         }
         return {name: str(xxhash.xxh3_128_hexdigest(dump_json(part))) for name, part in parts.items()}
+
+
+def plan_segments(plan: StorePlan, base: Manifest | None) -> dict[BankKey, SegmentPlan]:
+    """The expert files that a plan asks for beyond what a finished store has, by bank in ascending order."""
+    segments: dict[BankKey, SegmentPlan] = {}
+    for bank_plan in sorted(plan.banks, key=lambda bank: bank.key):
+        bank = None if base is None else base.banks_by_key[bank_plan.key]
+        segment = bank_plan.segment(len(bank.segments), bank.records) if bank else bank_plan.segment(0, {})
+        if segment is not None:
+            segments[bank_plan.key] = segment
+    return segments

@@ -114,6 +114,13 @@ class Node:
             raise self.error(rule, f"{self._shown()} does not have the form {pattern.pattern}")
         return self._value
 
+    def canonical(self, *, without: str) -> bytes:
+        """The object without one key, as :func:`dump_json` writes it."""
+        try:
+            return dump_json({name: item for name, item in self._dict("R4").items() if name != without})
+        except UnicodeEncodeError:
+            raise self.error("R4", "a text has half of a surrogate pair") from None
+
     def _dict(self, rule: str) -> dict[str, object]:
         if not isinstance(self._value, dict):
             raise self.error(rule, f"an object is expected, not {self._shown()}")

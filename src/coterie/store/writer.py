@@ -26,7 +26,7 @@ from coterie.store.lock import WriterLock
 from coterie.store.manifest import Bank, FileFacts, Manifest, Segment
 from coterie.store.manifest_file import is_store, load_manifest
 from coterie.store.manifest_json import manifest_bytes, parse_manifest
-from coterie.store.plan import SegmentPlan, StorePlan
+from coterie.store.plan import StorePlan, plan_segments
 from coterie.store.syscalls import SystemCalls
 
 
@@ -284,17 +284,6 @@ class StoreWriter:
         )
         segment = Segment(file=planned.segment.file, nbytes=planned.segment.nbytes, records=records)
         return replace(bank, segments=(*bank.segments, segment))
-
-
-def plan_segments(plan: StorePlan, base: Manifest | None) -> dict[BankKey, SegmentPlan]:
-    """The expert files that a plan asks for beyond what a finished store has, by bank in ascending order."""
-    segments: dict[BankKey, SegmentPlan] = {}
-    for bank_plan in sorted(plan.banks, key=lambda bank: bank.key):
-        bank = None if base is None else base.banks_by_key[bank_plan.key]
-        segment = bank_plan.segment(len(bank.segments), bank.records) if bank else bank_plan.segment(0, {})
-        if segment is not None:
-            segments[bank_plan.key] = segment
-    return segments
 
 
 def _facts(entry: FinishedFile) -> FileFacts:

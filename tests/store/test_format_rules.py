@@ -1,0 +1,418 @@
+"""docs/format.md, rule by rule: one malformed store or more for each, refused with file, rule and place."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+from coterie.errors import StoreFormatError
+from coterie.store import Store, verify_store
+from coterie.store.manifest_json import seal_manifest
+
+from .tiny import write_store
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
+EXPERTS = "experts/talker/mlp-layer-000.safetensors"
+THINKER = "experts/thinker/mlp-layer-000.safetensors"
+SHARD = "dense-00001-of-00002.safetensors"
+INDEX = "dense.safetensors.index.json"
+
+Json = dict[str, Any]
+REMOVED = object()
+
+
+def at(*path: str | int, value: Any) -> Callable[[Json], None]:
+    """A change that sets (or removes) one value of the manifest."""
+
+    def change(manifest: Json) -> None:
+        node: Any = manifest
+        for key in path[:-1]:
+            node = node[key]
+        if value is REMOVED:
+            del node[path[-1]]
+        else:
+            node[path[-1]] = value(node[path[-1]]) if callable(value) else value
+
+    return change
+
+
+def record(name: str, value: Any, number: int = 0) -> Callable[[Json], None]:
+    return at("banks", 0, "segments", 0, "experts", number, name, value=value)
+
+
+def swap_records(manifest: Json) -> None:
+    experts = manifest["banks"][0]["segments"][0]["experts"]
+    experts[0]["id"], experts[1]["id"] = experts[1]["id"], experts[0]["id"]
+
+
+def same_expert_in_two_segments(manifest: Json) -> None:
+    segments = manifest["banks"][0]["segments"]
+    segments.append({**segments[0], "file": "experts/talker/mlp-layer-000.1.safetensors"})
+
+
+def empty_segment(manifest: Json) -> None:
+    file = "experts/talker/mlp-layer-000.1.safetensors"
+    manifest["banks"][0]["segments"].append({"file": file, "bytes": 4096, "experts": []})
+
+
+def overlapping_fields(manifest: Json) -> None:
+    manifest["layouts"]["int4"]["fields"][1]["offset"] = 64
+
+
+def many(count: int, item: Any) -> Callable[[Any], Any]:
+    return lambda _: [item] * count
+
+
+SMALL = "gate_up|down/small"
+FIELD = ("layouts", SMALL, "fields", 0)
+
+# (rule, place, change): the manifest is sealed again after the change.
+MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
+    ("R3", "the top level", at("extra", value=1)),
+    ("R3", "the top level", at("ignored", value=REMOVED)),
+    ("R3", "model", at("model", "class", value=REMOVED)),
+    ("R3", "banks[0].segments[0].experts[0]", record("packed", 1)),
+    ("R3", "layouts.int4", at("layouts", "int4", "comment", value="x")),
+    ("R3", "dense", at("dense", value=[])),
+    ("R4", "banks", at("banks", value={})),
+    ("R4", "banks[0].layer", at("banks", 0, "layer", value="0")),
+    ("R4", "banks[0].sources[0]", at("banks", 0, "sources", 0, value="a\nb")),
+    ("R4", "banks[0].sources[0]", at("banks", 0, "sources", 0, value="x" * 4097)),
+    ("R4", "layouts", at("layouts", value=lambda layouts: layouts | {str(i): layouts["int4"] for i in range(4096)})),
+    ("R4", "layouts.int4.fields", at("layouts", "int4", "fields", value=many(65, {}))),
+    ("R4", "layouts.int4.fields[0].shape", at("layouts", "int4", "fields", 0, "shape", value=many(9, 1))),
+    ("R4", "banks[0].weightless", at("banks", 0, "weightless", value=many(7, 1))),
+    ("R5", "the top level", at("format", value="safetensors")),
+    ("R5", "the top level", at("version", value=REMOVED)),
+    ("R5", "version", at("version", value=2)),
+    ("R5", "version", at("version", value=True)),
+    ("R6", "model.identity", at("model", "identity", value="ABCDEF0123456789")),
+    ("R6", "source.integrity", at("source", "integrity", value="abc")),
+    ("R6", "model.component", at("model", "component", value="../thinker")),
+    ("R6", "model.class", at("model", "class", value="")),
+    ("R6", "source.revision", at("source", "revision", value=7)),
+    ("R7", "layouts", at("layouts", value=lambda layouts: layouts | {"unused": layouts["int4"]})),
+    ("R7", "layouts.", at("layouts", value=lambda layouts: layouts | {"": layouts["int4"]})),
+    ("R8", "layouts.int4.fields", at("layouts", "int4", "fields", value=[])),
+    ("R8", f"layouts.{SMALL}.fields[0].dtype", at(*FIELD, "dtype", value="F4")),
+    ("R8", f"layouts.{SMALL}.fields[0].shape[0]", at(*FIELD, "shape", value=[0, 5])),
+    ("R8", f"layouts.{SMALL}.fields[0].shape", at(*FIELD, "shape", value=[2**40, 2**40])),
+    ("R8", f"layouts.{SMALL}.fields[0].offset", at(*FIELD, "offset", value=8)),
+    ("R8", f"layouts.{SMALL}.fields[1]", at("layouts", SMALL, "fields", 1, "name", value="gate_up_proj")),
+    ("R8", "layouts.int4.fields[1]", overlapping_fields),
+    ("R9", "layouts.int4.bytes", at("layouts", "int4", "bytes", value=8192)),
+    ("R9", "layouts.int4.bytes", at("layouts", "int4", "bytes", value=2**50)),
+    ("R10", "banks[2]", at("banks", value=lambda banks: [banks[0], banks[2], banks[1]])),
+    ("R10", "banks[1]", at("banks", value=lambda banks: [banks[0], banks[0]])),
+    ("R10", "banks[0].component", at("banks", 0, "component", value="..")),
+    ("R10", "banks[0].bank", at("banks", 0, "bank", value="a/b")),
+    ("R10", "banks[0].layer", at("banks", 0, "layer", value=100_000)),
+    ("R10", "banks[0].layer", at("banks", 0, "layer", value=-1)),
+    ("R11", "banks[0].num_experts", at("banks", 0, "num_experts", value=0)),
+    ("R11", "banks[0].num_experts", at("banks", 0, "num_experts", value=65_537)),
+    ("R11", "banks[0].top_k", at("banks", 0, "top_k", value=7)),
+    ("R12", "banks[0].weightless[1]", at("banks", 0, "weightless", value=[5, 5])),
+    ("R12", "banks[0].weightless[0]", at("banks", 0, "weightless", value=[6])),
+    ("R13", "banks[0].segments[0].file", at("banks", 0, "segments", 0, "file", value="/etc/passwd")),
+    ("R13", "banks[0].segments[0].file", at("banks", 0, "segments", 0, "file", value=f"../{EXPERTS}")),
+    ("R13", "banks[0].segments[0].file", at("banks", 0, "segments", 0, "file", value=THINKER)),
+    ("R14", "banks[0].segments[0].experts[1].id", swap_records),
+    ("R14", "banks[0].segments[0].experts[4].id", record("id", 6, 4)),
+    ("R14", "banks[0].segments[0].experts[0]", at("banks", 0, "weightless", value=[0])),
+    ("R14", "banks[0].segments[1].experts[0]", same_expert_in_two_segments),
+    ("R14", "banks[0].segments[1].experts", empty_segment),
+    ("R15", "banks[0].segments[0].experts[0].layout", record("layout", "absent")),
+    ("R15", "banks[0].segments[0].experts[0].bytes", record("bytes", 8192)),
+    ("R15", "banks[0].segments[0].experts[0].scheme", record("scheme", "Native")),
+    ("R15", "banks[0].segments[0].experts[0].xxh3", record("xxh3", "0" * 31)),
+    ("R16", "banks[0].segments[0].experts[0].offset", record("offset", 0)),
+    ("R16", "banks[0].segments[0].experts[0].offset", record("offset", 4097)),
+    ("R16", "banks[0].segments[0].experts[1]", record("offset", 4096, 1)),
+    ("R16", "banks[0].segments[0].experts[1]", record("offset", 12288, 1)),
+    ("R16", "banks[0].segments[0].bytes", at("banks", 0, "segments", 0, "bytes", value=24577)),
+    ("R17", "dense.shards", at("dense", value={"shards": [], "index": None})),
+    ("R17", "dense.shards[0]", at("dense", "shards", 0, "file", value="model.safetensors")),
+    ("R17", "dense.index", at("dense", "index", value=None)),
+    ("R17", "dense.index", at("dense", "index", "file", value="model.safetensors.index.json")),
+    ("R18", "files[1]", at("files", value=lambda files: [files[1], files[0]])),
+    ("R18", "files[1]", at("files", value=lambda files: [files[0], files[0]])),
+    ("R18", "files[0]", at("files", 0, "file", value="/config.json")),
+    ("R18", "files[0]", at("files", 0, "file", value="../config.json")),
+    ("R18", "files[0]", at("files", 0, "file", value="a/../config.json")),
+    ("R18", "files[0]", at("files", 0, "file", value="a\\config.json")),
+    ("R18", "files[0]", at("files", 0, "file", value=".hidden")),
+    ("R18", "files[0]", at("files", 0, "file", value="experts/config.json")),
+    ("R18", "files[0]", at("files", 0, "file", value="Coterie.json")),
+    ("R18", "files[0]", at("files", 0, "file", value="a.safetensors")),
+    ("R18", "files[0]", at("files", 0, "file", value="modeling.py")),
+    ("R18", "files[0]", at("files", 0, "file", value="model.BIN")),
+    ("R18", "files[1]", at("files", value=lambda files: [{**files[0], "file": "Config.json"}, files[0]])),
+    ("R19", "ignored[1]", at("ignored", value=["b", "a"])),
+    ("R19", "ignored[1]", at("ignored", value=["a", "a"])),
+]
+
+# (rule, place, bytes → bytes): the manifest's text itself.
+TEXT_CASES: list[tuple[str, str, Callable[[bytes], bytes]]] = [
+    ("R1", "the file itself", lambda data: data + b" " * (64 * 2**20)),
+    ("R2", "the top level", lambda data: b""),
+    ("R2", "the top level", lambda data: data[:-3]),
+    ("R2", "the top level", lambda data: b"\xef\xbb\xbf" + data),
+    ("R2", "the top level", lambda data: data.replace(b"org", b"o\xffg")),
+    ("R2", "the top level", lambda data: data + b"{}"),
+    ("R2", "the top level", lambda data: data.replace(b'"version":1', b'"version":1,"version":1')),
+    ("R2", "the top level", lambda data: data.replace(b'"version":1', b'"version":1.0')),
+    ("R2", "the top level", lambda data: data.replace(b'"version":1', b'"version":NaN')),
+    ("R2", "the top level", lambda data: data.replace(b'"version":1', b'"version":' + b"1" * 10_000)),
+    ("R2", "the top level", lambda data: data.replace(b'"version":1', b'"version":' + b"[" * 100_000)),
+    ("R4", "the top level", lambda data: b"[]"),
+    ("R4", "the top level", lambda data: data.replace(b"org/tiny", b"\\ud800")),
+    ("R30", "checksum", lambda data: data.replace(b"org/tiny", b"org/tinz")),
+    ("R30", "checksum", lambda data: data.replace(b'"num_experts":6', b'"num_experts":7')),
+]
+
+
+def rewrite_header(path: Path, change: Callable[[Json], None], *, pad: int = 4096, keep: bool = True) -> None:
+    """Changes the header of a tensor file; its size stays the same, as R20 would notice another."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    change(header)
+    text = json.dumps(header).encode().ljust(start - 8 if keep else pad - 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
+
+
+def patch(path: Path, offset: int, new: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(new)
+
+
+def header(file: str, change: Callable[[Json], None]) -> Callable[[Path], None]:
+    return lambda root: rewrite_header(root / file, change)
+
+
+def bytes_at(file: str, offset: int, new: bytes) -> Callable[[Path], None]:
+    return lambda root: patch(root / file, offset, new)
+
+
+def shift_data(root: Path) -> None:
+    """A header one byte shorter and data one byte longer: the same size, but data off the page."""
+    path = root / EXPERTS
+    data = path.read_bytes()
+    path.write_bytes((4087).to_bytes(8, "little") + data[8:4095] + data[4096:] + b"\0")
+
+
+def nonzero_padding(root: Path) -> None:
+    """Padding that is not zero, with the checksum of exactly these bytes."""
+    path = root / EXPERTS
+    patch(path, 8191, b"\1")
+    checksum = xxhash.xxh3_128_hexdigest(path.read_bytes()[4096:8192])
+    edit_manifest(root, record("xxh3", checksum))
+
+
+def replaced_whole_file(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Other content for a dense file, with size and checksum put right in the manifest."""
+
+    def apply(root: Path) -> None:
+        data = change((root / file).read_bytes())
+        (root / file).write_bytes(data)
+
+        def update(manifest: Json) -> None:
+            facts = manifest["dense"]["index"] if file == INDEX else manifest["dense"]["shards"][0]
+            facts.update(bytes=len(data), xxh3=xxhash.xxh3_128_hexdigest(data))
+
+        edit_manifest(root, update)
+
+    return apply
+
+
+def edited_header(change: Callable[[Json], None]) -> Callable[[bytes], bytes]:
+    def apply(data: bytes) -> bytes:
+        start = 8 + int.from_bytes(data[:8], "little")
+        value = json.loads(data[8:start])
+        change(value)
+        return data[:8] + json.dumps(value).encode().ljust(start - 8) + data[start:]
+
+    return apply
+
+
+def link(name: str) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        (root / name).rename(root.parent / "moved")
+        (root / name).symlink_to(root.parent / "moved")
+
+    return apply
+
+
+def rename_tensor(value: Json) -> None:
+    value["norm_weight"] = value.pop("norm.weight")
+
+
+def tensor_in_both(value: Json) -> None:
+    value["mask"] = value.pop("norm.weight")
+
+
+# (rule, kind, file, place, change)
+FILE_CASES: list[tuple[str, str, str, str, Callable[[Path], None]]] = [
+    ("R1", "malformed", "coterie.json", "the file itself", link("coterie.json")),
+    ("R20", "missing", EXPERTS, "the file itself", lambda root: (root / EXPERTS).unlink()),
+    ("R20", "missing", SHARD, "the file itself", lambda root: (root / SHARD).unlink()),
+    ("R20", "malformed", EXPERTS, "the file itself", lambda root: os.truncate(root / EXPERTS, 24575)),
+    ("R20", "malformed", "config.json", "the file itself", lambda root: os.truncate(root / "config.json", 99)),
+    ("R20", "malformed", EXPERTS, "the file itself", link(EXPERTS)),
+    ("R20", "malformed", EXPERTS, "the file itself", link("experts")),
+    ("R21", "malformed", EXPERTS, "byte 0", bytes_at(EXPERTS, 0, (2**63).to_bytes(8, "little"))),
+    ("R21", "malformed", EXPERTS, "byte 0", bytes_at(EXPERTS, 0, (24569).to_bytes(8, "little"))),
+    ("R21", "malformed", EXPERTS, "byte 0", bytes_at(EXPERTS, 0, (1).to_bytes(8, "little"))),
+    ("R21", "malformed", EXPERTS, "byte 8", bytes_at(EXPERTS, 8, b" ")),
+    ("R21", "malformed", EXPERTS, "header", bytes_at(EXPERTS, 9, b"'")),
+    ("R21", "malformed", EXPERTS, "header", bytes_at(EXPERTS, 4095, b"}")),
+    ("R22", "malformed", EXPERTS, "byte 0", shift_data),
+    ("R23", "malformed", EXPERTS, "header.00000.dtype", header(EXPERTS, at("00000", "dtype", value="Q8"))),
+    ("R23", "malformed", EXPERTS, "header.00000.data_offsets", header(EXPERTS, at("00000", "shape", value=[4095]))),
+    ("R23", "malformed", EXPERTS, "header.00000", header(EXPERTS, at("00000", "data_offsets", value=[0]))),
+    (
+        "R23",
+        "malformed",
+        EXPERTS,
+        "header.00000.data_offsets",
+        header(EXPERTS, at("00000", value={"dtype": "U8", "shape": [2**30] * 60, "data_offsets": [0, 4096]})),
+    ),
+    (
+        "R23",
+        "malformed",
+        EXPERTS,
+        "header.00001.data_offsets",
+        header(EXPERTS, at("00001", value={"dtype": "U8", "shape": [4097], "data_offsets": [4095, 8192]})),
+    ),
+    ("R23", "malformed", EXPERTS, "header.00002.data_offsets", header(EXPERTS, at("00001", value=REMOVED))),
+    ("R23", "malformed", EXPERTS, "end of file", header(EXPERTS, at("00004", value=REMOVED))),
+    ("R24", "malformed", EXPERTS, "header", header(EXPERTS, at("__metadata__", value={"a": "b"}))),
+    ("R24", "malformed", EXPERTS, "header", header(EXPERTS, at("00000", "dtype", value="I8"))),
+    ("R24", "malformed", EXPERTS, "header", header(EXPERTS, at("00000", "shape", value=[64, 64]))),
+    (
+        "R24",
+        "malformed",
+        EXPERTS,
+        "header",
+        header(EXPERTS, lambda value: value.update({"00005": value.pop("00004")})),
+    ),
+    (
+        "R25",
+        "malformed",
+        SHARD,
+        "header.__metadata__",
+        replaced_whole_file(SHARD, edited_header(at("__metadata__", value={"format": "tf"}))),
+    ),
+    ("R25", "malformed", INDEX, "weight_map.norm.weight", replaced_whole_file(SHARD, edited_header(rename_tensor))),
+    (
+        "R25",
+        "malformed",
+        "dense-00002-of-00002.safetensors",
+        "header.mask",
+        replaced_whole_file(SHARD, edited_header(tensor_in_both)),
+    ),
+    ("R25", "malformed", INDEX, "the top level", replaced_whole_file(INDEX, lambda data: data[:-4])),
+    (
+        "R25",
+        "malformed",
+        INDEX,
+        "weight_map.mask",
+        replaced_whole_file(INDEX, lambda data: data.replace(b'"mask":"dense-00002', b'"mask":"dense-00001')),
+    ),
+    ("R26", "malformed", EXPERTS, "expert 00000, byte 4095 of the record", nonzero_padding),
+    ("R27", "corrupt", EXPERTS, "expert 00001, offset 8192", bytes_at(EXPERTS, 8193, b"\0\0\0")),
+    ("R28", "corrupt", SHARD, "the file itself", bytes_at(SHARD, 5000, b"\0\0\0")),
+    ("R28", "corrupt", "config.json", "the file itself", bytes_at("config.json", 2, b"M")),
+    ("R28", "corrupt", INDEX, "the file itself", bytes_at(INDEX, 2, b"M")),
+    ("R29", "foreign", "notes.txt", "the file itself", lambda root: (root / "notes.txt").touch()),
+    ("R29", "foreign", ".coterie.journal", "the file itself", lambda root: (root / ".coterie.journal").touch()),
+    ("R29", "foreign", "experts/x", "the file itself", lambda root: (root / "experts/x").symlink_to("/")),
+]
+
+
+def edit_manifest(root: Path, change: Callable[[Json], None]) -> None:
+    path = root / "coterie.json"
+    manifest = json.loads(path.read_bytes())
+    change(manifest)
+    path.write_bytes(seal_manifest(manifest))
+
+
+def ids(cases: list[Any]) -> list[str]:
+    return [f"{case[0]}-{number}" for number, case in enumerate(cases)]
+
+
+def assert_refused(root: Path, rule: str, place: str) -> None:
+    """Both ways to look at a store name the manifest, the rule and the place."""
+    with pytest.raises(StoreFormatError) as caught:
+        Store.open(root)
+    assert (caught.value.rule, caught.value.place) == (rule, place), caught.value
+    assert caught.value.path == root / "coterie.json"
+    assert str(root / "coterie.json") in str(caught.value)
+    report = verify_store(root)
+    assert [(one.kind, one.file, one.rule, one.place) for one in report.problems] == [
+        ("malformed", "coterie.json", rule, place)
+    ]
+
+
+@pytest.mark.parametrize(("rule", "place", "change"), MANIFEST_CASES, ids=ids(MANIFEST_CASES))
+def test_manifest_rules(rule: str, place: str, change: Callable[[Json], None], store: Path) -> None:
+    edit_manifest(store, change)
+    assert_refused(store, rule, place)
+
+
+@pytest.mark.parametrize(("rule", "place", "change"), TEXT_CASES, ids=ids(TEXT_CASES))
+def test_manifest_text_rules(rule: str, place: str, change: Callable[[bytes], bytes], store: Path) -> None:
+    path = store / "coterie.json"
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    assert path.read_bytes() != before
+    assert_refused(store, rule, place)
+
+
+@pytest.mark.parametrize(("rule", "kind", "file", "place", "change"), FILE_CASES, ids=ids(FILE_CASES))
+def test_file_rules(rule: str, kind: str, file: str, place: str, change: Callable[[Path], None], store: Path) -> None:
+    change(store)
+    problems = verify_store(store).problems
+    assert (rule, kind, file, place) in [(one.rule, one.kind, one.file, one.place) for one in problems], problems
+    if rule in ("R1", "R20"):
+        with pytest.raises(StoreFormatError) as caught:
+            Store.open(store)
+        assert caught.value.rule == rule
+    else:
+        Store.open(store)
+
+
+def test_every_rule_of_the_document_has_a_malformed_store() -> None:
+    documented = re.findall(r"^- \*\*(R\d+)\*\*", DOCUMENT.read_text(), re.MULTILINE)
+    assert len(documented) == len(set(documented)) == 30
+    tested = {case[0] for cases in (MANIFEST_CASES, TEXT_CASES, FILE_CASES) for case in cases}
+    assert tested == set(documented)
+
+
+def test_the_documented_example_is_a_manifest(tmp_path: Path) -> None:
+    from coterie.store.manifest_json import parse_manifest
+
+    example = json.loads(re.search(r"```json\n(.*?)```", DOCUMENT.read_text(), re.DOTALL).group(1))
+    text = json.dumps(example).replace("\\u2026", "0" * 32)
+    manifest = parse_manifest(seal_manifest(json.loads(text)), tmp_path)
+    assert manifest.banks[0].records[5].nbytes == manifest.layouts["gate_up|down"].nbytes
+
+
+def test_a_store_reached_through_a_link_opens(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(store)
+    assert len(Store.open(tmp_path / "link").keys()) == 17
+    assert verify_store(tmp_path / "link").ok
+
+
+def test_unchanged_manifest_survives_the_editing_helper(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    edit_manifest(tmp_path, lambda manifest: None)
+    assert verify_store(tmp_path).ok
