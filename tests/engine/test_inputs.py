@@ -218,7 +218,7 @@ def test_the_bundled_model_understands_what_it_hears_and_sees(bundled, processor
         ({"images": [data / "sandal.png"]}, "a photo of a sandal"),
         ({"images": [data / "ankle-boot.png"]}, "a photo of an ankle boot"),
     ):
-        inputs = build_inputs(processors, "", **files)
+        inputs = build_inputs(processors, "", **files).to(model.dtype)
         answer = processors.tokenizer(expected + "<|endoftext|>", return_tensors="pt")["input_ids"]
         inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

@@ -43,6 +43,7 @@ def build_inputs(
         ``input_ids`` and ``attention_mask`` int64 [batch, tokens]; with pictures ``pixel_values`` float32 [patches,
         values] and ``image_grid_thw`` int64 [pictures, 3] (and ``mm_token_type_ids`` where the model wants them); with
         sounds ``input_features`` float32 [sounds, mel bins, frames] and ``feature_attention_mask`` [sounds, frames].
+        ``.to(model.dtype)`` casts what is floating point, which models in older transformers releases need.
 
     Raises:
         InputError: If the prompt is empty, a file cannot be used, the model does not take such media, or placeholders
