@@ -1,0 +1,205 @@
+"""Copies experts and dense tensors from a checkpoint into a store: reading, hashing and writing overlap.
+
+Every worker takes one expert at a time through its three steps in a buffer of its own; while one waits for the
+source's disk, another hashes and a third writes. All three steps release Python's lock. The next bank is begun while
+the last expert of the one before is still being made durable.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+from coterie.cache import RecordReader
+from coterie.checkpoint import Checkpoint
+from coterie.errors import CheckpointFileError, CoterieError, ReadError
+from coterie.extract.progress import Meter
+from coterie.spec import ExpertKey
+from coterie.store import BankWriter, DenseTensor, StoreWriter
+
+BUFFER_BYTES = 320 * 2**20
+"""What all workers' buffers may take together beyond one expert's; the process itself takes about 350 MiB."""
+
+_WORKERS = 4
+_DECODING_COPIES = 3
+"""A record that must be computed is in memory as the checkpoint's tensor, as transformers' result and as a record."""
+
+
+@dataclass(slots=True)
+class _OpenBank:
+    """A bank being written; the worker that finishes its last expert commits it."""
+
+    writer: BankWriter
+    remaining: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def is_last(self) -> bool:
+        with self.lock:
+            self.remaining -= 1
+            return self.remaining == 0
+
+
+_Job = tuple[_OpenBank, ExpertKey] | Literal["dense"]
+"""An expert of an open bank, or all dense tensors."""
+
+
+def worker_count(checkpoint: Checkpoint, limit: int = _WORKERS) -> int:
+    """How many experts may be in memory at once, so that the buffers stay within bounds whatever their size."""
+    largest = 1
+    for key, bank in checkpoint.banks.items():
+        copies = 1 if checkpoint.extents(key.expert(0)) is not None else _DECODING_COPIES
+        largest = max(largest, copies * bank.layout.nbytes)
+    return max(1, min(limit, 1 + BUFFER_BYTES // largest))
+
+
+class Copier:
+    """Writes everything that a writer misses.
+
+    Args:
+        checkpoint: Where the bytes come from.
+        writer: The opened store.
+        dense: Everything that is not an expert.
+        meter: Told about every byte written.
+        workers: Threads.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        writer: StoreWriter,
+        dense: tuple[DenseTensor, ...],
+        meter: Meter,
+        *,
+        workers: int,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._writer = writer
+        self._dense = dense
+        self._meter = meter
+        self._workers = workers
+        self._reader = RecordReader(checkpoint)
+        self._open: list[_OpenBank] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Copies; on any failure, Ctrl-C included, finished files stay and unfinished ones are removed.
+
+        Raises:
+            CheckpointFileError: If the source cannot be read.
+            StoreError: If the store cannot be written.
+        """
+        jobs = self._jobs()
+        threads = [
+            threading.Thread(target=self._work, args=(jobs,), name=f"coterie-extract-{number}", daemon=True)
+            for number in range(self._workers)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException as error:
+            self._fail(error)
+            for thread in threads:
+                thread.join()
+        finally:
+            self._reader.close()
+        if self._error is not None:
+            self._abandon(self._error)
+            raise self._error
+
+    def _jobs(self) -> Iterator[_Job]:
+        """What is to be done, in order. A bank is opened when its first expert's turn comes."""
+        if not self._writer.dense_done:
+            yield "dense"
+        for key in self._writer.missing_banks():
+            experts = self._writer.missing_experts(key)
+            self._checkpoint.download(
+                name for expert in experts for name in self._checkpoint.names_of(key.expert(expert))
+            )
+            bank = _OpenBank(self._writer.bank(key), len(experts))
+            bank.writer.__enter__()
+            self._open.append(bank)
+            for expert in sorted(experts, key=lambda expert: self._place(key.expert(expert))):
+                yield bank, key.expert(expert)
+
+    def _place(self, key: ExpertKey) -> tuple[str, int]:
+        """Where an expert begins in the source: read in that order, the disk is read in order."""
+        extents = self._checkpoint.extents(key)
+        return (str(extents[0].path), extents[0].offset) if extents else ("", key.expert)
+
+    def _work(self, jobs: Iterator[_Job]) -> None:
+        buffer = mmap.mmap(-1, max(bank.layout.nbytes for bank in self._checkpoint.banks.values()))
+        try:
+            with memoryview(buffer) as record:
+                while not self._stop.is_set():
+                    with self._lock:
+                        job = next(jobs, None)
+                    if job is None:
+                        return
+                    self._do(job, record)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            with suppress(BufferError):
+                # An exception's traceback may still hold a view of it.
+                buffer.close()
+
+    def _do(self, job: _Job, record: memoryview) -> None:
+        if job == "dense":
+            self._writer.write_dense(self._metered())
+            return
+        bank, key = job
+        layout = self._checkpoint.layout(key)
+        with record[: layout.nbytes] as view:
+            try:
+                self._reader.read(key, layout, view)
+            except ReadError as error:
+                raise CheckpointFileError(
+                    error.message,
+                    advice="The checkpoint is damaged or not readable; mend it and repeat the command: what is "
+                    "finished is kept.",
+                    **error.facts,
+                ) from error
+            bank.writer.write(key.expert, view)
+        self._meter.advance(layout.nbytes)
+        if bank.is_last():
+            with self._lock:
+                self._open.remove(bank)
+            bank.writer.__exit__(None)
+
+    def _metered(self) -> Iterator[DenseTensor]:
+        """The dense tensors, each telling the meter about its pieces, and ending early when the work has failed."""
+
+        for tensor in self._dense:
+            yield replace(tensor, chunks=partial(self._pieces, tensor))
+
+    def _pieces(self, tensor: DenseTensor) -> Iterator[memoryview | bytes]:
+        for piece in tensor.chunks():
+            if self._stop.is_set():
+                raise _Stopped
+            yield piece
+            self._meter.advance(len(piece))
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._error is None:
+                self._error = error
+        self._stop.set()
+
+    def _abandon(self, error: BaseException) -> None:
+        for bank in self._open:
+            with suppress(CoterieError, OSError):
+                bank.writer.__exit__(type(error))
+        self._open.clear()
+
+
+class _Stopped(Exception):
+    """Ends the copying of dense tensors when another worker has failed; never leaves this module."""

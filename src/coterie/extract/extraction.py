@@ -1,0 +1,235 @@
+"""Checkpoint to store: plan, check the disk, copy what is missing, finish."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Literal
+
+from coterie.checkpoint import Checkpoint
+from coterie.errors import ExtractionError, UsageError
+from coterie.extract.copying import Copier, worker_count
+from coterie.extract.planning import ExtractionPlan, plan_extraction, with_fingerprints
+from coterie.extract.progress import Meter, ProgressCallback
+from coterie.extract.selection import Numbers, select_experts
+from coterie.extract.target import (
+    DiskNeed,
+    ShardDownload,
+    check_apart,
+    check_fits,
+    disk_need,
+    missing_downloads,
+)
+from coterie.store import StoreWriter, Survey, SurveyedFile, survey
+from coterie.store.syscalls import SystemCalls
+
+Status = Literal["planned", "written", "resumed", "grown", "already complete"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractionReport:
+    """What an extraction did, or with ``status`` ``planned`` would do.
+
+    Attributes:
+        schema_version: Version of this form.
+        status: ``planned`` (a dry run), ``written``, ``resumed`` (an interrupted one was finished), ``grown`` (experts
+            were added to a finished store) or ``already complete`` (nothing was missing).
+        store: The store's directory.
+        source: Name of the checkpoint.
+        component: The part of the model that was asked for, or None for all of it.
+        experts_present: Experts in the store.
+        experts_total: Experts that the model, or the component, has.
+        files: Every file of the store; ``present`` are those that did not have to be written.
+        downloads: Shards that had to be downloaded, or would have to be.
+        ignored: Checkpoint tensors that transformers does not use and that were left out.
+        store_nbytes: Bytes of the whole store.
+        written_nbytes: Bytes of experts and dense tensors written now; 0 for a dry run.
+        needed_nbytes: Bytes that were still needed on the disk before.
+        free_nbytes: Bytes that were free there before.
+        seconds: Time taken.
+    """
+
+    schema_version: int = 1
+    status: Status
+    store: Path
+    source: str
+    component: str | None
+    experts_present: int
+    experts_total: int
+    files: tuple[SurveyedFile, ...]
+    downloads: tuple[ShardDownload, ...]
+    ignored: tuple[str, ...]
+    store_nbytes: int
+    written_nbytes: int
+    needed_nbytes: int
+    free_nbytes: int
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store has every expert."""
+        return self.experts_present == self.experts_total
+
+    def to_json(self) -> dict[str, object]:
+        """The report as JSON values."""
+        return {**asdict(self), "store": str(self.store), "complete": self.complete}
+
+
+def extract(
+    checkpoint: str | Path,
+    store: str | Path,
+    *,
+    experts: Numbers = None,
+    layers: Numbers = None,
+    component: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    dry_run: bool = False,
+    restart: bool = False,
+    progress: ProgressCallback | None = None,
+    workers: int | None = None,
+    calls: SystemCalls | None = None,
+) -> ExtractionReport:
+    """Makes a store of a checkpoint, goes on with an interrupted one, or adds experts to a finished one.
+
+    Everything that is not an expert is always taken: the depth of a model is never cut. Stopped at any moment, the
+    same call goes on where it was; until the end the directory is not a store (or is still the old one).
+
+    Args:
+        checkpoint: Directory, Hub id, or ``bundled``.
+        store: The store's directory.
+        experts: Which experts, such as ``"0-7,12"`` or a list of ids; all by default.
+        layers: The layers to which ``experts`` applies; other layers keep all experts.
+        component: Only this part of the model, such as ``thinker``.
+        revision: Branch, tag or commit of a Hub repository.
+        offline: Use only what is on this machine.
+        dry_run: Write and download no weights; report what would be done.
+        restart: Discard an unfinished store that was begun with another request.
+        progress: Told about bytes and time left.
+        workers: Experts in memory at once; by default as many as help and fit in memory.
+        calls: The system calls that change the disk; tests pass one that fails.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UsageError: If a selection or the directory is not valid.
+        CheckpointError: If the checkpoint is not complete and consistent, or cannot be read.
+        DiskSpaceError: If the store does not fit; nothing is written then.
+        StoreBusyError: If another process is writing the store.
+        StoreError: If the directory holds something else, or cannot be written.
+    """
+    start = monotonic()
+    if workers is not None and workers < 1:
+        raise UsageError(f"At least one worker is needed, not {workers}.")
+    source = Checkpoint.open(checkpoint, component=component, revision=revision, offline=offline)
+    root = Path(store).expanduser().absolute()
+    check_apart(root, source.location.directory)
+    chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
+    plan = plan_extraction(source, chosen)
+    downloads = missing_downloads(source, plan.tensors)
+    if not downloads:
+        plan = with_fingerprints(plan, source)
+    found = _survey(root, plan, restart=restart, compare=not downloads)
+    need = disk_need(root, found, downloads, source.location.directory)
+    check_fits(root, need)
+    status: Status = "planned"
+    written = 0
+    if not dry_run:
+        plan = with_fingerprints(plan, source)
+        status, written = _write(source, root, plan, found, restart, progress, workers, calls)
+    return _report(source, root, plan, found, downloads, need, status, written, monotonic() - start)
+
+
+def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -> Survey:
+    sizes = {name: path.stat().st_size for name, path in plan.side_files.items()}
+    return survey(root, plan.store, plan.dense, sizes, restart=restart, compare=compare)
+
+
+def _write(
+    source: Checkpoint,
+    root: Path,
+    plan: ExtractionPlan,
+    found: Survey,
+    restart: bool,
+    progress: ProgressCallback | None,
+    workers: int | None,
+    calls: SystemCalls | None,
+) -> tuple[Status, int]:
+    """Writes what is missing; returns what that amounted to and the bytes of tensors written."""
+    restart = restart and found.base is None
+    with StoreWriter.open(root, plan.store, restart=restart, calls=calls) as writer:
+        if writer.growing and not writer.missing_banks():
+            return "already complete", 0
+        before = _stamps(source)
+        total = writer.missing_nbytes()
+        if not writer.dense_done:
+            total += sum(tensor.nbytes for tensor in plan.dense)
+        meter = Meter("extract", total, progress)
+        Copier(source, writer, plan.dense, meter, workers=workers or worker_count(source)).run()
+        for name in writer.missing_files():
+            writer.copy_file(plan.side_files[name], name)
+        _check_unchanged(before, source)
+        status: Status = "grown" if writer.growing else "resumed" if found.unfinished else "written"
+        writer.finish()
+        return status, meter.done
+
+
+def _stamps(source: Checkpoint) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file of weights that is here."""
+    found: dict[Path, tuple[int, int]] = {}
+    for path in {info.path for info in source.tensors.values()}:
+        if path.exists():
+            stat = path.stat()
+            found[path] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def _check_unchanged(before: dict[Path, tuple[int, int]], source: Checkpoint) -> None:
+    now = _stamps(source)
+    changed = sorted(path for path, stamp in before.items() if now.get(path) != stamp)
+    if changed:
+        raise ExtractionError(
+            f"{changed[0]} changed while it was being read; the store would mix two versions.",
+            advice="Wait until the checkpoint is final, then extract it with --restart.",
+            path=changed[0],
+        )
+
+
+def _report(
+    source: Checkpoint,
+    root: Path,
+    plan: ExtractionPlan,
+    found: Survey,
+    downloads: tuple[ShardDownload, ...],
+    need: DiskNeed,
+    status: Status,
+    written: int,
+    seconds: float,
+) -> ExtractionReport:
+    present = 0
+    for bank in plan.store.banks:
+        ids = {planned.expert for planned in bank.experts}
+        if found.base is not None:
+            ids |= found.base.banks_by_key[bank.key].records.keys()
+        present += len(ids)
+    files = found.files
+    if status != "planned":
+        files = tuple(replace(file, nbytes=(root / file.file).stat().st_size) for file in files)
+    return ExtractionReport(
+        status=status,
+        store=root,
+        source=source.location.name,
+        component=plan.store.model.component,
+        experts_present=present,
+        experts_total=sum(bank.num_experts - len(bank.weightless) for bank in plan.store.banks),
+        files=files,
+        downloads=downloads,
+        ignored=plan.store.ignored,
+        store_nbytes=sum(file.nbytes for file in files),
+        written_nbytes=written,
+        needed_nbytes=need.needed,
+        free_nbytes=need.free,
+        seconds=seconds,
+    )

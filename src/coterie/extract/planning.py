@@ -1,0 +1,127 @@
+"""From a checkpoint and a selection to the plan of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from coterie.checkpoint import Checkpoint, CheckpointBank
+from coterie.extract.dense import dense_tensors
+from coterie.extract.side_files import side_files
+from coterie.spec import BankKey, RecordLayout
+from coterie.store import BankPlan, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
+
+NATIVE = "native"
+"""The scheme that keeps the checkpoint's own dtype and bits."""
+
+_UNKNOWN = "0" * 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractionPlan:
+    """What is to be read and written.
+
+    Attributes:
+        store: What the store is to hold; without fingerprints until :func:`with_fingerprints`.
+        dense: Everything that is not an expert.
+        side_files: Files to copy, by their name in the store.
+        tensors: Checkpoint tensors that are read.
+    """
+
+    store: StorePlan
+    dense: tuple[DenseTensor, ...]
+    side_files: Mapping[str, Path]
+    tensors: tuple[str, ...]
+
+
+def plan_extraction(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]]) -> ExtractionPlan:
+    """Plans a store that holds the chosen experts and everything that is not an expert. Reads no tensor.
+
+    Raises:
+        CheckpointFileError: If the checkpoint's directory cannot be listed.
+    """
+    layouts = record_layouts(checkpoint)
+    banks = tuple(
+        BankPlan(
+            key=key,
+            num_experts=bank.bank.num_experts,
+            top_k=bank.bank.top_k,
+            sources=source_patterns(bank),
+            experts=tuple(PlannedExpert(expert=e, scheme=NATIVE, layout=layouts[key]) for e in chosen[key]),
+        )
+        for key, bank in checkpoint.banks.items()
+    )
+    files = side_files(checkpoint.location.directory)
+    plan = StorePlan(
+        model=ModelFacts(
+            class_name=type(checkpoint.skeleton).__name__,
+            model_type=checkpoint.skeleton.config.model_type,
+            component=_component(checkpoint),
+            identity=_UNKNOWN,
+        ),
+        source=SourceFacts(name=checkpoint.location.name, revision=checkpoint.location.revision, integrity=_UNKNOWN),
+        banks=banks,
+        files=tuple(files),
+        ignored=tuple(sorted(checkpoint.keymap.ignored)),
+    )
+    experts = (name for key, ids in chosen.items() for e in ids for name in checkpoint.names_of(key.expert(e)))
+    return ExtractionPlan(
+        store=plan,
+        dense=dense_tensors(checkpoint),
+        side_files=files,
+        tensors=tuple(dict.fromkeys([*checkpoint.keymap.dense, *experts])),
+    )
+
+
+def with_fingerprints(plan: ExtractionPlan, checkpoint: Checkpoint) -> ExtractionPlan:
+    """The plan with the fingerprints of model and source; downloads the shards that hold the routers."""
+    store = replace(
+        plan.store,
+        model=replace(plan.store.model, identity=checkpoint.identity),
+        source=replace(plan.store.source, integrity=checkpoint.integrity),
+    )
+    return replace(plan, store=store)
+
+
+def record_layouts(checkpoint: Checkpoint) -> dict[BankKey, RecordLayout]:
+    """The record layout of every bank, each name standing for one layout.
+
+    Components of one model have experts of different sizes in the same arrangement; the second and further sizes are
+    numbered, in ascending order of bank, whatever is selected: a store that grows meets the same names again.
+    """
+    numbered: dict[str, list[RecordLayout]] = {}
+    layouts: dict[BankKey, RecordLayout] = {}
+    for key in sorted(checkpoint.banks):
+        layout = checkpoint.banks[key].layout
+        known = numbered.setdefault(layout.name, [])
+        if layout not in known:
+            known.append(layout)
+        number = known.index(layout)
+        layouts[key] = layout if number == 0 else replace(layout, name=f"{layout.name};{number + 1}")
+    return layouts
+
+
+def source_patterns(bank: CheckpointBank) -> tuple[str, ...]:
+    """The checkpoint keys that a bank comes from, with ``*`` for the expert's number."""
+    return tuple(
+        pattern for source in bank.fields.values() for names in source.names.values() for pattern in _pattern(names)
+    )
+
+
+def _pattern(names: list[str]) -> Iterable[str]:
+    if len(names) == 1:
+        return names
+    parts = [name.split(".") for name in names]
+    differing = [index for index, part in enumerate(zip(*parts, strict=True)) if len(set(part)) > 1]
+    if len(differing) != 1:
+        return names
+    first = parts[0]
+    first[differing[0]] = "*"
+    return [".".join(first)]
+
+
+def _component(checkpoint: Checkpoint) -> str | None:
+    """The component, or None where the checkpoint is nothing but that component: both open the same."""
+    whole = (getattr(checkpoint.config, "architectures", None) or [None])[0]
+    return None if whole == type(checkpoint.skeleton).__name__ else checkpoint.component
