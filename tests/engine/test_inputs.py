@@ -63,7 +63,7 @@ def test_inputs_equal_those_of_transformers_processor(processors, stock, data, t
     expected = stock(text=[text], return_tensors="pt", **options)
     got = build_inputs(processors, text, images=[data / n for n in images], audios=[data / n for n in audios])
     assert set(got.keys()) == set(expected.keys())
-    for name in expected.keys():  # noqa: SIM118 - iterating a BatchFeature gives no keys
+    for name in expected.keys():
         assert torch.equal(got[name], torch.as_tensor(expected[name])), name
 
 
@@ -139,7 +139,7 @@ def test_the_full_processor_is_used_where_there_is_one(bundled, stock, data, mon
     got = build_inputs(own, "what?", **files)
     assert calls == [[f"{PICTURE}{SOUND}what?"]]
     expected = build_inputs(Processors(bundled), "what?", **files)
-    assert all(torch.equal(got[name], expected[name]) for name in expected.keys())  # noqa: SIM118
+    assert all(torch.equal(got[name], expected[name]) for name in expected.keys())
 
 
 def _recorded(function, calls):
