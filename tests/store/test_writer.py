@@ -62,7 +62,7 @@ def test_the_safetensors_library_opens_every_file(store: Path) -> None:
     for path in opened.dense_files:
         with safe_open(path, "np") as file:
             assert file.metadata() == {"format": "pt"}
-            for name in file.keys():  # noqa: SIM118
+            for name in file.keys():
                 if name in ("embed.weight", "lm_head.weight"):
                     assert file.get_slice(name).get_dtype() == "BF16"
                 else:
@@ -86,7 +86,7 @@ def test_dense_tensors_start_aligned_to_their_dtype(tmp_path: Path) -> None:
 
 def test_records_are_page_aligned(store: Path) -> None:
     opened = Store.open(store)
-    for key in opened.keys():  # noqa: SIM118
+    for key in opened.keys():
         (extent,) = opened.extents(key)
         assert extent.offset % 4096 == extent.nbytes % 4096 == extent.at == 0
         assert extent.nbytes == opened.layout(key).nbytes

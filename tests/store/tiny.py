@@ -23,7 +23,7 @@ THINKER = BankKey("thinker", 0, "mlp")
 THINKER_1 = BankKey("thinker", 1, "mlp")
 TALKER = BankKey("talker", 0, "mlp")
 
-NATIVE = RecordLayout.build("gate_up|down", [("gate_up_proj", "BF16", (24, 40)), ("down_proj", "BF16", (40, 12))])
+NATIVE = RecordLayout.build("gate_up|down", [("gate_up_proj", "BF16", (24, 80)), ("down_proj", "BF16", (80, 12))])
 SMALL = RecordLayout.build("gate_up|down/small", [("gate_up_proj", "BF16", (3, 5)), ("down_proj", "BF16", (5, 3))])
 INT4 = RecordLayout.build("int4", [("gate_up_proj", "U8", (24, 20)), ("scale", "F32", (24, 1))])
 

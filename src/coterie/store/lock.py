@@ -75,5 +75,6 @@ class WriterLock:
         try:
             with explained(self._path):
                 self._disk.calls.unlink(self._path)
+                self._disk.calls.sync_directory(self._path.parent)
         finally:
             os.close(fd)

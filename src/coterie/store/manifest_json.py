@@ -165,8 +165,11 @@ def _check_version(root: Node) -> None:
         raise root.error("R5", "there is no format version")
     version = members["version"].integer(0, rule="R5")
     if version != FORMAT_VERSION:
-        hint = "; a newer Coterie is needed" if version > FORMAT_VERSION else ""
-        raise members["version"].error("R5", f"format version {version}, this program reads {FORMAT_VERSION}{hint}")
+        raise members["version"].error(
+            "R5",
+            f"the store has format version {version}, this program reads version {FORMAT_VERSION}",
+            advice="Install a newer Coterie." if version > FORMAT_VERSION else "Extract the store again.",
+        )
 
 
 def _model(node: Node) -> ModelFacts:

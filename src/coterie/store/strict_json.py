@@ -18,7 +18,10 @@ MAX_INTEGER = 2**53 - 1
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def format_error(path: Path, rule: str, place: str, message: str) -> StoreFormatError:
+_DAMAGED = "The file is damaged or was not written by Coterie; extract the store again."
+
+
+def format_error(path: Path, rule: str, place: str, message: str, *, advice: str = _DAMAGED) -> StoreFormatError:
     """The error for a broken MUST rule of docs/format.md.
 
     Args:
@@ -26,10 +29,11 @@ def format_error(path: Path, rule: str, place: str, message: str) -> StoreFormat
         rule: The rule, such as ``"R4"``.
         place: Key or byte offset within the file.
         message: What is wrong.
+        advice: What to do about it.
     """
     return StoreFormatError(
         f"{path}: {rule}: {message} (at {place}).",
-        advice="The file is damaged or was not written by Coterie; extract the store again.",
+        advice=advice,
         path=path,
         rule=rule,
         place=place,
@@ -39,7 +43,7 @@ def format_error(path: Path, rule: str, place: str, message: str) -> StoreFormat
 class Node:
     """One value of a JSON text together with its place, read with explicit types and bounds.
 
-    Every method raises :class:`StoreFormatError` with the given rule if the value is not what it asks for.
+    Every method raises :class:`StoreFormatError` if the value is not what it asks for.
     """
 
     __slots__ = ("_key", "_parent", "_value", "path")
@@ -65,9 +69,9 @@ class Node:
         """Whether the value is ``null``."""
         return self._value is None
 
-    def error(self, rule: str, message: str) -> StoreFormatError:
+    def error(self, rule: str, message: str, *, advice: str = _DAMAGED) -> StoreFormatError:
         """The error that this value breaks ``rule``."""
-        return format_error(self.path, rule, self.place, message)
+        return format_error(self.path, rule, self.place, message, advice=advice)
 
     def fields(self, *names: str) -> dict[str, Node]:
         """The members of an object that must have exactly these keys (rule R3)."""
@@ -97,19 +101,19 @@ class Node:
             yield Node(item, self.path, self, index)
 
     def integer(self, low: int, high: int = MAX_INTEGER, *, rule: str = "R4") -> int:
-        """An integer from ``low`` to ``high``, both included."""
+        """An integer (rule R4) from ``low`` to ``high``, both included (the given rule)."""
         if type(self._value) is not int:
-            raise self.error(rule, f"an integer is expected, not {self._shown()}")
+            raise self.error("R4", f"an integer is expected, not {self._shown()}")
         if not low <= self._value <= high:
             raise self.error(rule, f"{self._shown()} is outside {low} to {high}")
         return self._value
 
     def text(self, pattern: re.Pattern[str] | None = None, *, limit: int = 4096, rule: str = "R4") -> str:
-        """A text of 1 to ``limit`` characters without control characters, matching ``pattern`` as a whole."""
+        """A text of 1 to ``limit`` characters without control characters (R4) that is ``pattern`` (the given rule)."""
         if not isinstance(self._value, str):
-            raise self.error(rule, f"a text is expected, not {self._shown()}")
+            raise self.error("R4", f"a text is expected, not {self._shown()}")
         if not 1 <= len(self._value) <= limit or _CONTROL.search(self._value):
-            raise self.error(rule, f"a text of 1 to {limit} printable characters is expected, not {self._shown()}")
+            raise self.error("R4", f"a text of 1 to {limit} printable characters is expected, not {self._shown()}")
         if pattern is not None and not pattern.fullmatch(self._value):
             raise self.error(rule, f"{self._shown()} does not have the form {pattern.pattern}")
         return self._value
