@@ -68,11 +68,13 @@ class Region:
     def __init__(self, nbytes: int, *, returnable: bool) -> None:
         self.nbytes = nbytes
         self._returnable = returnable
-        self._slots: list[Slot | None] = []
-        self._ranges: list[AddressRange] = []
-        self._range_of: list[AddressRange] = []
+        self._slots: dict[int, Slot] = {}
+        # Number of the first slot of each range, and the range; none where every slot is a mapping of its own.
+        self._ranges: list[tuple[int, AddressRange]] = []
+        self._end = 0
+        self._fresh = 0
         self._committed: list[int] = []
-        self._uncommitted: list[int] = []
+        self._returned: list[int] = []
         self._fragmented = False
 
     @property
@@ -82,19 +84,18 @@ class Region:
 
     def take_committed(self) -> Slot:
         """A free slot that has memory."""
-        slot = self._slots[heapq.heappop(self._committed)]
-        assert slot is not None
-        return slot
+        return self._slots[heapq.heappop(self._committed)]
 
     def take_uncommitted(self, limit: int) -> Slot:
         """A slot that has no memory yet; ``limit`` is the number of slots that the budget has room for in all."""
-        if not self._uncommitted:
-            self._extend(max(1, limit - len(self._slots)) if self._returnable else 1)
-        index = heapq.heappop(self._uncommitted)
-        slot = self._slots[index]
+        if self._returned:
+            index = heapq.heappop(self._returned)
+        else:
+            index = self._fresh
+            self._fresh += 1
+        slot = self._slots.get(index)
         if slot is None:
-            address_range = AddressRange(self.nbytes)
-            slot = self._slots[index] = Slot(address_range.memory, address_range.start, self.nbytes, index)
+            slot = self._slots[index] = self._make(index, limit)
         return slot
 
     def put(self, slot: Slot) -> None:
@@ -106,41 +107,42 @@ class Region:
         index = max(self._committed)
         self._committed.remove(index)
         heapq.heapify(self._committed)
-        heapq.heappush(self._uncommitted, index)
-        slot = self._slots[index]
-        assert slot is not None
+        heapq.heappush(self._returned, index)
         if not self._returnable:
-            self._slots[index] = None
+            del self._slots[index]
             return
-        address_range = self._range_of[index]
         if not self._fragmented:
             # khugepaged would fill the hole again, outside the budget.
             self._fragmented = True
-            for each in self._ranges:
-                each.advise("MADV_NOHUGEPAGE")
-        address_range.memory.madvise(mmap.MADV_DONTNEED, slot.offset, self.nbytes)
+            for _, address_range in self._ranges:
+                address_range.advise("MADV_NOHUGEPAGE")
+        slot = self._slots[index]
+        self._range_of(index)[1].memory.madvise(mmap.MADV_DONTNEED, slot.offset, self.nbytes)
 
     def discard_memory(self) -> None:
         """Gives all memory back; the address space goes with the last tensor that looks into it."""
-        for address_range in self._ranges:
+        for _, address_range in self._ranges:
             address_range.advise("MADV_DONTNEED")
 
-    def _extend(self, count: int) -> None:
-        first = len(self._slots)
+    def _make(self, index: int, limit: int) -> Slot:
         if not self._returnable:
-            self._slots.extend([None] * count)
-        else:
-            address_range = AddressRange(count * self.nbytes)
-            whole = count * self.nbytes // HUGE_PAGE * HUGE_PAGE
-            if whole and not self._fragmented:
-                address_range.advise("MADV_HUGEPAGE", address_range.start, whole)
-            self._ranges.append(address_range)
-            for index in range(count):
-                offset = address_range.start + index * self.nbytes
-                self._slots.append(Slot(address_range.memory, offset, self.nbytes, first + index))
-                self._range_of.append(address_range)
-        for index in range(first, first + count):
-            heapq.heappush(self._uncommitted, index)
+            own = AddressRange(self.nbytes)
+            return Slot(own.memory, own.start, self.nbytes, index)
+        if index == self._end:
+            self._extend(max(1, limit - self._end))
+        first, address_range = self._range_of(index)
+        return Slot(address_range.memory, address_range.start + (index - first) * self.nbytes, self.nbytes, index)
+
+    def _range_of(self, index: int) -> tuple[int, AddressRange]:
+        return next(each for each in reversed(self._ranges) if each[0] <= index)
+
+    def _extend(self, count: int) -> None:
+        address_range = AddressRange(count * self.nbytes)
+        whole = count * self.nbytes // HUGE_PAGE * HUGE_PAGE
+        if whole and not self._fragmented:
+            address_range.advise("MADV_HUGEPAGE", address_range.start, whole)
+        self._ranges.append((self._end, address_range))
+        self._end += count
 
 
 class SlotArena:

@@ -25,7 +25,7 @@ def minimum_capacity(source: ExpertSource) -> int:
 
     One slot is computed on while the other is read.
     """
-    sizes = [SlotArena.slot_nbytes(source.layout(key).nbytes) for key in source.keys()]  # noqa: SIM118 - a source is not a mapping
+    sizes = [SlotArena.slot_nbytes(source.layout(key).nbytes) for key in source.keys()]
     return min(2 * max(sizes, default=0), sum(sizes))
 
 

@@ -174,7 +174,9 @@ class FileCache:
                 shared = self._open[name] = _Shared(file)
             self._open.move_to_end(name)
             shared.readers += 1
-            return shared
+            surplus = self._surplus()
+        self._close_all(surplus)
+        return shared
 
     def _surplus(self) -> list[ReadableFile]:
         limit = 0 if self._closed else self._limit

@@ -34,7 +34,7 @@ class Residency:
 
     def __init__(self, source: ExpertSource, capacity: int, policy: EvictionPolicy[ExpertKey]) -> None:
         self._source = source
-        self._layouts = {key: source.layout(key) for key in source.keys()}  # noqa: SIM118 - not a mapping
+        self._layouts = {key: source.layout(key) for key in source.keys()}
         sizes = [SlotArena.slot_nbytes(layout.nbytes) for layout in self._layouts.values()]
         self.total_bytes = sum(sizes)
         self._largest = max(sizes, default=0)
@@ -75,7 +75,7 @@ class Residency:
         layout = self._layouts.get(key)
         if layout is not None:
             return layout
-        if key not in self._source.keys():  # noqa: SIM118 - a source is not a mapping
+        if key not in self._source.keys():
             raise ExpertMissingError(f"Expert {key} is not in the store or checkpoint that was opened.", key=key)
         layout = self._source.layout(key)
         size = SlotArena.slot_nbytes(layout.nbytes)
