@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: offline, few threads, tiny checkpoints made once per session."""
+"""Fixtures of the whole suite: offline, one thread (tiny models gain nothing from more, and busy machines lose a lot), tiny checkpoints made once per session."""
 
 import os
 from collections.abc import Callable
@@ -15,8 +15,8 @@ ZooCheckpoint = Callable[..., Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
