@@ -425,7 +425,7 @@ def test_sigkill_at_random_moments(growing: bool, tmp_path: Path) -> None:
     )
     rng = random.Random(11 + growing)
     kills = 0
-    for _ in range(60):
+    for _ in range(25):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
