@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: offline, one thread (tiny models gain nothing from more, and busy machines lose a lot), tiny checkpoints made once per session."""
+"""Fixtures of the whole suite: offline, one thread, tiny checkpoints made once per session."""
 
 import os
 from collections.abc import Callable
@@ -16,6 +16,7 @@ ZooCheckpoint = Callable[..., Path]
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
+    # Tiny models gain nothing from more threads, and busy machines lose a lot.
     torch.set_num_threads(1)
 
 

@@ -13,8 +13,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def require(name: str) -> None:
-    if not ZOO[name].available:
-        pytest.skip(f"this release of transformers has no {ZOO[name].class_name}")
+    if reason := ZOO[name].why_not:
+        pytest.skip(reason)
 
 
 @pytest.fixture(params=NAMES)

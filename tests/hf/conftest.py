@@ -42,8 +42,8 @@ def subject_of(zoo_checkpoint: Callable[..., Path]) -> Open:
     """Opens ``(name, dtype=float32, component=None)``; skips what the installed transformers lacks."""
 
     def open_(name: str, dtype: torch.dtype = torch.float32, component: str | None = None) -> Subject:
-        if not ZOO[name].available:
-            pytest.skip(f"this release of transformers has no {ZOO[name].class_name}")
+        if reason := ZOO[name].why_not:
+            pytest.skip(reason)
         directory = zoo_checkpoint(name, dtype)
         cls, config = resolve_model(load_config(directory), component)
         model = build_skeleton(cls, config, dtype)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from zoo.inputs import example_inputs
@@ -34,9 +35,14 @@ class ZooModel:
     modalities: tuple[str, ...] = ("text",)
 
     @property
-    def available(self) -> bool:
-        """Whether the installed transformers has the class."""
-        return hasattr(transformers, self.class_name)
+    def why_not(self) -> str | None:
+        """Why the installed transformers cannot have this model streamed, or None."""
+        if not hasattr(transformers, self.class_name):
+            return f"transformers {transformers.__version__} has no {self.class_name}"
+        release, reason = _BROKEN_UP_TO.get(self.name, ("0", ""))
+        if Version(transformers.__version__) < Version(release):
+            return f"transformers {transformers.__version__}: {reason}"
+        return None
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
@@ -56,6 +62,13 @@ class ZooModel:
             if wanted and modality not in self.modalities:
                 raise ValueError(f"{self.name} takes no {modality}")
         return example_inputs(self.config(), seed, batch, length, image=image, audio=audio)
+
+
+# Seen in 5.7; the release that mended it was not looked for.
+_BROKEN_UP_TO = {
+    "deepseek_v2": ("5.8", "its group-limited routing raises AttributeError in transformers itself"),
+    "granitemoe": ("5.8", "its experts class is not one that can be hooked"),
+}
 
 
 def _text_config(class_name: str, **options: Any) -> PreTrainedConfig:
