@@ -190,6 +190,13 @@ class StreamedBank:
     ) -> tuple[torch.Tensor, LeaseStats]:
         """The class's own eager forward, over stand-ins that fetch the expert they are indexed with."""
         experts = sorted({e for row in index_TK.tolist() for e in row if e < self.bank.num_experts})
+        if not experts:
+            return torch.zeros_like(hidden_TD), LeaseStats()
+        left_out_TK = index_TK >= self.bank.num_experts
+        if left_out_TK.any():
+            # Not every release's eager forward knows the sentinel: an expert that is read anyway takes weight 0.
+            index_TK = index_TK.masked_fill(left_out_TK, experts[0])
+            weights_TK = weights_TK.masked_fill(left_out_TK, 0)
         keys = [self._keys[expert] for expert in experts]
         with self._require_cache().lease(keys, ordered=True, phase=self._clock.phase) as lease:
             self._cursor.start(lease)
