@@ -308,42 +308,38 @@ class TestMisuse:
         assert_consistent(cache)
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to a thread")
 @pytest.mark.parametrize("slots", [2, 5, 16])
 def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
     cache = make(slots)
-    armed = False
+    main = threading.get_ident()
 
     def interrupt(number, frame):
-        if armed:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    interrupted = 0
+    def work():
+        for step in range(10**9):
+            mine = [KEYS[(step * 5 + n) % 16] for n in range(6)]
+            held = cache.try_hold(mine[:2])
+            if held is not None:
+                held.release()
+            with cache.lease(mine, ordered=bool(step % 2), phase="prefill" if step % 3 else "decode") as lease:
+                for key, tensors in lease:
+                    assert_is(key, SMALL, tensors)
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        for round_number in range(150):
-            step = 0
+        for number in range(80):
+            delay = 0.0001 + (number * 37 % 80) * 0.00003
+            timer = threading.Timer(delay, signal.pthread_kill, (main, signal.SIGUSR1))
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.00005 + (round_number * 37 % 100) * 0.00002)
-                armed = True
-                while True:
-                    step += 1
-                    mine = [KEYS[(step * 5 + n) % 16] for n in range(6)]
-                    held = cache.try_hold(mine[:2])
-                    if held is not None:
-                        held.release()
-                    with cache.lease(mine, ordered=bool(step % 2), phase="prefill" if step % 3 else "decode") as lease:
-                        for key, tensors in lease:
-                            assert_is(key, SMALL, tensors)
+                timer.start()
+                work()
             except KeyboardInterrupt:
-                interrupted += 1
-            finally:
-                armed = False
-            held = lease = None
+                pass
+            timer.join()
             gc.collect()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    assert interrupted == 150
+        signal.signal(signal.SIGUSR1, previous)
     drain(cache, KEYS)
     assert_consistent(cache)

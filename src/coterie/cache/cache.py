@@ -206,6 +206,8 @@ class ExpertCache:
         residency = self._residency
         counters = residency.counters
         with self._scheduler.lock:
+            # A prefetch that has been used counts from then on, not from when the policy hears of it.
+            used = {entry.key for batch in tuple(residency.journal) for entry in batch if entry.hinted}
             return CacheStats(
                 requests=counters.hits + counters.misses,
                 hits=counters.hits,
@@ -217,7 +219,7 @@ class ExpertCache:
                 resident_bytes=residency.arena.in_use,
                 resident_count=len(residency.loaded),
                 prefetch_issued=counters.prefetch_issued,
-                prefetch_used=counters.prefetch_used,
+                prefetch_used=counters.prefetch_used + len(used),
                 prefetch_wasted=counters.prefetch_wasted,
             )
 

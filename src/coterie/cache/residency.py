@@ -140,6 +140,8 @@ class Residency:
         for step in self._concessions(claim, others, full):
             step()
             victims = self._victims(size, spare_predicted=True) or self._victims(size, spare_predicted=False)
+            if victims and claim.prefill and not claim.starving and self._should_wait(victims, size):
+                return None
             if victims or not full:
                 claim.evictions += len(victims)
                 return self._enter(key, layout, size, victims, claim)
@@ -176,6 +178,17 @@ class Residency:
         self.journal.clear()
         self._predicted.clear()
         self.arena.close(discard=discard)
+
+    def scan_depth(self, size: int) -> int:
+        """Records of that many bytes that a scan may have read ahead: it may push an eighth of the arena out."""
+        return max(1, self.capacity // (8 * size))
+
+    def _should_wait(self, victims: Sequence[ExpertKey], size: int) -> bool:
+        """Whether a scan that reads ahead is to wait for its own slots, rather than take one that is warm."""
+        if all(self.loaded[key].cold for key in victims):
+            return False
+        entries = (*self.loaded.values(), *self.loading.values())
+        return sum(entry.cold for entry in entries) > self.scan_depth(size)
 
     @staticmethod
     def _concessions(claim: Claim, others: Sequence[Claim], full: bool) -> Iterator[Callable[[], None]]:

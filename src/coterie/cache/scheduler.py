@@ -313,9 +313,7 @@ class Scheduler:
             return True
         depth = self._queue_depth
         if claim.prefill:
-            # A scan may only push an eighth of the arena out for its read-ahead.
-            size = claim.layouts[claim.todo[0]].nbytes
-            depth = min(depth, max(1, self.residency.capacity // (8 * size)))
+            depth = min(depth, self.residency.scan_depth(claim.layouts[claim.todo[0]].nbytes))
         return len(claim.ahead) < depth
 
     def _hinted(self) -> Entry | None:
