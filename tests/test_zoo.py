@@ -108,7 +108,7 @@ def test_weights_do_not_depend_on_the_process(zoo_checkpoint, tmp_path: Path):
 
 def test_checkpoint_names_are_those_of_released_models(zoo_checkpoint):
     with safe_open(zoo_checkpoint("qwen3_moe") / "model.safetensors", "pt") as file:
-        assert "model.layers.0.mlp.experts.7.gate_proj.weight" in file.keys()  # noqa: SIM118 - safe_open has no `in`
+        assert "model.layers.0.mlp.experts.7.gate_proj.weight" in file.keys()
 
 
 def test_unknown_modality_is_refused():
