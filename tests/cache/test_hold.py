@@ -67,6 +67,12 @@ def test_more_than_the_capacity_cannot_be_held(cache):
     assert caught.value.minimum == 5 * SMALL.nbytes
 
 
+def test_a_hold_of_nothing_leaves_nothing(cache):
+    with cache.hold([]) as held:
+        assert held.tensors == []
+    assert_consistent(cache)
+
+
 def test_a_failed_read_holds_nothing(cache):
     with pytest.raises(ReadError, match="bad sector"):
         cache.hold([KEYS[0], KEYS[7]])

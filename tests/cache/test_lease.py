@@ -338,8 +338,8 @@ def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
             except KeyboardInterrupt:
                 pass
             timer.join()
-            gc.collect()
     finally:
         signal.signal(signal.SIGUSR1, previous)
+    gc.collect()
     drain(cache, KEYS)
     assert_consistent(cache)

@@ -145,14 +145,15 @@ class ExpertCache:
             scheduler.check_usable()
         residency = self._residency
         loaded = residency.loaded
-        token = object()
-        held = Held(scheduler, token)
+        held = Held(scheduler)
         with scheduler.lock:
             try:
                 entries = [loaded[key] for key in keys]
             except KeyError:
                 return None
+            # The hold knows what it has before it has it: an interrupt in between then loses nothing.
             held._entries = entries
+            token = held._token = object()
             scheduler.holds[token] = threading.get_ident()
             for entry in entries:
                 entry.holders.add(token)
@@ -183,7 +184,7 @@ class ExpertCache:
                 budget=self.capacity,
                 minimum=needed,
             )
-        held = Held(self._scheduler, object())
+        held = Held(self._scheduler)
         held._lease = lease
         try:
             tensors = dict(lease.__enter__())

@@ -112,9 +112,9 @@ class Held:
 
     __slots__ = ("_entries", "_lease", "_scheduler", "_token", "tensors")
 
-    def __init__(self, scheduler: Scheduler, token: object) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._token = token
+        self._token: object = None
         self._entries: Sequence[Entry] = ()
         self._lease: Lease | None = None
         self.tensors: list[Tensors] = []
@@ -124,9 +124,9 @@ class Held:
         if self._lease is not None:
             self._lease.close()
             self._lease = None
-        if self._entries:
+        if self._token is not None:
             self._scheduler.release_hold(self._token, self._entries)
-            self._entries = ()
+            self._token = None
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +137,6 @@ class Held:
         self.release()
 
     def __del__(self) -> None:
-        if self._entries or self._lease is not None:
+        if self._token is not None or self._lease is not None:
             with contextlib.suppress(Exception):
                 self.release()
