@@ -95,8 +95,10 @@ def load(
         present=source.present, missing=None if source.complete else missing, experts_per_token=experts_per_token
     )
     model = _build(source, attachment)
-    gc.collect()
-    plan = None if budget is None else _plan(source, budget, context, minimum, loaded=True)
+    plan = None
+    if budget is not None:
+        gc.collect()  # what loading left behind is not part of the model
+        plan = _plan(source, budget, context, minimum, loaded=True)
     capacity = _capacity(source, plan, expert_memory, minimum)
     working_set = _working_set(source, attachment, experts_per_token)
     _warn_small(capacity, working_set)
