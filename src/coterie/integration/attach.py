@@ -14,6 +14,7 @@ from coterie.hf.configs import check_architecture
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.missing import Missing, adapt_block
+from coterie.kernels import TokenKernels
 from coterie.spec import BankKey, ExpertSource, Observer
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Attachment:
                 advice="The configuration and the weights do not belong together.",
                 bank=str(odd[0]),
             )
+        kernels = TokenKernels()
         for bank in banks:
             component = bank.key.component
             if component not in self.clocks:
@@ -73,7 +75,7 @@ class Attachment:
                 self.clocks[component].install(_component_module(model, component))
             policy = adapt_block(model, bank, self._present[bank.key], self._missing, self._experts_per_token)
             module = model.get_submodule(bank.path)
-            self.banks[bank.key] = StreamedBank(bank, module, self.clocks[component], policy)
+            self.banks[bank.key] = StreamedBank(bank, module, self.clocks[component], policy, kernels)
             self.removed.update(f"{bank.path}.{name}" for name in bank.parameters)
         tied = getattr(model, "all_tied_weights_keys", None)
         if tied:

@@ -16,7 +16,7 @@ from coterie.hf.banks import ExpertBank
 from coterie.hf.experts import eager_forward, uses_common_forward
 from coterie.integration.clock import StepClock
 from coterie.integration.standin import ExpertCursor, StackedStandIn
-from coterie.kernels import Accumulator, group_by_expert, swiglu_rows, swiglu_token
+from coterie.kernels import Accumulator, TokenKernel, TokenKernels, group_by_expert, swiglu_rows
 from coterie.routing import Routed
 from coterie.spec import ExpertKey, ExpertsSelected, ExpertsServed
 
@@ -71,9 +71,17 @@ class StreamedBank:
         module: The experts module; its stacked parameters are taken out.
         clock: The component's forward passes.
         missing: Policy for absent experts, or None if all are present.
+        kernels: The model's token kernels.
     """
 
-    def __init__(self, bank: ExpertBank, module: nn.Module, clock: StepClock, missing: MissingPolicy | None) -> None:
+    def __init__(
+        self,
+        bank: ExpertBank,
+        module: nn.Module,
+        clock: StepClock,
+        missing: MissingPolicy | None,
+        kernels: TokenKernels,
+    ) -> None:
         self.bank = bank
         self.counters = BankCounters()
         self.missing = missing
@@ -86,6 +94,8 @@ class StreamedBank:
         self._activation = getattr(module, "act_fn", None)
         self._dtypes = tuple(bank.dtypes.values())
         self._casts = False
+        self._kernels: dict[int, TokenKernel] = {}
+        self._kernels_of_model = kernels
         self._replace_parameters()
 
     def connect(self, cache: ExpertCache, stored: tuple[torch.dtype, ...] | None) -> None:
@@ -164,9 +174,21 @@ class StreamedBank:
         self, hidden_1D: torch.Tensor, tensors: list[tuple[torch.Tensor, ...]], weights_K: torch.Tensor
     ) -> torch.Tensor:
         pairs = [self._cast(fields) for fields in tensors] if self._casts else tensors
-        return swiglu_token(
-            hidden_1D, [p[0] for p in pairs], [p[1] for p in pairs], weights_K, self._activation_function
+        kernel = self._kernels.get(torch.get_num_threads()) or self._choose_kernel()
+        return kernel(hidden_1D, [p[0] for p in pairs], [p[1] for p in pairs], weights_K)
+
+    def _choose_kernel(self) -> TokenKernel:
+        """Which routines round as the eager forward does can depend on the number of threads."""
+        gate_up, down = self.bank.parameters.values()
+        kernel = self._kernels_of_model.get(
+            (gate_up[0], gate_up[1]),
+            (down[0], down[1]),
+            self.bank.top_k or 1,
+            self._dtypes[0],
+            self._activation_function,
         )
+        self._kernels[torch.get_num_threads()] = kernel
+        return kernel
 
     def _forward_rows(
         self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor

@@ -4,6 +4,6 @@ Shape suffixes: T tokens, D model dimension, F expert dimension, E experts, K ex
 """
 
 from coterie.kernels.grouping import Grouping, group_by_expert
-from coterie.kernels.swiglu import Accumulator, swiglu_rows, swiglu_token
+from coterie.kernels.swiglu import Accumulator, TokenKernel, TokenKernels, swiglu_rows
 
-__all__ = ["Accumulator", "Grouping", "group_by_expert", "swiglu_rows", "swiglu_token"]
+__all__ = ["Accumulator", "Grouping", "TokenKernel", "TokenKernels", "group_by_expert", "swiglu_rows"]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn.functional import linear
 
+from coterie.kernels.products import exact_products
+
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 _ELEMENTWISE_GRAIN = 32768
@@ -27,35 +29,78 @@ def swiglu_rows(
     return linear(activation(gate_NF) * up_NF, down_DF)
 
 
-def swiglu_token(
-    token_1D: torch.Tensor,
-    gate_ups: Sequence[torch.Tensor],
-    downs: Sequence[torch.Tensor],
-    weights_K: torch.Tensor,
-    activation: Activation,
-) -> torch.Tensor:
-    """The experts of a single token, in the order given (ascending id); returns [1, D].
-
-    The matrix products are per expert, the elementwise steps are done for all K at once: same bits, fewer calls.
+class TokenKernel:
+    """The experts of a single token: few calls, and the bits of the eager forward.
 
     Args:
-        token_1D: The token.
-        gate_ups: K tensors [2F, D].
-        downs: K tensors [D, F].
-        weights_K: Gate weights in the same order.
+        gate_up_shape: (2F, D).
+        down_shape: (D, F).
+        top_k: K, the usual number of experts.
+        dtype: Of weights and activations.
         activation: The class's activation function.
     """
-    if len(gate_ups) * downs[0].shape[1] > _ELEMENTWISE_GRAIN:
-        outputs = [swiglu_rows(token_1D, up, down, activation) for up, down in zip(gate_ups, downs, strict=True)]
-    else:
-        gate_KF, up_KF = torch.cat([linear(token_1D, weight) for weight in gate_ups]).chunk(2, dim=-1)
-        inner_KF = torch.split(activation(gate_KF) * up_KF, 1)
-        outputs = [linear(inner_1F, down) for inner_1F, down in zip(inner_KF, downs, strict=True)]
-    weighted_KD = (torch.cat(outputs) * weights_K.unsqueeze(1)).to(token_1D.dtype)
-    result_1D = torch.zeros_like(token_1D)
-    for row_1D in torch.split(weighted_KD, 1):
-        result_1D.add_(row_1D)
-    return result_1D
+
+    def __init__(
+        self,
+        gate_up_shape: tuple[int, int],
+        down_shape: tuple[int, int],
+        top_k: int,
+        dtype: torch.dtype,
+        activation: Activation,
+    ) -> None:
+        self._activation = activation
+        self._up = exact_products(gate_up_shape, top_k, dtype, shared_row=True)
+        self._down = exact_products(down_shape, top_k, dtype, shared_row=False)
+        self._width = down_shape[1]
+
+    def __call__(
+        self,
+        token_1D: torch.Tensor,
+        gate_ups: Sequence[torch.Tensor],
+        downs: Sequence[torch.Tensor],
+        weights_K: torch.Tensor,
+    ) -> torch.Tensor:
+        """Computes the experts in the order given, which must be ascending id; returns [1, D].
+
+        Args:
+            token_1D: The token.
+            gate_ups: K tensors [2F, D].
+            downs: K tensors [D, F].
+            weights_K: Gate weights in the same order.
+        """
+        if len(gate_ups) * self._width > _ELEMENTWISE_GRAIN:
+            rows = [swiglu_rows(token_1D, up, down, self._activation) for up, down in zip(gate_ups, downs, strict=True)]
+            outputs_KD = torch.cat(rows)
+        else:
+            gate_KF, up_KF = self._up(token_1D, gate_ups).chunk(2, dim=-1)
+            outputs_KD = self._down(self._activation(gate_KF) * up_KF, downs)
+        weighted_KD = (outputs_KD * weights_K.unsqueeze(1)).to(token_1D.dtype)
+        result_1D = torch.zeros_like(token_1D)
+        for row_1D in torch.split(weighted_KD, 1):
+            result_1D.add_(row_1D)
+        return result_1D
+
+
+class TokenKernels:
+    """The token kernels of one model, made when first needed: layers of the same shape share one."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[object, ...], TokenKernel] = {}
+
+    def get(
+        self,
+        gate_up_shape: tuple[int, int],
+        down_shape: tuple[int, int],
+        top_k: int,
+        dtype: torch.dtype,
+        activation: Activation,
+    ) -> TokenKernel:
+        """The kernel for a shape at torch's present number of threads, on which rounding can depend."""
+        place = (gate_up_shape, down_shape, top_k, dtype, repr(activation), torch.get_num_threads())
+        kernel = self._made.get(place)
+        if kernel is None:
+            kernel = self._made[place] = TokenKernel(gate_up_shape, down_shape, top_k, dtype, activation)
+        return kernel
 
 
 class Accumulator:
