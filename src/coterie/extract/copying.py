@@ -177,7 +177,6 @@ class Copier:
 
     def _metered(self) -> Iterator[DenseTensor]:
         """The dense tensors, each telling the meter about its pieces, and ending early when the work has failed."""
-
         for tensor in self._dense:
             yield replace(tensor, chunks=partial(self._pieces, tensor))
 

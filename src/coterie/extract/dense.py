@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from coterie.checkpoint import Checkpoint
+from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.errors import CheckpointFileError
 from coterie.store import DenseTensor
 
@@ -20,20 +20,23 @@ def dense_tensors(checkpoint: Checkpoint) -> tuple[DenseTensor, ...]:
 
 
 def _tensor(checkpoint: Checkpoint, name: str) -> DenseTensor:
+    def chunks() -> Iterator[memoryview]:
+        checkpoint.download([name])
+        # Looked up now: where a tensor lies in its file is known only once the shard is here.
+        return tensor_pieces(checkpoint.tensors[name])
+
     info = checkpoint.tensors[name]
-    return DenseTensor(name=name, dtype=info.dtype, shape=info.shape, chunks=lambda: tensor_pieces(checkpoint, name))
+    return DenseTensor(name=name, dtype=info.dtype, shape=info.shape, chunks=chunks)
 
 
-def tensor_pieces(checkpoint: Checkpoint, name: str) -> Iterator[memoryview]:
+def tensor_pieces(info: TensorInfo) -> Iterator[memoryview]:
     """The bytes of one tensor in order; a piece is valid until the next one is asked for.
 
-    Its shard is downloaded if it is not here yet. What was read leaves the page cache.
+    What was read leaves the page cache.
 
     Raises:
         CheckpointFileError: If the file cannot be read or is shorter than its header says.
     """
-    checkpoint.download([name])
-    info = checkpoint.tensors[name]
     buffer = memoryview(bytearray(min(_PIECE, info.nbytes)))
     end = info.offset + info.nbytes
     try:
@@ -44,10 +47,10 @@ def tensor_pieces(checkpoint: Checkpoint, name: str) -> Iterator[memoryview]:
                 count = file.readinto(buffer[: min(len(buffer), end - position)])
                 if not count:
                     raise CheckpointFileError(
-                        f"{info.path} is truncated: {name!r} ends at byte {end}, the file at {position}.",
+                        f"{info.path} is truncated: {info.name!r} ends at byte {end}, the file at {position}.",
                         advice="Download the file again, then repeat the command: what is finished is kept.",
                         path=info.path,
-                        tensor=name,
+                        tensor=info.name,
                         expected=end,
                         got=position,
                     )
@@ -59,7 +62,7 @@ def tensor_pieces(checkpoint: Checkpoint, name: str) -> Iterator[memoryview]:
             f"{info.path} cannot be read: {error.strerror}.",
             advice="Check its permissions and the disk, then repeat the command: what is finished is kept.",
             path=info.path,
-            tensor=name,
+            tensor=info.name,
         ) from error
 
 

@@ -3,7 +3,7 @@
 from coterie.store.bank_writer import BankWriter
 from coterie.store.dense_writer import DENSE_SHARD_LIMIT, DenseTensor
 from coterie.store.manifest import Bank, FileFacts, Manifest, ModelFacts, Record, Segment, SourceFacts
-from coterie.store.manifest_file import is_store
+from coterie.store.manifest_file import is_store, is_unfinished
 from coterie.store.names import side_file_problem
 from coterie.store.plan import BankPlan, PlannedExpert, StorePlan
 from coterie.store.reader import Store
@@ -32,6 +32,7 @@ __all__ = [
     "SurveyedFile",
     "VerificationReport",
     "is_store",
+    "is_unfinished",
     "side_file_problem",
     "survey",
     "verify_store",

@@ -22,6 +22,11 @@ def is_store(path: Path | str) -> bool:
         return False
 
 
+def is_unfinished(path: Path | str) -> bool:
+    """Whether an extraction into a directory has begun and not finished: it has a journal and no manifest."""
+    return (Path(path) / names.JOURNAL).is_file() and not is_store(path)
+
+
 def load_manifest(root: Path) -> tuple[Manifest, str]:
     """Reads the manifest of a store and its digest.
 

@@ -1,0 +1,121 @@
+"""`coterie extract`: make a store of a checkpoint, go on with an interrupted one, add experts to a finished one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coterie.cli.console import plain_table, print_json, print_note, print_table, results
+from coterie.cli.options import CheckpointArgument, ComponentOption, JsonOption, OfflineOption, RevisionOption
+from coterie.cli.transfer import shown_progress
+from coterie.spec import format_bytes
+
+if TYPE_CHECKING:
+    from coterie.extract import ExtractionReport
+
+
+def command(
+    checkpoint: CheckpointArgument,
+    store: Annotated[Path, typer.Argument(metavar="STORE", show_default=False, help="The store's directory.")],
+    experts: Annotated[
+        str | None,
+        typer.Option("--experts", metavar="IDS", show_default=False, help="Only these, such as 0-7,12. Default: all."),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers",
+            metavar="LAYERS",
+            show_default=False,
+            help="Apply --experts to these layers only, such as 0-3; the other layers keep all experts.",
+        ),
+    ] = None,
+    component: ComponentOption = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show files, bytes and disk space; write and download no weights.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an unfinished store that was begun with another request.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Makes a store of a checkpoint: every expert asked for, and always everything that is not an expert.
+
+    An interrupted extraction goes on where it stopped when the same command is given again. A finished store is
+    grown: experts that it lacks are added, nothing is rewritten. From the Hub only the shards that are needed are
+    downloaded.
+    """
+    from coterie.extract import extract
+
+    try:
+        with shown_progress() as progress:
+            report = extract(
+                checkpoint,
+                store,
+                experts=experts,
+                layers=layers,
+                component=component,
+                revision=revision,
+                offline=offline,
+                dry_run=dry_run,
+                restart=restart,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print_note(f"Stopped. What is finished is kept in {store}; the same command goes on from there.")
+        raise
+    if as_json:
+        print_json(report.to_json())
+    elif dry_run:
+        _print_plan(report)
+    else:
+        _print_outcome(report)
+
+
+def _print_plan(report: ExtractionReport) -> None:
+    table = plain_table("file", "size", "", right=("size",))
+    for file in report.files:
+        table.add_row(file.file, format_bytes(file.nbytes), "there already" if file.present else "")
+    print_table(table)
+    if report.downloads:
+        results().print()
+        table = plain_table("download", "size", right=("size",))
+        for shard in report.downloads:
+            table.add_row(shard.file, format_bytes(shard.nbytes))
+        print_table(table)
+    out = results()
+    out.print()
+    out.print(f"experts        {_experts(report)}")
+    out.print(f"store          {format_bytes(report.store_nbytes)} in {len(report.files)} files")
+    if report.downloads:
+        total = sum(shard.nbytes for shard in report.downloads)
+        out.print(f"download       {format_bytes(total)} in {len(report.downloads)} files")
+    out.print(f"disk needed    {format_bytes(report.needed_nbytes)}")
+    out.print(f"disk free      {format_bytes(report.free_nbytes)}")
+
+
+def _print_outcome(report: ExtractionReport) -> None:
+    out = results()
+    if report.status == "already complete":
+        out.print(f"{report.store} has all of this already; nothing was written.", markup=False)
+    else:
+        verb = {"grown": "Grew", "resumed": "Finished"}.get(report.status, "Wrote")
+        speed = report.written_nbytes / report.seconds if report.seconds > 0 else 0.0
+        out.print(
+            f"{verb} {report.store}: {format_bytes(report.written_nbytes)} in {report.seconds:.1f} s "
+            f"({format_bytes(int(speed))}/s).",
+            markup=False,
+        )
+    out.print(f"It has {_experts(report)}, {format_bytes(report.store_nbytes)} on disk.")
+    if report.ignored:
+        out.print(f"Left out: {len(report.ignored)} tensors that transformers does not use.")
+
+
+def _experts(report: ExtractionReport) -> str:
+    if report.complete:
+        return f"all {report.experts_total} experts"
+    return f"{report.experts_present} of {report.experts_total} experts"

@@ -1,0 +1,137 @@
+"""`coterie inspect`: what a store or checkpoint holds, and what a memory budget would hold of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coterie.cli.console import plain_table, print_json, print_table, results
+from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
+from coterie.spec import format_bytes
+
+if TYPE_CHECKING:
+    from coterie.extract import InspectReport, MemoryFit
+
+
+def command(
+    model: ModelArgument,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", metavar="SIZE", show_default=False, help="What would a budget of this size hold? Such as 8GiB."
+        ),
+    ] = None,
+    component: ComponentOption = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Shows what a store or checkpoint holds: completeness by layer and component, bytes on disk and in memory.
+
+    With --memory it says how many experts a budget for the whole process would hold beside the dense part. The cache
+    of keys and values and activations are not counted; they depend on the context that is asked for.
+    """
+    from coterie.extract import inspect
+
+    report = inspect(model, memory=memory, component=component, revision=revision, offline=offline)
+    if as_json:
+        print_json(report.to_json())
+        return
+    _print_model(report)
+    _print_components(report)
+    _print_layers(report)
+    if report.memory is not None:
+        _print_memory(report.memory, report)
+
+
+def _print_model(report: InspectReport) -> None:
+    model = report.model
+    table = plain_table("", "")
+    table.show_header = False
+
+    def row(name: str, value: str) -> None:
+        table.add_row(f"[bold]{name}[/bold]", value.replace("[", r"\["))
+
+    row(model.kind, model.model)
+    source = model.source if model.revision is None else f"{model.source} at {model.revision}"
+    row("source", source)
+    row("class", model.model_class + ("" if model.component is None else f" ({model.component} of a larger model)"))
+    row("identity", model.identity or "not known before the routers are downloaded")
+    row("integrity", model.integrity or "not known before the routers are downloaded")
+    share = "complete" if report.complete else f"partial, {_percent(report.present, report.experts)}"
+    row("experts", f"{report.present} of {report.experts}, {share}")
+    row("on disk", format_bytes(report.disk_nbytes))
+    row("full size", "unknown" if report.full_nbytes is None else format_bytes(report.full_nbytes))
+    row("dense part", f"{format_bytes(report.dense_nbytes)}, always resident")
+    row("minimum", f"{format_bytes(report.minimum_nbytes)} for the process, without context")
+    row("working set", f"{format_bytes(report.working_set_nbytes)} of experts for one token")
+    if report.ignored:
+        row("ignored", f"{len(report.ignored)} tensors that transformers does not use, such as {report.ignored[0]}")
+    print_table(table)
+
+
+def _print_components(report: InspectReport) -> None:
+    results().print()
+    table = plain_table(
+        "component",
+        "banks",
+        "experts",
+        "present",
+        "bytes",
+        "full",
+        right=("banks", "experts", "present", "bytes", "full"),
+    )
+    for one in report.components:
+        table.add_row(
+            one.component,
+            str(one.banks),
+            str(one.experts),
+            f"{one.present} ({_percent(one.present, one.experts)})",
+            format_bytes(one.present_nbytes),
+            "unknown" if one.full_nbytes is None else format_bytes(one.full_nbytes),
+        )
+    print_table(table)
+
+
+def _print_layers(report: InspectReport) -> None:
+    results().print()
+    table = plain_table(
+        "layer", "bank", "top-k", "experts", "present", "bytes", "schemes",
+        right=("top-k", "experts", "present", "bytes"),
+    )  # fmt: skip
+    for bank in report.banks:
+        table.add_row(
+            f"{bank.component} {bank.layer}",
+            bank.bank,
+            "varies" if bank.top_k is None else str(bank.top_k),
+            str(bank.experts),
+            f"{bank.present} ({_percent(bank.present, bank.experts)})",
+            format_bytes(bank.present_nbytes),
+            ", ".join(
+                f"{scheme} {count}" if len(bank.schemes) > 1 else scheme for scheme, count in bank.schemes.items()
+            ),
+        )
+    print_table(table)
+
+
+def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
+    out = results()
+    out.print()
+    out.print(
+        f"A budget of {format_bytes(fit.memory)} leaves {format_bytes(fit.expert_nbytes)} for experts, after "
+        f"{format_bytes(fit.process_nbytes)} for the process and {format_bytes(fit.dense_nbytes)} for the dense part."
+    )
+    if not fit.enough:
+        out.print(f"That is too little: at least {format_bytes(report.minimum_nbytes)} are needed.", style="red")
+        return
+    out.print(f"It holds {fit.experts} of {report.present} experts, {fit.share:.0%} of their bytes.")
+    if not fit.comfortable:
+        out.print(
+            f"That is less than twice the working set of {format_bytes(report.working_set_nbytes)}: expect few hits.",
+            style="yellow",
+        )
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "0%"

@@ -1,0 +1,87 @@
+"""`coterie verify`: is a store or checkpoint whole and unharmed, and the same as its source?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coterie.cli.console import plain_table, print_json, print_table, results
+from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
+from coterie.cli.transfer import shown_progress
+from coterie.spec import format_bytes
+
+if TYPE_CHECKING:
+    from coterie.extract import ModelVerification
+
+
+def command(
+    model: ModelArgument,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="CHECKPOINT",
+            show_default=False,
+            help="Compare every tensor bit for bit with this checkpoint.",
+        ),
+    ] = None,
+    component: ComponentOption = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Checks every checksum, header and rule of a store; or files, headers and claims of a checkpoint.
+
+    Names everything that is corrupt, missing, foreign or malformed. The exit code is 1 if there is anything. Experts
+    that a partial store does not have by intention are no problem.
+    """
+    from coterie.extract import verify
+
+    with shown_progress() as progress:
+        report = verify(
+            model, against=against, component=component, revision=revision, offline=offline, progress=progress
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _print_report(report: ModelVerification) -> None:
+    out = results()
+    if report.problems:
+        table = plain_table("problem", "file", "place", "what")
+        for problem in report.problems:
+            rule = f" ({problem.rule})" if problem.rule else ""
+            table.add_row(
+                *(_plain(text) for text in (problem.kind, problem.file, problem.place, problem.message + rule))
+            )
+        print_table(table)
+        out.print()
+    if report.kind == "store":
+        out.print(
+            f"{report.files} files, {report.experts} experts, {format_bytes(report.checked_nbytes)} checked.",
+            markup=False,
+        )
+        if report.absent_experts:
+            out.print(f"{report.absent_experts} experts of the model are not in this partial store.")
+    else:
+        out.print(f"{report.files} files checked: headers, claims and sizes. Checkpoints have no checksums.")
+    if report.against is not None:
+        experts = f" and {report.compared_experts} experts" if report.kind == "store" else ""
+        out.print(
+            f"{report.compared_tensors} tensors{experts} compared bit for bit with {report.against}.", markup=False
+        )
+    if report.ok:
+        out.print("Nothing is wrong.", style="green")
+    else:
+        count = len(report.problems)
+        out.print(f"{count} problem{'s' if count > 1 else ''} found.", style="red")
+
+
+def _plain(text: str) -> str:
+    """Text as it is: brackets in names are no markup."""
+    return text.replace("[", r"\[")

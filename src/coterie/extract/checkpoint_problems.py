@@ -1,0 +1,100 @@
+"""Everything that is wrong with a checkpoint's files, headers and claims, without stopping at the first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from coterie.checkpoint import Checkpoint, Location, read_header
+from coterie.errors import CheckpointError, CheckpointFileError, CoterieError, TensorMissingError, UnclaimedTensorError
+from coterie.store import Problem
+
+_INDEX = "model.safetensors.index.json"
+
+
+def file_problems(location: Location) -> list[Problem]:
+    """Shards that are missing, truncated or malformed, and tensors that index and shards disagree about.
+
+    Shards of a Hub repository that are not on this machine are left out.
+    """
+    problems: list[Problem] = []
+    listed = _weight_map(location.directory)
+    files = sorted(set(listed.values())) or ["model.safetensors"]
+    found: dict[str, str] = {}
+    readable: set[str] = set()
+    for file in files:
+        path = location.directory / file
+        if location.repo_id is not None and not path.exists():
+            continue
+        try:
+            found.update(dict.fromkeys(read_header(path), file))
+            readable.add(file)
+        except CheckpointFileError as error:
+            problems.append(_problem("malformed" if path.exists() else "missing", file, error))
+    for name, file in sorted(listed.items()):
+        if file in readable and found.get(name) != file:
+            message = f"{_INDEX} says that {name!r} is in {file}, which does not have it"
+            problems.append(Problem(kind="missing", file=file, place=name, rule="", message=message))
+    for name, file in sorted(found.items()):
+        if listed and name not in listed:
+            message = f"{file} has a tensor {name!r} that {_INDEX} does not list"
+            problems.append(Problem(kind="foreign", file=file, place=name, rule="", message=message))
+    return problems
+
+
+def open_problems(
+    location: Location, component: str | None, known: list[Problem]
+) -> tuple[Checkpoint | None, list[Problem]]:
+    """Opens the checkpoint; if it cannot be opened, every tensor that is missing or belongs to nothing is a problem.
+
+    Args:
+        location: Its files.
+        component: Part of the model to check, or None.
+        known: Problems of its files. If there are some, that it cannot be opened is no news.
+
+    Raises:
+        CoterieError: If it cannot be opened for a reason that is not its files' fault.
+    """
+    source = location.repo_id or location.directory
+    try:
+        return Checkpoint.open(source, component=component, revision=location.revision, offline=location.offline), []
+    except TensorMissingError as error:
+        if known:
+            return None, []
+        names = error.facts.get("missing") or [error.facts.get("tensor", "")]
+        return None, [_tensor_problem("missing", str(name)) for name in _listed(names)]
+    except UnclaimedTensorError as error:
+        return None, [] if known else [
+            _tensor_problem("foreign", str(name)) for name in _listed(error.facts.get("unclaimed"))
+        ]
+    except CheckpointError as error:
+        return None, [] if known else [_problem("malformed", _file_of(error, location.directory), error)]
+
+
+def _weight_map(directory: Path) -> dict[str, str]:
+    """What the index lists; nothing if there is none or it is unreadable, which opening the checkpoint tells."""
+    try:
+        value = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in value.items() if Path(str(file)).name == file}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _listed(names: object) -> list[object]:
+    return list(names) if isinstance(names, list | tuple) else [names]
+
+
+def _tensor_problem(kind: Literal["missing", "foreign"], name: str) -> Problem:
+    what = "the model needs it, the checkpoint lacks it" if kind == "missing" else "it belongs to nothing in the model"
+    return Problem(kind=kind, file="", place=name, rule="", message=f"{name!r}: {what}")
+
+
+def _problem(kind: Literal["missing", "malformed"], file: str, error: CoterieError) -> Problem:
+    place = str(error.facts.get("tensor") or "the file itself")
+    return Problem(kind=kind, file=file, place=place, rule="", message=error.message)
+
+
+def _file_of(error: CoterieError, directory: Path) -> str:
+    path = Path(str(error.facts.get("path") or directory))
+    return path.name if path != directory else ""

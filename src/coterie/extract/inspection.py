@@ -1,0 +1,373 @@
+"""What a store or a checkpoint holds, on disk and in memory, without reading any expert."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from coterie.checkpoint import Checkpoint
+from coterie.extract.models import store_path
+from coterie.extract.planning import NATIVE
+from coterie.spec import parse_bytes
+from coterie.store import Store
+from coterie.store.names import MANIFEST
+
+PROCESS_NBYTES = 350 * 10**6
+"""What interpreter, libraries and their working memory take before any weight is loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankFacts:
+    """One bank of experts.
+
+    Attributes:
+        component: Part of the model.
+        layer: Layer.
+        bank: Bank within the layer, almost always ``mlp``.
+        experts: Experts with weights that the model has.
+        present: Experts that are here.
+        top_k: Experts per token, or None if it is not fixed.
+        schemes: Experts present by scheme.
+        present_nbytes: Bytes of the records of those present.
+        record_nbytes: Bytes of the largest record; where none is present, that of the component's other banks, 0 if
+            they have none either.
+    """
+
+    component: str
+    layer: int
+    bank: str
+    experts: int
+    present: int
+    top_k: int | None
+    schemes: dict[str, int]
+    present_nbytes: int
+    record_nbytes: int
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes of all records if every expert were here, the absent ones as large as the largest present."""
+        return self.present_nbytes + (self.experts - self.present) * self.record_nbytes
+
+    @property
+    def working_set_nbytes(self) -> int:
+        """Bytes of the experts that one token needs."""
+        return (self.top_k or self.experts) * self.record_nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentFacts:
+    """All banks of one component.
+
+    Attributes:
+        component: Part of the model.
+        banks: Banks.
+        experts: Experts with weights that the model has.
+        present: Experts that are here.
+        present_nbytes: Bytes of the records of those present.
+        full_nbytes: Bytes of all records if every expert were here; None if no expert tells the size.
+        working_set_nbytes: Bytes that one token's experts take in all layers: Σ top-k × record.
+    """
+
+    component: str
+    banks: int
+    experts: int
+    present: int
+    present_nbytes: int
+    full_nbytes: int | None
+    working_set_nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryFit:
+    """What a memory budget for the process would hold.
+
+    Attributes:
+        memory: The budget in bytes.
+        process_nbytes: Taken by interpreter and libraries.
+        dense_nbytes: Taken by everything that is not an expert.
+        expert_nbytes: Left for experts.
+        experts: Experts that fit there, of those present.
+        share: Of the bytes of all experts present, from 0 to 1.
+        enough: Whether the model can run at all.
+        comfortable: Whether at least twice the working set is left, below which hits may be few.
+    """
+
+    memory: int
+    process_nbytes: int
+    dense_nbytes: int
+    expert_nbytes: int
+    experts: int
+    share: float
+    enough: bool
+    comfortable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Which model a store or checkpoint is.
+
+    Attributes:
+        kind: ``store`` or ``checkpoint``.
+        model: Path or Hub id.
+        source: Name of the checkpoint that it is, or was made from.
+        revision: Commit of the Hub repository, or None.
+        model_class: transformers class.
+        model_type: ``model_type`` of its configuration.
+        component: The part of a larger model that it is, or None.
+        identity: Fingerprint of the model: the same for every store of it. None if the routers are not downloaded.
+        integrity: Fingerprint of the source. None likewise.
+    """
+
+    kind: Literal["store", "checkpoint"]
+    model: str
+    source: str
+    revision: str | None
+    model_class: str
+    model_type: str
+    component: str | None
+    identity: str | None
+    integrity: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectReport:
+    """What a model holds.
+
+    Attributes:
+        schema_version: Version of this form.
+        model: Which model it is.
+        complete: Whether every expert is present.
+        experts: Experts with weights that the model has.
+        present: Experts that are here.
+        banks: By component, layer and bank.
+        components: By name.
+        dense_nbytes: Bytes of everything that is not an expert; always resident.
+        expert_nbytes: Bytes of the experts present.
+        full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
+        disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint.
+        minimum_nbytes: The least budget for the process that can work, without any context: process, dense part, two
+            records.
+        working_set_nbytes: Bytes that one token's experts take in all layers.
+        ignored: Checkpoint tensors that transformers does not use.
+        memory: What the budget that was asked about would hold.
+    """
+
+    schema_version: int = 1
+    model: Model
+    complete: bool
+    experts: int
+    present: int
+    banks: tuple[BankFacts, ...]
+    components: tuple[ComponentFacts, ...]
+    dense_nbytes: int
+    expert_nbytes: int
+    full_nbytes: int | None
+    disk_nbytes: int
+    minimum_nbytes: int
+    working_set_nbytes: int
+    ignored: tuple[str, ...]
+    memory: MemoryFit | None
+
+    def to_json(self) -> dict[str, object]:
+        """The report as JSON values."""
+        return asdict(self)
+
+
+def inspect(
+    model: str | Path,
+    *,
+    memory: str | int | None = None,
+    component: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> InspectReport:
+    """Says what a store or a checkpoint holds. Reads manifests and headers, no expert.
+
+    Args:
+        model: A store, a checkpoint directory, a Hub id, or ``bundled``.
+        memory: A budget for the whole process, such as ``"8GiB"``: what would it hold?
+        component: Of a checkpoint, only this part of the model.
+        revision: Branch, tag or commit of a Hub repository.
+        offline: Use only what is on this machine.
+
+    Raises:
+        StoreError: If the store is unfinished or damaged.
+        CheckpointError: If the checkpoint is not complete and consistent.
+        UsageError: If the budget is not a size.
+    """
+    budget = None if memory is None else parse_bytes(memory, what="memory")
+    path = store_path(model)
+    if path is not None:
+        return _inspect_store(Store.open(path), budget)
+    return _inspect_checkpoint(Checkpoint.open(model, component=component, revision=revision, offline=offline), budget)
+
+
+def memory_fit(memory: int, *, dense_nbytes: int, record_sizes: list[int], working_set_nbytes: int) -> MemoryFit:
+    """What a budget would hold: ``memory - process - dense`` bytes are left for experts.
+
+    The cache of keys and values, activations and buffers are not counted: they depend on the context that is asked
+    for when the model is opened.
+
+    Args:
+        memory: Budget for the process in bytes.
+        dense_nbytes: Bytes of everything that is not an expert.
+        record_sizes: Bytes of the record of every expert present.
+        working_set_nbytes: Bytes of one token's experts in all layers.
+    """
+    left = max(0, memory - PROCESS_NBYTES - dense_nbytes)
+    experts = used = 0
+    for nbytes in sorted(record_sizes):
+        if used + nbytes > left:
+            break
+        used += nbytes
+        experts += 1
+    total = sum(record_sizes)
+    return MemoryFit(
+        memory=memory,
+        process_nbytes=PROCESS_NBYTES,
+        dense_nbytes=dense_nbytes,
+        expert_nbytes=left,
+        experts=experts,
+        share=used / total if total else 1.0,
+        enough=left >= _least_records(record_sizes),
+        comfortable=left >= min(total, 2 * working_set_nbytes),
+    )
+
+
+def _least_records(record_sizes: list[int]) -> int:
+    """Two slots of the largest record, or all records if they take less: one is computed on while one is read."""
+    return min(2 * max(record_sizes, default=0), sum(record_sizes))
+
+
+def _inspect_store(store: Store, budget: int | None) -> InspectReport:
+    manifest = store.manifest
+    # A manifest knows the records that are present; a bank without any is taken to be like its component's others.
+    typical: dict[str, int] = {}
+    for bank in manifest.banks:
+        sizes = (record.nbytes for record in bank.records.values())
+        typical[bank.key.component] = max(typical.get(bank.key.component, 0), *sizes, 0)
+    banks = tuple(
+        BankFacts(
+            component=bank.key.component,
+            layer=bank.key.layer,
+            bank=bank.key.bank,
+            experts=bank.num_experts - len(bank.weightless),
+            present=len(bank.records),
+            top_k=bank.top_k,
+            schemes=dict(sorted(Counter(record.scheme for record in bank.records.values()).items())),
+            present_nbytes=bank.nbytes,
+            record_nbytes=max((r.nbytes for r in bank.records.values()), default=typical[bank.key.component]),
+        )
+        for bank in manifest.banks
+    )
+    files = sum(manifest.file_sizes.values())
+    return _report(
+        Model(
+            kind="store",
+            model=str(store.path),
+            source=manifest.source.name,
+            revision=manifest.source.revision,
+            model_class=manifest.model.class_name,
+            model_type=manifest.model.model_type,
+            component=manifest.model.component,
+            identity=manifest.model.identity,
+            integrity=manifest.source.integrity,
+        ),
+        banks,
+        dense_nbytes=sum(facts.nbytes for facts in manifest.dense),
+        disk_nbytes=files + (store.path / MANIFEST).stat().st_size,
+        ignored=manifest.ignored,
+        records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
+        budget=budget,
+    )
+
+
+def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectReport:
+    names = [name for found in checkpoint.router_names().values() for name in found]
+    here = not checkpoint.location.missing_shards(checkpoint.tensors[name].path for name in names)
+    banks = tuple(
+        BankFacts(
+            component=key.component,
+            layer=key.layer,
+            bank=key.bank,
+            experts=bank.bank.num_experts,
+            present=bank.bank.num_experts,
+            top_k=bank.bank.top_k,
+            schemes={NATIVE: bank.bank.num_experts},
+            present_nbytes=bank.bank.num_experts * bank.layout.nbytes,
+            record_nbytes=bank.layout.nbytes,
+        )
+        for key, bank in sorted(checkpoint.banks.items())
+    )
+    ignored = tuple(sorted(checkpoint.keymap.ignored))
+    left_out = {*ignored, *checkpoint.keymap.outside}
+    return _report(
+        Model(
+            kind="checkpoint",
+            model=checkpoint.location.repo_id or str(checkpoint.location.directory),
+            source=checkpoint.location.name,
+            revision=checkpoint.location.revision,
+            model_class=type(checkpoint.skeleton).__name__,
+            model_type=checkpoint.skeleton.config.model_type,
+            component=checkpoint.component,
+            # Both read the routers: asking what a repository holds must not download it.
+            identity=checkpoint.identity if here else None,
+            integrity=checkpoint.integrity if here else None,
+        ),
+        banks,
+        dense_nbytes=checkpoint.dense_nbytes,
+        disk_nbytes=sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out),
+        ignored=ignored,
+        records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
+        budget=budget,
+    )
+
+
+def _report(
+    model: Model,
+    banks: tuple[BankFacts, ...],
+    *,
+    dense_nbytes: int,
+    disk_nbytes: int,
+    ignored: tuple[str, ...],
+    records: list[int],
+    budget: int | None,
+) -> InspectReport:
+    working_set = sum(bank.working_set_nbytes for bank in banks)
+    known = all(bank.record_nbytes for bank in banks if bank.experts)
+    full = dense_nbytes + sum(bank.full_nbytes for bank in banks)
+    experts, present = sum(bank.experts for bank in banks), sum(bank.present for bank in banks)
+    fit = None
+    if budget is not None:
+        fit = memory_fit(budget, dense_nbytes=dense_nbytes, record_sizes=records, working_set_nbytes=working_set)
+    return InspectReport(
+        model=model,
+        complete=present == experts,
+        experts=experts,
+        present=present,
+        banks=banks,
+        components=tuple(_component(name, banks) for name in sorted({bank.component for bank in banks})),
+        dense_nbytes=dense_nbytes,
+        expert_nbytes=sum(records),
+        full_nbytes=full if known else None,
+        disk_nbytes=disk_nbytes,
+        minimum_nbytes=PROCESS_NBYTES + dense_nbytes + _least_records(records),
+        working_set_nbytes=working_set,
+        ignored=ignored,
+        memory=fit,
+    )
+
+
+def _component(name: str, banks: tuple[BankFacts, ...]) -> ComponentFacts:
+    own = [bank for bank in banks if bank.component == name]
+    return ComponentFacts(
+        component=name,
+        banks=len(own),
+        experts=sum(bank.experts for bank in own),
+        present=sum(bank.present for bank in own),
+        present_nbytes=sum(bank.present_nbytes for bank in own),
+        full_nbytes=sum(bank.full_nbytes for bank in own) if all(bank.record_nbytes for bank in own) else None,
+        working_set_nbytes=sum(bank.working_set_nbytes for bank in own),
+    )
