@@ -1,15 +1,18 @@
 """Fixtures of the whole suite: offline, one thread, tiny checkpoints made once per session."""
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from zoo import checkpoint
+from zoo import checkpoint, stock
 
 ZooCheckpoint = Callable[..., Path]
 
@@ -29,3 +32,61 @@ def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ZooCheckpoint:
         return checkpoint(name, dtype, root, max_shard_size=max_shard_size)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def zoo_store(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Gives a store of a zoo model: ``zoo_store(name, dtype, experts=None, layers=None)``; read it only."""
+    from coterie.extract import extract
+
+    root = tmp_path_factory.mktemp("stores")
+
+    def make(name: str, dtype: torch.dtype = torch.float32, experts: object = None, layers: object = None) -> Path:
+        directory = root / f"{name}-{dtype}-{experts}-{layers}".replace(" ", "")
+        if not directory.exists():
+            extract(zoo_checkpoint(name, dtype), directory, experts=experts, layers=layers)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def zoo_stock(zoo_checkpoint: ZooCheckpoint) -> Callable[..., PreTrainedModel]:
+    """Gives the stock model with eager experts: ``zoo_stock(name, dtype)``, one per session; do not change it."""
+    models: dict[tuple[str, torch.dtype], PreTrainedModel] = {}
+
+    def make(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        if (name, dtype) not in models:
+            models[name, dtype] = realigned(stock(zoo_checkpoint(name, dtype), dtype))
+        return models[name, dtype]
+
+    return make
+
+
+def realigned(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its weights where torch allocates: at a file's odd offsets float32 products round otherwise."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    for buffer in model.buffers():
+        buffer.data = buffer.data.clone()
+    return model
+
+
+@pytest.fixture
+def open_model() -> Iterator[Callable[..., PreTrainedModel]]:
+    """``coterie.engine.load`` without the advice on small arenas; frees the models after the test."""
+    from coterie.engine import load
+
+    opened: list[Any] = []
+
+    def open_(path: str | Path, **options: Any) -> PreTrainedModel:
+        if not options.keys() & {"memory", "expert_memory"}:
+            options["expert_memory"] = "100%"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The experts have")
+            opened.append(load(path, **options))
+        return opened[-1]
+
+    yield open_
+    for model in opened:
+        model.coterie.close()

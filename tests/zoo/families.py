@@ -80,7 +80,9 @@ _EXPERTS = {"num_experts": 8, "moe_intermediate_size": 32}
 _LOCAL_EXPERTS = {"num_local_experts": 8, "intermediate_size": 32}
 _ROUTED = {"n_routed_experts": 8, "moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1}
 _GROUPS = {"n_group": 4, "topk_group": 2}
+# Latent attention has keys and values for every head; with fewer, masked attention fails in transformers itself.
 _LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+_LATENT |= {"num_key_value_heads": 4}
 _LINEAR = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
