@@ -35,6 +35,8 @@ COMMANDS = (
     CommandEntry("extract", "coterie.cli.extract", "Make a store of a checkpoint, or add experts to one."),
     CommandEntry("inspect", "coterie.cli.inspect", "Show what a store or checkpoint holds, and what a budget would."),
     CommandEntry("verify", "coterie.cli.verify", "Check a store or checkpoint; compare it with its source."),
+    CommandEntry("generate", "coterie.cli.generate", "Continue a prompt, with pictures and sounds; stream the text."),
+    CommandEntry("chat", "coterie.cli.chat", "Talk with a model."),
     CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, or remove one."),
 )
 """In the order in which `coterie --help` shows them: from the first thing a newcomer does to the last."""

@@ -40,7 +40,7 @@ def chat_inputs(source: str | Path | Processors, messages: Sequence[Mapping[str,
     turns = [_read_message(message, images, audios) for message in messages]
     if not turns:
         raise InputError("The conversation is empty.")
-    template = processors.tokenizer.chat_template or _processor_template(processors.path)
+    template = chat_template(processors)
     if template is None:
         lines = ["".join(_as_text(processors, part) for part in parts) for _, parts in turns]
         return build_inputs(processors, "\n".join(lines), images=images, audios=audios)
@@ -80,6 +80,16 @@ def _as_text(processors: Processors, part: Mapping[str, str]) -> str:
         return part["text"]
     tokens = processors.pictures if part["type"] == "image" else processors.sounds
     return "" if tokens is None else tokens.placeholder
+
+
+def chat_template(processors: Processors) -> str | None:
+    """The template that turns messages into a prompt, or None where the model was not trained to chat.
+
+    Raises:
+        LoadError: If there is a file for it that cannot be read.
+    """
+    template: str | None = processors.tokenizer.chat_template or _processor_template(processors.path)
+    return template
 
 
 def _processor_template(path: Path) -> str | None:

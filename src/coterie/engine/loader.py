@@ -46,6 +46,7 @@ def load(
     max_context: int | None = None,
     verify_reads: bool = False,
     revision: str | None = None,
+    offline: bool = False,
     threads: int | None = None,
     device: Literal["cpu"] = "cpu",
 ) -> PreTrainedModel:
@@ -70,6 +71,7 @@ def load(
             made for less.
         verify_reads: Compare every expert read with its checksum (stores only).
         revision: Branch, tag or commit of a Hub repository.
+        offline: Use only what is on this machine; never ask the Hub.
         threads: torch's intra-op threads, set for the whole process; default: unchanged.
         device: Only ``"cpu"``.
 
@@ -80,7 +82,7 @@ def load(
         CoterieError: Its subclasses name what is wrong; see :mod:`coterie.errors`.
     """
     _check_arguments(device, missing, threads, max_context)
-    source = open_source(path, component=component, revision=revision)
+    source = open_source(path, component=component, revision=revision, offline=offline)
     _check_coverage(source, missing)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -159,7 +161,7 @@ def _budget(memory: str | int | None, expert_memory: str | int | None) -> int | 
 def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loaded: bool) -> MemoryPlan:
     measured = process_memory(exact=loaded)
     dense = 0 if loaded else sum(tensor.info.nbytes for tensor in source.dense.values())
-    largest = max((source.experts.layout(key).nbytes for key in source.experts.keys()), default=0)  # noqa: SIM118
+    largest = max((source.experts.layout(key).nbytes for key in source.experts.keys()), default=0)
     return plan_memory(
         budget=budget,
         process=measured.anonymous + measured.file_mapped + measured.shared + measured.page_tables + dense,
@@ -213,7 +215,7 @@ def _expert_bytes(source: ModelSource, expert_memory: str | int) -> int:
 def all_expert_bytes(source: ModelSource) -> int:
     """Bytes of all the model's experts, absent ones included, at the sizes of those that are there."""
     sizes: dict[BankKey, int] = {}
-    for key in source.experts.keys():  # noqa: SIM118 - a source is not a mapping
+    for key in source.experts.keys():
         sizes.setdefault(key.bank_key, source.experts.layout(key).nbytes)
     typical = max(sizes.values(), default=0)
     return sum(count * sizes.get(bank, typical) for bank, count in source.num_experts.items())
@@ -221,7 +223,7 @@ def all_expert_bytes(source: ModelSource) -> int:
 
 def _working_set(source: ModelSource, attachment: Attachment, experts_per_token: int | None) -> int:
     sizes: dict[BankKey, int] = {}
-    for key in source.experts.keys():  # noqa: SIM118 - a source is not a mapping
+    for key in source.experts.keys():
         sizes.setdefault(key.bank_key, source.experts.layout(key).nbytes)
     total = 0
     for place, bank in attachment.banks.items():

@@ -89,6 +89,11 @@ class TraceRecorder:
             step.ids[event.bank] = event.expert_ids
             step.weights[event.bank] = event.weights
 
+    @property
+    def recorded(self) -> bool:
+        """Whether there is anything to save."""
+        return any(step.ids for steps in self._steps.values() for step in steps.values())
+
     def save(self, path: str | Path) -> None:
         """Writes the trace: ``.npz`` for programs, ``.jsonl`` for reading.
 

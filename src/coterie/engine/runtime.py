@@ -93,16 +93,26 @@ class Runtime:
 
     @contextmanager
     def record_trace(self, path: str | Path) -> Iterator[TraceRecorder]:
-        """Records the routing of what runs inside the context and writes it at the end, also after an error."""
+        """Records the routing of what runs inside the context and writes it at the end, also after an error.
+
+        Raises:
+            UsageError: If nothing ran, or for another ending than ``.npz`` and ``.jsonl``.
+        """
         recorder = TraceRecorder(
             model=self.source.name, identity=self.source.identity, num_experts=dict(self.source.num_experts)
         )
         self.add_observer(recorder)
         try:
             yield recorder
+        except BaseException:
+            # An error before the first layer leaves nothing to save, and saying so would hide the error.
+            if recorder.recorded:
+                recorder.save(path)
+            raise
+        else:
+            recorder.save(path)
         finally:
             self.remove_observer(recorder)
-            recorder.save(path)
 
     def close(self) -> None:
         """Frees the experts' memory and closes files. The model cannot run afterwards. Harmless when repeated."""

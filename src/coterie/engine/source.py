@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from coterie.checkpoint import Checkpoint, LazyTensor, model_dtype, read_header
+from coterie.checkpoint import Checkpoint, LazyTensor, Location, model_dtype, read_header
 from coterie.errors import LoadError, UsageError
-from coterie.hf.configs import fill_known_gaps, load_config, resolve_model
+from coterie.hf.configs import COMPONENTS, component_of_class, fill_known_gaps, load_config, resolve_model
 from coterie.spec import BankKey, ExpertSource
 from coterie.store import Store, is_store
 
@@ -64,8 +64,16 @@ class ModelSource:
         return all(len(ids) == self.num_experts[bank] for bank, ids in self.present.items())
 
 
-def open_source(path: str | Path, *, component: str | None = None, revision: str | None = None) -> ModelSource:
+def open_source(
+    path: str | Path, *, component: str | None = None, revision: str | None = None, offline: bool = False
+) -> ModelSource:
     """Opens a store, a checkpoint directory, a Hub id, or ``bundled``. Reads no expert.
+
+    Args:
+        path: What to open.
+        component: ``thinker`` or ``talker`` of a whole model.
+        revision: Branch, tag or commit of a Hub repository.
+        offline: Use only what is on this machine.
 
     Raises:
         CheckpointError, StoreError, UnsupportedError: As their packages say.
@@ -76,7 +84,29 @@ def open_source(path: str | Path, *, component: str | None = None, revision: str
         return _store_source(Store.open(resolved), component)
     if Path(resolved).is_dir() and not (Path(resolved) / "config.json").exists():
         Store.open(resolved)  # says what is wrong with an unfinished store
-    return _checkpoint_source(Checkpoint.open(resolved, component=component, revision=revision))
+    return _checkpoint_source(Checkpoint.open(resolved, component=component, revision=revision, offline=offline))
+
+
+def text_component(path: str | Path, *, revision: str | None = None, offline: bool = False) -> str | None:
+    """The component to open where only text is wanted: ``thinker`` of a whole omni model, else None (all of it).
+
+    Raises:
+        CheckpointError, StoreError, UnsupportedError: As :func:`open_source`.
+    """
+    resolved = resolve_path(path)
+    if Path(resolved).is_dir() and is_store(Path(resolved)):
+        store = Store.open(resolved)
+        if store.manifest.model.component is not None:
+            return None
+        directory = store.path
+    elif Path(resolved).is_dir() and not (Path(resolved) / "config.json").exists():
+        return None  # open_source says what it is instead
+    else:
+        directory = Location.find(resolved, revision=revision, offline=offline).directory
+    config = load_config(directory)
+    whole, _ = resolve_model(config, None)
+    has_parts = all(hasattr(config, f"{name}_config") for name in COMPONENTS)
+    return "thinker" if has_parts and component_of_class(whole, config) == "text" else None
 
 
 def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:
@@ -122,7 +152,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         banks = {key: count for key, count in banks.items() if key.component == component}
         tensors = {name: info for name, info in tensors.items() if name.startswith(f"{component}.")}
     present: dict[BankKey, set[int]] = {key: set() for key in banks}
-    for key in store.keys():  # noqa: SIM118 - a store is a source, not a mapping
+    for key in store.keys():
         if key.bank_key in present:
             present[key.bank_key].add(key.expert)
     return ModelSource(

@@ -1,0 +1,48 @@
+"""How generated text and its figures are shown."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from coterie.spec import format_bytes
+
+if TYPE_CHECKING:
+    from coterie.engine import ModelStats
+    from coterie.engine.completion import Completion
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def write_text(text: str) -> None:
+    """Writes generated text to stdout at once.
+
+    In a terminal, control characters are replaced: a model must not be able to send escape sequences. So is what the
+    encoding of stdout lacks.
+    """
+    if sys.stdout.isatty():
+        text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def summary(completion: Completion, stats: ModelStats) -> str:
+    """One line: tokens, speed, why it ended, experts in memory, hit rate."""
+    parts = [
+        f"prompt {completion.prompt_tokens} tokens, {completion.prefill_tokens_per_s:.1f}/s",
+        f"{len(completion.token_ids)} new, {completion.decode_tokens_per_s:.1f}/s ({completion.finish_reason})",
+        experts_line(stats),
+    ]
+    return " | ".join(parts)
+
+
+def experts_line(stats: ModelStats) -> str:
+    """Experts in memory against all of them, and how many requests found theirs there."""
+    share = 100 * stats.resident_bytes / stats.total_expert_bytes if stats.total_expert_bytes else 0.0
+    line = (
+        f"experts {format_bytes(stats.resident_bytes)} of {format_bytes(stats.total_expert_bytes)} in memory "
+        f"({share:.0f} %), hit rate {100 * stats.total.hit_rate:.1f} %"
+    )
+    return line + (f", {stats.total.absent} uses of absent experts" if stats.total.absent else "")

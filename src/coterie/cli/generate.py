@@ -1,0 +1,291 @@
+"""`coterie generate`: continue a prompt, streaming the text to stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coterie.cli import options as shared
+from coterie.cli.answer import summary, write_text
+from coterie.cli.console import print_json, print_note
+from coterie.cli.generation_options import (
+    AudiosOption,
+    ExpertsPerTokenOption,
+    GreedyOption,
+    ImagesOption,
+    MaxNewTokensOption,
+    PerTokenOption,
+    QuietOption,
+    SeedOption,
+    StatsFileOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    TraceFileOption,
+)
+from coterie.cli.interrupts import ctrl_c_requests_stop
+from coterie.cli.opening import OpenModel, OpenOptions, open_model
+from coterie.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from coterie.engine.completion import Completion
+    from coterie.engine.sampling import Sampling
+
+_INTERRUPTED = 130
+JSON_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What is to be generated and what is to be written beside it."""
+
+    prompt: str
+    images: tuple[Path, ...]
+    audios: tuple[Path, ...]
+    sampling: Sampling
+    speech: Path | None
+    speaker: str | None
+    stats: Path | None
+    per_token: bool
+    trace: Path | None
+
+
+def command(
+    model: shared.ModelArgument,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", show_default=False, help="Text to continue; `-` or nothing reads stdin."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            metavar="FILE",
+            show_default=False,
+            help="Read the prompt from this UTF-8 file.",
+        ),
+    ] = None,
+    image: ImagesOption = None,
+    audio: AudiosOption = None,
+    memory: shared.MemoryOption = None,
+    expert_memory: shared.ExpertMemoryOption = None,
+    component: shared.ComponentOption = None,
+    missing: shared.MissingOption = None,
+    eviction: shared.EvictionOption = "lru",
+    experts_per_token: ExpertsPerTokenOption = None,
+    max_context: shared.MaxContextOption = None,
+    verify_reads: shared.VerifyReadsOption = False,
+    revision: shared.RevisionOption = None,
+    offline: shared.OfflineOption = False,
+    threads: shared.ThreadsOption = None,
+    max_new_tokens: MaxNewTokensOption = 128,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
+    greedy: GreedyOption = None,
+    speak: Annotated[
+        Path | None,
+        typer.Option(
+            "--speak",
+            dir_okay=False,
+            metavar="FILE",
+            show_default=False,
+            help="Answer in speech too: write a WAV file (24 kHz). Needs a whole omni model; the prompt is put into "
+            "its chat template.",
+        ),
+    ] = None,
+    speaker: Annotated[
+        str | None,
+        typer.Option("--speaker", metavar="NAME", show_default=False, help="With --speak: one of the model's voices."),
+    ] = None,
+    stats: StatsFileOption = None,
+    per_token: PerTokenOption = False,
+    record_trace: TraceFileOption = None,
+    as_json: shared.JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Continues a prompt. The text goes to stdout as it is generated, one line about speed and memory to stderr.
+
+    Of a whole omni model only the thinker is opened, unless --speak asks for speech or --component names another part.
+    Pictures and sounds come before the prompt, or where it mentions them in the model's own tokens.
+
+    Ctrl-C ends generation and keeps what was printed; statistics and trace are still written. The exit code is 130.
+    """  # fmt: skip
+    from coterie.engine.sampling import Sampling
+
+    _check_files(stats, per_token, record_trace, speak, speaker)
+    request = _Request(
+        sampling=Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            greedy=greedy,
+        ),
+        prompt=_read_prompt(prompt, file, has_media=bool(image or audio)),
+        images=tuple(image or ()),
+        audios=tuple(audio or ()),
+        speech=speak,
+        speaker=speaker,
+        stats=stats,
+        per_token=per_token,
+        trace=record_trace,
+    )
+    options = OpenOptions(
+        memory=memory,
+        expert_memory=expert_memory,
+        component=component,
+        missing=missing,
+        eviction=eviction,
+        experts_per_token=experts_per_token,
+        max_context=max_context,
+        verify_reads=verify_reads,
+        revision=revision,
+        offline=offline,
+        threads=threads,
+        whole=speak is not None,
+    )
+    with open_model(model, options, quiet=quiet) as opened:
+        _run(opened, request, as_json=as_json, quiet=quiet)
+
+
+def _run(opened: OpenModel, request: _Request, *, as_json: bool, quiet: bool) -> None:
+    with ctrl_c_requests_stop() as pressed, _recorded(opened, request):
+        completion, extra = _generate(opened, request, None if as_json else write_text, pressed)
+    statistics = opened.runtime.stats()
+    if as_json:
+        print_json(_as_json(opened, request, completion) | extra)
+    else:
+        write_text("\n")
+    if not quiet:
+        print_note(summary(completion, statistics))
+    if completion.finish_reason == "interrupted":
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _generate(
+    opened: OpenModel, request: _Request, on_text: Callable[[str], None] | None, pressed: Callable[[], bool]
+) -> tuple[Completion, dict[str, Any]]:
+    """Generates; returns the completion, and what speech adds to the JSON."""
+    from coterie.engine.chat import chat_inputs, chat_template
+    from coterie.engine.completion import complete
+    from coterie.engine.inputs import build_inputs
+    from coterie.engine.speech import SPEECH_RATE, speak, write_wav
+
+    tokenizer = opened.processors.tokenizer
+    if request.speech is None:
+        inputs = build_inputs(opened.processors, request.prompt, images=request.images, audios=request.audios)
+        return complete(opened.model, tokenizer, inputs, request.sampling, on_text=on_text, should_stop=pressed), {}
+    if chat_template(opened.processors) is None:
+        raise InputError(
+            f"{opened.runtime.source.name} has no chat template, and its talker needs one to know whose turn it is.",
+            advice="Leave --speak out, or add the template that came with the checkpoint.",
+        )
+    parts = [{"type": "image", "path": str(path)} for path in request.images]
+    parts += [{"type": "audio", "path": str(path)} for path in request.audios]
+    parts += [{"type": "text", "text": request.prompt}] if request.prompt else []
+    inputs = chat_inputs(opened.processors, [{"role": "user", "content": parts}])
+    speech = speak(
+        opened.model,
+        tokenizer,
+        inputs,
+        request.sampling,
+        speaker=request.speaker,
+        on_text=on_text,
+        should_stop=pressed,
+    )
+    if speech.samples is None:
+        return speech.completion, {"speech": None}
+    write_wav(request.speech, speech.samples)
+    return speech.completion, {
+        "speech": {
+            "file": str(request.speech),
+            "seconds": len(speech.samples) / SPEECH_RATE,
+            "rate": SPEECH_RATE,
+            "made_in_s": speech.seconds,
+        }
+    }
+
+
+@contextmanager
+def _recorded(opened: OpenModel, request: _Request) -> Iterator[None]:
+    """Writes statistics and trace at the end, also after Ctrl-C or an error."""
+    if request.per_token:
+        opened.runtime.record_tokens()
+    with ExitStack() as stack:
+        if request.stats is not None:
+            stack.callback(opened.runtime.write_stats, request.stats)
+        if request.trace is not None:
+            stack.enter_context(opened.runtime.record_trace(request.trace))
+        yield
+
+
+def _as_json(opened: OpenModel, request: _Request, completion: Completion) -> dict[str, Any]:
+    stats = opened.runtime.stats()
+    return {
+        "schema_version": JSON_SCHEMA_VERSION,
+        "model": stats.model,
+        "prompt": request.prompt,
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "new_tokens": len(completion.token_ids),
+        "prefill_s": completion.prefill_s,
+        "decode_s": completion.decode_s,
+        "prefill_tokens_per_s": completion.prefill_tokens_per_s,
+        "decode_tokens_per_s": completion.decode_tokens_per_s,
+        "stats": {
+            **asdict(stats.total),
+            "capacity": stats.capacity,
+            "resident_bytes": stats.resident_bytes,
+            "total_expert_bytes": stats.total_expert_bytes,
+        },
+    }
+
+
+def _check_files(
+    stats: Path | None, per_token: bool, trace: Path | None, speech: Path | None, speaker: str | None
+) -> None:
+    """What would fail at the end is told before a model is loaded."""
+    if per_token and stats is None:
+        raise UsageError("--per-token adds to --stats, which was not given.", advice="Add --stats FILE.")
+    if speaker is not None and speech is None:
+        raise UsageError("--speaker chooses the voice of --speak, which was not given.", advice="Add --speak FILE.")
+    if trace is not None and trace.suffix not in (".npz", ".jsonl"):
+        raise UsageError(f"A trace is written as .npz or .jsonl, not {trace.name!r}.", path=trace)
+    for path in (stats, trace, speech):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"There is no directory {path.absolute().parent} to write {path.name} in.", path=path)
+
+
+def _read_prompt(prompt: str | None, file: Path | None, *, has_media: bool) -> str:
+    if file is not None:
+        if prompt is not None:
+            raise UsageError("Both a prompt and --file were given.", advice="Leave one of them out.")
+        try:
+            return file.read_text(encoding="utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}).", path=file) from error
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and has_media:
+        return ""
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError("There is no prompt.", advice="Write it after the model, or pipe it in, or use --file.")
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start}).") from error

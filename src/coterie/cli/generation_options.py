@@ -1,0 +1,91 @@
+"""Options of the commands that open a model and generate, as annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", "-n", min=1, metavar="N", help="The most tokens to generate.")
+]
+
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", metavar="T", show_default=False, help="Sample with this temperature, such as 0.7."),
+]
+
+TopPOption = Annotated[
+    float | None,
+    typer.Option("--top-p", metavar="P", show_default=False, help="Sample from this probability mass, such as 0.9."),
+]
+
+TopKOption = Annotated[
+    int | None,
+    typer.Option("--top-k", metavar="K", show_default=False, help="Sample from the K most probable tokens; 0: all."),
+]
+
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="N", show_default=False, help="Make sampling repeatable.")
+]
+
+GreedyOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--greedy/--sample",
+        show_default=False,
+        help="Always take the most probable token, or sample. Default: as the model's generation config says.",
+    ),
+]
+
+ExpertsPerTokenOption = Annotated[
+    int | None,
+    typer.Option(
+        "--experts-per-token",
+        min=1,
+        metavar="K",
+        show_default=False,
+        help="Use another number of experts per token than the model was trained for. Changes the output.",
+    ),
+]
+
+ImagesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image", exists=True, dir_okay=False, readable=True, metavar="FILE", show_default=False,
+        help="A picture; may be given several times.",
+    ),
+]  # fmt: skip
+
+AudiosOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--audio", exists=True, dir_okay=False, readable=True, metavar="FILE", show_default=False,
+        help="A WAV file; may be given several times.",
+    ),
+]  # fmt: skip
+
+StatsFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--stats", dir_okay=False, metavar="FILE", show_default=False, help="Write statistics to this JSON file."
+    ),
+]
+
+PerTokenOption = Annotated[
+    bool, typer.Option("--per-token", help="With --stats: also each token's experts and gate weights, by layer.")
+]
+
+TraceFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--record-trace",
+        dir_okay=False,
+        metavar="FILE",
+        show_default=False,
+        help="Write the routing of every token to this .npz or .jsonl file, for replay.",
+    ),
+]
+
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No remarks on stderr, only errors.")]

@@ -1,0 +1,112 @@
+"""Opens a model for a command: quietly, with warnings as one-line remarks, closed at the end."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from coterie.cli.console import notes, print_warning
+from coterie.cli.options import MissingPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from coterie.engine import Runtime
+    from coterie.engine.processors import Processors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenOptions:
+    """How to open a model; the fields are the options of the same names."""
+
+    memory: str | None = None
+    expert_memory: str | None = None
+    component: str | None = None
+    missing: MissingPolicy | None = None
+    eviction: str = "lru"
+    experts_per_token: int | None = None
+    max_context: int | None = None
+    verify_reads: bool = False
+    revision: str | None = None
+    offline: bool = False
+    threads: int | None = None
+    whole: bool = False
+    """Open a whole omni model even if no component is named, not only its thinker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenModel:
+    """A model with what makes its inputs."""
+
+    model: PreTrainedModel
+    processors: Processors
+
+    @property
+    def runtime(self) -> Runtime:
+        """The streaming side of the model."""
+        runtime: Runtime = self.model.coterie
+        return runtime
+
+
+@contextmanager
+def quiet_terminal(*, quiet: bool = False) -> Iterator[None]:
+    """Keeps other libraries' noise off the terminal; Coterie's own warnings are printed as remarks.
+
+    Args:
+        quiet: Leave these out too.
+    """
+    from coterie.engine.quiet import quiet_libraries
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if not quiet:
+            print_warning(str(message))
+
+    with quiet_libraries(show_downloads=sys.stderr.isatty() and not quiet), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=UserWarning, module=r"coterie\.")
+        warnings.showwarning = show
+        yield
+
+
+@contextmanager
+def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Iterator[OpenModel]:
+    """Opens a model inside :func:`quiet_terminal`; frees it at the end.
+
+    Raises:
+        CoterieError: As :func:`coterie.load`.
+    """
+    from coterie.engine import load
+    from coterie.engine.processors import Processors
+    from coterie.engine.source import text_component
+    from coterie.eviction import make_policy
+
+    make_policy(options.eviction)  # an unknown name is told before gigabytes are read
+    with quiet_terminal(quiet=quiet):
+        with nullcontext() if quiet else notes().status(f"opening {path}"):
+            component = options.component
+            if component is None and not options.whole:
+                component = text_component(path, revision=options.revision, offline=options.offline)
+            model = load(
+                path,
+                memory=options.memory,
+                expert_memory=options.expert_memory,
+                component=component,
+                missing=options.missing,
+                eviction=options.eviction,
+                experts_per_token=options.experts_per_token,
+                max_context=options.max_context,
+                verify_reads=options.verify_reads,
+                revision=options.revision,
+                offline=options.offline,
+                threads=options.threads,
+            )
+        try:
+            rows = (getattr(model, "thinker", model)).get_input_embeddings().weight.shape[0]
+            processors = Processors(model.coterie.source.directory, embedding_rows=rows)
+            yield OpenModel(model=model, processors=processors)
+        finally:
+            model.coterie.close()

@@ -1,0 +1,173 @@
+"""Generates the continuation of one prompt, as a stream that can be stopped, with times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from coterie.engine.runtime import Runtime
+from coterie.engine.sampling import Sampling
+from coterie.engine.streaming import TextStream
+from coterie.spec import Event, ExpertsSelected
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+FinishReason = Literal["stop", "length", "context", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What was generated after a prompt.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, pictures and sounds included.
+        token_ids: The new tokens, end token included.
+        text: Their text without special tokens.
+        finish_reason: ``stop`` (the model ended), ``length`` (``max_new_tokens`` reached), ``context`` (the memory
+            budget was made for no longer sequence) or ``interrupted`` (the caller stopped it).
+        prefill_s: Seconds until the first new token was there (until the end, if none came).
+        decode_s: Seconds from the first to the last new token.
+    """
+
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    prefill_s: float
+    decode_s: float
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Tokens of the prompt per second."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """New tokens after the first per second; 0 if there is only one."""
+        return (len(self.token_ids) - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+class Stopped(Exception):
+    """Ends a forward pass because the caller wants no more; never leaves this package."""
+
+
+class StopWatch:
+    """An observer that ends the forward pass at the next layer once the caller wants it to end."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+
+    def on_event(self, event: Event) -> None:
+        """Asks before each layer's experts are computed: a long prefill can be stopped, and no lease is open then."""
+        if isinstance(event, ExpertsSelected) and self._should_stop():
+            raise Stopped
+
+
+@contextmanager
+def stoppable(model: PreTrainedModel, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+    """Inside, forward passes raise :class:`Stopped` soon after ``should_stop`` says True."""
+    if should_stop is None:
+        yield
+        return
+    runtime: Runtime = model.coterie
+    watch = StopWatch(should_stop)
+    runtime.add_observer(watch)
+    try:
+        yield
+    finally:
+        runtime.remove_observer(watch)
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: BatchFeature,
+    sampling: Sampling | None = None,
+    *,
+    on_text: Callable[[str], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Completion:
+    """Generates after one prompt.
+
+    Args:
+        model: From :func:`coterie.load`; one that generates text.
+        tokenizer: Its tokenizer.
+        inputs: From :func:`~coterie.engine.inputs.build_inputs`, a batch of one.
+        sampling: How tokens are chosen; by default as the model's generation config says.
+        on_text: Told the text piece by piece, whole characters only.
+        should_stop: Asked before every layer; True ends generation and keeps what is there.
+
+    Raises:
+        ContextLengthError: If the prompt is longer than the memory budget was made for.
+        CoterieError: As reading experts does.
+    """
+    wishes = sampling or Sampling()
+    config = effective_config(model, tokenizer, inputs, wishes)
+    stream = TextStream(tokenizer, on_text)
+    start = time.perf_counter()
+    interrupted = False
+    try:
+        with stoppable(model, should_stop), wishes.seeded():
+            model.generate(**inputs.to(model.dtype), generation_config=config, streamer=stream)
+    except Stopped:
+        interrupted = True
+    return finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
+
+
+def effective_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: BatchFeature, sampling: Sampling
+) -> GenerationConfig:
+    """The generation config for one prompt: with an end token, and no longer than the memory budget allows."""
+    config = sampling.generation_config(model.generation_config)
+    if config.eos_token_id is None:
+        # Some released configs leave the end of a turn to the tokenizer.
+        config.eos_token_id = tokenizer.eos_token_id
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    plan = model.coterie.plan
+    if plan is not None:
+        # The last token is never run through the model, hence one more; a prompt that is too long fails in the model.
+        room = plan.max_context - int(inputs["input_ids"].shape[1]) + 1
+        config.max_new_tokens = max(1, min(sampling.max_new_tokens, room))
+    return config
+
+
+def finish(
+    stream: TextStream,
+    inputs: BatchFeature,
+    config: GenerationConfig,
+    sampling: Sampling,
+    *,
+    start: float,
+    interrupted: bool,
+) -> Completion:
+    """Closes the stream and says what came out of it."""
+    end = time.perf_counter()
+    stream.end()
+    reason: FinishReason = "length"
+    if interrupted:
+        reason = "interrupted"
+    elif stream.token_ids and stream.token_ids[-1] in _end_tokens(config.eos_token_id):
+        reason = "stop"
+    elif len(stream.token_ids) < sampling.max_new_tokens:
+        reason = "context"
+    first = end if stream.first_at is None else stream.first_at
+    last = first if stream.last_at is None else stream.last_at
+    return Completion(
+        prompt_tokens=int(inputs["input_ids"].shape[1]),
+        token_ids=tuple(stream.token_ids),
+        text=stream.text,
+        finish_reason=reason,
+        prefill_s=first - start,
+        decode_s=last - first,
+    )
+
+
+def _end_tokens(value: Any) -> set[int]:
+    if value is None:
+        return set()
+    return {value} if isinstance(value, int) else set(value)
