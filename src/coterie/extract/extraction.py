@@ -163,7 +163,9 @@ def _write(
         if writer.growing and not writer.missing_banks():
             return "already complete", 0
         before = _stamps(source)
-        total = writer.missing_nbytes()
+        total = sum(
+            len(writer.missing_experts(key)) * source.banks[key].layout.nbytes for key in writer.missing_banks()
+        )
         if not writer.dense_done:
             total += sum(tensor.nbytes for tensor in plan.dense)
         meter = Meter("extract", total, progress)

@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def moe(zoo_checkpoint) -> str:
+    return str(zoo_checkpoint("qwen3_moe", torch.bfloat16))
+
+
+def test_extract_then_grow_then_nothing_to_do(coterie, moe: str, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    first = coterie("extract", moe, store, "--experts", "0-3")
+    assert first.code == 0
+    assert f"Wrote {store}" in first.out
+    assert "8 of 16 experts" in first.out
+    grown = coterie("extract", moe, store)
+    assert f"Grew {store}" in grown.out
+    assert "all 16 experts" in grown.out
+    again = coterie("extract", moe, store)
+    assert again.code == 0
+    assert "has all of this already; nothing was written" in again.out
+
+
+def test_dry_run_lists_files_and_disk(coterie, moe: str, tmp_path: Path) -> None:
+    outcome = coterie("extract", moe, str(tmp_path / "store"), "--dry-run")
+    assert outcome.code == 0
+    for text in ("dense.safetensors", "experts/text/mlp-layer-001.safetensors", "disk needed", "disk free"):
+        assert text in outcome.out
+    assert not (tmp_path / "store").exists()
+
+
+def test_json(coterie, moe: str, tmp_path: Path) -> None:
+    outcome = coterie("extract", moe, str(tmp_path / "store"), "--experts", "1", "--layers", "0", "--json")
+    found = json.loads(outcome.out)
+    assert (found["schema_version"], found["status"], found["experts_present"]) == (1, "written", 9)
+    assert found["complete"] is False
+    assert {file["file"] for file in found["files"]} >= {"config.json", "coterie.json", "dense.safetensors"}
+
+
+def test_layers_without_experts_is_wrong_usage(coterie, moe: str, tmp_path: Path) -> None:
+    outcome = coterie("extract", moe, str(tmp_path / "store"), "--layers", "0")
+    assert outcome.code == 2
+    assert "depth of a model is never cut" in outcome.err
+
+
+def test_ctrl_c_says_how_to_go_on(coterie, moe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coterie.extract.copying import Copier
+
+    def interrupt(self: Copier) -> None:
+        raise KeyboardInterrupt
+
+    store = str(tmp_path / "store")
+    with monkeypatch.context() as patched:
+        patched.setattr(Copier, "run", interrupt)
+        outcome = coterie("extract", moe, store)
+    assert outcome.code == 130
+    assert f"What is finished is kept in {store}; the same command goes on from there" in outcome.err
+    assert f"Finished {store}" in coterie("extract", moe, store).out

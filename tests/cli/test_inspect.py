@@ -1,0 +1,35 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from coterie.extract import extract
+
+
+@pytest.fixture
+def store(zoo_checkpoint, tmp_path: Path) -> str:
+    extract(zoo_checkpoint("qwen3_moe", torch.bfloat16), tmp_path / "store", experts="0-1", layers="1")
+    return str(tmp_path / "store")
+
+
+def test_page_shows_completeness_by_layer_and_what_a_budget_holds(coterie, store: str) -> None:
+    outcome = coterie("inspect", store, "--memory", "2GB")
+    assert outcome.code == 0
+    for text in ("Qwen3MoeForCausalLM", "10 of 16, partial", "8 (100%)", "2 (25%)", "It holds 10 of 10 experts"):
+        assert text in outcome.out
+
+
+def test_a_budget_that_is_too_small(coterie, store: str) -> None:
+    assert "That is too little: at least" in coterie("inspect", store, "--memory", "350MB").out
+
+
+def test_json(coterie, store: str) -> None:
+    found = json.loads(coterie("inspect", store, "--json").out)
+    assert (found["schema_version"], found["present"], found["memory"]) == (1, 10, None)
+
+
+def test_a_wrong_size_is_wrong_usage(coterie, store: str) -> None:
+    outcome = coterie("inspect", store, "--memory", "much")
+    assert outcome.code == 2
+    assert "is not a size" in outcome.err

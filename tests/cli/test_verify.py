@@ -1,0 +1,47 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from coterie.extract import extract
+
+
+@pytest.fixture
+def moe(zoo_checkpoint) -> str:
+    return str(zoo_checkpoint("qwen3_moe", torch.bfloat16))
+
+
+def test_a_good_store_and_a_good_checkpoint_are_code_0(coterie, moe: str, tmp_path: Path) -> None:
+    extract(moe, tmp_path / "store", experts="0-2")
+    outcome = coterie("verify", str(tmp_path / "store"), "--against", moe)
+    assert outcome.code == 0
+    assert "Nothing is wrong." in outcome.out
+    assert "10 experts of the model are not in this partial store." in outcome.out
+    assert "6 experts compared bit for bit" in outcome.out
+    outcome = coterie("verify", moe)
+    assert outcome.code == 0
+    assert "Checkpoints have no checksums" in outcome.out
+
+
+def test_damage_is_code_1_and_named(coterie, moe: str, tmp_path: Path) -> None:
+    extract(moe, tmp_path / "store")
+    path = tmp_path / "store/experts/text/mlp-layer-001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 4
+    path.write_bytes(data)
+    outcome = coterie("verify", str(tmp_path / "store"))
+    assert outcome.code == 1
+    assert "corrupt" in outcome.out
+    assert "mlp-layer-001.safetensors" in outcome.out
+    assert "1 problem found." in outcome.out
+    outcome = coterie("verify", str(tmp_path / "store"), "--json")
+    assert outcome.code == 1
+    found = json.loads(outcome.out)
+    assert (found["ok"], found["problems"][0]["rule"]) == (False, "R27")
+
+
+def test_what_is_no_model_is_an_error(coterie, tmp_path: Path) -> None:
+    outcome = coterie("verify", str(tmp_path))
+    assert outcome.code == 1
+    assert "it is not a store" in outcome.err

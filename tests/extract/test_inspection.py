@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coterie.checkpoint import Checkpoint
+from coterie.errors import StoreNotFoundError, UsageError
+from coterie.extract import extract, inspect, memory_fit
+from coterie.extract.inspection import PROCESS_NBYTES
+from store.faults import Killed, KillingCalls
+
+
+def test_a_checkpoint_and_its_whole_store_hold_the_same(moe: Path, tmp_path: Path) -> None:
+    extract(moe, tmp_path / "store")
+    one, other = inspect(moe), inspect(tmp_path / "store")
+    assert (one.model.kind, other.model.kind) == ("checkpoint", "store")
+    assert one.model.identity == other.model.identity
+    assert one.model.integrity == other.model.integrity
+    assert one.banks == other.banks
+    assert one.components == other.components
+    assert one.expert_nbytes == other.expert_nbytes
+    assert one.complete
+    assert other.complete
+    assert other.disk_nbytes == sum(path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file())
+
+
+def test_a_partial_store(moe: Path, tmp_path: Path) -> None:
+    extract(moe, tmp_path / "store", experts="0-1", layers="1")
+    report = inspect(tmp_path / "store")
+    nbytes = next(iter(Checkpoint.open(moe).banks.values())).layout.nbytes
+    assert [(bank.layer, bank.present, bank.experts) for bank in report.banks] == [(0, 8, 8), (1, 2, 8)]
+    assert (report.present, report.experts, report.complete) == (10, 16, False)
+    assert report.expert_nbytes == 10 * nbytes
+    assert report.components[0].full_nbytes == 16 * nbytes
+    assert report.working_set_nbytes == 2 * 2 * nbytes
+    assert report.minimum_nbytes == PROCESS_NBYTES + report.dense_nbytes + 2 * nbytes
+
+
+def test_components_are_told_apart(zoo_checkpoint) -> None:
+    report = inspect(zoo_checkpoint("qwen3_omni"))
+    assert [one.component for one in report.components] == ["talker", "thinker"]
+    assert sum(one.experts for one in report.components) == report.experts
+    only = inspect(zoo_checkpoint("qwen3_omni"), component="thinker")
+    assert [one.component for one in only.components] == ["thinker"]
+    assert only.disk_nbytes < report.disk_nbytes
+
+
+def test_what_a_budget_holds() -> None:
+    sizes = [100] * 10
+
+    def fit(left: int):
+        return memory_fit(PROCESS_NBYTES + 50 + left, dense_nbytes=50, record_sizes=sizes, working_set_nbytes=200)
+
+    assert (fit(450).experts, fit(450).share, fit(450).enough, fit(450).comfortable) == (4, 0.4, True, True)
+    assert (fit(399).experts, fit(399).comfortable) == (3, False)
+    assert not fit(199).enough
+    assert (fit(5000).experts, fit(5000).share) == (10, 1.0)
+    nothing = memory_fit(1, dense_nbytes=50, record_sizes=sizes, working_set_nbytes=200)
+    assert (nothing.expert_nbytes, nothing.experts, nothing.enough) == (0, 0, False)
+
+
+def test_the_budget_is_a_size(moe: Path) -> None:
+    assert inspect(moe, memory="1GiB").memory.memory == 2**30
+    assert inspect(moe).memory is None
+    with pytest.raises(UsageError, match="'lots' is not a size"):
+        inspect(moe, memory="lots")
+
+
+def test_an_unfinished_store_is_told_as_such(moe: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        extract(moe, tmp_path / "store", workers=1, calls=KillingCalls(60))
+    with pytest.raises(StoreNotFoundError, match="unfinished store"):
+        inspect(tmp_path / "store")
+
+
+def test_the_report_as_json(moe: Path) -> None:
+    value = json.loads(json.dumps(inspect(moe, memory="8GB").to_json()))
+    assert value["schema_version"] == 1
+    assert value["model"]["model_class"] == "Qwen3MoeForCausalLM"
+    assert value["banks"][0]["schemes"] == {"native": 8}
+    assert value["memory"]["memory"] == 8 * 10**9
