@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from coterie.hf.configs import check_architecture, config_dtype, load_config, re
 from coterie.hf.decoding import decode_field, is_plain
 from coterie.hf.keymap import FieldSource, KeyMap, map_keys
 from coterie.hf.skeleton import build_skeleton
-from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -258,7 +259,7 @@ class Checkpoint:
             dtypes = {name: self._field_dtype(fields[name]) for name in bank.parameters}
             self.banks[bank.key] = CheckpointBank(bank=bank, fields=fields, layout=bank.layout(dtypes))
             for place in self.banks[bank.key].layout.fields:
-                self._check_bytes(fields[place.name], bank, place.nbytes)
+                self._check_sizes(fields[place.name], bank, place)
 
     def _field_dtype(self, source: FieldSource) -> str:
         dtypes = {self.tensors[name].dtype for names in source.names.values() for name in names}
@@ -270,19 +271,29 @@ class Checkpoint:
             )
         return dtypes.pop()
 
-    def _check_bytes(self, source: FieldSource, bank: ExpertBank, expected: int) -> None:
+    def _check_sizes(self, source: FieldSource, bank: ExpertBank, place: Field) -> None:
+        """Compares what the headers say with what the model needs; what is converted is compared once more when read.
+
+        Where bytes are used as they lie, their number is not enough: a transposed tensor has as many.
+        """
+        stack = () if source.per_expert else (bank.num_experts,)
         for expert in range(bank.num_experts if source.per_expert else 1):
             names = source.names_of(expert)
-            total = sum(self.tensors[name].nbytes for name in names)
-            wanted = expected if source.per_expert else expected * bank.num_experts
-            if total != wanted:
+            shapes = [self.tensors[name].shape for name in names]
+            fits = sum(self.tensors[name].nbytes for name in names) == place.nbytes * prod(stack)
+            if fits and is_plain(source):
+                rows = len(stack) + 1
+                fits = all(len(shape) == len(stack + place.shape) for shape in shapes) and all(
+                    shape[: rows - 1] == stack and shape[rows:] == place.shape[1:] for shape in shapes
+                )
+            if not fits:
                 raise CheckpointFileError(
-                    f"{names[0]} ({self.tensors[names[0]].shape}) does not fit {source.target}: "
-                    f"{total} bytes, the model needs {wanted}.",
+                    f"{' and '.join(f'{n} {s}' for n, s in zip(names, shapes, strict=True))} do not fit "
+                    f"{source.target}: the model needs {(*stack, *place.shape)}.",
                     advice="config.json and the weights do not belong together.",
                     tensor=names[0],
-                    expected=wanted,
-                    got=total,
+                    expected=(*stack, *place.shape),
+                    got=shapes[0] if len(shapes) == 1 else tuple(shapes),
                 )
 
 

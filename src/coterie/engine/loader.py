@@ -94,7 +94,10 @@ def load(
         _plan(source, budget, context, minimum, loaded=False)
     register()
     attachment = Attachment(
-        present=source.present, missing=None if source.complete else missing, experts_per_token=experts_per_token
+        num_experts=source.num_experts,
+        present=source.present,
+        missing=None if source.complete else missing,
+        experts_per_token=experts_per_token,
     )
     model = _build(source, attachment)
     plan = None
@@ -253,6 +256,7 @@ def _build(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
         experts_implementation=IMPLEMENTATION,
         generation_config=generation_config,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are reported, and refused just below with their names
     )
     _check_loaded(model, info, attachment, source)
     model.config.name_or_path = str(source.directory)
@@ -275,14 +279,21 @@ def _check_loaded(model: Any, info: dict[str, Any], attachment: Attachment, sour
             "transformers loaded the model without the streaming plug-in.",
             advice="This release of transformers is not supported; please report it.",
         )
+    for name, got, expected in sorted(info.get("mismatched_keys") or ()):
+        raise LoadError(
+            f"{name} of {source.name} has the shape {tuple(got)}, the model needs {tuple(expected)}.",
+            advice="config.json and the weights do not belong together.",
+            tensor=name,
+            expected=tuple(expected),
+            got=tuple(got),
+        )
     for kind, what in (
         ("missing_keys", "was in neither the dense weights nor the experts"),
-        ("mismatched_keys", "has another shape than the model needs"),
         ("unexpected_keys", "belongs to nothing in the model"),
         ("conversion_errors", "could not be converted"),
         ("error_msgs", "could not be loaded"),
     ):
-        names = sorted(map(str, info.get(kind) or ()))
+        names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(kind) or ())
         if names:
             raise LoadError(
                 f"{names[0]} of {source.name} {what}" + (f" (and {len(names) - 1} more)." if len(names) > 1 else "."),

@@ -25,6 +25,7 @@ class Attachment:
     """The streamed banks of one model.
 
     Args:
+        num_experts: Bank → how many experts the source says that it has, absent ones included.
         present: Bank → ids of the experts that are there.
         missing: Policy for absent experts, or None if there are none.
         experts_per_token: Overrides the routers' K.
@@ -39,6 +40,7 @@ class Attachment:
     def __init__(
         self,
         *,
+        num_experts: Mapping[BankKey, int],
         present: Mapping[BankKey, Collection[int]],
         missing: Missing | None = None,
         experts_per_token: int | None = None,
@@ -47,6 +49,7 @@ class Attachment:
         self.clocks: dict[str, StepClock] = {}
         self.observers: list[Observer] = []
         self.removed: set[str] = set()
+        self._num_experts = num_experts
         self._present = present
         self._missing = missing
         self._experts_per_token = experts_per_token
@@ -60,13 +63,7 @@ class Attachment:
         """
         banks = find_banks(model)
         check_architecture(model, len(banks))
-        if {bank.key for bank in banks} != set(self._present):
-            odd = sorted(set(self._present) ^ {bank.key for bank in banks})
-            raise LoadError(
-                f"{type(model).__name__} and the source have different banks of experts: {odd[0]} is only in one.",
-                advice="The configuration and the weights do not belong together.",
-                bank=str(odd[0]),
-            )
+        self._check_banks(type(model).__name__, {bank.key: bank.num_experts for bank in banks})
         kernels = TokenKernels()
         for bank in banks:
             component = bank.key.component
@@ -81,6 +78,25 @@ class Attachment:
         if tied:
             for name in self.removed & set(tied):
                 del tied[name]
+
+    def _check_banks(self, name: str, needed: Mapping[BankKey, int]) -> None:
+        advice = "The configuration and the weights do not belong together."
+        odd = sorted(set(self._num_experts) ^ set(needed))
+        if odd:
+            raise LoadError(
+                f"{name} and the source have different banks of experts: {odd[0]} is only in one.",
+                advice=advice,
+                bank=str(odd[0]),
+            )
+        for key, count in needed.items():
+            if count != self._num_experts[key]:
+                raise LoadError(
+                    f"{key} has {count} experts in {name}, the source has {self._num_experts[key]}.",
+                    advice=advice,
+                    bank=str(key),
+                    expected=count,
+                    got=self._num_experts[key],
+                )
 
     def connect(self, cache: ExpertCache, source: ExpertSource) -> None:
         """Gives every bank the cache; checks that records have the shapes that the model needs.
