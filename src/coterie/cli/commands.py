@@ -31,6 +31,7 @@ class CommandEntry:
 
 
 COMMANDS = (
+    CommandEntry("demo", "coterie.cli.demo", "Show the bundled model at work, end to end, with proof of exactness."),
     CommandEntry("doctor", "coterie.cli.doctor", "Examine this machine: processor, memory, disk, versions; advise."),
     CommandEntry("extract", "coterie.cli.extract", "Make a store of a checkpoint, or add experts to one."),
     CommandEntry("inspect", "coterie.cli.inspect", "Show what a store or checkpoint holds, and what a budget would."),
