@@ -1,0 +1,59 @@
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from coterie.engine.sampling import Sampling
+from coterie.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"greedy": True, "top_k": 5},
+    ],
+)
+def test_values_out_of_range_are_refused(wrong) -> None:
+    with pytest.raises(UsageError):
+        Sampling(**wrong)
+
+
+def test_nothing_said_leaves_the_models_own_way() -> None:
+    base = GenerationConfig(do_sample=True, temperature=0.3, top_k=7, eos_token_id=[1, 2])
+    made = Sampling(max_new_tokens=9).generation_config(base)
+    assert (made.do_sample, made.temperature, made.top_k, made.eos_token_id) == (True, 0.3, 7, [1, 2])
+    assert (made.max_new_tokens, base.max_new_tokens) == (9, None)
+
+
+def test_a_way_of_sampling_samples() -> None:
+    made = Sampling(top_p=0.5).generation_config(GenerationConfig(do_sample=False))
+    assert (made.do_sample, made.top_p) == (True, 0.5)
+
+
+def test_greedy_overrides_a_config_that_samples_and_leaves_nothing_unused() -> None:
+    made = Sampling(greedy=True).generation_config(GenerationConfig(do_sample=True, temperature=0.3, top_p=0.9))
+    assert (made.do_sample, made.temperature, made.top_p, made.top_k) == (False, None, None, None)
+
+
+def test_sample_needs_no_further_option() -> None:
+    assert Sampling(greedy=False).generation_config(GenerationConfig()).do_sample is True
+
+
+def test_a_seed_repeats_and_leaves_the_global_numbers_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    drawn = []
+    for _ in range(2):
+        with Sampling(seed=5).seeded():
+            drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+    assert torch.equal(torch.rand(3), expected)
