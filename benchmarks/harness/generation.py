@@ -1,0 +1,114 @@
+"""Opens a model under a budget, generates, prints what it took as JSON: what benchmarks run in a process of its own.
+
+Token ids are drawn from a seeded distribution, so that runs under different budgets compute the same tokens (their
+logits are bit-identical) and route to the same experts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TokenTimes:
+    """A transformers streamer that notes when each token came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt first, then with every token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called once at the end."""
+
+    @property
+    def prefill_s(self) -> float:
+        """From the call until the first token was there."""
+        return self.times[1] - self.times[0]
+
+    @property
+    def steps_s(self) -> list[float]:
+        """Time of every decode step."""
+        return [after - before for before, after in zip(self.times[1:], self.times[2:], strict=False)]
+
+
+def generate(model: Any, prompt: torch.Tensor, tokens: int, *, seed: int | None = None) -> tuple[list[int], TokenTimes]:
+    """Generates exactly ``tokens`` tokens: greedily, or drawn with a seed."""
+    import torch
+
+    times = TokenTimes()
+    if seed is not None:
+        torch.manual_seed(seed)
+    with torch.no_grad():
+        out = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=seed is not None,
+            streamer=times,
+        )
+    return out[0, prompt.shape[1] :].tolist(), times
+
+
+def main() -> int:
+    """Runs what the command line describes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--memory", help="budget; default: what the cgroup allows, less a margin")
+    parser.add_argument("--max-context", type=int)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int)
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore", "The experts have")
+
+    import torch
+
+    from coterie.engine import load
+    from coterie.plan.machine import process_memory
+
+    began = time.perf_counter()
+    model = load(given.model, memory=given.memory, max_context=given.max_context, threads=given.threads)
+    load_s = time.perf_counter() - began
+    draw = torch.Generator().manual_seed(1)
+    vocabulary = model.config.get_text_config().vocab_size
+    prompt = torch.randint(16, vocabulary, (1, given.prompt_tokens), generator=draw)
+    tokens, times = generate(model, prompt, given.new_tokens, seed=2)
+    stats = model.coterie.stats()
+    plan = model.coterie.plan
+    print(
+        json.dumps(
+            {
+                "load_s": load_s,
+                "prefill_s": times.prefill_s,
+                "step_s": statistics.median(times.steps_s),
+                "decode_s": sum(times.steps_s),
+                "decode_steps": len(times.steps_s),
+                "tokens": tokens,
+                "plan": {name: getattr(plan, name) for name in plan.__dataclass_fields__},
+                "capacity": stats.capacity,
+                "total_expert_bytes": stats.total_expert_bytes,
+                "decode_hit_rate": stats.total.decode_hit_rate,
+                "bytes_read": stats.total.bytes_read,
+                "wait_s": stats.total.wait_s,
+                "held": process_memory(exact=True).total,
+            }
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""A benchmark's result: printed, and written as JSON for programs and Markdown for the documentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.machine import describe_machine, load_average
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+@dataclass
+class Table:
+    """Rows of text under a caption."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """The table in Markdown, its columns aligned for reading as text."""
+        lines = [list(self.columns), *[[str(cell) for cell in row] for row in self.rows]]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        texts = [
+            "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
+        ]
+        texts.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        return f"{self.caption}\n\n" + "\n".join(texts)
+
+
+@dataclass
+class Verdict:
+    """One requirement and whether the figures meet it."""
+
+    requirement: str
+    measured: str
+    met: bool
+
+
+class Report:
+    """Collects what a benchmark measured.
+
+    Args:
+        name: Of the benchmark and its files.
+        title: For people.
+        work: Directory whose disk was used.
+        quick: Whether this was the small run: it is printed, and kept apart from the full figures.
+    """
+
+    def __init__(self, name: str, title: str, *, work: Path, quick: bool) -> None:
+        self.name = name
+        self.title = title
+        self.quick = quick
+        self.tables: list[Table] = []
+        self.verdicts: list[Verdict] = []
+        self.values: dict[str, object] = {}
+        self._machine = describe_machine(work)
+        self._load_before = load_average()
+
+    def table(self, caption: str, columns: Sequence[str]) -> Table:
+        """Adds an empty table."""
+        table = Table(caption, columns)
+        self.tables.append(table)
+        return table
+
+    def require(self, requirement: str, measured: str, met: bool) -> None:
+        """Adds a requirement and whether it is met."""
+        self.verdicts.append(Verdict(requirement, measured, met))
+
+    def finish(self) -> int:
+        """Prints and writes everything; returns the exit status: 1 if a requirement is not met."""
+        self._machine["load average"] = f"{self._load_before:.2f} before, {load_average():.2f} after"
+        text = self._markdown()
+        print(text)
+        folder = RESULTS / "quick" if self.quick else RESULTS
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.name}.md").write_text(text, encoding="utf-8")
+        plain = {
+            "name": self.name,
+            "quick": self.quick,
+            "machine": self._machine,
+            "tables": [{"caption": t.caption, "columns": t.columns, "rows": t.rows} for t in self.tables],
+            "requirements": [vars(verdict) for verdict in self.verdicts],
+            "values": self.values,
+        }
+        (folder / f"{self.name}.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        return 0 if all(verdict.met for verdict in self.verdicts) else 1
+
+    def _markdown(self) -> str:
+        parts = [f"### {self.title}" + (" (quick run: small model, few rounds)" if self.quick else "")]
+        parts += [table.markdown() for table in self.tables]
+        if self.verdicts:
+            required = Table("Required:", ("requirement", "measured", "met"))
+            required.rows = [(v.requirement, v.measured, "yes" if v.met else "**no**") for v in self.verdicts]
+            parts.append(required.markdown())
+        parts.append("; ".join(f"{label}: {text}" for label, text in self._machine.items()) + ".")
+        return "\n\n".join(parts) + "\n"
