@@ -50,7 +50,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps ``coterie.extract`` the function: importing the package of that name would bind the name to it."""
+    """Keeps ``coterie.extract`` the function: importing the package of that name would bind the name to it.
+
+    The modules of that package are imported with ``from coterie.extract import …``.
+    """
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in _HOMES or not isinstance(value, ModuleType):

@@ -105,9 +105,14 @@ def test_a_store_of_another_model_has_foreign_and_missing_tensors(store: Path, z
 def test_missing_and_foreign_files(store: Path, moe: Path) -> None:
     (store / "experts/text/mlp-layer-001.safetensors").unlink()
     (store / "extra.json").write_text("{}")
-    found = {(problem.kind, problem.file) for problem in verify(store, against=moe).problems}
-    assert ("missing", "experts/text/mlp-layer-001.safetensors") in found
-    assert ("foreign", "extra.json") in found
+    flip(store / "experts/text/mlp-layer-000.safetensors", -1000)
+    report = verify(store, against=moe)
+    assert {(problem.kind, problem.file) for problem in report.problems} == {
+        ("missing", "experts/text/mlp-layer-001.safetensors"),
+        ("foreign", "extra.json"),
+        ("corrupt", "experts/text/mlp-layer-000.safetensors"),
+    }
+    assert report.compared_experts == 6
 
 
 def test_a_good_checkpoint(sharded: Path, moe: Path) -> None:

@@ -143,7 +143,13 @@ class Comparison:
         for facts in store.manifest.files:
             if facts.file not in originals:
                 self._add("foreign", facts.file, "the file itself", f"the checkpoint has no file {facts.file!r}")
-            elif (store.path / facts.file).read_bytes() != originals[facts.file].read_bytes():
+                continue
+            try:
+                same = (store.path / facts.file).read_bytes() == originals[facts.file].read_bytes()
+            except OSError as error:
+                self._add("missing", facts.file, "the file itself", f"it cannot be read: {error.strerror}")
+                continue
+            if not same:
                 self._add("corrupt", facts.file, "the file itself", f"{facts.file!r} differs from the checkpoint's")
 
     def _records(self, nbytes: int) -> tuple[memoryview, memoryview]:

@@ -14,6 +14,7 @@ from coterie.extract.comparison import Comparison
 from coterie.extract.models import store_path
 from coterie.extract.progress import Meter, ProgressCallback
 from coterie.store import Problem, Store, verify_store
+from coterie.store.manifest_file import load_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,15 +168,16 @@ def _verify_checkpoint(
 
 
 def _opened(path: Path) -> Store | None:
-    """The store, or None if it is so damaged that it does not open; the problems are known by then."""
+    """The store, whatever its files are like; None if its manifest is damaged, which is known by then."""
     try:
-        return Store.open(path)
+        manifest, _ = load_manifest(path.absolute())
     except StoreError:
         return None
+    return Store(path.absolute(), manifest)
 
 
 def _news(found: list[Problem], known: list[Problem]) -> list[Problem]:
     """Problems of places that were not known to be damaged: one flipped bit is one problem, not two."""
     places = {(problem.file, problem.place.partition(",")[0]) for problem in known}
-    whole = {problem.file for problem in known if problem.place == "the file itself"}
-    return [one for one in found if one.file not in whole and (one.file, one.place) not in places]
+    gone = {problem.file for problem in known if problem.kind == "missing"}
+    return [one for one in found if one.file not in gone and (one.file, one.place) not in places]
