@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from coterie.cache import ExpertCache, minimum_capacity
+from coterie.engine.promises import promise, promised_nbytes
 from coterie.engine.runtime import Runtime
 from coterie.engine.shape import context_shape, default_context
 from coterie.engine.source import ModelSource, open_source
@@ -26,7 +27,7 @@ from coterie.integration import (
 )
 from coterie.plan.budget import MemoryPlan, plan_memory
 from coterie.plan.machine import default_memory_budget, process_memory
-from coterie.spec import BankKey, format_bytes, parse_bytes
+from coterie.spec import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,6 +122,7 @@ def load(
     forget(model)
     install_guards(model)
     runtime = Runtime(source=source, attachment=attachment, cache=cache, plan=plan, working_set=working_set)
+    promise(runtime)
     model.__dict__["coterie"] = runtime
     return model
 
@@ -164,15 +166,20 @@ def _budget(memory: str | int | None, expert_memory: str | int | None) -> int | 
 def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loaded: bool) -> MemoryPlan:
     measured = process_memory(exact=loaded)
     dense = 0 if loaded else sum(tensor.info.nbytes for tensor in source.dense.values())
-    largest = max((source.experts.layout(key).nbytes for key in source.experts.keys()), default=0)
+    largest = max(source.record_nbytes.values(), default=0)
     return plan_memory(
         budget=budget,
-        process=measured.anonymous + measured.file_mapped + measured.shared + measured.page_tables + dense,
+        process=measured.anonymous
+        + measured.file_mapped
+        + measured.shared
+        + measured.page_tables
+        + dense
+        + promised_nbytes(),
         shape=context_shape(source.config, source.dtype),
         max_context=context,
         io_buffers=2 * _READ_THREADS * largest if source.kind == "checkpoint" else 0,
         minimum=minimum,
-        total=1 << 62,
+        total=source.all_expert_nbytes,
     )
 
 
@@ -211,27 +218,15 @@ def _expert_bytes(source: ModelSource, expert_memory: str | int) -> int:
             raise UsageError(
                 f"expert_memory={expert_memory!r} is not a share.", advice="Write it like '25%' or '2GiB'.", got=text
             )
-        return int(share * all_expert_bytes(source))
+        return int(share * source.all_expert_nbytes)
     return parse_bytes(expert_memory, what="expert memory")
 
 
-def all_expert_bytes(source: ModelSource) -> int:
-    """Bytes of all the model's experts, absent ones included, at the sizes of those that are there."""
-    sizes: dict[BankKey, int] = {}
-    for key in source.experts.keys():
-        sizes.setdefault(key.bank_key, source.experts.layout(key).nbytes)
-    typical = max(sizes.values(), default=0)
-    return sum(count * sizes.get(bank, typical) for bank, count in source.num_experts.items())
-
-
 def _working_set(source: ModelSource, attachment: Attachment, experts_per_token: int | None) -> int:
-    sizes: dict[BankKey, int] = {}
-    for key in source.experts.keys():
-        sizes.setdefault(key.bank_key, source.experts.layout(key).nbytes)
     total = 0
-    for place, bank in attachment.banks.items():
+    for key, bank in attachment.banks.items():
         top_k = experts_per_token or bank.bank.top_k or 1
-        total += min(top_k, len(source.present[place])) * sizes.get(place, 0)
+        total += min(top_k, len(source.present[key])) * source.record_nbytes.get(key, 0)
     return total
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from coterie.cache import ExpertCache
+from coterie.engine.promises import release
 from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
@@ -116,4 +117,5 @@ class Runtime:
 
     def close(self) -> None:
         """Frees the experts' memory and closes files. The model cannot run afterwards. Harmless when repeated."""
+        release(self)
         self.cache.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,7 +29,7 @@ def resolve_path(path: str | Path) -> str | Path:
     return Path(str(files("coterie"))) / BUNDLED if path == BUNDLED else path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSource:
     """A store or checkpoint, ready to be loaded.
 
@@ -57,6 +58,20 @@ class ModelSource:
     num_experts: Mapping[BankKey, int]
     present: Mapping[BankKey, frozenset[int]]
     dense: Mapping[str, LazyTensor]
+
+    @cached_property
+    def record_nbytes(self) -> Mapping[BankKey, int]:
+        """Bytes of one record of each bank that has any expert here."""
+        sizes: dict[BankKey, int] = {}
+        for key in self.experts.keys():
+            sizes.setdefault(key.bank_key, self.experts.layout(key).nbytes)
+        return sizes
+
+    @property
+    def all_expert_nbytes(self) -> int:
+        """Bytes of all the model's experts, absent ones included, at the sizes of those that are here."""
+        typical = max(self.record_nbytes.values(), default=0)
+        return sum(count * self.record_nbytes.get(bank, typical) for bank, count in self.num_experts.items())
 
     @property
     def complete(self) -> bool:
