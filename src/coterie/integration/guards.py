@@ -21,6 +21,10 @@ _REFUSED = {
     "float": "The experts keep the dtype of the store; extract from a checkpoint in the dtype that you want.",
     "double": "The experts keep the dtype of the store; extract from a checkpoint in the dtype that you want.",
     "bfloat16": "The experts keep the dtype of the store; extract from a checkpoint in the dtype that you want.",
+    "type": "The experts keep the dtype of the store; extract from a checkpoint in the dtype that you want.",
+    "to_empty": "It would leave the weights undefined; open the model again instead.",
+    "__deepcopy__": "Open the model again with coterie.load(); both then share the files, not the memory.",
+    "__reduce_ex__": "Open the model with coterie.load() in the process that needs it.",
     "cuda": "Streamed experts are computed on the CPU.",
     "add_adapter": "Merge the adapter into the checkpoint first (peft: merge_and_unload), then extract.",
     "load_adapter": "Merge the adapter into the checkpoint first (peft: merge_and_unload), then extract.",
@@ -28,11 +32,14 @@ _REFUSED = {
 }
 """Method → what to do instead."""
 
+_SPOKEN = {"__deepcopy__": "deepcopy()", "__reduce_ex__": "Pickling"}
+"""What Python calls by itself → what it is called in messages."""
+
 
 def install_guards(model: PreTrainedModel) -> None:
     """Replaces operations that would miss the experts by errors that say what to do instead."""
     for name, advice in _REFUSED.items():
-        if hasattr(model, name):
+        if name in _SPOKEN or hasattr(model, name):
             model.__dict__[name] = _refusal(name, advice)
     model.__dict__["to"] = _guarded_to(model)
     model.__dict__["train"] = _guarded_train(model)
@@ -40,7 +47,9 @@ def install_guards(model: PreTrainedModel) -> None:
 
 def _refusal(name: str, advice: str) -> Callable[..., NoReturn]:
     def refuse(*args: object, **kwargs: object) -> NoReturn:
-        raise UnsupportedError(f"{name}() is not possible on a streamed model.", advice=advice, operation=name)
+        raise UnsupportedError(
+            f"{_SPOKEN.get(name, name + '()')} is not possible on a streamed model.", advice=advice, operation=name
+        )
 
     return refuse
 
