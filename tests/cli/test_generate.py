@@ -1,0 +1,240 @@
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import coterie as coterie_package
+from coterie.cli import answer
+from coterie.engine.tokenizer import load_tokenizer
+from zoo.files import stock
+from zoo.tokenizer import add_tokenizer
+
+DATA = Path(__file__).parents[1] / "data"
+FAST = ("--expert-memory", "100%", "-n", "4")
+PROMPT = "And it came to pass"
+
+
+@pytest.fixture(scope="module")
+def expected() -> str:
+    """What stock transformers writes after the prompt, as this machine computes it."""
+    directory = Path(coterie_package.__file__).parent / "bundled"
+    tokenizer = load_tokenizer(directory)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    ids = stock(directory, torch.bfloat16).generate(**inputs, max_new_tokens=4, do_sample=False)
+    return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :])
+
+
+@pytest.fixture(scope="module")
+def omni(zoo_checkpoint, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("omni") / "checkpoint"
+    shutil.copytree(zoo_checkpoint("qwen3_omni"), directory)
+    add_tokenizer(directory, chat=True)
+    return directory
+
+
+def test_text_goes_to_stdout_and_one_line_to_stderr(coterie, expected) -> None:
+    outcome = coterie("generate", "bundled", PROMPT, *FAST)
+    assert outcome.code == 0
+    assert outcome.out == expected + "\n"
+    assert len(outcome.err.splitlines()) == 1
+    assert "4 new" in outcome.err
+    assert "hit rate" in outcome.err
+
+
+def test_quiet_says_nothing_but_the_text(coterie, expected) -> None:
+    outcome = coterie("generate", "bundled", PROMPT, *FAST, "--quiet")
+    assert (outcome.out, outcome.err) == (expected + "\n", "")
+
+
+def test_json_is_all_of_stdout(coterie, expected) -> None:
+    outcome = coterie("generate", "bundled", PROMPT, *FAST, "--json")
+    found = json.loads(outcome.out)
+    assert found["prompt"] == PROMPT
+    assert found["text"] == expected
+    assert (found["finish_reason"], found["new_tokens"], len(found["token_ids"])) == ("length", 4, 4)
+    assert found["prompt_tokens"] > 1
+    assert found["decode_tokens_per_s"] > 0
+    assert found["stats"]["requested"] == found["stats"]["hits"] + found["stats"]["misses"] > 0
+    assert found["stats"]["resident_bytes"] <= found["stats"]["total_expert_bytes"] == 256 * 147456
+
+
+def test_the_prompt_comes_from_stdin_or_a_file_too(coterie, expected, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT + "\n"))
+    assert coterie("generate", "bundled", *FAST, "-q").out == expected + "\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
+    assert coterie("generate", "bundled", "-", *FAST, "-q").out == expected + "\n"
+    (tmp_path / "prompt").write_text(PROMPT + "\n", encoding="utf-8")
+    assert coterie("generate", "bundled", "--file", str(tmp_path / "prompt"), *FAST, "-q").out == expected + "\n"
+
+
+def test_a_word_and_a_picture(coterie) -> None:
+    options = ("--expert-memory", "100%", "-q")
+    assert coterie("generate", "bundled", "--audio", str(DATA / "go.wav"), *options).out == "go\n"
+    shown = coterie("generate", "bundled", "--image", str(DATA / "ankle-boot.png"), *options)
+    assert shown.out == "a photo of an ankle boot\n"
+
+
+def test_sampling_repeats_with_a_seed(coterie) -> None:
+    def text(seed: int) -> str:
+        options = ("--temperature", "1.5", "--top-p", "0.95", "--top-k", "500", "--seed", str(seed))
+        return coterie("generate", "bundled", PROMPT, *FAST, "-q", *options).out
+
+    assert text(1) == text(1) != text(2)
+
+
+def test_statistics_and_trace_are_written(coterie, tmp_path) -> None:
+    stats, trace = tmp_path / "stats.json", tmp_path / "trace.npz"
+    outcome = coterie(
+        "generate", "bundled", PROMPT, *FAST, "--stats", str(stats), "--per-token", "--record-trace", str(trace)
+    )
+    assert outcome.code == 0
+    written = json.loads(stats.read_text())
+    tokens = sum(written["prefill_tokens"].values()) + sum(written["decode_tokens"].values())
+    assert len(written["layers"]) == 8
+    assert len(written["tokens"]) == 8 * tokens
+    with np.load(trace) as arrays:
+        assert arrays["thinker.expert_ids"].shape == (tokens, 8, 4)
+
+
+def test_a_quarter_of_the_experts_writes_the_same_text(coterie, expected) -> None:
+    outcome = coterie("generate", "bundled", PROMPT, "-n", "4", "--expert-memory", "25%", "--eviction", "lfu", "-q")
+    assert outcome.out == expected + "\n"
+
+
+def test_a_partial_store_needs_a_policy(coterie, tmp_path) -> None:
+    from coterie.extract import extract
+
+    extract("bundled", tmp_path / "part", experts="0-7")
+    refused = coterie("generate", str(tmp_path / "part"), PROMPT, *FAST)
+    assert refused.code == 1
+    assert "64 of 256 experts" in refused.err
+    allowed = coterie("generate", str(tmp_path / "part"), PROMPT, *FAST, "--missing", "drop", "--json")
+    assert json.loads(allowed.out)["stats"]["absent"] > 0
+    assert "absent experts" in allowed.err
+
+
+def test_little_memory_is_remarked_on_in_one_line(coterie) -> None:
+    outcome = coterie("generate", "bundled", PROMPT, "-n", "2", "--expert-memory", "1MiB")
+    warning, _ = outcome.err.splitlines()
+    assert warning.startswith("Warning: The experts have 1.00 MiB")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("bundled", "a", "--eviction", "lruu"), 2, "Did you mean 'lru'?"),
+        (("bundled", "a", "--missing", "msak"), 2, "mask"),
+        (("bundled", "a", "--image", "/nowhere/a.png"), 2, "does not exist"),
+        (("bundled", "a", "--file", __file__), 2, "Both a prompt and --file"),
+        (("bundled", "a", "--per-token"), 2, "--stats"),
+        (("bundled", "a", "--speaker", "x"), 2, "--speak"),
+        (("bundled", "a", "--record-trace", "x.csv"), 2, ".npz or .jsonl"),
+        (("bundled", "a", "--stats", "/nowhere/x.json"), 2, "There is no directory /nowhere"),
+        (("bundled", "a", "--top-p", "7"), 2, "top_p"),
+        (("bundled", "a", "--greedy", "--temperature", "1"), 2, "temperature"),
+        (("bundled", "a", "--memory", "lots"), 2, "not a size"),
+        (("bundled", "a", "--memory", "64MiB"), 1, "would do"),
+        (("bundled", "a", "--expert-memory", "1KiB"), 1, "at least"),
+        (("bundled", "a", "--component", "thinkr"), 2, "Did you mean 'thinker'?"),
+        (("/nowhere/model", "a"), 1, "/nowhere/model"),
+        (("some-one/some-model", "a", "--offline"), 1, "some-one/some-model"),
+        (("bundled", ""), 1, "empty"),
+        (("bundled", "--image", str(DATA / "go.wav")), 1, "go.wav"),
+        (("bundled", "a", "--speak", "x.wav"), 1, "no chat template"),
+    ],
+)
+def test_errors_are_one_message_and_the_right_code(coterie, arguments, code, message) -> None:
+    outcome = coterie("generate", *arguments)
+    assert outcome.code == code
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+
+
+def test_no_prompt_in_a_terminal_is_wrong_usage(coterie, monkeypatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    outcome = coterie("generate", "bundled")
+    assert outcome.code == 2
+    assert "There is no prompt." in outcome.err
+
+
+def test_a_prompt_that_is_too_long_keeps_its_own_error_under_a_trace(coterie, tmp_path) -> None:
+    options = ("--memory", "6GiB", "--max-context", "2", "--record-trace", str(tmp_path / "t.npz"))
+    outcome = coterie("generate", "bundled", PROMPT, *options, "--stats", str(tmp_path / "s.json"))
+    assert outcome.code == 1
+    assert "more than the 2" in outcome.err
+    assert (tmp_path / "s.json").exists()
+    assert not (tmp_path / "t.npz").exists()
+
+
+def test_speech_is_written(coterie, omni, tmp_path) -> None:
+    options = ("-n", "3", "--seed", "1", "--expert-memory", "100%", "--json")
+    outcome = coterie("generate", str(omni), "w5 w6", "--speak", str(tmp_path / "a.wav"), *options)
+    assert outcome.code == 0, outcome.err
+    speech = json.loads(outcome.out)["speech"]
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        assert file.getframerate() == speech["rate"] == 24_000
+        assert file.getnframes() / 24_000 == pytest.approx(speech["seconds"])
+
+
+def test_without_speech_only_the_thinker_is_opened(coterie, omni, tmp_path) -> None:
+    stats = tmp_path / "s.json"
+    outcome = coterie("generate", str(omni), "w5", "-n", "2", "--expert-memory", "100%", "--stats", str(stats))
+    assert outcome.code == 0, outcome.err
+    assert list(json.loads(stats.read_text())["components"]) == ["thinker"]
+
+
+def test_ctrl_c_keeps_what_was_printed_and_writes_statistics(tmp_path) -> None:
+    stats, trace = tmp_path / "stats.json", tmp_path / "trace.jsonl"
+    command = [sys.executable, "-m", "coterie", "generate", "bundled", "春", "--sample", "--seed", "1", "-n", "3000"]
+    command += ["--expert-memory", "100%", "--stats", str(stats), "--record-trace", str(trace)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Unbuffered: what a buffer had read ahead would be lost to communicate().
+    with subprocess.Popen(
+        command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as running:
+        begun = running.stdout.read(4)
+        running.send_signal(signal.SIGINT)
+        rest, errors = running.communicate(timeout=120)
+    assert running.returncode == 130, errors
+    text = (begun + rest).decode("utf-8")  # nothing but whole characters of text reaches a pipe
+    assert begun
+    assert text.endswith("\n")
+    assert "\x1b" not in text
+    summary, last = errors.decode().splitlines()
+    assert "(interrupted)" in summary
+    assert last == "Interrupted"
+    written = json.loads(stats.read_text())
+    assert written["decode_tokens"]["thinker"] < 2999
+    assert trace.exists()
+
+
+def test_a_terminal_gets_no_control_characters_from_a_model(monkeypatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    answer.write_text("a\x1b[31mb\tc\n\x9b")
+    assert screen.getvalue() == "a\ufffd[31mb\tc\n\ufffd"
+
+
+def test_an_encoding_that_lacks_a_character_gets_a_sign_for_it(monkeypatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    answer.write_text("a春b")
+    assert raw.getvalue() == b"a?b"
