@@ -1,0 +1,231 @@
+"""What a model loses when experts are left out: three stores, four policies, perplexity on the evaluation text.
+
+Three scenarios with the bundled model (8 layers of 32 experts, 4 per token): *everything*; *few complete experts*, 0 to
+7 in every layer; and an *uneven* store with three layers full, three at 59 %, one at 6 % and one at 16 %, 62 % in all.
+Which experts are kept is arbitrary (the lowest ids): a measured choice would do better, so this is what leaving
+experts out costs, not the least that it could cost. The stores are made by the commands in docs/partial-stores.md.
+
+Nothing here depends on the machine's speed or memory. `everything` must be bit-identical to stock transformers with
+eager experts, and its losses must be those of the model's card.
+
+    python benchmarks/bench_partial.py [--text dialogue=FILE]
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.engine import load
+from coterie.engine.tokenizer import load_tokenizer
+from coterie.extract import inspect
+from harness.options import options
+from harness.report import Report
+from perplexity import DOMAINS, WINDOWS, Tally, compare, differing_windows, read_windows, text_files
+
+ROOT = Path(__file__).resolve().parent.parent
+EXTRACT = ["-m", "coterie", "extract", "bundled"]
+CARD = {"prose": 4.384, "technical": 3.618, "code": 3.620, "chinese": 5.688, "german": 3.734, "dialogue": 2.753}
+CARD_TOLERANCE = 0.001
+"""The card's figures are rounded to this, and bf16 sums differ in the fifth digit between processors."""
+PROOF_WINDOWS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A store and how it is opened.
+
+    Attributes:
+        name: For people.
+        arguments: Of Python, before the store's path.
+        options: After it.
+        policies: Values of ``missing`` to open it with.
+    """
+
+    name: str
+    arguments: list[str]
+    options: list[str]
+    policies: tuple[str | None, ...]
+
+    def make(self, folder: Path) -> Path:
+        """Runs the command, in a new directory."""
+        store = folder / self.name.replace(" ", "-")
+        shutil.rmtree(store, ignore_errors=True)
+        command = [sys.executable, *self.arguments, str(store), *self.options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+        return store
+
+
+SCENARIOS = (
+    Scenario(name="everything", arguments=EXTRACT, options=[], policies=(None,)),
+    Scenario(
+        name="8 of 32",
+        arguments=EXTRACT,
+        options=["--experts", "0-7"],
+        policies=("mask", "drop", "nearest"),
+    ),
+    Scenario(
+        name="uneven",
+        arguments=["examples/uneven_store.py", "bundled"],
+        options=["--keep", "3-5:0-18", "--keep", "6:0-1", "--keep", "7:0-4"],
+        policies=("mask", "drop", "nearest"),
+    ),
+)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One model opened and measured.
+
+    Attributes:
+        scenario: Its store's name.
+        policy: What is done about absent experts.
+        model: The open model.
+        held: Experts in the store, and their bytes.
+        tallies: By domain.
+        absent: Share of the routers' choices, before the policy, that were absent; None where the mask kept them from
+            being chosen.
+    """
+
+    scenario: str
+    policy: str | None
+    model: Any
+    held: str
+    tallies: dict[str, Tally]
+    absent: float | None = None
+
+
+def open_all(folder: Path) -> list[Run]:
+    """Makes the stores and opens each with its policies; the full model comes first."""
+    runs = []
+    for scenario in SCENARIOS:
+        store = scenario.make(folder)
+        facts = inspect(store)
+        held = f"{facts.present} of {facts.experts} ({facts.present / facts.experts:.0%})"
+        held += f", {facts.expert_nbytes / 2**20:.1f} MiB"
+        for policy in scenario.policies:
+            # All experts fit: what is measured is the store, not the cache.
+            model = load(store, missing=policy, expert_memory="64MiB")
+            runs.append(Run(scenario=scenario.name, policy=policy, model=model, held=held, tallies={}))
+    return runs
+
+
+def prove_exact(full: Any, texts: dict[str, Tensor]) -> tuple[int, int]:
+    """Windows compared with stock transformers, and how many of them differ."""
+    from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
+
+    from coterie.engine import resolve_path
+
+    stock = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(
+        resolve_path("bundled"), dtype=torch.bfloat16, experts_implementation="eager"
+    )
+    proofs = [windows[:PROOF_WINDOWS] for windows in texts.values()]
+    return sum(map(len, proofs)), sum(len(list(differing_windows(full, stock, proof))) for proof in proofs)
+
+
+def absent_share(run: Run) -> float | None:
+    """Share of (token, expert) choices that named an absent expert."""
+    if run.policy == "mask":
+        return None
+    stats = run.model.coterie.stats()
+    chosen = sum(bank.top_k or 0 for bank in inspect(run.model.coterie.source.directory).banks)
+    return float(stats.total.absent / (chosen * sum(stats.prefill_tokens.values())))
+
+
+def tabulate(report: Report, runs: list[Run], texts: dict[str, Tensor]) -> None:
+    """Adds both tables and the plain values."""
+    shipped = [domain for domain in DOMAINS if domain in texts]
+    full = Tally.total([runs[0].tallies[domain] for domain in shipped])
+    overall = report.table(
+        f"Together, over {full.tokens:,} predicted tokens of {', '.join(shipped)}:",
+        (
+            "store",
+            "experts held",
+            "missing",
+            "chosen but absent",
+            "nats/token",
+            "perplexity",
+            "÷ full",
+            "same-top",
+            "KLD",
+        ),
+    )
+    split = report.table(
+        "Perplexity by domain (÷ full):",
+        ("store", "missing", *(f"{domain}, {runs[0].tallies[domain].tokens:,} tokens" for domain in texts)),
+    )
+    for run in runs:
+        policy = run.policy or "–"
+        total = Tally.total([run.tallies[domain] for domain in shipped])
+        ratio = total.perplexity / full.perplexity
+        absent = "–" if run.absent is None else f"{run.absent:.0%}"
+        figures = (f"{total.loss:.3f}", f"{total.perplexity:.1f}", f"{ratio:.2f}")
+        overall.rows.append(
+            (run.scenario, run.held, policy, absent, *figures, f"{total.same_top_share:.1%}", f"{total.kld:.3f}")
+        )
+        cells = [
+            f"{run.tallies[domain].perplexity:.1f} ({run.tallies[domain].perplexity / tally.perplexity:.2f})"
+            for domain, tally in runs[0].tallies.items()
+        ]
+        split.rows.append((run.scenario, policy, *cells))
+        report.values[f"{run.scenario}, {policy}"] = {
+            "absent": run.absent,
+            **{domain: vars(tally) | {"loss": tally.loss, "kld": tally.kld} for domain, tally in run.tallies.items()},
+        }
+
+
+def require(report: Report, runs: list[Run], proof: tuple[int, int]) -> None:
+    """Adds what must hold: exactness, and the card's losses."""
+    windows, differing = proof
+    report.require(
+        "everything is bit-identical to stock transformers, eager",
+        f"{windows} windows, {differing} differ",
+        not differing,
+    )
+    losses = {domain: tally.loss for domain, tally in runs[0].tallies.items() if domain in CARD}
+    report.require(
+        "losses of the model's card: " + ", ".join(f"{domain} {CARD[domain]:.3f}" for domain in losses),
+        ", ".join(f"{domain} {loss:.4f}" for domain, loss in losses.items()),
+        all(abs(loss - CARD[domain]) < CARD_TOLERANCE for domain, loss in losses.items()),
+    )
+
+
+def main() -> int:
+    """Measures and reports; exit status 1 if something that must hold does not."""
+    parser = options(__doc__)
+    parser.add_argument("--text", action="append", default=[], metavar="DOMAIN=FILE", help="one more text to measure")
+    arguments = parser.parse_args()
+    arguments.work_dir.mkdir(parents=True, exist_ok=True)
+    report = Report("partial", "Partial stores", work=arguments.work_dir, quick=arguments.quick)
+    runs = open_all(arguments.work_dir / "partial")
+    full = runs[0].model
+    tokenizer = load_tokenizer(full.coterie.source.directory)
+    count = 4 if arguments.quick else WINDOWS
+    texts = {domain: read_windows(tokenizer, path, count) for domain, path in text_files(arguments.text).items()}
+    models = {str(number): run.model for number, run in enumerate(runs)}
+    for domain, windows in texts.items():
+        print(f"{domain}: {len(windows)} windows", file=sys.stderr, flush=True)
+        for number, tally in compare(full, models, windows).items():
+            runs[int(number)].tallies[domain] = tally
+    for run in runs:
+        run.absent = absent_share(run)
+    tabulate(report, runs, texts)
+    proof = prove_exact(full, texts)
+    if arguments.quick:
+        report.require("everything is bit-identical to stock transformers, eager", f"{proof[1]} differ", not proof[1])
+    else:
+        require(report, runs, proof)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
