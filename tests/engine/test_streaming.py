@@ -15,7 +15,9 @@ def stream(processors, token_ids):
     return streamer, pieces
 
 
-@pytest.mark.parametrize("text", ["And it came to pass", "床前明月光，疑是地上霜。", "Größe 🦊 naïve", "\n  def f():\n", ""])
+@pytest.mark.parametrize(
+    "text", ["And it came to pass", "床前明月光，疑是地上霜。", "Größe 🦊 naïve", "\n  def f():\n", ""]
+)
 def test_the_pieces_are_whole_characters_and_join_to_the_text(processors, text) -> None:
     streamer, pieces = stream(processors, processors.tokenizer(text)["input_ids"])
     streamer.end()

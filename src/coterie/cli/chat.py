@@ -27,11 +27,12 @@ from coterie.cli.generation_options import (
     TopPOption,
 )
 from coterie.cli.interrupts import ctrl_c_requests_stop
-from coterie.cli.opening import OpenModel, OpenOptions, open_model
+from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import ContextLengthError, InputError, UsageError
 
 if TYPE_CHECKING:
     from coterie.engine.conversation import Conversation
+    from coterie.engine.opened import OpenModel
 
 _COMMANDS = {
     "/help": "this list",
@@ -77,11 +78,12 @@ def command(
     Lines that begin with a slash are commands; /help lists them. A message that begins with a slash is written with
     two. When stdin is not a terminal, each line is one turn, and nothing is asked.
     """
+    if stats is not None and not stats.absolute().parent.is_dir():
+        raise UsageError(f"There is no directory {stats.absolute().parent} to write {stats.name} in.", path=stats)
+    import_engine(quiet=quiet)
     from coterie.engine.conversation import Conversation
     from coterie.engine.sampling import Sampling
 
-    if stats is not None and not stats.absolute().parent.is_dir():
-        raise UsageError(f"There is no directory {stats.absolute().parent} to write {stats.name} in.", path=stats)
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, greedy=greedy
     )

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.cli.console import byte_progress, print_error, print_json
-from coterie.cli.opening import quiet_terminal
+from coterie.cli.opening import import_engine, quiet_terminal
 from coterie.cli.options import JsonOption
 from coterie.spec import format_bytes
 
@@ -63,6 +63,7 @@ def command(
     while a quarter of the experts is in memory; compares every logit with stock transformers; shows what is left of
     the text with 8 of 32 experts. The exit code is 1 if a single logit differs.
     """
+    import_engine()
     with ExitStack() as stack:
         stack.enter_context(quiet_terminal())
         folder = keep

@@ -30,11 +30,12 @@ from coterie.cli.generation_options import (
     TraceFileOption,
 )
 from coterie.cli.interrupts import ctrl_c_requests_stop
-from coterie.cli.opening import OpenModel, OpenOptions, open_model
+from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from coterie.engine.completion import Completion
+    from coterie.engine.opened import OpenModel
     from coterie.engine.sampling import Sampling
 
 _INTERRUPTED = 130
@@ -122,9 +123,11 @@ def command(
 
     Ctrl-C ends generation and keeps what was printed; statistics and trace are still written. The exit code is 130.
     """  # fmt: skip
+    _check_files(stats, per_token, record_trace, speak, speaker)
+    text = _read_prompt(prompt, file, has_media=bool(image or audio))
+    import_engine(quiet=quiet)
     from coterie.engine.sampling import Sampling
 
-    _check_files(stats, per_token, record_trace, speak, speaker)
     request = _Request(
         sampling=Sampling(
             max_new_tokens=max_new_tokens,
@@ -134,7 +137,7 @@ def command(
             seed=seed,
             greedy=greedy,
         ),
-        prompt=_read_prompt(prompt, file, has_media=bool(image or audio)),
+        prompt=text,
         images=tuple(image or ()),
         audios=tuple(audio or ()),
         speech=speak,

@@ -7,16 +7,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from coterie.cli.console import notes, print_warning
 from coterie.cli.options import MissingPolicy
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from coterie.engine import Runtime
-    from coterie.engine.processors import Processors
+    from coterie.engine.opened import OpenModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +36,10 @@ class OpenOptions:
     """Open a whole omni model even if no component is named, not only its thinker."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenModel:
-    """A model with what makes its inputs."""
-
-    model: PreTrainedModel
-    processors: Processors
-
-    @property
-    def runtime(self) -> Runtime:
-        """The streaming side of the model."""
-        runtime: Runtime = self.model.coterie
-        return runtime
+def import_engine(*, quiet: bool = False) -> None:
+    """Imports torch and transformers, which takes seconds, while a terminal shows that something is going on."""
+    with nullcontext() if quiet else notes().status("starting"):
+        import_module("coterie.engine")
 
 
 @contextmanager
@@ -80,7 +70,7 @@ def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Itera
         CoterieError: As :func:`coterie.load`.
     """
     from coterie.engine import load
-    from coterie.engine.processors import Processors
+    from coterie.engine.opened import OpenModel
     from coterie.engine.source import text_component
     from coterie.eviction import make_policy
 
@@ -105,8 +95,6 @@ def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Itera
                 threads=options.threads,
             )
         try:
-            rows = (getattr(model, "thinker", model)).get_input_embeddings().weight.shape[0]
-            processors = Processors(model.coterie.source.directory, embedding_rows=rows)
-            yield OpenModel(model=model, processors=processors)
+            yield OpenModel.of(model)
         finally:
             model.coterie.close()

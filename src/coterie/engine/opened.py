@@ -1,0 +1,42 @@
+"""An open model with what makes its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coterie.engine.processors import Processors
+from coterie.engine.runtime import Runtime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenModel:
+    """A model and the processors of its directory.
+
+    Attributes:
+        model: From :func:`coterie.load`.
+        processors: Checked against its embedding.
+    """
+
+    model: PreTrainedModel
+    processors: Processors
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> OpenModel:
+        """Adds the processors to a model.
+
+        Raises:
+            LoadError: If there is no tokenizer, or it is another model's.
+        """
+        # A whole omni model has no embedding of its own; its thinker reads the text.
+        rows = getattr(model, "thinker", model).get_input_embeddings().weight.shape[0]
+        return cls(model=model, processors=Processors(model.coterie.source.directory, embedding_rows=rows))
+
+    @property
+    def runtime(self) -> Runtime:
+        """The streaming side of the model."""
+        runtime: Runtime = self.model.coterie
+        return runtime
