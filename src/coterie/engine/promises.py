@@ -6,31 +6,31 @@ context and activations may still come to hold is not, and must not be given awa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakSet
 
-if TYPE_CHECKING:
-    from coterie.engine.runtime import Runtime
 
-_OPEN: WeakSet[Runtime] = WeakSet()
+class Promised(Protocol):
+    """An open model, as far as memory is concerned."""
+
+    def unused_nbytes(self) -> int:
+        """Bytes that it may still come to hold, beyond what it holds now."""
+        ...
 
 
-def promise(runtime: Runtime) -> None:
+_OPEN: WeakSet[Promised] = WeakSet()
+
+
+def promise(model: Promised) -> None:
     """Counts a model's memory from now on, until it is closed or collected."""
-    _OPEN.add(runtime)
+    _OPEN.add(model)
 
 
-def release(runtime: Runtime) -> None:
+def release(model: Promised) -> None:
     """Counts it no longer. Harmless when repeated."""
-    _OPEN.discard(runtime)
+    _OPEN.discard(model)
 
 
 def promised_nbytes() -> int:
     """Bytes that the open models may still come to hold, beyond what they hold now."""
-    total = 0
-    for runtime in list(_OPEN):
-        stats = runtime.cache.stats()
-        total += stats.capacity - stats.resident_bytes
-        if runtime.plan is not None:
-            total += runtime.plan.kv_cache + runtime.plan.activations + runtime.plan.io_buffers
-    return total
+    return sum(model.unused_nbytes() for model in list(_OPEN))

@@ -115,6 +115,13 @@ class Runtime:
         finally:
             self.remove_observer(recorder)
 
+    def unused_nbytes(self) -> int:
+        """Bytes that this model was promised and does not hold yet: of its arena, and of a context."""
+        stats = self.cache.stats()
+        free = stats.capacity - stats.resident_bytes
+        plan = self.plan
+        return free if plan is None else free + plan.kv_cache + plan.activations + plan.io_buffers
+
     def close(self) -> None:
         """Frees the experts' memory and closes files. The model cannot run afterwards. Harmless when repeated."""
         release(self)
