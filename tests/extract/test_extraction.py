@@ -13,7 +13,7 @@ import coterie
 from coterie.checkpoint import Checkpoint
 from coterie.errors import DiskSpaceError, StoreError, UsageError
 from coterie.extract import Progress, extract
-from coterie.extract.copying import BUFFER_BYTES, worker_count
+from coterie.extract.copying import BUFFER_BYTES, scratch_nbytes, worker_count
 from coterie.store import Store, verify_store
 from zoo import ZOO
 
@@ -220,10 +220,10 @@ def test_buffers_stay_within_bounds_whatever_the_size_of_an_expert(moe: Path) ->
 
     for nbytes in (4096, 10 * 2**20, 300 * 2**20, 2**31):
         for plain in (True, False):
-            copies = 1 if plain else 3
+            each = nbytes + scratch_nbytes(nbytes) if plain else 3 * nbytes
             count = worker_count(Sized(nbytes, plain))
-            assert 1 <= count <= 4
-            assert (count - 1) * nbytes * copies <= BUFFER_BYTES
+            assert count == 1 or count * each <= BUFFER_BYTES
+            assert count == 6 or (count + 1) * each > BUFFER_BYTES
 
 
 def test_no_worker_is_wrong_usage(moe: Path, tmp_path: Path) -> None:

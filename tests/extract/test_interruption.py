@@ -26,7 +26,7 @@ from coterie.errors import (
 )
 from coterie.extract import extract, verify
 from coterie.store import Store, is_store
-from store.faults import FailingCalls, Killed, KillingCalls, WatchedCalls
+from store.faults import FailingCalls, Killed, KillingCalls, ShortWrites, WatchedCalls
 
 from .stores import snapshot
 
@@ -180,6 +180,29 @@ def test_killed_while_two_banks_are_open(moe: Path, tmp_path: Path, fresh: dict[
             extract(moe, path, experts="0-5", workers=4, calls=KillingCalls(at))
         extract(moe, path, experts="0-5", workers=4, calls=WatchedCalls())
         assert snapshot(path) == fresh, at
+
+
+def test_killed_while_writing_past_the_page_cache(
+    moe: Path, tmp_path: Path, fresh: dict[str, bytes | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coterie.store.disk.DIRECT_BYTES", 0)
+    counted = WatchedCalls()
+    extract(moe, tmp_path / "counted", experts="0-5", workers=1, calls=counted)
+    assert snapshot(tmp_path / "counted") == fresh
+    for at in range(20, counted.count, 3):
+        path = tmp_path / f"store-{at}"
+        with pytest.raises(Killed):
+            extract(moe, path, experts="0-5", workers=1, calls=KillingCalls(at))
+        extract(moe, path, experts="0-5", calls=WatchedCalls())
+        assert snapshot(path) == fresh, at
+
+
+def test_short_writes_past_the_page_cache(
+    moe: Path, tmp_path: Path, fresh: dict[str, bytes | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coterie.store.disk.DIRECT_BYTES", 0)
+    extract(moe, tmp_path / "store", experts="0-5", calls=ShortWrites())
+    assert snapshot(tmp_path / "store") == fresh
 
 
 def test_a_writer_with_the_plan_is_not_left_locked(moe: Path, tmp_path: Path) -> None:

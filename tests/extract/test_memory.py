@@ -53,5 +53,5 @@ def test_peak_memory_is_a_few_experts(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
     assert written > 300e6
     assert peak < 2**30
-    # Four workers with a record each, and pieces of dense tensors.
-    assert peak - before < 4 * shape.expert_nbytes + 40 * 2**20
+    # Six workers with a record and what it is read into each, and pieces of dense tensors.
+    assert peak - before < 6 * 2 * shape.expert_nbytes + 40 * 2**20

@@ -17,15 +17,16 @@ from typing import Literal
 
 from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint
-from coterie.errors import CheckpointFileError, CoterieError, ReadError
+from coterie.errors import CoterieError
 from coterie.extract.progress import Meter
-from coterie.spec import ExpertKey
+from coterie.extract.spans import SCRATCH_BYTES, SpanReader
+from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
 from coterie.store import BankWriter, DenseTensor, StoreWriter
 
-BUFFER_BYTES = 320 * 2**20
-"""What all workers' buffers may take together beyond one expert's; the process itself takes about 350 MiB."""
+BUFFER_BYTES = 512 * 2**20
+"""What all workers' buffers may take, unless one expert alone takes more; the process takes about 350 MiB besides."""
 
-_WORKERS = 4
+_WORKERS = 6
 _DECODING_COPIES = 3
 """A record that must be computed is in memory as the checkpoint's tensor, as transformers' result and as a record."""
 
@@ -52,9 +53,15 @@ def worker_count(checkpoint: Checkpoint, limit: int = _WORKERS) -> int:
     """How many experts may be in memory at once, so that the buffers stay within bounds whatever their size."""
     largest = 1
     for key, bank in checkpoint.banks.items():
-        copies = 1 if checkpoint.extents(key.expert(0)) is not None else _DECODING_COPIES
-        largest = max(largest, copies * bank.layout.nbytes)
-    return max(1, min(limit, 1 + BUFFER_BYTES // largest))
+        nbytes = bank.layout.nbytes
+        plain = checkpoint.extents(key.expert(0)) is not None
+        largest = max(largest, nbytes + scratch_nbytes(nbytes) if plain else _DECODING_COPIES * nbytes)
+    return max(1, min(limit, BUFFER_BYTES // largest))
+
+
+def scratch_nbytes(record_nbytes: int) -> int:
+    """Bytes of the buffer beside a record: room for its span with a page at either end, within bounds."""
+    return min(SCRATCH_BYTES, round_up(record_nbytes, RECORD_ALIGNMENT) + 32 * RECORD_ALIGNMENT)
 
 
 class Copier:
@@ -82,7 +89,8 @@ class Copier:
         self._dense = dense
         self._meter = meter
         self._workers = workers
-        self._reader = RecordReader(checkpoint)
+        self._reader = SpanReader()
+        self._decoder = RecordReader(checkpoint)
         self._open: list[_OpenBank] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -111,6 +119,7 @@ class Copier:
                 thread.join()
         finally:
             self._reader.close()
+            self._decoder.close()
         if self._error is not None:
             self._abandon(self._error)
             raise self._error
@@ -136,39 +145,37 @@ class Copier:
         return (str(extents[0].path), extents[0].offset) if extents else ("", key.expert)
 
     def _work(self, jobs: Iterator[_Job]) -> None:
-        buffer = mmap.mmap(-1, max(bank.layout.nbytes for bank in self._checkpoint.banks.values()))
+        largest = max(bank.layout.nbytes for bank in self._checkpoint.banks.values())
+        # Anonymous mappings start on a page, as direct reads and writes need, and take no memory until used.
+        buffer, scratch = mmap.mmap(-1, largest), mmap.mmap(-1, scratch_nbytes(largest))
         try:
-            with memoryview(buffer) as record:
-                while not self._stop.is_set():
-                    with self._lock:
-                        job = next(jobs, None)
-                    if job is None:
-                        return
-                    self._do(job, record)
+            while not self._stop.is_set():
+                with self._lock:
+                    job = next(jobs, None)
+                if job is None:
+                    return
+                self._do(job, memoryview(buffer), memoryview(scratch))
         except BaseException as error:
             self._fail(error)
         finally:
             with suppress(BufferError):
-                # An exception's traceback may still hold a view of it.
+                # An exception's traceback may still hold a view of them.
                 buffer.close()
+                scratch.close()
 
-    def _do(self, job: _Job, record: memoryview) -> None:
+    def _do(self, job: _Job, buffer: memoryview, scratch: memoryview) -> None:
         if job == "dense":
             self._writer.write_dense(self._metered())
             return
         bank, key = job
         layout = self._checkpoint.layout(key)
-        with record[: layout.nbytes] as view:
-            try:
-                self._reader.read(key, layout, view)
-            except ReadError as error:
-                raise CheckpointFileError(
-                    error.message,
-                    advice="The checkpoint is damaged or not readable; mend it and repeat the command: what is "
-                    "finished is kept.",
-                    **error.facts,
-                ) from error
-            bank.writer.write(key.expert, view)
+        record = buffer[: layout.nbytes]
+        extents = self._checkpoint.extents(key)
+        if extents is None:
+            self._decoder.read(key, layout, record)
+        else:
+            self._reader.read(key, layout, extents, record, scratch)
+        bank.writer.write(key.expert, record)
         self._meter.advance(layout.nbytes)
         if bank.is_last():
             with self._lock:

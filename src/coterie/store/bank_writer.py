@@ -60,7 +60,7 @@ class BankWriter:
         return self._records[self._known(expert)].scheme
 
     def __enter__(self) -> BankWriter:
-        self._file = self._disk.begin(self._plan.segment.file, self._plan.segment.nbytes)
+        self._file = self._disk.begin(self._plan.segment.file, self._plan.segment.nbytes, direct=True)
         try:
             self._file.write(memoryview(self._plan.header), 0)
         except BaseException:
@@ -107,7 +107,7 @@ class BankWriter:
                 raise UsageError(f"Expert {self.key.expert(expert)} is written twice.")
             self._started.add(expert)
         digest = checksum or str(xxhash.xxh3_128_hexdigest(view))
-        file.write(view, place.offset)
+        file.write(view, place.offset, direct=True)
         with self._lock:
             self._checksums[expert] = digest
 

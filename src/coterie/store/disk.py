@@ -12,9 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coterie.errors import DiskSpaceError, StoreError
-from coterie.spec import format_bytes
+from coterie.spec import RECORD_ALIGNMENT, format_bytes
 from coterie.store import names
 from coterie.store.syscalls import SystemCalls
+
+DIRECT_BYTES = 8 * 2**20
+"""Files smaller than this are written through the page cache; opening them twice costs more than it saves."""
 
 WRITEBACK_WINDOW = 64 * 2**20
 """Written bytes per file that may wait for the disk: enough to keep it busy, little beside a memory limit."""
@@ -49,15 +52,20 @@ class Disk:
                     raise
             self.calls.sync_directory(path.parent)
 
-    def begin(self, name: str, nbytes: int) -> NewFile:
+    def begin(self, name: str, nbytes: int, *, direct: bool = False) -> NewFile:
         """Starts a file of known size under its temporary name.
+
+        Args:
+            name: Its final relative name.
+            nbytes: Its size.
+            direct: Most of it will be written in whole pages from page-aligned memory: worth doing past the page cache.
 
         Raises:
             DiskSpaceError: If it does not fit.
             StoreError: If it cannot be created.
         """
         self.make_directory(self.path(name).parent)
-        return NewFile(self, name, nbytes)
+        return NewFile(self, name, nbytes, direct=direct and nbytes >= DIRECT_BYTES)
 
     def write(self, name: str, data: bytes) -> None:
         """Creates or replaces a small file in one step."""
@@ -91,7 +99,7 @@ class NewFile:
     Used as a context manager it removes the temporary file unless it was published.
     """
 
-    def __init__(self, disk: Disk, name: str, nbytes: int) -> None:
+    def __init__(self, disk: Disk, name: str, nbytes: int, *, direct: bool = False) -> None:
         self.nbytes = nbytes
         self._disk = disk
         self._target = disk.path(name)
@@ -100,10 +108,14 @@ class NewFile:
         self._pending: deque[tuple[int, int]] = deque()
         self._pending_bytes = 0
         self._fd: int | None = None
+        self._direct_fd: int | None = None
+        self._is_direct = direct
         with explained(self._target, nbytes):
             self._fd = disk.calls.create(self._partial)
             try:
                 disk.calls.allocate(self._fd, nbytes)
+                if direct:
+                    self._direct_fd = disk.calls.open_direct(self._partial)
             except OSError:
                 self.close()
                 raise
@@ -114,18 +126,40 @@ class NewFile:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def write(self, data: memoryview, offset: int) -> None:
-        """Writes bytes at an offset."""
+    def write(self, data: memoryview, offset: int, *, direct: bool = False) -> None:
+        """Writes bytes at an offset; with ``direct`` past the page cache, where file and memory allow it."""
         fd = self._open_fd()
         view = data.cast("B") if data.format != "B" or data.ndim != 1 else data
         with explained(self._target, self.nbytes):
-            done = 0
+            done = self._write_direct(view, offset) if direct else 0
+            if done == len(view):
+                return
+            begin = done
             while done < len(view):
                 written = self._disk.calls.write(fd, view[done:], offset + done)
                 if written <= 0:
                     raise OSError(errno.EIO, "the file system accepted no bytes")
                 done += written
-            self._push(fd, offset, len(view))
+            self._push(fd, offset + begin, len(view) - begin)
+
+    def _write_direct(self, view: memoryview, offset: int) -> int:
+        """Writes whole pages past the page cache as far as that works; returns the bytes written."""
+        done = 0
+        if self._direct_fd is None or offset % RECORD_ALIGNMENT or len(view) % RECORD_ALIGNMENT:
+            return 0
+        while self._is_direct and done < len(view):
+            try:
+                written = self._disk.calls.write(self._direct_fd, view[done:], offset + done)
+            except OSError as error:
+                # The memory is not aligned, or the file system has another block size.
+                if error.errno != errno.EINVAL:
+                    raise
+                self._is_direct = False
+                break
+            done += written
+            if written <= 0 or written % RECORD_ALIGNMENT:
+                self._is_direct = False
+        return done
 
     def _push(self, fd: int, offset: int, nbytes: int) -> None:
         """Starts writing a range to the disk and waits for the oldest ones while too many are under way."""
@@ -149,8 +183,7 @@ class NewFile:
             for offset, nbytes in self._pending:
                 self._disk.calls.finish_writeback(fd, offset, nbytes)
             self._pending.clear()
-            os.close(fd)
-            self._fd = None
+            self._close_descriptors()
             self._disk.calls.rename(self._partial, self._target)
             self._disk.calls.sync_directory(self._target.parent)
 
@@ -158,11 +191,16 @@ class NewFile:
         """Ends the file; one that was not published is removed."""
         if self._fd is None:
             return
-        os.close(self._fd)
-        self._fd = None
+        self._close_descriptors()
         # The next writer removes what cannot be removed now; the error that led here matters more.
         with suppress(OSError):
             self._disk.calls.unlink(self._partial)
+
+    def _close_descriptors(self) -> None:
+        for descriptor in (self._fd, self._direct_fd):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._fd = self._direct_fd = None
 
     def _open_fd(self) -> int:
         if self._fd is None:

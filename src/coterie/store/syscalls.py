@@ -21,6 +21,7 @@ _SYNC_WAIT = 1 | 2 | 4  # WAIT_BEFORE | WRITE | WAIT_AFTER: on disk when it retu
 _O_BINARY = getattr(os, "O_BINARY", 0)
 _O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _O_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class SystemCalls:
@@ -41,6 +42,17 @@ class SystemCalls:
     def open(self, path: Path) -> int:
         """Opens a file for reading and writing, creating it if need be; returns the descriptor."""
         return os.open(path, os.O_RDWR | os.O_CREAT | _O_BINARY | _O_CLOEXEC | _O_NOFOLLOW, 0o666)
+
+    def open_direct(self, path: Path) -> int | None:
+        """Opens a file for writing past the page cache; None where the system or the file system has no such thing."""
+        if not _O_DIRECT:
+            return None
+        try:
+            return os.open(path, os.O_WRONLY | _O_DIRECT | _O_CLOEXEC | _O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                return None
+            raise
 
     def lock(self, fd: int) -> None:
         """Takes an exclusive lock that ends with the process.
