@@ -26,6 +26,7 @@ from coterie.integration import (
     register,
 )
 from coterie.plan.budget import MemoryPlan, plan_memory
+from coterie.plan.compiled import bound_compiled_kernels, compiled_kernels_nbytes
 from coterie.plan.machine import default_memory_budget, process_memory
 from coterie.spec import format_bytes, parse_bytes
 
@@ -60,7 +61,8 @@ def load(
     Args:
         path: A store, a checkpoint directory, a Hub id, or ``"bundled"``.
         memory: Ceiling for the whole process, such as ``"8GiB"``. Default: what the machine and the cgroup allow,
-            less a margin.
+            less a margin. To keep it, torch's caches of compiled kernels are bounded through the environment where
+            that does not bound them already (``LRU_CACHE_CAPACITY``, ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``).
         expert_memory: Sizes the experts' arena alone: bytes, ``"2GiB"``, or ``"25%"`` of the bytes of all experts.
             Without ``memory``, the rest of the process is then not bounded.
         component: ``"thinker"`` or ``"talker"`` of a whole model.
@@ -91,6 +93,7 @@ def load(
     budget = _budget(memory, expert_memory)
     context = default_context(source.config) if max_context is None else max_context
     if budget is not None:
+        bound_compiled_kernels(budget)
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
         _plan(source, budget, context, minimum, loaded=False)
     register()
@@ -180,6 +183,7 @@ def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loade
         io_buffers=2 * _READ_THREADS * largest if source.kind == "checkpoint" else 0,
         minimum=minimum,
         total=source.all_expert_nbytes,
+        compiled_kernels=compiled_kernels_nbytes(),
     )
 
 

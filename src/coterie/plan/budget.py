@@ -9,6 +9,8 @@ from coterie.spec import format_bytes
 
 _LEAST_MARGIN = 64 << 20
 _MARGIN_SHARE = 50
+_FIRST_USE = 32 << 20
+"""Pages of libraries, thread pools and heap that are touched only by the first forward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class MemoryPlan:
         kv_cache: For ``max_context`` tokens.
         activations: Of a prefill of ``max_context`` tokens.
         io_buffers: For reads in flight.
+        libraries: What libraries take once they compute: their code, and the kernels that they compile and keep.
         margin: Left free.
         arena: For experts.
         max_context: Tokens (sequences × length) that the plan is made for.
@@ -71,6 +74,7 @@ class MemoryPlan:
     kv_cache: int
     activations: int
     io_buffers: int
+    libraries: int
     margin: int
     arena: int
     max_context: int
@@ -85,6 +89,7 @@ def plan_memory(
     io_buffers: int,
     minimum: int,
     total: int,
+    compiled_kernels: int = 0,
 ) -> MemoryPlan:
     """Divides a budget.
 
@@ -96,20 +101,23 @@ def plan_memory(
         io_buffers: Bytes for reads in flight.
         minimum: The least arena that works.
         total: Bytes of all experts; the arena is never larger.
+        compiled_kernels: Bytes that the kernel compilers' caches take when they are full.
 
     Raises:
         MemoryBudgetError: If less than ``minimum`` is left; says which budget would do.
     """
     margin = max(_LEAST_MARGIN, budget // _MARGIN_SHARE)
     kv_cache, activations = shape.kv_bytes(max_context), shape.activation_bytes(max_context)
-    rest = process + kv_cache + activations + io_buffers
+    libraries = _FIRST_USE + compiled_kernels
+    rest = process + kv_cache + activations + io_buffers + libraries
     arena = budget - rest - margin
     if arena < minimum:
         enough = (rest + minimum + _LEAST_MARGIN) * _MARGIN_SHARE // (_MARGIN_SHARE - 1) + (1 << 20)
         raise MemoryBudgetError(
             f"A memory budget of {format_bytes(budget)} is too small: interpreter, libraries and dense weights take "
             f"{format_bytes(process)}, the cache of {max_context} tokens {format_bytes(kv_cache)}, activations "
-            f"{format_bytes(activations)}, and experts need at least {format_bytes(minimum)}.",
+            f"{format_bytes(activations)}, compiled kernels {format_bytes(libraries)}, and experts need at least "
+            f"{format_bytes(minimum)}.",
             advice=f"{format_bytes(enough)} would do; a smaller max_context needs less.",
             budget=budget,
             minimum=enough,
@@ -120,6 +128,7 @@ def plan_memory(
         kv_cache=kv_cache,
         activations=activations,
         io_buffers=io_buffers,
+        libraries=libraries,
         margin=margin,
         arena=min(arena, total),
         max_context=max_context,

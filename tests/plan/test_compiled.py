@@ -1,0 +1,46 @@
+"""The caches of compiled kernels are bounded by the budget, unless the environment says otherwise."""
+
+import os
+
+import pytest
+
+from coterie.plan.compiled import bound_compiled_kernels, compiled_kernels_nbytes
+
+GIB = 1 << 30
+NAMES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+
+
+@pytest.fixture(autouse=True)
+def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        # Set first, so that it is put back afterwards whatever the test leaves behind.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("budget", [2 * GIB, 8 * GIB])
+def test_takes_at_most_a_twentieth_of_the_budget(budget: int) -> None:
+    unbounded = compiled_kernels_nbytes()
+    bound_compiled_kernels(budget)
+    assert budget // 25 < compiled_kernels_nbytes() <= budget // 20
+    assert compiled_kernels_nbytes() < unbounded
+
+
+def test_small_budgets_keep_room_for_a_decode_step() -> None:
+    bound_compiled_kernels(GIB // 4)
+    assert [os.environ[name] for name in NAMES] == ["64", "64"]
+
+
+def test_large_budgets_keep_the_libraries_own_size() -> None:
+    unbounded = compiled_kernels_nbytes()
+    bound_compiled_kernels(100 * GIB)
+    assert compiled_kernels_nbytes() == unbounded
+
+
+def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NAMES[0], "7")
+    bound_compiled_kernels(2 * GIB)
+    assert os.environ[NAMES[0]] == "7"
+    before = compiled_kernels_nbytes()
+    monkeypatch.setenv(NAMES[0], "8")
+    assert compiled_kernels_nbytes() > before
