@@ -1,11 +1,11 @@
 """How fast a checkpoint becomes a store, against copying the same bytes.
 
-Nothing that makes a durable copy can beat the disk: every byte is read once and written once, and the directory is made
-durable. ``cp --reflink=never`` followed by ``sync -f`` does just that and no more, so it is the floor. Extraction reads
-the same bytes in the order of the experts, hashes them (xxh3-128, several GB/s on one core), writes them at other places
-and syncs every file; it may take 1.3 times as long. Both start with cold caches and the figures are the whole command's,
-for ``coterie extract`` the start of Python and torch (about 2 s) included; rounds alternate, because a disk's speed
-drifts. The time of the ``extract`` call alone is printed beside it.
+Nothing that makes a durable copy can beat the disk: every byte is read once and written once, and the directory is
+made durable. ``cp --reflink=never`` followed by ``sync -f`` does just that and no more, so it is the floor.
+Extraction reads the same bytes in the order of the experts, hashes them (xxh3-128, several GB/s on one core), writes
+them at other places and syncs every file; it may take 1.3 times as long. Both start with cold caches and the figures
+are the whole command's, for ``coterie extract`` the start of Python and torch (about 2 s) included; rounds alternate,
+because a disk's speed drifts. The time of the ``extract`` call alone is printed beside it.
 """
 
 from __future__ import annotations

@@ -1,18 +1,20 @@
 """Whether a memory budget holds, and what holding it costs: extraction and generation inside memory cgroups.
 
 A model with 4.8 GB of experts is opened with ``memory=B`` inside a cgroup whose limit is B, given a prompt of 2048
-tokens (prefill needs every expert of every layer, and the largest activations), then decodes. The kernel kills what does
-not fit; what fits barely loses speed instead: pages of torch's libraries and of files are squeezed out and read again.
-So three runs stand side by side, with the same tokens and therefore the same experts:
+tokens (prefill needs every expert of every layer, and the largest activations), then decodes. The kernel kills what
+does not fit; what fits barely loses speed instead: pages of torch's libraries and of files are squeezed out and read
+again. So three runs stand side by side, with the same tokens and therefore the same experts:
 
 - *tight*: ``memory=B``, limit B.
-- *roomy*: ``memory=B``, limit B + 1 GiB. The same run with 1 GiB more to live in: *tight* must reach 0.9 of its decode
-  speed, or the budget is not a ceiling that can be lived under.
-- *larger*: ``memory=B + 1 GiB``, limit B + 1 GiB. Another run: the extra GiB holds experts, which then need not be read.
+- *roomy*: ``memory=B``, limit B + 1 GiB. The same run with 1 GiB more to live in: *tight* must reach 0.9 of its
+  decode speed, or the budget is not a ceiling that can be lived under.
+- *larger*: ``memory=B + 1 GiB``, limit B + 1 GiB. Another run: the extra GiB holds experts, which then need not be
+  read.
 
-The ceiling of *larger* over *tight* is no matter of pressure. This model's routing is as good as random, so the hit rate
-is about the share of the experts that is resident, and a decode step takes about misses × bytes per expert ÷ disk speed,
-or the time of the arithmetic where that is longer. Its figure is printed beside the hit rates; it says what memory buys.
+The ceiling of *larger* over *tight* is no matter of pressure. This model's routing is as good as random, so the hit
+rate is about the share of the experts that is resident, and a decode step takes about misses × bytes per expert ÷
+disk speed, or the time of the arithmetic where that is longer. Its figure is printed beside the hit rates; it says
+what memory buys.
 
 Extraction runs in a cgroup of 1 GiB. Memory is sampled every 10 ms as anonymous + mapped pages of the process
 (``RssAnon + RssShmem + RssFile``), beside the kernel's high-water mark of the same sum.
@@ -39,6 +41,22 @@ GIB = 1 << 30
 MIB = 1 << 20
 EXTRACTION_LIMIT = GIB
 LEAST_SPEED = 0.9
+_COLUMNS = (
+    "run",
+    "budget MiB",
+    "limit MiB",
+    "experts MiB",
+    "anonymous MiB",
+    "mapped MiB",
+    "sum, sampled MiB",
+    "high-water MiB",
+    "reclaims",
+    "killed",
+    "prefill s",
+    "decode ms/token",
+    "quickest … slowest",
+    "hit rate",
+)
 _HERE = Path(__file__).resolve().parent
 
 
@@ -109,25 +127,31 @@ def generation(report: Report, store: Path, budget: int, more: int, work: Worklo
             run = checked(run_in_cgroup(work.command(store, memory), limit, env={"PYTHONPATH": str(_HERE)}))
             runs[name].append(run)
             results[name].append(json.loads(run.stdout))
-    if len({tuple(result["tokens"]) for result in sum(results.values(), [])}) != 1:
+    if len({tuple(result["tokens"]) for each in results.values() for result in each}) != 1:
         raise SystemExit("The runs computed different tokens: budgets must not change the output.")
     first = results["tight"][0]
     table = report.table(
         f"Budget {budget / GIB:g} GiB, {first['total_expert_bytes'] / GIB:.2f} GiB of experts, prompt of {work.prompt} "
         f"tokens, {work.tokens} decoded, room for {work.context}; medians of {rounds} rounds:",
-        ("run", "budget MiB", "limit MiB", "experts MiB", "anonymous MiB", "mapped MiB", "sum, sampled MiB")
-        + ("high-water MiB", "reclaims", "killed", "prefill s", "decode ms/token", "quickest … slowest", "hit rate"),
+        _COLUMNS,
     )
     for name, (memory, limit) in cases.items():
         steps = [decode_step(result) for result in results[name]]
         worst = max(runs[name], key=lambda run: run.high_water)
         table.rows.append(
-            (name, f"{memory / MIB:.0f}", f"{limit / MIB:.0f}", f"{results[name][0]['capacity'] / MIB:.0f}")
-            + held(worst)
-            + (str(max(run.reclaims for run in runs[name])), str(sum(run.oom_kills for run in runs[name])))
-            + (f"{statistics.median(result['prefill_s'] for result in results[name]):.2f}",)
-            + (f"{1e3 * statistics.median(steps):.0f}", f"{1e3 * min(steps):.0f} … {1e3 * max(steps):.0f}")
-            + (f"{100 * results[name][0]['decode_hit_rate']:.0f} %",)
+            (
+                name,
+                f"{memory / MIB:.0f}",
+                f"{limit / MIB:.0f}",
+                f"{results[name][0]['capacity'] / MIB:.0f}",
+                *held(worst),
+                str(max(run.reclaims for run in runs[name])),
+                str(sum(run.oom_kills for run in runs[name])),
+                f"{statistics.median(result['prefill_s'] for result in results[name]):.2f}",
+                f"{1e3 * statistics.median(steps):.0f}",
+                f"{1e3 * min(steps):.0f} … {1e3 * max(steps):.0f}",
+                f"{100 * results[name][0]['decode_hit_rate']:.0f} %",
+            )
         )
         peak = max(max(run.resident, run.high_water) for run in runs[name])
         report.require(f"{name} run stays within its {memory / GIB:g} GiB", f"{peak / MIB:.0f} MiB", peak <= memory)
