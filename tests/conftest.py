@@ -37,7 +37,7 @@ def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ZooCheckpoint:
 @pytest.fixture(scope="session")
 def zoo_store(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Gives a store of a zoo model: ``zoo_store(name, dtype, experts=None, layers=None)``; read it only."""
-    from coterie.extract import extract
+    from coterie.extraction import extract
 
     root = tmp_path_factory.mktemp("stores")
 

@@ -6,27 +6,27 @@ used, so that ``import coterie`` costs no import of torch.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from coterie import errors
-    from coterie.extract import extract, inspect, verify
+    from coterie.engine import load
+    from coterie.extraction import extract, inspect, verify
 
     __version__: str
 
 _HOMES: dict[str, str] = {
-    "extract": "coterie.extract",
-    "inspect": "coterie.extract",
-    "verify": "coterie.extract",
+    "extract": "coterie.extraction",
+    "inspect": "coterie.extraction",
+    "load": "coterie.engine",
+    "verify": "coterie.extraction",
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
 _SUBMODULES = frozenset({"errors"})
 
-__all__ = ["__version__", "errors", "extract", "inspect", "verify"]
+__all__ = ["__version__", "errors", "extract", "inspect", "load", "verify"]
 
 
 def __getattr__(name: str) -> object:
@@ -47,17 +47,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps ``coterie.extract`` the function: importing the package of that name would bind the name to it.
-
-    The modules of that package are imported with ``from coterie.extract import …``.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in _HOMES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -47,7 +47,7 @@ def test_layers_without_experts_is_wrong_usage(coterie, moe: str, tmp_path: Path
 
 
 def test_ctrl_c_says_how_to_go_on(coterie, moe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coterie.extract.copying import Copier
+    from coterie.extraction.copying import Copier
 
     def interrupt(self: Copier) -> None:
         raise KeyboardInterrupt

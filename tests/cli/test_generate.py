@@ -111,7 +111,7 @@ def test_a_quarter_of_the_experts_writes_the_same_text(coterie, expected) -> Non
 
 
 def test_a_partial_store_needs_a_policy(coterie, tmp_path) -> None:
-    from coterie.extract import extract
+    from coterie.extraction import extract
 
     extract("bundled", tmp_path / "part", experts="0-7")
     refused = coterie("generate", str(tmp_path / "part"), PROMPT, *FAST)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from coterie.extract import extract
+from coterie.extraction import extract
 
 
 @pytest.fixture

@@ -351,7 +351,7 @@ def test_a_component_of_a_text_model_is_refused(damaged):
 
 
 def test_a_component_that_is_not_in_the_store_is_refused(zoo_checkpoint, tmp_path):
-    from coterie.extract import extract
+    from coterie.extraction import extract
 
     extract(zoo_checkpoint("qwen3_omni", torch.bfloat16), tmp_path / "store", component="thinker")
     with pytest.raises(UsageError, match="only the thinker, not the talker"):

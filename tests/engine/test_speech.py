@@ -88,7 +88,7 @@ def test_a_thinker_alone_does_not_speak(omni) -> None:
 
 
 def test_where_only_text_is_wanted_the_thinker_is_opened(omni, bundled, zoo_checkpoint, tmp_path) -> None:
-    from coterie.extract import extract
+    from coterie.extraction import extract
 
     assert text_component(omni) == "thinker"
     assert text_component(bundled) is None

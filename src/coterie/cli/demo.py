@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         Sample,
     )
     from coterie.engine.exactness import Exactness
-    from coterie.extract import Progress
+    from coterie.extraction import Progress
 
 _PLAIN_WIDTH = 80
 _GREATEST_WIDTH = 100

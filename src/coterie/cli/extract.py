@@ -13,7 +13,7 @@ from coterie.cli.transfer import shown_progress
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
-    from coterie.extract import ExtractionReport
+    from coterie.extraction import ExtractionReport
 
 
 def command(
@@ -49,7 +49,7 @@ def command(
     grown: experts that it lacks are added, nothing is rewritten. From the Hub only the shards that are needed are
     downloaded.
     """
-    from coterie.extract import extract
+    from coterie.extraction import extract
 
     try:
         with shown_progress() as progress:

@@ -11,7 +11,7 @@ from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, Offl
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
-    from coterie.extract import InspectReport, MemoryFit
+    from coterie.extraction import InspectReport, MemoryFit
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
     With --memory it says how many experts a budget for the whole process would hold beside the dense part. The cache
     of keys and values and activations are not counted; they depend on the context that is asked for.
     """
-    from coterie.extract import inspect
+    from coterie.extraction import inspect
 
     report = inspect(model, memory=memory, component=component, revision=revision, offline=offline)
     if as_json:

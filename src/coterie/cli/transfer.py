@@ -11,7 +11,7 @@ from coterie.cli.console import byte_progress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coterie.extract import Progress, ProgressCallback
+    from coterie.extraction import Progress, ProgressCallback
 
 _LABELS = {"extract": "Extracting", "checksums": "Checking checksums", "compare": "Comparing"}
 

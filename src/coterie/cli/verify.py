@@ -12,7 +12,7 @@ from coterie.cli.transfer import shown_progress
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
-    from coterie.extract import ModelVerification
+    from coterie.extraction import ModelVerification
 
 
 def command(
@@ -36,7 +36,7 @@ def command(
     Names everything that is corrupt, missing, foreign or malformed. The exit code is 1 if there is anything. Experts
     that a partial store does not have by intention are no problem.
     """
-    from coterie.extract import verify
+    from coterie.extraction import verify
 
     with shown_progress() as progress:
         report = verify(

@@ -19,7 +19,7 @@ from coterie.engine.loader import load
 from coterie.engine.processors import Processors
 from coterie.engine.sampling import Sampling
 from coterie.engine.source import BUNDLED, resolve_path
-from coterie.extract import ProgressCallback, extract
+from coterie.extraction import ProgressCallback, extract
 
 if TYPE_CHECKING:
     import torch

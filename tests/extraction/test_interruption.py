@@ -24,7 +24,7 @@ from coterie.errors import (
     StoreError,
     StoreNotFoundError,
 )
-from coterie.extract import extract, verify
+from coterie.extraction import extract, verify
 from coterie.store import Store, is_store
 from store.faults import FailingCalls, Killed, KillingCalls, ShortWrites, WatchedCalls
 
@@ -220,7 +220,7 @@ def flip(path: Path, position: int) -> None:
 
 WORKER = """
 import sys
-from coterie.extract import extract
+from coterie.extraction import extract
 print("ready", flush=True)
 extract(sys.argv[1], sys.argv[2], workers=3)
 """

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from coterie.checkpoint import Checkpoint
-from coterie.extract.models import store_path
-from coterie.extract.planning import NATIVE
+from coterie.extraction.models import store_path
+from coterie.extraction.planning import NATIVE
 from coterie.spec import parse_bytes
 from coterie.store import Store
 from coterie.store.names import MANIFEST

@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MEASURE = """
 import sys, threading
 from coterie.checkpoint import Checkpoint
-from coterie.extract import extract
+from coterie.extraction import extract
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()

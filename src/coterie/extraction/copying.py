@@ -18,8 +18,8 @@ from typing import Literal
 from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError
-from coterie.extract.progress import Meter
-from coterie.extract.spans import SCRATCH_BYTES, SpanReader
+from coterie.extraction.progress import Meter
+from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
 from coterie.store import BankWriter, DenseTensor, StoreWriter
 

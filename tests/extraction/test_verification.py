@@ -8,7 +8,7 @@ import pytest
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CheckpointNotFoundError, StoreNotFoundError
-from coterie.extract import Progress, extract, verify
+from coterie.extraction import Progress, extract, verify
 from coterie.store import Store
 
 from .test_interruption import flip

@@ -9,10 +9,10 @@ from typing import Literal
 
 from coterie.checkpoint import Checkpoint, Location
 from coterie.errors import StoreError
-from coterie.extract.checkpoint_problems import file_problems, open_problems
-from coterie.extract.comparison import Comparison
-from coterie.extract.models import store_path
-from coterie.extract.progress import Meter, ProgressCallback
+from coterie.extraction.checkpoint_problems import file_problems, open_problems
+from coterie.extraction.comparison import Comparison
+from coterie.extraction.models import store_path
+from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.store import Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
 

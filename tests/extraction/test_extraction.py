@@ -12,8 +12,8 @@ from safetensors import safe_open
 import coterie
 from coterie.checkpoint import Checkpoint
 from coterie.errors import DiskSpaceError, StoreError, UsageError
-from coterie.extract import Progress, extract
-from coterie.extract.copying import BUFFER_BYTES, scratch_nbytes, worker_count
+from coterie.extraction import Progress, extract
+from coterie.extraction.copying import BUFFER_BYTES, scratch_nbytes, worker_count
 from coterie.store import Store, verify_store
 from zoo import ZOO
 

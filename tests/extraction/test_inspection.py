@@ -7,8 +7,8 @@ import pytest
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import StoreNotFoundError, UsageError
-from coterie.extract import extract, inspect, memory_fit
-from coterie.extract.inspection import PROCESS_NBYTES
+from coterie.extraction import extract, inspect, memory_fit
+from coterie.extraction.inspection import PROCESS_NBYTES
 from store.faults import Killed, KillingCalls
 
 

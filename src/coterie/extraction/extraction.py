@@ -9,11 +9,11 @@ from typing import Literal
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import ExtractionError, UsageError
-from coterie.extract.copying import Copier, worker_count
-from coterie.extract.planning import ExtractionPlan, plan_extraction, with_fingerprints
-from coterie.extract.progress import Meter, ProgressCallback
-from coterie.extract.selection import Numbers, select_experts
-from coterie.extract.target import (
+from coterie.extraction.copying import Copier, worker_count
+from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
+from coterie.extraction.progress import Meter, ProgressCallback
+from coterie.extraction.selection import Numbers, select_experts
+from coterie.extraction.target import (
     DiskNeed,
     ShardDownload,
     check_apart,

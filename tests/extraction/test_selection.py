@@ -1,7 +1,7 @@
 import pytest
 
 from coterie.errors import UsageError
-from coterie.extract.selection import select_experts
+from coterie.extraction.selection import select_experts
 from coterie.spec import BankKey
 
 BANKS = {BankKey("text", layer, "mlp"): 8 for layer in (1, 2, 3)} | {BankKey("talker", 1, "mlp"): 4}

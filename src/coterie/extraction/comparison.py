@@ -12,10 +12,10 @@ import numpy as np
 from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint, TensorInfo, read_header
 from coterie.errors import CheckpointFileError, ReadError, UnsupportedError
-from coterie.extract.dense import tensor_pieces
-from coterie.extract.planning import NATIVE, record_layouts
-from coterie.extract.progress import Meter
-from coterie.extract.side_files import side_files
+from coterie.extraction.dense import tensor_pieces
+from coterie.extraction.planning import NATIVE, record_layouts
+from coterie.extraction.progress import Meter
+from coterie.extraction.side_files import side_files
 from coterie.spec import BankKey, ExpertKey, RecordLayout
 from coterie.store import Problem, Store
 from coterie.store.verification import ProblemKind

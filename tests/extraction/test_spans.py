@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from coterie.cache import files
 from coterie.errors import CheckpointFileError
-from coterie.extract.spans import SpanReader, join_extents
+from coterie.extraction.spans import SpanReader, join_extents
 from coterie.spec import BankKey, Extent, RecordLayout
 
 KEY = BankKey("text", 0, "mlp").expert(0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coterie.checkpoint import Checkpoint, CheckpointBank
-from coterie.extract.dense import dense_tensors
-from coterie.extract.side_files import side_files
+from coterie.extraction.dense import dense_tensors
+from coterie.extraction.side_files import side_files
 from coterie.spec import BankKey, RecordLayout
 from coterie.store import BankPlan, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
 
