@@ -25,7 +25,7 @@ from torch import Tensor
 
 from coterie.engine import load
 from coterie.engine.tokenizer import load_tokenizer
-from coterie.extract import inspect
+from coterie.extraction import inspect
 from harness.options import options
 from harness.report import Report
 from perplexity import DOMAINS, WINDOWS, Tally, compare, differing_windows, read_windows, text_files

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError, UsageError
-from coterie.extract.copying import Copier, worker_count
-from coterie.extract.planning import plan_extraction, with_fingerprints
-from coterie.extract.progress import Meter
+from coterie.extraction.copying import Copier, worker_count
+from coterie.extraction.planning import plan_extraction, with_fingerprints
+from coterie.extraction.progress import Meter
 from coterie.spec import BankKey, parse_ranges
 from coterie.store import StoreWriter
 
