@@ -28,6 +28,19 @@ def test_other_layers_keep_all_experts() -> None:
     assert found["text/mlp-layer-003"] == tuple(range(8))
 
 
+@pytest.mark.parametrize("experts", ["1-2:0,5; 3:7", {1: "0,5", 2: [5, 0], 3: [7]}])
+def test_experts_by_layer(experts) -> None:
+    found = chosen(experts)
+    assert found["text/mlp-layer-001"] == found["text/mlp-layer-002"] == (0, 5)
+    assert found["text/mlp-layer-003"] == (7,)
+
+
+def test_layers_not_named_keep_all_experts() -> None:
+    found = chosen("2:1")
+    assert found["text/mlp-layer-002"] == (1,)
+    assert found["text/mlp-layer-001"] == found["text/mlp-layer-003"] == tuple(range(8))
+
+
 def test_layers_without_experts_are_refused_because_depth_is_never_cut() -> None:
     with pytest.raises(UsageError, match=r"depth of a model is never cut.*--experts 0-7"):
         chosen(layers="1")
@@ -45,6 +58,12 @@ def test_layers_without_experts_are_refused_because_depth_is_never_cut() -> None
         ("0", [0], "None of the selected layers has experts; the first layer that has is 1"),
         ("x", None, "'x' is not a selection of experts"),
         ("5-2", None, "runs backwards"),
+        ("1:0;2", None, "'2' does not say in which layers"),
+        ("1-2:0;2:1", None, "Layer 2 is named twice"),
+        ("1:9", None, "experts 9 does not exist"),
+        ({4: "0"}, None, "layers 4 does not exist"),
+        ("1:0", "1", "selected by layer already"),
+        ("0:1", None, "None of the selected layers has experts"),
     ],
 )
 def test_wrong_selections_name_the_range(experts, layers, message) -> None:

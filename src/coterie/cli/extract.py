@@ -21,7 +21,12 @@ def command(
     store: Annotated[Path, typer.Argument(metavar="STORE", show_default=False, help="The store's directory.")],
     experts: Annotated[
         str | None,
-        typer.Option("--experts", metavar="IDS", show_default=False, help="Only these, such as 0-7,12. Default: all."),
+        typer.Option(
+            "--experts",
+            metavar="IDS",
+            show_default=False,
+            help="Only these, such as 0-7,12; or by layer, such as '3-5:0-18;6:0,1'. Default: all.",
+        ),
     ] = None,
     layers: Annotated[
         str | None,

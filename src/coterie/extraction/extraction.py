@@ -12,7 +12,7 @@ from coterie.errors import ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.progress import Meter, ProgressCallback
-from coterie.extraction.selection import Numbers, select_experts
+from coterie.extraction.selection import Experts, Numbers, select_experts
 from coterie.extraction.target import (
     DiskNeed,
     ShardDownload,
@@ -80,7 +80,7 @@ def extract(
     checkpoint: str | Path,
     store: str | Path,
     *,
-    experts: Numbers = None,
+    experts: Experts = None,
     layers: Numbers = None,
     component: str | None = None,
     revision: str | None = None,
@@ -99,7 +99,8 @@ def extract(
     Args:
         checkpoint: Directory, Hub id, or ``bundled``.
         store: The store's directory.
-        experts: Which experts, such as ``"0-7,12"`` or a list of ids; all by default.
+        experts: Which experts: ids such as ``"0-7,12"`` or a list for every layer, or by layer such as
+            ``"3-5:0-18;6:0,1"`` or a mapping from layer to ids (layers not named keep all); all by default.
         layers: The layers to which ``experts`` applies; other layers keep all experts.
         component: Only this part of the model, such as ``thinker``.
         revision: Branch, tag or commit of a Hub repository.
