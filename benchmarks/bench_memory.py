@@ -1,9 +1,9 @@
 """Whether a memory budget holds, and what holding it costs: extraction and generation inside memory cgroups.
 
-A model with 4.8 GB of experts is opened with ``memory=B`` inside a cgroup whose limit is B, given a prompt of 2048
-tokens (prefill needs every expert of every layer, and the largest activations), then decodes. The kernel kills what
-does not fit; what fits barely loses speed instead: pages of torch's libraries and of files are squeezed out and read
-again. So three runs stand side by side, with the same tokens and therefore the same experts:
+A model with 4.8 GB of experts is opened with ``memory=B`` inside a cgroup whose limit is B, given prompts of up to
+2048 tokens (prefill needs every expert of every layer, and the largest activations), then decodes. The kernel kills
+what does not fit; what fits barely loses speed instead: pages of torch's libraries and of files are squeezed out and
+read again. So three runs stand side by side, with the same tokens and therefore the same experts:
 
 - *tight*: ``memory=B``, limit B.
 - *roomy*: ``memory=B``, limit B + 1 GiB. The same run with 1 GiB more to live in: *tight* must reach 0.9 of its
@@ -62,22 +62,17 @@ _HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Workload:
-    """What is generated."""
+    """What is generated: a few tokens after each prompt but the last, ``tokens`` after the last, which is measured."""
 
-    prompt: int
+    prompts: tuple[int, ...]
     tokens: int
     context: int
 
     def command(self, store: Path, memory: int) -> list[str]:
         """The process that generates under a budget."""
-        given = [
-            ("--memory", memory),
-            ("--prompt-tokens", self.prompt),
-            ("--new-tokens", self.tokens),
-            ("--max-context", self.context),
-        ]
-        flags = [str(word) for pair in given for word in pair]
-        return [sys.executable, "-m", "harness.generation", str(store), *flags]
+        flags = ["--memory", memory, "--new-tokens", self.tokens, "--max-context", self.context]
+        words = map(str, [*flags, "--prompt-tokens", *self.prompts])
+        return [sys.executable, "-m", "harness.generation", str(store), *words]
 
 
 def checked(run: CgroupRun) -> CgroupRun:
@@ -131,8 +126,9 @@ def generation(report: Report, store: Path, budget: int, more: int, work: Worklo
         raise SystemExit("The runs computed different tokens: budgets must not change the output.")
     first = results["tight"][0]
     table = report.table(
-        f"Budget {budget / GIB:g} GiB, {first['total_expert_bytes'] / GIB:.2f} GiB of experts, prompt of {work.prompt} "
-        f"tokens, {work.tokens} decoded, room for {work.context}; medians of {rounds} rounds:",
+        f"Budget {budget / GIB:g} GiB, {first['total_expert_bytes'] / GIB:.2f} GiB of experts, prompts of "
+        f"{', '.join(map(str, work.prompts))} tokens, {work.tokens} decoded, room for {work.context}; medians of {rounds} "
+        "rounds:",
         _COLUMNS,
     )
     for name, (memory, limit) in cases.items():
@@ -186,9 +182,11 @@ def main() -> int:
     try:
         extraction(report, checkpoint, store)
         if given.quick:
-            generation(report, store, 768 * MIB, 256 * MIB, Workload(prompt=256, tokens=8, context=288), rounds=1)
+            generation(
+                report, store, 768 * MIB, 256 * MIB, Workload(prompts=(50, 256), tokens=8, context=288), rounds=1
+            )
         else:
-            work = Workload(prompt=2048, tokens=48, context=2112)
+            work = Workload(prompts=(100, 777, 2048), tokens=48, context=2112)
             for budget in (2 * GIB, 3 * GIB):
                 generation(report, store, budget, GIB, work, rounds=3)
     except CgroupUnavailable as reason:

@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,10 +64,10 @@ def generate(model: Any, prompt: torch.Tensor, tokens: int, *, seed: int | None 
 def main() -> int:
     """Runs what the command line describes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", help="store, checkpoint, or bundled")
     parser.add_argument("--memory", help="budget; default: what the cgroup allows, less a margin")
     parser.add_argument("--max-context", type=int)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[64], help="lengths; the last is measured")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
@@ -84,8 +83,10 @@ def main() -> int:
     load_s = time.perf_counter() - began
     draw = torch.Generator().manual_seed(1)
     vocabulary = model.config.get_text_config().vocab_size
-    prompt = torch.randint(16, vocabulary, (1, given.prompt_tokens), generator=draw)
-    tokens, times = generate(model, prompt, given.new_tokens, seed=2)
+    prompts = [torch.randint(16, vocabulary, (1, length), generator=draw) for length in given.prompt_tokens]
+    for prompt in prompts[:-1]:
+        generate(model, prompt, 4, seed=2)
+    tokens, times = generate(model, prompts[-1], given.new_tokens, seed=2)
     stats = model.coterie.stats()
     plan = model.coterie.plan
     print(
