@@ -1,9 +1,14 @@
 """A budget is divided without a remainder that nobody answers for, or refused with one that would do."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coterie.errors import MemoryBudgetError
 from coterie.plan.budget import ContextShape, MemoryPlan, plan_memory
+from coterie.spec import parse_bytes
 
 MIB = 1 << 20
 SHAPE = ContextShape(
@@ -50,3 +55,50 @@ def test_the_advised_budget_would_do(changes: dict[str, int]) -> None:
     enough = refused.value.facts["minimum"]
     assert isinstance(enough, int)
     assert divide(enough, **changes).arena >= changes.get("minimum", 20 * MIB)
+
+
+@given(
+    budget=st.integers(1, 6 << 30),
+    process=st.integers(0, 40 << 30),
+    max_context=st.integers(1, 50_000),
+    io_buffers=st.integers(0, 1 << 30),
+    minimum=st.integers(1, 1 << 30),
+)
+def test_the_advised_budget_would_do_as_it_is_written(budget: int, **changes: int) -> None:
+    """As text, too: rounded to what people read it must not fall short."""
+    try:
+        plan = divide(budget, **changes)
+    except MemoryBudgetError as refused:
+        error = refused
+    else:
+        assert plan.arena >= changes["minimum"]
+        return
+    written = re.search(r'memory="(\w+)" would do', str(error))
+    assert written is not None
+    assert parse_bytes(written[1]) > budget
+    assert divide(parse_bytes(written[1]), **changes).arena >= changes["minimum"]
+
+
+def test_keys_and_values_are_counted_twice_because_a_growing_cache_is_copied() -> None:
+    assert divide(2 << 30, max_context=1000).kv_cache == 2 * 8192 * 1000
+
+
+def test_activations_of_a_known_shape() -> None:
+    shape = ContextShape(
+        hidden=10, attention=20, kv_per_token=1, intermediate=30, experts=4, top_k=2, vocabulary=100, itemsize=2
+    )
+    width = 10 * 10 + 4 * 20 + 3 * 30 + 2 * 2 * 10
+    assert shape.activation_bytes(7) == 7 * (width * 2 + 3 * 4 * 4 + 4 * 8 * 2) + 7 * 7 * 2 + 2 * 4 * 100
+
+
+@pytest.mark.parametrize(("budget", "margin"), [(8 << 30, (8 << 30) // 50), (1 << 30, 64 * MIB)])
+def test_the_margin_is_a_share_but_never_nothing(budget: int, margin: int) -> None:
+    assert divide(budget, max_context=16).margin == margin
+
+
+def test_a_refusal_says_where_the_bytes_go() -> None:
+    with pytest.raises(MemoryBudgetError) as refused:
+        divide(300 * MIB)
+    for part in ("300.00 MiB is too small", "400.00 MiB", "cache of 1024 tokens 16.00 MiB", "at least 20.00 MiB"):
+        assert part in str(refused.value)
+    assert refused.value.budget == 300 * MIB

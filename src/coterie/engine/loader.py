@@ -70,8 +70,8 @@ def load(
             ``"nearest"``. Default: a partial store does not open.
         eviction: ``"lru"``, ``"lfu"`` or ``"lfru"``.
         experts_per_token: Overrides the routers' k; changes the output.
-        max_context: Tokens (sequences × length) that the budget provides for. Default: 4096, or less if the model was
-            made for less.
+        max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
+            if the model was made for less; no limit if only ``expert_memory`` is given.
         verify_reads: Compare every expert read with its checksum (stores only).
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine; never ask the Hub.
@@ -119,7 +119,7 @@ def load(
         read_threads=_READ_THREADS,
     )
     attachment.connect(cache, source.experts)
-    if plan is not None:
+    if plan is not None or max_context is not None:
         for clock in attachment.clocks.values():
             clock.max_context = context
     forget(model)
@@ -203,7 +203,7 @@ def _capacity(source: ModelSource, plan: MemoryPlan | None, expert_memory: str |
         )
     if wanted < minimum:
         raise MemoryBudgetError(
-            f"expert_memory={expert_memory!r} is {format_bytes(wanted)}; at least {format_bytes(minimum)} is needed.",
+            f"expert_memory={expert_memory!r} is {wanted} bytes; at least {minimum} are needed.",
             advice="That is room for two experts: one to compute with, one to read.",
             budget=wanted,
             minimum=minimum,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coterie.errors import MemoryBudgetError
-from coterie.spec import format_bytes
+from coterie.spec import format_bytes, round_up
 
 _LEAST_MARGIN = 64 << 20
 _MARGIN_SHARE = 50
+_LOADING = 16 << 20
+"""What loading may leave behind beyond the dense weights; added to the budget that a refusal names."""
 _FIRST_USE = 32 << 20
 """Pages of libraries, thread pools and heap that are touched only by the first forward pass."""
 
@@ -112,13 +114,14 @@ def plan_memory(
     rest = process + kv_cache + activations + io_buffers + libraries
     arena = budget - rest - margin
     if arena < minimum:
-        enough = (rest + minimum + _LEAST_MARGIN) * _MARGIN_SHARE // (_MARGIN_SHARE - 1) + (1 << 20)
+        enough = (rest + minimum + _LEAST_MARGIN) * _MARGIN_SHARE // (_MARGIN_SHARE - 1) + _LOADING
+        enough = round_up(enough, 1 << 20)
         raise MemoryBudgetError(
             f"A memory budget of {format_bytes(budget)} is too small: interpreter, libraries and dense weights take "
             f"{format_bytes(process)}, the cache of {max_context} tokens {format_bytes(kv_cache)}, activations "
             f"{format_bytes(activations)}, compiled kernels {format_bytes(libraries)}, and experts need at least "
             f"{format_bytes(minimum)}.",
-            advice=f"{format_bytes(enough)} would do; a smaller max_context needs less.",
+            advice=f'memory="{enough >> 20}MiB" would do; a smaller max_context needs less.',
             budget=budget,
             minimum=enough,
         )
