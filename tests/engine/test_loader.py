@@ -313,7 +313,9 @@ def jetmoe() -> transformers.PreTrainedModel:
 
 
 @pytest.mark.parametrize(
-    ("build", "named"), [(llama4, "Llama4ForCausalLM.*Llama4TextExperts"), (jetmoe, "JetMoeForCausalLM")], ids=str
+    ("build", "named"),
+    [(llama4, "Llama4ForCausalLM.*Llama4TextExperts"), (jetmoe, "JetMoeForCausalLM")],
+    ids=["llama4", "jetmoe"],
 )
 def test_experts_that_cannot_be_hooked_are_named(build, named, tmp_path):
     build().save_pretrained(tmp_path)
