@@ -127,8 +127,8 @@ def generation(report: Report, store: Path, budget: int, more: int, work: Worklo
     first = results["tight"][0]
     table = report.table(
         f"Budget {budget / GIB:g} GiB, {first['total_expert_bytes'] / GIB:.2f} GiB of experts, prompts of "
-        f"{', '.join(map(str, work.prompts))} tokens, {work.tokens} decoded, room for {work.context}; medians of {rounds} "
-        "rounds:",
+        f"{', '.join(map(str, work.prompts))} tokens, {work.tokens} decoded, room for {work.context}; "
+        f"medians of {rounds} rounds:",
         _COLUMNS,
     )
     for name, (memory, limit) in cases.items():
