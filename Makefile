@@ -32,7 +32,7 @@ demo: $(STAMP) ## Run the bundled model end to end, with proof of exactness
 	$(BIN)/coterie demo
 
 test: $(STAMP) ## Run the tests, but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: $(STAMP) ## Run the slow tests (kill tests, large models)
 	$(BIN)/python -m pytest -m slow
