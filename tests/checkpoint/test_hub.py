@@ -1,0 +1,235 @@
+"""Repositories of the Hub, through its own client, from a server on this machine: only what is needed travels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from coterie.checkpoint import Checkpoint
+from coterie.errors import CheckpointFileError, CheckpointNotFoundError, UnsupportedError
+from coterie.extraction import extract
+from zoo import ZOO, logits
+
+from .hub import LocalHub, Repository
+
+BF16 = torch.bfloat16
+REPO = "someone/tiny-moe"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[LocalHub]:
+    """An empty Hub, an empty cache, and a client that goes online to it."""
+    served = LocalHub()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", served.url + template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield served
+    served.close()
+
+
+def publish(hub: LocalHub, directory: Path, repo: str = REPO, reference: str = "main") -> str:
+    return hub.repositories.setdefault(repo, Repository()).commit(directory, reference)
+
+
+@pytest.fixture
+def omni(hub, zoo_checkpoint) -> Path:
+    """A whole Omni model in shards, each of one component."""
+    directory = zoo_checkpoint("qwen3_omni", BF16, "150KB")
+    publish(hub, directory)
+    return directory
+
+
+@pytest.fixture
+def text(hub, zoo_checkpoint) -> Path:
+    directory = zoo_checkpoint("qwen3_moe", BF16, "60KB")
+    publish(hub, directory)
+    return directory
+
+
+def shards_of(directory: Path, wanted) -> set[str]:
+    places = json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+    return {shard for name, shard in places.items() if wanted(name)}
+
+
+# --- what travels -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shard_size", ["60KB", None], ids=["shards", "one file"])
+def test_opening_downloads_no_shard(shard_size, hub, zoo_checkpoint):
+    directory = zoo_checkpoint("qwen3_moe", BF16, shard_size)
+    publish(hub, directory)
+    remote, local = Checkpoint.open(REPO), Checkpoint.open(directory)
+    assert not list(remote.location.directory.glob("*.safetensors"))
+    assert {n: (t.dtype, t.shape, t.nbytes) for n, t in remote.tensors.items()} == {
+        n: (t.dtype, t.shape, t.nbytes) for n, t in local.tensors.items()
+    }
+    assert list(remote.banks) == list(local.banks)
+    # The client reads the first 100 KB of each file for its header.
+    assert all(sent <= 100_001 for sent in hub.fetched().values())
+
+
+def test_a_component_downloads_its_own_shards_only(hub, omni):
+    checkpoint = Checkpoint.open(REPO, component="talker")
+    checkpoint.download(checkpoint.keymap.dense)
+    checkpoint.download(name for key in checkpoint.keys() for name in checkpoint.names_of(key))
+    here = {path.name for path in checkpoint.location.directory.glob("*.safetensors")}
+    assert here == shards_of(omni, lambda name: name.startswith("talker."))
+    assert here < shards_of(omni, lambda name: True)
+
+
+def by_expert(checkpoint: Path, target: Path) -> Path:
+    """A copy with a shard for each expert id and one for all that is dense."""
+    shutil.copytree(checkpoint, target)
+    tensors = load_file(target / "model.safetensors")
+    (target / "model.safetensors").unlink()
+    places = {}
+    for name in tensors:
+        expert = re.search(r"\.experts\.(\d+)\.", name)
+        places[name] = f"model-{expert[1] if expert else 'dense'}.safetensors"
+    for shard in set(places.values()):
+        save_file({n: t for n, t in tensors.items() if places[n] == shard}, target / shard)
+    (target / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return target
+
+
+def test_extracting_some_experts_downloads_their_shards_only(hub, zoo_checkpoint, tmp_path):
+    publish(hub, by_expert(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "by-expert"))
+    report = extract(REPO, tmp_path / "store", experts="0,5")
+    needed = {f"model-{part}.safetensors" for part in ("dense", 0, 5)}
+    (snapshot,) = (tmp_path / "cache").rglob("snapshots/*")
+    assert {path.name for path in snapshot.glob("*.safetensors")} == needed
+    assert {download.file for download in report.downloads} == needed
+
+
+def test_a_model_of_the_hub_is_exact(hub, text, open_model, zoo_stock):
+    model = open_model(REPO, expert_memory="25%")
+    inputs = ZOO["qwen3_moe"].inputs(seed=1, batch=2)
+    assert torch.equal(logits(model, inputs), logits(zoo_stock("qwen3_moe", BF16), inputs))
+
+
+def test_offsets_are_right_after_downloading(hub, text):
+    remote, local = Checkpoint.open(REPO), Checkpoint.open(text)
+    remote.download(remote.tensors)
+    assert all(torch.equal(remote.read(name), local.read(name)) for name in local.tensors)
+
+
+def test_a_second_opening_downloads_nothing(hub, text):
+    checkpoint = Checkpoint.open(REPO)
+    checkpoint.download(checkpoint.tensors)
+    hub.asked.clear()
+    Checkpoint.open(REPO).dense_state_dict()
+    assert hub.fetched("") == {}
+
+
+# --- revisions --------------------------------------------------------------------------------------------------------
+
+
+def test_the_revision_is_pinned_when_the_branch_moves(hub, text, zoo_checkpoint):
+    checkpoint = Checkpoint.open(REPO)
+    first = checkpoint.location.revision
+    second = publish(hub, zoo_checkpoint("olmoe", BF16))
+    assert first != second
+    hub.asked.clear()
+    checkpoint.download(checkpoint.tensors)
+    assert {asked.revision for asked in hub.asked} == {first}
+    local = Checkpoint.open(text)
+    assert all(torch.equal(checkpoint.read(name), local.read(name)) for name in local.tensors)
+
+
+@pytest.mark.parametrize("by", ["tag", "commit"])
+def test_a_revision_can_be_chosen(by, hub, text, zoo_checkpoint):
+    old = hub.repositories[REPO].references["main"]
+    hub.repositories[REPO].references["v1"] = old
+    publish(hub, zoo_checkpoint("olmoe", BF16))
+    assert Checkpoint.open(REPO).config.model_type == "olmoe"
+    chosen = Checkpoint.open(REPO, revision="v1" if by == "tag" else old)
+    assert chosen.config.model_type == "qwen3_moe"
+    assert chosen.location.revision == old
+
+
+def test_fingerprints_are_of_the_commit(hub, text, tmp_path):
+    before = Checkpoint.open(REPO)
+    integrity, identity = before.integrity, before.identity
+    assert Checkpoint.open(REPO).integrity == integrity
+    copy = Path(shutil.copytree(text, tmp_path / "again"))
+    publish(hub, copy)
+    after = Checkpoint.open(REPO)
+    assert after.identity == identity == Checkpoint.open(text).identity
+    assert after.integrity != integrity
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_repository_is_named(hub):
+    with pytest.raises(CheckpointNotFoundError, match=r"(?s)'nobody/nothing'.*Check the name"):
+        Checkpoint.open("nobody/nothing")
+
+
+def test_an_unknown_revision_is_an_error(hub, text):
+    with pytest.raises(CheckpointNotFoundError, match="revision") as caught:
+        Checkpoint.open(REPO, revision="v9")
+    assert caught.value.revision == "v9"
+
+
+def test_a_repository_of_pickles_is_refused(hub, text, tmp_path):
+    directory = tmp_path / "pickles"
+    directory.mkdir()
+    shutil.copy(text / "config.json", directory)
+    (directory / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    publish(hub, directory, "someone/pickles")
+    with pytest.raises((CheckpointFileError, UnsupportedError), match="someone/pickles"):
+        Checkpoint.open("someone/pickles")
+
+
+def test_offline_uses_what_is_here(hub, text):
+    online = Checkpoint.open(REPO)
+    online.download(online.tensors)
+    hub.asked.clear()
+    offline = Checkpoint.open(REPO, offline=True)
+    assert torch.equal(offline.read("lm_head.weight"), online.read("lm_head.weight"))
+    assert offline.integrity == online.integrity
+    assert hub.asked == []
+
+
+def test_offline_without_the_repository_says_so(hub, text):
+    with pytest.raises(CheckpointNotFoundError, match="offline"):
+        Checkpoint.open(REPO, offline=True)
+    assert hub.asked == []
+
+
+def test_offline_with_only_some_shards_says_so(hub, text):
+    online = Checkpoint.open(REPO)
+    online.download(["lm_head.weight"])
+    hub.asked.clear()
+    with pytest.raises(CheckpointFileError, match="Run again without --offline"):
+        Checkpoint.open(REPO, offline=True)
+    assert hub.asked == []
+
+
+def test_an_unreachable_hub_says_so(hub, text, monkeypatch):
+    hub.close()
+    with pytest.raises(CheckpointNotFoundError, match="could not be asked"):
+        Checkpoint.open(REPO)
+
+
+def test_a_shard_that_cannot_be_downloaded_is_named_and_tried_again(hub, text, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    checkpoint = Checkpoint.open(REPO)
+    shard = checkpoint.tensors["lm_head.weight"].path.name
+    hub.failing.add(shard)
+    with pytest.raises(CheckpointFileError, match=f"(?s){shard} of {REPO} could not be downloaded.*goes on"):
+        checkpoint.download(checkpoint.tensors)
+    hub.failing.clear()
+    checkpoint.download(checkpoint.tensors)
+    assert torch.equal(checkpoint.read("lm_head.weight"), Checkpoint.open(text).read("lm_head.weight"))
