@@ -53,11 +53,11 @@ def one_token(
     weights = torch.rand(1, count, generator=generator).to(weights_dtype)
     expected = eager_forward(module)(module, hidden, ids[None], weights)
     shapes = tuple(module.gate_up_proj.shape[1:]), tuple(module.down_proj.shape[1:])
-    kernel = TokenKernel(*shapes, top_k, module.down_proj.dtype, module.act_fn)
+    kernel = TokenKernel(*shapes, top_k, module.down_proj.dtype)
     order = ids.argsort()
     gate_ups = [module.gate_up_proj[e].clone() for e in ids[order]]
     downs = [module.down_proj[e].clone() for e in ids[order]]
-    return kernel(hidden, gate_ups, downs, weights[0, order]), expected
+    return kernel(hidden, gate_ups, downs, weights[0, order], module.act_fn), expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -208,10 +208,14 @@ def test_adding_in_another_order_is_noticed(shape, dtype, monkeypatch):
     assert exact_products(shape, 2, dtype, shared_row=True) is by_linear
 
 
-def test_layers_of_one_shape_share_a_kernel_and_threads_do_not(two_threads):
+def test_layers_of_one_shape_share_a_kernel_and_settings_do_not(two_threads, monkeypatch):
     kernels = TokenKernels()
-    first = kernels.get((8, 6), (6, 4), 2, torch.float32, torch.relu)
-    assert kernels.get((8, 6), (6, 4), 2, torch.float32, torch.relu) is first
-    assert kernels.get((8, 6), (6, 4), 2, torch.bfloat16, torch.relu) is not first
+    first = kernels.get((8, 6), (6, 4), 2, torch.float32)
+    assert kernels.get((8, 6), (6, 4), 2, torch.float32) is first
+    assert kernels.get((8, 6), (6, 4), 3, torch.float32) is not first
+    assert kernels.get((8, 6), (6, 4), 2, torch.bfloat16) is not first
     torch.set_num_threads(1)
-    assert kernels.get((8, 6), (6, 4), 2, torch.float32, torch.relu) is not first
+    second = kernels.get((8, 6), (6, 4), 2, torch.float32)
+    assert second is not first
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert kernels.get((8, 6), (6, 4), 2, torch.float32) is not second

@@ -16,7 +16,7 @@ from coterie.hf.banks import ExpertBank
 from coterie.hf.experts import eager_forward, uses_common_forward
 from coterie.integration.clock import StepClock
 from coterie.integration.standin import ExpertCursor, StackedStandIn
-from coterie.kernels import Accumulator, TokenKernel, TokenKernels, group_by_expert, swiglu_rows
+from coterie.kernels import Accumulator, TokenKernel, TokenKernels, group_by_expert, rounding_settings, swiglu_rows
 from coterie.routing import Routed
 from coterie.spec import ExpertKey, ExpertsSelected, ExpertsServed
 
@@ -94,7 +94,7 @@ class StreamedBank:
         self._activation = getattr(module, "act_fn", None)
         self._dtypes = tuple(bank.dtypes.values())
         self._casts = False
-        self._kernels: dict[int, TokenKernel] = {}
+        self._kernels: dict[tuple[int, tuple[int, str]], TokenKernel] = {}
         self._kernels_of_model = kernels
         self._replace_parameters()
 
@@ -119,7 +119,8 @@ class StreamedBank:
         if self.missing is not None:
             top_k_index_TK, top_k_weights_TK, absent = self.missing(top_k_index_TK, top_k_weights_TK)
             self.counters.absent += absent
-        if self._common and hidden_TD.shape[0] == 1:
+        # Under autocast, linear casts and other products do not.
+        if self._common and hidden_TD.shape[0] == 1 and not torch.is_autocast_enabled("cpu"):
             result, stats = self._forward_token(hidden_TD, top_k_index_TK, top_k_weights_TK)
         elif self._common:
             result, stats = self._forward_rows(hidden_TD, top_k_index_TK, top_k_weights_TK)
@@ -174,20 +175,19 @@ class StreamedBank:
         self, hidden_1D: torch.Tensor, tensors: list[tuple[torch.Tensor, ...]], weights_K: torch.Tensor
     ) -> torch.Tensor:
         pairs = [self._cast(fields) for fields in tensors] if self._casts else tensors
-        kernel = self._kernels.get(torch.get_num_threads()) or self._choose_kernel()
-        return kernel(hidden_1D, [p[0] for p in pairs], [p[1] for p in pairs], weights_K)
+        kernel = self._kernels.get((len(pairs), rounding_settings())) or self._choose_kernel(len(pairs))
+        return kernel(hidden_1D, [p[0] for p in pairs], [p[1] for p in pairs], weights_K, self._activation_function)
 
-    def _choose_kernel(self) -> TokenKernel:
-        """Which routines round as the eager forward does can depend on the number of threads."""
+    def _choose_kernel(self, count: int) -> TokenKernel:
+        """Which routines round as the eager forward does can depend on how many experts there are, and on settings."""
         gate_up, down = self.bank.parameters.values()
         kernel = self._kernels_of_model.get(
             (gate_up[0], gate_up[1]),
             (down[0], down[1]),
-            self.bank.top_k or 1,
+            count,
             self._dtypes[0],
-            self._activation_function,
         )
-        self._kernels[torch.get_num_threads()] = kernel
+        self._kernels[count, rounding_settings()] = kernel
         return kernel
 
     def _forward_rows(
@@ -262,7 +262,7 @@ class StreamedBank:
             expert_ids=index_TK.numpy().astype(np.uint16),
             weights=weights_TK.detach().to(torch.float32).numpy(),
         )
-        for observer in self._clock.observers:
+        for observer in tuple(self._clock.observers):
             observer.on_event(event)
 
     def _report(self, stats: LeaseStats, absent: int) -> None:
@@ -277,7 +277,7 @@ class StreamedBank:
             evictions=stats.evictions,
             absent=absent,
         )
-        for observer in self._clock.observers:
+        for observer in tuple(self._clock.observers):
             observer.on_event(event)
 
 

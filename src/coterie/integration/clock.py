@@ -44,9 +44,6 @@ class StepClock:
         else:
             batch, tokens = shape
         cached = _cached_length(kwargs.get("past_key_values"))
-        self.step += 1
-        self.phase = "decode" if tokens == 1 and cached else "prefill"
-        self.tokens[self.phase] += batch * tokens
         if self.max_context is not None and batch * (cached + tokens) > self.max_context:
             raise ContextLengthError(
                 f"{batch} × {cached + tokens} tokens are more than the {self.max_context} "
@@ -55,6 +52,9 @@ class StepClock:
                 tokens=batch * (cached + tokens),
                 max_context=self.max_context,
             )
+        self.step += 1
+        self.phase = "decode" if tokens == 1 and cached else "prefill"
+        self.tokens[self.phase] += batch * tokens
         if self.observers:
             event = StepStarted(
                 step=self.step,
@@ -64,7 +64,7 @@ class StepClock:
                 tokens=tokens,
                 input_ids=None if ids is None else np.asarray(ids.detach().to("cpu", torch.int64).numpy()),
             )
-            for observer in self.observers:
+            for observer in tuple(self.observers):
                 observer.on_event(event)
 
 

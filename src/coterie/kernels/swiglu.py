@@ -35,20 +35,13 @@ class TokenKernel:
     Args:
         gate_up_shape: (2F, D).
         down_shape: (D, F).
-        top_k: K, the usual number of experts.
+        top_k: K, the number of experts.
         dtype: Of weights and activations.
-        activation: The class's activation function.
     """
 
     def __init__(
-        self,
-        gate_up_shape: tuple[int, int],
-        down_shape: tuple[int, int],
-        top_k: int,
-        dtype: torch.dtype,
-        activation: Activation,
+        self, gate_up_shape: tuple[int, int], down_shape: tuple[int, int], top_k: int, dtype: torch.dtype
     ) -> None:
-        self._activation = activation
         self._up = exact_products(gate_up_shape, top_k, dtype, shared_row=True)
         self._down = exact_products(down_shape, top_k, dtype, shared_row=False)
         self._width = down_shape[1]
@@ -59,6 +52,7 @@ class TokenKernel:
         gate_ups: Sequence[torch.Tensor],
         downs: Sequence[torch.Tensor],
         weights_K: torch.Tensor,
+        activation: Activation,
     ) -> torch.Tensor:
         """Computes the experts in the order given, which must be ascending id; returns [1, D].
 
@@ -67,18 +61,24 @@ class TokenKernel:
             gate_ups: K tensors [2F, D].
             downs: K tensors [D, F].
             weights_K: Gate weights in the same order.
+            activation: The class's activation function.
         """
         if len(gate_ups) * self._width > _ELEMENTWISE_GRAIN:
-            rows = [swiglu_rows(token_1D, up, down, self._activation) for up, down in zip(gate_ups, downs, strict=True)]
+            rows = [swiglu_rows(token_1D, up, down, activation) for up, down in zip(gate_ups, downs, strict=True)]
             outputs_KD = torch.cat(rows)
         else:
             gate_KF, up_KF = self._up(token_1D, gate_ups).chunk(2, dim=-1)
-            outputs_KD = self._down(self._activation(gate_KF) * up_KF, downs)
+            outputs_KD = self._down(activation(gate_KF) * up_KF, downs)
         weighted_KD = (outputs_KD * weights_K.unsqueeze(1)).to(token_1D.dtype)
         result_1D = torch.zeros_like(token_1D)
         for row_1D in torch.split(weighted_KD, 1):
             result_1D.add_(row_1D)
         return result_1D
+
+
+def rounding_settings() -> tuple[int, str]:
+    """What of torch's settings decides how products round: the number of threads, and the precision of float32."""
+    return torch.get_num_threads(), torch.get_float32_matmul_precision()
 
 
 class TokenKernels:
@@ -88,18 +88,13 @@ class TokenKernels:
         self._made: dict[tuple[object, ...], TokenKernel] = {}
 
     def get(
-        self,
-        gate_up_shape: tuple[int, int],
-        down_shape: tuple[int, int],
-        top_k: int,
-        dtype: torch.dtype,
-        activation: Activation,
+        self, gate_up_shape: tuple[int, int], down_shape: tuple[int, int], top_k: int, dtype: torch.dtype
     ) -> TokenKernel:
-        """The kernel for a shape at torch's present number of threads, on which rounding can depend."""
-        place = (gate_up_shape, down_shape, top_k, dtype, repr(activation), torch.get_num_threads())
+        """The kernel for a shape under torch's present settings, on which rounding can depend."""
+        place = (gate_up_shape, down_shape, top_k, dtype, rounding_settings())
         kernel = self._made.get(place)
         if kernel is None:
-            kernel = self._made[place] = TokenKernel(gate_up_shape, down_shape, top_k, dtype, activation)
+            kernel = self._made[place] = TokenKernel(gate_up_shape, down_shape, top_k, dtype)
         return kernel
 
 
