@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,14 +57,16 @@ class Stopped(Exception):
 
 
 class StopWatch:
-    """An observer that ends the forward pass at the next layer once the caller wants it to end."""
+    """An observer that ends this thread's forward pass at the next layer once the caller wants it to end."""
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
         self._should_stop = should_stop
+        # Others may be generating with the same model.
+        self._thread = threading.get_ident()
 
     def on_event(self, event: Event) -> None:
         """Asks before each layer's experts are computed: a long prefill can be stopped, and no lease is open then."""
-        if isinstance(event, ExpertsSelected) and self._should_stop():
+        if isinstance(event, ExpertsSelected) and threading.get_ident() == self._thread and self._should_stop():
             raise Stopped
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.errors import CheckpointFileError, LoadError, UnsupportedError, UsageError
+from coterie.errors import CheckpointFileError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -152,9 +152,3 @@ def check_architecture(model: PreTrainedModel, banks: int) -> None:
         advice="Use transformers itself for it.",
         architecture=type(model).__name__,
     )
-
-
-def require(condition: bool, message: str, **facts: object) -> None:
-    """Raises LoadError when something that loading relies on is not so."""
-    if not condition:
-        raise LoadError(message, advice="This release of transformers is not supported; please report it.", **facts)

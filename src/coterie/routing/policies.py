@@ -84,7 +84,7 @@ def error(top_k_index: Tensor, top_k_weights: Tensor, available: Tensor, *, bank
     raise ExpertMissingError(
         f"Layer {bank.layer} of the {bank.component} (bank {bank.bank!r}) routed {absent} time(s) to "
         f"expert(s) {', '.join(map(str, experts))}, which the store does not hold.",
-        advice="Extract them into the store, or open it with missing='fetch', 'mask', 'drop' or 'nearest'.",
+        advice="Extract them into the store, or open it with missing='mask', 'drop' or 'nearest'.",
         bank=bank,
         experts=experts,
         absent=absent,
