@@ -74,3 +74,13 @@ def test_a_refused_prompt_is_not_counted(zoo_store, open_model):
     with pytest.raises(ContextLengthError):
         logits(model, ZOO["qwen3_moe"].inputs(length=16))
     assert model.coterie.stats().prefill_tokens == {"text": 0}
+
+
+def test_no_advice_on_small_memory_where_every_expert_has_a_place(zoo_store, recwarn):
+    from coterie.engine import load
+
+    path = zoo_store("qwen3_moe", torch.bfloat16)
+    load(path, expert_memory="100%", experts_per_token=7).coterie.close()
+    assert not [w for w in recwarn if "The experts have" in str(w.message)]
+    with pytest.warns(UserWarning, match="The experts have"):
+        load(path, expert_memory="75%", experts_per_token=7).coterie.close()

@@ -102,3 +102,19 @@ def test_a_refusal_says_where_the_bytes_go() -> None:
     for part in ("300.00 MiB is too small", "400.00 MiB", "cache of 1024 tokens 16.00 MiB", "at least 20.00 MiB"):
         assert part in str(refused.value)
     assert refused.value.budget == 300 * MIB
+
+
+def test_what_is_not_fused_or_cut_off_is_counted() -> None:
+    shape = {
+        "hidden": 10,
+        "attention": 20,
+        "kv_per_token": 1,
+        "intermediate": 30,
+        "experts": 4,
+        "top_k": 2,
+        "vocabulary": 100,
+        "itemsize": 2,
+    }
+    least = ContextShape(**shape).activation_bytes(7)
+    assert ContextShape(**shape, score_heads=3).activation_bytes(7) - least == 3 * 7 * 7 * (2 * 4 + 2 * 2)
+    assert ContextShape(**shape, all_logits=True).activation_bytes(7) - least == 7 * 100 * 2

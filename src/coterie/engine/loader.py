@@ -110,7 +110,6 @@ def load(
         plan = _plan(source, budget, context, minimum, loaded=True)
     capacity = _capacity(source, plan, expert_memory, minimum)
     working_set = _working_set(source, attachment, experts_per_token)
-    _warn_small(capacity, working_set)
     cache = ExpertCache(
         source.experts,
         capacity=capacity,
@@ -118,6 +117,8 @@ def load(
         verify_reads=verify_reads,
         read_threads=_READ_THREADS,
     )
+    if cache.capacity < cache.total_bytes:
+        _warn_small(capacity, working_set)
     attachment.connect(cache, source.experts)
     if plan is not None or max_context is not None:
         for clock in attachment.clocks.values():
@@ -178,7 +179,7 @@ def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loade
         + measured.page_tables
         + dense
         + promised_nbytes(),
-        shape=context_shape(source.config, source.dtype),
+        shape=context_shape(source.config, source.dtype, source.model_class),
         max_context=context,
         io_buffers=2 * _READ_THREADS * largest if source.kind == "checkpoint" else 0,
         minimum=minimum,

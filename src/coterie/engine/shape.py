@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from coterie.plan.budget import ContextShape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 DEFAULT_CONTEXT = 4096
 """Tokens that a budget provides for where the caller states none and the model allows them."""
@@ -39,7 +40,7 @@ def default_context(config: PreTrainedConfig) -> int:
     return min([DEFAULT_CONTEXT, *[limit for limit in limits if isinstance(limit, int) and limit > 0]])
 
 
-def context_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ContextShape:
+def context_shape(config: PreTrainedConfig, dtype: torch.dtype, model_class: type[PreTrainedModel]) -> ContextShape:
     """The dimensions that memory in use depends on; for several parts, the largest of each (caches are added up)."""
     parts = text_configs(config)
     itemsize = dtype.itemsize
@@ -55,7 +56,17 @@ def context_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ContextShape:
         top_k=max(_number(p, "num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk") for p in parts),
         vocabulary=max(_number(p, "vocab_size") for p in parts),
         itemsize=itemsize,
+        score_heads=max(_heads(p) if _makes_scores(p, model_class) else 0 for p in parts),
+        all_logits="logits_to_keep" not in inspect.signature(model_class.forward).parameters,
     )
+
+
+def _makes_scores(config: Any, model_class: type[PreTrainedModel]) -> bool:
+    """Whether attention is not fused: by the class's choice, or because torch only fuses heads of one width."""
+    if not model_class._supports_sdpa:
+        return True
+    latent = bool(getattr(config, "kv_lora_rank", None))
+    return latent and _mla_key_dim(config) != _number(config, "v_head_dim")
 
 
 def _number(config: Any, *names: str) -> int:

@@ -28,6 +28,8 @@ class ContextShape:
         top_k: Experts per token.
         vocabulary: Rows of the output head.
         itemsize: Bytes per element of activations.
+        score_heads: Heads whose whole matrices of attention scores are in memory at once; 0 where attention is fused.
+        all_logits: Whether a prefill computes the logits of every token, and not only of the last.
     """
 
     hidden: int
@@ -38,6 +40,8 @@ class ContextShape:
     top_k: int
     vocabulary: int
     itemsize: int
+    score_heads: int = 0
+    all_logits: bool = False
 
     def kv_bytes(self, tokens: int) -> int:
         """Keys and values of ``tokens`` tokens; doubled, since a growing cache is copied when it grows."""
@@ -48,11 +52,14 @@ class ContextShape:
 
         Counted are the tensors that live at once in one layer: ten of the residual's width, four of the attention's,
         three of the feed-forward's, two rows per chosen expert, three float32 rows of router scores, the attention
-        mask, and float32 logits of the last position.
+        mask, and float32 logits of the last position; and where the model makes them, the scores of all heads (twice in
+        float32, twice in its own dtype) and the logits of all positions.
         """
         width = 10 * self.hidden + 4 * self.attention + 3 * self.intermediate + 2 * self.top_k * self.hidden
         router = 3 * 4 * self.experts + 4 * 8 * self.top_k
-        return tokens * (width * self.itemsize + router) + tokens * tokens * self.itemsize + 2 * 4 * self.vocabulary
+        square = self.itemsize + self.score_heads * (2 * 4 + 2 * self.itemsize)
+        logits = 2 * 4 * self.vocabulary + (tokens * self.vocabulary * self.itemsize if self.all_logits else 0)
+        return tokens * (width * self.itemsize + router) + tokens * tokens * square + logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
