@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from coterie.cache import minimum_capacity
-from coterie.engine import open_source
-from zoo import ZOO, logits
+from coterie.engine import open_source, resolve_path
+from coterie.extraction import extract
+from zoo import ZOO, logits, stock
 
 BF16, FP32 = torch.bfloat16, torch.float32
 MEMORY = ("100%", "25%", "minimum")
@@ -103,6 +104,29 @@ def assert_within_budget(model: PreTrainedModel, memory: str) -> None:
         share = {"25%": stats.total_expert_bytes // 4, "minimum": stats.minimum}[memory]
         assert stats.capacity == share
         assert total.evictions > 0
+
+
+@pytest.fixture(scope="module")
+def bundled_outputs() -> tuple[torch.Tensor, ...]:
+    return outputs_of_bundled(stock(resolve_path("bundled"), BF16))
+
+
+def outputs_of_bundled(model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
+    ids = torch.randint(20, 8000, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        scores = model(input_ids=ids).logits
+    return scores, model.generate(ids[:1], max_new_tokens=8, do_sample=False)
+
+
+@pytest.mark.parametrize(("kind", "memory"), [("checkpoint", "25%"), ("store", "minimum"), ("store", "100%")])
+def test_a_trained_model_with_four_experts_per_token(kind, memory, bundled_outputs, tmp_path, open_model):
+    """Of two addends the order does not matter; with the zoo's two experts per token it would never show."""
+    path = resolve_path("bundled")
+    if kind == "store":
+        extract("bundled", tmp_path / "store")
+        path = tmp_path / "store"
+    model = open_model(path, expert_memory=amount(memory, path))
+    assert_same(outputs_of_bundled(model), bundled_outputs)
 
 
 @pytest.mark.parametrize("memory", ["25%", "minimum"])
