@@ -179,7 +179,7 @@ print(model.coterie.plan.budget, peak())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("extra", [0, 10 << 20])
+@pytest.mark.parametrize("extra", [0, 3 << 20])
 def test_the_process_stays_within_the_budget_that_was_named(extra):
     """In a process of its own, at the least budget and a little more; the peak is the kernel's own figure."""
     code = MEASURE.replace("{extra}", str(extra))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from coterie.plan.compiled import bound_compiled_kernels, compiled_kernels_nbytes
+from coterie.plan.compiled import bound_compiled_kernels, compiled_kernels_nbytes, leave_kernels_unbounded
 
 GIB = 1 << 30
 NAMES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
@@ -20,10 +20,16 @@ def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("budget", [2 * GIB, 8 * GIB])
 def test_takes_at_most_a_twentieth_of_the_budget(budget: int) -> None:
-    unbounded = compiled_kernels_nbytes()
+    planned = compiled_kernels_nbytes(budget)
+    assert budget // 25 < planned <= budget // 20
+    assert all(name not in os.environ for name in NAMES)
     bound_compiled_kernels(budget)
-    assert budget // 25 < compiled_kernels_nbytes() <= budget // 20
-    assert compiled_kernels_nbytes() < unbounded
+    assert compiled_kernels_nbytes(budget) == planned
+
+
+def test_a_later_budget_counts_what_an_earlier_one_left() -> None:
+    bound_compiled_kernels(8 * GIB)
+    assert compiled_kernels_nbytes(GIB) == compiled_kernels_nbytes(8 * GIB)
 
 
 def test_small_budgets_keep_room_for_a_decode_step() -> None:
@@ -32,15 +38,21 @@ def test_small_budgets_keep_room_for_a_decode_step() -> None:
 
 
 def test_large_budgets_keep_the_libraries_own_size() -> None:
-    unbounded = compiled_kernels_nbytes()
     bound_compiled_kernels(100 * GIB)
-    assert compiled_kernels_nbytes() == unbounded
+    assert [os.environ[name] for name in NAMES] == ["1024", "1024"]
+
+
+def test_after_a_model_without_a_budget_the_defaults_are_counted() -> None:
+    leave_kernels_unbounded()
+    assert compiled_kernels_nbytes(GIB) == compiled_kernels_nbytes(100 * GIB)
+    bound_compiled_kernels(GIB)
+    assert [os.environ[name] for name in NAMES] == ["1024", "1024"]
 
 
 def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAMES[0], "7")
     bound_compiled_kernels(2 * GIB)
     assert os.environ[NAMES[0]] == "7"
-    before = compiled_kernels_nbytes()
+    before = compiled_kernels_nbytes(2 * GIB)
     monkeypatch.setenv(NAMES[0], "8")
-    assert compiled_kernels_nbytes() > before
+    assert compiled_kernels_nbytes(2 * GIB) > before

@@ -71,6 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_ERROR
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except PermissionError as error:
+        # Whichever step met it: what the user needs is the path.
+        if session.debug:
+            traceback.print_exc()
+        print_error(f"{error.filename}: {error.strerror}. Allow this user to use it, or choose another path.")
+        return EXIT_ERROR
     except BrokenPipeError:
         # Whoever read our output has gone. The interpreter flushes stdout once more at exit; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from rich.table import Table
 from coterie.spec import format_bytes
 
 _PLAIN_PROGRESS_SECONDS = 10.0
+_PARAMETER = re.compile(r"\b(memory|expert_memory|max_context|missing|eviction)=(['\"])([^'\"]*)\2")
+"""Parameters of the library as its messages write them, which are options of the same name here."""
 _PIPED_WIDTH = 160
 """Columns for tables that are not shown in a terminal: wide enough that paths are not folded."""
 
@@ -65,8 +68,13 @@ def print_warning(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """Prints an error on stderr."""
-    notes().print(f"Error: {text}", style="bold red", markup=False)
+    """Prints an error on stderr, with parameters of the library as the options they are here."""
+    notes().print(f"Error: {as_options(text)}", style="bold red", markup=False)
+
+
+def as_options(text: str) -> str:
+    """A message of the library for the command line: ``missing='mask'`` becomes ``--missing mask``."""
+    return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} {found[3]}", text)
 
 
 @contextmanager

@@ -69,7 +69,8 @@ def _print_report(report: ModelVerification) -> None:
         if report.absent_experts:
             out.print(f"{report.absent_experts} experts of the model are not in this partial store.")
     else:
-        out.print(f"{report.files} files checked: headers, claims and sizes. Checkpoints have no checksums.")
+        files = "1 file" if report.files == 1 else f"{report.files} files"
+        out.print(f"{files} checked: headers, claims and sizes. Checkpoints have no checksums.")
     if report.against is not None:
         experts = f" and {report.compared_experts} experts" if report.kind == "store" else ""
         out.print(

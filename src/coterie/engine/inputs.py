@@ -80,7 +80,8 @@ def _tokenize(processors: Processors, texts: list[str], add_special_tokens: bool
     )
     empty = [number for number, mask in enumerate(encoded["attention_mask"]) if not bool(mask.any())]
     if empty:
-        raise InputError(f"Prompt {empty[0]} is empty.", advice="Give the model at least one token to continue.")
+        which = "The prompt" if len(texts) == 1 else f"Prompt {empty[0] + 1} of {len(texts)}"
+        raise InputError(f"{which} is empty.", advice="Give the model at least one token to continue.")
     return {"input_ids": encoded["input_ids"].long(), "attention_mask": encoded["attention_mask"].long()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,7 @@ from coterie.integration import (
     register,
 )
 from coterie.plan.budget import MemoryPlan, plan_memory
-from coterie.plan.compiled import bound_compiled_kernels, compiled_kernels_nbytes
+from coterie.plan.compiled import bound_compiled_kernels, compiled_kernels_nbytes, leave_kernels_unbounded
 from coterie.plan.machine import default_memory_budget, process_memory
 from coterie.spec import format_bytes, parse_bytes
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _READ_THREADS = 4
+_LOADING = threading.Lock()
 
 
 def load(
@@ -85,17 +87,51 @@ def load(
         CoterieError: Its subclasses name what is wrong; see :mod:`coterie.errors`.
     """
     _check_arguments(device, missing, threads, max_context)
-    source = open_source(path, component=component, revision=revision, offline=offline)
-    _check_coverage(source, missing)
+    # One at a time: what is free is measured and then promised, and transformers changes torch's default dtype.
+    with _LOADING:
+        model = _load(
+            path,
+            memory=memory,
+            expert_memory=expert_memory,
+            component=component,
+            missing=missing,
+            eviction=eviction,
+            experts_per_token=experts_per_token,
+            max_context=max_context,
+            verify_reads=verify_reads,
+            revision=revision,
+            offline=offline,
+        )
     if threads is not None:
         torch.set_num_threads(threads)
+    return model
+
+
+def _load(
+    path: str | Path,
+    *,
+    memory: str | int | None,
+    expert_memory: str | int | None,
+    component: str | None,
+    missing: Missing | None,
+    eviction: str,
+    experts_per_token: int | None,
+    max_context: int | None,
+    verify_reads: bool,
+    revision: str | None,
+    offline: bool,
+) -> PreTrainedModel:
+    source = open_source(path, component=component, revision=revision, offline=offline)
+    _check_coverage(source, missing)
     minimum = minimum_capacity(source.experts)
     budget = _budget(memory, expert_memory)
     context = default_context(source.config) if max_context is None else max_context
-    if budget is not None:
-        bound_compiled_kernels(budget)
+    if budget is None:
+        leave_kernels_unbounded()
+    else:
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
         _plan(source, budget, context, minimum, loaded=False)
+        bound_compiled_kernels(budget)
     register()
     attachment = Attachment(
         num_experts=source.num_experts,
@@ -119,7 +155,11 @@ def load(
     )
     if cache.capacity < cache.total_bytes:
         _warn_small(capacity, working_set)
-    attachment.connect(cache, source.experts)
+    try:
+        attachment.connect(cache, source.experts)
+    except BaseException:
+        cache.close()
+        raise
     if plan is not None or max_context is not None:
         for clock in attachment.clocks.values():
             clock.max_context = context
@@ -148,10 +188,10 @@ def _check_coverage(source: ModelSource, missing: str | None) -> None:
     have = sum(len(ids) for ids in source.present.values())
     want = sum(source.num_experts.values())
     if missing is None:
-        shares = {len(ids) / source.num_experts[bank] for bank, ids in source.present.items()}
+        shares = [len(ids) / source.num_experts[bank] for bank, ids in source.present.items()]
+        percents = dict.fromkeys((f"{min(shares):.0%}", f"{max(shares):.0%}"))
         raise CoverageError(
-            f"{source.name} holds {have} of {want} experts ({100 * min(shares):.0f} to {100 * max(shares):.0f} % "
-            f"of a layer's).",
+            f"{source.name} holds {have} of {want} experts ({' to '.join(percents)} of each layer's).",
             advice="Say what to do when an absent one is needed: missing='mask' routes to the best one that is there, "
             "'drop' leaves it out, 'nearest' lets the most similar one stand in, 'error' stops. Or extract the rest.",
             present=have,
@@ -184,7 +224,7 @@ def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loade
         io_buffers=2 * _READ_THREADS * largest if source.kind == "checkpoint" else 0,
         minimum=minimum,
         total=source.all_expert_nbytes,
-        compiled_kernels=compiled_kernels_nbytes(),
+        compiled_kernels=compiled_kernels_nbytes(budget),
     )
 
 
@@ -240,7 +280,7 @@ def _warn_small(capacity: int, working_set: int) -> None:
         warnings.warn(
             f"The experts have {format_bytes(capacity)}, less than twice the {format_bytes(working_set)} that one "
             f"token uses: most will be read again for every token. {format_bytes(2 * working_set)} or more is advised.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -58,7 +58,28 @@ def context_shape(config: PreTrainedConfig, dtype: torch.dtype, model_class: typ
         itemsize=itemsize,
         score_heads=max(_heads(p) if _makes_scores(p, model_class) else 0 for p in parts),
         all_logits="logits_to_keep" not in inspect.signature(model_class.forward).parameters,
+        encoder_per_token=_encoder_per_token(config, itemsize),
     )
+
+
+def _encoder_per_token(config: PreTrainedConfig, itemsize: int) -> int:
+    """Bytes that an encoder takes per token that comes of a picture or sound; of the wider one.
+
+    Per patch or frame ten rows of its width, two of its feed-forward's, and what goes in; for sounds also the maps of
+    the first convolution, which has half the frames and half the frequencies, eight frames making a token.
+    """
+    holder = getattr(config, "thinker_config", None) or config
+    vision, audio = getattr(holder, "vision_config", None), getattr(holder, "audio_config", None)
+    widths = [0]
+    if vision is not None:
+        pixels = _number(vision, "in_channels") * _number(vision, "temporal_patch_size")
+        pixels *= _number(vision, "patch_size") ** 2
+        rows = 10 * _number(vision, "hidden_size") + 2 * _number(vision, "intermediate_size") + 2 * pixels
+        widths.append(_number(vision, "spatial_merge_size") ** 2 * rows)
+    if audio is not None:
+        maps = 3 * _number(audio, "downsample_hidden_size") * _number(audio, "num_mel_bins")
+        widths.append(10 * _number(audio, "d_model") + 2 * _number(audio, "encoder_ffn_dim") + maps)
+    return max(widths) * itemsize
 
 
 def _makes_scores(config: Any, model_class: type[PreTrainedModel]) -> bool:

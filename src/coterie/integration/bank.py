@@ -18,7 +18,7 @@ from coterie.integration.clock import StepClock
 from coterie.integration.standin import ExpertCursor, StackedStandIn
 from coterie.kernels import Accumulator, TokenKernel, TokenKernels, group_by_expert, rounding_settings, swiglu_rows
 from coterie.routing import Routed
-from coterie.spec import ExpertKey, ExpertsSelected, ExpertsServed
+from coterie.spec import ExpertsSelected, ExpertsServed
 
 MissingPolicy = Callable[[torch.Tensor, torch.Tensor], Routed]
 """Replaces or leaves out absent experts: (ids [T, K], weights [T, K]) → routed."""
@@ -294,6 +294,3 @@ def experts_function(
         )
     result: torch.Tensor = bank.forward(hidden_TD, top_k_index_TK, top_k_weights_TK)
     return result
-
-
-__all__ = ["BankCounters", "ExpertKey", "MissingPolicy", "StreamedBank", "experts_function"]

@@ -19,22 +19,33 @@ _ENTRY_NBYTES = 320 << 10
 """Bytes of an entry of either cache: AVX-512 kernels were measured to take 280 to 310 KB."""
 
 
+def compiled_kernels_nbytes(budget: int) -> int:
+    """An upper bound on what both full caches take, as :func:`bound_compiled_kernels` would leave them."""
+    return sum(_entries(name, budget) * _ENTRY_NBYTES for name in _CACHES)
+
+
 def bound_compiled_kernels(budget: int) -> None:
     """Bounds both caches to a twentieth of a budget, for this process and those that it starts.
 
     Only where the environment does not say how large they are. Each cache reads its size when it is first used, so this
     has an effect only before torch has multiplied in bf16.
     """
-    entries = budget // _SHARE // (len(_CACHES) * _ENTRY_NBYTES)
     for name in _CACHES:
-        os.environ.setdefault(name, str(min(max(entries, _LEAST_ENTRIES), _DEFAULT_ENTRIES)))
+        os.environ.setdefault(name, str(_entries(name, budget)))
 
 
-def compiled_kernels_nbytes() -> int:
-    """An upper bound on what both caches take when they are full."""
-    return sum(_entries(name) * _ENTRY_NBYTES for name in _CACHES)
+def leave_kernels_unbounded() -> None:
+    """Writes the defaults down where nothing is said, before a model without a budget fills caches of that size.
+
+    A later model with a budget then counts what they take, instead of believing that it can still bound them.
+    """
+    for name in _CACHES:
+        os.environ.setdefault(name, str(_DEFAULT_ENTRIES))
 
 
-def _entries(name: str) -> int:
-    value = os.environ.get(name, "")
-    return int(value) if value.isdigit() else _DEFAULT_ENTRIES
+def _entries(name: str, budget: int) -> int:
+    stated = os.environ.get(name, "")
+    if stated:
+        return int(stated) if stated.isdigit() else _DEFAULT_ENTRIES
+    entries = budget // _SHARE // (len(_CACHES) * _ENTRY_NBYTES)
+    return min(max(entries, _LEAST_ENTRIES), _DEFAULT_ENTRIES)

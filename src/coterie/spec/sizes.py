@@ -24,7 +24,7 @@ def parse_bytes(text: str | int, *, what: str = "size") -> int:
     Raises:
         UsageError: If it is not a positive size with a known unit.
     """
-    if isinstance(text, bool):
+    if isinstance(text, bool) or not isinstance(text, int | str):
         raise UsageError(f"The {what} must be a number of bytes or a text such as '8GiB', not {text!r}.")
     if isinstance(text, int):
         value: float = text
