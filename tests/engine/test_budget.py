@@ -168,7 +168,7 @@ try:
     load("bundled", memory="100MiB", max_context=600)
 except MemoryBudgetError as error:
     least = error.minimum
-model = load("bundled", memory=least + {extra}, max_context=600)
+model = load("bundled", memory=least, max_context=600)
 stats = model.coterie.stats()
 assert stats.capacity < stats.total_expert_bytes, "the arena must be short for this to show anything"
 ids = torch.randint(20, 8000, (2, 280), generator=torch.Generator().manual_seed(1))
