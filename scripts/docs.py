@@ -63,7 +63,7 @@ def _command(command: Any, path: str, heading: str) -> Iterator[str]:
 
 
 def _argument_usage(param: Any) -> str:
-    name = param.metavar or param.name.upper()
+    name = (param.metavar or param.name.upper()).strip("[]")
     return name if param.required else f"[{name}]"
 
 
@@ -150,11 +150,11 @@ def _public_name(path: str, value: Any) -> Iterator[str]:
                 if not isinstance(member, property):
                     yield f"```python\n{_signature(name, _plain(member))}\n```"
                 yield from _docstring(_plain(member))
+    elif get_args(value):
+        yield "One of " + ", ".join(f"`{getattr(choice, '__name__', choice)}`" for choice in get_args(value)) + "."
     elif callable(value):
         yield f"```python\n{_signature(value.__name__, value)}\n```"
         yield from _docstring(value)
-    elif get_args(value):
-        yield "One of " + ", ".join(f"`{getattr(choice, '__name__', choice)}`" for choice in get_args(value)) + "."
     else:
         yield f"`{value!r}`"
 
@@ -170,19 +170,28 @@ def _is_field(owner: type, name: str) -> bool:
 def _signature(name: str, value: Callable[..., Any]) -> str:
     """The call, one parameter a line if it does not fit on one."""
     signature = inspect.signature(value)
-    flat = f"{name}{signature}".replace("'", "")
-    if len(flat) <= 100:
-        return flat
+    returns = signature.return_annotation
+    arrow = "" if returns is inspect.Signature.empty else f" -> {returns}"
     lines = []
     keyword_only = False
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not keyword_only:
             keyword_only = True
-            lines.append("    *,")
-        lines.append(f"    {parameter},".replace("'", ""))
-    returns = signature.return_annotation
-    arrow = "" if returns is inspect.Signature.empty else f" -> {returns}".replace("'", "")
-    return f"{name}(\n" + "\n".join(lines) + f"\n){arrow}"
+            lines.append("*")
+        lines.append(_parameter(parameter))
+    flat = f"{name}({', '.join(lines)}){arrow}"
+    if len(flat) <= 100:
+        return flat
+    return f"{name}(\n" + "".join(f"    {line},\n" for line in lines) + f"){arrow}"
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    """A parameter as its source has it: annotations are texts here, and only defaults keep their quotes."""
+    if parameter.annotation is inspect.Parameter.empty:
+        return str(parameter)
+    text = f"{parameter.replace(annotation=inspect.Parameter.empty, default=inspect.Parameter.empty)}"
+    text += f": {parameter.annotation}"
+    return text if parameter.default is inspect.Parameter.empty else f"{text} = {parameter.default!r}"
 
 
 def _docstring(value: Any, *, first_paragraph: bool = False) -> Iterator[str]:

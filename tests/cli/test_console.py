@@ -87,3 +87,17 @@ def test_byte_progress_is_a_bar_in_a_terminal(
     err = capsys.readouterr().err
     assert "copy" in err
     assert "2.0/2.0 KiB" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "printed"),
+    [
+        ("Pass missing='mask', or 'drop'.", "Pass --missing mask, or 'drop'."),
+        ('memory="648MiB" would do.', "--memory 648MiB would do."),
+        ("expert_memory='0%' is not a share.", "--expert-memory 0% is not a share."),
+        ("out of memory; missing file 'x'", "out of memory; missing file 'x'"),
+    ],
+)
+def test_errors_name_options_and_not_parameters(said: str, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_error(said)
+    assert capsys.readouterr().err == f"Error: {printed}\n"

@@ -91,6 +91,14 @@ def test_an_error_is_one_message_and_code_1(coterie, failing) -> None:
     assert outcome.err == "Error: There is no store at [x]. Extract one.\n"
 
 
+def test_no_permission_is_a_message_with_the_path(coterie, failing) -> None:
+    failing(PermissionError(13, "Permission denied", "/some/where"))
+    outcome = coterie("fail")
+    assert outcome.code == 1
+    assert "/some/where: Permission denied" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
 def test_wrong_usage_is_code_2(coterie, failing) -> None:
     failing(UsageError("No such size."))
     assert coterie("fail").code == 2

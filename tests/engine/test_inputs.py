@@ -93,7 +93,7 @@ def test_batches_are_padded_on_the_left(processors, data):
 @pytest.mark.parametrize(
     ("text", "images", "message"),
     [
-        ("", [], "Prompt 0 is empty"),
+        ("", [], "The prompt is empty"),
         (["a", ""], [], "Prompt 1 is empty"),
         ([], [], "There is no prompt"),
         (f"{PICTURE}", [], r"mentions 1 picture\(s\), but 0 were given"),
