@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,8 +51,9 @@ class BankCounters:
     evictions: int = 0
     absent: int = 0
 
-    def add(self, stats: LeaseStats, *, decode: bool) -> None:
-        """Adds one lease's figures."""
+    def add(self, stats: LeaseStats, absent: int, *, decode: bool) -> None:
+        """Adds one lease's figures and how many chosen pairs were absent."""
+        self.absent += absent
         self.requested += stats.requested
         self.hits += stats.hits
         self.misses += stats.misses
@@ -84,6 +86,7 @@ class StreamedBank:
     ) -> None:
         self.bank = bank
         self.counters = BankCounters()
+        self._lock = threading.Lock()
         self.missing = missing
         self._clock = clock
         self._module = module
@@ -118,7 +121,6 @@ class StreamedBank:
         absent = 0
         if self.missing is not None:
             top_k_index_TK, top_k_weights_TK, absent = self.missing(top_k_index_TK, top_k_weights_TK)
-            self.counters.absent += absent
         # Under autocast, linear casts and other products do not.
         if self._common and hidden_TD.shape[0] == 1 and not torch.is_autocast_enabled("cpu"):
             result, stats = self._forward_token(hidden_TD, top_k_index_TK, top_k_weights_TK)
@@ -126,7 +128,8 @@ class StreamedBank:
             result, stats = self._forward_rows(hidden_TD, top_k_index_TK, top_k_weights_TK)
         else:
             result, stats = self._forward_class(hidden_TD, top_k_index_TK, top_k_weights_TK)
-        self.counters.add(stats, decode=self._clock.phase == "decode")
+        with self._lock:
+            self.counters.add(stats, absent, decode=self._clock.phase == "decode")
         if observers:
             self._report(stats, absent)
         return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,24 +14,39 @@ from coterie.errors import ContextLengthError
 from coterie.spec import Observer, Phase, StepStarted
 
 
+class _CurrentPass(threading.local):
+    step = -1
+    phase: Phase = "prefill"
+
+
 class StepClock:
-    """Counts the forward passes of one component and announces them.
+    """Counts the forward passes of one component and announces them. Each thread has its own current pass.
 
     Attributes:
         component: Name of the component.
-        step: Number of the current forward pass, from 0; -1 before the first.
-        phase: ``prefill`` or ``decode``.
+        tokens: Phase → tokens computed.
         max_context: Tokens (sequences × length) that the memory budget was made for; None for no limit.
         observers: Who is told; shared with the banks.
     """
 
     def __init__(self, component: str, observers: list[Observer]) -> None:
         self.component = component
-        self.step = -1
-        self.phase: Phase = "prefill"
         self.max_context: int | None = None
         self.observers = observers
-        self.tokens = {"prefill": 0, "decode": 0}
+        self.tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
+        self._numbers = itertools.count()
+        self._current = _CurrentPass()
+        self._lock = threading.Lock()
+
+    @property
+    def step(self) -> int:
+        """Number of this thread's forward pass, from 0; -1 before its first."""
+        return self._current.step
+
+    @property
+    def phase(self) -> Phase:
+        """Phase of this thread's forward pass."""
+        return self._current.phase
 
     def install(self, module: nn.Module) -> None:
         """Watches the forward passes of ``module``, the component's outermost module."""
@@ -52,14 +69,15 @@ class StepClock:
                 tokens=batch * (cached + tokens),
                 max_context=self.max_context,
             )
-        self.step += 1
-        self.phase = "decode" if tokens == 1 and cached else "prefill"
-        self.tokens[self.phase] += batch * tokens
+        phase: Phase = "decode" if tokens == 1 and cached else "prefill"
+        self._current.step, self._current.phase = next(self._numbers), phase
+        with self._lock:
+            self.tokens[phase] += batch * tokens
         if self.observers:
             event = StepStarted(
                 step=self.step,
                 component=self.component,
-                phase=self.phase,
+                phase=phase,
                 batch=batch,
                 tokens=tokens,
                 input_ids=None if ids is None else np.asarray(ids.detach().to("cpu", torch.int64).numpy()),
