@@ -94,7 +94,7 @@ def test_batches_are_padded_on_the_left(processors, data):
     ("text", "images", "message"),
     [
         ("", [], "The prompt is empty"),
-        (["a", ""], [], "Prompt 1 is empty"),
+        (["a", ""], [], "Prompt 2 of 2 is empty"),
         ([], [], "There is no prompt"),
         (f"{PICTURE}", [], r"mentions 1 picture\(s\), but 0 were given"),
         (f"{PICTURE}", ["sandal.png"] * 2, r"mentions 1 picture\(s\), but 2 were given"),
