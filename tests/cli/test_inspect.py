@@ -21,7 +21,7 @@ def test_page_shows_completeness_by_layer_and_what_a_budget_holds(coterie, store
 
 
 def test_a_budget_that_is_too_small(coterie, store: str) -> None:
-    assert "That is too little: at least" in coterie("inspect", store, "--memory", "350MB").out
+    assert "That is too little: about" in coterie("inspect", store, "--memory", "350MB").out
 
 
 def test_json(coterie, store: str) -> None:

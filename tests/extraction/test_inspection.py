@@ -51,18 +51,29 @@ def test_what_a_budget_holds() -> None:
     sizes = [100] * 10
 
     def fit(left: int):
-        return memory_fit(PROCESS_NBYTES + 50 + left, dense_nbytes=50, record_sizes=sizes, working_set_nbytes=200)
+        return memory_fit(
+            PROCESS_NBYTES + 50 + 7 + left,
+            dense_nbytes=50,
+            context=1,
+            context_nbytes=7,
+            record_sizes=sizes,
+            working_set_nbytes=200,
+        )
 
     assert (fit(450).experts, fit(450).share, fit(450).enough, fit(450).comfortable) == (4, 0.4, True, True)
     assert (fit(399).experts, fit(399).comfortable) == (3, False)
     assert not fit(199).enough
     assert (fit(5000).experts, fit(5000).share) == (10, 1.0)
-    nothing = memory_fit(1, dense_nbytes=50, record_sizes=sizes, working_set_nbytes=200)
+    assert fit(199).minimum == PROCESS_NBYTES + 50 + 7 + 200
+    nothing = memory_fit(1, dense_nbytes=50, context=1, context_nbytes=7, record_sizes=sizes, working_set_nbytes=200)
     assert (nothing.expert_nbytes, nothing.experts, nothing.enough) == (0, 0, False)
 
 
 def test_the_budget_is_a_size(moe: Path) -> None:
-    assert inspect(moe, memory="1GiB").memory.memory == 2**30
+    found = inspect(moe, memory="1GiB").memory
+    assert found.memory == 2**30
+    left = found.memory - found.process_nbytes - found.dense_nbytes - found.context_nbytes
+    assert found.expert_nbytes == left
     assert inspect(moe).memory is None
     with pytest.raises(UsageError, match="'lots' is not a size"):
         inspect(moe, memory="lots")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.errors import MemoryBudgetError
-from coterie.plan.budget import ContextShape, MemoryPlan, plan_memory
-from coterie.spec import parse_bytes
+from coterie.plan.budget import MemoryPlan, plan_memory
+from coterie.spec import ContextShape, parse_bytes
 
 MIB = 1 << 20
 SHAPE = ContextShape(

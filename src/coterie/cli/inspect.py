@@ -120,10 +120,11 @@ def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
     out.print()
     out.print(
         f"A budget of {format_bytes(fit.memory)} leaves {format_bytes(fit.expert_nbytes)} for experts, after "
-        f"{format_bytes(fit.process_nbytes)} for the process and {format_bytes(fit.dense_nbytes)} for the dense part."
+        f"{format_bytes(fit.process_nbytes)} for the process, {format_bytes(fit.dense_nbytes)} for the dense part and "
+        f"{format_bytes(fit.context_nbytes)} for a context of {fit.context} tokens, compiled kernels and a margin."
     )
     if not fit.enough:
-        out.print(f"That is too little: at least {format_bytes(report.minimum_nbytes)} are needed.", style="red")
+        out.print(f"That is too little: about {format_bytes(fit.minimum)} are needed.", style="red")
         return
     out.print(f"It holds {fit.experts} of {report.present} experts, {fit.share:.0%} of their bytes.")
     if not fit.comfortable:

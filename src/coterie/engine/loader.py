@@ -13,9 +13,10 @@ import torch
 from coterie.cache import ExpertCache, minimum_capacity
 from coterie.engine.promises import promise, promised_nbytes
 from coterie.engine.runtime import Runtime
-from coterie.engine.shape import context_shape, default_context
 from coterie.engine.source import ModelSource, open_source
 from coterie.errors import CoverageError, LoadError, MemoryBudgetError, UnsupportedError, UsageError
+from coterie.eviction import make_policy
+from coterie.hf.context import context_shape, default_context
 from coterie.hf.experts import IMPLEMENTATION
 from coterie.integration import (
     Attachment,
@@ -86,7 +87,14 @@ def load(
     Raises:
         CoterieError: Its subclasses name what is wrong; see :mod:`coterie.errors`.
     """
-    _check_arguments(device, missing, threads, max_context)
+    _check_arguments(
+        device=device,
+        missing=missing,
+        eviction=eviction,
+        expert_memory=expert_memory,
+        threads=threads,
+        max_context=max_context,
+    )
     # One at a time: what is free is measured and then promised, and transformers changes torch's default dtype.
     with _LOADING:
         model = _load(
@@ -171,12 +179,23 @@ def _load(
     return model
 
 
-def _check_arguments(device: str, missing: str | None, threads: int | None, max_context: int | None) -> None:
+def _check_arguments(
+    *,
+    device: str,
+    missing: str | None,
+    eviction: str,
+    expert_memory: str | int | None,
+    threads: int | None,
+    max_context: int | None,
+) -> None:
     if device != "cpu":
         raise UnsupportedError(
             f"device={device!r} is not supported.", advice='Only "cpu" has been run; leave device out.', device=device
         )
     check_missing(missing)
+    make_policy(eviction)
+    if expert_memory is not None:
+        _expert_memory(expert_memory, 1)
     for name, value in (("threads", threads), ("max_context", max_context)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
@@ -233,7 +252,7 @@ def _capacity(source: ModelSource, plan: MemoryPlan | None, expert_memory: str |
         if plan is None:
             raise LoadError("Neither a budget nor expert memory is known.")
         return plan.arena
-    wanted = _expert_bytes(source, expert_memory)
+    wanted = _expert_memory(expert_memory, source.all_expert_nbytes)
     if plan is not None and wanted > plan.arena:
         raise MemoryBudgetError(
             f"expert_memory={expert_memory!r} is {format_bytes(wanted)}, the memory budget leaves "
@@ -252,7 +271,8 @@ def _capacity(source: ModelSource, plan: MemoryPlan | None, expert_memory: str |
     return wanted
 
 
-def _expert_bytes(source: ModelSource, expert_memory: str | int) -> int:
+def _expert_memory(expert_memory: str | int, total: int) -> int:
+    """Bytes, or a share of ``total`` of them."""
     if isinstance(expert_memory, str) and expert_memory.strip().endswith("%"):
         text = expert_memory.strip()[:-1]
         try:
@@ -263,7 +283,7 @@ def _expert_bytes(source: ModelSource, expert_memory: str | int) -> int:
             raise UsageError(
                 f"expert_memory={expert_memory!r} is not a share.", advice="Write it like '25%' or '2GiB'.", got=text
             )
-        return int(share * source.all_expert_nbytes)
+        return int(share * total)
     return parse_bytes(expert_memory, what="expert memory")
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from coterie.checkpoint import Checkpoint
 from coterie.extraction.models import store_path
 from coterie.extraction.planning import NATIVE
+from coterie.hf.configs import config_dtype, load_config, resolve_model
+from coterie.hf.context import context_shape, default_context
+from coterie.plan.budget import context_nbytes
+from coterie.plan.compiled import compiled_kernels_nbytes
 from coterie.spec import parse_bytes
 from coterie.store import Store
 from coterie.store.names import MANIFEST
@@ -87,20 +93,26 @@ class MemoryFit:
         memory: The budget in bytes.
         process_nbytes: Taken by interpreter and libraries.
         dense_nbytes: Taken by everything that is not an expert.
+        context: Tokens that the rest is for.
+        context_nbytes: Set aside for them: keys and values, activations, compiled kernels, and a margin.
         expert_nbytes: Left for experts.
         experts: Experts that fit there, of those present.
         share: Of the bytes of all experts present, from 0 to 1.
         enough: Whether the model can run at all.
+        minimum: About the least budget with which it can.
         comfortable: Whether at least twice the working set is left, below which hits may be few.
     """
 
     memory: int
     process_nbytes: int
     dense_nbytes: int
+    context: int
+    context_nbytes: int
     expert_nbytes: int
     experts: int
     share: float
     enough: bool
+    minimum: int
     comfortable: bool
 
 
@@ -204,7 +216,15 @@ def inspect(
     return _inspect_checkpoint(Checkpoint.open(model, component=component, revision=revision, offline=offline), budget)
 
 
-def memory_fit(memory: int, *, dense_nbytes: int, record_sizes: list[int], working_set_nbytes: int) -> MemoryFit:
+def memory_fit(
+    memory: int,
+    *,
+    dense_nbytes: int,
+    context: int,
+    context_nbytes: int,
+    record_sizes: list[int],
+    working_set_nbytes: int,
+) -> MemoryFit:
     """What a budget would hold: ``memory - process - dense`` bytes are left for experts.
 
     The cache of keys and values, activations and buffers are not counted: they depend on the context that is asked
@@ -213,10 +233,13 @@ def memory_fit(memory: int, *, dense_nbytes: int, record_sizes: list[int], worki
     Args:
         memory: Budget for the process in bytes.
         dense_nbytes: Bytes of everything that is not an expert.
+        context: Tokens to provide for.
+        context_nbytes: Bytes to set aside for them.
         record_sizes: Bytes of the record of every expert present.
         working_set_nbytes: Bytes of one token's experts in all layers.
     """
-    left = max(0, memory - PROCESS_NBYTES - dense_nbytes)
+    rest = PROCESS_NBYTES + dense_nbytes + context_nbytes
+    left = max(0, memory - rest)
     experts = used = 0
     for nbytes in sorted(record_sizes):
         if used + nbytes > left:
@@ -228,10 +251,13 @@ def memory_fit(memory: int, *, dense_nbytes: int, record_sizes: list[int], worki
         memory=memory,
         process_nbytes=PROCESS_NBYTES,
         dense_nbytes=dense_nbytes,
+        context=context,
+        context_nbytes=context_nbytes,
         expert_nbytes=left,
         experts=experts,
         share=used / total if total else 1.0,
         enough=left >= _least_records(record_sizes),
+        minimum=rest + _least_records(record_sizes),
         comfortable=left >= min(total, 2 * working_set_nbytes),
     )
 
@@ -281,7 +307,22 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         ignored=manifest.ignored,
         records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
         budget=budget,
+        context=None if budget is None else _store_context(store, budget),
     )
+
+
+def _store_context(store: Store, budget: int) -> tuple[int, int]:
+    config = load_config(store.path)
+    model_class, part = resolve_model(config, store.manifest.model.component)
+    dtype = getattr(torch, config_dtype(part) or config_dtype(config) or "float32")
+    return _context(part, dtype, model_class, budget)
+
+
+def _context(config: Any, dtype: torch.dtype, model_class: type[Any], budget: int) -> tuple[int, int]:
+    """Tokens that loading provides for by default, and the bytes that it sets aside for them."""
+    tokens = default_context(config)
+    shape = context_shape(config, dtype, model_class)
+    return tokens, context_nbytes(shape, tokens, budget=budget, compiled_kernels=compiled_kernels_nbytes(budget))
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectReport:
@@ -322,6 +363,9 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         ignored=ignored,
         records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
         budget=budget,
+        context=None
+        if budget is None
+        else _context(checkpoint.skeleton.config, checkpoint.dtype, type(checkpoint.skeleton), budget),
     )
 
 
@@ -334,14 +378,22 @@ def _report(
     ignored: tuple[str, ...],
     records: list[int],
     budget: int | None,
+    context: tuple[int, int] | None,
 ) -> InspectReport:
     working_set = sum(bank.working_set_nbytes for bank in banks)
     known = all(bank.record_nbytes for bank in banks if bank.experts)
     full = dense_nbytes + sum(bank.full_nbytes for bank in banks)
     experts, present = sum(bank.experts for bank in banks), sum(bank.present for bank in banks)
     fit = None
-    if budget is not None:
-        fit = memory_fit(budget, dense_nbytes=dense_nbytes, record_sizes=records, working_set_nbytes=working_set)
+    if budget is not None and context is not None:
+        fit = memory_fit(
+            budget,
+            dense_nbytes=dense_nbytes,
+            context=context[0],
+            context_nbytes=context[1],
+            record_sizes=records,
+            working_set_nbytes=working_set,
+        )
     return InspectReport(
         model=model,
         complete=present == experts,

@@ -1,5 +1,6 @@
 """Keys, layouts, sizes and events: frozen values that every other package may use. No torch."""
 
+from coterie.spec.context import ContextShape
 from coterie.spec.events import Event, ExpertsSelected, ExpertsServed, Observer, Phase, StepStarted
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
@@ -11,6 +12,7 @@ __all__ = [
     "FIELD_ALIGNMENT",
     "RECORD_ALIGNMENT",
     "BankKey",
+    "ContextShape",
     "Event",
     "ExpertKey",
     "ExpertSource",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coterie.plan.budget import ContextShape
+from coterie.spec import ContextShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from coterie.engine.shape import context_shape
+from coterie.hf.context import context_shape
 
 
 def shape_of(config: str, model: str, **settings: int):
