@@ -57,7 +57,7 @@ def one_token(
     order = ids.argsort()
     gate_ups = [module.gate_up_proj[e].clone() for e in ids[order]]
     downs = [module.down_proj[e].clone() for e in ids[order]]
-    return kernel(hidden, gate_ups, downs, weights[0, order], module.act_fn), expected
+    return kernel(hidden, gate_ups, downs, weights[0, order], module.act_fn, range(len(order))), expected
 
 
 @settings(max_examples=60, deadline=None)

@@ -140,34 +140,28 @@ class StreamedBank:
         """One token: no grouping, no padding; a single lock operation if all its experts are resident."""
         ids = index_1K.tolist()[0]
         order = sorted(range(len(ids)), key=ids.__getitem__)
-        chosen = [ids[slot] for slot in order]
-        if chosen[-1] >= self.bank.num_experts:
-            keep = [i for i, expert in enumerate(chosen) if expert < self.bank.num_experts]
-            order, chosen = [order[i] for i in keep], [chosen[i] for i in keep]
-        if not chosen:
-            return torch.zeros_like(hidden_1D), LeaseStats()
-        if len(set(chosen)) < len(chosen):
+        if ids[order[-1]] >= self.bank.num_experts or len(set(ids)) < len(ids):
             return self._forward_rows(hidden_1D, index_1K, weights_1K)
+        keys = [self._keys[expert] for expert in ids]
         cache = self._require_cache()
-        keys = [self._keys[expert] for expert in chosen]
-        weights_K = weights_1K[0, order]
         held = cache.try_hold(keys)
         if held is not None:
             with held:
-                result = self._token(hidden_1D, held.tensors, weights_K)
+                result = self._token(hidden_1D, held.tensors, weights_1K[0], order)
             return result, LeaseStats(requested=len(keys), hits=len(keys))
         with cache.lease(keys, phase=self._clock.phase) as lease:
             if lease.together and not self._overlap_pays(hidden_1D):
                 arrived = dict(lease)
-                return self._token(hidden_1D, [arrived[key] for key in keys], weights_K), lease.stats
-            outputs = Accumulator(hidden_1D, chosen)
-            place = {expert: slot for slot, expert in enumerate(chosen)}
+                result = self._token(hidden_1D, [arrived[key] for key in keys], weights_1K[0], order)
+                return result, lease.stats
+            outputs = Accumulator(hidden_1D, [ids[slot] for slot in order])
+            place = {expert: slot for slot, expert in enumerate(ids)}
             token = torch.zeros(1, dtype=torch.int64)
             for key, tensors in lease:
                 slot = place[key.expert]
                 gate_up, down = self._cast(tensors)
                 rows = swiglu_rows(hidden_1D, gate_up, down, self._activation_function)
-                outputs.add(key.expert, token, rows * weights_K[slot : slot + 1, None])
+                outputs.add(key.expert, token, rows * weights_1K[:, slot : slot + 1])
             return outputs.result_TD, lease.stats
 
     def _overlap_pays(self, hidden_1D: torch.Tensor) -> bool:
@@ -175,11 +169,16 @@ class StreamedBank:
         return self.bank.parameters["gate_up_proj"][0] * hidden_1D.shape[1] >= 1 << 18
 
     def _token(
-        self, hidden_1D: torch.Tensor, tensors: list[tuple[torch.Tensor, ...]], weights_K: torch.Tensor
+        self,
+        hidden_1D: torch.Tensor,
+        tensors: list[tuple[torch.Tensor, ...]],
+        weights_K: torch.Tensor,
+        order: list[int],
     ) -> torch.Tensor:
         pairs = [self._cast(fields) for fields in tensors] if self._casts else tensors
         kernel = self._kernels.get((len(pairs), rounding_settings())) or self._choose_kernel(len(pairs))
-        return kernel(hidden_1D, [p[0] for p in pairs], [p[1] for p in pairs], weights_K, self._activation_function)
+        gate_ups, downs = zip(*pairs, strict=True)
+        return kernel(hidden_1D, gate_ups, downs, weights_K, self._activation_function, order)
 
     def _choose_kernel(self, count: int) -> TokenKernel:
         """Which routines round as the eager forward does can depend on how many experts there are, and on settings."""

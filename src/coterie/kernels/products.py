@@ -45,7 +45,7 @@ def by_vector(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tens
 
 def by_batch(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """One ``bmm`` over the weights copied together."""
-    stacked = torch.stack(tuple(weights)).transpose(1, 2)
+    stacked = torch.stack(tuple(weights)).mT
     return torch.bmm(rows.unsqueeze(1).expand(len(weights), 1, rows.shape[1]), stacked).squeeze(1)
 
 

@@ -53,15 +53,17 @@ class TokenKernel:
         downs: Sequence[torch.Tensor],
         weights_K: torch.Tensor,
         activation: Activation,
+        order: Sequence[int],
     ) -> torch.Tensor:
-        """Computes the experts in the order given, which must be ascending id; returns [1, D].
+        """Computes the experts and adds them up in ``order``; returns [1, D].
 
         Args:
             token_1D: The token.
-            gate_ups: K tensors [2F, D].
-            downs: K tensors [D, F].
+            gate_ups: K tensors [2F, D], in any order of experts.
+            downs: K tensors [D, F], in the same order.
             weights_K: Gate weights in the same order.
             activation: The class's activation function.
+            order: Positions of the experts in ascending id.
         """
         if len(gate_ups) * self._width > _ELEMENTWISE_GRAIN:
             rows = [swiglu_rows(token_1D, up, down, activation) for up, down in zip(gate_ups, downs, strict=True)]
@@ -69,10 +71,13 @@ class TokenKernel:
         else:
             gate_KF, up_KF = self._up(token_1D, gate_ups).chunk(2, dim=-1)
             outputs_KD = self._down(activation(gate_KF) * up_KF, downs)
-        weighted_KD = (outputs_KD * weights_K.unsqueeze(1)).to(token_1D.dtype)
+        weighted_KD = outputs_KD * weights_K.unsqueeze(1)
+        if weighted_KD.dtype != token_1D.dtype:
+            weighted_KD = weighted_KD.to(token_1D.dtype)
+        weighted = weighted_KD.unbind(0)
         result_1D = torch.zeros_like(token_1D)
-        for row_1D in torch.split(weighted_KD, 1):
-            result_1D.add_(row_1D)
+        for position in order:
+            result_1D.add_(weighted[position])
         return result_1D
 
 
