@@ -53,7 +53,7 @@ def main() -> int:
     report = Report("decode", "Decoding the bundled model, all experts resident", work=given.work_dir.parent,
                     quick=given.quick)  # fmt: skip
     models = open_models()
-    tokens, rounds = (16, 3) if given.quick else (96, 25)
+    tokens, rounds = (16, 3) if given.quick else (32, 15)
     prompt = torch.randint(16, 200, (1, 16), generator=torch.Generator().manual_seed(0))
 
     def decoding(name: str) -> Callable[[], float]:

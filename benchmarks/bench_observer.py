@@ -107,7 +107,7 @@ def main() -> int:
     model = load(store, expert_memory="100%", threads=given.threads)
     stepper = Stepper(model, prompt=32)
     kinds = observers(model)
-    rounds = 20 if given.quick else 150
+    rounds = 20 if given.quick else 60
     for _ in range(3 * dimensions.experts // dimensions.top_k):
         stepper.step(None)  # until nearly all experts are resident
     taken: dict[str, list[float]] = {name: [] for name in kinds}
