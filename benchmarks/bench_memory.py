@@ -186,9 +186,7 @@ def main() -> int:
                 report, store, 768 * MIB, 256 * MIB, Workload(prompts=(50, 256), tokens=8, context=288), rounds=1
             )
         else:
-            work = Workload(prompts=(100, 777, 2048), tokens=32, context=2112)
-            for budget in (2 * GIB, 3 * GIB):
-                generation(report, store, budget, GIB, work, rounds=2)
+            generation(report, store, 2 * GIB, GIB, Workload(prompts=(100, 2048), tokens=32, context=2112), rounds=3)
     except CgroupUnavailable as reason:
         raise SystemExit(f"This benchmark needs a memory cgroup (root, cgroup v1 or v2): {reason}.") from reason
     finally:
