@@ -84,7 +84,7 @@ def test_a_partial_store_does_not_open_by_itself(partial):
     assert (caught.value.present, caught.value.total) == (8, 16)
     text = str(caught.value)
     assert "8 of 16 experts" in text
-    assert "50 to 50 %" in text
+    assert "50% of each layer" in text
     assert all(f"'{policy}'" in text for policy in ("mask", "drop", "nearest", "error"))
 
 
