@@ -105,10 +105,12 @@ def main() -> int:
         table.rows.append(
             (name, f"{median:.2f}", f"{low:.2f} … {high:.2f}", f"{nbytes / median / 1e9:.2f}", f"{ratio:.2f}")
         )
-    ratio = timings.ratio(CALL, "cp + sync -f")
-    report.require(f"the extract call within {MOST} × cp", f"{ratio:.2f}", ratio <= MOST)
+    ratio = timings.ratio("coterie extract", "cp + sync -f")
+    call = timings.ratio(CALL, "cp + sync -f")
+    report.require(f"the whole command within {MOST} × cp", f"{ratio:.2f}", ratio <= MOST)
+    report.require(f"the extract call within {MOST} × cp", f"{call:.2f}", call <= MOST)
     report.require("peak memory below 1 GiB", f"{contest.peak / 2**20:.0f} MiB", contest.peak < GIB)
-    report.values.update({"ratio": ratio, "peak": contest.peak, "rounds": timings.rounds})
+    report.values.update({"ratio": ratio, "call": call, "peak": contest.peak, "rounds": timings.rounds})
     return report.finish()
 
 

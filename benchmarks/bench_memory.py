@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import statistics
 import sys
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ def generation(report: Report, store: Path, budget: int, more: int, work: Worklo
         for name in names[number % 3 :] + names[: number % 3]:
             memory, limit = cases[name]
             run = checked(run_in_cgroup(work.command(store, memory), limit, env={"PYTHONPATH": str(_HERE)}))
+            print(f"round {number + 1}, {name}: {run.seconds:.0f} s", file=sys.stderr, flush=True)
             runs[name].append(run)
             results[name].append(json.loads(run.stdout))
     if len({tuple(result["tokens"]) for each in results.values() for result in each}) != 1:
@@ -173,7 +175,11 @@ def decode_step(result: dict[str, Any]) -> float:
 
 def main() -> int:
     """Measures and reports."""
-    given = options(__doc__).parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    # Killed politely, it still removes what it made.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated."))
     wait_until_quiet(given.wait_quiet)
     report = Report("memory", "Memory budgets", work=given.work_dir.parent, quick=given.quick)
     dimensions = MEDIUM if given.quick else LARGE
@@ -186,7 +192,9 @@ def main() -> int:
                 report, store, 768 * MIB, 256 * MIB, Workload(prompts=(50, 256), tokens=8, context=288), rounds=1
             )
         else:
-            generation(report, store, 2 * GIB, GIB, Workload(prompts=(100, 2048), tokens=32, context=2112), rounds=3)
+            generation(
+                report, store, 2 * GIB, GIB, Workload(prompts=(100, 2048), tokens=32, context=2112), given.rounds
+            )
     except CgroupUnavailable as reason:
         raise SystemExit(f"This benchmark needs a memory cgroup (root, cgroup v1 or v2): {reason}.") from reason
     finally:
