@@ -89,7 +89,7 @@ def test_a_partial_store_does_not_open_by_itself(partial):
 
 
 def test_coverage_is_told_by_layer(partial):
-    with pytest.raises(CoverageError, match=r"10 of 16 experts.*25 to 100 %"):
+    with pytest.raises(CoverageError, match=r"10 of 16 experts.*25% to 100% of each layer"):
         load(partial("qwen3_moe", "0-1", "1"))
 
 

@@ -70,8 +70,9 @@ def test_what_a_budget_holds() -> None:
 
 
 def test_the_budget_is_a_size(moe: Path) -> None:
-    found = inspect(moe, memory="1GiB").memory
-    assert found.memory == 2**30
+    # Large enough also where an earlier test has filled the compiled kernels' caches, which are then counted in full.
+    found = inspect(moe, memory="4GiB").memory
+    assert found.memory == 2**32
     left = found.memory - found.process_nbytes - found.dense_nbytes - found.context_nbytes
     assert found.expert_nbytes == left
     assert inspect(moe).memory is None
