@@ -17,7 +17,7 @@ from coterie.hf.banks import ExpertBank
 from coterie.hf.experts import eager_forward, uses_common_forward
 from coterie.integration.clock import StepClock
 from coterie.integration.standin import ExpertCursor, StackedStandIn
-from coterie.kernels import Accumulator, TokenKernel, TokenKernels, group_by_expert, rounding_settings, swiglu_rows
+from coterie.kernels import Accumulator, TokenKernels, group_by_expert, swiglu_rows
 from coterie.routing import Routed
 from coterie.spec import ExpertsSelected, ExpertsServed
 
@@ -97,8 +97,7 @@ class StreamedBank:
         self._activation = getattr(module, "act_fn", None)
         self._dtypes = tuple(bank.dtypes.values())
         self._casts = False
-        self._kernels: dict[tuple[int, tuple[int, str]], TokenKernel] = {}
-        self._kernels_of_model = kernels
+        self._kernels = kernels
         self._replace_parameters()
 
     def connect(self, cache: ExpertCache, stored: tuple[torch.dtype, ...] | None) -> None:
@@ -176,21 +175,9 @@ class StreamedBank:
         order: list[int],
     ) -> torch.Tensor:
         pairs = [self._cast(fields) for fields in tensors] if self._casts else tensors
-        kernel = self._kernels.get((len(pairs), rounding_settings())) or self._choose_kernel(len(pairs))
+        kernel = self._kernels.get(pairs[0][0].shape, pairs[0][1].shape, len(pairs), self._dtypes[0])
         gate_ups, downs = zip(*pairs, strict=True)
         return kernel(hidden_1D, gate_ups, downs, weights_K, self._activation_function, order)
-
-    def _choose_kernel(self, count: int) -> TokenKernel:
-        """Which routines round as the eager forward does can depend on how many experts there are, and on settings."""
-        gate_up, down = self.bank.parameters.values()
-        kernel = self._kernels_of_model.get(
-            (gate_up[0], gate_up[1]),
-            (down[0], down[1]),
-            count,
-            self._dtypes[0],
-        )
-        self._kernels[count, rounding_settings()] = kernel
-        return kernel
 
     def _forward_rows(
         self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor

@@ -4,7 +4,7 @@ Shape suffixes: T tokens, D model dimension, F expert dimension, E experts, K ex
 """
 
 from coterie.kernels.grouping import Grouping, group_by_expert
-from coterie.kernels.swiglu import Accumulator, TokenKernel, TokenKernels, rounding_settings, swiglu_rows
+from coterie.kernels.swiglu import Accumulator, TokenKernel, TokenKernels, swiglu_rows
 
 __all__ = [
     "Accumulator",
@@ -12,6 +12,5 @@ __all__ = [
     "TokenKernel",
     "TokenKernels",
     "group_by_expert",
-    "rounding_settings",
     "swiglu_rows",
 ]

@@ -49,7 +49,7 @@ def by_batch(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tenso
     return torch.bmm(rows.unsqueeze(1).expand(len(weights), 1, rows.shape[1]), stacked).squeeze(1)
 
 
-def exact_products(weight_shape: tuple[int, int], count: int, dtype: torch.dtype, *, shared_row: bool) -> Products:
+def exact_products(weight_shape: tuple[int, ...], count: int, dtype: torch.dtype, *, shared_row: bool) -> Products:
     """The way that is expected to be fastest among those that round as ``linear`` does here.
 
     Args:
@@ -85,7 +85,7 @@ class _Telling:
         weights: Two of shape [m, n].
     """
 
-    def __init__(self, weight_shape: tuple[int, int], dtype: torch.dtype) -> None:
+    def __init__(self, weight_shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._generator = torch.Generator().manual_seed(0)
         width = weight_shape[1]

@@ -40,7 +40,7 @@ class TokenKernel:
     """
 
     def __init__(
-        self, gate_up_shape: tuple[int, int], down_shape: tuple[int, int], top_k: int, dtype: torch.dtype
+        self, gate_up_shape: tuple[int, ...], down_shape: tuple[int, ...], top_k: int, dtype: torch.dtype
     ) -> None:
         self._up = exact_products(gate_up_shape, top_k, dtype, shared_row=True)
         self._down = exact_products(down_shape, top_k, dtype, shared_row=False)
@@ -81,7 +81,7 @@ class TokenKernel:
         return result_1D
 
 
-def rounding_settings() -> tuple[int, str]:
+def _rounding_settings() -> tuple[int, str]:
     """What of torch's settings decides how products round: the number of threads, and the precision of float32."""
     return torch.get_num_threads(), torch.get_float32_matmul_precision()
 
@@ -93,10 +93,10 @@ class TokenKernels:
         self._made: dict[tuple[object, ...], TokenKernel] = {}
 
     def get(
-        self, gate_up_shape: tuple[int, int], down_shape: tuple[int, int], top_k: int, dtype: torch.dtype
+        self, gate_up_shape: tuple[int, ...], down_shape: tuple[int, ...], top_k: int, dtype: torch.dtype
     ) -> TokenKernel:
         """The kernel for a shape under torch's present settings, on which rounding can depend."""
-        place = (gate_up_shape, down_shape, top_k, dtype, rounding_settings())
+        place = (gate_up_shape, down_shape, top_k, dtype, _rounding_settings())
         kernel = self._made.get(place)
         if kernel is None:
             kernel = self._made[place] = TokenKernel(gate_up_shape, down_shape, top_k, dtype)

@@ -54,6 +54,17 @@ class BankPlan:
     experts: tuple[PlannedExpert, ...]
     weightless: tuple[int, ...] = ()
 
+    def bank(self, segments: tuple[Segment, ...]) -> Bank:
+        """What the manifest says of the bank when it has these segments."""
+        return Bank(
+            key=self.key,
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+            sources=self.sources,
+            weightless=self.weightless,
+            segments=segments,
+        )
+
     def segment(self, number: int, present: Mapping[int, Record]) -> SegmentPlan | None:
         """The file for those of the experts that are not present yet; None if all are."""
         chosen = sorted(
@@ -150,16 +161,7 @@ class StorePlan:
         banks: list[Bank] = []
         for plan in sorted(self.banks, key=lambda bank: bank.key):
             segment = plan.segment(0, {})
-            banks.append(
-                Bank(
-                    key=plan.key,
-                    num_experts=plan.num_experts,
-                    top_k=plan.top_k,
-                    sources=plan.sources,
-                    weightless=plan.weightless,
-                    segments=() if segment is None else (segment.segment,),
-                )
-            )
+            banks.append(plan.bank(() if segment is None else (segment.segment,)))
         draft = Manifest(
             model=self.model,
             source=self.source,

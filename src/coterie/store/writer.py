@@ -260,17 +260,7 @@ class StoreWriter:
     def _all_banks(self) -> tuple[Bank, ...]:
         if self._base is not None:
             return self._base.banks
-        return tuple(
-            Bank(
-                key=plan.key,
-                num_experts=plan.num_experts,
-                top_k=plan.top_k,
-                sources=plan.sources,
-                weightless=plan.weightless,
-                segments=(),
-            )
-            for plan in sorted(self.plan.banks, key=lambda bank: bank.key)
-        )
+        return tuple(plan.bank(()) for plan in sorted(self.plan.banks, key=lambda bank: bank.key))
 
     def _bank(self, bank: Bank) -> Bank:
         """The bank with its new segment, if it has one."""
