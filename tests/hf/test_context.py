@@ -4,7 +4,8 @@ import pytest
 import torch
 import transformers
 
-from coterie.hf.context import context_shape
+from coterie.hf.context import context_shape, text_configs
+from zoo import ZOO
 
 
 def shape_of(config: str, model: str, **settings: int):
@@ -32,3 +33,11 @@ def test_latent_attention_of_one_width_is_fused() -> None:
 def test_an_omni_model_makes_the_logits_of_every_token() -> None:
     assert shape_of("Qwen3OmniMoeThinkerConfig", "Qwen3OmniMoeThinkerForConditionalGeneration").all_logits
     assert not shape_of("Qwen3MoeConfig", "Qwen3MoeForCausalLM").all_logits
+
+
+def test_every_part_with_a_cache_counts() -> None:
+    whole = ZOO["qwen3_omni"].config()
+    talker = [whole.talker_config.text_config, whole.talker_config.code_predictor_config]
+    assert text_configs(whole) == [whole.thinker_config.text_config, *talker]
+    assert text_configs(whole.thinker_config) == [whole.thinker_config.text_config]
+    assert text_configs(whole.talker_config) == talker

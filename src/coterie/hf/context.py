@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from coterie.hf.configs import COMPONENTS
 from coterie.spec import ContextShape
 
 if TYPE_CHECKING:
@@ -15,23 +16,16 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 4096
 """Tokens that a budget provides for where the caller states none and the model allows them."""
 
-_TEXT_PARTS = (
-    ("thinker_config", "text_config"),
-    ("talker_config", "text_config"),
-    ("talker_config", "code_predictor_config"),
-)
-
 
 def text_configs(config: PreTrainedConfig) -> list[Any]:
     """The configurations of every part that keeps a cache of keys and values."""
-    found = []
-    for outer, inner in _TEXT_PARTS:
-        part = getattr(getattr(config, outer, None), inner, None)
-        if part is None and outer == "talker_config":
-            part = getattr(config, inner, None) if inner != "text_config" else None
-        if part is not None:
-            found.append(part)
-    return found or [config.get_text_config(decoder=True)]
+    holders = [getattr(config, f"{name}_config", None) for name in COMPONENTS]
+    found: list[Any] = []
+    for holder in [part for part in holders if part is not None] or [config]:
+        found.append(holder.get_text_config(decoder=True))
+        if hasattr(holder, "code_predictor_config"):
+            found.append(holder.code_predictor_config)
+    return found
 
 
 def default_context(config: PreTrainedConfig) -> int:
