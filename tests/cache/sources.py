@@ -6,7 +6,7 @@ import threading
 import torch
 import xxhash
 
-from coterie.cache import TORCH_DTYPES
+from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.spec import ExpertKey, Extent, RecordLayout
 
 SMALL = RecordLayout.build("gate_up|down", [("gate_up_proj", "BF16", (24, 40)), ("down_proj", "BF16", (40, 12))])

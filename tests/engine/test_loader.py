@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from coterie.engine import load
+from coterie.engine import load, open_source
 from coterie.errors import (
     CheckpointError,
     CheckpointFileError,
@@ -450,3 +450,9 @@ def test_a_store_with_a_truncated_segment_is_refused(store):
     segment.write_bytes(segment.read_bytes()[:-4096])
     with pytest.raises(StoreFormatError, match=segment.name):
         load(store)
+
+
+def test_home_is_expanded_for_stores(zoo_store, monkeypatch):
+    store = zoo_store("qwen3_moe", torch.bfloat16)
+    monkeypatch.setenv("HOME", str(store.parent))
+    assert open_source(f"~/{store.name}").directory == store

@@ -4,11 +4,10 @@ from coterie.cache.arena import SlotArena
 from coterie.cache.cache import ExpertCache, minimum_capacity
 from coterie.cache.lease import Held, Lease, Tensors
 from coterie.cache.reads import RecordReader
-from coterie.cache.slots import TORCH_DTYPES, Slot
+from coterie.cache.slots import Slot
 from coterie.cache.statistics import CacheStats, LeaseStats
 
 __all__ = [
-    "TORCH_DTYPES",
     "CacheStats",
     "ExpertCache",
     "Held",

@@ -2,7 +2,7 @@
 
 from coterie.checkpoint.checkpoint import Checkpoint, CheckpointBank, model_dtype
 from coterie.checkpoint.headers import TensorInfo, read_header
-from coterie.checkpoint.location import BUNDLED, Location
+from coterie.checkpoint.location import BUNDLED, Location, resolve_path
 from coterie.checkpoint.reading import LazyTensor, read_tensor
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "model_dtype",
     "read_header",
     "read_tensor",
+    "resolve_path",
 ]

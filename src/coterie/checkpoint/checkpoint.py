@@ -16,9 +16,10 @@ from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import LazyTensor, read_tensor
 from coterie.errors import CheckpointFileError, TensorMissingError, UnclaimedTensorError
-from coterie.hf.banks import TORCH_DTYPES, ExpertBank
+from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, config_dtype, load_config, resolve_model
 from coterie.hf.decoding import decode_field, is_plain
+from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.keymap import FieldSource, KeyMap, map_keys
 from coterie.hf.skeleton import build_skeleton
 from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
@@ -307,8 +308,8 @@ def model_dtype(
         if isinstance(dtype, torch.dtype):
             return dtype
     for info in tensors.values():
-        dtype = TORCH_DTYPES.get(info.dtype)
-        if dtype is not None and dtype.is_floating_point:
+        dtype = TORCH_DTYPES[info.dtype]
+        if dtype.is_floating_point:
             return dtype
     return torch.float32
 

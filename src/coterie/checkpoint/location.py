@@ -30,6 +30,12 @@ BUNDLED = "bundled"
 """The name under which the checkpoint in the package is opened; a directory of that name is ``./bundled``."""
 
 
+def resolve_path(path: str | Path) -> str | Path:
+    """Replaces the name ``bundled`` by the directory in the package; leaves everything else as it is."""
+    # Only the bare text: Path("./bundled") is the same path as Path("bundled"), and means the directory.
+    return Path(__file__).parents[1] / BUNDLED if path == BUNDLED else path
+
+
 @dataclass(slots=True, kw_only=True)
 class Location:
     """Where a checkpoint's files are.
@@ -56,8 +62,7 @@ class Location:
         Raises:
             CheckpointNotFoundError: If there is neither.
         """
-        # Only the bare text: Path("./bundled") is the same path as Path("bundled"), and means the directory.
-        directory = Path(__file__).parents[1] / BUNDLED if path_or_id == BUNDLED else Path(path_or_id)
+        directory = Path(resolve_path(path_or_id))
         if directory.is_dir():
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
         text = str(path_or_id)

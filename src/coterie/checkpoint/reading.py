@@ -9,7 +9,7 @@ import torch
 
 from coterie.checkpoint.headers import TensorInfo
 from coterie.errors import CheckpointFileError
-from coterie.hf.banks import TORCH_DTYPES
+from coterie.hf.dtypes import TORCH_DTYPES
 
 _CHUNK = 64 << 20
 
@@ -25,22 +25,24 @@ def read_tensor(info: TensorInfo, index: int | None = None) -> torch.Tensor:
         index: If given, only ``[index : index + 1]`` of the first dimension.
 
     Raises:
-        CheckpointFileError: If the file is shorter than its header says.
+        CheckpointFileError: If the file cannot be read or is shorter than its header says.
     """
     shape, offset, nbytes = info.shape, info.offset, info.nbytes
     if index is not None:
         nbytes //= shape[0]
         offset += index * nbytes
         shape = (1, *shape[1:])
-    dtype = TORCH_DTYPES.get(info.dtype)
-    if dtype is None:
+    dtype = TORCH_DTYPES[info.dtype]
+    raw = torch.empty(nbytes, dtype=torch.uint8)
+    try:
+        _fill(raw.numpy().data, info, offset)
+    except OSError as error:
         raise CheckpointFileError(
-            f"{info.name!r} in {info.path} has dtype {info.dtype}, which torch cannot hold.",
+            f"{info.path} cannot be read: {error.strerror}.",
+            advice="Check that it is still there, its permissions and the disk.",
             path=info.path,
             tensor=info.name,
-        )
-    raw = torch.empty(nbytes, dtype=torch.uint8)
-    _fill(raw.numpy().data, info, offset)
+        ) from error
     return raw.view(dtype).view(shape) if nbytes else torch.empty(shape, dtype=dtype)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,20 +12,13 @@ import torch
 
 from coterie.checkpoint import Checkpoint, LazyTensor, Location, model_dtype, read_header
 from coterie.errors import LoadError, UsageError
+from coterie.extraction.models import store_path
 from coterie.hf.configs import COMPONENTS, component_of_class, fill_known_gaps, load_config, resolve_model
 from coterie.spec import BankKey, ExpertSource
-from coterie.store import Store, is_store
+from coterie.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-BUNDLED = "bundled"
-"""Name of the checkpoint that is part of the package; ``./bundled`` is a directory."""
-
-
-def resolve_path(path: str | Path) -> str | Path:
-    """Replaces the name ``bundled`` by the directory in the package; leaves everything else as it is."""
-    return Path(str(files("coterie"))) / BUNDLED if path == BUNDLED else path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +86,10 @@ def open_source(
         CheckpointError, StoreError, UnsupportedError: As their packages say.
         UsageError: If the component is not in the store or model.
     """
-    resolved = resolve_path(path)
-    if Path(resolved).is_dir() and is_store(Path(resolved)):
-        return _store_source(Store.open(resolved), component)
-    if Path(resolved).is_dir() and not (Path(resolved) / "config.json").exists():
-        Store.open(resolved)  # says what is wrong with an unfinished store
-    return _checkpoint_source(Checkpoint.open(resolved, component=component, revision=revision, offline=offline))
+    store = store_path(path)
+    if store is not None:
+        return _store_source(Store.open(store), component)
+    return _checkpoint_source(Checkpoint.open(path, component=component, revision=revision, offline=offline))
 
 
 def text_component(path: str | Path, *, revision: str | None = None, offline: bool = False) -> str | None:
@@ -108,16 +98,11 @@ def text_component(path: str | Path, *, revision: str | None = None, offline: bo
     Raises:
         CheckpointError, StoreError, UnsupportedError: As :func:`open_source`.
     """
-    resolved = resolve_path(path)
-    if Path(resolved).is_dir() and is_store(Path(resolved)):
-        store = Store.open(resolved)
-        if store.manifest.model.component is not None:
-            return None
-        directory = store.path
-    elif Path(resolved).is_dir() and not (Path(resolved) / "config.json").exists():
-        return None  # open_source says what it is instead
-    else:
-        directory = Location.find(resolved, revision=revision, offline=offline).directory
+    directory = store_path(path)
+    if directory is None:
+        directory = Location.find(path, revision=revision, offline=offline).directory
+    elif Store.open(directory).manifest.model.component is not None:
+        return None
     config = load_config(directory)
     whole, _ = resolve_model(config, None)
     has_parts = all(hasattr(config, f"{name}_config") for name in COMPONENTS)

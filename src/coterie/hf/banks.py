@@ -25,25 +25,6 @@ _TOP_K_NAMES = (
     "experts_per_token",
 )
 
-SAFETENSORS_DTYPES: dict[torch.dtype, str] = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
-"""safetensors' name of each torch dtype."""
-
-TORCH_DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
-"""torch's dtype by safetensors' name."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertBank:

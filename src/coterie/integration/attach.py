@@ -9,8 +9,9 @@ from torch import nn
 
 from coterie.cache import ExpertCache
 from coterie.errors import LoadError
-from coterie.hf.banks import TORCH_DTYPES, find_banks
+from coterie.hf.banks import find_banks
 from coterie.hf.configs import check_architecture
+from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.missing import Missing, adapt_block
