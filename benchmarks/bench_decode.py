@@ -6,17 +6,18 @@ router), which all contestants share. Stock's ``eager`` loops over the experts t
 the chosen experts' weights and multiplies them in one batch; ``grouped_mm`` sorts and multiplies by groups. Coterie's
 own path for a single token looks experts up, sorts nothing, and sums in eager's order to eager's bits.
 
-All models live in one process; every round each generates the same greedy tokens, in rotating order, and the time is
-that of the decode steps alone, without prefill. Coterie's tokens must equal those of stock eager.
+All models live in one process; every round each takes a few greedy decode steps of one long generation, in rotating
+order, and the time is that of the steps alone, without prefill: rounds so short see the same machine, however busy it
+is. Coterie's tokens must equal those of stock eager.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from harness.generation import generate
+from harness.generation import Decoding
 from harness.machine import load_average, wait_until_quiet
 from harness.options import options
 from harness.paired import interleave
@@ -53,25 +54,18 @@ def main() -> int:
     report = Report("decode", "Decoding the bundled model, all experts resident", work=given.work_dir.parent,
                     quick=given.quick)  # fmt: skip
     models = open_models()
-    tokens, rounds = (16, 3) if given.quick else (32, 15)
+    steps, rounds = (4, 4) if given.quick else (8, 120)
     prompt = torch.randint(16, 200, (1, 16), generator=torch.Generator().manual_seed(0))
-
-    def decoding(name: str) -> Callable[[], float]:
-        def measure() -> float:
-            steps = generate(models[name], prompt, tokens)[1].steps_s
-            return sum(steps) / len(steps)
-
-        return measure
 
     for threads in given.threads:
         torch.set_num_threads(threads)
-        texts = {name: generate(models[name], prompt, tokens)[0] for name in models}
-        if texts[COTERIE] != texts["eager"]:
+        decodings = {name: Decoding(model, prompt) for name, model in models.items()}
+        timings = interleave({name: partial(one.steps, steps) for name, one in decodings.items()}, rounds)
+        if decodings[COTERIE].tokens != decodings["eager"].tokens:
             raise SystemExit("Coterie's tokens differ from stock eager's.")
-        timings = interleave({name: decoding(name) for name in models}, rounds)
         best = min(STOCK, key=timings.median)
         table = report.table(
-            f"{threads} thread(s), {rounds} interleaved rounds of {tokens} tokens, load average {load_average():.2f}:",
+            f"{threads} thread(s), {rounds} interleaved rounds of {steps} tokens, load average {load_average():.2f}:",
             ("experts", "ms/token, median", "quartiles", f"ratio to {best}, the best of stock"),
         )
         for name in models:

@@ -61,6 +61,40 @@ def generate(model: Any, prompt: torch.Tensor, tokens: int, *, seed: int | None 
     return out[0, prompt.shape[1] :].tolist(), times
 
 
+class Decoding:
+    """A greedy generation that is taken some steps at a time.
+
+    Args:
+        model: The model.
+        prompt: Token ids [1, T].
+
+    Attributes:
+        tokens: Token ids so far, prompt excluded.
+    """
+
+    def __init__(self, model: Any, prompt: torch.Tensor) -> None:
+        self._model = model
+        self._cache: Any = None
+        self.tokens: list[int] = []
+        self._step(prompt)
+
+    def steps(self, count: int) -> float:
+        """Takes so many decode steps; returns seconds per step."""
+        began = time.perf_counter()
+        for _ in range(count):
+            self._step(self._next)
+        return (time.perf_counter() - began) / count
+
+    def _step(self, ids: torch.Tensor) -> None:
+        import torch
+
+        with torch.inference_mode():
+            out = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = out.past_key_values
+        self._next = out.logits[:, -1:].argmax(-1)
+        self.tokens.append(int(self._next))
+
+
 def main() -> int:
     """Runs what the command line describes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

@@ -168,7 +168,7 @@ def assert_consistent(cache):
     scheduler, residency = cache._scheduler, cache._residency
     with scheduler.lock:
         assert not scheduler.claims
-        assert not scheduler.holds
+        assert not residency.holds
         assert not scheduler._together
         residency.settle()
         entries = [*residency.loaded.values(), *residency.loading.values()]

@@ -3,6 +3,7 @@
 import gc
 import signal
 import threading
+import time
 
 import pytest
 
@@ -98,9 +99,21 @@ def test_repeated_keys_count_once_and_no_keys_are_fine(make):
 
 
 def test_figures_of_a_lease(make):
-    cache = make(4)
+    gate = Gate(KEYS[4])
+    cache = make(4, gate)
     drain(cache, KEYS[:4])
-    _, stats = drain(cache, KEYS[2:6])
+    with cache.lease(KEYS[2:6]) as lease:
+
+        def open_when_waited_for():
+            while lease._claim.waiting_since is None:
+                time.sleep(0.001)
+            gate.open()
+
+        opener = threading.Thread(target=open_when_waited_for)
+        opener.start()
+        assert [key for key, _ in lease][:2] == KEYS[2:4]
+        opener.join()
+    stats = lease.stats
     assert (stats.requested, stats.hits, stats.misses) == (4, 2, 2)
     assert stats.bytes_read == 2 * SIZE
     assert stats.evictions == 2

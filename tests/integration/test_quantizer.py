@@ -5,12 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
 import torch
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
-from coterie.errors import LoadError
 from coterie.integration import register
 from zoo import ZOO, logits, stock
 
@@ -66,14 +63,12 @@ def test_importing_the_package_imports_no_torch():
 def test_registering_again_changes_nothing():
     register()
     before = (
-        ALL_EXPERTS_FUNCTIONS["coterie"],
         AUTO_QUANTIZER_MAPPING["coterie"],
         AUTO_QUANTIZATION_CONFIG_MAPPING["coterie"],
         len(AUTO_QUANTIZER_MAPPING),
     )
     register()
     assert before == (
-        ALL_EXPERTS_FUNCTIONS["coterie"],
         AUTO_QUANTIZER_MAPPING["coterie"],
         AUTO_QUANTIZATION_CONFIG_MAPPING["coterie"],
         len(AUTO_QUANTIZER_MAPPING),
@@ -88,11 +83,3 @@ def test_stock_models_load_and_run_as_before(zoo_checkpoint, zoo_stock, open_mod
     assert torch.equal(logits(fresh, inputs), expected)
     assert fresh.config._experts_implementation == "eager"
     assert not hasattr(fresh, "coterie")
-
-
-def test_our_function_on_a_stock_module_is_an_error(zoo_checkpoint):
-    register()
-    model = stock(zoo_checkpoint("qwen3_moe"))
-    model.set_experts_implementation("coterie")
-    with pytest.raises(LoadError, match=r"Qwen3MoeExperts has no streamed experts.*coterie\.load"):
-        logits(model, ZOO["qwen3_moe"].inputs())

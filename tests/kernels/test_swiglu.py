@@ -14,8 +14,8 @@ from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from coterie.hf.experts import eager_forward
-from coterie.kernels import Accumulator, TokenKernel, TokenKernels, group_by_expert, swiglu_rows
-from coterie.kernels.products import by_batch, by_linear, by_vector, exact_products
+from coterie.kernels import Accumulator, TokenKernel, group_by_expert, products, swiglu_rows
+from coterie.kernels.products import by_batch, by_columns, by_linear, by_vector, exact_products
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = st.integers(1, 96)
@@ -53,11 +53,11 @@ def one_token(
     weights = torch.rand(1, count, generator=generator).to(weights_dtype)
     expected = eager_forward(module)(module, hidden, ids[None], weights)
     shapes = tuple(module.gate_up_proj.shape[1:]), tuple(module.down_proj.shape[1:])
-    kernel = TokenKernel(*shapes, top_k, module.down_proj.dtype)
+    kernel = TokenKernel(*shapes, module.down_proj.dtype)
     order = ids.argsort()
     gate_ups = [module.gate_up_proj[e].clone() for e in ids[order]]
     downs = [module.down_proj[e].clone() for e in ids[order]]
-    return kernel(hidden, gate_ups, downs, weights[0, order], module.act_fn, range(len(order))), expected
+    return kernel(hidden, gate_ups, downs, weights[:, order].mT, module.act_fn, range(len(order))), expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,7 +165,16 @@ def test_an_expert_that_is_not_next_waits():
 # --- choosing routines ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [by_linear, by_vector, by_batch])
+WAYS = (by_columns, by_batch, by_vector)
+
+
+def replace_ways(monkeypatch, way):
+    """Makes every way but ``by_linear`` compute something else."""
+    for one in WAYS:
+        monkeypatch.setattr(products, one.__name__, way)
+
+
+@pytest.mark.parametrize("way", [by_linear, *WAYS])
 @pytest.mark.parametrize("shared", [True, False])
 def test_every_way_computes_the_products(way, shared):
     generator = torch.Generator().manual_seed(0)
@@ -183,8 +192,7 @@ def test_a_way_that_rounds_otherwise_is_not_taken(shape, dtype, monkeypatch):
         result[-1, -1] = torch.nextafter(result[-1, -1], torch.tensor(torch.inf, dtype=result.dtype))
         return result
 
-    monkeypatch.setattr("coterie.kernels.products.by_batch", off)
-    monkeypatch.setattr("coterie.kernels.products.by_vector", off)
+    replace_ways(monkeypatch, off)
     assert exact_products(shape, 3, dtype, shared_row=True) is by_linear
 
 
@@ -203,19 +211,31 @@ def test_adding_in_another_order_is_noticed(shape, dtype, monkeypatch):
             total += column
         return total.to(products.dtype)
 
-    monkeypatch.setattr("coterie.kernels.products.by_batch", backwards)
-    monkeypatch.setattr("coterie.kernels.products.by_vector", backwards)
+    replace_ways(monkeypatch, backwards)
     assert exact_products(shape, 2, dtype, shared_row=True) is by_linear
 
 
-def test_layers_of_one_shape_share_a_kernel_and_settings_do_not(two_threads, monkeypatch):
-    kernels = TokenKernels()
-    first = kernels.get((8, 6), (6, 4), 2, torch.float32)
-    assert kernels.get((8, 6), (6, 4), 2, torch.float32) is first
-    assert kernels.get((8, 6), (6, 4), 3, torch.float32) is not first
-    assert kernels.get((8, 6), (6, 4), 2, torch.bfloat16) is not first
+def test_products_are_chosen_once_for_each_setting(two_threads, monkeypatch):
+    """How a product rounds can depend on the number of threads and on the precision of float32."""
+    chosen = []
+
+    def choose(*arguments, **options):
+        chosen.append((torch.get_num_threads(), torch.get_float32_matmul_precision(), arguments[1]))
+        return by_linear
+
+    monkeypatch.setattr("coterie.kernels.swiglu.exact_products", choose)
+    kernel = TokenKernel((8, 6), (6, 4), torch.float32)
+
+    def run(top_k):
+        gate_ups, downs = [torch.ones(8, 6)] * top_k, [torch.ones(6, 4)] * top_k
+        kernel(torch.ones(1, 6), gate_ups, downs, torch.ones(top_k, 1), torch.nn.functional.silu, range(top_k))
+
+    for _ in range(2):
+        for top_k in (2, 3):
+            run(top_k)
     torch.set_num_threads(1)
-    second = kernels.get((8, 6), (6, 4), 2, torch.float32)
-    assert second is not first
+    run(2)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert kernels.get((8, 6), (6, 4), 2, torch.float32) is not second
+    run(2)
+    expected = [(2, "highest", 2), (2, "highest", 3), (1, "highest", 2), (1, "medium", 2)]
+    assert chosen == [one for one in expected for _ in range(2)]

@@ -151,12 +151,9 @@ class ExpertCache:
                 entries = [loaded[key] for key in keys]
             except KeyError:
                 return None
-            # The hold knows what it has before it has it: an interrupt in between then loses nothing.
-            held._entries = entries
+            # The hold knows of its token before the cache does: an interrupt in between then loses nothing.
             token = held._token = object()
-            scheduler.holds[token] = threading.get_ident()
-            for entry in entries:
-                entry.holders.add(token)
+            residency.holds[token] = (threading.get_ident(), entries)
             residency.counters.hits += len(entries)
             residency.journal.append(entries)
             if len(residency.journal) > JOURNAL_LIMIT:

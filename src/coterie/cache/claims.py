@@ -21,8 +21,8 @@ class Entry:
         layout: How its record is laid out.
         slot: Where it is.
         tensors: Its fields, valid once ``loaded``.
-        holders: The claims and holds for which it must stay. Sets of tokens instead of counts: giving up twice, or
-            after an interrupt between two steps, does no harm.
+        holders: The claims for which it must stay. A set instead of a count: giving up twice, or after an interrupt
+            between two steps, does no harm.
         loaded: Whether the record is complete.
         cold: Whether only scans have asked for it so far.
         hinted: Whether it was prefetched and nobody has asked for it since.
@@ -36,7 +36,7 @@ class Entry:
         self.layout = layout
         self.slot = slot
         self.tensors: tuple[torch.Tensor, ...] = ()
-        self.holders: set[object] = set()
+        self.holders: set[Claim] = set()
         self.loaded = False
         self.cold = False
         self.hinted = False

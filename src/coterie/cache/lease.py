@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from coterie.cache.claims import Claim, Entry
+from coterie.cache.claims import Claim
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.statistics import LeaseStats
 from coterie.errors import UsageError
@@ -110,12 +110,11 @@ class Held:
         tensors: The experts' tensors, in the order of the keys asked for.
     """
 
-    __slots__ = ("_entries", "_lease", "_scheduler", "_token", "tensors")
+    __slots__ = ("_lease", "_scheduler", "_token", "tensors")
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._token: object = None
-        self._entries: Sequence[Entry] = ()
         self._lease: Lease | None = None
         self.tensors: list[Tensors] = []
 
@@ -125,7 +124,7 @@ class Held:
             self._lease.close()
             self._lease = None
         if self._token is not None:
-            self._scheduler.release_hold(self._token, self._entries)
+            self._scheduler.release_hold(self._token)
             self._token = None
 
     def __enter__(self) -> Self:

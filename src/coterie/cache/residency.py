@@ -43,6 +43,9 @@ class Residency:
         self.counters = Counters()
         self.loaded: dict[ExpertKey, Entry] = {}
         self.loading: dict[ExpertKey, Entry] = {}
+        # What must stay together until it is given up: token → (thread, entries). A decode step makes and drops one
+        # for every layer, which is why this is not written to each entry.
+        self.holds: dict[object, tuple[int, Sequence[Entry]]] = {}
         # Hits of decoding, in order, not yet told to the policy.
         self.journal: Journal = deque()
         self._predicted: OrderedDict[ExpertKey, None] = OrderedDict()
@@ -208,7 +211,13 @@ class Residency:
             return []
         loaded = self.loaded
         predicted = self._predicted if spare_predicted else ()
-        return self._policy.victims(needed, lambda key: not loaded[key].holders and key not in predicted)
+        held = self._held()
+        return self._policy.victims(
+            needed, lambda key: not loaded[key].holders and key not in held and key not in predicted
+        )
+
+    def _held(self) -> set[ExpertKey]:
+        return {entry.key for _, entries in self.holds.values() for entry in entries}
 
     def _enter(
         self, key: ExpertKey, layout: RecordLayout, size: int, victims: Sequence[ExpertKey], claim: Claim | None
@@ -223,7 +232,7 @@ class Residency:
 
     def _evict(self, key: ExpertKey) -> None:
         entry = self.loaded.pop(key)
-        if entry.holders:
+        if entry.holders or key in self._held():
             self.loaded[key] = entry
             raise UsageError(f"The eviction policy names expert {key}, which is in use.", key=key)
         self._policy.remove(key)

@@ -46,7 +46,6 @@ class Scheduler:
         self._ready = threading.Condition(self.lock)
         self.work = threading.Condition(self.lock)
         self.claims: dict[Claim, None] = {}
-        self.holds: dict[object, int] = {}
         # Claims whose members must stay together and that lack slots; the first may hold while it waits for more.
         self._together: deque[Claim] = deque()
         self._hints: deque[ExpertKey] = deque()
@@ -132,14 +131,12 @@ class Scheduler:
             self._ready.notify_all()
             self._wake_reader()
 
-    def release_hold(self, token: object, entries: Sequence[Entry]) -> None:
+    def release_hold(self, token: object) -> None:
         """Gives up a hold. Harmless when repeated."""
         if self.forked:
             return
         with self.lock:
-            for entry in entries:
-                entry.holders.discard(token)
-            self.holds.pop(token, None)
+            self.residency.holds.pop(token, None)
             if self.claims:
                 self._wake_reader()
 
@@ -176,11 +173,12 @@ class Scheduler:
         for thread in self._threads:
             thread.join()
         with self.lock:
-            self.residency.close(discard=not self.claims and not self.holds)
+            self.residency.close(discard=not self.claims and not self.residency.holds)
         self._reader.close()
 
     def _refuse_nesting(self, thread: int) -> None:
-        if thread in self.holds.values() or any(claim.thread == thread for claim in self.claims):
+        holding = (thread for thread, _ in self.residency.holds.values())
+        if thread in holding or any(claim.thread == thread for claim in self.claims):
             raise UsageError(
                 "This thread already has a lease or a hold: a second one could wait for what the first one holds.",
                 advice="Leave the first 'with' block before opening another, or ask for all experts in one lease.",

@@ -17,7 +17,6 @@ from coterie.engine.source import ModelSource, open_source
 from coterie.errors import CoverageError, LoadError, MemoryBudgetError, UnsupportedError, UsageError
 from coterie.eviction import make_policy
 from coterie.hf.context import context_shape, default_context
-from coterie.hf.experts import IMPLEMENTATION
 from coterie.integration import (
     Attachment,
     Missing,
@@ -313,7 +312,7 @@ def _build(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
         state_dict=dict(source.dense),
         dtype=source.dtype,
         quantization_config=StreamingConfig(attachment.attach),
-        experts_implementation=IMPLEMENTATION,
+        experts_implementation="eager",  # for classes that choose more by it than their experts' arithmetic
         generation_config=generation_config,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are reported, and refused just below with their names

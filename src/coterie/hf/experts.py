@@ -1,4 +1,4 @@
-"""The experts registry of transformers, and what a decorated class computes by itself."""
+"""What an experts class of transformers computes by itself."""
 
 from __future__ import annotations
 
@@ -10,18 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers.integrations import moe
 
 ExpertsFunction = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-IMPLEMENTATION = "coterie"
-"""Our name in ``ALL_EXPERTS_FUNCTIONS`` and the value of ``config._experts_implementation``."""
-
-
-def register_experts_function(function: ExpertsFunction) -> None:
-    """Registers our experts function with transformers; doing it again changes nothing."""
-    if moe.ALL_EXPERTS_FUNCTIONS.get(IMPLEMENTATION) is not function:
-        moe.ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, function)
 
 
 def eager_forward(module: nn.Module) -> ExpertsFunction:

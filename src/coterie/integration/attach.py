@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.missing import Missing, adapt_block
-from coterie.kernels import TokenKernels
+from coterie.kernels import TokenKernel
 from coterie.spec import BankKey, ExpertSource, Observer
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Attachment:
         banks = find_banks(model)
         check_architecture(model, len(banks))
         self._check_banks(type(model).__name__, {bank.key: bank.num_experts for bank in banks})
-        kernels = TokenKernels()
+        # Layers of the same shape share one.
+        token_kernel = functools.cache(TokenKernel)
         for bank in banks:
             component = bank.key.component
             if component not in self.clocks:
@@ -73,7 +75,7 @@ class Attachment:
                 self.clocks[component].install(_component_module(model, component))
             policy = adapt_block(model, bank, self._present[bank.key], self._missing, self._experts_per_token)
             module = model.get_submodule(bank.path)
-            self.banks[bank.key] = StreamedBank(bank, module, self.clocks[component], policy, kernels)
+            self.banks[bank.key] = StreamedBank(bank, module, self.clocks[component], policy, token_kernel)
             self.removed.update(f"{bank.path}.{name}" for name in bank.parameters)
         tied = getattr(model, "all_tied_weights_keys", None)
         if tied:

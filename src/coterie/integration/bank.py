@@ -17,7 +17,7 @@ from coterie.hf.banks import ExpertBank
 from coterie.hf.experts import eager_forward, uses_common_forward
 from coterie.integration.clock import StepClock
 from coterie.integration.standin import ExpertCursor, StackedStandIn
-from coterie.kernels import Accumulator, TokenKernels, group_by_expert, swiglu_rows
+from coterie.kernels import Accumulator, TokenKernel, group_by_expert, swiglu_rows
 from coterie.routing import Routed
 from coterie.spec import ExpertsSelected, ExpertsServed
 
@@ -56,10 +56,11 @@ class BankCounters:
         self.absent += absent
         self.requested += stats.requested
         self.hits += stats.hits
-        self.misses += stats.misses
-        self.bytes_read += stats.bytes_read
-        self.wait_s += stats.wait_s
-        self.evictions += stats.evictions
+        if stats.misses:
+            self.misses += stats.misses
+            self.bytes_read += stats.bytes_read
+            self.wait_s += stats.wait_s
+            self.evictions += stats.evictions
         if decode:
             self.decode_requested += stats.requested
             self.decode_hits += stats.hits
@@ -73,7 +74,7 @@ class StreamedBank:
         module: The experts module; its stacked parameters are taken out.
         clock: The component's forward passes.
         missing: Policy for absent experts, or None if all are present.
-        kernels: The model's token kernels.
+        token_kernel: Makes :class:`TokenKernel`, or gives one that was made for the same arguments.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class StreamedBank:
         module: nn.Module,
         clock: StepClock,
         missing: MissingPolicy | None,
-        kernels: TokenKernels,
+        token_kernel: Callable[..., TokenKernel],
     ) -> None:
         self.bank = bank
         self.counters = BankCounters()
@@ -93,11 +94,13 @@ class StreamedBank:
         self._keys = [bank.key.expert(e) for e in range(bank.num_experts)]
         self._cache: ExpertCache | None = None
         self._cursor = ExpertCursor()
-        self._common = uses_common_forward(module)
+        self._kernel: TokenKernel | None = None
+        if uses_common_forward(module):
+            shapes = (bank.parameters["gate_up_proj"], bank.parameters["down_proj"])
+            self._kernel = token_kernel(*shapes, bank.dtypes["gate_up_proj"])
         self._activation = getattr(module, "act_fn", None)
         self._dtypes = tuple(bank.dtypes.values())
         self._casts = False
-        self._kernels = kernels
         self._replace_parameters()
 
     def connect(self, cache: ExpertCache, stored: tuple[torch.dtype, ...] | None) -> None:
@@ -108,7 +111,7 @@ class StreamedBank:
     def forward(
         self, hidden_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
     ) -> torch.Tensor:
-        """The experts function of transformers for this bank; returns [T, D]."""
+        """What the experts module computes; returns [T, D]."""
         if hidden_TD.requires_grad and torch.is_grad_enabled():
             raise UnsupportedError(
                 "A streamed model cannot be trained: its experts' memory is written again and again.",
@@ -121,9 +124,10 @@ class StreamedBank:
         if self.missing is not None:
             top_k_index_TK, top_k_weights_TK, absent = self.missing(top_k_index_TK, top_k_weights_TK)
         # Under autocast, linear casts and other products do not.
-        if self._common and hidden_TD.shape[0] == 1 and not torch.is_autocast_enabled("cpu"):
-            result, stats = self._forward_token(hidden_TD, top_k_index_TK, top_k_weights_TK)
-        elif self._common:
+        kernel = self._kernel
+        if kernel is not None and hidden_TD.shape[0] == 1 and not torch.is_autocast_enabled("cpu"):
+            result, stats = self._forward_token(kernel, hidden_TD, top_k_index_TK, top_k_weights_TK)
+        elif kernel is not None:
             result, stats = self._forward_rows(hidden_TD, top_k_index_TK, top_k_weights_TK)
         else:
             result, stats = self._forward_class(hidden_TD, top_k_index_TK, top_k_weights_TK)
@@ -134,7 +138,7 @@ class StreamedBank:
         return result
 
     def _forward_token(
-        self, hidden_1D: torch.Tensor, index_1K: torch.Tensor, weights_1K: torch.Tensor
+        self, kernel: TokenKernel, hidden_1D: torch.Tensor, index_1K: torch.Tensor, weights_1K: torch.Tensor
     ) -> tuple[torch.Tensor, LeaseStats]:
         """One token: no grouping, no padding; a single lock operation if all its experts are resident."""
         ids = index_1K.tolist()[0]
@@ -146,12 +150,12 @@ class StreamedBank:
         held = cache.try_hold(keys)
         if held is not None:
             with held:
-                result = self._token(hidden_1D, held.tensors, weights_1K[0], order)
-            return result, LeaseStats(requested=len(keys), hits=len(keys))
+                result = self._token(kernel, hidden_1D, held.tensors, weights_1K.mT, order)
+            return result, _all_hits(len(keys))
         with cache.lease(keys, phase=self._clock.phase) as lease:
             if lease.together and not self._overlap_pays(hidden_1D):
                 arrived = dict(lease)
-                result = self._token(hidden_1D, [arrived[key] for key in keys], weights_1K[0], order)
+                result = self._token(kernel, hidden_1D, [arrived[key] for key in keys], weights_1K.mT, order)
                 return result, lease.stats
             outputs = Accumulator(hidden_1D, [ids[slot] for slot in order])
             place = {expert: slot for slot, expert in enumerate(ids)}
@@ -169,15 +173,14 @@ class StreamedBank:
 
     def _token(
         self,
+        kernel: TokenKernel,
         hidden_1D: torch.Tensor,
         tensors: list[tuple[torch.Tensor, ...]],
-        weights_K: torch.Tensor,
+        weights_K1: torch.Tensor,
         order: list[int],
     ) -> torch.Tensor:
-        pairs = [self._cast(fields) for fields in tensors] if self._casts else tensors
-        kernel = self._kernels.get(pairs[0][0].shape, pairs[0][1].shape, len(pairs), self._dtypes[0])
-        gate_ups, downs = zip(*pairs, strict=True)
-        return kernel(hidden_1D, gate_ups, downs, weights_K, self._activation_function, order)
+        gate_ups, downs = zip(*map(self._cast, tensors) if self._casts else tensors, strict=True)
+        return kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation_function, order)
 
     def _forward_rows(
         self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor
@@ -242,7 +245,8 @@ class StreamedBank:
             whole = (self.bank.num_experts, *shape)
             module.__dict__[name] = StackedStandIn(self._cursor, position, whole, self.bank.dtypes[name], full)
         module.__dict__["_is_hf_initialized"] = True
-        module.__dict__["coterie_bank"] = self
+        # Shadows the class's forward, and with it transformers' dispatch to one of its experts implementations.
+        module.__dict__["forward"] = self.forward
 
     def _announce(self, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
         event = ExpertsSelected(
@@ -270,16 +274,6 @@ class StreamedBank:
             observer.on_event(event)
 
 
-def experts_function(
-    module: nn.Module, hidden_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
-) -> torch.Tensor:
-    """What transformers calls for every experts module of a streamed model."""
-    bank = module.__dict__.get("coterie_bank")
-    if bank is None:
-        raise LoadError(
-            f"An experts module of class {type(module).__name__} has no streamed experts.",
-            advice="Open the model with coterie.load().",
-            module_class=type(module).__name__,
-        )
-    result: torch.Tensor = bank.forward(hidden_TD, top_k_index_TK, top_k_weights_TK)
-    return result
+@functools.cache
+def _all_hits(count: int) -> LeaseStats:
+    return LeaseStats(requested=count, hits=count)

@@ -14,13 +14,13 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from coterie.hf.experts import IMPLEMENTATION, register_experts_function
-from coterie.integration.bank import experts_function
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Attach = Callable[["PreTrainedModel"], None]
+
+METHOD = "coterie"
+"""Our name among transformers' quantization methods."""
 
 
 class StreamingConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -31,7 +31,7 @@ class StreamingConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """
 
     def __init__(self, attach: Attach | None = None, **kwargs: Any) -> None:
-        self.quant_method = IMPLEMENTATION
+        self.quant_method = METHOD
         self.attach = attach
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StreamingConfig:
@@ -69,12 +69,11 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def register() -> None:
-    """Makes the plug-in and the experts function known to transformers; doing it again changes nothing."""
-    register_experts_function(experts_function)
-    if IMPLEMENTATION not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-        register_quantization_config(IMPLEMENTATION)(StreamingConfig)
-    if IMPLEMENTATION not in AUTO_QUANTIZER_MAPPING:
-        register_quantizer(IMPLEMENTATION)(StreamingQuantizer)
+    """Makes the plug-in known to transformers; doing it again changes nothing."""
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(StreamingConfig)
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantizer(METHOD)(StreamingQuantizer)
 
 
 def forget(model: PreTrainedModel) -> None:

@@ -4,13 +4,12 @@ Shape suffixes: T tokens, D model dimension, F expert dimension, E experts, K ex
 """
 
 from coterie.kernels.grouping import Grouping, group_by_expert
-from coterie.kernels.swiglu import Accumulator, TokenKernel, TokenKernels, swiglu_rows
+from coterie.kernels.swiglu import Accumulator, TokenKernel, swiglu_rows
 
 __all__ = [
     "Accumulator",
     "Grouping",
     "TokenKernel",
-    "TokenKernels",
     "group_by_expert",
     "swiglu_rows",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn.functional import linear
 
-from coterie.kernels.products import exact_products
+from coterie.kernels.products import Products, exact_products
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -35,23 +35,24 @@ class TokenKernel:
     Args:
         gate_up_shape: (2F, D).
         down_shape: (D, F).
-        top_k: K, the number of experts.
         dtype: Of weights and activations.
     """
 
-    def __init__(
-        self, gate_up_shape: tuple[int, ...], down_shape: tuple[int, ...], top_k: int, dtype: torch.dtype
-    ) -> None:
-        self._up = exact_products(gate_up_shape, top_k, dtype, shared_row=True)
-        self._down = exact_products(down_shape, top_k, dtype, shared_row=False)
-        self._width = down_shape[1]
+    def __init__(self, gate_up_shape: tuple[int, ...], down_shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._gate_up_shape = gate_up_shape
+        self._down_shape = down_shape
+        self._dtype = dtype
+        # By number of experts and by the settings on which rounding can depend.
+        self._products: dict[tuple[int, int, str], tuple[Products, Products]] = {}
+        # On the CPU, whatever the device that the skeleton is made on.
+        self._zero_1D = torch.zeros(1, down_shape[0], dtype=dtype, device="cpu")
 
     def __call__(
         self,
         token_1D: torch.Tensor,
         gate_ups: Sequence[torch.Tensor],
         downs: Sequence[torch.Tensor],
-        weights_K: torch.Tensor,
+        weights_K1: torch.Tensor,
         activation: Activation,
         order: Sequence[int],
     ) -> torch.Tensor:
@@ -61,46 +62,35 @@ class TokenKernel:
             token_1D: The token.
             gate_ups: K tensors [2F, D], in any order of experts.
             downs: K tensors [D, F], in the same order.
-            weights_K: Gate weights in the same order.
+            weights_K1: Gate weights [K, 1] in the same order.
             activation: The class's activation function.
             order: Positions of the experts in ascending id.
         """
-        if len(gate_ups) * self._width > _ELEMENTWISE_GRAIN:
+        if len(gate_ups) * self._down_shape[1] > _ELEMENTWISE_GRAIN:
             rows = [swiglu_rows(token_1D, up, down, activation) for up, down in zip(gate_ups, downs, strict=True)]
             outputs_KD = torch.cat(rows)
         else:
-            gate_KF, up_KF = self._up(token_1D, gate_ups).chunk(2, dim=-1)
-            outputs_KD = self._down(activation(gate_KF) * up_KF, downs)
-        weighted_KD = outputs_KD * weights_K.unsqueeze(1)
+            settings = (len(gate_ups), torch.get_num_threads(), torch.get_float32_matmul_precision())
+            up, down = self._products.get(settings) or self._choose(settings)
+            gate_KF, up_KF = up(token_1D, gate_ups).chunk(2, dim=-1)
+            outputs_KD = down(activation(gate_KF) * up_KF, downs)
+        weighted_KD = outputs_KD * weights_K1
         if weighted_KD.dtype != token_1D.dtype:
             weighted_KD = weighted_KD.to(token_1D.dtype)
         weighted = weighted_KD.unbind(0)
-        result_1D = torch.zeros_like(token_1D)
-        for position in order:
+        # From zero as in the eager forward, which makes a negative zero positive.
+        result_1D = self._zero_1D + weighted[order[0]]
+        for position in order[1:]:
             result_1D.add_(weighted[position])
         return result_1D
 
-
-def _rounding_settings() -> tuple[int, str]:
-    """What of torch's settings decides how products round: the number of threads, and the precision of float32."""
-    return torch.get_num_threads(), torch.get_float32_matmul_precision()
-
-
-class TokenKernels:
-    """The token kernels of one model, made when first needed: layers of the same shape share one."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[object, ...], TokenKernel] = {}
-
-    def get(
-        self, gate_up_shape: tuple[int, ...], down_shape: tuple[int, ...], top_k: int, dtype: torch.dtype
-    ) -> TokenKernel:
-        """The kernel for a shape under torch's present settings, on which rounding can depend."""
-        place = (gate_up_shape, down_shape, top_k, dtype, _rounding_settings())
-        kernel = self._made.get(place)
-        if kernel is None:
-            kernel = self._made[place] = TokenKernel(gate_up_shape, down_shape, top_k, dtype)
-        return kernel
+    def _choose(self, settings: tuple[int, int, str]) -> tuple[Products, Products]:
+        top_k = settings[0]
+        chosen = self._products[settings] = (
+            exact_products(self._gate_up_shape, top_k, self._dtype, shared_row=True),
+            exact_products(self._down_shape, top_k, self._dtype, shared_row=False),
+        )
+        return chosen
 
 
 class Accumulator:
