@@ -386,6 +386,25 @@ def test_another_device_is_refused(damaged):
         load(damaged, device="cuda")
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "store"])
+def test_a_directory_has_no_revision(kind, zoo_checkpoint, zoo_store):
+    path = (zoo_checkpoint if kind == "checkpoint" else zoo_store)("qwen3_moe", torch.bfloat16)
+    with pytest.raises(UsageError, match=r"only repositories of the Hub have revisions"):
+        load(path, revision="main")
+
+
+def test_more_than_makes_sense_is_said(damaged, open_model):
+    before = torch.get_num_threads()
+    try:
+        with pytest.warns(UserWarning, match=r"5000 threads wait for each other"):
+            open_model(damaged, threads=5000)
+    finally:
+        torch.set_num_threads(before)
+    longest = json.loads((damaged / "config.json").read_text())["max_position_embeddings"]
+    with pytest.warns(UserWarning, match=rf"more tokens than the {longest} that the model was made for"):
+        open_model(damaged, max_context=longest + 1)
+
+
 def test_threads_are_set_when_asked_for(damaged, open_model):
     before = torch.get_num_threads()
     try:

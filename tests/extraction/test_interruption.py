@@ -87,7 +87,7 @@ def test_an_unfinished_store_takes_no_other_request_unless_it_may_be_discarded(m
     with pytest.raises(Killed):
         extract(moe, path, experts="0-1", workers=1, calls=KillingCalls(30))
     before = snapshot(path)
-    with pytest.raises(StoreError, match=r"begun with another plan: the experts differ.*'restart'"):
+    with pytest.raises(StoreError, match=r"begun with another plan: the experts differ.*--restart"):
         extract(moe, path, experts="0-2")
     with pytest.raises(StoreError, match="begun with another plan"):
         extract(moe, path, experts="0-2", dry_run=True)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from coterie.errors import UsageError
 from coterie.plan import diagnosis
 from coterie.plan.diagnosis import PackageFacts, diagnose, package_facts
 from coterie.plan.disk import DiskFacts, ReadSpeed
@@ -90,6 +91,17 @@ def test_slow_random_reads(healthy: pytest.MonkeyPatch, seconds: float, slow: bo
     healthy.setattr(diagnosis, "measure_reads", lambda *_args, **_options: [speed])
     text = "\n".join(diagnose(Path(), torch_capability="AVX2", measure=True).advice)
     assert ("Random reads are slow" in text) is slow
+
+
+def test_a_disk_that_cannot_be_measured_leaves_the_rest(healthy: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> list[ReadSpeed]:
+        raise UsageError("/data cannot be written")
+
+    healthy.setattr(diagnosis, "measure_reads", refuse)
+    report = diagnose(Path(), torch_capability="AVX2", measure=True)
+    assert report.reads == ()
+    assert any("not measured: /data cannot be written" in line for line in report.advice)
+    assert report.packages
 
 
 def test_packages_are_held_against_the_ranges_of_our_own_metadata(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from coterie.checkpoint.headers import TensorInfo, read_header
-from coterie.errors import CheckpointFileError, CheckpointNotFoundError, UnsupportedError
+from coterie.errors import CheckpointFileError, CheckpointNotFoundError, UnsupportedError, UsageError
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -61,11 +61,17 @@ class Location:
 
         Raises:
             CheckpointNotFoundError: If there is neither.
+            UsageError: If a revision of a local directory is asked for.
         """
-        directory = Path(resolve_path(path_or_id))
+        directory, text = Path(resolve_path(path_or_id)), str(path_or_id)
         if directory.is_dir():
+            if revision is not None:
+                raise UsageError(
+                    f"{text!r} is a directory: only repositories of the Hub have revisions.",
+                    advice="Leave the revision out.",
+                    revision=revision,
+                )
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
-        text = str(path_or_id)
         if text.startswith((".", "/", "~")) or text.count("/") != 1:
             raise CheckpointNotFoundError(
                 f"There is no directory {text!r}.", advice="Pass a directory, or a Hub id like 'Qwen/Qwen3-30B-A3B'."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -272,6 +273,8 @@ def _check_files(
     for path in (stats, trace, speech):
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"There is no directory {path.absolute().parent} to write {path.name} in.", path=path)
+        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+            raise UsageError(f"{path.name} cannot be written: {path.absolute().parent} is read-only.", path=path)
 
 
 def _read_prompt(prompt: str | None, file: Path | None, *, has_media: bool) -> str:

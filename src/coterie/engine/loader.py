@@ -16,7 +16,7 @@ from coterie.engine.runtime import Runtime
 from coterie.engine.source import ModelSource, open_source
 from coterie.errors import CoverageError, LoadError, MemoryBudgetError, UnsupportedError, UsageError
 from coterie.eviction import make_policy
-from coterie.hf.context import context_shape, default_context
+from coterie.hf.context import context_shape, default_context, model_context
 from coterie.integration import (
     Attachment,
     Missing,
@@ -28,6 +28,7 @@ from coterie.integration import (
 )
 from coterie.plan.budget import MemoryPlan, plan_memory
 from coterie.plan.compiled import bound_compiled_kernels, compiled_kernels_nbytes, leave_kernels_unbounded
+from coterie.plan.cpu import usable_cores
 from coterie.plan.machine import default_memory_budget, process_memory
 from coterie.spec import format_bytes, parse_bytes
 
@@ -110,6 +111,7 @@ def load(
             offline=offline,
         )
     if threads is not None:
+        _warn_many(threads)
         torch.set_num_threads(threads)
     return model
 
@@ -133,6 +135,7 @@ def _load(
     minimum = minimum_capacity(source.experts)
     budget = _budget(memory, expert_memory)
     context = default_context(source.config) if max_context is None else max_context
+    _warn_long(context, model_context(source.config))
     if budget is None:
         leave_kernels_unbounded()
     else:
@@ -292,6 +295,24 @@ def _working_set(source: ModelSource, attachment: Attachment, experts_per_token:
         top_k = experts_per_token or bank.bank.top_k or 1
         total += min(top_k, len(source.present[key])) * source.record_nbytes.get(key, 0)
     return total
+
+
+def _warn_many(threads: int) -> None:
+    cores = usable_cores()
+    if threads > cores:
+        warnings.warn(
+            f"{threads} threads wait for each other on {cores} cores: more threads than cores make a model slower.",
+            stacklevel=3,
+        )
+
+
+def _warn_long(max_context: int, longest: int | None) -> None:
+    if longest is not None and max_context > longest:
+        warnings.warn(
+            f"max_context={max_context} makes room for more tokens than the {longest} that the model was made for; "
+            "that is of use for batches only.",
+            stacklevel=4,
+        )
 
 
 def _warn_small(capacity: int, working_set: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from coterie.engine.replacing import replacing
 from coterie.engine.statistics import TokenStats
 from coterie.errors import UsageError
 from coterie.spec import BankKey, Event, ExpertsSelected, StepStarted
@@ -111,16 +112,15 @@ class TraceRecorder:
         components = {name: self._arrays(name) for name in sorted(self._steps) if self._banks(name)}
         if not components:
             raise UsageError("Nothing was recorded.", advice="Generate at least one token first.")
-        partial = target.with_name(f".{target.name}.partial")
-        if target.suffix == ".npz":
-            head = {"schema_version": TRACE_SCHEMA_VERSION, "model": self._model, "identity": self._identity}
-            flat = {f"{name}.{key}": value for name, arrays in components.items() for key, value in arrays.items()}
-            with partial.open("wb") as file:
-                np.savez_compressed(file, components=list(components), **head, **flat)  # type: ignore[arg-type]
-        else:
-            with partial.open("w", encoding="utf-8") as text:
-                self._write_lines(text, components)
-        partial.replace(target)
+        head = {"schema_version": TRACE_SCHEMA_VERSION, "model": self._model, "identity": self._identity}
+        flat = {f"{name}.{key}": value for name, arrays in components.items() for key, value in arrays.items()}
+        with replacing(target) as partial:
+            if target.suffix == ".npz":
+                with partial.open("wb") as file:
+                    np.savez_compressed(file, components=list(components), **head, **flat)  # type: ignore[arg-type]
+            else:
+                with partial.open("w", encoding="utf-8") as text:
+                    self._write_lines(text, components)
 
     def _banks(self, component: str) -> list[BankKey]:
         return sorted({bank for step in self._steps[component].values() for bank in step.ids})

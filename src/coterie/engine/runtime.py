@@ -10,6 +10,7 @@ from pathlib import Path
 from coterie.cache import ExpertCache
 from coterie.engine.promises import release
 from coterie.engine.recording import TokenRecorder, TraceRecorder
+from coterie.engine.replacing import replacing
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
 from coterie.integration import Attachment
@@ -75,7 +76,8 @@ class Runtime:
 
     def write_stats(self, path: str | Path) -> None:
         """Writes :meth:`stats` as JSON."""
-        Path(path).write_text(json.dumps(self.stats().to_dict(), indent=2) + "\n", encoding="utf-8")
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(self.stats().to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def add_observer(self, observer: Observer) -> None:
         """Tells ``observer`` about every event from now on."""

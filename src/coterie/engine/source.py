@@ -88,6 +88,12 @@ def open_source(
     """
     store = store_path(path)
     if store is not None:
+        if revision is not None:
+            raise UsageError(
+                f"{store.name} is a store: only repositories of the Hub have revisions.",
+                advice="Leave the revision out.",
+                revision=revision,
+            )
         return _store_source(Store.open(store), component)
     return _checkpoint_source(Checkpoint.open(path, component=component, revision=revision, offline=offline))
 

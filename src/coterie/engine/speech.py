@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.engine.completion import Completion, Stopped, effective_config, finish, stoppable
+from coterie.engine.replacing import replacing
 from coterie.engine.sampling import Sampling
 from coterie.engine.streaming import TextStream
 from coterie.errors import UnsupportedError, UsageError
@@ -112,7 +113,7 @@ def write_wav(path: str | Path, samples: npt.NDArray[np.float32], rate: int = SP
         rate: Samples per second.
     """
     values = (np.clip(samples, -1.0, 1.0) * 32767).round().astype("<i2")
-    with wave.open(str(path), "wb") as file:
+    with replacing(path) as partial, wave.open(str(partial), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)

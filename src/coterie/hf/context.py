@@ -30,8 +30,13 @@ def text_configs(config: PreTrainedConfig) -> list[Any]:
 
 def default_context(config: PreTrainedConfig) -> int:
     """``DEFAULT_CONTEXT``, or what the model was made for if that is less."""
+    return min(DEFAULT_CONTEXT, model_context(config) or DEFAULT_CONTEXT)
+
+
+def model_context(config: PreTrainedConfig) -> int | None:
+    """The longest sequence that the model was made for, or None if its configuration does not say."""
     limits = [getattr(part, "max_position_embeddings", None) for part in text_configs(config)[:1]]
-    return min([DEFAULT_CONTEXT, *[limit for limit in limits if isinstance(limit, int) and limit > 0]])
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def context_shape(config: PreTrainedConfig, dtype: torch.dtype, model_class: type[PreTrainedModel]) -> ContextShape:

@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
+from coterie.errors import UsageError
 from coterie.plan.cpu import core_quota, instruction_sets, processor_name, transparent_huge_pages, usable_cores
 from coterie.plan.disk import DiskFacts, ReadSpeed, disk_facts, measure_reads
 from coterie.plan.machine import MemoryLimits, default_memory_budget, memory_limits
@@ -92,9 +93,6 @@ def diagnose(
         torch_capability: ``torch.backends.cpu.get_cpu_capability()``; passed in because this layer knows no torch.
         measure: Whether to measure read speed, which writes and reads a temporary file of 128 MiB.
         progress: Called with a line about what is being measured.
-
-    Raises:
-        UsageError: If read speed is to be measured in a directory that cannot be written.
     """
     memory = memory_limits()
     budget = default_memory_budget(memory)
@@ -102,7 +100,13 @@ def diagnose(
     packages = package_facts()
     huge_pages = transparent_huge_pages()
     quota, cores, sets = core_quota(), usable_cores(), instruction_sets()
-    reads = tuple(measure_reads(disk.path, progress=progress)) if measure else ()
+    reads: tuple[ReadSpeed, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+    if measure:
+        try:
+            reads = tuple(measure_reads(disk.path, progress=progress))
+        except UsageError as error:
+            unmeasured = (f"Read speed was not measured: {error}",)
     return Diagnosis(
         schema_version=SCHEMA_VERSION,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -122,6 +126,7 @@ def diagnose(
             *_processor_advice(torch_capability, sets, cores, quota),
             *_memory_advice(memory, budget, huge_pages),
             *_disk_advice(disk, reads),
+            *unmeasured,
         ),
     )
 

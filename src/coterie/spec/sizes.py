@@ -44,11 +44,11 @@ def parse_bytes(text: str | int, *, what: str = "size") -> int:
 def format_bytes(count: int) -> str:
     """Writes a byte count for people, in binary units: ``"1.50 GiB"``."""
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(value) < 1024:
             return f"{int(value)} B" if unit == "B" else f"{value:.2f} {unit}"
         value /= 1024
-    return f"{value:.2f} TiB"
+    return f"{value:.3g} PiB"
 
 
 def parse_ranges(text: str, *, what: str, limit: int | None = None) -> tuple[int, ...]:

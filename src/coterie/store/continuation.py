@@ -137,7 +137,7 @@ def refuse_other_plan(root: Path, header: JournalHeader | None, parts: Mapping[s
     Raises:
         StoreError: Saying what differs.
     """
-    advice = "Repeat the command that began it, choose another directory, or discard what is there with 'restart'."
+    advice = "Repeat the command that began it, choose another directory, or discard what is there (--restart)."
     if header is None or header.base:
         what = "whose journal is unreadable" if header is None else "whose manifest has been removed"
     else:
