@@ -47,7 +47,7 @@ def test_a_package_out_of_range_is_code_1_with_advice(coterie, tmp_path: Path, m
     assert "pip install 'transformers>=5.7,<6'" in outcome.out
 
 
-def test_a_directory_that_cannot_be_measured_is_wrong_usage(
+def test_where_speed_cannot_be_measured_the_rest_is_told(
     coterie, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**_options: object) -> None:
@@ -55,6 +55,7 @@ def test_a_directory_that_cannot_be_measured_is_wrong_usage(
 
     monkeypatch.setattr("coterie.plan.disk.tempfile.mkstemp", refuse)
     outcome = coterie("doctor", str(tmp_path))
-    assert outcome.code == 2
-    assert f"cannot be measured in {tmp_path}: Permission denied" in outcome.err
-    assert "--quick" in outcome.err
+    assert outcome.code == 0
+    assert "instruction set" in outcome.out
+    told = " ".join(outcome.out.split())
+    assert f"cannot be measured in {tmp_path}: Permission denied" in told

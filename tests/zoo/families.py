@@ -27,12 +27,14 @@ class ZooModel:
         class_name: The class in transformers.
         config: Makes its configuration; called anew for every use.
         modalities: What it takes: ``text``, ``image``, ``audio``.
+        generates: Whether it writes text, token by token.
     """
 
     name: str
     class_name: str
     config: Callable[[], PreTrainedConfig]
     modalities: tuple[str, ...] = ("text",)
+    generates: bool = True
 
     @property
     def why_not(self) -> str | None:

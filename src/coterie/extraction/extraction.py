@@ -13,6 +13,7 @@ from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.selection import Experts, Numbers, select_experts
+from coterie.extraction.stamps import file_stamps, first_changed
 from coterie.extraction.target import (
     DiskNeed,
     ShardDownload,
@@ -163,7 +164,7 @@ def _write(
     with StoreWriter.open(root, plan.store, restart=restart, calls=calls) as writer:
         if writer.growing and not writer.missing_banks():
             return "already complete", 0
-        before = _stamps(source)
+        before = file_stamps(info.path for info in source.tensors.values())
         total = sum(
             len(writer.missing_experts(key)) * source.banks[key].layout.nbytes for key in writer.missing_banks()
         )
@@ -173,31 +174,16 @@ def _write(
         Copier(source, writer, plan.dense, meter, workers=workers or worker_count(source)).run()
         for name in writer.missing_files():
             writer.copy_file(plan.side_files[name], name)
-        _check_unchanged(before, source)
+        changed = first_changed(before)
+        if changed is not None:
+            raise ExtractionError(
+                f"{changed} changed while it was being read; the store would mix two versions.",
+                advice="Wait until the checkpoint is final, then extract it with --restart.",
+                path=changed,
+            )
         status: Status = "grown" if writer.growing else "resumed" if found.unfinished else "written"
         writer.finish()
         return status, meter.done
-
-
-def _stamps(source: Checkpoint) -> dict[Path, tuple[int, int]]:
-    """Size and time of change of every file of weights that is here."""
-    found: dict[Path, tuple[int, int]] = {}
-    for path in {info.path for info in source.tensors.values()}:
-        if path.exists():
-            stat = path.stat()
-            found[path] = (stat.st_size, stat.st_mtime_ns)
-    return found
-
-
-def _check_unchanged(before: dict[Path, tuple[int, int]], source: Checkpoint) -> None:
-    now = _stamps(source)
-    changed = sorted(path for path, stamp in before.items() if now.get(path) != stamp)
-    if changed:
-        raise ExtractionError(
-            f"{changed[0]} changed while it was being read; the store would mix two versions.",
-            advice="Wait until the checkpoint is final, then extract it with --restart.",
-            path=changed[0],
-        )
 
 
 def _report(

@@ -41,17 +41,6 @@ def plan_extraction(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, 
     Raises:
         CheckpointFileError: If the checkpoint's directory cannot be listed.
     """
-    layouts = record_layouts(checkpoint)
-    banks = tuple(
-        BankPlan(
-            key=key,
-            num_experts=bank.bank.num_experts,
-            top_k=bank.bank.top_k,
-            sources=source_patterns(bank),
-            experts=tuple(PlannedExpert(expert=e, scheme=NATIVE, layout=layouts[key]) for e in chosen[key]),
-        )
-        for key, bank in checkpoint.banks.items()
-    )
     files = side_files(checkpoint.location.directory)
     plan = StorePlan(
         model=ModelFacts(
@@ -61,7 +50,7 @@ def plan_extraction(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, 
             identity=_UNKNOWN,
         ),
         source=SourceFacts(name=checkpoint.location.name, revision=checkpoint.location.revision, integrity=_UNKNOWN),
-        banks=banks,
+        banks=bank_plans(checkpoint, chosen),
         files=tuple(files),
         ignored=tuple(sorted(checkpoint.keymap.ignored)),
     )
@@ -71,6 +60,21 @@ def plan_extraction(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, 
         dense=dense_tensors(checkpoint),
         side_files=files,
         tensors=tuple(dict.fromkeys([*checkpoint.keymap.dense, *experts])),
+    )
+
+
+def bank_plans(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]]) -> tuple[BankPlan, ...]:
+    """All banks of a checkpoint with their chosen experts; banks that are not named get none."""
+    layouts = record_layouts(checkpoint)
+    return tuple(
+        BankPlan(
+            key=key,
+            num_experts=bank.bank.num_experts,
+            top_k=bank.bank.top_k,
+            sources=source_patterns(bank),
+            experts=tuple(PlannedExpert(expert=e, scheme=NATIVE, layout=layouts[key]) for e in chosen.get(key, ())),
+        )
+        for key, bank in checkpoint.banks.items()
     )
 
 
