@@ -45,4 +45,6 @@ def experts_line(stats: ModelStats) -> str:
         f"experts {format_bytes(stats.resident_bytes)} of {format_bytes(stats.total_expert_bytes)} in memory "
         f"({share:.0f} %), hit rate {100 * stats.total.hit_rate:.1f} %"
     )
+    if stats.fetched.experts:
+        line += f", {stats.fetched.experts} fetched ({format_bytes(stats.fetched.nbytes)})"
     return line + (f", {stats.total.absent} uses of absent experts" if stats.total.absent else "")

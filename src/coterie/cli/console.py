@@ -17,7 +17,7 @@ from rich.table import Table
 from coterie.spec import format_bytes
 
 _PLAIN_PROGRESS_SECONDS = 10.0
-_PARAMETER = re.compile(r"\b(memory|expert_memory|max_context|missing|eviction)=(['\"])([^'\"]*)\2")
+_PARAMETER = re.compile(r"\b(memory|expert_memory|max_context|missing|source|eviction)=(['\"])([^'\"]*)\2")
 """Parameters of the library as its messages write them, which are options of the same name here."""
 _PIPED_WIDTH = 160
 """Columns for tables that are not shown in a terminal: wide enough that paths are not folded."""

@@ -83,6 +83,7 @@ def command(
     expert_memory: shared.ExpertMemoryOption = None,
     component: shared.ComponentOption = None,
     missing: shared.MissingOption = None,
+    source: shared.SourceOption = None,
     eviction: shared.EvictionOption = "lru",
     experts_per_token: ExpertsPerTokenOption = None,
     max_context: shared.MaxContextOption = None,
@@ -152,6 +153,7 @@ def command(
         expert_memory=expert_memory,
         component=component,
         missing=missing,
+        source=source,
         eviction=eviction,
         experts_per_token=experts_per_token,
         max_context=max_context,
@@ -256,6 +258,7 @@ def _as_json(opened: OpenModel, request: _Request, completion: Completion) -> di
             "capacity": stats.capacity,
             "resident_bytes": stats.resident_bytes,
             "total_expert_bytes": stats.total_expert_bytes,
+            "fetched": asdict(stats.fetched),
         },
     }
 

@@ -25,6 +25,7 @@ class OpenOptions:
     expert_memory: str | None = None
     component: str | None = None
     missing: MissingPolicy | None = None
+    source: str | None = None
     eviction: str = "lru"
     experts_per_token: int | None = None
     max_context: int | None = None
@@ -86,6 +87,7 @@ def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Itera
                 expert_memory=options.expert_memory,
                 component=component,
                 missing=options.missing,
+                source=options.source,
                 eviction=options.eviction,
                 experts_per_token=options.experts_per_token,
                 max_context=options.max_context,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-MissingPolicy = Literal["error", "mask", "drop", "nearest"]
+MissingPolicy = Literal["error", "mask", "drop", "nearest", "fetch"]
 """What to do about an absent expert; without one, a partial store does not open."""
 
 ModelArgument = Annotated[
@@ -64,6 +64,16 @@ MissingOption = Annotated[
     MissingPolicy | None,
     typer.Option(
         "--missing", show_default=False, help="What to do when the router picks an expert that a partial store lacks."
+    ),
+]
+
+SourceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="CHECKPOINT",
+        show_default=False,
+        help="With --missing fetch: the checkpoint that the store was made from. Stores made from the Hub know it.",
     ),
 ]
 

@@ -13,7 +13,7 @@ import torch
 from coterie.cache import ExpertCache, minimum_capacity
 from coterie.engine.promises import promise, promised_nbytes
 from coterie.engine.runtime import Runtime
-from coterie.engine.source import ModelSource, open_source
+from coterie.engine.source import ModelSource, open_source, with_fetching
 from coterie.errors import CoverageError, LoadError, MemoryBudgetError, UnsupportedError, UsageError
 from coterie.eviction import make_policy
 from coterie.hf.context import context_shape, default_context, model_context
@@ -46,6 +46,7 @@ def load(
     expert_memory: str | int | None = None,
     component: str | None = None,
     missing: Missing | None = None,
+    source: str | Path | None = None,
     eviction: str = "lru",
     experts_per_token: int | None = None,
     max_context: int | None = None,
@@ -69,8 +70,11 @@ def load(
         expert_memory: Sizes the experts' arena alone: bytes, ``"2GiB"``, or ``"25%"`` of the bytes of all experts.
             Without ``memory``, the rest of the process is then not bounded.
         component: ``"thinker"`` or ``"talker"`` of a whole model.
-        missing: What to do about experts that are not in the store: ``"error"``, ``"mask"``, ``"drop"`` or
-            ``"nearest"``. Default: a partial store does not open.
+        missing: What to do about experts that are not in the store: ``"error"``, ``"mask"``, ``"drop"``,
+            ``"nearest"``, or ``"fetch"``, which reads them from the checkpoint and adds them to the store. Default:
+            a partial store does not open.
+        source: With ``missing="fetch"``: the checkpoint that the store was made from, a directory or a Hub id. A
+            store that was made from a repository of the Hub knows it.
         eviction: ``"lru"``, ``"lfu"`` or ``"lfru"``.
         experts_per_token: Overrides the routers' k; changes the output.
         max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
@@ -90,6 +94,7 @@ def load(
     _check_arguments(
         device=device,
         missing=missing,
+        source=source,
         eviction=eviction,
         expert_memory=expert_memory,
         threads=threads,
@@ -103,6 +108,7 @@ def load(
             expert_memory=expert_memory,
             component=component,
             missing=missing,
+            checkpoint=source,
             eviction=eviction,
             experts_per_token=experts_per_token,
             max_context=max_context,
@@ -123,6 +129,7 @@ def _load(
     expert_memory: str | int | None,
     component: str | None,
     missing: Missing | None,
+    checkpoint: str | Path | None,
     eviction: str,
     experts_per_token: int | None,
     max_context: int | None,
@@ -131,6 +138,8 @@ def _load(
     offline: bool,
 ) -> PreTrainedModel:
     source = open_source(path, component=component, revision=revision, offline=offline)
+    if missing == "fetch":
+        source = with_fetching(source, checkpoint, offline=offline)
     _check_coverage(source, missing)
     minimum = minimum_capacity(source.experts)
     budget = _budget(memory, expert_memory)
@@ -185,6 +194,7 @@ def _check_arguments(
     *,
     device: str,
     missing: str | None,
+    source: str | Path | None,
     eviction: str,
     expert_memory: str | int | None,
     threads: int | None,
@@ -195,6 +205,12 @@ def _check_arguments(
             f"device={device!r} is not supported.", advice='Only "cpu" has been run; leave device out.', device=device
         )
     check_missing(missing)
+    if source is not None and missing != "fetch":
+        raise UsageError(
+            f"source={str(source)!r} says where absent experts are fetched from, but nothing is to be fetched.",
+            advice="Add missing='fetch', or leave source out.",
+            source=source,
+        )
     make_policy(eviction)
     if expert_memory is not None:
         _expert_memory(expert_memory, 1)
@@ -214,7 +230,8 @@ def _check_coverage(source: ModelSource, missing: str | None) -> None:
         raise CoverageError(
             f"{source.name} holds {have} of {want} experts ({' to '.join(percents)} of each layer's).",
             advice="Say what to do when an absent one is needed: missing='mask' routes to the best one that is there, "
-            "'drop' leaves it out, 'nearest' lets the most similar one stand in, 'error' stops. Or extract the rest.",
+            "'drop' leaves it out, 'nearest' lets the most similar one stand in, 'fetch' reads it from the checkpoint, "
+            "'error' stops. Or extract the rest.",
             present=have,
             total=want,
         )
@@ -242,11 +259,18 @@ def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loade
         + promised_nbytes(),
         shape=context_shape(source.config, source.dtype, source.model_class),
         max_context=context,
-        io_buffers=2 * _READ_THREADS * largest if source.kind == "checkpoint" else 0,
+        io_buffers=_io_buffers(source, largest),
         minimum=minimum,
         total=source.all_expert_nbytes,
         compiled_kernels=compiled_kernels_nbytes(budget),
     )
+
+
+def _io_buffers(source: ModelSource, largest: int) -> int:
+    """What reads need beside the experts' slots: a checkpoint's may be decoded, and growing a store is one more."""
+    if source.kind == "store" and source.fetching is None:
+        return 0
+    return 2 * (_READ_THREADS + (source.fetching is not None)) * largest
 
 
 def _capacity(source: ModelSource, plan: MemoryPlan | None, expert_memory: str | int | None, minimum: int) -> int:

@@ -13,6 +13,7 @@ from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.replacing import replacing
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
+from coterie.extraction.fetching import FetchCounts
 from coterie.integration import Attachment
 from coterie.plan.budget import MemoryPlan
 from coterie.spec import BankKey, Observer
@@ -54,6 +55,7 @@ class Runtime:
         total, components, layers = bank_statistics(self._attachment.banks)
         cache = self.cache.stats()
         clocks = self._attachment.clocks
+        fetching = self.source.fetching
         return ModelStats(
             schema_version=STATS_SCHEMA_VERSION,
             model=self.source.name,
@@ -71,6 +73,7 @@ class Runtime:
             working_set=self.working_set,
             prefetch_issued=cache.prefetch_issued,
             prefetch_used=cache.prefetch_used,
+            fetched=FetchCounts() if fetching is None else fetching.counts(),
             tokens=None if self._token_recorder is None else self._token_recorder.tokens(),
         )
 
@@ -125,6 +128,11 @@ class Runtime:
         return free if plan is None else free + plan.kv_cache + plan.activations + plan.io_buffers
 
     def close(self) -> None:
-        """Frees the experts' memory and closes files. The model cannot run afterwards. Harmless when repeated."""
+        """Frees the experts' memory and closes files. The model cannot run afterwards. Harmless when repeated.
+
+        With ``missing="fetch"`` what was fetched and is not in the store yet is added to it first.
+        """
         release(self)
         self.cache.close()
+        if self.source.fetching is not None:
+            self.source.fetching.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ import torch
 
 from coterie.checkpoint import Checkpoint, LazyTensor, Location, model_dtype, read_header
 from coterie.errors import LoadError, UsageError
+from coterie.extraction.fetching import FetchingExperts, open_origin
 from coterie.extraction.models import store_path
 from coterie.hf.configs import COMPONENTS, component_of_class, fill_known_gaps, load_config, resolve_model
 from coterie.spec import BankKey, ExpertSource
@@ -37,6 +38,7 @@ class ModelSource:
         num_experts: Bank → E.
         present: Bank → ids of the experts that are there.
         dense: Dense tensors by checkpoint name, unread.
+        fetching: ``experts`` again, if what a partial store lacks is fetched from its checkpoint.
     """
 
     kind: Literal["store", "checkpoint"]
@@ -50,6 +52,7 @@ class ModelSource:
     num_experts: Mapping[BankKey, int]
     present: Mapping[BankKey, frozenset[int]]
     dense: Mapping[str, LazyTensor]
+    fetching: FetchingExperts | None = None
 
     @cached_property
     def record_nbytes(self) -> Mapping[BankKey, int]:
@@ -96,6 +99,35 @@ def open_source(
             )
         return _store_source(Store.open(store), component)
     return _checkpoint_source(Checkpoint.open(path, component=component, revision=revision, offline=offline))
+
+
+def with_fetching(source: ModelSource, checkpoint: str | Path | None, *, offline: bool = False) -> ModelSource:
+    """The whole model: what a partial store lacks comes from its checkpoint, and is added to the store.
+
+    Args:
+        source: From :func:`open_source`. One that is complete stays what it is, and needs no checkpoint.
+        checkpoint: Directory, Hub id or ``bundled``; None for what the store's manifest names.
+        offline: Use only what is on this machine.
+
+    Raises:
+        UsageError: If the checkpoint has to be named.
+        LoadError: If it is not the one that the store was made from.
+        CheckpointError: If it cannot be used.
+    """
+    store = source.experts
+    if source.complete or not isinstance(store, Store):
+        return source
+    origin = open_origin(store, checkpoint, offline=offline)
+    experts = FetchingExperts(store, origin, source.num_experts.keys())
+    present: dict[BankKey, set[int]] = {bank: set() for bank in source.num_experts}
+    for key in experts.keys():
+        present[key.bank_key].add(key.expert)
+    return replace(
+        source,
+        experts=experts,
+        present={bank: frozenset(ids) for bank, ids in present.items()},
+        fetching=experts,
+    )
 
 
 def text_component(path: str | Path, *, revision: str | None = None, offline: bool = False) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from coterie.extraction.fetching import FetchCounts
 from coterie.integration import BankCounters, StreamedBank
 from coterie.spec import BankKey
 
@@ -109,6 +110,7 @@ class ModelStats:
         working_set: Bytes of layers × experts per token: below twice this, a global LRU can fall to 0 % hits.
         prefetch_issued: Prefetch reads started.
         prefetch_used: Of these, used before they were evicted.
+        fetched: What ``missing="fetch"`` has read from the checkpoint.
         tokens: Per token and layer, if it was asked for.
     """
 
@@ -128,6 +130,7 @@ class ModelStats:
     working_set: int
     prefetch_issued: int
     prefetch_used: int
+    fetched: FetchCounts
     tokens: tuple[TokenStats, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,9 +138,10 @@ class ModelStats:
         plain = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("total", "components", "layers", "tokens")
+            if name not in ("total", "components", "layers", "fetched", "tokens")
         }
         plain["total"] = asdict(self.total)
+        plain["fetched"] = asdict(self.fetched)
         plain["components"] = {name: asdict(stats) for name, stats in self.components.items()}
         plain["layers"] = [
             {"component": key.component, "layer": key.layer, "bank": key.bank, **asdict(stats)}

@@ -24,8 +24,8 @@ from coterie.routing import (
     substitution_table,
 )
 
-Missing = Literal["error", "mask", "drop", "nearest"]
-"""What to do when an absent expert would be routed to."""
+Missing = Literal["error", "mask", "drop", "nearest", "fetch"]
+"""What to do when an absent expert would be routed to. With ``fetch`` no expert is absent here: the source has all."""
 
 
 def check_missing(missing: str | None) -> None:

@@ -1,0 +1,208 @@
+"""Experts that a partial store lacks, read from the checkpoint that it was made from, and added to the store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from coterie.cache import RecordReader
+from coterie.checkpoint import BUNDLED, Checkpoint, resolve_path
+from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
+from coterie.extraction.growth import StoreGrowth
+from coterie.extraction.planning import NATIVE
+from coterie.extraction.stamps import Stamp, file_stamps, first_changed
+from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.store import Store
+from coterie.store.names import MANIFEST
+from coterie.store.syscalls import SystemCalls
+
+_ADVICE = "Restore it, or open the store with another 'missing', which needs no checkpoint."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchCounts:
+    """What was fetched since a model was opened.
+
+    Attributes:
+        experts: Distinct experts read from the checkpoint.
+        nbytes: Bytes read from the checkpoint for them; more than their size if some were read again.
+        added: Experts that this process has added to the store.
+    """
+
+    experts: int = 0
+    nbytes: int = 0
+    added: int = 0
+
+
+class FetchingExperts:
+    """A partial store and its checkpoint as one :class:`~coterie.spec.ExpertSource` of the whole model.
+
+    What the store has is read from it, also what other processes have added to it meanwhile. The rest is read from
+    the checkpoint and handed to a :class:`~coterie.extraction.growth.StoreGrowth`.
+
+    Args:
+        store: The opened store.
+        checkpoint: What it was made from; see :func:`open_origin`.
+        banks: The banks that the model has; those of other components are left out.
+        calls: The system calls of the growth; tests pass some that fail.
+    """
+
+    def __init__(
+        self, store: Store, checkpoint: Checkpoint, banks: Collection[BankKey], *, calls: SystemCalls | None = None
+    ) -> None:
+        self._store = store
+        self._checkpoint = checkpoint
+        self._opened = frozenset(store.keys())
+        self._stored = self._opened
+        self._manifest = self._manifest_stamp()
+        self._keys = tuple(sorted(key for key in {*self._opened, *checkpoint.keys()} if key.bank_key in banks))
+        self._reader = RecordReader(checkpoint)
+        self._shards = file_stamps(info.path for info in checkpoint.tensors.values())
+        self._lock = threading.Lock()
+        self._download_lock = threading.Lock()
+        self._fetched: set[ExpertKey] = set()
+        self._fetched_nbytes = 0
+        self.growth = StoreGrowth(store, checkpoint, read=self._read_checkpoint, on_grown=self.refresh, calls=calls)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where absent experts come from."""
+        return self._checkpoint
+
+    def counts(self) -> FetchCounts:
+        """What was fetched so far."""
+        with self._lock:
+            return FetchCounts(experts=len(self._fetched), nbytes=self._fetched_nbytes, added=self.growth.added)
+
+    def refresh(self) -> None:
+        """Looks what others, or this process, have added to the store; costs one stat if nothing has changed."""
+        stamp = self._manifest_stamp()
+        with self._lock:
+            if stamp is None or stamp == self._manifest:
+                return
+            try:
+                grown = Store.open(self._store.path)
+            except StoreError:
+                return  # what was there when it was opened is still known, and the checkpoint has the rest
+            was, now = self._store.manifest, grown.manifest
+            if (now.source.integrity, now.model) != (was.source.integrity, was.model):
+                return
+            added = {key for key in grown.keys() if key not in self._opened and self._is_native(grown, key)}
+            self._store, self._stored, self._manifest = grown, self._opened | added, stamp
+
+    def close(self) -> None:
+        """Adds what is still waiting to the store and closes the checkpoint's files. Harmless when repeated."""
+        self.growth.close()
+        self._reader.close()
+
+    # --- ExpertSource -------------------------------------------------------------------------------------------
+
+    def keys(self) -> Collection[ExpertKey]:
+        """All experts of the model."""
+        return self._keys
+
+    def layout(self, key: ExpertKey) -> RecordLayout:
+        """The layout of this expert's record, the same before and after it is added to the store."""
+        return self._store.layout(key) if key in self._opened else self._checkpoint.layout(key)
+
+    def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
+        """Where the store has the expert, or None if it has to be fetched."""
+        if key not in self._stored:
+            self.refresh()
+        return self._store.extents(key) if key in self._stored else None
+
+    def read_into(self, key: ExpertKey, record: memoryview) -> int:
+        """Reads an expert, fetching it if the store lacks it; returns the bytes read.
+
+        Raises:
+            CheckpointFileError: If the checkpoint has changed or vanished since the model was opened.
+            ReadError: If it cannot be read.
+        """
+        if key in self._stored:
+            return self._store.read_into(key, record)
+        nbytes = self._read_checkpoint(key, record)
+        with self._lock:
+            self._fetched.add(key)
+            self._fetched_nbytes += nbytes
+        self.growth.add(key)
+        return nbytes
+
+    def checksum(self, key: ExpertKey) -> str | None:
+        """The record's checksum if the store has it."""
+        return self._store.checksum(key) if key in self._stored else None
+
+    def _read_checkpoint(self, key: ExpertKey, record: memoryview) -> int:
+        names = self._checkpoint.names_of(key)
+        with self._download_lock:
+            # A downloaded shard brings its true offsets; two threads must not undo each other's.
+            self._checkpoint.download(names)
+            paths = {self._checkpoint.tensors[name].path for name in names}
+            for path, stamp in file_stamps(paths).items():
+                self._shards.setdefault(path, stamp)
+            before = {path: self._shards.get(path, (-1, -1)) for path in paths}
+        self._check_unchanged(key, before)
+        nbytes = self._reader.read(key, self._checkpoint.layout(key), record)
+        self._check_unchanged(key, before)
+        return nbytes
+
+    def _check_unchanged(self, key: ExpertKey, before: dict[Path, Stamp]) -> None:
+        changed = first_changed(before)
+        if changed is not None:
+            what = "has changed since the model was opened" if changed.exists() else "is no longer there"
+            raise CheckpointFileError(
+                f"Expert {key} cannot be fetched: {changed} {what}.", advice=_ADVICE, path=changed, key=key
+            )
+
+    def _is_native(self, store: Store, key: ExpertKey) -> bool:
+        """Whether the record is what the cache was told it would be: others may add experts in another form."""
+        ours, theirs = self._checkpoint.layout(key), store.layout(key)
+        return store.scheme(key) == NATIVE and (theirs.fields, theirs.nbytes) == (ours.fields, ours.nbytes)
+
+    def _manifest_stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = (self._store.path / MANIFEST).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def open_origin(store: Store, checkpoint: str | Path | None, *, offline: bool = False) -> Checkpoint:
+    """Opens the checkpoint that a store was made from.
+
+    Args:
+        store: The store; its manifest has the checkpoint's fingerprint.
+        checkpoint: Directory, Hub id or ``bundled``; None for the repository and commit that the manifest names.
+        offline: Use only what is on this machine.
+
+    Raises:
+        UsageError: If the store was made from a directory and none is given.
+        LoadError: If it is another checkpoint.
+        CheckpointError: If it cannot be used.
+    """
+    facts, model = store.manifest.source, store.manifest.model
+    if checkpoint is None:
+        if facts.revision is None and facts.name != BUNDLED:
+            raise UsageError(
+                f"{store.path} was made from a directory named {facts.name!r}; where that is, a store does not know.",
+                advice="Pass its path as source; missing='fetch' reads from it what the store lacks.",
+                path=store.path,
+            )
+        checkpoint = facts.name
+    is_directory = Path(resolve_path(checkpoint)).is_dir()
+    opened = Checkpoint.open(
+        checkpoint, component=model.component, revision=None if is_directory else facts.revision, offline=offline
+    )
+    integrity = opened.integrity if is_directory else opened.integrity_given(model.identity)
+    if integrity != facts.integrity or type(opened.skeleton).__name__ != model.class_name:
+        made_from = facts.name if facts.revision is None else f"{facts.name} at {facts.revision}"
+        raise LoadError(
+            f"{checkpoint} is not the checkpoint that {store.path} was made from ({made_from}): its fingerprint is "
+            f"{integrity}, not {facts.integrity}.",
+            advice="Pass the very checkpoint as source: the same repository, or an unchanged copy of the directory.",
+            path=store.path,
+            expected=facts.integrity,
+            got=integrity,
+        )
+    return opened
