@@ -8,9 +8,11 @@ BENCHMARKS ?= $(sort $(wildcard benchmarks/bench_*.py))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST ?= .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fix docs lock bench clean
+.PHONY: help install demo test test-slow test-oldest check fix docs lock bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -37,6 +39,19 @@ test: $(STAMP) ## Run the tests, but the slow ones
 test-slow: $(STAMP) ## Run the slow tests (kill tests, large models)
 	$(BIN)/python -m pytest -m slow
 
+# A second environment with the oldest transformers; what it lacks it finds in the first.
+$(OLDEST_STAMP): $(STAMP) requirements-oldest.lock
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r requirements-oldest.lock
+	$(BIN)/python scripts/borrow.py $(OLDEST)
+	@touch $@
+
+# Each of the two environments opens what the other one wrote.
+test-oldest: $(OLDEST_STAMP) ## Run the tests that depend on transformers with the oldest release allowed
+	COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(OLDEST)/bin/python -m pytest -n auto -m "not slow" \
+	tests/hf tests/checkpoint tests/routing tests/integration tests/engine tests/versions tests/test_zoo.py
+
 check: $(STAMP) ## Format, lint, types, layers, lock and generated docs: all that CI checks
 	$(BIN)/python scripts/check.py
 
@@ -55,5 +70,5 @@ bench: $(STAMP) ## Run the benchmarks; each prints its figures with machine and 
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## Remove .venv, caches and build results
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
