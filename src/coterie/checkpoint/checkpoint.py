@@ -166,7 +166,7 @@ class Checkpoint:
             at = place.offset
             for name in source.names_of(key.expert):
                 info = self.tensors[name]
-                size = info.nbytes if source.per_expert else info.nbytes // info.shape[0]
+                size = info.nbytes if source.per_expert else info.nbytes // bank.bank.num_experts
                 start = info.offset if source.per_expert else info.offset + key.expert * size
                 found.append(Extent(path=info.path, offset=start, nbytes=size, at=at))
                 at += size
@@ -243,7 +243,7 @@ class Checkpoint:
         """The dense tensors of each bank's router: those beside the experts that have one row per expert."""
         found: dict[BankKey, list[str]] = {}
         for key, bank in self.banks.items():
-            block = bank.bank.path.rpartition(".")[0]
+            block = bank.bank.router_block
             for parent in (block, block.rpartition(".")[0]):
                 found[key] = sorted(
                     name
@@ -287,7 +287,7 @@ class Checkpoint:
         stack = () if source.per_expert else (bank.num_experts,)
         for expert in range(bank.num_experts if source.per_expert else 1):
             names = source.names_of(expert)
-            shapes = [self.tensors[name].shape for name in names]
+            shapes = [source.stacked_shape(self.tensors[name].shape) for name in names]
             fits = sum(self.tensors[name].nbytes for name in names) == place.nbytes * prod(stack)
             if fits and is_plain(source):
                 rows = len(stack) + 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from coterie.errors import UnsupportedError
 from coterie.hf.configs import component_of_class
+from coterie.hf.families import DECORATED, OUT_OF_SCOPE, Arrangement, arrangement_of
+from coterie.hf.families.arrangement import Holding
 from coterie.spec import BankKey, RecordLayout
 
 if TYPE_CHECKING:
@@ -28,16 +31,21 @@ _TOP_K_NAMES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertBank:
-    """One decorated experts module of a model.
+    """One experts module of a model.
 
     Attributes:
         key: Identity of the bank.
         path: Module path within the model, such as ``model.layers.0.mlp.experts``.
         num_experts: E.
         top_k: K as the configuration states it, or None.
-        parameters: Name → shape without the expert dimension, of the stacked parameters, in module order.
-        dtypes: Name → dtype of the parameter in the model.
+        parameters: Name → shape for one expert, of the fields of a record, in order.
+        dtypes: Name → dtype of the field in the model.
         variant: What distinguishes the memory layout: ``""``, ``transposed``, ``interleaved``, or both.
+        family: Which classes hold and compute their experts alike.
+        holding: How the model's parameters hold a field of all experts.
+        targets: Name → full names of the model's parameters that hold the field: one, or one per expert.
+        router_block: Path of the module that has the router.
+        identities: How many ids from E on are experts without weights, which give back what they get.
     """
 
     key: BankKey
@@ -47,6 +55,11 @@ class ExpertBank:
     parameters: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     variant: str
+    family: str = DECORATED
+    holding: Holding = "stacked"
+    targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    router_block: str = ""
+    identities: int = 0
 
     def layout(self, dtypes: dict[str, str]) -> RecordLayout:
         """The record layout of this bank for given stored dtypes (safetensors' names, by parameter)."""
@@ -56,50 +69,55 @@ class ExpertBank:
         return RecordLayout.build(name, [(p, dtypes[p], shape) for p, shape in self.parameters.items()])
 
 
-def is_experts_module(module: nn.Module) -> bool:
-    """Whether transformers' ``use_experts_implementation`` decorated the module's class."""
-    return all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed")) and hasattr(
-        type(module).forward, "__wrapped__"
-    )
-
-
-def stacked_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters of an experts module whose first dimension is the expert."""
-    own = dict(module.named_parameters(recurse=False))
-    weights = [p for name, p in own.items() if p.dim() >= 3]
-    if not weights:
-        return {}
-    num_experts = weights[0].shape[0]
-    return {name: p for name, p in own.items() if p.dim() >= 2 and p.shape[0] == num_experts}
-
-
 def find_banks(model: PreTrainedModel) -> list[ExpertBank]:
-    """All banks of a model (on any device, also meta), in module order."""
-    found: list[tuple[str, nn.Module, dict[str, torch.Tensor]]] = []
+    """All banks of a model (on any device, also meta), in module order.
+
+    Raises:
+        UnsupportedError: If the experts of the model's class are out of scope.
+    """
+    found: list[tuple[str, nn.Module, Arrangement]] = []
     for path, module in model.named_modules():
-        if is_experts_module(module):
-            stacked = stacked_parameters(module)
-            if stacked:
-                found.append((path, module, stacked))
+        _refuse(model, module)
+        arrangement = arrangement_of(module)
+        if arrangement is not None:
+            found.append((path, module, arrangement))
     by_layer: dict[tuple[str, int], list[str]] = defaultdict(list)
     for path, _, _ in found:
         by_layer[_place(path, model)].append(path)
     banks = []
-    for path, module, stacked in found:
+    for path, module, arrangement in found:
         component, layer = _place(path, model)
-        bank = "mlp" if len(by_layer[component, layer]) == 1 else _bank_name(path)
+        alone = len(by_layer[component, layer]) == 1
+        bank = arrangement.bank or ("mlp" if alone else _bank_name(path))
+        fields = arrangement.fields
         banks.append(
             ExpertBank(
                 key=BankKey(component, layer, bank),
                 path=path,
-                num_experts=next(iter(stacked.values())).shape[0],
+                num_experts=arrangement.num_experts,
                 top_k=_top_k(getattr(module, "config", model.config)),
-                parameters={name: tuple(p.shape[1:]) for name, p in stacked.items()},
-                dtypes={name: p.dtype for name, p in stacked.items()},
+                parameters={name: place.shape for name, place in fields.items()},
+                dtypes={name: place.dtype for name, place in fields.items()},
                 variant=_variant(module),
+                family=arrangement.family,
+                holding=arrangement.holding,
+                targets={name: tuple(f"{path}.{n}" for n in place.names) for name, place in fields.items()},
+                router_block=path if arrangement.has_router else path.rpartition(".")[0],
+                identities=arrangement.identities,
             )
         )
     return banks
+
+
+def _refuse(model: PreTrainedModel, module: nn.Module) -> None:
+    reason = OUT_OF_SCOPE.get(type(module).__name__)
+    if reason is not None:
+        raise UnsupportedError(
+            f"{type(model).__name__} cannot be streamed: {reason}.",
+            advice="Use transformers itself for it.",
+            architecture=type(model).__name__,
+            experts_class=type(module).__name__,
+        )
 
 
 def _place(path: str, model: PreTrainedModel) -> tuple[str, int]:

@@ -69,6 +69,11 @@ def decode_field(source: FieldSource, expert: int, read: ReadTensor, model: PreT
     """
     if source.converter is None:
         (name,) = source.names_of(expert)
+        if source.holding == "separate":
+            return read(name, None).contiguous()
+        if source.holding == "rows":
+            whole = read(name, None)
+            return whole.view(source.stacked_shape(tuple(whole.shape)))[expert].clone()
         return read(name, expert)[0].contiguous()
     converter = deepcopy(source.converter)
     for pattern, name in zip(source.names, source.names_of(expert), strict=True):

@@ -25,6 +25,7 @@ from transformers.core_model_loading import (
 
 from coterie.errors import TensorMissingError, UnsupportedError
 from coterie.hf.banks import ExpertBank, find_banks
+from coterie.hf.families.arrangement import Holding
 from coterie.spec import BankKey
 
 if TYPE_CHECKING:
@@ -39,16 +40,28 @@ class FieldSource:
         target: Full name of the stacked parameter in the model.
         converter: transformers' converter, or None where the tensor is used as it is.
         names: Source pattern → checkpoint names: E of them (one per expert, in order) or one (all experts fused).
+        holding: How the model's parameters hold the field; as the checkpoint does, where nothing is converted.
+        num_experts: E; needed where ``holding`` is ``rows``.
     """
 
     target: str
     converter: WeightConverter | None
     names: dict[str, list[str]]
+    holding: Holding = "stacked"
+    num_experts: int = 0
 
     @property
     def per_expert(self) -> bool:
         """Whether the checkpoint has one tensor per expert (else one tensor for all)."""
+        if self.holding == "separate":
+            return True
         return self.converter is not None and any(isinstance(op, MergeModulelist) for op in self.converter.operations)
+
+    def stacked_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor with all experts as [E, …], given the one that the checkpoint states."""
+        if self.holding == "rows" and shape and shape[0] % self.num_experts == 0:
+            return (self.num_experts, shape[0] // self.num_experts, *shape[1:])
+        return shape
 
     def names_of(self, expert: int) -> list[str]:
         """The checkpoint tensors that hold this expert, in pattern order."""
@@ -99,7 +112,7 @@ def map_keys(model: PreTrainedModel, names: Iterable[str], *, component: str | N
     keymap = KeyMap(banks=find_banks(model))
     inside = _split_component(list(names), component, keymap)
     groups, unexpected = _group_by_target(model, inside, _conversions(model, component))
-    stacked = {f"{bank.path}.{p}": (bank, p) for bank in keymap.banks for p in bank.parameters}
+    stacked = {t: (bank, p) for bank in keymap.banks for p, names in bank.targets.items() for t in names}
     covered: set[str] = set()
     for target, group in groups.items():
         targets = _all_targets(target, group.converter)
@@ -113,11 +126,56 @@ def map_keys(model: PreTrainedModel, names: Iterable[str], *, component: str | N
                 f"The tensors of {target} are split over several parameters, which is not supported.", tensor=target
             )
         bank, parameter = stacked[target]
-        source = FieldSource(target=target, converter=group.converter, names=group.names)
+        if bank.holding == "separate":
+            continue
+        source = FieldSource(
+            target=target,
+            converter=group.converter,
+            names=group.names,
+            holding=bank.holding,
+            num_experts=bank.num_experts,
+        )
+        keymap.ignored.extend(_take_unused(source, bank))
         _check_complete(source, bank)
         keymap.experts.setdefault(bank.key, {})[parameter] = source
+    _claim_separate(keymap, groups)
     _settle(model, keymap, covered, unexpected)
     return keymap
+
+
+def _take_unused(source: FieldSource, bank: ExpertBank) -> list[str]:
+    """Takes out the tensors of experts that compute without weights: they are saved, and nothing reads them."""
+    unused: list[str] = []
+    if bank.identities and source.per_expert:
+        for pattern, names in source.names.items():
+            if len(names) == bank.num_experts + bank.identities:
+                source.names[pattern], rest = names[: bank.num_experts], names[bank.num_experts :]
+                unused.extend(rest)
+    return unused
+
+
+def _claim_separate(keymap: KeyMap, groups: dict[str, _Group]) -> None:
+    """Claims the fields of experts that are modules of their own: one parameter, and one tensor, per expert."""
+    for bank in keymap.banks:
+        if bank.holding != "separate":
+            continue
+        for parameter, targets in bank.targets.items():
+            names = []
+            for target in targets:
+                group = groups.get(target)
+                given = [name for found in group.names.values() for name in found] if group is not None else []
+                if len(given) != 1:
+                    raise TensorMissingError(
+                        f"The checkpoint lacks {target!r}."
+                        if not given
+                        else f"{target!r} is put together from {len(given)} tensors, which is not supported.",
+                        advice="Download the checkpoint again.",
+                        tensor=target,
+                    )
+                names += given
+            pattern = targets[0].replace(".expert_0.", ".expert_*.")
+            source = FieldSource(target=pattern, converter=None, names={pattern: names}, holding="separate")
+            keymap.experts.setdefault(bank.key, {})[parameter] = source
 
 
 def _split_component(names: list[str], component: str | None, keymap: KeyMap) -> list[str]:

@@ -76,7 +76,7 @@ class Attachment:
             policy = adapt_block(model, bank, self._present[bank.key], self._missing, self._experts_per_token)
             module = model.get_submodule(bank.path)
             self.banks[bank.key] = StreamedBank(bank, module, self.clocks[component], policy, token_kernel)
-            self.removed.update(f"{bank.path}.{name}" for name in bank.parameters)
+            self.removed.update(name for names in bank.targets.values() for name in names)
         tied = getattr(model, "all_tied_weights_keys", None)
         if tied:
             for name in self.removed & set(tied):

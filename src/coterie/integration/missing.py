@@ -52,10 +52,11 @@ def adapt_block(
     Raises:
         UnsupportedError: If the router's family has no adapter and one is needed.
     """
-    available = torch.zeros(bank.num_experts, dtype=torch.bool, device="cpu")
+    available = torch.zeros(bank.num_experts + bank.identities, dtype=torch.bool, device="cpu")
     available[list(present)] = True
+    available[bank.num_experts :] = True
     complete = len(present) == bank.num_experts
-    block = model.get_submodule(bank.path.rpartition(".")[0])
+    block = model.get_submodule(bank.router_block)
     masked = missing == "mask" and not complete
     if masked or experts_per_token is not None:
         purpose = "missing='mask'" if masked else "experts_per_token"
