@@ -135,14 +135,13 @@ class FetchingExperts:
 
     def _read_checkpoint(self, key: ExpertKey, record: memoryview) -> int:
         names = self._checkpoint.names_of(key)
+        paths = {self._checkpoint.tensors[name].path for name in names}
+        self._check_unchanged(key, {path: stamp for path, stamp in self._shards.items() if path in paths})
         with self._download_lock:
             # A downloaded shard brings its true offsets; two threads must not undo each other's.
             self._checkpoint.download(names)
-            paths = {self._checkpoint.tensors[name].path for name in names}
-            for path, stamp in file_stamps(paths).items():
-                self._shards.setdefault(path, stamp)
-            before = {path: self._shards.get(path, (-1, -1)) for path in paths}
-        self._check_unchanged(key, before)
+            self._shards = file_stamps(paths) | self._shards
+            before = {path: self._shards[path] for path in paths}
         nbytes = self._reader.read(key, self._checkpoint.layout(key), record)
         self._check_unchanged(key, before)
         return nbytes
