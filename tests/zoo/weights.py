@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 _STD = 0.08
 _NOISE = 0.1
+_SLIGHT = 0.002
 _CORRECTION = 0.03
 """Enough to change selections, too little to starve an expert where scores are softmax probabilities near 1/8."""
 
@@ -34,13 +35,16 @@ def build(cls: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dty
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith(("correction_bias", "expert_bias")):
                 tensor.add_(noise, alpha=_CORRECTION)
+            elif name.endswith(("balancing_biases", "states_bias", "residual_bias")):
+                tensor.add_(noise, alpha=_SLIGHT)
             elif tensor.dim() < 2 or name.endswith(("A_log", "bias")):
                 tensor.add_(noise, alpha=_NOISE)
             else:
                 tensor.copy_(noise * _STD)
             tensor.data = tensor.data.to(dtypes[name])
     for part in (config, *(getattr(config, key) for key in config.sub_configs)):
-        part.dtype = dtype
+        if part is not None:
+            part.dtype = dtype
     for generator_model in (module for module in model.modules() if isinstance(module, PreTrainedModel)):
         if getattr(generator_model, "generation_config", None) is not None:
             generator_model.generation_config.eos_token_id = None

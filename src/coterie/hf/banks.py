@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,6 +46,7 @@ class ExpertBank:
         targets: Name → full names of the model's parameters that hold the field: one, or one per expert.
         router_block: Path of the module that has the router.
         identities: How many ids from E on are experts without weights, which give back what they get.
+        tied: Paths of further modules that have the same experts.
     """
 
     key: BankKey
@@ -60,6 +61,21 @@ class ExpertBank:
     targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     router_block: str = ""
     identities: int = 0
+    tied: tuple[str, ...] = ()
+
+    def at(self, path: str) -> ExpertBank:
+        """The same experts as another module, one of ``tied``, holds them."""
+
+        def moved(name: str) -> str:
+            return path + name.removeprefix(self.path)
+
+        return replace(
+            self,
+            path=path,
+            targets={name: tuple(map(moved, full)) for name, full in self.targets.items()},
+            router_block=path if self.router_block == self.path else path.rpartition(".")[0],
+            tied=(),
+        )
 
     def layout(self, dtypes: dict[str, str]) -> RecordLayout:
         """The record layout of this bank for given stored dtypes (safetensors' names, by parameter)."""
@@ -81,6 +97,8 @@ def find_banks(model: PreTrainedModel) -> list[ExpertBank]:
         arrangement = arrangement_of(module)
         if arrangement is not None:
             found.append((path, module, arrangement))
+    twins = _tied_modules(model, [path for path, _, _ in found])
+    found = [place for place in found if place[0] not in twins]
     by_layer: dict[tuple[str, int], list[str]] = defaultdict(list)
     for path, _, _ in found:
         by_layer[_place(path, model)].append(path)
@@ -104,9 +122,18 @@ def find_banks(model: PreTrainedModel) -> list[ExpertBank]:
                 targets={name: tuple(f"{path}.{n}" for n in place.names) for name, place in fields.items()},
                 router_block=path if arrangement.has_router else path.rpartition(".")[0],
                 identities=arrangement.identities,
+                tied=tuple(twin for twin, other in twins.items() if other == path),
             )
         )
     return banks
+
+
+def _tied_modules(model: PreTrainedModel, paths: list[str]) -> dict[str, str]:
+    """Path of a module whose experts are those of another module → path of that other."""
+    known = set(paths)
+    pairs = getattr(model, "all_tied_weights_keys", None) or {}
+    modules = ((name.rpartition(".")[0], other.rpartition(".")[0]) for name, other in pairs.items())
+    return {name: other for name, other in modules if name in known and other in known}
 
 
 def _refuse(model: PreTrainedModel, module: nn.Module) -> None:
@@ -127,8 +154,22 @@ def _place(path: str, model: PreTrainedModel) -> tuple[str, int]:
         component = segments[0]
     elif getattr(model.config, "is_encoder_decoder", False):
         component = next((s for s in segments if s in ("encoder", "decoder")), component)
+    else:
+        component = _tower(segments) or component
     layer = next((int(s) for s in segments if s.isdigit()), 0)
     return component, layer
+
+
+def _tower(segments: list[str]) -> str | None:
+    """``vision`` or ``audio`` for the layers of a part that sees or hears, which are counted from 0 too."""
+    for segment in segments:
+        if segment.isdigit():
+            return None
+        if segment.startswith(("vision", "visual")):
+            return "vision"
+        if segment.startswith("audio"):
+            return "audio"
+    return None
 
 
 def _bank_name(path: str) -> str:

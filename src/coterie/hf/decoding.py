@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.core_model_loading import Concatenate, MergeModulelist
+from transformers.core_model_loading import Concatenate, ErnieFuseAndSplitTextVisionExperts, MergeModulelist
 
 from coterie.errors import CheckpointFileError
 from coterie.hf.keymap import FieldSource
@@ -28,6 +28,8 @@ def is_plain(source: FieldSource) -> bool:
     if source.converter is None:
         return True
     operations = source.converter.operations
+    if len(operations) == 1 and isinstance(operations[0], ErnieFuseAndSplitTextVisionExperts):
+        return (operations[0].stack_dim, operations[0].concat_dim) == (0, 1)
     if not operations or type(operations[0]) is not MergeModulelist or operations[0].dim != 0:
         return False
     if len(operations) == 1:
@@ -78,7 +80,9 @@ def decode_field(source: FieldSource, expert: int, read: ReadTensor, model: PreT
     converter = deepcopy(source.converter)
     for pattern, name in zip(source.names, source.names_of(expert), strict=True):
         piece = read(name, None if source.per_expert else expert)
-        converter.add_tensor(source.target, name, pattern, piece)
+        # A converter that shares out its tensors gets one for each parameter; only this one's result is looked at.
+        for _ in range(source.parts):
+            converter.add_tensor(source.target, name, pattern, piece)
     try:
         realized = converter.convert(source.target, model=_OneExpertModel(model), config=model.config)
         value = realized[source.target]

@@ -10,11 +10,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import ceil
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
 from transformers.core_model_loading import (
+    ErnieFuseAndSplitTextVisionExperts,
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
@@ -42,6 +44,7 @@ class FieldSource:
         names: Source pattern → checkpoint names: E of them (one per expert, in order) or one (all experts fused).
         holding: How the model's parameters hold the field; as the checkpoint does, where nothing is converted.
         num_experts: E; needed where ``holding`` is ``rows``.
+        parts: How many parameters the converter splits its tensors over, in equal shares; ``names`` is one share.
     """
 
     target: str
@@ -49,13 +52,15 @@ class FieldSource:
     names: dict[str, list[str]]
     holding: Holding = "stacked"
     num_experts: int = 0
+    parts: int = 1
 
     @property
     def per_expert(self) -> bool:
         """Whether the checkpoint has one tensor per expert (else one tensor for all)."""
         if self.holding == "separate":
             return True
-        return self.converter is not None and any(isinstance(op, MergeModulelist) for op in self.converter.operations)
+        stacking = (MergeModulelist, ErnieFuseAndSplitTextVisionExperts)
+        return self.converter is not None and any(isinstance(op, stacking) for op in self.converter.operations)
 
     def stacked_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a tensor with all experts as [E, …], given the one that the checkpoint states."""
@@ -112,35 +117,68 @@ def map_keys(model: PreTrainedModel, names: Iterable[str], *, component: str | N
     keymap = KeyMap(banks=find_banks(model))
     inside = _split_component(list(names), component, keymap)
     groups, unexpected = _group_by_target(model, inside, _conversions(model, component))
-    stacked = {t: (bank, p) for bank in keymap.banks for p, names in bank.targets.items() for t in names}
+    places = [(bank, place) for bank in keymap.banks for place in (bank, *map(bank.at, bank.tied))]
+    stacked = {t: (bank, p) for bank, place in places for p, names in place.targets.items() for t in names}
     covered: set[str] = set()
     for target, group in groups.items():
         targets = _all_targets(target, group.converter)
         covered.update(targets)
-        experts_here = [t for t in targets if t in stacked]
-        if not experts_here:
+        if not any(t in stacked for t in targets):
             keymap.dense.update({name: target for names_ in group.names.values() for name in names_})
             continue
-        if len(targets) > 1:
-            raise UnsupportedError(
-                f"The tensors of {target} are split over several parameters, which is not supported.", tensor=target
+        for place, names_ in _shares(targets, group).items():
+            bank, parameter = stacked[place]
+            if bank.holding == "separate":
+                continue
+            source = FieldSource(
+                target=place,
+                converter=group.converter,
+                names=names_,
+                holding=bank.holding,
+                num_experts=bank.num_experts,
+                parts=len(targets),
             )
-        bank, parameter = stacked[target]
-        if bank.holding == "separate":
-            continue
-        source = FieldSource(
-            target=target,
-            converter=group.converter,
-            names=group.names,
-            holding=bank.holding,
-            num_experts=bank.num_experts,
-        )
-        keymap.ignored.extend(_take_unused(source, bank))
-        _check_complete(source, bank)
-        keymap.experts.setdefault(bank.key, {})[parameter] = source
+            keymap.ignored.extend(_take_unused(source, bank))
+            _check_complete(source, bank)
+            _check_once(keymap.experts.setdefault(bank.key, {}), parameter, source)
+            keymap.experts[bank.key][parameter] = source
     _claim_separate(keymap, groups)
     _settle(model, keymap, covered, unexpected)
     return keymap
+
+
+def _shares(targets: list[str], group: _Group) -> dict[str, dict[str, list[str]]]:
+    """Which tensors of a group go into which of its parameters: all into one, or equal shares of each pattern's.
+
+    Raises:
+        UnsupportedError: If a conversion splits the tensors themselves.
+    """
+    if len(targets) == 1:
+        return {targets[0]: group.names}
+    operations = [] if group.converter is None else group.converter.operations
+    if [type(operation) for operation in operations] != [ErnieFuseAndSplitTextVisionExperts]:
+        raise UnsupportedError(
+            f"The tensors of {targets[0]} are split over several parameters, which is not supported.",
+            advice="Use transformers itself for it.",
+            tensor=targets[0],
+        )
+    shares: dict[str, dict[str, list[str]]] = {}
+    for number, target in enumerate(targets):
+        shares[target] = {}
+        for pattern, names in group.names.items():
+            size = ceil(len(names) / len(targets))  # as the conversion does
+            shares[target][pattern] = names[number * size : (number + 1) * size]
+    return shares
+
+
+def _check_once(known: dict[str, FieldSource], parameter: str, source: FieldSource) -> None:
+    """Refuses a checkpoint that has the experts of tied modules more than once: transformers then unties them."""
+    if parameter in known:
+        raise UnsupportedError(
+            f"The checkpoint has both {known[parameter].target} and {source.target}, which the model ties.",
+            advice="Save the checkpoint with transformers' save_pretrained, which leaves one of them out.",
+            tensor=source.target,
+        )
 
 
 def _take_unused(source: FieldSource, bank: ExpertBank) -> list[str]:
