@@ -20,6 +20,13 @@ def eager_forward(module: nn.Module) -> ExpertsFunction:
     return forward
 
 
+def own_forward(module: nn.Module) -> ExpertsFunction:
+    """What the class itself computes: its eager forward if transformers decorated it, else its forward."""
+    forward = type(module).forward
+    own: ExpertsFunction = getattr(forward, "__wrapped__", forward)
+    return own
+
+
 def uses_common_forward(module: nn.Module) -> bool:
     """Whether the class computes what most classes do: SwiGLU over ``gate_up_proj [E,2I,H]`` and ``down_proj [E,H,I]``.
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from coterie.cache import ExpertCache
 from coterie.errors import LoadError
-from coterie.hf.banks import find_banks
+from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.configs import check_architecture
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.integration.adapters import Workplace, adapt
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
+from coterie.integration.decoder import bank_decoders
 from coterie.integration.missing import Missing, adapt_block
-from coterie.kernels import TokenKernel
+from coterie.kernels import StackedProduct, TokenKernel
 from coterie.spec import BankKey, ExpertSource, Observer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_Kernels = tuple[Callable[..., TokenKernel], Callable[..., StackedProduct]]
 
 
 class Attachment:
@@ -51,6 +54,7 @@ class Attachment:
         self.clocks: dict[str, StepClock] = {}
         self.observers: list[Observer] = []
         self.removed: set[str] = set()
+        self._twins: dict[BankKey, list[StreamedBank]] = {}
         self._num_experts = num_experts
         self._present = present
         self._missing = missing
@@ -67,20 +71,35 @@ class Attachment:
         check_architecture(model, len(banks))
         self._check_banks(type(model).__name__, {bank.key: bank.num_experts for bank in banks})
         # Layers of the same shape share one.
-        token_kernel = functools.cache(TokenKernel)
+        kernels = (functools.cache(TokenKernel), functools.cache(StackedProduct))
         for bank in banks:
             component = bank.key.component
             if component not in self.clocks:
                 self.clocks[component] = StepClock(component, self.observers)
-                self.clocks[component].install(_component_module(model, component))
-            policy = adapt_block(model, bank, self._present[bank.key], self._missing, self._experts_per_token)
-            module = model.get_submodule(bank.path)
-            self.banks[bank.key] = StreamedBank(bank, module, self.clocks[component], policy, token_kernel)
-            self.removed.update(name for names in bank.targets.values() for name in names)
+                self.clocks[component].install(_component_module(model, bank))
+            first, *twins = (self._stream(model, place, kernels) for place in (bank, *map(bank.at, bank.tied)))
+            for twin in twins:
+                twin.count_with(first)
+            self.banks[bank.key], self._twins[bank.key] = first, twins
         tied = getattr(model, "all_tied_weights_keys", None)
         if tied:
             for name in self.removed & set(tied):
                 del tied[name]
+
+    def _stream(self, model: PreTrainedModel, bank: ExpertBank, kernels: _Kernels) -> StreamedBank:
+        policy = adapt_block(model, bank, self._present[bank.key], self._missing, self._experts_per_token)
+        self.removed.update(name for names in bank.targets.values() for name in names)
+        streamed = StreamedBank(bank, self.clocks[bank.key.component], policy)
+        adapt(
+            Workplace(
+                streamed=streamed,
+                module=model.get_submodule(bank.path),
+                block=model.get_submodule(bank.router_block),
+                token_kernel=kernels[0],
+                stacked_product=kernels[1],
+            )
+        )
+        return streamed
 
     def _check_banks(self, name: str, needed: Mapping[BankKey, int]) -> None:
         advice = "The configuration and the weights do not belong together."
@@ -102,30 +121,21 @@ class Attachment:
                 )
 
     def connect(self, cache: ExpertCache, source: ExpertSource) -> None:
-        """Gives every bank the cache; checks that records have the shapes that the model needs.
+        """Gives every bank the cache; checks that records make the parameters that the model needs.
 
         Raises:
             LoadError: If a record's fields are not the module's parameters.
         """
-        present = source.keys()
-        sample = {key.bank_key: key for key in present}
+        decoders = bank_decoders({key: streamed.bank for key, streamed in self.banks.items()}, source)
         for key, streamed in self.banks.items():
-            if key not in sample:
-                streamed.connect(cache, None)
-                continue
-            fields = source.layout(sample[key]).fields
-            got = {field.name: field.shape for field in fields}
-            if list(got.items()) != list(streamed.bank.parameters.items()):
-                raise LoadError(
-                    f"The experts of {key} have fields {got}, the model needs {streamed.bank.parameters}.",
-                    advice="The configuration and the weights do not belong together.",
-                    bank=str(key),
-                    expected=streamed.bank.parameters,
-                    got=got,
-                )
-            streamed.connect(cache, tuple(TORCH_DTYPES[field.dtype] for field in fields))
+            for module in (streamed, *self._twins[key]):
+                module.connect(cache, decoders[key])
 
 
-def _component_module(model: PreTrainedModel, component: str) -> nn.Module:
-    child = getattr(model, component, None) if component in ("thinker", "talker") else None
-    return child if isinstance(child, nn.Module) else model
+def _component_module(model: PreTrainedModel, bank: ExpertBank) -> nn.Module:
+    """The module whose forward passes are the component's: of a part that has its own, else the whole model."""
+    segments = bank.path.split(".")
+    part: nn.Module = model
+    if bank.key.component in segments:
+        part = model.get_submodule(".".join(segments[: segments.index(bank.key.component) + 1]))
+    return part

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
+from torch import nn
 
+from coterie.cache import Tensors
 from coterie.errors import LoadError, UnsupportedError
+from coterie.hf.banks import ExpertBank
 from coterie.spec import ExpertKey
 
 
@@ -20,19 +24,21 @@ class ExpertCursor(threading.local):
     """The expert that this thread is computing with, one at a time, in ascending order."""
 
     def __init__(self) -> None:
-        self._experts: Iterator[tuple[ExpertKey, tuple[torch.Tensor, ...]]] | None = None
+        self._experts: Iterator[tuple[ExpertKey, Tensors]] | None = None
         self._current = -1
-        self._tensors: tuple[torch.Tensor, ...] = ()
+        self._tensors: Tensors = ()
 
-    def start(self, experts: Iterator[tuple[ExpertKey, tuple[torch.Tensor, ...]]]) -> None:
-        """Begins a forward pass over experts that arrive in ascending id."""
+    @contextmanager
+    def over(self, experts: Iterator[tuple[ExpertKey, Tensors]]) -> Iterator[None]:
+        """For one forward pass over experts that arrive in ascending id."""
         self._experts, self._current, self._tensors = experts, -1, ()
+        try:
+            yield
+        finally:
+            # The tensors are valid no longer.
+            self._experts, self._current, self._tensors = None, -1, ()
 
-    def stop(self) -> None:
-        """Ends it and forgets the tensors, which are valid no longer."""
-        self._experts, self._current, self._tensors = None, -1, ()
-
-    def seek(self, expert: int) -> tuple[torch.Tensor, ...]:
+    def seek(self, expert: int) -> Tensors:
         """The tensors of an expert, which must not lie before the current one."""
         if self._experts is None:
             raise UnsupportedError(
@@ -52,12 +58,13 @@ class ExpertCursor(threading.local):
 
 
 class StackedStandIn:
-    """Takes the place of a parameter [E, …] of an experts module.
+    """Takes the place of a parameter [E, …], or [E · n, …] of E blocks of n rows, of an experts module.
 
     Args:
         cursor: Where the current expert is.
         position: Which field of the record this is.
-        shape: Shape of the whole parameter, [E, …].
+        shape: Shape of the whole parameter.
+        stacked: Its shape as [E, …].
         dtype: Dtype that the model computes in.
         name: Full name, for messages.
     """
@@ -66,11 +73,19 @@ class StackedStandIn:
     _is_hf_initialized = True
 
     def __init__(
-        self, cursor: ExpertCursor, position: int, shape: tuple[int, ...], dtype: torch.dtype, name: str
+        self,
+        cursor: ExpertCursor,
+        position: int,
+        *,
+        shape: tuple[int, ...],
+        stacked: tuple[int, ...],
+        dtype: torch.dtype,
+        name: str,
     ) -> None:
         self._cursor = cursor
         self._position = position
         self._name = name
+        self._stacked = stacked
         self.shape = torch.Size(shape)
         self.dtype = dtype
         self.device = torch.device("cpu")
@@ -81,7 +96,14 @@ class StackedStandIn:
             index = int(index.item())
         if not isinstance(index, int):
             self._refuse(f"indexed with {type(index).__name__}")
-        return self._cursor.seek(index)[self._position].to(self.dtype)
+        return self._cursor.seek(index)[self._position]
+
+    def view(self, *shape: int | tuple[int, ...]) -> StackedStandIn:
+        """The same, if the view only separates the experts of stacked rows: [E, n, …]."""
+        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        if sizes[0] not in (-1, self._stacked[0]) or tuple(sizes[1:]) != self._stacked[1:]:
+            self._refuse(f"viewed as {sizes}")
+        return self
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -94,3 +116,24 @@ class StackedStandIn:
             advice="Only a forward pass can use the experts of a streamed model.",
             parameter=self._name,
         )
+
+
+def stand_in(module: nn.Module, bank: ExpertBank, cursor: ExpertCursor) -> None:
+    """Takes the stacked parameters of a bank out of its module and puts stand-ins in their place."""
+    for position, (field, (target,)) in enumerate(bank.targets.items()):
+        relative = target.removeprefix(f"{bank.path}.")
+        owner_path, _, name = relative.rpartition(".")
+        owner = module.get_submodule(owner_path)
+        shape = tuple(owner.get_parameter(name).shape)
+        del owner._parameters[name]
+        owner.__dict__[name] = StackedStandIn(
+            cursor,
+            position,
+            shape=shape,
+            stacked=(bank.num_experts, *bank.parameters[field]),
+            dtype=bank.dtypes[field],
+            name=target,
+        )
+        # transformers initialises what lacks this mark.
+        owner.__dict__["_is_hf_initialized"] = True
+    module.__dict__["_is_hf_initialized"] = True

@@ -4,11 +4,13 @@ Shape suffixes: T tokens, D model dimension, F expert dimension, E experts, K ex
 """
 
 from coterie.kernels.grouping import Grouping, group_by_expert
+from coterie.kernels.stacked import StackedProduct
 from coterie.kernels.swiglu import Accumulator, TokenKernel, swiglu_rows
 
 __all__ = [
     "Accumulator",
     "Grouping",
+    "StackedProduct",
     "TokenKernel",
     "group_by_expert",
     "swiglu_rows",

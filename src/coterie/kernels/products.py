@@ -4,7 +4,7 @@ Which library routine serves a product with one row, and what a call costs, depe
 ways below all compute every product by itself; whether they also round alike is not for us to assume, so
 :func:`exact_products` tries each on data of the very shape and takes the first that reproduces ``linear`` bit for bit.
 A routine either adds in the same order, and then agrees on all data, or it does not. Of random data that would show in
-one element of thousands, once sums are rounded to 16 bits; so the data are made to cancel (:class:`_Telling`), and what
+one element of thousands, once sums are rounded to 16 bits; so the data are made to cancel (:class:`Telling`), and what
 is left of each sum is nothing but the order of adding.
 """
 
@@ -71,7 +71,7 @@ def exact_products(weight_shape: tuple[int, ...], count: int, dtype: torch.dtype
     ways: tuple[Products, ...] = (by_vector,)
     if count * weight_shape[0] * weight_shape[1] * dtype.itemsize <= _CACHED_BYTES:
         ways = (by_columns, by_batch, by_vector)
-    telling = _Telling(weight_shape, dtype)
+    telling = Telling(weight_shape, dtype)
     rounds = []
     for used in sorted({1, count}):
         weights = [telling.weights[i % 2] for i in range(used)]
@@ -84,7 +84,7 @@ def exact_products(weight_shape: tuple[int, ...], count: int, dtype: torch.dtype
     return by_linear
 
 
-class _Telling:
+class Telling:
     """Rows and weights whose products have many magnitudes and cancel in pairs at random places.
 
     Args:

@@ -1,4 +1,4 @@
-"""Undecorated classes with stacked parameters: ``gate_up_proj`` and ``down_proj`` of Step-3.7, LongCat-Flash, Llama 4."""
+"""Undecorated classes with ``gate_up_proj`` and ``down_proj`` stacked: Step-3.7, LongCat-Flash, Llama 4."""
 
 from __future__ import annotations
 

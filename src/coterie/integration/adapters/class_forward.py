@@ -1,0 +1,58 @@
+"""The class's own forward, over stand-ins that fetch the expert they are indexed with.
+
+Right for every class that walks the experts in ascending id, visits only those that tokens are routed to, and indexes
+its parameters with the id.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from coterie.cache import LeaseStats
+from coterie.hf.experts import own_forward
+from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.standin import ExpertCursor, stand_in
+
+
+class ClassForward:
+    """Step-3.7, LongCat-Flash, DBRX, and the decorated classes whose arithmetic is their own.
+
+    Args:
+        place: Where to work.
+    """
+
+    def __init__(self, place: Workplace) -> None:
+        self._streamed = place.streamed
+        self._module = place.module
+        self._cursor = ExpertCursor()
+        self._forward = own_forward(place.module)
+        stand_in(place.module, place.streamed.bank, self._cursor)
+        place.module.__dict__["forward"] = self.forward
+
+    def forward(self, hidden: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+        """What the class computes; of the input's shape."""
+        routed = self._streamed.route(hidden, index_TK, weights_TK)
+        result, stats = self.compute(hidden, routed.ids, routed.weights)
+        self._streamed.served(stats, routed.absent)
+        return result
+
+    def compute(
+        self, hidden: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor
+    ) -> tuple[torch.Tensor, LeaseStats]:
+        """The same after routing."""
+        bank = self._streamed.bank
+        end = bank.num_experts + bank.identities
+        chosen = sorted({e for row in index_TK.tolist() for e in row if e < end})
+        if not chosen:
+            return torch.zeros_like(hidden), LeaseStats()
+        left_out_TK = index_TK >= end
+        if left_out_TK.any():
+            # Not every release's eager forward knows the sentinel: an expert that is read anyway takes weight 0.
+            index_TK = index_TK.masked_fill(left_out_TK, chosen[0])
+            weights_TK = weights_TK.masked_fill(left_out_TK, 0)
+        experts = [e for e in chosen if e < bank.num_experts]
+        if not experts:  # experts without weights are all that was chosen
+            return self._forward(self._module, hidden, index_TK, weights_TK), LeaseStats()
+        with self._streamed.lease(experts, ordered=True) as lease, self._cursor.over(self._streamed.decoded(lease)):
+            result = self._forward(self._module, hidden, index_TK, weights_TK)
+            return result, lease.stats

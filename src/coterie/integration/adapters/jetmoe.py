@@ -1,0 +1,94 @@
+"""JetMoE: two projections per expert, with an activation or a whole attention between them.
+
+The class groups tokens by expert, multiplies each group, and goes on with the groups together. What lies between the
+projections is computed on all groups at once, so each projection asks for the experts by itself: they are leased twice
+per forward pass, and where not all fit in memory they are read twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from dataclasses import fields
+
+import torch
+from torch.nn.functional import linear
+
+from coterie.cache import LeaseStats
+from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.standin import ExpertCursor, stand_in
+
+Grouped = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], torch.Tensor]
+"""What JetMoE's router gives: order of the T · K pairs by expert [T · K], their tokens [T · K], their weights [T · K],
+how many pairs each of the E experts has, and the logits [T, E]."""
+
+
+class _Pass(threading.local):
+    """The forward pass that this thread is in: what the first projection left to tell."""
+
+    absent = 0
+    stats = LeaseStats()
+
+
+class JetMoeExperts:
+    """The experts of JetMoE's feed-forward or attention.
+
+    Pairs that a policy leaves out come after all groups and count for no expert; their projections are zero.
+
+    Args:
+        place: Where to work.
+    """
+
+    def __init__(self, place: Workplace) -> None:
+        self._streamed = place.streamed
+        self._pass = _Pass()
+        stand_in(place.module, place.streamed.bank, ExpertCursor())
+        router = place.module.get_submodule("router")
+        self._route_stock = router.forward
+        router.__dict__["forward"] = self.route
+        for position, name in enumerate(place.streamed.bank.parameters):
+            projection = place.module.get_submodule(name)
+            projection.__dict__["forward"] = functools.partial(self._project, position)
+
+    def route(self, hidden_TD: torch.Tensor) -> Grouped:
+        """What the router gives, after policies."""
+        grouped: Grouped = self._route_stock(hidden_TD)
+        order_N, _, weights_N, sizes, logits_TE = grouped
+        tokens = hidden_TD.shape[0]
+        experts_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        index_TK = torch.empty_like(order_N).scatter_(0, order_N, experts_N).view(tokens, -1)
+        weights_TK = torch.empty_like(weights_N).scatter_(0, order_N, weights_N).view(tokens, -1)
+        routed = self._streamed.route(hidden_TD, index_TK, weights_TK)
+        self._pass.absent = routed.absent
+        if routed.ids is index_TK:
+            return grouped
+        return _group(routed.ids, routed.weights, len(sizes), logits_TE)
+
+    def _project(self, position: int, inputs_ND: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        """One projection of every pair, [N, F]; the field at ``position`` is the weight."""
+        out_features, _ = list(self._streamed.bank.parameters.values())[position]
+        groups = torch.split(inputs_ND, [*sizes, inputs_ND.shape[0] - sum(sizes)])
+        outputs = []
+        with self._streamed.lease([e for e, size in enumerate(sizes) if size], ordered=True) as lease:
+            for key, tensors in lease:
+                outputs.append(linear(groups[key.expert], self._streamed.decode(key, tensors)[position]))
+            stats = lease.stats
+        outputs.append(inputs_ND.new_zeros(groups[-1].shape[0], out_features))
+        if position == 0:
+            self._pass.stats = stats
+        else:
+            self._streamed.served(_sum(self._pass.stats, stats), self._pass.absent)
+        return torch.cat(outputs)
+
+
+def _group(index_TK: torch.Tensor, weights_TK: torch.Tensor, num_experts: int, logits_TE: torch.Tensor) -> Grouped:
+    """Groups as JetMoE's router does, with what is left out (id E) at the end."""
+    flat_N = index_TK.flatten()
+    order_N = flat_N.argsort(stable=True)
+    sizes = flat_N.bincount(minlength=num_experts + 1)[:num_experts].tolist()
+    tokens_N = order_N.div(index_TK.shape[1], rounding_mode="trunc")
+    return order_N, tokens_N, weights_TK.flatten()[order_N], sizes, logits_TE
+
+
+def _sum(first: LeaseStats, second: LeaseStats) -> LeaseStats:
+    return LeaseStats(**{f.name: getattr(first, f.name) + getattr(second, f.name) for f in fields(LeaseStats)})

@@ -1,0 +1,132 @@
+"""Experts that are modules of their own: the class's own forward, over linear layers that fetch their weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, one_hot
+
+from coterie.cache import LeaseStats
+from coterie.hf.experts import own_forward
+from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.standin import ExpertCursor
+
+
+class StreamedLinear(nn.Module):
+    """A linear layer of one expert, without parameters of its own.
+
+    Args:
+        cursor: Where the current expert is.
+        expert: Whose layer it is.
+        weight: Which field of the record is the weight.
+        bias: Which is the bias, or None.
+    """
+
+    def __init__(self, cursor: ExpertCursor, expert: int, weight: int, bias: int | None) -> None:
+        super().__init__()
+        self._cursor = cursor
+        self._expert = expert
+        self._weight = weight
+        self._bias = bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight, valid until the next expert is asked for."""
+        return self._cursor.seek(self._expert)[self._weight]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias, likewise."""
+        return None if self._bias is None else self._cursor.seek(self._expert)[self._bias]
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """What ``nn.Linear`` computes."""
+        return linear(rows, self.weight, self.bias)
+
+
+class _ExpertModules:
+    """What Switch Transformers and NLLB-MoE share: their forward visits experts in ascending id, and only those hit."""
+
+    def __init__(self, place: Workplace) -> None:
+        self._streamed = place.streamed
+        self._module = place.module
+        self._cursor = ExpertCursor()
+        self._forward = own_forward(place.module)
+        self._replace_layers()
+        place.module.__dict__["forward"] = self.forward
+
+    def forward(self, hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _compute(
+        self, experts: list[int], hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, LeaseStats]:
+        if not experts:
+            return torch.zeros_like(hidden_TD), LeaseStats()
+        with self._streamed.lease(experts, ordered=True) as lease, self._cursor.over(self._streamed.decoded(lease)):
+            result = self._forward(self._module, hidden_TD, chosen, weights)
+            return result, lease.stats
+
+    def _present(self, index_TK: torch.Tensor) -> list[int]:
+        return [expert for expert in torch.unique(index_TK).tolist() if expert < self._streamed.bank.num_experts]
+
+    def _replace_layers(self) -> None:
+        bank = self._streamed.bank
+        layers: dict[str, dict[str, int]] = defaultdict(dict)
+        for position, targets in enumerate(bank.targets.values()):
+            # "path.expert_0.fc1.weight" is the parameter "weight" of the layer "fc1".
+            layer, _, parameter = targets[0].removeprefix(f"{bank.path}.expert_0.").rpartition(".")
+            layers[layer][parameter] = position
+        for number in range(bank.num_experts):
+            expert = self._module.get_submodule(f"expert_{number}")
+            for layer, positions in layers.items():
+                streamed = StreamedLinear(self._cursor, number, positions["weight"], positions.get("bias"))
+                streamed.__dict__["_is_hf_initialized"] = True
+                expert.set_submodule(layer, streamed)
+            # transformers initialises what lacks this mark.
+            expert.__dict__["_is_hf_initialized"] = True
+        self._module.__dict__["_is_hf_initialized"] = True
+
+
+class SwitchExperts(_ExpertModules):
+    """Switch Transformers: one expert per token, none for tokens beyond an expert's capacity.
+
+    What the router hands over is a mask [T, 1, E]. Observers and policies see ids [T, 1], with E for a token that got
+    no expert.
+    """
+
+    def forward(self, hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """What the class computes, [T, D], for a mask [T, 1, E] and weights [T, 1]."""
+        count = self._streamed.bank.num_experts
+        index_T1 = chosen.argmax(-1).masked_fill(chosen.sum(-1) == 0, count)
+        routed = self._streamed.route(hidden_TD, index_T1, weights)
+        if routed.ids is not index_T1:
+            chosen = one_hot(routed.ids, count + 1)[..., :count]
+        result, stats = self._compute(self._present(routed.ids), hidden_TD, chosen, routed.weights)
+        self._streamed.served(stats, routed.absent)
+        return result
+
+
+class NllbExperts(_ExpertModules):
+    """NLLB-MoE, as transformers computes it.
+
+    Its experts module is called with the router's mask of first choices [T, E] and probabilities [T, E], and takes the
+    mask's zeros and ones for ids: every token goes to expert 1 with the probability of its first choice and to expert 0
+    with all others. That is what is computed here, and what observers and policies see: E ids per token.
+    """
+
+    def forward(self, hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """What the class computes, [T, D], for a mask [T, E] and probabilities [T, E]."""
+        routed = self._streamed.route(hidden_TD, chosen, weights)
+        index_TE, weights_TE = routed.ids, routed.weights
+        experts = self._present(index_TE)
+        left_out_TE = index_TE >= self._streamed.bank.num_experts
+        if experts and left_out_TE.any():
+            # The class has no id for "none": an expert that is read anyway takes weight 0.
+            index_TE = index_TE.masked_fill(left_out_TE, experts[0])
+            weights_TE = weights_TE.masked_fill(left_out_TE, 0)
+        result, stats = self._compute(experts, hidden_TD, index_TE, weights_TE)
+        self._streamed.served(stats, routed.absent)
+        return result
