@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 import xxhash
 
+from coterie.checkpoint.dense import UnreadTensor, unread_tensors
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
-from coterie.checkpoint.reading import LazyTensor, read_tensor
+from coterie.checkpoint.reading import read_tensor
 from coterie.errors import CheckpointFileError, TensorMissingError, UnclaimedTensorError
 from coterie.hf.banks import ExpertBank
-from coterie.hf.configs import check_architecture, config_dtype, load_config, resolve_model
+from coterie.hf.configs import check_architecture, config_dtype, load_config, load_quantisation, resolve_model
 from coterie.hf.decoding import decode_field, is_plain
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.keymap import FieldSource, KeyMap, map_keys
+from coterie.hf.quantisation import Quantisation
+from coterie.hf.quantised import encoded_names, fold_names, record_fields, record_layout, unfold_keymap
 from coterie.hf.skeleton import build_skeleton
 from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
 
@@ -36,7 +39,7 @@ class CheckpointBank:
 
     Attributes:
         bank: The bank in the model.
-        fields: Parameter name → where it comes from.
+        fields: Field name → where it comes from; a parameter's own name where it is not quantised.
         layout: Record layout of its experts in the checkpoint's own dtype.
     """
 
@@ -56,6 +59,7 @@ class Checkpoint:
         skeleton: The model on the meta device.
         keymap: The claims.
         tensors: Every tensor by name.
+        quantisation: How its weights are quantised, or None.
         banks: Banks by key.
     """
 
@@ -65,6 +69,7 @@ class Checkpoint:
     skeleton: PreTrainedModel
     keymap: KeyMap
     tensors: Mapping[str, TensorInfo]
+    quantisation: Quantisation | None = None
     banks: dict[BankKey, CheckpointBank] = field(default_factory=dict)
 
     @classmethod
@@ -94,7 +99,10 @@ class Checkpoint:
         tensors = location.tensors()
         dtype = model_dtype(config, model_config, tensors)
         skeleton = build_skeleton(model_class, model_config, dtype)
-        keymap = map_keys(skeleton, tensors, component=component)
+        quantisation = load_quantisation(location.directory)
+        folded = fold_names(quantisation, {name: info.dtype for name, info in tensors.items()})
+        keymap = map_keys(skeleton, folded.names, component=component)
+        unfold_keymap(keymap, folded, quantisation)
         check_architecture(skeleton, len(keymap.banks))
         _check_claims(keymap, location)
         self = cls(
@@ -104,6 +112,7 @@ class Checkpoint:
             skeleton=skeleton,
             keymap=keymap,
             tensors=tensors,
+            quantisation=quantisation,
         )
         self._add_banks()
         return self
@@ -135,10 +144,18 @@ class Checkpoint:
         """Reads one tensor into fresh aligned memory; with ``index``, only that entry of the first dimension, kept."""
         return read_tensor(self.tensors[name], index)
 
-    def dense_state_dict(self) -> dict[str, LazyTensor]:
-        """The dense tensors by checkpoint name, each read when it is indexed."""
+    @property
+    def dense_memory_nbytes(self) -> int:
+        """Bytes of everything that is not an expert once it is loaded: what is quantised is dequantised then."""
+        return sum(tensor.nbytes for tensor in self._unread_dense().values())
+
+    def dense_state_dict(self) -> dict[str, UnreadTensor]:
+        """The dense tensors by checkpoint name, each read, and dequantised, when it is indexed."""
         self.download(self.keymap.dense)
-        return {name: LazyTensor(self.tensors[name]) for name in self.keymap.dense}
+        return self._unread_dense()
+
+    def _unread_dense(self) -> dict[str, UnreadTensor]:
+        return unread_tensors({name: self.tensors[name] for name in self.keymap.dense}, self.quantisation, self.dtype)
 
     def names_of(self, key: ExpertKey) -> list[str]:
         """The checkpoint tensors that hold an expert."""
@@ -255,17 +272,19 @@ class Checkpoint:
         return found
 
     def _add_banks(self) -> None:
+        shapes = {name: info.shape for name, info in self.tensors.items()}
         for bank in self.keymap.banks:
             fields = self.keymap.experts.get(bank.key, {})
-            absent = sorted(set(bank.parameters) - set(fields))
+            absent = sorted(p for p in bank.parameters if not {p, *encoded_names(p)} & fields.keys())
             if absent:
                 raise TensorMissingError(
                     f"The checkpoint lacks {bank.path}.{absent[0]}.",
                     advice="Download the checkpoint again.",
                     tensor=f"{bank.path}.{absent[0]}",
                 )
-            dtypes = {name: self._field_dtype(fields[name]) for name in bank.parameters}
-            self.banks[bank.key] = CheckpointBank(bank=bank, fields=fields, layout=bank.layout(dtypes))
+            dtypes = {name: self._field_dtype(source) for name, source in fields.items()}
+            layout = record_layout(bank, record_fields(bank, fields, shapes, dtypes))
+            self.banks[bank.key] = CheckpointBank(bank=bank, fields=fields, layout=layout)
             for place in self.banks[bank.key].layout.fields:
                 self._check_sizes(fields[place.name], bank, place)
 
@@ -289,7 +308,7 @@ class Checkpoint:
             names = source.names_of(expert)
             shapes = [source.stacked_shape(self.tensors[name].shape) for name in names]
             fits = sum(self.tensors[name].nbytes for name in names) == place.nbytes * prod(stack)
-            if fits and is_plain(source):
+            if fits and is_plain(source) and len(shapes[0]) > 1:
                 rows = len(stack) + 1
                 fits = all(len(shape) == len(stack + place.shape) for shape in shapes) and all(
                     shape[: rows - 1] == stack and shape[rows:] == place.shape[1:] for shape in shapes
@@ -316,7 +335,7 @@ def model_dtype(
             return dtype
     for info in tensors.values():
         dtype = TORCH_DTYPES[info.dtype]
-        if dtype.is_floating_point:
+        if dtype.is_floating_point and dtype.itemsize > 1:
             return dtype
     return torch.float32
 

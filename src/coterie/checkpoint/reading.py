@@ -91,6 +91,11 @@ class LazyTensor:
         return list(self.info.shape)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes in memory once it is read."""
+        return self.info.nbytes
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape."""
         return self.info.shape

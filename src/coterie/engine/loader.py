@@ -247,7 +247,7 @@ def _budget(memory: str | int | None, expert_memory: str | int | None) -> int | 
 
 def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loaded: bool) -> MemoryPlan:
     measured = process_memory(exact=loaded)
-    dense = 0 if loaded else sum(tensor.info.nbytes for tensor in source.dense.values())
+    dense = 0 if loaded else sum(tensor.nbytes for tensor in source.dense.values())
     largest = max(source.record_nbytes.values(), default=0)
     return plan_memory(
         budget=budget,
@@ -267,10 +267,15 @@ def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loade
 
 
 def _io_buffers(source: ModelSource, largest: int) -> int:
-    """What reads need beside the experts' slots: a checkpoint's may be decoded, and growing a store is one more."""
+    """What experts need beside their slots.
+
+    Reading: a checkpoint's may be decoded, and growing a store is one more. Computing: quantised ones are dequantised
+    one at a time, and the one before may not be gone yet.
+    """
+    dequantised = 2 * source.decoded_nbytes
     if source.kind == "store" and source.fetching is None:
-        return 0
-    return 2 * (_READ_THREADS + (source.fetching is not None)) * largest
+        return dequantised
+    return dequantised + 2 * (_READ_THREADS + (source.fetching is not None)) * largest
 
 
 def _capacity(source: ModelSource, plan: MemoryPlan | None, expert_memory: str | int | None, minimum: int) -> int:
@@ -372,7 +377,8 @@ def _generation_config(source: ModelSource) -> Any:
     from transformers import GenerationConfig
 
     if (source.directory / "generation_config.json").exists():
-        return GenerationConfig.from_pretrained(source.directory, local_files_only=True)
+        cls = getattr(source.model_class, "generation_config_class", None) or GenerationConfig
+        return cls.from_pretrained(source.directory, local_files_only=True)
     return None
 
 

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from coterie.checkpoint import Checkpoint, LazyTensor, Location, model_dtype, read_header
+from coterie.checkpoint import Checkpoint, Location, UnreadTensor, model_dtype, read_header, unread_tensors
 from coterie.errors import LoadError, UsageError
 from coterie.extraction.fetching import FetchingExperts, open_origin
 from coterie.extraction.models import store_path
-from coterie.hf.configs import COMPONENTS, component_of_class, fill_known_gaps, load_config, resolve_model
+from coterie.hf.configs import (
+    COMPONENTS,
+    component_of_class,
+    fill_known_gaps,
+    load_config,
+    load_quantisation,
+    resolve_model,
+)
+from coterie.hf.quantised import decoded_nbytes
 from coterie.spec import BankKey, ExpertSource
 from coterie.store import Store
 
@@ -51,7 +59,7 @@ class ModelSource:
     experts: ExpertSource
     num_experts: Mapping[BankKey, int]
     present: Mapping[BankKey, frozenset[int]]
-    dense: Mapping[str, LazyTensor]
+    dense: Mapping[str, UnreadTensor]
     fetching: FetchingExperts | None = None
 
     @cached_property
@@ -61,6 +69,12 @@ class ModelSource:
         for key in self.experts.keys():
             sizes.setdefault(key.bank_key, self.experts.layout(key).nbytes)
         return sizes
+
+    @cached_property
+    def decoded_nbytes(self) -> int:
+        """Bytes that the largest expert takes beside its record while it is computed with; 0 if none is quantised."""
+        layouts = {self.experts.layout(key) for key in self.experts.keys()}
+        return max((decoded_nbytes(layout, self.dtype.itemsize) for layout in layouts), default=0)
 
     @property
     def all_expert_nbytes(self) -> int:
@@ -194,6 +208,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
     for key in store.keys():
         if key.bank_key in present:
             present[key.bank_key].add(key.expert)
+    dtype = model_dtype(config, model_config, tensors)
     return ModelSource(
         kind="store",
         name=store.path.name,
@@ -201,9 +216,9 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         identity=facts.identity,
         model_class=model_class,
         config=model_config,
-        dtype=model_dtype(config, model_config, tensors),
+        dtype=dtype,
         experts=store,
         num_experts=banks,
         present={key: frozenset(ids) for key, ids in present.items()},
-        dense={name: LazyTensor(info) for name, info in tensors.items()},
+        dense=unread_tensors(tensors, load_quantisation(store.path), dtype),
     )

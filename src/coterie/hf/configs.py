@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import CheckpointFileError, UnsupportedError, UsageError
+from coterie.hf.quantisation import Quantisation, read_quantisation, remove_quantisation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -18,12 +19,44 @@ COMPONENTS = ("thinker", "talker")
 def load_config(directory: Path) -> PreTrainedConfig:
     """Reads ``config.json`` with transformers' own class; code from the repository is never run.
 
+    What it says about quantisation is left out: the model that is built from it computes with decoded weights.
+
     Raises:
         CheckpointFileError: If there is no valid ``config.json``.
         UnsupportedError: If transformers has no class of its own for it, or the quantisation is not supported.
     """
     from transformers import AutoConfig
 
+    path = directory / "config.json"
+    raw = _read_json(directory)
+    read_quantisation(raw, path)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        model_type = raw.get("model_type")
+        if "auto_map" in raw:
+            raise UnsupportedError(
+                f"{path} asks for code from its repository (model type {model_type!r}), which is never run.",
+                advice="Use a checkpoint of an architecture that transformers has itself.",
+                path=path,
+                model_type=model_type,
+            ) from error
+        raise UnsupportedError(f"transformers cannot read {path}: {error}", path=path, model_type=model_type) from error
+    remove_quantisation(config)
+    return config
+
+
+def load_quantisation(directory: Path) -> Quantisation | None:
+    """What ``config.json`` says about quantisation; :func:`load_config` has read it and takes it out.
+
+    Raises:
+        CheckpointFileError: If there is no valid ``config.json``.
+        UnsupportedError: If the quantisation is not supported.
+    """
+    return read_quantisation(_read_json(directory), directory / "config.json")
+
+
+def _read_json(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -37,33 +70,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
         ) from error
     if not isinstance(raw, dict):
         raise CheckpointFileError(f"{path} is not a JSON object.", advice="Download it again.", path=path)
-    _refuse_quantized(raw, path)
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        model_type = raw.get("model_type")
-        if "auto_map" in raw:
-            raise UnsupportedError(
-                f"{path} asks for code from its repository (model type {model_type!r}), which is never run.",
-                advice="Use a checkpoint of an architecture that transformers has itself.",
-                path=path,
-                model_type=model_type,
-            ) from error
-        raise UnsupportedError(f"transformers cannot read {path}: {error}", path=path, model_type=model_type) from error
-    return config
-
-
-def _refuse_quantized(raw: dict[str, Any], path: Path) -> None:
-    for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):
-        quantization = part.get("quantization_config")
-        if quantization:
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-            raise UnsupportedError(
-                f"{path} is quantised with {method!r}, which is not supported.",
-                advice="Use the checkpoint in its original bf16, fp16 or fp32 form.",
-                path=path,
-                quant_method=method,
-            )
+    return raw
 
 
 def resolve_model(config: PreTrainedConfig, component: str | None) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
