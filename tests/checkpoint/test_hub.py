@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coterie.checkpoint import Checkpoint
-from coterie.errors import CheckpointFileError, CheckpointNotFoundError, UnsupportedError
+from coterie.errors import CheckpointFileError, CheckpointNotFoundError, LoadError, UnsupportedError
 from coterie.extraction import extract
+from coterie.store import Store
 from zoo import ZOO, logits
 
 from .hub import LocalHub, Repository
@@ -234,3 +235,35 @@ def test_a_shard_that_cannot_be_downloaded_is_named_and_tried_again(hub, text, m
     hub.failing.clear()
     checkpoint.download(checkpoint.tensors)
     assert torch.equal(checkpoint.read("lm_head.weight"), Checkpoint.open(text).read("lm_head.weight"))
+
+
+def test_fetching_absent_experts_downloads_their_shards_only(hub, zoo_checkpoint, tmp_path, open_model, zoo_stock):
+    publish(hub, by_expert(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "by-expert"))
+    extract(REPO, tmp_path / "store", experts="0")
+    shutil.rmtree(tmp_path / "cache")  # the store is on another machine now
+    model = open_model(tmp_path / "store", missing="fetch")
+    (snapshot,) = (tmp_path / "cache").rglob("snapshots/*")
+    assert not list(snapshot.glob("*.safetensors"))
+    model.coterie.record_tokens()
+    inputs = {"input_ids": torch.tensor([[17]])}
+    assert torch.equal(logits(model, inputs), logits(zoo_stock("qwen3_moe", BF16), inputs))
+    used = {expert for token in model.coterie.stats().tokens for expert in token.experts} - {0}
+    assert 0 < len(used) < 7
+    assert {path.name for path in snapshot.glob("*.safetensors")} == {f"model-{expert}.safetensors" for expert in used}
+    model.coterie.close()
+    assert {key.expert for key in Store.open(tmp_path / "store").keys()} == used | {0}
+
+
+def test_the_commit_of_the_store_is_fetched_whatever_the_branch_is_now(hub, text, zoo_checkpoint, tmp_path, open_model):
+    extract(REPO, tmp_path / "store", experts="0")
+    publish(hub, zoo_checkpoint("mixtral", BF16))
+    model = open_model(tmp_path / "store", missing="fetch")
+    assert logits(model, ZOO["qwen3_moe"].inputs()).isfinite().all()
+    assert model.coterie.stats().fetched.experts > 0
+
+
+def test_another_repository_is_not_the_source(hub, text, zoo_checkpoint, tmp_path, open_model):
+    extract(REPO, tmp_path / "store", experts="0")
+    publish(hub, text, "someone/else")
+    with pytest.raises(LoadError, match="is not the checkpoint"):
+        open_model(tmp_path / "store", missing="fetch", source="someone/else")

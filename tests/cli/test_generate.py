@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -238,3 +239,14 @@ def test_an_encoding_that_lacks_a_character_gets_a_sign_for_it(monkeypatch) -> N
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     answer.write_text("a春b")
     assert raw.getvalue() == b"a?b"
+
+
+def test_a_partial_store_fetches_and_grows(coterie, expected, tmp_path) -> None:
+    store = str(tmp_path / "few")
+    assert coterie("extract", "bundled", store, "--experts", "0-7", "--json").code == 0
+    outcome = coterie("generate", store, PROMPT, *FAST, "--missing", "fetch", "--source", "bundled")
+    assert (outcome.code, outcome.out) == (0, expected + "\n")
+    fetched = int(re.search(r", (\d+) fetched \(", outcome.err)[1])
+    assert fetched > 10
+    assert f"{64 + fetched} of 256" in coterie("inspect", store).out
+    assert "fetched" not in coterie("generate", store, PROMPT, *FAST, "--missing", "fetch").err
