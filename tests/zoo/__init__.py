@@ -5,7 +5,8 @@ parameter and nothing else, routing spreads over all experts, and generation nev
 """
 
 from zoo.families import ZOO, ZooModel
-from zoo.files import checkpoint, load, stock
+from zoo.files import checkpoint, load, save, stock
 from zoo.inputs import logits
+from zoo.matrix import MATRIX
 
-__all__ = ["ZOO", "ZooModel", "checkpoint", "load", "logits", "stock"]
+__all__ = ["MATRIX", "ZOO", "ZooModel", "checkpoint", "load", "logits", "save", "stock"]

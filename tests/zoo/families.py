@@ -27,7 +27,8 @@ class ZooModel:
         class_name: The class in transformers.
         config: Makes its configuration; called anew for every use.
         modalities: What it takes: ``text``, ``image``, ``audio``.
-        generates: Whether it writes text, token by token.
+        generates: Whether it writes text.
+        sees_with_experts: Whether some of its experts are for pictures alone.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ZooModel:
     config: Callable[[], PreTrainedConfig]
     modalities: tuple[str, ...] = ("text",)
     generates: bool = True
+    sees_with_experts: bool = False
 
     @property
     def why_not(self) -> str | None:

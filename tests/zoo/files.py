@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from zoo.families import ZOO
+from zoo.families import ZOO, ZooModel
 
 
 def checkpoint(name: str, dtype: torch.dtype, root: Path, *, max_shard_size: str | int | None = None) -> Path:
@@ -27,12 +27,21 @@ def checkpoint(name: str, dtype: torch.dtype, root: Path, *, max_shard_size: str
     if not directory.exists():
         # Under another name until complete: sessions with several workers may share the root.
         partial = Path(tempfile.mkdtemp(dir=root))
-        ZOO[name].build(dtype).save_pretrained(partial, max_shard_size=max_shard_size or "1GB")
+        save(ZOO[name], dtype, partial, max_shard_size=max_shard_size)
         try:
             partial.rename(directory)
         except OSError:
             shutil.rmtree(partial)
     return directory
+
+
+def save(
+    model: ZooModel, dtype: torch.dtype, directory: Path, *, max_shard_size: str | int | None = None
+) -> PreTrainedModel:
+    """Saves a model as a checkpoint; returns what was saved."""
+    built = model.build(dtype)
+    built.save_pretrained(directory, max_shard_size=max_shard_size or "1GB")
+    return built
 
 
 def load(directory: Path, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

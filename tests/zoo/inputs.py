@@ -37,6 +37,10 @@ def example_inputs(
         ids += torch.randint(3, TEXT_IDS, (rest,), generator=generator).tolist() + after
         rows.append(ids)
     inputs = {"input_ids": torch.tensor(rows), "attention_mask": torch.ones(batch, length, dtype=torch.int64)}
+    if canvas := getattr(config, "canvas_length", None):
+        inputs["decoder_input_ids"] = torch.randint(3, TEXT_IDS, (batch, canvas), generator=generator)
+    elif config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.randint(3, TEXT_IDS, (batch, 8), generator=generator)
     if image:
         inputs |= _images(holder.vision_config, batch, generator)
         if holder.model_type.startswith("qwen3_vl"):

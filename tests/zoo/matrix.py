@@ -7,8 +7,12 @@ not matter.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from transformers import PreTrainedConfig
 
 from zoo.families import ZOO, ZooModel
 from zoo.small import small_config
@@ -251,7 +255,7 @@ _WHOLE: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """Models that see or hear too, with their towers."""
 
-_OTHER: dict[str, tuple[str, str, dict[str, Any]]] = {
+_NOT_CAUSAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "diffusion_gemma": (
         "DiffusionGemmaForBlockDiffusion",
         "DiffusionGemmaConfig",
@@ -270,9 +274,33 @@ def _variant(name: str, model_class: str, config_class: str, options: dict[str, 
     return ZooModel(name=name, class_name=model_class, config=partial(small_config, config_class, **options), **facts)
 
 
-VARIANTS: dict[str, ZooModel] = {
-    name: _variant(name, *row, generates=table is not _OTHER)
-    for table in (_TEXT, _WHOLE, _OTHER)
+_VARIANTS: dict[str, ZooModel] = {
+    name: _variant(name, *row, generates=name != "openai_privacy_filter")
+    for table in (_TEXT, _WHOLE, _NOT_CAUSAL)
     for name, row in table.items()
 }
-MATRIX: dict[str, ZooModel] = ZOO | VARIANTS
+
+
+def _with_three_experts(model: ZooModel) -> ZooModel:
+    """A model of the zoo in which the order of sums shows."""
+    return replace(model, config=partial(_three_experts, model.config))
+
+
+def _three_experts(make: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:
+    config = make()
+    parts = [config]
+    for part in parts:
+        parts += [getattr(part, name) for name in part.sub_configs]
+        for name in ("num_experts_per_tok", "moe_k"):
+            if getattr(part, name, None) == 2:
+                setattr(part, name, 3)
+    return config
+
+
+# Its router can do no other number than two.
+_TWO_EXPERTS = {"phimoe"}
+
+MATRIX: dict[str, ZooModel] = {
+    name: model if name in _TWO_EXPERTS else _with_three_experts(model) for name, model in ZOO.items()
+} | _VARIANTS
+"""Every model of the matrix by name."""
