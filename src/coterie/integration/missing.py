@@ -14,12 +14,11 @@ from coterie.hf.banks import ExpertBank
 from coterie.integration.bank import MissingPolicy
 from coterie.routing import (
     Routed,
-    adapt_router,
+    adapt_routing,
     drop,
     error,
     find_router,
     nearest,
-    require_family,
     router_rows,
     substitution_table,
 )
@@ -50,7 +49,7 @@ def adapt_block(
         The policy to apply to what the router chose, or None where nothing can be absent.
 
     Raises:
-        UnsupportedError: If the router's family has no adapter and one is needed.
+        UnsupportedError: If the block's routing has no adapter and one is needed.
     """
     available = torch.zeros(bank.num_experts + bank.identities, dtype=torch.bool, device="cpu")
     available[list(present)] = True
@@ -60,22 +59,20 @@ def adapt_block(
     masked = missing == "mask" and not complete
     if masked or experts_per_token is not None:
         purpose = "missing='mask'" if masked else "experts_per_token"
-        slot = find_router(block)
-        adapted = adapt_router(
-            slot.module,
+        adapt_routing(
+            block,
             available=available if masked else None,
             experts_per_token=experts_per_token,
             purpose=purpose,
         )
-        setattr(block, slot.attribute, adapted)
     if complete or masked or missing is None:
         return None
     if missing == "drop":
         return functools.partial(drop, available=available)
     if missing == "nearest":
-        slot = find_router(block)
-        require_family(slot.module, purpose="missing='nearest'")
-        return NearestPolicy(slot.module, available)
+        router = find_router(block).module
+        router_rows(router, available.numel())  # to refuse a router without them before anything is loaded
+        return NearestPolicy(router, available)
     return functools.partial(error, available=available, bank=bank.key)
 
 
@@ -93,5 +90,5 @@ class NearestPolicy:
     def __call__(self, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Routed:
         """Applies the table to what the router chose."""
         if self._table is None:
-            self._table = substitution_table(router_rows(self._router), self._available)
+            self._table = substitution_table(router_rows(self._router, self._available.numel()), self._available)
         return nearest(top_k_index, top_k_weights, self._available, self._table)

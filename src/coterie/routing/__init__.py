@@ -1,22 +1,24 @@
 """What to do about experts that are absent: masks in the router, and policies on the (ids, weights) it chose."""
 
 from coterie.routing.availability import Availability
-from coterie.routing.families import FAMILIES, RouterFamily, adapt_router, require_family, router_family, router_rows
+from coterie.routing.families import RouterFamily, adapt_router, require_family, router_family, router_rows
 from coterie.routing.locate import RouterSlot, find_router
 from coterie.routing.policies import Routed, absent_pairs, drop, error
 from coterie.routing.selective import Selection, SelectiveRouter
+from coterie.routing.sites import RoutingSupport, adapt_routing, routing_support
 from coterie.routing.substitution import nearest, substitution_table
 
 __all__ = [
-    "FAMILIES",
     "Availability",
     "Routed",
     "RouterFamily",
     "RouterSlot",
+    "RoutingSupport",
     "Selection",
     "SelectiveRouter",
     "absent_pairs",
     "adapt_router",
+    "adapt_routing",
     "drop",
     "error",
     "find_router",
@@ -24,5 +26,6 @@ __all__ = [
     "require_family",
     "router_family",
     "router_rows",
+    "routing_support",
     "substitution_table",
 ]

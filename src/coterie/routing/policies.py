@@ -95,11 +95,12 @@ def absent_pairs(top_k_index: Tensor, available: Tensor) -> Tensor:
     """Marks the chosen experts that are not available.
 
     Args:
-        top_k_index: int64 [T, K]; the sentinel E is not an expert and never marked.
+        top_k_index: int64 [T, K]; the sentinel E, and ids beyond it that some classes give to choices without an
+            expert, are not experts and never marked.
         available: bool [E].
 
     Returns:
         bool [T, K].
     """
     absent_E1 = torch.nn.functional.pad(~available.to(top_k_index.device), (0, 1), value=False)
-    return absent_E1[top_k_index]
+    return absent_E1[top_k_index.clamp(max=available.numel())]

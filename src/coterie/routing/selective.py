@@ -24,6 +24,7 @@ the adapter returns are the original ones, over all experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +55,15 @@ class SelectiveRouter(nn.Module):
         selection: Kept as a plain attribute: a buffer would be emptied when transformers materialises a model that was
             built on the meta device, and would show up among the model's buffers.
         stock_class: The router class that is adapted.
+        stock_top_k: The stock router's ``top_k``, or None if it has no such attribute.
+        fixed_top_k: K where it is part of the class's arithmetic, else None.
     """
+
+    fixed_top_k: ClassVar[int | None] = None
 
     selection: Selection
     stock_class: type[nn.Module]
+    stock_top_k: int | None
     top_k: int
     hidden_dim: int
     weight: Tensor

@@ -61,14 +61,16 @@ def nearest(top_k_index: Tensor, top_k_weights: Tensor, available: Tensor, table
     num_experts = available.numel()
     touched = missing_TK.any(-1).nonzero().flatten()
     serve_E1 = torch.nn.functional.pad(table.to(top_k_index.device), (0, 1), value=num_experts)
-    index_UK = serve_E1[top_k_index[touched]]
+    chosen_UK = top_k_index[touched]
+    # Ids from E on are choices without an expert, or left out already.
+    index_UK = torch.where(chosen_UK < num_experts, serve_E1[chosen_UK.clamp(max=num_experts)], chosen_UK)
     weights_UK = top_k_weights[touched]
     exact_UK = weights_UK.to(torch.promote_types(weights_UK.dtype, torch.float32))
 
     same_UKK = index_UK.unsqueeze(-1) == index_UK.unsqueeze(-2)
     merged_UK = (same_UKK * exact_UK.unsqueeze(-2)).sum(-1).to(weights_UK.dtype)
     repeated_UK = same_UKK.tril(diagonal=-1).any(-1)
-    left_out_UK = repeated_UK | (index_UK == num_experts)
+    left_out_UK = repeated_UK | ((index_UK == num_experts) & missing_TK[touched])
 
     index = top_k_index.index_copy(0, touched, index_UK.masked_fill(left_out_UK, num_experts))
     weights = top_k_weights.index_copy(0, touched, merged_UK.masked_fill(left_out_UK, 0.0))

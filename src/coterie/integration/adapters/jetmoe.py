@@ -54,10 +54,10 @@ class JetMoeExperts:
         """What the router gives, after policies."""
         grouped: Grouped = self._route_stock(hidden_TD)
         order_N, _, weights_N, sizes, logits_TE = grouped
-        tokens = hidden_TD.shape[0]
+        shape = (hidden_TD.shape[0], order_N.numel() // hidden_TD.shape[0])
         experts_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-        index_TK = torch.empty_like(order_N).scatter_(0, order_N, experts_N).view(tokens, -1)
-        weights_TK = torch.empty_like(weights_N).scatter_(0, order_N, weights_N).view(tokens, -1)
+        index_TK = torch.empty_like(order_N).scatter_(0, order_N, experts_N).view(shape)
+        weights_TK = torch.empty_like(weights_N).scatter_(0, order_N, weights_N).view(shape)
         routed = self._streamed.route(hidden_TD, index_TK, weights_TK)
         self._pass.absent = routed.absent
         if routed.ids is index_TK:

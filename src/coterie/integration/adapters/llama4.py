@@ -15,6 +15,7 @@ import torch
 from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.standin import ExpertCursor, stand_in
+from coterie.routing import SelectiveRouter
 
 _EXACT_ADDENDS = 2
 """Up to so many outputs per token can be added in any order with the same rounding as in one sum."""
@@ -45,7 +46,8 @@ class Llama4Block:
         router = self._block.get_submodule("router")
         scores_TE, logits_TE = router(hidden_TD)
         # As the router chose: its scores alone do not tell a chosen expert whose score is rounded to zero.
-        index_TK = torch.topk(logits_TE, cast(int, router.top_k), dim=1).indices
+        choices_TE = router.exclude(logits_TE) if isinstance(router, SelectiveRouter) else logits_TE
+        index_TK = torch.topk(choices_TE, cast(int, router.top_k), dim=1).indices
         routed = self._streamed.route(hidden_TD, index_TK, scores_TE.gather(1, index_TK))
         if routed.ids is not index_TK:
             scores_TE = _scattered(routed.ids, routed.weights, scores_TE)
