@@ -14,7 +14,6 @@ from coterie.hf.experts import uses_common_forward
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.adapters.class_forward import ClassForward
 from coterie.kernels import Accumulator, TokenKernel, group_by_expert, swiglu_rows
-from coterie.spec import ExpertKey
 
 
 class DecoratedExperts:
@@ -41,9 +40,11 @@ class DecoratedExperts:
     ) -> torch.Tensor:
         """What the experts module computes; returns [T, D]."""
         index_TK, weights_TK, absent = self._streamed.route(hidden_TD, top_k_index_TK, top_k_weights_TK)
-        # Under autocast, linear casts and other products do not.
+        # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
+        # that only one is in memory at a time.
         kernel = self._kernel
-        if kernel is not None and hidden_TD.shape[0] == 1 and not torch.is_autocast_enabled("cpu"):
+        together = not self._streamed.decodes and not torch.is_autocast_enabled("cpu")
+        if kernel is not None and hidden_TD.shape[0] == 1 and together:
             result, stats = self._forward_token(kernel, hidden_TD, index_TK, weights_TK)
         elif kernel is not None:
             result, stats = self._forward_rows(hidden_TD, index_TK, weights_TK)
@@ -65,20 +66,19 @@ class DecoratedExperts:
         held = streamed.cache.try_hold(keys)
         if held is not None:
             with held:
-                result = self._token(kernel, hidden_1D, keys, held.tensors, weights_1K.mT, order)
+                result = self._token(kernel, hidden_1D, held.tensors, weights_1K.mT, order)
             return result, _all_hits(len(keys))
         with streamed.lease(ids) as lease:
             if lease.together and not self._overlap_pays(hidden_1D):
                 arrived = dict(lease)
                 experts = [arrived[key] for key in keys]
-                result = self._token(kernel, hidden_1D, keys, experts, weights_1K.mT, order)
+                result = self._token(kernel, hidden_1D, experts, weights_1K.mT, order)
                 return result, lease.stats
             outputs = Accumulator(hidden_1D, [ids[slot] for slot in order])
             place = {expert: slot for slot, expert in enumerate(ids)}
             token = torch.zeros(1, dtype=torch.int64)
-            for key, tensors in lease:
+            for key, (gate_up, down) in lease:
                 slot = place[key.expert]
-                gate_up, down = streamed.decode(key, tensors)
                 rows = swiglu_rows(hidden_1D, gate_up, down, self._activation)
                 outputs.add(key.expert, token, rows * weights_1K[:, slot : slot + 1])
             return outputs.result_TD, lease.stats
@@ -91,13 +91,11 @@ class DecoratedExperts:
         self,
         kernel: TokenKernel,
         hidden_1D: torch.Tensor,
-        keys: list[ExpertKey],
         tensors: list[Tensors],
         weights_K1: torch.Tensor,
         order: list[int],
     ) -> torch.Tensor:
-        streamed = self._streamed
-        gate_ups, downs = zip(*map(streamed.decode, keys, tensors) if streamed.decodes else tensors, strict=True)
+        gate_ups, downs = zip(*tensors, strict=True)
         return kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order)
 
     def _forward_rows(
@@ -108,10 +106,9 @@ class DecoratedExperts:
         outputs = Accumulator(hidden_TD, grouping.experts)
         place = {expert: i for i, expert in enumerate(grouping.experts)}
         with self._streamed.lease(grouping.experts) as lease:
-            for key, tensors in lease:
+            for key, (gate_up, down) in self._streamed.decoded(lease):
                 i = place[key.expert]
                 tokens_N = grouping.tokens[i]
-                gate_up, down = self._streamed.decode(key, tensors)
                 rows_ND = swiglu_rows(hidden_TD[tokens_N], gate_up, down, self._activation)
                 outputs.add(key.expert, tokens_N, rows_ND * weights_TK[tokens_N, grouping.slots[i], None])
             return outputs.result_TD, lease.stats
