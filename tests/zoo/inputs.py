@@ -43,8 +43,11 @@ def example_inputs(
         inputs["decoder_input_ids"] = torch.randint(3, TEXT_IDS, (batch, 8), generator=generator)
     if image:
         inputs |= _images(holder.vision_config, batch, generator)
-        if holder.model_type.startswith("qwen3_vl"):
+        if holder.model_type.startswith(("qwen3_vl", "ernie4_5_vl")):
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == TOKENS["image"]).int()
+        if holder.model_type.startswith("ernie4_5_vl"):
+            marks = torch.tensor([TOKENS[name] for name in ("image", "vision_start", "vision_end")])
+            inputs["moe_mm_token_type_ids"] = torch.isin(inputs["input_ids"], marks).int()
     if audio:
         inputs |= _sounds(holder.audio_config, batch, generator)
     return inputs
@@ -62,7 +65,8 @@ def _placeholders(row: int, *, image: bool, audio: bool) -> list[int]:
 
 def _images(vision: Any, batch: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     grid = torch.tensor([_GRIDS[row % 2] for row in range(batch)])
-    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    channels = vision.in_channels if hasattr(vision, "in_channels") else vision.num_channels
+    patch = channels * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2
     return {
         "pixel_values": torch.randn(int(grid.prod(dim=1).sum()), patch, generator=generator),
         "image_grid_thw": grid,

@@ -270,12 +270,21 @@ _NOT_CAUSAL: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Models that do not write one token after the other."""
 
 
+_SEEING_EXPERTS = {"dots3_note", "ernie4_5_vl_moe"}
+
+
 def _variant(name: str, model_class: str, config_class: str, options: dict[str, Any], **facts: Any) -> ZooModel:
     return ZooModel(name=name, class_name=model_class, config=partial(small_config, config_class, **options), **facts)
 
 
 _VARIANTS: dict[str, ZooModel] = {
-    name: _variant(name, *row, generates=name != "openai_privacy_filter")
+    name: _variant(
+        name,
+        *row,
+        modalities=("text", "image") if name in _SEEING_EXPERTS else ("text",),
+        generates=name != "openai_privacy_filter",
+        sees_with_experts=name in _SEEING_EXPERTS,
+    )
     for table in (_TEXT, _WHOLE, _NOT_CAUSAL)
     for name, row in table.items()
 }
