@@ -38,6 +38,11 @@ class ExpertCursor(threading.local):
             # The tensors are valid no longer.
             self._experts, self._current, self._tensors = None, -1, ()
 
+    @property
+    def active(self) -> bool:
+        """Whether this thread is in a forward pass."""
+        return self._experts is not None
+
     def seek(self, expert: int) -> Tensors:
         """The tensors of an expert, which must not lie before the current one."""
         if self._experts is None:
@@ -63,8 +68,7 @@ class StackedStandIn:
     Args:
         cursor: Where the current expert is.
         position: Which field of the record this is.
-        shape: Shape of the whole parameter.
-        stacked: Its shape as [E, …].
+        shape: Shape of the whole parameter as [E, …].
         dtype: Dtype that the model computes in.
         name: Full name, for messages.
     """
@@ -78,14 +82,12 @@ class StackedStandIn:
         position: int,
         *,
         shape: tuple[int, ...],
-        stacked: tuple[int, ...],
         dtype: torch.dtype,
         name: str,
     ) -> None:
         self._cursor = cursor
         self._position = position
         self._name = name
-        self._stacked = stacked
         self.shape = torch.Size(shape)
         self.dtype = dtype
         self.device = torch.device("cpu")
@@ -101,7 +103,7 @@ class StackedStandIn:
     def view(self, *shape: int | tuple[int, ...]) -> StackedStandIn:
         """The same, if the view only separates the experts of stacked rows: [E, n, …]."""
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        if sizes[0] not in (-1, self._stacked[0]) or tuple(sizes[1:]) != self._stacked[1:]:
+        if sizes[0] not in (-1, self.shape[0]) or tuple(sizes[1:]) != tuple(self.shape[1:]):
             self._refuse(f"viewed as {sizes}")
         return self
 
@@ -121,19 +123,21 @@ class StackedStandIn:
 def stand_in(module: nn.Module, bank: ExpertBank, cursor: ExpertCursor) -> None:
     """Takes the stacked parameters of a bank out of its module and puts stand-ins in their place."""
     for position, (field, (target,)) in enumerate(bank.targets.items()):
-        relative = target.removeprefix(f"{bank.path}.")
-        owner_path, _, name = relative.rpartition(".")
+        owner_path, _, name = target.removeprefix(f"{bank.path}.").rpartition(".")
         owner = module.get_submodule(owner_path)
-        shape = tuple(owner.get_parameter(name).shape)
         del owner._parameters[name]
-        owner.__dict__[name] = StackedStandIn(
-            cursor,
-            position,
-            shape=shape,
-            stacked=(bank.num_experts, *bank.parameters[field]),
-            dtype=bank.dtypes[field],
-            name=target,
-        )
+        owner.__dict__[name] = stand_in_for(bank, field, position, cursor)
         # transformers initialises what lacks this mark.
         owner.__dict__["_is_hf_initialized"] = True
     module.__dict__["_is_hf_initialized"] = True
+
+
+def stand_in_for(bank: ExpertBank, field: str, position: int, cursor: ExpertCursor) -> StackedStandIn:
+    """What stands in for one field of all experts of a bank."""
+    return StackedStandIn(
+        cursor,
+        position,
+        shape=(bank.num_experts, *bank.parameters[field]),
+        dtype=bank.dtypes[field],
+        name=bank.targets[field][0],
+    )

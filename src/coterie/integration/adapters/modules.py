@@ -11,7 +11,7 @@ from torch.nn.functional import linear, one_hot
 from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
 from coterie.integration.adapters.adapter import Workplace
-from coterie.integration.standin import ExpertCursor
+from coterie.integration.standin import ExpertCursor, StackedStandIn, stand_in_for
 
 
 class StreamedLinear(nn.Module):
@@ -20,11 +20,13 @@ class StreamedLinear(nn.Module):
     Args:
         cursor: Where the current expert is.
         expert: Whose layer it is.
-        weight: Which field of the record is the weight.
-        bias: Which is the bias, or None.
+        weight: What stands in for the weights of this layer of all experts.
+        bias: The same for the biases, or None.
     """
 
-    def __init__(self, cursor: ExpertCursor, expert: int, weight: int, bias: int | None) -> None:
+    def __init__(
+        self, cursor: ExpertCursor, expert: int, weight: StackedStandIn, bias: StackedStandIn | None = None
+    ) -> None:
         super().__init__()
         self._cursor = cursor
         self._expert = expert
@@ -32,18 +34,19 @@ class StreamedLinear(nn.Module):
         self._bias = bias
 
     @property
-    def weight(self) -> torch.Tensor:
-        """The weight, valid until the next expert is asked for."""
-        return self._cursor.seek(self._expert)[self._weight]
+    def weight(self) -> torch.Tensor | StackedStandIn:
+        """The weight, valid until the next expert is asked for; between forward passes only what stands in for it."""
+        # transformers reads it to initialise what was not loaded, and leaves a stand-in alone.
+        return self._weight[self._expert] if self._cursor.active else self._weight
 
     @property
-    def bias(self) -> torch.Tensor | None:
+    def bias(self) -> torch.Tensor | StackedStandIn | None:
         """The bias, likewise."""
-        return None if self._bias is None else self._cursor.seek(self._expert)[self._bias]
+        return self._bias[self._expert] if self._bias is not None and self._cursor.active else self._bias
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """What ``nn.Linear`` computes."""
-        return linear(rows, self.weight, self.bias)
+        return linear(rows, self._weight[self._expert], None if self._bias is None else self._bias[self._expert])
 
 
 class _ExpertModules:
@@ -74,15 +77,15 @@ class _ExpertModules:
 
     def _replace_layers(self) -> None:
         bank = self._streamed.bank
-        layers: dict[str, dict[str, int]] = defaultdict(dict)
-        for position, targets in enumerate(bank.targets.values()):
+        layers: dict[str, dict[str, StackedStandIn]] = defaultdict(dict)
+        for position, (field, targets) in enumerate(bank.targets.items()):
             # "path.expert_0.fc1.weight" is the parameter "weight" of the layer "fc1".
             layer, _, parameter = targets[0].removeprefix(f"{bank.path}.expert_0.").rpartition(".")
-            layers[layer][parameter] = position
+            layers[layer][parameter] = stand_in_for(bank, field, position, self._cursor)
         for number in range(bank.num_experts):
             expert = self._module.get_submodule(f"expert_{number}")
-            for layer, positions in layers.items():
-                streamed = StreamedLinear(self._cursor, number, positions["weight"], positions.get("bias"))
+            for layer, parameters in layers.items():
+                streamed = StreamedLinear(self._cursor, number, **parameters)
                 streamed.__dict__["_is_hf_initialized"] = True
                 expert.set_submodule(layer, streamed)
             # transformers initialises what lacks this mark.
