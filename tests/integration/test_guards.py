@@ -45,6 +45,7 @@ def model(name, zoo_store, open_model):
         ("resize_token_embeddings", (10,)),
         ("train", ()),
         ("train", (True,)),
+        ("requires_grad_", ()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -79,6 +80,58 @@ def test_moving_and_casting_are_refused(arguments, options, model, name, zoo_sto
     assert_intact(model, name, zoo_stock)
 
 
+PARTS = ["model", "model.layers", "model.layers.1", "model.layers.1.mlp", "model.layers.1.mlp.experts"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_with_experts_refuse_what_the_model_refuses(part, model, name, zoo_stock, tmp_path):
+    module = model.get_submodule(part)
+    operations = {
+        "state_dict": (),
+        "load_state_dict": ({},),
+        "half": (),
+        "float": (),
+        "bfloat16": (),
+        "type": (torch.float16,),
+        "to_empty": (),
+        "cuda": (),
+        "to": (torch.float16,),
+        "train": (),
+        "requires_grad_": (),
+    }
+    if part == "model":
+        operations |= {"save_pretrained": (tmp_path / "saved",), "push_to_hub": ("me/it",), "add_adapter": (None,)}
+        operations |= {"load_adapter": ("an-adapter",)}
+    for operation, arguments in operations.items():
+        with pytest.raises(UnsupportedError, match="streamed model") as caught:
+            getattr(module, operation)(*arguments)
+        assert caught.value.operation == operation
+    for duplicate in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(UnsupportedError, match="streamed model"):
+            duplicate(module)
+    assert not (tmp_path / "saved").exists()
+    assert module.to(BF16) is module
+    assert module.eval() is module
+    assert_intact(model, name, zoo_stock)
+
+
+def test_parts_without_experts_are_as_ever(model, name, zoo_stock):
+    for part in ("model.layers.0.self_attn", "model.embed_tokens", "lm_head"):
+        ours, theirs = (it.get_submodule(part).state_dict() for it in (model, zoo_stock(name, BF16)))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        copy.deepcopy(model.get_submodule(part))
+
+
+def test_a_wrapped_model_refuses_its_state_too(model):
+    wrapper = torch.nn.Sequential(model)
+    with pytest.raises(UnsupportedError, match=r"state_dict\(\)"):
+        wrapper.state_dict()
+    with pytest.raises(UnsupportedError, match="cannot be trained"):
+        wrapper.train()
+    assert wrapper.eval() is wrapper
+
+
 @pytest.mark.parametrize("argument", [BF16, "cpu", torch.device("cpu"), torch.zeros(1, dtype=BF16)], ids=str)
 def test_moving_to_where_it_is_does_nothing(argument, model):
     assert model.to(argument) is model
@@ -97,6 +150,86 @@ def test_gradients_are_refused_where_they_would_be_wrong(model, name, zoo_stock)
     with torch.no_grad():
         result = model(inputs_embeds=embeds).logits
     assert torch.equal(result, logits(zoo_stock(name, BF16), ZOO[name].inputs(seed=1)))
+
+
+@pytest.mark.parametrize("tokens", [1, 24])
+def test_gradients_of_the_last_router_are_refused(tokens, model, name):
+    router = model.model.layers[-1].mlp.get_submodule("gate" if name == "qwen3_moe" else "router")
+    router.weight.requires_grad_()
+    with pytest.raises(UnsupportedError, match="cannot be trained"):
+        model(**ZOO[name].inputs(length=tokens))
+    with torch.no_grad():
+        model(**ZOO[name].inputs(length=tokens))
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+DENSE_LORA = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+EXPERT_LORA = "base_model.model.model.layers.1.mlp.experts.lora_A.default.weight"
+
+
+class Wrapped(torch.nn.Module):
+    """A model below the names that peft gives it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.base_model = torch.nn.Module()
+        self.base_model.model = model
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_adapters_weights_for_experts_are_not_dropped_silently(strict, model, name, zoo_stock):
+    with pytest.raises(UnsupportedError, match="belongs to experts that are not in memory") as caught:
+        Wrapped(model).load_state_dict({EXPERT_LORA: torch.zeros(2, 2)}, strict=strict)
+    assert caught.value.tensor == EXPERT_LORA
+    assert "merge_and_unload" in caught.value.advice
+    assert_intact(model, name, zoo_stock)
+
+
+def test_dense_weights_can_be_loaded_past_the_guards(model, name):
+    key = "base_model.model.lm_head.weight"
+    Wrapped(model).load_state_dict({key: torch.zeros_like(model.lm_head.weight)}, strict=False)
+    assert not logits(model, ZOO[name].inputs()).any()
+
+
+@pytest.fixture
+def peft():
+    return pytest.importorskip("peft")
+
+
+def adapter(peft, zoo_checkpoint, directory, **targets):
+    """Saves an adapter of the stock model."""
+    from zoo import stock
+
+    model = peft.get_peft_model(stock(zoo_checkpoint("qwen3_moe", BF16), BF16), peft.LoraConfig(**targets))
+    model.save_pretrained(directory)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("targets", [{"target_parameters": ["experts.gate_up_proj"]}, {}], ids=["experts", "dense"])
+def test_peft_is_refused(targets, peft, zoo_checkpoint, zoo_store, open_model, tmp_path):
+    """It looks at the whole state, and leaves out of an adapter, with a warning at most, what it does not find."""
+    adapter(peft, zoo_checkpoint, tmp_path, target_modules=["q_proj"], **targets)
+    model = open_model(zoo_store("qwen3_moe", BF16))
+    with pytest.raises(UnsupportedError, match="merge_and_unload"):
+        peft.PeftModel.from_pretrained(model, tmp_path)
+    for operation in ("add_adapter", "load_adapter"):
+        with pytest.raises(UnsupportedError, match="merge_and_unload"):
+            getattr(model, operation)(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("targets", [{"target_parameters": ["experts.gate_up_proj"]}, {"target_modules": ["experts"]}])
+def test_peft_finds_no_experts_to_train(targets, peft, zoo_store, open_model):
+    with pytest.raises(ValueError):
+        peft.get_peft_model(open_model(zoo_store("qwen3_moe", BF16)), peft.LoraConfig(**targets))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_a_peft_adapter_of_dense_layers_is_refused(peft, zoo_store, open_model):
+    model = peft.get_peft_model(open_model(zoo_store("qwen3_moe", BF16)), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(UnsupportedError, match="cannot be trained"):
+        model(**ZOO["qwen3_moe"].inputs())
 
 
 def test_no_parameter_asks_for_gradients(model):

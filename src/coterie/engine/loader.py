@@ -183,7 +183,7 @@ def _load(
         for clock in attachment.clocks.values():
             clock.max_context = context
     forget(model)
-    install_guards(model)
+    install_guards(model, attachment.removed)
     runtime = Runtime(source=source, attachment=attachment, cache=cache, plan=plan, working_set=working_set)
     promise(runtime)
     model.__dict__["coterie"] = runtime

@@ -104,7 +104,7 @@ class StreamedBank:
             UnsupportedError: If gradients are wanted.
             ExpertMissingError: If the policy says so.
         """
-        if hidden.requires_grad and torch.is_grad_enabled():
+        if (hidden.requires_grad or top_k_weights_TK.requires_grad) and torch.is_grad_enabled():
             raise UnsupportedError(
                 "A streamed model cannot be trained: its experts' memory is written again and again.",
                 advice="Run it under torch.no_grad(), or load it with transformers for training.",
