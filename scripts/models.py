@@ -1,7 +1,8 @@
 """Writes docs/models.json, from which docs/models.md is made, from what a run of the matrix found equal.
 
-    pytest tests/engine/test_matrix.py --junitxml=matrix.xml
+    COTERIE_RECORD=1 pytest tests/engine/test_matrix.py --junitxml=matrix.xml
     python scripts/models.py matrix.xml
+    python scripts/docs.py
 
 Only a test that passed is recorded, under the release of transformers that it ran with; other releases stay.
 """

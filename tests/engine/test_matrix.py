@@ -1,12 +1,14 @@
 """Every experts class of transformers, streamed from checkpoint and store: the bits of stock with eager experts.
 
 What ran and was equal is recorded in ``docs/models.json``, which the page of supported models is made of: write it anew
-with ``pytest tests/engine/test_matrix.py --junitxml=matrix.xml`` and ``python scripts/models.py matrix.xml``.
+with ``COTERIE_RECORD=1 pytest tests/engine/test_matrix.py --junitxml=matrix.xml``, then ``python scripts/models.py
+matrix.xml`` and ``make docs``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from transformers import PreTrainedModel
 
 from conftest import realigned
 from coterie.extraction import extract
-from coterie.hf.banks import find_banks
+from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.experts import uses_common_forward
+from coterie.routing import routing_support
 from zoo import MATRIX, ZooModel, load, logits, save
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -50,7 +53,22 @@ def facts(stock: PreTrainedModel, variant: ZooModel) -> dict[str, Any]:
         "banks": sorted({f"{bank.key.component}/{bank.key.bank}" for bank in banks}),
         "tied": any(bank.tied for bank in banks),
         "compared": ["logits", "tokens"] if variant.generates else ["logits"],
+        "routers": routers(stock, banks),
     }
+
+
+def routers(stock: PreTrainedModel, banks: list[ExpertBank]) -> dict[str, dict[str, Any]]:
+    """Class that routes → what can be done about absent experts there."""
+    found: dict[str, dict[str, Any]] = {}
+    for bank in banks:
+        support = routing_support(stock.get_submodule(bank.router_block))
+        found[support.router_class] = {
+            "family": support.family,
+            "reason": support.reason,
+            "experts_per_token": support.experts_per_token,
+            "nearest": support.nearest,
+        }
+    return found
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -77,7 +95,11 @@ def test_streams_bit_for_bit(name, dtype, tmp_path, open_model, record_property)
         silent = [str(key) for key, bank in stats.layers.items() if not bank.requested]
         assert not silent or name == "qwen3_omni"  # whose talker was not asked to speak
         model.coterie.close()
-    record_property("matrix", json.dumps({"name": name, "dtype": str(dtype), "facts": facts(stock, variant)}))
+    found = facts(stock, variant)
+    record = RECORDED.get(transformers.__version__, {}).get(name)
+    if record is not None and not os.environ.get("COTERIE_RECORD"):
+        assert {key: record[key] for key in found} == found, "docs/models.json is out of date: see the top of this file"
+    record_property("matrix", json.dumps({"name": name, "dtype": str(dtype), "facts": found}))
 
 
 @pytest.mark.parametrize("release", sorted(RECORDED))
