@@ -11,14 +11,15 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from zoo.families import ZOO, ZooModel
+from zoo.families import ZooModel
+from zoo.matrix import MATRIX
 
 
 def checkpoint(name: str, dtype: torch.dtype, root: Path, *, max_shard_size: str | int | None = None) -> Path:
     """Saves a model below ``root``, unless it is there already.
 
     Args:
-        name: A name in ``ZOO``.
+        name: A name in ``MATRIX``.
         dtype: Of the weights.
         root: Directory shared by the tests of a session.
         max_shard_size: As in ``save_pretrained``; None for a single file.
@@ -27,7 +28,7 @@ def checkpoint(name: str, dtype: torch.dtype, root: Path, *, max_shard_size: str
     if not directory.exists():
         # Under another name until complete: sessions with several workers may share the root.
         partial = Path(tempfile.mkdtemp(dir=root))
-        save(ZOO[name], dtype, partial, max_shard_size=max_shard_size)
+        save(MATRIX[name], dtype, partial, max_shard_size=max_shard_size)
         try:
             partial.rename(directory)
         except OSError:
@@ -57,11 +58,11 @@ def stock(source: str | Path, dtype: torch.dtype = torch.float32, **options: Any
     """Stock transformers with eager experts.
 
     Args:
-        source: A checkpoint directory, or a name in ``ZOO`` (then saved in a temporary directory first).
+        source: A checkpoint directory, or a name in ``MATRIX`` (then saved in a temporary directory first).
         dtype: Of the weights.
         **options: Further options of ``from_pretrained``.
     """
-    if isinstance(source, str) and source in ZOO:
+    if isinstance(source, str) and source in MATRIX:
         with tempfile.TemporaryDirectory() as directory:
             # Read into memory of its own: a mapped file must not outlive its directory's name.
             return load(checkpoint(source, dtype, Path(directory)), dtype, **options)[0]
