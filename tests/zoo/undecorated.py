@@ -31,6 +31,7 @@ _ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "expert_capacity": 4,
         },
     ),
+    # Only two experts of each layer are ever used (see the adapter): of four, so that not all of them fit in a quarter.
     "nllb_moe": (
         "NllbMoeForConditionalGeneration",
         "NllbMoeConfig",
@@ -43,6 +44,7 @@ _ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "decoder_ffn_dim": 96,
             "encoder_attention_heads": 4,
             "decoder_attention_heads": 4,
+            "num_experts": 4,
             "encoder_sparse_step": 2,
             "decoder_sparse_step": 2,
         },
