@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from transformers import PreTrainedModel
 
 from conftest import realigned
@@ -188,8 +189,8 @@ def routing_of_stock(model: PreTrainedModel, name: str, inputs: dict[str, torch.
 
 @pytest.mark.parametrize("name", NAMES)
 def test_observers_see_what_stock_routes(name, path_of, stock_of, open_model):
-    inputs = UNDECORATED[name].inputs(seed=4, batch=2)
     model, collector = open_model(path_of(name), expert_memory="25%"), Collector()
+    inputs = UNDECORATED[name].inputs(seed=4, batch=2)
     model.coterie.add_observer(collector)
     logits(model, inputs)
     routed = routing_of_stock(stock_of(name), name, inputs)
@@ -211,6 +212,8 @@ def test_observers_see_what_stock_routes(name, path_of, stock_of, open_model):
 
 
 def test_tokens_beyond_capacity_get_no_expert(path_of, open_model):
+    if Version(transformers.__version__) < Version("5.8"):
+        pytest.skip("in older releases no expert of Switch Transformers is ever full")
     model, collector = open_model(path_of("switch_transformers")), Collector()
     model.coterie.add_observer(collector)
     logits(model, UNDECORATED["switch_transformers"].inputs(seed=4, batch=2))

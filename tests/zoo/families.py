@@ -71,7 +71,12 @@ class ZooModel:
 # Seen in 5.7; the release that mended it was not looked for.
 _BROKEN_UP_TO = {
     "deepseek_v2": ("5.8", "its group-limited routing raises AttributeError in transformers itself"),
+    "dbrx": ("5.8", "it takes the width of its experts for that of the model"),
     "granitemoe": ("5.8", "its experts class is not one that can be hooked"),
+    "granitemoeshared": ("5.8", "its experts class is not one that can be hooked"),
+    "granitemoehybrid": ("5.8", "its experts class is not one that can be hooked"),
+    "aria": ("5.8", "its experts class is not one that can be hooked"),
+    "aria_text": ("5.8", "its experts class is not one that can be hooked"),
 }
 
 
