@@ -1,209 +1,182 @@
-"""The contract of the router adapters: bit-equal to stock when nothing is masked, brute force when something is."""
+"""How families are told apart, and how adapters behave as modules."""
 
 import copy
-import importlib
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
 
 from coterie.errors import UnsupportedError, UsageError
-from coterie.routing import FAMILIES, adapt_router, require_family, router_family, router_rows
+from coterie.routing import adapt_router, require_family, router_family, router_rows, routing_support
+from coterie.routing.anatomy import anatomy_of
+from coterie.routing.rehearsal import Rehearsal
+from routing.routers import block_of, inputs, route, router_of
 
-E, H, K = 12, 16, 4
-CLASSES = {
-    "FlexOlmoTopKRouter": "flex_olmo",
-    "MellumTopKRouter": "mellum",
-    "MiniMaxTopKRouter": "minimax",
-    "MixtralTopKRouter": "mixtral",
-    "OlmoeTopKRouter": "olmoe",
-    "Qwen2MoeTopKRouter": "qwen2_moe",
-    "Qwen3MoeTopKRouter": "qwen3_moe",
-    "Qwen3NextTopKRouter": "qwen3_next",
-    "Qwen3OmniMoeTalkerTextTopKRouter": "qwen3_omni_moe",
-    "Qwen3OmniMoeTextTopKRouter": "qwen3_omni_moe",
-    "Qwen3OmniMoeThinkerTextTopKRouter": "qwen3_omni_moe",
-    "Qwen3VLMoeTextTopKRouter": "qwen3_vl_moe",
-    "Qwen3_5MoeTopKRouter": "qwen3_5_moe",
-}
-OPTIONAL_NORM = next(f for f in FAMILIES if f.adapter.__name__ == "OptionalNormRouter").class_names
-CASES = [(name, norm) for name in sorted(CLASSES) for norm in ((True, False) if name in OPTIONAL_NORM else (True,))]
-
-
-def router_class(module: str, name: str) -> type[nn.Module]:
-    """A router class of transformers, or a skip where this release does not have it."""
-    try:
-        return getattr(importlib.import_module(f"transformers.models.{module}.modeling_{module}"), name)
-    except (ImportError, AttributeError):
-        pytest.skip(f"this transformers has no {name}")
-
-
-def make_router(name: str, norm: bool, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
-    config = SimpleNamespace(
-        num_experts_per_tok=K, num_experts=E, num_local_experts=E, hidden_size=H, norm_topk_prob=norm
-    )
-    with torch.device(device):
-        router = router_class(CLASSES[name], name)(config)
-    if device != "meta":
-        nn.init.normal_(router.weight, generator=torch.Generator().manual_seed(1))
-    return router.to(dtype)
-
-
-def inputs(dtype: torch.dtype = torch.float32, tokens: int = 40) -> torch.Tensor:
-    return torch.randn(tokens, H, generator=torch.Generator().manual_seed(2)).to(dtype)
+E, K = 8, 2
 
 
 def only(*present: int) -> torch.Tensor:
     return torch.tensor([e in present for e in range(E)])
 
 
-def renormalises(name: str, norm: bool) -> bool:
-    return norm or name not in OPTIONAL_NORM
+@pytest.mark.parametrize(
+    ("name", "family", "adapter"),
+    [
+        ("OlmoeTopKRouter", "softmax, top-k", "OptionalNormRouter"),
+        ("Qwen3OmniMoeThinkerTextTopKRouter", "softmax, top-k, renormalised", "OptionalNormRouter"),
+        ("Qwen3VLMoeTextTopKRouter", "softmax, top-k, renormalised", "AlwaysNormRouter"),
+        ("MixtralTopKRouter", "softmax, top-k, renormalised", "MixtralRouter"),
+        ("GptOssTopKRouter", "logits, top-k, softmax", "OwnForwardRouter"),
+        ("DeepseekV3TopkRouter", "sigmoid + bias in the best groups, top-k, renormalised", "OwnForwardRouter"),
+        ("DeepseekV2TopkRouter", "softmax in the best groups, top-k", "OwnForwardRouter"),
+        ("MiniMaxM2TopKRouter", "sigmoid + bias, top-k, renormalised", "OwnForwardRouter"),
+        ("DeepseekV4TopKRouter", "square root of softplus + bias, top-k, renormalised", "OwnForwardRouter"),
+        ("Kolibri1TopKRouter", "logits + bias, top-k, sigmoid", "OwnForwardRouter"),
+        ("LongcatFlashTopkRouter", "softmax + bias, top-k", "OwnForwardRouter"),
+        ("PhimoeTopKRouter", "sparse mixer", "SparseMixerRouter"),
+        ("SwitchTransformersTop1Router", "softmax, best expert with room", "CapacityRouter"),
+    ],
+)
+def test_families(name, family, adapter):
+    router = router_of(name)
+    found = require_family(router, purpose="mask")
+    assert (found.name, found.adapter.__name__) == (family, adapter)
+    assert router_family(adapt_router(router)) == found
+    assert router_family(router.to("meta")) == found
 
 
-def test_every_registered_class_is_in_the_contract():
-    assert set(CLASSES) == set().union(*(family.class_names for family in FAMILIES))
+class Changed(nn.Module):
+    """What a later release could make of a router."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.top_k, self.num_experts, self.hidden_dim, self.norm_topk_prob = how, K, E, 4, False
+        self.weight = nn.Parameter(torch.randn(E, 4, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, hidden_states):
+        hidden_states = hidden_states.reshape(-1, self.hidden_dim)
+        logits = nn.functional.linear(hidden_states, self.weight)
+        probabilities = nn.functional.softmax(logits, dtype=torch.float, dim=-1)
+        if self.how == "scaled":
+            probabilities = probabilities * 3
+        weights, ids = torch.topk(probabilities, self.top_k, dim=-1)
+        if self.how == "twice":
+            weights, ids = torch.topk(probabilities.roll(1, -1), self.top_k, dim=-1)
+        if self.how == "moved":
+            ids = (ids + 1) % E
+        if self.how == "sorted":
+            ids = probabilities.argsort(dim=-1, descending=True)[:, : self.top_k]
+        return logits, weights.to(logits.dtype), ids
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_unmasked_output_is_bit_equal_to_stock(name, norm, dtype):
-    router = make_router(name, norm, dtype=dtype)
-    for shape in ((40, H), (2, 20, H)):
-        hidden = inputs(dtype).reshape(shape)
-        for got, expected in zip(adapt_router(router)(hidden), router(hidden), strict=True):
-            assert got.dtype == expected.dtype
-            assert got.shape == expected.shape
-            assert torch.equal(got, expected)
+def test_a_changed_class_is_not_computed_by_the_old_adapter():
+    assert require_family(Changed("not"), purpose="mask").adapter.__name__ == "OptionalNormRouter"
+    changed = Changed("scaled")
+    assert require_family(changed, purpose="mask").adapter.__name__ == "OwnForwardRouter"
+    arguments = inputs(changed)
+    stock, masked = route(changed, arguments), route(adapt_router(changed, available=only(1, 2, 5)), arguments)
+    probabilities = stock.outputs[0].softmax(-1) * 3
+    assert set(masked.ids.unique().tolist()) == {1, 2, 5}
+    assert torch.equal(masked.weights, probabilities.gather(1, masked.ids))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("k", [1, 3, 7, E])
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_experts_per_token_equals_a_stock_router_with_that_top_k(name, norm, k, dtype):
-    router = make_router(name, norm, dtype=dtype)
-    stock = copy.deepcopy(router)
-    stock.top_k = k
-    for got, expected in zip(
-        adapt_router(router, experts_per_token=k)(inputs(dtype)), stock(inputs(dtype)), strict=True
-    ):
-        assert torch.equal(got, expected)
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("twice", "several top-k calls"), ("moved", "scores exclude"), ("sorted", "ids and weights|scores exclude")],
+)
+def test_a_class_that_chooses_in_another_way_is_refused(how, reason):
+    with pytest.raises(UnsupportedError, match=reason):
+        adapt_router(Changed(how), available=only(3, 4))
 
 
-@pytest.mark.parametrize("present", [(0, 2, 3, 5, 7, 8, 11), (1, 4, 6, 9), (3, 10), (5,), ()])
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_masked_selection_equals_brute_force(name, norm, present):
-    router = make_router(name, norm)
-    hidden = inputs()
-    with torch.no_grad():
-        logits, weights, ids = adapt_router(router, available=only(*present))(hidden)
-
-    assert torch.equal(logits, router(hidden)[0])
-    assert ids.shape == weights.shape == (40, K)
-    probabilities = logits.double().softmax(-1)
-    for token in range(40):
-        best = sorted(present, key=lambda e: -float(probabilities[token, e]))[:K]
-        assert ids[token].tolist() == best + [E] * (K - len(best))
-        expected = probabilities[token, best]
-        if best and renormalises(name, norm):
-            expected = expected / expected.sum()
-        assert_close(weights[token, : len(best)].double(), expected, rtol=1e-5, atol=1e-9)
-        assert (weights[token, len(best) :] == 0).all()
+def test_a_rehearsal_leaves_the_router_alone():
+    router = router_of("DeepseekV3TopkRouter")
+    calls = []
+    router.register_forward_hook(lambda *_: calls.append(1))
+    before = {name: value.clone() for name, value in router.state_dict().items()}
+    anatomy = anatomy_of(Rehearsal(router, "forward").steps())
+    assert (anatomy.width, anatomy.top_k, anatomy.groups, anatomy.topk_calls) == (8, router.top_k, router.num_group, 3)
+    assert not calls
+    assert all(torch.equal(before[name], value) for name, value in router.state_dict().items())
 
 
-@pytest.mark.parametrize(("name", "norm"), [case for case in CASES if renormalises(*case)])
-def test_an_absent_expert_that_had_all_probability_leaves_no_nan(name, norm):
-    router = make_router(name, norm)
-    nn.init.zeros_(router.weight)
-    router.weight.data[:, 0] = torch.linspace(0, 11, E)
-    router.weight.data[0, 0] = 500.0
-    _, weights, ids = adapt_router(router, available=only(1, 2, 3, 4, 5))(torch.eye(1, H))
-    assert ids.tolist() == [[5, 4, 3, 2]]
-    assert_close(weights, torch.tensor([[5.0, 4.0, 3.0, 2.0]]).softmax(-1), rtol=1e-5, atol=0)
+def test_support_of_a_block():
+    block = block_of("DeepseekV3TopkRouter").to("meta")
+    support = routing_support(block)
+    assert support.family == "sigmoid + bias in the best groups, top-k, renormalised"
+    assert support.router_class == "DeepseekV3TopkRouter"
+    assert support.mask
+    assert support.experts_per_token
+    assert support.nearest
+    assert support.reason is None
 
 
-def test_mask_and_experts_per_token_together():
-    router = make_router("Qwen3MoeTopKRouter", True)
-    _, weights, ids = adapt_router(router, available=only(0, 1, 2), experts_per_token=2)(inputs())
-    assert ids.shape == (40, 2)
-    assert (ids < 3).all()
-    assert_close(weights.sum(-1), torch.ones(40))
+def test_support_of_blocks_that_have_none():
+    support = routing_support(nn.Linear(2, 2))
+    assert not support.mask
+    assert not support.nearest
+    assert support.reason == "has no router that is known"
+    block = nn.Module()
+    block.gate = router_of("NllbMoeTop2Router")
+    support = routing_support(block)
+    assert (support.router_class, support.mask, support.nearest) == ("NllbMoeTop2Router", False, True)
+    assert "top-k" in str(support.reason)
 
 
-@pytest.mark.parametrize("name", sorted(CLASSES))
+@pytest.mark.parametrize("name", ["Qwen3MoeTopKRouter", "DeepseekV3TopkRouter", "SwitchTransformersTop1Router"])
 def test_adapter_is_the_router_to_everyone_else(name):
-    router = make_router(name, True)
+    router = router_of(name)
     router.register_forward_hook(lambda *_: None)
     adapter = adapt_router(router, available=only(0))
-    assert isinstance(adapter, router_class(CLASSES[name], name))
-    assert adapter.weight is router.weight
+    assert isinstance(adapter, type(router))
     assert list(adapter.state_dict()) == list(router.state_dict())
-    assert not list(adapter.buffers())
+    assert all(a is b for a, b in zip(adapter.parameters(), router.parameters(), strict=True))
     assert len(adapter._forward_hooks) == 1
-    assert router_family(adapter) is router_family(router)
     assert type(adapter) is type(adapt_router(router))
-    adapter.weight = nn.Parameter(torch.zeros(E, H))
-    assert router.weight is not adapter.weight, "loading one must not write into the other"
+    if "weight" in router._parameters:
+        adapter.weight = nn.Parameter(torch.zeros_like(router.weight))
+        assert router.weight is not adapter.weight, "loading one must not write into the other"
 
 
-def test_adapting_an_adapter_starts_from_the_stock_router():
-    router = make_router("Qwen3MoeTopKRouter", True)
-    again = adapt_router(adapt_router(router, available=only(0)), available=only(1, 2))
-    assert set(again(inputs())[2].unique().tolist()) == {1, 2, E}
-    assert type(again).__mro__.count(type(router)) == 1
-
-
-@pytest.mark.parametrize("name", sorted(CLASSES))
-def test_a_router_adapted_on_meta_can_be_loaded(name):
-    stock = make_router(name, True)
-    adapter = adapt_router(make_router(name, True, device="meta"), available=only(2, 3, 4, 5, 6))
-    adapter.to_empty(device="cpu")  # what a loader does to whatever is still on meta
-    adapter.load_state_dict(stock.state_dict())
-    expected = adapt_router(stock, available=only(2, 3, 4, 5, 6))(inputs())
-    assert all(torch.equal(a, b) for a, b in zip(adapter(inputs()), expected, strict=True))
-
-
-def test_adapter_can_be_copied():
-    adapter = adapt_router(make_router("Qwen3MoeTopKRouter", True), available=only(2, 3))
-    assert all(torch.equal(a, b) for a, b in zip(copy.deepcopy(adapter)(inputs()), adapter(inputs()), strict=True))
-
-
-def test_the_callers_mask_may_change_afterwards():
+@pytest.mark.parametrize("name", ["Qwen3MoeTopKRouter", "DeepseekV3TopkRouter"])
+def test_adapter_can_be_copied_and_the_mask_may_change_afterwards(name):
+    router = router_of(name)
     available = only(2, 3)
-    adapter = adapt_router(make_router("Qwen3MoeTopKRouter", True), available=available)
+    adapter = adapt_router(router, available=available)
     available.fill_(True)
-    assert set(adapter(inputs())[2].unique().tolist()) == {2, 3, E}
+    got = route(adapter, inputs(router))
+    assert set(got.ids.unique().tolist()) <= {2, 3, E}
+    assert torch.equal(route(copy.deepcopy(adapter), inputs(router)).weights, got.weights)
 
 
 @pytest.mark.parametrize("k", [0, -1, E + 1])
-def test_experts_per_token_out_of_range(k):
+@pytest.mark.parametrize("name", ["MixtralTopKRouter", "GptOssTopKRouter"])
+def test_experts_per_token_out_of_range(name, k):
     with pytest.raises(UsageError, match=f"between 1 and {E}"):
-        adapt_router(make_router("MixtralTopKRouter", True), experts_per_token=k)
+        adapt_router(router_of(name), experts_per_token=k)
 
 
-def test_mask_of_the_wrong_size():
+@pytest.mark.parametrize("name", ["MixtralTopKRouter", "GptOssTopKRouter"])
+def test_mask_of_the_wrong_size(name):
     with pytest.raises(UsageError, match=rf"bool \[{E}\]"):
-        adapt_router(make_router("MixtralTopKRouter", True), available=torch.ones(E + 1, dtype=torch.bool))
+        adapt_router(router_of(name), available=torch.ones(E + 1, dtype=torch.bool))
 
 
-def test_other_routers_are_refused_by_name():
+def test_other_modules_are_refused_by_name():
     class SigmoidTopkRouter(nn.Module):
         pass
 
     assert router_family(SigmoidTopkRouter()) is None
-    for ask in (
-        lambda: adapt_router(SigmoidTopkRouter(), purpose="missing='mask'"),
-        lambda: require_family(SigmoidTopkRouter(), purpose="missing='mask'"),
-    ):
-        with pytest.raises(UnsupportedError, match=r"missing='mask' .*SigmoidTopkRouter.*'drop' .*MixtralTopKRouter"):
-            ask()
-    with pytest.raises(UnsupportedError, match="SigmoidTopkRouter"):
+    with pytest.raises(UnsupportedError, match=r"missing='mask' .*SigmoidTopkRouter.*'drop' "):
+        adapt_router(SigmoidTopkRouter(), purpose="missing='mask'")
+    with pytest.raises(UnsupportedError, match="SigmoidTopkRouter, which has no row for each expert"):
         router_rows(SigmoidTopkRouter())
 
 
-def test_router_rows_are_the_weight():
-    router = make_router("OlmoeTopKRouter", True)
-    assert router_rows(router) is router.weight
-    assert router_rows(adapt_router(router)) is router.weight
+@pytest.mark.parametrize("name", ["OlmoeTopKRouter", "LongcatFlashTopkRouter", "HunYuanMoEV1Gate", "ZayaRouter"])
+def test_router_rows_are_those_that_give_the_scores(name):
+    router = router_of(name)
+    rows = router_rows(router, E)
+    assert rows.shape[0] == E
+    assert any(rows.data_ptr() == p.data_ptr() for p in router.parameters())
+    assert torch.equal(rows, router_rows(adapt_router(router), E))

@@ -40,6 +40,8 @@ class Choice(TorchFunctionMode):
         self._topks = 0
         self._ungrouped_TE: Tensor | None = None
         self._groups_TG: Tensor | None = None
+        self._probabilities: Tensor | None = None
+        self._masked: Tensor | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -55,10 +57,18 @@ class Choice(TorchFunctionMode):
                 return self._group_topk(*args, **kwargs)
         elif self._absent is not None and self._topks < self._anatomy.topk_calls:
             if name == "softmax" and self._anatomy.renormalises and args[0].shape[-1] == self._anatomy.width:
-                return func(args[0].masked_fill(self._absent_on(args[0]), -torch.inf), *args[1:], **kwargs)
+                self._probabilities = func(*args, **kwargs)
+                self._masked = func(args[0].masked_fill(self._absent_on(args[0]), -torch.inf), *args[1:], **kwargs)
+                return self._masked
             if name == "max" and args[0].ndim == 3 and self._anatomy.grouped:
                 return func(self._in_groups(args[0]), *args[1:], **kwargs)
         return func(*args, **kwargs)
+
+    def of_all_experts(self, results: Any) -> Any:
+        """Results of the forward, with probabilities over all experts if it gives those."""
+        if self._masked is None or not isinstance(results, tuple):
+            return results
+        return tuple(self._probabilities if result is self._masked else result for result in results)
 
     def _absent_on(self, scores: Tensor) -> Tensor:
         assert self._absent is not None

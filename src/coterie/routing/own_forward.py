@@ -79,8 +79,8 @@ class OwnForward:
         """Routes; the result has K columns, of which those without an expert hold the sentinel and weight 0."""
         if selection.absent is None and selection.used == self.anatomy.top_k:
             return self.function(owner, *args, **kwargs)
-        with Choice(self.anatomy, selection):
-            result = self.function(owner, *args, **kwargs)
+        with Choice(self.anatomy, selection) as choice:
+            result = choice.of_all_experts(self.function(owner, *args, **kwargs))
         empty = selection.top_k - selection.used
         if empty == 0 or self.ids is None or self.weights is None:
             return result
