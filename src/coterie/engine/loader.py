@@ -25,6 +25,7 @@ from coterie.integration import (
     forget,
     install_guards,
     register,
+    round_as_stock,
 )
 from coterie.plan.budget import MemoryPlan, plan_memory
 from coterie.plan.compiled import bound_compiled_kernels, compiled_kernels_nbytes, leave_kernels_unbounded
@@ -370,6 +371,7 @@ def _build(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
     _check_loaded(model, info, attachment, source)
     model.config.name_or_path = str(source.directory)
     model.requires_grad_(False)
+    round_as_stock(model)
     return model
 
 

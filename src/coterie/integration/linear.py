@@ -1,0 +1,31 @@
+"""Linear layers that round as those of stock transformers do.
+
+For an input whose rows do not lie one after the other, torch chooses between one product over all rows and a batched
+product by whether the *weight* wants gradients, even where none are computed; the two round differently in float32.
+Stock parameters want gradients, those of a streamed model must not. ``generate`` meets this with every batch: the head
+is given the last position of each row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class StockLinear(nn.Linear):
+    """``nn.Linear`` with a weight that wants no gradients and the arithmetic of one that does."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[…, in] → […, out]."""
+        if input.dim() < 3 or input.is_contiguous():
+            return nn.functional.linear(input, self.weight, self.bias)
+        output = torch.mm(input.reshape(-1, self.in_features), self.weight.t()).view(*input.shape[:-1], -1)
+        return output if self.bias is None else output + self.bias
+
+
+def round_as_stock(model: nn.Module) -> None:
+    """Makes every plain linear layer of this model a :class:`StockLinear`; its weights, name and hooks stay."""
+    for module in model.modules():
+        # Only what computes by nn.Linear's own forward: subclasses, and instances with a forward of theirs, stay.
+        if type(module) is nn.Linear and "forward" not in module.__dict__:
+            module.__class__ = StockLinear
