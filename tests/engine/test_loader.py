@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -250,12 +251,30 @@ def test_a_configuration_without_architecture_is_refused(damaged):
         load(damaged)
 
 
-@pytest.mark.parametrize("method", ["fp8", "gptq", "awq", "mxfp4", "bitsandbytes", "coterie"])
+@pytest.mark.parametrize(
+    "method",
+    ["compressed-tensors", "gptq", "awq", "bitsandbytes", "quark", "torchao", "hqq", "fbgemm_fp8", "mxfp8", "coterie"],
+)
 def test_quantised_checkpoints_are_refused_by_name(method, damaged):
     edit_config(damaged, quantization_config={"quant_method": method})
     with pytest.raises(UnsupportedError, match=f"quantised with '{method}'") as caught:
         load(damaged)
     assert caught.value.quant_method == method
+    assert re.search("Use the model's original|remove quantization_config", caught.value.advice)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "states blocks of"),
+        ({"quant_method": "fp8", "expert_dtype": "fp4"}, "'fp4' packed into bytes"),
+        ("awq", "quantised with 'awq'"),
+    ],
+)
+def test_other_forms_of_quantisation_are_refused(config, match, damaged):
+    edit_config(damaged, quantization_config=config)
+    with pytest.raises(UnsupportedError, match=match):
+        load(damaged)
 
 
 def test_quantisation_of_a_part_is_refused(zoo_checkpoint, tmp_path):

@@ -36,8 +36,8 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 2,
         },
     ),
-    # The experts' rows are fewer than a block.
-    "qwen3_moe_ragged": ("Qwen3MoeConfig", {"num_experts": 8, "moe_intermediate_size": 96, "head_dim": 48}),
+    # Nothing but the hidden size is a multiple of a block.
+    "qwen3_moe_ragged": ("Qwen3MoeConfig", {"num_experts": 8, "moe_intermediate_size": 250, "head_dim": 48}),
     "gpt_oss": (
         "GptOssConfig",
         {
@@ -103,12 +103,15 @@ def _fp8(tensors: Tensors, scale_fmt: str) -> Tensors:
 
 
 def fp8_blocks(weight: torch.Tensor, block: int = 128, scale_fmt: str = "float") -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantises a matrix with transformers' own operation where it divides into blocks, else with one scale for all."""
+    """Quantises a matrix with transformers' own operation; what is not a multiple of a block, in equal smaller ones.
+
+    The grid of scales is then as large as with blocks that are smaller at the edges only; transformers takes the size
+    of a block from the grid.
+    """
     from transformers import FineGrainedFP8Config
     from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
-    rows, columns = weight.shape
-    size = (min(block, rows), min(block, columns))
+    size = tuple(length // -(-length // block) for length in weight.shape)
     config = FineGrainedFP8Config(weight_block_size=size)
     config.scale_fmt = scale_fmt
     made = Fp8Quantize(SimpleNamespace(quantization_config=config)).convert({"x.weight": weight})

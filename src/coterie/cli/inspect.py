@@ -12,6 +12,7 @@ from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
     from coterie.extraction import InspectReport, MemoryFit
+    from coterie.extraction.inspection import BankFacts
 
 
 def command(
@@ -63,7 +64,7 @@ def _print_model(report: InspectReport) -> None:
     row("experts", f"{report.present} of {report.experts}, {share}")
     row("on disk", format_bytes(report.disk_nbytes))
     row("full size", "unknown" if report.full_nbytes is None else format_bytes(report.full_nbytes))
-    row("dense part", f"{format_bytes(report.dense_nbytes)}, always resident")
+    row("dense part", _dense(report))
     row("minimum", f"{format_bytes(report.minimum_nbytes)} for the process, without context")
     row("working set", f"{format_bytes(report.working_set_nbytes)} of experts for one token")
     if report.ignored:
@@ -108,11 +109,23 @@ def _print_layers(report: InspectReport) -> None:
             str(bank.experts),
             f"{bank.present} ({_percent(bank.present, bank.experts)})",
             format_bytes(bank.present_nbytes),
-            ", ".join(
-                f"{scheme} {count}" if len(bank.schemes) > 1 else scheme for scheme, count in bank.schemes.items()
-            ),
+            _schemes(bank),
         )
     print_table(table)
+
+
+def _dense(report: InspectReport) -> str:
+    if report.dense_memory_nbytes <= report.dense_nbytes:
+        return f"{format_bytes(report.dense_nbytes)}, always resident"
+    loaded = format_bytes(report.dense_memory_nbytes)
+    return f"{format_bytes(report.dense_nbytes)} on disk, {loaded} dequantised in memory, always resident"
+
+
+def _schemes(bank: BankFacts) -> str:
+    schemes = ", ".join(
+        f"{scheme} {count}" if len(bank.schemes) > 1 else scheme for scheme, count in bank.schemes.items()
+    )
+    return f"{schemes} ({', '.join(bank.encodings)})" if bank.encodings else schemes
 
 
 def _print_memory(fit: MemoryFit, report: InspectReport) -> None:

