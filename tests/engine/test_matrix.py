@@ -22,6 +22,7 @@ from conftest import realigned
 from coterie.extraction import extract
 from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.experts import uses_common_forward
+from coterie.hf.families import DECORATED
 from coterie.routing import routing_support
 from zoo import MATRIX, ZooModel, load, logits, save
 
@@ -49,7 +50,7 @@ def facts(stock: PreTrainedModel, variant: ZooModel) -> dict[str, Any]:
     return {
         "class": variant.class_name,
         "experts": sorted(cls.__name__ for cls in modules),
-        "common": all(uses_common_forward(module) for module in modules.values()),
+        "common": all(bank.family == DECORATED for bank in banks) and all(map(uses_common_forward, modules.values())),
         "banks": sorted({f"{bank.key.component}/{bank.key.bank}" for bank in banks}),
         "tied": any(bank.tied for bank in banks),
         "compared": ["logits", "tokens"] if variant.generates else ["logits"],

@@ -16,10 +16,11 @@ from transformers import PreTrainedConfig
 
 from zoo.families import ZOO, ZooModel
 from zoo.small import small_config
+from zoo.undecorated import UNDECORATED
 
 _HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
+_MAMBA = {"layer_types": ["mamba", "attention"]}
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
-_ONE_GROUP = {"n_group": 1, "topk_group": 1}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 
 _TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -56,7 +57,7 @@ _TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "granitemoehybrid": (
         "GraniteMoeHybridForCausalLM",
         "GraniteMoeHybridConfig",
-        _HYBRID | {"intermediate_size": 32, "mamba_n_heads": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
+        _MAMBA | {"intermediate_size": 32, "mamba_n_heads": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
     ),
     "granitemoeshared": ("GraniteMoeSharedForCausalLM", "GraniteMoeSharedConfig", {"intermediate_size": 32}),
     "hunyuan_v1_moe": ("HunYuanMoEV1ForCausalLM", "HunYuanMoEV1Config", {"intermediate_size": 32}),
@@ -99,7 +100,7 @@ _TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
         "NemotronHForCausalLM",
         "NemotronHConfig",
         {
-            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "layers_block_type": ["mamba", "moe", "attention", "moe"],
             "num_hidden_layers": 4,
             "ssm_state_size": 8,
             "mamba_num_heads": 4,
@@ -309,7 +310,9 @@ def _three_experts(make: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:
 # Its router can do no other number than two.
 _TWO_EXPERTS = {"phimoe"}
 
-MATRIX: dict[str, ZooModel] = {
-    name: model if name in _TWO_EXPERTS else _with_three_experts(model) for name, model in ZOO.items()
-} | _VARIANTS
+MATRIX: dict[str, ZooModel] = (
+    {name: model if name in _TWO_EXPERTS else _with_three_experts(model) for name, model in ZOO.items()}
+    | _VARIANTS
+    | UNDECORATED
+)
 """Every model of the matrix by name."""
