@@ -96,7 +96,7 @@ def test_from_embeddings(name, mode, dtype, pair):
 
 
 @DTYPES
-@pytest.mark.parametrize("name", [*FAMILIES, "qwen2_moe", "qwen3_vl_moe"])
+@pytest.mark.parametrize("name", [*FAMILIES, "jamba", "qwen2_moe", "qwen3_vl_moe"])
 def test_scores_and_logits_have_the_same_bits(name, dtype, pair):
     streamed, stock = pair(name, dtype)
     inputs = ZOO[name].inputs(seed=7, batch=3)

@@ -20,6 +20,7 @@ INPUTS = {
     "features of wider rows": lambda x: torch.cat([x, x], -1)[..., :64],
     "channels first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
     "four dimensions": lambda x: x.view(3, 4, 6, 64).transpose(1, 2),
+    "one position, channels first": lambda x: x[:, 0, :, None].transpose(1, 2),
     "one vector": lambda x: x[0, 0],
 }
 

@@ -17,10 +17,16 @@ class StockLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[…, in] → […, out]."""
-        if input.dim() < 3 or input.is_contiguous():
+        if input.dim() < 3 or (_is_folded(input) if self.bias is None else input.is_contiguous()):
             return nn.functional.linear(input, self.weight, self.bias)
         output = torch.mm(input.reshape(-1, self.in_features), self.weight.t()).view(*input.shape[:-1], -1)
         return output if self.bias is None else output + self.bias
+
+
+def _is_folded(input: torch.Tensor) -> bool:
+    """Whether torch takes all rows as one matrix in any case; by strides, also those of dimensions with one entry."""
+    strides, shape = input.stride(), input.shape
+    return all(strides[i] == strides[i + 1] * shape[i + 1] for i in range(input.dim() - 2))
 
 
 def round_as_stock(model: nn.Module) -> None:
