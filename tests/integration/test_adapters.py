@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from coterie.integration.adapters.registry import ADAPTERS
 from coterie.routing import drop
 from coterie.spec import BankKey
 from zoo import load, logits
+from zoo.small import small_config
 from zoo.undecorated import UNDECORATED
+from zoo.weights import build
 
 NAMES = sorted(UNDECORATED)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -387,6 +389,27 @@ def test_two_threads_on_one_model(name, path_of, stock_of, open_model):
         results = list(pool.map(job, range(6)))
     for seed, result in enumerate(results):
         assert torch.equal(result, logits(stock_of(name), zoo.inputs(seed=seed, batch=2)))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [512, 1000])
+def test_wide_experts_on_several_threads(width, dtype, two_threads, tmp_path, open_model):
+    """What torch spreads over threads, it spreads otherwise for one expert than for the class's batch of all."""
+    options = {"hidden_size": 256, "head_dim": 64, "intermediate_size": width, "intermediate_size_mlp": 64}
+    config = small_config("Llama4TextConfig", **options, attention_chunk_size=128)
+    build(transformers.Llama4ForCausalLM, config, dtype).save_pretrained(tmp_path)
+    stock, model = fresh_stock(tmp_path, dtype), open_model(tmp_path, expert_memory="50%")
+    for length in (1, 3, 24, 65):
+        ids = torch.arange(3, 3 + length)[None]
+        assert torch.equal(logits(model, {"input_ids": ids}), logits(stock, {"input_ids": ids}))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -36,7 +36,9 @@ def uses_common_forward(module: nn.Module) -> bool:
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
     cls = type(module)
-    same_gate = cls._apply_gate is Qwen3MoeExperts._apply_gate  # type: ignore[attr-defined]
+    if not hasattr(cls, "_apply_gate") or not hasattr(cls.forward, "__wrapped__"):
+        return False
+    same_gate = cls._apply_gate is Qwen3MoeExperts._apply_gate
     return same_gate and _forward_body(cls) == _forward_body(Qwen3MoeExperts)
 
 

@@ -4,7 +4,7 @@ Shape suffixes: T tokens, D model dimension, F expert dimension, E experts, K ex
 """
 
 from coterie.kernels.grouping import Grouping, group_by_expert
-from coterie.kernels.stacked import StackedProduct
+from coterie.kernels.stacked import StackedProduct, activate_rows
 from coterie.kernels.swiglu import Accumulator, TokenKernel, swiglu_rows
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Grouping",
     "StackedProduct",
     "TokenKernel",
+    "activate_rows",
     "group_by_expert",
     "swiglu_rows",
 ]

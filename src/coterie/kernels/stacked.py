@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from coterie.kernels.products import Telling
+from coterie.kernels.swiglu import ELEMENTWISE_GRAIN, Activation
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(rows [N, n], weight [n, m]) → [N, m]."""
@@ -26,6 +27,18 @@ def alone(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def in_pair(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """A batch of twice the same: nothing is copied, and no product is spread over all threads."""
     return torch.bmm(rows.expand(2, *rows.shape), weight.expand(2, *weight.shape))[0]
+
+
+def activate_rows(activation: Activation, rows_NF: torch.Tensor) -> torch.Tensor:
+    """The activation of one expert's rows as it is within the rows of all experts.
+
+    torch splits a large tensor among its threads, and where it splits changes the last bit. That of all experts is
+    split between rows; so this one, which is smaller, must not be split within a row.
+    """
+    if rows_NF.numel() <= ELEMENTWISE_GRAIN or torch.get_num_threads() == 1:
+        return activation(rows_NF)
+    rows = max(1, ELEMENTWISE_GRAIN // rows_NF.shape[1])
+    return torch.cat([activation(block) for block in torch.split(rows_NF, rows)])
 
 
 class StackedProduct:

@@ -16,7 +16,7 @@ from coterie.kernels.products import Products, exact_products
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
-_ELEMENTWISE_GRAIN = 32768
+ELEMENTWISE_GRAIN = 32768
 """torch splits elementwise work over threads above this many elements; where it splits, the scalar tail of a
 vectorised exponential moves, and with it the last bit."""
 
@@ -66,7 +66,7 @@ class TokenKernel:
             activation: The class's activation function.
             order: Positions of the experts in ascending id.
         """
-        if len(gate_ups) * self._down_shape[1] > _ELEMENTWISE_GRAIN:
+        if len(gate_ups) * self._down_shape[1] > ELEMENTWISE_GRAIN:
             rows = [swiglu_rows(token_1D, up, down, activation) for up, down in zip(gate_ups, downs, strict=True)]
             outputs_KD = torch.cat(rows)
         else:

@@ -15,6 +15,7 @@ import torch
 from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.standin import ExpertCursor, stand_in
+from coterie.kernels import activate_rows
 from coterie.routing import SelectiveRouter
 
 _EXACT_ADDENDS = 2
@@ -71,7 +72,7 @@ class Llama4Block:
                 gate_up, down = self._streamed.decode(key, tensors)
                 rows_TD = hidden_TD * scores_TE[:, key.expert, None]
                 gate_TF, up_TF = self._product(rows_TD, gate_up).chunk(2, dim=-1)
-                outputs_TD = self._product(up_TF * self._act_fn(gate_TF), down)
+                outputs_TD = self._product(up_TF * activate_rows(self._act_fn, gate_TF), down)
                 (sums if few else sums[key.expert]).add_(outputs_TD)
             return (sums if few else sums.sum(dim=0)), lease.stats
 
