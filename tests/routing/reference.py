@@ -177,8 +177,8 @@ def route(
         best = _best(rule, router, order, present)[:k]
         if rule.weight in ("score", "renormalised"):
             weights = [scores[e] for e in best]
-            if (renormalises and rule.score != "given") or (rule.weight == "renormalised" and renormalises):
-                weights = [w / sum(weights) for w in weights]
+            if renormalises:
+                weights = [w / (sum(weights) + rule.epsilon) for w in weights]
         elif rule.weight == "softmax":
             exponentials = [math.exp(row[e] - max(row)) for e in best]
             weights = [x / sum(exponentials) for x in exponentials]

@@ -80,7 +80,9 @@ def anatomy_of(steps: list[Step]) -> Anatomy | str:
     if scores is None:
         return "forms its scores in a way that is not known"
     after = [step.name for step in steps[last + 1 :]]
-    renormalised = ("sum" in after or "norm" in after) and "div" in after
+    # Sums over anything but the chosen experts of a token count something else, such as the tokens of an expert.
+    summed = any(s.name == "norm" or (s.name == "sum" and "dim=-1" in s.arguments) for s in steps[last + 1 :])
+    renormalised = summed and "div" in after
     words = scores + (" + bias" if biased else "") + (" in the best groups" if groups else "") + ", top-k"
     words += next((f", {name}" for name in ("softmax", "sigmoid", "logsumexp") if name in after), "")
     return Anatomy(

@@ -52,7 +52,9 @@ class OwnForward:
         other = anatomy.top_k - 1 if anatomy.top_k > 1 else anatomy.top_k + 1
         if other > anatomy.width:
             return "has a single expert to choose from"
-        absent = torch.arange(anatomy.width, device="cpu") == 0 if other < anatomy.width else None
+        # Neither the first nor the last: their ids are what zeros and padding give by themselves.
+        everyone = torch.arange(anatomy.width, device="cpu")
+        absent = (everyone < 1) | (everyone > other) if other < anatomy.width else None
         selection = Selection(top_k=other, used=other, num_experts=anatomy.width, absent=absent)
         before = rehearsal.run()
         if sets_top_k:
@@ -65,8 +67,8 @@ class OwnForward:
         weights = [i for i in columns if after[i].is_floating_point()]
         if len(ids) != len(weights) or len(ids) > 1:
             return "gives ids and weights in a way that is not known"
-        if absent is not None and ids and bool((after[ids[0]] == 0).any()):
-            return "chooses experts that its scores exclude"
+        if absent is not None and ids and bool(absent[after[ids[0]]].any()):
+            return "gives other ids than those of its top-k"
         return cls(
             function=rehearsal.function,
             anatomy=anatomy,
