@@ -114,7 +114,7 @@ def fp8_blocks(weight: torch.Tensor, block: int = 128, scale_fmt: str = "float")
     size = tuple(length // -(-length // block) for length in weight.shape)
     config = FineGrainedFP8Config(weight_block_size=size)
     config.scale_fmt = scale_fmt
-    made = Fp8Quantize(SimpleNamespace(quantization_config=config)).convert({"x.weight": weight})
+    made = Fp8Quantize(SimpleNamespace(quantization_config=config)).convert({"x.weight": [weight]})
     return made["x.weight"], made["x.weight_scale_inv"]
 
 
