@@ -12,7 +12,7 @@ OLDEST ?= .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-oldest check fix docs lock bench clean
+.PHONY: help install demo test test-matrix test-slow test-oldest check fix docs lock bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -33,8 +33,11 @@ install: $(STAMP) ## Make .venv with the pinned packages and Coterie in it
 demo: $(STAMP) ## Run the bundled model end to end, with proof of exactness
 	$(BIN)/coterie demo
 
-test: $(STAMP) ## Run the tests, but the slow ones
-	$(BIN)/python -m pytest -n auto -m "not slow"
+test: $(STAMP) ## Run the tests, but the slow ones and the matrix of models
+	$(BIN)/python -m pytest -n auto -m "not slow and not matrix"
+
+test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model of transformers with stock
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m matrix
 
 test-slow: $(STAMP) ## Run the slow tests (kill tests, large models)
 	$(BIN)/python -m pytest -m slow
@@ -49,7 +52,7 @@ $(OLDEST_STAMP): $(STAMP) requirements-oldest.lock
 
 # Each of the two environments opens what the other one wrote.
 test-oldest: $(OLDEST_STAMP) ## Run the tests that depend on transformers with the oldest release allowed
-	COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(OLDEST)/bin/python -m pytest -n auto -m "not slow" \
+	COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(OLDEST)/bin/python -m pytest -n auto -m "not slow and not matrix" \
 	tests/hf tests/checkpoint tests/routing tests/integration tests/engine tests/versions tests/test_zoo.py
 
 check: $(STAMP) ## Format, lint, types, layers, lock and generated docs: all that CI checks

@@ -26,6 +26,8 @@ from coterie.hf.families import DECORATED
 from coterie.routing import routing_support
 from zoo import MATRIX, ZooModel, load, logits, save
 
+pytestmark = pytest.mark.matrix
+
 DTYPES = (torch.float32, torch.bfloat16)
 NEW_TOKENS = 5
 RECORDED = json.loads((Path(__file__).parents[2] / "docs" / "models.json").read_text(encoding="utf-8"))
