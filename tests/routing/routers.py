@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from coterie.errors import UnsupportedError
@@ -122,6 +123,7 @@ ALONE = {
 }
 """Router class → module of transformers, for those that are made of a configuration's sizes alone."""
 
+_OTHER_FORM_IN_5_7 = frozenset({"LongcatFlashTopkRouter", "SwitchTransformersTop1Router"})
 _WANTS_3D = frozenset({"AfmoeTokenChoiceRouter", "ZayaRouter"})
 _KEEPS_FLOAT32 = frozenset({"Inkling2TopKRouter"})
 """Classes whose weights transformers keeps in float32 in models of any dtype."""
@@ -151,6 +153,8 @@ def router_of(class_name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A fresh router of this class, on the CPU."""
     if class_name in ALONE:
         return copy.deepcopy(_alone(class_name)).to(dtype)
+    if hasattr(type(_block(class_name)), "route_tokens_to_experts"):
+        pytest.skip("in this transformers the block routes by itself")
     return find_router(block_of(class_name, torch.float32 if class_name in _KEEPS_FLOAT32 else dtype)).module
 
 
@@ -182,6 +186,8 @@ def _skeleton(name: str) -> nn.Module:
 @functools.cache
 def _alone(class_name: str) -> nn.Module:
     name = ALONE[class_name]
+    if class_name in _OTHER_FORM_IN_5_7 and transformers.__version__.startswith("5.7."):
+        pytest.skip("has another form in this transformers, which the contract does not describe")
     try:
         cls = getattr(importlib.import_module(f"transformers.models.{name}.modeling_{name}"), class_name)
     except (ImportError, AttributeError):
