@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from zoo import ZOO
+from conftest import realigned
+from zoo import MATRIX, ZOO, load, save
 
 BF16 = torch.bfloat16
 PAD = 0
@@ -154,6 +155,28 @@ def test_a_cache_of_ones_own_continues(dtype, pair):
         generate(model, ZOO["qwen3_moe"].inputs(seed=1))
         results.append(generate(model, {"input_ids": torch.cat([first, ids[:, 10:]], 1)}, past_key_values=cache))
     assert torch.equal(*results)
+
+
+# --- sequence to sequence ---------------------------------------------------------------------------------------------
+
+
+@DTYPES
+@pytest.mark.parametrize("mode", ["greedy", "beams", "sampled", "sampled, several", "no cache", "static cache"])
+@pytest.mark.parametrize("name", ["switch_transformers", "nllb_moe"])
+def test_sequence_to_sequence(name, mode, dtype, tmp_path_factory, open_model):
+    root = tmp_path_factory.mktemp("sequence")
+    save(MATRIX[name], dtype, root / "checkpoint")
+    stock = realigned(load(root / "checkpoint", dtype)[0])
+    streamed = open_model(root / "checkpoint", expert_memory="25%")
+    inputs = MATRIX[name].inputs(seed=12, batch=3)
+    inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    inputs["attention_mask"][1, 15:] = 0
+    expected = generate(stock, inputs, **MODES[mode])
+    assert expected.shape[1] == NEW + 1
+    assert torch.equal(generate(streamed, inputs, **MODES[mode]), expected)
+    with torch.no_grad():
+        ours, theirs = (model.get_encoder()(**inputs).last_hidden_state for model in (streamed, stock))
+    assert torch.equal(ours, theirs)
 
 
 # --- pictures and sounds ----------------------------------------------------------------------------------------------
