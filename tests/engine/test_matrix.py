@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from transformers import PreTrainedModel
 
 from conftest import realigned
@@ -124,8 +125,8 @@ def test_the_newest_release_is_recorded():
 
 def test_every_decorated_class_is_in_the_matrix():
     """A class that a new release of transformers brings is missed here first."""
-    if transformers.__version__ not in RECORDED:
-        pytest.skip("this release was not recorded")
+    if transformers.__version__ != max(RECORDED, key=Version):
+        pytest.skip("only the newest release has all of them")
     decorated: set[str] = set()
     for file in Path(transformers.__file__).parent.glob("models/*/modeling_*.py"):
         text = file.read_text(encoding="utf-8")
