@@ -17,7 +17,12 @@ def test_a_file_takes_its_place(tmp_path):
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_what_was_there_survives_an_error(error, tmp_path):
     (tmp_path / "stats.json").write_text("old")
-    with pytest.raises(error), replacing(tmp_path / "stats.json") as partial:
-        partial.write_text("half")
-        raise error
+
+    def write():
+        with replacing(tmp_path / "stats.json") as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("stats.json", "old")]

@@ -11,15 +11,18 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from zoo.families import ZooModel
+from zoo.families import ZOO, ZooModel
 from zoo.matrix import MATRIX
+
+_BY_NAME = {**MATRIX, **ZOO}
+"""The zoo's own models where both have a name; the matrix builds its own, which are smaller."""
 
 
 def checkpoint(name: str, dtype: torch.dtype, root: Path, *, max_shard_size: str | int | None = None) -> Path:
     """Saves a model below ``root``, unless it is there already.
 
     Args:
-        name: A name in ``MATRIX``.
+        name: A name in ``ZOO``, or one in ``MATRIX`` that it does not have.
         dtype: Of the weights.
         root: Directory shared by the tests of a session.
         max_shard_size: As in ``save_pretrained``; None for a single file.
@@ -28,7 +31,7 @@ def checkpoint(name: str, dtype: torch.dtype, root: Path, *, max_shard_size: str
     if not directory.exists():
         # Under another name until complete: sessions with several workers may share the root.
         partial = Path(tempfile.mkdtemp(dir=root))
-        save(MATRIX[name], dtype, partial, max_shard_size=max_shard_size)
+        save(_BY_NAME[name], dtype, partial, max_shard_size=max_shard_size)
         try:
             partial.rename(directory)
         except OSError:
@@ -58,11 +61,11 @@ def stock(source: str | Path, dtype: torch.dtype = torch.float32, **options: Any
     """Stock transformers with eager experts.
 
     Args:
-        source: A checkpoint directory, or a name in ``MATRIX`` (then saved in a temporary directory first).
+        source: A checkpoint directory, or a name of ``checkpoint`` (then saved in a temporary directory first).
         dtype: Of the weights.
         **options: Further options of ``from_pretrained``.
     """
-    if isinstance(source, str) and source in MATRIX:
+    if isinstance(source, str) and source in _BY_NAME:
         with tempfile.TemporaryDirectory() as directory:
             # Read into memory of its own: a mapped file must not outlive its directory's name.
             return load(checkpoint(source, dtype, Path(directory)), dtype, **options)[0]
