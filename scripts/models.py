@@ -57,7 +57,8 @@ def models_page(notice: str) -> str:
         "class's own forward, which gets the experts that it asks for.\n"
         '- **Absent experts**: how the router chooses, where `missing="mask"` has an adapter for it (see [Partial '
         'stores](partial-stores.md)); *k* if `experts_per_token` works too, *nearest* if `missing="nearest"` does. '
-        '`"drop"`, `"error"` and `"fetch"` work for every model.\n'
+        '`"fetch"` (the bits of stock) and `"drop"` are run for every model by the same file, in bf16; `"error"` needs '
+        "nothing of a router.\n"
         "- **transformers**: releases that it was run with.",
         "| model | class | experts | arithmetic | compared | absent experts | transformers |\n"
         f"|---|---|---|---|---|---|---|\n{rows}",

@@ -321,7 +321,7 @@ def test_experts_of_an_unknown_class_are_named(tmp_path, monkeypatch):
     """As a class will be that a later transformers brings without its decorator."""
     monkeypatch.setattr("coterie.hf.families.registry._BY_CLASS_NAME", {})
     llama4().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match="Llama4ForCausalLM.*Llama4TextExperts cannot be hooked") as caught:
+    with pytest.raises(UnsupportedError, match=r"Llama4ForCausalLM.*Llama4TextExperts cannot be hooked") as caught:
         load(tmp_path)
     assert "no experts" not in str(caught.value), "it has experts; they cannot be hooked"
 

@@ -106,6 +106,27 @@ def test_streams_bit_for_bit(name, dtype, tmp_path, open_model, record_property)
     record_property("matrix", json.dumps({"name": name, "dtype": str(dtype), "facts": found}))
 
 
+@pytest.mark.parametrize("name", sorted(MATRIX))
+def test_absent_experts_can_be_fetched_or_dropped(name, tmp_path, open_model):
+    variant = MATRIX[name]
+    if reason := variant.why_not:
+        pytest.skip(reason)
+    checkpoint, store = tmp_path / "checkpoint", tmp_path / "store"
+    save(variant, torch.bfloat16, checkpoint)
+    seeing = {"image": True} if variant.sees_with_experts else {}
+    inputs = variant.inputs(seed=1, batch=2, **seeing)
+    extract(checkpoint, store, experts="1")
+    dropping = open_model(store, missing="drop")
+    assert torch.isfinite(logits(dropping, inputs)).all()
+    assert sum(bank.absent for bank in dropping.coterie.stats().layers.values()) > 0
+    dropping.coterie.close()
+    fetching = open_model(store, missing="fetch", source=checkpoint)
+    expected = logits(realigned(load(checkpoint, torch.bfloat16)[0]), inputs)
+    assert torch.equal(logits(fetching, inputs), expected)
+    assert fetching.coterie.stats().fetched.experts > 0
+    fetching.coterie.close()
+
+
 @pytest.mark.parametrize("release", sorted(RECORDED))
 def test_what_is_recorded_is_what_the_matrix_has(release):
     """The page of supported models cannot claim what was not run."""
