@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -384,6 +385,16 @@ def _generation_config(source: ModelSource) -> Any:
     return None
 
 
+def _misshapen(name: str, got: Iterable[int], expected: Iterable[int], source: ModelSource) -> LoadError:
+    return LoadError(
+        f"{name} of {source.name} has the shape {tuple(got)}, the model needs {tuple(expected)}.",
+        advice="config.json and the weights do not belong together.",
+        tensor=name,
+        expected=tuple(expected),
+        got=tuple(got),
+    )
+
+
 def _check_loaded(model: Any, info: dict[str, Any], attachment: Attachment, source: ModelSource) -> None:
     """No weight may be missing, left on the meta device, or initialised by chance."""
     if not attachment.banks:
@@ -392,13 +403,12 @@ def _check_loaded(model: Any, info: dict[str, Any], attachment: Attachment, sour
             advice="This release of transformers is not supported; please report it.",
         )
     for name, got, expected in sorted(info.get("mismatched_keys") or ()):
-        raise LoadError(
-            f"{name} of {source.name} has the shape {tuple(got)}, the model needs {tuple(expected)}.",
-            advice="config.json and the weights do not belong together.",
-            tensor=name,
-            expected=tuple(expected),
-            got=tuple(got),
-        )
+        raise _misshapen(name, got, expected, source)
+    # Releases before 5.8 compare no shapes where a quantizer is at work, as the plug-in is.
+    for name, parameter in model.named_parameters():
+        expected = attachment.dense_shapes.get(name)
+        if expected is not None and parameter.shape != expected:
+            raise _misshapen(name, parameter.shape, expected, source)
     for kind, what in (
         ("missing_keys", "was in neither the dense weights nor the experts"),
         ("unexpected_keys", "belongs to nothing in the model"),

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from coterie.cache import ExpertCache
@@ -40,6 +41,7 @@ class Attachment:
         clocks: Component → its forward passes.
         observers: Whoever is told about events.
         removed: Names of the parameters that were taken out.
+        dense_shapes: Name → shape of the parameters that were left in.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Attachment:
         self.clocks: dict[str, StepClock] = {}
         self.observers: list[Observer] = []
         self.removed: set[str] = set()
+        self.dense_shapes: dict[str, torch.Size] = {}
         self._twins: dict[BankKey, list[StreamedBank]] = {}
         self._num_experts = num_experts
         self._present = present
@@ -81,6 +84,7 @@ class Attachment:
             for twin in twins:
                 twin.count_with(first)
             self.banks[bank.key], self._twins[bank.key] = first, twins
+        self.dense_shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         tied = getattr(model, "all_tied_weights_keys", None)
         if tied:
             for name in self.removed & set(tied):
