@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
@@ -34,6 +36,15 @@ SPEECH = {
     "talker_do_sample": False,
 }
 NEW_TOKENS = 6
+OLD = Version(transformers.__version__) < Version("5.8")
+
+
+@pytest.fixture(autouse=True)
+def _what_stock_can_do(request: pytest.FixtureRequest) -> None:
+    callspec = getattr(request.node, "callspec", None)
+    if OLD and callspec is not None and "audio" in callspec.params.get("modality", ""):
+        pytest.skip("transformers 5.7 itself raises RuntimeError on sound in bfloat16")
+
 
 Open = Callable[..., PreTrainedModel]
 
@@ -182,6 +193,7 @@ def test_speech(modality, kind, memory, path_of, spoken, open_model):
     path = path_of(kind, "qwen3_omni")
     model = open_model(path, expert_memory=amount(memory, path))
     inputs = ZOO["qwen3_omni"].inputs(seed=7, length=32, **MODALITIES[modality])
+    torch.manual_seed(0)  # older releases draw some of the talker's codes in any case
     ids, waveform = model.generate(**inputs, **SPEECH)
     assert_same((ids, waveform), spoken(modality))
     components = model.coterie.stats().components
@@ -198,6 +210,7 @@ def spoken(zoo_stock: Callable[..., PreTrainedModel]) -> Callable[[str], tuple[t
         # Without it stock raises AttributeError on speech in answer to picture and sound.
         model.talker.config.audio_config = model.config.thinker_config.audio_config
         inputs = ZOO["qwen3_omni"].inputs(seed=7, length=32, **MODALITIES[modality])
+        torch.manual_seed(0)
         ids, waveform = model.generate(**inputs, **SPEECH)
         assert waveform.shape[-1] > 100
         assert waveform.std() > 1e-3

@@ -3,6 +3,8 @@ import wave
 
 import numpy as np
 import pytest
+import transformers
+from packaging.version import Version
 
 from coterie.engine.chat import chat_inputs
 from coterie.engine.loader import load
@@ -55,6 +57,9 @@ def test_the_text_is_the_thinkers(model, omni) -> None:
     assert list(made.completion.token_ids) == expected[0, inputs["input_ids"].shape[1] :].tolist()
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.8"), reason="counts the calls that newer releases make"
+)
 def test_stopped_while_speaking_there_is_text_and_no_sound(model, omni) -> None:
     processors = Processors(omni)
     pieces: list[str] = []
