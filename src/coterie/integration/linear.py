@@ -17,8 +17,8 @@ class StockLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[…, in] → […, out]."""
-        # Most inputs are contiguous, and asking costs least.
-        if input.is_contiguous() or input.dim() < 3 or (self.bias is None and _is_folded(input)):
+        # Not is_contiguous() without a bias: it passes over the strides of dimensions with one entry, torch's choice does not.
+        if input.dim() < 3 or (_is_folded(input) if self.bias is None else input.is_contiguous()):
             return nn.functional.linear(input, self.weight, self.bias)
         output = torch.mm(input.reshape(-1, self.in_features), self.weight.t()).view(*input.shape[:-1], -1)
         return output if self.bias is None else output + self.bias
