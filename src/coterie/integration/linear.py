@@ -17,7 +17,7 @@ class StockLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[…, in] → […, out]."""
-        # Not is_contiguous() without a bias: it passes over the strides of dimensions with one entry, torch's choice does not.
+        # Without a bias torch looks at strides that is_contiguous() passes over, those of dimensions with one entry.
         if input.dim() < 3 or (_is_folded(input) if self.bias is None else input.is_contiguous()):
             return nn.functional.linear(input, self.weight, self.bias)
         output = torch.mm(input.reshape(-1, self.in_features), self.weight.t()).view(*input.shape[:-1], -1)
