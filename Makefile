@@ -16,7 +16,7 @@ OLDEST_STAMP := $(OLDEST)/.installed
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
-	while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 # Reinstalled only when a pin or the package's own metadata changes.
 $(STAMP): requirements.lock pyproject.toml
@@ -36,7 +36,7 @@ demo: $(STAMP) ## Run the bundled model end to end, with proof of exactness
 test: $(STAMP) ## Run the tests, but the slow ones and the matrix of models
 	$(BIN)/python -m pytest -n auto -m "not slow and not matrix"
 
-test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model of transformers with stock
+test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model and router class of transformers with stock
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m matrix
 
 test-slow: $(STAMP) ## Run the slow tests (kill tests, large models)

@@ -18,6 +18,8 @@ from routing.reference import RULES
 from routing.reference import route as reference
 from routing.routers import ALONE, CLASSES, inputs, route, router_of, same, width_of
 
+pytestmark = pytest.mark.matrix
+
 BF16 = torch.bfloat16
 PLAIN = sorted(RULES)
 """Classes that give ids and weights [T, K] and choose any number of experts."""
