@@ -23,6 +23,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads for torch during the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ZooCheckpoint:
     """Gives the directory of a zoo model's checkpoint: ``zoo_checkpoint(name, dtype, max_shard_size=None)``."""

@@ -14,7 +14,7 @@ from transformers.integrations import moe
 
 from coterie.engine import load
 from coterie.errors import CoverageError, ExpertMissingError, UnsupportedError
-from coterie.hf.experts import eager_forward
+from coterie.hf.experts import own_forward
 from coterie.routing import drop, nearest, substitution_table
 from coterie.store.manifest_file import load_manifest
 from coterie.store.manifest_json import manifest_bytes
@@ -55,7 +55,7 @@ def brute_force(zoo_checkpoint) -> Callable[..., PreTrainedModel]:
             ids, weights = change(module)(ids, weights)
             left_out = ids >= E
             # In words of the stock forward: a slot that is left out is an expert that is there, with weight 0.
-            return eager_forward(module)(
+            return own_forward(module)(
                 module, hidden, ids.masked_fill(left_out, PRESENT[0]), weights.masked_fill(left_out, 0)
             )
 

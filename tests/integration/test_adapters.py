@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -389,14 +389,6 @@ def test_two_threads_on_one_model(name, path_of, stock_of, open_model):
         results = list(pool.map(job, range(6)))
     for seed, result in enumerate(results):
         assert torch.equal(result, logits(stock_of(name), zoo.inputs(seed=seed, batch=2)))
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

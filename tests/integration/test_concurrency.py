@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,14 +14,6 @@ from zoo import ZOO, logits, stock
 
 BF16 = torch.bfloat16
 PAIR = ("qwen3_moe", "gpt_oss")
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_two_models_interleaved(zoo_store, zoo_stock, open_model):

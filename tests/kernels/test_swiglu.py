@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,20 +12,12 @@ from torch.nn.functional import linear
 from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from coterie.hf.experts import eager_forward
+from coterie.hf.experts import own_forward
 from coterie.kernels import Accumulator, TokenKernel, group_by_expert, products, swiglu_rows
 from coterie.kernels.products import by_batch, by_columns, by_linear, by_vector, exact_products
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = st.integers(1, 96)
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def experts(
@@ -51,7 +42,7 @@ def one_token(
     count = chosen or top_k
     ids = torch.randperm(module.num_experts, generator=generator)[:count]
     weights = torch.rand(1, count, generator=generator).to(weights_dtype)
-    expected = eager_forward(module)(module, hidden, ids[None], weights)
+    expected = own_forward(module)(module, hidden, ids[None], weights)
     shapes = tuple(module.gate_up_proj.shape[1:]), tuple(module.down_proj.shape[1:])
     kernel = TokenKernel(*shapes, module.down_proj.dtype)
     order = ids.argsort()
@@ -116,7 +107,7 @@ def many_tokens(module: Qwen3MoeExperts, tokens: int, top_k: int, seed: int, arr
     hidden = torch.randn(tokens, module.hidden_dim, generator=generator).to(dtype)
     ids = torch.rand(tokens, module.num_experts, generator=generator).topk(top_k).indices
     weights = torch.rand(tokens, top_k, generator=generator).to(dtype)
-    expected = eager_forward(module)(module, hidden, ids, weights)
+    expected = own_forward(module)(module, hidden, ids, weights)
     grouping = group_by_expert(ids, module.num_experts)
     outputs = Accumulator(hidden, grouping.experts)
     for i in arrival.sample(range(len(grouping.experts)), len(grouping.experts)):

@@ -11,7 +11,7 @@ import torch
 from coterie.checkpoint.headers import TensorInfo
 from coterie.checkpoint.reading import LazyTensor, read_tensor
 from coterie.errors import CheckpointFileError
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.hf.dtypes import SAFETENSORS_DTYPES
 from coterie.hf.quantisation import Quantisation
 from coterie.hf.quantised import dequantise_fp8, fold_names
 
@@ -54,7 +54,7 @@ class DequantisedTensor:
 
     def get_dtype(self) -> str:
         """The name that safetensors gives the result's dtype."""
-        return next(name for name, dtype in TORCH_DTYPES.items() if dtype == self.result)
+        return SAFETENSORS_DTYPES[self.result]
 
     def get_shape(self) -> list[int]:
         """Shape as a list."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -133,13 +133,10 @@ def with_fetching(source: ModelSource, checkpoint: str | Path | None, *, offline
         return source
     origin = open_origin(store, checkpoint, offline=offline)
     experts = FetchingExperts(store, origin, source.num_experts.keys())
-    present: dict[BankKey, set[int]] = {bank: set() for bank in source.num_experts}
-    for key in experts.keys():
-        present[key.bank_key].add(key.expert)
     return replace(
         source,
         experts=experts,
-        present={bank: frozenset(ids) for bank, ids in present.items()},
+        present=_ids_by_bank(experts, source.num_experts),
         fetching=experts,
     )
 
@@ -204,10 +201,6 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
             )
         banks = {key: count for key, count in banks.items() if key.component == component}
         tensors = {name: info for name, info in tensors.items() if name.startswith(f"{component}.")}
-    present: dict[BankKey, set[int]] = {key: set() for key in banks}
-    for key in store.keys():
-        if key.bank_key in present:
-            present[key.bank_key].add(key.expert)
     dtype = model_dtype(config, model_config, tensors)
     return ModelSource(
         kind="store",
@@ -219,6 +212,15 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         dtype=dtype,
         experts=store,
         num_experts=banks,
-        present={key: frozenset(ids) for key, ids in present.items()},
+        present=_ids_by_bank(store, banks),
         dense=unread_tensors(tensors, load_quantisation(store.path), dtype),
     )
+
+
+def _ids_by_bank(experts: ExpertSource, banks: Iterable[BankKey]) -> dict[BankKey, frozenset[int]]:
+    """The ids that a source has of each of these banks; those of others are left out."""
+    ids: dict[BankKey, set[int]] = {bank: set() for bank in banks}
+    for key in experts.keys():
+        if key.bank_key in ids:
+            ids[key.bank_key].add(key.expert)
+    return {bank: frozenset(found) for bank, found in ids.items()}

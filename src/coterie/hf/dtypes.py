@@ -23,3 +23,6 @@ TORCH_DTYPES = {
     "F64": torch.float64,
 }
 """torch's dtype for each name in :data:`coterie.spec.DTYPE_BYTES`."""
+
+SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+"""The other way round."""

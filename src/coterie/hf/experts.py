@@ -14,12 +14,6 @@ from torch import nn
 ExpertsFunction = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def eager_forward(module: nn.Module) -> ExpertsFunction:
-    """The class's own forward, below transformers' dispatch."""
-    forward: ExpertsFunction = type(module).forward.__wrapped__  # type: ignore[attr-defined]
-    return forward
-
-
 def own_forward(module: nn.Module) -> ExpertsFunction:
     """What the class itself computes: its eager forward if transformers decorated it, else its forward."""
     forward = type(module).forward

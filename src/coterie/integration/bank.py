@@ -115,6 +115,10 @@ class StreamedBank:
             return Routed(top_k_index_TK, top_k_weights_TK, 0)
         return self.missing(top_k_index_TK, top_k_weights_TK)
 
+    def experts_in(self, index_TK: torch.Tensor) -> list[int]:
+        """Ascending ids of the experts with weights that are among these ids."""
+        return [expert for expert in torch.unique(index_TK).tolist() if expert < self.bank.num_experts]
+
     def lease(self, experts: Iterable[int], *, ordered: bool = False) -> Lease:
         """A lease of experts by id; ``ordered`` yields them in this order."""
         keys = self.keys
@@ -124,10 +128,6 @@ class StreamedBank:
     def decodes(self) -> bool:
         """Whether the fields of a record are not the parameters themselves."""
         return self._decoder is not None
-
-    def decode(self, key: ExpertKey, tensors: Tensors) -> Tensors:
-        """The parameters of an expert, given the fields of its record."""
-        return tensors if self._decoder is None else self._decoder(key, tensors)
 
     def decoded(self, lease: Lease) -> Iterator[tuple[ExpertKey, Tensors]]:
         """The experts of a lease as they come, with their parameters."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
-
+from coterie.cache import Tensors
 from coterie.hf.banks import ExpertBank
 from coterie.hf.quantised import plan_fields
 from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout
-
-Tensors = tuple[torch.Tensor, ...]
 
 
 class FieldDecoder:

@@ -54,7 +54,7 @@ class RouterFamily:
 
 def router_family(module: nn.Module) -> RouterFamily | None:
     """The family of a router module (stock or adapted already), or None if it has no adapter."""
-    found = _examine(module)
+    found = examine(module)
     return found if isinstance(found, RouterFamily) else None
 
 
@@ -68,7 +68,7 @@ def require_family(module: nn.Module, *, purpose: str) -> RouterFamily:
     Raises:
         UnsupportedError: If the router's class has no adapter.
     """
-    found = _examine(module)
+    found = examine(module)
     if isinstance(found, RouterFamily):
         return found
     raise unsupported(type(module).__name__, found, purpose)
@@ -82,12 +82,6 @@ def unsupported(class_name: str, reason: str, purpose: str) -> UnsupportedError:
         router_class=class_name,
         reason=reason,
     )
-
-
-def why_not(module: nn.Module) -> str | None:
-    """Why a router has no adapter, as the end of a sentence on its class; None if it has one."""
-    found = _examine(module)
-    return None if isinstance(found, RouterFamily) else found
 
 
 def adapt_router(
@@ -183,7 +177,8 @@ def router_rows(router: nn.Module, num_experts: int | None = None) -> Tensor:
     return rows if num_experts is None or rows.shape[0] == num_experts else rows[:num_experts]
 
 
-def _examine(router: nn.Module) -> RouterFamily | str:
+def examine(router: nn.Module) -> RouterFamily | str:
+    """The family of a router module, or why it has no adapter, as the end of a sentence on its class."""
     stock = _stock(router)
     rehearsal = Rehearsal(stock, "forward")
     own = OwnForward.of(rehearsal)

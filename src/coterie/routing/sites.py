@@ -10,11 +10,10 @@ from coterie.errors import UnsupportedError
 from coterie.routing.families import (
     RouterFamily,
     adapt_router,
-    router_family,
+    examine,
     router_rows,
     select,
     unsupported,
-    why_not,
 )
 from coterie.routing.locate import find_router
 from coterie.routing.own_forward import OwnForward, OwnForwardRouter, SelectiveMethod
@@ -63,21 +62,19 @@ def routing_support(moe_block: nn.Module) -> RoutingSupport:
             experts_per_token=False,
             nearest=False,
         )
-    router_class = _stock_name(moe_block if _routes_itself(moe_block) else router)
-    family = (
-        _method_family(moe_block, router) if _routes_itself(moe_block) else router_family(router) or why_not(router)
-    )
+    by_block = _routes_itself(moe_block)
+    found = _method_family(moe_block, router) if by_block else examine(router)
+    family, reason = (found, None) if isinstance(found, RouterFamily) else (None, found)
     try:
         router_rows(router)
         nearest = True
     except UnsupportedError:
         nearest = False
-    known = isinstance(family, RouterFamily)
     return RoutingSupport(
-        router_class=router_class,
-        family=family.name if isinstance(family, RouterFamily) else None,
-        reason=None if isinstance(family, RouterFamily) else family,
-        experts_per_token=known and isinstance(family, RouterFamily) and not family.fixed_top_k,
+        router_class=_stock_name(moe_block if by_block else router),
+        family=None if family is None else family.name,
+        reason=reason,
+        experts_per_token=family is not None and not family.fixed_top_k,
         nearest=nearest,
     )
 

@@ -70,8 +70,8 @@ class JetMoeExperts:
         groups = torch.split(inputs_ND, [*sizes, inputs_ND.shape[0] - sum(sizes)])
         outputs = []
         with self._streamed.lease([e for e, size in enumerate(sizes) if size], ordered=True) as lease:
-            for key, tensors in lease:
-                outputs.append(linear(groups[key.expert], self._streamed.decode(key, tensors)[position]))
+            for key, parameters in self._streamed.decoded(lease):
+                outputs.append(linear(groups[key.expert], parameters[position]))
             stats = lease.stats
         outputs.append(inputs_ND.new_zeros(groups[-1].shape[0], out_features))
         if position == 0:

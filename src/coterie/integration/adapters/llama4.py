@@ -62,14 +62,13 @@ class Llama4Block:
         self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, scores_TE: torch.Tensor
     ) -> tuple[torch.Tensor, LeaseStats]:
         count = self._streamed.bank.num_experts
-        experts = [e for e in torch.unique(index_TK).tolist() if e < count]
+        experts = self._streamed.experts_in(index_TK)
         if not experts:
             return torch.zeros_like(hidden_TD), LeaseStats()
         few = index_TK.shape[1] <= _EXACT_ADDENDS
         sums = torch.zeros_like(hidden_TD) if few else hidden_TD.new_zeros(count, *hidden_TD.shape)
         with self._streamed.lease(experts, ordered=True) as lease:
-            for key, tensors in lease:
-                gate_up, down = self._streamed.decode(key, tensors)
+            for key, (gate_up, down) in self._streamed.decoded(lease):
                 rows_TD = hidden_TD * scores_TE[:, key.expert, None]
                 gate_TF, up_TF = self._product(rows_TD, gate_up).chunk(2, dim=-1)
                 outputs_TD = self._product(up_TF * activate_rows(self._act_fn, gate_TF), down)

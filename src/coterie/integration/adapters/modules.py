@@ -72,9 +72,6 @@ class _ExpertModules:
             result = self._forward(self._module, hidden_TD, chosen, weights)
             return result, lease.stats
 
-    def _present(self, index_TK: torch.Tensor) -> list[int]:
-        return [expert for expert in torch.unique(index_TK).tolist() if expert < self._streamed.bank.num_experts]
-
     def _replace_layers(self) -> None:
         bank = self._streamed.bank
         layers: dict[str, dict[str, StackedStandIn]] = defaultdict(dict)
@@ -107,7 +104,7 @@ class SwitchExperts(_ExpertModules):
         routed = self._streamed.route(hidden_TD, index_T1, weights)
         if routed.ids is not index_T1:
             chosen = one_hot(routed.ids, count + 1)[..., :count]
-        result, stats = self._compute(self._present(routed.ids), hidden_TD, chosen, routed.weights)
+        result, stats = self._compute(self._streamed.experts_in(routed.ids), hidden_TD, chosen, routed.weights)
         self._streamed.served(stats, routed.absent)
         return result
 
@@ -124,7 +121,7 @@ class NllbExperts(_ExpertModules):
         """What the class computes, [T, D], for a mask [T, E] and probabilities [T, E]."""
         routed = self._streamed.route(hidden_TD, chosen, weights)
         index_TE, weights_TE = routed.ids, routed.weights
-        experts = self._present(index_TE)
+        experts = self._streamed.experts_in(index_TE)
         left_out_TE = index_TE >= self._streamed.bank.num_experts
         if experts and left_out_TE.any():
             # The class has no id for "none": an expert that is read anyway takes weight 0.
