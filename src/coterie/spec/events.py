@@ -44,7 +44,7 @@ class ExpertsSelected:
         step: Forward pass.
         bank: Which bank.
         expert_ids: uint16 [T, K], before any substitution of absent experts.
-        weights: float32 [T, K], as the experts function received them.
+        weights: float32 [T, K], as the experts module received them.
     """
 
     step: int
