@@ -1,7 +1,7 @@
 """What becomes of a token's absent experts, decided on the (ids, weights) that the router chose.
 
-What computes the experts of every model sees ids and weights, so these policies work for every router. Shapes: T tokens,
-K experts per token, E experts of the bank.
+What computes the experts of every model sees ids and weights, so these policies work for every router. Shapes:
+T tokens, K experts per token, E experts of the bank.
 
 A slot that is left out holds the sentinel id E and weight 0, which adapters skip. (So do the eager forwards of
 current transformers releases; those of 5.7 refuse the id.) Slots that are sentinels already, because a masked router
