@@ -4,6 +4,7 @@ from coterie.cache.arena import SlotArena
 from coterie.cache.cache import ExpertCache, minimum_capacity
 from coterie.cache.lease import Held, Lease, Tensors
 from coterie.cache.reads import RecordReader
+from coterie.cache.shelf import Shelf
 from coterie.cache.slots import Slot
 from coterie.cache.statistics import CacheStats, LeaseStats
 
@@ -14,6 +15,7 @@ __all__ = [
     "Lease",
     "LeaseStats",
     "RecordReader",
+    "Shelf",
     "Slot",
     "SlotArena",
     "Tensors",

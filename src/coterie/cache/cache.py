@@ -13,11 +13,12 @@ from coterie.cache.claims import Claim
 from coterie.cache.lease import Held, Lease
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
-from coterie.cache.scheduler import JOURNAL_LIMIT, Scheduler
+from coterie.cache.scheduler import Scheduler
+from coterie.cache.shelf import Shelf
 from coterie.cache.statistics import CacheStats
 from coterie.errors import MemoryBudgetError, UsageError
 from coterie.eviction import EvictionPolicy, make_policy
-from coterie.spec import ExpertKey, ExpertSource, Phase, format_bytes
+from coterie.spec import BankKey, ExpertKey, ExpertSource, Phase, format_bytes
 
 
 def minimum_capacity(source: ExpertSource) -> int:
@@ -32,10 +33,10 @@ def minimum_capacity(source: ExpertSource) -> int:
 class ExpertCache:
     """Holds experts in memory and reads the others when they are asked for. Safe to use from several threads.
 
-    A decode step that needs few experts and finds them resident is served by :meth:`try_hold`, which costs a few
-    microseconds; where it returns None, :meth:`lease` reads what is missing while the caller computes on the rest::
+    A decode step that needs few experts and finds them resident is served by a :meth:`shelf`, which costs a few
+    microseconds; where it has not all, :meth:`lease` reads what is missing while the caller computes on the rest::
 
-        held = cache.try_hold(keys)
+        held = shelf.try_hold(ids)
         if held is not None:
             with held:
                 compute(held.tensors)
@@ -138,28 +139,29 @@ class ExpertCache:
     def try_hold(self, keys: Sequence[ExpertKey]) -> Held | None:
         """Holds experts if all of them are resident; otherwise does nothing and returns None.
 
-        This is the fast way for a decode step. It never waits. Counts as hits; a failed try counts as nothing.
+        It never waits. Counts as hits; a failed try counts as nothing. A decode step, whose experts are of one bank,
+        asks a :meth:`shelf`.
         """
         scheduler = self._scheduler
-        if not scheduler.usable:
-            scheduler.check_usable()
-        residency = self._residency
-        loaded = residency.loaded
+        scheduler.check_usable()
+        loaded = self._residency.loaded
         held = Held(scheduler)
         with scheduler.lock:
             try:
-                entries = [loaded[key] for key in keys]
+                held.take([loaded[key] for key in keys])
             except KeyError:
                 return None
-            # The hold knows of its token before the cache does: an interrupt in between then loses nothing.
-            token = held._token = object()
-            residency.holds[token] = (threading.get_ident(), entries)
-            residency.counters.hits += len(entries)
-            residency.journal.append(entries)
-            if len(residency.journal) > JOURNAL_LIMIT:
-                scheduler.work.notify()
-        held.tensors = [entry.tensors for entry in entries]
         return held
+
+    def shelf(self, bank: BankKey, experts: int) -> Shelf:
+        """The experts of one bank by id, for a decode step.
+
+        Args:
+            bank: The bank.
+            experts: E, how many it has, absent ones included.
+        """
+        with self._scheduler.lock:
+            return Shelf(self._scheduler, self._residency.shelf(bank, experts))
 
     def hold(self, keys: Sequence[ExpertKey]) -> Held:
         """Holds experts together, reading those that are not resident and waiting for them.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from coterie.cache.claims import Claim
+from coterie.cache.claims import Claim, Entry
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.statistics import LeaseStats
 from coterie.errors import UsageError
@@ -104,7 +104,7 @@ class Lease:
 
 
 class Held:
-    """Experts that are all resident and stay so until released. Made by ``hold`` and ``try_hold``.
+    """Experts that are all resident and stay so until released. Made by :meth:`ExpertCache.hold` and ``try_hold``.
 
     Attributes:
         tensors: The experts' tensors, in the order of the keys asked for.
@@ -117,6 +117,17 @@ class Held:
         self._token: object = None
         self._lease: Lease | None = None
         self.tensors: list[Tensors] = []
+
+    def take(self, entries: Sequence[Entry]) -> None:
+        """Holds entries that are resident. Needs the cache's lock."""
+        residency = self._scheduler.residency
+        # The hold knows of its token before the cache does: an interrupt in between then loses nothing.
+        token = self._token = object()
+        residency.holds[token] = (threading.get_ident(), entries)
+        residency.counters.hits += len(entries)
+        if residency.uses_matter:
+            self._scheduler.note_hits(entries)
+        self.tensors = [entry.tensors for entry in entries]
 
     def release(self) -> None:
         """Gives the experts up. Harmless when repeated; the context does it by itself."""

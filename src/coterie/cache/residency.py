@@ -12,7 +12,7 @@ from coterie.cache.claims import Claim, Entry
 from coterie.cache.statistics import Counters
 from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
 from coterie.eviction import EvictionPolicy
-from coterie.spec import ExpertKey, ExpertSource, RecordLayout, format_bytes
+from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout, format_bytes
 
 Journal = deque[Sequence[Entry]]
 
@@ -43,11 +43,15 @@ class Residency:
         self.counters = Counters()
         self.loaded: dict[ExpertKey, Entry] = {}
         self.loading: dict[ExpertKey, Entry] = {}
+        # The same as in ``loaded``, by bank and id.
+        self._shelves: dict[BankKey, list[Entry | None]] = {}
         # What must stay together until it is given up: token → (thread, entries). A decode step makes and drops one
         # for every layer, which is why this is not written to each entry.
         self.holds: dict[object, tuple[int, Sequence[Entry]]] = {}
         # Hits of decoding, in order, not yet told to the policy.
         self.journal: Journal = deque()
+        # Whether anybody will ask about uses: not while everything fits and nothing is predicted.
+        self.uses_matter = capacity < self.total_bytes
         self._predicted: OrderedDict[ExpertKey, None] = OrderedDict()
         if capacity < self.minimum:
             raise MemoryBudgetError(
@@ -94,6 +98,7 @@ class Residency:
         self.total_bytes += size
         self._largest = max(self._largest, size)
         self.arena.capacity = self.capacity
+        self.uses_matter = self.uses_matter or self._asked < self.total_bytes
         return layout
 
     def has(self, key: ExpertKey) -> bool:
@@ -103,6 +108,13 @@ class Residency:
     def find(self, key: ExpertKey) -> Entry | None:
         """The entry of a key that is resident or on its way."""
         return self.loaded.get(key) or self.loading.get(key)
+
+    def shelf(self, bank: BankKey, experts: int) -> list[Entry | None]:
+        """What is resident of a bank, by expert id: a list that is kept in step with ``loaded``."""
+        shelf = self._shelves.get(bank)
+        if shelf is None:
+            shelf = self._shelves[bank] = [self.loaded.get(bank.expert(expert)) for expert in range(experts)]
+        return shelf
 
     def note_use(self, entry: Entry) -> None:
         """Somebody asked for an entry: a hint that led to it was right."""
@@ -125,6 +137,7 @@ class Residency:
 
     def predict(self, key: ExpertKey) -> None:
         """Protects a key from prefetches, and from demand while others can go, until it is used or superseded."""
+        self.uses_matter = True
         self._predicted[key] = None
         self._predicted.move_to_end(key)
         # Half of the room at most: old guesses must not crowd out what is really used.
@@ -167,6 +180,7 @@ class Residency:
         entry.tensors = tensors
         entry.loaded = True
         self.loaded[entry.key] = entry
+        self._shelve(entry.key, entry)
         self._policy.insert(entry.key, entry.slot.nbytes, cold=entry.cold)
 
     def abandon(self, entry: Entry) -> None:
@@ -176,6 +190,8 @@ class Residency:
 
     def close(self, *, discard: bool) -> None:
         """Forgets everything and lets go of the memory."""
+        for key in self.loaded:
+            self._shelve(key, None)
         self.loaded.clear()
         self.loading.clear()
         self.journal.clear()
@@ -219,6 +235,11 @@ class Residency:
     def _held(self) -> set[ExpertKey]:
         return {entry.key for _, entries in self.holds.values() for entry in entries}
 
+    def _shelve(self, key: ExpertKey, entry: Entry | None) -> None:
+        shelf = self._shelves.get(key.bank_key)
+        if shelf is not None:
+            shelf[key.expert] = entry
+
     def _enter(
         self, key: ExpertKey, layout: RecordLayout, size: int, victims: Sequence[ExpertKey], claim: Claim | None
     ) -> Entry:
@@ -235,6 +256,7 @@ class Residency:
         if entry.holders or key in self._held():
             self.loaded[key] = entry
             raise UsageError(f"The eviction policy names expert {key}, which is in use.", key=key)
+        self._shelve(key, None)
         self._policy.remove(key)
         self.arena.release(entry.slot)
         self.counters.evictions += 1

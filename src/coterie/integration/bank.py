@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from coterie.cache import ExpertCache, Lease, LeaseStats, Tensors
+from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Shelf, Tensors
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
 from coterie.integration.clock import StepClock
@@ -52,11 +52,10 @@ class BankCounters:
         self.absent += absent
         self.requested += stats.requested
         self.hits += stats.hits
-        if stats.misses:
-            self.misses += stats.misses
-            self.bytes_read += stats.bytes_read
-            self.wait_s += stats.wait_s
-            self.evictions += stats.evictions
+        self.misses += stats.misses
+        self.bytes_read += stats.bytes_read
+        self.wait_s += stats.wait_s
+        self.evictions += stats.evictions
         if decode:
             self.decode_requested += stats.requested
             self.decode_hits += stats.hits
@@ -72,6 +71,10 @@ class StreamedBank:
         bank: Identity and shapes.
         clock: The component's forward passes.
         missing: Policy for absent experts, or None if all are present.
+
+    Attributes:
+        keys: Key of each expert.
+        decodes: Whether the fields of a record are not the parameters themselves.
     """
 
     def __init__(self, bank: ExpertBank, clock: StepClock, missing: MissingPolicy | None) -> None:
@@ -82,11 +85,15 @@ class StreamedBank:
         self._lock = threading.Lock()
         self._clock = clock
         self._cache: ExpertCache | None = None
+        self._shelf: Shelf | None = None
         self._decoder: BankDecoder | None = None
+        self.decodes = False
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
         """Gives the bank its cache, and what makes parameters of the records in it."""
         self._cache = cache
+        self._shelf = cache.shelf(self.bank.key, self.bank.num_experts)
+        self.decodes = decoder.changes
         self._decoder = decoder if decoder.changes else None
 
     def count_with(self, other: StreamedBank) -> None:
@@ -104,7 +111,7 @@ class StreamedBank:
             UnsupportedError: If gradients are wanted.
             ExpertMissingError: If the policy says so.
         """
-        if (hidden.requires_grad or top_k_weights_TK.requires_grad) and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and (hidden.requires_grad or top_k_weights_TK.requires_grad):
             raise UnsupportedError(
                 "A streamed model cannot be trained: its experts' memory is written again and again.",
                 advice="Run it under torch.no_grad(), or load it with transformers for training.",
@@ -119,19 +126,36 @@ class StreamedBank:
         """Ascending ids of the experts with weights that are among these ids."""
         return [expert for expert in torch.unique(index_TK).tolist() if expert < self.bank.num_experts]
 
+    def try_hold(self, experts: Sequence[int]) -> Held | None:
+        """Holds experts by id if all of them are resident."""
+        if self._shelf is None:
+            raise self._unconnected()
+        return self._shelf.try_hold(experts)
+
     def lease(self, experts: Iterable[int], *, ordered: bool = False) -> Lease:
         """A lease of experts by id; ``ordered`` yields them in this order."""
         keys = self.keys
-        return self.cache.lease([keys[expert] for expert in experts], ordered=ordered, phase=self._clock.phase)
-
-    @property
-    def decodes(self) -> bool:
-        """Whether the fields of a record are not the parameters themselves."""
-        return self._decoder is not None
+        if self._cache is None:
+            raise self._unconnected()
+        return self._cache.lease([keys[expert] for expert in experts], ordered=ordered, phase=self._clock.phase)
 
     def decoded(self, lease: Lease) -> Iterator[tuple[ExpertKey, Tensors]]:
         """The experts of a lease as they come, with their parameters."""
         return lease if self._decoder is None else self._decoder.each(lease)
+
+    def served_from_memory(self, experts: int, absent: int) -> None:
+        """As :meth:`served`, for a forward pass that found all its experts resident."""
+        counters, decode = self.counters, self._clock.phase == "decode"
+        with self._lock:
+            counters.requested += experts
+            counters.hits += experts
+            if decode:
+                counters.decode_requested += experts
+                counters.decode_hits += experts
+            if absent:
+                counters.absent += absent
+        if self._clock.observers:
+            self._report(LeaseStats(requested=experts, hits=experts), absent)
 
     def served(self, stats: LeaseStats, absent: int) -> None:
         """Counts and tells how the experts of one forward pass became resident."""
@@ -140,16 +164,8 @@ class StreamedBank:
         if self._clock.observers:
             self._report(stats, absent)
 
-    @property
-    def cache(self) -> ExpertCache:
-        """The cache.
-
-        Raises:
-            LoadError: If the bank was never connected.
-        """
-        if self._cache is None:
-            raise LoadError(f"{self.bank.path} was run before its experts were connected.", module=self.bank.path)
-        return self._cache
+    def _unconnected(self) -> LoadError:
+        return LoadError(f"{self.bank.path} was run before its experts were connected.", module=self.bank.path)
 
     def _announce(self, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
         event = ExpertsSelected(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 
 class StockLinear(nn.Linear):
@@ -17,17 +18,22 @@ class StockLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[…, in] → […, out]."""
+        weight, bias = self.weight, self.bias
         # Without a bias torch looks at strides that is_contiguous() passes over, those of dimensions with one entry.
-        if input.dim() < 3 or (_is_folded(input) if self.bias is None else input.is_contiguous()):
-            return nn.functional.linear(input, self.weight, self.bias)
-        output = torch.mm(input.reshape(-1, self.in_features), self.weight.t()).view(*input.shape[:-1], -1)
-        return output if self.bias is None else output + self.bias
+        if _is_folded(input) if bias is None else input.dim() < 3 or input.is_contiguous():
+            return linear(input, weight, bias)
+        output = torch.mm(input.reshape(-1, self.in_features), weight.t()).view(*input.shape[:-1], -1)
+        return output if bias is None else output + bias
 
 
 def _is_folded(input: torch.Tensor) -> bool:
     """Whether torch takes all rows as one matrix in any case; by strides, also those of dimensions with one entry."""
-    strides, shape = input.stride(), input.shape
-    return all(strides[i] == strides[i + 1] * shape[i + 1] for i in range(input.dim() - 2))
+    strides = input.stride()
+    if len(strides) == 3:
+        # Every linear layer of every step comes here: nothing that costs a microsecond.
+        return strides[0] == strides[1] * input.shape[1]
+    shape = input.shape
+    return all(strides[i] == strides[i + 1] * shape[i + 1] for i in range(len(strides) - 2))
 
 
 def round_as_stock(model: nn.Module) -> None:

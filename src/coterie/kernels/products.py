@@ -38,7 +38,7 @@ def by_linear(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tens
 def by_vector(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """One ``mv`` per expert: skips the set-up of a matrix product."""
     if rows.shape[0] == 1:
-        row = rows[0]
+        row = rows.squeeze(0)
         return torch.stack([torch.mv(weight, row) for weight in weights])
     return torch.stack([torch.mv(weight, row) for row, weight in zip(rows.unbind(0), weights, strict=True)])
 
@@ -55,7 +55,7 @@ def by_columns(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Ten
     Where all experts share a row it is a single ``mv``, else a ``bmm``.
     """
     if rows.shape[0] == 1:
-        return torch.mv(torch.cat(tuple(weights)), rows[0]).view(len(weights), -1)
+        return torch.mv(torch.cat(tuple(weights)), rows.squeeze(0)).view(len(weights), -1)
     return torch.bmm(torch.stack(tuple(weights)), rows.unsqueeze(2)).squeeze(2)
 
 

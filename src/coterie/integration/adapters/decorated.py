@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from coterie.cache import LeaseStats, Tensors
+from coterie.cache import LeaseStats
 from coterie.errors import LoadError
 from coterie.hf.experts import uses_common_forward
 from coterie.integration.adapters.adapter import Workplace
@@ -39,64 +39,65 @@ class DecoratedExperts:
         self, hidden_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
     ) -> torch.Tensor:
         """What the experts module computes; returns [T, D]."""
-        index_TK, weights_TK, absent = self._streamed.route(hidden_TD, top_k_index_TK, top_k_weights_TK)
+        streamed = self._streamed
+        index_TK, weights_TK, absent = streamed.route(hidden_TD, top_k_index_TK, top_k_weights_TK)
         # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
         # that only one is in memory at a time.
         kernel = self._kernel
-        together = not self._streamed.decodes and not torch.is_autocast_enabled("cpu")
+        together = not streamed.decodes and not torch.is_autocast_enabled("cpu")
         if kernel is not None and hidden_TD.shape[0] == 1 and together:
-            result, stats = self._forward_token(kernel, hidden_TD, index_TK, weights_TK)
-        elif kernel is not None:
+            ids = index_TK.tolist()[0]
+            order = sorted(range(len(ids)), key=ids.__getitem__)
+            if ids[order[-1]] < self._bank.num_experts and len(set(ids)) == len(ids):
+                return self._forward_token(kernel, hidden_TD, ids, weights_TK.mT, order, absent)
+        if kernel is not None:
             result, stats = self._forward_rows(hidden_TD, index_TK, weights_TK)
         else:
             result, stats = self._class_forward.compute(hidden_TD, index_TK, weights_TK)
-        self._streamed.served(stats, absent)
+        streamed.served(stats, absent)
         return result
 
     def _forward_token(
-        self, kernel: TokenKernel, hidden_1D: torch.Tensor, index_1K: torch.Tensor, weights_1K: torch.Tensor
-    ) -> tuple[torch.Tensor, LeaseStats]:
+        self,
+        kernel: TokenKernel,
+        hidden_1D: torch.Tensor,
+        ids: list[int],
+        weights_K1: torch.Tensor,
+        order: list[int],
+        absent: int,
+    ) -> torch.Tensor:
         """One token: no grouping, no padding; a single lock operation if all its experts are resident."""
-        ids = index_1K.tolist()[0]
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        if ids[order[-1]] >= self._bank.num_experts or len(set(ids)) < len(ids):
-            return self._forward_rows(hidden_1D, index_1K, weights_1K)
         streamed = self._streamed
-        keys = [streamed.keys[expert] for expert in ids]
-        held = streamed.cache.try_hold(keys)
+        held = streamed.try_hold(ids)
         if held is not None:
-            with held:
-                result = self._token(kernel, hidden_1D, held.tensors, weights_1K.mT, order)
-            return result, _all_hits(len(keys))
+            try:
+                gate_ups, downs = zip(*held.tensors, strict=True)
+                result = kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order)
+            finally:
+                held.release()
+            streamed.served_from_memory(len(ids), absent)
+            return result
         with streamed.lease(ids) as lease:
             if lease.together and not self._overlap_pays(hidden_1D):
-                arrived = dict(lease)
-                experts = [arrived[key] for key in keys]
-                result = self._token(kernel, hidden_1D, experts, weights_1K.mT, order)
-                return result, lease.stats
-            outputs = Accumulator(hidden_1D, [ids[slot] for slot in order])
-            place = {expert: slot for slot, expert in enumerate(ids)}
-            token = torch.zeros(1, dtype=torch.int64)
-            for key, (gate_up, down) in lease:
-                slot = place[key.expert]
-                rows = swiglu_rows(hidden_1D, gate_up, down, self._activation)
-                outputs.add(key.expert, token, rows * weights_1K[:, slot : slot + 1])
-            return outputs.result_TD, lease.stats
+                arrived = {key.expert: tensors for key, tensors in lease}
+                gate_ups, downs = zip(*(arrived[expert] for expert in ids), strict=True)
+                result = kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order)
+            else:
+                outputs = Accumulator(hidden_1D, [ids[slot] for slot in order])
+                place = {expert: slot for slot, expert in enumerate(ids)}
+                token = torch.zeros(1, dtype=torch.int64)
+                for key, (gate_up, down) in lease:
+                    slot = place[key.expert]
+                    rows = swiglu_rows(hidden_1D, gate_up, down, self._activation)
+                    outputs.add(key.expert, token, rows * weights_K1[slot])
+                result = outputs.result_TD
+            stats = lease.stats
+        streamed.served(stats, absent)
+        return result
 
     def _overlap_pays(self, hidden_1D: torch.Tensor) -> bool:
         """Whether computing each expert as it arrives is worth more than the fewer calls of computing all at once."""
         return self._bank.parameters["gate_up_proj"][0] * hidden_1D.shape[1] >= 1 << 18
-
-    def _token(
-        self,
-        kernel: TokenKernel,
-        hidden_1D: torch.Tensor,
-        tensors: list[Tensors],
-        weights_K1: torch.Tensor,
-        order: list[int],
-    ) -> torch.Tensor:
-        gate_ups, downs = zip(*tensors, strict=True)
-        return kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order)
 
     def _forward_rows(
         self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor
@@ -119,7 +120,3 @@ class DecoratedExperts:
             raise LoadError(f"{self._bank.path} has no activation function.", module=self._bank.path)
         return cast(Callable[[torch.Tensor], torch.Tensor], self._act_fn)
 
-
-@functools.cache
-def _all_hits(count: int) -> LeaseStats:
-    return LeaseStats(requested=count, hits=count)
