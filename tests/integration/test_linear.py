@@ -78,3 +78,19 @@ def test_a_copy_has_weights_of_its_own():
     nn.init.zeros_(twin.weight)
     x = torch.ones(2, 3, 2).transpose(0, 1)
     assert not torch.equal(layer(x), twin(x))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_parametrised_layer_computes_with_what_the_parametrisation_gives(name):
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    stock = nn.Linear(4, 3)
+    ours = copy.deepcopy(stock).requires_grad_(False)
+    round_as_stock(ours)
+    for layer in (stock, ours):
+        nn.utils.parametrize.register_parametrization(layer, name, Doubled())
+    x = torch.randn(2, 5, 4)
+    with torch.no_grad():
+        assert torch.equal(ours(x), stock(x))

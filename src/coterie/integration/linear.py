@@ -8,6 +8,8 @@ is given the last position of each row.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -18,21 +20,25 @@ class StockLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[…, in] → […, out]."""
-        weight, bias = self.weight, self.bias
+        # Every linear layer of every step comes here. Module.__getattr__, by which self.weight is found, costs more than
+        # the check below does.
+        parameters: dict[str, Any] = self._parameters
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # parametrised
+            weight, bias = self.weight, self.bias
         # Without a bias torch looks at strides that is_contiguous() passes over, those of dimensions with one entry.
         if _is_folded(input) if bias is None else input.dim() < 3 or input.is_contiguous():
             return linear(input, weight, bias)
-        output = torch.mm(input.reshape(-1, self.in_features), weight.t()).view(*input.shape[:-1], -1)
+        output: torch.Tensor = torch.mm(input.reshape(-1, self.in_features), weight.t()).view(*input.shape[:-1], -1)
         return output if bias is None else output + bias
 
 
 def _is_folded(input: torch.Tensor) -> bool:
     """Whether torch takes all rows as one matrix in any case; by strides, also those of dimensions with one entry."""
-    strides = input.stride()
+    strides, shape = input.stride(), input.shape
     if len(strides) == 3:
-        # Every linear layer of every step comes here: nothing that costs a microsecond.
-        return strides[0] == strides[1] * input.shape[1]
-    shape = input.shape
+        return strides[0] == strides[1] * shape[1]
     return all(strides[i] == strides[i + 1] * shape[i + 1] for i in range(len(strides) - 2))
 
 
