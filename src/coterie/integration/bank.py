@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
 
-from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Shelf, Tensors
+from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Tensors
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
 from coterie.integration.clock import StepClock
@@ -75,6 +76,7 @@ class StreamedBank:
     Attributes:
         keys: Key of each expert.
         decodes: Whether the fields of a record are not the parameters themselves.
+        try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
     """
 
     def __init__(self, bank: ExpertBank, clock: StepClock, missing: MissingPolicy | None) -> None:
@@ -85,14 +87,14 @@ class StreamedBank:
         self._lock = threading.Lock()
         self._clock = clock
         self._cache: ExpertCache | None = None
-        self._shelf: Shelf | None = None
         self._decoder: BankDecoder | None = None
         self.decodes = False
+        self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
         """Gives the bank its cache, and what makes parameters of the records in it."""
         self._cache = cache
-        self._shelf = cache.shelf(self.bank.key, self.bank.num_experts)
+        self.try_hold = cache.shelf(self.bank.key, self.bank.num_experts).try_hold
         self.decodes = decoder.changes
         self._decoder = decoder if decoder.changes else None
 
@@ -126,17 +128,11 @@ class StreamedBank:
         """Ascending ids of the experts with weights that are among these ids."""
         return [expert for expert in torch.unique(index_TK).tolist() if expert < self.bank.num_experts]
 
-    def try_hold(self, experts: Sequence[int]) -> Held | None:
-        """Holds experts by id if all of them are resident."""
-        if self._shelf is None:
-            raise self._unconnected()
-        return self._shelf.try_hold(experts)
-
     def lease(self, experts: Iterable[int], *, ordered: bool = False) -> Lease:
         """A lease of experts by id; ``ordered`` yields them in this order."""
         keys = self.keys
         if self._cache is None:
-            raise self._unconnected()
+            self._unconnected(experts)
         return self._cache.lease([keys[expert] for expert in experts], ordered=ordered, phase=self._clock.phase)
 
     def decoded(self, lease: Lease) -> Iterator[tuple[ExpertKey, Tensors]]:
@@ -164,8 +160,8 @@ class StreamedBank:
         if self._clock.observers:
             self._report(stats, absent)
 
-    def _unconnected(self) -> LoadError:
-        return LoadError(f"{self.bank.path} was run before its experts were connected.", module=self.bank.path)
+    def _unconnected(self, experts: object) -> NoReturn:
+        raise LoadError(f"{self.bank.path} was run before its experts were connected.", module=self.bank.path)
 
     def _announce(self, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
         event = ExpertsSelected(

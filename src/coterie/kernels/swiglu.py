@@ -70,7 +70,8 @@ class TokenKernel:
             rows = [swiglu_rows(token_1D, up, down, activation) for up, down in zip(gate_ups, downs, strict=True)]
             outputs_KD = torch.cat(rows)
         else:
-            settings = (len(gate_ups), torch.get_num_threads(), torch.get_float32_matmul_precision())
+            precision = torch.get_float32_matmul_precision() if self._dtype == torch.float32 else ""
+            settings = (len(gate_ups), torch.get_num_threads(), precision)
             up, down = self._products.get(settings) or self._choose(settings)
             gate_KF, up_KF = up(token_1D, gate_ups).chunk(2, dim=-1)
             outputs_KD = down(activation(gate_KF) * up_KF, downs)
@@ -81,7 +82,7 @@ class TokenKernel:
         # From zero as in the eager forward, which makes a negative zero positive.
         result_1D = self._zero_1D + weighted[order[0]]
         for position in order[1:]:
-            result_1D.add_(weighted[position])
+            result_1D += weighted[position]
         return result_1D
 
     def _choose(self, settings: tuple[int, int, str]) -> tuple[Products, Products]:
