@@ -1,6 +1,7 @@
 """What a lease yields, in which order, for how long, and what is left when something goes wrong."""
 
 import gc
+import itertools
 import signal
 import threading
 import time
@@ -327,11 +328,16 @@ def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
     cache = make(slots)
     main = threading.get_ident()
 
+    delivered = threading.Event()
+
     def interrupt(number, frame):
+        delivered.set()
         raise KeyboardInterrupt
 
     def work():
-        for step in range(10**9):
+        for step in itertools.count():
+            if delivered.is_set():  # Python swallows what is raised while an object is finalised
+                return
             mine = [KEYS[(step * 5 + n) % 16] for n in range(6)]
             held = cache.try_hold(mine[:2])
             if held is not None:
@@ -345,6 +351,7 @@ def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
         for number in range(80):
             delay = 0.0001 + (number * 37 % 80) * 0.00003
             timer = threading.Timer(delay, signal.pthread_kill, (main, signal.SIGUSR1))
+            delivered.clear()
             try:
                 timer.start()
                 work()
