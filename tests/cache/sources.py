@@ -175,6 +175,8 @@ def assert_consistent(cache):
         assert all(not entry.holders for entry in entries)
         assert residency.arena.in_use == sum(entry.slot.nbytes for entry in entries)
         assert residency.arena.in_use <= residency.arena.committed <= cache.capacity
+        for bank, shelf in residency._shelves.items():
+            assert shelf == [residency.loaded.get(bank.expert(expert)) for expert in range(len(shelf))]
         slots = [(entry.slot.nbytes, entry.slot.index) for entry in entries]
         assert len(set(slots)) == len(slots)
         total = sum(entry.slot.nbytes for entry in residency.loaded.values())

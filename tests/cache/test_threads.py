@@ -78,7 +78,9 @@ class Unreliable:
 LEASE = st.fixed_dictionaries(
     {
         "keys": st.lists(st.integers(0, 11), min_size=0, max_size=12, unique=True),
-        "kind": st.sampled_from(["lease", "ordered", "prefill", "ordered prefill", "hold", "abandon", "prefetch"]),
+        "kind": st.sampled_from(
+            ["lease", "ordered", "prefill", "ordered prefill", "hold", "shelf", "abandon", "prefetch"]
+        ),
     }
 )
 
@@ -98,6 +100,7 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
         source = TinySource.mixed(Path(root), 12, kind=kind, before_read=Unreliable(extra) if failing else None)
         capacity = 2 * LARGE.nbytes + extra * 4096
         with ExpertCache(source, capacity=capacity, eviction=eviction, read_threads=threads) as cache:
+            shelf = cache.shelf(keys[0].bank_key, len(keys))
 
             def check(key, tensors):
                 assert_is(key, source.layout(key), tensors)
@@ -112,6 +115,12 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
                 elif kind == "hold":
                     if cache.fits(mine):
                         with cache.hold(mine) as held:
+                            for key, tensors in zip(mine, held.tensors, strict=True):
+                                check(key, tensors)
+                elif kind == "shelf":
+                    held = shelf.try_hold([key.expert for key in mine])
+                    if held is not None:
+                        with held:
                             for key, tensors in zip(mine, held.tensors, strict=True):
                                 check(key, tensors)
                 else:

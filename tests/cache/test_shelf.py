@@ -1,0 +1,105 @@
+"""Shelves: the experts of one bank by id, in step with what is resident."""
+
+import threading
+
+import pytest
+
+from coterie.cache import ExpertCache
+from coterie.errors import UsageError
+
+from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of
+
+KEYS = keys_of(8)
+BANK = KEYS[0].bank_key
+
+
+@pytest.fixture
+def open_cache(tmp_path):
+    caches = []
+
+    def open_cache(slots):
+        caches.append(ExpertCache(TinySource.uniform(tmp_path, 8), capacity=slots * SMALL.nbytes))
+        return caches[-1]
+
+    yield open_cache
+    for cache in caches:
+        cache.close()
+
+
+def test_it_holds_what_is_resident_in_the_order_asked_for(open_cache):
+    cache = open_cache(4)
+    shelf = cache.shelf(BANK, 8)
+    cache.hold(KEYS[:3]).release()
+    with shelf.try_hold([2, 0, 2]) as held:
+        for expert, tensors in zip([2, 0, 2], held.tensors, strict=True):
+            assert_is(KEYS[expert], SMALL, tensors)
+        assert cache._residency.holds
+    assert cache.stats().hits == 3
+    assert_consistent(cache)
+
+
+def test_what_is_not_resident_is_not_held_and_counts_nothing(open_cache):
+    cache = open_cache(4)
+    shelf = cache.shelf(BANK, 8)
+    cache.hold(KEYS[:3]).release()
+    before = cache.stats()
+    assert shelf.try_hold([0, 3]) is None
+    assert cache.stats() == before
+    assert_consistent(cache)
+
+
+def test_a_shelf_made_late_knows_what_came_before(open_cache):
+    cache = open_cache(4)
+    cache.hold(KEYS[4:6]).release()
+    cache.shelf(BANK, 8).try_hold([4, 5]).release()
+    assert cache.shelf(KEYS[0]._replace(layer=1).bank_key, 8).try_hold([4]) is None
+
+
+def test_the_evicted_are_gone_and_the_held_are_not_evicted(open_cache):
+    cache = open_cache(4)
+    shelf = cache.shelf(BANK, 8)
+    cache.hold(KEYS[:4]).release()
+    held = shelf.try_hold([0, 1])
+    views = held.tensors
+
+    def other():
+        for key in KEYS[4:]:
+            cache.hold([key]).release()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join(60)
+    for key, tensors in zip(KEYS, views, strict=False):
+        assert_is(key, SMALL, tensors)
+    held.release()
+    assert [shelf.try_hold([expert]) is not None for expert in (2, 3)] == [False, False]
+    assert_consistent(cache)
+
+
+def test_uses_steer_eviction(open_cache):
+    cache = open_cache(4)
+    shelf = cache.shelf(BANK, 8)
+    cache.hold(KEYS[:4]).release()
+    shelf.try_hold([0]).release()
+    cache.hold(KEYS[4:7]).release()
+    assert KEYS[0] in cache
+
+
+def test_uses_are_not_remembered_while_everything_fits(open_cache):
+    cache = open_cache(8)
+    shelf = cache.shelf(BANK, 8)
+    cache.hold(KEYS).release()
+    shelf.try_hold([0, 1]).release()
+    assert not cache._residency.journal
+    cache.prefetch(KEYS[:1])
+    shelf.try_hold([0, 1]).release()
+    assert cache._residency.journal
+
+
+def test_after_closing_it_says_so(open_cache):
+    cache = open_cache(4)
+    shelf = cache.shelf(BANK, 8)
+    cache.hold(KEYS[:1]).release()
+    cache.close()
+    with pytest.raises(UsageError, match="closed"):
+        shelf.try_hold([0])
