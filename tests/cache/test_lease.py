@@ -247,7 +247,8 @@ class TestFailures:
 
         def opener():
             gate.wait_for(KEYS[0])
-            while len(cache._scheduler.claims) < 2:
+            # Until both wait for this very read: one that comes after its failure would read again.
+            while len(cache._residency.loading[KEYS[0]].holders) < 2:
                 threading.Event().wait(0.001)
             gate.open()
 
