@@ -90,6 +90,13 @@ def test_a_store_with_a_broken_manifest_can_be_removed(folder: Path) -> None:
     assert not (folder / "full").exists()
 
 
+def test_what_an_interrupted_growth_left_is_removed_with_the_store(folder: Path) -> None:
+    for name in (".coterie.journal", "experts/thinker/mlp-layer-000.1.safetensors"):
+        (folder / "some" / name).write_text("half")
+    remove_store(find_store(folder, "some"))
+    assert not (folder / "some").exists()
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "experts/mine.bin"])
 def test_foreign_files_stop_the_removal_before_it_begins(folder: Path, name: str) -> None:
     (folder / "full" / name).write_text("mine")

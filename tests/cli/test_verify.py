@@ -41,6 +41,30 @@ def test_damage_is_code_1_and_named(coterie, moe: str, tmp_path: Path) -> None:
     assert (found["ok"], found["problems"][0]["rule"]) == (False, "R27")
 
 
+def test_what_an_interrupted_growth_left_is_told_and_code_0(coterie, moe: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    extract(moe, store, experts="0-2")
+    assert json.loads(coterie("verify", str(store), "--json").out)["leftovers"] == []
+    left = ["experts/text/.mlp-layer-001.1.safetensors.partial", "experts/text/mlp-layer-000.1.safetensors"]
+    for name in left:
+        (store / name).write_bytes(b"half")
+    outcome = coterie("verify", str(store))
+    assert outcome.code == 0
+    assert "Nothing is wrong." in outcome.out
+    assert "is running now): 2 files, 8 B" in outcome.out
+    assert all(name in outcome.out for name in left)
+    assert "next growth or extraction removes it" in outcome.out
+    outcome = coterie("verify", str(store), "--json")
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert (found["ok"], found["problems"]) == (True, [])
+    assert found["leftovers"] == [{"file": name, "nbytes": 4} for name in left]
+    assert coterie("extract", moe, str(store), "--experts", "0-2").code == 0
+    assert json.loads(coterie("verify", str(store), "--json").out)["leftovers"] == []
+    (store / "notes.txt").touch()
+    assert coterie("verify", str(store)).code == 1
+
+
 def test_what_is_no_model_is_an_error(coterie, tmp_path: Path) -> None:
     outcome = coterie("verify", str(tmp_path))
     assert outcome.code == 1

@@ -333,7 +333,7 @@ FILE_CASES: list[tuple[str, str, str, str, Callable[[Path], None]]] = [
     ("R28", "corrupt", "config.json", "the file itself", bytes_at("config.json", 2, b"M")),
     ("R28", "corrupt", INDEX, "the file itself", bytes_at(INDEX, 2, b"M")),
     ("R29", "foreign", "notes.txt", "the file itself", lambda root: (root / "notes.txt").touch()),
-    ("R29", "foreign", ".coterie.journal", "the file itself", lambda root: (root / ".coterie.journal").touch()),
+    ("R29", "foreign", "experts/.x.partial", "the file itself", lambda root: (root / "experts/.x.partial").touch()),
     ("R29", "foreign", "experts/x", "the file itself", lambda root: (root / "experts/x").symlink_to("/")),
 ]
 

@@ -41,11 +41,6 @@ def number_of_calls(tmp_path: Path, base: dict[str, bytes | None] | None) -> int
     return calls.count
 
 
-def only_leftovers(path: Path) -> bool:
-    """Whether a store has nothing wrong with it but files that an interrupted writer left."""
-    return all(problem.kind == "foreign" for problem in verify_store(path).problems)
-
-
 @pytest.mark.parametrize("mode", ["kill", "error"])
 def test_new_store_stopped_at_every_call(mode: str, tmp_path: Path, fresh: dict[str, bytes | None]) -> None:
     total = number_of_calls(tmp_path, None)
@@ -62,7 +57,7 @@ def test_new_store_stopped_at_every_call(mode: str, tmp_path: Path, fresh: dict[
             # Only removing temporary files after an error and pure hints may fail unnoticed; here nothing may.
             pytest.fail(f"call {at} failed and nobody noticed")
         if is_store(path):
-            assert only_leftovers(path), at
+            assert verify_store(path).ok, at
         write_store(path, plan, calls=WatchedCalls())
         assert snapshot(path) == fresh, at
         shutil.rmtree(path)
@@ -79,7 +74,7 @@ def test_growth_stopped_at_every_call(
         failing = KillingCalls(at) if mode == "kill" else FailingCalls(at, errno.EIO)
         with pytest.raises((Killed, CoterieError)):
             write_store(path, calls=failing)
-        assert only_leftovers(path), at
+        assert verify_store(path).ok, at
         assert len(Store.open(path).keys()) in (12, 17)
         write_store(path, calls=WatchedCalls())
         assert snapshot(path) == grown, at
@@ -134,7 +129,7 @@ def test_power_cut_after_every_call(
         copy = tmp_path / str(number)
         restore(image, copy)
         if growing or is_store(copy):
-            assert only_leftovers(copy), number
+            assert verify_store(copy).ok, number
         write_store(copy, plan, calls=WatchedCalls())
         assert snapshot(copy) == wanted, number
         shutil.rmtree(copy)

@@ -13,6 +13,7 @@ from coterie.errors import StoreError, StoreNotFoundError, UsageError
 from coterie.store import Manifest, Store, is_store, side_file_problem
 from coterie.store import names as store_names
 from coterie.store.disk import Disk
+from coterie.store.leftovers import find_leftover
 from coterie.store.lock import WriterLock
 
 State = Literal["complete", "partial", "unfinished", "damaged"]
@@ -166,14 +167,15 @@ def remove_store(entry: StoreEntry) -> None:
 
 def _foreign(entry: StoreEntry, files: list[Path]) -> Iterator[str]:
     """Names of files that no writer of this store can have made."""
-    known: set[str] | None = None
+    manifest: Manifest | None = None
+    known: set[str] = set()
     if entry.state in ("complete", "partial"):
         manifest = Store.open(entry.path).manifest
         known = {*manifest.file_sizes, store_names.MANIFEST, store_names.JOURNAL}
     for file in files:
         name = file.relative_to(entry.path).as_posix()
-        if known is not None:
-            if name not in known and not store_names.is_partial_file(name):
+        if manifest is not None:
+            if not (name in known or store_names.is_partial_file(name) or find_leftover(entry.path, manifest, name)):
                 yield name
         elif not (
             name in (store_names.MANIFEST, store_names.JOURNAL)

@@ -34,7 +34,7 @@ def command(
     """Checks every checksum, header and rule of a store; or files, headers and claims of a checkpoint.
 
     Names everything that is corrupt, missing, foreign or malformed. The exit code is 1 if there is anything. Experts
-    that a partial store does not have by intention are no problem.
+    that a partial store does not have by intention are no problem, nor are files that an interrupted growth left.
     """
     from coterie.extraction import verify
 
@@ -68,6 +68,7 @@ def _print_report(report: ModelVerification) -> None:
         )
         if report.absent_experts:
             out.print(f"{report.absent_experts} experts of the model are not in this partial store.")
+        _print_leftovers(report)
     else:
         files = "1 file" if report.files == 1 else f"{report.files} files"
         out.print(f"{files} checked: headers, claims and sizes. Checkpoints have no checksums.")
@@ -81,6 +82,20 @@ def _print_report(report: ModelVerification) -> None:
     else:
         count = len(report.problems)
         out.print(f"{count} problem{'s' if count > 1 else ''} found.", style="red")
+
+
+def _print_leftovers(report: ModelVerification) -> None:
+    if not report.leftovers:
+        return
+    out = results()
+    count = len(report.leftovers)
+    size = format_bytes(sum(leftover.nbytes for leftover in report.leftovers))
+    out.print(
+        f"Left over from a growth that was interrupted (or is running now): {count} file{'s'[: count > 1]}, {size}."
+    )
+    for leftover in report.leftovers:
+        out.print(f"  {leftover.file}", markup=False)
+    out.print("That is harmless and no part of the store; the next growth or extraction removes it.")
 
 
 def _plain(text: str) -> str:

@@ -13,7 +13,7 @@ from coterie.extraction.checkpoint_problems import file_problems, open_problems
 from coterie.extraction.comparison import Comparison
 from coterie.extraction.models import store_path
 from coterie.extraction.progress import Meter, ProgressCallback
-from coterie.store import Problem, Store, verify_store
+from coterie.store import Leftover, Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
 
 
@@ -34,6 +34,8 @@ class ModelVerification:
             for a store.
         compared_experts: Experts of a store that were compared bit for bit with the checkpoint.
         absent_experts: Experts that a partial store does not have by intention; no problem.
+        leftovers: Files in a store that a growth which is running, or was interrupted, has written so far; no problem.
+            The next growth or extraction removes them.
         seconds: Time taken.
     """
 
@@ -48,6 +50,7 @@ class ModelVerification:
     compared_tensors: int
     compared_experts: int
     absent_experts: int
+    leftovers: tuple[Leftover, ...]
     seconds: float
 
     @property
@@ -125,6 +128,7 @@ def verify(
         compared_tensors=tensors,
         compared_experts=experts,
         absent_experts=absent,
+        leftovers=report.leftovers,
         seconds=monotonic() - start,
     )
 
@@ -163,6 +167,7 @@ def _verify_checkpoint(
         compared_tensors=tensors,
         compared_experts=0,
         absent_experts=0,
+        leftovers=(),
         seconds=monotonic() - start,
     )
 

@@ -2,6 +2,7 @@
 
 from coterie.store.bank_writer import BankWriter
 from coterie.store.dense_writer import DENSE_SHARD_LIMIT, DenseTensor
+from coterie.store.leftovers import Leftover
 from coterie.store.manifest import Bank, FileFacts, Manifest, ModelFacts, Record, Segment, SourceFacts
 from coterie.store.manifest_file import is_store, is_unfinished
 from coterie.store.names import side_file_problem
@@ -18,6 +19,7 @@ __all__ = [
     "BankWriter",
     "DenseTensor",
     "FileFacts",
+    "Leftover",
     "Manifest",
     "ModelFacts",
     "PlannedExpert",

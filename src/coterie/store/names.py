@@ -36,13 +36,19 @@ def segment_file(key: BankKey, number: int) -> str:
     return f"{EXPERTS}/{key}{suffix}.safetensors"
 
 
-def is_segment_file(name: str) -> bool:
-    """Whether ``name`` (relative, with slashes) is one that :func:`segment_file` can give."""
+def segment_of(name: str) -> tuple[BankKey, int] | None:
+    """The bank and number for which :func:`segment_file` gives ``name`` (relative, with slashes); None for others."""
     match = _SEGMENT.fullmatch(name)
     if match is None:
-        return False
+        return None
     key = BankKey(match["component"], int(match["layer"]), match["bank"])
-    return name == segment_file(key, int(match["number"] or 0))
+    number = int(match["number"] or 0)
+    return (key, number) if name == segment_file(key, number) else None
+
+
+def is_segment_file(name: str) -> bool:
+    """Whether ``name`` is one that :func:`segment_file` can give."""
+    return segment_of(name) is not None
 
 
 def dense_files(count: int) -> tuple[str, ...]:
@@ -63,10 +69,17 @@ def partial_file(name: str) -> str:
     return f"{directory}{slash}.{last}.partial"
 
 
+def final_file(name: str) -> str | None:
+    """The name for which :func:`partial_file` gives ``name``, or None if that is no temporary name."""
+    directory, slash, last = name.rpartition("/")
+    if not (last.startswith(".") and last.endswith(".partial")):
+        return None
+    return f"{directory}{slash}{last.removeprefix('.').removesuffix('.partial')}"
+
+
 def is_partial_file(name: str) -> bool:
     """Whether ``name`` is one that :func:`partial_file` gives."""
-    last = name.rpartition("/")[2]
-    return last.startswith(".") and last.endswith(".partial")
+    return final_file(name) is not None
 
 
 def side_file_problem(name: str) -> str | None:

@@ -52,9 +52,8 @@ def sweep_partial(disk: Disk, side_files: Collection[str]) -> None:
 
 
 def _is_own_partial(name: str, side_files: Collection[str]) -> bool:
-    if not names.is_partial_file(name):
+    final = names.final_file(name)
+    if final is None:
         return False
-    directory, slash, last = name.rpartition("/")
-    final = directory + slash + last.removeprefix(".").removesuffix(".partial")
     own = (names.MANIFEST, names.JOURNAL)
     return final in own or final in side_files or names.is_segment_file(final) or names.is_dense_file(final)

@@ -16,6 +16,7 @@ from coterie.errors import StoreFormatError
 from coterie.spec import RecordLayout
 from coterie.store import names
 from coterie.store.dense_index import dense_problems
+from coterie.store.leftovers import Leftover, find_leftover
 from coterie.store.manifest import FileFacts, Manifest, Record, Segment
 from coterie.store.manifest_file import check_file, load_manifest
 from coterie.store.padding import first_nonzero, padding_ranges
@@ -58,6 +59,7 @@ class VerificationReport:
         files: Files that were checked.
         experts: Records whose checksum was compared.
         nbytes: Bytes that were read and hashed.
+        leftovers: Files of a growth that is running or was interrupted, ordered by name; harmless.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class VerificationReport:
     files: int
     experts: int
     nbytes: int
+    leftovers: tuple[Leftover, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -100,6 +103,7 @@ class _Verification:
         self._manifest = manifest
         self._progress = progress
         self._problems: list[Problem] = []
+        self._leftovers: list[Leftover] = []
         self._experts = 0
         self._done = 0
         self._total = sum(manifest.file_sizes.values())
@@ -113,13 +117,14 @@ class _Verification:
             for task in tasks:
                 task.result()
         self._check_dense_tensors()
-        self._check_foreign()
+        self._check_others()
         return VerificationReport(
             path=self._root,
             problems=tuple(sorted(self._problems, key=lambda one: (one.file, one.rule, one.place))),
             files=1 + len(self._manifest.file_sizes),
             experts=self._experts,
             nbytes=self._done,
+            leftovers=tuple(self._leftovers),
         )
 
     def _check_segment(self, segment: Segment) -> None:
@@ -195,15 +200,23 @@ class _Verification:
         for error in dense_problems(self._root, self._manifest):
             self._add(_from_error(self._root, error))
 
-    def _check_foreign(self) -> None:
+    def _check_others(self) -> None:
+        """What is in the directory beside the store's own files."""
         known = {names.MANIFEST, *self._manifest.file_sizes}
         for name in written_names(self._root):
             if name in known:
                 continue
-            ours = name in (names.LOCK, names.JOURNAL) or names.is_partial_file(name) or names.is_segment_file(name)
-            hint = "; an interrupted or running extraction left it, extracting again finishes or removes it"
-            what = f"a file that the manifest does not name{hint if ours else ''}"
-            self._report("foreign", name, "the file itself", "R29", what)
+            try:
+                leftover = find_leftover(self._root, self._manifest, name)
+            except FileNotFoundError:
+                continue  # a growth that is running has just finished with it
+            except OSError as error:
+                self._report("foreign", name, "the file itself", "R29", _unreadable(error))
+                continue
+            if leftover is None:
+                self._report("foreign", name, "the file itself", "R29", "a file that the manifest does not name")
+            else:
+                self._leftovers.append(leftover)
 
     def _usable(self, name: str, nbytes: int) -> BinaryIO | None:
         """The opened file; None, with a problem noted, if it is not what the manifest says."""
