@@ -18,49 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 
-class TokenTimes:
-    """A transformers streamer that notes when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        """Called with the prompt first, then with every token."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Called once at the end."""
-
-    @property
-    def prefill_s(self) -> float:
-        """From the call until the first token was there."""
-        return self.times[1] - self.times[0]
-
-    @property
-    def steps_s(self) -> list[float]:
-        """Time of every decode step."""
-        return [after - before for before, after in zip(self.times[1:], self.times[2:], strict=False)]
-
-
-def generate(model: Any, prompt: torch.Tensor, tokens: int, *, seed: int | None = None) -> tuple[list[int], TokenTimes]:
-    """Generates exactly ``tokens`` tokens: greedily, or drawn with a seed."""
-    import torch
-
-    times = TokenTimes()
-    if seed is not None:
-        torch.manual_seed(seed)
-    with torch.no_grad():
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=seed is not None,
-            streamer=times,
-        )
-    return out[0, prompt.shape[1] :].tolist(), times
-
-
 class Decoding:
     """A greedy generation that is taken some steps at a time.
 
@@ -109,6 +66,7 @@ def main() -> int:
 
     import torch
 
+    from coterie.bench import generate
     from coterie.engine import load
     from coterie.plan.machine import process_memory
 

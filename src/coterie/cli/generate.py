@@ -32,6 +32,7 @@ from coterie.cli.generation_options import (
 )
 from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.texts import read_text_file
 from coterie.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -284,10 +285,7 @@ def _read_prompt(prompt: str | None, file: Path | None, *, has_media: bool) -> s
     if file is not None:
         if prompt is not None:
             raise UsageError("Both a prompt and --file were given.", advice="Leave one of them out.")
-        try:
-            return file.read_text(encoding="utf-8").removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}).", path=file) from error
+        return read_text_file(file)
     if prompt is not None and prompt != "-":
         return prompt
     if prompt is None and has_media:

@@ -14,6 +14,7 @@ from coterie.engine.replacing import replacing
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
 from coterie.extraction.fetching import FetchCounts
+from coterie.hf.banks import ExpertBank
 from coterie.integration import Attachment
 from coterie.plan.budget import MemoryPlan
 from coterie.spec import BankKey, Observer
@@ -49,6 +50,11 @@ class Runtime:
     def banks(self) -> list[BankKey]:
         """All banks of experts, in order."""
         return sorted(self._attachment.banks)
+
+    @property
+    def expert_banks(self) -> list[ExpertBank]:
+        """Where each bank is in the model, and what its experts are made of."""
+        return [streamed.bank for streamed in self._attachment.banks.values()]
 
     def stats(self) -> ModelStats:
         """What was asked for, found, read and waited for since the model was opened."""

@@ -20,8 +20,8 @@ class StockLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[…, in] → […, out]."""
-        # Every linear layer of every step comes here. Module.__getattr__, by which self.weight is found, costs more than
-        # the check below does.
+        # Every linear layer of every step comes here. Module.__getattr__, by which self.weight is found, costs more
+        # than the check below does.
         parameters: dict[str, Any] = self._parameters
         try:
             weight, bias = parameters["weight"], parameters["bias"]

@@ -1,0 +1,122 @@
+"""Speed, hit rate and memory of one generation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from coterie.bench.times import generate
+from coterie.engine.runtime import Runtime
+from coterie.errors import UsageError
+from coterie.plan.machine import process_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One prompt and the tokens after it.
+
+    Attributes:
+        threads: Threads for compute.
+        prompt_tokens: Tokens of the prompt.
+        new_tokens: Tokens generated; the first belongs to the prompt's pass, each of the others to a decode step.
+        prefill_s: Seconds until the first new token was there.
+        step_s: Seconds of a decode step: median.
+        step_quartiles_s: First and third quartile.
+        decode_s: Seconds of all decode steps.
+        prefill_bytes_read: Bytes of experts read during the prompt's pass.
+        bytes_per_token: Bytes of experts read per decode step, mean.
+        hit_rate: Share of experts that decode steps found in memory; None if none was asked for.
+        wait_s: Seconds of the decode steps that compute waited for reads.
+        capacity: Bytes that experts may take in memory.
+        total_expert_bytes: Bytes of all experts.
+        memory: Bytes that the process holds at the end, anonymous and mapped.
+    """
+
+    threads: int
+    prompt_tokens: int
+    new_tokens: int
+    prefill_s: float
+    step_s: float
+    step_quartiles_s: tuple[float, float]
+    decode_s: float
+    prefill_bytes_read: int
+    bytes_per_token: float
+    hit_rate: float | None
+    wait_s: float
+    capacity: int
+    total_expert_bytes: int
+    memory: int
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Tokens of the prompt per second."""
+        return self.prompt_tokens / self.prefill_s
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens per second at the median step."""
+        return 1 / self.step_s
+
+
+def measure(
+    model: PreTrainedModel,
+    prompt: torch.Tensor,
+    new_tokens: int,
+    *,
+    seed: int | None = None,
+    on_token: Callable[[int], None] | None = None,
+) -> Measurement:
+    """Generates once and measures.
+
+    Args:
+        model: From :func:`coterie.load`.
+        prompt: Token ids, int64 [1, T].
+        new_tokens: At least 3, so that there are steps to take a median of.
+        seed: Draw tokens instead of taking the likeliest.
+        on_token: Told after each new token how many there are.
+
+    Raises:
+        UsageError: For fewer tokens.
+        ContextLengthError: If the memory budget was made for less.
+    """
+    if new_tokens < 3:
+        raise UsageError(f"A measurement takes at least 3 new tokens, not {new_tokens}.", got=new_tokens)
+    runtime: Runtime = model.coterie
+    before = runtime.stats().total
+    after_prefill = before
+
+    def note(count: int) -> None:
+        nonlocal after_prefill
+        if count == 1:
+            after_prefill = runtime.stats().total
+        if on_token is not None:
+            on_token(count)
+
+    _, times = generate(model, prompt, new_tokens, seed=seed, on_token=note)
+    after = runtime.stats()
+    steps = times.steps_s
+    low, _, high = statistics.quantiles(steps, n=4, method="inclusive")
+    requested = after.total.requested - after_prefill.requested
+    return Measurement(
+        threads=torch.get_num_threads(),
+        prompt_tokens=prompt.shape[1],
+        new_tokens=new_tokens,
+        prefill_s=times.prefill_s,
+        step_s=statistics.median(steps),
+        step_quartiles_s=(low, high),
+        decode_s=sum(steps),
+        prefill_bytes_read=after_prefill.bytes_read - before.bytes_read,
+        bytes_per_token=(after.total.bytes_read - after_prefill.bytes_read) / len(steps),
+        hit_rate=(after.total.hits - after_prefill.hits) / requested if requested else None,
+        wait_s=after.total.wait_s - after_prefill.wait_s,
+        capacity=after.capacity,
+        total_expert_bytes=after.total_expert_bytes,
+        memory=process_memory(exact=True).total,
+    )

@@ -1,0 +1,218 @@
+"""`coterie bench`: how fast a model runs here, and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coterie.cli import options as shared
+from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
+from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
+from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.texts import read_text_file
+from coterie.spec import format_bytes
+
+if TYPE_CHECKING:
+    from coterie.bench import Breakdown, Measurement
+    from coterie.engine.opened import OpenModel
+
+JSON_SCHEMA_VERSION = 1
+
+_MEANING = {
+    "linear": "products with resident weights",
+    "attention": "the rest of attention: rotary, cache, scores",
+    "norms": "normalisation",
+    "router": "choosing experts",
+    "experts": "finding experts and computing them",
+    "waiting": "until experts were read",
+    "glue": "the rest of the forward pass",
+    "sampling": "choosing the token, the generation loop",
+}
+
+
+def command(
+    model: shared.ModelArgument,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", min=1, metavar="N", help="Tokens of the prompt.")
+    ] = 64,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=3, metavar="N", help="Tokens to generate.")] = 32,
+    runs: Annotated[
+        int,
+        typer.Option("--runs", min=1, metavar="N", help="Generations; the first finds no expert in memory."),
+    ] = 2,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            metavar="FILE",
+            show_default=False,
+            help="Take the prompt from this UTF-8 text, repeated or cut to fit. Default: a text in English.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", show_default=False, help="Draw tokens. Default: take the likeliest."),
+    ] = None,
+    breakdown: Annotated[
+        bool,
+        typer.Option("--breakdown", help="Show where the time of a decode step goes; generates twice more."),
+    ] = False,
+    memory: shared.MemoryOption = None,
+    expert_memory: shared.ExpertMemoryOption = None,
+    component: shared.ComponentOption = None,
+    missing: shared.MissingOption = None,
+    source: shared.SourceOption = None,
+    eviction: shared.EvictionOption = "lru",
+    experts_per_token: ExpertsPerTokenOption = None,
+    max_context: shared.MaxContextOption = None,
+    revision: shared.RevisionOption = None,
+    offline: shared.OfflineOption = False,
+    threads: shared.ThreadsOption = None,
+    as_json: shared.JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measures prefill, decode steps, hit rate, reads and memory, of a prompt and a fixed number of tokens.
+
+    The first run starts with no expert in memory; the next ones find what the run before has left. A step's time is
+    the median, with the quartiles beside it.
+    """
+    import_engine(quiet=quiet)
+    options = OpenOptions(
+        memory=memory,
+        expert_memory=expert_memory,
+        component=component,
+        missing=missing,
+        source=source,
+        eviction=eviction,
+        experts_per_token=experts_per_token,
+        max_context=max_context,
+        revision=revision,
+        offline=offline,
+        threads=threads,
+    )
+    text = None if file is None else read_text_file(file)
+    began = time.perf_counter()
+    with open_model(model, options, quiet=quiet) as opened:
+        load_s = time.perf_counter() - began
+        measured, parts = _run(
+            opened, text, prompt_tokens, new_tokens, runs=runs, seed=seed, breakdown=breakdown, quiet=quiet
+        )
+        name, plan = opened.runtime.source.name, opened.runtime.plan
+    if as_json:
+        print_json(_as_json(name, load_s, measured, parts))
+        return
+    budget = "" if plan is None else f" of {format_bytes(plan.budget)}"
+    first = measured[0]
+    results().print(
+        f"{name}: opened in {load_s:.1f} s, {first.threads} threads, prompt {prompt_tokens} tokens, "
+        f"{new_tokens} new; room for {format_bytes(first.capacity)} of {format_bytes(first.total_expert_bytes)} "
+        f"of experts; the process holds {format_bytes(measured[-1].memory)}{budget}.",
+        markup=False,
+    )
+    _print_runs(measured)
+    if parts is not None:
+        _print_breakdown(parts)
+
+
+def _run(
+    opened: OpenModel,
+    text: str | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    *,
+    runs: int,
+    seed: int | None,
+    breakdown: bool,
+    quiet: bool,
+) -> tuple[list[Measurement], Breakdown | None]:
+    from coterie import bench
+
+    prompt = bench.prompt_of(opened.processors.tokenizer, prompt_tokens, bench.TEXT if text is None else text)
+    with _progress((runs + 2 * breakdown) * new_tokens, quiet=quiet) as advance:
+        measured = [bench.measure(opened.model, prompt, new_tokens, seed=seed, on_token=advance) for _ in range(runs)]
+        parts = None
+        if breakdown:
+            parts = bench.breakdown(opened.model, prompt, new_tokens, seed=seed, on_token=advance)
+    return measured, parts
+
+
+@contextmanager
+def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Counts tokens in a terminal."""
+    if quiet or not notes().is_terminal:
+        yield lambda _: None
+        return
+    from rich import progress as bar
+
+    columns = (bar.TextColumn("measuring"), bar.BarColumn(), bar.MofNCompleteColumn(), bar.TimeRemainingColumn())
+    with bar.Progress(*columns, console=notes(), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda _: progress.advance(task)
+
+
+def _print_runs(measured: list[Measurement]) -> None:
+    columns = ("first token", "prefill", "ms per token", "quartiles", "decode", "hit rate", "read per token", "waiting")
+    table = plain_table("run", *columns, right=columns)
+    for number, run in enumerate(measured, 1):
+        low, high = run.step_quartiles_s
+        table.add_row(
+            str(number),
+            f"{run.prefill_s:.2f} s",
+            f"{run.prefill_tokens_per_s:.1f}/s",
+            f"{1e3 * run.step_s:.2f}",
+            f"{1e3 * low:.2f} … {1e3 * high:.2f}",
+            f"{run.decode_tokens_per_s:.1f}/s",
+            "–" if run.hit_rate is None else f"{100 * run.hit_rate:.1f} %",
+            format_bytes(round(run.bytes_per_token)),
+            f"{100 * run.wait_s / run.decode_s:.1f} %",
+        )
+    print_table(table)
+
+
+def _print_breakdown(parts: Breakdown) -> None:
+    table = plain_table(
+        "part", "ms per token", "share", "calls", "what it is", right=("ms per token", "share", "calls")
+    )
+    for part, seconds in parts.parts.items():
+        table.add_row(
+            part,
+            f"{1e3 * seconds:.2f}",
+            f"{100 * seconds / parts.step_s:.1f} %",
+            f"{parts.calls[part]:.0f}" if parts.calls[part] else "–",
+            _MEANING[part],
+        )
+    table.add_row("all", f"{1e3 * parts.step_s:.2f}", "100.0 %", "", f"mean of {parts.steps} steps")
+    print_table(table)
+    print_note(
+        f"Router, norms, glue and sampling together: {1e3 * parts.glue_s:.2f} ms per token. "
+        f"Timing every module made a step {100 * parts.overhead:.0f} % longer."
+    )
+
+
+def _as_json(name: str, load_s: float, measured: list[Measurement], parts: Breakdown | None) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "schema_version": JSON_SCHEMA_VERSION,
+        "model": name,
+        "load_s": load_s,
+        "runs": [
+            asdict(run)
+            | {
+                "prefill_tokens_per_s": run.prefill_tokens_per_s,
+                "decode_tokens_per_s": run.decode_tokens_per_s,
+            }
+            for run in measured
+        ],
+    }
+    if parts is not None:
+        value["breakdown"] = asdict(parts) | {"dense_s": parts.dense_s, "glue_s": parts.glue_s}
+    return value

@@ -1,0 +1,102 @@
+"""The parts of a step: complete, disjoint, and gone when the measurement is over."""
+
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from coterie.bench import breakdown
+from coterie.bench.breakdown import PARTS, _Stopwatch
+from coterie.errors import UsageError
+from zoo import ZOO
+
+BF16 = torch.bfloat16
+NAMES = ["qwen2_moe", "deepseek_v3", "mixtral", "gpt_oss", "jamba", "lfm2_moe"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_add_up_and_every_layer_is_timed(name, zoo_store, open_model):
+    model = open_model(zoo_store(name, BF16), expert_memory="25%")
+    parts = breakdown(model, ZOO[name].inputs(seed=1)["input_ids"], 5)
+    banks = model.coterie.expert_banks
+    assert set(parts.parts) == set(PARTS)
+    assert sum(parts.parts.values()) == pytest.approx(parts.step_s)
+    assert parts.dense_s + parts.glue_s + parts.parts["experts"] + parts.parts["waiting"] == pytest.approx(parts.step_s)
+    assert all(seconds > 0 for part, seconds in parts.parts.items() if part != "waiting")
+    assert parts.parts["waiting"] >= 0
+    assert parts.calls["experts"] == len(banks)
+    assert parts.calls["router"] == len(banks)
+    assert parts.calls["attention"] >= len(banks)
+    assert parts.calls["glue"] == 1
+    assert parts.steps == 4
+
+
+def test_the_model_is_as_before(zoo_store, open_model):
+    model = open_model(zoo_store("qwen3_moe", BF16))
+    before = {path: module.__dict__.get("forward") for path, module in model.named_modules()}
+    inputs = ZOO["qwen3_moe"].inputs(seed=1)
+    expected = model(**inputs).logits
+
+    class Stop(Exception):
+        pass
+
+    def stop(count):
+        if count == 3:
+            raise Stop
+
+    breakdown(model, inputs["input_ids"], 3)
+    with pytest.raises(Stop):
+        breakdown(model, inputs["input_ids"], 4, on_token=stop)
+    assert {path: module.__dict__.get("forward") for path, module in model.named_modules()} == before
+    assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_too_few_tokens(zoo_store, open_model):
+    with pytest.raises(UsageError, match="at least 3"):
+        breakdown(open_model(zoo_store("qwen3_moe", BF16)), ZOO["qwen3_moe"].inputs()["input_ids"], 2)
+
+
+def test_nested_time_belongs_to_the_inner_part(monkeypatch):
+    now = 0.0
+
+    def work(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    watch = _Stopwatch()
+    inner = watch.timing("linear", lambda: work(2))
+
+    def middle():
+        work(3)
+        inner()
+        inner()
+
+    attention = watch.timing("attention", middle)
+
+    def outer():
+        work(1)
+        attention()
+
+    watch.timing("glue", outer)()
+    assert watch.seconds == {"linear": 4, "attention": 3, "glue": 1}
+    assert watch.calls == {"linear": 2, "attention": 1, "glue": 1}
+
+
+def test_a_failed_call_is_closed_and_other_threads_are_let_through():
+    watch = _Stopwatch()
+
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        watch.timing("linear", fail)()
+    assert not watch._nested
+    layer = nn.Identity()
+    forward = watch.timing("linear", layer.forward)
+    thread = threading.Thread(target=forward, args=(torch.ones(1),))
+    thread.start()
+    thread.join(60)
+    assert watch.calls == {"linear": 1}
