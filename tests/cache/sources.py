@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 
 import torch
 import xxhash
@@ -13,6 +14,8 @@ SMALL = RecordLayout.build("gate_up|down", [("gate_up_proj", "BF16", (24, 40)), 
 LARGE = RecordLayout.build("gate_up|down", [("gate_up_proj", "F32", (48, 40)), ("down_proj", "F32", (40, 24))])
 SCALED = RecordLayout.build("q|scale", [("weight", "U8", (50, 67)), ("scale", "F32", (50,)), ("zero", "I8", (3,))])
 LAYOUTS = (SMALL, LARGE, SCALED)
+PATIENCE_S = 120
+"""How long a test waits for what must happen: long enough for the busiest machine, shorter than pytest's limit."""
 
 
 def keys_of(count, layer=0, component="text"):
@@ -118,7 +121,9 @@ class Gate:
         with self._condition:
             self.arrived.append(key)
             self._condition.notify_all()
-            assert self._condition.wait_for(lambda: key not in self._shut, timeout=20), f"{key} was never let through"
+            assert self._condition.wait_for(lambda: key not in self._shut, timeout=PATIENCE_S), (
+                f"{key} was never let through"
+            )
 
     def open(self, *keys):
         with self._condition:
@@ -127,7 +132,7 @@ class Gate:
 
     def wait_for(self, key):
         with self._condition:
-            assert self._condition.wait_for(lambda: key in self.arrived, timeout=20), f"{key} was never read"
+            assert self._condition.wait_for(lambda: key in self.arrived, timeout=PATIENCE_S), f"{key} was never read"
 
 
 class Failing:
@@ -141,6 +146,14 @@ class Failing:
         if self._left.get(key, 0) > 0:
             self._left[key] -= 1
             raise self._error
+
+
+def wait_until(condition):
+    """Waits until a condition holds; fails if it never does."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for never came"
+        time.sleep(0.001)
 
 
 def run_threads(*targets):
@@ -157,7 +170,7 @@ def run_threads(*targets):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(PATIENCE_S)
     assert not any(thread.is_alive() for thread in threads), "deadlock"
     if problems:
         raise problems[0]

@@ -152,6 +152,8 @@ class Scheduler:
         with self.lock:
             self.check_usable()
             wanted = [key for key in keys if self.residency.has(key)]
+            # Uses are told late, and one from before a hint must not count as its answer.
+            self.residency.settle()
             for key in wanted:
                 self.residency.predict(key)
             # The newest hints are the best: what has not been started by now is superseded.
