@@ -1,26 +1,46 @@
 """Fixtures of the whole suite: offline, one thread, tiny checkpoints made once per session."""
 
 import os
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# For the processes that tests start, too: two workers that start two threads each on two cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import PreTrainedModel
 
 from zoo import checkpoint, stock
 
 ZooCheckpoint = Callable[..., Path]
 
+# The same examples in every run, however slow the machine is: what fails here fails for everybody.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("repeatable")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # Tiny models gain nothing from more threads, and busy machines lose a lot.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """What a test draws does not depend on the tests that ran before it in this process."""
+    random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

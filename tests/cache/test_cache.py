@@ -11,7 +11,7 @@ from coterie.cache import ExpertCache, minimum_capacity
 from coterie.errors import ChecksumError, MemoryBudgetError, ReadError, UsageError
 from coterie.eviction import LruPolicy
 
-from .sources import LARGE, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of
+from .sources import LARGE, PATIENCE_S, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of
 
 KEYS = keys_of(9)
 
@@ -133,14 +133,15 @@ def test_a_truncated_file_is_an_error_that_names_the_expert(tmp_path):
 
 class TestEnd:
     def test_closing_ends_threads_and_files_and_further_use_is_an_error(self, tmp_path):
-        before = len(reading_threads())
+        before = set(reading_threads())
         source = TinySource.uniform(tmp_path, 4)
         cache = ExpertCache(source, capacity=2**20)
         use(cache, source, KEYS[:4])
-        assert len(reading_threads()) > before
+        mine = set(reading_threads()) - before
+        assert mine
         cache.close()
         cache.close()
-        assert len(reading_threads()) == before
+        assert not any(thread.is_alive() for thread in mine)
         for attempt in (
             lambda: cache.lease(KEYS[:1]),
             lambda: cache.hold(KEYS[:1]),
@@ -167,7 +168,7 @@ class TestEnd:
         thread.start()
         gate.wait_for(KEYS[0])
         cache.close()
-        thread.join(20)
+        thread.join(PATIENCE_S)
         assert problems == ["woken"]
 
     def test_tensors_of_an_open_lease_survive_closing(self, tmp_path):
@@ -184,10 +185,11 @@ class TestEnd:
         cache = ExpertCache(source, capacity=2**20)
         use(cache, source, KEYS[:2])
         mine = set(reading_threads()) - before
+        assert mine
         del cache
         gc.collect()
         for thread in mine:
-            thread.join(20)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
     def test_it_cannot_be_pickled(self, tmp_path):
@@ -203,12 +205,16 @@ class TestEnd:
             use(cache, source, KEYS[:2])
             # The lock is held while the process forks: the child must not wait for it.
             with cache._scheduler.lock:
+                # Nor may the child collect what other tests left: their threads are not there to end.
+                gc.disable()
                 child = os.fork()
                 if child == 0:
                     try:
                         cache.try_hold(KEYS[:1])
                     except UsageError as error:
                         os._exit(0 if "another process" in str(error) else 2)
-                    os._exit(1)
+                    finally:
+                        os._exit(1)
+                gc.enable()
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
             use(cache, source, KEYS[:2])

@@ -8,7 +8,7 @@ import pytest
 from coterie.cache import ExpertCache
 from coterie.errors import MemoryBudgetError, ReadError
 
-from .sources import SMALL, Failing, TinySource, assert_consistent, assert_is, keys_of
+from .sources import PATIENCE_S, SMALL, Failing, TinySource, assert_consistent, assert_is, keys_of
 
 KEYS = keys_of(8)
 
@@ -53,7 +53,7 @@ def test_a_held_expert_is_not_evicted(cache):
             done.set()
 
         threading.Thread(target=other, daemon=True).start()
-        assert done.wait(20)
+        assert done.wait(PATIENCE_S)
         for key, tensors in zip(KEYS, views, strict=False):
             assert_is(key, SMALL, tensors)
     assert_consistent(cache)

@@ -4,14 +4,24 @@ import gc
 import itertools
 import signal
 import threading
-import time
 
 import pytest
 
 from coterie.cache import ExpertCache, LeaseStats
 from coterie.errors import ExpertMissingError, ReadError, UsageError
 
-from .sources import SMALL, Failing, Gate, TinySource, assert_consistent, assert_is, keys_of, run_threads
+from .sources import (
+    PATIENCE_S,
+    SMALL,
+    Failing,
+    Gate,
+    TinySource,
+    assert_consistent,
+    assert_is,
+    keys_of,
+    run_threads,
+    wait_until,
+)
 
 KEYS = keys_of(16)
 SIZE = SMALL.nbytes
@@ -106,8 +116,7 @@ def test_figures_of_a_lease(make):
     with cache.lease(KEYS[2:6]) as lease:
 
         def open_when_waited_for():
-            while lease._claim.waiting_since is None:
-                time.sleep(0.001)
+            wait_until(lambda: lease._claim.waiting_since is not None)
             gate.open()
 
         opener = threading.Thread(target=open_when_waited_for)
@@ -147,8 +156,8 @@ class TestValidity:
             collected = dict(lease)
             thread = threading.Thread(target=other)
             thread.start()
-            assert got.wait(20)
-            thread.join(20)
+            assert got.wait(PATIENCE_S)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
             for key, tensors in collected.items():
                 assert_is(key, SMALL, tensors)
@@ -248,8 +257,7 @@ class TestFailures:
         def opener():
             gate.wait_for(KEYS[0])
             # Until both wait for this very read: one that comes after its failure would read again.
-            while len(cache._residency.loading[KEYS[0]].holders) < 2:
-                threading.Event().wait(0.001)
+            wait_until(lambda: len(cache._residency.loading[KEYS[0]].holders) == 2)
             gate.open()
 
         run_threads(work, work, opener)

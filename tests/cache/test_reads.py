@@ -4,7 +4,7 @@ import errno
 import os
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.cache import RecordReader
@@ -128,7 +128,7 @@ class TestDirect:
 
 
 @pytest.mark.skipif(not HAS_PREADV, reason="uses preadv")
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(pieces=st.lists(st.integers(1, 5000), min_size=1, max_size=8), kind=st.sampled_from(["aligned", "odd"]))
 def test_short_reads_are_gone_on_with(tmp_path, pieces, kind):
     source = TinySource.uniform(tmp_path, 1, kind=kind)

@@ -5,13 +5,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.cache import ExpertCache
 from coterie.errors import ReadError
 
-from .sources import LARGE, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of, run_threads
+from .sources import LARGE, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of, run_threads, wait_until
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
@@ -49,8 +49,8 @@ def test_two_threads_that_miss_the_same_expert_read_it_once(tmp_path):
 
         def opener():
             gate.wait_for(key)
-            while len(cache._scheduler.claims) < 3:
-                threading.Event().wait(0.001)
+            # Until all three wait for this very read: one that comes after it would hit.
+            wait_until(lambda: len(cache._residency.loading[key].holders) == 3)
             gate.open()
 
         run_threads(work, work, work, opener)
@@ -85,7 +85,7 @@ LEASE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     scripts=st.lists(st.lists(LEASE, min_size=1, max_size=8), min_size=2, max_size=4),
     extra=st.integers(0, 12),
@@ -149,6 +149,5 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
 
             run_threads(*(work(script) for script in scripts))
             cache.prefetch([])
-            while cache._residency.loading:
-                threading.Event().wait(0.001)
+            wait_until(lambda: not cache._residency.loading)
             assert_consistent(cache)

@@ -49,7 +49,7 @@ def test_special_tokens_count_and_leave_no_text(processors) -> None:
     assert streamer.first_at <= streamer.last_at
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ids=st.lists(st.integers(0, 8191), max_size=20))
 def test_any_tokens_join_to_their_decoded_text(processors, ids) -> None:
     streamer, _ = stream(processors, ids)

@@ -51,7 +51,7 @@ def one_token(
     return kernel(hidden, gate_ups, downs, weights[:, order].mT, module.act_fn, range(len(order))), expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, SIZES, st.integers(1, 8), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 1000))
 def test_one_token_at_any_size(width, inner, top_k, dtype, wide_weights, seed):
     module = experts(width, inner, 8, dtype, seed=seed)
@@ -60,7 +60,7 @@ def test_one_token_at_any_size(width, inner, top_k, dtype, wide_weights, seed):
     assert torch.equal(got, expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(SIZES, SIZES, st.integers(1, 7), st.sampled_from(DTYPES))
 def test_one_token_with_fewer_experts_than_usual(width, inner, chosen, dtype):
     got, expected = one_token(experts(width, inner, 8, dtype), 8, dtype, chosen)
@@ -117,7 +117,7 @@ def many_tokens(module: Qwen3MoeExperts, tokens: int, top_k: int, seed: int, arr
     return outputs.result_TD, expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, SIZES, st.integers(1, 40), st.integers(1, 6), st.sampled_from(DTYPES), st.randoms(use_true_random=False))
 def test_many_tokens_in_any_order_of_arrival(width, inner, tokens, top_k, dtype, arrival):
     got, expected = many_tokens(experts(width, inner, 8, dtype), tokens, top_k, 2, arrival)

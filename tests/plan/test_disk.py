@@ -38,7 +38,7 @@ def test_measurement_reads_what_it_says_and_leaves_nothing(
     if not direct:
         monkeypatch.setattr(disk, "_DIRECT_FLAG", 0)
     lines: list[str] = []
-    speeds = measure_reads(tmp_path, nbytes=8 * 2**20, seconds=10.0, progress=lines.append)
+    speeds = measure_reads(tmp_path, nbytes=8 * 2**20, seconds=600.0, progress=lines.append)
     assert [(speed.pattern, speed.block // 1024, speed.depth) for speed in speeds] == [
         ("sequential", 8192, 1),
         ("random", 128, 1), ("random", 128, 4),

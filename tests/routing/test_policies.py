@@ -80,7 +80,7 @@ def test_sentinels_are_not_absent():
     assert routed.absent == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     k=st.integers(1, E),
@@ -159,7 +159,7 @@ def test_nearest_without_any_available_expert_leaves_everything_out():
     assert routed.absent == 6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     k=st.integers(1, E),

@@ -33,7 +33,7 @@ def flip(path: Path, offset: int, bit: int) -> None:
         file.write(bytes([byte ^ 1 << bit]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data(), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_any_record_is_found(spoilt: Path, data: st.DataObject, bit: int) -> None:
     store = Store.open(spoilt)
@@ -50,7 +50,7 @@ def test_a_flipped_bit_in_any_record_is_found(spoilt: Path, data: st.DataObject,
     assert problem.place == f"expert {key.expert:05d}, offset {extent.offset}"
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data(), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_any_file_is_found(spoilt: Path, data: st.DataObject, bit: int) -> None:
     files = sorted(path for path in spoilt.rglob("*") if path.is_file() and path.stat().st_size)
