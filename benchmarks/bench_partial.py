@@ -25,7 +25,7 @@ from torch import Tensor
 
 from coterie import inspect, load
 from coterie.engine import resolve_path
-from coterie.engine.tokenizer import load_tokenizer
+from coterie.hf.tokenizer import load_tokenizer
 from harness.options import options
 from harness.report import Report
 from perplexity import DOMAINS, WINDOWS, Tally, compare, differing_windows, read_windows, text_files

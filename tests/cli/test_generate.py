@@ -15,7 +15,7 @@ import torch
 
 import coterie as coterie_package
 from coterie.cli import answer
-from coterie.engine.tokenizer import load_tokenizer
+from coterie.hf.tokenizer import load_tokenizer
 from zoo.files import stock
 from zoo.tokenizer import add_tokenizer
 

@@ -118,6 +118,12 @@ class Checkpoint:
         return self
 
     @property
+    def model_type(self) -> str:
+        """``model_type`` of the configuration; made up like those of other components for a talker, which has none."""
+        own: str | None = self.skeleton.config.model_type
+        return own or f"{self.config.model_type}_{self.component}"
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the model computes."""
         dtype: torch.dtype = self.skeleton.dtype

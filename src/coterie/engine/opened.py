@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from coterie.engine.processors import Processors
 from coterie.engine.runtime import Runtime
+from coterie.hf.tokenizer import embedding_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,9 +32,8 @@ class OpenModel:
         Raises:
             LoadError: If there is no tokenizer, or it is another model's.
         """
-        # A whole omni model has no embedding of its own; its thinker reads the text.
-        rows = getattr(model, "thinker", model).get_input_embeddings().weight.shape[0]
-        return cls(model=model, processors=Processors(model.coterie.source.directory, embedding_rows=rows))
+        directory = model.coterie.source.directory
+        return cls(model=model, processors=Processors(directory, embedding_rows=embedding_rows(model)))
 
     @property
     def runtime(self) -> Runtime:

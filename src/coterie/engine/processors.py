@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.engine.placeholders import MediaTokens, sound_lengths
-from coterie.engine.tokenizer import load_tokenizer
 from coterie.errors import InputError, LoadError
+from coterie.hf.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

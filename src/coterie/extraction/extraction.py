@@ -22,6 +22,8 @@ from coterie.extraction.target import (
     disk_need,
     missing_downloads,
 )
+from coterie.extraction.tokenizer_check import check_tokenizer
+from coterie.hf.tokenizer import embedding_rows
 from coterie.store import StoreWriter, Survey, SurveyedFile, survey
 from coterie.store.syscalls import SystemCalls
 
@@ -118,6 +120,7 @@ def extract(
     Raises:
         UsageError: If a selection or the directory is not valid.
         CheckpointError: If the checkpoint is not complete and consistent, or cannot be read.
+        LoadError: If its tokenizer is another model's.
         DiskSpaceError: If the store does not fit; nothing is written then.
         StoreBusyError: If another process is writing the store.
         StoreError: If the directory holds something else, or cannot be written.
@@ -128,6 +131,7 @@ def extract(
     source = Checkpoint.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
     check_apart(root, source.location.directory)
+    check_tokenizer(source.location.directory, embedding_rows(source.skeleton))
     chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
     plan = plan_extraction(source, chosen)
     downloads = missing_downloads(source, plan.tensors)

@@ -384,7 +384,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
             source=checkpoint.location.name,
             revision=checkpoint.location.revision,
             model_class=type(checkpoint.skeleton).__name__,
-            model_type=checkpoint.skeleton.config.model_type,
+            model_type=checkpoint.model_type,
             component=checkpoint.component,
             # Both read the routers: asking what a repository holds must not download it.
             identity=checkpoint.identity if here else None,

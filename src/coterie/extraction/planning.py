@@ -45,7 +45,7 @@ def plan_extraction(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, 
     plan = StorePlan(
         model=ModelFacts(
             class_name=type(checkpoint.skeleton).__name__,
-            model_type=checkpoint.skeleton.config.model_type,
+            model_type=checkpoint.model_type,
             component=_component(checkpoint),
             identity=_UNKNOWN,
         ),

@@ -13,6 +13,8 @@ from coterie.extraction.checkpoint_problems import file_problems, open_problems
 from coterie.extraction.comparison import Comparison
 from coterie.extraction.models import store_path
 from coterie.extraction.progress import Meter, ProgressCallback
+from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
+from coterie.hf.tokenizer import embedding_rows
 from coterie.store import Leftover, Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
 
@@ -108,6 +110,8 @@ def verify(
     store = _opened(path)
     if store is not None:
         absent = sum(len(bank.absent) for bank in store.banks.values())
+        if not {problem.file for problem in problems} & {facts.file for facts in store.manifest.files}:
+            problems += store_tokenizer_problems(path, store.manifest.model.component)
         if against is not None:
             other = Checkpoint.open(
                 against, component=store.manifest.model.component, revision=revision, offline=offline
@@ -147,6 +151,8 @@ def _verify_checkpoint(
     checkpoint, found = open_problems(location, component, problems)
     problems += found
     tensors = 0
+    if checkpoint is not None:
+        problems += tokenizer_problems(location.directory, embedding_rows(checkpoint.skeleton))
     if checkpoint is not None and against is not None:
         other = Checkpoint.open(against, component=component, revision=revision, offline=offline)
         total = sum(info.nbytes for info in other.tensors.values())

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie.errors import LoadError
+from coterie.hf.configs import component_of_class
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _FILES = (
     "tokenizer.json",
@@ -20,6 +21,24 @@ _FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+
+
+def tokenizer_file(directory: Path) -> str | None:
+    """The name of the file that a directory's tokenizer is in, or None if it has none."""
+    named = (name for name in _FILES if (directory / name).is_file())
+    return next(named, None) or next((path.name for path in sorted(directory.glob("*.tiktoken"))), None)
+
+
+def embedding_rows(model: PreTrainedModel) -> int | None:
+    """Rows of the embedding that a tokenizer's ids index, on the meta device too.
+
+    A whole omni model has no embedding of its own: its thinker reads the text. A talker has one for codes of speech
+    and none for text; then this is None.
+    """
+    reader: PreTrainedModel = getattr(model, "thinker", model)
+    if component_of_class(type(reader), reader.config) == "talker":
+        return None
+    return int(reader.get_input_embeddings().weight.shape[0])
 
 
 def load_tokenizer(path: str | Path, embedding_rows: int | None = None) -> PreTrainedTokenizerBase:
@@ -40,7 +59,7 @@ def load_tokenizer(path: str | Path, embedding_rows: int | None = None) -> PreTr
     from transformers import AutoTokenizer
 
     directory = Path(path)
-    if not any((directory / name).is_file() for name in _FILES) and not any(directory.glob("*.tiktoken")):
+    if tokenizer_file(directory) is None:
         raise LoadError(
             f"{directory} holds no tokenizer (none of {', '.join(_FILES)}).",
             advice="Copy tokenizer.json and tokenizer_config.json from the checkpoint into it.",

@@ -1,9 +1,28 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
-from coterie.engine.tokenizer import load_tokenizer
+import coterie
 from coterie.errors import LoadError
+from coterie.hf.configs import load_config, resolve_model
+from coterie.hf.skeleton import build_skeleton
+from coterie.hf.tokenizer import embedding_rows, load_tokenizer, tokenizer_file
+
+
+@pytest.fixture
+def bundled() -> Path:
+    return Path(coterie.__file__).parent / "bundled"
+
+
+@pytest.fixture
+def directory(bundled: Path, tmp_path: Path) -> Path:
+    """A copy of the bundled model's directory without its weights."""
+    for file in bundled.glob("*.json"):
+        shutil.copy(file, tmp_path / file.name)
+    return tmp_path
 
 
 def test_a_tokenizer_that_fits(bundled):
@@ -48,3 +67,18 @@ def test_no_padding_token_pads_with_the_end_of_text(directory):
     del content["pad_token"]
     file.write_text(json.dumps(content))
     assert load_tokenizer(directory).pad_token == "<|endoftext|>"
+
+
+def test_the_file_that_a_tokenizer_is_in(directory, tmp_path):
+    assert tokenizer_file(directory) == "tokenizer.json"
+    (directory / "tokenizer.json").unlink()
+    assert tokenizer_file(directory) is None
+    (directory / "qwen.tiktoken").touch()
+    assert tokenizer_file(directory) == "qwen.tiktoken"
+
+
+@pytest.mark.parametrize(("component", "rows"), [(None, 128), ("thinker", 128), ("talker", None)])
+def test_rows_that_text_indexes(component, rows, zoo_checkpoint):
+    """A talker's embedding has rows for codes of speech: no tokenizer of text has anything to do with it."""
+    config = load_config(zoo_checkpoint("qwen3_omni"))
+    assert embedding_rows(build_skeleton(*resolve_model(config, component), torch.float32)) == rows
