@@ -14,7 +14,7 @@ class Outer(nn.Module):
         self.seen, self.clock, self.meet = seen, clock, meet
 
     def forward(self, input_ids: torch.Tensor, past_key_values: object = None) -> None:
-        self.meet.wait(10)  # both passes have begun
+        self.meet.wait(120)  # both passes have begun
         self.seen.append((self.clock.step, self.clock.phase))
 
 
@@ -41,7 +41,7 @@ def test_two_threads_have_their_own_step_and_phase() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert {phase for _, phase in seen["prefill"]} == {"prefill"}
     assert {phase for _, phase in seen["decode"]} == {"decode"}
     assert sorted(step for passes in seen.values() for step, _ in passes) == list(range(40))

@@ -35,11 +35,11 @@ def run_together(jobs: list[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
 
     def run(job: Callable[[], torch.Tensor]) -> torch.Tensor:
         torch.set_num_threads(1)
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=120)
         return job()
 
     with ThreadPoolExecutor(len(jobs)) as pool:
-        return [future.result(timeout=120) for future in [pool.submit(run, job) for job in jobs]]
+        return [future.result(timeout=250) for future in [pool.submit(run, job) for job in jobs]]
 
 
 def test_two_models_in_two_threads(zoo_store, zoo_stock, open_model):

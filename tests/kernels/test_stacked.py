@@ -31,7 +31,8 @@ def test_as_in_the_batch(rows, shape, dtype, threads):
 def test_a_way_is_chosen_for_each_number_of_threads():
     """A batch of one is spread over the threads, with another order of sums than in a batch of four."""
     product, before = StackedProduct(4), torch.get_num_threads()
-    inputs, weights = torch.randn(4, 1, 256), torch.randn(4, 256, 512)
+    generator = torch.Generator().manual_seed(0)
+    inputs, weights = torch.randn(4, 1, 256, generator=generator), torch.randn(4, 256, 512, generator=generator)
     try:
         for threads in (2, 1, 2):
             torch.set_num_threads(threads)

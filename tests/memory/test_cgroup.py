@@ -38,7 +38,7 @@ def extracted(checkpoint: Path) -> Iterator[tuple[CgroupRun, Path]]:
     """The extraction inside a cgroup smaller than the checkpoint, and the store."""
     store = checkpoint.parent / "store"
     command = [sys.executable, "-m", "coterie", "extract", str(checkpoint), str(store)]
-    yield run_in_cgroup(command, 512 * MIB, timeout_s=120), store
+    yield run_in_cgroup(command, 512 * MIB, timeout_s=250), store
     shutil.rmtree(store, ignore_errors=True)
 
 
@@ -46,19 +46,19 @@ def generate(model: str | Path, memory: int, *options: object) -> tuple[CgroupRu
     """Generates with ``memory`` in a cgroup of that size."""
     command = [sys.executable, "-m", "harness.generation", str(model), "--memory", str(memory), *map(str, options)]
     environment = {"PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"}
-    run = run_in_cgroup(command, memory, env=environment, timeout_s=120)
+    run = run_in_cgroup(command, memory, env=environment, timeout_s=250)
     assert run.returncode == 0, run.stderr[-2000:]
     return run, json.loads(run.stdout)
 
 
 def test_a_process_that_takes_more_is_killed() -> None:
-    run = run_in_cgroup([sys.executable, "-c", "bytearray(200 << 20)"], 100 * MIB, timeout_s=60)
+    run = run_in_cgroup([sys.executable, "-c", "bytearray(200 << 20)"], 100 * MIB, timeout_s=250)
     assert run.killed
     assert run.returncode != 0
 
 
 def test_sampling_sees_what_a_process_takes() -> None:
-    run = run_in_cgroup([sys.executable, "-c", "import time; b = bytearray(200 << 20); time.sleep(0.2)"], 400 * MIB)
+    run = run_in_cgroup([sys.executable, "-c", "import time; b = bytearray(200 << 20); time.sleep(3)"], 400 * MIB)
     assert run.returncode == 0
     assert 200 * MIB <= run.resident < 260 * MIB
     assert run.anonymous >= 200 * MIB
@@ -82,7 +82,7 @@ def test_generation_stays_within_its_budget(extracted: tuple[CgroupRun, Path], b
     assert max(run.resident, run.high_water) <= budget
     assert result["capacity"] < result["total_expert_bytes"] or budget >= 1024 * MIB
     # What the budget allows is also used: a ceiling far above what is held would pass too.
-    assert run.resident > 0.8 * budget
+    assert max(run.resident, run.high_water) > 0.8 * budget
 
 
 def test_a_checkpoint_is_run_within_its_budget(checkpoint: Path) -> None:

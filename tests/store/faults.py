@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class WatchedCalls(SystemCalls):
 
     def __init__(self) -> None:
         self.count = 0
+        self._counting = threading.Lock()
 
     def before(self, index: int, name: str, arguments: tuple[Any, ...]) -> None:
         """Raises to make the call fail."""
@@ -39,8 +41,10 @@ class WatchedCalls(SystemCalls):
         return functools.partial(self._call, name)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        self.count += 1
-        self.before(self.count - 1, name, arguments)
+        with self._counting:
+            index = self.count
+            self.count += 1
+        self.before(index, name, arguments)
         plain: Callable[..., Any] = getattr(SystemCalls, name)
         result = None if name in SKIPPED else plain(self, *arguments)
         self.after(name, arguments, result)
