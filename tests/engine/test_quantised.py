@@ -22,6 +22,7 @@ from coterie.errors import (
     UnsupportedError,
 )
 from coterie.extraction import extract, inspect, verify
+from coterie.spec import ExpertKey
 from coterie.store import Store
 from zoo import logits
 from zoo.quantised import FP8_CONFIG, quantised, rewrite, stock_dequantised
@@ -159,6 +160,11 @@ def test_a_store_is_no_larger_than_its_checkpoint(name, checkpoints, stores):
 
 def small_files(store: Store) -> int:
     return sum(facts.nbytes for facts in store.manifest.files)
+
+
+def record(store: Store, key: ExpertKey) -> bytes:
+    (extent,) = store.extents(key)
+    return extent.path.read_bytes()[extent.offset : extent.offset + extent.nbytes]
 
 
 def layout(store: Path):
@@ -337,6 +343,45 @@ def test_a_partial_store_of_a_quantised_checkpoint_grows(tmp_path, checkpoints, 
     assert verify(tmp_path / "store", against=checkpoints("qwen3_moe")).ok
     whole = open_model(stores("qwen3_moe"))
     assert torch.equal(logits(open_model(tmp_path / "store"), INPUTS), logits(whole, INPUTS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_absent_experts_are_fetched_as_they_are(name, tmp_path, checkpoints, stores, open_model):
+    """The logits of the full store; what the partial one comes to hold is what extracting it would have written."""
+    source, path = checkpoints(name), tmp_path / "store"
+    extract(source, path, experts="0")
+    model, whole = open_model(path, missing="fetch", source=source, expert_memory="50%"), open_model(stores(name))
+    assert torch.equal(logits(model, INPUTS), logits(whole, INPUTS))
+    ids, options = INPUTS["input_ids"][:1], {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(model.generate(ids, **options), whole.generate(ids, **options))
+    fetched = model.coterie.stats().fetched
+    assert fetched.experts > 2
+    assert model.coterie.stats().total.absent == 0
+    model.coterie.close()
+    assert verify(path, against=source).ok
+    grown = Store.open(path)
+    assert (
+        len(grown.keys())
+        == len(grown.banks) + fetched.experts
+        == len(grown.banks) + model.coterie.stats().fetched.added
+    )
+    by_layer = {bank.layer: [key.expert for key in grown.keys() if key.bank_key == bank] for bank in grown.banks}
+    extract(source, tmp_path / "direct", experts=by_layer)
+    direct = Store.open(tmp_path / "direct")
+    assert sorted(direct.keys()) == sorted(grown.keys())
+    assert all(direct.layout(key) == grown.layout(key) for key in direct.keys())
+    assert all(record(direct, key) == record(grown, key) for key in direct.keys())
+
+
+def test_the_plan_provides_for_decoded_experts_that_are_fetched(tmp_path, checkpoints, open_model):
+    extract(checkpoints("gpt_oss"), tmp_path / "store", experts="0")
+    options = {"memory": "4GiB", "max_context": 64}
+    buffers = {
+        missing: open_model(tmp_path / "store", missing=missing, source=source, **options).coterie.plan.io_buffers
+        for missing, source in (("drop", None), ("fetch", checkpoints("gpt_oss")))
+    }
+    assert buffers["drop"] >= 2 * (2 * 3 * 256 * 192)
+    assert buffers["fetch"] >= buffers["drop"] + 8 * layout(tmp_path / "store").nbytes
 
 
 def test_the_plan_provides_for_decoded_experts(stores, open_model):
