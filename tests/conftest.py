@@ -10,6 +10,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # For the processes that tests start, too: two workers that start two threads each on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A thread that waits for another one gives its core away: on busy cores, turning on the spot takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
