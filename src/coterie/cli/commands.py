@@ -39,6 +39,7 @@ COMMANDS = (
     CommandEntry("generate", "coterie.cli.generate", "Continue a prompt, with pictures and sounds; stream the text."),
     CommandEntry("chat", "coterie.cli.chat", "Talk with a model."),
     CommandEntry("bench", "coterie.cli.bench", "Measure how fast a model runs here, and where the time goes."),
+    CommandEntry("evaluate", "coterie.cli.evaluate", "Measure perplexity, and what a scheme or partial store loses."),
     CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, or remove one."),
 )
 """In the order in which `coterie --help` shows them: from the first thing a newcomer does to the last."""

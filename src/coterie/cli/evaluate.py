@@ -1,0 +1,286 @@
+"""`coterie evaluate`: perplexity of a model, and how far it is from the full one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coterie.cli import options as shared
+from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
+from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
+from coterie.cli.opening import import_engine, quiet_terminal
+from coterie.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coterie.evaluate import Estimate, Evaluation, EvaluationProgress, Quality
+
+_PLAIN_PROGRESS_SECONDS = 10.0
+
+
+def command(
+    model: shared.ModelArgument,
+    text: Annotated[
+        list[Path],
+        typer.Option(
+            "--text", "-t", metavar="FILE", show_default=False, help="A UTF-8 text; may be given several times."
+        ),
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="FULL",
+            show_default=False,
+            help="Compare with this model: the lossless one with all experts. Without it: perplexity alone.",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            min=1,
+            metavar="TOKENS",
+            show_default=False,
+            help="Input tokens of a window. Default: 512, or what the model was made for if that is less.",
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            "--stride",
+            min=1,
+            metavar="TOKENS",
+            show_default=False,
+            help="Tokens predicted in a window. Default: as many as inputs; fewer give more context and cost more.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, metavar="TOKENS", show_default=False, help="Predict at most so many per text."),
+    ] = None,
+    memory: shared.MemoryOption = None,
+    expert_memory: shared.ExpertMemoryOption = None,
+    component: shared.ComponentOption = None,
+    missing: shared.MissingOption = None,
+    source: shared.SourceOption = None,
+    eviction: shared.EvictionOption = "lru",
+    experts_per_token: ExpertsPerTokenOption = None,
+    verify_reads: shared.VerifyReadsOption = False,
+    revision: shared.RevisionOption = None,
+    offline: shared.OfflineOption = False,
+    threads: shared.ThreadsOption = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            dir_okay=False,
+            metavar="FILE",
+            show_default=False,
+            help="Keep the scores of finished windows in this file; an interrupted evaluation goes on from it.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", dir_okay=False, metavar="FILE", show_default=False, help="Write the result as JSON too."
+        ),
+    ] = None,
+    as_json: shared.JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measures how well a model predicts texts, and what a lossy scheme or a partial store loses.
+
+    With --against both models are open at once: --memory is the ceiling for both together, --expert-memory sizes the
+    cache of each. --missing, --experts-per-token, --source and --revision are for MODEL alone. Intervals are 95 %
+    confidence intervals for more text of the same kinds; docs/evaluate.md says what each figure means.
+
+    Ctrl-C ends it with exit code 130; with --resume the same command goes on where it was.
+    """
+    for path in (output, resume):
+        _check_writable(path)
+    import_engine(quiet=quiet or as_json)
+    from coterie.evaluate import evaluate
+
+    with quiet_terminal(quiet=quiet), nullcontext(None) if quiet else _shown_progress() as progress:
+        evaluation = evaluate(
+            model,
+            text,
+            against=against,
+            context=context,
+            stride=stride,
+            limit=limit,
+            memory=memory,
+            expert_memory=expert_memory,
+            component=component,
+            missing=missing,
+            source=source,
+            eviction=eviction,
+            experts_per_token=experts_per_token,
+            verify_reads=verify_reads,
+            revision=revision,
+            offline=offline,
+            threads=threads,
+            journal=resume,
+            progress=progress,
+        )
+    if output is not None:
+        _write(output, evaluation)
+    if as_json:
+        print_json(evaluation.to_json())
+    else:
+        _print(evaluation)
+
+
+def _check_writable(path: Path | None) -> None:
+    """What would fail at the end is told before a model is opened."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"There is no directory {folder} to write {path.name} in.", path=path)
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written: there is no permission.", path=path)
+
+
+def _write(path: Path, evaluation: Evaluation) -> None:
+    from coterie.engine.replacing import replacing
+
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _print(evaluation: Evaluation) -> None:
+    rows = [*evaluation.texts]
+    if len(rows) > 1:
+        rows.append(evaluation.total)
+    if evaluation.against is None:
+        table = plain_table("text", "tokens", "nats/token", "perplexity", right=("tokens", "nats/token", "perplexity"))
+        for row in rows:
+            table.add_row(_name(row), f"{row.tokens:,}", _figure(row.loss, 4), _figure(row.perplexity, 3))
+        print_table(table)
+    else:
+        _print_comparison(rows)
+    out = results()
+    out.print()
+    for which in (evaluation.model, evaluation.against):
+        if which is not None:
+            role = "model" if which is evaluation.model else "full model"
+            held = f"{which.experts} of {which.total_experts} experts"
+            out.print(f"{role}: {which.name} ({which.kind}, {held})", markup=False)
+    out.print(f"windows of {evaluation.context} tokens, {evaluation.stride} predicted in each")
+    total = evaluation.total
+    if total.comparison is not None and total.comparison.identical == total.tokens:
+        out.print("All logits are the same numbers as the full model's.", style="green")
+    if any(row.blocks < 2 for row in rows):
+        print_note(
+            "A text of less than two windows gives no confidence interval: use more text, or a smaller --context."
+        )
+    if evaluation.against is not None and evaluation.against.identity != evaluation.model.identity:
+        print_note("The two have different routers: they are not the same model in two forms.")
+
+
+def _print_comparison(rows: list[Quality]) -> None:
+    """Two tables: one of perplexities, one of divergences; together they would be too wide to read."""
+    headings = ("tokens", "perplexity", "full model's", "ratio")
+    table = plain_table("text", *headings, right=headings)
+    for row in rows:
+        found = row.comparison
+        if found is not None:
+            table.add_row(
+                _name(row),
+                f"{row.tokens:,}",
+                _figure(row.perplexity, 3),
+                _figure(found.full_perplexity, 3),
+                _figure(found.ratio, 4),
+            )
+    print_table(table)
+    results().print()
+    numbers = ("KLD mean", "median", "90 %", "99 %", "max", "same top, %", "RMS Δp, %")
+    table = plain_table("text", *numbers, right=numbers)
+    for row in rows:
+        found = row.comparison
+        if found is not None:
+            spread = (found.kld_median, found.kld_p90, found.kld_p99, found.kld_max)
+            table.add_row(
+                _name(row),
+                _reach(found.kld, 5),
+                *(f"{value:.4f}" for value in spread),
+                _reach(found.same_top, 2, scale=100),
+                _reach(found.rms_delta_p, 2, scale=100),
+            )
+    print_table(table)
+
+
+def _name(row: Quality) -> str:
+    """The text's name as it is: brackets are no markup."""
+    return row.name.replace("[", r"\[")
+
+
+def _figure(estimate: Estimate, digits: int) -> str:
+    """A figure with its interval, such as ``1.052 (1.048 – 1.057)``."""
+    text = f"{estimate.value:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} ({estimate.low:.{digits}f} – {estimate.high:.{digits}f})"
+
+
+def _reach(estimate: Estimate, digits: int, *, scale: float = 1.0) -> str:
+    """A figure and how far its interval reaches on the wider side, such as ``98.40 ± 0.12``."""
+    text = f"{estimate.value * scale:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    reach = max(estimate.value - estimate.low, estimate.high - estimate.value)
+    return f"{text} ± {reach * scale:.{digits}f}"
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[EvaluationProgress], None]]:
+    """Shows how many tokens are done and the time left, on stderr: a bar in a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+        yield _occasional_lines()
+        return
+    # Imported late: `coterie --help` needs no bar.
+    from rich import progress as bar
+
+    columns = (
+        bar.TextColumn("{task.description}"),
+        bar.BarColumn(),
+        bar.MofNCompleteColumn(),
+        bar.TextColumn("tokens, {task.fields[left]}"),
+    )
+    with bar.Progress(*columns, console=notes()) as shown:
+        task = shown.add_task("Evaluating", total=None, left="opening")
+        yield lambda progress: shown.update(
+            task, total=progress.total, completed=progress.done, left=_left(progress.remaining_s)
+        )
+
+
+def _occasional_lines() -> Callable[[EvaluationProgress], None]:
+    last = time.monotonic()
+
+    def tell(progress: EvaluationProgress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PLAIN_PROGRESS_SECONDS:
+            last = now
+            print_note(f"Evaluating: {progress.done} of {progress.total} tokens, {_left(progress.remaining_s)}")
+
+    return tell
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "time left unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} left"

@@ -1,0 +1,30 @@
+"""What a lossy scheme or a partial store costs: perplexity, and divergence from the full model, on texts."""
+
+from coterie.evaluate.confidence import Estimate, block_starts, mean_estimate
+from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ModelFacts
+from coterie.evaluate.quality import Comparison, Quality, measure
+from coterie.evaluate.running import evaluate
+from coterie.evaluate.scores import TokenScores, predict, score
+from coterie.evaluate.texts import Text, encode, read_text
+from coterie.evaluate.windows import Window, plan_windows
+
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "Evaluation",
+    "EvaluationProgress",
+    "ModelFacts",
+    "Quality",
+    "Text",
+    "TokenScores",
+    "Window",
+    "block_starts",
+    "encode",
+    "evaluate",
+    "mean_estimate",
+    "measure",
+    "plan_windows",
+    "predict",
+    "read_text",
+    "score",
+]

@@ -1,0 +1,106 @@
+"""What an evaluation found, as values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.evaluate.confidence import LEVEL
+from coterie.evaluate.quality import Quality
+
+EVALUATION_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """Which model it was.
+
+    Attributes:
+        name: Directory name or Hub id.
+        kind: ``store`` or ``checkpoint``.
+        identity: Fingerprint of the architecture and the routers: the same for all schemes and parts of one model.
+        experts: Experts that it holds.
+        total_experts: Experts that the model has.
+    """
+
+    name: str
+    kind: str
+    identity: str
+    experts: int
+    total_experts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        schema_version: Version of this structure when written as JSON.
+        model: The model that was evaluated.
+        against: The full model it was compared with, or None.
+        context: Input tokens of a window.
+        stride: Predictions of a window.
+        limit: The most predictions of each text, or None.
+        missing: What was done about absent experts, or None.
+        experts_per_token: Override of the routers' k, or None.
+        level: Confidence level of the intervals.
+        texts: The figures of each text.
+        total: Those of all together.
+    """
+
+    schema_version: int = EVALUATION_SCHEMA_VERSION
+    model: ModelFacts
+    against: ModelFacts | None
+    context: int
+    stride: int
+    limit: int | None
+    missing: str | None
+    experts_per_token: int | None
+    level: float = LEVEL
+    texts: tuple[Quality, ...]
+    total: Quality
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. What is infinite is the text ``"inf"`` (or ``"-inf"``), since JSON has no such number."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationProgress:
+    """How far an evaluation is.
+
+    Attributes:
+        done: Tokens predicted, those of an earlier interrupted run included.
+        total: Tokens to predict.
+        earlier: Of those done, what an earlier run did.
+        elapsed_s: Seconds since the first window of this run began.
+    """
+
+    done: int
+    total: int
+    earlier: int
+    elapsed_s: float
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds left at the speed of this run; None until there is one."""
+        now = self.done - self.earlier
+        return (self.total - self.done) * self.elapsed_s / now if now > 0 else None
+
+
+ProgressCallback = Callable[[EvaluationProgress], None]
+"""Told after every window."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value

@@ -1,0 +1,123 @@
+"""Scores of finished windows in a file, so that an interrupted evaluation goes on where it was.
+
+One JSON object a line: first what is evaluated, then a line per window. Numbers are written so that they are read back
+as the same ones: what a resumed evaluation reports is what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from coterie.errors import InputError, UsageError
+from coterie.evaluate.scores import TokenScores
+
+JOURNAL_SCHEMA_VERSION = 1
+_DTYPES = {"loss": float, "full_loss": float, "kld": float, "same_top": bool, "identical": bool}
+
+
+class Journal:
+    """The file, open for appending; a context manager.
+
+    Attributes:
+        done: (text, window) → scores that were there when it was opened.
+    """
+
+    def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
+        """Opens or begins a journal.
+
+        Args:
+            path: The file.
+            header: What is evaluated and how: texts and numbers only, equal if and only if scores are comparable.
+
+        Raises:
+            UsageError: If the file is a journal of something else, or no journal.
+            InputError: If it cannot be opened.
+        """
+        self.path = Path(path)
+        self.done: dict[tuple[int, int], TokenScores] = {}
+        self._header = {"schema_version": JOURNAL_SCHEMA_VERSION, **json.loads(json.dumps(header))}
+        try:
+            self._file: IO[bytes] = open(self.path, "a+b")  # noqa: SIM115 - closed by `close`
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}.", path=self.path) from error
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file. Harmless when repeated."""
+        self._file.close()
+
+    def append(self, text: int, window: int, scores: TokenScores) -> None:
+        """Adds a window's scores; they are on the disk when this returns."""
+        columns = {name: getattr(scores, name) for name in _DTYPES}
+        self._write(
+            {"text": text, "window": window}
+            | {name: None if column is None else column.tolist() for name, column in columns.items()}
+        )
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        lines = content[:whole].splitlines()
+        try:
+            records = [json.loads(line) for line in lines]
+            found = dict(records[0]) if records else {}
+            self.done = {(record["text"], record["window"]): _scores(record) for record in records[1:]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._foreign() from error
+        if not records:
+            if content and not self._is_my_beginning(content):
+                raise self._foreign()
+            self._file.truncate(0)
+            self._write(self._header)
+            return
+        if found != self._header:
+            differing = sorted(
+                name for name in found.keys() | self._header.keys() if found.get(name) != self._header.get(name)
+            )
+            raise UsageError(
+                f"{self.path} belongs to another evaluation: {', '.join(differing)} differ.",
+                advice="Use another file, or remove this one to begin anew.",
+                path=self.path,
+                differing=differing,
+            )
+        # A kill may have left half a line.
+        self._file.truncate(whole)
+
+    def _is_my_beginning(self, content: bytes) -> bool:
+        return json.dumps(self._header).encode().startswith(content)
+
+    def _foreign(self) -> UsageError:
+        return UsageError(
+            f"{self.path} is no record of an evaluation.",
+            advice="Use another file; nothing was changed.",
+            path=self.path,
+        )
+
+
+def _scores(record: Mapping[str, Any]) -> TokenScores:
+    columns: dict[str, Any] = {
+        name: None if record[name] is None else np.array(record[name], dtype=dtype) for name, dtype in _DTYPES.items()
+    }
+    return TokenScores(**columns)

@@ -1,0 +1,101 @@
+"""Two models under one budget: how much of it the first may take so that the second fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.cache import minimum_capacity
+from coterie.engine import ModelSource
+from coterie.engine.promises import promised_nbytes
+from coterie.errors import MemoryBudgetError
+from coterie.evaluate.scores import SLICE_NBYTES
+from coterie.hf.context import context_shape
+from coterie.plan.budget import context_nbytes
+from coterie.plan.compiled import compiled_kernels_nbytes
+from coterie.plan.machine import default_memory_budget, process_memory
+from coterie.spec import format_bytes, parse_bytes, round_up
+
+_LOGIT_NBYTES = 4
+"""Of a logit as it is kept: models give them in their own dtype, at most float32."""
+_LARGEST_RECORDS = 12
+"""Buffers for reading a checkpoint's experts and for dequantising, in records, beside those that fit at the least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """What :func:`coterie.load` is given as ``memory``, for the full model, which is opened first, and for the other.
+
+    Each is a ceiling for the process as it then is. What is left between the second and the user's own budget is for
+    logits. None: no ceiling.
+    """
+
+    full: int | None
+    model: int | None
+
+
+def workspace_nbytes(source: ModelSource, context: int, *, models: int) -> int:
+    """Memory for what evaluation adds to running the models: a window's logits of each, and slices in float64."""
+    shape = context_shape(source.config, source.dtype, source.model_class)
+    return models * context * shape.vocabulary * _LOGIT_NBYTES + SLICE_NBYTES
+
+
+def share_memory(
+    model: ModelSource,
+    full: ModelSource | None,
+    *,
+    memory: str | int | None,
+    expert_memory: str | int | None,
+    context: int,
+) -> Shares:
+    """Divides the budget of the process.
+
+    The experts of each get the same share of their bytes, unless one of them needs less. With ``expert_memory``, which
+    sizes each model's arena, there is nothing to divide.
+
+    Args:
+        model: The model that is evaluated.
+        full: What it is compared with, or None.
+        memory: The user's ceiling; default: what the machine allows.
+        expert_memory: As given to both models.
+        context: Input tokens of a window.
+
+    Raises:
+        MemoryBudgetError: If both do not fit; says which budget would do.
+    """
+    if memory is None and expert_memory is not None:
+        return Shares(full=None, model=None)
+    whole = default_memory_budget() if memory is None else parse_bytes(memory, what="memory")
+    workspace = workspace_nbytes(full or model, context, models=1 if full is None else 2)
+    budget = whole - workspace
+    if full is None or expert_memory is not None:
+        return Shares(full=max(budget, 0), model=max(budget, 0))
+    process = process_memory().total + promised_nbytes()
+    needs = _need(full, context, budget), _need(model, context, budget)
+    room = budget - process - sum(needs)
+    if room < 0:
+        enough = round_up(whole - room + (64 << 20), 1 << 20)
+        raise MemoryBudgetError(
+            f"A memory budget of {format_bytes(whole)} is too small for two models at once: what both need besides "
+            f"experts takes {format_bytes(sum(needs))}, logits {format_bytes(workspace)}.",
+            advice=f'memory="{enough >> 20}MiB" would do; a smaller context needs less.',
+            budget=whole,
+            minimum=enough,
+        )
+    totals = full.all_expert_nbytes, model.all_expert_nbytes
+    fair = room * totals[0] // max(1, sum(totals))
+    return Shares(full=process + needs[0] + max(fair, room - totals[1]), model=budget)
+
+
+def _need(source: ModelSource, context: int, budget: int) -> int:
+    """An upper bound on what a model needs before it has room for more experts than the least."""
+    largest = max(source.record_nbytes.values(), default=0)
+    shape = context_shape(source.config, source.dtype, source.model_class)
+    return (
+        sum(tensor.nbytes for tensor in source.dense.values())
+        + context_nbytes(
+            shape, context, budget=max(budget, 0), compiled_kernels=compiled_kernels_nbytes(max(budget, 0))
+        )
+        + minimum_capacity(source.experts)
+        + _LARGEST_RECORDS * largest
+        + 2 * source.decoded_nbytes
+    )

@@ -1,0 +1,111 @@
+"""A model that takes part in an evaluation: what it is, and how it is opened."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from coterie.checkpoint import Checkpoint
+from coterie.engine import ModelSource, load, open_source
+from coterie.engine.source import text_component
+from coterie.evaluate.evaluation import ModelFacts
+from coterie.hf.tokenizer import check_tokenizer, load_tokenizer
+from coterie.integration import Missing
+from coterie.store import Store
+from coterie.store import names as store_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model, not open yet; the fields are the parameters of the same names of :func:`coterie.load`.
+
+    ``component`` of a whole omni model is its thinker, unless another one is named.
+    """
+
+    path: str | Path
+    component: str | None
+    expert_memory: str | int | None
+    eviction: str
+    verify_reads: bool
+    offline: bool
+    threads: int | None
+    missing: Missing | None = None
+    origin: str | Path | None = None
+    experts_per_token: int | None = None
+    revision: str | None = None
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """Where it is opened from; reads no expert."""
+        return open_source(self.path, component=self._part, revision=self.revision, offline=self.offline)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of its directory."""
+        return load_tokenizer(self.source.directory)
+
+    @cached_property
+    def _part(self) -> str | None:
+        if self.component is not None:
+            return self.component
+        return text_component(self.path, revision=self.revision, offline=self.offline)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What results say about it."""
+        return ModelFacts(
+            name=self.source.name,
+            kind=self.source.kind,
+            identity=self.source.identity,
+            experts=sum(len(ids) for ids in self.source.present.values()),
+            total_experts=sum(self.source.num_experts.values()),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits that differ if logits may: of a store's manifest, which has all checksums, or of a checkpoint.
+
+        A store that is fetched into changes, and its outputs do not: it counts as the checkpoint that it came from.
+        """
+        experts = self.source.experts
+        if isinstance(experts, Checkpoint):
+            return experts.integrity
+        directory = self.source.directory
+        if self.missing == "fetch":
+            return Store.open(directory).manifest.source.integrity
+        return hashlib.sha256((directory / store_names.MANIFEST).read_bytes()).hexdigest()
+
+    @contextmanager
+    def open(self, *, memory: int | None, max_context: int) -> Iterator[Any]:
+        """Opens it for sequences of ``max_context`` tokens; frees it at the end.
+
+        Raises:
+            LoadError: If its tokenizer does not fit its embedding.
+            CoterieError: As :func:`coterie.load`.
+        """
+        model = load(
+            self.path,
+            memory=memory,
+            expert_memory=self.expert_memory,
+            component=self._part,
+            missing=self.missing,
+            source=self.origin,
+            eviction=self.eviction,
+            experts_per_token=self.experts_per_token,
+            max_context=max_context,
+            verify_reads=self.verify_reads,
+            revision=self.revision,
+            offline=self.offline,
+            threads=self.threads,
+        )
+        try:
+            rows = model.get_input_embeddings().weight.shape[0]
+            check_tokenizer(self.tokenizer, rows, path=self.source.directory)
+            yield model
+        finally:
+            model.coterie.close()

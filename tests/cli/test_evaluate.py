@@ -1,0 +1,120 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from coterie.cli.evaluate import _left, _occasional_lines
+from coterie.evaluate import EvaluationProgress
+from coterie.extraction import extract
+from zoo import checkpoint
+from zoo.sizes import TEXT_IDS
+from zoo.tokenizer import add_tokenizer
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = checkpoint("qwen3_moe", torch.bfloat16, tmp_path_factory.mktemp("full"))
+    add_tokenizer(directory, chat=False)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def partial(full: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("partial") / "store"
+    extract(full, directory, experts="0-2")
+    return str(directory)
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)  # a short path, which no table folds
+    chosen = random.Random(0)
+    path = Path("w[1].txt")
+    path.write_text(" ".join(f"w{chosen.randint(3, TEXT_IDS)}" for _ in range(120)))
+    return str(path)
+
+
+SMALL = ("--context", "24", "--expert-memory", "100%")
+
+
+def test_a_partial_store_is_compared_with_the_full_model(coterie, full, partial, text, tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    arguments = ("evaluate", partial, "--against", full, "--text", text, "--missing", "mask", *SMALL)
+    outcome = coterie(*arguments, "--output", str(output))
+    assert outcome.code == 0, outcome.err
+    assert "\nw[1].txt " in outcome.out
+    assert "same top, %" in outcome.out
+    assert "model: store (store, 6 of 16 experts)" in outcome.out
+    found = json.loads(output.read_text())
+    row = found["texts"][0]
+    assert row["comparison"]["kld"]["value"] > 0
+    assert f"{row['comparison']['ratio']['value']:.4f}" in outcome.out
+    top = row["comparison"]["same_top"]
+    assert f"{100 * top['value']:.2f} ± {100 * (top['high'] - top['value']):.2f}" in outcome.out
+    assert f"({row['perplexity']['low']:.3f} – {row['perplexity']['high']:.3f})" in outcome.out
+    assert json.loads(coterie(*arguments, "--json").out) == found
+    assert found["schema_version"] == 1
+
+
+def test_a_model_against_itself_is_said_to_be_the_same(coterie, full, text) -> None:
+    outcome = coterie("evaluate", full, "--against", full, "-t", text, "-t", text, *SMALL)
+    assert outcome.code == 0
+    assert "All logits are the same numbers as the full model's." in outcome.out
+    assert "0.00000 ± 0.00000" in outcome.out
+    assert "100.00 ± 0.00" in outcome.out
+    assert "all " in outcome.out
+
+
+def test_without_a_full_model_there_is_perplexity_alone(coterie, full, text) -> None:
+    outcome = coterie("evaluate", full, "-t", text, "--limit", "20", *SMALL)
+    assert outcome.code == 0
+    assert "perplexity" in outcome.out
+    assert "KLD" not in outcome.out
+    assert "gives no confidence interval" in outcome.err
+
+
+def test_mistakes_are_told_in_the_words_of_the_command_line(coterie, full, partial, text, tmp_path: Path) -> None:
+    assert coterie("evaluate", full).code == 2
+    outcome = coterie("evaluate", full, "-t", str(tmp_path / "nowhere.txt"))
+    assert (outcome.code, "nowhere.txt cannot be read" in outcome.err) == (1, True)
+    outcome = coterie("evaluate", partial, "-t", text, *SMALL)
+    assert (outcome.code, "--missing mask" in outcome.err) == (1, True)
+    outcome = coterie("evaluate", full, "-t", text, "--output", str(tmp_path / "no" / "x.json"))
+    assert (outcome.code, "There is no directory" in outcome.err) == (2, True)
+    outcome = coterie("evaluate", full, "-t", text, "--context", "24", "--stride", "25")
+    assert (outcome.code, "stride=25 is not between" in outcome.err) == (2, True)
+
+
+def test_ctrl_c_is_130_and_the_next_run_goes_on(coterie, full, text, tmp_path: Path, monkeypatch) -> None:
+    from coterie.evaluate import running
+
+    predict, calls = running.predict, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(*arguments)
+
+    monkeypatch.setattr(running, "predict", interrupted)
+    arguments = ("evaluate", full, "-t", text, *SMALL, "--json", "--resume", str(tmp_path / "scores.jsonl"))
+    outcome = coterie(*arguments)
+    assert (outcome.code, outcome.out) == (130, "")
+    assert "Interrupted" in outcome.err
+    outcome = coterie(*arguments)
+    assert outcome.code == 0
+    assert len(calls) == 3 + 3  # five windows, two of them done before
+    assert json.loads(outcome.out) == json.loads(coterie("evaluate", full, "-t", text, *SMALL, "--json").out)
+
+
+def test_progress_is_a_line_now_and_then_with_the_time_left(capsys, monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    tell = _occasional_lines()
+    for seconds, done in ((5, 100), (6, 200), (4, 300)):
+        now[0] += seconds
+        tell(EvaluationProgress(done=done, total=1000, earlier=0, elapsed_s=now[0] - 100))
+    assert capsys.readouterr().err.splitlines() == ["Evaluating: 200 of 1000 tokens, 0:00:44 left"]
+    assert (_left(None), _left(3725.2)) == ("time left unknown", "1:02:05 left")

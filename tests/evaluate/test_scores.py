@@ -1,0 +1,101 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from coterie.errors import LoadError, UnsupportedError, UsageError
+from coterie.evaluate import TokenScores, scores
+from coterie.evaluate.scores import score
+
+
+def random_logits(seed: int, tokens: int = 7, width: int = 33, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return (3 * torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+FOLLOWING = [3, 0, 32, 8, 8, 1, 30]
+
+
+def divergence_by_hand(full: torch.Tensor, ours: torch.Tensor) -> list[float]:
+    """KL(full ‖ ours) row by row with Python's floats, from the definition."""
+    found = []
+    for row, other in zip(full.tolist(), ours.tolist(), strict=True):
+        p = [math.exp(value) / math.fsum(map(math.exp, row)) for value in row]
+        q = [math.exp(value) / math.fsum(map(math.exp, other)) for value in other]
+        found.append(math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_are_those_of_the_definitions(dtype: torch.dtype) -> None:
+    ours, full = random_logits(1, dtype=dtype), random_logits(2, dtype=dtype)
+    found = score(ours, FOLLOWING, full)
+    following = torch.tensor(FOLLOWING)
+    for loss, logits in ((found.loss, ours), (found.full_loss, full)):
+        expected = torch.nn.functional.cross_entropy(logits.double(), following, reduction="none")
+        np.testing.assert_allclose(loss, expected.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(found.kld, divergence_by_hand(full, ours), rtol=1e-11)
+    np.testing.assert_array_equal(found.same_top, (ours.argmax(-1) == full.argmax(-1)).numpy())
+    assert not found.identical.any()
+
+
+def test_divergence_has_a_direction() -> None:
+    ours, full = random_logits(1), random_logits(2)
+    there, back = score(ours, FOLLOWING, full).kld, score(full, FOLLOWING, ours).kld
+    assert np.abs(there - back).min() > 1e-3
+
+
+def test_the_same_logits_diverge_by_exactly_nothing() -> None:
+    logits = random_logits(5, dtype=torch.bfloat16)
+    found = score(logits, FOLLOWING, logits.clone())
+    assert (found.kld == 0.0).all()
+    assert (found.loss == found.full_loss).all()
+    assert found.same_top.all()
+    assert found.identical.all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_slices_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, full = random_logits(1), random_logits(2)
+    whole = score(ours, FOLLOWING, full)
+    monkeypatch.setattr(scores, "SLICE_NBYTES", rows * 8 * 6 * 33)
+    sliced = score(ours, FOLLOWING, full)
+    for name in TokenScores.__slots__:
+        np.testing.assert_array_equal(getattr(whole, name), getattr(sliced, name))
+
+
+def test_tokens_that_both_models_rule_out_add_nothing() -> None:
+    ours, full = random_logits(1), random_logits(2)
+    narrow = score(ours[:, :20], [0] * 7, full[:, :20])
+    ours[:, 20:], full[:, 20:] = -math.inf, -math.inf
+    wide = score(ours, [0] * 7, full)
+    np.testing.assert_allclose(wide.kld, narrow.kld, rtol=1e-12)
+    np.testing.assert_allclose(wide.loss, narrow.loss, rtol=1e-12)
+
+
+def test_what_only_the_model_rules_out_is_infinitely_far() -> None:
+    ours, full = random_logits(1), random_logits(2)
+    ours[2, 7] = -math.inf
+    assert np.isinf(score(ours, FOLLOWING, full).kld).tolist() == [False, False, True, False, False, False, False]
+
+
+def test_without_a_full_model_there_are_losses_only() -> None:
+    found = score(random_logits(1), FOLLOWING)
+    assert found.loss.shape == (7,)
+    assert (found.full_loss, found.kld, found.same_top, found.identical) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("whose", ["model", "full model"])
+def test_logits_that_are_no_numbers_are_an_error(broken: float, whose: str) -> None:
+    ours, full = random_logits(1), random_logits(2)
+    (ours if whose == "model" else full)[4, 5] = broken
+    with pytest.raises(LoadError, match=f"The {whose} computes"):
+        score(ours, FOLLOWING, full)
+
+
+def test_other_vocabularies_are_refused() -> None:
+    with pytest.raises(UsageError, match="33 different tokens, the full model 34"):
+        score(random_logits(1), FOLLOWING, random_logits(1, width=34))
+    with pytest.raises(UnsupportedError, match="Token 32 is none of the 32"):
+        score(random_logits(1, width=32), FOLLOWING)
