@@ -91,7 +91,9 @@ class MarkovPolicy(Generic[K]):
         yield from reversed(self._cold)
         if self._current is None:
             return
-        self._publish(self._current)
+        if not self._current.learned:
+            # Once a visit is early enough: members that are still to come will be held, and only refine the rest.
+            self._publish(self._current)
         count = len(self._banks)
         first = count - 1 - self._current.number
         scores = self._scores[:count] * self._discounts[first : first + count, None]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 _TIME_SCALES = (1.5, 8.0, 64.0)
 _SHARES = (0.3, 0.3, 0.4)
 """Time scales of use, in visits, and the weight of each. These and the two below were tuned on one recorded trace of
-DeepSeek-V2-Lite, the one that ``benchmarks/bench_eviction.py`` marks; the result hardly depends on their exact values."""
+DeepSeek-V2-Lite, which ``benchmarks/bench_eviction.py`` marks; the result hardly depends on their exact values."""
 _TRANSITION_SHARE = 0.8
 """Weight of what followed the present members, beside what is used at any time."""
 _PRIOR_VISITS = 3.0
@@ -21,7 +21,7 @@ _LARGEST_TABLE = 1024
 """Experts of a bank up to which transitions are kept: two bytes for each pair."""
 _FIRST_WIDTH = 64
 
-_DECAYS = np.array([[exp(-1 / scale)] for scale in _TIME_SCALES], dtype=np.float32)
+_DECAYS = np.array([exp(-1 / scale) for scale in _TIME_SCALES], dtype=np.float32)
 _WEIGHTS = np.array(
     [share * (1 - exp(-1 / scale)) for share, scale in zip(_SHARES, _TIME_SCALES, strict=True)], dtype=np.float32
 )
@@ -45,6 +45,7 @@ class Bank:
     Attributes:
         number: Position among the banks.
         members: What the present visit has used.
+        learned: Whether any of the members has been taken in by :meth:`learn`.
         left_at: The policy's count of moves when another bank's turn came.
         width: Experts that the arrays have room for.
         likelihood: float32 [width].
@@ -52,18 +53,19 @@ class Bank:
     """
 
     __slots__ = (
-        "_followed", "_fresh", "_previous", "_sums", "_visits", "_visits_begun", "absence", "left_at", "likelihood",
-        "members", "number", "width",
+        "_followed", "_fresh", "_previous", "_sums", "_visits", "_visits_begun", "absence", "learned", "left_at",
+        "likelihood", "members", "number", "width",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.members: dict[int, None] = {}
+        self.learned = False
         self.left_at = -inf
         self.width = _FIRST_WIDTH
         self.likelihood = np.zeros(_FIRST_WIDTH, dtype=np.float32)
         self.absence = np.full(_FIRST_WIDTH, inf, dtype=np.float32)
-        self._sums = np.zeros((len(_TIME_SCALES), _FIRST_WIDTH), dtype=np.float32)
+        self._sums = np.zeros((_FIRST_WIDTH, len(_TIME_SCALES)), dtype=np.float32)
         self._visits = np.zeros(_FIRST_WIDTH, dtype=np.float32)
         self._followed: npt.NDArray[np.uint16] | None = np.zeros((_FIRST_WIDTH, _FIRST_WIDTH), dtype=np.uint16)
         self._previous: npt.NDArray[np.intp] | None = None
@@ -78,7 +80,7 @@ class Bank:
         self.width += added
         self.likelihood = np.pad(self.likelihood, (0, added))
         self.absence = np.pad(self.absence, (0, added), constant_values=inf)
-        self._sums = np.pad(self._sums, ((0, 0), (0, added)))
+        self._sums = np.pad(self._sums, ((0, added), (0, 0)))
         self._visits = np.pad(self._visits, (0, added))
         if self.width > _LARGEST_TABLE:
             self._followed = None
@@ -88,6 +90,7 @@ class Bank:
     def begin_visit(self) -> None:
         """The members so far become what the next ones follow."""
         self.learn()
+        self.learned = False
         self._sums *= _DECAYS
         self._visits_begun += 1
         if self._visits_begun % _HALVING_VISITS == 0 and self._followed is not None:
@@ -105,23 +108,26 @@ class Bank:
 
     def learn(self) -> bool:
         """Takes in the members that are new since the last call; whether there were any."""
-        fresh = self._fresh
-        if not fresh:
+        if not self._fresh:
             return False
-        self._sums[:, fresh] += 1
-        use = _WEIGHTS @ self._sums
+        fresh = np.array(self._fresh, dtype=np.intp)
+        self._sums[fresh] += 1
+        use = self._sums @ _WEIGHTS
         followed = self._followed
         if followed is None:
             self.likelihood = use
         else:
             if self._previous is not None:
                 followed[self._previous[:, None], fresh] += 1
-            members = fresh if len(fresh) == len(self.members) else list(self.members)
+            members = fresh
+            if len(fresh) < len(self.members):
+                members = np.fromiter(self.members, dtype=np.intp, count=len(self.members))
             trust = 1 / (self._visits[members] + _PRIOR_VISITS)
             share = _TRANSITION_SHARE / len(members)
             use *= 1 - _TRANSITION_SHARE + share * _PRIOR_VISITS * float(trust.sum())
             trust *= share
             use += trust @ followed[members]
             self.likelihood = use
-        self._fresh = []
+        self._fresh.clear()
+        self.learned = True
         return True
