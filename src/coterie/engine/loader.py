@@ -5,33 +5,31 @@ from __future__ import annotations
 import gc
 import threading
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from coterie.cache import ExpertCache, minimum_capacity
-from coterie.engine.promises import promise, promised_nbytes
+from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
+from coterie.engine.model import build_model
+from coterie.engine.promises import promise
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import ModelSource, open_source, with_fetching
-from coterie.errors import CoverageError, LoadError, MemoryBudgetError, UnsupportedError, UsageError
+from coterie.errors import CoverageError, UnsupportedError, UsageError
 from coterie.eviction import make_policy
-from coterie.hf.context import context_shape, default_context, model_context
+from coterie.hf.context import default_context, model_context
 from coterie.integration import (
     Attachment,
     Missing,
-    StreamingConfig,
     check_missing,
     forget,
     install_guards,
     register,
-    round_as_stock,
 )
-from coterie.plan.budget import MemoryPlan, plan_memory
-from coterie.plan.compiled import bound_compiled_kernels, compiled_kernels_nbytes, leave_kernels_unbounded
+from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
-from coterie.plan.machine import default_memory_budget, process_memory
+from coterie.plan.machine import default_memory_budget
 from coterie.spec import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -151,7 +149,7 @@ def _load(
         leave_kernels_unbounded()
     else:
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
-        _plan(source, budget, context, minimum, loaded=False)
+        plan_for(source, budget, context, minimum, read_threads=_READ_THREADS, loaded=False)
         bound_compiled_kernels(budget)
     register()
     attachment = Attachment(
@@ -160,12 +158,12 @@ def _load(
         missing=None if source.complete else missing,
         experts_per_token=experts_per_token,
     )
-    model = _build(source, attachment)
+    model = build_model(source, attachment)
     plan = None
     if budget is not None:
         gc.collect()  # what loading left behind is not part of the model
-        plan = _plan(source, budget, context, minimum, loaded=True)
-    capacity = _capacity(source, plan, expert_memory, minimum)
+        plan = plan_for(source, budget, context, minimum, read_threads=_READ_THREADS, loaded=True)
+    capacity = arena_nbytes(source, plan, expert_memory, minimum)
     working_set = _working_set(source, attachment, experts_per_token)
     cache = ExpertCache(
         source.experts,
@@ -215,7 +213,7 @@ def _check_arguments(
         )
     make_policy(eviction)
     if expert_memory is not None:
-        _expert_memory(expert_memory, 1)
+        expert_memory_nbytes(expert_memory, 1)
     for name, value in (("threads", threads), ("max_context", max_context)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
@@ -245,79 +243,6 @@ def _budget(memory: str | int | None, expert_memory: str | int | None) -> int | 
     if memory is not None:
         return parse_bytes(memory, what="memory")
     return None if expert_memory is not None else default_memory_budget()
-
-
-def _plan(source: ModelSource, budget: int, context: int, minimum: int, *, loaded: bool) -> MemoryPlan:
-    measured = process_memory(exact=loaded)
-    dense = 0 if loaded else sum(tensor.nbytes for tensor in source.dense.values())
-    largest = max(source.record_nbytes.values(), default=0)
-    return plan_memory(
-        budget=budget,
-        process=measured.anonymous
-        + measured.file_mapped
-        + measured.shared
-        + measured.page_tables
-        + dense
-        + promised_nbytes(),
-        shape=context_shape(source.config, source.dtype, source.model_class),
-        max_context=context,
-        io_buffers=_io_buffers(source, largest),
-        minimum=minimum,
-        total=source.all_expert_nbytes,
-        compiled_kernels=compiled_kernels_nbytes(budget),
-    )
-
-
-def _io_buffers(source: ModelSource, largest: int) -> int:
-    """What experts need beside their slots.
-
-    Reading: a checkpoint's may be decoded, and growing a store is one more. Computing: quantised ones are dequantised
-    one at a time, and the one before may not be gone yet.
-    """
-    dequantised = 2 * source.decoded_nbytes
-    if source.kind == "store" and source.fetching is None:
-        return dequantised
-    return dequantised + 2 * (_READ_THREADS + (source.fetching is not None)) * largest
-
-
-def _capacity(source: ModelSource, plan: MemoryPlan | None, expert_memory: str | int | None, minimum: int) -> int:
-    if expert_memory is None:
-        if plan is None:
-            raise LoadError("Neither a budget nor expert memory is known.")
-        return plan.arena
-    wanted = _expert_memory(expert_memory, source.all_expert_nbytes)
-    if plan is not None and wanted > plan.arena:
-        raise MemoryBudgetError(
-            f"expert_memory={expert_memory!r} is {format_bytes(wanted)}, the memory budget leaves "
-            f"{format_bytes(plan.arena)} for experts.",
-            advice="Leave expert_memory out to use what is left, or raise memory.",
-            budget=plan.arena,
-            minimum=wanted,
-        )
-    if wanted < minimum:
-        raise MemoryBudgetError(
-            f"expert_memory={expert_memory!r} is {wanted} bytes; at least {minimum} are needed.",
-            advice="That is room for two experts: one to compute with, one to read.",
-            budget=wanted,
-            minimum=minimum,
-        )
-    return wanted
-
-
-def _expert_memory(expert_memory: str | int, total: int) -> int:
-    """Bytes, or a share of ``total`` of them."""
-    if isinstance(expert_memory, str) and expert_memory.strip().endswith("%"):
-        text = expert_memory.strip()[:-1]
-        try:
-            share = float(text) / 100
-        except ValueError:
-            share = -1.0
-        if not 0 < share <= 1:
-            raise UsageError(
-                f"expert_memory={expert_memory!r} is not a share.", advice="Write it like '25%' or '2GiB'.", got=text
-            )
-        return int(share * total)
-    return parse_bytes(expert_memory, what="expert memory")
 
 
 def _working_set(source: ModelSource, attachment: Attachment, experts_per_token: int | None) -> int:
@@ -353,76 +278,3 @@ def _warn_small(capacity: int, working_set: int) -> None:
             f"token uses: most will be read again for every token. {format_bytes(2 * working_set)} or more is advised.",
             stacklevel=4,
         )
-
-
-def _build(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
-    generation_config = _generation_config(source)
-    model: PreTrainedModel
-    model, info = source.model_class.from_pretrained(
-        None,
-        config=source.config,
-        state_dict=dict(source.dense),
-        dtype=source.dtype,
-        quantization_config=StreamingConfig(attachment.attach),
-        experts_implementation="eager",  # for classes that choose more by it than their experts' arithmetic
-        generation_config=generation_config,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are reported, and refused just below with their names
-    )
-    _check_loaded(model, info, attachment, source)
-    model.config.name_or_path = str(source.directory)
-    model.requires_grad_(False)
-    round_as_stock(model)
-    return model
-
-
-def _generation_config(source: ModelSource) -> Any:
-    from transformers import GenerationConfig
-
-    if (source.directory / "generation_config.json").exists():
-        cls = getattr(source.model_class, "generation_config_class", None) or GenerationConfig
-        return cls.from_pretrained(source.directory, local_files_only=True)
-    return None
-
-
-def _misshapen(name: str, got: Iterable[int], expected: Iterable[int], source: ModelSource) -> LoadError:
-    return LoadError(
-        f"{name} of {source.name} has the shape {tuple(got)}, the model needs {tuple(expected)}.",
-        advice="config.json and the weights do not belong together.",
-        tensor=name,
-        expected=tuple(expected),
-        got=tuple(got),
-    )
-
-
-def _check_loaded(model: Any, info: dict[str, Any], attachment: Attachment, source: ModelSource) -> None:
-    """No weight may be missing, left on the meta device, or initialised by chance."""
-    if not attachment.banks:
-        raise LoadError(
-            "transformers loaded the model without the streaming plug-in.",
-            advice="This release of transformers is not supported; please report it.",
-        )
-    for name, got, expected in sorted(info.get("mismatched_keys") or ()):
-        raise _misshapen(name, got, expected, source)
-    # Releases before 5.8 compare no shapes where a quantizer is at work, as the plug-in is.
-    for name, parameter in model.named_parameters():
-        expected = attachment.dense_shapes.get(name)
-        if expected is not None and parameter.shape != expected:
-            raise _misshapen(name, parameter.shape, expected, source)
-    for kind, what in (
-        ("missing_keys", "was in neither the dense weights nor the experts"),
-        ("unexpected_keys", "belongs to nothing in the model"),
-        ("conversion_errors", "could not be converted"),
-        ("error_msgs", "could not be loaded"),
-    ):
-        names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(kind) or ())
-        if names:
-            raise LoadError(
-                f"{names[0]} of {source.name} {what}" + (f" (and {len(names) - 1} more)." if len(names) > 1 else "."),
-                advice="Verify the store or download the checkpoint again.",
-                tensor=names[0],
-                names=names,
-            )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise LoadError(f"{name} of {source.name} was not loaded.", advice="Please report it.", tensor=name)
