@@ -18,7 +18,7 @@ def open_cache(tmp_path):
     caches = []
 
     def open_cache(slots):
-        caches.append(ExpertCache(TinySource.uniform(tmp_path, 8), capacity=slots * SMALL.nbytes))
+        caches.append(ExpertCache(TinySource.uniform(tmp_path, 8), capacity=slots * SMALL.nbytes, eviction="lru"))
         return caches[-1]
 
     yield open_cache

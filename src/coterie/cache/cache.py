@@ -48,7 +48,7 @@ class ExpertCache:
     Args:
         source: Where the experts come from.
         capacity: Bytes that experts may take in memory; more than all of them have is clipped to that.
-        eviction: A policy's name (``"lru"``, ``"lfu"``, ``"lfru"``) or a policy of your own, empty.
+        eviction: A policy's name (``"markov"``, ``"lru"``, ``"lfu"``, ``"lfru"``) or a policy of your own, empty.
         verify_reads: Compare every record read with its checksum, where the source has one.
         read_threads: Reads at once.
         queue_depth: Records that a lease which does not fit may have read and not yet consumed; default twice the
@@ -65,7 +65,7 @@ class ExpertCache:
         source: ExpertSource,
         *,
         capacity: int,
-        eviction: str | EvictionPolicy[ExpertKey] = "lru",
+        eviction: str | EvictionPolicy[ExpertKey] = "markov",
         verify_reads: bool = False,
         read_threads: int = 4,
         queue_depth: int | None = None,

@@ -85,7 +85,7 @@ def command(
     component: shared.ComponentOption = None,
     missing: shared.MissingOption = None,
     source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = "lru",
+    eviction: shared.EvictionOption = "markov",
     experts_per_token: ExpertsPerTokenOption = None,
     max_context: shared.MaxContextOption = None,
     verify_reads: shared.VerifyReadsOption = False,

@@ -26,7 +26,7 @@ class OpenOptions:
     component: str | None = None
     missing: MissingPolicy | None = None
     source: str | None = None
-    eviction: str = "lru"
+    eviction: str = "markov"
     experts_per_token: int | None = None
     max_context: int | None = None
     verify_reads: bool = False

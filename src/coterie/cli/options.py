@@ -97,7 +97,8 @@ MaxContextOption = Annotated[
 ]
 
 EvictionOption = Annotated[
-    str, typer.Option("--eviction", metavar="POLICY", help="Which expert makes room for another: lru, lfu or lfru.")
+    str,
+    typer.Option("--eviction", metavar="POLICY", help="Which expert makes room for another: markov, lru, lfu or lfru."),
 ]
 
 VerifyReadsOption = Annotated[

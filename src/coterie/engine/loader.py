@@ -47,7 +47,7 @@ def load(
     component: str | None = None,
     missing: Missing | None = None,
     source: str | Path | None = None,
-    eviction: str = "lru",
+    eviction: str = "markov",
     experts_per_token: int | None = None,
     max_context: int | None = None,
     verify_reads: bool = False,
@@ -75,7 +75,7 @@ def load(
             a partial store does not open.
         source: With ``missing="fetch"``: the checkpoint that the store was made from, a directory or a Hub id. A
             store that was made from a repository of the Hub knows it.
-        eviction: ``"lru"``, ``"lfu"`` or ``"lfru"``.
+        eviction: ``"markov"``, ``"lru"``, ``"lfu"`` or ``"lfru"``.
         experts_per_token: Overrides the routers' k; changes the output.
         max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
             if the model was made for less; no limit if only ``expert_memory`` is given.

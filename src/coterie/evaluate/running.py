@@ -40,7 +40,7 @@ def evaluate(
     component: str | None = None,
     missing: Missing | None = None,
     source: str | Path | None = None,
-    eviction: str = "lru",
+    eviction: str = "markov",
     experts_per_token: int | None = None,
     verify_reads: bool = False,
     revision: str | None = None,

@@ -1,4 +1,4 @@
-"""Victim choice on (key → bytes), and a simulator that replays traces through the same code. No tensors, no I/O."""
+"""Victim choice on (key → bytes), and a simulator that replays recorded traces through the same code. No tensors."""
 
 from coterie.eviction.belady import belady, compulsory
 from coterie.eviction.lfru import LfruPolicy
@@ -7,6 +7,8 @@ from coterie.eviction.lru import LruPolicy
 from coterie.eviction.markov import MarkovPolicy
 from coterie.eviction.policy import DEFAULT_POLICY, POLICY_NAMES, make_policy
 from coterie.eviction.protocol import EvictionPolicy
+from coterie.eviction.recorded import RecordedTrace, read_trace
+from coterie.eviction.replay import Knee, ReplayReport, ReplayRow, knee, replay, simulations
 from coterie.eviction.simulator import compare, simulate
 from coterie.eviction.trace import Group, Outcome, Scope
 
@@ -15,15 +17,23 @@ __all__ = [
     "POLICY_NAMES",
     "EvictionPolicy",
     "Group",
+    "Knee",
     "LfruPolicy",
     "LfuPolicy",
     "LruPolicy",
     "MarkovPolicy",
     "Outcome",
+    "RecordedTrace",
+    "ReplayReport",
+    "ReplayRow",
     "Scope",
     "belady",
     "compare",
     "compulsory",
+    "knee",
     "make_policy",
+    "read_trace",
+    "replay",
     "simulate",
+    "simulations",
 ]
