@@ -48,28 +48,30 @@ def test_sharded_checkpoint_is_the_same_model(name, zoo_checkpoint):
     assert torch.equal(logits(stock(sharded), inputs), logits(stock(whole), inputs))
 
 
-def test_logits_tell_tokens_apart(name, zoo_checkpoint):
-    model = stock(zoo_checkpoint(name))
-    result = logits(model, ZOO[name].inputs(seed=3, batch=4))
+def test_logits_tell_tokens_apart(name, zoo_stock):
+    result = logits(zoo_stock(name, torch.float32), ZOO[name].inputs(seed=3, batch=4))
     assert torch.isfinite(result).all()
     assert 0.1 < result.std(dim=-1).mean() < 20
     assert result.argmax(dim=-1).unique().numel() > 20
 
 
-def test_every_expert_is_used(name, zoo_checkpoint):
-    model = stock(zoo_checkpoint(name))
+def test_every_expert_is_used(name, zoo_stock):
+    model, hooks = zoo_stock(name, torch.float32), []
     used: dict[str, set[int]] = {}
     for path, module in model.named_modules():
         if path.endswith(".experts") and not path.startswith("talker."):
             seen = used.setdefault(path, set())
-            module.register_forward_pre_hook(lambda _, args, seen=seen: seen.update(args[1].flatten().tolist()))
+            hook = module.register_forward_pre_hook(lambda _, args, seen=seen: seen.update(args[1].flatten().tolist()))
+            hooks.append(hook)
     logits(model, ZOO[name].inputs(seed=4, batch=4, length=48))
+    for hook in hooks:
+        hook.remove()
     assert used
     assert all(seen == set(range(8)) for seen in used.values()), used
 
 
-def test_generates_the_length_that_was_asked(name, zoo_checkpoint):
-    model = getattr(stock(zoo_checkpoint(name)), "thinker", None) or stock(zoo_checkpoint(name))
+def test_generates_the_length_that_was_asked(name, zoo_stock):
+    model = getattr(zoo_stock(name, torch.float32), "thinker", zoo_stock(name, torch.float32))
     inputs = ZOO[name].inputs(seed=5)
     output = model.generate(**inputs, max_new_tokens=9, do_sample=False)
     assert output.shape == (1, 24 + 9)
@@ -77,8 +79,8 @@ def test_generates_the_length_that_was_asked(name, zoo_checkpoint):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [n for n in NAMES if len(ZOO[n].modalities) > 1])
-def test_pictures_and_sounds_change_the_logits(name, dtype, zoo_checkpoint):
-    model = stock(zoo_checkpoint(name, dtype), dtype)
+def test_pictures_and_sounds_change_the_logits(name, dtype, zoo_stock):
+    model = zoo_stock(name, dtype)
     for modality in ZOO[name].modalities[1:]:
         inputs = ZOO[name].inputs(seed=6, batch=2, length=32, **{modality: True})
         pixels = "pixel_values" if modality == "image" else "input_features"
@@ -87,8 +89,8 @@ def test_pictures_and_sounds_change_the_logits(name, dtype, zoo_checkpoint):
 
 
 @pytest.mark.parametrize("modality", ["text", "image", "audio"])
-def test_omni_speaks(modality, zoo_checkpoint):
-    model = stock(zoo_checkpoint("qwen3_omni"))
+def test_omni_speaks(modality, zoo_stock):
+    model = zoo_stock("qwen3_omni", torch.float32)
     wanted = {} if modality == "text" else {modality: True}
     inputs = ZOO["qwen3_omni"].inputs(seed=7, length=32, **wanted)
     limits = {"thinker_max_new_tokens": 5, "talker_max_new_tokens": 6, "talker_min_new_tokens": 6}

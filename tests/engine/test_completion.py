@@ -67,7 +67,7 @@ def test_a_prefill_can_be_stopped(model, processors) -> None:
 def test_generation_ends_where_the_memory_budget_does(bundled, processors) -> None:
     inputs = build_inputs(processors, "And it came to pass")
     length = inputs["input_ids"].shape[1]
-    model = load(bundled, memory="4GiB", max_context=length + 2)
+    model = load(bundled, memory="8GiB", max_context=length + 2)
     try:
         answer = complete(model, processors.tokenizer, inputs, GREEDY)
         assert (len(answer.token_ids), answer.finish_reason) == (3, "context")

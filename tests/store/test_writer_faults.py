@@ -63,7 +63,7 @@ def test_new_store_stopped_at_every_call(mode: str, tmp_path: Path, fresh: dict[
         shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("mode", ["kill", "error"])
+@pytest.mark.parametrize("mode", ["kill", pytest.param("error", marks=pytest.mark.slow)])
 def test_growth_stopped_at_every_call(
     mode: str, tmp_path: Path, fresh: dict[str, bytes | None], grown: dict[str, bytes | None]
 ) -> None:
