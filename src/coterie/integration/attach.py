@@ -99,6 +99,7 @@ class Attachment:
                 streamed=streamed,
                 module=model.get_submodule(bank.path),
                 block=model.get_submodule(bank.router_block),
+                parent=model.get_submodule(bank.path.rpartition(".")[0]),
                 token_kernel=kernels[0],
                 stacked_product=kernels[1],
             )

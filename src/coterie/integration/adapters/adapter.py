@@ -20,6 +20,7 @@ class Workplace:
         streamed: The bank's experts.
         module: The module that holds them, still with its parameters on the meta device.
         block: The module that has the router; ``module`` itself or the one around it.
+        parent: The module that ``module`` is a child of.
         token_kernel: Makes :class:`TokenKernel`, or gives one that was made for the same arguments.
         stacked_product: Makes :class:`StackedProduct`, likewise.
     """
@@ -27,6 +28,7 @@ class Workplace:
     streamed: StreamedBank
     module: nn.Module
     block: nn.Module
+    parent: nn.Module
     token_kernel: Callable[..., TokenKernel]
     stacked_product: Callable[..., StackedProduct]
 

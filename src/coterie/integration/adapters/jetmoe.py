@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import threading
 from dataclasses import fields
+from typing import cast
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.standin import ExpertCursor, stand_in
+from coterie.routing import SelectiveRouter
 
 Grouped = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], torch.Tensor]
 """What JetMoE's router gives: order of the T · K pairs by expert [T · K], their tokens [T · K], their weights [T · K],
@@ -44,6 +46,11 @@ class JetMoeExperts:
         self._pass = _Pass()
         stand_in(place.module, place.streamed.bank, ExpertCursor())
         router = place.module.get_submodule("router")
+        # The attention keeps heads for K experts per token, whatever its config says by now.
+        self._top_k = router.selection.top_k if isinstance(router, SelectiveRouter) else cast(int, router.top_k)
+        for module in (place.module, place.parent):
+            if hasattr(module, "top_k"):
+                module.__dict__["top_k"] = self._top_k
         self._route_stock = router.forward
         router.__dict__["forward"] = self.route
         for position, name in enumerate(place.streamed.bank.parameters):
@@ -58,9 +65,13 @@ class JetMoeExperts:
         experts_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
         index_TK = torch.empty_like(order_N).scatter_(0, order_N, experts_N).view(shape)
         weights_TK = torch.empty_like(weights_N).scatter_(0, order_N, weights_N).view(shape)
+        empty = self._top_k - shape[1]
+        if empty:  # fewer than K experts are available
+            index_TK = pad(index_TK, (0, empty), value=len(sizes))
+            weights_TK = pad(weights_TK, (0, empty), value=0.0)
         routed = self._streamed.route(hidden_TD, index_TK, weights_TK)
         self._pass.absent = routed.absent
-        if routed.ids is index_TK:
+        if routed.ids is index_TK and not empty:
             return grouped
         return _group(routed.ids, routed.weights, len(sizes), logits_TE)
 
