@@ -209,7 +209,7 @@ def test_ctrl_c_keeps_what_was_printed_and_writes_statistics(tmp_path) -> None:
     ) as running:
         begun = running.stdout.read(4)
         running.send_signal(signal.SIGINT)
-        rest, errors = running.communicate(timeout=120)
+        rest, errors = running.communicate(timeout=250)
     assert running.returncode == 130, errors
     text = (begun + rest).decode("utf-8")  # nothing but whole characters of text reaches a pipe
     assert begun
