@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie import errors
+    from coterie import errors, evaluate
     from coterie.engine import load
     from coterie.extraction import extract, inspect, verify
 
@@ -24,9 +24,9 @@ _HOMES: dict[str, str] = {
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
-_SUBMODULES = frozenset({"errors"})
+_SUBMODULES = frozenset({"errors", "evaluate"})
 
-__all__ = ["__version__", "errors", "extract", "inspect", "load", "verify"]
+__all__ = ["__version__", "errors", "evaluate", "extract", "inspect", "load", "verify"]
 
 
 def __getattr__(name: str) -> object:
