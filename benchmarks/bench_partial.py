@@ -16,19 +16,19 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from coterie import inspect, load
 from coterie.engine import resolve_path
+from coterie.evaluate import Comparison, Quality, TokenScores
 from coterie.hf.tokenizer import load_tokenizer
 from harness.options import options
 from harness.report import Report
-from perplexity import DOMAINS, WINDOWS, Tally, compare, differing_windows, read_windows, text_files
+from perplexity import DOMAINS, WINDOWS, Passage, compare, differing_windows, read_passage, summarise, text_files
 
 CARD = {"prose": 4.384, "technical": 3.618, "code": 3.620, "chinese": 5.688, "german": 3.734, "dialogue": 2.753}
 CARD_TOLERANCE = 0.001
@@ -82,7 +82,7 @@ class Run:
         policy: What is done about absent experts.
         model: The open model.
         held: Experts in the store, and their bytes.
-        tallies: By domain.
+        scores: By domain.
         absent: Share of the routers' choices, before the policy, that were absent; None where the mask kept them from
             being chosen.
     """
@@ -91,7 +91,7 @@ class Run:
     policy: Policy | None
     model: Any
     held: str
-    tallies: dict[str, Tally]
+    scores: dict[str, TokenScores]
     absent: float | None = None
 
 
@@ -106,19 +106,20 @@ def open_all(folder: Path) -> list[Run]:
         for policy in scenario.policies:
             # All experts fit: what is measured is the store, not the cache.
             model = load(store, missing=policy, expert_memory="64MiB")
-            runs.append(Run(scenario=scenario.name, policy=policy, model=model, held=held, tallies={}))
+            runs.append(Run(scenario=scenario.name, policy=policy, model=model, held=held, scores={}))
     return runs
 
 
-def prove_exact(full: Any, texts: dict[str, Tensor]) -> tuple[int, int]:
+def prove_exact(full: Any, passages: dict[str, Passage]) -> tuple[int, int]:
     """Windows compared with stock transformers, and how many of them differ."""
     from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
     stock = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(
         resolve_path("bundled"), dtype=torch.bfloat16, experts_implementation="eager"
     )
-    proofs = [windows[:PROOF_WINDOWS] for windows in texts.values()]
-    return sum(map(len, proofs)), sum(len(list(differing_windows(full, stock, proof))) for proof in proofs)
+    proofs = [passage.first(PROOF_WINDOWS) for passage in passages.values()]
+    differing = sum(len(list(differing_windows(full, stock, proof))) for proof in proofs)
+    return sum(len(proof.windows) for proof in proofs), differing
 
 
 def absent_share(run: Run) -> float | None:
@@ -130,12 +131,21 @@ def absent_share(run: Run) -> float | None:
     return float(stats.total.absent / (chosen * sum(stats.prefill_tokens.values())))
 
 
-def tabulate(report: Report, runs: list[Run], texts: dict[str, Tensor]) -> None:
+def quality(run: Run, domains: list[str], passages: dict[str, Passage]) -> tuple[Quality, Comparison]:
+    """A run's figures over some domains together."""
+    name = ", ".join(domains)
+    found = summarise(name, [run.scores[domain] for domain in domains], [passages[domain] for domain in domains])
+    if found.comparison is None:
+        raise SystemExit(f"{run.scenario} was not compared with the full model.")
+    return found, found.comparison
+
+
+def tabulate(report: Report, runs: list[Run], passages: dict[str, Passage]) -> None:
     """Adds both tables and the plain values."""
-    shipped = [domain for domain in DOMAINS if domain in texts]
-    full = Tally.total([runs[0].tallies[domain] for domain in shipped])
+    shipped = [domain for domain in DOMAINS if domain in passages]
+    full, _ = quality(runs[0], shipped, passages)
     overall = report.table(
-        f"Together, over {full.tokens:,} predicted tokens of {', '.join(shipped)}:",
+        f"Together, over {full.tokens:,} predicted tokens of {full.name}:",
         (
             "store",
             "experts held",
@@ -150,29 +160,35 @@ def tabulate(report: Report, runs: list[Run], texts: dict[str, Tensor]) -> None:
     )
     split = report.table(
         "Perplexity by domain (÷ full):",
-        ("store", "missing", *(f"{domain}, {runs[0].tallies[domain].tokens:,} tokens" for domain in texts)),
+        ("store", "missing", *(f"{domain}, {len(scores.loss):,} tokens" for domain, scores in runs[0].scores.items())),
     )
     for run in runs:
         policy = run.policy or "–"
-        total = Tally.total([run.tallies[domain] for domain in shipped])
-        ratio = total.perplexity / full.perplexity
+        total, compared = quality(run, shipped, passages)
         absent = "–" if run.absent is None else f"{run.absent:.0%}"
-        figures = (f"{total.loss:.3f}", f"{total.perplexity:.1f}", f"{ratio:.2f}")
+        figures = (f"{total.loss.value:.3f}", f"{total.perplexity.value:.1f}", f"{compared.ratio.value:.2f}")
         overall.rows.append(
-            (run.scenario, run.held, policy, absent, *figures, f"{total.same_top_share:.1%}", f"{total.kld:.3f}")
+            (
+                run.scenario,
+                run.held,
+                policy,
+                absent,
+                *figures,
+                f"{compared.same_top.value:.1%}",
+                f"{compared.kld.value:.3f}",
+            )
         )
-        cells = [
-            f"{run.tallies[domain].perplexity:.1f} ({run.tallies[domain].perplexity / tally.perplexity:.2f})"
-            for domain, tally in runs[0].tallies.items()
-        ]
+        parts = {domain: quality(run, [domain], passages) for domain in passages}
+        cells = [f"{part.perplexity.value:.1f} ({other.ratio.value:.2f})" for part, other in parts.values()]
         split.rows.append((run.scenario, policy, *cells))
         report.values[f"{run.scenario}, {policy}"] = {
             "absent": run.absent,
-            **{domain: vars(tally) | {"loss": tally.loss, "kld": tally.kld} for domain, tally in run.tallies.items()},
+            "together": asdict(total),
+            **{domain: asdict(part) for domain, (part, _) in parts.items()},
         }
 
 
-def require(report: Report, runs: list[Run], proof: tuple[int, int]) -> None:
+def require(report: Report, runs: list[Run], proof: tuple[int, int], passages: dict[str, Passage]) -> None:
     """Adds what must hold: exactness, and the card's losses."""
     windows, differing = proof
     report.require(
@@ -180,7 +196,7 @@ def require(report: Report, runs: list[Run], proof: tuple[int, int]) -> None:
         f"{windows} windows, {differing} differ",
         not differing,
     )
-    losses = {domain: tally.loss for domain, tally in runs[0].tallies.items() if domain in CARD}
+    losses = {domain: quality(runs[0], [domain], passages)[0].loss.value for domain in runs[0].scores if domain in CARD}
     report.require(
         "losses of the model's card: " + ", ".join(f"{domain} {CARD[domain]:.3f}" for domain in losses),
         ", ".join(f"{domain} {loss:.4f}" for domain, loss in losses.items()),
@@ -199,20 +215,22 @@ def main() -> int:
     full = runs[0].model
     tokenizer = load_tokenizer(full.coterie.source.directory)
     count = 4 if arguments.quick else WINDOWS
-    texts = {domain: read_windows(tokenizer, path, count) for domain, path in text_files(arguments.text).items()}
+    passages = {
+        domain: read_passage(tokenizer, domain, path, count) for domain, path in text_files(arguments.text).items()
+    }
     models = {str(number): run.model for number, run in enumerate(runs)}
-    for domain, windows in texts.items():
-        print(f"{domain}: {len(windows)} windows", file=sys.stderr, flush=True)
-        for number, tally in compare(full, models, windows).items():
-            runs[int(number)].tallies[domain] = tally
+    for domain, passage in passages.items():
+        print(f"{domain}: {len(passage.windows)} windows", file=sys.stderr, flush=True)
+        for number, scores in compare(full, models, passage).items():
+            runs[int(number)].scores[domain] = scores
     for run in runs:
         run.absent = absent_share(run)
-    tabulate(report, runs, texts)
-    proof = prove_exact(full, texts)
+    tabulate(report, runs, passages)
+    proof = prove_exact(full, passages)
     if arguments.quick:
         report.require("everything is bit-identical to stock transformers, eager", f"{proof[1]} differ", not proof[1])
     else:
-        require(report, runs, proof)
+        require(report, runs, proof, passages)
     return report.finish()
 
 
