@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
@@ -24,6 +26,11 @@ PRESENT = (0, 2, 3, 6)
 SELECTION = "0,2-3,6"
 IDENTITIES = {"longcat_flash": 4}
 """Choices without an expert, with the ids after those of the experts: always there."""
+
+
+def need_mask(name: str) -> None:
+    if name == "switch_transformers" and Version(transformers.__version__) < Version("5.8"):
+        pytest.skip("older releases' router of Switch Transformers is refused: it chooses in another way")
 
 
 def available(name: str, present: tuple[int, ...] = PRESENT) -> Tensor:
@@ -66,6 +73,7 @@ def chosen_ids(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tenso
 def test_mask_is_a_stock_router_whose_scores_of_absent_experts_are_minus_infinity(
     name, partial, fresh_stock, zoo_stock, open_model
 ):
+    need_mask(name)
     model = open_model(partial(name), missing="mask", expert_memory="50%")
     reference = mask_in_stock(fresh_stock(name), available(name))
     for seed in range(2):
@@ -100,6 +108,8 @@ def test_policies_are_a_stock_model_whose_routing_is_changed(name, policy, parti
 @pytest.mark.parametrize("policy", ["mask", "drop", "nearest"])
 @pytest.mark.parametrize("name", NAMES)
 def test_generation_goes_on_with_absent_experts(name, policy, partial, open_model):
+    if policy == "mask":
+        need_mask(name)
     model = open_model(partial(name), missing=policy, expert_memory="50%")
     inputs = MATRIX[name].inputs(seed=3, batch=2)
     tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)
@@ -138,7 +148,7 @@ def test_experts_per_token_is_what_stock_does_with_such_a_configuration(
 
 
 def test_the_experts_per_token_of_switch_are_fixed(partial):
-    with pytest.raises(UnsupportedError, match="always chooses 1 expert"):
+    with pytest.raises(UnsupportedError, match="not supported for routers of class SwitchTransformersTop1Router"):
         load(partial("switch_transformers", None), experts_per_token=2, expert_memory="50%")
 
 
@@ -147,6 +157,7 @@ def test_mask_with_fewer_experts_than_k_is_a_stock_model_of_that_k(
     name, partial, fresh_stock, zoo_checkpoint, open_model
 ):
     """Not of LongCat-Flash, which always has its identity experts."""
+    need_mask(name)
     for present in ((5,), (1, 5)):
         model = open_model(partial(name, ",".join(map(str, present))), missing="mask")
         options = (
