@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness.options import options
-from harness.report import Report
 
 from coterie.eviction import (
     DEFAULT_POLICY,
@@ -32,6 +30,8 @@ from coterie.eviction import (
 )
 from coterie.eviction.trace import Scope
 from coterie.spec import ExpertKey
+from harness.options import options
+from harness.report import Report
 
 TUNED_ON = "deepseek-v2-lite-law.npz"
 SCOPES: tuple[Scope, ...] = ("global", "layer")
@@ -165,7 +165,7 @@ def main() -> int:
     """Replays and reports."""
     parser = options(__doc__)
     parser.add_argument("--traces", type=Path, nargs="+", default=[DATA], help="npz files, or folders (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=2048, help="of each trace (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=512, help="of each trace (%(default)s)")
     given = parser.parse_args()
     files = found(given.traces)
     report = Report("eviction", "Eviction policies on recorded routing", work=Path(), quick=given.quick)

@@ -37,8 +37,10 @@ class MarkovPolicy(Generic[K]):
     that lies between (in (0, 1]; banks in the order in which they were first heard of). The lowest product leaves
     first; ties by the order of first appearance.
 
-    A visit ends when the bank is come back to, or one of its members is used again. Cold insertions are no uses; they
-    leave before all others, the latest one first, until they are used.
+    A visit ends when the bank is come back to after others; with three banks or fewer, also when one of its members
+    is used again. It is learned from when the next bank's turn comes: learning from each use at once costs twice the
+    time and wins next to no hits. Cold insertions are no uses; they leave before all others, the latest one first,
+    until they are used.
     """
 
     def __init__(self) -> None:
@@ -52,6 +54,7 @@ class MarkovPolicy(Generic[K]):
         self._moves = 0
         # By bank and expert; infinite for what cannot leave, because it is not resident or among the cold.
         self._scores: Scores = np.full((0, 0), inf, dtype=np.float32)
+        self._candidates = self._scores.copy()
         # The discounts of a pass twice over: every bank's view of them is a slice.
         self._discounts: Scores = np.zeros(0, dtype=np.float32)
 
@@ -91,12 +94,10 @@ class MarkovPolicy(Generic[K]):
         yield from reversed(self._cold)
         if self._current is None:
             return
-        if not self._current.learned:
-            # Once a visit is early enough: members that are still to come will be held, and only refine the rest.
-            self._publish(self._current)
         count = len(self._banks)
         first = count - 1 - self._current.number
-        scores = self._scores[:count] * self._discounts[first : first + count, None]
+        discounts = self._discounts[first : first + count, None]
+        scores = np.multiply(self._scores[:count], discounts, out=self._candidates[:count])
         flat, width = scores.ravel(), scores.shape[1]
         for _ in range(_SINGLE_STEPS):
             place = int(flat.argmin())
@@ -121,12 +122,18 @@ class MarkovPolicy(Generic[K]):
                 current.left_at = self._moves
             self._moves += 1
             self._current = bank
-            resumed = self._moves - bank.left_at <= _INTERLUDE < len(self._banks) - 1
-            if not resumed or index in bank.members:
+            if self._moves - bank.left_at > _INTERLUDE or not self._can_resume:
                 bank.begin_visit()
-        elif index in bank.members:
+        elif index in bank.members and not self._can_resume:
+            self._publish(bank)
             bank.begin_visit()
-        bank.use(index)
+        if index not in bank.members:
+            bank.use(index)
+
+    @property
+    def _can_resume(self) -> bool:
+        """Whether there are enough banks to tell a short interlude from a pass."""
+        return len(self._banks) > _INTERLUDE + 1
 
     def _publish(self, bank: Bank) -> None:
         """Brings the scores of a bank up to date with its visit."""
@@ -157,6 +164,7 @@ class MarkovPolicy(Generic[K]):
             grown = np.full((grown_rows, max(columns, had_columns)), inf, dtype=np.float32)
             grown[:had_rows, :had_columns] = self._scores
             self._scores = grown
+            self._candidates = grown.copy()
         if 2 * rows != len(self._discounts):
             once = _PHASE_DISCOUNT ** (np.arange(1, rows + 1, dtype=np.float32) / rows)
             self._discounts = np.concatenate([once, once])

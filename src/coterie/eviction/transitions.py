@@ -21,7 +21,7 @@ _LARGEST_TABLE = 1024
 """Experts of a bank up to which transitions are kept: two bytes for each pair."""
 _FIRST_WIDTH = 64
 
-_DECAYS = np.array([exp(-1 / scale) for scale in _TIME_SCALES], dtype=np.float32)
+_DECAYS = np.array([[exp(-1 / scale)] for scale in _TIME_SCALES], dtype=np.float32)
 _WEIGHTS = np.array(
     [share * (1 - exp(-1 / scale)) for share, scale in zip(_SHARES, _TIME_SCALES, strict=True)], dtype=np.float32
 )
@@ -45,7 +45,6 @@ class Bank:
     Attributes:
         number: Position among the banks.
         members: What the present visit has used.
-        learned: Whether any of the members has been taken in by :meth:`learn`.
         left_at: The policy's count of moves when another bank's turn came.
         width: Experts that the arrays have room for.
         likelihood: float32 [width].
@@ -53,19 +52,18 @@ class Bank:
     """
 
     __slots__ = (
-        "_followed", "_fresh", "_previous", "_sums", "_visits", "_visits_begun", "absence", "learned", "left_at",
+        "_followed", "_fresh", "_previous", "_sums", "_visits", "_visits_begun", "absence", "left_at",
         "likelihood", "members", "number", "width",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.members: dict[int, None] = {}
-        self.learned = False
         self.left_at = -inf
         self.width = _FIRST_WIDTH
         self.likelihood = np.zeros(_FIRST_WIDTH, dtype=np.float32)
         self.absence = np.full(_FIRST_WIDTH, inf, dtype=np.float32)
-        self._sums = np.zeros((_FIRST_WIDTH, len(_TIME_SCALES)), dtype=np.float32)
+        self._sums = np.zeros((len(_TIME_SCALES), _FIRST_WIDTH), dtype=np.float32)
         self._visits = np.zeros(_FIRST_WIDTH, dtype=np.float32)
         self._followed: npt.NDArray[np.uint16] | None = np.zeros((_FIRST_WIDTH, _FIRST_WIDTH), dtype=np.uint16)
         self._previous: npt.NDArray[np.intp] | None = None
@@ -80,7 +78,7 @@ class Bank:
         self.width += added
         self.likelihood = np.pad(self.likelihood, (0, added))
         self.absence = np.pad(self.absence, (0, added), constant_values=inf)
-        self._sums = np.pad(self._sums, ((0, added), (0, 0)))
+        self._sums = np.pad(self._sums, ((0, 0), (0, added)))
         self._visits = np.pad(self._visits, (0, added))
         if self.width > _LARGEST_TABLE:
             self._followed = None
@@ -90,7 +88,6 @@ class Bank:
     def begin_visit(self) -> None:
         """The members so far become what the next ones follow."""
         self.learn()
-        self.learned = False
         self._sums *= _DECAYS
         self._visits_begun += 1
         if self._visits_begun % _HALVING_VISITS == 0 and self._followed is not None:
@@ -111,8 +108,11 @@ class Bank:
         if not self._fresh:
             return False
         fresh = np.array(self._fresh, dtype=np.intp)
-        self._sums[fresh] += 1
-        use = self._sums @ _WEIGHTS
+        # A whole row is added faster than a few columns are.
+        used = np.zeros(self.width, dtype=np.float32)
+        used[fresh] = 1
+        self._sums += used
+        use = _WEIGHTS @ self._sums
         followed = self._followed
         if followed is None:
             self.likelihood = use
@@ -129,5 +129,4 @@ class Bank:
             use += trust @ followed[members]
             self.likelihood = use
         self._fresh.clear()
-        self.learned = True
         return True

@@ -1,0 +1,179 @@
+"""The predicting policy against its formulas written out, and on routing with and without habits."""
+
+import math
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coterie.eviction import DEFAULT_POLICY, Group, MarkovPolicy, belady, simulate
+from coterie.eviction.transitions import Bank
+
+SCALES, SHARES = (1.5, 8.0, 64.0), (0.3, 0.3, 0.4)
+
+
+def always(key):
+    return True
+
+
+def reference_likelihood(visits, expert):
+    """The docstring of Bank, term by term, over the whole history."""
+
+    def use(j):
+        total = 0.0
+        for scale, share in zip(SCALES, SHARES, strict=True):
+            decay = math.exp(-1 / scale)
+            ages = [len(visits) - 1 - n for n, visit in enumerate(visits) if j in visit]
+            total += share * (1 - decay) * sum(decay**age for age in ages)
+        return total
+
+    def after(a, j):
+        following = [later for earlier, later in pairwise(visits) if a in earlier]
+        return (sum(j in visit for visit in following) + 3 * use(j)) / (len(following) + 3)
+
+    members = visits[-1]
+    return 0.2 * use(expert) + 0.8 * sum(after(a, expert) for a in members) / len(members)
+
+
+def tell(policy, visits, resident):
+    for visit in visits:
+        for key in visit:
+            if key in resident:
+                policy.hit(key)
+            else:
+                policy.insert(key, 1)
+                resident.add(key)
+
+
+histories = st.lists(st.sets(st.integers(0, 6), min_size=1, max_size=4), min_size=1, max_size=30)
+
+
+@given(visits=histories)
+def test_likelihood_is_what_the_formulas_say(visits):
+    bank = Bank(0)
+    for visit in visits:
+        bank.begin_visit()
+        for expert in sorted(visit):
+            bank.use(expert)
+    bank.learn()
+    for expert in range(7):
+        assert bank.likelihood[expert] == pytest.approx(reference_likelihood(visits, expert), rel=1e-4, abs=1e-6)
+
+
+@given(visits=histories, cut=st.integers(1, 3))
+def test_learning_in_pieces_is_learning_at_once(visits, cut):
+    whole, pieces = Bank(0), Bank(0)
+    for visit in visits:
+        for bank in (whole, pieces):
+            bank.begin_visit()
+        for number, expert in enumerate(sorted(visit)):
+            whole.use(expert)
+            pieces.use(expert)
+            if number % cut == 0:
+                pieces.learn()
+    whole.learn()
+    pieces.learn()
+    assert pieces.likelihood.tolist() == pytest.approx(whole.likelihood.tolist(), rel=1e-4, abs=1e-6)
+
+
+@given(
+    steps=st.lists(st.lists(st.sets(st.integers(0, 5), min_size=1, max_size=3), min_size=3, max_size=3), min_size=2),
+    gone=st.sets(st.integers(0, 5)),
+    now=st.integers(0, 2),
+)
+def test_victims_come_in_the_order_of_the_formulas(steps, gone, now):
+    """Three banks in turn; the last of ``steps`` ends after bank ``now``."""
+    policy = MarkovPolicy()
+    resident = set()
+    history = [[], [], []]
+    for number, step in enumerate(steps):
+        for bank, ids in enumerate(step):
+            if number < len(steps) - 1 or bank <= now:
+                tell(policy, [[(bank, expert) for expert in sorted(ids)]], resident)
+                history[bank].append(ids)
+    for key in [key for key in resident if key[1] in gone and key[0] != now]:
+        policy.remove(key)
+        resident.remove(key)
+    order = policy.victims(len(resident), always)
+    assert set(order) == resident
+
+    def score(key):
+        bank, expert = key
+        # What the present visit uses is learned from when it is over.
+        known = history[bank][:-1] if bank == now else history[bank]
+        away = (bank - now - 1) % 3 + 1
+        return 0.6 ** (away / 3) * (reference_likelihood(known, expert) if known else 0.0)
+
+    scores = [score(key) for key in order]
+    for first, second in pairwise(scores):
+        assert first <= second + 1e-5
+
+
+def test_what_is_learned_outlives_eviction():
+    policy = MarkovPolicy()
+    resident = set()
+    tell(policy, [["a", "b"], ["a", "b"], ["a", "c"], ["a", "b"], ["a"]], resident)
+    policy.remove("b")
+    policy.insert("b", 1)
+    assert policy.victims(1, always) == ["c"]
+
+
+def test_a_prefetch_for_another_bank_does_not_end_a_visit():
+    def visits_seen(prefetched):
+        policy = MarkovPolicy()
+        resident = set()
+        for _ in range(6):
+            for bank in range(4):
+                keys = [(bank, 0), (bank, 1)]
+                tell(policy, [keys[:1]], resident)
+                if prefetched and (bank, 1) in resident:
+                    policy.hit(((bank + 1) % 4, 1))
+                tell(policy, [keys[1:]], resident)
+        return policy._banks[1]._visits_begun
+
+    assert visits_seen(prefetched=True) == visits_seen(prefetched=False) == 6
+
+
+def test_a_bank_of_any_size_and_more_than_a_table_holds():
+    policy = MarkovPolicy()
+    for key in range(1500):
+        policy.insert((0, key), 1)
+    policy.hit((0, 3))
+    policy.insert((1, 0), 1)
+    victims = policy.victims(1501, always)
+    assert len(set(victims)) == 1501
+    assert (0, 3) in victims[-2:]
+
+
+def routing(steps, layers, experts, top_k, seed):
+    """Skewed, and persistent: half of a token's experts stay, others follow from those by a rule or by chance."""
+    draw = random.Random(seed)
+    weights = [1 / (rank + 2) for rank in range(experts)]
+    present = [draw.sample(range(experts), top_k) for _ in range(layers)]
+    for step in range(steps):
+        for layer in range(layers):
+            kept = draw.sample(present[layer], top_k // 2)
+            chosen = dict.fromkeys(kept)
+            for expert in kept:
+                follows = draw.random() < 0.6
+                chosen[(expert * 5 + layer) % experts if follows else draw.choices(range(experts), weights)[0]] = None
+            while len(chosen) < top_k:
+                chosen[draw.choices(range(experts), weights)[0]] = None
+            present[layer] = list(chosen)[:top_k]
+            yield Group(step=step, layer=layer, keys=tuple((layer, expert) for expert in present[layer]))
+
+
+@pytest.mark.parametrize("residency", [0.25, 0.5])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_default_closes_a_part_of_the_gap_between_lru_and_the_optimum(residency, seed):
+    trace = list(routing(300, 6, 32, 4, seed))
+    capacity = int(residency * 6 * 32)
+    lru, ours, best = (
+        simulate(trace, capacity, "lru").hit_rate,
+        simulate(trace, capacity, DEFAULT_POLICY).hit_rate,
+        belady(trace, capacity).hit_rate,
+    )
+    assert best - lru > 0.05
+    assert ours > lru + 0.1 * (best - lru)
