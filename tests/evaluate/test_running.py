@@ -74,7 +74,7 @@ def test_lossless_against_itself_is_exactly_nothing(readable: Path, words, tmp_p
     from coterie.extraction import extract
 
     extract(readable, tmp_path / "store")
-    found = evaluate(tmp_path / "store", [words(200)], against=readable, context=48, memory="2GiB")
+    found = evaluate(tmp_path / "store", [words(200)], against=readable, context=48, memory="8GiB")
     compared = found.total.comparison
     assert (compared.kld.value, compared.kld.high, compared.kld_max) == (0.0, 0.0, 0.0)
     assert (compared.ratio.value, compared.ratio.low, compared.ratio.high) == (1.0, 1.0, 1.0)
@@ -154,7 +154,7 @@ def test_both_models_share_one_budget(readable: Path, partial: Path, words, monk
         return predict(model, *arguments)
 
     monkeypatch.setattr(running, "predict", watch)
-    budget = 2 << 30
+    budget = 8 << 30
     evaluate(partial, [words(20)], against=readable, missing="mask", context=32, memory=budget)
     full, model = plans[0], plans[1]
     assert full.budget < model.budget < budget
