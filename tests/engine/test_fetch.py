@@ -29,7 +29,7 @@ def partial(zoo_store, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.matrix), BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_it_computes_as_the_complete_model(name, dtype, partial, zoo_checkpoint, zoo_stock, open_model):
     path, source = partial(name, dtype), zoo_checkpoint(name, dtype)

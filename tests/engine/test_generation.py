@@ -69,6 +69,7 @@ def padded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+@pytest.mark.matrix
 @DTYPES
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", FAMILIES)
@@ -167,6 +168,7 @@ def test_a_cache_of_ones_own_continues(dtype, pair):
 # --- sequence to sequence ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.matrix
 @DTYPES
 @pytest.mark.parametrize("mode", ["greedy", "beams", "sampled", "sampled, several", "no cache", "static cache"])
 @pytest.mark.parametrize("name", ["switch_transformers", "nllb_moe"])
@@ -189,6 +191,7 @@ def test_sequence_to_sequence(name, mode, dtype, tmp_path_factory, open_model):
 # --- pictures and sounds ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.matrix
 @DTYPES
 @pytest.mark.parametrize("mode", ["greedy", "beams", "sampled", "static cache"])
 @pytest.mark.parametrize(

@@ -69,6 +69,9 @@ def chosen_ids(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tenso
     return logits(model, inputs), seen
 
 
+pytestmark = pytest.mark.matrix
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_mask_is_a_stock_router_whose_scores_of_absent_experts_are_minus_infinity(
     name, partial, fresh_stock, zoo_stock, open_model
@@ -104,7 +107,6 @@ def test_policies_are_a_stock_model_whose_routing_is_changed(name, policy, parti
     assert model.coterie.stats().total.absent > 0
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("policy", ["mask", "drop", "nearest"])
 @pytest.mark.parametrize("name", NAMES)
 def test_generation_goes_on_with_absent_experts(name, policy, partial, open_model):
@@ -129,7 +131,6 @@ def with_top_k(path: Path, count: int) -> Any:
     return config
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "switch_transformers"])
 def test_experts_per_token_is_what_stock_does_with_such_a_configuration(
