@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from coterie.eviction import (
-    DEFAULT_POLICY,
     POLICY_NAMES,
     EvictionPolicy,
     RecordedTrace,
@@ -29,7 +28,7 @@ from coterie.eviction import (
     read_trace,
 )
 from coterie.eviction.trace import Scope
-from coterie.spec import ExpertKey
+from coterie.spec import DEFAULT_POLICY, ExpertKey
 from harness.options import options
 from harness.report import Report
 

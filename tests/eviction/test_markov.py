@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.eviction import DEFAULT_POLICY, Group, MarkovPolicy, belady, simulate
+from coterie.eviction import Group, MarkovPolicy, belady, simulate
 from coterie.eviction.transitions import Bank
+from coterie.spec import DEFAULT_POLICY
 
 SCALES, SHARES = (1.5, 8.0, 64.0), (0.3, 0.3, 0.4)
 

@@ -18,7 +18,7 @@ from coterie.cache.shelf import Shelf
 from coterie.cache.statistics import CacheStats
 from coterie.errors import MemoryBudgetError, UsageError
 from coterie.eviction import EvictionPolicy, make_policy
-from coterie.spec import BankKey, ExpertKey, ExpertSource, Phase, format_bytes
+from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase, format_bytes
 
 
 def minimum_capacity(source: ExpertSource) -> int:
@@ -65,7 +65,7 @@ class ExpertCache:
         source: ExpertSource,
         *,
         capacity: int,
-        eviction: str | EvictionPolicy[ExpertKey] = "markov",
+        eviction: str | EvictionPolicy[ExpertKey] = DEFAULT_POLICY,
         verify_reads: bool = False,
         read_threads: int = 4,
         queue_depth: int | None = None,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
+from coterie.cli.console import count_progress, plain_table, print_json, print_note, print_table, results
+from coterie.cli.files import read_text_file
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
 from coterie.cli.opening import OpenOptions, import_engine, open_model
-from coterie.cli.texts import read_text_file
-from coterie.spec import format_bytes
+from coterie.spec import DEFAULT_POLICY, format_bytes
 
 if TYPE_CHECKING:
     from coterie.bench import Breakdown, Measurement
@@ -72,7 +71,7 @@ def command(
     component: shared.ComponentOption = None,
     missing: shared.MissingOption = None,
     source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = "markov",
+    eviction: shared.EvictionOption = DEFAULT_POLICY,
     experts_per_token: ExpertsPerTokenOption = None,
     max_context: shared.MaxContextOption = None,
     revision: shared.RevisionOption = None,
@@ -138,7 +137,12 @@ def _run(
     from coterie import bench
 
     prompt = bench.prompt_of(opened.processors.tokenizer, prompt_tokens, bench.TEXT if text is None else text)
-    with _progress((runs + 2 * breakdown) * new_tokens, quiet=quiet) as advance:
+    total = (runs + 2 * breakdown) * new_tokens
+    with nullcontext(_nothing) if quiet else count_progress("measuring", total) as count:
+
+        def advance(_: int) -> None:
+            count()
+
         measured = [bench.measure(opened.model, prompt, new_tokens, seed=seed, on_token=advance) for _ in range(runs)]
         parts = None
         if breakdown:
@@ -146,18 +150,8 @@ def _run(
     return measured, parts
 
 
-@contextmanager
-def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Counts tokens in a terminal."""
-    if quiet or not notes().is_terminal:
-        yield lambda _: None
-        return
-    from rich import progress as bar
-
-    columns = (bar.TextColumn("measuring"), bar.BarColumn(), bar.MofNCompleteColumn(), bar.TimeRemainingColumn())
-    with bar.Progress(*columns, console=notes(), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda _: progress.advance(task)
+def _nothing() -> None:
+    """Shows nothing."""
 
 
 def _print_runs(measured: list[Measurement]) -> None:

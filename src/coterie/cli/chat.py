@@ -15,6 +15,7 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.answer import experts_line, summary, write_text
 from coterie.cli.console import print_error, print_note
+from coterie.cli.files import check_writable
 from coterie.cli.generation_options import (
     ExpertsPerTokenOption,
     GreedyOption,
@@ -28,7 +29,8 @@ from coterie.cli.generation_options import (
 )
 from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
-from coterie.errors import ContextLengthError, InputError, UsageError
+from coterie.errors import ContextLengthError, InputError
+from coterie.spec import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from coterie.engine.conversation import Conversation
@@ -55,7 +57,7 @@ def command(
     component: shared.ComponentOption = None,
     missing: shared.MissingOption = None,
     source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = "markov",
+    eviction: shared.EvictionOption = DEFAULT_POLICY,
     experts_per_token: ExpertsPerTokenOption = None,
     max_context: shared.MaxContextOption = None,
     verify_reads: shared.VerifyReadsOption = False,
@@ -79,8 +81,8 @@ def command(
     Lines that begin with a slash are commands; /help lists them. A message that begins with a slash is written with
     two. When stdin is not a terminal, each line is one turn, and nothing is asked.
     """
-    if stats is not None and not stats.absolute().parent.is_dir():
-        raise UsageError(f"There is no directory {stats.absolute().parent} to write {stats.name} in.", path=stats)
+    if stats is not None:
+        check_writable(stats)
     import_engine(quiet=quiet)
     from coterie.engine.conversation import Conversation
     from coterie.engine.sampling import Sampling

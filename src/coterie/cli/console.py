@@ -109,6 +109,33 @@ def byte_progress(description: str, total: int | None) -> Iterator[Callable[[int
         yield lambda nbytes: progress.advance(task, nbytes)
 
 
+@contextmanager
+def count_progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Shows how many of so many things are done, and the time left: a bar in a terminal, elsewhere nothing.
+
+    Args:
+        description: What is being done.
+        total: Things in all.
+
+    Yields:
+        A function to call when one more is done.
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich import progress as bar
+
+    columns = (
+        bar.TextColumn("{task.description}"),
+        bar.BarColumn(),
+        bar.MofNCompleteColumn(),
+        bar.TimeRemainingColumn(),
+    )
+    with bar.Progress(*columns, console=notes(), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)
+
+
 class _PlainProgress:
     """Progress as occasional lines of text."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
+from coterie.cli.files import check_writable
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
 from coterie.cli.opening import import_engine, quiet_terminal
-from coterie.errors import UsageError
+from coterie.spec import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ def command(
     component: shared.ComponentOption = None,
     missing: shared.MissingOption = None,
     source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = "markov",
+    eviction: shared.EvictionOption = DEFAULT_POLICY,
     experts_per_token: ExpertsPerTokenOption = None,
     verify_reads: shared.VerifyReadsOption = False,
     revision: shared.RevisionOption = None,
@@ -106,8 +106,10 @@ def command(
 
     Ctrl-C ends it with exit code 130; with --resume the same command goes on where it was.
     """
-    for path in (output, resume):
-        _check_writable(path)
+    if output is not None:
+        check_writable(output)
+    if resume is not None:
+        check_writable(resume, appended=True)
     import_engine(quiet=quiet or as_json)
     from coterie.evaluate import evaluate
 
@@ -139,17 +141,6 @@ def command(
         print_json(evaluation.to_json())
     else:
         _print(evaluation)
-
-
-def _check_writable(path: Path | None) -> None:
-    """What would fail at the end is told before a model is opened."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"There is no directory {folder} to write {path.name} in.", path=path)
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise UsageError(f"{path} cannot be written: there is no permission.", path=path)
 
 
 def _write(path: Path, evaluation: Evaluation) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.answer import summary, write_text
 from coterie.cli.console import print_json, print_note
+from coterie.cli.files import check_writable, read_text_file
 from coterie.cli.generation_options import (
     AudiosOption,
     ExpertsPerTokenOption,
@@ -32,8 +32,8 @@ from coterie.cli.generation_options import (
 )
 from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
-from coterie.cli.texts import read_text_file
 from coterie.errors import InputError, UsageError
+from coterie.spec import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from coterie.engine.completion import Completion
@@ -85,7 +85,7 @@ def command(
     component: shared.ComponentOption = None,
     missing: shared.MissingOption = None,
     source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = "markov",
+    eviction: shared.EvictionOption = DEFAULT_POLICY,
     experts_per_token: ExpertsPerTokenOption = None,
     max_context: shared.MaxContextOption = None,
     verify_reads: shared.VerifyReadsOption = False,
@@ -275,10 +275,8 @@ def _check_files(
     if trace is not None and trace.suffix not in (".npz", ".jsonl"):
         raise UsageError(f"A trace is written as .npz or .jsonl, not {trace.name!r}.", path=trace)
     for path in (stats, trace, speech):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"There is no directory {path.absolute().parent} to write {path.name} in.", path=path)
-        if path is not None and not os.access(path.absolute().parent, os.W_OK):
-            raise UsageError(f"{path.name} cannot be written: {path.absolute().parent} is read-only.", path=path)
+        if path is not None:
+            check_writable(path)
 
 
 def _read_prompt(prompt: str | None, file: Path | None, *, has_media: bool) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.cli.console import notes, print_warning
 from coterie.cli.options import MissingPolicy
+from coterie.spec import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from coterie.engine.opened import OpenModel
@@ -26,7 +27,7 @@ class OpenOptions:
     component: str | None = None
     missing: MissingPolicy | None = None
     source: str | None = None
-    eviction: str = "markov"
+    eviction: str = DEFAULT_POLICY
     experts_per_token: int | None = None
     max_context: int | None = None
     verify_reads: bool = False

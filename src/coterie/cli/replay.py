@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
+from coterie.cli.console import count_progress, plain_table, print_json, print_note, print_table, results
 from coterie.cli.options import JsonOption
 from coterie.errors import UsageError
 from coterie.spec import format_bytes, parse_bytes
@@ -78,7 +75,7 @@ def command(
     for path in traces:
         trace = read_trace(path, phase=phase)
         sizes = _capacities(capacity, trace, nbytes)
-        with _progress(trace.name, simulations(sizes, names, scopes)) as advance:
+        with count_progress(trace.name, simulations(sizes, names, scopes)) as advance:
             reports.append(replay(trace, sizes, policies=names, scopes=scopes, expert_nbytes=nbytes, progress=advance))
         if not trace.experts_known:
             print_note(f"{trace.name} does not say how many experts there are; {trace.experts} is what its ids show.")
@@ -112,19 +109,6 @@ def _capacities(text: str, trace: RecordedTrace, expert_nbytes: int | None) -> l
             raise UsageError(f"A capacity of {item} does not hold a single expert of {trace.name}.", got=item)
         found.add(count)
     return sorted(found)
-
-
-@contextmanager
-def _progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar of simulations done, in a terminal; elsewhere nothing."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.progress import Progress
-
-    with Progress(console=notes(), transient=True) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
 
 
 def _print_report(report: ReplayReport) -> None:

@@ -30,7 +30,7 @@ from coterie.integration import (
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
 from coterie.plan.machine import default_memory_budget
-from coterie.spec import format_bytes, parse_bytes
+from coterie.spec import DEFAULT_POLICY, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +47,7 @@ def load(
     component: str | None = None,
     missing: Missing | None = None,
     source: str | Path | None = None,
-    eviction: str = "markov",
+    eviction: str = DEFAULT_POLICY,
     experts_per_token: int | None = None,
     max_context: int | None = None,
     verify_reads: bool = False,

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from coterie.engine.replacing import replacing
 from coterie.engine.statistics import TokenStats
 from coterie.errors import UsageError
+from coterie.eviction.recorded import ABSENT, TRACE_SCHEMA_VERSION
 from coterie.spec import BankKey, Event, ExpertsSelected, StepStarted
 
-TRACE_SCHEMA_VERSION = 1
 _PHASES = ("prefill", "decode")
 
 
@@ -133,7 +133,7 @@ class TraceRecorder:
             if not step.ids:
                 continue
             tokens = max(array.shape[0] for array in step.ids.values())
-            block = np.full((tokens, len(banks), width), 65535, dtype=np.uint16)
+            block = np.full((tokens, len(banks), width), ABSENT, dtype=np.uint16)
             gates = np.zeros((tokens, len(banks), width), dtype=np.float32)
             for index, bank in enumerate(banks):
                 if bank in step.ids:

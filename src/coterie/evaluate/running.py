@@ -22,6 +22,7 @@ from coterie.evaluate.texts import Text, check_same_tokens, encode, read_text
 from coterie.evaluate.windows import Window, plan_windows
 from coterie.hf.context import model_context
 from coterie.integration import Missing
+from coterie.spec import DEFAULT_POLICY
 
 DEFAULT_CONTEXT = 512
 """Input tokens of a window where the caller states none and the model allows them; llama.cpp's default."""
@@ -40,7 +41,7 @@ def evaluate(
     component: str | None = None,
     missing: Missing | None = None,
     source: str | Path | None = None,
-    eviction: str = "markov",
+    eviction: str = DEFAULT_POLICY,
     experts_per_token: int | None = None,
     verify_reads: bool = False,
     revision: str | None = None,

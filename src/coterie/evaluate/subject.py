@@ -14,7 +14,7 @@ from coterie.checkpoint import Checkpoint
 from coterie.engine import ModelSource, load, open_source
 from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
-from coterie.hf.tokenizer import check_tokenizer, load_tokenizer
+from coterie.hf.tokenizer import check_tokenizer, embedding_rows, load_tokenizer
 from coterie.integration import Missing
 from coterie.store import Store
 from coterie.store import names as store_names
@@ -104,8 +104,9 @@ class Subject:
             threads=self.threads,
         )
         try:
-            rows = model.get_input_embeddings().weight.shape[0]
-            check_tokenizer(self.tokenizer, rows, path=self.source.directory)
+            rows = embedding_rows(model)
+            if rows is not None:
+                check_tokenizer(self.tokenizer, rows, path=self.source.directory)
             yield model
         finally:
             model.coterie.close()

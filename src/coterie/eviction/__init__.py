@@ -5,7 +5,7 @@ from coterie.eviction.lfru import LfruPolicy
 from coterie.eviction.lfu import LfuPolicy
 from coterie.eviction.lru import LruPolicy
 from coterie.eviction.markov import MarkovPolicy
-from coterie.eviction.policy import DEFAULT_POLICY, POLICY_NAMES, make_policy
+from coterie.eviction.policy import POLICY_NAMES, make_policy
 from coterie.eviction.protocol import EvictionPolicy
 from coterie.eviction.recorded import RecordedTrace, read_trace
 from coterie.eviction.replay import Knee, ReplayReport, ReplayRow, knee, replay, simulations
@@ -13,7 +13,6 @@ from coterie.eviction.simulator import compare, simulate
 from coterie.eviction.trace import Group, Outcome, Scope
 
 __all__ = [
-    "DEFAULT_POLICY",
     "POLICY_NAMES",
     "EvictionPolicy",
     "Group",

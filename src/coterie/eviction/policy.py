@@ -22,10 +22,6 @@ POLICY_NAMES = tuple(sorted(_POLICIES))
 """The names that :func:`make_policy` knows."""
 
 
-DEFAULT_POLICY = "markov"
-"""What a cache uses unless told otherwise: the best of them on recorded routing of real models."""
-
-
 def make_policy(name: str) -> EvictionPolicy[Any]:
     """Makes a fresh, empty policy.
 

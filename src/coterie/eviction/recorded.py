@@ -20,7 +20,7 @@ from coterie.spec import ExpertKey
 ABSENT = 65535
 """The id where a token did not run a layer, or used fewer experts there."""
 _MAX_LAYERS = 4096
-_SCHEMA_VERSION = 1
+TRACE_SCHEMA_VERSION = 1
 
 ReplayedPhase = Literal["decode", "all"]
 Ids = npt.NDArray[np.int64]
@@ -197,12 +197,12 @@ def _as_ids(array: npt.NDArray[Any]) -> Ids:
 
 
 def _check_version(file: Path, version: int) -> None:
-    if version != _SCHEMA_VERSION:
+    if version != TRACE_SCHEMA_VERSION:
         raise InputError(
-            f"{file} is a trace of version {version}; this Coterie reads version {_SCHEMA_VERSION}.",
+            f"{file} is a trace of version {version}; this Coterie reads version {TRACE_SCHEMA_VERSION}.",
             advice="Use the Coterie that wrote it, or record it again.",
             path=file,
-            expected=_SCHEMA_VERSION,
+            expected=TRACE_SCHEMA_VERSION,
             got=version,
         )
 

@@ -1,6 +1,7 @@
 """Keys, layouts, sizes and events: frozen values that every other package may use. No torch."""
 
 from coterie.spec.context import ContextShape
+from coterie.spec.defaults import DEFAULT_POLICY
 from coterie.spec.events import Event, ExpertsSelected, ExpertsServed, Observer, Phase, StepStarted
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
@@ -8,6 +9,7 @@ from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges
 from coterie.spec.source import ExpertSource, Extent
 
 __all__ = [
+    "DEFAULT_POLICY",
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
     "RECORD_ALIGNMENT",

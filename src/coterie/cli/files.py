@@ -1,0 +1,38 @@
+"""The files that a user names: texts to read, and where results are to be written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from coterie.errors import InputError, UsageError
+
+
+def read_text_file(path: Path) -> str:
+    """The text of a UTF-8 file, without the newline at its end.
+
+    Raises:
+        InputError: If it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).", path=path) from error
+
+
+def check_writable(path: Path, *, appended: bool = False) -> None:
+    """Finds before any work is done that a file cannot be written at its end.
+
+    Args:
+        path: The file.
+        appended: It is written in place, if it is there; other files are replaced by new ones beside them.
+
+    Raises:
+        UsageError: If there is no such directory, or it or the file is read-only.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"There is no directory {folder} to write {path.name} in.", path=path)
+    target = path.absolute() if appended and path.exists() else folder
+    if not os.access(target, os.W_OK):
+        raise UsageError(f"{path.name} cannot be written: {target} is read-only.", path=path)
