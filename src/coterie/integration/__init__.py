@@ -4,6 +4,7 @@ from coterie.integration.attach import Attachment
 from coterie.integration.bank import BankCounters, StreamedBank
 from coterie.integration.guards import install_guards
 from coterie.integration.linear import round_as_stock
+from coterie.integration.norms import quicken_norms
 from coterie.integration.missing import Missing, check_missing
 from coterie.integration.quantizer import StreamingConfig, forget, register
 
@@ -17,5 +18,6 @@ __all__ = [
     "forget",
     "install_guards",
     "register",
+    "quicken_norms",
     "round_as_stock",
 ]
