@@ -1,4 +1,4 @@
-"""A Mixture-of-Experts layer with quantised SwiGLU-like experts, computed where they lie, in whatever order they come."""
+"""A Mixture-of-Experts layer with quantised gated experts, computed where they lie, in whatever order they come."""
 
 from __future__ import annotations
 
