@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -207,3 +212,30 @@ def test_the_schemes_by_name() -> None:
     assert {name: lossy_scheme(name) for name in SCHEMES} == SCHEMES
     with pytest.raises(UsageError, match="int8"):
         lossy_scheme("int9")
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the capabilities are those of x86-64")
+def test_the_same_bytes_with_every_instruction_set() -> None:
+    script = (
+        "import hashlib, torch\n"
+        "from coterie.quant import SCHEMES\n"
+        "weights = torch.randn(300, 416, generator=torch.Generator('cpu').manual_seed(0), dtype=torch.float64)\n"
+        "weights = (weights * 2**20).round().float() / 2**20\n"
+        "digest = hashlib.sha256(weights.numpy().tobytes())\n"
+        "for scheme in SCHEMES.values():\n"
+        "    for part in scheme.quantise(weights):\n"
+        "        digest.update(part.view(-1).view(torch.uint8).numpy().tobytes())\n"
+        "print(torch.backends.cpu.get_cpu_capability(), digest.hexdigest())"
+    )
+    found: dict[str, str] = {}
+    for capability in ("default", "avx2", None):
+        environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
+        if capability is not None:
+            environment["ATEN_CPU_CAPABILITY"] = capability
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+        )
+        used, digest = done.stdout.split()
+        found[used] = digest
+    assert len(found) > 1
+    assert len(set(found.values())) == 1
