@@ -26,8 +26,8 @@ from torch import Tensor
 from coterie import extract, inspect, load
 from coterie.checkpoint import Checkpoint
 from coterie.engine import resolve_path
-from coterie.engine.tokenizer import load_tokenizer
 from coterie.hf.banks import find_banks
+from coterie.hf.tokenizer import load_tokenizer
 from coterie.quant import SCHEMES
 from coterie.quant.grouping import group_size
 from harness.options import options
