@@ -140,6 +140,7 @@ def test_quantised_checkpoints_are_quantised_again(name: str, tmp_path: Path) ->
         with torch.no_grad():
             answers.append(model(input_ids=ids).logits.float())
         model.coterie.close()
+    # Wide: a token whose scores are close may be routed to another expert.
     assert (answers[0] - answers[1]).norm() < 0.2 * answers[0].norm()
 
 

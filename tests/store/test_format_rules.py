@@ -149,7 +149,7 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R31", "banks[0].segments[0].experts[2].layout", codes(shape=[12, 80])),
     ("R31", "banks[0].segments[0].experts[2].layout", codes(1, name="other")),
     ("R31", "banks[0].segments[0].experts[2].layout", codes(1, dtype="F16")),
-    ("R31", "banks[0].segments[0].experts[2].layout", codes(1, shape=[24, 2, 2])),
+    ("R31", "banks[0].segments[0].experts[2].layout", codes(1, shape=[2, 24, 2])),
     ("R16", "banks[0].segments[0].experts[0].offset", record("offset", 0)),
     ("R16", "banks[0].segments[0].experts[0].offset", record("offset", 4097)),
     ("R16", "banks[0].segments[0].experts[1]", record("offset", 4096, 1)),

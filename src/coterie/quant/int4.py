@@ -2,7 +2,7 @@
 
 Codes are stored plus 8, so from 0 to 15; byte j of a row holds column 2j in its lower half and column 2j + 1 in its
 upper half (zero if the row has an odd length). ``weight = (stored - 8) * scale + zero`` in float32, rounded to the
-model's dtype. Scales and zeros lie as torch's 4-bit product for CPUs takes them: [groups, rows, 2].
+model's dtype. Everything of a row lies together, whatever the instruction set that computes with it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Int4(Scheme):
     codes_per_element = 2
 
     def parts(self, rows: int, columns: int) -> PartFields:
-        """``""``: codes [rows, ⌈columns / 2⌉] U8; ``_scales``: [groups, rows, 2] BF16."""
-        return (("", "U8", (rows, -(-columns // 2))), ("_scales", "BF16", (group_count(columns), rows, 2)))
+        """``""``: codes [rows, ⌈columns / 2⌉] U8; ``_scales``: [rows, groups, 2] BF16."""
+        return (("", "U8", (rows, -(-columns // 2))), ("_scales", "BF16", (rows, group_count(columns), 2)))
 
     def _quantise(self, weights: torch.Tensor) -> Parts:
         rows, columns = weights.shape
         packed = torch.empty(rows, -(-columns // 2), dtype=torch.uint8)
-        scales = torch.empty(group_count(columns), rows, 2, dtype=torch.bfloat16)
+        scales = torch.empty(rows, group_count(columns), 2, dtype=torch.bfloat16)
         for block in row_blocks(rows, columns):
             x = weights[block].float()
             codes = torch.empty(x.shape, dtype=torch.uint8)
@@ -40,8 +40,8 @@ class Int4(Scheme):
                 shape = (size, grouped.shape[1], len(x))
                 stored = (found.codes + _ZERO_CODE).to(torch.uint8).view(shape)
                 codes[:, first:end] = stored.permute(2, 1, 0).reshape(len(x), -1)
-                pairs = torch.stack([found.scales, found.zeros], dim=-1)
-                scales[group : group + shape[1], block] = pairs.view(shape[1], len(x), 2)
+                pairs = torch.stack([found.scales, found.zeros], dim=-1).view(shape[1], len(x), 2)
+                scales[block, group : group + shape[1]] = pairs.transpose(0, 1)
             packed[block] = pack(codes)
         return packed, scales
 
@@ -53,8 +53,8 @@ class Int4(Scheme):
         size = group_size(columns)
         for block in row_blocks(rows, columns):
             codes = unpack(packed[block], columns).float() - _ZERO_CODE
-            pairs = scales[:, block].float().repeat_interleave(size, dim=0)[:columns]
-            weights[block] = (codes * pairs[..., 0].t() + pairs[..., 1].t()).to(dtype)
+            pairs = scales[block].float().repeat_interleave(size, dim=1)[:, :columns]
+            weights[block] = (codes * pairs[..., 0] + pairs[..., 1]).to(dtype)
         return weights
 
 

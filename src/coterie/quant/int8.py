@@ -22,13 +22,13 @@ class Int8(Scheme):
     codes_per_element = 1
 
     def parts(self, rows: int, columns: int) -> PartFields:
-        """``""``: codes [rows, columns] I8; ``_scales``: [groups, rows] BF16."""
-        return (("", "I8", (rows, columns)), ("_scales", "BF16", (group_count(columns), rows)))
+        """``""``: codes [rows, columns] I8; ``_scales``: [rows, groups] BF16."""
+        return (("", "I8", (rows, columns)), ("_scales", "BF16", (rows, group_count(columns))))
 
     def _quantise(self, weights: torch.Tensor) -> Parts:
         rows, columns = weights.shape
         codes = torch.empty(rows, columns, dtype=torch.int8)
-        scales = torch.empty(group_count(columns), rows, dtype=torch.bfloat16)
+        scales = torch.empty(rows, group_count(columns), dtype=torch.bfloat16)
         for block in row_blocks(rows, columns):
             x = weights[block].float()
             for first, end, group, size in whole_and_rest(columns):
@@ -40,7 +40,7 @@ class Int8(Scheme):
                 divisor = torch.where(step > 0, step, torch.ones_like(step))
                 found = (grouped / divisor).round().clamp(-_LARGEST, _LARGEST)
                 codes[block, first:end] = torch.where(step > 0, found, 0).reshape(len(x), -1).to(torch.int8)
-                scales[group : group + grouped.shape[1], block] = scale.t()
+                scales[block, group : group + grouped.shape[1]] = scale
         return codes, scales
 
     def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
@@ -49,6 +49,6 @@ class Int8(Scheme):
         weights = torch.empty(len(codes), columns, dtype=dtype)
         size = group_size(columns)
         for block in row_blocks(len(codes), columns):
-            steps = scales[:, block].float().repeat_interleave(size, dim=0)[:columns]
-            weights[block] = (codes[block].float() * steps.t()).to(dtype)
+            steps = scales[block].float().repeat_interleave(size, dim=1)[:, :columns]
+            weights[block] = (codes[block].float() * steps).to(dtype)
         return weights

@@ -30,14 +30,14 @@ def _fits_int4(codes: Field, scales: Field) -> bool:
         return False
     rows, nbytes = codes.shape
     # The last byte may hold one code only.
-    return any(scales.shape == (_groups(columns), rows, 2) for columns in (2 * nbytes, 2 * nbytes - 1))
+    return any(scales.shape == (rows, _groups(columns), 2) for columns in (2 * nbytes, 2 * nbytes - 1))
 
 
 def _fits_int8(codes: Field, scales: Field) -> bool:
     if (codes.dtype, scales.dtype, len(codes.shape)) != ("I8", "BF16", 2):
         return False
     rows, columns = codes.shape
-    return scales.shape == (_groups(columns), rows)
+    return scales.shape == (rows, _groups(columns))
 
 
 def _groups(columns: int) -> int:
