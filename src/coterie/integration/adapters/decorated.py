@@ -119,4 +119,3 @@ class DecoratedExperts:
         if self._act_fn is None:
             raise LoadError(f"{self._bank.path} has no activation function.", module=self._bank.path)
         return cast(Callable[[torch.Tensor], torch.Tensor], self._act_fn)
-
