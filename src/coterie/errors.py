@@ -16,7 +16,8 @@
     │   ├── ChecksumError              bytes differ from the checksum in the manifest
     │   └── StoreBusyError             another process is writing this store
     ├── ExtractionError            extraction cannot start or go on
-    │   └── DiskSpaceError             the result does not fit on the disk
+    │   ├── DiskSpaceError             the result does not fit on the disk
+    │   └── QuantisationError          weights cannot be stored in the scheme asked for
     ├── MemoryBudgetError          the byte budget is below the minimum (says what would do)
     ├── CoverageError              a partial store was opened without saying what to do about absent experts
     ├── ExpertMissingError         an absent expert was routed to under missing="error"
@@ -133,6 +134,10 @@ class ExtractionError(CoterieError):
 
 class DiskSpaceError(ExtractionError):
     """The result does not fit on the disk."""
+
+
+class QuantisationError(ExtractionError):
+    """Weights cannot be stored in the scheme that was asked for: not finite, or not a matrix."""
 
 
 class MemoryBudgetError(CoterieError):

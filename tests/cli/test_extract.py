@@ -59,3 +59,18 @@ def test_ctrl_c_says_how_to_go_on(coterie, moe: str, tmp_path: Path, monkeypatch
     assert outcome.code == 130
     assert f"What is finished is kept in {store}; the same command goes on from there" in outcome.err
     assert f"Finished {store}" in coterie("extract", moe, store).out
+
+
+def test_a_scheme_is_stored_kept_and_shown(coterie, moe: str, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    assert coterie("extract", moe, store, "--experts", "0-3", "--scheme", "int4").code == 0
+    assert coterie("extract", moe, store).code == 0
+    shown = json.loads(coterie("inspect", store, "--json").out)
+    assert {tuple(bank["schemes"].items()) for bank in shown["banks"]} == {(("int4", 8),)}
+    assert coterie("verify", store, "--against", moe).code == 0
+
+
+def test_an_unknown_scheme_names_the_nearest(coterie, moe: str, tmp_path: Path) -> None:
+    outcome = coterie("extract", moe, str(tmp_path / "store"), "--scheme", "int44")
+    assert outcome.code == 2
+    assert "int4" in outcome.err

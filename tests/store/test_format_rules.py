@@ -66,6 +66,15 @@ def overlapping_fields(manifest: Json) -> None:
     manifest["layouts"]["int4"]["fields"][1]["offset"] = 64
 
 
+def codes(number: int = 0, **facts: Any) -> Callable[[Json], None]:
+    """Changes the field with the codes of the layout int4, or with 1 that with their scales."""
+
+    def change(manifest: Json) -> None:
+        manifest["layouts"]["int4"]["fields"][number].update(facts)
+
+    return change
+
+
 def many(count: int, item: Any) -> Callable[[Any], Any]:
     return lambda _: [item] * count
 
@@ -132,6 +141,15 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R15", "banks[0].segments[0].experts[0].bytes", record("bytes", 8192)),
     ("R15", "banks[0].segments[0].experts[0].scheme", record("scheme", "Native")),
     ("R15", "banks[0].segments[0].experts[0].xxh3", record("xxh3", "0" * 31)),
+    ("R31", "banks[0].segments[0].experts[0].layout", record("scheme", "int4")),
+    ("R31", "banks[0].segments[0].experts[0].layout", record("scheme", "int8")),
+    ("R31", "banks[0].segments[0].experts[2].layout", codes(name="gate_up_proj_int8")),
+    ("R31", "banks[0].segments[0].experts[2].layout", codes(dtype="I8")),
+    ("R31", "banks[0].segments[0].experts[2].layout", codes(shape=[24, 16])),
+    ("R31", "banks[0].segments[0].experts[2].layout", codes(shape=[12, 80])),
+    ("R31", "banks[0].segments[0].experts[2].layout", codes(1, name="other")),
+    ("R31", "banks[0].segments[0].experts[2].layout", codes(1, dtype="F16")),
+    ("R31", "banks[0].segments[0].experts[2].layout", codes(1, shape=[2, 24, 2])),
     ("R16", "banks[0].segments[0].experts[0].offset", record("offset", 0)),
     ("R16", "banks[0].segments[0].experts[0].offset", record("offset", 4097)),
     ("R16", "banks[0].segments[0].experts[1]", record("offset", 4096, 1)),
@@ -392,7 +410,7 @@ def test_file_rules(rule: str, kind: str, file: str, place: str, change: Callabl
 
 def test_every_rule_of_the_document_has_a_malformed_store() -> None:
     documented = re.findall(r"^- \*\*(R\d+)\*\*", DOCUMENT.read_text(), re.MULTILINE)
-    assert len(documented) == len(set(documented)) == 30
+    assert len(documented) == len(set(documented)) == 31
     tested = {case[0] for cases in (MANIFEST_CASES, TEXT_CASES, FILE_CASES) for case in cases}
     assert tested == set(documented)
 

@@ -169,7 +169,7 @@ def test_growing_by_nothing_changes_nothing(store: Path) -> None:
 def test_growing_refuses_what_does_not_belong(store: Path) -> None:
     plan = make_plan()
     bank = plan.banks[0]
-    other_scheme = replace(bank, experts=(PlannedExpert(expert=0, scheme="int8", layout=NATIVE),))
+    other_scheme = replace(bank, experts=(PlannedExpert(expert=0, scheme="other", layout=NATIVE),))
     other_layout = RecordLayout.build(NATIVE.name, [("gate_up_proj", "F32", (2, 2))])
     refused = {
         "that checkpoint differs": make_plan(integrity="00" * 16),

@@ -25,7 +25,9 @@ TALKER = BankKey("talker", 0, "mlp")
 
 NATIVE = RecordLayout.build("gate_up|down", [("gate_up_proj", "BF16", (24, 80)), ("down_proj", "BF16", (80, 12))])
 SMALL = RecordLayout.build("gate_up|down/small", [("gate_up_proj", "BF16", (3, 5)), ("down_proj", "BF16", (5, 3))])
-INT4 = RecordLayout.build("int4", [("gate_up_proj", "U8", (24, 20)), ("scale", "F32", (24, 1))])
+INT4 = RecordLayout.build(
+    "int4", [("gate_up_proj_int4", "U8", (24, 40)), ("gate_up_proj_int4_scales", "BF16", (24, 2, 2))]
+)
 
 SIDE_FILES = {"config.json": b'{"model_type": "tiny"}\n', "tokenizer.json": b"{}\n", "sub/chat_template.jinja": b""}
 

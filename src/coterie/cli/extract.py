@@ -38,6 +38,16 @@ def command(
         ),
     ] = None,
     component: ComponentOption = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--scheme",
+            metavar="SCHEME",
+            show_default=False,
+            help="How experts are stored: native (as in the checkpoint), int8 or int4 (smaller, with losses). "
+            "Default: as those already in the store, else native.",
+        ),
+    ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
     dry_run: Annotated[
@@ -64,6 +74,7 @@ def command(
                 experts=experts,
                 layers=layers,
                 component=component,
+                scheme=scheme,
                 revision=revision,
                 offline=offline,
                 dry_run=dry_run,

@@ -23,6 +23,7 @@ from coterie.hf.configs import (
     resolve_model,
 )
 from coterie.hf.quantised import decoded_nbytes
+from coterie.quant import dequantised_nbytes
 from coterie.spec import BankKey, ExpertSource
 from coterie.store import Store
 
@@ -74,7 +75,8 @@ class ModelSource:
     def decoded_nbytes(self) -> int:
         """Bytes that the largest expert takes beside its record while it is computed with; 0 if none is quantised."""
         layouts = {self.experts.layout(key) for key in self.experts.keys()}
-        return max((decoded_nbytes(layout, self.dtype.itemsize) for layout in layouts), default=0)
+        size = self.dtype.itemsize
+        return max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
 
     @property
     def all_expert_nbytes(self) -> int:

@@ -13,10 +13,11 @@ from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint, TensorInfo, read_header
 from coterie.errors import CheckpointFileError, ReadError, UnsupportedError
 from coterie.extraction.dense import tensor_pieces
-from coterie.extraction.planning import NATIVE, record_layouts
 from coterie.extraction.progress import Meter
+from coterie.extraction.quantising import SchemedExperts
 from coterie.extraction.side_files import side_files
-from coterie.spec import BankKey, ExpertKey, RecordLayout
+from coterie.quant import NATIVE, SCHEMES
+from coterie.spec import ExpertKey, RecordLayout
 from coterie.store import Problem, Store
 from coterie.store.verification import ProblemKind
 
@@ -88,40 +89,43 @@ class Comparison:
             self._add("missing", found.path.name, found.name, error.message)
 
     def _compare_experts(self, store: Store) -> None:
-        layouts = record_layouts(self._checkpoint)
-        for bank in sorted(layouts.keys() - store.banks.keys()):
+        known = self._checkpoint.banks.keys()
+        for bank in sorted(known - store.banks.keys()):
             self._add("missing", "", str(bank), f"the bank {bank} of the checkpoint is not there")
-        for bank in sorted(store.banks.keys() - layouts.keys()):
+        for bank in sorted(store.banks.keys() - known):
             self._add("foreign", "", str(bank), f"the checkpoint has no bank {bank}")
-        ours, theirs = RecordReader(store), RecordReader(self._checkpoint)
-        keys = [key for key in store.keys() if key.bank_key in layouts]
-        lossy = next((key for key in keys if store.scheme(key) != NATIVE), None)
-        if lossy is not None:
+        keys = [key for key in store.keys() if key.bank_key in known]
+        unknown = next((key for key in keys if store.scheme(key) not in {NATIVE, *SCHEMES}), None)
+        if unknown is not None:
             raise UnsupportedError(
-                f"Expert {lossy} is stored as {store.scheme(lossy)}; only {NATIVE!r} can be compared bit for bit.",
-                key=lossy,
+                f"Expert {unknown} is stored as {store.scheme(unknown)!r}, which this version does not know.",
+                advice="Compare with the version of Coterie that made the store.",
+                key=unknown,
             )
+        # What is lossy is quantised again: the same weights give the same bytes.
+        wanted = SchemedExperts(self._checkpoint, store.scheme)
+        ours, theirs = RecordReader(store), RecordReader(wanted)
         self._checkpoint.download(name for key in keys for name in self._checkpoint.names_of(key))
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
-                for _ in pool.map(lambda key: self._compare_expert(store, key, layouts, ours, theirs), keys):
+                for _ in pool.map(lambda key: self._compare_expert(store, key, wanted.layout(key), ours, theirs), keys):
                     pass
         finally:
-            ours.close()
-            theirs.close()
+            for reader in (ours, theirs, wanted):
+                reader.close()
 
     def _compare_expert(
         self,
         store: Store,
         key: ExpertKey,
-        layouts: Mapping[BankKey, RecordLayout],
+        wanted: RecordLayout,
         ours: RecordReader,
         theirs: RecordReader,
     ) -> None:
         file = store.extents(key)[0].path.relative_to(store.path).as_posix()
         place = f"expert {key.expert:05d}"
         layout = store.layout(key)
-        if layout.fields != layouts[key.bank_key].fields:
+        if layout.fields != wanted.fields:
             self._add("corrupt", file, place, f"expert {key} has other fields, shapes or dtypes than the checkpoint")
             return
         here, there = self._records(layout.nbytes)

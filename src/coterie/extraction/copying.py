@@ -19,7 +19,9 @@ from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError
 from coterie.extraction.progress import Meter
+from coterie.extraction.quantising import SchemedExperts
 from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
+from coterie.quant import NATIVE
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
 from coterie.store import BankWriter, DenseTensor, StoreWriter
 
@@ -49,12 +51,12 @@ _Job = tuple[_OpenBank, ExpertKey] | Literal["dense"]
 """An expert of an open bank, or all dense tensors."""
 
 
-def worker_count(checkpoint: Checkpoint, limit: int = _WORKERS) -> int:
+def worker_count(checkpoint: Checkpoint, limit: int = _WORKERS, scheme: str = NATIVE) -> int:
     """How many experts may be in memory at once, so that the buffers stay within bounds whatever their size."""
     largest = 1
     for key, bank in checkpoint.banks.items():
         nbytes = bank.layout.nbytes
-        plain = checkpoint.extents(key.expert(0)) is not None
+        plain = scheme == NATIVE and checkpoint.extents(key.expert(0)) is not None
         largest = max(largest, nbytes + scratch_nbytes(nbytes) if plain else _DECODING_COPIES * nbytes)
     return max(1, min(limit, BUFFER_BYTES // largest))
 
@@ -73,6 +75,7 @@ class Copier:
         dense: Everything that is not an expert.
         meter: Told about every byte written.
         workers: Threads.
+        scheme: In which experts are written.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Copier:
         meter: Meter,
         *,
         workers: int,
+        scheme: str = NATIVE,
     ) -> None:
         self._checkpoint = checkpoint
         self._writer = writer
@@ -90,7 +94,8 @@ class Copier:
         self._meter = meter
         self._workers = workers
         self._reader = SpanReader()
-        self._decoder = RecordReader(checkpoint)
+        self._experts = SchemedExperts(checkpoint, lambda key: scheme)
+        self._decoder = RecordReader(self._experts)
         self._open: list[_OpenBank] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -120,6 +125,7 @@ class Copier:
         finally:
             self._reader.close()
             self._decoder.close()
+            self._experts.close()
         if self._error is not None:
             self._abandon(self._error)
             raise self._error
@@ -145,7 +151,7 @@ class Copier:
         return (str(extents[0].path), extents[0].offset) if extents else ("", key.expert)
 
     def _work(self, jobs: Iterator[_Job]) -> None:
-        largest = max(bank.layout.nbytes for bank in self._checkpoint.banks.values())
+        largest = max(self._experts.layout(key.expert(0)).nbytes for key in self._checkpoint.banks)
         # Anonymous mappings start on a page, as direct reads and writes need, and take no memory until used.
         buffer, scratch = mmap.mmap(-1, largest), mmap.mmap(-1, scratch_nbytes(largest))
         try:
@@ -168,9 +174,9 @@ class Copier:
             self._writer.write_dense(self._metered())
             return
         bank, key = job
-        layout = self._checkpoint.layout(key)
+        layout = self._experts.layout(key)
         record = buffer[: layout.nbytes]
-        extents = self._checkpoint.extents(key)
+        extents = self._experts.extents(key)
         if extents is None:
             self._decoder.read(key, layout, record)
         else:

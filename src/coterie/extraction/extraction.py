@@ -12,6 +12,7 @@ from coterie.errors import ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.progress import Meter, ProgressCallback
+from coterie.extraction.quantising import scheme_of_store
 from coterie.extraction.selection import Experts, Numbers, select_experts
 from coterie.extraction.stamps import file_stamps, first_changed
 from coterie.extraction.target import (
@@ -24,7 +25,8 @@ from coterie.extraction.target import (
 )
 from coterie.extraction.tokenizer_check import check_tokenizer
 from coterie.hf.tokenizer import embedding_rows
-from coterie.store import StoreWriter, Survey, SurveyedFile, survey
+from coterie.quant import NATIVE, lossy_scheme
+from coterie.store import Store, StoreWriter, Survey, SurveyedFile, is_store, survey
 from coterie.store.syscalls import SystemCalls
 
 Status = Literal["planned", "written", "resumed", "grown", "already complete"]
@@ -86,6 +88,7 @@ def extract(
     experts: Experts = None,
     layers: Numbers = None,
     component: str | None = None,
+    scheme: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     dry_run: bool = False,
@@ -106,6 +109,8 @@ def extract(
             ``"3-5:0-18;6:0,1"`` or a mapping from layer to ids (layers not named keep all); all by default.
         layers: The layers to which ``experts`` applies; other layers keep all experts.
         component: Only this part of the model, such as ``thinker``.
+        scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``. Default: as those that the
+            store has, if they are all alike, else ``native``. One store may have experts of several schemes.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
         dry_run: Write and download no weights; report what would be done.
@@ -122,6 +127,7 @@ def extract(
         CheckpointError: If the checkpoint is not complete and consistent, or cannot be read.
         LoadError: If its tokenizer is another model's.
         DiskSpaceError: If the store does not fit; nothing is written then.
+        QuantisationError: If a weight is not finite, which a lossy scheme cannot store.
         StoreBusyError: If another process is writing the store.
         StoreError: If the directory holds something else, or cannot be written.
     """
@@ -132,8 +138,9 @@ def extract(
     root = Path(store).expanduser().absolute()
     check_apart(root, source.location.directory)
     check_tokenizer(source.location.directory, embedding_rows(source.skeleton))
+    scheme = _scheme(root, scheme)
     chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
-    plan = plan_extraction(source, chosen)
+    plan = plan_extraction(source, chosen, scheme)
     downloads = missing_downloads(source, plan.tensors)
     if not downloads:
         plan = with_fingerprints(plan, source)
@@ -144,8 +151,16 @@ def extract(
     written = 0
     if not dry_run:
         plan = with_fingerprints(plan, source)
-        status, written = _write(source, root, plan, found, restart, progress, workers, calls)
+        status, written = _write(source, root, plan, found, scheme, restart, progress, workers, calls)
     return _report(source, root, plan, found, downloads, need, status, written, monotonic() - start)
+
+
+def _scheme(root: Path, scheme: str | None) -> str:
+    """The scheme that was asked for, else that of the store that is grown."""
+    if scheme is not None:
+        lossy_scheme(scheme)
+        return scheme
+    return (scheme_of_store(Store.open(root)) if is_store(root) else None) or NATIVE
 
 
 def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -> Survey:
@@ -158,6 +173,7 @@ def _write(
     root: Path,
     plan: ExtractionPlan,
     found: Survey,
+    scheme: str,
     restart: bool,
     progress: ProgressCallback | None,
     workers: int | None,
@@ -169,13 +185,13 @@ def _write(
         if writer.growing and not writer.missing_banks():
             return "already complete", 0
         before = file_stamps(info.path for info in source.tensors.values())
-        total = sum(
-            len(writer.missing_experts(key)) * source.banks[key].layout.nbytes for key in writer.missing_banks()
-        )
+        wanted = {(bank.key, one.expert): one.layout.nbytes for bank in plan.store.banks for one in bank.experts}
+        total = sum(wanted[key, e] for key in writer.missing_banks() for e in writer.missing_experts(key))
         if not writer.dense_done:
             total += sum(tensor.nbytes for tensor in plan.dense)
         meter = Meter("extract", total, progress)
-        Copier(source, writer, plan.dense, meter, workers=workers or worker_count(source)).run()
+        workers = workers or worker_count(source, scheme=scheme)
+        Copier(source, writer, plan.dense, meter, workers=workers, scheme=scheme).run()
         for name in writer.missing_files():
             writer.copy_file(plan.side_files[name], name)
         changed = first_changed(before)

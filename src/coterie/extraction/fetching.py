@@ -11,8 +11,9 @@ from coterie.cache import RecordReader
 from coterie.checkpoint import BUNDLED, Checkpoint, resolve_path
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
 from coterie.extraction.growth import StoreGrowth
-from coterie.extraction.planning import NATIVE
+from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.extraction.stamps import Stamp, file_stamps, first_changed
+from coterie.quant import NATIVE
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.store import Store
 from coterie.store.names import MANIFEST
@@ -40,7 +41,8 @@ class FetchingExperts:
     """A partial store and its checkpoint as one :class:`~coterie.spec.ExpertSource` of the whole model.
 
     What the store has is read from it, also what other processes have added to it meanwhile. The rest is read from
-    the checkpoint and handed to a :class:`~coterie.extraction.growth.StoreGrowth`.
+    the checkpoint, in the scheme of the store's experts if they are all alike, and handed to a
+    :class:`~coterie.extraction.growth.StoreGrowth`.
 
     Args:
         store: The opened store.
@@ -58,13 +60,18 @@ class FetchingExperts:
         self._stored = self._opened
         self._manifest = self._manifest_stamp()
         self._keys = tuple(sorted(key for key in {*self._opened, *checkpoint.keys()} if key.bank_key in banks))
-        self._reader = RecordReader(checkpoint)
+        scheme = scheme_of_store(store) or NATIVE
+        self._scheme = scheme
+        self._absent = SchemedExperts(checkpoint, lambda key: scheme)
+        self._reader = RecordReader(self._absent)
         self._shards = file_stamps(info.path for info in checkpoint.tensors.values())
         self._lock = threading.Lock()
         self._download_lock = threading.Lock()
         self._fetched: set[ExpertKey] = set()
         self._fetched_nbytes = 0
-        self.growth = StoreGrowth(store, checkpoint, read=self._read_checkpoint, on_grown=self.refresh, calls=calls)
+        self.growth = StoreGrowth(
+            store, checkpoint, scheme=scheme, read=self._read_checkpoint, on_grown=self.refresh, calls=calls
+        )
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -89,13 +96,14 @@ class FetchingExperts:
             was, now = self._store.manifest, grown.manifest
             if (now.source.integrity, now.model) != (was.source.integrity, was.model):
                 return
-            added = {key for key in grown.keys() if key not in self._opened and self._is_native(grown, key)}
+            added = {key for key in grown.keys() if key not in self._opened and self._is_as_promised(grown, key)}
             self._store, self._stored, self._manifest = grown, self._opened | added, stamp
 
     def close(self) -> None:
         """Adds what is still waiting to the store and closes the checkpoint's files. Harmless when repeated."""
         self.growth.close()
         self._reader.close()
+        self._absent.close()
 
     # --- ExpertSource -------------------------------------------------------------------------------------------
 
@@ -105,7 +113,7 @@ class FetchingExperts:
 
     def layout(self, key: ExpertKey) -> RecordLayout:
         """The layout of this expert's record, the same before and after it is added to the store."""
-        return self._store.layout(key) if key in self._opened else self._checkpoint.layout(key)
+        return self._store.layout(key) if key in self._opened else self._absent.layout(key)
 
     def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         """Where the store has the expert, or None if it has to be fetched."""
@@ -142,7 +150,7 @@ class FetchingExperts:
             self._checkpoint.download(names)
             self._shards = file_stamps(paths) | self._shards
             before = {path: self._shards[path] for path in paths}
-        nbytes = self._reader.read(key, self._checkpoint.layout(key), record)
+        nbytes = self._reader.read(key, self._absent.layout(key), record)
         self._check_unchanged(key, before)
         return nbytes
 
@@ -154,10 +162,10 @@ class FetchingExperts:
                 f"Expert {key} cannot be fetched: {changed} {what}.", advice=_ADVICE, path=changed, key=key
             )
 
-    def _is_native(self, store: Store, key: ExpertKey) -> bool:
+    def _is_as_promised(self, store: Store, key: ExpertKey) -> bool:
         """Whether the record is what the cache was told it would be: others may add experts in another form."""
-        ours, theirs = self._checkpoint.layout(key), store.layout(key)
-        return store.scheme(key) == NATIVE and (theirs.fields, theirs.nbytes) == (ours.fields, ours.nbytes)
+        ours, theirs = self._absent.layout(key), store.layout(key)
+        return store.scheme(key) == self._scheme and (theirs.fields, theirs.nbytes) == (ours.fields, ours.nbytes)
 
     def _manifest_stamp(self) -> tuple[int, int, int] | None:
         try:

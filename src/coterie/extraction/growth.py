@@ -20,6 +20,8 @@ from weakref import WeakSet
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError, StoreBusyError, StoreError
 from coterie.extraction.planning import bank_plans
+from coterie.extraction.quantising import record_layouts
+from coterie.quant import NATIVE
 from coterie.spec import BankKey, ExpertKey
 from coterie.store import Store, StorePlan, StoreWriter, is_store
 from coterie.store.syscalls import SystemCalls
@@ -43,6 +45,7 @@ class StoreGrowth:
     Args:
         store: The store as it was opened.
         checkpoint: What it was made from, already compared with the manifest.
+        scheme: In which experts are added.
         read: Reads an expert from the checkpoint.
         on_grown: Called after every batch.
         calls: The system calls; tests pass some that fail.
@@ -55,6 +58,7 @@ class StoreGrowth:
         store: Store,
         checkpoint: Checkpoint,
         *,
+        scheme: str = NATIVE,
         read: ReadRecord,
         on_grown: Callable[[], None],
         calls: SystemCalls | None = None,
@@ -63,6 +67,8 @@ class StoreGrowth:
     ) -> None:
         self.added = 0
         self._store = store
+        self._scheme = scheme
+        self._layouts = record_layouts(checkpoint, scheme)
         self._checkpoint = checkpoint
         self._read = read
         self._on_grown = on_grown
@@ -88,7 +94,7 @@ class StoreGrowth:
         with self._condition:
             if self._stopped or key in self._waiting:
                 return
-            self._waiting[key] = self._checkpoint.layout(key).nbytes
+            self._waiting[key] = self._layouts[key.bank_key].nbytes
             if self._thread is None:
                 # It lives as long as something waits: a model that is dropped unclosed is not kept alive by it.
                 self._thread = threading.Thread(target=self._run, name="coterie-growth", daemon=True)
@@ -187,7 +193,7 @@ class StoreGrowth:
         return StorePlan(
             model=manifest.model,
             source=manifest.source,
-            banks=bank_plans(self._checkpoint, chosen),
+            banks=bank_plans(self._checkpoint, chosen, self._scheme),
             ignored=manifest.ignored,
         )
 

@@ -12,12 +12,12 @@ import torch
 
 from coterie.checkpoint import Checkpoint, read_header, unread_tensors
 from coterie.extraction.models import store_path
-from coterie.extraction.planning import NATIVE
 from coterie.hf.configs import config_dtype, load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
 from coterie.hf.quantised import decoded_nbytes, encoding_of
 from coterie.plan.budget import context_nbytes
 from coterie.plan.compiled import compiled_kernels_nbytes
+from coterie.quant import NATIVE, dequantised_nbytes
 from coterie.spec import RecordLayout, parse_bytes
 from coterie.store import Store
 from coterie.store.names import MANIFEST
@@ -333,9 +333,11 @@ def _dequantised(store: Store) -> tuple[int, int]:
     manifest = store.manifest
     has_config = any(facts.file == "config.json" for facts in manifest.files)
     quantisation = load_quantisation(store.path) if has_config else None
-    if quantisation is None:
+    if not has_config:
         return sum(facts.nbytes for facts in manifest.dense), 0
     dtype = _store_model(store)[1]
+    if quantisation is None:
+        return sum(facts.nbytes for facts in manifest.dense), _decoding(manifest.layouts.values(), dtype)
     tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
     dense = sum(tensor.nbytes for tensor in unread_tensors(tensors, quantisation, dtype).values())
     return dense, _decoding(manifest.layouts.values(), dtype)
@@ -347,7 +349,8 @@ def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
 
 def _decoding(layouts: Iterable[RecordLayout], dtype: torch.dtype) -> int:
     """Bytes that quantised experts take while they are computed with: one, and the one before it."""
-    return 2 * max((decoded_nbytes(layout, dtype.itemsize) for layout in layouts), default=0)
+    size = dtype.itemsize
+    return 2 * max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
 
 
 def _context(config: Any, dtype: torch.dtype, model_class: type[Any], budget: int) -> tuple[int, int]:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from coterie.checkpoint import Checkpoint, CheckpointBank
 from coterie.extraction.dense import dense_tensors
+from coterie.extraction.quantising import record_layouts
 from coterie.extraction.side_files import side_files
-from coterie.spec import BankKey, RecordLayout
+from coterie.quant import NATIVE
+from coterie.spec import BankKey
 from coterie.store import BankPlan, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
-
-NATIVE = "native"
-"""The scheme that keeps the checkpoint's own dtype and bits."""
 
 _UNKNOWN = "0" * 32
 
@@ -35,7 +34,9 @@ class ExtractionPlan:
     tensors: tuple[str, ...]
 
 
-def plan_extraction(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]]) -> ExtractionPlan:
+def plan_extraction(
+    checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str = NATIVE
+) -> ExtractionPlan:
     """Plans a store that holds the chosen experts and everything that is not an expert. Reads no tensor.
 
     Raises:
@@ -50,7 +51,7 @@ def plan_extraction(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, 
             identity=_UNKNOWN,
         ),
         source=SourceFacts(name=checkpoint.location.name, revision=checkpoint.location.revision, integrity=_UNKNOWN),
-        banks=bank_plans(checkpoint, chosen),
+        banks=bank_plans(checkpoint, chosen, scheme),
         files=tuple(files),
         ignored=tuple(sorted(checkpoint.keymap.ignored)),
     )
@@ -63,16 +64,18 @@ def plan_extraction(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, 
     )
 
 
-def bank_plans(checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]]) -> tuple[BankPlan, ...]:
+def bank_plans(
+    checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str = NATIVE
+) -> tuple[BankPlan, ...]:
     """All banks of a checkpoint with their chosen experts; banks that are not named get none."""
-    layouts = record_layouts(checkpoint)
+    layouts = record_layouts(checkpoint, scheme)
     return tuple(
         BankPlan(
             key=key,
             num_experts=bank.bank.num_experts,
             top_k=bank.bank.top_k,
             sources=source_patterns(bank),
-            experts=tuple(PlannedExpert(expert=e, scheme=NATIVE, layout=layouts[key]) for e in chosen.get(key, ())),
+            experts=tuple(PlannedExpert(expert=e, scheme=scheme, layout=layouts[key]) for e in chosen.get(key, ())),
         )
         for key, bank in checkpoint.banks.items()
     )
@@ -86,24 +89,6 @@ def with_fingerprints(plan: ExtractionPlan, checkpoint: Checkpoint) -> Extractio
         source=replace(plan.store.source, integrity=checkpoint.integrity),
     )
     return replace(plan, store=store)
-
-
-def record_layouts(checkpoint: Checkpoint) -> dict[BankKey, RecordLayout]:
-    """The record layout of every bank, each name standing for one layout.
-
-    Components of one model have experts of different sizes in the same arrangement; the second and further sizes are
-    numbered, in ascending order of bank, whatever is selected: a store that grows meets the same names again.
-    """
-    numbered: dict[str, list[RecordLayout]] = {}
-    layouts: dict[BankKey, RecordLayout] = {}
-    for key in sorted(checkpoint.banks):
-        layout = checkpoint.banks[key].layout
-        known = numbered.setdefault(layout.name, [])
-        if layout not in known:
-            known.append(layout)
-        number = known.index(layout)
-        layouts[key] = layout if number == 0 else replace(layout, name=f"{layout.name};{number + 1}")
-    return layouts
 
 
 def source_patterns(bank: CheckpointBank) -> tuple[str, ...]:

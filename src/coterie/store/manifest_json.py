@@ -26,6 +26,7 @@ from coterie.store.manifest import (
     Segment,
     SourceFacts,
 )
+from coterie.store.scheme_fields import scheme_problem
 from coterie.store.strict_json import Node, dump_json, parse_json
 
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -310,6 +311,10 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
     nbytes = value["bytes"].integer(1, rule="R15")
     if nbytes != layouts[layout].nbytes:
         raise value["bytes"].error("R15", f"{nbytes} bytes, but its layout has {layouts[layout].nbytes}")
+    scheme = value["scheme"].text(_SCHEME, rule="R15")
+    problem = scheme_problem(scheme, layouts[layout])
+    if problem is not None:
+        raise value["layout"].error("R31", f"the layout {layout!r} is not one of {scheme}: {problem}")
     offset = value["offset"].integer(RECORD_ALIGNMENT, rule="R16")
     if offset % RECORD_ALIGNMENT:
         raise value["offset"].error("R16", f"offset {offset} is not a multiple of {RECORD_ALIGNMENT}")
@@ -317,7 +322,7 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
         expert=expert,
         offset=offset,
         nbytes=nbytes,
-        scheme=value["scheme"].text(_SCHEME, rule="R15"),
+        scheme=scheme,
         layout=layout,
         checksum=value["xxh3"].text(_CHECKSUM, rule="R15"),
     )

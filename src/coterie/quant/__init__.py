@@ -1,0 +1,16 @@
+"""Lossy schemes: matrices in fewer bits and back, in plain PyTorch; no files. Formats are in docs/format.md."""
+
+from coterie.quant.parameters import FoundMatrix, StoredMatrix, dequantised_nbytes, find_matrices
+from coterie.quant.registry import NATIVE, SCHEMES, lossy_scheme
+from coterie.quant.scheme import Scheme
+
+__all__ = [
+    "NATIVE",
+    "SCHEMES",
+    "FoundMatrix",
+    "Scheme",
+    "StoredMatrix",
+    "dequantised_nbytes",
+    "find_matrices",
+    "lossy_scheme",
+]

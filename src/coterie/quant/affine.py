@@ -1,0 +1,126 @@
+"""Four-bit codes with a scale and a zero for every group, chosen for the least squared error.
+
+Candidates are the plain range of a group and ranges clipped by a few shares of it. Each is refined by turns: codes for
+a scale and a zero, then the scale and zero that fit these codes best, in closed form, and so on. (Half-quadratic
+quantisation, Badri and Shaji 2023, https://mobiusml.github.io/hqq_blog/, also alternates, but moves only the zero and
+under a norm that forgives outliers; ``benchmarks/bench_schemes.py`` compares them.) The best of all is kept, by the
+error of what a reader will compute, roundings included.
+
+Everything is done one operation at a time on whole arrays, sums as trees of additions: the same weights give the same
+bytes on every machine, whatever its vector width and however many threads it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+LOWEST, HIGHEST = -8, 7
+_CLIPS = (1.0, 0.87)
+_TURNS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class AffineGroups:
+    """R quantised groups of g weights.
+
+    Attributes:
+        codes: float32 [g, R], whole numbers from -8 to 7.
+        scales: bfloat16 [R].
+        zeros: bfloat16 [R]; a weight is ``code * scale + zero``.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+
+def quantise_groups(weights: torch.Tensor) -> AffineGroups:
+    """Quantises groups.
+
+    Args:
+        weights: float32 [g, R], finite, a group in each column.
+    """
+    search = _Search(weights)
+    for clip in _CLIPS:
+        # Towards the middle of the range, from both ends alike.
+        scale_R = search.range_R * (clip / (HIGHEST - LOWEST))
+        search.offer(scale_R, search.low_R + search.range_R * ((1 - clip) / 2) - LOWEST * scale_R)
+        for _ in range(_TURNS):
+            search.offer(*search.fit())
+    return search.result()
+
+
+class _Search:
+    """The best scale and zero so far for each group.
+
+    Inside, weights are in units of the group's largest distance from its mean: squares neither overflow nor vanish.
+    """
+
+    def __init__(self, weights: torch.Tensor) -> None:
+        unit_R = weights.abs().amax(0)
+        self._unit_R = torch.where(unit_R > 0, unit_R, torch.ones_like(unit_R))
+        # Two steps, because a sum of the weights themselves can overflow.
+        x_gR = weights / self._unit_R
+        self._mean_R = total(x_gR) / len(x_gR)
+        self._x_gR = x_gR.sub_(self._mean_R)
+        self.low_R = self._x_gR.amin(0)
+        self.range_R = self._x_gR.amax(0) - self.low_R
+        self._codes_gR = torch.empty_like(self._x_gR)
+        self._scratch_gR = torch.empty_like(self._x_gR)
+        self._error_R = torch.full_like(unit_R, torch.inf)
+        self._scales_R = torch.zeros_like(unit_R, dtype=torch.bfloat16)
+        self._zeros_R = torch.zeros_like(unit_R, dtype=torch.bfloat16)
+
+    def offer(self, scale_R: torch.Tensor, zero_R: torch.Tensor) -> None:
+        """Keeps a scale and zero where they are better, judged as they will be stored."""
+        scales_R = (scale_R * self._unit_R).bfloat16()
+        zeros_R = ((zero_R + self._mean_R) * self._unit_R).bfloat16()
+        step_R = self._encode(scales_R, zeros_R)
+        error_gR = self._scratch_gR.sub_(self._codes_gR)
+        error_R = total(error_gR.square_()) * step_R.square()
+        # Near the end of bfloat16's range a product may have left it.
+        better_R = (error_R < self._error_R) & scales_R.isfinite() & zeros_R.isfinite()
+        self._error_R = torch.where(better_R, error_R, self._error_R)
+        self._scales_R = torch.where(better_R, scales_R, self._scales_R)
+        self._zeros_R = torch.where(better_R, zeros_R, self._zeros_R)
+
+    def fit(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scale and zero with the least squared error for the codes last tried: linear regression."""
+        count = len(self._x_gR)
+        mean_R = total(self._codes_gR) / count
+        spread_R = total(torch.mul(self._codes_gR, self._codes_gR, out=self._scratch_gR)) - count * mean_R.square()
+        # The weights' mean is 0.
+        slope_R = total(torch.mul(self._codes_gR, self._x_gR, out=self._scratch_gR)) / spread_R.clamp_min(1e-6)
+        return slope_R, -slope_R * mean_R
+
+    def result(self) -> AffineGroups:
+        """The best choice."""
+        self._encode(self._scales_R, self._zeros_R)
+        return AffineGroups(self._codes_gR, self._scales_R, self._zeros_R)
+
+    def _encode(self, scales_R: torch.Tensor, zeros_R: torch.Tensor) -> torch.Tensor:
+        """Sets the codes for a scale and zero, and the scratch to what they were before rounding; returns the step.
+
+        The step is in units; a scale of 0 counts as one unit with all codes 0.
+        """
+        scale_R = scales_R.float() / self._unit_R
+        zero_R = zeros_R.float() / self._unit_R - self._mean_R
+        is_flat_R = scale_R == 0
+        step_R = torch.where(is_flat_R, torch.ones_like(scale_R), scale_R)
+        torch.sub(self._x_gR, zero_R, out=self._scratch_gR).div_(step_R)
+        torch.round(self._scratch_gR, out=self._codes_gR).clamp_(LOWEST, HIGHEST)
+        self._codes_gR.mul_((~is_flat_R).float())
+        return step_R
+
+
+def total(x: torch.Tensor) -> torch.Tensor:
+    """Sum over the first dimension, in an order that is the same on every machine."""
+    while len(x) > 1:
+        half = len(x) // 2
+        odd = x[2 * half :]
+        x = x[:half] + x[half : 2 * half]
+        if len(odd):
+            x[0] += odd[0]
+    return x[0]

@@ -1,0 +1,27 @@
+"""The schemes by name."""
+
+from __future__ import annotations
+
+from coterie.errors import UsageError
+from coterie.quant.int4 import Int4
+from coterie.quant.int8 import Int8
+from coterie.quant.scheme import Scheme
+
+NATIVE = "native"
+"""The scheme that keeps the checkpoint's own dtype and bits."""
+
+SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (Int4(), Int8())}
+"""The lossy schemes."""
+
+
+def lossy_scheme(name: str) -> Scheme | None:
+    """The scheme of this name; None for ``native``.
+
+    Raises:
+        UsageError: If there is none; names the nearest one.
+    """
+    if name == NATIVE:
+        return None
+    if name not in SCHEMES:
+        raise UsageError.unknown("scheme", name, [NATIVE, *SCHEMES])
+    return SCHEMES[name]
