@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from coterie.kernels.norms import RmsNorm, exact_rms_norm, serves
 from coterie.kernels.native import library
+from coterie.kernels.norms import RmsNorm, exact_rms_norm, serves
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class _NativeForward:
+class NativeForward:
     """A module's forward: native for what was tried, the class's own for everything else."""
 
     __slots__ = ("_class_forward", "_module", "_norm", "_parameters")
@@ -51,11 +51,16 @@ def quicken_norms(model: PreTrainedModel) -> int:
         weight = module._parameters.get("weight")
         if "RMSNorm" not in type(module).__name__ or weight is None or "forward" in module.__dict__:
             continue
-        kind = (type(module), weight.shape, weight.dtype, getattr(module, "variance_epsilon", getattr(module, "eps", None)))
+        kind = (
+            type(module),
+            weight.shape,
+            weight.dtype,
+            getattr(module, "variance_epsilon", getattr(module, "eps", None)),
+        )
         if kind not in tried:
             tried[kind] = exact_rms_norm(native, module, type(module).forward)
         norm = tried[kind]
         if norm is not None:
-            module.__dict__["forward"] = _NativeForward(module, norm)
+            module.__dict__["forward"] = NativeForward(module, norm)
             count += 1
     return count

@@ -6,6 +6,7 @@ on data of the very width what reproduces the module's own forward bit for bit, 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +78,9 @@ def serves(values: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
-def exact_rms_norm(library: Library, module: nn.Module, forward: Callable[[Any, torch.Tensor], torch.Tensor]) -> RmsNorm | None:
+def exact_rms_norm(
+    library: Library, module: nn.Module, forward: Callable[[Any, torch.Tensor], torch.Tensor]
+) -> RmsNorm | None:
     """The way that gives the bits of a module's forward on data of its width; None if none does.
 
     Args:
@@ -88,8 +91,14 @@ def exact_rms_norm(library: Library, module: nn.Module, forward: Callable[[Any, 
     weight, epsilon = getattr(module, "weight", None), _epsilon_of(module)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or epsilon is None:
         return None
-    if weight.dtype not in (torch.bfloat16, torch.float32) or weight.device.type != "cpu" or len(list(module.parameters())) > 1:
+    if (
+        weight.dtype not in (torch.bfloat16, torch.float32)
+        or weight.device.type != "cpu"
+        or len(list(module.parameters())) > 1
+    ):
         return None
+    if len(inspect.signature(forward).parameters) != 2:
+        return None  # gated, or conditioned on something
     columns = weight.shape[0]
     if not 8 <= columns <= _MOST_VALUES // 2:
         return None
