@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NativeForward:
-    """A module's forward: native for what was tried, the class's own for everything else."""
+    """A normalisation's forward: native for what was tried, the class's own for everything else."""
 
     __slots__ = ("_class_forward", "_module", "_norm", "_parameters")
 
@@ -27,6 +27,7 @@ class NativeForward:
         self._parameters: dict[str, Any] = module._parameters
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the class computes."""
         weight = self._parameters.get("weight")
         if weight is None or not serves(hidden_states, weight) or torch.is_autocast_enabled("cpu"):
             result: torch.Tensor = self._class_forward(self._module, hidden_states)
