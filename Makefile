@@ -18,8 +18,10 @@ help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
 	while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
-# Reinstalled only when a pin or the package's own metadata changes.
-$(STAMP): requirements.lock pyproject.toml
+NATIVE := src/coterie/kernels/native
+
+# Reinstalled only when a pin, the package's own metadata or the native library's sources change.
+$(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard $(NATIVE)/*.[ch]) $(NATIVE)/build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "Coterie needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \

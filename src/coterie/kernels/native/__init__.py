@@ -1,0 +1,10 @@
+"""Quantised matrices on the processor, in C: used in place, as the store has them, at the speed of memory.
+
+The library is built when Coterie is installed and loaded by ctypes; where there is none, the reference in
+``coterie.quant`` computes the same with torch. Shape suffixes: M rows, N outputs, K inputs.
+"""
+
+from coterie.kernels.native.library import LEVELS, VARIABLE, Library, library, why_not
+from coterie.kernels.native.matmul import SCHEMES, PackedMatrix
+
+__all__ = ["LEVELS", "SCHEMES", "VARIABLE", "Library", "PackedMatrix", "library", "why_not"]

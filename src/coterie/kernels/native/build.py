@@ -1,0 +1,100 @@
+"""Compiles the C files of this folder into one library, beside them; needs a C compiler and nothing else.
+
+Run by the build hook of the project (``hatch_build.py``), which loads this file by its path: it must not import
+anything of Coterie. By hand: ``python src/coterie/kernels/native/build.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+LIBRARY = FOLDER / f"libcoterie{'.dylib' if sys.platform == 'darwin' else '.so'}"
+
+_COMPILERS = ("cc", "gcc", "clang")
+# Sums keep their order and products are rounded unless the code says otherwise: bits are promised.
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall")
+
+
+class BuildError(Exception):
+    """The library was not built; the message says why."""
+
+
+def sources() -> list[Path]:
+    """The C files, in order."""
+    return sorted(FOLDER.glob("*.c"))
+
+
+def fingerprint() -> str:
+    """Tells sources apart: a library knows which ones it was built from."""
+    digest = hashlib.sha256()
+    for path in sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")]):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def compiler() -> list[str]:
+    """``$CC``, or the first compiler on the path.
+
+    Raises:
+        BuildError: If there is none.
+    """
+    given = shlex.split(os.environ.get("CC", ""))
+    if given:
+        return given
+    found = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
+    if found is None:
+        raise BuildError(f"there is no C compiler ({', '.join(_COMPILERS)}, or the one that CC names)")
+    return [found]
+
+
+def build(target: Path = LIBRARY) -> Path:
+    """Compiles and links; what was there before is replaced in one step, and stays if anything fails.
+
+    Args:
+        target: The library's file.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        BuildError: If there is no compiler, or it fails.
+    """
+    if os.name != "posix":
+        raise BuildError(f"it is written for POSIX systems, and this is {platform.system()}")
+    command = compiler()
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as work:
+        objects = []
+        for source in sources():
+            objects.append(str(Path(work, source.stem + ".o")))
+            name = f'-DCOTERIE_FINGERPRINT="{fingerprint()}"'
+            _run([*command, *_FLAGS, name, "-c", str(source), "-o", objects[-1]])
+        linked = Path(work, target.name)
+        _run([*command, "-shared", *objects, "-lm", "-o", str(linked)])
+        linked.replace(target)
+    return target
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode:
+        raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}".rstrip())
+
+
+if __name__ == "__main__":
+    try:
+        build()
+    except BuildError as error:
+        sys.exit(f"The native library was not built: {error}.")

@@ -1,0 +1,88 @@
+/* What the C files share: instruction-set levels, schemes, the table of kernels, threads.
+ *
+ * A file holds one thing and is compiled by itself; every *.c of this folder becomes part of the library. Code for an
+ * instruction set carries __attribute__((target(...))), never a compiler flag, so that one library serves every
+ * machine. Nothing here allocates memory, keeps state between calls, or knows Python.
+ */
+#ifndef COTERIE_H
+#define COTERIE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define COTERIE_API __attribute__((visibility("default")))
+#define COTERIE_INLINE static inline __attribute__((always_inline))
+
+/* Lowest first: each can run what those before it can. */
+enum { COTERIE_PORTABLE, COTERIE_AVX2, COTERIE_AVX512BF16, COTERIE_AMX, COTERIE_LEVELS };
+
+enum { COTERIE_INT4, COTERIE_INT8, COTERIE_SCHEMES };
+
+/* Tokens that one pass over weights serves. */
+#define COTERIE_TOKENS 8
+
+/* Bytes on a thread's stack for the tokens of a pass as a kernel wants them. */
+#define COTERIE_PREPARED_BYTES (256 * 1024)
+
+/* A quantised matrix as it is stored; its rows are outputs.
+ *
+ * int4: codes [rows, columns / 2], byte j holding column 2j in its lower half and 2j + 1 in its upper half, plus 8;
+ *       scales [rows, columns / group, 2] of bfloat16: scale, zero. weight = (stored - 8) * scale + zero.
+ * int8: codes [rows, columns], signed; scales [rows, columns / group]. weight = code * scale.
+ * The group is 64 or 32 and divides the columns. Nothing need be aligned.
+ */
+typedef struct {
+    const uint8_t *codes;
+    const uint16_t *scales;
+    int64_t columns;
+    int64_t group;
+} coterie_matrix;
+
+/* Products of a scheme's rows with a few tokens, for one level. */
+typedef struct {
+    /* Bytes of one prepared token, a multiple of 64. */
+    int64_t (*prepared_bytes)(int64_t columns);
+    /* A token, bfloat16 [columns], in the order in which `rows` reads it. `prepared` is aligned to 64 bytes. */
+    void (*prepare)(const uint16_t *token, int64_t columns, int64_t group, void *prepared);
+    /* out[t * stride + row - begin] = row · token t, for rows [begin, end) and 1 to COTERIE_TOKENS tokens. The bits of
+     * a product depend neither on the other rows nor on the other tokens of the call. */
+    void (*rows)(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
+                 float *out, int64_t stride);
+} coterie_kernel;
+
+const coterie_kernel *coterie_kernel_of(int scheme, int level);
+
+extern const coterie_kernel coterie_portable[COTERIE_SCHEMES];
+#if defined(__x86_64__)
+extern const coterie_kernel coterie_avx2[COTERIE_SCHEMES];
+extern const coterie_kernel coterie_avx512bf16[COTERIE_SCHEMES];
+#endif
+
+/* Bytes of one row's codes, and elements of one row's scales. */
+COTERIE_INLINE int64_t coterie_code_bytes(int scheme, int64_t columns) {
+    return scheme == COTERIE_INT4 ? columns / 2 : columns;
+}
+
+COTERIE_INLINE int64_t coterie_scale_count(int scheme, int64_t columns, int64_t group) {
+    return columns / group * (scheme == COTERIE_INT4 ? 2 : 1);
+}
+
+/* Threads are those of the OpenMP runtime that torch uses: a second pool would spin against the first. */
+typedef void (*coterie_body)(void *context, int thread, int threads);
+
+/* Runs `body` once on each of up to `threads` threads; tells each its number and how many there really are. */
+void coterie_parallel(coterie_body body, void *context, int threads);
+
+/* Waits for all threads of the region; `threads` as the body was told. */
+void coterie_barrier(int threads);
+
+/* The part [begin, end) of `count` that falls to a thread, in multiples of `grain`. */
+COTERIE_INLINE void coterie_share(int64_t count, int64_t grain, int thread, int threads, int64_t *begin,
+                                  int64_t *end) {
+    int64_t grains = (count + grain - 1) / grain;
+    int64_t first = grains * thread / threads * grain, last = grains * (thread + 1) / threads * grain;
+    *begin = first < count ? first : count;
+    *end = last < count ? last : count;
+}
+
+#endif

@@ -1,0 +1,6 @@
+/* Which sources the library was built from. */
+#include "coterie.h"
+
+COTERIE_API const char *coterie_fingerprint(void) {
+    return COTERIE_FINGERPRINT;
+}

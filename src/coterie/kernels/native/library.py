@@ -1,0 +1,128 @@
+"""The library as this process has it: loaded once, at the level that machine and user allow, or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from coterie.errors import UsageError
+from coterie.kernels.native.build import LIBRARY, fingerprint
+
+LEVELS = ("default", "avx2", "avx512bf16", "amx")
+"""Instruction-set levels, lowest first: portable C, AVX2 with FMA, AVX-512 with BF16, AMX."""
+
+VARIABLE = "COTERIE_CPU_CAPABILITY"
+"""Environment variable that lowers the level."""
+
+_int, _long, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "coterie_fingerprint": (ctypes.c_char_p, ()),
+    "coterie_use_threads": (None, (_pointer,) * 4),
+    "coterie_level": (_int, (_int,)),
+    "coterie_most_columns": (_long, (_int, _int)),
+    "coterie_matmul": (None, (_int, _int, _int, *(_pointer,) * 3, *(_long,) * 4, _pointer)),
+}
+_OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The loaded library.
+
+    Attributes:
+        functions: The C functions by name.
+        level: Index into ``LEVELS``.
+        threaded: Whether it runs on torch's threads; if not, on one.
+    """
+
+    functions: ctypes.CDLL
+    level: int
+    threaded: bool
+
+    @property
+    def level_name(self) -> str:
+        """Name of the level."""
+        return LEVELS[self.level]
+
+    @property
+    def threads(self) -> int:
+        """Threads that a call made now uses."""
+        return torch.get_num_threads() if self.threaded else 1
+
+    def lowered(self, name: str) -> Library:
+        """The same at a lower level; at its own if that is lower already.
+
+        Raises:
+            UsageError: If there is no such level.
+        """
+        return replace(self, level=min(self.level, _level_of(name)))
+
+
+def library() -> Library | None:
+    """The library, or None if :func:`why_not` has a reason.
+
+    Raises:
+        UsageError: If ``COTERIE_CPU_CAPABILITY`` names no level.
+    """
+    loaded = _load()
+    return loaded if isinstance(loaded, Library) else None
+
+
+def why_not() -> str | None:
+    """Why there is no library, or None if there is one."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+@cache
+def _load() -> Library | str:
+    wanted = _level_of(os.environ.get(VARIABLE) or LEVELS[-1])
+    if not LIBRARY.exists():
+        return f"{LIBRARY.name} was not built: installing Coterie where there is a C compiler builds it."
+    try:
+        functions = opened(LIBRARY)
+    except (OSError, AttributeError) as error:
+        return f"{LIBRARY} cannot be loaded: {error}"
+    if functions.coterie_fingerprint().decode() != fingerprint():
+        return f"{LIBRARY} was built from other sources: install Coterie again."
+    return Library(functions, int(functions.coterie_level(wanted)), _share_threads(functions))
+
+
+def opened(path: Path) -> ctypes.CDLL:
+    """The functions of a library file, with their types.
+
+    Raises:
+        OSError: If it cannot be loaded.
+        AttributeError: If it lacks a function.
+    """
+    functions = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _PROTOTYPES.items():
+        function = getattr(functions, name)
+        function.restype, function.argtypes = result, arguments
+    return functions
+
+
+def _share_threads(functions: ctypes.CDLL) -> bool:
+    """Gives the library the very OpenMP runtime that torch computes with; False if there is none to be found."""
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            # A name is looked up in what a library was linked with, too.
+            torch_library = ctypes.CDLL(str(folder / name), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            addresses = [ctypes.cast(getattr(torch_library, symbol), _pointer) for symbol in _OPENMP]
+        except (OSError, AttributeError):
+            continue
+        functions.coterie_use_threads(*addresses)
+        return True
+    return False
+
+
+def _level_of(name: str) -> int:
+    if name not in LEVELS:
+        raise UsageError.unknown(f"level in {VARIABLE}", name, LEVELS)
+    return LEVELS.index(name)

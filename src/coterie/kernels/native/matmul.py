@@ -1,0 +1,107 @@
+"""Activations times a quantised matrix as it is stored."""
+
+from __future__ import annotations
+
+import torch
+
+from coterie.errors import UsageError
+from coterie.kernels.native.library import Library
+
+SCHEMES = ("int4", "int8")
+"""Schemes that the library computes with; their order is that of the C code."""
+
+_CODES = {"int4": torch.uint8, "int8": torch.int8}
+
+
+def group_of(columns: int) -> int | None:
+    """How many weights of a row share a scale, or None for rows that the library does not serve."""
+    return 64 if columns % 64 == 0 else 32 if columns % 32 == 0 else None
+
+
+class PackedMatrix:
+    """A quantised matrix [N, K], its fields used where they lie.
+
+    Args:
+        library: The library.
+        scheme: Name of the scheme.
+        codes: int4: uint8 [N, K / 2]; int8: int8 [N, K].
+        scales: bfloat16; int4: [N, K / group, 2]; int8: [N, K / group].
+
+    Attributes:
+        shape: (N, K).
+
+    Raises:
+        UsageError: If the tensors do not make such a matrix, or the library does not serve it (see :meth:`served`).
+    """
+
+    def __init__(self, library: Library, scheme: str, codes: torch.Tensor, scales: torch.Tensor) -> None:
+        if codes.dim() != 2:
+            raise UsageError(f"Codes must be a matrix, not {list(codes.shape)}.", got=list(codes.shape))
+        columns = codes.shape[1] * (2 if scheme == "int4" else 1)
+        if not self.served(library, scheme, columns):
+            raise UsageError(f"Rows of {columns} weights in scheme {scheme!r} are not served.", columns=columns)
+        self.shape = (codes.shape[0], columns)
+        check_fields(scheme, self.shape, codes, scales)
+        self._library = library
+        self._fields = (codes, scales)
+        self._scheme = SCHEMES.index(scheme)
+        self._group = group_of(columns)
+
+    @staticmethod
+    def served(library: Library, scheme: str, columns: int) -> bool:
+        """Whether the library computes with rows of so many weights."""
+        if scheme not in SCHEMES or columns < 1 or group_of(columns) is None:
+            return False
+        return bool(columns <= library.functions.coterie_most_columns(SCHEMES.index(scheme), library.level))
+
+    def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
+        """The product with each row of ``x``, bfloat16 [M, N].
+
+        Args:
+            x_MK: bfloat16 [M, K].
+
+        Raises:
+            UsageError: If ``x`` is something else.
+        """
+        rows, columns = self.shape
+        if x_MK.dtype != torch.bfloat16 or x_MK.dim() != 2 or x_MK.shape[1] != columns or x_MK.device.type != "cpu":
+            got = f"{x_MK.dtype} {list(x_MK.shape)} on {x_MK.device}"
+            raise UsageError(f"Activations must be bfloat16 [M, {columns}] in memory, not {got}.", got=got)
+        x_MK = x_MK.contiguous()
+        out_MN = torch.empty(x_MK.shape[0], rows, dtype=torch.bfloat16)
+        codes, scales = self._fields
+        library = self._library
+        library.functions.coterie_matmul(
+            self._scheme,
+            library.level,
+            library.threads,
+            x_MK.data_ptr(),
+            codes.data_ptr(),
+            scales.data_ptr(),
+            x_MK.shape[0],
+            rows,
+            columns,
+            self._group,
+            out_MN.data_ptr(),
+        )
+        return out_MN
+
+
+def check_fields(scheme: str, shape: tuple[int, int], codes: torch.Tensor, scales: torch.Tensor) -> None:
+    """Makes sure that two tensors are the fields of a matrix, as the C code takes them for granted.
+
+    Raises:
+        UsageError: If not.
+    """
+    rows, columns = shape
+    groups = (rows, columns // (group_of(columns) or columns))
+    wanted = (
+        ("codes", codes, _CODES[scheme], (rows, columns // 2 if scheme == "int4" else columns)),
+        ("scales", scales, torch.bfloat16, (*groups, 2) if scheme == "int4" else groups),
+    )
+    for name, tensor, dtype, size in wanted:
+        if tensor.dtype != dtype or tuple(tensor.shape) != size or not tensor.is_contiguous():
+            got = f"{tensor.dtype} {list(tensor.shape)}, strides {list(tensor.stride())}"
+            raise UsageError(f"The {name} of {scheme} must be contiguous {dtype} {list(size)}, not {got}.", got=got)
+        if tensor.device.type != "cpu":
+            raise UsageError(f"The {name} must lie in memory, not on {tensor.device}.", got=str(tensor.device))

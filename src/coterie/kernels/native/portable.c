@@ -1,0 +1,106 @@
+/* Any machine: eight float32 sums at a time, which compilers turn into whatever vectors there are. */
+#include "bfloat16.h"
+#include "coterie.h"
+
+enum { LANES = 8 };
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+
+/* Vectors go by address: how one is passed by value depends on the instruction set. */
+COTERIE_INLINE void load(floats *loaded, const float *values) {
+    memcpy(loaded, values, sizeof *loaded);
+}
+
+COTERIE_INLINE float total(const floats *of) {
+    const floats sums = *of;
+    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
+/* Tokens as float32; int4 has the even columns of each 16 before the odd ones, and behind all of them the groups'
+ * sums. */
+static int64_t prepared_bytes(int64_t columns) {
+    return (columns + columns / 32 + 15) / 16 * 64;
+}
+
+static void prepare_int4(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+    float *values = prepared, *sums = values + columns;
+    for (int64_t first = 0; first < columns; first += 2 * LANES)
+        for (int i = 0; i < LANES; i++) {
+            values[first + i] = coterie_from_bf16(token[first + 2 * i]);
+            values[first + LANES + i] = coterie_from_bf16(token[first + 2 * i + 1]);
+        }
+    for (int64_t g = 0; g < columns / group; g++) {
+        floats sum = {0}, part;
+        for (int64_t i = 0; i < group; i += LANES) {
+            load(&part, values + g * group + i);
+            sum += part;
+        }
+        sums[g] = total(&sum);
+    }
+}
+
+static void prepare_int8(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+    (void)group;
+    float *values = prepared;
+    for (int64_t i = 0; i < columns; i++) values[i] = coterie_from_bf16(token[i]);
+}
+
+static void rows_int4(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
+                      float *out, int64_t stride) {
+    int64_t columns = matrix->columns, group = matrix->group, groups = columns / group;
+    for (int64_t row = begin; row < end; row++) {
+        const uint8_t *codes = matrix->codes + row * (columns / 2);
+        const uint16_t *scales = matrix->scales + row * groups * 2;
+        for (int t = 0; t < tokens; t++) {
+            const float *values = prepared[t], *sums = values + columns;
+            floats sum = {0};
+            float zeros = 0;
+            for (int64_t g = 0; g < groups; g++) {
+                floats part = {0};
+                for (int64_t i = g * group; i < (g + 1) * group; i += 2 * LANES) {
+                    floats low, high, even, odd;
+                    for (int j = 0; j < LANES; j++) {
+                        low[j] = (float)((int)(codes[i / 2 + j] & 15) - 8);
+                        high[j] = (float)((int)(codes[i / 2 + j] >> 4) - 8);
+                    }
+                    load(&even, values + i);
+                    load(&odd, values + i + LANES);
+                    part += low * even;
+                    part += high * odd;
+                }
+                sum += part * coterie_from_bf16(scales[2 * g]);
+                zeros += coterie_from_bf16(scales[2 * g + 1]) * sums[g];
+            }
+            out[t * stride + row - begin] = total(&sum) + zeros;
+        }
+    }
+}
+
+static void rows_int8(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
+                      float *out, int64_t stride) {
+    int64_t columns = matrix->columns, group = matrix->group, groups = columns / group;
+    for (int64_t row = begin; row < end; row++) {
+        const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
+        const uint16_t *scales = matrix->scales + row * groups;
+        for (int t = 0; t < tokens; t++) {
+            const float *values = prepared[t];
+            floats sum = {0};
+            for (int64_t g = 0; g < groups; g++) {
+                floats part = {0};
+                for (int64_t i = g * group; i < (g + 1) * group; i += LANES) {
+                    floats weights, token;
+                    for (int j = 0; j < LANES; j++) weights[j] = (float)codes[i + j];
+                    load(&token, values + i);
+                    part += weights * token;
+                }
+                sum += part * coterie_from_bf16(scales[g]);
+            }
+            out[t * stride + row - begin] = total(&sum);
+        }
+    }
+}
+
+const coterie_kernel coterie_portable[COTERIE_SCHEMES] = {
+    [COTERIE_INT4] = {prepared_bytes, prepare_int4, rows_int4},
+    [COTERIE_INT8] = {prepared_bytes, prepare_int8, rows_int8},
+};

@@ -1,0 +1,43 @@
+"""Quantised matrices for the tests, and what they stand for in float64."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Matrix(NamedTuple):
+    """A quantised matrix [N, K]."""
+
+    scheme: str
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    def weights(self) -> torch.Tensor:
+        """float64 [N, K], from the definition of the scheme."""
+        if self.scheme == "int8":
+            return self.codes.double() * spread(self.scales, self.codes.shape[1])
+        stored = torch.stack([self.codes & 15, self.codes >> 4], dim=-1).flatten(1).double()
+        scale, zero = (spread(part, stored.shape[1]) for part in self.scales.unbind(-1))
+        return (stored - 8) * scale + zero
+
+
+def spread(scales: torch.Tensor, columns: int) -> torch.Tensor:
+    return scales.double().repeat_interleave(columns // scales.shape[1], dim=1)
+
+
+def random_matrix(scheme: str, rows: int, columns: int, seed: int = 0) -> Matrix:
+    generator = torch.Generator().manual_seed(seed)
+    groups = columns // (64 if columns % 64 == 0 else 32)
+    factors = torch.rand(rows, groups, generator=generator) * 0.1 + 0.01
+    if scheme == "int8":
+        codes = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
+        return Matrix(scheme, codes, (factors / 16).bfloat16())
+    codes = torch.randint(0, 256, (rows, columns // 2), generator=generator, dtype=torch.uint8)
+    zeros = torch.randn(rows, groups, generator=generator) * 0.02
+    return Matrix(scheme, codes, torch.stack([factors, zeros], dim=-1).bfloat16())
+
+
+def activations(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).bfloat16()
