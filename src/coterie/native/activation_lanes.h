@@ -5,8 +5,8 @@
  */
 
 INLINE floats exponential(floats x) {
-    const floats highest = {0};
-    floats low = highest - 87.0f, high = highest + 88.0f;
+    const floats zero = {0};
+    floats low = zero - 87.0f, high = zero + 88.0f;
     ints below = x < low, above = x > high;
     x = (floats)(((ints)low & below) | ((ints)x & ~below));
     x = (floats)(((ints)high & above) | ((ints)x & ~above));
@@ -33,6 +33,6 @@ INLINE floats activated(int activation, floats x) {
         for (int i = 0; i < LANES; i++) x[i] = x[i] * 0.5f * (1.0f + erff(x[i] * 0.70710678118654752f));
         return x;
     }
-    ints positive = !(x < 0.0f);
-    return (floats)((ints)x & positive);
+    ints negative = x < 0.0f;
+    return (floats)((ints)x & ~negative);
 }

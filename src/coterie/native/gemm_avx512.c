@@ -16,6 +16,7 @@
 #define TARGET __attribute__((target(SETS)))
 #define TILES __attribute__((target(SETS ",amx-tile,amx-bf16")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
+#define TILES_INLINE static inline __attribute__((always_inline, target(SETS ",amx-tile,amx-bf16")))
 #define LANES 16
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
@@ -26,6 +27,9 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 /* Columns of a step, bytes of a tile, columns of a load of int4 codes. */
 enum { STEP = 32, TILE = 1024, LOAD = 128 };
 
+/* Loads of codes between asking for them and using them. */
+enum { AHEAD = 8 };
+
 COTERIE_INLINE int64_t steps_of(int scheme, int64_t columns) {
     return scheme == COTERIE_INT4 ? (columns + LOAD - 1) / LOAD * (LOAD / STEP) : columns / STEP;
 }
@@ -35,7 +39,8 @@ static int64_t block_bytes(int scheme, int64_t columns) {
 }
 
 static int64_t panel_bytes(int scheme, int64_t columns) {
-    return steps_of(scheme, columns) * 2 * TILE;
+    int64_t steps = steps_of(scheme, columns), least = 2 * LOAD / STEP;
+    return (steps > least ? steps : least) * 2 * TILE;
 }
 
 INLINE void transpose(__m512i x[16]) {
@@ -88,33 +93,34 @@ TARGET static void pack(int scheme, const uint16_t *const *tokens, int64_t begin
     }
 }
 
-/* The sixteen values of a group with this (scale, zero) in 32 bits. */
-INLINE __m512 values_of(uint32_t pair) {
+/* The sixteen values of a group with this (scale, zero); broadcast from memory, which costs no shuffle. */
+INLINE __m512 values_of(const uint16_t *pair) {
     const __m512 codes = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
-    __m512 scale = _mm512_castsi512_ps(_mm512_set1_epi32((int)(pair << 16)));
-    __m512 zero = _mm512_castsi512_ps(_mm512_set1_epi32((int)(pair & 0xffff0000)));
+    int bits;
+    memcpy(&bits, pair, 4);
+    __m512i both = _mm512_set1_epi32(bits);
+    __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
     return _mm512_fmadd_ps(codes, scale, zero);
 }
 
-INLINE __m512i values_of_two(const uint16_t *pairs, int64_t first, int64_t groups) {
-    uint32_t pair[2] = {0, 0};
-    if (first < groups) memcpy(&pair[0], pairs + first * 2, 4);
-    if (first + 1 < groups) memcpy(&pair[1], pairs + (first + 1) * 2, 4);
-    return (__m512i)_mm512_cvtne2ps_pbh(values_of(pair[1]), values_of(pair[0]));
+INLINE __m512i values_of_two(const uint16_t *pairs, int count) {
+    return (__m512i)_mm512_cvtne2ps_pbh(count > 1 ? values_of(pairs + 2) : _mm512_setzero_ps(), values_of(pairs));
 }
 
-/* 128 columns of a row: four steps, `stride` bytes apart. */
-INLINE void decode_int4(const uint8_t *codes, const uint16_t *scales, int64_t load, int64_t columns, int64_t group,
-                        char *to, int64_t stride) {
+/* 128 columns of a row, or as many as are left of it, with the scales of their groups: four steps, `stride` bytes
+ * apart. */
+INLINE void decode_int4(const uint8_t *codes, const uint16_t *scales, const int64_t group, int64_t left, char *to,
+                        int64_t stride) {
     const __m512i low = _mm512_set1_epi16(15);
-    const int64_t groups = columns / group, first = load * (LOAD / group), left = columns - load * LOAD;
+    const int groups = (int)(left / group);
     const __mmask64 present = left < LOAD ? (__mmask64)-1 >> (64 - left / 2) : (__mmask64)-1;
-    __m512i packed = _mm512_maskz_loadu_epi8(present, codes + load * (LOAD / 2));
-    __m512i table = values_of_two(scales, first, groups), rest = table;
+    __m512i packed = _mm512_maskz_loadu_epi8(present, codes);
+    __m512i table = values_of_two(scales, groups), rest = table;
     /* Which group's values: above the code in an index. */
     __m512i above = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
     if (group == 32) {
-        rest = values_of_two(scales, first + 2, groups);
+        rest = groups > 2 ? values_of_two(scales + 4, groups - 2) : _mm512_setzero_si512();
         above = _mm512_set_epi64(0x0030003000300030, 0x0030003000300030, 0x0020002000200020, 0x0020002000200020,
                                  0x0010001000100010, 0x0010001000100010, 0, 0);
     }
@@ -135,32 +141,64 @@ INLINE void decode_int8(const int8_t *codes, uint16_t scale, char *to) {
     _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(second, step), _mm512_mul_ps(first, step)));
 }
 
-INLINE void decode_rows(const int scheme, const int64_t group, const coterie_matrix *matrix, const int64_t *halves,
-                        int64_t limit, char *panel) {
-    const int64_t columns = matrix->columns;
-    const int64_t bytes = coterie_code_bytes(scheme, columns), scales = coterie_scale_count(scheme, columns, group);
+/* The rows of a panel. */
+typedef struct {
+    const uint8_t *codes[COTERIE_PANEL];
+    const uint16_t *scales[COTERIE_PANEL];
+    int64_t columns, group, bytes;
+    /* Bytes to the same row of the next panel. */
+    int64_t next;
+} panel_rows;
+
+INLINE panel_rows rows_of(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit) {
+    panel_rows rows = {.columns = matrix->columns, .group = matrix->group};
+    const int64_t scales = coterie_scale_count(scheme, rows.columns, rows.group);
+    rows.bytes = coterie_code_bytes(scheme, rows.columns);
+    rows.next = (halves[1] == halves[0] + COTERIE_HALF ? COTERIE_PANEL : COTERIE_HALF) * rows.bytes;
     for (int r = 0; r < COTERIE_PANEL; r++) {
         int64_t row = halves[r / COTERIE_HALF] + r % COTERIE_HALF;
         if (row >= limit) row = limit - 1;
-        const uint8_t *codes = matrix->codes + row * bytes;
-        const uint16_t *scale = matrix->scales + row * scales;
-        char *to = panel + r * 64;
-        if (scheme == COTERIE_INT4)
-            for (int64_t load = 0; load * LOAD < columns; load++)
-                decode_int4(codes, scale, load, columns, group, to + load * (LOAD / STEP) * 2 * TILE, 2 * TILE);
+        rows.codes[r] = matrix->codes + row * rows.bytes;
+        rows.scales[r] = matrix->scales + row * scales;
+    }
+    return rows;
+}
+
+INLINE int64_t wide(int scheme) {
+    return scheme == COTERIE_INT4 ? LOAD : STEP;
+}
+
+/* One load of each row: columns by columns and not row by row, so that what is written stays together. */
+INLINE void decode_load(const int scheme, const int64_t group, const panel_rows *rows, int64_t load, char *to) {
+    const int64_t bytes = scheme == COTERIE_INT4 ? LOAD / 2 : STEP, far = (load + AHEAD) * bytes;
+    /* Where a row of this panel has ended, that of the next one is asked for. */
+    const int64_t ahead = far < rows->bytes ? far : rows->next + far - rows->bytes;
+    const int64_t left = rows->columns - load * wide(scheme);
+    for (int r = 0; r < COTERIE_PANEL; r++) {
+        const uint8_t *codes = rows->codes[r] + load * bytes;
+        _mm_prefetch((const char *)rows->codes[r] + ahead, _MM_HINT_T0);
+        if (scheme == COTERIE_INT8)
+            decode_int8((const int8_t *)codes, rows->scales[r][load * STEP / group], to + r * 64);
+        else if (left >= LOAD)
+            decode_int4(codes, rows->scales[r] + load * (LOAD / group) * 2, group, LOAD, to + r * 64, 2 * TILE);
         else
-            for (int64_t step = 0; step * STEP < columns; step++)
-                decode_int8((const int8_t *)codes + step * STEP, scale[step * STEP / group], to + step * 2 * TILE);
+            decode_int4(codes, rows->scales[r] + load * (LOAD / group) * 2, group, left, to + r * 64, 2 * TILE);
     }
 }
 
+INLINE void decode_panel(const int scheme, const int64_t group, const panel_rows *rows, char *panel) {
+    for (int64_t load = 0; load * wide(scheme) < rows->columns; load++)
+        decode_load(scheme, group, rows, load, panel + load * (wide(scheme) / STEP) * 2 * TILE);
+}
+
 TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit, void *panel) {
-    if (scheme == COTERIE_INT4 && matrix->group == 64)
-        decode_rows(COTERIE_INT4, 64, matrix, halves, limit, panel);
-    else if (scheme == COTERIE_INT4)
-        decode_rows(COTERIE_INT4, 32, matrix, halves, limit, panel);
+    const panel_rows rows = rows_of(scheme, matrix, halves, limit);
+    if (scheme == COTERIE_INT8)
+        decode_panel(COTERIE_INT8, rows.group, &rows, panel);
+    else if (rows.group == 64)
+        decode_panel(COTERIE_INT4, 64, &rows, panel);
     else
-        decode_rows(COTERIE_INT8, matrix->group, matrix, halves, limit, panel);
+        decode_panel(COTERIE_INT4, 32, &rows, panel);
 }
 
 /* Eight rows with B blocks. */
@@ -196,15 +234,12 @@ TARGET static void multiply(int scheme, int64_t columns, const void *panel, cons
 
 /* Tiles 0 to 3 are sums, 4 and 5 the halves of a panel, 6 and 7 two blocks. */
 TILES static void enter_tiles(void) {
-    struct {
+    /* Constant, because compilers do not know that loading it reads all of it. */
+    static const struct {
         uint8_t palette, start, reserved[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } configuration = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) {
-        configuration.bytes[tile] = 64;
-        configuration.rows[tile] = 16;
-    }
+    } configuration = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_loadconfig(&configuration);
 }
 
@@ -212,41 +247,82 @@ TILES static void leave_tiles(void) {
     _tile_release();
 }
 
+TILES_INLINE void clear_sums(void) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+/* Some steps of a panel with the same steps of B blocks. */
+TILES_INLINE void add_steps(const int B, int64_t steps, const char *panel, const char *first, const char *second) {
+    for (int64_t step = 0; step < steps; step++) {
+        _tile_loadd(6, first + step * TILE, 64);
+        _tile_loadd(4, panel + step * 2 * TILE, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, panel + step * 2 * TILE + TILE, 64);
+        _tile_dpbf16ps(1, 5, 6);
+        if (B == 2) {
+            _tile_loadd(7, second + step * TILE, 64);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+}
+
+TILES_INLINE void store_sums(int count, float *products) {
+    float *lower = products + COTERIE_HALF * COTERIE_BLOCK;
+    _tile_stored(0, products, 64);
+    _tile_stored(1, lower, 64);
+    if (count == 1) return;
+    _tile_stored(2, products + COTERIE_PRODUCTS, 64);
+    _tile_stored(3, lower + COTERIE_PRODUCTS, 64);
+}
+
 TILES static void multiply_tiles(int scheme, int64_t columns, const void *panel, const void *blocks, int count,
                                  float *products) {
     const int64_t steps = steps_of(scheme, columns);
-    const char *weights = panel, *first = blocks, *second = first + steps * TILE;
-    float *upper = products, *lower = products + COTERIE_HALF * COTERIE_BLOCK;
-    _tile_zero(0);
-    _tile_zero(1);
-    if (count == 1) {
-        for (int64_t step = 0; step < steps; step++) {
-            _tile_loadd(6, first + step * TILE, 64);
-            _tile_loadd(4, weights + step * 2 * TILE, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(5, weights + step * 2 * TILE + TILE, 64);
-            _tile_dpbf16ps(1, 5, 6);
-        }
-        _tile_stored(0, upper, 64);
-        _tile_stored(1, lower, 64);
-        return;
+    const char *first = blocks, *second = first + steps * TILE;
+    clear_sums();
+    if (count == 2)
+        add_steps(2, steps, panel, first, second);
+    else
+        add_steps(1, steps, panel, first, second);
+    store_sums(count, products);
+}
+
+/* Decoding and multiplying by turns: what is decoded stays in the nearest cache. */
+TILES_INLINE void stream(const int scheme, const int64_t group, const int B, const panel_rows *rows, char *buffer,
+                         const char *blocks, float *products) {
+    const int64_t steps = steps_of(scheme, rows->columns);
+    /* The next columns are decoded while those before are being multiplied. */
+    char *half[2] = {buffer, buffer + LOAD / STEP * 2 * TILE};
+    clear_sums();
+    for (int64_t load = 0; load * wide(scheme) < rows->columns; load++) {
+        const char *first = blocks + load * wide(scheme) / STEP * TILE;
+        decode_load(scheme, group, rows, load, half[load & 1]);
+        /* Compilers do not know that tiles are loaded from memory. */
+        __asm__ volatile("" ::: "memory");
+        add_steps(B, wide(scheme) / STEP, half[load & 1], first, first + steps * TILE);
     }
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t step = 0; step < steps; step++) {
-        _tile_loadd(6, first + step * TILE, 64);
-        _tile_loadd(4, weights + step * 2 * TILE, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, weights + step * 2 * TILE + TILE, 64);
-        _tile_dpbf16ps(1, 5, 6);
-        _tile_loadd(7, second + step * TILE, 64);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, upper, 64);
-    _tile_stored(1, lower, 64);
-    _tile_stored(2, upper + COTERIE_PRODUCTS, 64);
-    _tile_stored(3, lower + COTERIE_PRODUCTS, 64);
+    store_sums(B, products);
+}
+
+TILES static void product_tiles(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit,
+                                void *panel, const void *blocks, int count, float *products) {
+    const panel_rows rows = rows_of(scheme, matrix, halves, limit);
+    if (scheme == COTERIE_INT8 && count == 2)
+        stream(COTERIE_INT8, rows.group, 2, &rows, panel, blocks, products);
+    else if (scheme == COTERIE_INT8)
+        stream(COTERIE_INT8, rows.group, 1, &rows, panel, blocks, products);
+    else if (rows.group == 64 && count == 2)
+        stream(COTERIE_INT4, 64, 2, &rows, panel, blocks, products);
+    else if (rows.group == 64)
+        stream(COTERIE_INT4, 64, 1, &rows, panel, blocks, products);
+    else if (count == 2)
+        stream(COTERIE_INT4, 32, 2, &rows, panel, blocks, products);
+    else
+        stream(COTERIE_INT4, 32, 1, &rows, panel, blocks, products);
 }
 
 TARGET static void activate(int activation, const float *products, int scheme, int64_t column, int64_t columns,
@@ -323,6 +399,7 @@ const coterie_gemm coterie_gemm_amx = {
     .pack = pack,
     .decode = decode,
     .multiply = multiply_tiles,
+    .product = product_tiles,
     .activate = activate,
     .store = store,
     .scale = scale,

@@ -4,7 +4,7 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 ``coterie.quant`` computes the same with torch. Shape suffixes: M rows, N outputs, K inputs.
 """
 
-from coterie.kernels.native.library import LEVELS, VARIABLE, Library, library, why_not
-from coterie.kernels.native.matmul import SCHEMES, PackedMatrix
+from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
+from coterie.native.matmul import SCHEMES, PackedMatrix
 
 __all__ = ["LEVELS", "SCHEMES", "VARIABLE", "Library", "PackedMatrix", "library", "why_not"]
