@@ -58,6 +58,13 @@ extern const coterie_kernel coterie_avx2[COTERIE_SCHEMES];
 extern const coterie_kernel coterie_avx512bf16[COTERIE_SCHEMES];
 #endif
 
+enum { COTERIE_SILU, COTERIE_GELU, COTERIE_GELU_TANH, COTERIE_RELU };
+
+/* out = act(gate) * up, rounded to bfloat16. */
+typedef void (*coterie_gate)(int activation, const float *gate, const float *up, uint16_t *out, int64_t count);
+
+coterie_gate coterie_gate_of(int level);
+
 /* Bytes of one row's codes, and elements of one row's scales. */
 COTERIE_INLINE int64_t coterie_code_bytes(int scheme, int64_t columns) {
     return scheme == COTERIE_INT4 ? columns / 2 : columns;

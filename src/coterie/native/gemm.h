@@ -7,7 +7,6 @@
 #ifndef COTERIE_GEMM_H
 #define COTERIE_GEMM_H
 
-#include "activation.h"
 #include "coterie.h"
 
 enum { COTERIE_BLOCK = 16, COTERIE_HALF = 16, COTERIE_PANEL = 2 * COTERIE_HALF };

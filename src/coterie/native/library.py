@@ -25,6 +25,9 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "coterie_use_threads": (None, (_pointer,) * 4),
     "coterie_level": (_int, (_int,)),
     "coterie_most_columns": (_long, (_int, _int)),
+    "coterie_route": (_long, (_pointer, _pointer, _int, *(_long,) * 3, *(_pointer,) * 8)),
+    "coterie_experts": (_long, (_pointer,)),
+    "coterie_experts_call_bytes": (_long, ()),
     "coterie_matmul": (None, (_int, _int, _int, *(_pointer,) * 3, *(_long,) * 4, _pointer)),
 }
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")

@@ -1,0 +1,191 @@
+/* The experts of a layer, as many as there are in memory: gate and up, then down, in one parallel region.
+ *
+ * Every thread has the same share of the rows of every expert, so all have the same to do, whatever the tokens. A
+ * thread has the same columns of the output each time, so it can add up what it has computed without waiting.
+ */
+#include "bfloat16.h"
+#include "coterie.h"
+
+enum { CHUNK = 32, GRAIN = 16 };
+
+/* Mirrored in experts.py. */
+typedef struct {
+    int64_t scheme, level, threads, activation;
+    /* D and F. */
+    int64_t width, inner, width_group, inner_group;
+    /* What coterie_route wrote. */
+    int64_t used, choices;
+    const int64_t *experts;
+    const int32_t *offsets, *row_token;
+    const float *row_weight;
+    const int32_t *token_rows;
+    /* By place in experts: whether it has been computed; and how many have. */
+    uint8_t *done;
+    int64_t computed;
+    /* Of this call: count experts, five numbers each: id, and where gate_up's codes and scales and down's are. */
+    int64_t count;
+    const int64_t *table;
+    /* bfloat16 [tokens, D]. */
+    int64_t tokens;
+    const uint16_t *x;
+    /* Of all rows: what is between gate and down, bfloat16 [rows, F], and weighted outputs, float32 [rows, D]. */
+    uint16_t *hidden;
+    float *rows;
+    /* bfloat16 [tokens, D], the sums of each token's rows; NULL if other experts are still to come. */
+    uint16_t *out;
+} experts_call;
+
+enum { TABLE_ID, TABLE_GATE_UP, TABLE_DOWN = 3, TABLE_WIDTH = 5 };
+
+typedef struct {
+    const experts_call *call;
+    const coterie_kernel *kernel;
+    coterie_gate gate;
+    /* The call's tokens prepared once for all experts, if there is room for them. */
+    int shared;
+    int block;
+    char *buffer;
+    const void *prepared[COTERIE_TOKENS];
+} worker;
+
+static coterie_matrix matrix_at(const int64_t *fields, int64_t columns, int64_t group) {
+    coterie_matrix matrix = {(const uint8_t *)(intptr_t)fields[0], (const uint16_t *)(intptr_t)fields[1], columns,
+                             group};
+    return matrix;
+}
+
+static int tokens_that_fit(const coterie_kernel *kernel, int64_t columns) {
+    int64_t fit = COTERIE_PREPARED_BYTES / kernel->prepared_bytes(columns);
+    return fit < COTERIE_TOKENS ? (int)fit : COTERIE_TOKENS;
+}
+
+/* Position of an expert among those that the router chose, or -1. */
+static int64_t position_of(const experts_call *call, int64_t expert) {
+    int64_t low = 0, high = call->used;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (call->experts[middle] < expert)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < call->used && call->experts[low] == expert ? low : -1;
+}
+
+static void prepare_token(const worker *own, int64_t token, int at) {
+    const experts_call *call = own->call;
+    own->kernel->prepare(call->x + token * call->width, call->width, call->width_group,
+                         own->buffer + at * own->kernel->prepared_bytes(call->width));
+}
+
+/* Rows [begin, end) of gate and of up for some rows of one expert. */
+static void gate_and_up(worker *own, const coterie_matrix *matrix, int64_t first, int count, int64_t begin,
+                        int64_t end) {
+    const experts_call *call = own->call;
+    const int64_t bytes = own->kernel->prepared_bytes(call->width);
+    float gate[COTERIE_TOKENS * CHUNK], up[COTERIE_TOKENS * CHUNK];
+    for (int r = 0; r < count; r++) {
+        int64_t token = call->row_token[first + r];
+        if (!own->shared) prepare_token(own, token, r);
+        own->prepared[r] = own->buffer + (own->shared ? token : r) * bytes;
+    }
+    for (int64_t from = begin; from < end; from += CHUNK) {
+        int64_t to = from + CHUNK < end ? from + CHUNK : end, inner = call->inner;
+        own->kernel->rows(matrix, from, to, own->prepared, count, gate, CHUNK);
+        own->kernel->rows(matrix, inner + from, inner + to, own->prepared, count, up, CHUNK);
+        for (int r = 0; r < count; r++)
+            own->gate((int)call->activation, gate + r * CHUNK, up + r * CHUNK,
+                      call->hidden + (first + r) * inner + from, to - from);
+    }
+}
+
+/* Rows [begin, end) of down for some rows of one expert, times the gate weights. */
+static void down(worker *own, const coterie_matrix *matrix, int64_t first, int count, int64_t begin, int64_t end) {
+    const experts_call *call = own->call;
+    const int64_t bytes = own->kernel->prepared_bytes(call->inner);
+    for (int r = 0; r < count; r++) {
+        own->prepared[r] = own->buffer + r * bytes;
+        own->kernel->prepare(call->hidden + (first + r) * call->inner, call->inner, call->inner_group,
+                             own->buffer + r * bytes);
+    }
+    float *out = call->rows + first * call->width + begin;
+    own->kernel->rows(matrix, begin, end, own->prepared, count, out, call->width);
+    for (int r = 0; r < count; r++)
+        for (int64_t i = 0; i < end - begin; i++) out[r * call->width + i] *= call->row_weight[first + r];
+}
+
+/* Columns [begin, end) of the sums, in ascending order of experts, rounded once. */
+static void combine(const experts_call *call, int64_t begin, int64_t end) {
+    float sums[CHUNK];
+    for (int64_t token = 0; token < call->tokens; token++) {
+        const int32_t *rows = call->token_rows + token * call->choices;
+        for (int64_t from = begin; from < end; from += CHUNK) {
+            int64_t size = end - from < CHUNK ? end - from : CHUNK;
+            for (int64_t i = 0; i < size; i++) sums[i] = 0;
+            for (int64_t k = 0; k < call->choices && rows[k] >= 0; k++)
+                for (int64_t i = 0; i < size; i++) sums[i] += call->rows[rows[k] * call->width + from + i];
+            for (int64_t i = 0; i < size; i++)
+                call->out[token * call->width + from + i] = coterie_to_bf16(sums[i]);
+        }
+    }
+}
+
+static void part_of_experts(void *context, int thread, int threads) {
+    const experts_call *call = context;
+    _Alignas(64) char buffer[COTERIE_PREPARED_BYTES];
+    const coterie_kernel *kernel = coterie_kernel_of((int)call->scheme, (int)call->level);
+    worker own = {.call = call, .kernel = kernel, .gate = coterie_gate_of((int)call->level), .buffer = buffer};
+    int64_t begin, end;
+
+    own.block = tokens_that_fit(kernel, call->width);
+    own.shared = call->tokens <= own.block;
+    coterie_share(call->inner, GRAIN, thread, threads, &begin, &end);
+    if (own.shared && call->count && begin < end)
+        for (int64_t token = 0; token < call->tokens; token++) prepare_token(&own, token, (int)token);
+    for (int64_t e = 0; e < call->count && begin < end; e++) {
+        const int64_t *entry = call->table + e * TABLE_WIDTH;
+        const coterie_matrix matrix = matrix_at(entry + TABLE_GATE_UP, call->width, call->width_group);
+        int64_t at = position_of(call, entry[TABLE_ID]), last = call->offsets[at + 1];
+        for (int64_t first = call->offsets[at]; first < last; first += own.block)
+            gate_and_up(&own, &matrix, first, last - first < own.block ? (int)(last - first) : own.block, begin, end);
+    }
+    coterie_barrier(threads);
+
+    own.block = tokens_that_fit(kernel, call->inner);
+    coterie_share(call->width, GRAIN, thread, threads, &begin, &end);
+    for (int64_t e = 0; e < call->count && begin < end; e++) {
+        const int64_t *entry = call->table + e * TABLE_WIDTH;
+        const coterie_matrix matrix = matrix_at(entry + TABLE_DOWN, call->inner, call->inner_group);
+        int64_t at = position_of(call, entry[TABLE_ID]), last = call->offsets[at + 1];
+        for (int64_t first = call->offsets[at]; first < last; first += own.block)
+            down(&own, &matrix, first, last - first < own.block ? (int)(last - first) : own.block, begin, end);
+    }
+    if (call->out) combine(call, begin, end);
+}
+
+/* Computes the rows of the call's experts, and the sums if it is the last call.
+ *
+ * Returns 0; or 1 plus the place in the table of an expert that was not chosen or has been computed before; or minus the
+ * number of experts that are missing in the last call. Unless it returns 0, nothing was computed. */
+COTERIE_API int64_t coterie_experts(experts_call *call) {
+    int64_t e = 0;
+    for (; e < call->count; e++) {
+        int64_t at = position_of(call, call->table[e * TABLE_WIDTH + TABLE_ID]);
+        if (at < 0 || call->done[at]) break;
+        call->done[at] = 1;
+    }
+    int64_t missing = call->used - call->computed - call->count;
+    if (e < call->count || (call->out && missing > 0)) {
+        for (int64_t marked = 0; marked < e; marked++)
+            call->done[position_of(call, call->table[marked * TABLE_WIDTH + TABLE_ID])] = 0;
+        return e < call->count ? e + 1 : -missing;
+    }
+    call->computed += call->count;
+    coterie_parallel(part_of_experts, call, (int)call->threads);
+    return 0;
+}
+
+/* Bytes of the structure, for its mirror. */
+COTERIE_API int64_t coterie_experts_call_bytes(void) {
+    return sizeof(experts_call);
+}

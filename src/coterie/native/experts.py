@@ -1,0 +1,201 @@
+"""A Mixture-of-Experts layer with quantised gated experts, computed where they lie, in whatever order they come."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+
+from coterie.errors import UsageError
+from coterie.native.library import Library
+from coterie.native.matmul import SCHEMES, PackedMatrix, check_fields, group_of
+from coterie.native.workspace import ExpertsCall, Located, Workspace
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+"""Activations that the library computes; their order is that of the C code."""
+
+
+class ExpertsKernel:
+    """The experts of all layers of one shape: ``(act(x Wg) * (x Wu)) Wd``, times the gate weight, summed per token.
+
+    Activations are bfloat16; all that is between is float32 but the input of down, and each token's sum is rounded
+    once. A token's bits depend neither on the other tokens, nor on threads, nor on the order in which experts come.
+    Can be used by several threads at once.
+
+    Args:
+        library: The library.
+        scheme: Name of the experts' scheme.
+        activation: One of ``ACTIVATIONS``.
+        num_experts: E; ids from E on are left out.
+        width: D.
+        inner: F; gate_up is [2F, D], gate first, and down [D, F].
+
+    Raises:
+        UsageError: If the library does not serve that (see :meth:`served`).
+    """
+
+    def __init__(
+        self, library: Library, *, scheme: str, activation: str, num_experts: int, width: int, inner: int
+    ) -> None:
+        if not self.served(library, scheme=scheme, activation=activation, width=width, inner=inner):
+            raise UsageError(
+                f"Experts [{2 * inner}, {width}] in scheme {scheme!r} with activation {activation!r} are not served.",
+                scheme=scheme,
+                activation=activation,
+                width=width,
+                inner=inner,
+            )
+        if library.functions.coterie_experts_call_bytes() != _CALL_BYTES:
+            raise AssertionError("experts_call and its mirror differ")
+        self.library = library
+        self.scheme = scheme
+        self.num_experts = num_experts
+        self.width = width
+        self.inner = inner
+        self._shape = (
+            SCHEMES.index(scheme), library.level, ACTIVATIONS.index(activation), width, inner,
+            group_of(width), group_of(inner),
+        )  # fmt: skip
+        # Taken out while in use, so that no two threads have the same one.
+        self._idle: list[Workspace] = []
+
+    @staticmethod
+    def served(library: Library, *, scheme: str, activation: str, width: int, inner: int) -> bool:
+        """Whether the library computes such experts."""
+        return activation in ACTIVATIONS and all(PackedMatrix.served(library, scheme, size) for size in (width, inner))
+
+    def locate(self, expert: int, gate_up: Sequence[torch.Tensor], down: Sequence[torch.Tensor]) -> Located:
+        """Checks an expert's fields and notes where they are.
+
+        The result is good for as long as the tensors stay where they are.
+
+        Args:
+            expert: Its id.
+            gate_up: Codes and scales of gate_up, as :class:`PackedMatrix` has them.
+            down: Those of down.
+
+        Raises:
+            UsageError: If they are not such fields.
+        """
+        check_fields(self.scheme, (2 * self.inner, self.width), *gate_up)
+        check_fields(self.scheme, (self.width, self.inner), *down)
+        return (expert, gate_up[0].data_ptr(), gate_up[1].data_ptr(), down[0].data_ptr(), down[1].data_ptr())
+
+    def begin(self, x_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> ExpertsPass:
+        """Starts a pass.
+
+        Args:
+            x_TD: bfloat16 [T, D].
+            index_TK: The experts of each token, integers [T, K]; ids of E or more are left out.
+            weights_TK: Gate weights [T, K]; float32 and bfloat16 are used as they are.
+
+        Raises:
+            UsageError: If the tensors are something else, or an id is negative.
+        """
+        tokens = x_TD.shape[0]
+        if x_TD.dtype != torch.bfloat16 or x_TD.dim() != 2 or x_TD.shape[1] != self.width:
+            got = f"{x_TD.dtype} {list(x_TD.shape)}"
+            raise UsageError(f"Tokens must be bfloat16 [T, {self.width}], not {got}.", got=got)
+        if index_TK.dim() != 2 or index_TK.shape[0] != tokens or index_TK.shape != weights_TK.shape:
+            got = f"{list(index_TK.shape)} and {list(weights_TK.shape)}"
+            raise UsageError(f"Choices and gate weights must be [{tokens}, K], not {got}.", got=got)
+        if not (x_TD.is_cpu and index_TK.is_cpu and weights_TK.is_cpu):
+            raise UsageError("Tokens, choices and gate weights must lie in memory.")
+        if index_TK.dtype != torch.int64:
+            index_TK = index_TK.to(torch.int64)
+        if weights_TK.dtype not in (torch.float32, torch.bfloat16):
+            weights_TK = weights_TK.float()
+        workspace = self._workspace(tokens, index_TK.shape[1])
+        # Held until C has read them: a copy made here has no other owner.
+        index_TK, weights_TK = index_TK.contiguous(), weights_TK.contiguous()
+        experts = workspace.route(index_TK, weights_TK)
+        if experts is None:
+            self._idle.append(workspace)
+            raise UsageError("An expert's id is negative.")
+        return ExpertsPass(self, workspace, x_TD.contiguous(), experts)
+
+    def _workspace(self, tokens: int, choices: int) -> Workspace:
+        try:
+            workspace = self._idle.pop()
+            if workspace.serves(tokens, choices):
+                return workspace
+        except IndexError:
+            pass
+        workspace = Workspace(self.library, max(tokens, 1), max(choices, 1), self.num_experts)
+        call = workspace.call
+        (
+            call.scheme, call.level, call.activation, call.width, call.inner, call.width_group, call.inner_group,
+        ) = self._shape  # fmt: skip
+        return workspace
+
+    def release(self, workspace: Workspace) -> None:
+        """Takes a workspace back."""
+        self._idle.append(workspace)
+
+
+class ExpertsPass:
+    """One pass through a layer: experts are computed as they come, then summed. From :meth:`ExpertsKernel.begin`.
+
+    Attributes:
+        experts: Ids of the experts that got a token, ascending.
+    """
+
+    def __init__(self, kernel: ExpertsKernel, workspace: Workspace, x_TD: torch.Tensor, experts: list[int]) -> None:
+        self.experts = experts
+        self._kernel = kernel
+        self._workspace: Workspace | None = workspace
+        self._x_TD = x_TD
+        call = workspace.call
+        pairs, width = call.tokens * call.choices, kernel.width
+        self._intermediate = workspace.intermediate(pairs * (4 * width + 2 * kernel.inner) or 1)
+        call.x = x_TD.data_ptr()
+        call.rows = self._intermediate.data_ptr()
+        call.hidden = call.rows + 4 * pairs * width
+        call.out = None
+
+    def compute(self, located: Sequence[Located]) -> None:
+        """Computes some of the experts; those of the last call are better given to :meth:`finish`.
+
+        Args:
+            located: From :meth:`ExpertsKernel.locate`, in any order. Their memory must stay until this returns.
+
+        Raises:
+            UsageError: If one was not chosen or has been computed, or the pass is over.
+        """
+        if self._workspace is None:
+            raise UsageError("This pass is over.")
+        workspace = self._workspace
+        try:
+            workspace.fill(located)
+        except ValueError:  # more experts than there is room for
+            raise UsageError(f"{len(located)} experts were given, {len(self.experts)} chosen.") from None
+        workspace.call.threads = self._kernel.library.threads
+        status = self._kernel.library.functions.coterie_experts(workspace.address)
+        if status > 0:
+            expert = located[status - 1][0]
+            raise UsageError(f"Expert {expert} was not chosen, or has been computed already.", expert=expert)
+        if status < 0:
+            raise UsageError(f"{-status} of the experts that were chosen have not been computed.", missing=-status)
+
+    def finish(self, located: Sequence[Located] = ()) -> torch.Tensor:
+        """Computes the last experts and returns the sums, bfloat16 [T, D].
+
+        Raises:
+            UsageError: As :meth:`compute`; and if experts are missing.
+        """
+        if self._workspace is None:
+            raise UsageError("This pass is over.")
+        out_TD = torch.empty_like(self._x_TD)
+        call = self._workspace.call
+        call.out = out_TD.data_ptr() or None
+        try:
+            self.compute(located)
+        finally:
+            call.out = None
+        self._kernel.release(self._workspace)
+        self._workspace = None
+        return out_TD
+
+
+_CALL_BYTES = ctypes.sizeof(ExpertsCall)
