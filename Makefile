@@ -18,7 +18,7 @@ help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
 	while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
-NATIVE := src/coterie/kernels/native
+NATIVE := src/coterie/native
 
 # Reinstalled only when a pin, the package's own metadata or the native library's sources change.
 $(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard $(NATIVE)/*.[ch]) $(NATIVE)/build.py

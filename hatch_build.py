@@ -14,7 +14,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-BUILDER = Path("src", "coterie", "kernels", "native", "build.py")
+BUILDER = Path("src", "coterie", "native", "build.py")
 MODES = ("", "require", "skip")
 
 

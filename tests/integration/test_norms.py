@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from coterie.integration import norms
-from coterie.kernels.native import library
+from coterie.native import library
 from zoo import ZOO, logits
 
 NAMES = sorted(ZOO)

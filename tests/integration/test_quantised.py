@@ -9,7 +9,7 @@ import torch
 
 from coterie.extraction import extract
 from coterie.integration import quantised
-from coterie.kernels.native import library
+from coterie.native import library
 from coterie.quant import SCHEMES
 from zoo import ZOO, logits
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from coterie.kernels.native import LEVELS, Library, library
 from coterie.kernels.norms import RmsNorm, exact_rms_norm, serves
+from coterie.native import LEVELS, Library, library
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 

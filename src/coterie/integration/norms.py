@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from coterie.kernels.native import library
 from coterie.kernels.norms import RmsNorm, exact_rms_norm, serves
+from coterie.native import library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,8 +11,8 @@ from coterie.cache import Tensors
 from coterie.errors import LoadError
 from coterie.integration.bank import StreamedBank
 from coterie.integration.decoder import BankDecoder, FieldDecoder
-from coterie.kernels.native import ExpertsKernel, Library, library
-from coterie.kernels.native.experts import ACTIVATIONS
+from coterie.native import ExpertsKernel, Library, library
+from coterie.native.experts import ACTIVATIONS
 
 _UP, _DOWN = "gate_up_proj", "down_proj"
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from coterie.kernels.native import Library
+from coterie.native import Library
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 

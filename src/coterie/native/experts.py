@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from coterie.errors import UsageError
-from coterie.kernels.native.library import Library
-from coterie.kernels.native.matmul import SCHEMES, PackedMatrix, check_fields, group_of
-from coterie.kernels.native.workspace import ExpertsCall, Located, Workspace
+from coterie.native.library import Library
+from coterie.native.matmul import SCHEMES, PackedMatrix, check_fields, group_of
+from coterie.native.workspace import ExpertsCall, Located, Workspace
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 """Activations that the library computes; their order is that of the C code."""

@@ -8,7 +8,7 @@ from itertools import chain
 
 import torch
 
-from coterie.kernels.native.library import Library
+from coterie.native.library import Library
 
 Located = tuple[int, int, int, int, int]
 """An expert's id, and the addresses of gate_up's codes and scales and of down's."""

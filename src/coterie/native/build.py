@@ -1,7 +1,7 @@
 """Compiles the C files of this folder into one library, beside them; needs a C compiler and nothing else.
 
 Run by the build hook of the project (``hatch_build.py``), which loads this file by its path: it must not import
-anything of Coterie. By hand: ``python src/coterie/kernels/native/build.py``.
+anything of Coterie. By hand: ``python src/coterie/native/build.py``.
 """
 
 from __future__ import annotations

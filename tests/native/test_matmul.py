@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.nn.functional import linear
 
-from coterie.kernels.native import Library, PackedMatrix
+from coterie.native import Library, PackedMatrix
 
 from .matrices import Matrix, activations, random_matrix
 

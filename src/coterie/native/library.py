@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from coterie.errors import UsageError
-from coterie.kernels.native.build import LIBRARY, fingerprint
+from coterie.native.build import LIBRARY, fingerprint
 
 LEVELS = ("default", "avx2", "avx512bf16", "amx")
 """Instruction-set levels, lowest first: portable C, AVX2 with FMA, AVX-512 with BF16, AMX."""

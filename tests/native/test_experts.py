@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from coterie.kernels.native import ACTIVATIONS, ExpertsKernel, Library, Located
+from coterie.native import ACTIVATIONS, ExpertsKernel, Library, Located
 
 from .matrices import Matrix, activations, random_matrix
 

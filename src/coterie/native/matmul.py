@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from coterie.errors import UsageError
-from coterie.kernels.native.library import Library
+from coterie.native.library import Library
 
 SCHEMES = ("int4", "int8")
 """Schemes that the library computes with; their order is that of the C code."""

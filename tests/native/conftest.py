@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from coterie.kernels.native import LEVELS, Library, library, why_not
+from coterie.native import LEVELS, Library, library, why_not
 
 
 @pytest.fixture(scope="session", params=LEVELS)

@@ -4,10 +4,10 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 ``coterie.quant`` computes the same with torch. Shape suffixes: M rows, N outputs, K inputs.
 """
 
-from coterie.kernels.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
-from coterie.kernels.native.library import LEVELS, VARIABLE, Library, library, why_not
-from coterie.kernels.native.matmul import SCHEMES, PackedMatrix
-from coterie.kernels.native.workspace import Located
+from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
+from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
+from coterie.native.matmul import SCHEMES, PackedMatrix
+from coterie.native.workspace import Located
 
 __all__ = [
     "ACTIVATIONS",

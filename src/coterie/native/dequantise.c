@@ -1,0 +1,183 @@
+/* int4 and int8 back to float32 or bfloat16, with the bits of coterie.quant: code times scale, rounded, plus zero,
+ * rounded (no fused multiply-add), and only then rounded to bfloat16.
+ *
+ * A group of int4 has sixteen values at most, so these are computed and rounded once, and codes look them up.
+ */
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "bfloat16.h"
+#include "coterie.h"
+#include "groups.h"
+
+#define INLINE COTERIE_INLINE
+
+/* To nearest, halves to even; of numbers that are finite or infinite. */
+INLINE uint16_t to_bf16(float x) {
+    uint32_t bits = coterie_to_bits(x);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* What the codes 0 to 15 of a group with this (scale, zero) stand for. */
+INLINE void values_of(const uint16_t *pair, float *values) {
+    float scale = coterie_from_bf16(pair[0]), zero = coterie_from_bf16(pair[1]);
+    for (int code = 0; code < 16; code++) {
+        float product = (float)(code - 8) * scale;
+        values[code] = product + zero;
+    }
+}
+
+INLINE void int4_to_float(const uint8_t *codes, const uint16_t *pair, int count, float *out) {
+    float values[16];
+    values_of(pair, values);
+    for (int j = 0; j < count / 2; j++) {
+        out[2 * j] = values[codes[j] & 15];
+        out[2 * j + 1] = values[codes[j] >> 4];
+    }
+    if (count % 2) out[count - 1] = values[codes[count / 2] & 15];
+}
+
+INLINE void int4_to_bf16(const uint8_t *codes, const uint16_t *pair, int count, uint16_t *out) {
+    float values[16];
+    uint16_t rounded[16];
+    values_of(pair, values);
+    for (int code = 0; code < 16; code++) rounded[code] = to_bf16(values[code]);
+    for (int j = 0; j < count / 2; j++) {
+        out[2 * j] = rounded[codes[j] & 15];
+        out[2 * j + 1] = rounded[codes[j] >> 4];
+    }
+    if (count % 2) out[count - 1] = rounded[codes[count / 2] & 15];
+}
+
+INLINE void int8_to_float(const int8_t *codes, const uint16_t *scale, int count, float *out) {
+    float step = coterie_from_bf16(*scale);
+    for (int i = 0; i < count; i++) out[i] = (float)codes[i] * step;
+}
+
+INLINE void int8_to_bf16(const int8_t *codes, const uint16_t *scale, int count, uint16_t *out) {
+    float step = coterie_from_bf16(*scale);
+    for (int i = 0; i < count; i++) out[i] = to_bf16((float)codes[i] * step);
+}
+
+#if defined(__x86_64__)
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+
+/* 32 codes: each byte becomes a pair of 16-bit lanes, its lower half first. */
+INLINE AVX512 __m512i halves(const uint8_t *codes) {
+    __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
+    return _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), _mm512_set1_epi32(0x000f000f));
+}
+
+INLINE AVX512 __m512 table_avx512(const uint16_t *pair) {
+    const __m512 codes = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+    __m512 products = _mm512_mul_ps(codes, _mm512_set1_ps(coterie_from_bf16(pair[0])));
+    return _mm512_add_ps(products, _mm512_set1_ps(coterie_from_bf16(pair[1])));
+}
+
+/* Whole groups of 32 or 64. */
+INLINE AVX512 void int4_to_bf16_avx512(const uint8_t *codes, const uint16_t *pair, int count, uint16_t *out) {
+    __m512i bits = _mm512_castps_si512(table_avx512(pair));
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __m512i table = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+    for (int i = 0; i < count; i += 32)
+        _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(halves(codes + i / 2), table));
+}
+
+INLINE AVX512 void int4_to_float_avx512(const uint8_t *codes, const uint16_t *pair, int count, float *out) {
+    __m512 table = table_avx512(pair);
+    for (int i = 0; i < count; i += 32) {
+        __m512i lanes = halves(codes + i / 2);
+        __m512i first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(lanes));
+        __m512i second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(lanes, 1));
+        _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(first, table));
+        _mm512_storeu_ps(out + i + 16, _mm512_permutexvar_ps(second, table));
+    }
+}
+#endif
+
+/* A row, group by group; a shorter group at its end goes the plain way. */
+#define ROW(name, target, type, codes_type, bytes_of, per_group, whole, rest)                                           \
+    static target void name(const void *codes, const uint16_t *scales, int64_t columns, void *out) {                    \
+        int size = (int)coterie_group_size(columns);                                                                    \
+        int64_t column = 0;                                                                                             \
+        for (; column + size <= columns; column += size, scales += (per_group))                                         \
+            whole((const codes_type *)codes + bytes_of(column), scales, size, (type *)out + column);                    \
+        if (column < columns)                                                                                           \
+            rest((const codes_type *)codes + bytes_of(column), scales, (int)(columns - column), (type *)out + column);  \
+    }
+#define HALVED(column) ((column) / 2)
+#define WHOLE(column) (column)
+
+ROW(int4_float_portable, , float, uint8_t, HALVED, 2, int4_to_float, int4_to_float)
+ROW(int4_bf16_portable, , uint16_t, uint8_t, HALVED, 2, int4_to_bf16, int4_to_bf16)
+ROW(int8_float_portable, , float, int8_t, WHOLE, 1, int8_to_float, int8_to_float)
+ROW(int8_bf16_portable, , uint16_t, int8_t, WHOLE, 1, int8_to_bf16, int8_to_bf16)
+#if defined(__x86_64__)
+#define AVX2 __attribute__((target("avx2")))
+ROW(int4_float_avx2, AVX2, float, uint8_t, HALVED, 2, int4_to_float, int4_to_float)
+ROW(int4_bf16_avx2, AVX2, uint16_t, uint8_t, HALVED, 2, int4_to_bf16, int4_to_bf16)
+ROW(int8_float_avx2, AVX2, float, int8_t, WHOLE, 1, int8_to_float, int8_to_float)
+ROW(int8_bf16_avx2, AVX2, uint16_t, int8_t, WHOLE, 1, int8_to_bf16, int8_to_bf16)
+ROW(int4_float_avx512, AVX512, float, uint8_t, HALVED, 2, int4_to_float_avx512, int4_to_float)
+ROW(int4_bf16_avx512, AVX512, uint16_t, uint8_t, HALVED, 2, int4_to_bf16_avx512, int4_to_bf16)
+ROW(int8_float_avx512, AVX512, float, int8_t, WHOLE, 1, int8_to_float, int8_to_float)
+ROW(int8_bf16_avx512, AVX512, uint16_t, int8_t, WHOLE, 1, int8_to_bf16, int8_to_bf16)
+#endif
+
+typedef void (*row_function)(const void *codes, const uint16_t *scales, int64_t columns, void *out);
+
+static row_function row_of(int scheme, int level, int is_bf16) {
+    static const row_function portable[COTERIE_SCHEMES][2] = {
+        [COTERIE_INT4] = {int4_float_portable, int4_bf16_portable},
+        [COTERIE_INT8] = {int8_float_portable, int8_bf16_portable},
+    };
+#if defined(__x86_64__)
+    static const row_function avx2[COTERIE_SCHEMES][2] = {
+        [COTERIE_INT4] = {int4_float_avx2, int4_bf16_avx2},
+        [COTERIE_INT8] = {int8_float_avx2, int8_bf16_avx2},
+    };
+    static const row_function avx512[COTERIE_SCHEMES][2] = {
+        [COTERIE_INT4] = {int4_float_avx512, int4_bf16_avx512},
+        [COTERIE_INT8] = {int8_float_avx512, int8_bf16_avx512},
+    };
+    if (level >= COTERIE_AVX512BF16) return avx512[scheme][is_bf16];
+    if (level >= COTERIE_AVX2) return avx2[scheme][is_bf16];
+#endif
+    (void)level;
+    return portable[scheme][is_bf16];
+}
+
+typedef struct {
+    row_function row;
+    const char *codes;
+    const uint16_t *scales;
+    char *out;
+    int64_t rows, columns, code_stride, scale_stride, out_stride;
+} dequantisation;
+
+static void part_of_dequantisation(void *context, int thread, int threads) {
+    const dequantisation *call = context;
+    int64_t begin, end;
+    coterie_share(call->rows, 1, thread, threads, &begin, &end);
+    for (int64_t row = begin; row < end; row++)
+        call->row(call->codes + row * call->code_stride, call->scales + row * call->scale_stride, call->columns,
+                  call->out + row * call->out_stride);
+}
+
+/* out [rows, columns], bfloat16 or float32. */
+COTERIE_API void coterie_dequantise(int scheme, int level, int threads, const void *codes, const void *scales,
+                                    int64_t rows, int64_t columns, int is_bf16, void *out) {
+    dequantisation call = {.row = row_of(scheme, level, is_bf16),
+                           .codes = codes,
+                           .scales = scales,
+                           .out = out,
+                           .rows = rows,
+                           .columns = columns,
+                           .code_stride = coterie_row_bytes(scheme, columns),
+                           .scale_stride = coterie_row_scales(scheme, columns),
+                           .out_stride = columns * (is_bf16 ? 2 : 4)};
+    coterie_parallel(part_of_dequantisation, &call, threads);
+}

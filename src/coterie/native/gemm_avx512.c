@@ -1,0 +1,409 @@
+/* Matrix products by AVX-512 with BF16, and by AMX.
+ *
+ * Both multiply pairs of bfloat16 and add in float32. A panel is [columns / 32][2 halves][16 rows][32], each [16][32] a
+ * tile of 1 KiB; a block is [columns / 32][16 pairs][16 tokens][2]. int4 is decoded by looking codes up in a table of
+ * the group's sixteen values. Lane l of 64 bytes of codes holds columns 4l to 4l + 3, so that step s of four has columns
+ * 4l + s, and blocks are packed in the same order; where 128 columns are not full, zeros fill them.
+ */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <math.h>
+
+#include "bfloat16.h"
+#include "gemm.h"
+
+#define SETS "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"
+#define TARGET __attribute__((target(SETS)))
+#define TILES __attribute__((target(SETS ",amx-tile,amx-bf16")))
+#define INLINE static inline __attribute__((always_inline)) TARGET
+#define TILES_INLINE static inline __attribute__((always_inline, target(SETS ",amx-tile,amx-bf16")))
+#define LANES 16
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+
+#include "activation_lanes.h"
+
+/* Columns of a step, bytes of a tile, columns of a load of int4 codes. */
+enum { STEP = 32, TILE = 1024, LOAD = 128 };
+
+/* Loads of codes between asking for them and using them. */
+enum { AHEAD = 8 };
+
+COTERIE_INLINE int64_t steps_of(int scheme, int64_t columns) {
+    return scheme == COTERIE_INT4 ? (columns + LOAD - 1) / LOAD * (LOAD / STEP) : columns / STEP;
+}
+
+static int64_t block_bytes(int scheme, int64_t columns) {
+    return steps_of(scheme, columns) * TILE;
+}
+
+static int64_t panel_bytes(int scheme, int64_t columns) {
+    int64_t steps = steps_of(scheme, columns), least = 2 * LOAD / STEP;
+    return (steps > least ? steps : least) * 2 * TILE;
+}
+
+INLINE void transpose(__m512i x[16]) {
+    __m512i y[16];
+    for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+        x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+        x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+        x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        y[i] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88);
+        y[i + 4] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
+        y[i + 8] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88);
+        y[i + 12] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        x[i] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0x88);
+        x[i + 8] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0xdd);
+    }
+}
+
+/* Where pair j of the 32 columns from `first` on lies in a block. */
+INLINE char *place(int scheme, void *block, int64_t first, int j) {
+    if (scheme == COTERIE_INT4) {
+        int64_t step = first / LOAD * (LOAD / STEP) + j % 4, pair = first % LOAD / 8 + j / 4;
+        return (char *)block + step * TILE + pair * 64;
+    }
+    return (char *)block + first / STEP * TILE + j * 64;
+}
+
+TARGET static void pack(int scheme, const uint16_t *const *tokens, int64_t begin, int64_t end, int64_t columns,
+                        void *block) {
+    /* In each 8 columns, 0 and 4 side by side, 1 and 5, 2 and 6, 3 and 7. */
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+    /* What fills the last steps up comes with the end of the row. */
+    int64_t filled = end == columns ? steps_of(scheme, columns) * STEP : end;
+    for (int64_t first = begin; first < filled; first += STEP) {
+        __m512i x[16];
+        for (int t = 0; t < COTERIE_BLOCK; t++) {
+            x[t] = tokens[t] && first < end ? _mm512_loadu_si512(tokens[t] + first) : _mm512_setzero_si512();
+            if (scheme == COTERIE_INT4) x[t] = _mm512_shuffle_epi8(x[t], order);
+        }
+        transpose(x);
+        for (int j = 0; j < 16; j++) _mm512_store_si512(place(scheme, block, first, j), x[j]);
+    }
+}
+
+/* The sixteen values of a group with this (scale, zero); broadcast from memory, which costs no shuffle. */
+INLINE __m512 values_of(const uint16_t *pair) {
+    const __m512 codes = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+    int bits;
+    memcpy(&bits, pair, 4);
+    __m512i both = _mm512_set1_epi32(bits);
+    __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+    return _mm512_fmadd_ps(codes, scale, zero);
+}
+
+INLINE __m512i values_of_two(const uint16_t *pairs, int count) {
+    return (__m512i)_mm512_cvtne2ps_pbh(count > 1 ? values_of(pairs + 2) : _mm512_setzero_ps(), values_of(pairs));
+}
+
+/* 128 columns of a row, or as many as are left of it, with the scales of their groups: four steps, `stride` bytes
+ * apart. */
+INLINE void decode_int4(const uint8_t *codes, const uint16_t *scales, const int64_t group, int64_t left, char *to,
+                        int64_t stride) {
+    const __m512i low = _mm512_set1_epi16(15);
+    const int groups = (int)(left / group);
+    const __mmask64 present = left < LOAD ? (__mmask64)-1 >> (64 - left / 2) : (__mmask64)-1;
+    __m512i packed = _mm512_maskz_loadu_epi8(present, codes);
+    __m512i table = values_of_two(scales, groups), rest = table;
+    /* Which group's values: above the code in an index. */
+    __m512i above = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+    if (group == 32) {
+        rest = groups > 2 ? values_of_two(scales + 4, groups - 2) : _mm512_setzero_si512();
+        above = _mm512_set_epi64(0x0030003000300030, 0x0030003000300030, 0x0020002000200020, 0x0020002000200020,
+                                 0x0010001000100010, 0x0010001000100010, 0, 0);
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; s++) {
+        __m512i index = _mm512_ternarylogic_epi32(_mm512_srli_epi16(packed, 4 * s), low, above, 0xea);
+        __m512i values = group == 32 ? _mm512_permutex2var_epi16(table, index, rest)
+                                     : _mm512_permutexvar_epi16(index, table);
+        _mm512_store_si512(to + s * stride, values);
+    }
+}
+
+/* 32 columns of a row. */
+INLINE void decode_int8(const int8_t *codes, uint16_t scale, char *to) {
+    __m512 step = _mm512_set1_ps(coterie_from_bf16(scale));
+    __m512 first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
+    __m512 second = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(codes + 16))));
+    _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(second, step), _mm512_mul_ps(first, step)));
+}
+
+/* The rows of a panel. */
+typedef struct {
+    const uint8_t *codes[COTERIE_PANEL];
+    const uint16_t *scales[COTERIE_PANEL];
+    int64_t columns, group, bytes;
+    /* Bytes to the same row of the next panel. */
+    int64_t next;
+} panel_rows;
+
+INLINE panel_rows rows_of(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit) {
+    panel_rows rows = {.columns = matrix->columns, .group = matrix->group};
+    const int64_t scales = coterie_scale_count(scheme, rows.columns, rows.group);
+    rows.bytes = coterie_code_bytes(scheme, rows.columns);
+    rows.next = (halves[1] == halves[0] + COTERIE_HALF ? COTERIE_PANEL : COTERIE_HALF) * rows.bytes;
+    for (int r = 0; r < COTERIE_PANEL; r++) {
+        int64_t row = halves[r / COTERIE_HALF] + r % COTERIE_HALF;
+        if (row >= limit) row = limit - 1;
+        rows.codes[r] = matrix->codes + row * rows.bytes;
+        rows.scales[r] = matrix->scales + row * scales;
+    }
+    return rows;
+}
+
+INLINE int64_t wide(int scheme) {
+    return scheme == COTERIE_INT4 ? LOAD : STEP;
+}
+
+/* One load of each row: columns by columns and not row by row, so that what is written stays together. */
+INLINE void decode_load(const int scheme, const int64_t group, const panel_rows *rows, int64_t load, char *to) {
+    const int64_t bytes = scheme == COTERIE_INT4 ? LOAD / 2 : STEP, far = (load + AHEAD) * bytes;
+    /* Where a row of this panel has ended, that of the next one is asked for. */
+    const int64_t ahead = far < rows->bytes ? far : rows->next + far - rows->bytes;
+    const int64_t left = rows->columns - load * wide(scheme);
+    for (int r = 0; r < COTERIE_PANEL; r++) {
+        const uint8_t *codes = rows->codes[r] + load * bytes;
+        _mm_prefetch((const char *)rows->codes[r] + ahead, _MM_HINT_T0);
+        if (scheme == COTERIE_INT8)
+            decode_int8((const int8_t *)codes, rows->scales[r][load * STEP / group], to + r * 64);
+        else if (left >= LOAD)
+            decode_int4(codes, rows->scales[r] + load * (LOAD / group) * 2, group, LOAD, to + r * 64, 2 * TILE);
+        else
+            decode_int4(codes, rows->scales[r] + load * (LOAD / group) * 2, group, left, to + r * 64, 2 * TILE);
+    }
+}
+
+INLINE void decode_panel(const int scheme, const int64_t group, const panel_rows *rows, char *panel) {
+    for (int64_t load = 0; load * wide(scheme) < rows->columns; load++)
+        decode_load(scheme, group, rows, load, panel + load * (wide(scheme) / STEP) * 2 * TILE);
+}
+
+TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit, void *panel) {
+    const panel_rows rows = rows_of(scheme, matrix, halves, limit);
+    if (scheme == COTERIE_INT8)
+        decode_panel(COTERIE_INT8, rows.group, &rows, panel);
+    else if (rows.group == 64)
+        decode_panel(COTERIE_INT4, 64, &rows, panel);
+    else
+        decode_panel(COTERIE_INT4, 32, &rows, panel);
+}
+
+/* Eight rows with B blocks. */
+INLINE void multiply_rows(const int B, int64_t steps, const char *panel, const char *blocks, float *products) {
+    __m512 sums[8][2];
+    for (int r = 0; r < 8; r++)
+        for (int b = 0; b < B; b++) sums[r][b] = _mm512_setzero_ps();
+    for (int64_t step = 0; step < steps; step++)
+        for (int pair = 0; pair < 16; pair++) {
+            __m512i x[2];
+            for (int b = 0; b < B; b++) x[b] = _mm512_load_si512(blocks + (b * steps + step) * TILE + pair * 64);
+            for (int r = 0; r < 8; r++) {
+                int weights;
+                memcpy(&weights, panel + step * 2 * TILE + r * 64 + pair * 4, 4);
+                __m512i w = _mm512_set1_epi32(weights);
+                for (int b = 0; b < B; b++) sums[r][b] = _mm512_dpbf16_ps(sums[r][b], (__m512bh)w, (__m512bh)x[b]);
+            }
+        }
+    for (int r = 0; r < 8; r++)
+        for (int b = 0; b < B; b++) _mm512_store_ps(products + b * COTERIE_PRODUCTS + r * COTERIE_BLOCK, sums[r][b]);
+}
+
+TARGET static void multiply(int scheme, int64_t columns, const void *panel, const void *blocks, int count,
+                            float *products) {
+    const int64_t steps = steps_of(scheme, columns);
+    for (int r = 0; r < COTERIE_PANEL; r += 8) {
+        if (count == 2)
+            multiply_rows(2, steps, (const char *)panel + r * 64, blocks, products + r * COTERIE_BLOCK);
+        else
+            multiply_rows(1, steps, (const char *)panel + r * 64, blocks, products + r * COTERIE_BLOCK);
+    }
+}
+
+/* Tiles 0 to 3 are sums, 4 and 5 the halves of a panel, 6 and 7 two blocks. */
+TILES static void enter_tiles(void) {
+    /* Constant, because compilers do not know that loading it reads all of it. */
+    static const struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } configuration = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&configuration);
+}
+
+TILES static void leave_tiles(void) {
+    _tile_release();
+}
+
+TILES_INLINE void clear_sums(void) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+/* Some steps of a panel with the same steps of B blocks. */
+TILES_INLINE void add_steps(const int B, int64_t steps, const char *panel, const char *first, const char *second) {
+    for (int64_t step = 0; step < steps; step++) {
+        _tile_loadd(6, first + step * TILE, 64);
+        _tile_loadd(4, panel + step * 2 * TILE, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, panel + step * 2 * TILE + TILE, 64);
+        _tile_dpbf16ps(1, 5, 6);
+        if (B == 2) {
+            _tile_loadd(7, second + step * TILE, 64);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+}
+
+TILES_INLINE void store_sums(int count, float *products) {
+    float *lower = products + COTERIE_HALF * COTERIE_BLOCK;
+    _tile_stored(0, products, 64);
+    _tile_stored(1, lower, 64);
+    if (count == 1) return;
+    _tile_stored(2, products + COTERIE_PRODUCTS, 64);
+    _tile_stored(3, lower + COTERIE_PRODUCTS, 64);
+}
+
+TILES static void multiply_tiles(int scheme, int64_t columns, const void *panel, const void *blocks, int count,
+                                 float *products) {
+    const int64_t steps = steps_of(scheme, columns);
+    const char *first = blocks, *second = first + steps * TILE;
+    clear_sums();
+    if (count == 2)
+        add_steps(2, steps, panel, first, second);
+    else
+        add_steps(1, steps, panel, first, second);
+    store_sums(count, products);
+}
+
+/* Decoding and multiplying by turns: what is decoded stays in the nearest cache. */
+TILES_INLINE void stream(const int scheme, const int64_t group, const int B, const panel_rows *rows, char *buffer,
+                         const char *blocks, float *products) {
+    const int64_t steps = steps_of(scheme, rows->columns);
+    /* The next columns are decoded while those before are being multiplied. */
+    char *half[2] = {buffer, buffer + LOAD / STEP * 2 * TILE};
+    clear_sums();
+    for (int64_t load = 0; load * wide(scheme) < rows->columns; load++) {
+        const char *first = blocks + load * wide(scheme) / STEP * TILE;
+        decode_load(scheme, group, rows, load, half[load & 1]);
+        /* Compilers do not know that tiles are loaded from memory. */
+        __asm__ volatile("" ::: "memory");
+        add_steps(B, wide(scheme) / STEP, half[load & 1], first, first + steps * TILE);
+    }
+    store_sums(B, products);
+}
+
+TILES static void product_tiles(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit,
+                                void *panel, const void *blocks, int count, float *products) {
+    const panel_rows rows = rows_of(scheme, matrix, halves, limit);
+    if (scheme == COTERIE_INT8 && count == 2)
+        stream(COTERIE_INT8, rows.group, 2, &rows, panel, blocks, products);
+    else if (scheme == COTERIE_INT8)
+        stream(COTERIE_INT8, rows.group, 1, &rows, panel, blocks, products);
+    else if (rows.group == 64 && count == 2)
+        stream(COTERIE_INT4, 64, 2, &rows, panel, blocks, products);
+    else if (rows.group == 64)
+        stream(COTERIE_INT4, 64, 1, &rows, panel, blocks, products);
+    else if (count == 2)
+        stream(COTERIE_INT4, 32, 2, &rows, panel, blocks, products);
+    else
+        stream(COTERIE_INT4, 32, 1, &rows, panel, blocks, products);
+}
+
+TARGET static void activate(int activation, const float *products, int scheme, int64_t column, int64_t columns,
+                            void *block) {
+    (void)columns;
+    const int64_t first = column / STEP * STEP;
+    const int start = (int)(column % STEP) / 2, apart = scheme == COTERIE_INT4 ? 4 : 1;
+    __m512 values[COTERIE_HALF];
+    for (int r = 0; r < COTERIE_HALF; r++) {
+        __m512 gate = _mm512_load_ps(products + r * COTERIE_BLOCK);
+        __m512 up = _mm512_load_ps(products + (COTERIE_HALF + r) * COTERIE_BLOCK);
+        values[r] = _mm512_mul_ps((__m512)activated(activation, (floats)gate), up);
+    }
+    for (int j = 0; j < COTERIE_HALF / 2; j++) {
+        int left = apart == 4 ? j / 4 * 8 + j % 4 : 2 * j;
+        __m512i upper = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(values[left + apart]));
+        __m512i lower = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(values[left]));
+        __m512i pair = _mm512_or_si512(lower, _mm512_slli_epi32(upper, 16));
+        _mm512_store_si512(place(scheme, block, first, start + j), pair);
+    }
+}
+
+INLINE void turned(const float *products, __m512 rows[16]) {
+    __m512i x[16];
+    for (int r = 0; r < 16; r++) x[r] = _mm512_load_si512(products + r * COTERIE_BLOCK);
+    transpose(x);
+    for (int t = 0; t < 16; t++) rows[t] = _mm512_castsi512_ps(x[t]);
+}
+
+/* The first `count` of 16 lanes. */
+INLINE __mmask16 first_lanes(int count) {
+    return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (count > 0 ? count : 0)) - 1);
+}
+
+TARGET static void store(const float *products, int count, int outputs, uint16_t *out, int64_t stride) {
+    for (int half = 0; half < 2 && half * COTERIE_HALF < outputs; half++) {
+        __mmask16 present = first_lanes(outputs - half * COTERIE_HALF);
+        __m512 rows[16];
+        turned(products + half * COTERIE_HALF * COTERIE_BLOCK, rows);
+        for (int t = 0; t < 16; t++)
+            if (t < count)
+                _mm256_mask_storeu_epi16(out + t * stride + half * COTERIE_HALF, present,
+                                         (__m256i)_mm512_cvtneps_pbh(rows[t]));
+    }
+}
+
+TARGET static void scale(const float *products, const float *factors, int count, int outputs, float *out,
+                         int64_t stride) {
+    for (int half = 0; half < 2 && half * COTERIE_HALF < outputs; half++) {
+        __mmask16 present = first_lanes(outputs - half * COTERIE_HALF);
+        __m512 rows[16];
+        turned(products + half * COTERIE_HALF * COTERIE_BLOCK, rows);
+        for (int t = 0; t < 16; t++)
+            if (t < count)
+                _mm512_mask_storeu_ps(out + t * stride + half * COTERIE_HALF, present,
+                                      _mm512_mul_ps(rows[t], _mm512_set1_ps(factors[t])));
+    }
+}
+
+const coterie_gemm coterie_gemm_avx512bf16 = {
+    .block_bytes = block_bytes,
+    .panel_bytes = panel_bytes,
+    .pack = pack,
+    .decode = decode,
+    .multiply = multiply,
+    .activate = activate,
+    .store = store,
+    .scale = scale,
+};
+
+const coterie_gemm coterie_gemm_amx = {
+    .block_bytes = block_bytes,
+    .panel_bytes = panel_bytes,
+    .pack = pack,
+    .decode = decode,
+    .multiply = multiply_tiles,
+    .product = product_tiles,
+    .activate = activate,
+    .store = store,
+    .scale = scale,
+    .enter = enter_tiles,
+    .leave = leave_tiles,
+};
+#endif

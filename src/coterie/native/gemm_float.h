@@ -1,0 +1,110 @@
+/* Matrix products in float32; included once for each instruction set.
+ *
+ * Before: LANES, TARGET, NAME(x), the types `floats` and `ints` and MULTIPLY_ADD(a, b, c). A panel is [columns / 32]
+ * [32 rows][32], a block [columns][16 tokens].
+ */
+
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+enum { STEP = 32, VECTORS = COTERIE_BLOCK / LANES, TOGETHER = 4 };
+
+#include "activation_lanes.h"
+
+static int64_t block_bytes(int scheme, int64_t columns) {
+    (void)scheme;
+    return columns * COTERIE_BLOCK * 4;
+}
+
+static int64_t panel_bytes(int scheme, int64_t columns) {
+    (void)scheme;
+    return columns * COTERIE_PANEL * 4;
+}
+
+TARGET static void pack(int scheme, const uint16_t *const *tokens, int64_t begin, int64_t end, int64_t columns,
+                        void *block) {
+    (void)scheme, (void)columns;
+    float *to = block;
+    for (int64_t first = begin; first < end; first += STEP)
+        for (int t = 0; t < COTERIE_BLOCK; t++)
+            for (int64_t c = first; c < first + STEP; c++)
+                to[c * COTERIE_BLOCK + t] = tokens[t] ? coterie_from_bf16(tokens[t][c]) : 0;
+}
+
+TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit, void *panel) {
+    const int64_t columns = matrix->columns, group = matrix->group;
+    const int64_t bytes = coterie_code_bytes(scheme, columns), scales = coterie_scale_count(scheme, columns, group);
+    for (int r = 0; r < COTERIE_PANEL; r++) {
+        int64_t row = halves[r / COTERIE_HALF] + r % COTERIE_HALF;
+        if (row >= limit) row = limit - 1;
+        const uint8_t *codes = matrix->codes + row * bytes;
+        const uint16_t *scale = matrix->scales + row * scales;
+        for (int64_t first = 0; first < columns; first += STEP) {
+            float *to = (float *)panel + first * COTERIE_PANEL + r * STEP;
+            if (scheme == COTERIE_INT4) {
+                const uint16_t *pair = scale + first / group * 2;
+                float step = coterie_from_bf16(pair[0]), zero = coterie_from_bf16(pair[1]) - 8 * step;
+                for (int j = 0; j < STEP / 2; j++) {
+                    to[2 * j] = (float)(codes[first / 2 + j] & 15) * step + zero;
+                    to[2 * j + 1] = (float)(codes[first / 2 + j] >> 4) * step + zero;
+                }
+            } else {
+                float step = coterie_from_bf16(scale[first / group]);
+                for (int j = 0; j < STEP; j++) to[j] = (float)(int8_t)codes[first + j] * step;
+            }
+        }
+    }
+}
+
+TARGET static void multiply(int scheme, int64_t columns, const void *panel, const void *blocks, int count,
+                            float *products) {
+    for (int b = 0; b < count; b++) {
+        const float *block = (const float *)((const char *)blocks + b * block_bytes(scheme, columns));
+        for (int r = 0; r < COTERIE_PANEL; r += TOGETHER) {
+            floats sums[TOGETHER][VECTORS];
+            for (int i = 0; i < TOGETHER; i++)
+                for (int v = 0; v < VECTORS; v++) sums[i][v] = (floats){0};
+            for (int64_t first = 0; first < columns; first += STEP) {
+                const float *weights = (const float *)panel + first * COTERIE_PANEL + r * STEP;
+                for (int c = 0; c < STEP; c++) {
+                    const floats *x = (const floats *)(block + (first + c) * COTERIE_BLOCK);
+                    for (int i = 0; i < TOGETHER; i++)
+                        for (int v = 0; v < VECTORS; v++)
+                            sums[i][v] = MULTIPLY_ADD((floats){0} + weights[i * STEP + c], x[v], sums[i][v]);
+                }
+            }
+            floats *to = (floats *)(products + b * COTERIE_PRODUCTS + r * COTERIE_BLOCK);
+            for (int i = 0; i < TOGETHER; i++)
+                for (int v = 0; v < VECTORS; v++) to[i * VECTORS + v] = sums[i][v];
+        }
+    }
+}
+
+TARGET static void activate(int activation, const float *products, int scheme, int64_t column, int64_t columns,
+                            void *block) {
+    (void)scheme, (void)columns;
+    const floats *gates = (const floats *)products, *ups = gates + COTERIE_HALF * VECTORS;
+    floats *to = (floats *)((float *)block + column * COTERIE_BLOCK);
+    for (int i = 0; i < COTERIE_HALF * VECTORS; i++) to[i] = activated(activation, gates[i]) * ups[i];
+}
+
+TARGET static void store(const float *products, int count, int outputs, uint16_t *out, int64_t stride) {
+    for (int t = 0; t < count; t++)
+        for (int r = 0; r < outputs; r++) out[t * stride + r] = coterie_to_bf16(products[r * COTERIE_BLOCK + t]);
+}
+
+TARGET static void scale(const float *products, const float *factors, int count, int outputs, float *out,
+                         int64_t stride) {
+    for (int t = 0; t < count; t++)
+        for (int r = 0; r < outputs; r++) out[t * stride + r] = products[r * COTERIE_BLOCK + t] * factors[t];
+}
+
+const coterie_gemm NAME = {
+    .block_bytes = block_bytes,
+    .panel_bytes = panel_bytes,
+    .pack = pack,
+    .decode = decode,
+    .multiply = multiply,
+    .activate = activate,
+    .store = store,
+    .scale = scale,
+};

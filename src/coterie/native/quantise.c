@@ -1,0 +1,120 @@
+/* Matrices to int4 and int8: coterie.quant's bytes, at a speed for models of many thousand million weights. */
+
+#include <math.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "coterie.h"
+#include "groups.h"
+
+#define INT4_LOWEST (-8)
+#define INT4_HIGHEST 7
+#define INT4_TURNS 3
+#define INT8_LARGEST 127
+
+/* Two candidates to start from, shares 1 and 0.87 of a group's range: share / 15 and (1 - share) / 2. */
+static const float INT4_SCALE_OF_RANGE[2] = {(float)(1.0 / 15), (float)(0.87 / 15)};
+static const float INT4_MARGIN_OF_RANGE[2] = {0, (float)((1 - 0.87) / 2)};
+
+typedef struct {
+    const void *values;
+    int is_bf16; /* else float32 */
+    int64_t rows, columns, row_stride, column_stride;
+} source;
+
+#define LANES 4
+#define TARGET
+#define NAME(x) x##_portable
+#define VMAX(a, b) select_portable((a) > (b), (a), (b))
+#define VMIN(a, b) select_portable((a) < (b), (a), (b))
+#include "quantise_lanes.h"
+#undef LANES
+#undef TARGET
+#undef NAME
+#undef VMAX
+#undef VMIN
+
+#if defined(__x86_64__)
+#define LANES 8
+#define TARGET __attribute__((target("avx2")))
+#define NAME(x) x##_avx2
+#define VMAX(a, b) ((floats_avx2)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define VMIN(a, b) ((floats_avx2)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#include "quantise_lanes.h"
+#undef LANES
+#undef TARGET
+#undef NAME
+#undef VMAX
+#undef VMIN
+
+#define LANES 16
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define NAME(x) x##_avx512
+#define VMAX(a, b) ((floats_avx512)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define VMIN(a, b) ((floats_avx512)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#include "quantise_lanes.h"
+#undef LANES
+#undef TARGET
+#undef NAME
+#undef VMAX
+#undef VMIN
+#endif
+
+typedef struct {
+    int lanes;
+    uint32_t (*rows)(const source *w, int64_t row, int count, uint8_t *codes, uint16_t *scales);
+} kernel;
+
+static kernel kernel_of(int scheme, int level) {
+    int is_int4 = scheme == COTERIE_INT4;
+#if defined(__x86_64__)
+    if (level >= COTERIE_AVX512BF16) return (kernel){16, is_int4 ? rows_int4_avx512 : rows_int8_avx512};
+    if (level >= COTERIE_AVX2) return (kernel){8, is_int4 ? rows_int4_avx2 : rows_int8_avx2};
+#endif
+    (void)level;
+    return (kernel){4, is_int4 ? rows_int4_portable : rows_int8_portable};
+}
+
+typedef struct {
+    source weights;
+    kernel kernel;
+    uint8_t *codes;
+    uint16_t *scales;
+    int64_t code_stride, scale_stride;
+    int64_t first_wrong;
+} quantisation;
+
+static void part_of_quantisation(void *context, int thread, int threads) {
+    quantisation *call = context;
+    int64_t rows = call->weights.rows, begin, end;
+    coterie_share(rows, call->kernel.lanes, thread, threads, &begin, &end);
+    for (int64_t row = begin; row < end; row += call->kernel.lanes) {
+        int count = end - row < call->kernel.lanes ? (int)(end - row) : call->kernel.lanes;
+        uint32_t wrong = call->kernel.rows(&call->weights, row, count, call->codes + row * call->code_stride,
+                                           call->scales + row * call->scale_stride);
+        if (!wrong) continue;
+        /* The lowest of all threads. */
+        int64_t found = row + __builtin_ctz(wrong), known = __atomic_load_n(&call->first_wrong, __ATOMIC_RELAXED);
+        while (found < known && !__atomic_compare_exchange_n(&call->first_wrong, &known, found, 0, __ATOMIC_RELAXED,
+                                                             __ATOMIC_RELAXED)) {
+        }
+        return;
+    }
+}
+
+/* Quantises values [rows, columns], strides in elements. Returns the first row with a weight that is infinite, not a
+ * number, or beyond the largest bfloat16, and then has not written everything; -1 if there is none. */
+COTERIE_API int64_t coterie_quantise(int scheme, int level, int threads, const void *values, int is_bf16, int64_t rows,
+                                     int64_t columns, int64_t row_stride, int64_t column_stride, void *codes,
+                                     void *scales) {
+    quantisation call = {.weights = {values, is_bf16, rows, columns, row_stride, column_stride},
+                         .kernel = kernel_of(scheme, level),
+                         .codes = codes,
+                         .scales = scales,
+                         .code_stride = coterie_row_bytes(scheme, columns),
+                         .scale_stride = coterie_row_scales(scheme, columns),
+                         .first_wrong = rows};
+    coterie_parallel(part_of_quantisation, &call, threads);
+    return call.first_wrong < rows ? call.first_wrong : -1;
+}
