@@ -101,6 +101,11 @@ class ExpertCache:
         """Bytes that all experts of the source would take."""
         return self._residency.total_bytes
 
+    @property
+    def reads_at_once(self) -> int:
+        """Reads outstanding at most."""
+        return self._scheduler.at_once
+
     def __contains__(self, key: ExpertKey) -> bool:
         """Whether an expert is resident at this moment."""
         return key in self._residency.loaded

@@ -42,7 +42,7 @@ class Scheduler:
     def __init__(self, residency: Residency, reader: RecordReader, *, threads: int, queue_depth: int) -> None:
         self.residency = residency
         self._reader = reader
-        self._at_once = threads
+        self.at_once = threads
         self._queue_depth = queue_depth
         self.lock = threading.RLock()
         self._ready = threading.Condition(self.lock)
@@ -316,7 +316,7 @@ class Scheduler:
 
     def _hinted(self) -> Entry | None:
         # One read stays free for demand, and room that somebody waits for is not for guesses.
-        busy = self._hinted_reads >= max(1, self._at_once - 1) or self._is_demanded()
+        busy = self._hinted_reads >= max(1, self.at_once - 1) or self._is_demanded()
         while self._hints and not busy:
             key = self._hints.popleft()
             if self.residency.find(key) is None:
