@@ -234,6 +234,10 @@ class ExpertCache:
                 prefetch_wasted=counters.prefetch_wasted,
             )
 
+    def huge_page_nbytes(self) -> int:
+        """Bytes of the experts' memory that are on huge pages now, as the kernel tells; takes it milliseconds."""
+        return self._residency.arena.huge_page_nbytes()
+
     def close(self) -> None:
         """Ends the reading threads, closes the files and frees the memory. Harmless when repeated.
 

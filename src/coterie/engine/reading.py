@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from coterie.plan.disk_notes import DiskNotes, forced_reads_at_once
+from coterie.errors import UsageError
+from coterie.plan.disk_notes import DiskNotes, Note, forced_reads_at_once
+from coterie.plan.queue_depth import LEAST_RECORDS
 from coterie.spec import ExpertSource, Extent
 
 DEFAULT_AT_ONCE = 4
@@ -17,6 +19,7 @@ WORTH_TUNING = 256 * 2**20
 """Bytes of experts below which all of them are read before a trial of the disk would be over."""
 
 _MOST_PLACES = 1024
+_MEMORY = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +53,34 @@ def reading_for(experts: ExpertSource, *, memory: int) -> Reading:
     sizes = [experts.layout(key).nbytes for key in experts.keys()]
     if sum(sizes) < WORTH_TUNING:
         return Reading()
-    places = record_places(experts)
-    if not places:
-        return Reading()
-    record = statistics.mode(place.nbytes for place in places)
-    note = DiskNotes().tuned(places[0].path, record, places, memory=memory, version=version("coterie"))
+    note = _tuned(experts, memory=memory, anew=False)
     if note is None:
         return Reading()
-    return Reading(at_once=note.tuning.at_once, read_nbytes=note.tuning.read_nbytes(record))
+    return Reading(at_once=note.tuning.at_once, read_nbytes=note.tuning.read_nbytes(note.tuning.record))
+
+
+def tune_anew(experts: ExpertSource) -> Note:
+    """Finds out how the disk that a store lies on is read best, whatever is known, and keeps it.
+
+    Raises:
+        UsageError: If it cannot be found out.
+    """
+    note = _tuned(experts, memory=_MEMORY, anew=True)
+    if note is None:
+        raise UsageError(
+            "How many reads at once suit this disk cannot be found out: that takes direct reads and at least "
+            f"{LEAST_RECORDS} experts of one size, and a disk that is not too slow.",
+            advice=f"A model is read {DEFAULT_AT_ONCE} at once then; COTERIE_READS_AT_ONCE=N changes that.",
+        )
+    return note
+
+
+def _tuned(experts: ExpertSource, *, memory: int, anew: bool) -> Note | None:
+    places = record_places(experts)
+    if not places:
+        return None
+    record = statistics.mode(place.nbytes for place in places)
+    return DiskNotes().tuned(places[0].path, record, places, memory=memory, version=version("coterie"), anew=anew)
 
 
 def record_places(experts: ExpertSource) -> Sequence[Extent]:

@@ -17,8 +17,8 @@ from coterie.eviction.visit import Visit
 _PHASE_DISCOUNT = 0.6
 """How much less a use one forward pass later is worth."""
 _BANKS_PER_EVICTION = 4
-_PASSES_PER_RANKING = 0.5
-"""How long an order of leaving holds: for so many evictions in relation to the banks, and for so much of a pass."""
+_HALF_PASS = 0.5
+"""How long an order of leaving holds: until there is an eviction for every four banks, or half a pass is over."""
 _INTERLUDE = 2
 """Moves between banks after which a bank's visit still counts as the same: a prefetch for another bank is no visit."""
 _HALVING_VISITS = 4096
@@ -45,7 +45,8 @@ class MarkovPolicy(Generic[K]):
     is used again. Uses are only noted as they happen. The order of leaving holds until there is an eviction for every
     four banks, or half a pass is over; then all visits in between are learned from in one go, but for the present one,
     and the order is made anew. What has been used meanwhile leaves after everything else. The fewer misses there are,
-    the less this costs, and where there are many it costs next to no hits.
+    the less this costs, and where there are many it loses next to no hits. Three banks or fewer have too little to
+    save: their order is made anew for each eviction, and nothing is held back.
 
     Cold insertions are no uses; they leave before all others, the latest one first, until they are used.
     """
@@ -124,7 +125,7 @@ class MarkovPolicy(Generic[K]):
             bank, number = divmod(int(ranking.argmin()), width)
             if ranking[bank, number] == inf:
                 return None
-            if self._visits[bank].is_unlearned(number):
+            if self._is_held_back(bank, number):
                 ranking[bank, number] = inf
                 continue
             return self._keys[bank][number - 1]
@@ -141,15 +142,19 @@ class MarkovPolicy(Generic[K]):
             if flat[place] == inf:
                 break
             bank, number = divmod(place, width)
-            if not self._visits[bank].is_unlearned(number):
+            if not self._is_held_back(bank, number):
                 yield self._keys[bank][number - 1]
         products = self._products(self._current).ravel()
         for place in products.argsort(kind="stable").tolist():
             if products[place] == inf:
                 break
             bank, number = divmod(place, width)
-            if flat[place] == inf or self._visits[bank].is_unlearned(number):
+            if flat[place] == inf or self._is_held_back(bank, number):
                 yield self._keys[bank][number - 1]
+
+    def _is_held_back(self, bank: int, number: int) -> bool:
+        """Whether the ranking does not know about the last use of an expert."""
+        return not self._few and self._visits[bank].is_unlearned(number)
 
     def _turn_to(self, visit: Visit) -> None:
         """Another bank's turn has come."""
@@ -181,10 +186,8 @@ class MarkovPolicy(Generic[K]):
     def _rank_if_due(self, current: Visit) -> None:
         """Learns from the visits since the last ranking, but for the present one, and makes it anew."""
         banks = len(self._visits)
-        if (
-            self._evictions * _BANKS_PER_EVICTION < banks
-            and self._moves - self._ranked_at < _PASSES_PER_RANKING * banks
-        ):
+        fresh = self._evictions * _BANKS_PER_EVICTION < banks and self._moves - self._ranked_at < _HALF_PASS * banks
+        if fresh and not self._few:
             return
         self._learn([visit for visit in self._open if visit is not current])
         self._products(current, out=self._ranking[:banks])

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from coterie.plan.huge_pages import HUGE_PAGE
 from coterie.spec import RECORD_ALIGNMENT, Extent, round_up
 
 DEPTHS = (1, 2, 4, 8)
@@ -38,7 +39,6 @@ has to do meanwhile."""
 _PATIENCE = 3
 _LEAST_ROUNDS = 3
 _DIRECT_FLAG: int = getattr(os, "O_DIRECT", 0)
-_HUGE_PAGE = 2 * 2**20
 
 Way = tuple[int, int, bool]
 """Reads at once, reads that a record is divided into, whether only one record is outstanding."""
@@ -201,7 +201,7 @@ class _Lanes:
         self._resources = ExitStack()
         try:
             self._files = {path: self._open(path) for path in {each.path for each in extents}}
-            size = round_up(extents[0].nbytes, _HUGE_PAGE)
+            size = round_up(extents[0].nbytes, HUGE_PAGE)
             buffer = self._resources.enter_context(mmap.mmap(-1, lanes * size))
             with suppress(OSError, AttributeError):
                 buffer.madvise(mmap.MADV_HUGEPAGE)
