@@ -34,7 +34,8 @@ def command(
     """Examines this machine: processor, memory, disk, versions; says what could be better.
 
     Read speed is measured with a temporary file of 128 MiB in PATH, read past the page cache in blocks of the sizes
-    that experts have. The exit code is 1 if a package is outside the supported range.
+    that experts have. How many reads at once suit a disk is found out when a model is first opened from it, and kept;
+    --disk does it again. The exit code is 1 if a package is outside the supported range.
     """
     import torch
 
