@@ -155,8 +155,8 @@ def measure_cost(report: Report, traces: list[RecordedTrace], tokens: int) -> No
     streams = [(f"Zipf-Markov, {LAYERS} x {TOP_K} of {EXPERTS}", zipf_markov(tokens), LAYERS * EXPERTS)]
     streams += [(trace.name, cut(trace, tokens), trace.experts) for trace in traces]
     table = report.table(
-        f"CPU time of decisions at {COST_RESIDENCY:.0%} residency (medians of the second half of {tokens} tokens, of victims the mean;"
-        " a use is a hit or an insertion, with a removal for each victim):",
+        f"CPU time of decisions at {COST_RESIDENCY:.0%} residency (medians of the second half of {tokens} tokens, of "
+        "victims the mean; a use is a hit or an insertion, with a removal for each victim):",
         ("requests", "policy", "hit rate in %", "victims per token", "µs per use", "µs per victim", "ms per token"),
     )
     for stream, groups, experts in streams:
