@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -41,3 +42,22 @@ def random_matrix(scheme: str, rows: int, columns: int, seed: int = 0) -> Matrix
 
 def activations(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def displaced(tensor: torch.Tensor, nbytes: int) -> torch.Tensor:
+    """A copy whose memory starts ``nbytes`` after an aligned address."""
+    memory = torch.empty(tensor.nbytes + 64, dtype=torch.uint8)
+    start = -memory.data_ptr() % 64 + nbytes
+    copy = memory[start : start + tensor.nbytes].numpy()
+    out = torch.frombuffer(copy, dtype=tensor.dtype).view(tensor.shape)
+    return out.copy_(tensor)
+
+
+def with_threads(threads: int, run: Callable[[], None]) -> None:
+    """Runs with so many of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        run()
+    finally:
+        torch.set_num_threads(before)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from coterie.errors import UsageError
 from coterie.native import ACTIVATIONS, ExpertsKernel, Library, Located
 
-from .matrices import Matrix, activations, random_matrix
+from .matrices import Matrix, activations, random_matrix, with_threads
 
 ACT = {
     "silu": F.silu,
@@ -77,3 +79,114 @@ def test_error_is_no_worse_than_that_of_bfloat16(native: Library, scheme: str, a
         got = layer(x, index, weights)
         assert got.dtype == torch.bfloat16
         assert (got - exact).norm() <= (usual - exact).norm()
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_bits_depend_on_neither_threads_nor_order_nor_other_tokens(native: Library, scheme: str) -> None:
+    layer = make(native, scheme, inner=160)
+    x = activations(13, 192)
+    index, weights = choices(13, 3, 6)
+    alone = torch.cat([layer(x[t : t + 1], index[t : t + 1], weights[t : t + 1]) for t in range(13)])
+
+    def again() -> None:
+        assert torch.equal(layer(x, index, weights), alone)
+        going = layer.kernel.begin(x, index, weights)
+        for expert in reversed(going.experts[1:]):
+            going.compute(layer.located([expert]))
+        assert torch.equal(going.finish(layer.located(going.experts[:1])), alone)
+        going = layer.kernel.begin(x, index, weights)
+        going.compute(layer.located(going.experts[::-1]))
+        assert torch.equal(going.finish(), alone)
+
+    for threads in (1, 2, 3):
+        with_threads(threads, again)
+
+
+def test_ids_beyond_the_experts_are_left_out(native: Library) -> None:
+    layer, x = make(native), activations(3, 192)
+    index = torch.tensor([[6, 2, 7], [6, 6, 9], [4, 5, 2]])
+    weights = torch.rand(3, 3)
+    going = layer.kernel.begin(x, index, weights)
+    assert going.experts == [2, 4, 5]
+    out = going.finish(layer.located(going.experts))
+    assert torch.equal(out[1], torch.zeros(192, dtype=torch.bfloat16))
+    assert torch.equal(out[:1], layer(x[:1], index[:1, 1:2], weights[:1, 1:2]))
+
+
+def test_the_same_expert_twice_counts_twice(native: Library) -> None:
+    layer, x = make(native), activations(1, 192)
+    twice = layer(x, torch.tensor([[3, 3]]), torch.tensor([[0.25, 0.25]]))
+    assert torch.equal(twice, layer(x, torch.tensor([[3]]), torch.tensor([[0.5]])))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_gate_weights_of_any_dtype(native: Library, dtype: torch.dtype) -> None:
+    layer, x = make(native), activations(2, 192)
+    index, weights = choices(2, 3, 6)
+    weights = weights.to(dtype)
+    assert torch.equal(layer(x, index.int(), weights), layer(x, index, weights.float()))
+
+
+def test_many_tokens_and_few_after_them(native: Library) -> None:
+    layer = make(native, experts=40, width=64, inner=32)
+    for tokens in (1, 300, 1, 3, 0):
+        x = activations(tokens, 64)
+        index, weights = choices(tokens, 4, 40)
+        exact = by_formula(layer, x, index, weights, torch.float64)
+        usual = by_formula(layer, x, index, weights, torch.bfloat16)
+        assert (layer(x, index, weights) - exact).norm() <= (usual - exact).norm()
+
+
+def test_threads_of_python_share_a_kernel(native: Library) -> None:
+    layer = make(native)
+    inputs = [(activations(t, 192), *choices(t, 3, 6, seed=t)) for t in (1, 2, 5, 9)]
+    expected = [layer(*given) for given in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda given: [layer(*given) for _ in range(10)], inputs))
+    for expect, results_of_one in zip(expected, results, strict=True):
+        assert all(torch.equal(result, expect) for result in results_of_one)
+
+
+def test_an_expert_that_was_not_chosen_is_refused_and_nothing_changes(native: Library) -> None:
+    layer, x = make(native), activations(1, 192)
+    index, weights = torch.tensor([[1, 4]]), torch.tensor([[0.5, 0.25]])
+    going = layer.kernel.begin(x, index, weights)
+    with pytest.raises(UsageError, match="Expert 3 was not chosen"):
+        going.compute(layer.located([1, 3]))
+    with pytest.raises(UsageError, match="1 of the experts"):
+        going.finish(layer.located([4]))
+    going.compute(layer.located([4]))
+    with pytest.raises(UsageError, match="Expert 4 was not chosen, or has been computed"):
+        going.compute(layer.located([4]))
+    with pytest.raises(UsageError, match="3 experts were given"):
+        going.compute(layer.located([1, 2, 3]))
+    assert torch.equal(going.finish(layer.located([1])), layer(x, index, weights))
+    with pytest.raises(UsageError, match="over"):
+        going.finish()
+
+
+def test_inputs_of_another_kind_are_refused(native: Library) -> None:
+    kernel, x = make(native).kernel, activations(2, 192)
+    index, weights = choices(2, 3, 6)
+    for wrong in (
+        (x.float(), index, weights),
+        (x[:, :64], index, weights),
+        (x, index[:1], weights),
+        (x, index, weights[:, :2]),
+        (x, index - 9, weights),
+        (x.to("meta"), index, weights),
+    ):
+        with pytest.raises(UsageError):
+            kernel.begin(*wrong)
+
+
+def test_fields_of_another_shape_are_refused(native: Library) -> None:
+    layer = make(native)
+    with pytest.raises(UsageError, match="codes of int4"):
+        layer.kernel.locate(0, layer.downs[0][1:], layer.downs[0][1:])
+
+
+@pytest.mark.parametrize("wrong", [{"scheme": "int5"}, {"activation": "swish"}, {"width": 100}, {"inner": 40}])
+def test_what_is_not_served(native: Library, wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="not served"):
+        make(native, **wrong)  # type: ignore[arg-type]

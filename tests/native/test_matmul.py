@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch.nn.functional import linear
 
+from coterie.errors import UsageError
 from coterie.native import Library, PackedMatrix
 
-from .matrices import Matrix, activations, random_matrix
+from .matrices import Matrix, activations, displaced, random_matrix, with_threads
 
 SCHEMES = ("int4", "int8")
 SHAPES = ((1, 64), (3, 32), (4, 96), (5, 160), (9, 128), (33, 192), (70, 768), (66, 1056), (131, 2048))
@@ -29,3 +31,75 @@ def test_error_is_no_worse_than_that_of_bfloat16_weights(native: Library, scheme
         # Rounding the result itself is left where the weights happen to be exact.
         rounding = (exact.bfloat16().double() - exact).norm()
         assert (product(x).double() - exact).norm() <= max(usual, 1.02 * rounding)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_bits_depend_on_neither_threads_nor_the_other_rows(native: Library, scheme: str) -> None:
+    product, x = packed(native, random_matrix(scheme, 133, 320)), activations(17, 320)
+    alone = torch.cat([product(row[None]) for row in x])
+    for threads in (1, 2, 3):
+        with_threads(threads, lambda: torch.testing.assert_close(product(x), alone, rtol=0, atol=0))
+    _, codes, scales = random_matrix(scheme, 133, 320)
+    assert torch.equal(packed(native, Matrix(scheme, codes[61:], scales[61:]))(x), alone[:, 61:])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_fields_need_not_be_aligned(native: Library, scheme: str) -> None:
+    matrix, x = random_matrix(scheme, 13, 192), activations(3, 192)
+    moved = Matrix(scheme, displaced(matrix.codes, 1), displaced(matrix.scales, 2))
+    assert torch.equal(packed(native, moved)(displaced(x, 2)), packed(native, matrix)(x))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_values_that_are_no_numbers_stay_in_their_row(native: Library, scheme: str) -> None:
+    product, x = packed(native, random_matrix(scheme, 9, 128)), activations(3, 128)
+    usual = product(x)
+    x[1, 5] = float("nan")
+    got = product(x)
+    assert got[1].isnan().all()
+    assert torch.equal(got[[0, 2]], usual[[0, 2]])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nothing_is_read_past_the_fields(native: Library, scheme: str) -> None:
+    # Scales that follow are no numbers: one of them in a sum would show.
+    whole = random_matrix(scheme, 12, 96)
+    whole.scales[7:] = float("nan")
+    part = Matrix(scheme, whole.codes[:7], whole.scales[:7])
+    assert packed(native, part)(activations(5, 96)).isfinite().all()
+
+
+def test_no_rows_and_no_tokens(native: Library) -> None:
+    assert packed(native, random_matrix("int4", 8, 64))(activations(0, 64)).shape == (0, 8)
+    empty = Matrix("int4", torch.empty(0, 32, dtype=torch.uint8), torch.empty(0, 1, 2, dtype=torch.bfloat16))
+    assert packed(native, empty)(activations(2, 64)).shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "columns"), [("int4", 0), ("int4", 48), ("int8", 100), ("int3", 64), ("int4", 1 << 24)]
+)
+def test_what_is_not_served(native: Library, scheme: str, columns: int) -> None:
+    assert not PackedMatrix.served(native, scheme, columns)
+
+
+def test_fields_that_are_none_are_refused(native: Library) -> None:
+    _, codes, scales = random_matrix("int4", 6, 128)
+    for wrong in (
+        (codes.to(torch.int8), scales),
+        (codes, scales.float()),
+        (codes[:5], scales),
+        (codes[:, ::2], scales[:, :1]),
+        (codes, scales.transpose(1, 2).contiguous().transpose(1, 2)),
+        (codes[0], scales),
+        (codes[:, :48], scales),
+    ):
+        with pytest.raises(UsageError):
+            PackedMatrix(native, "int4", *wrong)
+
+
+def test_activations_of_another_kind_are_refused(native: Library) -> None:
+    product, x = packed(native, random_matrix("int8", 6, 128)), activations(2, 128)
+    for wrong in (x.float(), x[:, :64], x[0], x.to("meta")):
+        with pytest.raises(UsageError, match="Activations"):
+            product(wrong)
+    assert torch.equal(product(x.t().contiguous().t()), product(x))

@@ -12,7 +12,7 @@
 enum { BLOCK = 64, GROUPS = 8 };
 
 COTERIE_INLINE int64_t blocks_of(int64_t columns) {
-    return (columns + BLOCK - 1) / BLOCK;
+    return (columns + BLOCK - 1) >> 6;
 }
 
 /* The sum of 8 lanes, always in the same order. */
@@ -62,12 +62,14 @@ TARGET static void prepare_int4(const uint16_t *token, int64_t columns, int64_t 
 /* R rows with M tokens; R and M are known where this is inlined. */
 TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *matrix, int64_t row,
                              const void *const *prepared, float *out, int64_t stride) {
-    const int64_t columns = matrix->columns, group = matrix->group, groups = columns / group;
-    const int64_t blocks = blocks_of(columns), whole = columns / BLOCK;
-    const int per_block = (int)(BLOCK / group), per_load = GROUPS / per_block;
+    /* No division: a tile is short. */
+    const int narrow = matrix->group == 32;
+    const int64_t columns = matrix->columns, groups = columns >> (narrow ? 5 : 6);
+    const int64_t blocks = blocks_of(columns), whole = columns >> 6;
+    const int per_block = BLOCK / 64 << narrow, per_load = GROUPS / (BLOCK / 64) >> narrow;
     const __m256i rest = first_lanes(columns % BLOCK / 8), upper = _mm256_set1_epi32((int)0xffff0000);
     const __m256i lanes = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-    const __m256i first_groups = _mm256_srl_epi32(lanes, _mm_cvtsi32_si128(group == 64 ? 3 : 2));
+    const __m256i first_groups = _mm256_srl_epi32(lanes, _mm_cvtsi32_si128(3 - narrow));
     const __m256i step = _mm256_set1_epi32(per_block);
     const uint8_t *codes = matrix->codes + row * (columns / 2);
     const uint16_t *scales = matrix->scales + row * groups * 2;
@@ -133,7 +135,7 @@ TARGET static void prepare_int8(const uint16_t *token, int64_t columns, int64_t 
 
 TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *matrix, int64_t row,
                              const void *const *prepared, float *out, int64_t stride) {
-    const int64_t columns = matrix->columns, group = matrix->group, groups = columns / group;
+    const int64_t columns = matrix->columns, group = matrix->group, groups = columns >> (group == 32 ? 5 : 6);
     const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
     const uint16_t *scales = matrix->scales + row * groups;
     __m256 sums[2][4];

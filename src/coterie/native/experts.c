@@ -1,41 +1,12 @@
 /* The experts of a layer, as many as there are in memory: gate and up, then down, in one parallel region.
  *
- * Every thread has the same share of the rows of every expert, so all have the same to do, whatever the tokens. A
+ * Those with many tokens are left to gemm_experts.c. Every thread has the same share of the rows of every other expert, so all have the same to do, whatever the tokens. A
  * thread has the same columns of the output each time, so it can add up what it has computed without waiting.
  */
 #include "bfloat16.h"
-#include "coterie.h"
+#include "experts.h"
 
 enum { CHUNK = 32, GRAIN = 16 };
-
-/* Mirrored in experts.py. */
-typedef struct {
-    int64_t scheme, level, threads, activation;
-    /* D and F. */
-    int64_t width, inner, width_group, inner_group;
-    /* What coterie_route wrote. */
-    int64_t used, choices;
-    const int64_t *experts;
-    const int32_t *offsets, *row_token;
-    const float *row_weight;
-    const int32_t *token_rows;
-    /* By place in experts: whether it has been computed; and how many have. */
-    uint8_t *done;
-    int64_t computed;
-    /* Of this call: count experts, five numbers each: id, and where gate_up's codes and scales and down's are. */
-    int64_t count;
-    const int64_t *table;
-    /* bfloat16 [tokens, D]. */
-    int64_t tokens;
-    const uint16_t *x;
-    /* Of all rows: what is between gate and down, bfloat16 [rows, F], and weighted outputs, float32 [rows, D]. */
-    uint16_t *hidden;
-    float *rows;
-    /* bfloat16 [tokens, D], the sums of each token's rows; NULL if other experts are still to come. */
-    uint16_t *out;
-} experts_call;
-
-enum { TABLE_ID, TABLE_GATE_UP, TABLE_DOWN = 3, TABLE_WIDTH = 5 };
 
 typedef struct {
     const experts_call *call;
@@ -48,28 +19,9 @@ typedef struct {
     const void *prepared[COTERIE_TOKENS];
 } worker;
 
-static coterie_matrix matrix_at(const int64_t *fields, int64_t columns, int64_t group) {
-    coterie_matrix matrix = {(const uint8_t *)(intptr_t)fields[0], (const uint16_t *)(intptr_t)fields[1], columns,
-                             group};
-    return matrix;
-}
-
 static int tokens_that_fit(const coterie_kernel *kernel, int64_t columns) {
     int64_t fit = COTERIE_PREPARED_BYTES / kernel->prepared_bytes(columns);
     return fit < COTERIE_TOKENS ? (int)fit : COTERIE_TOKENS;
-}
-
-/* Position of an expert among those that the router chose, or -1. */
-static int64_t position_of(const experts_call *call, int64_t expert) {
-    int64_t low = 0, high = call->used;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (call->experts[middle] < expert)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < call->used && call->experts[low] == expert ? low : -1;
 }
 
 static void prepare_token(const worker *own, int64_t token, int at) {
@@ -146,6 +98,7 @@ static void part_of_experts(void *context, int thread, int threads) {
         const int64_t *entry = call->table + e * TABLE_WIDTH;
         const coterie_matrix matrix = matrix_at(entry + TABLE_GATE_UP, call->width, call->width_group);
         int64_t at = position_of(call, entry[TABLE_ID]), last = call->offsets[at + 1];
+        if (last - call->offsets[at] >= call->many) continue;
         for (int64_t first = call->offsets[at]; first < last; first += own.block)
             gate_and_up(&own, &matrix, first, last - first < own.block ? (int)(last - first) : own.block, begin, end);
     }
@@ -157,6 +110,7 @@ static void part_of_experts(void *context, int thread, int threads) {
         const int64_t *entry = call->table + e * TABLE_WIDTH;
         const coterie_matrix matrix = matrix_at(entry + TABLE_DOWN, call->inner, call->inner_group);
         int64_t at = position_of(call, entry[TABLE_ID]), last = call->offsets[at + 1];
+        if (last - call->offsets[at] >= call->many) continue;
         for (int64_t first = call->offsets[at]; first < last; first += own.block)
             down(&own, &matrix, first, last - first < own.block ? (int)(last - first) : own.block, begin, end);
     }
@@ -181,7 +135,9 @@ COTERIE_API int64_t coterie_experts(experts_call *call) {
         return e < call->count ? e + 1 : -missing;
     }
     call->computed += call->count;
-    coterie_parallel(part_of_experts, call, (int)call->threads);
+    call->many = call->scratch ? coterie_gemm_of((int)call->level)->least_rows : INT64_MAX;
+    int64_t many = coterie_many_experts(call);
+    if (many < call->count || call->out) coterie_parallel(part_of_experts, call, (int)call->threads);
     return 0;
 }
 

@@ -20,7 +20,9 @@ class ExpertsKernel:
     """The experts of all layers of one shape: ``(act(x Wg) * (x Wu)) Wd``, times the gate weight, summed per token.
 
     Activations are bfloat16; all that is between is float32 but the input of down, and each token's sum is rounded
-    once. A token's bits depend neither on the other tokens, nor on threads, nor on the order in which experts come.
+    once. Where an expert has ``least_rows`` tokens or more, its weights are rounded to bfloat16 and multiplied with all
+    of them as matrices. A token's bits depend neither on threads, nor on the order in which experts come, nor on the
+    other tokens but by whether they are so many.
     Can be used by several threads at once.
 
     Args:
@@ -30,6 +32,9 @@ class ExpertsKernel:
         num_experts: E; ids from E on are left out.
         width: D.
         inner: F; gate_up is [2F, D], gate first, and down [D, F].
+
+    Attributes:
+        least_rows: Tokens of one expert from which on they are computed together.
 
     Raises:
         UsageError: If the library does not serve that (see :meth:`served`).
@@ -53,6 +58,7 @@ class ExpertsKernel:
         self.num_experts = num_experts
         self.width = width
         self.inner = inner
+        self.least_rows = int(library.functions.coterie_gemm_least_rows(library.level))
         self._shape = (
             SCHEMES.index(scheme), library.level, ACTIVATIONS.index(activation), width, inner,
             group_of(width), group_of(inner),
@@ -153,6 +159,11 @@ class ExpertsPass:
         call.rows = self._intermediate.data_ptr()
         call.hidden = call.rows + 4 * pairs * width
         call.out = None
+        # For the whole pass, because scratch is made for so many.
+        call.threads = kernel.library.threads
+        call.scratch = None
+        if call.tokens >= kernel.least_rows:
+            workspace.make_scratch()
 
     def compute(self, located: Sequence[Located]) -> None:
         """Computes some of the experts; those of the last call are better given to :meth:`finish`.
@@ -170,7 +181,6 @@ class ExpertsPass:
             workspace.fill(located)
         except ValueError:  # more experts than there is room for
             raise UsageError(f"{len(located)} experts were given, {len(self.experts)} chosen.") from None
-        workspace.call.threads = self._kernel.library.threads
         status = self._kernel.library.functions.coterie_experts(workspace.address)
         if status > 0:
             expert = located[status - 1][0]

@@ -11,6 +11,11 @@ const coterie_gemm *coterie_gemm_of(int level) {
     return &coterie_gemm_portable;
 }
 
+/* Rows from which matrix products are faster than the kernels for few. */
+COTERIE_API int64_t coterie_gemm_least_rows(int level) {
+    return coterie_gemm_of(level)->least_rows;
+}
+
 typedef struct {
     const coterie_gemm *gemm;
     int scheme;

@@ -15,6 +15,8 @@ enum { COTERIE_BLOCK = 16, COTERIE_HALF = 16, COTERIE_PANEL = 2 * COTERIE_HALF }
 #define COTERIE_PRODUCTS (COTERIE_PANEL * COTERIE_BLOCK)
 
 typedef struct {
+    /* From so many rows on this is faster than the kernels for few, as measured. */
+    int64_t least_rows;
     /* Bytes of a packed block, and of a decoded panel, multiples of 64. */
     int64_t (*block_bytes)(int scheme, int64_t columns);
     int64_t (*panel_bytes)(int scheme, int64_t columns);

@@ -1,7 +1,7 @@
 /* Matrix products in float32; included once for each instruction set.
  *
- * Before: LANES, TARGET, NAME(x), the types `floats` and `ints` and MULTIPLY_ADD(a, b, c). A panel is [columns / 32]
- * [32 rows][32], a block [columns][16 tokens].
+ * Before: LANES, TARGET, NAME, the types `floats` and `ints`, MULTIPLY_ADD(a, b, c), and LEAST_ROWS, and decode_int4, which makes
+ * 32 stored codes times a step plus a zero. A panel is [columns / 32][32 rows][32], a block [columns][16 tokens].
  */
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -43,10 +43,7 @@ TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_
             if (scheme == COTERIE_INT4) {
                 const uint16_t *pair = scale + first / group * 2;
                 float step = coterie_from_bf16(pair[0]), zero = coterie_from_bf16(pair[1]) - 8 * step;
-                for (int j = 0; j < STEP / 2; j++) {
-                    to[2 * j] = (float)(codes[first / 2 + j] & 15) * step + zero;
-                    to[2 * j + 1] = (float)(codes[first / 2 + j] >> 4) * step + zero;
-                }
+                decode_int4(codes + first / 2, step, zero, to);
             } else {
                 float step = coterie_from_bf16(scale[first / group]);
                 for (int j = 0; j < STEP; j++) to[j] = (float)(int8_t)codes[first + j] * step;
@@ -69,7 +66,7 @@ TARGET static void multiply(int scheme, int64_t columns, const void *panel, cons
                     const floats *x = (const floats *)(block + (first + c) * COTERIE_BLOCK);
                     for (int i = 0; i < TOGETHER; i++)
                         for (int v = 0; v < VECTORS; v++)
-                            sums[i][v] = MULTIPLY_ADD((floats){0} + weights[i * STEP + c], x[v], sums[i][v]);
+                            sums[i][v] = MULTIPLY_ADD(weights[i * STEP + c] - (floats){0}, x[v], sums[i][v]);
                 }
             }
             floats *to = (floats *)(products + b * COTERIE_PRODUCTS + r * COTERIE_BLOCK);
@@ -99,6 +96,7 @@ TARGET static void scale(const float *products, const float *factors, int count,
 }
 
 const coterie_gemm NAME = {
+    .least_rows = LEAST_ROWS,
     .block_bytes = block_bytes,
     .panel_bytes = panel_bytes,
     .pack = pack,

@@ -28,6 +28,12 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "coterie_route": (_long, (_pointer, _pointer, _int, *(_long,) * 3, *(_pointer,) * 8)),
     "coterie_experts": (_long, (_pointer,)),
     "coterie_experts_call_bytes": (_long, ()),
+    "coterie_experts_scratch": (_long, (_pointer,)),
+    "coterie_gemm_least_rows": (_long, (_int,)),
+    "coterie_gemm_bytes": (_long, (_int, _int, _int, _long, _long)),
+    "coterie_gemm_matmul": (None, (_int, _int, _int, *(_pointer,) * 3, *(_long,) * 4, _pointer, _pointer)),
+    "coterie_quantise": (_long, (_int, _int, _int, _pointer, _int, *(_long,) * 4, _pointer, _pointer)),
+    "coterie_dequantise": (None, (_int, _int, _int, _pointer, _pointer, _long, _long, _int, _pointer)),
     "coterie_matmul": (None, (_int, _int, _int, *(_pointer,) * 3, *(_long,) * 4, _pointer)),
     "coterie_rms_norm": (None, (*(_int,) * 4, *(_pointer,) * 2, *(_long,) * 2, _float, _pointer)),
 }

@@ -46,6 +46,7 @@ class PackedMatrix:
         self._fields = (codes, scales)
         self._scheme = SCHEMES.index(scheme)
         self._group = group_of(columns)
+        self._least_rows = int(library.functions.coterie_gemm_least_rows(library.level))
 
     @staticmethod
     def served(library: Library, scheme: str, columns: int) -> bool:
@@ -70,20 +71,15 @@ class PackedMatrix:
         x_MK = x_MK.contiguous()
         out_MN = torch.empty(x_MK.shape[0], rows, dtype=torch.bfloat16)
         codes, scales = self._fields
-        library = self._library
-        library.functions.coterie_matmul(
-            self._scheme,
-            library.level,
-            library.threads,
-            x_MK.data_ptr(),
-            codes.data_ptr(),
-            scales.data_ptr(),
-            x_MK.shape[0],
-            rows,
-            columns,
-            self._group,
-            out_MN.data_ptr(),
-        )
+        library, tokens, threads = self._library, x_MK.shape[0], self._library.threads
+        functions, way = library.functions, (self._scheme, library.level, threads)
+        fields = (x_MK.data_ptr(), codes.data_ptr(), scales.data_ptr())
+        shape = (tokens, rows, columns, self._group)
+        if tokens < self._least_rows:
+            functions.coterie_matmul(*way, *fields, *shape, out_MN.data_ptr())
+        else:
+            scratch = torch.empty(functions.coterie_gemm_bytes(*way, tokens, columns), dtype=torch.uint8)
+            functions.coterie_gemm_matmul(*way, *fields, *shape, out_MN.data_ptr(), scratch.data_ptr())
         return out_MN
 
 

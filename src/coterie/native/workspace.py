@@ -20,7 +20,7 @@ _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
 class ExpertsCall(ctypes.Structure):
-    """``experts_call`` of ``experts.c``."""
+    """``experts_call`` of ``experts.h``."""
 
     _fields_ = (
         *((name, _long) for name in ("scheme", "level", "threads", "activation")),
@@ -30,7 +30,8 @@ class ExpertsCall(ctypes.Structure):
         ("count", _long),
         ("table", _pointer),
         ("tokens", _long),
-        *((name, _pointer) for name in ("x", "hidden", "rows", "out")),
+        *((name, _pointer) for name in ("x", "hidden", "rows", "out", "scratch")),
+        ("many", _long),
     )
 
 
@@ -74,6 +75,7 @@ class Workspace:
             self.call.experts, offsets, row_token, row_weight, token_rows, counts, filled, self.call.done,
         )  # fmt: skip
         self._kept: torch.Tensor | None = None
+        self._scratch_of_products: torch.Tensor | None = None
 
     def serves(self, tokens: int, choices: int) -> bool:
         """Whether there is room for a pass."""
@@ -108,3 +110,11 @@ class Workspace:
         if self._kept is None or self._kept.numel() < nbytes:
             self._kept = torch.empty(nbytes, dtype=torch.uint8)
         return self._kept
+
+    def make_scratch(self) -> None:
+        """Gives C what it needs for the experts with many rows, for the threads of the call; kept for the next pass."""
+        nbytes = self._library.functions.coterie_experts_scratch(self.address)
+        kept = self._scratch_of_products
+        if nbytes and (kept is None or kept.numel() < nbytes):
+            kept = self._scratch_of_products = torch.empty(nbytes, dtype=torch.uint8)
+        self.call.scratch = kept.data_ptr() if nbytes and kept is not None else None

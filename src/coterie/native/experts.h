@@ -1,0 +1,62 @@
+/* A call for some experts of a layer. */
+#ifndef COTERIE_EXPERTS_H
+#define COTERIE_EXPERTS_H
+
+#include "gemm.h"
+
+/* Mirrored in workspace.py. */
+typedef struct {
+    int64_t scheme, level, threads, activation;
+    /* D and F. */
+    int64_t width, inner, width_group, inner_group;
+    /* What coterie_route wrote. */
+    int64_t used, choices;
+    const int64_t *experts;
+    const int32_t *offsets, *row_token;
+    const float *row_weight;
+    const int32_t *token_rows;
+    /* By place in experts: whether it has been computed; and how many have. */
+    uint8_t *done;
+    int64_t computed;
+    /* Of this call: count experts, five numbers each: id, and where gate_up's codes and scales and down's are. */
+    int64_t count;
+    const int64_t *table;
+    /* bfloat16 [tokens, D]. */
+    int64_t tokens;
+    const uint16_t *x;
+    /* Of all rows: what is between gate and down, bfloat16 [rows, F], and weighted outputs, float32 [rows, D]. */
+    uint16_t *hidden;
+    float *rows;
+    /* bfloat16 [tokens, D], the sums of each token's rows; NULL if other experts are still to come. */
+    uint16_t *out;
+    /* coterie_experts_scratch bytes, aligned to 64, or NULL to compute all experts a few tokens at a time. */
+    void *scratch;
+    /* Set here: the rows from which an expert has many. */
+    int64_t many;
+} experts_call;
+
+enum { TABLE_ID, TABLE_GATE_UP, TABLE_DOWN = 3, TABLE_WIDTH = 5 };
+
+COTERIE_INLINE coterie_matrix matrix_at(const int64_t *fields, int64_t columns, int64_t group) {
+    coterie_matrix matrix = {(const uint8_t *)(intptr_t)fields[0], (const uint16_t *)(intptr_t)fields[1], columns,
+                             group};
+    return matrix;
+}
+
+/* Position of an expert among those that the router chose, or -1. */
+COTERIE_INLINE int64_t position_of(const experts_call *call, int64_t expert) {
+    int64_t low = 0, high = call->used;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (call->experts[middle] < expert)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < call->used && call->experts[low] == expert ? low : -1;
+}
+
+/* Computes the rows of those of the call's experts that have many; returns how many experts these are. */
+int64_t coterie_many_experts(experts_call *call);
+
+#endif
