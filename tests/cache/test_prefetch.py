@@ -46,7 +46,7 @@ def consider_all(cache):
 
     def considered():
         with cache._scheduler.lock:
-            return not cache._scheduler._hints
+            return not cache._scheduler.guesses
 
     wait_until(considered)
 

@@ -3,6 +3,7 @@
 from coterie.cache.arena import SlotArena
 from coterie.cache.cache import ExpertCache, minimum_capacity
 from coterie.cache.lease import Held, Lease, Tensors
+from coterie.cache.outstanding import ReadTimes
 from coterie.cache.reads import RecordReader
 from coterie.cache.shelf import Shelf
 from coterie.cache.slots import Slot
@@ -14,6 +15,7 @@ __all__ = [
     "Held",
     "Lease",
     "LeaseStats",
+    "ReadTimes",
     "RecordReader",
     "Shelf",
     "Slot",

@@ -11,6 +11,7 @@ from typing import NoReturn, Self
 from coterie.cache.arena import SlotArena
 from coterie.cache.claims import Claim
 from coterie.cache.lease import Held, Lease
+from coterie.cache.outstanding import ReadTimes
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.scheduler import Scheduler
@@ -212,6 +213,26 @@ class ExpertCache:
         """
         self._scheduler.hint(keys)
 
+    def expect(self, keys: Iterable[ExpertKey]) -> None:
+        """Says what this thread will probably ask for next, likeliest first. Advice, as :meth:`prefetch`.
+
+        Reads it while no read is under way that somebody asked for. It is over with the thread's next lease or hold,
+        whatever that asks for: what has been started by then is joined or finished, the rest is dropped.
+        """
+        self._scheduler.expect(keys)
+
+    @property
+    def all_resident(self) -> bool:
+        """Whether every expert of the source is resident."""
+        return self._residency.all_resident
+
+    def read_times(self) -> ReadTimes:
+        """How long reads were under way, and how long they were waited for."""
+        scheduler = self._scheduler
+        with scheduler.lock:
+            demanded_s, guessed_s = scheduler.outstanding.seconds()
+            return ReadTimes(demanded_s=demanded_s, guessed_s=guessed_s, wait_s=self._residency.counters.wait_s)
+
     def stats(self) -> CacheStats:
         """The counts so far and what is resident now."""
         residency = self._residency
@@ -229,9 +250,12 @@ class ExpertCache:
                 capacity=residency.capacity,
                 resident_bytes=residency.arena.in_use,
                 resident_count=len(residency.loaded),
+                prefetch_hinted=counters.prefetch_hinted,
                 prefetch_issued=counters.prefetch_issued,
                 prefetch_used=counters.prefetch_used + len(used),
+                prefetch_in_time=counters.prefetch_in_time + len(used),
                 prefetch_wasted=counters.prefetch_wasted,
+                prefetch_bytes=counters.prefetch_bytes,
             )
 
     def huge_page_nbytes(self) -> int:

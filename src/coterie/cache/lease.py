@@ -123,7 +123,10 @@ class Held:
         residency = self._scheduler.residency
         # The hold knows of its token before the cache does: an interrupt in between then loses nothing.
         token = self._token = object()
-        residency.holds[token] = (threading.get_ident(), entries)
+        thread = threading.get_ident()
+        residency.holds[token] = (thread, entries)
+        if residency.expected:
+            self._scheduler.guesses.passed(thread)
         residency.counters.hits += len(entries)
         if residency.uses_matter:
             self._scheduler.note_hits(entries)

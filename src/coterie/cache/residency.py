@@ -53,6 +53,8 @@ class Residency:
         # Whether anybody will ask about uses: not while everything fits and nothing is predicted.
         self.uses_matter = capacity < self.total_bytes
         self._predicted: OrderedDict[ExpertKey, None] = OrderedDict()
+        # Thread → what it will probably ask for next.
+        self.expected: dict[int, frozenset[ExpertKey]] = {}
         if capacity < self.minimum:
             raise MemoryBudgetError(
                 f"{format_bytes(capacity)} for experts is too little: two of the largest must fit, "
@@ -72,6 +74,11 @@ class Residency:
     def capacity(self) -> int:
         """Bytes that experts may take: what was asked for, but no more than all records have."""
         return min(self._asked, self.total_bytes)
+
+    @property
+    def all_resident(self) -> bool:
+        """Whether every record is loaded."""
+        return len(self.loaded) == len(self._layouts)
 
     def layout(self, key: ExpertKey) -> RecordLayout:
         """The layout of a key; a source may have grown since it was opened.
@@ -121,6 +128,7 @@ class Residency:
         if entry.hinted:
             entry.hinted = False
             self.counters.prefetch_used += 1
+            self.counters.prefetch_in_time += entry.loaded
         self._predicted.pop(entry.key, None)
 
     def settle(self) -> None:
@@ -196,6 +204,7 @@ class Residency:
         self.loading.clear()
         self.journal.clear()
         self._predicted.clear()
+        self.expected.clear()
         self.arena.close(discard=discard)
 
     def scan_depth(self, size: int) -> int:
@@ -227,9 +236,11 @@ class Residency:
             return []
         loaded = self.loaded
         predicted = self._predicted if spare_predicted else ()
-        held = self._held()
+        taken = self._held()
+        if spare_predicted:
+            taken = taken.union(*self.expected.values())
         return self._policy.victims(
-            needed, lambda key: not loaded[key].holders and key not in held and key not in predicted
+            needed, lambda key: not loaded[key].holders and key not in taken and key not in predicted
         )
 
     def _held(self) -> set[ExpertKey]:

@@ -12,6 +12,8 @@ import torch
 
 from coterie.cache.claims import Claim, Entry
 from coterie.cache.forks import watch_forks
+from coterie.cache.guesses import Guesses
+from coterie.cache.outstanding import Outstanding
 from coterie.cache.readers import Readers
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
@@ -49,8 +51,8 @@ class Scheduler:
         self.claims: dict[Claim, None] = {}
         # Claims whose members must stay together and that lack slots; the first may hold while it waits for more.
         self._together: deque[Claim] = deque()
-        self._hints: deque[ExpertKey] = deque()
-        self._hinted_reads = 0
+        self.guesses = Guesses(residency)
+        self.outstanding = Outstanding()
         self._tickets = itertools.count()
         self._failure: BaseException | None = None
         self.closed = False
@@ -81,6 +83,7 @@ class Scheduler:
         with self.lock:
             self.check_usable()
             self._refuse_nesting(claim.thread)
+            self.guesses.passed(claim.thread)
             self.claims[claim] = None
             find = self.residency.find
             if claim.together and any(find(key) is None for key in claim.keys):
@@ -130,6 +133,8 @@ class Scheduler:
             claim.closed = True
             self._ready.notify_all()
             self._wake_reader()
+            if self.guesses:
+                self._readers.notify()
 
     def release_hold(self, token: object) -> None:
         """Gives up a hold. Harmless when repeated."""
@@ -154,11 +159,16 @@ class Scheduler:
             wanted = [key for key in keys if self.residency.has(key)]
             # Uses are told late, and one from before a hint must not count as its answer.
             self.residency.settle()
-            for key in wanted:
-                self.residency.predict(key)
-            # The newest hints are the best: what has not been started by now is superseded.
-            self._hints = deque(key for key in wanted if self.residency.find(key) is None)
-            if self._hints:
+            self.guesses.hint(wanted)
+            if self.guesses:
+                self._readers.notify()
+
+    def expect(self, keys: Iterable[ExpertKey]) -> None:
+        """Notes what this thread will probably ask for next; unknown keys are passed over."""
+        with self.lock:
+            self.check_usable()
+            self.guesses.expect(threading.get_ident(), [key for key in keys if self.residency.has(key)])
+            if self.guesses:
                 self._readers.notify()
 
     def close(self, *, wait: bool) -> None:
@@ -208,6 +218,7 @@ class Scheduler:
                 hits.append(entry)
             if not entry.loaded or claim.prefill:
                 self.residency.note_use(entry)
+                self.outstanding.demand(entry)
         claim.admitted = True
         claim.hits = len(hits)
         self.residency.counters.hits += claim.hits
@@ -238,18 +249,20 @@ class Scheduler:
 
     def next_entry(self, *, ahead: bool) -> Entry | None:
         """What to read next: for a claim, or, unless it is read ``ahead`` of its turn, for a hint."""
-        return self._demanded() or (None if ahead else self._hinted())
+        entry = self._demanded() or (None if ahead else self._guessed())
+        if entry is not None:
+            self.outstanding.begin(entry)
+        return entry
 
     def has_demand(self) -> bool:
         """Whether a claim wants something read, or a hint is there."""
-        return bool(self._hints) or self._is_demanded()
+        return self._is_demanded() or (bool(self.guesses) and not self.outstanding.demanded)
 
     def conclude(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
     ) -> None:
         """Gives consumers an entry that has been read, or the reason why it could not be."""
-        if entry.reader is None:
-            self._hinted_reads -= 1
+        self.outstanding.end(entry)
         self._publish(entry, tensors, nbytes, error)
         self._ready.notify_all()
 
@@ -291,6 +304,7 @@ class Scheduler:
         if entry.loaded and not claim.prefill:
             self.note_hits([entry])
         self.residency.note_use(entry)
+        self.outstanding.demand(entry)
         if entry.loaded or (not claim.todo and claim.together):
             self._ready.notify_all()
         if not claim.todo and claim in self._together:
@@ -314,17 +328,13 @@ class Scheduler:
             depth = min(depth, self.residency.scan_depth(claim.layouts[claim.todo[0]].nbytes))
         return len(claim.ahead) < depth
 
-    def _hinted(self) -> Entry | None:
-        # One read stays free for demand, and room that somebody waits for is not for guesses.
-        busy = self._hinted_reads >= max(1, self.at_once - 1) or self._is_demanded()
-        while self._hints and not busy:
-            key = self._hints.popleft()
-            if self.residency.find(key) is None:
-                entry = self.residency.reserve_hinted(key, self.residency.layout(key))
-                if entry is not None:
-                    self._hinted_reads += 1
-                    return entry
-        return None
+    def _guessed(self) -> Entry | None:
+        # The disk serves those who wait, undisturbed; room that somebody waits for is not for guesses either; and one
+        # read stays free for whoever comes next.
+        reads = self.outstanding
+        if reads.demanded or len(reads.guessed) >= max(1, self.at_once - 1) or self._is_demanded():
+            return None
+        return self.guesses.take()
 
     def _publish(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
@@ -334,6 +344,8 @@ class Scheduler:
         if entry.reader is not None:
             entry.reader.bytes_read += nbytes
             entry.reader = None
+        else:
+            self.residency.counters.prefetch_bytes += nbytes
         if error is not None:
             self.residency.abandon(entry)
             for claim in waiting:

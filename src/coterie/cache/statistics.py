@@ -40,9 +40,12 @@ class CacheStats:
         capacity: Bytes that experts may take.
         resident_bytes: Bytes of the slots that hold or receive an expert.
         resident_count: Experts that are ready for use.
-        prefetch_issued: Prefetch reads started.
+        prefetch_hinted: Experts that were not in memory when somebody said that they will probably be asked for.
+        prefetch_issued: Prefetch reads started; the rest was dropped, or read because it was asked for.
         prefetch_used: Of these, asked for before they were evicted.
-        prefetch_wasted: Of these, evicted without having been asked for.
+        prefetch_in_time: Of these, in memory by then; the others were still on their way.
+        prefetch_wasted: Prefetched and evicted without having been asked for.
+        prefetch_bytes: Bytes of ``bytes_read`` that prefetches read.
     """
 
     requests: int
@@ -54,9 +57,12 @@ class CacheStats:
     capacity: int
     resident_bytes: int
     resident_count: int
+    prefetch_hinted: int
     prefetch_issued: int
     prefetch_used: int
+    prefetch_in_time: int
     prefetch_wasted: int
+    prefetch_bytes: int
 
     @property
     def hit_rate(self) -> float:
@@ -72,6 +78,9 @@ class Counters:
         "evictions",
         "hits",
         "misses",
+        "prefetch_bytes",
+        "prefetch_hinted",
+        "prefetch_in_time",
         "prefetch_issued",
         "prefetch_used",
         "prefetch_wasted",
@@ -84,6 +93,9 @@ class Counters:
         self.bytes_read = 0
         self.wait_s = 0.0
         self.evictions = 0
+        self.prefetch_hinted = 0
         self.prefetch_issued = 0
         self.prefetch_used = 0
+        self.prefetch_in_time = 0
         self.prefetch_wasted = 0
+        self.prefetch_bytes = 0

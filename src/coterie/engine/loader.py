@@ -6,7 +6,7 @@ import gc
 import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
@@ -23,6 +23,7 @@ from coterie.hf.context import default_context, model_context
 from coterie.integration import (
     Attachment,
     Missing,
+    Prefetch,
     check_missing,
     forget,
     install_guards,
@@ -48,6 +49,7 @@ def load(
     missing: Missing | None = None,
     source: str | Path | None = None,
     eviction: str = DEFAULT_POLICY,
+    prefetch: Prefetch = "auto",
     experts_per_token: int | None = None,
     max_context: int | None = None,
     verify_reads: bool = False,
@@ -76,6 +78,9 @@ def load(
         source: With ``missing="fetch"``: the checkpoint that the store was made from, a directory or a Hub id. A
             store that was made from a repository of the Hub knows it.
         eviction: ``"markov"``, ``"lru"``, ``"lfu"`` or ``"lfru"``.
+        prefetch: Whether the experts that the next layer will probably ask for are read while the disk would stand
+            still: ``"on"``, ``"off"``, or ``"auto"``, which measures whether it pays and does it while it does. No
+            choice changes the output.
         experts_per_token: Overrides the routers' k; changes the output.
         max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
             if the model was made for less; no limit if only ``expert_memory`` is given.
@@ -96,6 +101,7 @@ def load(
         missing=missing,
         source=source,
         eviction=eviction,
+        prefetch=prefetch,
         expert_memory=expert_memory,
         threads=threads,
         max_context=max_context,
@@ -110,6 +116,7 @@ def load(
             missing=missing,
             checkpoint=source,
             eviction=eviction,
+            prefetch=prefetch,
             experts_per_token=experts_per_token,
             max_context=max_context,
             verify_reads=verify_reads,
@@ -131,6 +138,7 @@ def _load(
     missing: Missing | None,
     checkpoint: str | Path | None,
     eviction: str,
+    prefetch: Prefetch,
     experts_per_token: int | None,
     max_context: int | None,
     verify_reads: bool,
@@ -157,6 +165,7 @@ def _load(
         present=source.present,
         missing=None if source.complete else missing,
         experts_per_token=experts_per_token,
+        prefetch=prefetch,
     )
     model = build_model(source, attachment)
     plan = None
@@ -198,6 +207,7 @@ def _check_arguments(
     missing: str | None,
     source: str | Path | None,
     eviction: str,
+    prefetch: str,
     expert_memory: str | int | None,
     threads: int | None,
     max_context: int | None,
@@ -214,6 +224,8 @@ def _check_arguments(
             source=source,
         )
     make_policy(eviction)
+    if prefetch not in get_args(Prefetch):
+        raise UsageError.unknown("setting of prefetch", prefetch, get_args(Prefetch))
     if expert_memory is not None:
         expert_memory_nbytes(expert_memory, 1)
     for name, value in (("threads", threads), ("max_context", max_context)):

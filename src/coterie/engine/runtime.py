@@ -78,8 +78,13 @@ class Runtime:
             minimum=self.cache.minimum,
             working_set=self.working_set,
             reads_at_once=self.cache.reads_at_once,
+            prefetch_hinted=cache.prefetch_hinted,
             prefetch_issued=cache.prefetch_issued,
             prefetch_used=cache.prefetch_used,
+            prefetch_in_time=cache.prefetch_in_time,
+            prefetch_wasted=cache.prefetch_wasted,
+            prefetch_bytes=cache.prefetch_bytes,
+            prefetch_verdicts={name: ahead.verdict for name, ahead in self._attachment.ahead.items()},
             fetched=FetchCounts() if fetching is None else fetching.counts(),
             tokens=None if self._token_recorder is None else self._token_recorder.tokens(),
         )

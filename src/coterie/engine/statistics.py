@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coterie.extraction.fetching import FetchCounts
-from coterie.integration import BankCounters, StreamedBank
+from coterie.integration import BankCounters, StreamedBank, Verdict
 from coterie.spec import BankKey
 
 STATS_SCHEMA_VERSION = 1
@@ -109,8 +109,14 @@ class ModelStats:
         minimum: The least capacity that works.
         working_set: Bytes of layers × experts per token: below twice this, a global LRU can fall to 0 % hits.
         reads_at_once: Reads outstanding at most.
-        prefetch_issued: Prefetch reads started.
-        prefetch_used: Of these, used before they were evicted.
+        prefetch_hinted: Experts that were not in memory when they were guessed to be asked for next.
+        prefetch_issued: Prefetch reads started; the disk had other things to do for the rest.
+        prefetch_used: Of these, asked for before they were evicted.
+        prefetch_in_time: Of these, in memory by then; the others were still on their way.
+        prefetch_wasted: Prefetched and evicted without having been asked for.
+        prefetch_bytes: Bytes that prefetches read; they are in no bank's ``bytes_read``.
+        prefetch_verdicts: Component → what looking ahead was worth lately: ``pays``, or why it was not done; none with
+            ``prefetch="off"``.
         fetched: What ``missing="fetch"`` has read from the checkpoint.
         tokens: Per token and layer, if it was asked for.
     """
@@ -130,8 +136,13 @@ class ModelStats:
     minimum: int
     working_set: int
     reads_at_once: int
+    prefetch_hinted: int
     prefetch_issued: int
     prefetch_used: int
+    prefetch_in_time: int
+    prefetch_wasted: int
+    prefetch_bytes: int
+    prefetch_verdicts: dict[str, Verdict]
     fetched: FetchCounts
     tokens: tuple[TokenStats, ...] | None = None
 

@@ -2,6 +2,7 @@
 
 from coterie.integration.attach import Attachment
 from coterie.integration.bank import BankCounters, StreamedBank
+from coterie.integration.governor import Prefetch, Verdict
 from coterie.integration.guards import install_guards
 from coterie.integration.linear import round_as_stock
 from coterie.integration.missing import Missing, check_missing
@@ -12,8 +13,10 @@ __all__ = [
     "Attachment",
     "BankCounters",
     "Missing",
+    "Prefetch",
     "StreamedBank",
     "StreamingConfig",
+    "Verdict",
     "check_missing",
     "forget",
     "install_guards",

@@ -17,6 +17,8 @@ from coterie.integration.adapters import Workplace, adapt
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.decoder import bank_decoders
+from coterie.integration.governor import Prefetch
+from coterie.integration.lookahead import LookAhead
 from coterie.integration.missing import Missing, adapt_block
 from coterie.kernels import StackedProduct, TokenKernel
 from coterie.spec import BankKey, ExpertSource, Observer
@@ -35,10 +37,12 @@ class Attachment:
         present: Bank → ids of the experts that are there.
         missing: Policy for absent experts, or None if there are none.
         experts_per_token: Overrides the routers' K.
+        prefetch: When the next layer's experts are read before they are asked for.
 
     Attributes:
         banks: The banks, once the plug-in has run.
         clocks: Component → its forward passes.
+        ahead: Component → who guesses what comes next; none where nothing is prefetched.
         observers: Whoever is told about events.
         removed: Names of the parameters that were taken out.
         dense_shapes: Name → shape of the parameters that were left in.
@@ -51,6 +55,7 @@ class Attachment:
         present: Mapping[BankKey, Collection[int]],
         missing: Missing | None = None,
         experts_per_token: int | None = None,
+        prefetch: Prefetch = "off",
     ) -> None:
         self.banks: dict[BankKey, StreamedBank] = {}
         self.clocks: dict[str, StepClock] = {}
@@ -62,6 +67,8 @@ class Attachment:
         self._present = present
         self._missing = missing
         self._experts_per_token = experts_per_token
+        self._prefetch: Prefetch = prefetch
+        self.ahead: dict[str, LookAhead] = {}
 
     def attach(self, model: PreTrainedModel) -> None:
         """Called by the plug-in on the skeleton, before any weight is read.
@@ -80,6 +87,8 @@ class Attachment:
             if component not in self.clocks:
                 self.clocks[component] = StepClock(component, self.observers)
                 self.clocks[component].install(_component_module(model, bank))
+                if self._prefetch != "off":
+                    self.ahead[component] = LookAhead(self.clocks[component], self._prefetch)
             first, *twins = (self._stream(model, place, kernels) for place in (bank, *map(bank.at, bank.tied)))
             for twin in twins:
                 twin.count_with(first)
@@ -94,16 +103,20 @@ class Attachment:
         policy = adapt_block(model, bank, self._present[bank.key], self._missing, self._experts_per_token)
         self.removed.update(name for names in bank.targets.values() for name in names)
         streamed = StreamedBank(bank, self.clocks[bank.key.component], policy)
+        block = model.get_submodule(bank.router_block)
         adapt(
             Workplace(
                 streamed=streamed,
                 module=model.get_submodule(bank.path),
-                block=model.get_submodule(bank.router_block),
+                block=block,
                 parent=model.get_submodule(bank.path.rpartition(".")[0]),
                 token_kernel=kernels[0],
                 stacked_product=kernels[1],
             )
         )
+        ahead = self.ahead.get(bank.key.component)
+        if ahead is not None:
+            ahead.watch(streamed, block)
         return streamed
 
     def _check_banks(self, name: str, needed: Mapping[BankKey, int]) -> None:
@@ -135,6 +148,8 @@ class Attachment:
         for key, streamed in self.banks.items():
             for module in (streamed, *self._twins[key]):
                 module.connect(cache, decoders[key])
+        for ahead in self.ahead.values():
+            ahead.connect(cache)
 
 
 def _component_module(model: PreTrainedModel, bank: ExpertBank) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -78,6 +78,8 @@ class StreamedBank:
         decodes: Whether the fields of a record are not the parameters themselves.
         all_fit: Whether no expert is ever evicted.
         try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
+        look_ahead: To be told which experts a forward pass asks for, once their reads are under way: the time until
+            they are there is used for guessing what comes next.
     """
 
     def __init__(self, bank: ExpertBank, clock: StepClock, missing: MissingPolicy | None) -> None:
@@ -92,6 +94,7 @@ class StreamedBank:
         self.decodes = False
         self.all_fit = False
         self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
+        self.look_ahead: Callable[[Collection[int]], None] = _nothing
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
         """Gives the bank its cache, and what makes parameters of the records in it."""
@@ -200,3 +203,7 @@ class StreamedBank:
         )
         for observer in tuple(self._clock.observers):
             observer.on_event(event)
+
+
+def _nothing(experts: Collection[int]) -> None:
+    """Where nobody looks ahead."""

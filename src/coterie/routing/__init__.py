@@ -4,12 +4,14 @@ from coterie.routing.availability import Availability
 from coterie.routing.families import RouterFamily, adapt_router, require_family, router_family, router_rows
 from coterie.routing.locate import RouterSlot, find_router
 from coterie.routing.policies import Routed, absent_pairs, drop, error
+from coterie.routing.preview import Preview, preview_of
 from coterie.routing.selective import Selection, SelectiveRouter
 from coterie.routing.sites import RoutingSupport, adapt_routing, routing_support
 from coterie.routing.substitution import nearest, substitution_table
 
 __all__ = [
     "Availability",
+    "Preview",
     "Routed",
     "RouterFamily",
     "RouterSlot",
@@ -23,6 +25,7 @@ __all__ = [
     "error",
     "find_router",
     "nearest",
+    "preview_of",
     "require_family",
     "router_family",
     "router_rows",

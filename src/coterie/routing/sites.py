@@ -111,6 +111,17 @@ def adapt_routing(
     moe_block.__dict__[_METHOD] = SelectiveMethod(moe_block, family.own, selection)
 
 
+def method_that_routes(moe_block: nn.Module, router: nn.Module) -> tuple[OwnForward, Tensor | None] | None:
+    """The method of a block that routes, given logits, and a mask [E] of those absent; None if the router routes."""
+    if not _routes_itself(moe_block):
+        return None
+    adapted = moe_block.__dict__.get(_METHOD)
+    if isinstance(adapted, SelectiveMethod):
+        return adapted.own, adapted.selection.absent
+    family = _method_family(moe_block, router)
+    return None if isinstance(family, str) or family.own is None else (family.own, None)
+
+
 def _routes_itself(moe_block: nn.Module) -> bool:
     return callable(getattr(type(moe_block), _METHOD, None))
 

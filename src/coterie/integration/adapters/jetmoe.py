@@ -80,7 +80,10 @@ class JetMoeExperts:
         out_features, _ = list(self._streamed.bank.parameters.values())[position]
         groups = torch.split(inputs_ND, [*sizes, inputs_ND.shape[0] - sum(sizes)])
         outputs = []
-        with self._streamed.lease([e for e, size in enumerate(sizes) if size], ordered=True) as lease:
+        experts = [e for e, size in enumerate(sizes) if size]
+        with self._streamed.lease(experts, ordered=True) as lease:
+            if position:  # what comes after the first projection is the second one
+                self._streamed.look_ahead(experts)
             for key, parameters in self._streamed.decoded(lease):
                 outputs.append(linear(groups[key.expert], parameters[position]))
             stats = lease.stats

@@ -1,0 +1,232 @@
+"""Guesses what the next layer will ask for, while the disk has nothing else to do.
+
+Two layers' routers get hidden states that differ little: each layer adds little to the residual stream. So the next
+layer's router, given this layer's input early, mostly chooses what it will choose in earnest. What does differ, the
+norms' weights above all, is mostly the same for every token: the mean difference between the two inputs is kept and
+added. That is worth as much as applying the next layer's own norm, without knowing where a model keeps it.
+
+Nothing here changes what the model computes: routers are asked up to their choice and no further, and what is read
+early is read from the same place.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from coterie.cache import ExpertCache
+from coterie.errors import UnsupportedError
+from coterie.integration.bank import StreamedBank
+from coterie.integration.clock import StepClock
+from coterie.integration.governor import Governor, Prefetch, Verdict
+from coterie.routing import Preview, find_router, preview_of
+
+_MOST_ROWS = 16
+"""Tokens of a step up to which guesses are made: more of them ask for most of a layer anyway."""
+
+_LEARNING_ROWS = 64
+"""Tokens of a prompt, the last ones, that the mean difference between inputs is learned from."""
+
+_RATE = 0.05
+"""What one token counts for in the mean difference."""
+
+_EVERY = 4
+"""Steps between two updates of the mean difference: it hardly changes, and an update takes a fifth of a guess."""
+
+
+class _Pass(threading.local):
+    """Where this thread's forward pass is."""
+
+    def __init__(self) -> None:
+        self.step = -1
+        self.looks = False
+        self.learns = False
+        self.site: Site | None = None
+        self.hidden: torch.Tensor | None = None
+        self.mean_D: torch.Tensor | None = None
+        self.guessed_for: Site | None = None
+        self.guessed: list[int] = []
+
+
+class Site:
+    """A place in the model where experts are chosen.
+
+    Args:
+        ahead: Whose place it is.
+        streamed: The experts.
+        block: The module that has the router.
+    """
+
+    def __init__(self, ahead: LookAhead, streamed: StreamedBank, block: nn.Module) -> None:
+        self._ahead = ahead
+        self.streamed = streamed
+        self._block = block
+        self._preview: Preview | None = None
+        self._examined = False
+        self._rest: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._rest_is_constant = True
+        # The site whose router was called next, last time, and how much its input differed.
+        self.follower: Site | None = None
+        self._drift_D: torch.Tensor | None = None
+
+    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The router is called with these arguments, of which the first is the hidden state."""
+        if not args or not isinstance(args[0], torch.Tensor):
+            return
+        if len(args) > 1 or kwargs:
+            self._note_rest(args[1:], kwargs)
+        self._ahead.reached(self, args[0])
+
+    def learn(self, before_D: torch.Tensor, mean_D: torch.Tensor, weight: float) -> None:
+        """The means of this site's input and of that of the site before it, over the same tokens."""
+        if before_D.shape != mean_D.shape:
+            return
+        old_D, new_D = self._drift_D, mean_D - before_D
+        same = old_D is not None and old_D.shape == new_D.shape
+        self._drift_D = torch.lerp(cast(torch.Tensor, old_D), new_D, weight) if same else new_D
+
+    def guess(self, before: torch.Tensor) -> list[int]:
+        """Ids of the experts that this site will probably ask for, likeliest first, by the input of the one before."""
+        preview = self._preview
+        if preview is None or not self._rest_is_constant or self._drift_D is None:
+            return []
+        with torch.inference_mode():
+            if before.shape[-1] != self._drift_D.shape[0]:
+                return []
+            try:
+                index_TK = preview((before + self._drift_D).to(before.dtype), *self._rest[0], **self._rest[1])
+            except Exception:  # a class of another release may need more than what was seen when it was examined
+                self._preview = index_TK = None
+        if index_TK is None:
+            return []
+        rows = index_TK.reshape(-1, index_TK.shape[-1]).tolist()
+        ranked = rows[0] if len(rows) == 1 else dict.fromkeys(e for rank in zip(*rows, strict=True) for e in rank)
+        count = self.streamed.bank.num_experts
+        return [expert for expert in ranked if expert < count]
+
+    @property
+    def can_guess(self) -> bool:
+        """Whether this site's router can be asked ahead of time."""
+        if not self._examined:
+            self._preview = preview_of(self._block)
+            self._examined = True
+        return self._preview is not None
+
+    def _note_rest(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Further arguments can only be given ahead of time if they are the same in every pass, as biases are."""
+        old_args, old_kwargs = self._rest
+        same = len(args) == len(old_args) and kwargs.keys() == old_kwargs.keys()
+        same = same and all(a is b for a, b in zip(args, old_args, strict=True))
+        self._rest_is_constant = same and all(kwargs[name] is old_kwargs[name] for name in kwargs)
+        self._rest = args, kwargs
+
+
+class LookAhead:
+    """The sites of one component, in the order in which they turn out to be reached.
+
+    Args:
+        clock: The component's forward passes.
+        mode: ``"auto"`` or ``"on"``.
+    """
+
+    def __init__(self, clock: StepClock, mode: Prefetch) -> None:
+        self._clock = clock
+        self._mode: Prefetch = mode
+        self._sites: list[Site] = []
+        self._pass = _Pass()
+        self._cache: ExpertCache | None = None
+        self.governor: Governor | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What looking ahead was worth lately."""
+        if self._cache is not None and self._cache.all_resident:
+            return "complete"
+        return "unknown" if self.governor is None else self.governor.verdict
+
+    def watch(self, streamed: StreamedBank, block: nn.Module) -> None:
+        """Watches the router of a block, and what its bank asks for. Blocks without one are left alone."""
+        try:
+            router = find_router(block).module
+        except UnsupportedError:
+            return
+        site = Site(self, streamed, block)
+        self._sites.append(site)
+        forward = router.forward
+
+        @functools.wraps(forward)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            site.called(args, kwargs)
+            return forward(*args, **kwargs)
+
+        router.__dict__["forward"] = watched
+        streamed.look_ahead = functools.partial(self.look_ahead, site)
+
+    def connect(self, cache: ExpertCache, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Gives it the cache that guesses go to."""
+        self._cache = cache
+        self.governor = Governor(self._mode, cache.read_times, clock)
+
+    def reached(self, site: Site, hidden: torch.Tensor) -> None:
+        """A site's router is called, before it chooses."""
+        now, step = self._pass, self._clock.step
+        if now.step != step:
+            now.step, now.site, now.mean_D, now.guessed_for = step, None, None, None
+            self._begin(now, step, hidden)
+        before = now.site
+        if before is not None and before is not site:
+            before.follower = site
+        if now.learns:
+            self._learn(now, site, hidden)
+        now.site = site
+        now.hidden = hidden if now.looks else None
+
+    def look_ahead(self, site: Site, experts: Collection[int]) -> None:
+        """A site has asked for experts; what is missing of them is being read. Guesses what comes next."""
+        now, cache, governor = self._pass, self._cache, self.governor
+        if not now.looks or now.site is not site or cache is None or governor is None:
+            return
+        if now.guessed_for is site:
+            governor.compare(len(now.guessed), sum(expert in experts for expert in now.guessed))
+            now.guessed_for = None
+        follower, hidden = site.follower, now.hidden
+        if follower is None or hidden is None or not follower.can_guess:
+            return
+        began = time.thread_time()
+        guessed = follower.guess(hidden)
+        keys = [follower.streamed.keys[expert] for expert in guessed]
+        now.guessed_for = follower
+        now.guessed = [expert for expert, key in zip(guessed, keys, strict=True) if key not in cache]
+        if governor.reads:
+            cache.expect(keys)
+        governor.looked(time.thread_time() - began)
+
+    @staticmethod
+    def _learn(now: _Pass, site: Site, hidden: torch.Tensor) -> None:
+        with torch.inference_mode():
+            last_TD = hidden.reshape(-1, hidden.shape[-1])[-_LEARNING_ROWS:]
+            mean_D = last_TD.mean(dim=0, dtype=torch.float32)
+            if now.mean_D is not None:
+                rows = last_TD.shape[0]
+                site.learn(now.mean_D, mean_D, 1 - (1 - _RATE) ** max(rows, _EVERY))
+        now.mean_D = mean_D
+
+    def _begin(self, now: _Pass, step: int, hidden: torch.Tensor) -> None:
+        """A forward pass has come to its first router."""
+        now.looks = now.learns = False
+        cache, governor = self._cache, self.governor
+        if cache is None or governor is None or cache.all_resident:
+            return
+        if self._clock.phase == "decode" and hidden.numel() <= _MOST_ROWS * hidden.shape[-1]:
+            governor.layers(len(self._sites) - 1)
+            now.looks = governor.begin_step()
+            now.learns = now.looks and step % _EVERY == 0
+        else:
+            governor.interrupt()
+            now.learns = True
