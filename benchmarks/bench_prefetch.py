@@ -10,8 +10,8 @@ compared with what the routers chose: how many of a layer's experts are among th
 LRU at several capacities, how many of the misses, and how many of the guessed that were not in memory were right. The
 first layer of a step is never guessed, so 1/8 of this model's experts and misses cannot be.
 
-*Time*: one process has the model open three times, with ``prefetch`` off, on and auto; they take a few decode steps each
-in turn, from the same prompt, to the same tokens. The bundled model's experts come from a source that takes some
+*Time*: one process has the model open three times, with ``prefetch`` off, on and auto; they take a few decode steps
+each in turn, from the same prompt, to the same tokens. The bundled model's experts come from a source that takes some
 milliseconds for each, because on a disk they would be there at once; the generated layers of a 30B model are read from
 the disk past the page cache. Their weights are random, so their routers know nothing: what they would do with each
 other's input says little about a trained model, and the guesses' quality is printed with the times.
@@ -234,8 +234,8 @@ def times(
     table = report.table(
         f"{Path(path).name}, {memory} of the experts in memory, {what}; {rounds} interleaved rounds of {steps} tokens, "
         f"load average {load_average():.1f}:",
-        ("prefetch", "ms/token, median", "quartiles", "of off", "hit rate", "waiting", "issued/token", "used", "in time",
-         "at the end"),
+        ("prefetch", "ms/token, median", "quartiles", "of off", "hit rate", "waiting", "issued/token", "used",
+         "in time", "at the end"),
     )  # fmt: skip
     for mode, model in models.items():
         old, new = before[mode], model.coterie.stats()

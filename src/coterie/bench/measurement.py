@@ -31,7 +31,10 @@ class Measurement:
         step_quartiles_s: First and third quartile.
         decode_s: Seconds of all decode steps.
         prefill_bytes_read: Bytes of experts read during the prompt's pass.
-        bytes_per_token: Bytes of experts read per decode step, mean.
+        bytes_per_token: Bytes of experts read per decode step, mean, prefetches included.
+        prefetched_per_token: Experts read before they were asked for, per decode step, mean.
+        prefetch_used: Share of these that were then asked for; None if there were none.
+        prefetch_in_time: Share of these that were in memory when they were.
         hit_rate: Share of experts that decode steps found in memory; None if none was asked for.
         wait_s: Seconds of the decode steps that compute waited for reads.
         capacity: Bytes that experts may take in memory.
@@ -48,6 +51,9 @@ class Measurement:
     decode_s: float
     prefill_bytes_read: int
     bytes_per_token: float
+    prefetched_per_token: float
+    prefetch_used: float | None
+    prefetch_in_time: float | None
     hit_rate: float | None
     wait_s: float
     capacity: int
@@ -89,13 +95,13 @@ def measure(
     if new_tokens < 3:
         raise UsageError(f"A measurement takes at least 3 new tokens, not {new_tokens}.", got=new_tokens)
     runtime: Runtime = model.coterie
-    before = runtime.stats().total
-    after_prefill = before
+    start = runtime.stats()
+    prefilled = start
 
     def note(count: int) -> None:
-        nonlocal after_prefill
+        nonlocal prefilled
         if count == 1:
-            after_prefill = runtime.stats().total
+            prefilled = runtime.stats()
         if on_token is not None:
             on_token(count)
 
@@ -103,7 +109,9 @@ def measure(
     after = runtime.stats()
     steps = times.steps_s
     low, _, high = statistics.quantiles(steps, n=4, method="inclusive")
-    requested = after.total.requested - after_prefill.requested
+    requested = after.total.requested - prefilled.total.requested
+    prefetched = after.prefetch_issued - prefilled.prefetch_issued
+    read = after.total.bytes_read - prefilled.total.bytes_read + after.prefetch_bytes - prefilled.prefetch_bytes
     return Measurement(
         threads=torch.get_num_threads(),
         prompt_tokens=prompt.shape[1],
@@ -112,10 +120,13 @@ def measure(
         step_s=statistics.median(steps),
         step_quartiles_s=(low, high),
         decode_s=sum(steps),
-        prefill_bytes_read=after_prefill.bytes_read - before.bytes_read,
-        bytes_per_token=(after.total.bytes_read - after_prefill.bytes_read) / len(steps),
-        hit_rate=(after.total.hits - after_prefill.hits) / requested if requested else None,
-        wait_s=after.total.wait_s - after_prefill.wait_s,
+        prefill_bytes_read=prefilled.total.bytes_read - start.total.bytes_read,
+        bytes_per_token=read / len(steps),
+        prefetched_per_token=prefetched / len(steps),
+        prefetch_used=(after.prefetch_used - prefilled.prefetch_used) / prefetched if prefetched else None,
+        prefetch_in_time=(after.prefetch_in_time - prefilled.prefetch_in_time) / prefetched if prefetched else None,
+        hit_rate=(after.total.hits - prefilled.total.hits) / requested if requested else None,
+        wait_s=after.total.wait_s - prefilled.total.wait_s,
         capacity=after.capacity,
         total_expert_bytes=after.total_expert_bytes,
         memory=process_memory(exact=True).total,

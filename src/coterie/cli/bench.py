@@ -15,7 +15,7 @@ from coterie.cli.console import count_progress, plain_table, print_json, print_n
 from coterie.cli.files import read_text_file
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
 from coterie.cli.opening import OpenOptions, import_engine, open_model
-from coterie.spec import DEFAULT_POLICY, format_bytes
+from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, format_bytes
 
 if TYPE_CHECKING:
     from coterie.bench import Breakdown, Measurement
@@ -72,6 +72,7 @@ def command(
     missing: shared.MissingOption = None,
     source: shared.SourceOption = None,
     eviction: shared.EvictionOption = DEFAULT_POLICY,
+    prefetch: shared.PrefetchOption = DEFAULT_PREFETCH,
     experts_per_token: ExpertsPerTokenOption = None,
     max_context: shared.MaxContextOption = None,
     revision: shared.RevisionOption = None,
@@ -93,6 +94,7 @@ def command(
         missing=missing,
         source=source,
         eviction=eviction,
+        prefetch=prefetch,
         experts_per_token=experts_per_token,
         max_context=max_context,
         revision=revision,
@@ -155,7 +157,8 @@ def _nothing() -> None:
 
 
 def _print_runs(measured: list[Measurement]) -> None:
-    columns = ("first token", "prefill", "ms per token", "quartiles", "decode", "hit rate", "read per token", "waiting")
+    columns = ("first token", "prefill", "ms per token", "quartiles", "decode", "hit rate", "read per token", "waiting",
+               "prefetched")  # fmt: skip
     table = plain_table("run", *columns, right=columns)
     for number, run in enumerate(measured, 1):
         low, high = run.step_quartiles_s
@@ -169,6 +172,9 @@ def _print_runs(measured: list[Measurement]) -> None:
             "–" if run.hit_rate is None else f"{100 * run.hit_rate:.1f} %",
             format_bytes(round(run.bytes_per_token)),
             f"{100 * run.wait_s / run.decode_s:.1f} %",
+            "–"
+            if run.prefetch_used is None
+            else f"{run.prefetched_per_token:.1f}, {100 * run.prefetch_used:.0f} % used",
         )
     print_table(table)
 

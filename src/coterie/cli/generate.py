@@ -33,7 +33,7 @@ from coterie.cli.generation_options import (
 from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import InputError, UsageError
-from coterie.spec import DEFAULT_POLICY
+from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
 if TYPE_CHECKING:
     from coterie.engine.completion import Completion
@@ -86,6 +86,7 @@ def command(
     missing: shared.MissingOption = None,
     source: shared.SourceOption = None,
     eviction: shared.EvictionOption = DEFAULT_POLICY,
+    prefetch: shared.PrefetchOption = DEFAULT_PREFETCH,
     experts_per_token: ExpertsPerTokenOption = None,
     max_context: shared.MaxContextOption = None,
     verify_reads: shared.VerifyReadsOption = False,
@@ -156,6 +157,7 @@ def command(
         missing=missing,
         source=source,
         eviction=eviction,
+        prefetch=prefetch,
         experts_per_token=experts_per_token,
         max_context=max_context,
         verify_reads=verify_reads,

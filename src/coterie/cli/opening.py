@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.cli.console import notes, print_warning
 from coterie.cli.options import MissingPolicy
-from coterie.spec import DEFAULT_POLICY
+from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
 
 if TYPE_CHECKING:
     from coterie.engine.opened import OpenModel
@@ -28,6 +28,7 @@ class OpenOptions:
     missing: MissingPolicy | None = None
     source: str | None = None
     eviction: str = DEFAULT_POLICY
+    prefetch: Prefetch = DEFAULT_PREFETCH
     experts_per_token: int | None = None
     max_context: int | None = None
     verify_reads: bool = False
@@ -90,6 +91,7 @@ def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Itera
                 missing=options.missing,
                 source=options.source,
                 eviction=options.eviction,
+                prefetch=options.prefetch,
                 experts_per_token=options.experts_per_token,
                 max_context=options.max_context,
                 verify_reads=options.verify_reads,

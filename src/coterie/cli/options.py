@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from coterie.spec import Prefetch
+
 MissingPolicy = Literal["error", "mask", "drop", "nearest", "fetch"]
 """What to do about an absent expert; without one, a partial store does not open."""
 
@@ -99,6 +101,11 @@ MaxContextOption = Annotated[
 EvictionOption = Annotated[
     str,
     typer.Option("--eviction", metavar="POLICY", help="Which expert makes room for another: markov, lru, lfu or lfru."),
+]
+
+PrefetchOption = Annotated[
+    Prefetch,
+    typer.Option("--prefetch", help="Read what the next layer will probably ask for while the disk would stand still."),
 ]
 
 VerifyReadsOption = Annotated[

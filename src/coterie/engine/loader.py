@@ -23,7 +23,6 @@ from coterie.hf.context import default_context, model_context
 from coterie.integration import (
     Attachment,
     Missing,
-    Prefetch,
     check_missing,
     forget,
     install_guards,
@@ -32,7 +31,7 @@ from coterie.integration import (
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
 from coterie.plan.machine import default_memory_budget
-from coterie.spec import DEFAULT_POLICY, format_bytes, parse_bytes
+from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +48,7 @@ def load(
     missing: Missing | None = None,
     source: str | Path | None = None,
     eviction: str = DEFAULT_POLICY,
-    prefetch: Prefetch = "auto",
+    prefetch: Prefetch = DEFAULT_PREFETCH,
     experts_per_token: int | None = None,
     max_context: int | None = None,
     verify_reads: bool = False,

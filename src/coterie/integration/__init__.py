@@ -2,7 +2,7 @@
 
 from coterie.integration.attach import Attachment
 from coterie.integration.bank import BankCounters, StreamedBank
-from coterie.integration.governor import Prefetch, Verdict
+from coterie.integration.governor import Verdict
 from coterie.integration.guards import install_guards
 from coterie.integration.linear import round_as_stock
 from coterie.integration.missing import Missing, check_missing
@@ -13,7 +13,6 @@ __all__ = [
     "Attachment",
     "BankCounters",
     "Missing",
-    "Prefetch",
     "StreamedBank",
     "StreamingConfig",
     "Verdict",

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from coterie.cache import ReadTimes
-
-Prefetch = Literal["auto", "on", "off"]
-"""When the next layer's experts are read before they are asked for; ``auto``: while it pays."""
+from coterie.spec import Prefetch
 
 Verdict = Literal["unknown", "pays", "complete", "wrong", "saturated", "idle"]
 """What looking ahead is worth: ``pays``; or why not: the guesses are mostly ``wrong``, the disk is ``saturated`` with

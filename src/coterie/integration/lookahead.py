@@ -24,8 +24,9 @@ from coterie.cache import ExpertCache
 from coterie.errors import UnsupportedError
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
-from coterie.integration.governor import Governor, Prefetch, Verdict
+from coterie.integration.governor import Governor, Verdict
 from coterie.routing import Preview, find_router, preview_of
+from coterie.spec import Prefetch
 
 _MOST_ROWS = 16
 """Tokens of a step up to which guesses are made: more of them ask for most of a layer anyway."""

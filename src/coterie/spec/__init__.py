@@ -1,7 +1,7 @@
 """Keys, layouts, sizes and events: frozen values that every other package may use. No torch."""
 
 from coterie.spec.context import ContextShape
-from coterie.spec.defaults import DEFAULT_POLICY
+from coterie.spec.defaults import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
 from coterie.spec.events import Event, ExpertsSelected, ExpertsServed, Observer, Phase, StepStarted
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
@@ -10,6 +10,7 @@ from coterie.spec.source import ExpertSource, Extent
 
 __all__ = [
     "DEFAULT_POLICY",
+    "DEFAULT_PREFETCH",
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
     "RECORD_ALIGNMENT",
@@ -24,6 +25,7 @@ __all__ = [
     "Field",
     "Observer",
     "Phase",
+    "Prefetch",
     "RecordLayout",
     "StepStarted",
     "format_bytes",
