@@ -52,7 +52,7 @@ class SlowSource:
     """A source of experts that takes a while for each, however many are asked for at once.
 
     Args:
-        source: The real one, whose records are one extent each.
+        source: The real one.
         seconds: For one record.
     """
 
@@ -69,12 +69,12 @@ class SlowSource:
     def read_into(self, key: Any, record: memoryview) -> int:
         """Reads the record."""
         time.sleep(self._seconds)
-        (extent,) = self._source.extents(key)
-        descriptor = os.open(extent.path, os.O_RDONLY)
-        try:
-            return os.preadv(descriptor, [record[: extent.nbytes]], extent.offset)
-        finally:
+        done = 0
+        for extent in self._source.extents(key):
+            descriptor = os.open(extent.path, os.O_RDONLY)
+            done += os.preadv(descriptor, [record[extent.at : extent.at + extent.nbytes]], extent.offset)
             os.close(descriptor)
+        return done
 
 
 def record_inputs(model: Any, tokenizer: Any, tokens: int) -> list[tuple[list[Any], list[Any]]]:

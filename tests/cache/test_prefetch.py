@@ -1,8 +1,10 @@
 """Hints are only hints."""
 
+import threading
+
 import pytest
 
-from coterie.cache import ExpertCache
+from coterie.cache import ExpertCache, ReadTimes
 from coterie.errors import ReadError
 
 from .sources import SMALL, Failing, Gate, TinySource, assert_consistent, assert_is, keys_of, wait_until
@@ -153,3 +155,143 @@ def assert_consistent_after_hints(cache):
     cache.prefetch([])
     settle(cache, 0)
     assert_consistent(cache)
+
+
+# --- what a thread expects ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_expected_is_read_in_order_of_likelihood(make):
+    gate = Gate(KEYS[3])
+    cache = make(8, gate, read_threads=1)
+    cache.expect([KEYS[3], KEYS[1], KEYS[2]])
+    gate.wait_for(KEYS[3])
+    gate.open()
+    settle(cache, 3)
+    assert gate.arrived == [KEYS[3], KEYS[1], KEYS[2]]
+    assert use(cache, [KEYS[1], KEYS[3]]).hits == 2
+    stats = cache.stats()
+    assert (stats.prefetch_hinted, stats.prefetch_issued, stats.prefetch_used, stats.prefetch_in_time) == (3, 3, 2, 2)
+    assert stats.prefetch_bytes == stats.bytes_read == 3 * SMALL.nbytes
+
+
+def test_what_was_not_begun_is_dropped_when_something_is_asked_for(make):
+    gate = Gate(KEYS[0])
+    cache = make(8, gate, read_threads=1)
+    cache.expect(KEYS[:4])
+    gate.wait_for(KEYS[0])
+    with cache.lease([KEYS[8]]) as lease:
+        gate.open()
+        assert [key for key, _ in lease] == [KEYS[8]]
+    use(cache, KEYS[9:10])
+    assert gate.arrived == [KEYS[0], KEYS[8], KEYS[9]], "the three that were not begun never are"
+    stats = cache.stats()
+    assert (stats.prefetch_hinted, stats.prefetch_issued) == (4, 1)
+    assert not cache._residency.expected
+
+
+def test_a_hold_drops_it_too(make):
+    gate = Gate(KEYS[0])
+    cache = make(8, gate, read_threads=1)
+    use(cache, KEYS[8:9])
+    cache.expect(KEYS[:3])
+    gate.wait_for(KEYS[0])
+    with cache.try_hold(KEYS[8:9]) as held:
+        assert_is(KEYS[8], SMALL, held.tensors[0])
+        gate.open()
+        settle(cache, 1)
+    use(cache, KEYS[9:10])
+    assert gate.arrived == [KEYS[8], KEYS[0], KEYS[9]]
+
+
+def test_nothing_is_guessed_while_a_demanded_read_is_under_way(make):
+    gate = Gate(KEYS[0])
+    cache = make(8, gate, read_threads=4)
+    with cache.lease(KEYS[:1]) as lease:
+        gate.wait_for(KEYS[0])
+        cache.expect(KEYS[4:6])
+        cache.prefetch(KEYS[6:7])
+        for _ in range(20):
+            with cache._scheduler.lock:
+                assert cache._scheduler.next_entry(ahead=False) is None
+        gate.open()
+        next(lease)
+        settle(cache, 3)
+    assert gate.arrived[0] == KEYS[0]
+    assert set(gate.arrived[1:]) == set(KEYS[4:7])
+
+
+def test_a_guess_that_is_late_is_joined_and_then_a_demand(make):
+    gate = Gate(KEYS[0])
+    cache = make(8, gate, read_threads=4)
+    cache.expect(KEYS[:1])
+    gate.wait_for(KEYS[0])
+    with cache.lease(KEYS[:1]) as lease:
+        cache.expect(KEYS[4:6])
+        with cache._scheduler.lock:
+            assert cache._scheduler.next_entry(ahead=False) is None, "somebody waits for the first one now"
+        gate.open()
+        assert [key for key, _ in lease] == KEYS[:1]
+        settle(cache, 3)
+    stats = cache.stats()
+    assert gate.arrived.count(KEYS[0]) == 1
+    assert (stats.prefetch_issued, stats.prefetch_used, stats.prefetch_in_time) == (3, 1, 0)
+
+
+def test_what_is_expected_is_not_evicted_for_another_guess(make):
+    cache = make(4, eviction="lru")
+    use(cache, KEYS[:4])
+    cache.expect([KEYS[0], KEYS[1], KEYS[2], KEYS[5]])
+    settle(cache, 1)
+    assert [key for key in KEYS if key in cache] == [*KEYS[:3], KEYS[5]]
+    cache.expect(KEYS[8:12])
+    settle(cache, 5)
+    # Neither does a guess take the room of what was guessed beside it.
+    assert [key for key in KEYS if key in cache] == KEYS[8:12]
+
+
+def test_threads_expect_for_themselves(make):
+    gate = Gate(KEYS[0])
+    cache = make(12, gate, read_threads=1)
+    cache.expect(KEYS[:3])
+    gate.wait_for(KEYS[0])
+
+    def other():
+        cache.expect(KEYS[6:8])
+        use(cache, KEYS[9:10])
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    wait_until(lambda: len(cache._residency.expected) == 1 and cache._scheduler.claims)
+    gate.open()
+    thread.join(120)
+    settle(cache, 3)
+    assert gate.arrived[:2] == [KEYS[0], KEYS[9]]
+    assert set(gate.arrived[2:]) == set(KEYS[1:3]), "what the other thread expected is over, this one's is not"
+
+
+def test_threads_that_ended_are_forgotten(make):
+    cache = make(4)
+    with cache._scheduler.lock:
+        for thread in range(200):
+            cache._scheduler.guesses.expect(-1 - thread, [])
+        assert len(cache._residency.expected) <= 64
+
+
+def test_times_of_reads(make):
+    gate = Gate(KEYS[0], KEYS[1])
+    cache = make(8, gate)
+    cache.expect(KEYS[:1])
+    gate.wait_for(KEYS[0])
+    early = cache.read_times()
+    with cache.lease(KEYS[1:2]) as lease:
+        gate.wait_for(KEYS[1])
+        gate.open()
+        list(lease)
+    settle(cache, 1)
+    times = cache.read_times()
+    assert early.demanded_s == 0
+    assert times.guessed_s >= early.guessed_s > 0
+    assert times.demanded_s > 0
+    assert times == ReadTimes(
+        demanded_s=cache.read_times().demanded_s, guessed_s=cache.read_times().guessed_s, wait_s=cache.stats().wait_s
+    ), "while nothing is read no time is counted"
