@@ -157,7 +157,7 @@ def assert_consistent_after_hints(cache):
     assert_consistent(cache)
 
 
-# --- what a thread expects ---------------------------------------------------------------------------------------------
+# --- what a thread expects --------------------------------------------------------------------------------------------
 
 
 def test_what_is_expected_is_read_in_order_of_likelihood(make):
