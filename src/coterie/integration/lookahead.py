@@ -115,8 +115,11 @@ class Site:
     def can_guess(self) -> bool:
         """Whether this site's router can be asked ahead of time."""
         if not self._examined:
-            self._preview = preview_of(self._block)
             self._examined = True
+            try:
+                self._preview = preview_of(self._block)
+            except Exception:  # what cannot be examined in this release is not asked ahead
+                self._preview = None
         return self._preview is not None
 
     def _note_rest(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -86,7 +85,8 @@ class Rehearsal:
 
 def _zeros_like(module: nn.Module, *, only_routers: bool) -> nn.Module:
     """A copy with zeros on the CPU; ``only_routers`` leaves all children out but routers."""
-    shell = copy.copy(module)
+    # Not copy.copy: blocks of a model that is open refuse to be copied.
+    shell = type(module).__new__(type(module))
     shell.__dict__ = module.__dict__.copy()
     children = {n: c for n, c in module._modules.items() if not only_routers or n in _ROUTING_CHILDREN}
     shell._modules = {name: None if c is None else _zeros_like(c, only_routers=False) for name, c in children.items()}
