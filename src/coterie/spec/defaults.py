@@ -8,5 +8,5 @@ DEFAULT_POLICY = "markov"
 Prefetch = Literal["auto", "on", "off"]
 """When the experts that the next layer will probably ask for are read before it does; ``auto``: while it pays."""
 
-DEFAULT_PREFETCH: Prefetch = "auto"
-"""What is measured while the model runs decides."""
+DEFAULT_PREFETCH: Prefetch = "off"
+"""It saves time with large experts; with small ones it may cost some, which ``auto`` does not always notice."""
