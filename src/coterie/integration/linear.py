@@ -11,6 +11,7 @@ from torch import nn
 from coterie.errors import LoadError
 from coterie.hf.keymap import plain_targets
 from coterie.kernels import quantised_linear, stock_linear
+from coterie.native import PackedMatrix, library
 from coterie.quant import Scheme, StoredMatrix
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ class StockLinear(nn.Linear):
 
 
 class QuantisedLinear(nn.Module):
-    """A linear layer whose weight is kept in a scheme, and dequantised a part at a time when it is computed with.
+    """A linear layer whose weight is kept in a scheme.
+
+    In bfloat16 the native library multiplies by the codes, where it was built and serves the shape; else the weight is
+    dequantised a part at a time when it is computed with.
 
     Args:
         linear: The layer whose place it takes; its bias is taken over.
@@ -61,6 +65,7 @@ class QuantisedLinear(nn.Module):
         self.out_features, self.in_features = matrix.rows_and_columns
         self.scheme: Scheme = matrix.scheme
         self.dtype = linear.weight.dtype
+        self._packed: PackedMatrix | None = None
         self.register_parameter("bias", linear.bias)
         self.training = linear.training
 
@@ -68,6 +73,9 @@ class QuantisedLinear(nn.Module):
         """Takes the weight; after loading, because transformers empties every buffer that is there before."""
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
+        native = library()
+        if native is not None and PackedMatrix.served(native, self.scheme.name, self.in_features):
+            self._packed = PackedMatrix(native, self.scheme.name, codes, scales)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -83,8 +91,12 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[…, in] → […, out]."""
+        packed, bias = self._packed, self._parameters["bias"]
+        if packed is not None and input.dtype is torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
+            output = packed(input.reshape(-1, self.in_features)).view(*input.shape[:-1], self.out_features)
+            return output if bias is None else output + bias
         buffers: dict[str, Any] = self._buffers
-        return quantised_linear(input, buffers["codes"], buffers["scales"], self.scheme, self._parameters["bias"])
+        return quantised_linear(input, buffers["codes"], buffers["scales"], self.scheme, bias)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
