@@ -9,6 +9,12 @@ from coterie.plan.diagnosis import PackageFacts
 from coterie.plan.queue_depth import ReadTuning, Trial
 
 
+@pytest.fixture(autouse=True)
+def _nothing_known_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found out about this machine's disks is not looked at, and nothing is added to it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def test_json_has_what_the_page_shows(coterie, tmp_path: Path) -> None:
     outcome = coterie("doctor", str(tmp_path), "--quick", "--json")
     assert outcome.code == 0
@@ -63,9 +69,8 @@ def test_where_speed_cannot_be_measured_the_rest_is_told(
 
 
 def test_the_trial_of_a_disk_is_made_and_shown_from_then_on(
-    coterie, zoo_store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    coterie, zoo_store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trial = Trial(at_once=2, parts=1, lone=False, bytes_per_second=2.0**30)
     monkeypatch.setattr(
         disk_notes,
@@ -82,9 +87,8 @@ def test_the_trial_of_a_disk_is_made_and_shown_from_then_on(
 
 
 def test_a_disk_that_cannot_be_tried_is_an_error_that_says_why(
-    coterie, zoo_store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    coterie, zoo_store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(disk_notes, "tune_reads", lambda extents, *, memory: None)
     outcome = coterie("doctor", "--quick", "--disk", str(zoo_store("mixtral")))
     assert outcome.code == 2
