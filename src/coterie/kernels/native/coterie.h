@@ -56,6 +56,7 @@ extern const coterie_kernel coterie_portable[COTERIE_SCHEMES];
 #if defined(__x86_64__)
 extern const coterie_kernel coterie_avx2[COTERIE_SCHEMES];
 extern const coterie_kernel coterie_avx512bf16[COTERIE_SCHEMES];
+extern const coterie_kernel coterie_amx_int4;
 #endif
 
 enum { COTERIE_SILU, COTERIE_GELU, COTERIE_GELU_TANH, COTERIE_RELU };
