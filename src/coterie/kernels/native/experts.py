@@ -20,8 +20,8 @@ class ExpertsKernel:
     """The experts of all layers of one shape: ``(act(x Wg) * (x Wu)) Wd``, times the gate weight, summed per token.
 
     Activations are bfloat16; all that is between is float32 but the input of down, and each token's sum is rounded
-    once. A token's bits depend neither on the other tokens, nor on threads, nor on the order in which experts come.
-    Can be used by several threads at once.
+    once. Bits depend neither on threads nor on the order in which experts come; at level ``amx``, those of int4 can
+    depend on how many tokens share an expert. Can be used by several threads at once.
 
     Args:
         library: The library.
