@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from coterie.kernels.native import Library
+from coterie.native import Library
 
 
 class Matrix(NamedTuple):
