@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.cache.arena import HUGE_PAGE, KERNEL_TAKES_PAGES_BACK, AddressRange, SlotArena
+from coterie.cache.arena import KERNEL_TAKES_PAGES_BACK, AddressRange, SlotArena
 from coterie.errors import MemoryBudgetError
+from coterie.plan.huge_pages import HUGE_PAGE, huge_pages_work
 
 from .sources import SMALL
 
@@ -117,3 +118,19 @@ def test_a_tensor_that_is_still_in_use_keeps_its_bytes_unless_discarded():
     del slot
     gc.collect()
     assert (tensor.view(-1)[:1].view(dtype=tensor.dtype).untyped_storage()[0]) == ord("x")
+
+
+@pytest.mark.skipif(not KERNEL_TAKES_PAGES_BACK, reason="Linux")
+def test_slots_that_are_written_lie_on_huge_pages():
+    if not huge_pages_work():
+        pytest.skip("this machine has no huge pages")
+    size = 3 * HUGE_PAGE + 4096
+    arena = SlotArena(4 * size)
+    assert arena.huge_page_nbytes() == 0
+    slots = [arena.acquire(size) for _ in range(4)]
+    assert arena.huge_page_nbytes() == 0
+    for slot in slots:
+        slot.record[::4096] = bytes(len(slot.record[::4096]))
+    assert arena.huge_page_nbytes() == 4 * size // HUGE_PAGE * HUGE_PAGE
+    arena.close(discard=True)
+    assert arena.huge_page_nbytes() == 0

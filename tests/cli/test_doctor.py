@@ -4,8 +4,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from coterie.plan import diagnosis
+from coterie.plan import diagnosis, disk_notes
 from coterie.plan.diagnosis import PackageFacts
+from coterie.plan.queue_depth import ReadTuning, Trial
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found out about this machine's disks is not looked at, and nothing is added to it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_json_has_what_the_page_shows(coterie, tmp_path: Path) -> None:
@@ -59,3 +66,30 @@ def test_where_speed_cannot_be_measured_the_rest_is_told(
     assert "instruction set" in outcome.out
     told = " ".join(outcome.out.split())
     assert f"cannot be measured in {tmp_path}: Permission denied" in told
+
+
+def test_the_trial_of_a_disk_is_made_and_shown_from_then_on(
+    coterie, zoo_store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = Trial(at_once=2, parts=1, lone=False, bytes_per_second=2.0**30)
+    monkeypatch.setattr(
+        disk_notes,
+        "tune_reads",
+        lambda extents, *, memory: ReadTuning(at_once=2, parts=2, record=extents[0].nbytes, trials=(trial,)),
+    )
+    store = zoo_store("mixtral")
+    outcome = coterie("doctor", "--quick", "--disk", str(store))
+    assert outcome.code == 0
+    assert "are read 2 at once, in 2 parts" in " ".join(outcome.out.split())
+    assert "1.00 GiB/s" in outcome.out
+    found = json.loads(coterie("doctor", str(store), "--quick", "--json").out)
+    assert [note["tuning"]["at_once"] for note in found["tunings"]] == [2]
+
+
+def test_a_disk_that_cannot_be_tried_is_an_error_that_says_why(
+    coterie, zoo_store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_notes, "tune_reads", lambda extents, *, memory: None)
+    outcome = coterie("doctor", "--quick", "--disk", str(zoo_store("mixtral")))
+    assert outcome.code == 2
+    assert "cannot be found out" in outcome.err

@@ -4,12 +4,14 @@ import math
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.eviction import Group, MarkovPolicy, belady, simulate
-from coterie.eviction.transitions import Bank
+from coterie.eviction.transitions import Transitions
+from coterie.eviction.visit import Visit
 from coterie.spec import DEFAULT_POLICY
 
 SCALES, SHARES = (1.5, 8.0, 64.0), (0.3, 0.3, 0.4)
@@ -20,7 +22,7 @@ def always(key):
 
 
 def reference_likelihood(visits, expert):
-    """The docstring of Bank, term by term, over the whole history."""
+    """The docstring of Transitions, term by term, over the whole history."""
 
     def use(j):
         total = 0.0
@@ -51,32 +53,77 @@ def tell(policy, visits, resident):
 histories = st.lists(st.sets(st.integers(0, 6), min_size=1, max_size=4), min_size=1, max_size=30)
 
 
+def visit_with(visit, numbers):
+    visit.members.update(dict.fromkeys(numbers))
+    return visit
+
+
+def assert_predicts(transitions, bank, visits):
+    """Experts of the history are numbered from 0, those of the policy from 1."""
+    for expert in range(7):
+        expected = reference_likelihood(visits, expert)
+        assert transitions.likelihood[bank, expert + 1] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 @given(visits=histories)
 def test_likelihood_is_what_the_formulas_say(visits):
-    bank = Bank(0)
-    for visit in visits:
-        bank.begin_visit()
-        for expert in sorted(visit):
-            bank.use(expert)
-    bank.learn()
-    for expert in range(7):
-        assert bank.likelihood[expert] == pytest.approx(reference_likelihood(visits, expert), rel=1e-4, abs=1e-6)
+    transitions, visit = Transitions(), Visit(0)
+    transitions.reserve(1, 7)
+    for ids in visits:
+        visit.begin()
+        transitions.learn([visit_with(visit, [expert + 1 for expert in ids])])
+    assert_predicts(transitions, 0, visits)
+
+
+@given(
+    steps=st.lists(st.lists(st.sets(st.integers(0, 6), min_size=1, max_size=3), min_size=4, max_size=4), min_size=1),
+    order=st.permutations(range(4)),
+)
+def test_learning_of_several_banks_at_once_is_learning_of_each(steps, order):
+    transitions, visits = Transitions(), [Visit(bank) for bank in range(4)]
+    transitions.reserve(4, 7)
+    for step in steps:
+        for bank, ids in enumerate(step):
+            visits[bank].begin()
+            visit_with(visits[bank], [expert + 1 for expert in ids])
+        transitions.learn([visits[bank] for bank in order])
+    for bank in range(4):
+        assert_predicts(transitions, bank, [step[bank] for step in steps])
 
 
 @given(visits=histories, cut=st.integers(1, 3))
 def test_learning_in_pieces_is_learning_at_once(visits, cut):
-    whole, pieces = Bank(0), Bank(0)
-    for visit in visits:
-        for bank in (whole, pieces):
-            bank.begin_visit()
-        for number, expert in enumerate(sorted(visit)):
-            whole.use(expert)
-            pieces.use(expert)
-            if number % cut == 0:
-                pieces.learn()
-    whole.learn()
-    pieces.learn()
-    assert pieces.likelihood.tolist() == pytest.approx(whole.likelihood.tolist(), rel=1e-4, abs=1e-6)
+    transitions, visit = Transitions(), Visit(0)
+    transitions.reserve(1, 7)
+    for ids in visits:
+        visit.begin()
+        members = [expert + 1 for expert in sorted(ids)]
+        for first in range(0, len(members), cut):
+            transitions.learn([visit_with(visit, members[first : first + cut])])
+    assert_predicts(transitions, 0, visits)
+
+
+@given(visits=histories, seen=st.integers(1, 12), experts=st.sampled_from([64, 130, 300]))
+def test_growing_forgets_nothing(visits, seen, experts):
+    transitions, visit = Transitions(), Visit(1)
+    transitions.reserve(2, 7)
+    for number, ids in enumerate(visits):
+        if number == seen:
+            transitions.reserve(5, experts)
+        visit.begin()
+        transitions.learn([visit_with(visit, [expert + 1 for expert in ids])])
+    assert_predicts(transitions, 1, visits)
+
+
+def test_what_was_never_used_stays_a_normal_number():
+    """Sums that decay to denormals would make every later step several times as slow."""
+    transitions, visit = Transitions(), Visit(0)
+    transitions.reserve(1, 2)
+    for number in (1, *[2] * 400):
+        visit.begin()
+        transitions.learn([visit_with(visit, [number])])
+    assert 0 < np.abs(transitions._sums[0, 1]).min() < 1e-15
+    assert (np.abs(transitions._sums[0, :3]) > np.finfo(np.float32).tiny).all()
 
 
 @given(
@@ -85,7 +132,7 @@ def test_learning_in_pieces_is_learning_at_once(visits, cut):
     now=st.integers(0, 2),
 )
 def test_victims_come_in_the_order_of_the_formulas(steps, gone, now):
-    """Three banks in turn; the last of ``steps`` ends after bank ``now``."""
+    """Three banks in turn, so few that the order is made anew each time; the last of ``steps`` ends after ``now``."""
     policy = MarkovPolicy()
     resident = set()
     history = [[], [], []]
@@ -97,7 +144,10 @@ def test_victims_come_in_the_order_of_the_formulas(steps, gone, now):
     for key in [key for key in resident if key[1] in gone and key[0] != now]:
         policy.remove(key)
         resident.remove(key)
+    first = policy.victims(1, always)
     order = policy.victims(len(resident), always)
+    assert order[:1] == first
+    assert len(order) == len(resident)
     assert set(order) == resident
 
     def score(key):
@@ -108,8 +158,30 @@ def test_victims_come_in_the_order_of_the_formulas(steps, gone, now):
         return 0.6 ** (away / 3) * (reference_likelihood(known, expert) if known else 0.0)
 
     scores = [score(key) for key in order]
-    for first, second in pairwise(scores):
-        assert first <= second + 1e-5
+    for low, high in pairwise(scores):
+        assert low <= high + 1e-5
+
+
+def test_the_order_holds_for_a_while_but_what_was_used_meanwhile_stays():
+    """Forty banks: the order is made anew after ten evictions, or twenty banks."""
+    policy, resident = MarkovPolicy(), set()
+    for _ in range(3):
+        tell(policy, [[(bank, expert) for expert in range(4)] for bank in range(40)], resident)
+    order = policy.victims(160, always)
+    for bank in range(5):
+        tell(policy, [[(bank, 0), (bank, 1)]], resident)
+    used = {(bank, expert) for bank in range(5) for expert in (0, 1)}
+    held = policy.victims(160, always)
+    assert [key for key in order if key not in used] == held[:150]
+    assert set(held[150:]) == used
+    for key in held[:10]:
+        policy.remove(key)
+        resident.remove(key)
+    anew = policy.victims(150, always)
+    assert set(anew) == resident
+    assert set(anew[-10:]) != used
+    # Bank 4 is the present one: only what it uses is not known about yet.
+    assert anew[-2:] == [(4, 0), (4, 1)]
 
 
 def test_what_is_learned_outlives_eviction():
@@ -132,7 +204,7 @@ def test_a_prefetch_for_another_bank_does_not_end_a_visit():
                 if prefetched and (bank, 1) in resident:
                     policy.hit(((bank + 1) % 4, 1))
                 tell(policy, [keys[1:]], resident)
-        return policy._banks[1]._visits_begun
+        return policy._visits[1].count
 
     assert visits_seen(prefetched=True) == visits_seen(prefetched=False) == 6
 

@@ -25,6 +25,7 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(diagnosis, "disk_facts", lambda _path: GOOD_DISK)
     monkeypatch.setattr(diagnosis, "package_facts", lambda: (package,))
     monkeypatch.setattr(diagnosis, "transparent_huge_pages", lambda: "madvise")
+    monkeypatch.setattr(diagnosis, "huge_pages_work", lambda: True)
     monkeypatch.setattr(diagnosis, "core_quota", lambda: None)
     monkeypatch.setattr(diagnosis, "usable_cores", lambda: 4)
     monkeypatch.setattr(diagnosis, "instruction_sets", lambda: ("avx2",))
@@ -117,3 +118,10 @@ def test_packages_are_held_against_the_ranges_of_our_own_metadata(monkeypatch: p
     facts = {package.name: package for package in package_facts()}
     assert not facts["transformers"].ok
     assert "transformers 4.57.0 is outside" in diagnosis._package_advice(tuple(facts.values()))[0]
+
+
+def test_huge_pages_that_are_on_and_not_to_be_had(healthy: pytest.MonkeyPatch) -> None:
+    healthy.setattr(diagnosis, "huge_pages_work", lambda: False)
+    assert "does not get one" in advice()
+    healthy.setattr(diagnosis, "huge_pages_work", lambda: None)
+    assert advice() == ""

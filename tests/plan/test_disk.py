@@ -5,7 +5,7 @@ import pytest
 
 from coterie.errors import UsageError
 from coterie.plan import disk
-from coterie.plan.disk import ReadSpeed, disk_facts, measure_reads, supports_direct_io
+from coterie.plan.disk import ReadSpeed, disk_facts, disk_identity, measure_reads, supports_direct_io
 
 
 def test_facts_of_a_directory_that_is_not_there_yet(tmp_path: Path) -> None:
@@ -79,3 +79,27 @@ def test_a_full_disk_is_an_error_with_advice_and_leaves_nothing(
 def test_sizes_that_are_no_multiple_of_the_block_are_refused(tmp_path: Path, nbytes: int) -> None:
     with pytest.raises(UsageError, match="multiple of 8 MiB"):
         measure_reads(tmp_path, nbytes=nbytes)
+
+
+def test_a_disk_is_named_by_what_the_system_knows_of_it(tmp_path: Path) -> None:
+    number = tmp_path.stat().st_dev
+    name = f"{os.major(number)}:{os.minor(number)}"
+    block = tmp_path / "sys/dev/block" / name
+    for path, text in (
+        (tmp_path / "proc/self/mountinfo", "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"),
+        (block / "size", "1000\n"),
+        (block.parent / "device/model", "Fast Disk\n"),
+        (tmp_path / "dev/sda1", ""),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "dev/disk/by-uuid").mkdir(parents=True)
+    (tmp_path / "dev/disk/by-uuid/1234-abcd").symlink_to(tmp_path / "dev/sda1")
+    expected = f"{name} ext4 /dev/sda1 uuid=1234-abcd model=Fast Disk sectors=1000"
+    assert disk_identity(tmp_path, root=tmp_path) == expected
+    # A path that is not there yet lies where its parent does.
+    assert disk_identity(tmp_path / "not/yet", root=tmp_path) == expected
+
+
+def test_a_disk_has_a_name_where_the_system_tells_nothing(tmp_path: Path) -> None:
+    assert disk_identity(tmp_path, root=tmp_path / "nowhere").endswith("unknown unknown")

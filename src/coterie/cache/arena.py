@@ -10,10 +10,8 @@ import sys
 
 from coterie.cache.slots import Slot
 from coterie.errors import MemoryBudgetError
+from coterie.plan.huge_pages import HUGE_PAGE, huge_page_nbytes
 from coterie.spec import RECORD_ALIGNMENT, format_bytes, round_up
-
-HUGE_PAGE = 2 * 1024 * 1024
-"""Alignment of the first slot of a range, so that the kernel can back it with huge pages."""
 
 # Not every Python names it; 0x4000 is its value on x86-64 and aarch64 Linux.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -23,7 +21,10 @@ KERNEL_TAKES_PAGES_BACK = sys.platform == "linux" and hasattr(mmap.mmap, "madvis
 
 
 class AddressRange:
-    """Private anonymous memory. Nothing is committed before it is written; it is unmapped with its last reference."""
+    """Private anonymous memory whose ``start`` is aligned so that the kernel can back it with huge pages.
+
+    Nothing is committed before it is written; it is unmapped with its last reference.
+    """
 
     def __init__(self, nbytes: int) -> None:
         length = round_up(nbytes, mmap.PAGESIZE)
@@ -39,12 +40,17 @@ class AddressRange:
             ) from error
         base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.start = -base % HUGE_PAGE if KERNEL_TAKES_PAGES_BACK else 0
+        self._base = base
 
     @staticmethod
     def _map(length: int) -> mmap.mmap:
         if sys.platform == "win32":
             return mmap.mmap(-1, length)
         return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+
+    def huge_page_nbytes(self) -> int:
+        """Bytes of it that are on huge pages; 0 where the kernel does not tell."""
+        return huge_page_nbytes(self._base, len(self.memory)) or 0
 
     def advise(self, name: str, start: int | None = None, length: int | None = None) -> None:
         """Gives the kernel the advice of that name where both know it; advice may be refused without harm."""
@@ -124,6 +130,10 @@ class Region:
         for _, address_range in self._ranges:
             address_range.advise("MADV_DONTNEED")
 
+    def huge_page_nbytes(self) -> int:
+        """Bytes of its slots that are on huge pages."""
+        return sum(address_range.huge_page_nbytes() for _, address_range in self._ranges)
+
     def _make(self, index: int, limit: int) -> Slot:
         if not self._returnable:
             own = AddressRange(self.nbytes)
@@ -189,6 +199,10 @@ class SlotArena:
         """Takes a slot back."""
         self._regions[slot.nbytes].put(slot)
         self.in_use -= slot.nbytes
+
+    def huge_page_nbytes(self) -> int:
+        """Bytes that are on huge pages now, as the kernel tells; takes it milliseconds."""
+        return sum(region.huge_page_nbytes() for region in tuple(self._regions.values()))
 
     def close(self, *, discard: bool) -> None:
         """Lets go of all memory.

@@ -51,8 +51,9 @@ class ExpertCache:
         eviction: A policy's name (``"markov"``, ``"lru"``, ``"lfu"``, ``"lfru"``) or a policy of your own, empty.
         verify_reads: Compare every record read with its checksum, where the source has one.
         read_threads: Reads at once.
-        queue_depth: Records that a lease which does not fit may have read and not yet consumed; default twice the
-            reading threads.
+        read_nbytes: Longer records are read in several reads of about the same length; None for one.
+        queue_depth: Records that a lease which does not fit may have read and not yet consumed; default twice
+            as many as are read at once, and one.
         direct: Whether to read past the page cache where the filesystem can.
 
     Raises:
@@ -68,16 +69,21 @@ class ExpertCache:
         eviction: str | EvictionPolicy[ExpertKey] = DEFAULT_POLICY,
         verify_reads: bool = False,
         read_threads: int = 4,
+        read_nbytes: int | None = None,
         queue_depth: int | None = None,
         direct: bool = True,
     ) -> None:
-        depth = 2 * read_threads if queue_depth is None else queue_depth
-        for name, value in (("read_threads", read_threads), ("queue_depth", depth)):
+        depth = 2 * read_threads + 1 if queue_depth is None else queue_depth
+        for name, value in (
+            ("read_threads", read_threads),
+            ("queue_depth", depth),
+            ("read_nbytes", 1 if read_nbytes is None else read_nbytes),
+        ):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
         policy = make_policy(eviction) if isinstance(eviction, str) else eviction
         self._residency = Residency(source, capacity, policy)
-        reader = RecordReader(source, verify=verify_reads, direct=direct)
+        reader = RecordReader(source, verify=verify_reads, direct=direct, read_nbytes=read_nbytes)
         self._scheduler = Scheduler(self._residency, reader, threads=read_threads, queue_depth=depth)
 
     @property
@@ -94,6 +100,11 @@ class ExpertCache:
     def total_bytes(self) -> int:
         """Bytes that all experts of the source would take."""
         return self._residency.total_bytes
+
+    @property
+    def reads_at_once(self) -> int:
+        """Reads outstanding at most."""
+        return self._scheduler.at_once
 
     def __contains__(self, key: ExpertKey) -> bool:
         """Whether an expert is resident at this moment."""
@@ -222,6 +233,10 @@ class ExpertCache:
                 prefetch_used=counters.prefetch_used + len(used),
                 prefetch_wasted=counters.prefetch_wasted,
             )
+
+    def huge_page_nbytes(self) -> int:
+        """Bytes of the experts' memory that are on huge pages now, as the kernel tells; takes it milliseconds."""
+        return self._residency.arena.huge_page_nbytes()
 
     def close(self) -> None:
         """Ends the reading threads, closes the files and frees the memory. Harmless when repeated.

@@ -98,7 +98,7 @@ class SeekingFile:
         self._file.close()
 
 
-class _Shared:
+class SharedFile:
     """An open file and how many readers it has right now."""
 
     __slots__ = ("file", "readers")
@@ -122,7 +122,7 @@ class FileCache:
         self._direct = direct and positioned and bool(_O_DIRECT)
         self._positioned = positioned
         self._lock = threading.Lock()
-        self._open: OrderedDict[tuple[Path, bool], _Shared] = OrderedDict()
+        self._open: OrderedDict[tuple[Path, bool], SharedFile] = OrderedDict()
         self._refused: set[Path] = set()
         self._closed = False
 
@@ -142,14 +142,34 @@ class FileCache:
         Raises:
             OSError: If it cannot be opened; EINVAL with ``direct`` where the filesystem has no O_DIRECT.
         """
-        shared = self._take(path, direct)
+        shared = self.take(path, direct=direct)
         try:
             yield shared.file
         finally:
-            with self._lock:
-                shared.readers -= 1
-                surplus = self._surplus()
-            self._close_all(surplus)
+            self.give_back(shared)
+
+    def take(self, path: Path, *, direct: bool = False) -> SharedFile:
+        """The open file; it stays open until it is given back. Raises as :meth:`reading`."""
+        name = (path, direct)
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "the reader is closed", str(path))
+            shared = self._open.get(name)
+            if shared is None:
+                file = PositionedFile(path, direct=direct) if self._positioned else SeekingFile(path)
+                shared = self._open[name] = SharedFile(file)
+            self._open.move_to_end(name)
+            shared.readers += 1
+            surplus = self._surplus()
+        self._close_all(surplus)
+        return shared
+
+    def give_back(self, shared: SharedFile) -> None:
+        """Ends what :meth:`take` began."""
+        with self._lock:
+            shared.readers -= 1
+            surplus = self._surplus()
+        self._close_all(surplus)
 
     def close(self) -> None:
         """Closes the files; those that are being read close when that read ends."""
@@ -162,21 +182,6 @@ class FileCache:
     def open_count(self) -> int:
         """Files open now."""
         return len(self._open)
-
-    def _take(self, path: Path, direct: bool) -> _Shared:
-        name = (path, direct)
-        with self._lock:
-            if self._closed:
-                raise OSError(errno.EBADF, "the reader is closed", str(path))
-            shared = self._open.get(name)
-            if shared is None:
-                file = PositionedFile(path, direct=direct) if self._positioned else SeekingFile(path)
-                shared = self._open[name] = _Shared(file)
-            self._open.move_to_end(name)
-            shared.readers += 1
-            surplus = self._surplus()
-        self._close_all(surplus)
-        return shared
 
     def _surplus(self) -> list[ReadableFile]:
         limit = 0 if self._closed else self._limit

@@ -2,17 +2,120 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import xxhash
 
 from coterie.cache.files import HAS_PREADV, FileCache
+from coterie.cache.pieces import REPAIR, Piece, read_error, split
 from coterie.errors import ChecksumError, CoterieError, ReadError
-from coterie.spec import RECORD_ALIGNMENT, ExpertKey, ExpertSource, Extent, RecordLayout
+from coterie.spec import ExpertKey, ExpertSource, Extent, RecordLayout
 
-_REPAIR = "Verify the file; copy or extract it again if it is damaged."
+
+class Step(Protocol):
+    """A part of a read that can run beside the others."""
+
+    def run(self) -> None:
+        """Does it; raises a CoterieError if it cannot be done."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what it needed. Harmless when repeated."""
+        ...
+
+
+class Decoding:
+    """The step that has the source compute a record."""
+
+    def __init__(self, source: ExpertSource, key: ExpertKey, target: memoryview) -> None:
+        self._source = source
+        self._key = key
+        self._target = target
+        self.nbytes = 0
+
+    def run(self) -> None:
+        """See :class:`Step`."""
+        try:
+            self.nbytes = self._source.read_into(self._key, self._target)
+        except CoterieError:
+            raise
+        except Exception as error:
+            raise ReadError(
+                f"Expert {self._key} could not be decoded: {error!r}.", advice=REPAIR, key=self._key
+            ) from error
+
+    def close(self) -> None:
+        """See :class:`Step`; there is nothing to let go of."""
+
+
+class RecordRead:
+    """A read that is ready to run: all that takes thought is done before, or left for :meth:`finish`.
+
+    Between two reads nothing is outstanding, so what happens there is as little as possible.
+
+    Attributes:
+        steps: Its parts, to be run in any order or at once.
+    """
+
+    __slots__ = ("_extents", "_key", "_record", "_source", "_verify", "steps")
+
+    def __init__(
+        self,
+        source: ExpertSource,
+        key: ExpertKey,
+        record: memoryview,
+        extents: tuple[Extent, ...] | None,
+        steps: Sequence[Step],
+        *,
+        verify: bool,
+    ) -> None:
+        self._source = source
+        self._key = key
+        self._record = record
+        self._extents = extents
+        self._verify = verify
+        self.steps = steps
+
+    def close(self) -> None:
+        """Lets go of the files. Harmless when repeated."""
+        for step in self.steps:
+            step.close()
+
+    def finish(self) -> int:
+        """To be called when all steps have run; returns the bytes read.
+
+        Raises:
+            ChecksumError: With ``verify``, if the record differs from its checksum.
+        """
+        self.close()
+        if self._verify:
+            self._check()
+        if self._extents is None:
+            return sum(step.nbytes for step in self.steps if isinstance(step, Decoding))
+        return sum(extent.nbytes for extent in self._extents)
+
+    def _check(self) -> None:
+        expected = self._source.checksum(self._key)
+        if expected is None:
+            return
+        got = xxhash.xxh3_128(self._record).hexdigest()
+        if got == expected:
+            return
+        extents = self._extents
+        path: Path | None = extents[0].path if extents else None
+        offset = extents[0].offset if extents else None
+        place = f" in {path} at offset {offset}" if extents else ""
+        raise ChecksumError(
+            f"The record of expert {self._key}{place} differs from its checksum: expected {expected}, got {got}.",
+            advice="The file is damaged: copy or extract it again.",
+            key=self._key,
+            path=path,
+            offset=offset,
+            expected=expected,
+            got=got,
+        )
 
 
 class RecordReader:
@@ -27,6 +130,7 @@ class RecordReader:
         direct: Whether to try O_DIRECT.
         positioned: Whether to use preadv (else seek and readinto).
         max_files: Files kept open.
+        read_nbytes: Longer aligned extents are read in several steps of about the same length; None for one.
     """
 
     def __init__(
@@ -37,9 +141,11 @@ class RecordReader:
         direct: bool = True,
         positioned: bool = HAS_PREADV,
         max_files: int = 64,
+        read_nbytes: int | None = None,
     ) -> None:
         self._source = source
         self._verify = verify
+        self._read_nbytes = read_nbytes
         self._files = FileCache(limit=max_files, direct=direct, positioned=positioned)
 
     def read(self, key: ExpertKey, layout: RecordLayout, record: memoryview) -> int:
@@ -51,88 +157,44 @@ class RecordReader:
             ReadError: With facts ``key``, ``path``, ``offset``, ``expected`` and ``got`` (bytes).
             ChecksumError: With ``verify``, if the record differs from its checksum.
         """
+        read = self.prepare(key, layout, record)
+        try:
+            for step in read.steps:
+                step.run()
+            return read.finish()
+        finally:
+            read.close()
+
+    def prepare(self, key: ExpertKey, layout: RecordLayout, record: memoryview) -> RecordRead:
+        """A read of a record (see :meth:`read`) with its files open. It must be finished or closed.
+
+        Raises:
+            ReadError: If a file cannot be opened, or an extent is not in the record.
+        """
         extents = self._source.extents(key)
+        content = record[: layout.nbytes]
+        steps: list[Step] = []
         if extents is None:
-            nbytes = self._decode(key, layout, record)
-        else:
-            _zero_gaps(record, ((extent.at, extent.nbytes) for extent in extents))
+            _zero_gaps(record, ((field.offset, field.nbytes) for field in layout.fields))
+            steps.append(Decoding(self._source, key, content))
+            return RecordRead(self._source, key, content, None, steps, verify=self._verify)
+        try:
             for extent in extents:
-                self._read_extent(key, layout, extent, record)
-            nbytes = sum(extent.nbytes for extent in extents)
-        if self._verify:
-            self._check(key, extents, record[: layout.nbytes])
-        return nbytes
+                if extent.at < 0 or extent.nbytes < 0 or extent.at + extent.nbytes > layout.nbytes:
+                    why = f"its place in the record, {extent.at}, is outside {layout.nbytes} bytes"
+                    raise read_error(key, extent, 0, why)
+                for part in split(extent, self._read_nbytes):
+                    steps.append(Piece(self._files, key, part, record[part.at : part.at + part.nbytes]))
+            _zero_gaps(record, ((extent.at, extent.nbytes) for extent in extents))
+        except BaseException:
+            for step in steps:
+                step.close()
+            raise
+        return RecordRead(self._source, key, content, extents, steps, verify=self._verify)
 
     def close(self) -> None:
         """Closes the open files; a later read is an error."""
         self._files.close()
-
-    def _decode(self, key: ExpertKey, layout: RecordLayout, record: memoryview) -> int:
-        _zero_gaps(record, ((field.offset, field.nbytes) for field in layout.fields))
-        try:
-            return self._source.read_into(key, record[: layout.nbytes])
-        except CoterieError:
-            raise
-        except Exception as error:
-            raise ReadError(f"Expert {key} could not be decoded: {error!r}.", advice=_REPAIR, key=key) from error
-
-    def _read_extent(self, key: ExpertKey, layout: RecordLayout, extent: Extent, record: memoryview) -> None:
-        if extent.at < 0 or extent.nbytes < 0 or extent.at + extent.nbytes > layout.nbytes:
-            raise _error(key, extent, 0, f"its place in the record, {extent.at}, is outside {layout.nbytes} bytes")
-        target = record[extent.at : extent.at + extent.nbytes]
-        done = self._read_direct(key, extent, target) if self._is_direct(extent) else 0
-        if done == extent.nbytes:
-            return
-        try:
-            with self._files.reading(extent.path) as file:
-                while done < extent.nbytes:
-                    count = file.read_at(target[done:], extent.offset + done)
-                    if count == 0:
-                        raise _error(key, extent, done, f"the file ends at {file.size()}")
-                    done += count
-                file.drop(extent.offset, extent.nbytes)
-        except OSError as error:
-            raise _error(key, extent, done, str(error)) from error
-
-    def _is_direct(self, extent: Extent) -> bool:
-        aligned = not (extent.offset % RECORD_ALIGNMENT or extent.nbytes % RECORD_ALIGNMENT)
-        return aligned and extent.at % RECORD_ALIGNMENT == 0 and self._files.may_be_direct(extent.path)
-
-    def _read_direct(self, key: ExpertKey, extent: Extent, target: memoryview) -> int:
-        """Reads past the page cache as far as that works; the caller reads the rest, and meets the error, if any."""
-        done = 0
-        try:
-            with self._files.reading(extent.path, direct=True) as file:
-                while done < extent.nbytes:
-                    count = file.read_at(target[done:], extent.offset + done)
-                    done += count
-                    if count == 0 or done % RECORD_ALIGNMENT:
-                        break
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise _error(key, extent, done, str(error)) from error
-            self._files.refuse_direct(extent.path)
-        return done
-
-    def _check(self, key: ExpertKey, extents: tuple[Extent, ...] | None, record: memoryview) -> None:
-        expected = self._source.checksum(key)
-        if expected is None:
-            return
-        got = xxhash.xxh3_128(record).hexdigest()
-        if got == expected:
-            return
-        path: Path | None = extents[0].path if extents else None
-        offset = extents[0].offset if extents else None
-        place = f" in {path} at offset {offset}" if extents else ""
-        raise ChecksumError(
-            f"The record of expert {key}{place} differs from its checksum: expected {expected}, got {got}.",
-            advice="The file is damaged: copy or extract it again.",
-            key=key,
-            path=path,
-            offset=offset,
-            expected=expected,
-            got=got,
-        )
 
 
 def _zero_gaps(record: memoryview, filled: Iterable[tuple[int, int]]) -> None:
@@ -143,16 +205,3 @@ def _zero_gaps(record: memoryview, filled: Iterable[tuple[int, int]]) -> None:
         end = max(end, start + nbytes)
     if end < len(record):
         record[end:] = bytes(len(record) - end)
-
-
-def _error(key: ExpertKey, extent: Extent, got: int, why: str) -> ReadError:
-    return ReadError(
-        f"Expert {key} could not be read: {extent.path} at offset {extent.offset}: "
-        f"expected {extent.nbytes} bytes, got {got}: {why}.",
-        advice=_REPAIR,
-        key=key,
-        path=extent.path,
-        offset=extent.offset,
-        expected=extent.nbytes,
-        got=got,
-    )

@@ -1,4 +1,4 @@
-"""Decides what is read next, and wakes who waits for it: one lock, two conditions, a few reading threads."""
+"""Decides what is read next, and wakes who waits for it: one lock for all that."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from coterie.cache.claims import Claim, Entry
 from coterie.cache.forks import watch_forks
+from coterie.cache.readers import Readers
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.errors import CoterieError, ReadError, UsageError
@@ -41,10 +42,10 @@ class Scheduler:
     def __init__(self, residency: Residency, reader: RecordReader, *, threads: int, queue_depth: int) -> None:
         self.residency = residency
         self._reader = reader
+        self.at_once = threads
         self._queue_depth = queue_depth
         self.lock = threading.RLock()
         self._ready = threading.Condition(self.lock)
-        self.work = threading.Condition(self.lock)
         self.claims: dict[Claim, None] = {}
         # Claims whose members must stay together and that lack slots; the first may hold while it waits for more.
         self._together: deque[Claim] = deque()
@@ -56,11 +57,7 @@ class Scheduler:
         # Neither closed nor forked: the one thing that the fast path looks at.
         self.usable = True
         self.forked = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"coterie-read-{number}", daemon=True) for number in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._readers = Readers(self, reader, self.lock, at_once=threads)
         watch_forks(self)
 
     def check_usable(self) -> None:
@@ -109,6 +106,9 @@ class Scheduler:
                         self._admit(claim)
                     entry = claim.next_ready()
                     if entry is not None or claim.finished:
+                        if not claim.together:
+                            # One less is ahead of the consumer: another may be read while it computes.
+                            self._wake_reader()
                         return entry
                     self._wait(claim)
             finally:
@@ -145,7 +145,7 @@ class Scheduler:
         journal = self.residency.journal
         journal.append(entries)
         if len(journal) > JOURNAL_LIMIT:
-            self.work.notify()
+            self._readers.notify()
 
     def hint(self, keys: Iterable[ExpertKey]) -> None:
         """Queues prefetches; unknown keys are passed over."""
@@ -159,7 +159,7 @@ class Scheduler:
             # The newest hints are the best: what has not been started by now is superseded.
             self._hints = deque(key for key in wanted if self.residency.find(key) is None)
             if self._hints:
-                self.work.notify()
+                self._readers.notify()
 
     def close(self, *, wait: bool) -> None:
         """Ends the reading threads and wakes all consumers; with ``wait``, frees the memory too."""
@@ -169,11 +169,10 @@ class Scheduler:
             self.closed = True
             self.usable = False
             self._ready.notify_all()
-            self.work.notify_all()
+            self._readers.close()
         if not wait:
             return
-        for thread in self._threads:
-            thread.join()
+        self._readers.join()
         with self.lock:
             self.residency.close(discard=not self.claims and not self.residency.holds)
         self._reader.close()
@@ -216,7 +215,7 @@ class Scheduler:
         if hits and not claim.prefill:
             self.note_hits(hits)
         if claim.todo:
-            self.work.notify()
+            self._readers.notify()
         elif claim in self._together:
             self._together.remove(claim)
             self._ready.notify_all()
@@ -226,47 +225,46 @@ class Scheduler:
         if claim.waiting_since is None:
             claim.waiting_since = next(self._tickets)
         try:
-            self.work.notify()
+            self._readers.notify()
             self._ready.wait()
         finally:
             waited = time.perf_counter() - began
             claim.wait_s += waited
             self.residency.counters.wait_s += waited
 
+    def settle(self) -> None:
+        """Tells the policy what it has not been told about yet."""
+        self.residency.settle()
+
+    def next_entry(self, *, ahead: bool) -> Entry | None:
+        """What to read next: for a claim, or, unless it is read ``ahead`` of its turn, for a hint."""
+        return self._demanded() or (None if ahead else self._hinted())
+
+    def has_demand(self) -> bool:
+        """Whether a claim wants something read, or a hint is there."""
+        return bool(self._hints) or self._is_demanded()
+
+    def conclude(
+        self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
+    ) -> None:
+        """Gives consumers an entry that has been read, or the reason why it could not be."""
+        if entry.reader is None:
+            self._hinted_reads -= 1
+        self._publish(entry, tensors, nbytes, error)
+        self._ready.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Has every consumer raise: a reading thread is gone."""
+        self._failure = error
+        self._ready.notify_all()
+
     def _wake_reader(self) -> None:
         if self._is_demanded():
-            self.work.notify()
+            self._readers.notify()
 
     def _is_demanded(self) -> bool:
         # A tuple, because collecting a lost lease can change the table at any moment.
         return any(claim.todo for claim in tuple(self.claims))
-
-    def _run(self) -> None:
-        """A reading thread."""
-        try:
-            while True:
-                with self.lock:
-                    entry = self._next_read()
-                if entry is None:
-                    break
-                self._read(entry)
-            self._reader.close()
-        except BaseException as error:
-            with self.lock:
-                self._failure = error
-                self._ready.notify_all()
-
-    def _next_read(self) -> Entry | None:
-        while not self.closed:
-            self.residency.settle()
-            entry = self._demanded() or self._hinted()
-            if entry is not None:
-                # There may be work for one more; each thread that finds some wakes the next.
-                if self._hints or self._is_demanded():
-                    self.work.notify()
-                return entry
-            self.work.wait()
-        return None
 
     def _demanded(self) -> Entry | None:
         for claim in self._by_urgency():
@@ -317,8 +315,8 @@ class Scheduler:
         return len(claim.ahead) < depth
 
     def _hinted(self) -> Entry | None:
-        # One thread stays free for demand, and room that somebody waits for is not for guesses.
-        busy = self._hinted_reads >= max(1, len(self._threads) - 1) or self._is_demanded()
+        # One read stays free for demand, and room that somebody waits for is not for guesses.
+        busy = self._hinted_reads >= max(1, self.at_once - 1) or self._is_demanded()
         while self._hints and not busy:
             key = self._hints.popleft()
             if self.residency.find(key) is None:
@@ -327,25 +325,6 @@ class Scheduler:
                     self._hinted_reads += 1
                     return entry
         return None
-
-    def _read(self, entry: Entry) -> None:
-        error: CoterieError | None = None
-        tensors: tuple[torch.Tensor, ...] = ()
-        hinted = entry.reader is None
-        nbytes = 0
-        try:
-            nbytes = self._reader.read(entry.key, entry.layout, entry.slot.record)
-            tensors = entry.slot.views(entry.layout)
-        except CoterieError as problem:
-            error = problem
-        except Exception as problem:
-            error = ReadError(f"Expert {entry.key} could not be read: {problem!r}.", key=entry.key)
-            error.__cause__ = problem
-        with self.lock:
-            if hinted:
-                self._hinted_reads -= 1
-            self._publish(entry, tensors, nbytes, error)
-            self._ready.notify_all()
 
     def _publish(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None

@@ -17,23 +17,36 @@ if TYPE_CHECKING:
 
 def command(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", show_default=False, help="Where stores lie or will. Default: here.")
-    ] = Path(),
+        Path | None, typer.Argument(metavar="PATH", show_default=False, help="Where stores lie or will. Default: here.")
+    ] = None,
+    disk: Annotated[
+        Path | None,
+        typer.Option(
+            "--disk",
+            metavar="STORE",
+            show_default=False,
+            help="Find out anew, with this store's experts, how many reads at once suit its disk; takes a second.",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not measure read speed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Examines this machine: processor, memory, disk, versions; says what could be better.
 
     Read speed is measured with a temporary file of 128 MiB in PATH, read past the page cache in blocks of the sizes
-    that experts have. The exit code is 1 if a package is outside the supported range.
+    that experts have. How many reads at once suit a disk is found out when a model is first opened from it, and kept;
+    --disk does it again. The exit code is 1 if a package is outside the supported range.
     """
     import torch
 
     from coterie.plan.diagnosis import diagnose
 
     with notes().status("examining") as status:
+        if disk is not None:
+            status.update("trying how many reads at once suit the disk")
+            _tune(disk)
         diagnosis = diagnose(
-            path,
+            disk or Path() if path is None else path,
             torch_capability=torch.backends.cpu.get_cpu_capability(),
             measure=not quick,
             progress=lambda line: status.update(line),
@@ -43,9 +56,18 @@ def command(
     else:
         _print_machine(diagnosis)
         _print_reads(diagnosis)
+        _print_tunings(diagnosis)
         _print_advice(diagnosis)
     if not all(package.ok for package in diagnosis.packages):
         raise typer.Exit(1)
+
+
+def _tune(path: Path) -> None:
+    """Tries the disk under a store, and keeps the result."""
+    from coterie.engine.reading import tune_anew
+    from coterie.store import Store
+
+    tune_anew(Store.open(path))
 
 
 def _print_machine(diagnosis: Diagnosis) -> None:
@@ -75,7 +97,8 @@ def _print_machine(diagnosis: Diagnosis) -> None:
             f"{format_bytes(cgroup.file_cache)} of it page cache (v{cgroup.version}, {cgroup.path})",
         )
     row("default budget", f"{format_bytes(diagnosis.memory_budget)} for the whole process (--memory)")
-    row("huge pages", diagnosis.huge_pages or "none")
+    works = {True: ", works", False: ", not to be had now", None: ""}[diagnosis.huge_pages_work]
+    row("huge pages", f"{diagnosis.huge_pages}{works}" if diagnosis.huge_pages else "none")
     row("disk", f"{disk.filesystem} on {disk.device} at {disk.mount_point or 'unknown'} (holds {disk.path})")
     row("disk space", f"{format_bytes(disk.free)} free of {format_bytes(disk.total)}")
     row(
@@ -110,6 +133,24 @@ def _print_reads(diagnosis: Diagnosis) -> None:
     print_table(table)
     if not diagnosis.reads[0].direct:
         results().print("Read through the page cache, which was asked to forget the file first.")
+
+
+def _print_tunings(diagnosis: Diagnosis) -> None:
+    for note in diagnosis.tunings:
+        tuning = note.tuning
+        parts = "whole" if tuning.parts == 1 else f"in {tuning.parts} parts"
+        table = plain_table("experts", "at once", "speed", right=("at once", "speed"))
+        for trial in tuning.trials:
+            way = "one after the other" if trial.lone else "several"
+            pieces = "whole" if trial.parts == 1 else f"in {trial.parts} parts"
+            table.add_row(f"{way}, {pieces}", str(trial.at_once), f"{format_bytes(int(trial.bytes_per_second))}/s")
+        results().print()
+        results().print(
+            f"Experts of about {format_bytes(tuning.record)} are read {tuning.at_once} at once, {parts} "
+            f"(found out on {note.date[:10]}):",
+            markup=False,
+        )
+        print_table(table)
 
 
 def _print_advice(diagnosis: Diagnosis) -> None:

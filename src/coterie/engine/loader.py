@@ -14,6 +14,7 @@ from coterie.cache import ExpertCache, minimum_capacity
 from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
+from coterie.engine.reading import DEFAULT_AT_ONCE, Reading, reading_for
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import ModelSource, open_source, with_fetching
 from coterie.errors import CoverageError, UnsupportedError, UsageError
@@ -35,7 +36,6 @@ from coterie.spec import DEFAULT_POLICY, format_bytes, parse_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_READ_THREADS = 4
 _LOADING = threading.Lock()
 
 
@@ -149,7 +149,7 @@ def _load(
         leave_kernels_unbounded()
     else:
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
-        plan_for(source, budget, context, minimum, read_threads=_READ_THREADS, loaded=False)
+        plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=False)
         bound_compiled_kernels(budget)
     register()
     attachment = Attachment(
@@ -162,15 +162,17 @@ def _load(
     plan = None
     if budget is not None:
         gc.collect()  # what loading left behind is not part of the model
-        plan = plan_for(source, budget, context, minimum, read_threads=_READ_THREADS, loaded=True)
+        plan = plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=True)
     capacity = arena_nbytes(source, plan, expert_memory, minimum)
     working_set = _working_set(source, attachment, experts_per_token)
+    reading = Reading() if source.kind == "checkpoint" else reading_for(source.experts, memory=capacity)
     cache = ExpertCache(
         source.experts,
         capacity=capacity,
         eviction=eviction,
         verify_reads=verify_reads,
-        read_threads=_READ_THREADS,
+        read_threads=reading.at_once,
+        read_nbytes=reading.read_nbytes,
     )
     if cache.capacity < cache.total_bytes:
         _warn_small(capacity, working_set)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError
-from coterie.integration import Attachment, StreamingConfig, round_as_stock
+from coterie.integration import Attachment, StreamingConfig, quicken_norms, round_as_stock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +41,7 @@ def build_model(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
     model.config.name_or_path = str(source.directory)
     model.requires_grad_(False)
     round_as_stock(model)
+    quicken_norms(model)
     return model
 
 

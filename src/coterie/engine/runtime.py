@@ -77,6 +77,7 @@ class Runtime:
             total_expert_bytes=self.cache.total_bytes,
             minimum=self.cache.minimum,
             working_set=self.working_set,
+            reads_at_once=self.cache.reads_at_once,
             prefetch_issued=cache.prefetch_issued,
             prefetch_used=cache.prefetch_used,
             fetched=FetchCounts() if fetching is None else fetching.counts(),

@@ -108,6 +108,7 @@ class ModelStats:
         total_expert_bytes: Bytes of all experts that are in the source.
         minimum: The least capacity that works.
         working_set: Bytes of layers × experts per token: below twice this, a global LRU can fall to 0 % hits.
+        reads_at_once: Reads outstanding at most.
         prefetch_issued: Prefetch reads started.
         prefetch_used: Of these, used before they were evicted.
         fetched: What ``missing="fetch"`` has read from the checkpoint.
@@ -128,6 +129,7 @@ class ModelStats:
     total_expert_bytes: int
     minimum: int
     working_set: int
+    reads_at_once: int
     prefetch_issued: int
     prefetch_used: int
     fetched: FetchCounts

@@ -11,14 +11,18 @@ import numpy.typing as npt
 
 from coterie.eviction.protocol import K
 from coterie.eviction.selection import take_until
-from coterie.eviction.transitions import Bank
+from coterie.eviction.transitions import Transitions
+from coterie.eviction.visit import Visit
 
 _PHASE_DISCOUNT = 0.6
 """How much less a use one forward pass later is worth."""
-_SINGLE_STEPS = 8
-"""Candidates searched for one by one before the rest is sorted: most often the first one may leave."""
+_BANKS_PER_EVICTION = 4
+_HALF_PASS = 0.5
+"""How long an order of leaving holds: until there is an eviction for every four banks, or half a pass is over."""
 _INTERLUDE = 2
 """Moves between banks after which a bank's visit still counts as the same: a prefetch for another bank is no visit."""
+_HALVING_VISITS = 4096
+"""After so many visits old transitions count half, so that they can change with the text (and fit in 16 bits)."""
 
 Scores = npt.NDArray[np.float32]
 
@@ -28,7 +32,7 @@ class MarkovPolicy(Generic[K]):
 
     A *bank* holds the keys that differ in their last member only (other keys are of one bank), and a *visit* is the
     set of its keys that one forward pass uses. From the visits each bank learns how likely each of its experts is to
-    be used at the next one (:class:`~coterie.eviction.transitions.Bank`): from its use in the past, on three
+    be used at the next one (:class:`~coterie.eviction.transitions.Transitions`): from its use in the past, on three
     time scales, and from what was used at the visits that followed the present members. What is learned about a record
     outlives its eviction; the policy knows every key it was ever told about, of which a model has as many as experts.
 
@@ -38,133 +42,194 @@ class MarkovPolicy(Generic[K]):
     first; ties by the order of first appearance.
 
     A visit ends when the bank is come back to after others; with three banks or fewer, also when one of its members
-    is used again. It is learned from when the next bank's turn comes: learning from each use at once costs twice the
-    time and wins next to no hits. Cold insertions are no uses; they leave before all others, the latest one first,
-    until they are used.
+    is used again. Uses are only noted as they happen. The order of leaving holds until there is an eviction for every
+    four banks, or half a pass is over; then all visits in between are learned from in one go, but for the present one,
+    and the order is made anew. What has been used meanwhile leaves after everything else. The fewer misses there are,
+    the less this costs, and where there are many it loses next to no hits. Three banks or fewer have too little to
+    save: their order is made anew for each eviction, and nothing is held back.
+
+    Cold insertions are no uses; they leave before all others, the latest one first, until they are used.
     """
 
     def __init__(self) -> None:
-        self._banks: list[Bank] = []
-        self._bank_of: dict[Hashable, Bank] = {}
-        self._places: dict[K, tuple[Bank, int]] = {}
+        self._transitions = Transitions()
+        self._visits: list[Visit] = []
+        self._visit_of: dict[Hashable, Visit] = {}
+        self._places: dict[K, tuple[Visit, int]] = {}
+        # By bank, then by number less one, as no expert has the number 0.
         self._keys: list[list[K]] = []
         self._sizes: dict[K, int] = {}
         self._cold: dict[K, None] = {}
-        self._current: Bank | None = None
+        # Visits that may have something to learn from.
+        self._open: dict[Visit, None] = {}
+        self._current: Visit | None = None
         self._moves = 0
-        # By bank and expert; infinite for what cannot leave, because it is not resident or among the cold.
-        self._scores: Scores = np.full((0, 0), inf, dtype=np.float32)
-        self._candidates = self._scores.copy()
+        # Whether there are too few banks to tell a short interlude from a pass.
+        self._few = True
+        # By bank and number: 0 where the record may leave; infinite where not, as it is not resident or is cold.
+        self._absence: Scores = np.full((0, 0), inf, dtype=np.float32)
+        # The order of leaving: the products as they were when it was made; infinite as above.
+        self._ranking = self._absence.copy()
+        self._ranked_at = -inf
+        self._evictions = 0
         # The discounts of a pass twice over: every bank's view of them is a slice.
         self._discounts: Scores = np.zeros(0, dtype=np.float32)
 
     def insert(self, key: K, nbytes: int, *, cold: bool = False) -> None:
         """See :class:`~coterie.eviction.EvictionPolicy`."""
-        bank, index = self._places.get(key) or self._meet(key)
+        visit, number = self._places.get(key) or self._meet(key)
         self._sizes[key] = nbytes
         if cold:
             self._cold[key] = None
-            return
-        self._admit(bank, index)
-        self._use(bank, index)
+        else:
+            self._absence[visit.bank, number] = 0
+            self.hit(key)
 
     def hit(self, key: K) -> None:
         """See :class:`~coterie.eviction.EvictionPolicy`."""
-        bank, index = self._places[key]
-        if key in self._cold:
+        visit, number = self._places[key]
+        if visit is not self._current:
+            self._turn_to(visit)
+        elif self._few and number in visit.members:
+            self._begin(visit)
+        visit.members[number] = None
+        if self._cold and key in self._cold:
             del self._cold[key]
-            self._admit(bank, index)
-        self._use(bank, index)
+            self._absence[visit.bank, number] = 0
 
     def remove(self, key: K) -> None:
         """See :class:`~coterie.eviction.EvictionPolicy`."""
         del self._sizes[key]
-        if key in self._cold:
+        if self._cold and key in self._cold:
             del self._cold[key]
             return
-        bank, index = self._places[key]
-        bank.absence[index] = inf
-        self._scores[bank.number, index] = inf
+        visit, number = self._places[key]
+        self._absence[visit.bank, number] = inf
+        self._ranking[visit.bank, number] = inf
+        self._evictions += 1
 
     def victims(self, needed_bytes: int, is_evictable: Callable[[K], bool]) -> list[K]:
         """See :class:`~coterie.eviction.EvictionPolicy`."""
+        if needed_bytes > 0 and not self._cold and self._current is not None:
+            # Nearly always the first one that the ranking names is enough, and may leave.
+            key = self._first(self._current)
+            if key is not None and self._sizes[key] >= needed_bytes and is_evictable(key):
+                return [key]
         return take_until(self._order(), self._sizes, needed_bytes, is_evictable)
 
+    def _first(self, current: Visit) -> K | None:
+        """The first to leave, unless it has been used since the ranking was made, as all others have then."""
+        self._rank_if_due(current)
+        ranking, width = self._ranking, self._transitions.width
+        while True:
+            bank, number = divmod(int(ranking.argmin()), width)
+            if ranking[bank, number] == inf:
+                return None
+            if self._is_held_back(bank, number):
+                ranking[bank, number] = inf
+                continue
+            return self._keys[bank][number - 1]
+
     def _order(self) -> Iterator[K]:
+        """All that may leave, first one first."""
         yield from reversed(self._cold)
         if self._current is None:
             return
-        count = len(self._banks)
-        first = count - 1 - self._current.number
-        discounts = self._discounts[first : first + count, None]
-        scores = np.multiply(self._scores[:count], discounts, out=self._candidates[:count])
-        flat, width = scores.ravel(), scores.shape[1]
-        for _ in range(_SINGLE_STEPS):
-            place = int(flat.argmin())
-            if flat[place] == inf:
-                return
-            yield self._keys[place // width][place % width]
-            flat[place] = inf
+        self._rank_if_due(self._current)
+        # What has been used since the ranking was made comes last, in the order of what was known before.
+        flat, width = self._ranking.ravel(), self._transitions.width
         for place in flat.argsort(kind="stable").tolist():
             if flat[place] == inf:
-                return
-            yield self._keys[place // width][place % width]
+                break
+            bank, number = divmod(place, width)
+            if not self._is_held_back(bank, number):
+                yield self._keys[bank][number - 1]
+        products = self._products(self._current).ravel()
+        for place in products.argsort(kind="stable").tolist():
+            if products[place] == inf:
+                break
+            bank, number = divmod(place, width)
+            if flat[place] == inf or self._is_held_back(bank, number):
+                yield self._keys[bank][number - 1]
 
-    def _admit(self, bank: Bank, index: int) -> None:
-        bank.absence[index] = 0
-        self._scores[bank.number, index] = bank.likelihood[index]
+    def _is_held_back(self, bank: int, number: int) -> bool:
+        """Whether the ranking does not know about the last use of an expert."""
+        return not self._few and self._visits[bank].is_unlearned(number)
 
-    def _use(self, bank: Bank, index: int) -> None:
-        current = self._current
-        if bank is not current:
-            if current is not None:
-                self._publish(current)
-                current.left_at = self._moves
-            self._moves += 1
-            self._current = bank
-            if self._moves - bank.left_at > _INTERLUDE or not self._can_resume:
-                bank.begin_visit()
-        elif index in bank.members and not self._can_resume:
-            self._publish(bank)
-            bank.begin_visit()
-        if index not in bank.members:
-            bank.use(index)
+    def _turn_to(self, visit: Visit) -> None:
+        """Another bank's turn has come."""
+        moves = self._moves
+        if self._current is not None:
+            self._current.left_at = moves
+        self._current = visit
+        self._moves = moves + 1
+        if self._few or moves - visit.left_at >= _INTERLUDE:
+            self._begin(visit)
+        else:
+            self._open[visit] = None
 
-    @property
-    def _can_resume(self) -> bool:
-        """Whether there are enough banks to tell a short interlude from a pass."""
-        return len(self._banks) > _INTERLUDE + 1
+    def _begin(self, visit: Visit) -> None:
+        """A new visit; if the one before is still to be learned from, this is the time."""
+        if len(visit.members) > visit.known:
+            self._learn(list(self._open))
+            self._ranked_at = -inf
+        visit.begin()
+        self._open[visit] = None
+        if visit.count % _HALVING_VISITS == 0:
+            self._transitions.halve(visit.bank)
 
-    def _publish(self, bank: Bank) -> None:
-        """Brings the scores of a bank up to date with its visit."""
-        if bank.learn():
-            np.add(bank.likelihood, bank.absence, out=self._scores[bank.number, : bank.width])
+    def _learn(self, visits: list[Visit]) -> None:
+        for visit in visits:
+            del self._open[visit]
+        self._transitions.learn([visit for visit in visits if len(visit.members) > visit.known])
 
-    def _meet(self, key: K) -> tuple[Bank, int]:
-        """Gives a key its place: the bank's next one."""
+    def _rank_if_due(self, current: Visit) -> None:
+        """Learns from the visits since the last ranking, but for the present one, and makes it anew."""
+        banks = len(self._visits)
+        fresh = self._evictions * _BANKS_PER_EVICTION < banks and self._moves - self._ranked_at < _HALF_PASS * banks
+        if fresh and not self._few:
+            return
+        self._learn([visit for visit in self._open if visit is not current])
+        self._products(current, out=self._ranking[:banks])
+        self._ranked_at = self._moves
+        self._evictions = 0
+
+    def _products(self, current: Visit, out: Scores | None = None) -> Scores:
+        """How likely and how soon each record is used; infinite where it cannot leave."""
+        banks = len(self._visits)
+        first = banks - 1 - current.bank
+        products: Scores = np.add(self._transitions.likelihood[:banks], self._absence[:banks], out=out)
+        products *= self._discounts[first : first + banks, None]
+        return products
+
+    def _meet(self, key: K) -> tuple[Visit, int]:
+        """Gives a key its place: the next number of its bank."""
         name = key[:-1] if isinstance(key, tuple) else ()
-        bank = self._bank_of.get(name)
-        if bank is None:
-            bank = self._bank_of[name] = Bank(len(self._banks))
-            self._banks.append(bank)
+        visit = self._visit_of.get(name)
+        if visit is None:
+            visit = self._visit_of[name] = Visit(len(self._visits))
+            self._visits.append(visit)
             self._keys.append([])
-        index = len(self._keys[bank.number])
-        self._keys[bank.number].append(key)
-        bank.reserve(index + 1)
-        self._reserve(len(self._banks), bank.width)
-        self._places[key] = (bank, index)
-        return bank, index
+            self._few = len(self._visits) <= _INTERLUDE + 1
+        keys = self._keys[visit.bank]
+        keys.append(key)
+        self._transitions.reserve(len(self._visits), len(keys))
+        self._reserve()
+        place = self._places[key] = (visit, len(keys))
+        return place
 
-    def _reserve(self, rows: int, columns: int) -> None:
-        """Makes the table of scores large enough."""
-        had_rows, had_columns = self._scores.shape
-        if rows > had_rows or columns > had_columns:
-            # A model's banks are all met within its first pass; growing by doubling keeps that cheap.
-            grown_rows = had_rows if rows <= had_rows else max(rows, 2 * had_rows)
-            grown = np.full((grown_rows, max(columns, had_columns)), inf, dtype=np.float32)
-            grown[:had_rows, :had_columns] = self._scores
-            self._scores = grown
-            self._candidates = grown.copy()
-        if 2 * rows != len(self._discounts):
-            once = _PHASE_DISCOUNT ** (np.arange(1, rows + 1, dtype=np.float32) / rows)
+    def _reserve(self) -> None:
+        """Makes the tables as large as what has been learned."""
+        banks, shape = len(self._visits), self._transitions.likelihood.shape
+        if self._absence.shape != shape:
+            self._absence, self._ranking = (_grown(table, shape) for table in (self._absence, self._ranking))
+        if 2 * banks != len(self._discounts):
+            once = _PHASE_DISCOUNT ** (np.arange(1, banks + 1, dtype=np.float32) / banks)
             self._discounts = np.concatenate([once, once])
+
+
+def _grown(table: Scores, shape: tuple[int, ...]) -> Scores:
+    """The same scores in a larger table, in which nothing else can leave."""
+    grown = np.full(shape, inf, dtype=np.float32)
+    grown[: table.shape[0], : table.shape[1]] = table
+    return grown

@@ -1,11 +1,16 @@
-"""What one bank of experts has taught: how often each is used, and what is used after what."""
+"""What banks of experts have taught: how often each expert is used, and what is used after what."""
 
 from __future__ import annotations
 
-from math import exp, inf
+from collections.abc import Sequence
+from itertools import chain
+from math import exp
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from coterie.eviction.visit import NOBODY, Visit
 
 _TIME_SCALES = (1.5, 8.0, 64.0)
 _SHARES = (0.3, 0.3, 0.4)
@@ -15,20 +20,25 @@ _TRANSITION_SHARE = 0.8
 """Weight of what followed the present members, beside what is used at any time."""
 _PRIOR_VISITS = 3.0
 """Transitions from an expert that must be seen before they count as much as plain use does."""
-_HALVING_VISITS = 4096
-"""After so many visits old transitions count half, so that they can change with the text (and fit in 16 bits)."""
 _LARGEST_TABLE = 1024
 """Experts of a bank up to which transitions are kept: two bytes for each pair."""
 _FIRST_WIDTH = 64
+_WIDTH_STEP = 16
+_NEVER = 1e-20
+"""What counts for no use: sums that decay to less than the smallest normal number make arithmetic slow."""
 
-_DECAYS = np.array([[exp(-1 / scale)] for scale in _TIME_SCALES], dtype=np.float32)
+_DECAYS = np.array([[exp(-1 / scale) for scale in _TIME_SCALES]], dtype=np.float32)
 _WEIGHTS = np.array(
     [share * (1 - exp(-1 / scale)) for share, scale in zip(_SHARES, _TIME_SCALES, strict=True)], dtype=np.float32
 )
 
+N = TypeVar("N", bound=np.generic)
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.intp]
 
-class Bank:
-    """The experts that compete behind one router, as numbers from 0 in the order of first appearance.
+
+class Transitions:
+    """The experts that compete behind each router, as numbers from 1 on.
 
     The likelihood that expert j is used at the next visit, given the members a of the present one, is::
 
@@ -42,91 +52,121 @@ class Bank:
     Markov model, as prefetchers have it (Joseph, Grunwald: "Prefetching using Markov predictors", 1997), with the
     first as its prior.
 
+    All banks are kept in one array of each kind, and the visits of banks that follow each other are learned from
+    together: what costs time is the number of numpy's calls, not their size.
+
     Attributes:
-        number: Position among the banks.
-        members: What the present visit has used.
-        left_at: The policy's count of moves when another bank's turn came.
-        width: Experts that the arrays have room for.
-        likelihood: float32 [width].
-        absence: float32 [width]: 0 where the record may be evicted, else infinity.
+        width: E, numbers that each bank has room for.
+        likelihood: float32 [B, E]; what it says of nobody is never read.
     """
 
-    __slots__ = (
-        "_followed", "_fresh", "_previous", "_sums", "_visits", "_visits_begun", "absence", "left_at",
-        "likelihood", "members", "number", "width",
-    )  # fmt: skip
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.members: dict[int, None] = {}
-        self.left_at = -inf
+    def __init__(self) -> None:
         self.width = _FIRST_WIDTH
-        self.likelihood = np.zeros(_FIRST_WIDTH, dtype=np.float32)
-        self.absence = np.full(_FIRST_WIDTH, inf, dtype=np.float32)
-        self._sums = np.zeros((len(_TIME_SCALES), _FIRST_WIDTH), dtype=np.float32)
-        self._visits = np.zeros(_FIRST_WIDTH, dtype=np.float32)
-        self._followed: npt.NDArray[np.uint16] | None = np.zeros((_FIRST_WIDTH, _FIRST_WIDTH), dtype=np.uint16)
-        self._previous: npt.NDArray[np.intp] | None = None
-        self._fresh: list[int] = []
-        self._visits_begun = 0
+        self.likelihood: Floats = np.zeros((0, _FIRST_WIDTH), dtype=np.float32)
+        # [B, E, S]: by bank, number and time scale. The decays of a bank lie as its sums do, which is faster.
+        self._sums: Floats = np.zeros((0, _FIRST_WIDTH, len(_TIME_SCALES)), dtype=np.float32)
+        self._decays = _DECAYS
+        # followed_aj; since nobody is in every visit, their column holds visits_a.
+        self._followed: npt.NDArray[np.uint16] | None = np.zeros((0, _FIRST_WIDTH, _FIRST_WIDTH), dtype=np.uint16)
+        # Members of the visit that was last learned from, as far as it had some.
+        self._last: Indices = np.full((0, 1), NOBODY, dtype=np.intp)
+        self._first_rows: Indices = np.zeros((0, 1), dtype=np.intp)
 
-    def reserve(self, count: int) -> None:
-        """Makes room for so many experts."""
-        if count <= self.width:
+    def reserve(self, banks: int, experts: int) -> None:
+        """Makes room for so many banks, and for numbers up to ``experts`` in each."""
+        rows = len(self.likelihood)
+        if banks <= rows and experts < self.width:
             return
-        added = self.width
-        self.width += added
-        self.likelihood = np.pad(self.likelihood, (0, added))
-        self.absence = np.pad(self.absence, (0, added), constant_values=inf)
-        self._sums = np.pad(self._sums, ((0, 0), (0, added)))
-        self._visits = np.pad(self._visits, (0, added))
-        if self.width > _LARGEST_TABLE:
+        # A model's banks are all met within its first pass, its experts one after the other.
+        rows = rows if banks <= rows else max(banks, 2 * rows)
+        while experts >= self.width:
+            self.width += max(1, self.width // (8 * _WIDTH_STEP)) * _WIDTH_STEP
+        width = self.width
+        self.likelihood = _grown(self.likelihood, (rows, width))
+        self._sums = _grown(self._sums, (rows, width, len(_TIME_SCALES)))
+        self._decays = np.tile(_DECAYS, (width, 1))
+        self._last = _grown(self._last, (rows, self._last.shape[1]))
+        self._first_rows = np.arange(rows, dtype=np.intp)[:, None] * width
+        if width > _LARGEST_TABLE:
             self._followed = None
         elif self._followed is not None:
-            self._followed = np.pad(self._followed, ((0, added), (0, added)))
+            self._followed = _grown(self._followed, (rows, width, width))
 
-    def begin_visit(self) -> None:
-        """The members so far become what the next ones follow."""
-        self.learn()
-        self._sums *= _DECAYS
-        self._visits_begun += 1
-        if self._visits_begun % _HALVING_VISITS == 0 and self._followed is not None:
-            self._followed >>= 1
-            self._visits *= 0.5
-        if self.members:
-            self._previous = np.fromiter(self.members, dtype=np.intp, count=len(self.members))
-            self._visits[self._previous] += 1
-            self.members.clear()
+    def halve(self, bank: int) -> None:
+        """What followed what so far counts half from now on."""
+        if self._followed is not None:
+            self._followed[bank] >>= 1
 
-    def use(self, index: int) -> None:
-        """An expert is used by the present visit, for the first time in it."""
-        self.members[index] = None
-        self._fresh.append(index)
+    def learn(self, visits: Sequence[Visit]) -> None:
+        """Takes in the members of visits that are new since the last time. The visits are of distinct banks."""
+        run: list[Visit] = []
+        for visit in visits:
+            if visit.known > 1:
+                self._extend(visit)
+                continue
+            if run and not visit.continues(run[-1]):
+                self._add(run)
+                run = []
+            run.append(visit)
+        if run:
+            self._add(run)
 
-    def learn(self) -> bool:
-        """Takes in the members that are new since the last call; whether there were any."""
-        if not self._fresh:
-            return False
-        fresh = np.array(self._fresh, dtype=np.intp)
-        # A whole row is added faster than a few columns are.
-        used = np.zeros(self.width, dtype=np.float32)
-        used[fresh] = 1
-        self._sums += used
-        use = _WEIGHTS @ self._sums
-        followed = self._followed
-        if followed is None:
-            self.likelihood = use
-        else:
-            if self._previous is not None:
-                followed[self._previous[:, None], fresh] += 1
-            members = fresh
-            if len(fresh) < len(self.members):
-                members = np.fromiter(self.members, dtype=np.intp, count=len(self.members))
-            trust = 1 / (self._visits[members] + _PRIOR_VISITS)
-            share = _TRANSITION_SHARE / len(members)
-            use *= 1 - _TRANSITION_SHARE + share * _PRIOR_VISITS * float(trust.sum())
-            trust *= share
-            use += trust @ followed[members]
-            self.likelihood = use
-        self._fresh.clear()
-        return True
+    def _add(self, visits: list[Visit]) -> None:
+        """Takes in V new visits of banks that follow each other, of M members each, which came after P."""
+        first, count, length = visits[0].bank, len(visits), len(visits[0].members)
+        banks = slice(first, first + count)
+        first_rows_V1 = self._first_rows[banks]
+        members = chain.from_iterable([visit.members for visit in visits])
+        members_VM = np.fromiter(members, dtype=np.intp, count=count * length).reshape(count, length)
+        rows_VM = members_VM + first_rows_V1
+        sums_VES = self._sums[banks]
+        sums_VES *= self._decays
+        sums_VES += _NEVER
+        self._sums.reshape(-1, len(_TIME_SCALES))[rows_VM] += 1
+        if self._followed is not None:
+            is_member_VE = np.zeros((count, self.width), dtype=np.uint16)
+            is_member_VE.put(rows_VM - first_rows_V1[0], 1)
+            # Whole rows are read and written faster than single elements are.
+            table = self._followed.reshape(-1, self.width)
+            previous_VP = self._last[banks, : len(visits[0].previous)] + first_rows_V1
+            followed_VPE = table.take(previous_VP, axis=0)
+            followed_VPE += is_member_VE[:, None]
+            table[previous_VP] = followed_VPE
+        self._predict(banks, members_VM)
+        for visit in visits:
+            visit.known = length
+
+    def _extend(self, visit: Visit) -> None:
+        """Takes in late members of a visit that was learned from before."""
+        late = list(visit.members)[visit.known :]
+        self._sums[visit.bank][late] += 1
+        if self._followed is not None:
+            self._followed[visit.bank][np.ix_(list(visit.previous), late)] += 1
+        self._predict(slice(visit.bank, visit.bank + 1), np.array([list(visit.members)], dtype=np.intp))
+        visit.known = len(visit.members)
+
+    def _predict(self, banks: slice, members_VM: Indices) -> None:
+        """Says what is likely after these members, and remembers them."""
+        likelihood_VE = np.matmul(self._sums[banks], _WEIGHTS, out=self.likelihood[banks])
+        if self._followed is None:
+            return
+        length = members_VM.shape[1]
+        if length > self._last.shape[1]:
+            self._last = _grown(self._last, (len(self._last), length))
+        self._last[banks, :length] = members_VM
+        rows_VM = members_VM[:, 1:] + self._first_rows[banks]
+        followed_VME = self._followed.reshape(-1, self.width).take(rows_VM, axis=0).astype(np.float32)
+        trust_VM = followed_VME[:, :, NOBODY] + _PRIOR_VISITS
+        np.divide(_TRANSITION_SHARE / (length - 1), trust_VM, out=trust_VM)
+        prior_V1 = np.add.reduce(trust_VM, axis=1, keepdims=True)
+        prior_V1 *= _PRIOR_VISITS
+        prior_V1 += 1 - _TRANSITION_SHARE
+        likelihood_VE *= prior_V1
+        likelihood_VE += np.matmul(trust_VM[:, None], followed_VME)[:, 0]
+
+
+def _grown(array: npt.NDArray[N], shape: tuple[int, ...]) -> npt.NDArray[N]:
+    """The same numbers in a larger array of zeros."""
+    grown = np.zeros(shape, dtype=array.dtype)
+    grown[tuple(slice(length) for length in array.shape)] = array
+    return grown

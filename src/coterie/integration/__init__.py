@@ -5,6 +5,7 @@ from coterie.integration.bank import BankCounters, StreamedBank
 from coterie.integration.guards import install_guards
 from coterie.integration.linear import round_as_stock
 from coterie.integration.missing import Missing, check_missing
+from coterie.integration.norms import quicken_norms
 from coterie.integration.quantizer import StreamingConfig, forget, register
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "check_missing",
     "forget",
     "install_guards",
+    "quicken_norms",
     "register",
     "round_as_stock",
 ]

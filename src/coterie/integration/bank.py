@@ -76,6 +76,7 @@ class StreamedBank:
     Attributes:
         keys: Key of each expert.
         decodes: Whether the fields of a record are not the parameters themselves.
+        all_fit: Whether no expert is ever evicted.
         try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
     """
 
@@ -89,12 +90,14 @@ class StreamedBank:
         self._cache: ExpertCache | None = None
         self._decoder: BankDecoder | None = None
         self.decodes = False
+        self.all_fit = False
         self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
         """Gives the bank its cache, and what makes parameters of the records in it."""
         self._cache = cache
         self.try_hold = cache.shelf(self.bank.key, self.bank.num_experts).try_hold
+        self.all_fit = cache.total_bytes <= cache.capacity
         self.decodes = decoder.changes
         self._decoder = decoder if decoder.changes else None
 
@@ -134,6 +137,16 @@ class StreamedBank:
         if self._cache is None:
             self._unconnected(experts)
         return self._cache.lease([keys[expert] for expert in experts], ordered=ordered, phase=self._clock.phase)
+
+    @property
+    def decoder(self) -> BankDecoder | None:
+        """What makes parameters of the records, or None if they are the parameters."""
+        return self._decoder
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether this pass may take all its experts at once: a scan would else push out what decoding has warmed."""
+        return self.all_fit or self._clock.phase == "decode"
 
     def decoded(self, lease: Lease) -> Iterator[tuple[ExpertKey, Tensors]]:
         """The experts of a lease as they come, with their parameters."""

@@ -21,6 +21,7 @@ class FieldDecoder:
 
     Attributes:
         changes: Whether anything is to be done; if not, a record's tensors are the parameters.
+        matrices: The parameters that the record holds in a lossy scheme.
 
     Raises:
         LoadError: If the record's fields do not make the bank's parameters.
@@ -28,7 +29,7 @@ class FieldDecoder:
 
     def __init__(self, layout: RecordLayout, bank: ExpertBank) -> None:
         self._dtypes = tuple(bank.dtypes.values())
-        matrices = find_matrices(layout, bank.parameters)
+        self.matrices = matrices = find_matrices(layout, bank.parameters)
         if not matrices:
             steps = plan_fields(layout, bank.parameters, str(bank.key))
             self._steps: tuple[FieldSteps | FoundMatrix, ...] = steps
@@ -78,11 +79,21 @@ class BankDecoder:
         """The parameters of an expert, given the fields of its record."""
         if not self.changes:
             return tensors
+        decoder = self.of(key)
+        return decoder(tensors) if decoder.changes else tensors
+
+    def of(self, key: ExpertKey) -> FieldDecoder:
+        """The decoder of one expert's record."""
         decoder = self._by_expert.get(key.expert)
         if decoder is None:
             # The source has grown.
             decoder = self._by_expert[key.expert] = self._decoder(self._source.layout(key))
-        return decoder(tensors) if decoder.changes else tensors
+        return decoder
+
+    @property
+    def decoders(self) -> Iterable[FieldDecoder]:
+        """Of all layouts that were met so far."""
+        return self._by_layout.values()
 
     def each(self, experts: Iterable[tuple[ExpertKey, Tensors]]) -> Iterator[tuple[ExpertKey, Tensors]]:
         """The same experts in the same order, each decoded when it is asked for."""

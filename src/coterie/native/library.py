@@ -19,7 +19,7 @@ LEVELS = ("default", "avx2", "avx512bf16", "amx")
 VARIABLE = "COTERIE_CPU_CAPABILITY"
 """Environment variable that lowers the level."""
 
-_int, _long, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "coterie_fingerprint": (ctypes.c_char_p, ()),
     "coterie_use_threads": (None, (_pointer,) * 4),
@@ -35,6 +35,7 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "coterie_quantise": (_long, (_int, _int, _int, _pointer, _int, *(_long,) * 4, _pointer, _pointer)),
     "coterie_dequantise": (None, (_int, _int, _int, _pointer, _pointer, _long, _long, _int, _pointer)),
     "coterie_matmul": (None, (_int, _int, _int, *(_pointer,) * 3, *(_long,) * 4, _pointer)),
+    "coterie_rms_norm": (None, (*(_int,) * 4, *(_pointer,) * 2, *(_long,) * 2, _float, _pointer)),
 }
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
 

@@ -17,6 +17,8 @@ from packaging.version import Version
 from coterie.errors import UsageError
 from coterie.plan.cpu import core_quota, instruction_sets, processor_name, transparent_huge_pages, usable_cores
 from coterie.plan.disk import DiskFacts, ReadSpeed, disk_facts, measure_reads
+from coterie.plan.disk_notes import DiskNotes, Note
+from coterie.plan.huge_pages import huge_pages_work
 from coterie.plan.machine import MemoryLimits, default_memory_budget, memory_limits
 from coterie.spec import format_bytes
 
@@ -61,8 +63,10 @@ class Diagnosis:
         memory: The limits found.
         memory_budget: The budget that is used where none is stated.
         huge_pages: Setting of transparent huge pages, or None where there are none.
+        huge_pages_work: Whether memory that asked for one got one just now; None where that cannot be told.
         disk: The filesystem asked about.
         reads: Measured read speeds; empty if not asked for.
+        tunings: What was found out, now or earlier, about reading experts from that disk.
         packages: Versions, with the supported ranges.
         advice: What could be better, one sentence or two each; empty if all is well.
     """
@@ -77,8 +81,10 @@ class Diagnosis:
     memory: MemoryLimits
     memory_budget: int
     huge_pages: str | None
+    huge_pages_work: bool | None
     disk: DiskFacts
     reads: tuple[ReadSpeed, ...]
+    tunings: tuple[Note, ...]
     packages: tuple[PackageFacts, ...]
     advice: tuple[str, ...]
 
@@ -98,7 +104,7 @@ def diagnose(
     budget = default_memory_budget(memory)
     disk = disk_facts(path)
     packages = package_facts()
-    huge_pages = transparent_huge_pages()
+    huge_pages, works = transparent_huge_pages(), huge_pages_work()
     quota, cores, sets = core_quota(), usable_cores(), instruction_sets()
     reads: tuple[ReadSpeed, ...] = ()
     unmeasured: tuple[str, ...] = ()
@@ -118,13 +124,15 @@ def diagnose(
         memory=memory,
         memory_budget=budget,
         huge_pages=huge_pages,
+        huge_pages_work=works,
         disk=disk,
         reads=reads,
+        tunings=tuple(DiskNotes().all_of(disk.path)),
         packages=packages,
         advice=(
             *_package_advice(packages),
             *_processor_advice(torch_capability, sets, cores, quota),
-            *_memory_advice(memory, budget, huge_pages),
+            *_memory_advice(memory, budget, huge_pages, works),
             *_disk_advice(disk, reads),
             *unmeasured,
         ),
@@ -199,7 +207,7 @@ def _processor_advice(capability: str, sets: tuple[str, ...], cores: int, quota:
     return advice
 
 
-def _memory_advice(memory: MemoryLimits, budget: int, huge_pages: str | None) -> list[str]:
+def _memory_advice(memory: MemoryLimits, budget: int, huge_pages: str | None, works: bool | None) -> list[str]:
     advice = []
     if budget < 2**30:
         advice.append(
@@ -215,6 +223,11 @@ def _memory_advice(memory: MemoryLimits, budget: int, huge_pages: str | None) ->
         advice.append(
             "Transparent huge pages are off: the expert arena will use 4 KiB pages. To allow them: "
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled (as root)."
+        )
+    elif huge_pages is not None and works is False:
+        advice.append(
+            "Memory that asks for a huge page does not get one, though they are on: free memory is in too small "
+            "pieces, or this process was told to do without (prctl PR_SET_THP_DISABLE)."
         )
     limit = _address_space_limit()
     if limit is not None:

@@ -97,6 +97,44 @@ def disk_facts(path: Path, *, root: Path = SYSTEM_ROOT) -> DiskFacts:
     )
 
 
+def disk_identity(path: Path, *, root: Path = SYSTEM_ROOT) -> str:
+    """Names the disk that ``path``, or its nearest existing ancestor directory, lies on, the same in every process.
+
+    Device numbers change hands between boots; the filesystem, the device's name and model and, where the system knows
+    it, the filesystem's UUID tell them apart.
+    """
+    directory = _existing_directory(path)
+    number = directory.stat().st_dev
+    name = f"{os.major(number)}:{os.minor(number)}" if hasattr(os, "major") else str(number)
+    _, filesystem, device = _mount_of(directory, root)
+    block = root / "sys/dev/block" / name
+    # A partition's model is its disk's, one directory up.
+    models = (block.resolve() / each / "device/model" for each in ("", ".."))
+    facts = {
+        "uuid": _filesystem_uuid(device, root),
+        "model": next((text for model in models if (text := _first_line(model))), ""),
+        "serial": _first_line(block / "serial"),
+        "sectors": _first_line(block / "size"),
+    }
+    return " ".join([name, filesystem, device, *(f"{key}={value}" for key, value in facts.items() if value)])
+
+
+def _filesystem_uuid(device: str, root: Path) -> str:
+    directory = root / "dev/disk/by-uuid"
+    try:
+        wanted = (root / device.lstrip("/")).resolve()
+        return next((link.name for link in sorted(directory.iterdir()) if link.resolve() == wanted), "")
+    except OSError:
+        return ""
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip().partition("\n")[0]
+    except OSError:
+        return ""
+
+
 def supports_direct_io(directory: Path) -> bool | None:
     """Whether a file in ``directory`` can be read with O_DIRECT; None if no file can be written there."""
     if not _DIRECT_FLAG:

@@ -13,6 +13,7 @@ from coterie.errors import LoadError
 from coterie.hf.experts import uses_common_forward
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.adapters.class_forward import ClassForward
+from coterie.integration.quantised import QuantisedExperts
 from coterie.kernels import Accumulator, TokenKernel, group_by_expert, swiglu_rows
 
 
@@ -44,6 +45,10 @@ class DecoratedExperts:
         # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
         # that only one is in memory at a time.
         kernel = self._kernel
+        if streamed.decodes and kernel is not None:
+            quantised = self._quantised
+            if quantised is not None and quantised.serves(hidden_TD):
+                return quantised.compute(hidden_TD, index_TK, weights_TK, absent)
         together = not streamed.decodes and not torch.is_autocast_enabled("cpu")
         if kernel is not None and hidden_TD.shape[0] == 1 and together:
             ids = index_TK.tolist()[0]
@@ -113,6 +118,10 @@ class DecoratedExperts:
                 rows_ND = swiglu_rows(hidden_TD[tokens_N], gate_up, down, self._activation)
                 outputs.add(key.expert, tokens_N, rows_ND * weights_TK[tokens_N, grouping.slots[i], None])
             return outputs.result_TD, lease.stats
+
+    @functools.cached_property
+    def _quantised(self) -> QuantisedExperts | None:
+        return QuantisedExperts.of(self._streamed, self._act_fn)
 
     @functools.cached_property
     def _activation(self) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -1,0 +1,150 @@
+"""Experts computed from the codes that a store has, without making parameters of them."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+from coterie.cache import Tensors
+from coterie.errors import LoadError
+from coterie.integration.bank import StreamedBank
+from coterie.integration.decoder import BankDecoder, FieldDecoder
+from coterie.native import ExpertsKernel, Library, library
+from coterie.native.experts import ACTIVATIONS
+
+_UP, _DOWN = "gate_up_proj", "down_proj"
+
+_Places = tuple[int, int, int, int]
+
+
+class QuantisedExperts:
+    """The experts of a bank whose records are all of one lossy scheme, by the native library.
+
+    Args:
+        streamed: The bank, connected.
+        decoder: What would make parameters of its records.
+        kernel: Computes them.
+    """
+
+    def __init__(self, streamed: StreamedBank, decoder: BankDecoder, kernel: ExpertsKernel) -> None:
+        self._streamed = streamed
+        self._decoder = decoder
+        self._kernel = kernel
+        # Of the four fields from a record's first one, which are the same in every slot.
+        self._distances: dict[FieldDecoder, _Places] = {}
+
+    @classmethod
+    def of(cls, streamed: StreamedBank, activation: nn.Module | None) -> QuantisedExperts | None:
+        """For a bank of common SwiGLU experts; None where the native library does not serve it.
+
+        Args:
+            streamed: The bank, connected.
+            activation: The class's activation function.
+        """
+        native, decoder, bank = library(), streamed.decoder, streamed.bank
+        name = activation_name(activation)
+        if native is None or decoder is None or name is None or bank.dtypes[_UP] != torch.bfloat16:
+            return None
+        schemes = {scheme_of(one) for one in decoder.decoders}
+        scheme = schemes.pop() if len(schemes) == 1 else None
+        width, inner = bank.parameters[_DOWN]
+        if scheme is None or bank.parameters[_UP] != (2 * inner, width):
+            return None
+        if not ExpertsKernel.served(native, scheme=scheme, activation=name, width=width, inner=inner):
+            return None
+        return cls(streamed, decoder, _kernel(native, scheme, name, bank.num_experts, width, inner))
+
+    def serves(self, hidden_TD: torch.Tensor) -> bool:
+        """Whether this input is computed here."""
+        return hidden_TD.dtype is torch.bfloat16 and not torch.is_autocast_enabled("cpu")
+
+    def compute(
+        self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor, absent: int
+    ) -> torch.Tensor:
+        """What the experts add, [T, D]; counts and tells how they became resident."""
+        streamed = self._streamed
+        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK)
+        ids = computation.experts
+        held = streamed.try_hold(ids) if streamed.may_hold else None
+        if held is not None:
+            try:
+                result = computation.finish(
+                    [self._locate(id, each) for id, each in zip(ids, held.tensors, strict=True)]
+                )
+            finally:
+                held.release()
+            streamed.served_from_memory(len(ids), absent)
+            return result
+        with streamed.lease(ids) as lease:
+            resident = []
+            hits = lease.stats.hits if lease.together else 0
+            for key, tensors in lease:
+                located = self._locate(key.expert, tensors)
+                if hits:
+                    # These are there already and stay: one call for all of them, while the others are read.
+                    hits -= 1
+                    resident.append(located)
+                    if hits == 0:
+                        computation.compute(resident)
+                else:
+                    computation.compute((located,))
+            result, stats = computation.finish(), lease.stats
+        streamed.served(stats, absent)
+        return result
+
+    def _locate(self, expert: int, tensors: Tensors) -> tuple[int, int, int, int, int]:
+        decoder = self._decoder.of(self._streamed.keys[expert])
+        distances = self._distances.get(decoder)
+        if distances is None:
+            distances = self._measure(expert, decoder, tensors)
+        first = tensors[0].data_ptr()
+        return (expert, first + distances[0], first + distances[1], first + distances[2], first + distances[3])
+
+    def _measure(self, expert: int, decoder: FieldDecoder, tensors: Tensors) -> _Places:
+        if scheme_of(decoder) != self._kernel.scheme:
+            key = self._streamed.keys[expert]
+            raise LoadError(
+                f"Expert {key} is not stored as {self._kernel.scheme}, as others of its bank are.",
+                advice="The store has changed since it was opened; open it again.",
+                key=key,
+            )
+        up, down = (tuple(tensors[i] for i in decoder.matrices[name].positions) for name in (_UP, _DOWN))
+        _, *places = self._kernel.locate(expert, up, down)
+        first = tensors[0].data_ptr()
+        a, b, c, d = (place - first for place in places)
+        self._distances[decoder] = (a, b, c, d)
+        return a, b, c, d
+
+
+@functools.cache
+def _kernel(native: Library, scheme: str, activation: str, num_experts: int, width: int, inner: int) -> ExpertsKernel:
+    """Layers of the same shape share one, and with it its working memory."""
+    return ExpertsKernel(
+        native, scheme=scheme, activation=activation, num_experts=num_experts, width=width, inner=inner
+    )
+
+
+def scheme_of(decoder: FieldDecoder) -> str | None:
+    """The one scheme in which a record holds both matrices as [outputs, inputs]; None if it is otherwise."""
+    found = [decoder.matrices.get(name) for name in (_UP, _DOWN)]
+    schemes = {None if one is None or one.matrix.transposed else one.matrix.scheme.name for one in found}
+    return schemes.pop() if len(schemes) == 1 else None
+
+
+def activation_name(activation: nn.Module | None) -> str | None:
+    """Which of the library's activations a function is, by what it computes; None if it is none of them."""
+    if activation is None:
+        return None
+    x = torch.linspace(-8, 8, 257)
+    functional = torch.nn.functional
+    candidates = {
+        "silu": functional.silu(x),
+        "gelu": functional.gelu(x),
+        "gelu_tanh": functional.gelu(x, approximate="tanh"),
+        "relu": functional.relu(x),
+    }
+    with torch.no_grad():
+        got = activation(x)
+    return next((name for name in ACTIVATIONS if torch.allclose(got, candidates[name], rtol=1e-6, atol=1e-7)), None)
