@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from coterie.native import Library
-
 
 class Matrix(NamedTuple):
     """A quantised matrix [N, K]."""
@@ -63,8 +61,3 @@ def with_threads(threads: int, run: Callable[[], None]) -> None:
         run()
     finally:
         torch.set_num_threads(before)
-
-
-def by_tiles(native: Library, scheme: str) -> bool:
-    """Whether several tokens are multiplied in another way than one."""
-    return scheme == "int4" and native.level_name == "amx"

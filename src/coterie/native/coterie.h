@@ -45,8 +45,7 @@ typedef struct {
     /* A token, bfloat16 [columns], in the order in which `rows` reads it. `prepared` is aligned to 64 bytes. */
     void (*prepare)(const uint16_t *token, int64_t columns, int64_t group, void *prepared);
     /* out[t * stride + row - begin] = row · token t, for rows [begin, end) and 1 to COTERIE_TOKENS tokens. The bits of
-     * a product do not depend on the other rows of the call, nor on what the other tokens are; they may depend on how
-     * many tokens there are. */
+     * a product depend neither on the other rows nor on the other tokens of the call. */
     void (*rows)(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
                  float *out, int64_t stride);
 } coterie_kernel;
@@ -57,7 +56,6 @@ extern const coterie_kernel coterie_portable[COTERIE_SCHEMES];
 #if defined(__x86_64__)
 extern const coterie_kernel coterie_avx2[COTERIE_SCHEMES];
 extern const coterie_kernel coterie_avx512bf16[COTERIE_SCHEMES];
-extern const coterie_kernel coterie_amx_int4;
 #endif
 
 enum { COTERIE_SILU, COTERIE_GELU, COTERIE_GELU_TANH, COTERIE_RELU };

@@ -21,8 +21,9 @@ class ExpertsKernel:
 
     Activations are bfloat16; all that is between is float32 but the input of down, and each token's sum is rounded
     once. Where an expert has ``least_rows`` tokens or more, its weights are rounded to bfloat16 and multiplied with all
-    of them as matrices. Bits depend neither on threads nor on the order in which experts come; those of a token can
-    depend on how many tokens share its experts. Can be used by several threads at once.
+    of them as matrices. A token's bits depend neither on threads, nor on the order in which experts come, nor on the
+    other tokens but by whether they are so many.
+    Can be used by several threads at once.
 
     Args:
         library: The library.

@@ -58,7 +58,6 @@ COTERIE_API int coterie_level(int wanted) {
 
 const coterie_kernel *coterie_kernel_of(int scheme, int level) {
 #if defined(__x86_64__)
-    if (level >= COTERIE_AMX && scheme == COTERIE_INT4) return &coterie_amx_int4;
     if (level >= COTERIE_AVX512BF16) return &coterie_avx512bf16[scheme];
     if (level >= COTERIE_AVX2) return &coterie_avx2[scheme];
 #endif
