@@ -48,6 +48,16 @@ def command(
             "Default: as those already in the store, else native.",
         ),
     ] = None,
+    dense_scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--dense-scheme",
+            metavar="SCHEME",
+            show_default=False,
+            help="How linear layers outside experts are stored (attention, head, encoders): native, int8 or int4. "
+            "Routers, norms and embeddings stay as they are. Default: as in the store, else native.",
+        ),
+    ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
     dry_run: Annotated[
@@ -75,6 +85,7 @@ def command(
                 layers=layers,
                 component=component,
                 scheme=scheme,
+                dense_scheme=dense_scheme,
                 revision=revision,
                 offline=offline,
                 dry_run=dry_run,

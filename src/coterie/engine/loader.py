@@ -157,6 +157,7 @@ def _load(
         present=source.present,
         missing=None if source.complete else missing,
         experts_per_token=experts_per_token,
+        linears=None if source.linears is None else source.linears.layers(),
     )
     model = build_model(source, attachment)
     plan = None

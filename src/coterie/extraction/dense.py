@@ -6,17 +6,75 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
+import torch
+
 from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.errors import CheckpointFileError
+from coterie.extraction.linears import QuantisedPair, fp8_rows, is_float, plain_rows
+from coterie.hf.linears import linear_weights
+from coterie.hf.quantised import fold_names
+from coterie.quant import NATIVE, StoredMatrix, lossy_scheme, stored_linear
 from coterie.store import DenseTensor
 
 _PIECE = 4 * 2**20
 _AHEAD = 4 * _PIECE
 
 
-def dense_tensors(checkpoint: Checkpoint) -> tuple[DenseTensor, ...]:
-    """Everything of the checkpoint that is not an expert, under its names there; nothing is read yet."""
-    return tuple(_tensor(checkpoint, name) for name in checkpoint.keymap.dense)
+def dense_tensors(checkpoint: Checkpoint, scheme: str = NATIVE) -> tuple[DenseTensor, ...]:
+    """Everything of the checkpoint that is not an expert, under its names there; nothing is read yet.
+
+    Args:
+        checkpoint: Where it comes from.
+        scheme: In which weights of linear layers are wanted; each then is two tensors, codes and scales.
+
+    Raises:
+        UsageError: If there is no such scheme.
+    """
+    matrices = quantised_linears(checkpoint, scheme)
+    scales_of = {} if not matrices else _fp8_scales(checkpoint)
+    taken = {*matrices, *(scales_of[name] for name in matrices if name in scales_of)}
+    tensors = [_tensor(checkpoint, name) for name in checkpoint.keymap.dense if name not in taken]
+    for name, matrix in matrices.items():
+        tensors += _pair(checkpoint, name, scales_of.get(name), matrix).tensors()
+    return tuple(tensors)
+
+
+def quantised_linears(checkpoint: Checkpoint, scheme: str) -> dict[str, StoredMatrix]:
+    """The weights that are quantised where linear layers outside experts are wanted in a scheme.
+
+    Raises:
+        UsageError: If there is no such scheme.
+    """
+    lossy = lossy_scheme(scheme)
+    if lossy is None:
+        return {}
+    fp8 = _fp8_scales(checkpoint)
+    found: dict[str, StoredMatrix] = {}
+    for name, shape in linear_weights(checkpoint.skeleton, checkpoint.keymap).items():
+        info = checkpoint.tensors[name]
+        matrix = stored_linear(name, *shape, lossy)
+        # What has another shape is found, and named, when the model is loaded.
+        if matrix is not None and info.shape == shape and (name in fp8 or is_float(info)):
+            found[name] = matrix
+    return found
+
+
+def _fp8_scales(checkpoint: Checkpoint) -> dict[str, str]:
+    """Name of each FP8 weight → name of its scales; in a checkpoint of MXFP4, no linear layer has such."""
+    folded = fold_names(checkpoint.quantisation, {name: info.dtype for name, info in checkpoint.tensors.items()})
+    return dict(folded.parts.values())
+
+
+def _pair(checkpoint: Checkpoint, name: str, scales: str | None, matrix: StoredMatrix) -> QuantisedPair:
+    def rows() -> Iterator[torch.Tensor]:
+        checkpoint.download([name] if scales is None else [name, scales])
+        if scales is None:
+            return plain_rows(checkpoint.tensors[name])
+        quantisation = checkpoint.quantisation
+        block = None if quantisation is None else quantisation.block
+        return fp8_rows(checkpoint.tensors[name], checkpoint.tensors[scales], checkpoint.dtype, block)
+
+    return QuantisedPair(matrix, rows)
 
 
 def _tensor(checkpoint: Checkpoint, name: str) -> DenseTensor:
@@ -27,6 +85,11 @@ def _tensor(checkpoint: Checkpoint, name: str) -> DenseTensor:
 
     info = checkpoint.tensors[name]
     return DenseTensor(name=name, dtype=info.dtype, shape=info.shape, chunks=chunks)
+
+
+def as_stored(info: TensorInfo) -> DenseTensor:
+    """A tensor of a file as one that is to be written."""
+    return DenseTensor(name=info.name, dtype=info.dtype, shape=info.shape, chunks=lambda: tensor_pieces(info))
 
 
 def tensor_pieces(info: TensorInfo) -> Iterator[memoryview]:

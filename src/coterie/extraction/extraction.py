@@ -89,6 +89,7 @@ def extract(
     layers: Numbers = None,
     component: str | None = None,
     scheme: str | None = None,
+    dense_scheme: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     dry_run: bool = False,
@@ -111,6 +112,8 @@ def extract(
         component: Only this part of the model, such as ``thinker``.
         scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``. Default: as those that the
             store has, if they are all alike, else ``native``. One store may have experts of several schemes.
+        dense_scheme: How weights of linear layers outside experts are stored (attention, heads, encoders): likewise.
+            Default: as the store has them, else ``native``. One store has one.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
         dry_run: Write and download no weights; report what would be done.
@@ -138,9 +141,9 @@ def extract(
     root = Path(store).expanduser().absolute()
     check_apart(root, source.location.directory)
     check_tokenizer(source.location.directory, embedding_rows(source.skeleton))
-    scheme = _scheme(root, scheme)
+    scheme, dense_scheme = _schemes(root, scheme, dense_scheme)
     chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
-    plan = plan_extraction(source, chosen, scheme)
+    plan = plan_extraction(source, chosen, scheme, dense_scheme)
     downloads = missing_downloads(source, plan.tensors)
     if not downloads:
         plan = with_fingerprints(plan, source)
@@ -155,12 +158,16 @@ def extract(
     return _report(source, root, plan, found, downloads, need, status, written, monotonic() - start)
 
 
-def _scheme(root: Path, scheme: str | None) -> str:
-    """The scheme that was asked for, else that of the store that is grown."""
-    if scheme is not None:
-        lossy_scheme(scheme)
-        return scheme
-    return (scheme_of_store(Store.open(root)) if is_store(root) else None) or NATIVE
+def _schemes(root: Path, scheme: str | None, dense_scheme: str | None) -> tuple[str, str]:
+    """The schemes that were asked for, else those of the store that is grown."""
+    for wanted in (scheme, dense_scheme):
+        if wanted is not None:
+            lossy_scheme(wanted)
+    if (scheme is None or dense_scheme is None) and is_store(root):
+        store = Store.open(root)
+        scheme = scheme or scheme_of_store(store)
+        dense_scheme = dense_scheme or store.manifest.dense_scheme
+    return scheme or NATIVE, dense_scheme or NATIVE
 
 
 def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -> Survey:

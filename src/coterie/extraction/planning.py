@@ -35,7 +35,10 @@ class ExtractionPlan:
 
 
 def plan_extraction(
-    checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str = NATIVE
+    checkpoint: Checkpoint,
+    chosen: Mapping[BankKey, tuple[int, ...]],
+    scheme: str = NATIVE,
+    dense_scheme: str = NATIVE,
 ) -> ExtractionPlan:
     """Plans a store that holds the chosen experts and everything that is not an expert. Reads no tensor.
 
@@ -54,11 +57,12 @@ def plan_extraction(
         banks=bank_plans(checkpoint, chosen, scheme),
         files=tuple(files),
         ignored=tuple(sorted(checkpoint.keymap.ignored)),
+        dense_scheme=dense_scheme,
     )
     experts = (name for key, ids in chosen.items() for e in ids for name in checkpoint.names_of(key.expert(e)))
     return ExtractionPlan(
         store=plan,
-        dense=dense_tensors(checkpoint),
+        dense=dense_tensors(checkpoint, dense_scheme),
         side_files=files,
         tensors=tuple(dict.fromkeys([*checkpoint.keymap.dense, *experts])),
     )

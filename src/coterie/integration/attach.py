@@ -17,6 +17,7 @@ from coterie.integration.adapters import Workplace, adapt
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.decoder import bank_decoders
+from coterie.integration.linear import QuantisedLinears
 from coterie.integration.missing import Missing, adapt_block
 from coterie.kernels import StackedProduct, TokenKernel
 from coterie.spec import BankKey, ExpertSource, Observer
@@ -35,6 +36,7 @@ class Attachment:
         present: Bank → ids of the experts that are there.
         missing: Policy for absent experts, or None if there are none.
         experts_per_token: Overrides the routers' K.
+        linears: The linear layers outside experts whose weights are in a scheme, or None.
 
     Attributes:
         banks: The banks, once the plug-in has run.
@@ -42,6 +44,7 @@ class Attachment:
         observers: Whoever is told about events.
         removed: Names of the parameters that were taken out.
         dense_shapes: Name → shape of the parameters that were left in.
+        linears: Those given.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Attachment:
         present: Mapping[BankKey, Collection[int]],
         missing: Missing | None = None,
         experts_per_token: int | None = None,
+        linears: QuantisedLinears | None = None,
     ) -> None:
+        self.linears = linears
         self.banks: dict[BankKey, StreamedBank] = {}
         self.clocks: dict[str, StepClock] = {}
         self.observers: list[Observer] = []
@@ -73,6 +78,9 @@ class Attachment:
         banks = find_banks(model)
         check_architecture(model, len(banks))
         self._check_banks(type(model).__name__, {bank.key: bank.num_experts for bank in banks})
+        if self.linears is not None:
+            # Before the experts go: checkpoint names are resolved with the whole skeleton.
+            self.linears.replace(model)
         # Layers of the same shape share one.
         kernels = (functools.cache(TokenKernel), functools.cache(StackedProduct))
         for bank in banks:

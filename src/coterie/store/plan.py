@@ -120,6 +120,7 @@ class StorePlan:
         banks: All banks of the model (or component), in any order, also those of which no expert is wanted.
         files: Relative names of the side files (config, tokenizer, ...) that will be copied.
         ignored: Checkpoint tensors that transformers does not use.
+        dense_scheme: The scheme of linear layers outside experts.
     """
 
     model: ModelFacts
@@ -127,6 +128,7 @@ class StorePlan:
     banks: tuple[BankPlan, ...]
     files: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    dense_scheme: str = "native"
 
     @property
     def layouts(self) -> dict[str, RecordLayout]:
@@ -171,6 +173,7 @@ class StorePlan:
             dense_index=None,
             files=tuple(FileFacts(file=name, nbytes=0, checksum=_NO_CHECKSUM) for name in sorted(self.files)),
             ignored=tuple(sorted(self.ignored)),
+            dense_scheme=self.dense_scheme,
         )
         try:
             return parse_manifest(manifest_bytes(draft), Path(names.MANIFEST))
@@ -197,6 +200,7 @@ class StorePlan:
             },
             "files": [facts.file for facts in whole.files],
             "ignored": list(whole.ignored),
+            "dense schemes": whole.dense_scheme,
         }
         return {name: str(xxhash.xxh3_128_hexdigest(dump_json(part))) for name, part in parts.items()}
 
