@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import prod
 
 import torch
 
 from coterie.checkpoint import TensorInfo, read_tensor
 from coterie.errors import CheckpointFileError, QuantisationError
-from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.quantised import check_grid, dequantise_fp8
-from coterie.quant import ALIGNMENT, StoredMatrix
+from coterie.quant import ALIGNMENT, Scheme, StoredMatrix
 from coterie.spec import DTYPE_BYTES
 from coterie.store import DenseTensor
 
@@ -133,16 +133,28 @@ def fp8_rows(
         ) from error
 
 
+def stored_rows(codes: TensorInfo, scales: TensorInfo, scheme: Scheme, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """A weight that is in a scheme already, dequantised, some rows at a time.
+
+    Args:
+        codes: Its codes [N, …].
+        scales: Their scales [N, …].
+        scheme: The scheme.
+        dtype: That the model computes in.
+
+    Raises:
+        CheckpointFileError: If it cannot be read.
+    """
+    columns = codes.shape[1] * scheme.codes_per_element
+    height = max(1, _VALUES // columns)
+    for pair in zip(_bands(codes, height), _bands(scales, height), strict=True):
+        yield scheme.dequantise(tuple(read_tensor(part) for part in pair), columns, dtype)
+
+
 def _bands(info: TensorInfo, height: int) -> Iterator[TensorInfo]:
     """The tensor in pieces of some rows, as tensors of their own."""
-    rows, columns = info.shape
-    nbytes = columns * DTYPE_BYTES[info.dtype]
+    rows, *rest = info.shape
+    nbytes = prod(rest) * DTYPE_BYTES[info.dtype]
     for first in range(0, rows, height):
         count = min(height, rows - first)
-        yield replace(info, shape=(count, columns), offset=info.offset + first * nbytes, nbytes=count * nbytes)
-
-
-def is_float(info: TensorInfo) -> bool:
-    """Whether a tensor holds floating numbers of more than a byte."""
-    dtype = TORCH_DTYPES[info.dtype]
-    return dtype.is_floating_point and dtype.itemsize > 1
+        yield replace(info, shape=(count, *rest), offset=info.offset + first * nbytes, nbytes=count * nbytes)

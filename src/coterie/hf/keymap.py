@@ -151,6 +151,23 @@ def map_keys(model: PreTrainedModel, names: Iterable[str], *, component: str | N
     return keymap
 
 
+def map_dense(model: PreTrainedModel, names: Iterable[str], *, component: str | None = None) -> KeyMap:
+    """The claims of tensors of which each is known to be dense and to belong to the model, as in a store.
+
+    Args:
+        model: The skeleton.
+        names: Their names.
+        component: The component that ``model`` is of a larger checkpoint, or None.
+    """
+    keymap = KeyMap(banks=find_banks(model))
+    groups, unexpected = _group_by_target(model, list(names), _conversions(model, component))
+    for target, group in groups.items():
+        keymap.dense.update({name: target for names_ in group.names.values() for name in names_})
+        keymap.rearranged.update(_rearranged(group))
+    keymap.unclaimed = sorted(name for found in unexpected.values() for name in found)
+    return keymap
+
+
 def plain_targets(model: PreTrainedModel, names: Iterable[str], *, component: str | None = None) -> dict[str, str]:
     """Checkpoint name → name in the model, of the tensors that the model takes as they lie; others are left out.
 
@@ -159,10 +176,8 @@ def plain_targets(model: PreTrainedModel, names: Iterable[str], *, component: st
         names: Names of dense tensors.
         component: The component that ``model`` is of a larger checkpoint, or None.
     """
-    groups, _ = _group_by_target(model, list(names), _conversions(model, component))
-    rearranged = {name for group in groups.values() for name in _rearranged(group)}
-    found = {name: target for target, group in groups.items() for names_ in group.names.values() for name in names_}
-    return {name: target for name, target in found.items() if name not in rearranged}
+    keymap = map_dense(model, names, component=component)
+    return {name: target for name, target in keymap.dense.items() if name not in keymap.rearranged}
 
 
 def _rearranged(group: _Group) -> list[str]:

@@ -51,8 +51,9 @@ def linear_weights(model: PreTrainedModel, keymap: KeyMap) -> dict[str, tuple[in
             continue
         name = f"{path}.weight"
         kept = name in left_out or path.startswith(speech) or any(part in name for part in upcast)
-        if not kept and module.out_features >= _FEWEST_OUTPUTS and module.weight.dtype == model.dtype:
-            shapes[name] = (module.out_features, module.in_features)
+        outputs, inputs = module.weight.shape
+        if not kept and outputs >= _FEWEST_OUTPUTS and module.weight.dtype == model.dtype:
+            shapes[name] = (outputs, inputs)
     return {
         name: shapes[target]
         for name, target in keymap.dense.items()
@@ -69,7 +70,7 @@ def _router_paths(model: PreTrainedModel, banks: Collection[ExpertBank]) -> Iter
                 found = [
                     f"{parent}.{path}" if parent else path
                     for path, module in model.get_submodule(parent).named_modules()
-                    if isinstance(module, nn.Linear) and module.out_features in (bank.num_experts, count)
+                    if isinstance(module, nn.Linear) and int(module.out_features) in (bank.num_experts, count)
                 ]
                 yield from found
                 if found:

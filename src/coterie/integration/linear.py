@@ -71,7 +71,14 @@ class QuantisedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The whole weight, dequantised anew each time: for the few classes that use it beside the layer's forward."""
+        """The whole weight, dequantised anew each time: for the few classes that use it beside the layer's forward.
+
+        Before :meth:`fill`, a tensor without content that transformers' initialisation passes over.
+        """
+        if "codes" not in self._buffers:
+            empty = torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
+            empty.__dict__["_is_hf_initialized"] = True
+            return empty
         return self.scheme.dequantise((self.codes, self.scales), self.in_features, self.dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -123,12 +130,12 @@ class QuantisedLinears:
                     advice="Another release of transformers may have built the model otherwise; extract it again.",
                     tensor=name,
                 )
-            shape = (module.out_features, module.in_features)
-            matrix = StoredMatrix(parameter=name, shape=shape, scheme=self._scheme, transposed=False)
+            outputs, inputs = module.weight.shape
+            matrix = StoredMatrix(parameter=name, shape=(outputs, inputs), scheme=self._scheme, transposed=False)
             expected = tuple((dtype, shape) for _, dtype, shape in matrix.fields())
             if facts != expected:
                 raise LoadError(
-                    f"{name!r} is stored as {facts}, a layer of {shape[0]} × {shape[1]} needs {expected}.",
+                    f"{name!r} is stored as {facts}, a layer of {outputs} × {inputs} needs {expected}.",
                     advice="config.json and the weights do not belong together.",
                     tensor=name,
                     expected=expected,

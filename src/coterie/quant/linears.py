@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
 
 from coterie.quant.grouping import has_whole_group
 from coterie.quant.parameters import StoredMatrix
 from coterie.quant.scheme import Scheme
-from coterie.spec import DTYPE_BYTES
 
 ALIGNMENT = 2
 """Bytes to whose multiple both tensors of a pair begin, so that they can lie side by side in a file."""
@@ -17,7 +15,8 @@ ALIGNMENT = 2
 def stored_linear(name: str, rows: int, columns: int, scheme: Scheme) -> StoredMatrix | None:
     """How the weight of a linear layer is stored in a scheme; None if it is better left as it is.
 
-    That is where a row is shorter than a group, and where codes have an odd number of bytes.
+    That is where a row is shorter than a group, and where codes would have an odd number of bytes (in any scheme, so
+    that all schemes store the same weights).
 
     Args:
         name: Name of the weight.
@@ -25,11 +24,9 @@ def stored_linear(name: str, rows: int, columns: int, scheme: Scheme) -> StoredM
         columns: Inputs.
         scheme: The scheme.
     """
-    matrix = StoredMatrix(parameter=name, shape=(rows, columns), scheme=scheme, transposed=False)
-    _, dtype, shape = matrix.fields()[0]
-    if not has_whole_group(columns) or prod(shape) * DTYPE_BYTES[dtype] % ALIGNMENT:
+    if not has_whole_group(columns) or (rows % ALIGNMENT and columns % (2 * ALIGNMENT)):
         return None
-    return matrix
+    return StoredMatrix(parameter=name, shape=(rows, columns), scheme=scheme, transposed=False)
 
 
 def linear_names(names: Iterable[str], scheme: Scheme) -> dict[str, tuple[str, ...]]:

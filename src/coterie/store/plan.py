@@ -121,6 +121,7 @@ class StorePlan:
         files: Relative names of the side files (config, tokenizer, ...) that will be copied.
         ignored: Checkpoint tensors that transformers does not use.
         dense_scheme: The scheme of linear layers outside experts.
+        made_from: Tells apart sources that give other bytes for the same plan; in the journal only.
     """
 
     model: ModelFacts
@@ -129,6 +130,7 @@ class StorePlan:
     files: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     dense_scheme: str = "native"
+    made_from: str = ""
 
     @property
     def layouts(self) -> dict[str, RecordLayout]:
@@ -185,7 +187,7 @@ class StorePlan:
         whole = self.draft()
         parts: dict[str, object] = {
             "model": [self.model.class_name, self.model.model_type, self.model.component, self.model.identity],
-            "source": [self.source.name, self.source.revision, self.source.integrity],
+            "source": [self.source.name, self.source.revision, self.source.integrity, self.made_from],
             "experts": [
                 [list(bank.key), [[r.expert, r.scheme, r.layout] for r in bank.records.values()]]
                 for bank in whole.banks
