@@ -31,7 +31,7 @@ def stock_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     # Without a bias torch looks at strides that is_contiguous() passes over, those of dimensions with one entry.
     if _is_folded(input) if bias is None else input.dim() < 3 or input.is_contiguous():
         return linear(input, weight, bias)
-    output: torch.Tensor = torch.mm(input.reshape(-1, input.shape[-1]), weight.t()).view(*input.shape[:-1], -1)
+    output: torch.Tensor = torch.mm(input.reshape(-1, input.shape[-1]), weight.t()).view(*input.shape[:-1], len(weight))
     return output if bias is None else output + bias
 
 
