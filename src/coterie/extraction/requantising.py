@@ -92,6 +92,7 @@ def quantize(
     schemes = sorted({source.store.scheme(key) for key in source.keys()})
     for have in schemes:
         check_smaller("Some experts are", have, scheme or have)
+    check_smaller("Linear layers outside experts are", dense, dense_scheme or dense)
     changes = [(have, scheme or have) for have in schemes] + [(dense, dense_scheme or dense)]
     if any(have not in (NATIVE, want) for have, want in changes):
         _warn_lossy(path)
