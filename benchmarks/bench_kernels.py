@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
 from harness.machine import wait_until_quiet
 from harness.options import options
 from harness.paired import Timings, interleave
@@ -44,7 +45,7 @@ def int8_fields(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def int4pack(codes: torch.Tensor, scales: torch.Tensor) -> Multiply:
-    """torch's operator with its own packing of the codes."""
+    """Torch's operator with its own packing of the codes."""
     stored = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1).int()
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(stored, 1)
     pairs = scales.transpose(0, 1).contiguous()

@@ -18,7 +18,9 @@ SOURCE = Path(coterie.__file__).parent
 PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())
 FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = sorted(
-    info.name for info in pkgutil.walk_packages([str(SOURCE)], "coterie.") if info.name != "coterie.__main__"
+    info.name
+    for info in pkgutil.walk_packages([str(SOURCE)], "coterie.")
+    if info.name not in ("coterie.__main__", "coterie.native.libcoterie")  # not a module, whatever its name says
 )
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "shared", "base"}
 TORCH_FREE = {"errors", "spec", "plan", "profiles", "eviction"}

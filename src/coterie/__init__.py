@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from coterie import errors, evaluate
     from coterie.engine import load
-    from coterie.extraction import extract, inspect, verify
+    from coterie.extraction import extract, inspect, quantize, verify
 
     __version__: str
 
@@ -20,13 +20,14 @@ _HOMES: dict[str, str] = {
     "extract": "coterie.extraction",
     "inspect": "coterie.extraction",
     "load": "coterie.engine",
+    "quantize": "coterie.extraction",
     "verify": "coterie.extraction",
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
 _SUBMODULES = frozenset({"errors", "evaluate"})
 
-__all__ = ["__version__", "errors", "evaluate", "extract", "inspect", "load", "verify"]
+__all__ = ["__version__", "errors", "evaluate", "extract", "inspect", "load", "quantize", "verify"]
 
 
 def __getattr__(name: str) -> object:

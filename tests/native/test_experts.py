@@ -71,7 +71,7 @@ def by_formula(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_error_is_no_worse_than_that_of_bfloat16(native: Library, scheme: str, activation: str) -> None:
     layer = make(native, scheme, activation)
-    for tokens in (1, 2, 5, 16):
+    for tokens in (1, 2, 5, 16, 70):
         x = activations(tokens, 192)
         index, weights = choices(tokens, 3, 6)
         exact = by_formula(layer, x, index, weights, torch.float64)
@@ -81,25 +81,56 @@ def test_error_is_no_worse_than_that_of_bfloat16(native: Library, scheme: str, a
         assert (got - exact).norm() <= (usual - exact).norm()
 
 
+def in_any_order(layer: Layer, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+    """Sums of experts that come at once, one by one, and before the end."""
+    sums = [layer(x, index, weights)]
+    going = layer.kernel.begin(x, index, weights)
+    for expert in reversed(going.experts[1:]):
+        going.compute(layer.located([expert]))
+    sums.append(going.finish(layer.located(going.experts[:1])))
+    going = layer.kernel.begin(x, index, weights)
+    going.compute(layer.located(going.experts[::-1]))
+    return [*sums, going.finish()]
+
+
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
 def test_bits_depend_on_neither_threads_nor_order_nor_other_tokens(native: Library, scheme: str) -> None:
     layer = make(native, scheme, inner=160)
+    layer.kernel.least_rows = 1000
     x = activations(13, 192)
     index, weights = choices(13, 3, 6)
     alone = torch.cat([layer(x[t : t + 1], index[t : t + 1], weights[t : t + 1]) for t in range(13)])
-
-    def again() -> None:
-        assert torch.equal(layer(x, index, weights), alone)
-        going = layer.kernel.begin(x, index, weights)
-        for expert in reversed(going.experts[1:]):
-            going.compute(layer.located([expert]))
-        assert torch.equal(going.finish(layer.located(going.experts[:1])), alone)
-        going = layer.kernel.begin(x, index, weights)
-        going.compute(layer.located(going.experts[::-1]))
-        assert torch.equal(going.finish(), alone)
-
     for threads in (1, 2, 3):
-        with_threads(threads, again)
+        with_threads(threads, lambda: [torch.testing.assert_close(sums, alone, rtol=0, atol=0)
+                                       for sums in in_any_order(layer, x, index, weights)])  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("inner", [96, 160, 256])
+def test_bits_with_many_tokens_depend_on_neither_threads_nor_order_nor_other_tokens(
+    native: Library, scheme: str, inner: int
+) -> None:
+    layer = make(native, scheme, inner=inner)
+    x = activations(120, 192)
+    # All of the first experts have many tokens in both halves, the last one has two in all.
+    index, weights = choices(120, 3, 5)
+    index[[7, 90], 1] = 5
+    halves = [layer(x[half], index[half], weights[half]) for half in (slice(0, 60), slice(60, 120))]
+    whole = layer(x, index, weights)
+    assert torch.equal(whole[:7], halves[0][:7])
+    assert torch.equal(whole[91:], halves[1][31:])
+    for threads in (1, 2, 3):
+        with_threads(threads, lambda: [torch.testing.assert_close(sums, whole, rtol=0, atol=0)
+                                       for sums in in_any_order(layer, x, index, weights)])  # fmt: skip
+
+
+def test_an_expert_of_more_tokens_than_are_packed_at_a_time(native: Library) -> None:
+    layer, x = make(native, experts=2), activations(700, 192)
+    index = torch.zeros(700, 1, dtype=torch.int64)
+    index[650:] = 1
+    weights = torch.rand(700, 1)
+    parts = [layer(x[part], index[part], weights[part]) for part in (slice(0, 400), slice(400, 700))]
+    assert torch.equal(layer(x, index, weights), torch.cat(parts))
 
 
 def test_ids_beyond_the_experts_are_left_out(native: Library) -> None:

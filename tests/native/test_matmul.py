@@ -24,23 +24,51 @@ def packed(native: Library, matrix: Matrix) -> PackedMatrix:
 def test_error_is_no_worse_than_that_of_bfloat16_weights(native: Library, scheme: str, shape: tuple[int, int]) -> None:
     matrix = random_matrix(scheme, *shape)
     product, weights = packed(native, matrix), matrix.weights()
-    for rows in (1, 2, 3, 4, 5, 7, 8, 9, 16, 17):
+    for rows in (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 50):
         x = activations(rows, shape[1])
         exact = x.double() @ weights.T
         usual = (linear(x, weights.bfloat16()).double() - exact).norm()
         # Rounding the result itself is left where the weights happen to be exact.
         rounding = (exact.bfloat16().double() - exact).norm()
-        assert (product(x).double() - exact).norm() <= max(usual, 1.02 * rounding)
+        # Where both round the weights alike, only the order of sums differs.
+        assert (product(x).double() - exact).norm() <= max(1.01 * usual, 1.02 * rounding)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_bits_depend_on_neither_threads_nor_the_other_rows(native: Library, scheme: str) -> None:
-    product, x = packed(native, random_matrix(scheme, 133, 320)), activations(17, 320)
+def test_bits_of_few_rows_depend_on_neither_threads_nor_each_other(native: Library, scheme: str) -> None:
+    product = packed(native, random_matrix(scheme, 133, 320))
+    x = activations(min(9, product.least_rows - 1), 320)
     alone = torch.cat([product(row[None]) for row in x])
     for threads in (1, 2, 3):
         with_threads(threads, lambda: torch.testing.assert_close(product(x), alone, rtol=0, atol=0))
     _, codes, scales = random_matrix(scheme, 133, 320)
     assert torch.equal(packed(native, Matrix(scheme, codes[61:], scales[61:]))(x), alone[:, 61:])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_bits_of_many_rows_depend_on_neither_threads_nor_each_other(native: Library, scheme: str) -> None:
+    product, x = packed(native, random_matrix(scheme, 133, 320)), activations(70, 320)
+    least = product.least_rows
+    parts = torch.cat([product(part) for part in (x[:least], x[least:-16], x[-16:])])
+    for threads in (1, 2, 3):
+        with_threads(threads, lambda: torch.testing.assert_close(product(x), parts, rtol=0, atol=0))
+    _, codes, scales = random_matrix(scheme, 133, 320)
+    assert torch.equal(packed(native, Matrix(scheme, codes[61:], scales[61:]))(x), parts[:, 61:])
+
+
+def test_more_rows_than_are_packed_at_a_time(native: Library) -> None:
+    product, x = packed(native, random_matrix("int4", 40, 64)), activations(1100, 64)
+    assert torch.equal(product(x), torch.cat([product(part) for part in x.split(300)]))
+
+
+def test_tiles_and_torch_do_not_disturb_each_other(native: Library) -> None:
+    """Both set the tile registers up for themselves, on the same threads."""
+    product, x = packed(native, random_matrix("int4", 64, 128)), activations(64, 128)
+    weight = activations(256, 128)
+    ours, torchs = product(x), linear(x, weight)
+    for _ in range(3):
+        assert torch.equal(product(x), ours)
+        assert torch.equal(linear(x, weight), torchs)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

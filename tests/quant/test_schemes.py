@@ -128,6 +128,25 @@ def test_what_no_scale_can_hold_is_refused(name: str, value: float) -> None:
 
 
 @BY_SCHEME
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_without_the_native_library_bits_and_errors_are_the_same(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme, weights = SCHEMES[name], matrix(5, 96, dtype=dtype)
+    broken = weights.clone()
+    broken[2, 3] = float("nan")
+    parts = scheme.quantise(weights)
+    decoded = [scheme.dequantise(parts, 96, wanted) for wanted in (dtype, torch.float16)]
+    monkeypatch.setattr("coterie.native.library", lambda: None)
+    for one, other in zip(scheme.quantise(weights), parts, strict=True):
+        assert torch.equal(one, other)
+    for one in decoded:
+        assert torch.equal(scheme.dequantise(parts, 96, one.dtype), one)
+    with pytest.raises(QuantisationError, match="Row 2"):
+        scheme.quantise(broken)
+
+
+@BY_SCHEME
 def test_only_matrices_of_floats(name: str) -> None:
     for wrong in (torch.zeros(3), torch.zeros(2, 3, 4), torch.zeros(3, 4, dtype=torch.int32)):
         with pytest.raises(QuantisationError, match="Only a matrix"):

@@ -159,6 +159,9 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R17", "dense.shards[0]", at("dense", "shards", 0, "file", value="model.safetensors")),
     ("R17", "dense.index", at("dense", "index", value=None)),
     ("R17", "dense.index", at("dense", "index", "file", value="model.safetensors.index.json")),
+    ("R32", "dense.scheme", at("dense", "scheme", value="native")),
+    ("R32", "dense.scheme", at("dense", "scheme", value="int3")),
+    ("R32", "dense.scheme", at("dense", "scheme", value="INT4")),
     ("R18", "files[1]", at("files", value=lambda files: [files[1], files[0]])),
     ("R18", "files[1]", at("files", value=lambda files: [files[0], files[0]])),
     ("R18", "files[0]", at("files", 0, "file", value="/config.json")),
@@ -277,6 +280,36 @@ def tensor_in_both(value: Json) -> None:
     value["mask"] = value.pop("norm.weight")
 
 
+def in_int4(change: Callable[[Json], None]) -> Callable[[Path], None]:
+    """Another header of the first dense shard, in a store that says that its linear layers are in int4."""
+
+    def apply(root: Path) -> None:
+        replaced_whole_file(SHARD, edited_header(change))(root)
+        edit_manifest(root, at("dense", "scheme", value="int4"))
+
+    return apply
+
+
+def renamed(**names: str) -> Callable[[Json], None]:
+    def change(value: Json) -> None:
+        for new, old in names.items():
+            value[new] = value.pop(old)
+
+    return change
+
+
+def split_embedding(value: Json) -> None:
+    """Codes and scales that fit, and the weight itself beside them."""
+    begin, end = value.pop("embed.weight")["data_offsets"]
+    for name, dtype, shape, nbytes in (
+        ("q_int4", "U8", [32, 32], 1024),
+        ("q_int4_scales", "BF16", [32, 1, 2], 128),
+        ("q", "U8", [end - begin - 1152], end - begin - 1152),
+    ):
+        value[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, begin + nbytes]}
+        begin += nbytes
+
+
 # (rule, kind, file, place, change)
 FILE_CASES: list[tuple[str, str, str, str, Callable[[Path], None]]] = [
     ("R1", "malformed", "coterie.json", "the file itself", link("coterie.json")),
@@ -350,6 +383,10 @@ FILE_CASES: list[tuple[str, str, str, str, Callable[[Path], None]]] = [
     ("R28", "corrupt", SHARD, "the file itself", bytes_at(SHARD, 5000, b"\0\0\0")),
     ("R28", "corrupt", "config.json", "the file itself", bytes_at("config.json", 2, b"M")),
     ("R28", "corrupt", INDEX, "the file itself", bytes_at(INDEX, 2, b"M")),
+    ("R32", "malformed", SHARD, "header.q_int4", in_int4(renamed(q_int4="embed.weight"))),
+    ("R32", "malformed", SHARD, "header.q_int4_scales", in_int4(renamed(q_int4_scales="embed.weight"))),
+    ("R32", "malformed", SHARD, "header.q_int4", in_int4(renamed(q_int4="embed.weight", q_int4_scales="norm.weight"))),
+    ("R32", "malformed", SHARD, "header.q_int4", in_int4(split_embedding)),
     ("R29", "foreign", "notes.txt", "the file itself", lambda root: (root / "notes.txt").touch()),
     ("R29", "foreign", "experts/.x.partial", "the file itself", lambda root: (root / "experts/.x.partial").touch()),
     ("R29", "foreign", "experts/x", "the file itself", lambda root: (root / "experts/x").symlink_to("/")),
@@ -410,7 +447,7 @@ def test_file_rules(rule: str, kind: str, file: str, place: str, change: Callabl
 
 def test_every_rule_of_the_document_has_a_malformed_store() -> None:
     documented = re.findall(r"^- \*\*(R\d+)\*\*", DOCUMENT.read_text(), re.MULTILINE)
-    assert len(documented) == len(set(documented)) == 31
+    assert len(documented) == len(set(documented)) == 32
     tested = {case[0] for cases in (MANIFEST_CASES, TEXT_CASES, FILE_CASES) for case in cases}
     assert tested == set(documented)
 

@@ -48,6 +48,16 @@ def command(
             "Default: as those already in the store, else native.",
         ),
     ] = None,
+    dense_scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--dense-scheme",
+            metavar="SCHEME",
+            show_default=False,
+            help="How linear layers outside experts are stored (attention, head, encoders): native, int8 or int4. "
+            "Routers, norms and embeddings stay as they are. Default: as in the store, else native.",
+        ),
+    ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
     dry_run: Annotated[
@@ -75,6 +85,7 @@ def command(
                 layers=layers,
                 component=component,
                 scheme=scheme,
+                dense_scheme=dense_scheme,
                 revision=revision,
                 offline=offline,
                 dry_run=dry_run,
@@ -87,12 +98,13 @@ def command(
     if as_json:
         print_json(report.to_json())
     elif dry_run:
-        _print_plan(report)
+        print_plan(report)
     else:
-        _print_outcome(report)
+        print_outcome(report)
 
 
-def _print_plan(report: ExtractionReport) -> None:
+def print_plan(report: ExtractionReport) -> None:
+    """Prints what a dry run found."""
     table = plain_table("file", "size", "", right=("size",))
     for file in report.files:
         table.add_row(file.file, format_bytes(file.nbytes), "there already" if file.present else "")
@@ -114,7 +126,8 @@ def _print_plan(report: ExtractionReport) -> None:
     out.print(f"disk free      {format_bytes(report.free_nbytes)}")
 
 
-def _print_outcome(report: ExtractionReport) -> None:
+def print_outcome(report: ExtractionReport) -> None:
+    """Prints what was done."""
     out = results()
     if report.status == "already complete":
         out.print(f"{report.store} has all of this already; nothing was written.", markup=False)

@@ -115,10 +115,11 @@ def _print_layers(report: InspectReport) -> None:
 
 
 def _dense(report: InspectReport) -> str:
+    scheme = "" if report.dense_scheme == "native" else f", linear layers in {report.dense_scheme}"
     if report.dense_memory_nbytes <= report.dense_nbytes:
-        return f"{format_bytes(report.dense_nbytes)}, always resident"
+        return f"{format_bytes(report.dense_nbytes)}, always resident{scheme}"
     loaded = format_bytes(report.dense_memory_nbytes)
-    return f"{format_bytes(report.dense_nbytes)} on disk, {loaded} dequantised in memory, always resident"
+    return f"{format_bytes(report.dense_nbytes)} on disk, {loaded} dequantised in memory, always resident{scheme}"
 
 
 def _schemes(bank: BankFacts) -> str:

@@ -165,6 +165,7 @@ def _load(
         missing=None if source.complete else missing,
         experts_per_token=experts_per_token,
         prefetch=prefetch,
+        linears=None if source.linears is None else source.linears.layers(),
     )
     model = build_model(source, attachment)
     plan = None

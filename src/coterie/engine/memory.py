@@ -29,7 +29,7 @@ def plan_for(
         MemoryBudgetError: If not even the smallest arena fits.
     """
     measured = process_memory(exact=loaded)
-    dense = 0 if loaded else sum(tensor.nbytes for tensor in source.dense.values())
+    dense = 0 if loaded else source.dense_nbytes
     largest = max(source.record_nbytes.values(), default=0)
     return plan_memory(
         budget=budget,

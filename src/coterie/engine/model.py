@@ -37,6 +37,8 @@ def build_model(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are reported, and refused just below with their names
     )
+    if attachment.linears is not None:
+        attachment.linears.fill()
     _check_loaded(model, info, attachment, source)
     model.config.name_or_path = str(source.directory)
     model.requires_grad_(False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from coterie.checkpoint import Checkpoint, Location, UnreadTensor, model_dtype, read_header, unread_tensors
+from coterie.engine.linears import StoredLinears, stored_linears
 from coterie.errors import LoadError, UsageError
 from coterie.extraction.fetching import FetchingExperts, open_origin
 from coterie.extraction.models import store_path
@@ -46,7 +47,8 @@ class ModelSource:
         experts: Where experts come from.
         num_experts: Bank → E.
         present: Bank → ids of the experts that are there.
-        dense: Dense tensors by checkpoint name, unread.
+        dense: Dense tensors by checkpoint name, unread; without those of ``linears``.
+        linears: Weights of linear layers that are in a scheme, or None.
         fetching: ``experts`` again, if what a partial store lacks is fetched from its checkpoint.
     """
 
@@ -61,6 +63,7 @@ class ModelSource:
     num_experts: Mapping[BankKey, int]
     present: Mapping[BankKey, frozenset[int]]
     dense: Mapping[str, UnreadTensor]
+    linears: StoredLinears | None = None
     fetching: FetchingExperts | None = None
 
     @cached_property
@@ -77,6 +80,11 @@ class ModelSource:
         layouts = {self.experts.layout(key) for key in self.experts.keys()}
         size = self.dtype.itemsize
         return max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of everything that is not an expert, in memory."""
+        return sum(tensor.nbytes for tensor in self.dense.values()) + (self.linears.nbytes if self.linears else 0)
 
     @property
     def all_expert_nbytes(self) -> int:
@@ -204,6 +212,9 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         banks = {key: count for key, count in banks.items() if key.component == component}
         tensors = {name: info for name, info in tensors.items() if name.startswith(f"{component}.")}
     dtype = model_dtype(config, model_config, tensors)
+    linears = stored_linears(tensors, store.manifest.dense_scheme, component or facts.component)
+    if linears is not None:
+        tensors = {name: info for name, info in tensors.items() if name not in linears.stored_names}
     return ModelSource(
         kind="store",
         name=store.path.name,
@@ -216,6 +227,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         num_experts=banks,
         present=_ids_by_bank(store, banks),
         dense=unread_tensors(tensors, load_quantisation(store.path), dtype),
+        linears=linears,
     )
 
 

@@ -91,7 +91,7 @@ def _need(source: ModelSource, context: int, budget: int) -> int:
     largest = max(source.record_nbytes.values(), default=0)
     shape = context_shape(source.config, source.dtype, source.model_class)
     return (
-        sum(tensor.nbytes for tensor in source.dense.values())
+        source.dense_nbytes
         + context_nbytes(
             shape, context, budget=max(budget, 0), compiled_kernels=compiled_kernels_nbytes(max(budget, 0))
         )

@@ -1,8 +1,9 @@
-"""From checkpoint to store and back: extraction, verification against the source, and what a model holds."""
+"""From checkpoint to store and back: extraction, smaller stores, verification, and what a model holds."""
 
 from coterie.extraction.extraction import ExtractionReport, extract
 from coterie.extraction.inspection import InspectReport, MemoryFit, inspect, memory_fit
 from coterie.extraction.progress import Progress, ProgressCallback
+from coterie.extraction.requantising import quantize
 from coterie.extraction.verification import ModelVerification, verify
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "extract",
     "inspect",
     "memory_fit",
+    "quantize",
     "verify",
 ]

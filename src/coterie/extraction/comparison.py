@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,13 +12,13 @@ import numpy as np
 from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint, TensorInfo, read_header
 from coterie.errors import CheckpointFileError, ReadError, UnsupportedError
-from coterie.extraction.dense import tensor_pieces
+from coterie.extraction.dense import as_stored, dense_tensors, tensor_pieces
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts
 from coterie.extraction.side_files import side_files
 from coterie.quant import NATIVE, SCHEMES
 from coterie.spec import ExpertKey, RecordLayout
-from coterie.store import Problem, Store
+from coterie.store import DenseTensor, Problem, Store
 from coterie.store.verification import ProblemKind
 
 _THREADS = 2
@@ -44,24 +44,25 @@ class Comparison:
 
     def store(self, store: Store) -> None:
         """Compares a store: dense tensors, the experts that it has, and the files copied beside them."""
-        wanted = {name: self._checkpoint.tensors[name] for name in self._checkpoint.keymap.dense}
-        self._checkpoint.download(wanted)
+        self._checkpoint.download(self._checkpoint.keymap.dense)
         found: dict[str, TensorInfo] = {}
         for path in store.dense_files:
             try:
                 found.update(read_header(path))
             except CheckpointFileError as error:
                 self._add("malformed", path.name, "the file itself", error.message)
-        self._compare_tensors(found, {name: self._checkpoint.tensors[name] for name in wanted})
+        # What is lossy is quantised again: the same weights give the same bytes.
+        wanted = dense_tensors(self._checkpoint, store.manifest.dense_scheme)
+        self._compare_tensors(found, {tensor.name: tensor for tensor in wanted})
         self._compare_experts(store)
         self._compare_files(store)
 
     def checkpoint(self, tensors: Mapping[str, TensorInfo]) -> None:
         """Compares all tensors of another checkpoint, experts too, by name."""
         self._checkpoint.download(self._checkpoint.tensors)
-        self._compare_tensors(tensors, self._checkpoint.tensors)
+        self._compare_tensors(tensors, {info.name: as_stored(info) for info in self._checkpoint.tensors.values()})
 
-    def _compare_tensors(self, found: Mapping[str, TensorInfo], wanted: Mapping[str, TensorInfo]) -> None:
+    def _compare_tensors(self, found: Mapping[str, TensorInfo], wanted: Mapping[str, DenseTensor]) -> None:
         for name in sorted(wanted.keys() - found.keys()):
             self._add("missing", "", name, f"the tensor {name!r} of the checkpoint is not there")
         for name in sorted(found.keys() - wanted.keys()):
@@ -69,7 +70,7 @@ class Comparison:
         for name in sorted(wanted.keys() & found.keys()):
             self._compare_tensor(found[name], wanted[name])
 
-    def _compare_tensor(self, found: TensorInfo, wanted: TensorInfo) -> None:
+    def _compare_tensor(self, found: TensorInfo, wanted: DenseTensor) -> None:
         self.tensors += 1
         if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
             what = f"{found.dtype} {list(found.shape)}, in the checkpoint {wanted.dtype} {list(wanted.shape)}"
@@ -77,7 +78,7 @@ class Comparison:
             return
         position = 0
         try:
-            for ours, theirs in zip(tensor_pieces(found), tensor_pieces(wanted), strict=True):
+            for ours, theirs in _side_by_side(tensor_pieces(found), wanted.chunks()):
                 differs = _first_difference(ours, theirs)
                 if differs is not None:
                     what = f"the tensor {found.name!r} differs from the checkpoint at its byte {position + differs}"
@@ -102,7 +103,6 @@ class Comparison:
                 advice="Compare with the version of Coterie that made the store.",
                 key=unknown,
             )
-        # What is lossy is quantised again: the same weights give the same bytes.
         wanted = SchemedExperts(self._checkpoint, store.scheme)
         ours, theirs = RecordReader(store), RecordReader(wanted)
         self._checkpoint.download(name for key in keys for name in self._checkpoint.names_of(key))
@@ -166,6 +166,24 @@ class Comparison:
     def _add(self, kind: ProblemKind, file: str, place: str, message: str) -> None:
         with self._lock:
             self.problems.append(Problem(kind=kind, file=file, place=place, rule="", message=message))
+
+
+def _side_by_side(
+    ours: Iterable[memoryview], theirs: Iterable[memoryview | bytes]
+) -> Iterator[tuple[memoryview, memoryview]]:
+    """Two runs of as many bytes in pieces of equal size, however either is cut."""
+    others = iter(theirs)
+    rest = memoryview(b"")
+    for piece in ours:
+        while len(piece):
+            if not len(rest):
+                rest = memoryview(next(others)).cast("B")
+                continue
+            count = min(len(piece), len(rest))
+            yield piece[:count], rest[:count]
+            piece, rest = piece[count:], rest[count:]
+    # Quantised codes are followed by their scales only once they have come to their end.
+    next(others, None)
 
 
 def _first_difference(one: memoryview, other: memoryview) -> int | None:

@@ -18,8 +18,9 @@ from typing import Literal
 from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError
+from coterie.extraction.origin import SchemeOf
 from coterie.extraction.progress import Meter
-from coterie.extraction.quantising import SchemedExperts
+from coterie.extraction.quantising import SchemedExperts, one_scheme
 from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
 from coterie.quant import NATIVE
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
@@ -51,12 +52,18 @@ _Job = tuple[_OpenBank, ExpertKey] | Literal["dense"]
 """An expert of an open bank, or all dense tensors."""
 
 
-def worker_count(checkpoint: Checkpoint, limit: int = _WORKERS, scheme: str = NATIVE) -> int:
-    """How many experts may be in memory at once, so that the buffers stay within bounds whatever their size."""
+def worker_count(checkpoint: Checkpoint, limit: int = _WORKERS, *, computed: bool = False) -> int:
+    """How many experts may be in memory at once, so that the buffers stay within bounds whatever their size.
+
+    Args:
+        checkpoint: Where they come from.
+        limit: The most.
+        computed: Whether their records are computed rather than copied.
+    """
     largest = 1
     for key, bank in checkpoint.banks.items():
         nbytes = bank.layout.nbytes
-        plain = scheme == NATIVE and checkpoint.extents(key.expert(0)) is not None
+        plain = not computed and checkpoint.extents(key.expert(0)) is not None
         largest = max(largest, nbytes + scratch_nbytes(nbytes) if plain else _DECODING_COPIES * nbytes)
     return max(1, min(limit, BUFFER_BYTES // largest))
 
@@ -75,7 +82,7 @@ class Copier:
         dense: Everything that is not an expert.
         meter: Told about every byte written.
         workers: Threads.
-        scheme: In which experts are written.
+        scheme: In which experts are written: one for all, or for each.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class Copier:
         meter: Meter,
         *,
         workers: int,
-        scheme: str = NATIVE,
+        scheme: str | SchemeOf = NATIVE,
     ) -> None:
         self._checkpoint = checkpoint
         self._writer = writer
@@ -94,8 +101,8 @@ class Copier:
         self._meter = meter
         self._workers = workers
         self._reader = SpanReader()
-        self._experts = SchemedExperts(checkpoint, lambda key: scheme)
-        self._decoder = RecordReader(self._experts)
+        self._experts = SchemedExperts(checkpoint, one_scheme(scheme))
+        self._decoder = RecordReader(self._experts, verify=True)
         self._open: list[_OpenBank] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -151,7 +158,8 @@ class Copier:
         return (str(extents[0].path), extents[0].offset) if extents else ("", key.expert)
 
     def _work(self, jobs: Iterator[_Job]) -> None:
-        largest = max(self._experts.layout(key.expert(0)).nbytes for key in self._checkpoint.banks)
+        planned = (one.layout.nbytes for bank in self._writer.plan.banks for one in bank.experts)
+        largest = max(planned, default=RECORD_ALIGNMENT)
         # Anonymous mappings start on a page, as direct reads and writes need, and take no memory until used.
         buffer, scratch = mmap.mmap(-1, largest), mmap.mmap(-1, scratch_nbytes(largest))
         try:
@@ -177,7 +185,7 @@ class Copier:
         layout = self._experts.layout(key)
         record = buffer[: layout.nbytes]
         extents = self._experts.extents(key)
-        if extents is None:
+        if extents is None or self._experts.checksum(key) is not None:
             self._decoder.read(key, layout, record)
         else:
             self._reader.read(key, layout, extents, record, scratch)

@@ -6,17 +6,95 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
+import torch
+
 from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.errors import CheckpointFileError
+from coterie.extraction.linears import QuantisedPair, ReadRows, fp8_rows, plain_rows, stored_rows
+from coterie.extraction.origin import StoreOrigin, check_smaller, dense_scheme_of
+from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.hf.linears import linear_weights
+from coterie.hf.quantised import fold_names
+from coterie.quant import ALIGNMENT, NATIVE, StoredMatrix, lossy_scheme, stored_linear
 from coterie.store import DenseTensor
 
 _PIECE = 4 * 2**20
 _AHEAD = 4 * _PIECE
 
 
-def dense_tensors(checkpoint: Checkpoint) -> tuple[DenseTensor, ...]:
-    """Everything of the checkpoint that is not an expert, under its names there; nothing is read yet."""
-    return tuple(_tensor(checkpoint, name) for name in checkpoint.keymap.dense)
+def dense_tensors(checkpoint: Checkpoint, scheme: str = NATIVE) -> tuple[DenseTensor, ...]:
+    """Everything of the checkpoint that is not an expert, under its names there; nothing is read yet.
+
+    Args:
+        checkpoint: Where it comes from: a checkpoint, or a store seen as one.
+        scheme: In which weights of linear layers are wanted; each then is two tensors, codes and scales.
+
+    Raises:
+        UsageError: If there is no such scheme, or what there is has fewer bits.
+    """
+    have = dense_scheme_of(checkpoint)
+    check_smaller("Linear layers outside experts are", have, scheme)
+    pairs = checkpoint.pairs if isinstance(checkpoint, StoreOrigin) else {}
+    plain = [name for name in checkpoint.keymap.dense if name not in pairs]
+    if scheme == have:
+        parts = [info for pair in pairs.values() for info in pair]
+        return (*(_tensor(checkpoint, name) for name in plain), *(as_stored(info, ALIGNMENT) for info in parts))
+    matrices = quantised_linears(checkpoint, scheme)
+    scales_of = _fp8_scales(checkpoint)
+    taken = {*matrices, *(scales_of[name] for name in matrices if name in scales_of)}
+    tensors = [_tensor(checkpoint, name) for name in plain if name not in taken]
+    for name, matrix in matrices.items():
+        tensors += QuantisedPair(matrix, _rows(checkpoint, name, scales_of.get(name))).tensors()
+    return tuple(tensors)
+
+
+def quantised_linears(checkpoint: Checkpoint, scheme: str) -> dict[str, StoredMatrix]:
+    """The weights that are quantised where linear layers outside experts are wanted in a scheme.
+
+    Raises:
+        UsageError: If there is no such scheme.
+    """
+    lossy = lossy_scheme(scheme)
+    if lossy is None:
+        return {}
+    fp8 = _fp8_scales(checkpoint)
+    pairs = checkpoint.pairs if isinstance(checkpoint, StoreOrigin) else {}
+    found: dict[str, StoredMatrix] = {}
+    for name, shape in linear_weights(checkpoint.skeleton, checkpoint.keymap).items():
+        matrix = stored_linear(name, *shape, lossy)
+        # What has another shape is found, and named, when the model is loaded.
+        if matrix is not None and (name in pairs or _is_weight(checkpoint.tensors[name], shape, name in fp8)):
+            found[name] = matrix
+    return found
+
+
+def _is_weight(info: TensorInfo, shape: tuple[int, int], is_fp8: bool) -> bool:
+    dtype = TORCH_DTYPES[info.dtype]
+    return info.shape == shape and (is_fp8 or (dtype.is_floating_point and dtype.itemsize > 1))
+
+
+def _fp8_scales(checkpoint: Checkpoint) -> dict[str, str]:
+    """Name of each FP8 weight → name of its scales; in a checkpoint of MXFP4, no linear layer has such."""
+    folded = fold_names(checkpoint.quantisation, {name: info.dtype for name, info in checkpoint.tensors.items()})
+    return dict(folded.parts.values())
+
+
+def _rows(checkpoint: Checkpoint, name: str, scales: str | None) -> ReadRows:
+    """Reads a weight from wherever the checkpoint, or store, has it."""
+    pairs = checkpoint.pairs if isinstance(checkpoint, StoreOrigin) else {}
+    have = lossy_scheme(dense_scheme_of(checkpoint))
+
+    def rows() -> Iterator[torch.Tensor]:
+        if name in pairs and have is not None:
+            return stored_rows(*pairs[name], have, checkpoint.dtype)
+        checkpoint.download([name] if scales is None else [name, scales])
+        if scales is None:
+            return plain_rows(checkpoint.tensors[name])
+        quantisation = checkpoint.quantisation
+        block = None if quantisation is None else quantisation.block
+        return fp8_rows(checkpoint.tensors[name], checkpoint.tensors[scales], checkpoint.dtype, block)
+
+    return rows
 
 
 def _tensor(checkpoint: Checkpoint, name: str) -> DenseTensor:
@@ -27,6 +105,17 @@ def _tensor(checkpoint: Checkpoint, name: str) -> DenseTensor:
 
     info = checkpoint.tensors[name]
     return DenseTensor(name=name, dtype=info.dtype, shape=info.shape, chunks=chunks)
+
+
+def as_stored(info: TensorInfo, alignment: int = 1) -> DenseTensor:
+    """A tensor of a file as one that is to be written."""
+    return DenseTensor(
+        name=info.name,
+        dtype=info.dtype,
+        shape=info.shape,
+        chunks=lambda: tensor_pieces(info),
+        alignment=alignment,
+    )
 
 
 def tensor_pieces(info: TensorInfo) -> Iterator[memoryview]:

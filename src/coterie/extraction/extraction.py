@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -10,6 +11,7 @@ from typing import Literal
 from coterie.checkpoint import Checkpoint
 from coterie.errors import ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
+from coterie.extraction.origin import SchemeOf
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.quantising import scheme_of_store
@@ -26,6 +28,7 @@ from coterie.extraction.target import (
 from coterie.extraction.tokenizer_check import check_tokenizer
 from coterie.hf.tokenizer import embedding_rows
 from coterie.quant import NATIVE, lossy_scheme
+from coterie.spec import BankKey
 from coterie.store import Store, StoreWriter, Survey, SurveyedFile, is_store, survey
 from coterie.store.syscalls import SystemCalls
 
@@ -89,6 +92,7 @@ def extract(
     layers: Numbers = None,
     component: str | None = None,
     scheme: str | None = None,
+    dense_scheme: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     dry_run: bool = False,
@@ -111,6 +115,8 @@ def extract(
         component: Only this part of the model, such as ``thinker``.
         scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``. Default: as those that the
             store has, if they are all alike, else ``native``. One store may have experts of several schemes.
+        dense_scheme: How weights of linear layers outside experts are stored (attention, heads, encoders): likewise.
+            Default: as the store has them, else ``native``. One store has one.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
         dry_run: Write and download no weights; report what would be done.
@@ -136,31 +142,73 @@ def extract(
         raise UsageError(f"At least one worker is needed, not {workers}.")
     source = Checkpoint.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
+    scheme, dense_scheme = _schemes(root, scheme, dense_scheme)
+    chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
+    options = WriteOptions(dry_run=dry_run, restart=restart, progress=progress, workers=workers, calls=calls)
+    report = make_store(source, root, chosen, scheme, dense_scheme, options)
+    return replace(report, seconds=monotonic() - start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOptions:
+    """How a store is written; the arguments of :func:`extract` that are so called."""
+
+    dry_run: bool = False
+    restart: bool = False
+    progress: ProgressCallback | None = None
+    workers: int | None = None
+    calls: SystemCalls | None = None
+
+
+def make_store(
+    source: Checkpoint,
+    root: Path,
+    chosen: Mapping[BankKey, tuple[int, ...]],
+    scheme: str | SchemeOf,
+    dense_scheme: str,
+    options: WriteOptions,
+) -> ExtractionReport:
+    """Writes, resumes or grows a store.
+
+    Args:
+        source: A checkpoint, or a store seen as one.
+        root: The directory.
+        chosen: Bank → ids of the experts that the store is to have.
+        scheme: That of all experts, or of each.
+        dense_scheme: That of linear layers outside experts.
+        options: How.
+
+    Raises:
+        CoterieError: As :func:`extract` says.
+    """
+    start = monotonic()
     check_apart(root, source.location.directory)
     check_tokenizer(source.location.directory, embedding_rows(source.skeleton))
-    scheme = _scheme(root, scheme)
-    chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
-    plan = plan_extraction(source, chosen, scheme)
+    plan = plan_extraction(source, chosen, scheme, dense_scheme)
     downloads = missing_downloads(source, plan.tensors)
     if not downloads:
         plan = with_fingerprints(plan, source)
-    found = _survey(root, plan, restart=restart, compare=not downloads)
+    found = _survey(root, plan, restart=options.restart, compare=not downloads)
     need = disk_need(root, found, downloads, source.location.directory)
     check_fits(root, need)
     status: Status = "planned"
     written = 0
-    if not dry_run:
+    if not options.dry_run:
         plan = with_fingerprints(plan, source)
-        status, written = _write(source, root, plan, found, scheme, restart, progress, workers, calls)
+        status, written = _write(source, root, plan, found, scheme, options)
     return _report(source, root, plan, found, downloads, need, status, written, monotonic() - start)
 
 
-def _scheme(root: Path, scheme: str | None) -> str:
-    """The scheme that was asked for, else that of the store that is grown."""
-    if scheme is not None:
-        lossy_scheme(scheme)
-        return scheme
-    return (scheme_of_store(Store.open(root)) if is_store(root) else None) or NATIVE
+def _schemes(root: Path, scheme: str | None, dense_scheme: str | None) -> tuple[str, str]:
+    """The schemes that were asked for, else those of the store that is grown."""
+    for wanted in (scheme, dense_scheme):
+        if wanted is not None:
+            lossy_scheme(wanted)
+    if (scheme is None or dense_scheme is None) and is_store(root):
+        store = Store.open(root)
+        scheme = scheme or scheme_of_store(store)
+        dense_scheme = dense_scheme or store.manifest.dense_scheme
+    return scheme or NATIVE, dense_scheme or NATIVE
 
 
 def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -> Survey:
@@ -173,15 +221,12 @@ def _write(
     root: Path,
     plan: ExtractionPlan,
     found: Survey,
-    scheme: str,
-    restart: bool,
-    progress: ProgressCallback | None,
-    workers: int | None,
-    calls: SystemCalls | None,
+    scheme: str | SchemeOf,
+    options: WriteOptions,
 ) -> tuple[Status, int]:
     """Writes what is missing; returns what that amounted to and the bytes of tensors written."""
-    restart = restart and found.base is None
-    with StoreWriter.open(root, plan.store, restart=restart, calls=calls) as writer:
+    restart = options.restart and found.base is None
+    with StoreWriter.open(root, plan.store, restart=restart, calls=options.calls) as writer:
         if writer.growing and not writer.missing_banks():
             return "already complete", 0
         before = file_stamps(info.path for info in source.tensors.values())
@@ -189,8 +234,8 @@ def _write(
         total = sum(wanted[key, e] for key in writer.missing_banks() for e in writer.missing_experts(key))
         if not writer.dense_done:
             total += sum(tensor.nbytes for tensor in plan.dense)
-        meter = Meter("extract", total, progress)
-        workers = workers or worker_count(source, scheme=scheme)
+        meter = Meter("extract", total, options.progress)
+        workers = options.workers or worker_count(source, computed=scheme != NATIVE)
         Copier(source, writer, plan.dense, meter, workers=workers, scheme=scheme).run()
         for name in writer.missing_files():
             writer.copy_file(plan.side_files[name], name)

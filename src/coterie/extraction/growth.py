@@ -195,6 +195,7 @@ class StoreGrowth:
             source=manifest.source,
             banks=bank_plans(self._checkpoint, chosen, self._scheme),
             ignored=manifest.ignored,
+            dense_scheme=manifest.dense_scheme,
         )
 
     def _give_up(self, why: str) -> None:

@@ -17,7 +17,7 @@ from coterie.hf.context import context_shape, default_context
 from coterie.hf.quantised import decoded_nbytes, encoding_of
 from coterie.plan.budget import context_nbytes
 from coterie.plan.compiled import compiled_kernels_nbytes
-from coterie.quant import NATIVE, dequantised_nbytes
+from coterie.quant import NATIVE, dequantised_nbytes, linear_names, lossy_scheme
 from coterie.spec import RecordLayout, parse_bytes
 from coterie.store import Store
 from coterie.store.names import MANIFEST
@@ -161,6 +161,7 @@ class InspectReport:
         components: By name.
         dense_nbytes: Bytes of everything that is not an expert, as stored.
         dense_memory_nbytes: Bytes of it in memory, always resident: more where quantised weights are dequantised.
+        dense_scheme: Scheme of linear layers outside experts.
         expert_nbytes: Bytes of the experts present.
         full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
         disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint.
@@ -180,6 +181,7 @@ class InspectReport:
     components: tuple[ComponentFacts, ...]
     dense_nbytes: int
     dense_memory_nbytes: int
+    dense_scheme: str
     expert_nbytes: int
     full_nbytes: int | None
     disk_nbytes: int
@@ -312,6 +314,7 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         banks,
         dense_nbytes=sum(facts.nbytes for facts in manifest.dense),
         dense_memory_nbytes=dense_memory,
+        dense_scheme=manifest.dense_scheme,
         decoding_nbytes=decoding,
         disk_nbytes=files + (store.path / MANIFEST).stat().st_size,
         ignored=manifest.ignored,
@@ -339,7 +342,12 @@ def _dequantised(store: Store) -> tuple[int, int]:
     if quantisation is None:
         return sum(facts.nbytes for facts in manifest.dense), _decoding(manifest.layouts.values(), dtype)
     tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
-    dense = sum(tensor.nbytes for tensor in unread_tensors(tensors, quantisation, dtype).values())
+    lossy = lossy_scheme(manifest.dense_scheme)
+    pairs = {} if lossy is None else linear_names(tensors, lossy)
+    # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
+    parts = [tensors.pop(name) for pair in pairs.values() for name in pair]
+    dense = sum(part.nbytes for part in parts)
+    dense += sum(tensor.nbytes for tensor in unread_tensors(tensors, quantisation, dtype).values())
     return dense, _decoding(manifest.layouts.values(), dtype)
 
 
@@ -396,6 +404,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         banks,
         dense_nbytes=checkpoint.dense_nbytes,
         dense_memory_nbytes=checkpoint.dense_memory_nbytes,
+        dense_scheme=NATIVE,
         decoding_nbytes=_decoding((bank.layout for bank in checkpoint.banks.values()), checkpoint.dtype),
         disk_nbytes=sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out),
         ignored=ignored,
@@ -413,6 +422,7 @@ def _report(
     *,
     dense_nbytes: int,
     dense_memory_nbytes: int,
+    dense_scheme: str,
     decoding_nbytes: int,
     disk_nbytes: int,
     ignored: tuple[str, ...],
@@ -443,6 +453,7 @@ def _report(
         components=tuple(_component(name, banks) for name in sorted({bank.component for bank in banks})),
         dense_nbytes=dense_nbytes,
         dense_memory_nbytes=dense_memory_nbytes,
+        dense_scheme=dense_scheme,
         expert_nbytes=sum(records),
         full_nbytes=full if known else None,
         disk_nbytes=disk_nbytes,

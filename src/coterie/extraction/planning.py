@@ -8,10 +8,10 @@ from pathlib import Path
 
 from coterie.checkpoint import Checkpoint, CheckpointBank
 from coterie.extraction.dense import dense_tensors
-from coterie.extraction.quantising import record_layouts
-from coterie.extraction.side_files import side_files
+from coterie.extraction.origin import SchemeOf, bank_sources, files_beside, made_from
+from coterie.extraction.quantising import SchemedExperts, one_scheme
 from coterie.quant import NATIVE
-from coterie.spec import BankKey
+from coterie.spec import BankKey, ExpertKey
 from coterie.store import BankPlan, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
 
 _UNKNOWN = "0" * 32
@@ -35,14 +35,17 @@ class ExtractionPlan:
 
 
 def plan_extraction(
-    checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str = NATIVE
+    checkpoint: Checkpoint,
+    chosen: Mapping[BankKey, tuple[int, ...]],
+    scheme: str | SchemeOf = NATIVE,
+    dense_scheme: str = NATIVE,
 ) -> ExtractionPlan:
     """Plans a store that holds the chosen experts and everything that is not an expert. Reads no tensor.
 
     Raises:
         CheckpointFileError: If the checkpoint's directory cannot be listed.
     """
-    files = side_files(checkpoint.location.directory)
+    files = files_beside(checkpoint)
     plan = StorePlan(
         model=ModelFacts(
             class_name=type(checkpoint.skeleton).__name__,
@@ -54,28 +57,44 @@ def plan_extraction(
         banks=bank_plans(checkpoint, chosen, scheme),
         files=tuple(files),
         ignored=tuple(sorted(checkpoint.keymap.ignored)),
+        dense_scheme=dense_scheme,
+        made_from=made_from(checkpoint),
     )
     experts = (name for key, ids in chosen.items() for e in ids for name in checkpoint.names_of(key.expert(e)))
     return ExtractionPlan(
         store=plan,
-        dense=dense_tensors(checkpoint),
+        dense=dense_tensors(checkpoint, dense_scheme),
         side_files=files,
-        tensors=tuple(dict.fromkeys([*checkpoint.keymap.dense, *experts])),
+        # A store has no tensors under the names of weights that are in a scheme, and nothing to download.
+        tensors=tuple(
+            name for name in dict.fromkeys([*checkpoint.keymap.dense, *experts]) if name in checkpoint.tensors
+        ),
     )
 
 
 def bank_plans(
-    checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str = NATIVE
+    checkpoint: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str | SchemeOf = NATIVE
 ) -> tuple[BankPlan, ...]:
-    """All banks of a checkpoint with their chosen experts; banks that are not named get none."""
-    layouts = record_layouts(checkpoint, scheme)
+    """All banks of a checkpoint with their chosen experts; banks that are not named get none.
+
+    Args:
+        checkpoint: The checkpoint, or a store seen as one.
+        chosen: Bank → ids.
+        scheme: That of all experts, or of each.
+    """
+    scheme_of = one_scheme(scheme)
+    experts = SchemedExperts(checkpoint, scheme_of)
+
+    def planned(key: ExpertKey) -> PlannedExpert:
+        return PlannedExpert(expert=key.expert, scheme=scheme_of(key), layout=experts.layout(key))
+
     return tuple(
         BankPlan(
             key=key,
             num_experts=bank.bank.num_experts,
             top_k=bank.bank.top_k,
-            sources=source_patterns(bank),
-            experts=tuple(PlannedExpert(expert=e, scheme=scheme, layout=layouts[key]) for e in chosen.get(key, ())),
+            sources=bank_sources(checkpoint, key) or source_patterns(bank),
+            experts=tuple(planned(key.expert(expert)) for expert in chosen.get(key, ())),
         )
         for key, bank in checkpoint.banks.items()
     )

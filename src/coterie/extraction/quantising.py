@@ -1,9 +1,9 @@
-"""A checkpoint's experts as records of a scheme: quantised while they are read, one at a time."""
+"""Experts of a checkpoint, or of a store, as records of a scheme: quantised while they are read, one at a time."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from coterie.cache import RecordReader
-from coterie.checkpoint import Checkpoint, CheckpointBank
+from coterie.checkpoint import Checkpoint
 from coterie.errors import QuantisationError
+from coterie.extraction.origin import SchemeOf, stored_scheme
+from coterie.hf.banks import ExpertBank
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.quantised import FieldSteps, plan_fields
-from coterie.quant import NATIVE, Scheme, StoredMatrix, lossy_scheme
+from coterie.quant import NATIVE, FoundMatrix, Scheme, StoredMatrix, find_matrices, lossy_scheme
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 
 if TYPE_CHECKING:
     from coterie.store import Store
-
-SchemeOf = Callable[[ExpertKey], str]
-"""The scheme in which an expert is wanted."""
 
 
 def record_layouts(checkpoint: Checkpoint, scheme: str = NATIVE) -> dict[BankKey, RecordLayout]:
@@ -39,13 +38,18 @@ def record_layouts(checkpoint: Checkpoint, scheme: str = NATIVE) -> dict[BankKey
     layouts: dict[BankKey, RecordLayout] = {}
     for key in sorted(checkpoint.banks):
         bank = checkpoint.banks[key]
-        layout = bank.layout if lossy is None else BankQuantiser.of(bank, lossy).layout
+        layout = bank.layout if lossy is None else BankQuantiser.of(bank.bank, bank.layout, lossy).layout
         known = numbered.setdefault(layout.name, [])
         if layout not in known:
             known.append(layout)
         number = known.index(layout)
         layouts[key] = layout if number == 0 else replace(layout, name=f"{layout.name};{number + 1}")
     return layouts
+
+
+def one_scheme(scheme: str | SchemeOf) -> SchemeOf:
+    """The scheme of each expert, where all have the same or each its own."""
+    return (lambda key: scheme) if isinstance(scheme, str) else scheme
 
 
 def scheme_of_store(store: Store) -> str | None:
@@ -56,70 +60,92 @@ def scheme_of_store(store: Store) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BankQuantiser:
-    """Makes records of a scheme out of the records of a checkpoint's bank.
+    """Makes records of a scheme out of a bank's records in another form.
 
     Attributes:
         layout: Layout of what is made.
-        native: Layout of what it is made of.
-        steps: How each parameter comes out of the native record.
+        stored: Layout of what it is made of.
+        steps: How each parameter comes out of the stored record.
+        others: Indices of the stored record's fields that are not of a scheme; positions in steps count these only.
         dtypes: Dtype of each parameter in the model.
         matrices: The parameters that are quantised; the others (biases) stay as they are.
     """
 
     layout: RecordLayout
-    native: RecordLayout
-    steps: tuple[FieldSteps, ...]
+    stored: RecordLayout
+    steps: tuple[FieldSteps | FoundMatrix, ...]
+    others: tuple[int, ...]
     dtypes: Mapping[str, torch.dtype]
     matrices: Mapping[str, StoredMatrix] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, checkpoint_bank: CheckpointBank, scheme: Scheme) -> BankQuantiser:
-        """For one bank."""
-        bank, native = checkpoint_bank.bank, checkpoint_bank.layout
+    def of(cls, bank: ExpertBank, stored: RecordLayout, scheme: Scheme) -> BankQuantiser:
+        """For the records of one layout of a bank."""
         transposed = "transposed" in bank.variant
-        steps = plan_fields(native, bank.parameters, str(bank.key))
+        found = find_matrices(stored, bank.parameters)
+        taken = {position for one in found.values() for position in one.positions}
+        others = tuple(index for index in range(len(stored.fields)) if index not in taken)
+        rest = replace(stored, fields=tuple(stored.fields[index] for index in others))
+        plain = {name: shape for name, shape in bank.parameters.items() if name not in found}
+        steps = {step.parameter: step for step in plan_fields(rest, plain, str(bank.key))}
         matrices = {
             name: StoredMatrix(parameter=name, shape=shape, scheme=scheme, transposed=transposed)
             for name, shape in bank.parameters.items()
             if len(shape) == 2
         }
         fields: list[tuple[str, str, tuple[int, ...]]] = []
-        for step in steps:
-            place = native.fields[step.position]
-            matrix = matrices.get(step.parameter)
-            fields += [(place.name, place.dtype, place.shape)] if matrix is None else matrix.fields()
+        for name in bank.parameters:
+            matrix = matrices.get(name)
+            if matrix is None:
+                place = rest.fields[steps[name].position]
+                fields.append((place.name, place.dtype, place.shape))
+            else:
+                fields += matrix.fields()
         short = "|".join(name.replace("_proj", "") for name in bank.parameters)
         name = ";".join(filter(None, (short, bank.variant, scheme.name)))
         return cls(
             layout=RecordLayout.build(name, fields),
-            native=native,
-            steps=steps,
+            stored=stored,
+            steps=tuple(found[name] if name in found else steps[name] for name in bank.parameters),
+            others=others,
             dtypes=bank.dtypes,
             matrices=matrices,
         )
 
-    def quantise(self, key: ExpertKey, native: memoryview, record: memoryview) -> None:
-        """Fills the fields of ``record`` from a native record.
+    def quantise(self, key: ExpertKey, stored: memoryview, record: memoryview) -> None:
+        """Fills the fields of ``record`` from a stored one.
 
         Raises:
             QuantisationError: If a weight is not finite; names expert and parameter.
         """
         tensors = tuple(
-            torch.frombuffer(native, dtype=torch.uint8, count=place.nbytes, offset=place.offset)
+            torch.frombuffer(stored, dtype=torch.uint8, count=place.nbytes, offset=place.offset)
             .view(TORCH_DTYPES[place.dtype])
             .view(place.shape)
-            for place in self.native.fields
+            for place in self.stored.fields
         )
+        others = tuple(tensors[index] for index in self.others)
         places = iter(self.layout.fields)
-        for step in self.steps:
-            matrix = self.matrices.get(step.parameter)
-            if matrix is None:
-                parts: tuple[torch.Tensor, ...] = (tensors[step.position],)
-            else:
-                parts = self._parts(key, matrix, step.decode(tensors, self.dtypes[step.parameter]))
-            for part in parts:
+        for (name, dtype), step in zip(self.dtypes.items(), self.steps, strict=True):
+            for part in self._fields(key, name, step, tensors, others, dtype):
                 place = next(places)
                 record[place.offset : place.offset + place.nbytes] = part.view(-1).view(torch.uint8).numpy().data
+
+    def _fields(
+        self,
+        key: ExpertKey,
+        name: str,
+        step: FieldSteps | FoundMatrix,
+        tensors: Sequence[torch.Tensor],
+        others: Sequence[torch.Tensor],
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, ...]:
+        """What is stored of one parameter."""
+        if isinstance(step, FoundMatrix):
+            return self._parts(key, self.matrices[name], step.decode(tensors, dtype))
+        if name not in self.matrices:
+            return (others[step.position],)
+        return self._parts(key, self.matrices[name], step.decode(others, dtype))
 
     def _parts(self, key: ExpertKey, matrix: StoredMatrix, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         try:
@@ -137,17 +163,19 @@ class BankQuantiser:
 class SchemedExperts:
     """The experts of a checkpoint, each in a scheme of its own; an :class:`~coterie.spec.ExpertSource`.
 
+    What lies in the scheme already is given as it lies.
+
     Args:
-        checkpoint: Where they come from.
+        checkpoint: Where they come from: a checkpoint, or a store seen as one.
         scheme_of: The scheme of each.
     """
 
     def __init__(self, checkpoint: Checkpoint, scheme_of: SchemeOf) -> None:
         self._checkpoint = checkpoint
         self._scheme_of = scheme_of
-        self._reader = RecordReader(checkpoint)
+        self._reader = RecordReader(checkpoint, verify=True)
         self._layouts: dict[str, dict[BankKey, RecordLayout]] = {}
-        self._quantisers: dict[tuple[BankKey, str], BankQuantiser] = {}
+        self._quantisers: dict[tuple[BankKey, str, RecordLayout], BankQuantiser] = {}
 
     def close(self) -> None:
         """Closes the open files."""
@@ -162,13 +190,15 @@ class SchemedExperts:
     def layout(self, key: ExpertKey) -> RecordLayout:
         """The layout of this expert's record in its scheme."""
         scheme = self._scheme_of(key)
+        if scheme != NATIVE and self._is_there(key):
+            return self._checkpoint.layout(key)
         if scheme not in self._layouts:
             self._layouts[scheme] = record_layouts(self._checkpoint, scheme)
         return self._layouts[scheme][key.bank_key]
 
     def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         """Where the checkpoint has the record's bytes; None if they must be computed."""
-        return self._checkpoint.extents(key) if self._scheme_of(key) == NATIVE else None
+        return self._checkpoint.extents(key) if self._is_there(key) else None
 
     def read_into(self, key: ExpertKey, record: memoryview) -> int:
         """Reads and quantises an expert; returns the bytes read.
@@ -178,18 +208,20 @@ class SchemedExperts:
             CheckpointFileError: If the expert cannot be decoded.
             ReadError: If a file cannot be read.
         """
-        scheme = lossy_scheme(self._scheme_of(key))
-        if scheme is None:
+        if self._is_there(key):
             return self._checkpoint.read_into(key, record)
-        place = key.bank_key, scheme.name
+        scheme = lossy_scheme(self._scheme_of(key))
+        assert scheme is not None, "what is native is there"
+        stored = self._checkpoint.layout(key)
+        place = key.bank_key, scheme.name, stored
         if place not in self._quantisers:
-            self._quantisers[place] = BankQuantiser.of(self._checkpoint.banks[key.bank_key], scheme)
+            self._quantisers[place] = BankQuantiser.of(self._checkpoint.banks[key.bank_key].bank, stored, scheme)
         quantiser = self._quantisers[place]
-        buffer = mmap.mmap(-1, quantiser.native.nbytes)
+        buffer = mmap.mmap(-1, stored.nbytes)
         try:
-            native = memoryview(buffer)
-            nbytes = self._reader.read(key, quantiser.native, native)
-            quantiser.quantise(key, native, record)
+            view = memoryview(buffer)
+            nbytes = self._reader.read(key, stored, view)
+            quantiser.quantise(key, view, record)
         finally:
             with suppress(BufferError):
                 # Tensors may still view it; it goes with the last of them.
@@ -197,5 +229,8 @@ class SchemedExperts:
         return nbytes
 
     def checksum(self, key: ExpertKey) -> str | None:
-        """None: checkpoints carry no checksums."""
-        return None
+        """That of a store's record which is given as it lies; checkpoints carry none."""
+        return self._checkpoint.checksum(key) if self._is_there(key) else None
+
+    def _is_there(self, key: ExpertKey) -> bool:
+        return self._scheme_of(key) == stored_scheme(self._checkpoint, key)

@@ -11,6 +11,7 @@ from coterie.checkpoint import Checkpoint, Location
 from coterie.errors import StoreError
 from coterie.extraction.checkpoint_problems import file_problems, open_problems
 from coterie.extraction.comparison import Comparison
+from coterie.extraction.dense import dense_tensors
 from coterie.extraction.models import store_path
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
@@ -116,7 +117,7 @@ def verify(
             other = Checkpoint.open(
                 against, component=store.manifest.model.component, revision=revision, offline=offline
             )
-            dense = sum(other.tensors[name].nbytes for name in other.keymap.dense)
+            dense = sum(tensor.nbytes for tensor in dense_tensors(other, store.manifest.dense_scheme))
             comparison = Comparison(other, Meter("compare", 2 * (dense + store.manifest.expert_nbytes), progress))
             comparison.store(store)
             tensors, experts = comparison.tensors, comparison.experts

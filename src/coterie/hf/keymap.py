@@ -85,6 +85,8 @@ class KeyMap:
         outside: Checkpoint names of other components.
         unclaimed: Checkpoint names that belong to nothing.
         missing: Names in the model that no checkpoint tensor gives.
+        rearranged: Those names of ``dense`` that are not the model's tensors as they lie: several make one, or a
+            conversion changes them.
     """
 
     banks: list[ExpertBank]
@@ -94,6 +96,7 @@ class KeyMap:
     outside: list[str] = field(default_factory=list)
     unclaimed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    rearranged: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -125,6 +128,7 @@ def map_keys(model: PreTrainedModel, names: Iterable[str], *, component: str | N
         covered.update(targets)
         if not any(t in stacked for t in targets):
             keymap.dense.update({name: target for names_ in group.names.values() for name in names_})
+            keymap.rearranged.update(_rearranged(group))
             continue
         for place, names_ in _shares(targets, group).items():
             bank, parameter = stacked[place]
@@ -145,6 +149,40 @@ def map_keys(model: PreTrainedModel, names: Iterable[str], *, component: str | N
     _claim_separate(keymap, groups)
     _settle(model, keymap, covered, unexpected)
     return keymap
+
+
+def map_dense(model: PreTrainedModel, names: Iterable[str], *, component: str | None = None) -> KeyMap:
+    """The claims of tensors of which each is known to be dense and to belong to the model, as in a store.
+
+    Args:
+        model: The skeleton.
+        names: Their names.
+        component: The component that ``model`` is of a larger checkpoint, or None.
+    """
+    keymap = KeyMap(banks=find_banks(model))
+    groups, unexpected = _group_by_target(model, list(names), _conversions(model, component))
+    for target, group in groups.items():
+        keymap.dense.update({name: target for names_ in group.names.values() for name in names_})
+        keymap.rearranged.update(_rearranged(group))
+    keymap.unclaimed = sorted(name for found in unexpected.values() for name in found)
+    return keymap
+
+
+def plain_targets(model: PreTrainedModel, names: Iterable[str], *, component: str | None = None) -> dict[str, str]:
+    """Checkpoint name → name in the model, of the tensors that the model takes as they lie; others are left out.
+
+    Args:
+        model: The skeleton.
+        names: Names of dense tensors.
+        component: The component that ``model`` is of a larger checkpoint, or None.
+    """
+    keymap = map_dense(model, names, component=component)
+    return {name: target for name, target in keymap.dense.items() if name not in keymap.rearranged}
+
+
+def _rearranged(group: _Group) -> list[str]:
+    names = [name for names_ in group.names.values() for name in names_]
+    return names if group.converter is not None or len(names) > 1 else []
 
 
 def _shares(targets: list[str], group: _Group) -> dict[str, dict[str, list[str]]]:

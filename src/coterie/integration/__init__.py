@@ -4,7 +4,7 @@ from coterie.integration.attach import Attachment
 from coterie.integration.bank import BankCounters, StreamedBank
 from coterie.integration.governor import Verdict
 from coterie.integration.guards import install_guards
-from coterie.integration.linear import round_as_stock
+from coterie.integration.linear import QuantisedLinear, QuantisedLinears, round_as_stock
 from coterie.integration.missing import Missing, check_missing
 from coterie.integration.norms import quicken_norms
 from coterie.integration.quantizer import StreamingConfig, forget, register
@@ -13,6 +13,8 @@ __all__ = [
     "Attachment",
     "BankCounters",
     "Missing",
+    "QuantisedLinear",
+    "QuantisedLinears",
     "StreamedBank",
     "StreamingConfig",
     "Verdict",

@@ -18,6 +18,7 @@ from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.decoder import bank_decoders
 from coterie.integration.lookahead import LookAhead
+from coterie.integration.linear import QuantisedLinears
 from coterie.integration.missing import Missing, adapt_block
 from coterie.kernels import StackedProduct, TokenKernel
 from coterie.spec import BankKey, ExpertSource, Observer, Prefetch
@@ -37,6 +38,7 @@ class Attachment:
         missing: Policy for absent experts, or None if there are none.
         experts_per_token: Overrides the routers' K.
         prefetch: When the next layer's experts are read before they are asked for.
+        linears: The linear layers outside experts whose weights are in a scheme, or None.
 
     Attributes:
         banks: The banks, once the plug-in has run.
@@ -45,6 +47,7 @@ class Attachment:
         observers: Whoever is told about events.
         removed: Names of the parameters that were taken out.
         dense_shapes: Name → shape of the parameters that were left in.
+        linears: Those given.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class Attachment:
         missing: Missing | None = None,
         experts_per_token: int | None = None,
         prefetch: Prefetch = "off",
+        linears: QuantisedLinears | None = None,
     ) -> None:
+        self.linears = linears
         self.banks: dict[BankKey, StreamedBank] = {}
         self.clocks: dict[str, StepClock] = {}
         self.observers: list[Observer] = []
@@ -79,6 +84,9 @@ class Attachment:
         banks = find_banks(model)
         check_architecture(model, len(banks))
         self._check_banks(type(model).__name__, {bank.key: bank.num_experts for bank in banks})
+        if self.linears is not None:
+            # Before the experts go: checkpoint names are resolved with the whole skeleton.
+            self.linears.replace(model)
         # Layers of the same shape share one.
         kernels = (functools.cache(TokenKernel), functools.cache(StackedProduct))
         for bank in banks:

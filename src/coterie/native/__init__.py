@@ -4,6 +4,7 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 ``coterie.quant`` computes the same with torch. Shape suffixes: M rows, N outputs, K inputs.
 """
 
+from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise, quantise
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.matmul import SCHEMES, PackedMatrix
@@ -11,7 +12,9 @@ from coterie.native.workspace import Located
 
 __all__ = [
     "ACTIVATIONS",
+    "DEQUANTISED_TO",
     "LEVELS",
+    "QUANTISED_FROM",
     "SCHEMES",
     "VARIABLE",
     "ExpertsKernel",
@@ -19,6 +22,8 @@ __all__ = [
     "Library",
     "Located",
     "PackedMatrix",
+    "dequantise",
     "library",
+    "quantise",
     "why_not",
 ]

@@ -97,6 +97,8 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
             __m256 part[2][4];
             for (int r = 0; r < R; r++) {
                 const uint8_t *from = codes + r * (columns / 2) + block * (BLOCK / 2);
+                /* The next rows are asked for while these are computed: each row is a stream that would begin anew. */
+                _mm_prefetch((const char *)from + R * (columns / 2), _MM_HINT_T0);
                 packed[r] = block < whole ? _mm256_loadu_si256((const __m256i *)from)
                                           : _mm256_maskload_epi32((const int *)from, rest);
                 for (int m = 0; m < M; m++) part[r][m] = _mm256_setzero_ps();
@@ -145,6 +147,8 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
         __m256 part[2][4];
         for (int r = 0; r < R; r++)
             for (int m = 0; m < M; m++) part[r][m] = _mm256_setzero_ps();
+        for (int r = 0; r < R; r++)
+            _mm_prefetch((const char *)codes + (r + R) * columns + g * group, _MM_HINT_T0);
         for (int64_t i = g * group; i < (g + 1) * group; i += 8)
             for (int r = 0; r < R; r++) {
                 __m128i bytes = _mm_loadl_epi64((const __m128i *)(codes + r * columns + i));

@@ -114,6 +114,8 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
             __m512 part[4][4];
             for (int r = 0; r < R; r++) {
                 const uint8_t *from = codes + r * (columns / 2) + block * (BLOCK / 2);
+                /* The next rows are asked for while these are computed: each row is a stream that would begin anew. */
+                _mm_prefetch((const char *)from + R * (columns / 2), _MM_HINT_T0);
                 packed[r] = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
                 for (int m = 0; m < M; m++) part[r][m] = _mm512_setzero_ps();
             }
@@ -169,6 +171,8 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
         __m512 part[4][4];
         for (int r = 0; r < R; r++)
             for (int m = 0; m < M; m++) part[r][m] = _mm512_setzero_ps();
+        for (int r = 0; r < R; r++)
+            _mm_prefetch((const char *)codes + (r + R) * columns + g * group, _MM_HINT_T0);
         for (int64_t i = g * group; i < (g + 1) * group; i += 16)
             for (int r = 0; r < R; r++) {
                 __m128i bytes = _mm_loadu_si128((const __m128i *)(codes + r * columns + i));

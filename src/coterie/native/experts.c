@@ -6,7 +6,7 @@
 #include "bfloat16.h"
 #include "experts.h"
 
-enum { CHUNK = 32, GRAIN = 16 };
+enum { CHUNK = 128, GRAIN = 32 };
 
 typedef struct {
     const experts_call *call;

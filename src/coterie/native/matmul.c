@@ -2,7 +2,7 @@
 #include "bfloat16.h"
 #include "coterie.h"
 
-enum { CHUNK = 64 };
+enum { CHUNK = 128, GRAIN = 32 };
 
 typedef struct {
     const coterie_kernel *kernel;
@@ -28,7 +28,7 @@ static void part_of_product(void *context, int thread, int threads) {
     float sums[COTERIE_TOKENS * CHUNK];
     const void *prepared[COTERIE_TOKENS];
     int64_t begin, end;
-    coterie_share(outputs, 8, thread, threads, &begin, &end);
+    coterie_share(outputs, GRAIN, thread, threads, &begin, &end);
     for (int t = 0; t < block; t++) prepared[t] = buffer + t * bytes;
     int64_t ready = -1;
     for (int64_t from = begin; from < end; from += CHUNK) {

@@ -29,6 +29,8 @@ class PackedMatrix:
 
     Attributes:
         shape: (N, K).
+        least_rows: Rows of activations from which on the weights are decoded to bfloat16 and multiplied as a matrix,
+            at the speed of arithmetic; fewer are multiplied with the codes, at the speed of memory.
 
     Raises:
         UsageError: If the tensors do not make such a matrix, or the library does not serve it (see :meth:`served`).
@@ -46,7 +48,7 @@ class PackedMatrix:
         self._fields = (codes, scales)
         self._scheme = SCHEMES.index(scheme)
         self._group = group_of(columns)
-        self._least_rows = int(library.functions.coterie_gemm_least_rows(library.level))
+        self.least_rows = int(library.functions.coterie_gemm_least_rows(library.level))
 
     @staticmethod
     def served(library: Library, scheme: str, columns: int) -> bool:
@@ -75,7 +77,7 @@ class PackedMatrix:
         functions, way = library.functions, (self._scheme, library.level, threads)
         fields = (x_MK.data_ptr(), codes.data_ptr(), scales.data_ptr())
         shape = (tokens, rows, columns, self._group)
-        if tokens < self._least_rows:
+        if tokens < self.least_rows:
             functions.coterie_matmul(*way, *fields, *shape, out_MN.data_ptr())
         else:
             scratch = torch.empty(functions.coterie_gemm_bytes(*way, tokens, columns), dtype=torch.uint8)

@@ -24,6 +24,11 @@ def group_count(columns: int) -> int:
     return -(-columns // group_size(columns))
 
 
+def has_whole_group(columns: int) -> bool:
+    """Whether a row has at least one group without padding: of shorter rows little but scales would be stored."""
+    return columns >= group_size(columns)
+
+
 def whole_and_rest(columns: int) -> Iterator[tuple[int, int, int, int]]:
     """The columns as one or two runs of equal groups: ``(first column, end, first group, size of a group)``."""
     size = group_size(columns)

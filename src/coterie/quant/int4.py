@@ -45,8 +45,7 @@ class Int4(Scheme):
             packed[block] = pack(codes)
         return packed, scales
 
-    def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        """See :meth:`Scheme.dequantise`."""
+    def _dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
         packed, scales = parts
         rows = len(packed)
         weights = torch.empty(rows, columns, dtype=dtype)

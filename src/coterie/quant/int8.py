@@ -43,8 +43,7 @@ class Int8(Scheme):
                 scales[block, group : group + grouped.shape[1]] = scale
         return codes, scales
 
-    def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        """See :meth:`Scheme.dequantise`."""
+    def _dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
         codes, scales = parts
         weights = torch.empty(len(codes), columns, dtype=dtype)
         size = group_size(columns)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from coterie import native
 from coterie.errors import QuantisationError
 from coterie.quant.rows import row_blocks
 from coterie.spec import DTYPE_BYTES
@@ -15,6 +16,8 @@ from coterie.spec import DTYPE_BYTES
 Parts = tuple[torch.Tensor, ...]
 PartFields = tuple[tuple[str, str, tuple[int, ...]], ...]
 """For each part: what is appended to its name, dtype by safetensors' name, shape."""
+
+_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16}
 
 
 class Scheme(ABC):
@@ -49,23 +52,50 @@ class Scheme(ABC):
                 f"Only a matrix of floating numbers can be quantised, not {weights.dtype} {list(weights.shape)}.",
                 shape=tuple(weights.shape),
             )
+        library = native.library()
+        if library is not None and weights.is_cpu and weights.dtype in native.QUANTISED_FROM and weights.numel():
+            codes, scales = (torch.empty(shape, dtype=_DTYPES[dtype]) for _, dtype, shape in self.parts(*weights.shape))
+            row = native.quantise(library, self.name, weights, codes, scales)
+            if row is not None:
+                raise self._refusal(row)
+            return codes, scales
         # bfloat16 ends where float32 does but for its last steps, in which a scale or zero would round to infinity.
         limit = torch.finfo(torch.bfloat16).max
         for block in row_blocks(*weights.shape):
             fits = weights[block].abs() <= limit
             if not bool(fits.all()):
-                row = block.start + int(torch.argmin(fits.all(dim=1).int()))
-                raise QuantisationError(
-                    f"Row {row} has a weight that is infinite or not a number; {self.name} cannot store it.",
-                    advice="The checkpoint is damaged, or its weights overflow; the scheme 'native' stores it as is.",
-                    row=row,
-                )
+                raise self._refusal(block.start + int(torch.argmin(fits.all(dim=1).int())))
         return self._quantise(weights)
+
+    def _refusal(self, row: int) -> QuantisationError:
+        return QuantisationError(
+            f"Row {row} has a weight that is infinite or not a number; {self.name} cannot store it.",
+            advice="The checkpoint is damaged, or its weights overflow; the scheme 'native' stores it as is.",
+            row=row,
+        )
 
     @abstractmethod
     def _quantise(self, weights: torch.Tensor) -> Parts:
-        """:meth:`quantise` of weights that have been checked."""
+        """:meth:`quantise` of weights that have been checked, by torch: the definition of the result."""
 
-    @abstractmethod
     def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
         """The matrix [rows, ``columns``] that the parts stand for, computed in float32 and rounded to ``dtype``."""
+        library = native.library()
+        if library is None or dtype not in native.DEQUANTISED_TO or not self._is_plain(parts, columns):
+            return self._dequantise(parts, columns, dtype)
+        codes, scales = parts
+        weights = torch.empty(len(codes), columns, dtype=dtype)
+        native.dequantise(library, self.name, codes, scales, weights)
+        return weights
+
+    @abstractmethod
+    def _dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """:meth:`dequantise` by torch: the definition of the result."""
+
+    def _is_plain(self, parts: Parts, columns: int) -> bool:
+        """Whether the parts are just as :meth:`parts` says, in memory."""
+        wanted = self.parts(len(parts[0]), columns)
+        return all(
+            part.dtype == _DTYPES[dtype] and tuple(part.shape) == shape and part.is_contiguous() and part.is_cpu
+            for part, (_, dtype, shape) in zip(parts, wanted, strict=True)
+        )

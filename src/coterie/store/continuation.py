@@ -53,6 +53,11 @@ def check_growth(root: Path, base: Manifest, plan: StorePlan) -> None:
         raise refuse(f"it was made from {base.source.name!r}, and that checkpoint differs from this one", another)
     if base.model != plan.model:
         raise refuse(f"it holds {base.model}, not {plan.model}", another)
+    if base.dense_scheme != plan.dense_scheme:
+        raise refuse(
+            f"its linear layers outside experts are there as {base.dense_scheme}, not {plan.dense_scheme}",
+            "What is there is never rewritten in place; write to another directory.",
+        )
     unknown = set(plan.files) - {facts.file for facts in base.files}
     if unknown:
         raise refuse(f"the file {min(unknown)!r} is not in it, and only experts can be added", another)

@@ -1,4 +1,4 @@
-"""Whether the dense shards are well-formed and agree with their index (rules R21 to R23 and R25)."""
+"""Whether the dense shards are well-formed and agree with their index (rules R21 to R23, R25 and R32)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from coterie.errors import StoreFormatError
 from coterie.store import names
 from coterie.store.manifest import Manifest
 from coterie.store.safetensors_file import MAX_HEADER_BYTES, MAX_TENSORS, read_header
+from coterie.store.scheme_fields import LOSSY, dense_scheme_problems
 from coterie.store.strict_json import format_error, parse_json
 
 _FORMAT = {"format": "pt"}
@@ -17,6 +18,7 @@ _FORMAT = {"format": "pt"}
 def dense_problems(root: Path, manifest: Manifest) -> Iterator[StoreFormatError]:
     """Every broken rule of the dense files' headers and index; files that cannot be read are left to others."""
     shard_of: dict[str, str] = {}
+    facts_of: dict[str, tuple[str, tuple[int, ...]]] = {}
     readable = True
     for facts in manifest.dense:
         path = root / facts.file
@@ -32,9 +34,13 @@ def dense_problems(root: Path, manifest: Manifest) -> Iterator[StoreFormatError]
         if header.metadata != _FORMAT:
             yield format_error(path, "R25", "header.__metadata__", f"the metadata is not {_FORMAT}")
         for tensor in header.tensors:
+            facts_of[tensor.name] = (tensor.dtype, tensor.shape)
             first = shard_of.setdefault(tensor.name, facts.file)
             if first != facts.file:
                 yield format_error(path, "R25", f"header.{tensor.name}", f"the tensor is in {first!r} as well")
+    if readable and manifest.dense_scheme in LOSSY:
+        for name, what in dense_scheme_problems(manifest.dense_scheme, facts_of):
+            yield format_error(root / shard_of[name], "R32", f"header.{name[:80]}", what)
     if manifest.dense_index is not None and readable:
         yield from _index_problems(root / names.DENSE_INDEX, shard_of)
 

@@ -32,12 +32,15 @@ class DenseTensor:
         dtype: safetensors' name of the dtype.
         shape: Its shape.
         chunks: Gives its bytes in order, in pieces of any size; called when the tensor's turn comes.
+        alignment: Bytes to whose multiple it begins; those of an element where that is more. What has more than its
+            elements need must have a multiple of it in bytes, so that what follows is aligned too.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[memoryview | bytes]]
+    alignment: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -56,7 +59,7 @@ class DenseShard:
 
 
 def plan_shards(tensors: Iterable[DenseTensor], limit: int = DENSE_SHARD_LIMIT) -> tuple[DenseShard, ...]:
-    """Distributes tensors over files: wide dtypes first, then by name, so that each starts aligned to its dtype.
+    """Distributes tensors over files: wide dtypes first, then by name, so that each starts aligned.
 
     Raises:
         UsageError: If there is no tensor, a name occurs twice or a dtype is not known.
@@ -65,7 +68,7 @@ def plan_shards(tensors: Iterable[DenseTensor], limit: int = DENSE_SHARD_LIMIT) 
     for tensor in given:
         if tensor.dtype not in DTYPE_BYTES:
             raise UsageError.unknown(f"dtype of the tensor {tensor.name!r}", tensor.dtype, DTYPE_BYTES)
-    ordered = sorted(given, key=lambda tensor: (-DTYPE_BYTES[tensor.dtype], tensor.name))
+    ordered = sorted(given, key=lambda tensor: (-max(DTYPE_BYTES[tensor.dtype], tensor.alignment), tensor.name))
     if not ordered:
         raise UsageError("A store without dense tensors cannot be written.")
     if len({tensor.name for tensor in ordered}) != len(ordered):

@@ -148,6 +148,7 @@ class Manifest:
         dense_index: The index of shards, if there are several.
         files: Configuration, tokenizer and the like, ordered by name.
         ignored: Checkpoint tensors that transformers does not use and that were left out, sorted.
+        dense_scheme: The scheme of linear layers outside experts: ``native``, ``int8``, ``int4``.
     """
 
     model: ModelFacts
@@ -158,6 +159,7 @@ class Manifest:
     dense_index: FileFacts | None
     files: tuple[FileFacts, ...]
     ignored: tuple[str, ...]
+    dense_scheme: str = "native"
 
     @cached_property
     def banks_by_key(self) -> Mapping[BankKey, Bank]:

@@ -26,7 +26,7 @@ from coterie.store.manifest import (
     Segment,
     SourceFacts,
 )
-from coterie.store.scheme_fields import scheme_problem
+from coterie.store.scheme_fields import LOSSY, NATIVE, scheme_problem
 from coterie.store.strict_json import Node, dump_json, parse_json
 
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -65,6 +65,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         "dense": {
             "shards": [_file_value(facts) for facts in manifest.dense],
             "index": None if index is None else _file_value(index),
+            **({} if manifest.dense_scheme == NATIVE else {"scheme": manifest.dense_scheme}),
         },
         "files": [_file_value(facts) for facts in manifest.files],
         "ignored": list(manifest.ignored),
@@ -144,7 +145,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     unused = layouts.keys() - used
     if unused:
         raise top["layouts"].error("R7", f"no record uses the layout {min(unused)!r}")
-    dense, dense_index = _dense(top["dense"])
+    dense, dense_index, dense_scheme = _dense(top["dense"])
     return Manifest(
         model=_model(top["model"]),
         source=_source(top["source"]),
@@ -154,6 +155,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         dense_index=dense_index,
         files=_side_files(top["files"]),
         ignored=_sorted_texts(top["ignored"], "R19"),
+        dense_scheme=dense_scheme,
     )
 
 
@@ -328,8 +330,11 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
     )
 
 
-def _dense(node: Node) -> tuple[tuple[FileFacts, ...], FileFacts | None]:
-    value = node.fields("shards", "index")
+def _dense(node: Node) -> tuple[tuple[FileFacts, ...], FileFacts | None, str]:
+    value = node.fields("shards", "index", optional=("scheme",))
+    scheme = value["scheme"].text(_SCHEME, rule="R32") if "scheme" in value else NATIVE
+    if "scheme" in value and scheme not in LOSSY:
+        raise value["scheme"].error("R32", f"{scheme!r} is not one of {', '.join(LOSSY)}")
     shards = tuple(_file(item, "R17") for item in value["shards"].items(limit=99_999))
     for item, facts, expected in zip(
         value["shards"].items(limit=99_999), shards, names.dense_files(len(shards)), strict=True
@@ -341,13 +346,13 @@ def _dense(node: Node) -> tuple[tuple[FileFacts, ...], FileFacts | None]:
     if value["index"].is_null:
         if len(shards) > 1:
             raise value["index"].error("R17", "several shards need an index")
-        return shards, None
+        return shards, None, scheme
     index = _file(value["index"], "R17")
     if len(shards) < 2 or index.file != names.DENSE_INDEX:
         raise value["index"].error(
             "R17", f"an index is named {names.DENSE_INDEX!r} and is there for several shards only"
         )
-    return shards, index
+    return shards, index, scheme
 
 
 def _side_files(node: Node) -> tuple[FileFacts, ...]:

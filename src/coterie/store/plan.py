@@ -120,6 +120,8 @@ class StorePlan:
         banks: All banks of the model (or component), in any order, also those of which no expert is wanted.
         files: Relative names of the side files (config, tokenizer, ...) that will be copied.
         ignored: Checkpoint tensors that transformers does not use.
+        dense_scheme: The scheme of linear layers outside experts.
+        made_from: Tells apart sources that give other bytes for the same plan; in the journal only.
     """
 
     model: ModelFacts
@@ -127,6 +129,8 @@ class StorePlan:
     banks: tuple[BankPlan, ...]
     files: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    dense_scheme: str = "native"
+    made_from: str = ""
 
     @property
     def layouts(self) -> dict[str, RecordLayout]:
@@ -171,6 +175,7 @@ class StorePlan:
             dense_index=None,
             files=tuple(FileFacts(file=name, nbytes=0, checksum=_NO_CHECKSUM) for name in sorted(self.files)),
             ignored=tuple(sorted(self.ignored)),
+            dense_scheme=self.dense_scheme,
         )
         try:
             return parse_manifest(manifest_bytes(draft), Path(names.MANIFEST))
@@ -182,7 +187,7 @@ class StorePlan:
         whole = self.draft()
         parts: dict[str, object] = {
             "model": [self.model.class_name, self.model.model_type, self.model.component, self.model.identity],
-            "source": [self.source.name, self.source.revision, self.source.integrity],
+            "source": [self.source.name, self.source.revision, self.source.integrity, self.made_from],
             "experts": [
                 [list(bank.key), [[r.expert, r.scheme, r.layout] for r in bank.records.values()]]
                 for bank in whole.banks
@@ -197,6 +202,7 @@ class StorePlan:
             },
             "files": [facts.file for facts in whole.files],
             "ignored": list(whole.ignored),
+            "dense schemes": whole.dense_scheme,
         }
         return {name: str(xxhash.xxh3_128_hexdigest(dump_json(part))) for name, part in parts.items()}
 

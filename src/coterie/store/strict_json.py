@@ -73,9 +73,10 @@ class Node:
         """The error that this value breaks ``rule``."""
         return format_error(self.path, rule, self.place, message, advice=advice)
 
-    def fields(self, *names: str) -> dict[str, Node]:
-        """The members of an object that must have exactly these keys (rule R3)."""
+    def fields(self, *names: str, optional: tuple[str, ...] = ()) -> dict[str, Node]:
+        """The members of an object that must have exactly these keys, and may have the optional ones (rule R3)."""
         value = self._dict("R3")
+        names = (*names, *(name for name in optional if name in value))
         if value.keys() != set(names):
             missing = [name for name in names if name not in value]
             unknown = [name for name in value if name not in names]

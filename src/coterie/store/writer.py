@@ -255,6 +255,7 @@ class StoreWriter:
             dense_index=next((facts for facts in dense if facts.file == names.DENSE_INDEX), None),
             files=tuple(_facts(entry) for entry in side if entry is not None),
             ignored=tuple(sorted(self.plan.ignored)),
+            dense_scheme=self.plan.dense_scheme,
         )
 
     def _all_banks(self) -> tuple[Bank, ...]:

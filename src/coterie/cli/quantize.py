@@ -1,0 +1,70 @@
+"""`coterie quantize`: make a smaller store of a store or a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coterie.cli.console import print_json, print_note
+from coterie.cli.extract import print_outcome, print_plan
+from coterie.cli.options import JsonOption, ModelArgument, OfflineOption
+from coterie.cli.transfer import shown_progress
+
+
+def command(
+    model: ModelArgument,
+    store: Annotated[Path, typer.Argument(metavar="STORE", show_default=False, help="The new store's directory.")],
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--scheme", metavar="SCHEME", show_default=False, help="For experts: int8 or int4. Default: as they are."
+        ),
+    ] = None,
+    dense_scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--dense-scheme",
+            metavar="SCHEME",
+            show_default=False,
+            help="For linear layers outside experts (attention, head, encoders): int8 or int4. Default: as they are.",
+        ),
+    ] = None,
+    offline: OfflineOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show files, bytes and disk space; write no weights.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an unfinished store that was begun with another request.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Makes a new store with weights in fewer bits. The source is not changed, and its selection of experts is kept.
+
+    Of a store that has the checkpoint's own weights the result is the one that `coterie extract` would make of the
+    checkpoint. An interrupted run goes on where it stopped when the same command is given again.
+    """
+    from coterie.extraction import quantize
+
+    try:
+        with shown_progress() as progress:
+            report = quantize(
+                model,
+                store,
+                scheme=scheme,
+                dense_scheme=dense_scheme,
+                offline=offline,
+                dry_run=dry_run,
+                restart=restart,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print_note(f"Stopped. What is finished is kept in {store}; the same command goes on from there.")
+        raise
+    if as_json:
+        print_json(report.to_json())
+    elif dry_run:
+        print_plan(report)
+    else:
+        print_outcome(report)

@@ -1,0 +1,142 @@
+"""A store in fewer bits, made of another store or of a checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import xxhash
+
+from coterie.checkpoint import TensorInfo
+from coterie.errors import ChecksumError, UsageError
+from coterie.extraction.dense import tensor_pieces
+from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
+from coterie.extraction.models import store_path
+from coterie.extraction.origin import StoreOrigin, check_smaller, stored_scheme
+from coterie.extraction.progress import ProgressCallback
+from coterie.quant import NATIVE, lossy_scheme
+from coterie.spec import BankKey, ExpertKey
+from coterie.store import Store
+from coterie.store.syscalls import SystemCalls
+
+
+def quantize(
+    model: str | Path,
+    store: str | Path,
+    *,
+    scheme: str | None = None,
+    dense_scheme: str | None = None,
+    offline: bool = False,
+    dry_run: bool = False,
+    restart: bool = False,
+    progress: ProgressCallback | None = None,
+    workers: int | None = None,
+    calls: SystemCalls | None = None,
+) -> ExtractionReport:
+    """Makes a store in a smaller scheme of a store, or of a checkpoint; goes on with an interrupted one.
+
+    It has the experts that the source has. Of a store whose weights are the checkpoint's own it is byte for byte the
+    store that :func:`extract` makes of the checkpoint; of one that is lossy already, its losses stay.
+
+    Args:
+        model: A store, a checkpoint directory, a Hub id, or ``bundled``. It is not changed.
+        store: The new store's directory.
+        scheme: How experts are stored: ``int8`` or ``int4``. Default: each as it is.
+        dense_scheme: How weights of linear layers outside experts are stored; likewise.
+        offline: Use only what is on this machine.
+        dry_run: Write no weights; report what would be done.
+        restart: Discard an unfinished store that was begun with another request.
+        progress: Told about bytes and time left.
+        workers: Experts in memory at once; by default as many as help and fit in memory.
+        calls: The system calls that change the disk; tests pass one that fails.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UsageError: If no scheme is given, or one that has more bits than what there is.
+        ChecksumError: If the source store is damaged.
+        CoterieError: Else as :func:`extract` says.
+    """
+    start = monotonic()
+    for wanted in (scheme, dense_scheme):
+        if wanted is not None:
+            lossy_scheme(wanted)
+    if {scheme, dense_scheme} <= {None, NATIVE}:
+        raise UsageError(
+            "Nothing is to be quantised.",
+            advice="Say how experts are to be stored (--scheme int4), or linear layers "
+            "outside experts (--dense-scheme int4), or both.",
+        )
+    if workers is not None and workers < 1:
+        raise UsageError(f"At least one worker is needed, not {workers}.")
+    options = WriteOptions(dry_run=dry_run, restart=restart, progress=progress, workers=workers, calls=calls)
+    path = store_path(model)
+    if path is None:
+        return extract(
+            model,
+            store,
+            scheme=scheme or NATIVE,
+            dense_scheme=dense_scheme or NATIVE,
+            offline=offline,
+            dry_run=dry_run,
+            restart=restart,
+            progress=progress,
+            workers=workers,
+            calls=calls,
+        )
+    source = StoreOrigin.open_store(path)
+    dense = source.store.manifest.dense_scheme
+    schemes = sorted({source.store.scheme(key) for key in source.keys()})
+    for have in schemes:
+        check_smaller("Some experts are", have, scheme or have)
+    check_smaller("Linear layers outside experts are", dense, dense_scheme or dense)
+    changes = [(have, scheme or have) for have in schemes] + [(dense, dense_scheme or dense)]
+    if any(have not in (NATIVE, want) for have, want in changes):
+        _warn_lossy(path)
+    if not dry_run:
+        _check_dense(source.store)
+    chosen: dict[BankKey, tuple[int, ...]] = {
+        key: tuple(sorted(bank.records)) for key, bank in source.store.banks.items()
+    }
+
+    def scheme_of(key: ExpertKey) -> str:
+        return scheme or stored_scheme(source, key)
+
+    report = make_store(
+        source,
+        Path(store).expanduser().absolute(),
+        chosen,
+        scheme_of,
+        dense_scheme or dense,
+        options,
+    )
+    return replace(report, seconds=monotonic() - start)
+
+
+def _warn_lossy(path: Path) -> None:
+    warnings.warn(
+        f"{path} is lossy already, and what it has lost stays lost: a store made of the checkpoint is better where a "
+        "scheme changes, and 'coterie verify --against' the checkpoint will find differences.",
+        stacklevel=3,
+    )
+
+
+def _check_dense(store: Store) -> None:
+    """Compares the dense shards with their checksums: what is damaged must not get a new, matching one."""
+    for facts in store.manifest.dense:
+        path = store.path / facts.file
+        digest = xxhash.xxh3_128()
+        whole = TensorInfo(name=path.name, path=path, dtype="U8", shape=(facts.nbytes,), offset=0, nbytes=facts.nbytes)
+        for piece in tensor_pieces(whole):
+            digest.update(piece)
+        if digest.hexdigest() != facts.checksum:
+            raise ChecksumError(
+                f"{path} differs from its checksum: expected {facts.checksum}, got {digest.hexdigest()}.",
+                advice="The file is damaged: copy it or extract the store again.",
+                path=path,
+                expected=facts.checksum,
+                got=digest.hexdigest(),
+            )

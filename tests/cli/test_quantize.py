@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def native(zoo_store) -> str:
+    return str(zoo_store("qwen3_moe", torch.bfloat16, experts="0-3"))
+
+
+def test_a_smaller_store_is_made_and_shown(coterie, native: str, tmp_path: Path) -> None:
+    store = str(tmp_path / "small")
+    outcome = coterie("quantize", native, store, "--scheme", "int4", "--dense-scheme", "int8")
+    assert outcome.code == 0
+    assert f"Wrote {store}" in outcome.out
+    assert "8 of 16 experts" in outcome.out
+    shown = coterie("inspect", store)
+    assert "int4" in shown.out
+    assert "linear layers in int8" in " ".join(shown.out.split())
+    found = json.loads(coterie("inspect", store, "--json").out)
+    assert found["dense_scheme"] == "int8"
+    assert coterie("verify", store).code == 0
+
+
+def test_dry_run_and_json(coterie, native: str, tmp_path: Path) -> None:
+    outcome = coterie("quantize", native, str(tmp_path / "small"), "--scheme", "int8", "--dry-run")
+    assert outcome.code == 0
+    assert "disk needed" in outcome.out
+    report = json.loads(coterie("quantize", native, str(tmp_path / "small"), "--scheme", "int8", "--json").out)
+    assert report["status"] == "written"
+
+
+def test_without_a_scheme_it_is_wrong_usage(coterie, native: str, tmp_path: Path) -> None:
+    outcome = coterie("quantize", native, str(tmp_path / "small"))
+    assert outcome.code == 2
+    assert "--scheme int4" in outcome.err
+
+
+def test_extract_takes_a_dense_scheme(coterie, zoo_checkpoint, tmp_path: Path) -> None:
+    moe = str(zoo_checkpoint("qwen3_moe", torch.bfloat16))
+    store = str(tmp_path / "store")
+    assert coterie("extract", moe, store, "--dense-scheme", "int4").code == 0
+    assert coterie("verify", store, "--against", moe).code == 0
+    wrong = coterie("extract", moe, store, "--dense-scheme", "int3")
+    assert wrong.code == 2
+    assert "int4" in wrong.err
