@@ -3,8 +3,8 @@
 With many tokens arithmetic is the limit, not memory. A layer of experts (gate, up, SiLU, down), each with its own
 rows: *native* is one call of the library, from the store's bytes; *dequantise* makes each matrix bfloat16 with the
 library and multiplies with torch's ``linear``; *int4pack* loops over ``_weight_int4pack_mm_for_cpu``; *bf16* is
-``linear`` with weights that never were quantised, the same arithmetic without decoding. Layers are gone through in turn, together
-larger than the third-level cache.
+``linear`` with weights that never were quantised, the same arithmetic without decoding. Layers are gone through in
+turn, together larger than the third-level cache.
 
     python benchmarks/bench_prefill_kernels.py [--rows 8 32 512]
 """

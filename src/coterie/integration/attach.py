@@ -17,8 +17,8 @@ from coterie.integration.adapters import Workplace, adapt
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.decoder import bank_decoders
-from coterie.integration.lookahead import LookAhead
 from coterie.integration.linear import QuantisedLinears
+from coterie.integration.lookahead import LookAhead
 from coterie.integration.missing import Missing, adapt_block
 from coterie.kernels import StackedProduct, TokenKernel
 from coterie.spec import BankKey, ExpertSource, Observer, Prefetch

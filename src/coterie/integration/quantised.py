@@ -70,6 +70,7 @@ class QuantisedExperts:
         held = streamed.try_hold(ids) if streamed.may_hold else None
         if held is not None:
             try:
+                streamed.look_ahead(ids)
                 result = computation.finish(
                     [self._locate(id, each) for id, each in zip(ids, held.tensors, strict=True)]
                 )
@@ -78,6 +79,7 @@ class QuantisedExperts:
             streamed.served_from_memory(len(ids), absent)
             return result
         with streamed.lease(ids) as lease:
+            streamed.look_ahead(ids)
             resident = []
             hits = lease.stats.hits if lease.together else 0
             for key, tensors in lease:
