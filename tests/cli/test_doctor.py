@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from coterie import native
 from coterie.plan import diagnosis, disk_notes
 from coterie.plan.diagnosis import PackageFacts
 from coterie.plan.queue_depth import ReadTuning, Trial
@@ -21,6 +22,8 @@ def test_json_has_what_the_page_shows(coterie, tmp_path: Path) -> None:
     found = json.loads(outcome.out)
     assert found["schema_version"] == 1
     assert found["torch_capability"] == torch.backends.cpu.get_cpu_capability()
+    library = native.library()
+    assert found["native_level"] == (None if library is None else library.level_name)
     assert found["disk"]["path"] == str(tmp_path)
     assert 0 < found["memory_budget"] < found["memory"]["total"]
     assert found["reads"] == []

@@ -5,7 +5,7 @@ import pytest
 
 from coterie.errors import UsageError
 from coterie.plan import diagnosis
-from coterie.plan.diagnosis import PackageFacts, diagnose, package_facts
+from coterie.plan.diagnosis import NativeFacts, PackageFacts, diagnose, package_facts
 from coterie.plan.disk import DiskFacts, ReadSpeed
 from coterie.plan.machine import CgroupMemory, MemoryLimits, ProcessMemory
 
@@ -14,6 +14,7 @@ IDLE = ProcessMemory(anonymous=0, file_mapped=0, shared=0, page_tables=0)
 GOOD_DISK = DiskFacts(
     path=Path("/data"), filesystem="ext4", mount_point="/", device="/dev/sda", total=9, free=8, direct_io=True
 )
+NATIVE = NativeFacts(level="avx2", why_not=None)
 
 
 @pytest.fixture
@@ -34,11 +35,18 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def advice(capability: str = "AVX2") -> str:
-    return "\n".join(diagnose(Path(), torch_capability=capability, measure=False).advice)
+    return "\n".join(diagnose(Path(), torch_capability=capability, native=NATIVE, measure=False).advice)
 
 
 def test_a_healthy_machine_gets_no_advice(healthy: pytest.MonkeyPatch) -> None:
     assert advice() == ""
+
+
+def test_a_missing_native_library_is_named_with_its_reason(healthy: pytest.MonkeyPatch) -> None:
+    absent = NativeFacts(level=None, why_not="libcoterie.so was not built.")
+    found = diagnose(Path(), torch_capability="AVX2", native=absent, measure=False)
+    assert found.native_level is None
+    assert "libcoterie.so was not built" in "".join(found.advice)
 
 
 def test_slow_instruction_set_only_where_a_better_one_exists(healthy: pytest.MonkeyPatch) -> None:
@@ -90,7 +98,7 @@ def test_disk_advice(healthy: pytest.MonkeyPatch, filesystem: str, direct_io: bo
 def test_slow_random_reads(healthy: pytest.MonkeyPatch, seconds: float, slow: bool) -> None:
     speed = ReadSpeed(pattern="random", block=2**20, depth=4, nbytes=10**9, seconds=seconds, direct=True)
     healthy.setattr(diagnosis, "measure_reads", lambda *_args, **_options: [speed])
-    text = "\n".join(diagnose(Path(), torch_capability="AVX2", measure=True).advice)
+    text = "\n".join(diagnose(Path(), torch_capability="AVX2", native=NATIVE, measure=True).advice)
     assert ("Random reads are slow" in text) is slow
 
 
@@ -99,7 +107,7 @@ def test_a_disk_that_cannot_be_measured_leaves_the_rest(healthy: pytest.MonkeyPa
         raise UsageError("/data cannot be written")
 
     healthy.setattr(diagnosis, "measure_reads", refuse)
-    report = diagnose(Path(), torch_capability="AVX2", measure=True)
+    report = diagnose(Path(), torch_capability="AVX2", native=NATIVE, measure=True)
     assert report.reads == ()
     assert any("not measured: /data cannot be written" in line for line in report.advice)
     assert report.packages

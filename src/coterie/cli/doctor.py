@@ -39,8 +39,10 @@ def command(
     """
     import torch
 
-    from coterie.plan.diagnosis import diagnose
+    from coterie import native
+    from coterie.plan.diagnosis import NativeFacts, diagnose
 
+    library = native.library()
     with notes().status("examining") as status:
         if disk is not None:
             status.update("trying how many reads at once suit the disk")
@@ -48,6 +50,7 @@ def command(
         diagnosis = diagnose(
             disk or Path() if path is None else path,
             torch_capability=torch.backends.cpu.get_cpu_capability(),
+            native=NativeFacts(level=None if library is None else library.level_name, why_not=native.why_not()),
             measure=not quick,
             progress=lambda line: status.update(line),
         )
@@ -84,6 +87,7 @@ def _print_machine(diagnosis: Diagnosis) -> None:
         "instruction set",
         f"{diagnosis.torch_capability} in torch; {' '.join(diagnosis.instruction_sets) or 'none told'}",
     )
+    row("native library", diagnosis.native_level or "none: int8 and int4 are slow")
     quota = "" if diagnosis.core_quota is None else f", cgroup quota {diagnosis.core_quota}"
     row("cores", f"{diagnosis.cores}{quota}")
     row("memory", f"{format_bytes(memory.total)}, {format_bytes(memory.available)} available")

@@ -49,6 +49,19 @@ class PackageFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NativeFacts:
+    """The native library.
+
+    Attributes:
+        level: The instruction set that it computes with, or None if there is no library.
+        why_not: Why there is none, or None.
+    """
+
+    level: str | None
+    why_not: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
     """Everything that `coterie doctor` shows; sizes in bytes.
 
@@ -58,6 +71,8 @@ class Diagnosis:
         processor: Model name.
         instruction_sets: Flags of the processor that decide about kernels.
         torch_capability: The instruction set that torch chose (``AVX512``, ``AVX2``, ``DEFAULT``, ...).
+        native_level: What the native library computes with (``amx``, ``avx512bf16``, ``avx2``, ``default``); None if
+            there is none.
         cores: Logical processors that this process may use.
         core_quota: Processors' worth of time that the cgroup grants, or None without a quota.
         memory: The limits found.
@@ -76,6 +91,7 @@ class Diagnosis:
     processor: str
     instruction_sets: tuple[str, ...]
     torch_capability: str
+    native_level: str | None
     cores: int
     core_quota: int | None
     memory: MemoryLimits
@@ -90,13 +106,19 @@ class Diagnosis:
 
 
 def diagnose(
-    path: Path, *, torch_capability: str, measure: bool = True, progress: Callable[[str], None] | None = None
+    path: Path,
+    *,
+    torch_capability: str,
+    native: NativeFacts,
+    measure: bool = True,
+    progress: Callable[[str], None] | None = None,
 ) -> Diagnosis:
     """Examines this machine.
 
     Args:
         path: Directory whose disk is examined: where stores lie, or will.
         torch_capability: ``torch.backends.cpu.get_cpu_capability()``; passed in because this layer knows no torch.
+        native: What :mod:`coterie.native` says of itself; passed in likewise.
         measure: Whether to measure read speed, which writes and reads a temporary file of 128 MiB.
         progress: Called with a line about what is being measured.
     """
@@ -119,6 +141,7 @@ def diagnose(
         processor=processor_name(),
         instruction_sets=sets,
         torch_capability=torch_capability,
+        native_level=native.level,
         cores=cores,
         core_quota=quota,
         memory=memory,
@@ -132,6 +155,7 @@ def diagnose(
         advice=(
             *_package_advice(packages),
             *_processor_advice(torch_capability, sets, cores, quota),
+            *_native_advice(native),
             *_memory_advice(memory, budget, huge_pages, works),
             *_disk_advice(disk, reads),
             *unmeasured,
@@ -205,6 +229,15 @@ def _processor_advice(capability: str, sets: tuple[str, ...], cores: int, quota:
             "as more threads than that wait for each other."
         )
     return advice
+
+
+def _native_advice(native: NativeFacts) -> list[str]:
+    if native.level is not None:
+        return []
+    return [
+        f"Models in int8 and int4 are computed by torch alone, many times slower: {native.why_not} "
+        "Install Coterie again where there is a C compiler."
+    ]
 
 
 def _memory_advice(memory: MemoryLimits, budget: int, huge_pages: str | None, works: bool | None) -> list[str]:
