@@ -1,10 +1,10 @@
-"""Writes a full-size synthetic model: the same weights as a Coterie store, a GGUF file, and (small shapes) a checkpoint.
+"""Writes a full-size synthetic model: the same weights as a store, a GGUF file and, of small shapes, a checkpoint.
 
     python benchmarks/fullsize_model.py --shape qwen3-30b-a3b --store --gguf
 
-Needs 20 GB for the store and 17 GB for the GGUF file of Qwen3-30B-A3B, under 2 GiB of memory and a few minutes for each.
-What an interrupted run has written is kept: the same command goes on. Its text, see fullsize/walk.py, is known beforehand:
-``--prompt N`` prints the first N tokens of it as text for both engines.
+Of Qwen3-30B-A3B the store has 20 GB and the GGUF file 17 GB; each takes some minutes and well under 2 GiB of memory.
+What an interrupted run has written is kept: the same command goes on. What the model says is known beforehand, see
+fullsize/walk.py: ``--prompt N`` prints the first N tokens of it, as text that both engines understand.
 """
 
 from __future__ import annotations

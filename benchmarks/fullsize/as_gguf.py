@@ -67,7 +67,9 @@ def _dense(model: FullSizeModel) -> Iterator[GgufTensor]:
     for tensor in model.dense():
         if tensor.kind == "coded":
             chunks = partial(_coded_chunks, model, tensor)
-            yield GgufTensor(name=tensor.gguf, shape=tensor.shape, type=Q4_0, nbytes=_nbytes(tensor.shape), chunks=chunks)
+            yield GgufTensor(
+                name=tensor.gguf, shape=tensor.shape, type=Q4_0, nbytes=_nbytes(tensor.shape), chunks=chunks
+            )
         else:
             yield GgufTensor(
                 name=tensor.gguf,

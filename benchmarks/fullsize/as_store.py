@@ -38,12 +38,14 @@ def write_as_store(path: Path, model: FullSizeModel, name: str) -> None:
     files = side_files(model)
     plan = _plan(model, name, tuple(files))
     dense = [one for tensor in model.dense() for one in _dense(model, tensor)]
+    dense_nbytes = sum(tensor.nbytes for tensor in dense)
     with StoreWriter.open(path, plan) as writer:
-        missing = writer.missing_nbytes()
-        total = plan.expert_nbytes + sum(tensor.nbytes for tensor in dense)
+        missing = writer.missing_nbytes() + (0 if writer.dense_done else dense_nbytes)
+        total = plan.expert_nbytes + dense_nbytes
         progress = Progress(path.name, total, total - missing)
         if not writer.dense_done:
             writer.write_dense(dense)
+            progress.advance(dense_nbytes)
         for key in writer.missing_banks():
             with writer.bank(key) as bank:
                 _write_bank(bank, model, progress)
@@ -101,20 +103,19 @@ def _plan(model: FullSizeModel, name: str, files: tuple[str, ...]) -> StorePlan:
 
 def _write_bank(bank: BankWriter, model: FullSizeModel, progress: Progress) -> None:
     layout = bank.layout(bank.experts[0])
-    with mmap.mmap(-1, layout.nbytes) as buffer:
-        record = np.frombuffer(buffer, dtype=np.uint8)
-        for number in bank.experts:
-            expert = model.expert(bank.key.layer, number)
-            both = CodedMatrix(
-                np.concatenate([expert.gate.packed, expert.up.packed]),
-                np.concatenate([expert.gate.scales, expert.up.scales]),
-            )
-            parts = (*both.int4(), *expert.down.int4())
-            for field, part in zip(layout.fields, parts, strict=True):
-                record[field.offset : field.offset + field.nbytes] = part.reshape(-1).view(np.uint8)
-            bank.write(number, record.data)
-            progress.advance(layout.nbytes)
-        del record
+    # A mapping of its own starts on a page, as direct writes need.
+    record = np.frombuffer(mmap.mmap(-1, layout.nbytes), dtype=np.uint8)
+    for number in bank.experts:
+        expert = model.expert(bank.key.layer, number)
+        both = CodedMatrix(
+            np.concatenate([expert.gate.packed, expert.up.packed]),
+            np.concatenate([expert.gate.scales, expert.up.scales]),
+        )
+        parts = (*both.int4(), *expert.down.int4())
+        for field, part in zip(layout.fields, parts, strict=True):
+            record[field.offset : field.offset + field.nbytes] = part.reshape(-1).view(np.uint8)
+        bank.write(number, record.data)
+        progress.advance(layout.nbytes)
 
 
 def _dense(model: FullSizeModel, tensor: weights.DenseTensor) -> Iterator[DenseTensor]:

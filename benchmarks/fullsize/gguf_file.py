@@ -128,7 +128,11 @@ def _header(metadata: Mapping[str, Value], tensors: Sequence[GgufTensor], offset
     parts += [_string(key) + _value(value) for key, value in metadata.items()]
     for tensor, offset in zip(tensors, offsets, strict=True):
         dimensions = tensor.shape[::-1]
-        parts += [_string(tensor.name), struct.pack("<I", len(dimensions)), struct.pack(f"<{len(dimensions)}Q", *dimensions)]
+        parts += [
+            _string(tensor.name),
+            struct.pack("<I", len(dimensions)),
+            struct.pack(f"<{len(dimensions)}Q", *dimensions),
+        ]
         parts.append(struct.pack("<IQ", tensor.type, offset))
     header = b"".join(parts)
     return header + bytes(-len(header) % _ALIGNMENT)

@@ -92,14 +92,20 @@ class FullSizeModel:
             ours, theirs = f"model.layers.{layer}", f"blk.{layer}"
             for name, heads in (("q", d.heads), ("k", d.kv_heads), ("v", d.kv_heads)):
                 shape = (heads * d.head_dim, d.hidden)
-                yield DenseTensor(f"{ours}.self_attn.{name}_proj.weight", f"{theirs}.attn_{name}.weight", shape, "coded")
+                yield DenseTensor(
+                    f"{ours}.self_attn.{name}_proj.weight", f"{theirs}.attn_{name}.weight", shape, "coded"
+                )
             shape = (d.hidden, d.heads * d.head_dim)
             yield DenseTensor(f"{ours}.self_attn.o_proj.weight", f"{theirs}.attn_output.weight", shape, "coded")
             for name in ("q_norm", "k_norm"):
-                yield DenseTensor(f"{ours}.self_attn.{name}.weight", f"{theirs}.attn_{name}.weight", (d.head_dim,), "norm")
+                yield DenseTensor(
+                    f"{ours}.self_attn.{name}.weight", f"{theirs}.attn_{name}.weight", (d.head_dim,), "norm"
+                )
             for name, short in (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")):
                 yield DenseTensor(f"{ours}.{name}.weight", f"{theirs}.{short}.weight", (d.hidden,), "norm")
-            yield DenseTensor(f"{ours}.mlp.gate.weight", f"{theirs}.ffn_gate_inp.weight", (d.experts, d.hidden), "router")
+            yield DenseTensor(
+                f"{ours}.mlp.gate.weight", f"{theirs}.ffn_gate_inp.weight", (d.experts, d.hidden), "router"
+            )
 
     def coded(self, tensor: DenseTensor) -> CodedMatrix:
         """A tensor of kind ``coded``."""
