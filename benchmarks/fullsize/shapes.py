@@ -26,3 +26,14 @@ def weight_count(dimensions: Dimensions) -> int:
     each = 3 * dimensions.hidden * dimensions.expert_hidden * dimensions.experts
     heads = 2 * dimensions.head_dim * (dimensions.heads + dimensions.kv_heads)
     return dimensions.layers * (each + heads * dimensions.hidden) + 2 * dimensions.vocabulary * dimensions.hidden
+
+
+def store_nbytes(dimensions: Dimensions) -> int:
+    """About the bytes of the store: experts at 4.5 bits, the rest in bfloat16."""
+    experts = 3 * dimensions.hidden * dimensions.expert_hidden * dimensions.experts * dimensions.layers
+    return experts * 9 // 16 + 2 * (weight_count(dimensions) - experts)
+
+
+def gguf_nbytes(dimensions: Dimensions) -> int:
+    """About the bytes of the GGUF file: 4.5 bits."""
+    return weight_count(dimensions) * 9 // 16

@@ -115,9 +115,11 @@ def main() -> int:
     warnings.filterwarnings("ignore", "The experts have")
 
     import coterie
+    from coterie.engine.quiet import quiet_libraries
 
     imported = time.perf_counter()
-    model = coterie.load(given.model, memory=given.memory, max_context=given.max_context, threads=given.threads)
+    with quiet_libraries():
+        model = coterie.load(given.model, memory=given.memory, max_context=given.max_context, threads=given.threads)
     runtime = model.coterie
     loaded = time.perf_counter()
     if given.warm:

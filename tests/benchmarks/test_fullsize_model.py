@@ -21,7 +21,7 @@ from fullsize.as_gguf import write_as_gguf
 from fullsize.as_store import write_as_store
 from fullsize.coded import CodedMatrix, draw, encode
 from fullsize.model import FullSizeModel
-from fullsize.shapes import SHAPES, weight_count
+from fullsize.shapes import SHAPES, gguf_nbytes, store_nbytes, weight_count
 from synthetic import Dimensions
 
 MODEL = FullSizeModel(SHAPES["tiny"])
@@ -214,6 +214,13 @@ def test_shapes_that_cannot_be_coded_are_refused() -> None:
         FullSizeModel(Dimensions(hidden=96))
     with pytest.raises(ValueError, match="texts for 238328 ids"):
         FullSizeModel(Dimensions(vocabulary=300_000))
+
+
+def test_sizes_are_known_beforehand(store: Path, gguf: Path) -> None:
+    # The rest is configuration and tokenizer, headers, padding, routers and norms.
+    found = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+    assert store_nbytes(MODEL.dimensions) < found < store_nbytes(MODEL.dimensions) + 100_000
+    assert gguf_nbytes(MODEL.dimensions) < gguf.stat().st_size < gguf_nbytes(MODEL.dimensions) + 100_000
 
 
 def test_full_sizes_are_the_released_ones() -> None:
