@@ -26,17 +26,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
-from fullsize.as_checkpoint import write_as_checkpoint
-from fullsize.as_gguf import write_as_gguf
-from fullsize.as_store import write_as_store
+from fullsize.files import Files
 from fullsize.model import FullSizeModel
 from fullsize.shapes import SHAPES, gguf_nbytes, store_nbytes
-from fullsize_model import Files
 from harness.cgroup import CgroupUnavailable
 from harness.machine import wait_until_quiet
 from harness.options import options
+from harness.page_cache import cached_bytes, drop_everything
 from harness.report import Report
 from peers.analysis import analyse
 from peers.case import Case
@@ -52,8 +51,7 @@ def stock_contest(report: Report, sizes: Sizes, given: argparse.Namespace, round
     """The peers that read bfloat16 alone, on a model that their checkpoint can be made of here."""
     model = FullSizeModel(SHAPES[sizes.stock_shape])
     files = Files(given.work_dir, sizes.stock_shape)
-    write_as_store(files.store, model, sizes.stock_shape)
-    write_as_checkpoint(files.checkpoint, model)
+    files.make("store", "checkpoint")
     packages = installed(given.work_dir, "accelerate", "accelerate")
     contest = Contest(model, _journal(given, f"{sizes.stock_shape}-stock"))
     limited = Case(
@@ -83,8 +81,7 @@ def prepare(sizes: Sizes, given: argparse.Namespace) -> tuple[FullSizeModel, lis
     model = FullSizeModel(SHAPES[sizes.shape])
     files = Files(given.work_dir, sizes.shape)
     _check_disk(given.work_dir, sizes.shape, files)
-    write_as_gguf(files.gguf, model, sizes.shape)
-    write_as_store(files.store, model, sizes.shape)
+    files.make("gguf", "store")
     llama = build_llama(given.work_dir, source=given.llama_source, build=given.llama_build)
     given.llama_version = llama.version
     ours = Coterie(files.store, given.threads)
@@ -130,6 +127,17 @@ def _check_disk(work: Path, shape: str, files: Files) -> None:
             f"The model files need up to {needed / 1e9:.0f} GB in {work}, {free / 1e9:.0f} are free: choose another "
             "--work-dir, a smaller --shape, or --quick."
         )
+
+
+def _check_cold() -> None:
+    """Says so if other processes keep torch in the page cache: Coterie's start is then faster than a cold one."""
+    drop_everything()
+    torch = find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    library = Path(torch.origin).parent / "lib" / "libtorch_cpu.so"
+    if library.exists() and cached_bytes(library) > library.stat().st_size / 10:
+        print("Another process uses torch: times to the first token are not those of a cold start.", file=sys.stderr)
 
 
 def _title(case: Case) -> str:
@@ -178,6 +186,7 @@ def main() -> int:
     ]
     tight, roomy = roomy_case(sizes, given.timeout)
     try:
+        _check_cold()
         for number in range(given.rounds):
             for case, whole in chosen:
                 contest.run(case, free if whole else limited, number)

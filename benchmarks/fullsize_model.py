@@ -16,26 +16,13 @@ from pathlib import Path
 from fullsize.as_checkpoint import write_as_checkpoint
 from fullsize.as_gguf import write_as_gguf
 from fullsize.as_store import write_as_store
+from fullsize.files import Files
 from fullsize.model import FullSizeModel
 from fullsize.shapes import SHAPES, weight_count
 from fullsize.walk import text_of
 from harness.options import WORK
 
 LARGEST_CHECKPOINT = 12 * 10**9
-
-
-class Files:
-    """Where the files of a shape are.
-
-    Args:
-        work: The directory for generated models.
-        shape: Name of the shape.
-    """
-
-    def __init__(self, work: Path, shape: str) -> None:
-        self.store = work / f"{shape}-store"
-        self.gguf = work / f"{shape}-q4_0.gguf"
-        self.checkpoint = work / f"{shape}-checkpoint"
 
 
 def checkpoint_nbytes(shape: str) -> int:

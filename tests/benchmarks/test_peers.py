@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -262,6 +264,16 @@ class TestIdeal:
         ideal = ideal_step([[(0, 8)]], rest_s=1.0, expert_s=0.1, expert_bytes=10, bandwidth=1.0)
         assert ideal.layered == 81.0
         assert ideal.foreseen == 80.0
+
+
+def test_the_benchmark_itself_keeps_torch_out_of_the_page_cache() -> None:
+    # Libraries that a process has mapped stay in the page cache, and a start that finds them there is not cold.
+    benchmarks = Path(contests.__file__).resolve().parent.parent
+    program = "import sys, bench_peers, peers.routing; sys.exit('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=benchmarks, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    )
+    assert done.returncode == 0
 
 
 def test_raw_bandwidth_is_what_was_read(tmp_path: Path) -> None:
