@@ -26,22 +26,34 @@ class Ideal:
     foreseen: float
 
 
-def ideal_step(
-    served: Sequence[Sequence[tuple[int, int]]], *, rest_s: float, expert_s: float, expert_bytes: int, bandwidth: float
-) -> Ideal:
-    """The ideal of recorded steps.
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What the parts of a step take by themselves.
 
-    Args:
-        served: For each step, hits and misses of each layer.
+    Attributes:
         rest_s: Seconds of a step without its experts.
         expert_s: Seconds of one expert's arithmetic.
         expert_bytes: Bytes of one expert.
         bandwidth: Bytes per second that the disk gives.
     """
-    read_s = expert_bytes / bandwidth
+
+    rest_s: float
+    expert_s: float
+    expert_bytes: int
+    bandwidth: float
+
+
+def ideal_step(served: Sequence[Sequence[tuple[int, int]]], costs: Costs) -> Ideal:
+    """The ideal of recorded steps.
+
+    Args:
+        served: For each step, hits and misses of each layer.
+        costs: What each takes.
+    """
+    read_s = costs.expert_bytes / costs.bandwidth
     layered = foreseen = 0.0
     for step in served:
-        layered += rest_s + sum(max(misses * read_s, hits * expert_s) for hits, misses in step)
+        layered += costs.rest_s + sum(max(misses * read_s, hits * costs.expert_s) for hits, misses in step)
         reads = read_s * sum(misses for _, misses in step)
-        foreseen += max(reads, rest_s + expert_s * sum(hits + misses for hits, misses in step))
+        foreseen += max(reads, costs.rest_s + costs.expert_s * sum(hits + misses for hits, misses in step))
     return Ideal(layered / len(served), foreseen / len(served))

@@ -22,7 +22,7 @@ from peers import contest as contests
 from peers.case import Case, Outcome, outcome_of
 from peers.contest import Contest
 from peers.engines import Coterie, LlamaCpp, Transformers
-from peers.ideal import ideal_step
+from peers.ideal import Costs, ideal_step
 from peers.llama_build import _HALF_A_CONFIGURATION, _TILES, _WHOLE_CONFIGURATION, _patch
 from peers.tables import Requirement, case_table, require_budgets, require_ratios
 
@@ -256,12 +256,12 @@ class TestIdeal:
     def test_reads_hide_behind_hits_of_their_layer(self) -> None:
         # A read takes 2 s, an expert 1 s, the rest 4 s.
         served = [[(3, 1), (1, 2)], [(4, 0), (3, 0)]]
-        ideal = ideal_step(served, rest_s=4.0, expert_s=1.0, expert_bytes=20, bandwidth=10.0)
+        ideal = ideal_step(served, Costs(rest_s=4.0, expert_s=1.0, expert_bytes=20, bandwidth=10.0))
         assert ideal.layered == ((4 + 3 + 4) + (4 + 4 + 3)) / 2
         assert ideal.foreseen == ((4 + 7) + (4 + 7)) / 2
 
     def test_where_the_disk_bounds_both(self) -> None:
-        ideal = ideal_step([[(0, 8)]], rest_s=1.0, expert_s=0.1, expert_bytes=10, bandwidth=1.0)
+        ideal = ideal_step([[(0, 8)]], Costs(rest_s=1.0, expert_s=0.1, expert_bytes=10, bandwidth=1.0))
         assert ideal.layered == 81.0
         assert ideal.foreseen == 80.0
 
