@@ -57,7 +57,7 @@ class Report:
         self.tables: list[Table] = []
         self.verdicts: list[Verdict] = []
         self.values: dict[str, object] = {}
-        self._machine = describe_machine(work)
+        self._work = work
         self._load_before = load_average()
 
     def table(self, caption: str, columns: Sequence[str]) -> Table:
@@ -72,8 +72,10 @@ class Report:
 
     def finish(self) -> int:
         """Prints and writes everything; returns the exit status: 1 if a requirement is not met."""
-        self._machine["load average"] = f"{self._load_before:.2f} before, {load_average():.2f} after"
-        text = self._markdown()
+        # Only now: it imports torch, and while this process has that mapped, no cold start that is measured is cold.
+        machine = describe_machine(self._work)
+        machine["load average"] = f"{self._load_before:.2f} before, {load_average():.2f} after"
+        text = self._markdown(machine)
         print(text)
         folder = RESULTS / "quick" if self.quick else RESULTS
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ class Report:
         plain = {
             "name": self.name,
             "quick": self.quick,
-            "machine": self._machine,
+            "machine": machine,
             "tables": [{"caption": t.caption, "columns": t.columns, "rows": t.rows} for t in self.tables],
             "requirements": [vars(verdict) for verdict in self.verdicts],
             "values": self.values,
@@ -89,12 +91,12 @@ class Report:
         (folder / f"{self.name}.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
         return 0 if all(verdict.met for verdict in self.verdicts) else 1
 
-    def _markdown(self) -> str:
+    def _markdown(self, machine: dict[str, str]) -> str:
         parts = [f"### {self.title}" + (" (quick run: small model, few rounds)" if self.quick else "")]
         parts += [table.markdown() for table in self.tables]
         if self.verdicts:
             required = Table("Required:", ("requirement", "measured", "met"))
             required.rows = [(v.requirement, v.measured, "yes" if v.met else "**no**") for v in self.verdicts]
             parts.append(required.markdown())
-        parts.append("; ".join(f"{label}: {text}" for label, text in self._machine.items()) + ".")
+        parts.append("; ".join(f"{label}: {text}" for label, text in machine.items()) + ".")
         return "\n\n".join(parts) + "\n"

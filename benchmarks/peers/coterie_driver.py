@@ -1,0 +1,161 @@
+"""Opens a store with Coterie, generates greedily, and prints each token's text at once: a process that is measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fullsize.walk import TOKEN_LENGTH, text_of, token_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+_PARTS_PROMPT = 32
+_PARTS_TOKENS = 24
+
+
+class Printer:
+    """A transformers streamer that prints tokens and notes when they came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt first, then with every token."""
+        self.times.append(time.perf_counter())
+        if len(self.times) > 1:
+            print(text_of(int(value)), end="", flush=True)
+
+    def end(self) -> None:
+        """Called once at the end."""
+
+
+class Served:
+    """An observer that keeps how many experts each layer of each decode step found resident, and how many not.
+
+    Attributes:
+        steps: For each decode step, hits and misses of each layer.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[list[tuple[int, int]]] = []
+        self._decoding = False
+
+    def on_event(self, event: Any) -> None:
+        """Called for every event."""
+        match type(event).__name__:
+            case "StepStarted":
+                self._decoding = event.phase == "decode"
+                if self._decoding:
+                    self.steps.append([])
+            case "ExpertsServed" if self._decoding:
+                self.steps[-1].append((event.hits, event.misses))
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """What every driver takes."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--prompt", required=True, help="text of the prompt, three letters for each token")
+    parser.add_argument("--new-tokens", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--memory", type=int, help="bytes")
+    parser.add_argument("--report", type=Path, required=True, help="file for figures")
+    return parser
+
+
+def ids_of(text: str) -> list[int]:
+    """The prompt's tokens."""
+    return [token_of(text[at : at + TOKEN_LENGTH]) for at in range(0, len(text), TOKEN_LENGTH)]
+
+
+def generate(model: Any, ids: list[int], new_tokens: int) -> dict[str, float]:
+    """Generates greedily while printing; returns what the times were."""
+    import torch
+
+    prompt = torch.tensor([ids])
+    printer = Printer()
+    with torch.inference_mode():
+        model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            streamer=printer,
+        )
+    times = printer.times
+    return {"prompt_tokens": len(ids), "prefill_s": times[1] - times[0], "decode_s": times[-1] - times[1]}
+
+
+def _parts(model: Any, ids: list[int]) -> dict[str, float]:
+    """Seconds per decode step by part."""
+    import torch
+
+    from coterie.bench import breakdown
+
+    return dict(breakdown(model, torch.tensor([ids[:_PARTS_PROMPT]]), _PARTS_TOKENS).parts)
+
+
+def main() -> int:
+    """Runs what the command line describes."""
+    began = time.perf_counter()
+    parser = options(__doc__)
+    parser.add_argument("--max-context", type=int, required=True)
+    parser.add_argument("--warm", action="store_true", help="read all experts first")
+    parser.add_argument("--analysis", type=Path, help="record the routing there, and report where time goes")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore", "The experts have")
+
+    import coterie
+    from coterie.engine.quiet import quiet_libraries
+
+    imported = time.perf_counter()
+    with quiet_libraries():
+        model = coterie.load(given.model, memory=given.memory, max_context=given.max_context, threads=given.threads)
+    runtime = model.coterie
+    loaded = time.perf_counter()
+    if given.warm:
+        for bank in runtime.banks:
+            keys = [key for key in runtime.source.experts.keys() if key.bank_key == bank]
+            with runtime.cache.lease(keys) as lease:
+                for _ in lease:
+                    pass
+    warmed = time.perf_counter()
+    ids = ids_of(given.prompt)
+    served = Served()
+    if given.analysis is not None:
+        runtime.add_observer(served)
+    with runtime.record_trace(given.analysis) if given.analysis is not None else nullcontext():
+        times = generate(model, ids, given.new_tokens)
+    runtime.remove_observer(served)
+    stats = runtime.stats()
+    own = times | {
+        "import_s": imported - began,
+        "load_s": loaded - imported,
+        "warm_s": warmed - loaded,
+        "capacity": stats.capacity,
+        "total_expert_bytes": stats.total_expert_bytes,
+        "expert_bytes": max(runtime.source.record_nbytes.values()),
+        "decode_hit_rate": stats.total.decode_hit_rate,
+        "bytes_read": stats.total.bytes_read,
+        "wait_s": stats.total.wait_s,
+    }
+    if given.analysis is not None:
+        own["served"] = served.steps
+        # Only where nothing is read do the parts say what arithmetic takes.
+        own["parts"] = _parts(model, ids) if given.warm else {}
+    given.report.write_text(json.dumps(own))
+    runtime.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

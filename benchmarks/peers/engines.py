@@ -1,0 +1,188 @@
+"""The engines: how each is started for a case, and how its own report is read."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from fullsize.model import FullSizeModel
+from fullsize.walk import text_of
+from harness.cgroup import CgroupRun
+from harness.page_cache import drop_everything
+from harness.streamed import StreamedRun, run_streamed
+from peers.case import Case, Outcome, outcome_of
+
+_BENCHMARKS = Path(__file__).resolve().parent.parent
+_CONTEXT_SLACK = 32
+
+
+class Engine(Protocol):
+    """Something that generates."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
+
+    @contextmanager
+    def started(self, case: Case, prompt: str) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """The command and additions to the environment; what they need exists inside the context."""
+        ...
+
+    def report(self, run: CgroupRun, outcome: Outcome) -> None:
+        """Adds to an outcome what only the engine's own report says. Called inside :meth:`started`."""
+        ...
+
+
+@dataclass
+class Coterie:
+    """Coterie under a budget.
+
+    Attributes:
+        store: The model.
+        threads: Threads.
+        name: For people.
+        analysis: Where to record the routing, with what was found resident; it is then no run to take times from.
+    """
+
+    store: Path
+    threads: int
+    name: str = "coterie"
+    analysis: Path | None = None
+
+    @contextmanager
+    def started(self, case: Case, prompt: str) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """See :class:`Engine`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._said = Path(folder) / "report.json"
+            flags: list[object] = ["--prompt", prompt, "--new-tokens", case.new_tokens, "--threads", self.threads]
+            flags += ["--max-context", case.prompt_tokens + case.new_tokens + _CONTEXT_SLACK, "--report", self._said]
+            flags += ["--memory", case.memory] if case.memory is not None else []
+            flags += ["--warm"] if case.warm else []
+            flags += ["--analysis", self.analysis] if self.analysis is not None else []
+            command = [sys.executable, "-m", "peers.coterie_driver", str(self.store), *map(str, flags)]
+            yield command, {"PYTHONPATH": _python_path()}
+
+    def report(self, run: CgroupRun, outcome: Outcome) -> None:
+        """See :class:`Engine`."""
+        if self._said.exists():
+            outcome.own = json.loads(self._said.read_text())
+            prefill_s = outcome.own["prefill_s"]
+            assert isinstance(prefill_s, float)
+            outcome.prefill_tokens_per_s = int(str(outcome.own["prompt_tokens"])) / prefill_s
+
+
+@dataclass
+class LlamaCpp:
+    """llama.cpp's own program for one completion.
+
+    Attributes:
+        program: The program.
+        gguf: The model.
+        threads: Threads.
+        repacked: Whether weights are copied into the layouts of its fastest kernels, which takes the whole model in
+            memory; otherwise the file is mapped, and the kernel's page cache is the cache of experts.
+    """
+
+    program: Path
+    gguf: Path
+    threads: int
+    repacked: bool
+
+    @property
+    def name(self) -> str:
+        """With its mode."""
+        return "llama.cpp repacked" if self.repacked else "llama.cpp mmap"
+
+    @contextmanager
+    def started(self, case: Case, prompt: str) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """See :class:`Engine`."""
+        words: list[object] = [self.program, "-m", self.gguf, "-p", prompt, "-n", case.new_tokens, "-t", self.threads]
+        words += ["-c", case.prompt_tokens + case.new_tokens + _CONTEXT_SLACK]
+        # Greedy by a sampler that looks at one token only; no chat, nothing but the completion on standard output.
+        words += ["--samplers", "top_k", "--top-k", 1, "-no-cnv", "--simple-io", "--no-display-prompt", "--perf"]
+        words += ["--load-mode", "none"] if self.repacked else ["--load-mode", "mmap", "--no-repack"]
+        words += [] if case.warm else ["--no-warmup"]
+        yield list(map(str, words)), {}
+
+    def report(self, run: CgroupRun, outcome: Outcome) -> None:
+        """See :class:`Engine`."""
+        for name, pattern in (("prefill", "prompt eval"), ("decode", " {3,}eval"), ("load", "load")):
+            if found := re.search(rf"{pattern} time = +([0-9.]+) ms(?: / +(\d+) (?:tokens|runs))?", run.stderr):
+                outcome.own[f"{name}_s"] = float(found[1]) / 1e3
+                if found[2]:
+                    outcome.own[f"{name}_tokens"] = int(found[2])
+        if "prefill_s" in outcome.own:
+            outcome.prefill_tokens_per_s = float(str(outcome.own["prefill_tokens"])) / float(
+                str(outcome.own["prefill_s"])
+            )
+
+
+@dataclass
+class Transformers:
+    """Stock transformers, or with accelerate's disk offload.
+
+    Attributes:
+        checkpoint: The model in bfloat16.
+        threads: Threads.
+        offload: Directory for what accelerate writes; None for stock, which holds everything in memory.
+        packages: Directory with accelerate.
+    """
+
+    checkpoint: Path
+    threads: int
+    offload: Path | None = None
+    packages: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """With its mode."""
+        return "transformers" if self.offload is None else "accelerate disk offload"
+
+    @contextmanager
+    def started(self, case: Case, prompt: str) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """See :class:`Engine`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._said = Path(folder) / "report.json"
+            flags: list[object] = ["--prompt", prompt, "--new-tokens", case.new_tokens, "--threads", self.threads]
+            flags += ["--report", self._said]
+            if self.offload is not None and case.memory is not None:
+                flags += ["--offload", self.offload, "--memory", case.memory]
+            command = [sys.executable, "-m", "peers.transformers_driver", str(self.checkpoint), *map(str, flags)]
+            yield command, {"PYTHONPATH": _python_path(self.packages)}
+
+    report = Coterie.report
+
+
+def measure(engine: Engine, case: Case, model: FullSizeModel) -> Outcome:
+    """One run from a cold page cache; one more if the first has lost the end of its output.
+
+    llama.cpp prints from a thread of its own, which at exit sometimes loses the last lines.
+    """
+    outcome = _measure(engine, case, model)
+    return _measure(engine, case, model) if outcome.cut_short else outcome
+
+
+def _measure(engine: Engine, case: Case, model: FullSizeModel) -> Outcome:
+    prompt = "".join(map(text_of, model.walk.tokens(0, case.prompt_tokens)))
+    drop_everything()
+    with engine.started(case, prompt) as (command, environment):
+        run: StreamedRun = run_streamed(command, case.limit, env=environment, timeout_s=case.timeout_s)
+        outcome = outcome_of(engine.name, case, run, model.walk.tokens(case.prompt_tokens, case.new_tokens))
+        engine.report(run, outcome)
+    if not outcome.expected and not outcome.failure:
+        outcome.failure = "computed other tokens than the model's"
+    outcome.cut_short = run.returncode == 0 and (len(outcome.tokens) < case.new_tokens or not outcome.own)
+    return outcome
+
+
+def _python_path(*more: Path | None) -> str:
+    """This process's own search path for the drivers, so that all measure the same Coterie."""
+    return ":".join([str(_BENCHMARKS), *(str(path) for path in more if path is not None), *filter(None, sys.path)])
