@@ -29,9 +29,9 @@ def weight_count(dimensions: Dimensions) -> int:
 
 
 def store_nbytes(dimensions: Dimensions) -> int:
-    """About the bytes of the store: experts at 4.5 bits, the rest in bfloat16."""
-    experts = 3 * dimensions.hidden * dimensions.expert_hidden * dimensions.experts * dimensions.layers
-    return experts * 9 // 16 + 2 * (weight_count(dimensions) - experts)
+    """About the bytes of the store: 4.5 bits, the embedding in bfloat16."""
+    embedding = dimensions.vocabulary * dimensions.hidden
+    return (weight_count(dimensions) * 9 + embedding * (2 * 16 - 9)) // 16
 
 
 def gguf_nbytes(dimensions: Dimensions) -> int:
