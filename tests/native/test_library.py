@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +79,9 @@ def test_a_forked_child_computes_on_one_thread() -> None:
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), product(x)[0, 5].item())"
     )
     assert python(script) == "0 192.0"
+
+
+def test_it_is_copied_and_pickled_by_being_loaded(native: Library) -> None:
+    assert copy.deepcopy(native) is native
+    lower = native.lowered("default")
+    assert pickle.loads(pickle.dumps(lower)).level_name == "default"

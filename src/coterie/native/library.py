@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from coterie.errors import UsageError
+from coterie.errors import UnsupportedError, UsageError
 from coterie.native.build import LIBRARY, fingerprint
 
 LEVELS = ("default", "avx2", "avx512bf16", "amx")
@@ -64,6 +64,13 @@ class Library:
         """Threads that a call made now uses."""
         return torch.get_num_threads() if self.threaded else 1
 
+    def __deepcopy__(self, memo: object) -> Library:
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Loaded anew by whoever unpickles it.
+        return _at, (self.level_name,)
+
     def lowered(self, name: str) -> Library:
         """The same at a lower level; at its own if that is lower already.
 
@@ -87,6 +94,16 @@ def why_not() -> str | None:
     """Why there is no library, or None if there is one."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
+
+
+def _at(level: str) -> Library:
+    found = library()
+    if found is None:
+        raise UnsupportedError(
+            f"This needs the native library, which is not here: {why_not()}",
+            advice="Open the model again with coterie.load().",
+        )
+    return found.lowered(level)
 
 
 @cache
