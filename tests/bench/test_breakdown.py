@@ -10,6 +10,7 @@ from torch import nn
 from coterie.bench import breakdown
 from coterie.bench.breakdown import PARTS, _Stopwatch
 from coterie.errors import UsageError
+from coterie.extraction import extract
 from zoo import ZOO
 
 BF16 = torch.bfloat16
@@ -31,6 +32,14 @@ def test_parts_add_up_and_every_layer_is_timed(name, zoo_store, open_model):
     assert parts.calls["attention"] >= len(banks)
     assert parts.calls["glue"] == 1
     assert parts.steps == 4
+
+
+def test_linear_layers_in_a_scheme_are_timed_as_others_are(zoo_checkpoint, tmp_path, open_model):
+    directory = zoo_checkpoint("qwen3_moe", BF16)
+    extract(directory, tmp_path / "store", scheme="int4", dense_scheme="int4")
+    prompt = ZOO["qwen3_moe"].inputs(seed=1)["input_ids"]
+    plain, coded = (breakdown(open_model(path), prompt, 3).calls for path in (directory, tmp_path / "store"))
+    assert coded == plain
 
 
 def test_the_model_is_as_before(zoo_store, open_model):

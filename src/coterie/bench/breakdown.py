@@ -36,6 +36,7 @@ from coterie.bench.times import generate
 from coterie.engine.runtime import Runtime
 from coterie.errors import UnsupportedError, UsageError
 from coterie.hf.banks import ExpertBank
+from coterie.integration import QuantisedLinear
 from coterie.routing.locate import find_router
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 Part = Literal["linear", "attention", "norms", "router", "experts", "waiting", "glue", "sampling"]
 PARTS: tuple[Part, ...] = get_args(Part)
+
+_LINEARS = (nn.Linear, QuantisedLinear)
 
 _DENSE: frozenset[Part] = frozenset({"linear", "attention"})
 
@@ -196,11 +199,12 @@ def _parts(model: PreTrainedModel, banks: list[ExpertBank]) -> Iterator[tuple[nn
             parts.setdefault(find_router(block).module, "router")
         layer = modules[bank.router_block.rpartition(".")[0]]
         for child in layer.children():
-            if child is not block and any(isinstance(module, nn.Linear) for module in child.modules()):
+            if child is not block and any(isinstance(module, _LINEARS) for module in child.modules()):
                 parts.setdefault(child, "attention")
     inside = {below for module, part in parts.items() if part in ("experts", "router") for below in module.modules()}
     for module in modules.values():
-        if module in inside or module in parts or not any(True for _ in module.parameters(recurse=False)):
+        weightless = not isinstance(module, QuantisedLinear) and not any(True for _ in module.parameters(recurse=False))
+        if module in inside or module in parts or weightless:
             continue
         if "norm" in type(module).__name__.lower():
             parts[module] = "norms"
