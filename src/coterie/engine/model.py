@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError
-from coterie.integration import Attachment, StreamingConfig, quicken_norms, round_as_stock
+from coterie.integration import Attachment, StreamingConfig, quicken_norms, quicken_tokens, round_as_stock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +44,7 @@ def build_model(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
     model.requires_grad_(False)
     round_as_stock(model)
     quicken_norms(model)
+    quicken_tokens(model)
     return model
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
-import textwrap
 from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from coterie.hf.forwards import same_forward
 
 ExpertsFunction = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -33,16 +31,4 @@ def uses_common_forward(module: nn.Module) -> bool:
     if not hasattr(cls, "_apply_gate") or not hasattr(cls.forward, "__wrapped__"):
         return False
     same_gate = cls._apply_gate is Qwen3MoeExperts._apply_gate
-    return same_gate and _forward_body(cls) == _forward_body(Qwen3MoeExperts)
-
-
-def _forward_body(cls: type[nn.Module]) -> str:
-    return _normalised(textwrap.dedent(inspect.getsource(cls.forward.__wrapped__)))  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _normalised(source: str) -> str:
-    source = source.replace("torch.nn.functional.", "F.").replace("nn.functional.", "F.")
-    (function,) = ast.parse(source).body
-    body = [s for s in function.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
-    return "\n".join(ast.dump(statement) for statement in body)
+    return same_gate and same_forward(cls, Qwen3MoeExperts)

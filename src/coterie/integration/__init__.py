@@ -8,6 +8,7 @@ from coterie.integration.linear import QuantisedLinear, QuantisedLinears, round_
 from coterie.integration.missing import Missing, check_missing
 from coterie.integration.norms import quicken_norms
 from coterie.integration.quantizer import StreamingConfig, forget, register
+from coterie.integration.token_forwards import quicken_tokens
 
 __all__ = [
     "Attachment",
@@ -22,6 +23,7 @@ __all__ = [
     "forget",
     "install_guards",
     "quicken_norms",
+    "quicken_tokens",
     "register",
     "round_as_stock",
 ]

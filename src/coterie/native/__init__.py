@@ -4,10 +4,12 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 ``coterie.quant`` computes the same with torch. Shape suffixes: M rows, N outputs, K inputs.
 """
 
+from coterie.native.attention import attention_served, rotate, token_attention
 from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise, quantise
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.matmul import SCHEMES, PackedMatrix
+from coterie.native.router import route
 from coterie.native.workspace import Located
 
 __all__ = [
@@ -22,8 +24,12 @@ __all__ = [
     "Library",
     "Located",
     "PackedMatrix",
+    "attention_served",
     "dequantise",
     "library",
     "quantise",
+    "rotate",
+    "route",
+    "token_attention",
     "why_not",
 ]

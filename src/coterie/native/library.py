@@ -35,6 +35,9 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "coterie_quantise": (_long, (_int, _int, _int, _pointer, _int, *(_long,) * 4, _pointer, _pointer)),
     "coterie_dequantise": (None, (_int, _int, _int, _pointer, _pointer, _long, _long, _int, _pointer)),
     "coterie_matmul": (None, (_int, _int, _int, *(_pointer,) * 3, *(_long,) * 4, _pointer)),
+    "coterie_rotate": (None, (_pointer, _long, _long, _pointer, _pointer)),
+    "coterie_router": (None, (_int, *(_pointer,) * 2, *(_long,) * 4, _int, *(_pointer,) * 3)),
+    "coterie_token_attention": (None, (_int, _int, *(_pointer,) * 3, *(_long,) * 6, _float, *(_pointer,) * 2)),
     "coterie_rms_norm": (None, (*(_int,) * 4, *(_pointer,) * 2, *(_long,) * 2, _float, _pointer)),
 }
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
