@@ -11,7 +11,6 @@ from coterie.extraction import extract
 from coterie.integration import token_forwards
 from coterie.integration.token_forwards import TokenAttention, TokenRouter
 from coterie.native import library
-from zoo import ZOO
 
 NAMES = ["qwen3_moe", "qwen3_omni"]
 
@@ -34,6 +33,7 @@ def replaced(model: torch.nn.Module, kind: type) -> list[torch.nn.Module]:
 def continued(model, ids: torch.Tensor, steps: int = 6) -> torch.Tensor:
     """Logits of steps with one token each, after a prompt."""
     found = []
+    model = getattr(model, "thinker", model)
     with torch.no_grad():
         out = model(ids, use_cache=True)
         for step in range(steps):
