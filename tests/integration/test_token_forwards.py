@@ -59,7 +59,8 @@ def test_near_the_class_s_own(name: str, zoo_checkpoint, tmp_path: Path, open_mo
             token_forwards, function, lambda *a, _o=original, _k=kind, **k: calls.append(_k) or _o(*a, **k)
         )
     model = open_model(path)
-    attention, routers = replaced(model, TokenAttention), replaced(model, TokenRouter)
+    part = getattr(model, "thinker", model)
+    attention, routers = replaced(part, TokenAttention), replaced(part, TokenRouter)
     assert attention
     assert routers
     got = continued(model, ids)

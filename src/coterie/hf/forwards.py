@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 
-@functools.cache
 def same_forward(cls: type[nn.Module], reference: type[nn.Module], *, helpers: tuple[str, ...] = ()) -> bool:
     """Whether two classes have the same forward, decorators and comments aside.
 
@@ -28,6 +27,7 @@ def same_forward(cls: type[nn.Module], reference: type[nn.Module], *, helpers: t
     return all(a is not None and b is not None and _body(a) == _body(b) for a, b in pairs)
 
 
+@functools.cache
 def _body(function: Callable[..., Any]) -> str:
     try:
         source = inspect.getsource(inspect.unwrap(function))
@@ -36,7 +36,6 @@ def _body(function: Callable[..., Any]) -> str:
     return _normalised(textwrap.dedent(source))
 
 
-@functools.cache
 def _normalised(source: str) -> str:
     source = source.replace("torch.nn.functional.", "F.").replace("nn.functional.", "F.")
     (function,) = ast.parse(source).body
