@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from coterie.hf.banks import ExpertBank
 from coterie.hf.keymap import KeyMap
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from transformers import PreTrainedModel
 
 _FEWEST_OUTPUTS = 16
 """Layers with fewer outputs are gates (one for a shared expert, one per head, ...) and have next to no bytes."""
@@ -79,6 +80,8 @@ def _router_paths(model: PreTrainedModel, banks: Collection[ExpertBank]) -> Iter
 
 def _speech_paths(model: PreTrainedModel) -> Iterator[str]:
     """The parts that make sound of a talker's tokens, each path with a dot at its end."""
+    from transformers import PreTrainedModel  # imports torch's compiler in old releases
+
     parts = {path: module for path, module in model.named_modules() if isinstance(module, PreTrainedModel)}
     configs = {
         type(found)
