@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coterie.cli.console import plain_table, print_json, print_note, print_table, results
+from coterie.cli.console import plain_table, print_json, print_table, results
 from coterie.cli.options import CheckpointArgument, ComponentOption, JsonOption, OfflineOption, RevisionOption
-from coterie.cli.transfer import shown_progress
+from coterie.cli.transfer import resumable_progress
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -76,35 +76,35 @@ def command(
     """
     from coterie.extraction import extract
 
-    try:
-        with shown_progress() as progress:
-            report = extract(
-                checkpoint,
-                store,
-                experts=experts,
-                layers=layers,
-                component=component,
-                scheme=scheme,
-                dense_scheme=dense_scheme,
-                revision=revision,
-                offline=offline,
-                dry_run=dry_run,
-                restart=restart,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        print_note(f"Stopped. What is finished is kept in {store}; the same command goes on from there.")
-        raise
+    with resumable_progress(store) as progress:
+        report = extract(
+            checkpoint,
+            store,
+            experts=experts,
+            layers=layers,
+            component=component,
+            scheme=scheme,
+            dense_scheme=dense_scheme,
+            revision=revision,
+            offline=offline,
+            dry_run=dry_run,
+            restart=restart,
+            progress=progress,
+        )
+    print_report(report, as_json=as_json, dry_run=dry_run)
+
+
+def print_report(report: ExtractionReport, *, as_json: bool, dry_run: bool) -> None:
+    """Prints what was done, or would be."""
     if as_json:
         print_json(report.to_json())
     elif dry_run:
-        print_plan(report)
+        _print_plan(report)
     else:
-        print_outcome(report)
+        _print_outcome(report)
 
 
-def print_plan(report: ExtractionReport) -> None:
-    """Prints what a dry run found."""
+def _print_plan(report: ExtractionReport) -> None:
     table = plain_table("file", "size", "", right=("size",))
     for file in report.files:
         table.add_row(file.file, format_bytes(file.nbytes), "there already" if file.present else "")
@@ -126,8 +126,7 @@ def print_plan(report: ExtractionReport) -> None:
     out.print(f"disk free      {format_bytes(report.free_nbytes)}")
 
 
-def print_outcome(report: ExtractionReport) -> None:
-    """Prints what was done."""
+def _print_outcome(report: ExtractionReport) -> None:
     out = results()
     if report.status == "already complete":
         out.print(f"{report.store} has all of this already; nothing was written.", markup=False)

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from coterie.cli.console import print_json, print_note
-from coterie.cli.extract import print_outcome, print_plan
+from coterie.cli.extract import print_report
 from coterie.cli.options import JsonOption, ModelArgument, OfflineOption
-from coterie.cli.transfer import shown_progress
+from coterie.cli.transfer import resumable_progress
 
 
 def command(
@@ -47,24 +46,15 @@ def command(
     """
     from coterie.extraction import quantize
 
-    try:
-        with shown_progress() as progress:
-            report = quantize(
-                model,
-                store,
-                scheme=scheme,
-                dense_scheme=dense_scheme,
-                offline=offline,
-                dry_run=dry_run,
-                restart=restart,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        print_note(f"Stopped. What is finished is kept in {store}; the same command goes on from there.")
-        raise
-    if as_json:
-        print_json(report.to_json())
-    elif dry_run:
-        print_plan(report)
-    else:
-        print_outcome(report)
+    with resumable_progress(store) as progress:
+        report = quantize(
+            model,
+            store,
+            scheme=scheme,
+            dense_scheme=dense_scheme,
+            offline=offline,
+            dry_run=dry_run,
+            restart=restart,
+            progress=progress,
+        )
+    print_report(report, as_json=as_json, dry_run=dry_run)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie.cli.console import byte_progress
+from coterie.cli.console import byte_progress, print_note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,3 +36,14 @@ def shown_progress() -> Iterator[ProgressCallback]:
             shown = progress.done
 
         yield show
+
+
+@contextmanager
+def resumable_progress(store: Path) -> Iterator[ProgressCallback]:
+    """As :func:`shown_progress`, for writing a store: who interrupts it is told that nothing is lost."""
+    try:
+        with shown_progress() as progress:
+            yield progress
+    except KeyboardInterrupt:
+        print_note(f"Stopped. What is finished is kept in {store}; the same command goes on from there.")
+        raise

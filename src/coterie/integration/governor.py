@@ -75,6 +75,7 @@ class Governor:
         self._lock = threading.Lock()
         self._sums = _Sums()
         self._steps = 0
+        self._layers = 1
         self._last: tuple[float, ReadTimes] | None = None
 
     @property
@@ -143,8 +144,6 @@ class Governor:
     def _cost_s(self) -> float:
         """What guesses for all layers of a step take."""
         return self._sums.cost_s / self._sums.looks * self._layers
-
-    _layers = 1
 
     def layers(self, count: int) -> None:
         """For how many layers of a step guesses can be made."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from coterie.kernels.norms import RmsNorm, exact_rms_norm, serves
+from coterie.kernels.norms import RmsNorm, epsilon_of, exact_rms_norm, serves
 from coterie.native import library
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class NativeForward:
         return self._norm(hidden_states, weight)
 
 
-def quicken_norms(model: PreTrainedModel) -> int:
-    """Gives normalisation layers a native forward where it has the bits of their own; returns how many.
+def quicken_norms(model: PreTrainedModel) -> None:
+    """Gives normalisation layers a native forward where it has the bits of their own.
 
     Does nothing where the native library was not built.
 
@@ -45,23 +45,15 @@ def quicken_norms(model: PreTrainedModel) -> int:
     """
     native = library()
     if native is None:
-        return 0
+        return
     tried: dict[tuple[object, ...], RmsNorm | None] = {}
-    count = 0
     for module in model.modules():
         weight = module._parameters.get("weight")
         if "RMSNorm" not in type(module).__name__ or weight is None or "forward" in module.__dict__:
             continue
-        kind = (
-            type(module),
-            weight.shape,
-            weight.dtype,
-            getattr(module, "variance_epsilon", getattr(module, "eps", None)),
-        )
+        kind = (type(module), weight.shape, weight.dtype, epsilon_of(module))
         if kind not in tried:
             tried[kind] = exact_rms_norm(native, module, type(module).forward)
         norm = tried[kind]
         if norm is not None:
             module.__dict__["forward"] = NativeForward(module, norm)
-            count += 1
-    return count

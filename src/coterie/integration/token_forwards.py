@@ -25,8 +25,8 @@ _FEW = 16
 """Tokens up to which a router is computed here."""
 
 
-class TokenAttention:
-    """An attention module's forward: native for one token after others, else the class's own.
+class _TokenForward:
+    """A module's forward that is native where it can be.
 
     Args:
         module: The module.
@@ -37,6 +37,10 @@ class TokenAttention:
         self._module: Any = module
         self._class_forward = type(module).forward
         self._native = native
+
+
+class TokenAttention(_TokenForward):
+    """An attention module's forward: native for one token after others, else the class's own."""
 
     def __call__(
         self,
@@ -76,18 +80,8 @@ class TokenAttention:
         return module.o_proj(token_attention(self._native, query, keys, values, module.scaling)), None
 
 
-class TokenRouter:
-    """A softmax router's forward: native for a few tokens, else the class's own.
-
-    Args:
-        module: The router.
-        native: The native library.
-    """
-
-    def __init__(self, module: nn.Module, native: Library) -> None:
-        self._module: Any = module
-        self._class_forward = type(module).forward
-        self._native = native
+class TokenRouter(_TokenForward):
+    """A softmax router's forward: native for a few tokens, else the class's own."""
 
     def __call__(self, hidden_states: torch.Tensor) -> Any:
         """What the class computes."""
@@ -106,19 +100,19 @@ class TokenRouter:
         return route(self._native, tokens, weight, module.top_k, normalise=bool(module.norm_topk_prob))
 
 
-def quicken_tokens(model: PreTrainedModel) -> int:
-    """Gives attention and routers their native forwards where linear layers are in a scheme; returns how many.
+def quicken_tokens(model: PreTrainedModel) -> None:
+    """Gives attention and routers their native forwards where linear layers are in a scheme.
 
     Args:
         model: With its weights, and normalisation as it is to stay.
     """
     native = library()
     if native is None:
-        return 0
+        return
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention, Qwen3MoeTopKRouter
 
     helpers = ("apply_rotary_pos_emb", "rotate_half")
-    count, lossy = 0, any(isinstance(module, QuantisedLinear) for module in model.modules())
+    lossy = any(isinstance(module, QuantisedLinear) for module in model.modules())
     for module in model.modules() if lossy else ():
         if "forward" in module.__dict__:
             continue
@@ -126,11 +120,8 @@ def quicken_tokens(model: PreTrainedModel) -> int:
         if isinstance(getattr(module, "q_proj", None), QuantisedLinear) and hasattr(module, "q_norm"):
             if same_forward(cls, Qwen3MoeAttention, helpers=helpers) and _serves(module):
                 module.__dict__["forward"] = TokenAttention(module, native)
-                count += 1
         elif hasattr(module, "norm_topk_prob") and same_forward(cls, Qwen3MoeTopKRouter) and _chooses(module):
             module.__dict__["forward"] = TokenRouter(module, native)
-            count += 1
-    return count
 
 
 def _serves(module: Any) -> bool:

@@ -88,7 +88,7 @@ def exact_rms_norm(
         module: A normalisation with a ``weight`` [D] in bfloat16 or float32 and nothing else to compute with.
         forward: Its class's forward, called with the module.
     """
-    weight, epsilon = getattr(module, "weight", None), _epsilon_of(module)
+    weight, epsilon = getattr(module, "weight", None), epsilon_of(module)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or epsilon is None:
         return None
     if (
@@ -111,7 +111,8 @@ def exact_rms_norm(
     return None
 
 
-def _epsilon_of(module: nn.Module) -> float | None:
+def epsilon_of(module: nn.Module) -> float | None:
+    """What a normalisation adds to the mean of the squares; None if it does not say."""
     for name in ("variance_epsilon", "eps"):
         value = getattr(module, name, None)
         if isinstance(value, float):

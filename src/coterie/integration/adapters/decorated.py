@@ -42,13 +42,13 @@ class DecoratedExperts:
         """What the experts module computes; returns [T, D]."""
         streamed = self._streamed
         index_TK, weights_TK, absent = streamed.route(hidden_TD, top_k_index_TK, top_k_weights_TK)
-        # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
-        # that only one is in memory at a time.
         kernel = self._kernel
         if streamed.decodes and kernel is not None:
             quantised = self._quantised
             if quantised is not None and quantised.serves(hidden_TD):
                 return quantised.compute(hidden_TD, index_TK, weights_TK, absent)
+        # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
+        # that only one is in memory at a time.
         together = not streamed.decodes and not torch.is_autocast_enabled("cpu")
         if kernel is not None and hidden_TD.shape[0] == 1 and together:
             ids = index_TK.tolist()[0]
