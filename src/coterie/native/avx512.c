@@ -1,11 +1,12 @@
-/* AVX-512 with BF16. */
+/* AVX-512 with VNNI, which every processor with BF16 has. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "bfloat16.h"
 #include "coterie.h"
+#include "fixed_point.h"
 
-#define SETS "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"
+#define SETS "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"
 #define TARGET __attribute__((target(SETS)))
 #define TARGET_INLINE static inline __attribute__((always_inline, target(SETS)))
 
@@ -35,45 +36,60 @@ TARGET_INLINE __m128 totals(const __m512 sums[4]) {
     return _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
 }
 
-/* int4. Lane l of the 32 16-bit lanes of a load holds columns 4l to 4l + 3 in its four nibbles. A nibble is decoded by
- * looking it up in a table of bfloat16, which looks at the five lowest bits of an index: with the 16 values twice in the
- * table, nothing need be masked. So that a token's columns meet those of the codes, it is kept as four vectors for each
- * 128 columns, vector s holding columns 4l + s. Products of bfloat16 are exact and are added in float32; then lanes 0 to
- * 7 of the 16 sums belong to the first group of 64, lanes 8 to 15 to the second, and one multiplication scales both.
- * Zeros meet the sums of the token's groups, 16 groups at a time.
+/* The lanes of a product's 16 sums belong to groups in order, a group of 64 to twice as many lanes as one of 32.
+ * For each load of scales, and for each block in it, `at` says which of them each lane wants. */
+TARGET_INLINE __m512i first_places(int lanes_of_group_log2) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(lanes_of_group_log2));
+}
+
+COTERIE_INLINE int64_t padded_groups(int64_t columns) {
+    return (columns / 32 + GROUPS - 1) / GROUPS * GROUPS;
+}
+
+/* Scales of a token's groups, then sums, of whole loads. */
+COTERIE_INLINE const float *token_scales(const void *prepared, int64_t planes) {
+    return (const float *)((const char *)prepared + planes);
+}
+
+/* int4. Bytes of a load hold even columns in their lower halves and odd ones in their upper halves, as whole numbers
+ * from 0 to 15. A token is kept as 16-bit whole numbers with a scale for each group (fixed_point.h), their upper and
+ * lower bytes apart: for each 128 columns the upper bytes of even columns, those of odd ones, and the lower bytes
+ * likewise. Sums of products of bytes are exact; upper ones count 256 times. 8 times the sum of the group's values is
+ * too much, because codes stay plus 8 here, and goes with the zeros, 16 groups at a time.
  */
+COTERIE_INLINE int64_t planes_int4(int64_t columns) {
+    return blocks_of(columns) * BLOCK * 2;
+}
+
 static int64_t prepared_int4(int64_t columns) {
-    int64_t sums = (columns / 32 + GROUPS - 1) / GROUPS * GROUPS;
-    return blocks_of(columns) * BLOCK * 2 + sums * 4;
+    return planes_int4(columns) + 2 * 4 * padded_groups(columns);
 }
 
 TARGET static void prepare_int4(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
-    uint16_t *order = prepared;
-    float *sums = (float *)(order + blocks_of(columns) * BLOCK);
-    const __m512i ones = _mm512_set1_epi16(0x3f80);
-    int64_t groups = columns / group;
-    for (int64_t g = groups; g % GROUPS; g++) sums[g] = 0;
-    __m512 sum = _mm512_setzero_ps();
+    float *scales = (float *)token_scales(prepared, planes_int4(columns)), *sums = scales + padded_groups(columns);
+    for (int64_t g = 0; g < padded_groups(columns); g++) scales[g] = sums[g] = 0;
+    int32_t whole[64];
     for (int64_t first = 0; first < blocks_of(columns) * BLOCK; first += 32) {
-        uint16_t *block = order + first / BLOCK * BLOCK + first % BLOCK / 4;
-        /* Columns are a multiple of 32. */
-        __m512i x = first < columns ? _mm512_loadu_si512(token + first) : _mm512_setzero_si512();
-        for (int s = 0; s < 4; s++)
-            _mm_storeu_si128((__m128i *)(block + s * 32), _mm512_cvtepi64_epi16(_mm512_srli_epi64(x, 16 * s)));
-        if (first >= columns) continue;
-        sum = _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)ones);
-        if ((first + 32) % group == 0) {
-            sums[first / group] = total(sum);
-            sum = _mm512_setzero_ps();
+        char *block = (char *)prepared + first / BLOCK * BLOCK * 2 + first % BLOCK / 2;
+        if (first >= columns) {
+            for (int plane = 0; plane < 4; plane++) _mm_storeu_si128((__m128i *)(block + plane * 64), _mm_setzero_si128());
+            continue;
         }
+        if (first % group == 0)
+            scales[first / group] =
+                group == 64 ? coterie_fixed_point(token + first, 64, whole, sums + first / group)
+                            : coterie_fixed_point(token + first, 32, whole, sums + first / group);
+        const int32_t *from = whole + first % group;
+        __m512i pairs = _mm512_inserti64x4(
+            _mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_loadu_si512(from))),
+            _mm512_cvtepi32_epi16(_mm512_loadu_si512(from + 16)), 1);
+        __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16), odd = _mm512_srai_epi32(pairs, 16);
+        _mm_storeu_si128((__m128i *)block, _mm512_cvtepi32_epi8(_mm512_srai_epi32(even, 8)));
+        _mm_storeu_si128((__m128i *)(block + 64), _mm512_cvtepi32_epi8(_mm512_srai_epi32(odd, 8)));
+        _mm_storeu_si128((__m128i *)(block + 128), _mm512_cvtepi32_epi8(even));
+        _mm_storeu_si128((__m128i *)(block + 192), _mm512_cvtepi32_epi8(odd));
     }
-}
-
-TARGET_INLINE __m512i decoding_table(void) {
-    /* -8 to 7, twice. */
-    return _mm512_set_epi16(0x40e0, 0x40c0, 0x40a0, 0x4080, 0x4040, 0x4000, 0x3f80, 0x0000, 0xbf80, 0xc000, 0xc040,
-                            0xc080, 0xc0a0, 0xc0c0, 0xc0e0, 0xc100, 0x40e0, 0x40c0, 0x40a0, 0x4080, 0x4040, 0x4000,
-                            0x3f80, 0x0000, 0xbf80, 0xc000, 0xc040, 0xc080, 0xc0a0, 0xc0c0, 0xc0e0, 0xc100);
 }
 
 /* R rows with M tokens; R and M are known where this is inlined. */
@@ -82,13 +98,11 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
     /* No division: a tile is short. */
     const int narrow = matrix->group == 32;
     const int64_t columns = matrix->columns, groups = columns >> (narrow ? 5 : 6);
-    const int64_t blocks = blocks_of(columns), whole = columns >> 7;
+    const int64_t blocks = blocks_of(columns), whole = columns >> 7, padded = padded_groups(columns);
     const int per_block = BLOCK / 64 << narrow, per_load = GROUPS / (BLOCK / 64) >> narrow;
     const __mmask64 rest = columns % BLOCK ? (__mmask64)-1 >> (64 - (columns & (BLOCK - 1)) / 2) : 0;
-    const __m512i table = decoding_table(), upper = _mm512_set1_epi32((int)0xffff0000);
-    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i first_groups = _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(3 - narrow));
-    const __m512i step = _mm512_set1_epi32(per_block);
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000), nibble = _mm512_set1_epi8(15);
+    const __m512i first = first_places(3 - narrow), step = _mm512_set1_epi32(per_block);
     const uint8_t *codes = matrix->codes + row * (columns / 2);
     const uint16_t *scales = matrix->scales + row * groups * 2;
     __m512 sums[4][4];
@@ -97,41 +111,38 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
     for (int64_t load = 0, block = 0; block < blocks; load++) {
         int64_t left = groups - load * GROUPS;
         __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
-        __m512 scale[4];
+        __m512 factors[4][4];
         for (int r = 0; r < R; r++) {
             __m512i pairs = _mm512_maskz_loadu_epi32(present, scales + (r * groups + load * GROUPS) * 2);
-            scale[r] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+            __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
             __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
+            zero = _mm512_fnmadd_ps(_mm512_set1_ps(8), scale, zero);
             for (int m = 0; m < M; m++) {
-                const float *token_sums = (const float *)((const uint16_t *)prepared[m] + blocks * BLOCK);
-                sums[r][m] = _mm512_fmadd_ps(zero, _mm512_load_ps(token_sums + load * GROUPS), sums[r][m]);
+                const float *of_token = token_scales(prepared[m], planes_int4(columns)) + load * GROUPS;
+                factors[r][m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
+                sums[r][m] = _mm512_fmadd_ps(zero, _mm512_load_ps(of_token + padded), sums[r][m]);
             }
         }
         int64_t end = block + per_load < blocks ? block + per_load : blocks;
-        __m512i at = first_groups;
+        __m512i at = first;
         for (; block < end; block++, at = _mm512_add_epi32(at, step)) {
-            __m512i packed[4];
-            __m512 part[4][4];
             for (int r = 0; r < R; r++) {
                 const uint8_t *from = codes + r * (columns / 2) + block * (BLOCK / 2);
                 /* The next rows are asked for while these are computed: each row is a stream that would begin anew. */
                 _mm_prefetch((const char *)from + R * (columns / 2), _MM_HINT_T0);
-                packed[r] = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
-                for (int m = 0; m < M; m++) part[r][m] = _mm512_setzero_ps();
-            }
-#pragma GCC unroll 4
-            for (int s = 0; s < 4; s++)
-                for (int r = 0; r < R; r++) {
-                    __m512i index = s ? _mm512_srli_epi16(packed[r], 4 * s) : packed[r];
-                    __m512bh weights = (__m512bh)_mm512_permutexvar_epi16(index, table);
-                    for (int m = 0; m < M; m++) {
-                        const uint16_t *token = (const uint16_t *)prepared[m] + block * BLOCK + s * 32;
-                        part[r][m] = _mm512_dpbf16_ps(part[r][m], weights, (__m512bh)_mm512_load_si512(token));
-                    }
+                __m512i packed = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
+                __m512i even = _mm512_and_si512(packed, nibble);
+                __m512i odd = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
+                for (int m = 0; m < M; m++) {
+                    const char *token = (const char *)prepared[m] + block * BLOCK * 2;
+                    __m512i part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_load_si512(token));
+                    part = _mm512_dpbusd_epi32(part, odd, _mm512_load_si512(token + 64));
+                    part = _mm512_slli_epi32(part, 8);
+                    part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 128), even);
+                    part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 192), odd);
+                    __m512 factor = _mm512_permutexvar_ps(at, factors[r][m]);
+                    sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), factor, sums[r][m]);
                 }
-            for (int r = 0; r < R; r++) {
-                __m512 factor = _mm512_permutexvar_ps(at, scale[r]);
-                for (int m = 0; m < M; m++) sums[r][m] = _mm512_fmadd_ps(part[r][m], factor, sums[r][m]);
             }
         }
     }
@@ -145,45 +156,85 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
     }
 }
 
-/* int8. Codes become float32, 16 at a time, and so do tokens: a conversion to bfloat16 would cost more than it saves. */
+/* int8. A load holds 64 columns. A token is kept as for int4, for each 64 columns the upper bytes and the lower ones.
+ * One of two bytes that are multiplied has to be without sign: lower bytes are, and for the upper ones codes are made
+ * so by adding 128. What that is too much is in sums that are kept with the token, behind its bytes, 16 for each load.
+ */
+enum { WIDE = 64 };
+
+COTERIE_INLINE int64_t planes_int8(int64_t columns) {
+    return (columns + WIDE - 1) / WIDE * WIDE * 3;
+}
+
 static int64_t prepared_int8(int64_t columns) {
-    return (columns + 15) / 16 * 64;
+    return planes_int8(columns) + 4 * padded_groups(columns);
 }
 
 TARGET static void prepare_int8(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
-    (void)group;
-    float *values = prepared;
-    for (int64_t i = 0; i < columns; i += 16) {
-        __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(token + i)));
-        _mm512_store_ps(values + i, _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
+    float *scales = (float *)token_scales(prepared, planes_int8(columns)), sum;
+    for (int64_t g = 0; g < padded_groups(columns); g++) scales[g] = 0;
+    for (int64_t first = 0; first < columns; first += WIDE) {
+        char *block = (char *)prepared + first * 3;
+        int32_t whole[WIDE] = {0};
+        for (int64_t i = first; i < columns && i < first + WIDE; i += group)
+            scales[i / group] = group == 64 ? coterie_fixed_point(token + i, 64, whole, &sum)
+                                            : coterie_fixed_point(token + i, 32, whole + i - first, &sum);
+        for (int i = 0; i < WIDE; i += 16) {
+            __m512i some = _mm512_loadu_si512(whole + i);
+            _mm_storeu_si128((__m128i *)(block + i), _mm512_cvtepi32_epi8(_mm512_srai_epi32(some, 8)));
+            _mm_storeu_si128((__m128i *)(block + 64 + i), _mm512_cvtepi32_epi8(some));
+        }
+        /* -128 times the upper bytes of four columns. */
+        __m512i upper = _mm512_load_si512(block), highest = _mm512_set1_epi8((char)128);
+        __m512i added = _mm512_dpbusd_epi32(_mm512_setzero_si512(), highest, upper);
+        _mm512_store_si512(block + 128, _mm512_sub_epi32(_mm512_setzero_si512(), added));
     }
 }
 
 TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *matrix, int64_t row,
                              const void *const *prepared, float *out, int64_t stride) {
-    const int64_t columns = matrix->columns, group = matrix->group, groups = columns >> (group == 32 ? 5 : 6);
+    const int narrow = matrix->group == 32;
+    const int64_t columns = matrix->columns, groups = columns >> (narrow ? 5 : 6);
+    const int64_t blocks = (columns + WIDE - 1) / WIDE, whole = columns / WIDE;
+    const int per_block = 1 << narrow, per_load = GROUPS >> narrow;
+    const __mmask64 rest = (__mmask64)-1 >> 32;
+    const __m512i highest = _mm512_set1_epi8((char)128), first = first_places(4 - narrow);
+    const __m512i step = _mm512_set1_epi32(per_block);
     const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
     const uint16_t *scales = matrix->scales + row * groups;
     __m512 sums[4][4];
     for (int r = 0; r < R; r++)
         for (int m = 0; m < M; m++) sums[r][m] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; g++) {
-        __m512 part[4][4];
-        for (int r = 0; r < R; r++)
-            for (int m = 0; m < M; m++) part[r][m] = _mm512_setzero_ps();
-        for (int r = 0; r < R; r++)
-            _mm_prefetch((const char *)codes + (r + R) * columns + g * group, _MM_HINT_T0);
-        for (int64_t i = g * group; i < (g + 1) * group; i += 16)
-            for (int r = 0; r < R; r++) {
-                __m128i bytes = _mm_loadu_si128((const __m128i *)(codes + r * columns + i));
-                __m512 weights = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-                for (int m = 0; m < M; m++)
-                    part[r][m] = _mm512_fmadd_ps(weights, _mm512_load_ps((const float *)prepared[m] + i), part[r][m]);
-            }
+    for (int64_t load = 0, block = 0; block < blocks; load++) {
+        int64_t left = groups - load * GROUPS;
+        __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
+        __m512 factors[4][4];
         for (int r = 0; r < R; r++) {
-            __m512 factor = _mm512_set1_ps(coterie_from_bf16(scales[r * groups + g]));
-            for (int m = 0; m < M; m++) sums[r][m] = _mm512_fmadd_ps(part[r][m], factor, sums[r][m]);
+            __m256i narrowed = _mm256_maskz_loadu_epi16(present, scales + r * groups + load * GROUPS);
+            __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed), 16));
+            for (int m = 0; m < M; m++) {
+                const float *of_token = token_scales(prepared[m], planes_int8(columns)) + load * GROUPS;
+                factors[r][m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
+            }
         }
+        int64_t end = block + per_load < blocks ? block + per_load : blocks;
+        __m512i at = first;
+        for (; block < end; block++, at = _mm512_add_epi32(at, step))
+            for (int r = 0; r < R; r++) {
+                const int8_t *from = codes + r * columns + block * WIDE;
+                _mm_prefetch((const char *)from + R * columns, _MM_HINT_T0);
+                __m512i code = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
+                __m512i unsigned_code = _mm512_xor_si512(code, highest);
+                for (int m = 0; m < M; m++) {
+                    const char *token = (const char *)prepared[m] + block * WIDE * 3;
+                    __m512i part = _mm512_load_si512(token + 128);
+                    part = _mm512_dpbusd_epi32(part, unsigned_code, _mm512_load_si512(token));
+                    part = _mm512_slli_epi32(part, 8);
+                    part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 64), code);
+                    __m512 factor = _mm512_permutexvar_ps(at, factors[r][m]);
+                    sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), factor, sums[r][m]);
+                }
+            }
     }
     for (int m = 0; m < M; m++) {
         if (R == 4) {

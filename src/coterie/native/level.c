@@ -29,15 +29,16 @@ static int tiles_granted(void) {
 }
 
 static int highest(int wanted) {
-    unsigned eax, ebx, ecx, edx, ebx7, edx7;
+    unsigned eax, ebx, ecx, edx, ebx7, ecx7, edx7;
     uint64_t state = enabled_state();
     if ((state & XSAVE_AVX) != XSAVE_AVX || !__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return COTERIE_PORTABLE;
     int fma = ecx >> 12 & 1;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx7, &ecx, &edx7) || !fma || !(ebx7 >> 5 & 1)) return COTERIE_PORTABLE;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx7, &ecx7, &edx7) || !fma || !(ebx7 >> 5 & 1)) return COTERIE_PORTABLE;
     /* F, DQ, BW, VL */
     unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
     if ((state & XSAVE_AVX512) != XSAVE_AVX512 || (ebx7 & avx512) != avx512) return COTERIE_AVX2;
-    if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax >> 5 & 1)) return COTERIE_AVX2;
+    /* VNNI and BF16 */
+    if (!(ecx7 >> 11 & 1) || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax >> 5 & 1)) return COTERIE_AVX2;
     /* BF16, TILE, INT8 of AMX */
     unsigned amx = 1u << 22 | 1u << 24 | 1u << 25;
     if (wanted < COTERIE_AMX || (state & XSAVE_TILES) != XSAVE_TILES || (edx7 & amx) != amx) return COTERIE_AVX512BF16;
