@@ -9,7 +9,7 @@
 #define LANES 8
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAME coterie_gemm_avx2
-#define LEAST_ROWS 12
+#define LEAST_ROWS 16
 #define MULTIPLY_ADD(a, b, c) ((floats)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 
 typedef float floats __attribute__((vector_size(4 * LANES)));

@@ -383,7 +383,7 @@ TARGET static void scale(const float *products, const float *factors, int count,
 }
 
 const coterie_gemm coterie_gemm_avx512bf16 = {
-    .least_rows = 12,
+    .least_rows = 16,
     .block_bytes = block_bytes,
     .panel_bytes = panel_bytes,
     .pack = pack,
@@ -395,7 +395,7 @@ const coterie_gemm coterie_gemm_avx512bf16 = {
 };
 
 const coterie_gemm coterie_gemm_amx = {
-    .least_rows = 3,
+    .least_rows = 5,
     .block_bytes = block_bytes,
     .panel_bytes = panel_bytes,
     .pack = pack,
