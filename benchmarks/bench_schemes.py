@@ -10,7 +10,10 @@ llama.cpp's formats do, beside the full model; the figures are those of `coterie
 divergence against bytes: where a format has another size than ours, its divergence at our size is read off the line
 between its neighbours, on a logarithmic scale.
 
-Nothing here depends on the machine's speed or memory.
+Third table: the same of a model of random weights with a normal distribution, 4 GB, of the shape of three layers of
+Qwen3-30B-A3B, on random tokens. There int4 takes as many bits as Q4_0.
+
+Nothing here depends on the machine's speed.
 
     python benchmarks/bench_schemes.py [--text dialogue=FILE]
 """
@@ -21,31 +24,32 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coterie import extract, inspect, load
 from coterie.checkpoint import Checkpoint
 from coterie.engine import resolve_path
-from coterie.evaluate import Comparison, Quality, TokenScores
+from coterie.evaluate import Comparison, Quality, Text, TokenScores, Window, predict, score
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.quant import SCHEMES
-from coterie.quant.grouping import group_size
 from harness.options import options
-from harness.report import Report
-from perplexity import Passage, compare, read_passage, summarise, text_files
-
-LEVELS = 15
-Round = Callable[[Tensor], Tensor]
+from harness.report import Report, Table
+from perplexity import WINDOW, Passage, compare, read_passage, summarise, text_files
+from schemes.rounded import rounded_checkpoint
+from schemes.ways import LLAMA, WAYS, Round, Way
+from synthetic import Dimensions, write_checkpoint
 
 WINDOWS = 8
 """Windows of 255 predictions of each text."""
+
+RANDOM_WINDOWS = 6
+"""Of random tokens for the random model."""
 
 STORES: dict[str, dict[str, str]] = {
     "native": {},
@@ -54,124 +58,6 @@ STORES: dict[str, dict[str, str]] = {
     "int4, linear layers int8": {"scheme": "int4", "dense_scheme": "int8"},
     "int4, linear layers int4": {"scheme": "int4", "dense_scheme": "int4"},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """A way to round.
-
-    Attributes:
-        name: For people.
-        bits: Bits per weight for a row of this length, scales included.
-        round: Weights [N, K] → the weights that a reader gets.
-    """
-
-    name: str
-    bits: Callable[[int], float]
-    round: Round
-
-
-def symmetric(w_NK: Tensor, bits: int) -> Tensor:
-    """llama.cpp's Q4_0 and Q5_0: groups of 32, the largest weight is the lowest level, round to nearest."""
-    x = w_NK.reshape(-1, 32)
-    half = 2 ** (bits - 1)
-    largest = x.gather(1, x.abs().argmax(1, keepdim=True))
-    step = largest / -half
-    inverse = torch.where(step == 0, 0, 1 / torch.where(step == 0, 1, step))
-    codes = (x * inverse + half + 0.5).floor().clamp(0, 2 * half - 1) - half
-    return (codes * step.half().float()).view_as(w_NK)
-
-
-def q4_1(w_NK: Tensor) -> Tensor:
-    """llama.cpp's Q4_1: groups of 32, the range in 15 steps, round to nearest; scale and minimum in half precision."""
-    x = w_NK.reshape(-1, 32)
-    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
-    step = (high - low) / LEVELS
-    codes = ((x - low) / torch.where(step == 0, 1, step) + 0.5).floor().clamp(0, LEVELS)
-    return (codes * step.half().float() + low.half().float()).view_as(w_NK)
-
-
-def q8_0(w_NK: Tensor) -> Tensor:
-    """llama.cpp's Q8_0: groups of 32, the largest weight is 127 or -127, round to nearest."""
-    x = w_NK.reshape(-1, 32)
-    step = x.abs().amax(1, keepdim=True) / 127
-    codes = (x / torch.where(step == 0, 1, step)).round()
-    return (codes * step.half().float()).view_as(w_NK)
-
-
-def affine(w_NK: Tensor, search: Callable[[Tensor, Tensor, Tensor], Iterable[tuple[Tensor, Tensor]]]) -> Tensor:
-    """Four bits with bfloat16 scale and zero: the best that a search over (scale, zero) offers, per group."""
-    x = w_NK.reshape(-1, group_size(w_NK.shape[1]))
-    best, error = x, torch.full((len(x), 1), torch.inf)
-    for scale, zero in search(x, x.amin(1, keepdim=True), x.amax(1, keepdim=True)):
-        scale, zero = scale.bfloat16().float(), zero.bfloat16().float()
-        got = ((x - zero) / scale).round().clamp(-8, 7) * scale + zero
-        squares = (got - x).square().sum(1, keepdim=True)
-        best, error = torch.where(squares < error, got, best), torch.minimum(error, squares)
-    return best.reshape(w_NK.shape)
-
-
-def plain_range(x: Tensor, low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The group's range in 15 steps."""
-    scale = (high - low) / LEVELS
-    yield scale, low + 8 * scale
-
-
-def clipped_ranges(x: Tensor, low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sixteen shares of the range."""
-    for share in torch.linspace(1, 0.7, 16).tolist():
-        yield from plain_range(x, low * share, high * share)
-
-
-def half_quadratic(x: Tensor, low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """HQQ: the zero moves under a norm with p = 0.7 that forgives outliers; the scale stays."""
-    beta, growth, power = 10.0, 1.01, 0.7
-    ((scale, zero),) = plain_range(x, low, high)
-    for _ in range(20):
-        yield scale, zero
-        codes = ((x - zero) / scale).round().clamp(-8, 7)
-        rest = x - (codes * scale + zero)
-        shrunk = rest.sign() * (rest.abs() - rest.abs().clamp_min(1e-8) ** (power - 1) / beta).relu()
-        zero = (x - shrunk - codes * scale).mean(1, keepdim=True)
-        beta *= growth
-
-
-def int8_rows(w_NK: Tensor) -> Tensor:
-    """Eight bits with one bfloat16 scale for each row."""
-    step = (w_NK.abs().amax(1, keepdim=True) / 127).bfloat16().float()
-    return (w_NK / step).round().clamp(-127, 127) * step
-
-
-def scheme(name: str) -> Way:
-    """One of ours."""
-    one = SCHEMES[name]
-
-    def through(w_NK: Tensor) -> Tensor:
-        return one.dequantise(one.quantise(w_NK), w_NK.shape[1], torch.float32)
-
-    return Way(name, lambda columns: one.nbytes(64, columns) * 8 / (64 * columns), through)
-
-
-def _int4_bits(columns: int) -> float:
-    return 4 + 32 / group_size(columns)
-
-
-LLAMA = (
-    Way("Q4_0", lambda columns: 4.5, lambda w: symmetric(w, 4)),
-    Way("Q4_1", lambda columns: 5.0, q4_1),
-    Way("Q5_0", lambda columns: 5.5, lambda w: symmetric(w, 5)),
-    Way("Q8_0", lambda columns: 8.5, q8_0),
-)
-
-WAYS = (
-    *LLAMA,
-    Way("4 bits, plain range", _int4_bits, lambda w: affine(w, plain_range)),
-    Way("4 bits, clip search", _int4_bits, lambda w: affine(w, clipped_ranges)),
-    Way("4 bits, HQQ", _int4_bits, lambda w: affine(w, half_quadratic)),
-    scheme("int4"),
-    Way("8 bits, a scale for each row", lambda columns: 8 + 16 / columns, int8_rows),
-    scheme("int8"),
-)
 
 
 def bundled_experts(every: int) -> list[Tensor]:
@@ -227,25 +113,6 @@ def errors(report: Report, quick: bool) -> dict[str, dict[str, float]]:
     return found
 
 
-def rounded_checkpoint(directory: Path, way: Way) -> float:
-    """Writes the bundled model with its experts rounded in some way; returns the MiB that they would take."""
-    shutil.rmtree(directory, ignore_errors=True)
-    source = Path(resolve_path("bundled"))
-    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.safetensors*"))
-    checkpoint = Checkpoint.open("bundled")
-    experts = {name for key in checkpoint.keys() for name in checkpoint.names_of(key)}
-    weights = {name: value for path in source.glob("*.safetensors") for name, value in load_file(path).items()}
-    nbytes = 0.0
-    for name in experts:
-        value = weights[name]
-        columns = value.shape[-1]
-        rounded = way.round(value.float().reshape(-1, columns))
-        weights[name] = rounded.view(value.shape).to(value.dtype).contiguous()
-        nbytes += way.bits(columns) * value.numel() / 8
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    return nbytes / 2**20
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A model that is measured.
@@ -273,7 +140,7 @@ def candidates(folder: Path) -> dict[str, Candidate]:
         model = load(store, expert_memory="64MiB")
         found[name] = Candidate(model=model, experts=payload_mib(store), dense=facts.dense_memory_nbytes / 2**20)
     for way in LLAMA:
-        mib = rounded_checkpoint(folder / way.name, way)
+        mib = rounded_checkpoint(Path(resolve_path("bundled")), folder / way.name, way)
         model = load(folder / way.name, component="thinker", expert_memory="64MiB")
         found[way.name] = Candidate(model=model, experts=mib, dense=found["native"].dense)
     return found
@@ -331,8 +198,66 @@ def quality(report: Report, folder: Path, arguments: Any) -> dict[str, tuple[Can
     return found
 
 
+def random_quality(report: Report, folder: Path, quick: bool) -> dict[str, tuple[float, Quality]]:
+    """Adds the third table; returns MiB of experts and quality by model. One model is in memory at a time."""
+    size = Dimensions(layers=1, experts=16) if quick else Dimensions(layers=3)
+    source = folder / "random"
+    shutil.rmtree(source, ignore_errors=True)
+    print("random model: writing", file=sys.stderr, flush=True)
+    write_checkpoint(source, size, normal=True)
+    windows = 1 if quick else RANDOM_WINDOWS
+    ids = torch.randint(size.vocabulary, (windows * WINDOW,), generator=torch.Generator().manual_seed(1))
+    text = Text(name="random tokens", ids=tuple(ids.tolist()))
+    starts = range(0, len(text.ids), WINDOW)
+    passage = Passage(text=text, windows=tuple(Window(start=at, first=at + 1, stop=at + WINDOW) for at in starts))
+    full: list[Tensor] = []
+    found: dict[str, tuple[float, Quality]] = {}
+    for name in ("native", "Q4_0", "int4"):
+        print(f"random model: {name}", file=sys.stderr, flush=True)
+        mib, path = _random_candidate(source, folder / "random-rounded", name, size)
+        model = load(path, memory="8GiB", max_context=WINDOW)
+        logits = [predict(model, text, window) for window in passage.windows]
+        full = full or logits
+        scores = [
+            score(ours, text.ids[window.predicted], reference)
+            for ours, reference, window in zip(logits, full, passage.windows, strict=True)
+        ]
+        found[name] = mib, summarise(name, [TokenScores.join(scores)], [passage])
+        model.coterie.close()
+        del model
+        if path != source:
+            shutil.rmtree(path)
+    shutil.rmtree(source)
+    _add_random_table(report, found)
+    return found
+
+
+def _random_candidate(source: Path, directory: Path, name: str, size: Dimensions) -> tuple[float, Path]:
+    """MiB of the experts, and the model in this way of rounding."""
+    if name == "native":
+        return size.experts_nbytes / 2**20, source
+    if name in SCHEMES:
+        extract(source, directory, scheme=name)
+        return payload_mib(directory), directory
+    return rounded_checkpoint(source, directory, next(way for way in LLAMA if way.name == name)), directory
+
+
+def _add_random_table(report: Report, found: Mapping[str, tuple[float, Quality]]) -> None:
+    tokens = found["native"][1].tokens
+    columns = ("experts", "MiB of experts", "perplexity ÷ full", "same-top", "mean KLD")
+    table: Table = report.table(f"A random model, over {tokens:,} predicted tokens:", columns)
+    for name, (mib, total) in found.items():
+        compared = total.comparison
+        assert compared is not None, "every model was compared"
+        figures = (f"{compared.ratio.value:.4f}", f"{compared.same_top.value:.2%}", _interval(compared))
+        table.rows.append((name, f"{mib:.1f}", *figures))
+        report.values[f"random: {name}"] = asdict(total) | {"mib": mib}
+
+
 def _interval(compared: Comparison) -> str:
-    return f"{compared.kld.value:.5f} ({compared.kld.low:.5f} to {compared.kld.high:.5f})"
+    kld = compared.kld
+    # Of few windows there is no interval.
+    return f"{kld.value:.5f}" + ("" if kld.low is None else f" ({kld.low:.5f} to {kld.high:.5f})")
 
 
 def main() -> int:
@@ -352,7 +277,8 @@ def main() -> int:
             f"{ours:.4f}, the best other is {least} with {others[least]:.4f}",
             ours < others[least],
         )
-    found = quality(report, arguments.work_dir / "schemes", arguments)
+    folder = arguments.work_dir / "schemes"
+    found = quality(report, folder, arguments)
     curve = {candidate.experts: compared.kld.value for candidate, _, compared in (found[way.name] for way in LLAMA)}
     for name in ("int4", "int8"):
         candidate, _, compared = found[name]
@@ -362,6 +288,15 @@ def main() -> int:
             f"{compared.kld.value:.5f} against {theirs:.5f} at {candidate.experts:.1f} MiB",
             compared.kld.value < theirs,
         )
+    at_random = {name: total.comparison for name, (_, total) in random_quality(report, folder, arguments.quick).items()}
+    ours, theirs = at_random["int4"], at_random["Q4_0"]
+    assert ours is not None, "every model was compared"
+    assert theirs is not None, "every model was compared"
+    report.require(
+        "mean KLD of int4 is below that of Q4_0, of the same size (random model)",
+        f"{ours.kld.value:.6f} against {theirs.kld.value:.6f}",
+        ours.kld.value < theirs.kld.value,
+    )
     report.require("native against itself", f"KLD {found['native'][2].kld.value}", found["native"][2].kld.value == 0)
     return report.finish()
 

@@ -92,7 +92,9 @@ class Dimensions:
         yield "lm_head.weight", (self.vocabulary, self.hidden)
 
 
-def write_checkpoint(directory: Path, dimensions: Dimensions, *, shard_bytes: int = 4 * 10**9, seed: int = 0) -> Path:
+def write_checkpoint(
+    directory: Path, dimensions: Dimensions, *, shard_bytes: int = 4 * 10**9, seed: int = 0, normal: bool = False
+) -> Path:
     """Writes a checkpoint and returns its directory.
 
     Args:
@@ -100,6 +102,8 @@ def write_checkpoint(directory: Path, dimensions: Dimensions, *, shard_bytes: in
         dimensions: Size of the model.
         shard_bytes: Bytes of tensors per file.
         seed: Of the random weights.
+        normal: Whether weights are normally distributed, as trained ones nearly are: for what depends on how they are
+            distributed. Takes longer.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(dimensions.config(), indent=2) + "\n")
@@ -121,11 +125,13 @@ def write_checkpoint(directory: Path, dimensions: Dimensions, *, shard_bytes: in
         index = {"metadata": {"total_size": _BF16_BYTES * sum(math.prod(s) for shard in shards for _, s in shard)}}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index | {"weight_map": weight_map}))
     for file, shard in zip(files, shards, strict=True):
-        _write_shard(directory / file, shard, rng)
+        _write_shard(directory / file, shard, rng, normal)
     return directory
 
 
-def _write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], rng: np.random.Generator) -> None:
+def _write_shard(
+    path: Path, tensors: list[tuple[str, tuple[int, ...]]], rng: np.random.Generator, normal: bool
+) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors:
@@ -138,7 +144,7 @@ def _write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], rng: np
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in tensors:
             for count in _pieces(math.prod(shape)):
-                file.write(_values(name, shape, count, rng))
+                file.write((_normal_values if normal else _values)(name, shape, count, rng))
 
 
 def _pieces(elements: int) -> Iterator[int]:
@@ -151,12 +157,23 @@ def _values(name: str, shape: tuple[int, ...], count: int, rng: np.random.Genera
     """``count`` bf16 values: ones for norms, else ±[2^e, 2^(e+1)) with a mean square of about 1 / inputs."""
     if len(shape) == 1:
         return np.full(count, _ONE, dtype="<u2").tobytes()
-    spread = 1.0 if "embed" in name else shape[-1] ** -0.5
-    if name.endswith("mlp.gate.weight"):
-        spread *= 4
-    exponent = 127 + math.floor(math.log2(spread / 1.53))
+    exponent = 127 + math.floor(math.log2(_spread(name, shape) / 1.53))
     noise = np.frombuffer(rng.bytes(count), dtype=np.uint8).astype("<u2")
     return (((noise & 0x80) << 8) | np.uint16(exponent << 7) | (noise & 0x7F)).tobytes()
+
+
+def _normal_values(name: str, shape: tuple[int, ...], count: int, rng: np.random.Generator) -> bytes:
+    """``count`` bf16 values: ones for norms, else normal ones with a mean square of about 1 / inputs."""
+    if len(shape) == 1:
+        return np.full(count, _ONE, dtype="<u2").tobytes()
+    values = rng.standard_normal(count, dtype=np.float32) * np.float32(_spread(name, shape))
+    return ((values.view("<u4") + np.uint32(0x8000)) >> np.uint32(16)).astype("<u2").tobytes()
+
+
+def _spread(name: str, shape: tuple[int, ...]) -> float:
+    """Standard deviation of a matrix's weights."""
+    spread = 1.0 if "embed" in name else shape[-1] ** -0.5
+    return spread * 4 if name.endswith("mlp.gate.weight") else spread
 
 
 def main() -> int:

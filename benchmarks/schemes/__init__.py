@@ -1,0 +1,1 @@
+"""Ways of rounding weights, and models rounded by them."""
