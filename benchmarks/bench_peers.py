@@ -44,7 +44,7 @@ from peers.engines import Coterie, Engine, LlamaCpp, Transformers
 from peers.llama_build import build_llama
 from peers.packages import installed
 from peers.sizes import FULL, GIB, OURS, QUICK, Sizes, contest_cases, requirements, roomy_case, size_name
-from peers.tables import case_table, require_budgets, require_ratios
+from peers.tables import case_table, require_budgets, require_ratios, summarise
 
 
 def stock_contest(report: Report, sizes: Sizes, given: argparse.Namespace, rounds: int) -> None:
@@ -110,6 +110,8 @@ def publish_contest(
             caption,
         )
     require_ratios(report, contest, requirements(sizes), OURS)
+    caption = f"{sizes.shape}, four bits, {given.threads} cores, medians of {given.rounds} rounds:"
+    report.summary = summarise(contest, requirements(sizes), OURS, caption)
     budgets = {case.name: case.memory for case in cases if case.memory is not None}
     tight, roomy = roomy_case(sizes, given.timeout)
     require_budgets(report, contest, budgets, OURS, {tight: roomy.name})

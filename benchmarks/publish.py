@@ -1,7 +1,7 @@
-"""Copies the benchmarks' results into docs/benchmarks.md, so that no figure there was typed by hand.
+"""Copies the benchmarks' results into docs/benchmarks.md and README.md, so that no figure there was typed by hand.
 
-python benchmarks/publish.py            writes the page anew
-python benchmarks/publish.py --check    ends with 1 if the page differs from the results
+python benchmarks/publish.py            writes the pages anew
+python benchmarks/publish.py --check    ends with 1 if a page differs from the results
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from harness.report import RESULTS
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 _PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -27,15 +28,17 @@ def filled(page: str) -> str:
 
 
 def main() -> int:
-    """Writes or checks the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    new = filled(page)
-    if "--check" in sys.argv[1:]:
-        if new != page:
-            print(f"{PAGE} is not what benchmarks/results say: run python benchmarks/publish.py.", file=sys.stderr)
-        return int(new != page)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    """Writes or checks the pages."""
+    stale = False
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        new = filled(page)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(new, encoding="utf-8")
+        elif new != page:
+            stale = True
+            print(f"{path} is not what benchmarks/results say: run python benchmarks/publish.py.", file=sys.stderr)
+    return int(stale)
 
 
 if __name__ == "__main__":

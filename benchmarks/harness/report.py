@@ -48,6 +48,9 @@ class Report:
         title: For people.
         work: Directory whose disk was used.
         quick: Whether this was the small run: it is printed, and kept apart from the full figures.
+
+    Attributes:
+        summary: A few rows for the front page, written to a file of their own.
     """
 
     def __init__(self, name: str, title: str, *, work: Path, quick: bool) -> None:
@@ -55,6 +58,7 @@ class Report:
         self.title = title
         self.quick = quick
         self.tables: list[Table] = []
+        self.summary: Table | None = None
         self.verdicts: list[Verdict] = []
         self.values: dict[str, object] = {}
         self._work = work
@@ -80,6 +84,8 @@ class Report:
         folder = RESULTS / "quick" if self.quick else RESULTS
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.name}.md").write_text(text, encoding="utf-8")
+        if self.summary is not None:
+            (folder / f"{self.name}_summary.md").write_text(self.summary.markdown() + "\n", encoding="utf-8")
         plain = {
             "name": self.name,
             "quick": self.quick,

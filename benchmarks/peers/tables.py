@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.report import Report
+from harness.report import Report, Table
 from peers.case import Outcome, median_and_quartiles
 from peers.contest import Contest, Metric, speed
 
@@ -88,6 +88,32 @@ def require_ratios(report: Report, contest: Contest, requirements: Sequence[Requ
             ratio >= one.at_least,
         )
         report.values[f"{one.case}, {one.metric}, ratio to {against}"] = ratio
+
+
+def summarise(contest: Contest, requirements: Sequence[Requirement], ours: str, caption: str) -> Table:
+    """What was compared in a few rows: medians, and the median ratio of a round."""
+    table = Table(caption, ("", "Coterie", "llama.cpp", "ratio"))
+    for one in requirements:
+        ratio = contest.ratio(one.metric, one.case, ours, one.peers)
+        if ratio is None:
+            continue
+        middles = {who: _middle(one.metric, contest.of(one.case, who)) for who in (ours, *one.peers)}
+        rival = max(one.peers, key=lambda who: middles[who] or 0.0)
+        cells = [_in_units(one.metric, middles[who]) for who in (ours, rival)]
+        kind = f" ({rival.removeprefix('llama.cpp ')})" if len(one.peers) > 1 else ""
+        table.rows.append((f"{one.metric}, {one.case}", cells[0], cells[1] + kind, f"{ratio:.1f} ×"))
+    return table
+
+
+def _middle(metric: Metric, outcomes: Sequence[Outcome]) -> float | None:
+    values = [value for one in outcomes if (value := speed(metric, one))]
+    return median_and_quartiles(values)[0] if values else None
+
+
+def _in_units(metric: Metric, middle: float | None) -> str:
+    if middle is None:
+        return "–"
+    return f"{1 / middle:.1f} s" if metric == "first token" else f"{middle:.2f} tok/s"
 
 
 def require_budgets(report: Report, contest: Contest, limits: dict[str, int], ours: str, roomy: dict[str, str]) -> None:
