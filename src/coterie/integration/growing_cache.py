@@ -1,0 +1,94 @@
+"""Room for a key-value cache to grow in: a token is appended without copying the tokens before it.
+
+transformers' ``DynamicCache`` makes new tensors of all keys and values for each new token. Here they lie in larger
+tensors, of which the cache has views; only what one cache has never written is written, so that caches that share
+tensors do not see each other's tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+_STEP = 256
+"""Tokens by which the room grows."""
+
+_PLACE = "_coterie_room"
+
+
+class _Room:
+    """Tensors that a layer's keys and values lie at the start of.
+
+    Args:
+        keys: What is there, [1, heads, tokens, width].
+        values: Likewise.
+    """
+
+    __slots__ = ("keys", "used", "values")
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.used = keys.shape[2]
+        # Written in later steps too, whether or not these are in inference mode.
+        with torch.inference_mode(False):
+            self.keys, self.values = (
+                torch.empty(1, one.shape[1], (self.used // _STEP + 1) * _STEP, one.shape[3], dtype=one.dtype)
+                for one in (keys, values)
+            )
+        self.keys[:, :, : self.used] = keys
+        self.values[:, :, : self.used] = values
+
+    def holds(self, keys: torch.Tensor, values: torch.Tensor) -> bool:
+        """Whether these are all that was written, and there is room for one more."""
+        return (
+            keys.shape[2] == self.used < self.keys.shape[2]
+            and keys.data_ptr() == self.keys.data_ptr()
+            and values.data_ptr() == self.values.data_ptr()
+            and keys.stride() == self.keys.stride()
+            and values.stride() == self.values.stride()
+        )
+
+
+def append(cache: Any, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token's ``cache.update(key, value, layer_idx)``, with room to grow in where the cache is a plain dynamic one.
+
+    Args:
+        cache: Of transformers.
+        key: [1, heads, 1, width].
+        value: [1, heads, 1, width].
+        layer_idx: Layer of the cache.
+
+    Returns:
+        All keys and all values, [1, heads, tokens, width], the last two dimensions without gaps.
+    """
+    layer = _plain_layer(cache, layer_idx)
+    keys = None if layer is None else layer.keys
+    if layer is None or keys.dim() != 4 or keys.shape[0] != 1 or keys.shape[2] == 0 or keys.dtype != key.dtype:
+        found: tuple[torch.Tensor, torch.Tensor] = cache.update(key, value, layer_idx)
+        return found
+    room = layer.__dict__.get(_PLACE)
+    if room is None or not room.holds(keys, layer.values):
+        room = layer.__dict__[_PLACE] = _Room(keys, layer.values)
+    used = room.used
+    room.used = end = used + 1
+    room.keys[:, :, used:end] = key
+    room.values[:, :, used:end] = value
+    layer.keys, layer.values = room.keys[:, :, :end], room.values[:, :, :end]
+    return layer.keys, layer.values
+
+
+def _plain_layer(cache: Any, layer_idx: int) -> Any:
+    """A layer that keeps all tokens in two tensors in memory, and has some; None if it is anything else."""
+    plain_cache, plain_layer = _plain_types()
+    if type(cache) is not plain_cache or getattr(cache, "offloading", False) or layer_idx >= len(cache.layers):
+        return None
+    layer = cache.layers[layer_idx]
+    return layer if type(layer) is plain_layer and layer.is_initialized else None
+
+
+@functools.cache
+def _plain_types() -> tuple[type, type]:
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return DynamicCache, DynamicLayer
