@@ -41,6 +41,8 @@ MODES = ("off", "on", "auto")
 CAPACITIES = (0.125, 0.25, 0.5)
 SLOW = (("25%", 4.0), ("12.5%", 4.0), ("50%", 4.0), ("25%", 1.0))
 """Memory, and milliseconds that a read of the bundled model's experts takes."""
+SETTLE = 112
+"""Steps before measuring begins, in which ``auto`` has tried both ways."""
 PROMPTS = (
     "A library keeps far more books than its reading room has seats for. Most stay in the stacks.",
     "def average(values):\n    total = 0\n    for value in values:\n",
@@ -266,7 +268,7 @@ def times(
         for model in models.values():
             reader = model.coterie.cache._scheduler._reader  # no public setting makes a disk slower
             reader._source = SlowSource(reader._source, slow_ms / 1e3)
-    length = 32 + 24 + rounds * steps
+    length = 32 + SETTLE + rounds * steps
     if path == "bundled":
         tokenizer = OpenModel.of(models["off"]).processors.tokenizer
         ids = torch.tensor([tokenizer(TEXT.read_text(encoding="utf-8")[: 8 * length])["input_ids"][:length]])
@@ -274,7 +276,7 @@ def times(
         ids = torch.randint(16, 200, (1, length), generator=torch.Generator().manual_seed(0))
     decodings = {mode: Following(model, ids, 32) for mode, model in models.items()}
     for decoding in decodings.values():
-        decoding.steps(24)  # the cache fills, and "auto" makes up its mind
+        decoding.steps(SETTLE)  # the cache fills, and "auto" makes up its mind
     before = {mode: model.coterie.stats() for mode, model in models.items()}
     timings = interleave({mode: partial(one.steps, steps) for mode, one in decodings.items()}, rounds)
     if len({tuple(decoding.likeliest) for decoding in decodings.values()}) > 1:

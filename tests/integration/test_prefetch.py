@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from coterie.cache import ReadTimes
 from coterie.engine import resolve_path
 from coterie.errors import UsageError
-from coterie.integration.governor import Governor
+from coterie.integration.lookahead import Site
 from zoo import ZOO, stock
 
 BF16 = torch.bfloat16
@@ -136,8 +135,7 @@ def test_a_trained_model_is_guessed_right_more_often_than_not(open_model):
     tell(model, 40)
     stats = model.coterie.stats()
     assert stats.prefetch_verdicts == {"thinker": "pays"}
-    sums = ahead_of(model).governor._sums
-    assert sums.right > 0.6 * sums.guesses > 0
+    assert stats.prefetch_used > 0.6 * stats.prefetch_issued > 0
     assert stats.prefetch_bytes > 0
     plain = stats.to_dict()
     assert plain["prefetch_used"] == stats.prefetch_used
@@ -179,17 +177,15 @@ def slow(model, seconds):
     reader.prepare = slowly
 
 
-def test_nothing_is_guessed_while_everything_is_resident(open_model):
+def test_nothing_is_guessed_while_everything_is_resident(open_model, monkeypatch):
     model = bundled(open_model, "on", "100%")
     tell(model, 3)
     cache = model.coterie.cache
     with cache.lease(model.coterie.source.experts.keys()) as lease:
         assert sum(1 for _ in lease) == 8 * 32
     assert cache.all_resident
-    sums = ahead_of(model).governor._sums
-    before = sums.looks
+    monkeypatch.setattr(Site, "guess", lambda *_: pytest.fail("a guess was made"))
     tell(model, 5)
-    assert sums.looks == before
     assert model.coterie.stats().prefetch_verdicts == {"thinker": "complete"}
 
 
@@ -212,87 +208,3 @@ def test_an_unknown_setting_is_refused():
 
     with pytest.raises(UsageError, match="prefetch"):
         load("bundled", prefetch="always")
-
-
-# --- the governor -----------------------------------------------------------------------------------------------------
-
-
-class Steps:
-    """A governor in a world of its own: every step takes a tenth of a second."""
-
-    def __init__(self, mode="auto"):
-        self.now = self.demanded = self.guessed = self.waited = 0.0
-        self.governor = Governor(mode, self.times, lambda: self.now)
-        self.governor.layers(4)
-
-    def times(self):
-        return ReadTimes(demanded_s=self.demanded, guessed_s=self.guessed, wait_s=self.waited)
-
-    def take(self, steps, *, right=0.8, busy=0.5, wait=0.4, cost=1e-4, moved=0.5):
-        """Steps in which guesses, where they are read, move this share of demand's reads into idle time."""
-        looked = 0
-        for _ in range(steps):
-            looks = self.governor.begin_step()
-            looked += looks
-            early = 0.1 * busy * moved * right if self.governor.reads else 0.0
-            self.now += 0.1 - early
-            self.demanded += 0.1 * busy - early
-            self.guessed += early / right if right else 0.0
-            self.waited += max(0.0, 0.1 * wait - early)
-            if looks:
-                for _ in range(4):
-                    self.governor.looked(cost)
-                self.governor.compare(10, round(10 * right))
-        return looked
-
-
-def test_it_begins_where_it_pays_and_stays():
-    steps = Steps()
-    steps.take(4)
-    assert not steps.governor.reads
-    steps.take(20)
-    assert steps.governor.verdict == "pays"
-    assert steps.take(100) == 100
-    assert steps.governor.reads
-
-
-@pytest.mark.parametrize(
-    ("verdict", "world"),
-    [("wrong", {"right": 0.2}), ("saturated", {"busy": 0.99, "wait": 0.9}), ("idle", {"busy": 0.002, "wait": 0.001})],
-)
-def test_it_stops_where_it_does_not_pay_and_begins_again(verdict, world):
-    steps = Steps()
-    steps.take(60)
-    assert steps.governor.reads
-    steps.take(300, **world)
-    assert steps.governor.verdict == verdict
-    assert steps.take(80, **world) == 10, "one step in eight is looked at"
-    steps.take(600)
-    assert steps.governor.reads
-
-
-def test_it_does_not_waver_between():
-    steps = Steps()
-    steps.take(60)
-    steps.take(300, right=0.45)
-    assert steps.governor.reads, "good enough to go on"
-    steps.take(300, right=0.1)
-    assert not steps.governor.reads
-    steps.take(600, right=0.45)
-    assert not steps.governor.reads, "not good enough to begin"
-
-
-def test_right_guesses_are_not_mistaken_for_an_idle_disk():
-    """A disk that is nearly saturated stays so in its eyes when guesses take half of the work."""
-    steps = Steps()
-    steps.take(100, busy=0.8, moved=0.9, right=1.0, wait=0.75)
-    assert steps.governor.reads
-    sums = steps.governor._sums
-    assert sums.demanded_s / sums.seconds < 0.4
-    assert (sums.demanded_s + sums.guessed_s) / (sums.seconds + sums.guessed_s) == pytest.approx(0.8, abs=0.01)
-
-
-def test_on_is_on():
-    steps = Steps("on")
-    assert steps.take(50, right=0.0, busy=1.0, wait=0.0) == 50
-    assert steps.governor.reads

@@ -78,8 +78,8 @@ def load(
             store that was made from a repository of the Hub knows it.
         eviction: ``"markov"``, ``"lru"``, ``"lfu"`` or ``"lfru"``.
         prefetch: Whether the experts that the next layer will probably ask for are read while the disk would stand
-            still: ``"on"``, ``"off"``, or ``"auto"``, which does it while guesses are mostly right, the disk has time
-            for them and there is enough to wait for. No choice changes the output.
+            still: ``"on"``, ``"off"``, or ``"auto"``, which tries both and does it where steps are shorter for it. No
+            choice changes the output.
         experts_per_token: Overrides the routers' k; changes the output.
         max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
             if the model was made for less; no limit if only ``expert_memory`` is given.

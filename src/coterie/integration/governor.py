@@ -1,150 +1,127 @@
-"""Whether looking ahead pays, by what was measured while the model ran."""
+"""Whether looking ahead pays, by what steps take with it and without."""
 
 from __future__ import annotations
 
+import statistics
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from coterie.cache import ReadTimes
 from coterie.spec import Prefetch
 
-Verdict = Literal["unknown", "pays", "complete", "wrong", "saturated", "idle"]
-"""What looking ahead is worth: ``pays``; or why not: the guesses are mostly ``wrong``, the disk is ``saturated`` with
-what was asked for, there is so little to wait for that the guesses cost more (``idle``), every expert is in memory
-(``complete``)."""
+Verdict = Literal["unknown", "pays", "complete", "slower", "idle"]
+"""What looking ahead is worth: ``pays``; or why it is not done: steps were not shorter with it (``slower``), there was
+too little to wait for (``idle``), every expert is in memory (``complete``). ``unknown`` while it is being tried."""
 
-_MEMORY = 0.95
-"""What one step's figures count for after the next step: the last twenty or so matter."""
+_BLOCK = 4
+"""Steps of a trial that follow each other with guesses, or without."""
 
-_FIRST = 8
-"""Steps before the first verdict."""
+_PAIRS = (4, 12)
+"""Pairs of blocks, one with and one without guesses, after which a trial may end, and after which it does."""
 
-_SAMPLE = 8
-"""While it does not pay, one step in so many is looked at, to see whether it would."""
+_CLEAR = 0.07
+"""How much shorter or longer steps have to be for a trial to end early."""
 
-_RIGHT = (0.4, 0.5)
-"""Share of right guesses below which it stops, and from which it starts: a wrong one costs the disk what a right one
-saves the model."""
+_WORTH = 0.97
+"""Share of the time of steps without guesses below which steps with them are shorter."""
 
-_SATURATED = (0.97, 0.93)
-"""Share of the time with demanded reads under way, had there been no guesses, above which it stops, and below which it
-starts: only the rest is there for guesses."""
+_WATCHED = 8
+"""Steps without guesses that show how much there is to wait for."""
 
-_WORTH = (1.0, 2.0)
-"""Waiting time that right guesses could save, in terms of what making guesses costs: likewise."""
+_LEAST_WAIT = 0.03
+"""Share of the time spent waiting below which nothing is tried."""
 
-
-@dataclass(slots=True)
-class _Sums:
-    """Figures of the last steps, older ones counting less."""
-
-    steps: float = 0.0
-    seconds: float = 0.0
-    demanded_s: float = 0.0
-    guessed_s: float = 0.0
-    wait_s: float = 0.0
-    looks: float = 0.0
-    cost_s: float = 0.0
-    guesses: float = 0.0
-    right: float = 0.0
-
-    def fade(self, *names: str) -> None:
-        for name in names:
-            setattr(self, name, getattr(self, name) * _MEMORY)
+_HOLDS = (256, 4096)
+"""Steps that a verdict holds before it is put to the test again; doubles while it stays the same, up to the second."""
 
 
 class Governor:
-    """Decides, step by step of decoding, whether guesses are read, only compared with what came, or not made at all.
+    """Decides, step by step of decoding, whether guesses are made and read.
 
-    What the disk would do without guesses is estimated as what it does for demand, plus what it did for right guesses:
-    these reads would have been demanded, and would have made the steps that much longer.
+    Steps with guesses and without follow each other in short blocks, their order alternating, and the medians of their
+    times are compared: whatever guesses cost (asking routers, waking threads, memory bandwidth, a slower disk) and
+    whatever they save is in them. Then the better way is kept for a time.
 
     Args:
-        mode: ``"off"`` needs no governor.
+        mode: ``"on"`` or ``"auto"``; ``"off"`` needs no governor.
         read_times: The cache's.
         clock: Gives seconds.
     """
 
     def __init__(self, mode: Prefetch, read_times: Callable[[], ReadTimes], clock: Callable[[], float]) -> None:
         self.verdict: Verdict = "pays" if mode == "on" else "unknown"
+        self.reads = mode == "on"
         self._mode = mode
         self._read_times = read_times
         self._clock = clock
         self._lock = threading.Lock()
-        self._sums = _Sums()
-        self._steps = 0
-        self._layers = 1
-        self._last: tuple[float, ReadTimes] | None = None
-
-    @property
-    def reads(self) -> bool:
-        """Whether guesses are to be read now."""
-        return self.verdict == "pays"
+        self._last: tuple[float, float] | None = None
+        # Seconds of the steps that are being compared: without guesses, with them.
+        self._steps_s: tuple[list[float], list[float]] = ([], [])
+        self._waited_s = 0.0
+        self._trying = False
+        self._hold = _HOLDS[0]
+        self._left = 0
 
     def begin_step(self) -> bool:
-        """A decode step begins; returns whether guesses are to be made in it."""
+        """A decode step begins; returns whether guesses are made in it."""
         if self._mode == "on":
             return True
         with self._lock:
-            self._steps += 1
             self._account()
-            if self._steps > _FIRST:
-                self.verdict = self._judge()
-            return self.reads or self._steps <= _FIRST or self._steps % _SAMPLE == 0
+            self.reads = self._decide()
+            return self.reads
 
     def interrupt(self) -> None:
         """Something else than decode steps follows: its time is not theirs."""
         self._last = None
 
-    def looked(self, seconds: float) -> None:
-        """A guess was made for one layer, which took so long."""
-        self._sums.looks += 1
-        self._sums.cost_s += seconds
-
-    def compare(self, guesses: int, right: int) -> None:
-        """So many experts that were not in memory were guessed, and so many of them were then asked for."""
-        self._sums.guesses += guesses
-        self._sums.right += right
-
     def _account(self) -> None:
-        now, times = self._clock(), self._read_times()
+        now, waited = self._clock(), self._read_times().wait_s
         if self._last is not None:
-            before, old = self._last
-            sums = self._sums
-            sums.fade("steps", "seconds", "demanded_s", "guessed_s", "wait_s")
-            sums.steps += 1
-            sums.seconds += now - before
-            sums.demanded_s += times.demanded_s - old.demanded_s
-            sums.guessed_s += times.guessed_s - old.guessed_s
-            sums.wait_s += times.wait_s - old.wait_s
-            if sums.looks > 1000:
-                sums.fade("looks", "cost_s")
-            if sums.guesses > 200:
-                sums.fade("guesses", "right")
-        self._last = now, times
+            before, waited_before = self._last
+            self._steps_s[self.reads].append(now - before)
+            if not self.reads:
+                self._waited_s += waited - waited_before
+        self._last = now, waited
 
-    def _judge(self) -> Verdict:
-        sums, on = self._sums, self.reads
-        if not sums.steps or not sums.looks:
-            return "unknown"
-        share = sums.right / sums.guesses if sums.guesses else 0.0
-        saved_s = share * sums.guessed_s
-        # What there is to wait for in a step, of which the share that is guessed right can be saved.
-        worth_s = share * (sums.wait_s + saved_s) / sums.steps
-        if worth_s < _WORTH[not on] * self._cost_s():
-            return "idle"
-        if share < _RIGHT[not on]:
-            return "wrong"
-        if (sums.demanded_s + saved_s) / (sums.seconds + saved_s) > _SATURATED[not on]:
-            return "saturated"
-        return "pays"
+    def _decide(self) -> bool:
+        """Whether the next step has guesses."""
+        if self._left:
+            self._left -= 1
+            self._forget()
+            return self.verdict == "pays"
+        if not self._trying:
+            without_s = self._steps_s[False]
+            if len(without_s) < _WATCHED:
+                return False
+            if self._waited_s < _LEAST_WAIT * sum(without_s):
+                return self._settle("idle")
+            self._trying = True
+            self._forget()
+        return self._try()
 
-    def _cost_s(self) -> float:
-        """What guesses for all layers of a step take."""
-        return self._sums.cost_s / self._sums.looks * self._layers
+    def _try(self) -> bool:
+        pairs, step = divmod(min(map(len, self._steps_s)), _BLOCK)
+        without_s, with_s = self._steps_s
+        if step == 0 and len(without_s) == len(with_s) and pairs >= _PAIRS[0]:
+            ratio = statistics.median(with_s) / statistics.median(without_s)
+            if abs(1 - ratio) > _CLEAR or pairs >= _PAIRS[1]:
+                return self._settle("pays" if ratio < _WORTH else "slower")
+        # Pairs begin by turns with one kind and with the other.
+        first = pairs % 2 == 0
+        done = len(self._steps_s[first]) - pairs * _BLOCK
+        return first if done < _BLOCK else not first
 
-    def layers(self, count: int) -> None:
-        """For how many layers of a step guesses can be made."""
-        self._layers = max(1, count)
+    def _settle(self, verdict: Verdict) -> bool:
+        self._hold = min(2 * self._hold, _HOLDS[1]) if verdict == self.verdict else _HOLDS[0]
+        self.verdict = verdict
+        self._left = self._hold
+        self._trying = False
+        self._forget()
+        return verdict == "pays"
+
+    def _forget(self) -> None:
+        self._steps_s = ([], [])
+        self._waited_s = 0.0

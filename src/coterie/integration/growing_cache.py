@@ -63,8 +63,8 @@ def append(cache: Any, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -
         All keys and all values, [1, heads, tokens, width], the last two dimensions without gaps.
     """
     layer = _plain_layer(cache, layer_idx)
-    keys = None if layer is None else layer.keys
-    if layer is None or keys.dim() != 4 or keys.shape[0] != 1 or keys.shape[2] == 0 or keys.dtype != key.dtype:
+    keys: Any = None if layer is None else layer.keys
+    if keys is None or keys.dim() != 4 or keys.shape[0] != 1 or keys.shape[2] == 0 or keys.dtype != key.dtype:
         found: tuple[torch.Tensor, torch.Tensor] = cache.update(key, value, layer_idx)
         return found
     room = layer.__dict__.get(_PLACE)
@@ -81,10 +81,12 @@ def append(cache: Any, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -
 def _plain_layer(cache: Any, layer_idx: int) -> Any:
     """A layer that keeps all tokens in two tensors in memory, and has some; None if it is anything else."""
     plain_cache, plain_layer = _plain_types()
-    if type(cache) is not plain_cache or getattr(cache, "offloading", False) or layer_idx >= len(cache.layers):
+    kind: type[Any] = type(cache)
+    if kind is not plain_cache or getattr(cache, "offloading", False) or layer_idx >= len(cache.layers):
         return None
-    layer = cache.layers[layer_idx]
-    return layer if type(layer) is plain_layer and layer.is_initialized else None
+    layer: Any = cache.layers[layer_idx]
+    of_layer: type[Any] = type(layer)
+    return layer if of_layer is plain_layer and layer.is_initialized else None
 
 
 @functools.cache

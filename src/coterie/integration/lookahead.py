@@ -51,8 +51,6 @@ class _Pass(threading.local):
         self.site: Site | None = None
         self.hidden: torch.Tensor | None = None
         self.mean_D: torch.Tensor | None = None
-        self.guessed_for: Site | None = None
-        self.guessed: list[int] = []
 
 
 class Site:
@@ -181,7 +179,7 @@ class LookAhead:
         """A site's router is called, before it chooses."""
         now, step = self._pass, self._clock.step
         if now.step != step:
-            now.step, now.site, now.mean_D, now.guessed_for = step, None, None, None
+            now.step, now.site, now.mean_D = step, None, None
             self._begin(now, step, hidden)
         before = now.site
         if before is not None and before is not site:
@@ -193,23 +191,12 @@ class LookAhead:
 
     def look_ahead(self, site: Site, experts: Collection[int]) -> None:
         """A site has asked for experts; what is missing of them is being read. Guesses what comes next."""
-        now, cache, governor = self._pass, self._cache, self.governor
-        if not now.looks or now.site is not site or cache is None or governor is None:
+        now, cache = self._pass, self._cache
+        if not now.looks or now.site is not site or cache is None:
             return
-        if now.guessed_for is site:
-            governor.compare(len(now.guessed), sum(expert in experts for expert in now.guessed))
-            now.guessed_for = None
         follower, hidden = site.follower, now.hidden
-        if follower is None or hidden is None or not follower.can_guess:
-            return
-        began = time.thread_time()
-        guessed = follower.guess(hidden)
-        keys = [follower.streamed.keys[expert] for expert in guessed]
-        now.guessed_for = follower
-        now.guessed = [expert for expert, key in zip(guessed, keys, strict=True) if key not in cache]
-        if governor.reads:
-            cache.expect(keys)
-        governor.looked(time.thread_time() - began)
+        if follower is not None and hidden is not None and follower.can_guess:
+            cache.expect([follower.streamed.keys[expert] for expert in follower.guess(hidden)])
 
     @staticmethod
     def _learn(now: _Pass, site: Site, hidden: torch.Tensor) -> None:
@@ -228,7 +215,6 @@ class LookAhead:
         if cache is None or governor is None or cache.all_resident:
             return
         if self._clock.phase == "decode" and hidden.numel() <= _MOST_ROWS * hidden.shape[-1]:
-            governor.layers(len(self._sites) - 1)
             now.looks = governor.begin_step()
             now.learns = now.looks and step % _EVERY == 0
         else:

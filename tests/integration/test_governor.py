@@ -1,0 +1,109 @@
+"""Guesses are made where steps are shorter with them, whatever the reason."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from coterie.cache import ReadTimes
+from coterie.integration.governor import Governor
+
+
+class Machine:
+    """Steps that take a given time, with some waiting."""
+
+    def __init__(self, without_s: float, with_s: float, wait_s: float, *, scatter: float = 0.0) -> None:
+        self.now = 0.0
+        self.waited = 0.0
+        self.without_s, self.with_s, self.wait_s = without_s, with_s, wait_s
+        self.scatter = scatter
+        self.random = random.Random(0)
+        self.governor = Governor("auto", self.times, lambda: self.now)
+
+    def times(self) -> ReadTimes:
+        return ReadTimes(demanded_s=0.0, guessed_s=0.0, wait_s=self.waited)
+
+    def step(self) -> bool:
+        guesses = self.governor.begin_step()
+        took = self.with_s if guesses else self.without_s
+        self.now += took * self.random.uniform(1 - self.scatter, 1 + self.scatter)
+        self.waited += self.wait_s
+        return guesses
+
+    def share(self, steps: int) -> float:
+        return sum(self.step() for _ in range(steps)) / steps
+
+
+def test_it_goes_on_where_steps_are_shorter() -> None:
+    machine = Machine(1.0, 0.8, 0.3, scatter=0.2)
+    machine.share(200)
+    assert machine.governor.verdict == "pays"
+    assert machine.share(2000) > 0.9
+
+
+def test_it_stops_where_steps_are_longer() -> None:
+    machine = Machine(1.0, 1.2, 0.3, scatter=0.2)
+    machine.share(200)
+    assert machine.governor.verdict == "slower"
+    assert machine.share(4000) < 0.05
+
+
+def test_what_makes_no_difference_is_not_done() -> None:
+    machine = Machine(1.0, 1.0, 0.3)
+    machine.share(200)
+    assert machine.governor.verdict == "slower"
+
+
+def test_nothing_is_tried_where_there_is_nothing_to_wait_for() -> None:
+    machine = Machine(1.0, 0.5, 0.001)
+    assert machine.share(1000) == 0
+    assert machine.governor.verdict == "idle"
+
+
+def test_a_clear_case_is_decided_soon() -> None:
+    machine = Machine(1.0, 1.5, 0.5)
+    tried = Counter(machine.step() for _ in range(60))
+    assert machine.governor.verdict == "slower"
+    assert tried[True] == 16
+
+
+def test_it_notices_when_things_change() -> None:
+    machine = Machine(1.0, 1.2, 0.3)
+    machine.share(100)
+    assert machine.governor.verdict == "slower"
+    machine.with_s = 0.7
+    machine.share(1000)
+    assert machine.governor.verdict == "pays"
+    machine.with_s = 1.3
+    machine.share(2000)
+    assert machine.governor.verdict == "slower"
+
+
+def test_pauses_between_steps_do_not_count() -> None:
+    machine = Machine(1.0, 0.8, 0.3)
+    for n in range(300):
+        if machine.governor.reads and n % 3 == 0:  # a prompt, or a user who thinks
+            machine.now += 50
+            machine.governor.interrupt()
+        machine.step()
+    assert machine.governor.verdict == "pays"
+
+
+@pytest.mark.parametrize("order", [lambda n: 1.0 + n / 100, lambda n: 3.0 - n / 100], ids=["slower", "faster"])
+def test_a_drift_of_the_machine_is_not_taken_for_an_effect(order: Callable[[int], float]) -> None:
+    machine = Machine(1.0, 1.0, 0.3)
+    for n in range(140):
+        machine.without_s = machine.with_s = order(n)
+        machine.wait_s = 0.3 * order(n)
+        machine.step()
+    assert machine.governor.verdict == "slower"
+
+
+def test_on_is_on() -> None:
+    governor = Governor("on", lambda: ReadTimes(0.0, 0.0, 0.0), lambda: 0.0)
+    assert governor.reads
+    assert governor.begin_step()
+    assert governor.verdict == "pays"
