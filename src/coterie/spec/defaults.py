@@ -6,7 +6,8 @@ DEFAULT_POLICY = "markov"
 """Name of the eviction policy: the best of them on recorded routing of real models."""
 
 Prefetch = Literal["auto", "on", "off"]
-"""When the experts that the next layer will probably ask for are read before it does; ``auto``: while it pays."""
+"""When the experts that the next layer will probably ask for are read before it does; ``auto``: where steps are
+shorter for it."""
 
-DEFAULT_PREFETCH: Prefetch = "off"
-"""It saves time with large experts; with small ones it may cost some, which ``auto`` does not always notice."""
+DEFAULT_PREFETCH: Prefetch = "auto"
+"""Both ways are tried, and the faster one is kept."""
