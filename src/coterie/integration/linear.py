@@ -78,6 +78,11 @@ class QuantisedLinear(nn.Module):
             self._packed = PackedMatrix(native, self.scheme.name, codes, scales)
 
     @property
+    def packed(self) -> PackedMatrix | None:
+        """The weight as the native library multiplies by it, where it does."""
+        return self._packed
+
+    @property
     def weight(self) -> torch.Tensor:
         """The whole weight, dequantised anew each time: for the few classes that use it beside the layer's forward.
 

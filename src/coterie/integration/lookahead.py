@@ -129,6 +129,32 @@ class Site:
         self._rest = args, kwargs
 
 
+class WatchedRouter:
+    """A router's forward that tells its site of every call.
+
+    Args:
+        site: The site.
+        router: The router.
+
+    Attributes:
+        site: The site.
+        forward: What computes; None for the class's own.
+    """
+
+    def __init__(self, site: Site, router: nn.Module) -> None:
+        self.site = site
+        self.forward: Callable[..., Any] | None = router.__dict__.get("forward")
+        self._router = router
+        functools.update_wrapper(self, router.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the router chooses."""
+        self.site.called(args, kwargs)
+        if self.forward is None:
+            return type(self._router).forward(self._router, *args, **kwargs)
+        return self.forward(*args, **kwargs)
+
+
 class LookAhead:
     """The sites of one component, in the order in which they turn out to be reached.
 
@@ -160,14 +186,7 @@ class LookAhead:
             return
         site = Site(self, streamed, block)
         self._sites.append(site)
-        forward = router.forward
-
-        @functools.wraps(forward)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            site.called(args, kwargs)
-            return forward(*args, **kwargs)
-
-        router.__dict__["forward"] = watched
+        router.__dict__["forward"] = WatchedRouter(site, router)
         streamed.look_ahead = functools.partial(self.look_ahead, site)
 
     def connect(self, cache: ExpertCache, clock: Callable[[], float] = time.perf_counter) -> None:

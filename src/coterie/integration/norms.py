@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 
 
 class NativeForward:
-    """A normalisation's forward: native for what was tried, the class's own for everything else."""
+    """A normalisation's forward: native for what was tried, the class's own for everything else.
 
-    __slots__ = ("_class_forward", "_module", "_norm", "_parameters")
+    Attributes:
+        norm: How it is computed natively.
+    """
+
+    __slots__ = ("_class_forward", "_module", "_parameters", "norm")
 
     def __init__(self, module: nn.Module, norm: RmsNorm) -> None:
         self._module = module
-        self._norm = norm
+        self.norm = norm
         self._class_forward = type(module).forward
         # Module.__getattr__, by which module.weight is found, costs more than the check.
         self._parameters: dict[str, Any] = module._parameters
@@ -32,7 +36,7 @@ class NativeForward:
         if weight is None or not serves(hidden_states, weight) or torch.is_autocast_enabled("cpu"):
             result: torch.Tensor = self._class_forward(self._module, hidden_states)
             return result
-        return self._norm(hidden_states, weight)
+        return self.norm(hidden_states, weight)
 
 
 def quicken_norms(model: PreTrainedModel) -> None:

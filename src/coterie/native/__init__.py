@@ -7,6 +7,7 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 from coterie.native.attention import attention_served, rotate, token_attention
 from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise, quantise
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
+from coterie.native.layer import STAGES, LayerNorm, LayerParts, LayerRouter, NativeLayer, Passage, Passages, Routing
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.matmul import SCHEMES, PackedMatrix
 from coterie.native.router import route
@@ -18,12 +19,20 @@ __all__ = [
     "LEVELS",
     "QUANTISED_FROM",
     "SCHEMES",
+    "STAGES",
     "VARIABLE",
     "ExpertsKernel",
     "ExpertsPass",
+    "LayerNorm",
+    "LayerParts",
+    "LayerRouter",
     "Library",
     "Located",
+    "NativeLayer",
     "PackedMatrix",
+    "Passage",
+    "Passages",
+    "Routing",
     "attention_served",
     "dequantise",
     "library",

@@ -26,7 +26,7 @@ def rotate(library: Library, heads: torch.Tensor, cosine: torch.Tensor, sine: to
     """
     width = heads.shape[-1]
     library.functions.coterie_rotate(
-        heads.data_ptr(), heads.numel() // width, width, cosine.data_ptr(), sine.data_ptr()
+        library.level, heads.data_ptr(), heads.numel() // width, width, cosine.data_ptr(), sine.data_ptr()
     )
 
 

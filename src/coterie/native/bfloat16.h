@@ -29,4 +29,9 @@ COTERIE_INLINE uint16_t coterie_to_bf16(float value) {
     return value == value ? (uint16_t)rounded : 0x7fc0;
 }
 
+/* To bfloat16 and back. */
+COTERIE_INLINE float coterie_rounded(float value) {
+    return coterie_from_bf16(coterie_to_bf16(value));
+}
+
 #endif

@@ -47,7 +47,7 @@ class PackedMatrix:
         self._library = library
         self._fields = (codes, scales)
         self._scheme = SCHEMES.index(scheme)
-        self._group = group_of(columns)
+        self._group = group_of(columns) or columns
         self.least_rows = int(library.functions.coterie_gemm_least_rows(library.level))
 
     @staticmethod
@@ -56,6 +56,12 @@ class PackedMatrix:
         if scheme not in SCHEMES or columns < 1 or group_of(columns) is None:
             return False
         return bool(columns <= library.functions.coterie_most_columns(SCHEMES.index(scheme), library.level))
+
+    @property
+    def place(self) -> tuple[int, int, int, int, int, int]:
+        """Scheme (index into ``SCHEMES``), N, K, weights that share a scale, and where codes and scales lie."""
+        codes, scales = self._fields
+        return (self._scheme, *self.shape, self._group, codes.data_ptr(), scales.data_ptr())
 
     def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
         """The product with each row of ``x``, bfloat16 [M, N].

@@ -7,21 +7,12 @@
  */
 #include <math.h>
 
-#include "bfloat16.h"
-#include "coterie.h"
+#include "token.h"
 
 enum { VECTORS = 4, CASCADE = 4, MOST_LANES = 16 };
 
 /* How scale and weight are applied. */
 enum { ROUND_THEN_SCALE, SCALE_THEN_ROUND, SCALE_BY_ONE_MORE };
-
-typedef struct {
-    const void *values, *weight;
-    void *out;
-    int64_t rows, columns;
-    float epsilon;
-    int form, is_bf16;
-} normalisation;
 
 COTERIE_INLINE float load(const void *values, int64_t index, int is_bf16) {
     return is_bf16 ? coterie_from_bf16(((const uint16_t *)values)[index]) : ((const float *)values)[index];
@@ -71,7 +62,7 @@ COTERIE_INLINE float sum_of_squares(const void *values, int64_t start, int64_t c
     return sum;
 }
 
-COTERIE_INLINE void normalise(const normalisation *task, const int is_bf16, const int form, const int lanes) {
+COTERIE_INLINE void normalise(const coterie_normalisation *task, const int is_bf16, const int form, const int lanes) {
     int64_t columns = task->columns;
     for (int64_t row = 0; row < task->rows; row++) {
         int64_t start = row * columns;
@@ -89,7 +80,7 @@ COTERIE_INLINE void normalise(const normalisation *task, const int is_bf16, cons
     }
 }
 
-COTERIE_INLINE void choose_form(const normalisation *task, const int is_bf16, const int lanes) {
+COTERIE_INLINE void choose_form(const coterie_normalisation *task, const int is_bf16, const int lanes) {
     if (task->form == ROUND_THEN_SCALE)
         normalise(task, is_bf16, ROUND_THEN_SCALE, lanes);
     else if (task->form == SCALE_THEN_ROUND)
@@ -98,27 +89,31 @@ COTERIE_INLINE void choose_form(const normalisation *task, const int is_bf16, co
         normalise(task, is_bf16, SCALE_BY_ONE_MORE, lanes);
 }
 
-COTERIE_INLINE void choose(const normalisation *task, int lanes) {
+COTERIE_INLINE void choose(const coterie_normalisation *task, int lanes) {
     if (task->is_bf16)
         lanes == 16 ? choose_form(task, 1, 16) : lanes == 8 ? choose_form(task, 1, 8) : choose_form(task, 1, 4);
     else
         lanes == 16 ? choose_form(task, 0, 16) : lanes == 8 ? choose_form(task, 0, 8) : choose_form(task, 0, 4);
 }
 
-static void portable(const normalisation *task, int lanes) {
+static void rows_portable(const coterie_normalisation *task, int lanes) {
     choose(task, lanes);
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static void avx2(const normalisation *task, int lanes) {
+__attribute__((target("avx2"))) static void rows_avx2(const coterie_normalisation *task, int lanes) {
     choose(task, lanes);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void avx512(const normalisation *task,
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void rows_avx512(const coterie_normalisation *task,
                                                                                  int lanes) {
     choose(task, lanes);
 }
 #endif
+
+void coterie_normalise(int level, int lanes, const coterie_normalisation *task) {
+    COTERIE_BY_LEVEL(level, rows, task, lanes);
+}
 
 /* Normalises rows.
  *
@@ -131,17 +126,6 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void avx512
  */
 COTERIE_API void coterie_rms_norm(int level, int lanes, int form, int is_bf16, const void *values, const void *weight,
                                   int64_t rows, int64_t columns, float epsilon, void *out) {
-    normalisation task = {values, weight, out, rows, columns, epsilon, form, is_bf16};
-#if defined(__x86_64__)
-    if (level >= COTERIE_AVX512BF16) {
-        avx512(&task, lanes);
-        return;
-    }
-    if (level >= COTERIE_AVX2) {
-        avx2(&task, lanes);
-        return;
-    }
-#endif
-    (void)level;
-    portable(&task, lanes);
+    coterie_normalisation task = {values, weight, out, rows, columns, epsilon, form, is_bf16};
+    coterie_normalise(level, lanes, &task);
 }

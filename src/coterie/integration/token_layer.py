@@ -1,0 +1,216 @@
+"""A decoder layer's forward that is two native calls and its experts, for one token after others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from coterie.hf.forwards import same_forward
+from coterie.integration.linear import QuantisedLinear
+from coterie.integration.lookahead import Site, WatchedRouter
+from coterie.integration.norms import NativeForward
+from coterie.integration.token_router import TokenRouter
+from coterie.native import LayerNorm, LayerParts, LayerRouter, Library, NativeLayer, PackedMatrix, Passages
+
+_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_HELPERS = ("apply_rotary_pos_emb", "rotate_half")
+
+Report = Callable[[tuple[float, ...]], None]
+"""Told the seconds that the stages of a layer took, in the order of ``STAGES``."""
+
+
+class TokenLayer:
+    """A decoder layer's forward: native for one token after others, else the class's own.
+
+    Where the block of experts is nothing but a router and experts, it stands for both; else the block is called as the
+    class calls it. It stands for the forwards that its submodules had when it was made, or last examined: where one
+    has another since, or a hook, the class's own forward runs and calls them.
+
+    Args:
+        module: The layer.
+        native: How it is computed.
+        routed: Whether that includes the router.
+
+    Attributes:
+        report: Told what stages took; None where nobody wants to know.
+    """
+
+    def __init__(self, module: nn.Module, native: NativeLayer, *, routed: bool) -> None:
+        layer: Any = module
+        attention, block = layer.self_attn, layer.mlp
+        self._module: Any = module
+        self._class_forward = type(module).forward
+        self._attention: Any = attention
+        self._block: nn.Module = block
+        self._experts: nn.Module | None = block.experts if routed else None
+        self._native = native
+        self._layer_idx: int = attention.layer_idx
+        self._hidden_shape = (1, 1, attention.q_proj.in_features)
+        self._head_shape = (1, 1, attention.head_dim)
+        self._strides = (attention.head_dim, 1)
+        self.report: Report | None = None
+        norms = (layer.input_layernorm, attention.q_norm, attention.k_norm, layer.post_attention_layernorm)
+        router = (block, block.gate) if routed else ()
+        self.stands_for: tuple[nn.Module, ...] = (
+            attention, *(getattr(attention, name) for name in _LINEARS), *norms, *router,
+        )  # fmt: skip
+        self._site: Site | None = _site_of(block.gate) if routed else None
+        weighed = (*norms, *router[1:])
+        self._weights = [(one._parameters, one._parameters["weight"].data_ptr()) for one in weighed]
+        self._hooks = (
+            torch_module._global_forward_hooks,
+            torch_module._global_forward_pre_hooks,
+            *(hooks for one in self.stands_for for hooks in (one._forward_hooks, one._forward_pre_hooks)),
+        )
+        self._forwards: list[tuple[dict[str, Any], object]] = []
+        self.examine()
+
+    @classmethod
+    def of(cls, module: nn.Module, library: Library, passages: Passages) -> TokenLayer | None:
+        """For a layer whose classes are known by their source, and whose shapes are served; None for others.
+
+        Args:
+            module: Any module.
+            library: The native library.
+            passages: Working memory.
+        """
+        layer: Any = module
+        attention: Any = getattr(module, "self_attn", None)
+        if "forward" in module.__dict__ or attention is None or "forward" in attention.__dict__:
+            return None
+        linears: list[Any] = [getattr(attention, name, None) for name in _LINEARS]
+        packed = [one.packed for one in linears if isinstance(one, QuantisedLinear) and one.bias is None]
+        matrices = [one for one in packed if one is not None and one.least_rows > 1]
+        if len(matrices) < len(_LINEARS) or not _known(type(module), type(attention)):
+            return None
+        names = ("input_layernorm", "post_attention_layernorm")
+        norms = [_norm_of(getattr(owner, name, None)) for owner, name in (
+            (layer, names[0]), (attention, "q_norm"), (attention, "k_norm"), (layer, names[1]),
+        )]  # fmt: skip
+        found = [norm for norm in norms if norm is not None]
+        if len(found) < len(norms) or getattr(attention, "sliding_window", None) is not None:
+            return None
+        router = _router_of(getattr(module, "mlp", None))
+        parts = _parts(found, matrices, attention.scaling, router)
+        if found[1].weight.shape[0] != attention.head_dim or not parts.served:
+            return None
+        return cls(module, NativeLayer(library, parts, passages), routed=router is not None)
+
+    def examine(self) -> None:
+        """Takes the forwards that its submodules have now for those that it stands for."""
+        self._forwards = [(one.__dict__, one.__dict__.get("forward")) for one in self.stands_for]
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **others: Any,
+    ) -> Any:
+        """What the class computes."""
+        if (
+            attention_mask is not None
+            or past_key_values is None
+            or position_embeddings is None
+            or hidden_states.shape != self._hidden_shape
+            or others.get("output_attentions")
+            or not self._serves(hidden_states, *position_embeddings)
+        ):
+            return self._class_forward(
+                self._module,
+                hidden_states,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                position_embeddings=position_embeddings,
+                **others,
+            )
+        native, report = self._native, self.report
+        passage, key, value = native.begin(hidden_states, *position_embeddings, timed=report is not None)
+        keys, values = past_key_values.update(key, value, self._layer_idx)
+        if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
+            keys, values = keys.contiguous(), values.contiguous()
+        residual, normed, ids, weights = native.finish(passage, keys, values)
+        if report is not None:
+            report(passage.times)
+        native.release(passage)
+        if self._experts is None:
+            return residual + self._block(normed[None])
+        if self._site is not None:
+            self._site.called((normed,), {})
+        return residual + self._experts(normed, ids, weights)
+
+    def _serves(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> bool:
+        """Whether this is a token as others, and the layer what it was when it was examined."""
+        if (
+            hidden.dtype is not torch.bfloat16
+            or hidden.requires_grad
+            or not hidden.is_contiguous()
+            or cosine.shape != self._head_shape
+            or cosine.dtype is not torch.bfloat16
+            or not cosine.is_contiguous()
+            or not sine.is_contiguous()
+            or any(self._hooks)
+            or self._module.training
+            or torch.is_autocast_enabled("cpu")
+            or self._attention.config._attn_implementation != "sdpa"
+        ):
+            return False
+        for space, forward in self._forwards:
+            if space.get("forward") is not forward:
+                return False
+        return all(parameters["weight"].data_ptr() == address for parameters, address in self._weights)
+
+
+def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention, Qwen3MoeDecoderLayer
+
+    if not same_forward(layer, Qwen3MoeDecoderLayer):
+        return False
+    if same_forward(attention, Qwen3MoeAttention, helpers=_HELPERS):
+        return True
+    from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextAttention
+
+    return same_forward(attention, Qwen3VLMoeTextAttention, helpers=_HELPERS)
+
+
+def _norm_of(module: nn.Module | None) -> LayerNorm | None:
+    forward = None if module is None else module.__dict__.get("forward")
+    weight = None if module is None else module._parameters.get("weight")
+    if weight is None or not isinstance(forward, NativeForward):
+        return None
+    return LayerNorm(weight, forward.norm.lanes, forward.norm.form, forward.norm.epsilon)
+
+
+def _router_of(block: nn.Module | None) -> LayerRouter | None:
+    """The router of a block that is nothing but a router and experts."""
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+
+    if block is None or "forward" in block.__dict__ or not same_forward(type(block), Qwen3MoeSparseMoeBlock):
+        return None
+    gate: Any = block.gate
+    forward = gate.__dict__.get("forward")
+    if isinstance(forward, WatchedRouter):
+        forward = forward.forward
+    return forward.parts if isinstance(forward, TokenRouter) else None
+
+
+def _site_of(gate: nn.Module) -> Site | None:
+    forward = gate.__dict__.get("forward")
+    return forward.site if isinstance(forward, WatchedRouter) else None
+
+
+def _parts(
+    norms: list[LayerNorm], matrices: list[PackedMatrix], scale: float, router: LayerRouter | None
+) -> LayerParts:
+    before, of_query, of_key, after = norms
+    query, key, value, output = matrices
+    return LayerParts(before, of_query, of_key, after, query, key, value, output, scale, router)
