@@ -14,6 +14,9 @@ that the parts add up to the whole step:
 - ``glue``: the rest of the forward pass: residuals, masks, Python between modules;
 - ``sampling``: outside the forward pass: choosing the token, the generation loop.
 
+Where a decoder layer is computed natively for one token, its modules are not called, and the native library says what
+the same parts took.
+
 Timing costs time itself. The same steps are run without it before, and :attr:`Breakdown.overhead` says how much longer
 they took with it.
 """
@@ -25,9 +28,10 @@ import functools
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -36,7 +40,8 @@ from coterie.bench.times import generate
 from coterie.engine.runtime import Runtime
 from coterie.errors import UnsupportedError, UsageError
 from coterie.hf.banks import ExpertBank
-from coterie.integration import QuantisedLinear
+from coterie.integration import QuantisedLinear, TokenLayer
+from coterie.native import STAGES
 from coterie.routing.locate import find_router
 
 if TYPE_CHECKING:
@@ -44,6 +49,8 @@ if TYPE_CHECKING:
 
 Part = Literal["linear", "attention", "norms", "router", "experts", "waiting", "glue", "sampling"]
 PARTS: tuple[Part, ...] = get_args(Part)
+
+_STAGES = cast(tuple[Part, ...], STAGES)
 
 _LINEARS = (nn.Linear, QuantisedLinear)
 
@@ -168,16 +175,37 @@ class _Stopwatch:
 
         return timed
 
+    def reporting(self, calls: Counter[Part]) -> Callable[[tuple[float, ...]], None]:
+        """Told what the stages of a native layer took; ``calls`` are those of the modules that it stands for."""
+
+        def report(stages: tuple[float, ...]) -> None:
+            if threading.get_ident() != self._thread:
+                return
+            for part, took in zip(_STAGES, stages, strict=True):
+                self.seconds[part] = self.seconds.get(part, 0.0) + took
+            for part, count in calls.items():
+                self.calls[part] = self.calls.get(part, 0) + count
+            if self._nested:
+                self._nested[-1] += sum(stages)
+
+        return report
+
 
 @contextlib.contextmanager
 def _timed(model: PreTrainedModel, banks: list[ExpertBank], watch: _Stopwatch) -> Iterator[None]:
     """Times the modules of a model inside the context."""
     before: list[tuple[nn.Module, object]] = []
+    forwards = [module.__dict__.get("forward") for module in model.modules()]
+    layers = [forward for forward in forwards if isinstance(forward, TokenLayer) and forward.intact]
+    parts = dict(_parts(model, banks))
     try:
-        for module, part in _parts(model, banks):
+        for module, part in parts.items():
             own = module.__dict__.get("forward")
             before.append((module, own))
             module.__dict__["forward"] = watch.timing(part, module.forward)
+        for layer in layers:
+            layer.examine()
+            layer.report = watch.reporting(Counter(parts[module] for module in layer.stands_for if module in parts))
         yield
     finally:
         for module, own in reversed(before):
@@ -185,6 +213,9 @@ def _timed(model: PreTrainedModel, banks: list[ExpertBank], watch: _Stopwatch) -
                 module.__dict__.pop("forward", None)
             else:
                 module.__dict__["forward"] = own
+        for layer in layers:
+            layer.examine()
+            layer.report = None
 
 
 def _parts(model: PreTrainedModel, banks: list[ExpertBank]) -> Iterator[tuple[nn.Module, Part]]:

@@ -9,6 +9,7 @@ from coterie.integration.missing import Missing, check_missing
 from coterie.integration.norms import quicken_norms
 from coterie.integration.quantizer import StreamingConfig, forget, register
 from coterie.integration.token_forwards import quicken_tokens
+from coterie.integration.token_layer import TokenLayer
 
 __all__ = [
     "Attachment",
@@ -18,6 +19,7 @@ __all__ = [
     "QuantisedLinears",
     "StreamedBank",
     "StreamingConfig",
+    "TokenLayer",
     "Verdict",
     "check_missing",
     "forget",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from coterie.integration.linear import QuantisedLinear
 from coterie.integration.lookahead import WatchedRouter
-from coterie.integration.token_layer import TokenLayer
+from coterie.integration.token_layer import LayerGroup, TokenLayer
 from coterie.integration.token_router import TokenRouter
 from coterie.native import Passages, library
 
@@ -42,8 +42,10 @@ def quicken_tokens(model: PreTrainedModel) -> None:
         else:
             watched.forward = router
     passages = Passages()
+    groups: dict[str, LayerGroup] = {}
     # After the routers: a layer computes what its router's forward does.
-    for module in model.modules():
-        layer = TokenLayer.of(module, native, passages)
+    for name, module in model.named_modules():
+        stack = name.rpartition(".")[0]
+        layer = TokenLayer.of(module, native, groups.setdefault(stack, LayerGroup(passages)))
         if layer is not None:
             module.__dict__["forward"] = layer

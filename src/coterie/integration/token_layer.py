@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,53 @@ Report = Callable[[tuple[float, ...]], None]
 """Told the seconds that the stages of a layer took, in the order of ``STAGES``."""
 
 
+class _Pass(threading.local):
+    """The forward pass that this thread is in."""
+
+    def __init__(self) -> None:
+        self.cosine: torch.Tensor | None = None
+        self.place = 0
+        self.changed: frozenset[int] = frozenset()
+
+
+class LayerGroup:
+    """The native layers of a stack, looked over once for every forward pass.
+
+    Looking at a dozen modules is quick where they were just looked at. After a layer's weights have gone through the
+    caches, it takes longer than all that a layer does natively beside its products.
+
+    Args:
+        passages: Working memory.
+
+    Attributes:
+        passages: Working memory.
+    """
+
+    def __init__(self, passages: Passages) -> None:
+        self.passages = passages
+        self._layers: list[TokenLayer] = []
+        self._pass = _Pass()
+
+    def join(self, layer: TokenLayer) -> int:
+        """Takes a layer in, after those that run before it; returns its place."""
+        self._layers.append(layer)
+        return len(self._layers) - 1
+
+    def intact(self, place: int, cosine: torch.Tensor) -> bool:
+        """Whether a layer was intact when this forward pass came to the first one.
+
+        Args:
+            place: The layer's.
+            cosine: Of the rotary embedding, which is made once for every pass.
+        """
+        now = self._pass
+        if now.cosine is not cosine or place <= now.place:
+            now.cosine = cosine
+            now.changed = frozenset(i for i, layer in enumerate(self._layers) if not layer.intact)
+        now.place = place
+        return place not in now.changed
+
+
 class TokenLayer:
     """A decoder layer's forward: native for one token after others, else the class's own.
 
@@ -33,13 +81,15 @@ class TokenLayer:
     Args:
         module: The layer.
         native: How it is computed.
+        group: The layers of the same stack; this one joins them.
         routed: Whether that includes the router.
 
     Attributes:
         report: Told what stages took; None where nobody wants to know.
+        stands_for: The submodules that are not called.
     """
 
-    def __init__(self, module: nn.Module, native: NativeLayer, *, routed: bool) -> None:
+    def __init__(self, module: nn.Module, native: NativeLayer, group: LayerGroup, *, routed: bool) -> None:
         layer: Any = module
         attention, block = layer.self_attn, layer.mlp
         self._module: Any = module
@@ -59,6 +109,8 @@ class TokenLayer:
             attention, *(getattr(attention, name) for name in _LINEARS), *norms, *router,
         )  # fmt: skip
         self._site: Site | None = _site_of(block.gate) if routed else None
+        self._children = [(one._modules, name, child) for one in (module, attention, *router[:1])
+                          for name, child in one._modules.items() if child in self.stands_for]  # fmt: skip
         weighed = (*norms, *router[1:])
         self._weights = [(one._parameters, one._parameters["weight"].data_ptr()) for one in weighed]
         self._hooks = (
@@ -67,16 +119,17 @@ class TokenLayer:
             *(hooks for one in self.stands_for for hooks in (one._forward_hooks, one._forward_pre_hooks)),
         )
         self._forwards: list[tuple[dict[str, Any], object]] = []
+        self._group, self._place = group, group.join(self)
         self.examine()
 
     @classmethod
-    def of(cls, module: nn.Module, library: Library, passages: Passages) -> TokenLayer | None:
+    def of(cls, module: nn.Module, library: Library, group: LayerGroup) -> TokenLayer | None:
         """For a layer whose classes are known by their source, and whose shapes are served; None for others.
 
         Args:
             module: Any module.
             library: The native library.
-            passages: Working memory.
+            group: The layers of the same stack.
         """
         layer: Any = module
         attention: Any = getattr(module, "self_attn", None)
@@ -98,7 +151,22 @@ class TokenLayer:
         parts = _parts(found, matrices, attention.scaling, router)
         if found[1].weight.shape[0] != attention.head_dim or not parts.served:
             return None
-        return cls(module, NativeLayer(library, parts, passages), routed=router is not None)
+        return cls(module, NativeLayer(library, parts, group.passages), group, routed=router is not None)
+
+    @property
+    def intact(self) -> bool:
+        """Whether its submodules have the forwards that it stands for, and nothing else says otherwise."""
+        for space, forward in self._forwards:
+            if space.get("forward") is not forward:
+                return False
+        for modules, name, module in self._children:
+            if modules.get(name) is not module:
+                return False
+        for parameters, address in self._weights:
+            if parameters["weight"].data_ptr() != address:
+                return False
+        usual = self._attention.config._attn_implementation == "sdpa" and not self._module.training
+        return usual and not any(self._hooks)
 
     def examine(self) -> None:
         """Takes the forwards that its submodules have now for those that it stands for."""
@@ -134,11 +202,12 @@ class TokenLayer:
                 **others,
             )
         native, report = self._native, self.report
-        passage, key, value = native.begin(hidden_states, *position_embeddings, timed=report is not None)
+        passage = native.begin(hidden_states, *position_embeddings, timed=report is not None)
+        key, value, residual, normed, ids, weights, _ = passage.results
         keys, values = past_key_values.update(key, value, self._layer_idx)
         if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
             keys, values = keys.contiguous(), values.contiguous()
-        residual, normed, ids, weights = native.finish(passage, keys, values)
+        native.finish(passage, keys, values)
         if report is not None:
             report(passage.times)
         native.release(passage)
@@ -158,16 +227,10 @@ class TokenLayer:
             or cosine.dtype is not torch.bfloat16
             or not cosine.is_contiguous()
             or not sine.is_contiguous()
-            or any(self._hooks)
-            or self._module.training
             or torch.is_autocast_enabled("cpu")
-            or self._attention.config._attn_implementation != "sdpa"
         ):
             return False
-        for space, forward in self._forwards:
-            if space.get("forward") is not forward:
-                return False
-        return all(parameters["weight"].data_ptr() == address for parameters, address in self._weights)
+        return self._group.intact(self._place, cosine)
 
 
 def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:

@@ -7,7 +7,17 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 from coterie.native.attention import attention_served, rotate, token_attention
 from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise, quantise
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
-from coterie.native.layer import STAGES, LayerNorm, LayerParts, LayerRouter, NativeLayer, Passage, Passages, Routing
+from coterie.native.layer import (
+    STAGES,
+    LayerNorm,
+    LayerParts,
+    LayerRouter,
+    LayerShape,
+    NativeLayer,
+    Passage,
+    Passages,
+    Results,
+)
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.matmul import SCHEMES, PackedMatrix
 from coterie.native.router import route
@@ -26,13 +36,14 @@ __all__ = [
     "LayerNorm",
     "LayerParts",
     "LayerRouter",
+    "LayerShape",
     "Library",
     "Located",
     "NativeLayer",
     "PackedMatrix",
     "Passage",
     "Passages",
-    "Routing",
+    "Results",
     "attention_served",
     "dequantise",
     "library",

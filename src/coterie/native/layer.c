@@ -61,46 +61,44 @@ static void product(const passage *own, desk *at, const layer_matrix *matrix, co
     }
 }
 
-/* The thread's part of three products with the same vector, as if their rows were one matrix's. */
-static void three_products(const passage *own, const uint16_t *x, int thread, int threads) {
-    const layer *fixed = own->fixed;
-    const layer_matrix *matrices[] = {&fixed->query, &fixed->key, &fixed->value};
-    uint16_t *outs[] = {own->call->query, own->call->key, own->call->value};
-    int64_t begin, end, first = 0;
-    desk at;
-    at.scheme = -1;
-    coterie_share(fixed->query.rows + fixed->key.rows + fixed->value.rows, GRAIN, thread, threads, &begin, &end);
-    for (int m = 0; m < 3; m++) {
-        int64_t rows = matrices[m]->rows, from = begin - first, to = end - first;
-        product(own, &at, matrices[m], x, from > 0 ? from : 0, to < rows ? to : rows, NULL, outs[m]);
-        first += rows;
-    }
+/* Where the i-th head of query, key and value goes. */
+static uint16_t *head_at(const passage *own, int64_t i) {
+    int64_t heads = own->fixed->heads, kv_heads = own->fixed->kv_heads, width = own->fixed->head_width;
+    if (i < heads) return own->call->query + i * width;
+    i -= heads;
+    return i < kv_heads ? own->call->results->key + i * width : own->call->results->value + (i - kv_heads) * width;
 }
 
+/* Whole heads fall to a thread, so that none waits for another before it goes on with them. */
 static void first_half(void *context, int thread, int threads) {
     passage *own = context;
     const layer *fixed = own->fixed;
     const layer_call *call = own->call;
-    uint16_t normed[MOST_WIDTH];
-    int64_t begin, end, width = fixed->head_width;
+    const layer_matrix *matrices[] = {&fixed->query, &fixed->key, &fixed->value};
+    uint16_t *outs[] = {call->query, call->results->key, call->results->value}, normed[MOST_WIDTH];
+    int64_t begin, end, first = 0, width = fixed->head_width, rotated = fixed->heads + fixed->kv_heads;
+    desk at;
 
     /* By every thread for itself: that takes less time than waiting for one of them. */
     normalise(own, &fixed->before, call->hidden, fixed->width, normed);
     lap(own, thread, STAGE_NORMS);
-    three_products(own, normed, thread, threads);
-    coterie_barrier(threads);
+
+    at.scheme = -1;
+    coterie_share((rotated + fixed->kv_heads) * width, width, thread, threads, &begin, &end);
+    for (int m = 0; m < 3; m++) {
+        int64_t rows = matrices[m]->rows, from = begin - first, to = end - first;
+        product(own, &at, matrices[m], normed, from > 0 ? from : 0, to < rows ? to : rows, NULL, outs[m]);
+        first += rows;
+    }
     lap(own, thread, STAGE_LINEAR);
 
-    coterie_share(fixed->heads + fixed->kv_heads, 1, thread, threads, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        uint16_t *head = i < fixed->heads ? call->query + i * width : call->key + (i - fixed->heads) * width;
-        normalise(own, i < fixed->heads ? &fixed->of_query : &fixed->of_key, head, width, head);
-    }
+    begin /= width;
+    end = end / width < rotated ? end / width : rotated;
+    for (int64_t i = begin; i < end; i++)
+        normalise(own, i < fixed->heads ? &fixed->of_query : &fixed->of_key, head_at(own, i), width, head_at(own, i));
     lap(own, thread, STAGE_NORMS);
-    for (int64_t i = begin; i < end; i++) {
-        uint16_t *head = i < fixed->heads ? call->query + i * width : call->key + (i - fixed->heads) * width;
-        coterie_rotate_head((int)fixed->level, head, width, call->cosine, call->sine);
-    }
+    for (int64_t i = begin; i < end; i++)
+        coterie_rotate_head((int)fixed->level, head_at(own, i), width, call->cosine, call->sine);
 }
 
 static void attend(const passage *own, int thread, int threads) {
@@ -137,12 +135,12 @@ static void second_half(void *context, int thread, int threads) {
 
     at.scheme = -1;
     coterie_share(fixed->width, GRAIN, thread, threads, &begin, &end);
-    product(own, &at, &fixed->output, call->mixed, begin, end, call->hidden, call->residual);
+    product(own, &at, &fixed->output, call->mixed, begin, end, call->hidden, call->results->residual);
     coterie_barrier(threads);
     lap(own, thread, STAGE_LINEAR);
 
-    uint16_t *whole = thread ? normed : call->normed;
-    if (thread == 0 || fixed->router) normalise(own, &fixed->after, call->residual, fixed->width, whole);
+    uint16_t *whole = thread ? normed : call->results->normed;
+    if (thread == 0 || fixed->router) normalise(own, &fixed->after, call->results->residual, fixed->width, whole);
     lap(own, thread, STAGE_NORMS);
     if (!fixed->router) return;
 
@@ -153,8 +151,8 @@ static void second_half(void *context, int thread, int threads) {
                                      .top_k = fixed->top_k,
                                      .normalise = (int)fixed->normalise,
                                      .logits = call->logits,
-                                     .weights = call->weights,
-                                     .ids = call->ids};
+                                     .weights = call->results->weights,
+                                     .ids = call->results->ids};
     coterie_share(fixed->experts, ROUTER_GRAIN, thread, threads, &begin, &end);
     coterie_route_logits((int)fixed->level, &routing, begin, end);
     coterie_barrier(threads);
@@ -183,5 +181,5 @@ COTERIE_API int64_t coterie_layer_bytes(void) {
 }
 
 COTERIE_API int64_t coterie_layer_call_bytes(void) {
-    return sizeof(layer_call);
+    return sizeof(layer_call) + sizeof(layer_results);
 }

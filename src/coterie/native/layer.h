@@ -32,25 +32,30 @@ typedef struct {
 
 enum { STAGE_NORMS, STAGE_LINEAR, STAGE_ATTENTION, STAGE_ROUTER, STAGES };
 
-/* One token, and working memory. All activations are bfloat16. */
+/* Where results go; all activations are bfloat16. */
+typedef struct {
+    /* Of the first half: [kv_heads, head_width]. */
+    uint16_t *key, *value;
+    /* Of the second: [width] with attention added, and normalised; [top_k] each. */
+    uint16_t *residual, *normed;
+    int64_t *ids;
+    uint16_t *weights;
+} layer_results;
+
+/* One token, and working memory. */
 typedef struct {
     int64_t threads;
     /* [width]; [head_width]. */
     const uint16_t *hidden, *cosine, *sine;
+    const layer_results *results;
     /* Work: [heads, head_width]. */
     uint16_t *query;
-    /* Results of the first half: [kv_heads, head_width]. */
-    uint16_t *key, *value;
     /* The cache with this token: [kv_heads, length, head_width], heads so many elements apart. */
     const uint16_t *keys, *values;
     int64_t length, key_stride, value_stride;
     /* Work: float32 [heads, length]; [heads, head_width]; [experts]. */
     float *scores;
     uint16_t *mixed, *logits;
-    /* Results of the second half: [width] with attention added, and normalised; [top_k] each. */
-    uint16_t *residual, *normed;
-    int64_t *ids;
-    uint16_t *weights;
     /* Seconds that each stage took are added to these; or NULL. */
     double *times;
 } layer_call;

@@ -18,6 +18,11 @@ STAGES = ("norms", "linear", "attention", "router")
 
 _MOST_WIDTH = 16384
 
+_BATCH = 16
+"""Results that are made at once."""
+
+_RESULTS = ("key", "value", "residual", "normed", "ids", "weights")
+
 _long, _pointer, _double = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 
 
@@ -51,6 +56,26 @@ class LayerRouter(NamedTuple):
     normalise: bool
 
 
+class LayerShape(NamedTuple):
+    """Sizes of a layer.
+
+    Attributes:
+        width: D.
+        heads: Heads of the query.
+        kv_heads: Heads of key and value.
+        head_width: Values of a head.
+        experts: E; 0 without a router.
+        top_k: K; 0 without a router.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    experts: int
+    top_k: int
+
+
 class LayerParts(NamedTuple):
     """What a layer consists of, but for its experts.
 
@@ -79,10 +104,12 @@ class LayerParts(NamedTuple):
     router: LayerRouter | None
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """D, heads, kv_heads and the width of a head."""
-        head = self.of_query.weight.shape[0]
-        return self.query.shape[1], self.query.shape[0] // head, self.key.shape[0] // head, head
+    def shape(self) -> LayerShape:
+        """Sizes, by the query's and key's matrices."""
+        head, router = self.of_query.weight.shape[0], self.router
+        experts, top_k = (0, 0) if router is None else (router.weight.shape[0], router.top_k)
+        heads, kv_heads = self.query.shape[0] // head, self.key.shape[0] // head
+        return LayerShape(self.query.shape[1], heads, kv_heads, head, experts, top_k)
 
     @property
     def weights(self) -> tuple[torch.Tensor, ...]:
@@ -93,7 +120,7 @@ class LayerParts(NamedTuple):
     @property
     def served(self) -> bool:
         """Whether :class:`NativeLayer` computes it."""
-        width, heads, kv_heads, head = self.shape
+        width, heads, kv_heads, head, _, _ = self.shape
         router, mixed, kept = self.router, heads * head, kv_heads * head
         shapes = (
             (self.query.shape, (mixed, width)),
@@ -120,20 +147,26 @@ class LayerParts(NamedTuple):
         )
 
 
-class Routing(NamedTuple):
-    """What a layer's experts get.
+class Results(NamedTuple):
+    """What a layer gives to the cache and to its experts.
 
     Attributes:
+        key: bfloat16 [1, kv_heads, 1, width of a head].
+        value: The same.
         residual: bfloat16 [1, 1, D]: the hidden state with attention added.
         normed: bfloat16 [1, D]: the same, normalised.
         ids: int64 [1, K], highest share first; [1, 0] without a router.
         weights: bfloat16 [1, K].
+        address: Where C finds where they are.
     """
 
+    key: torch.Tensor
+    value: torch.Tensor
     residual: torch.Tensor
     normed: torch.Tensor
     ids: torch.Tensor
     weights: torch.Tensor
+    address: int
 
 
 class _Norm(ctypes.Structure):
@@ -161,14 +194,20 @@ class _Layer(ctypes.Structure):
     )
 
 
+class _Results(ctypes.Structure):
+    """``layer_results`` of ``layer.h``."""
+
+    _fields_ = tuple((name, _pointer) for name in _RESULTS)
+
+
 class _Call(ctypes.Structure):
     """``layer_call`` of ``layer.h``."""
 
     _fields_ = (
         ("threads", _long),
-        *((name, _pointer) for name in ("hidden", "cosine", "sine", "query", "key", "value", "keys", "values")),
+        *((name, _pointer) for name in ("hidden", "cosine", "sine", "results", "query", "keys", "values")),
         *((name, _long) for name in ("length", "key_stride", "value_stride")),
-        *((name, _pointer) for name in ("scores", "mixed", "logits", "residual", "normed", "ids", "weights", "times")),
+        *((name, _pointer) for name in ("scores", "mixed", "logits", "times")),
     )
 
 
@@ -176,31 +215,41 @@ class Passage:
     """One token's way through a layer, and the working memory that it takes; from :meth:`NativeLayer.begin`.
 
     Args:
-        heads: Query heads.
-        head_width: Their width.
-        experts: E.
+        shape: The layer's.
 
     Attributes:
         call: What is passed to C.
         address: Where that lies.
+        results: What the layer gives.
     """
 
-    def __init__(self, heads: int, head_width: int, experts: int) -> None:
-        mixed = heads * head_width
-        self._heads = heads
-        self._work = torch.empty(2 * mixed + experts, dtype=torch.bfloat16)
+    results: Results
+
+    def __init__(self, shape: LayerShape) -> None:
+        mixed = shape.heads * shape.head_width
+        self._shape = shape
+        self._work = torch.empty(2 * mixed + shape.experts, dtype=torch.bfloat16)
         self._scores = torch.empty(0)
         self._room = 0
         self._times = (_double * len(STAGES))()
+        self._places = (_Results * _BATCH)()
+        self._ready: list[Results] = []
         query = self._work.data_ptr()
         self.call = _Call(query=query, mixed=query + 2 * mixed, logits=query + 4 * mixed)
         self.address = ctypes.addressof(self.call)
+
+    def make_results(self) -> None:
+        """Takes tensors that nobody has: whoever got the last ones may keep them."""
+        if not self._ready:
+            self._ready = self._fresh()
+        self.results = self._ready.pop()
+        self.call.results = self.results.address
 
     def make_room(self, length: int) -> None:
         """For the scores of a cache of so many tokens."""
         if length > self._room:
             self._room = length + length // 4 + 64
-            self._scores = torch.empty(self._heads * self._room)
+            self._scores = torch.empty(self._shape.heads * self._room)
             self.call.scores = self._scores.data_ptr()
 
     def time(self, wanted: bool) -> None:
@@ -213,21 +262,41 @@ class Passage:
         """Seconds by stage, in the order of ``STAGES``."""
         return tuple(self._times)
 
+    def _fresh(self) -> list[Results]:
+        """Results for some layers at once: after a layer's weights have gone through the caches, each call is slow."""
+        width, _, kv_heads, head_width, _, top_k = self._shape
+        kept, hidden, few = (1, kv_heads, 1, head_width), (1, width), (1, top_k)
+        whole = [
+            torch.empty(_BATCH, *size, dtype=dtype)
+            for size, dtype in (
+                (kept, torch.bfloat16), (kept, torch.bfloat16), ((1, *hidden), torch.bfloat16),
+                (hidden, torch.bfloat16), (few, torch.int64), (few, torch.bfloat16),
+            )
+        ]  # fmt: skip
+        for name, tensor in zip(_RESULTS, whole, strict=True):
+            start, step = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
+            for i, place in enumerate(self._places):
+                setattr(place, name, start + i * step)
+        keys, values, residuals, normed, ids, weights = (tensor.unbind(0) for tensor in whole)
+        addresses = [ctypes.addressof(place) for place in self._places]
+        rows = zip(keys, values, residuals, normed, ids, weights, addresses, strict=True)
+        return [Results(*row) for row in rows]
+
 
 class Passages:
     """Working memory that layers share: taken out while in use, so that no two threads have the same one."""
 
     def __init__(self) -> None:
-        self._idle: dict[tuple[int, int, int], list[Passage]] = {}
+        self._idle: dict[LayerShape, list[Passage]] = {}
 
-    def take(self, shape: tuple[int, int, int]) -> Passage:
-        """For a layer with so many heads, of this width, and so many experts."""
+    def take(self, shape: LayerShape) -> Passage:
+        """For a layer of a shape."""
         try:
             return self._idle[shape].pop()
         except (KeyError, IndexError):
-            return Passage(*shape)
+            return Passage(shape)
 
-    def give(self, shape: tuple[int, int, int], passage: Passage) -> None:
+    def give(self, shape: LayerShape, passage: Passage) -> None:
         """Takes one back."""
         self._idle.setdefault(shape, []).append(passage)
 
@@ -249,35 +318,29 @@ class NativeLayer:
 
     def __init__(self, library: Library, parts: LayerParts, passages: Passages) -> None:
         if not parts.served:
-            raise UsageError(f"A layer of {parts.shape} (width, heads, key heads, head width) is not served.")
+            raise UsageError(f"A layer of this shape is not served: {parts.shape}.", shape=parts.shape)
         functions = library.functions
         sizes = (functions.coterie_layer_bytes(), functions.coterie_layer_call_bytes())
-        if sizes != (ctypes.sizeof(_Layer), ctypes.sizeof(_Call)):
+        if sizes != (ctypes.sizeof(_Layer), ctypes.sizeof(_Call) + ctypes.sizeof(_Results)):
             raise AssertionError("layer.h and its mirror differ")
-        width, heads, kv_heads, head_width = parts.shape
-        router = parts.router
-        experts, self._top_k = (0, 0) if router is None else (router.weight.shape[0], router.top_k)
         # Held, because C is given addresses.
         self._parts = tuple(weight.detach() for weight in parts.weights), parts
         self._library, self._passages = library, passages
-        self._shape = (heads, head_width, experts)
-        self._width, self._kept = width, (2, 1, kv_heads, 1, head_width)
-        self._kv_bytes = 2 * kv_heads * head_width
+        self._shape, router = parts.shape, parts.router
         self._layer = _Layer(
-            level=library.level, width=width, heads=heads, kv_heads=kv_heads, head_width=head_width, scale=parts.scale,
+            level=library.level, width=self._shape.width, heads=self._shape.heads, kv_heads=self._shape.kv_heads,
+            head_width=self._shape.head_width, scale=parts.scale,
             before=_norm(parts.before), of_query=_norm(parts.of_query), of_key=_norm(parts.of_key),
             after=_norm(parts.after), query=_Matrix(*parts.query.place), key=_Matrix(*parts.key.place),
             value=_Matrix(*parts.value.place), output=_Matrix(*parts.output.place),
-            router=None if router is None else router.weight.data_ptr(), experts=experts, top_k=self._top_k,
-            normalise=router is not None and router.normalise,
+            router=None if router is None else router.weight.data_ptr(), experts=self._shape.experts,
+            top_k=self._shape.top_k, normalise=router is not None and router.normalise,
         )  # fmt: skip
         self._address = ctypes.addressof(self._layer)
         self._begin, self._finish = functions.coterie_layer_begin, functions.coterie_layer_finish
 
-    def begin(
-        self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, timed: bool = False
-    ) -> tuple[Passage, torch.Tensor, torch.Tensor]:
-        """The first half: key and value for the cache, each bfloat16 [1, kv_heads, 1, width].
+    def begin(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, timed: bool = False) -> Passage:
+        """The first half, up to key and value for the cache.
 
         Args:
             hidden: bfloat16, contiguous, of D values; stays until :meth:`finish`.
@@ -286,23 +349,19 @@ class NativeLayer:
             timed: Whether stages are timed (:attr:`Passage.times`).
 
         Returns:
-            What :meth:`finish` goes on with, and key and value.
+            What :meth:`finish` goes on with; its results have key and value.
         """
         passage = self._passages.take(self._shape)
         call = passage.call
         if timed or call.times:
             passage.time(timed)
-        # Fresh: a cache may keep what it is given.
-        kept = torch.empty(self._kept, dtype=torch.bfloat16)
+        passage.make_results()
         call.threads = self._library.threads
         call.hidden, call.cosine, call.sine = hidden.data_ptr(), cosine.data_ptr(), sine.data_ptr()
-        call.key = first = kept.data_ptr()
-        call.value = first + self._kv_bytes
         self._begin(self._address, passage.address)
-        key, value = kept.unbind(0)
-        return passage, key, value
+        return passage
 
-    def finish(self, passage: Passage, keys: torch.Tensor, values: torch.Tensor) -> Routing:
+    def finish(self, passage: Passage, keys: torch.Tensor, values: torch.Tensor) -> Results:
         """The second half: attention over the cache, the residual, and what the experts get.
 
         Args:
@@ -310,19 +369,12 @@ class NativeLayer:
             keys: bfloat16 [1, kv_heads, length, width] with this token's, tokens side by side.
             values: The same.
         """
-        call, length, top_k = passage.call, keys.shape[2], self._top_k
+        call, length = passage.call, keys.shape[2]
         passage.make_room(length)
-        routing = Routing(
-            torch.empty(1, 1, self._width, dtype=torch.bfloat16),
-            torch.empty(1, self._width, dtype=torch.bfloat16),
-            torch.empty(1, top_k, dtype=torch.int64),
-            torch.empty(1, top_k, dtype=torch.bfloat16),
-        )
         call.keys, call.values, call.length = keys.data_ptr(), values.data_ptr(), length
         call.key_stride, call.value_stride = keys.stride(1), values.stride(1)
-        call.residual, call.normed, call.ids, call.weights = (tensor.data_ptr() for tensor in routing)
         self._finish(self._address, passage.address)
-        return routing
+        return passage.results
 
     def release(self, passage: Passage) -> None:
         """Takes a passage back that is over."""
