@@ -11,6 +11,8 @@ from coterie.bench import breakdown
 from coterie.bench.breakdown import PARTS, _Stopwatch
 from coterie.errors import UsageError
 from coterie.extraction import extract
+from coterie.integration import TokenLayer
+from coterie.native import library
 from zoo import ZOO
 
 BF16 = torch.bfloat16
@@ -40,6 +42,42 @@ def test_linear_layers_in_a_scheme_are_timed_as_others_are(zoo_checkpoint, tmp_p
     prompt = ZOO["qwen3_moe"].inputs(seed=1)["input_ids"]
     plain, coded = (breakdown(open_model(path), prompt, 3).calls for path in (directory, tmp_path / "store"))
     assert coded == plain
+
+
+def test_native_layers_say_themselves_what_they_took(zoo_checkpoint, tmp_path, open_model, monkeypatch):
+    if library() is None:
+        pytest.skip("the native library was not built")
+    extract(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "store", scheme="int4", dense_scheme="int4")
+    model = open_model(tmp_path / "store")
+    layers = [one for module in model.modules() if isinstance(one := module.__dict__.get("forward"), TokenLayer)]
+    reported = []
+    reporting = _Stopwatch.reporting
+
+    def counted(self, calls):
+        report = reporting(self, calls)
+        return lambda stages: reported.append(stages) or report(stages)
+
+    monkeypatch.setattr(_Stopwatch, "reporting", counted)
+    parts = breakdown(model, ZOO["qwen3_moe"].inputs(seed=1)["input_ids"], 5)
+    assert len(reported) == 4 * len(layers) > 0
+    assert all(min(stages) > 0 for stages in reported)
+    assert sum(parts.parts.values()) == pytest.approx(parts.step_s)
+    assert parts.parts["attention"] >= sum(stages[2] for stages in reported) / 4
+    assert all(seconds > 0 for part, seconds in parts.parts.items() if part != "waiting")
+    assert all(layer.report is None and layer.intact for layer in layers)
+
+
+def test_a_layer_that_calls_its_modules_goes_on_doing_so(zoo_checkpoint, tmp_path, open_model):
+    if library() is None:
+        pytest.skip("the native library was not built")
+    extract(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "store", scheme="int4", dense_scheme="int4")
+    model = open_model(tmp_path / "store")
+    module = model.model.layers[0].self_attn
+    forward, calls = module.forward, []
+    module.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+    breakdown(model, ZOO["qwen3_moe"].inputs(seed=1)["input_ids"], 3)
+    assert len(calls) == 6
+    assert not model.model.layers[0].__dict__["forward"].intact
 
 
 def test_the_model_is_as_before(zoo_store, open_model):

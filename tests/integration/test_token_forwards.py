@@ -1,18 +1,23 @@
-"""Attention and routers of lossy models: native for a token, the class's own for everything else, and near it."""
+"""Layers and routers of lossy models: native for a token, the class's own for everything else, and near it."""
 
 from __future__ import annotations
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from coterie.extraction import extract
-from coterie.integration import token_forwards
-from coterie.integration.token_forwards import TokenAttention, TokenRouter
-from coterie.native import library
+from coterie.integration.token_layer import TokenLayer
+from coterie.integration.token_router import TokenRouter
+from coterie.native import NativeLayer, library, rotate, token_attention
 
-NAMES = ["qwen3_moe", "qwen3_omni"]
+NAMES = ["qwen3_moe", "qwen3_vl_moe", "qwen3_omni_thinker", "qwen3_omni"]
+IDS = torch.arange(3, 19)[None]
 
 
 @pytest.fixture(autouse=True)
@@ -21,23 +26,51 @@ def native() -> None:
         pytest.skip("the native library was not built")
 
 
-def store(name: str, zoo_checkpoint, tmp_path: Path, dense_scheme: str = "int4") -> Path:
-    extract(zoo_checkpoint(name, torch.bfloat16), tmp_path / "store", scheme="int4", dense_scheme=dense_scheme)
-    return tmp_path / "store"
+@pytest.fixture
+def finished(monkeypatch) -> list[NativeLayer]:
+    """Every layer that was computed natively, in order."""
+    calls: list[NativeLayer] = []
+    original = NativeLayer.finish
+
+    def finish(self, *args):
+        calls.append(self)
+        return original(self, *args)
+
+    monkeypatch.setattr(NativeLayer, "finish", finish)
+    return calls
 
 
-def replaced(model: torch.nn.Module, kind: type) -> list[torch.nn.Module]:
+@pytest.fixture(scope="module")
+def store(zoo_checkpoint, tmp_path_factory):
+    """Gives a store of a zoo model with int4 experts: ``store(name, dense_scheme="int4")``."""
+    root, made = tmp_path_factory.mktemp("lossy"), {}
+
+    def make(name: str, dense_scheme: str = "int4") -> Path:
+        key = (name, dense_scheme)
+        if key not in made:
+            made[key] = root / "-".join(key)
+            extract(zoo_checkpoint(name, torch.bfloat16), made[key], scheme="int4", dense_scheme=dense_scheme)
+        return made[key]
+
+    return make
+
+
+def replaced(model: nn.Module, kind: type) -> list[Any]:
     return [one for one in model.modules() if isinstance(one.__dict__.get("forward"), kind)]
 
 
-def continued(model, ids: torch.Tensor, steps: int = 6) -> torch.Tensor:
+def text(model: Any) -> Any:
+    return getattr(model, "thinker", model)
+
+
+def continued(model: Any, ids: torch.Tensor = IDS, steps: int = 6, **options: Any) -> torch.Tensor:
     """Logits of steps with one token each, after a prompt."""
     found = []
-    model = getattr(model, "thinker", model)
     with torch.no_grad():
-        out = model(ids, use_cache=True)
+        out = text(model)(ids, use_cache=True)
         for step in range(steps):
-            out = model(torch.full_like(ids[:, :1], step + 5), past_key_values=out.past_key_values, use_cache=True)
+            token = torch.full_like(ids[:, :1], step + 5)
+            out = text(model)(token, past_key_values=out.past_key_values, use_cache=True, **options)
             found.append(out.logits)
     return torch.cat(found, dim=1)
 
@@ -48,54 +81,219 @@ def distance(got: torch.Tensor, want: torch.Tensor) -> float:
     return float(((got - want).norm(dim=-1) / want.norm(dim=-1)).median())
 
 
+class PartByPart:
+    """Attention with the library's functions, each by itself; the rest of the layer is then the class's."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.calls = module, 0
+
+    def __call__(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **others):
+        module, loaded = self.module, library()
+        if hidden_states.shape[1] > 1:
+            return type(module).forward(
+                module, hidden_states, position_embeddings, attention_mask, past_key_values, **others
+            )
+        self.calls += 1
+        width = module.head_dim
+        query = module.q_norm(module.q_proj(hidden_states).view(1, 1, -1, width)).contiguous()
+        key = module.k_norm(module.k_proj(hidden_states).view(1, 1, -1, width)).contiguous()
+        value = module.v_proj(hidden_states).view(1, -1, 1, width)
+        for heads in (query, key):
+            rotate(loaded, heads, *position_embeddings)
+        keys, values = past_key_values.update(key.view(1, -1, 1, width), value, module.layer_idx)
+        return module.o_proj(token_attention(loaded, query, keys, values, module.scaling)), None
+
+
+def part_by_part(model: nn.Module) -> list[PartByPart]:
+    """Takes the layers' native forwards away; attention is computed by its parts."""
+    parts = []
+    for layer in replaced(model, TokenLayer):
+        del layer.__dict__["forward"]
+        parts.append(PartByPart(layer.self_attn))
+        layer.self_attn.__dict__["forward"] = parts[-1]
+    return parts
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_near_the_class_s_own(name: str, zoo_checkpoint, tmp_path: Path, open_model, monkeypatch) -> None:
-    path = store(name, zoo_checkpoint, tmp_path)
-    ids = torch.arange(3, 19)[None]
-    calls: list[str] = []
-    for kind, function in (("attention", "token_attention"), ("router", "route")):
-        original = getattr(token_forwards, function)
-        monkeypatch.setattr(
-            token_forwards, function, lambda *a, _o=original, _k=kind, **k: calls.append(_k) or _o(*a, **k)
-        )
-    model = open_model(path)
-    part = getattr(model, "thinker", model)
-    attention, routers = replaced(part, TokenAttention), replaced(part, TokenRouter)
-    assert attention
-    assert routers
-    got = continued(model, ids)
-    assert calls.count("attention") == 6 * len(attention)
-    for module in (*attention, *routers):
+def test_near_the_class_s_own(name: str, store, open_model, finished) -> None:
+    model = open_model(store(name))
+    layers = replaced(text(model), TokenLayer)
+    assert layers
+    assert replaced(text(model), TokenRouter)
+    got = continued(model)
+    assert len(finished) == 6 * len(layers)
+    for module in (*replaced(model, TokenLayer), *replaced(model, TokenRouter)):
         del module.__dict__["forward"]
-    want = continued(model, ids)
-    assert distance(got, want) < 0.03
+    assert distance(got, continued(model)) < 0.03
 
 
-def test_the_same_at_every_budget(zoo_checkpoint, tmp_path: Path, open_model) -> None:
-    path = store("qwen3_moe", zoo_checkpoint, tmp_path)
-    ids = torch.arange(3, 19)[None]
-    whole, tight = (continued(open_model(path, expert_memory=memory), ids) for memory in ("100%", "30%"))
-    assert torch.equal(whole, tight)
+@pytest.mark.parametrize("length", [1, 2, 150])
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_are_those_of_the_parts(name: str, length: int, store, open_model) -> None:
+    model = open_model(store(name))
+    ids = torch.arange(length)[None] % 90 + 3
+    got = continued(model, ids)
+    parts = part_by_part(text(model))
+    assert torch.equal(got, continued(model, ids))
+    assert all(part.calls == 6 + (length == 1) for part in parts)
 
 
-def test_a_model_with_its_own_linear_layers_is_left_alone(zoo_checkpoint, tmp_path: Path, open_model) -> None:
-    model = open_model(store("qwen3_moe", zoo_checkpoint, tmp_path, dense_scheme="native"))
-    assert not replaced(model, TokenAttention)
+def test_the_talker_s_layers_are_native_but_for_their_block(store, open_model) -> None:
+    model = open_model(store("qwen3_omni"))
+    layers = replaced(model.talker, TokenLayer)
+    assert layers
+    layer = layers[0]
+    assert layer.mlp not in layer.__dict__["forward"].stands_for
+    width, head = layer.self_attn.q_proj.in_features, layer.self_attn.head_dim
+    hidden, angles = torch.randn(1, 1, width).bfloat16(), torch.rand(1, 1, head)
+
+    def computed() -> torch.Tensor:
+        from transformers import DynamicCache
+
+        embeddings = (angles.cos().bfloat16(), angles.sin().bfloat16())
+        cache = DynamicCache(config=model.talker.model.config)
+        with torch.no_grad():
+            return layer(hidden, past_key_values=cache, position_embeddings=embeddings)
+
+    got = computed()
+    part_by_part(layer)
+    assert torch.equal(got, computed())
+
+
+def test_greedy_text_is_that_of_the_parts(store, open_model, finished) -> None:
+    model = open_model(store("qwen3_moe"))
+    got = model.generate(IDS, max_new_tokens=24, do_sample=False)
+    assert len(finished) == 23 * len(replaced(model, TokenLayer))
+    part_by_part(model)
+    assert torch.equal(got, model.generate(IDS, max_new_tokens=24, do_sample=False))
+
+
+def test_the_same_at_every_budget_and_with_prefetch(store, open_model, finished) -> None:
+    path = store("qwen3_moe")
+    whole = continued(open_model(path))
+    for options in ({"expert_memory": "30%"}, {"expert_memory": "30%", "prefetch": "on"}):
+        finished.clear()
+        model = open_model(path, **options)
+        assert torch.equal(continued(model), whole)
+        assert len(finished) == 6 * len(replaced(model, TokenLayer)) > 0
+    model.generate(IDS, max_new_tokens=30, do_sample=False)
+    assert model.coterie.stats().prefetch_hinted > 0
+
+
+def test_a_model_with_its_own_linear_layers_is_left_alone(store, open_model) -> None:
+    model = open_model(store("qwen3_moe", "native"))
+    assert not replaced(model, TokenLayer)
     assert not replaced(model, TokenRouter)
 
 
-def test_padded_batches_and_prompts_go_to_the_class(zoo_checkpoint, tmp_path: Path, open_model, monkeypatch) -> None:
-    model = open_model(store("qwen3_moe", zoo_checkpoint, tmp_path))
-    ids = torch.arange(3, 19)[None].repeat(2, 1)
+def test_padded_batches_and_prompts_go_to_the_class(store, open_model, finished) -> None:
+    model = open_model(store("qwen3_moe"))
+    ids = IDS.repeat(2, 1)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    monkeypatch.setattr(token_forwards, "token_attention", lambda *_: pytest.fail("not for one token alone"))
     model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
+    assert not finished
 
 
-def test_a_cache_of_fixed_size_is_masked_and_left_to_the_class(zoo_checkpoint, tmp_path: Path, open_model) -> None:
-    model = open_model(store("qwen3_moe", zoo_checkpoint, tmp_path))
-    ids = torch.arange(3, 19)[None]
-    dynamic = model.generate(ids, max_new_tokens=6, do_sample=False)
-    static = model.generate(ids, max_new_tokens=6, do_sample=False, cache_implementation="static")
+def test_a_cache_of_fixed_size_is_masked_and_left_to_the_class(store, open_model) -> None:
+    model = open_model(store("qwen3_moe"))
+    dynamic = model.generate(IDS, max_new_tokens=6, do_sample=False)
+    static = model.generate(IDS, max_new_tokens=6, do_sample=False, cache_implementation="static")
     assert torch.equal(dynamic, static)
+
+
+PLACES = ["self_attn", "self_attn.q_proj", "self_attn.k_norm", "post_attention_layernorm", "mlp", "mlp.gate"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_hooks_are_called_while_they_are_there(place: str, store, open_model, finished) -> None:
+    model = open_model(store("qwen3_moe"))
+    layer, other = replaced(model, TokenLayer)
+    seen: list[object] = []
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        finished.clear()
+        seen.clear()
+        handle = getattr(layer.get_submodule(place), register)(lambda *_: seen.append(1))
+        continued(model)
+        assert len(seen) == 7  # the prompt, too
+        assert finished == [other.__dict__["forward"]._native] * 6
+        handle.remove()
+        finished.clear()
+        continued(model)
+        assert len(finished) == 12
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_another_forward_is_called(place: str, store, open_model, finished) -> None:
+    model = open_model(store("qwen3_moe"))
+    layer, _ = replaced(model, TokenLayer)
+    module, calls = layer.get_submodule(place), []
+    forward = module.forward
+    module.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+    continued(model)
+    assert len(calls) == 7
+    assert len(finished) == 6
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_another_submodule_is_called(place: str, store, open_model, finished) -> None:
+    model = open_model(store("qwen3_moe"))
+    layer, _ = replaced(model, TokenLayer)
+    inner, calls = layer.get_submodule(place), []
+
+    class Around(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return inner(*args, **kwargs)
+
+    layer.set_submodule(place, Around())
+    continued(model)
+    assert len(calls) == 7
+    assert len(finished) == 6
+
+
+def test_a_weight_of_one_s_own_is_used(store, open_model, finished) -> None:
+    model = open_model(store("qwen3_moe"))
+    layer, _ = replaced(model, TokenLayer)
+    before = continued(model)
+    finished.clear()
+    layer.input_layernorm.weight.data = 2 * layer.input_layernorm.weight.data
+    assert not torch.equal(continued(model), before)
+    assert len(finished) == 6
+
+
+@pytest.mark.parametrize("options", [{"output_attentions": True}, {"output_router_logits": True}])
+def test_what_is_to_be_recorded_is_recorded(options: dict[str, bool], store, open_model) -> None:
+    model = open_model(store("qwen3_moe"))
+    if "output_attentions" in options:
+        model.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model(IDS, use_cache=True)
+        out = model(IDS[:, :1], past_key_values=out.past_key_values, **options)
+    found = out.attentions if "output_attentions" in options else out.router_logits
+    assert len(found) == len(replaced(model, TokenLayer)) == 2
+    assert all(one is not None for one in found)
+
+
+@pytest.mark.parametrize("unusual", ["autocast", "training", "eager"])
+def test_the_unusual_goes_to_the_class(unusual: str, store, open_model, finished) -> None:
+    model = open_model(store("qwen3_moe"))
+    if unusual == "training":
+        for layer in replaced(model, TokenLayer):
+            layer.training = True
+    if unusual == "eager":
+        model.set_attn_implementation("eager")
+    autocast = torch.autocast("cpu", torch.bfloat16) if unusual == "autocast" else contextlib.nullcontext()
+    with autocast:
+        continued(model)
+    assert not finished
+
+
+def test_two_threads_do_not_meet(store, open_model) -> None:
+    model = open_model(store("qwen3_moe"))
+    prompts = [torch.arange(start, start + 12)[None] for start in (3, 40)]
+    want = [model.generate(ids, max_new_tokens=20, do_sample=False) for ids in prompts]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            got = pool.map(lambda ids: model.generate(ids, max_new_tokens=20, do_sample=False), prompts)
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
