@@ -22,6 +22,7 @@ from coterie.native import (
     route,
     token_attention,
 )
+
 from .matrices import random_matrix
 
 BF16 = torch.bfloat16
