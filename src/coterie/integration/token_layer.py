@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from coterie.hf.forwards import same_forward
+from coterie.integration.growing_cache import append
 from coterie.integration.linear import QuantisedLinear
 from coterie.integration.lookahead import Site, WatchedRouter
 from coterie.integration.norms import NativeForward
@@ -204,7 +205,7 @@ class TokenLayer:
         native, report = self._native, self.report
         passage = native.begin(hidden_states, *position_embeddings, timed=report is not None)
         key, value, residual, normed, ids, weights, _ = passage.results
-        keys, values = past_key_values.update(key, value, self._layer_idx)
+        keys, values = append(past_key_values, key, value, self._layer_idx)
         if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
             keys, values = keys.contiguous(), values.contiguous()
         native.finish(passage, keys, values)
