@@ -263,16 +263,37 @@ def test_a_weight_of_one_s_own_is_used(store, open_model, finished) -> None:
 
 
 @pytest.mark.parametrize("options", [{"output_attentions": True}, {"output_router_logits": True}])
-def test_what_is_to_be_recorded_is_recorded(options: dict[str, bool], store, open_model) -> None:
+def test_what_is_to_be_recorded_is_recorded(options: dict[str, bool], store, open_model, finished) -> None:
     model = open_model(store("qwen3_moe"))
     if "output_attentions" in options:
         model.set_attn_implementation("eager")
     with torch.no_grad():
         out = model(IDS, use_cache=True)
         out = model(IDS[:, :1], past_key_values=out.past_key_values, **options)
+    assert not finished
     found = out.attentions if "output_attentions" in options else out.router_logits
     assert len(found) == len(replaced(model, TokenLayer)) == 2
     assert all(one is not None for one in found)
+    continued(model)
+    assert len(finished) == (0 if "output_attentions" in options else 12)
+
+
+def test_hidden_states_are_recorded_of_native_layers(store, open_model, finished) -> None:
+    """As the thinker of a model that speaks is always run."""
+    model = open_model(store("qwen3_moe"))
+    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    plain = model.generate(IDS, **options)
+    finished.clear()
+    out = model.generate(IDS, output_hidden_states=True, **options)
+    assert len(finished) == 10
+    assert [len(step) for step in out.hidden_states] == [3] * 6
+    assert torch.equal(out.sequences, plain.sequences)
+    # What was recorded of a step is what its layers gave, not memory that the next one wrote to.
+    with torch.no_grad():
+        cache = model(IDS, use_cache=True).past_key_values
+        for step, token in enumerate(out.sequences[0, IDS.shape[1] : -1]):
+            again = model(token[None, None], past_key_values=cache, output_hidden_states=True).hidden_states
+            assert all(torch.equal(a, b) for a, b in zip(out.hidden_states[step + 1], again, strict=True))
 
 
 @pytest.mark.parametrize("unusual", ["autocast", "training", "eager"])

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from coterie.hf.forwards import same_forward
+from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.growing_cache import append
 from coterie.integration.linear import QuantisedLinear
 from coterie.integration.lookahead import Site, WatchedRouter
@@ -114,9 +115,9 @@ class TokenLayer:
                           for name, child in one._modules.items() if child in self.stands_for]  # fmt: skip
         weighed = (*norms, *router[1:])
         self._weights = [(one._parameters, one._parameters["weight"].data_ptr()) for one in weighed]
+        self._global_hooks = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
         self._hooks = (
-            torch_module._global_forward_hooks,
-            torch_module._global_forward_pre_hooks,
+            *self._global_hooks,
             *(hooks for one in self.stands_for for hooks in (one._forward_hooks, one._forward_pre_hooks)),
         )
         self._forwards: list[tuple[dict[str, Any], object]] = []
@@ -167,7 +168,12 @@ class TokenLayer:
             if parameters["weight"].data_ptr() != address:
                 return False
         usual = self._attention.config._attn_implementation == "sdpa" and not self._module.training
-        return usual and not any(self._hooks)
+        return usual and (not any(self._hooks) or self._only_idle_recorders())
+
+    def _only_idle_recorders(self) -> bool:
+        """Whether nobody but transformers, which records nothing in this pass, has hooks on the submodules."""
+        others = any(self._global_hooks) or any(one._forward_pre_hooks for one in self.stands_for)
+        return not others and all(only_idle_recorders(one._forward_hooks) for one in self.stands_for)
 
     def examine(self) -> None:
         """Takes the forwards that its submodules have now for those that it stands for."""
