@@ -8,7 +8,19 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from coterie.integration.growing_cache import append
+from coterie.integration.growing_cache import extend
+
+
+def append(
+    cache: DynamicCache, key: torch.Tensor, value: torch.Tensor, layer: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As a layer that is computed natively does it."""
+    longer = extend(cache, key, layer)
+    if longer is None:
+        return cache.update(key, value, layer)
+    for whole, new in zip(longer, (key, value), strict=True):
+        whole[:, :, -1:] = new
+    return longer
 
 
 def token(seed: int, heads: int = 2, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,9 +32,9 @@ def finished(monkeypatch) -> list[NativeLayer]:
     calls: list[NativeLayer] = []
     original = NativeLayer.finish
 
-    def finish(self, *args):
+    def finish(self, *args, **options):
         calls.append(self)
-        return original(self, *args)
+        return original(self, *args, **options)
 
     monkeypatch.setattr(NativeLayer, "finish", finish)
     return calls

@@ -134,6 +134,20 @@ def test_threads_change_nothing(case: Case, native: Library) -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
+def test_the_token_is_appended_where_asked(native: Library) -> None:
+    layer, token = NativeLayer(native, parts_of(WIDE, native), Passages()), token_of(WIDE, 20)
+    want = passed(layer, token, 20)
+    written = [cache.clone() for cache in (token.keys, token.values)]
+    for cache in (token.keys, token.values):
+        cache[:, :, 19] = torch.nan
+    passage = layer.begin(token.hidden, token.cosine, token.sine)
+    results = layer.finish(passage, token.keys[:, :, :20], token.values[:, :, :20], append=True)
+    layer.release(passage)
+    assert all(torch.equal(a, b) for a, b in zip(results[:-1], want, strict=True))
+    assert torch.equal(token.keys, written[0])
+    assert torch.equal(token.values, written[1])
+
+
 def test_results_stay_what_they_were(native: Library) -> None:
     passages = Passages()
     layers = [NativeLayer(native, parts_of(case, native), passages) for case in (SMALL, CASES[3])]

@@ -50,32 +50,28 @@ class _Room:
         )
 
 
-def append(cache: Any, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token's ``cache.update(key, value, layer_idx)``, with room to grow in where the cache is a plain dynamic one.
+def extend(cache: Any, key: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Makes a layer of a plain dynamic cache longer by one token, whose key and value the caller writes.
 
     Args:
         cache: Of transformers.
-        key: [1, heads, 1, width].
-        value: [1, heads, 1, width].
+        key: What will be written, [1, heads, 1, width], or another tensor of its dtype.
         layer_idx: Layer of the cache.
 
     Returns:
-        All keys and all values, [1, heads, tokens, width], the last two dimensions without gaps.
+        All keys and all values, [1, heads, tokens, width], the last two dimensions without gaps; None if the cache is
+        of another kind or empty, and nothing was done.
     """
     layer = _plain_layer(cache, layer_idx)
     keys: Any = None if layer is None else layer.keys
-    if keys is None or keys.dim() != 4 or keys.shape[0] != 1 or keys.shape[2] == 0 or keys.dtype != key.dtype:
-        found: tuple[torch.Tensor, torch.Tensor] = cache.update(key, value, layer_idx)
-        return found
+    if layer is None or keys.dim() != 4 or keys.shape[0] != 1 or keys.shape[2] == 0 or keys.dtype != key.dtype:
+        return None
     room = layer.__dict__.get(_PLACE)
     if room is None or not room.holds(keys, layer.values):
         room = layer.__dict__[_PLACE] = _Room(keys, layer.values)
-    used = room.used
-    room.used = end = used + 1
-    room.keys[:, :, used:end] = key
-    room.values[:, :, used:end] = value
-    layer.keys, layer.values = room.keys[:, :, :end], room.values[:, :, :end]
-    return layer.keys, layer.values
+    room.used = end = room.used + 1
+    layer.keys, layer.values = keys, values = room.keys.narrow(2, 0, end), room.values.narrow(2, 0, end)
+    return keys, values
 
 
 def _plain_layer(cache: Any, layer_idx: int) -> Any:

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 
 from coterie.hf.forwards import same_forward
 from coterie.hf.recorders import only_idle_recorders
-from coterie.integration.growing_cache import append
+from coterie.integration.growing_cache import extend
 from coterie.integration.linear import QuantisedLinear
 from coterie.integration.lookahead import Site, WatchedRouter
 from coterie.integration.norms import NativeForward
@@ -211,10 +211,14 @@ class TokenLayer:
         native, report = self._native, self.report
         passage = native.begin(hidden_states, *position_embeddings, timed=report is not None)
         key, value, residual, normed, ids, weights, _ = passage.results
-        keys, values = append(past_key_values, key, value, self._layer_idx)
-        if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
-            keys, values = keys.contiguous(), values.contiguous()
-        native.finish(passage, keys, values)
+        longer = extend(past_key_values, key, self._layer_idx)
+        if longer is not None:
+            native.finish(passage, *longer, append=True)
+        else:
+            keys, values = past_key_values.update(key, value, self._layer_idx)
+            if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
+                keys, values = keys.contiguous(), values.contiguous()
+            native.finish(passage, keys, values)
         if report is not None:
             report(passage.times)
         native.release(passage)

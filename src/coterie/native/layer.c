@@ -118,7 +118,14 @@ static void attend(const passage *own, int thread, int threads) {
                                     .out = call->mixed};
     int64_t begin, end;
     coterie_share(fixed->kv_heads, 1, thread, threads, &begin, &end);
-    for (int64_t head = begin; head < end; head++) coterie_attend((int)fixed->level, &task, head);
+    for (int64_t head = begin; head < end; head++) {
+        int64_t width = fixed->head_width, last = (call->length - 1) * width;
+        if (call->append) {
+            memcpy(call->keys + head * call->key_stride + last, call->results->key + head * width, 2 * width);
+            memcpy(call->values + head * call->value_stride + last, call->results->value + head * width, 2 * width);
+        }
+        coterie_attend((int)fixed->level, &task, head);
+    }
 }
 
 static void second_half(void *context, int thread, int threads) {

@@ -51,8 +51,10 @@ typedef struct {
     /* Work: [heads, head_width]. */
     uint16_t *query;
     /* The cache with this token: [kv_heads, length, head_width], heads so many elements apart. */
-    const uint16_t *keys, *values;
+    uint16_t *keys, *values;
     int64_t length, key_stride, value_stride;
+    /* Whether this token is still to be written there, from the results. */
+    int64_t append;
     /* Work: float32 [heads, length]; [heads, head_width]; [experts]. */
     float *scores;
     uint16_t *mixed, *logits;

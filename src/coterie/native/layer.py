@@ -206,7 +206,7 @@ class _Call(ctypes.Structure):
     _fields_ = (
         ("threads", _long),
         *((name, _pointer) for name in ("hidden", "cosine", "sine", "results", "query", "keys", "values")),
-        *((name, _long) for name in ("length", "key_stride", "value_stride")),
+        *((name, _long) for name in ("length", "key_stride", "value_stride", "append")),
         *((name, _pointer) for name in ("scores", "mixed", "logits", "times")),
     )
 
@@ -361,18 +361,19 @@ class NativeLayer:
         self._begin(self._address, passage.address)
         return passage
 
-    def finish(self, passage: Passage, keys: torch.Tensor, values: torch.Tensor) -> Results:
+    def finish(self, passage: Passage, keys: torch.Tensor, values: torch.Tensor, *, append: bool = False) -> Results:
         """The second half: attention over the cache, the residual, and what the experts get.
 
         Args:
             passage: From :meth:`begin`; to be given back by :meth:`release`.
             keys: bfloat16 [1, kv_heads, length, width] with this token's, tokens side by side.
             values: The same.
+            append: Whether this token's are still to be written there, at the end.
         """
         call, length = passage.call, keys.shape[2]
         passage.make_room(length)
         call.keys, call.values, call.length = keys.data_ptr(), values.data_ptr(), length
-        call.key_stride, call.value_stride = keys.stride(1), values.stride(1)
+        call.key_stride, call.value_stride, call.append = keys.stride(1), values.stride(1), append
         self._finish(self._address, passage.address)
         return passage.results
 
