@@ -116,7 +116,7 @@ def part_by_part(model: nn.Module) -> list[PartByPart]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_near_the_class_s_own(name: str, store, open_model, finished) -> None:
-    model = open_model(store(name))
+    model = open_model(store(name), prefetch="off")  # which watches routers
     layers = replaced(text(model), TokenLayer)
     assert layers
     assert replaced(text(model), TokenRouter)
