@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -26,10 +26,15 @@ class Entry:
         loaded: Whether the record is complete.
         cold: Whether only scans have asked for it so far.
         hinted: Whether it was prefetched and nobody has asked for it since.
+        announced: Whether it was read because a scan had announced that it would ask for it.
         reader: The claim that it is read for, if any.
+        unclaimed_nbytes: Bytes that were read for it before a claim asked for it, if that was announced.
     """
 
-    __slots__ = ("cold", "hinted", "holders", "key", "layout", "loaded", "reader", "slot", "tensors")
+    __slots__ = (
+        "announced", "cold", "hinted", "holders", "key", "layout", "loaded", "reader", "slot", "tensors",
+        "unclaimed_nbytes",
+    )  # fmt: skip
 
     def __init__(self, key: ExpertKey, layout: RecordLayout, slot: Slot, reader: Claim | None) -> None:
         self.key = key
@@ -40,7 +45,9 @@ class Entry:
         self.loaded = False
         self.cold = False
         self.hinted = False
+        self.announced = False
         self.reader = reader
+        self.unclaimed_nbytes = 0
 
 
 class Claim:
@@ -54,6 +61,7 @@ class Claim:
         ordered: Whether they are yielded in that order.
         together: Whether all must stay until the lease ends.
         prefill: Whether the lease is a scan.
+        then: What its thread will most probably ask for next, soonest first.
         thread: Identifier of the thread that opened it.
         ahead: Keys read for this claim and not yet yielded.
         waiting_since: Ticket drawn when its consumer began to wait, or None.
@@ -61,8 +69,8 @@ class Claim:
 
     __slots__ = (
         "admitted", "ahead", "bytes_read", "closed", "consumed", "current", "error", "evictions", "hits", "keys",
-        "layouts", "ordered", "position", "prefill", "reading", "ready", "thread", "todo", "together", "wait_s",
-        "waiting_since",
+        "layouts", "ordered", "position", "prefill", "reading", "ready", "then", "thread", "todo", "together",
+        "wait_s", "waiting_since",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +82,7 @@ class Claim:
         together: bool,
         prefill: bool,
         thread: int,
+        then: Iterable[ExpertKey] = (),
     ) -> None:
         self.keys = keys
         self.layouts = dict(zip(keys, layouts, strict=True))
@@ -81,6 +90,7 @@ class Claim:
         self.together = together
         self.prefill = prefill
         self.thread = thread
+        self.then = then
         self.todo: deque[ExpertKey] = deque()
         self.reading: set[ExpertKey] = set()
         self.ready: OrderedDict[ExpertKey, Entry] = OrderedDict()

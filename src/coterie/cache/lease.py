@@ -79,7 +79,10 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is not None:
+            self.close()
+        else:
+            self._scheduler.release(self._claim)
 
     def __iter__(self) -> Iterator[tuple[ExpertKey, Tensors]]:
         return self
@@ -93,8 +96,11 @@ class Lease:
         return entry.key, entry.tensors
 
     def close(self) -> None:
-        """Gives everything up; the context does it by itself."""
-        self._scheduler.release(self._claim)
+        """Gives everything up, and what was to be read for the lease after this one.
+
+        The context does it by itself, and keeps the latter if it is left without an exception.
+        """
+        self._scheduler.abort(self._claim)
 
     def __del__(self) -> None:
         # An interrupt can lose a lease before its 'with' block begins.
