@@ -250,7 +250,12 @@ class ExpertCache:
         counters = residency.counters
         with self._scheduler.lock:
             # A prefetch that has been used counts from then on, not from when the policy hears of it.
-            used = {entry.key for batch in tuple(residency.journal) for entry in batch if entry.hinted and not entry.announced}
+            used = {
+                entry.key
+                for batch in tuple(residency.journal)
+                for entry in batch
+                if entry.hinted and not entry.announced
+            }
             return CacheStats(
                 requests=counters.hits + counters.misses,
                 hits=counters.hits,

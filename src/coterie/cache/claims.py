@@ -53,8 +53,8 @@ class Entry:
 class Claim:
     """The state of one lease; guarded by the cache's lock.
 
-    A key is in ``todo`` (needs a slot), then in ``reading``, then in ``ready``, then ``current`` (yielded last), then
-    in ``consumed``. From ``reading`` on, its entry is held.
+    A key is in ``todo`` (needs a slot), then in ``reading``, then in ``ready``, then in ``current`` (yielded last),
+    then in ``consumed``. From ``reading`` on, its entry is held.
 
     Attributes:
         keys: Distinct keys in the caller's order.
@@ -94,7 +94,7 @@ class Claim:
         self.todo: deque[ExpertKey] = deque()
         self.reading: set[ExpertKey] = set()
         self.ready: OrderedDict[ExpertKey, Entry] = OrderedDict()
-        self.current: Entry | None = None
+        self.current: list[Entry] = []
         self.consumed: deque[Entry] = deque()
         self.ahead: set[ExpertKey] = set()
         self.position = 0
@@ -144,26 +144,23 @@ class Claim:
             self.error = copy.copy(error)
             self.error.__cause__ = error.__cause__
 
-    def next_ready(self) -> Entry | None:
-        """Takes the entry to yield next, if it is there; it becomes the current one."""
-        if not self.ready:
-            return None
-        if self.ordered:
-            entry = self.ready.pop(self.keys[self.position], None)
-            if entry is None:
-                return None
-        else:
-            _, entry = self.ready.popitem(last=False)
-        self.current = entry
-        self.position += 1
-        self.ahead.discard(entry.key)
-        return entry
+    def take_ready(self, nbytes: int) -> list[Entry]:
+        """Makes the entries to yield next the current ones: one if any is there, and more up to ``nbytes``."""
+        while self.ready:
+            entry = self.ready.get(self.keys[self.position]) if self.ordered else next(iter(self.ready.values()))
+            if entry is None or (self.current and entry.slot.nbytes > nbytes):
+                break
+            nbytes -= entry.slot.nbytes
+            del self.ready[entry.key]
+            self.current.append(entry)
+            self.position += 1
+            self.ahead.discard(entry.key)
+        return self.current
 
     def retire_current(self) -> None:
-        """The consumer has come back for the next entry: the current one is only kept as long as there is room."""
-        if self.current is not None:
-            self.consumed.append(self.current)
-            self.current = None
+        """The consumer has come back for more: the current entries are only kept as long as there is room."""
+        self.consumed.extend(self.current)
+        self.current = []
 
     def relinquish(self) -> None:
         """Lets go of what has been consumed."""

@@ -16,10 +16,10 @@ _THREADS = 64
 class Guesses:
     """Keys that are worth reading ahead; guarded by the cache's lock.
 
-    There are three kinds. *Hints* are for some time to come, until other ones supersede them. What a thread *expects* is
-    for the next thing that it asks for: with that, whatever it is, the expectation is over, and what has not been
+    There are three kinds. *Hints* are for some time to come, until other ones supersede them. What a thread *expects*
+    is for the next thing that it asks for: with that, whatever it is, the expectation is over, and what has not been
     started by then is dropped, because the disk has something better to do. What a scan *announces* is an expectation
-    that is as good as certain: it does not wait for the disk to be idle, only for everything that is demanded.
+    that is as good as certain: it does not wait for the disk to be idle, only until all that is demanded is being read.
 
     Args:
         residency: What is in memory.

@@ -95,8 +95,12 @@ class Scheduler:
                     return
             self._admit(claim)
 
-    def take(self, claim: Claim) -> Entry | None:
-        """The next entry of a claim, waiting for it if need be; None after the last.
+    def take(self, claim: Claim, nbytes: int = 0) -> list[Entry]:
+        """The next entry of a claim, waiting for it if need be; nothing after the last.
+
+        Args:
+            claim: Whose.
+            nbytes: More that are ready are taken, too, while the slots of all of them have no more bytes than that.
 
         Raises:
             ReadError, ChecksumError, CoterieError: If a read that the claim waits for failed.
@@ -110,12 +114,12 @@ class Scheduler:
                     self._check_claim(claim)
                     if not claim.admitted and self._together[0] is claim:
                         self._admit(claim)
-                    entry = claim.next_ready()
-                    if entry is not None or claim.finished:
+                    entries = claim.take_ready(nbytes)
+                    if entries or claim.finished:
                         if not claim.together:
-                            # One less is ahead of the consumer: another may be read while it computes.
+                            # Less is ahead of the consumer: more may be read while it computes.
                             self._wake_reader()
-                        return entry
+                        return entries
                     self._wait(claim)
             finally:
                 claim.waiting_since = None
@@ -352,7 +356,7 @@ class Scheduler:
         return len(claim.ahead) < (2 * self.at_once + 1 if depth is None else depth)
 
     def _announced(self) -> Entry | None:
-        """What a scan will ask for, once all that is asked for is being read: in slots that scans have finished with."""
+        """What a scan will ask for, once all that is asked for is being read; in slots that scans are done with."""
         if not self.guesses.announced or self._is_demanded():
             return None
         if self.residency.is_full:

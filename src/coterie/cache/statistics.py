@@ -12,8 +12,8 @@ class LeaseStats:
     Attributes:
         requested: Distinct experts asked for.
         hits: Of these, resident when the lease began.
-        misses: The others, whether read for this lease or already on their way for another. A scan's are also those that
-            were read because it had announced them.
+        misses: The others, whether read for this lease or already on their way for another; for a scan also those that
+            were read early because it had announced them.
         bytes_read: Bytes read from disk for this lease, so far.
         wait_s: Seconds that its consumer waited.
         evictions: Experts evicted to make room for it.

@@ -19,6 +19,12 @@ from coterie.integration.succession import Succession
 from coterie.routing import Routed
 from coterie.spec import ExpertKey, ExpertsSelected, ExpertsServed
 
+_BATCHES = 16
+"""How many batches of experts the cache has room for, at least."""
+
+_BATCH_NBYTES = 32 * 2**20
+"""Bytes from which on computing with more experts at once saves nothing."""
+
 MissingPolicy = Callable[[torch.Tensor, torch.Tensor], Routed]
 """Replaces or leaves out absent experts: (ids [T, K], weights [T, K]) → routed."""
 
@@ -78,6 +84,8 @@ class StreamedBank:
         keys: Key of each expert.
         decodes: Whether the fields of a record are not the parameters themselves.
         all_fit: Whether no expert is ever evicted.
+        batch_nbytes: Bytes of experts in memory that are best computed with at once: so little of the cache that there
+            is room for reading meanwhile.
         try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
         succession: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be told which experts a forward pass asks for, once their reads are under way: the time until
@@ -95,6 +103,7 @@ class StreamedBank:
         self._decoder: BankDecoder | None = None
         self.decodes = False
         self.all_fit = False
+        self.batch_nbytes = 0
         self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
         self.succession: Succession | None = None
         self.look_ahead: Callable[[Collection[int]], None] = _nothing
@@ -104,6 +113,7 @@ class StreamedBank:
         self._cache = cache
         self.try_hold = cache.shelf(self.bank.key, self.bank.num_experts).try_hold
         self.all_fit = cache.total_bytes <= cache.capacity
+        self.batch_nbytes = min(cache.capacity // _BATCHES, _BATCH_NBYTES)
         self.decodes = decoder.changes
         self._decoder = decoder if decoder.changes else None
 
