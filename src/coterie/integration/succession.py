@@ -22,7 +22,7 @@ class _Place(threading.local):
 class Succession:
     """The places of one component where experts are computed, in the order in which forward passes come to them.
 
-    Until a pass has gone from one place to the next, that is the order in which they were added.
+    Until a pass has gone on from a place, that is the order in which they were added.
     """
 
     def __init__(self) -> None:
@@ -55,8 +55,8 @@ class Succession:
             What the rest of the pass will most probably ask for, soonest first; nothing if too much of it is unsure.
         """
         place = self._place
-        if place.step == step and place.site is not None:
-            self._followers[place.site] = site
+        if place.site is not None:
+            self._followers[place.site] = site if place.step == step else None
         place.step, place.site = step, site
         return self._after(site) if wanted >= _SHARE * len(self._keys[site]) else ()
 
