@@ -1,4 +1,4 @@
-"""A scan that says what it will lease next finds the disk ahead of it, and pays for it with nothing that others need."""
+"""A scan that says what it will lease next is read ahead of, and takes nothing for it that others need."""
 
 import gc
 import threading
@@ -10,7 +10,16 @@ from coterie.cache import ExpertCache
 from coterie.errors import ReadError
 
 from .sources import (
-    PATIENCE_S, SMALL, Failing, Gate, TinySource, assert_consistent, assert_is, keys_of, run_threads, wait_until,
+    PATIENCE_S,
+    SMALL,
+    Failing,
+    Gate,
+    TinySource,
+    assert_consistent,
+    assert_is,
+    keys_of,
+    run_threads,
+    wait_until,
 )  # fmt: skip
 
 LAYERS = [keys_of(16, layer) for layer in range(4)]
@@ -127,9 +136,14 @@ def test_a_scan_that_breaks_off_announces_nothing(make, leave):
     cache = make(64, gate, read_threads=1)
     lease = cache.lease(LAYERS[0][:1], phase="prefill", then=LAYERS[1][:4])
     if leave == "exception":
-        with pytest.raises(KeyboardInterrupt), lease:
-            gate.wait_for(LAYERS[1][1])
-            raise KeyboardInterrupt
+
+        def interrupted():
+            with lease:
+                gate.wait_for(LAYERS[1][1])
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
     else:
         lease.__enter__()
         gate.wait_for(LAYERS[1][1])
