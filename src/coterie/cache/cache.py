@@ -54,7 +54,8 @@ class ExpertCache:
         read_threads: Reads at once.
         read_nbytes: Longer records are read in several reads of about the same length; None for one.
         queue_depth: Records that a lease which does not fit may have read and not yet consumed; default twice
-            as many as are read at once, and one.
+            as many as are read at once, and one. A scan never has more than an eighth of the capacity, which is its
+            default.
         direct: Whether to read past the page cache where the filesystem can.
 
     Raises:
@@ -74,18 +75,17 @@ class ExpertCache:
         queue_depth: int | None = None,
         direct: bool = True,
     ) -> None:
-        depth = 2 * read_threads + 1 if queue_depth is None else queue_depth
         for name, value in (
             ("read_threads", read_threads),
-            ("queue_depth", depth),
-            ("read_nbytes", 1 if read_nbytes is None else read_nbytes),
+            ("queue_depth", queue_depth),
+            ("read_nbytes", read_nbytes),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
         policy = make_policy(eviction) if isinstance(eviction, str) else eviction
         self._residency = Residency(source, capacity, policy)
         reader = RecordReader(source, verify=verify_reads, direct=direct, read_nbytes=read_nbytes)
-        self._scheduler = Scheduler(self._residency, reader, threads=read_threads, queue_depth=depth)
+        self._scheduler = Scheduler(self._residency, reader, threads=read_threads, queue_depth=queue_depth)
 
     @property
     def capacity(self) -> int:
@@ -115,7 +115,14 @@ class ExpertCache:
         """Whether these experts can all be resident together."""
         return self._bytes_of(set(keys)) <= self.capacity
 
-    def lease(self, keys: Iterable[ExpertKey], *, ordered: bool = False, phase: Phase = "decode") -> Lease:
+    def lease(
+        self,
+        keys: Iterable[ExpertKey],
+        *,
+        ordered: bool = False,
+        phase: Phase = "decode",
+        then: Iterable[ExpertKey] = (),
+    ) -> Lease:
         """A lease of experts, to be entered with ``with`` and iterated over.
 
         Works at any capacity from :attr:`minimum` on, for any number of keys and threads. See :class:`Lease` for how
@@ -126,9 +133,12 @@ class ExpertCache:
             ordered: Yield in the order of ``keys``, reading ahead, instead of in the order of arrival.
             phase: ``"prefill"`` for scans over most experts: they reuse their own slots when the arena is full and
                 leave what decoding has warmed alone.
+            then: What this thread will almost certainly lease after this, soonest first. Once all reads of this lease
+                have begun, reading goes straight on with that, within what a scan may have read ahead, until the
+                thread's next lease or hold, or until this one is left by an exception. Advice: it changes no result.
 
         Raises:
-            ExpertMissingError: If the source does not have one of them.
+            ExpertMissingError: If the source does not have one of ``keys``; unknown ones of ``then`` are passed over.
             UsageError: If the cache is closed, or for an unknown phase; on entering, if this thread already has one.
         """
         self._scheduler.check_usable()
@@ -145,6 +155,7 @@ class ExpertCache:
             together=not prefill and self._bytes_of(distinct) <= self.capacity,
             prefill=prefill,
             thread=threading.get_ident(),
+            then=then,
         )
         return Lease(self._scheduler, claim, self)
 
@@ -239,7 +250,12 @@ class ExpertCache:
         counters = residency.counters
         with self._scheduler.lock:
             # A prefetch that has been used counts from then on, not from when the policy hears of it.
-            used = {entry.key for batch in tuple(residency.journal) for entry in batch if entry.hinted}
+            used = {
+                entry.key
+                for batch in tuple(residency.journal)
+                for entry in batch
+                if entry.hinted and not entry.announced
+            }
             return CacheStats(
                 requests=counters.hits + counters.misses,
                 hits=counters.hits,
@@ -256,6 +272,8 @@ class ExpertCache:
                 prefetch_in_time=counters.prefetch_in_time + len(used),
                 prefetch_wasted=counters.prefetch_wasted,
                 prefetch_bytes=counters.prefetch_bytes,
+                announced_issued=counters.announced_issued,
+                announced_used=counters.announced_used,
             )
 
     def huge_page_nbytes(self) -> int:

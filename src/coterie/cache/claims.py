@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -26,10 +26,15 @@ class Entry:
         loaded: Whether the record is complete.
         cold: Whether only scans have asked for it so far.
         hinted: Whether it was prefetched and nobody has asked for it since.
+        announced: Whether it was read because a scan had announced that it would ask for it.
         reader: The claim that it is read for, if any.
+        unclaimed_nbytes: Bytes that were read for it before a claim asked for it, if that was announced.
     """
 
-    __slots__ = ("cold", "hinted", "holders", "key", "layout", "loaded", "reader", "slot", "tensors")
+    __slots__ = (
+        "announced", "cold", "hinted", "holders", "key", "layout", "loaded", "reader", "slot", "tensors",
+        "unclaimed_nbytes",
+    )  # fmt: skip
 
     def __init__(self, key: ExpertKey, layout: RecordLayout, slot: Slot, reader: Claim | None) -> None:
         self.key = key
@@ -40,20 +45,23 @@ class Entry:
         self.loaded = False
         self.cold = False
         self.hinted = False
+        self.announced = False
         self.reader = reader
+        self.unclaimed_nbytes = 0
 
 
 class Claim:
     """The state of one lease; guarded by the cache's lock.
 
-    A key is in ``todo`` (needs a slot), then in ``reading``, then in ``ready``, then ``current`` (yielded last), then
-    in ``consumed``. From ``reading`` on, its entry is held.
+    A key is in ``todo`` (needs a slot), then in ``reading``, then in ``ready``, then in ``current`` (yielded last),
+    then in ``consumed``. From ``reading`` on, its entry is held.
 
     Attributes:
         keys: Distinct keys in the caller's order.
         ordered: Whether they are yielded in that order.
         together: Whether all must stay until the lease ends.
         prefill: Whether the lease is a scan.
+        then: What its thread will most probably ask for next, soonest first.
         thread: Identifier of the thread that opened it.
         ahead: Keys read for this claim and not yet yielded.
         waiting_since: Ticket drawn when its consumer began to wait, or None.
@@ -61,8 +69,8 @@ class Claim:
 
     __slots__ = (
         "admitted", "ahead", "bytes_read", "closed", "consumed", "current", "error", "evictions", "hits", "keys",
-        "layouts", "ordered", "position", "prefill", "reading", "ready", "thread", "todo", "together", "wait_s",
-        "waiting_since",
+        "layouts", "ordered", "position", "prefill", "reading", "ready", "then", "thread", "todo", "together",
+        "wait_s", "waiting_since",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +82,7 @@ class Claim:
         together: bool,
         prefill: bool,
         thread: int,
+        then: Iterable[ExpertKey] = (),
     ) -> None:
         self.keys = keys
         self.layouts = dict(zip(keys, layouts, strict=True))
@@ -81,10 +90,11 @@ class Claim:
         self.together = together
         self.prefill = prefill
         self.thread = thread
+        self.then = then
         self.todo: deque[ExpertKey] = deque()
         self.reading: set[ExpertKey] = set()
         self.ready: OrderedDict[ExpertKey, Entry] = OrderedDict()
-        self.current: Entry | None = None
+        self.current: list[Entry] = []
         self.consumed: deque[Entry] = deque()
         self.ahead: set[ExpertKey] = set()
         self.position = 0
@@ -134,26 +144,23 @@ class Claim:
             self.error = copy.copy(error)
             self.error.__cause__ = error.__cause__
 
-    def next_ready(self) -> Entry | None:
-        """Takes the entry to yield next, if it is there; it becomes the current one."""
-        if not self.ready:
-            return None
-        if self.ordered:
-            entry = self.ready.pop(self.keys[self.position], None)
-            if entry is None:
-                return None
-        else:
-            _, entry = self.ready.popitem(last=False)
-        self.current = entry
-        self.position += 1
-        self.ahead.discard(entry.key)
-        return entry
+    def take_ready(self, nbytes: int) -> list[Entry]:
+        """Makes the entries to yield next the current ones: one if any is there, and more up to ``nbytes``."""
+        while self.ready:
+            entry = self.ready.get(self.keys[self.position]) if self.ordered else next(iter(self.ready.values()))
+            if entry is None or (self.current and entry.slot.nbytes > nbytes):
+                break
+            nbytes -= entry.slot.nbytes
+            del self.ready[entry.key]
+            self.current.append(entry)
+            self.position += 1
+            self.ahead.discard(entry.key)
+        return self.current
 
     def retire_current(self) -> None:
-        """The consumer has come back for the next entry: the current one is only kept as long as there is room."""
-        if self.current is not None:
-            self.consumed.append(self.current)
-            self.current = None
+        """The consumer has come back for more: the current entries are only kept as long as there is room."""
+        self.consumed.extend(self.current)
+        self.current = []
 
     def relinquish(self) -> None:
         """Lets go of what has been consumed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from coterie.cache.claims import Entry
 from coterie.cache.residency import Residency
@@ -16,9 +16,10 @@ _THREADS = 64
 class Guesses:
     """Keys that are worth reading ahead; guarded by the cache's lock.
 
-    There are two kinds. *Hints* are for some time to come, until other ones supersede them. What a thread *expects* is
-    for the next thing that it asks for: with that, whatever it is, the expectation is over, and what has not been
-    started by then is dropped, because the disk has something better to do.
+    There are three kinds. *Hints* are for some time to come, until other ones supersede them. What a thread *expects*
+    is for the next thing that it asks for: with that, whatever it is, the expectation is over, and what has not been
+    started by then is dropped, because the disk has something better to do. What a scan *announces* is an expectation
+    that is as good as certain: it does not wait for the disk to be idle, only until all that is demanded is being read.
 
     Args:
         residency: What is in memory.
@@ -28,9 +29,10 @@ class Guesses:
         self._residency = residency
         self._hints: deque[ExpertKey] = deque()
         self._expected: dict[int, deque[ExpertKey]] = {}
+        self._announced: dict[int, deque[ExpertKey]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._hints or self._expected)
+        return bool(self._hints or self._expected or self._announced)
 
     def hint(self, keys: Sequence[ExpertKey]) -> None:
         """Supersedes earlier hints."""
@@ -40,17 +42,61 @@ class Guesses:
 
     def expect(self, thread: int, keys: Sequence[ExpertKey]) -> None:
         """What a thread will probably ask for next, likeliest first; protected until it asks for something."""
-        self._residency.expected[thread] = frozenset(keys)
+        self._protect(thread, keys)
         absent = self._absent(keys)
         if absent:
             self._expected[thread] = absent
-        while len(self._residency.expected) > _THREADS:
-            self.passed(next(iter(self._residency.expected)))
+
+    def announce(self, thread: int, keys: Iterable[ExpertKey]) -> None:
+        """What a thread that scans will ask for next, soonest first: as much of it as a scan may have read ahead."""
+        residency = self._residency
+        if residency.all_resident:
+            return
+        near: list[ExpertKey] = []
+        absent: deque[ExpertKey] = deque()
+        ahead = 0
+        for key in keys:
+            if not residency.has(key):
+                continue
+            near.append(key)
+            entry = residency.find(key)
+            if entry is None:
+                absent.append(key)
+            elif not (entry.hinted and entry.announced):
+                continue
+            ahead += 1
+            if ahead >= residency.scan_depth(residency.slot_nbytes(key)):
+                break
+        if absent:
+            self._protect(thread, near)
+            self._announced[thread] = absent
 
     def passed(self, thread: int) -> None:
         """A thread has asked for something: what was expected of it is over."""
         self._residency.expected.pop(thread, None)
         self._expected.pop(thread, None)
+        self._announced.pop(thread, None)
+
+    @property
+    def announced(self) -> bool:
+        """Whether something that was announced is still to be read."""
+        return bool(self._announced)
+
+    def take_announced(self) -> Entry | None:
+        """The next announced one to read, with a slot; None if there is none, or no room that a scan may take yet."""
+        residency = self._residency
+        for thread in tuple(self._announced):
+            keys = self._announced[thread]
+            while keys and residency.find(keys[0]) is not None:
+                keys.popleft()
+            if not keys:
+                del self._announced[thread]
+                continue
+            entry = residency.reserve_hinted(keys[0], residency.layout(keys[0]), announced=True)
+            if entry is not None:
+                keys.popleft()
+                return entry
+        return None
 
     def take(self) -> Entry | None:
         """The next one to read, with a slot; None if there is none, or no room that a guess may take."""
@@ -61,6 +107,12 @@ class Guesses:
             if entry is not None:
                 return entry
         return self._first(self._hints)
+
+    def _protect(self, thread: int, keys: Iterable[ExpertKey]) -> None:
+        self.passed(thread)
+        self._residency.expected[thread] = frozenset(keys)
+        while len(self._residency.expected) > _THREADS:
+            self.passed(next(iter(self._residency.expected)))
 
     def _absent(self, keys: Sequence[ExpertKey]) -> deque[ExpertKey]:
         absent = deque(key for key in keys if self._residency.find(key) is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -30,7 +31,7 @@ class Lease:
     How long a yielded tensor is valid:
 
     - If :attr:`together` is true, until the context ends.
-    - Else, until the next ``next()``. After that it may be evicted to make room.
+    - Else, until the next ``next()`` (or list of :meth:`batches`). After that it may be evicted to make room.
 
     A lease is used by one thread at a time, and a thread has at most one lease or hold at a time.
     """
@@ -79,22 +80,45 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is not None:
+            self.close()
+        else:
+            self._scheduler.release(self._claim)
 
     def __iter__(self) -> Iterator[tuple[ExpertKey, Tensors]]:
         return self
 
     def __next__(self) -> tuple[ExpertKey, Tensors]:
+        entries = self._take(0)
+        if not entries:
+            raise StopIteration
+        return entries[0].key, entries[0].tensors
+
+    def batches(self, nbytes: int) -> Iterator[list[tuple[ExpertKey, Tensors]]]:
+        """Yields what is there, several at a time, waiting while nothing is.
+
+        Those of one list are valid together, for as long as one alone would be.
+
+        Args:
+            nbytes: Bytes of the slots of a list, which the consumer keeps from others while it computes; one expert at
+                least is in each. It is no limit if all experts stay until the context ends (:attr:`together`).
+        """
+        if self.together:
+            nbytes = sys.maxsize
+        while entries := self._take(nbytes):
+            yield [(entry.key, entry.tensors) for entry in entries]
+
+    def _take(self, nbytes: int) -> list[Entry]:
         if not self._entered:
             raise UsageError("The lease has not been entered.", advice="Write 'with cache.lease(keys) as lease'.")
-        entry = self._scheduler.take(self._claim)
-        if entry is None:
-            raise StopIteration
-        return entry.key, entry.tensors
+        return self._scheduler.take(self._claim, nbytes)
 
     def close(self) -> None:
-        """Gives everything up; the context does it by itself."""
-        self._scheduler.release(self._claim)
+        """Gives everything up, and what was to be read for the lease after this one.
+
+        The context does it by itself, and keeps the latter if it is left without an exception.
+        """
+        self._scheduler.abort(self._claim)
 
     def __del__(self) -> None:
         # An interrupt can lose a lease before its 'with' block begins.

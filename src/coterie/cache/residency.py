@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 
@@ -127,8 +127,11 @@ class Residency:
         """Somebody asked for an entry: a hint that led to it was right."""
         if entry.hinted:
             entry.hinted = False
-            self.counters.prefetch_used += 1
-            self.counters.prefetch_in_time += entry.loaded
+            if entry.announced:
+                self.counters.announced_used += 1
+            else:
+                self.counters.prefetch_used += 1
+                self.counters.prefetch_in_time += entry.loaded
         self._predicted.pop(entry.key, None)
 
     def settle(self) -> None:
@@ -163,23 +166,32 @@ class Residency:
         full = self.arena.in_use + size > self.arena.capacity
         for step in self._concessions(claim, others, full):
             step()
-            victims = self._victims(size, spare_predicted=True) or self._victims(size, spare_predicted=False)
-            if victims and claim.prefill and not claim.starving and self._should_wait(victims, size):
-                return None
+            victims = self._victims(size, *self._guessed()) or self._victims(size)
+            if victims and claim.prefill and self._should_wait(victims, size):
+                # Before it takes what is warm, it takes what others only guess.
+                victims = self._victims(size, self.expected.get(claim.thread, frozenset()))
+                if not claim.starving and self._should_wait(victims, size):
+                    return None
             if victims or not full:
                 claim.evictions += len(victims)
                 return self._enter(key, layout, size, victims, claim)
         return None
 
-    def reserve_hinted(self, key: ExpertKey, layout: RecordLayout) -> Entry | None:
-        """A slot for a prefetch: evicts nothing that is held or predicted."""
+    def reserve_hinted(self, key: ExpertKey, layout: RecordLayout, *, announced: bool = False) -> Entry | None:
+        """A slot for a prefetch: evicts nothing that is held or predicted, nor, for a scan, more than a scan may."""
         size = SlotArena.slot_nbytes(layout.nbytes)
-        victims = self._victims(size, spare_predicted=True)
+        victims = self._victims(size, *self._guessed())
         if not victims and self.arena.in_use + size > self.arena.capacity:
+            return None
+        if announced and victims and self._should_wait(victims, size):
             return None
         entry = self._enter(key, layout, size, victims, None)
         entry.hinted = True
-        self.counters.prefetch_issued += 1
+        if announced:
+            entry.announced = entry.cold = True
+            self.counters.announced_issued += 1
+        else:
+            self.counters.prefetch_issued += 1
         return entry
 
     def complete(self, entry: Entry, tensors: tuple[torch.Tensor, ...]) -> None:
@@ -207,6 +219,15 @@ class Residency:
         self.expected.clear()
         self.arena.close(discard=discard)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether something may have to leave before another record fits."""
+        return self.arena.in_use + self._largest > self.arena.capacity
+
+    def slot_nbytes(self, key: ExpertKey) -> int:
+        """Bytes of the slot of a key that the source is known to have."""
+        return SlotArena.slot_nbytes(self._layouts[key].nbytes)
+
     def scan_depth(self, size: int) -> int:
         """Records of that many bytes that a scan may have read ahead: it may push an eighth of the arena out."""
         return max(1, self.capacity // (8 * size))
@@ -230,17 +251,16 @@ class Residency:
             if other.ordered and other.starving and not other.together:
                 yield other.revoke
 
-    def _victims(self, size: int, *, spare_predicted: bool) -> list[ExpertKey]:
+    def _guessed(self) -> Sequence[Collection[ExpertKey]]:
+        return (self._predicted, *self.expected.values())
+
+    def _victims(self, size: int, *spared: Collection[ExpertKey]) -> list[ExpertKey]:
         needed = self.arena.in_use + size - self.arena.capacity
         if needed <= 0:
             return []
-        loaded = self.loaded
-        predicted = self._predicted if spare_predicted else ()
-        taken = self._held()
-        if spare_predicted:
-            taken = taken.union(*self.expected.values())
+        loaded, taken = self.loaded, [one for one in (self._held(), *spared) if one]
         return self._policy.victims(
-            needed, lambda key: not loaded[key].holders and key not in taken and key not in predicted
+            needed, lambda key: not loaded[key].holders and not any(key in one for one in taken)
         )
 
     def _held(self) -> set[ExpertKey]:
@@ -271,7 +291,7 @@ class Residency:
         self._policy.remove(key)
         self.arena.release(entry.slot)
         self.counters.evictions += 1
-        if entry.hinted:
+        if entry.hinted and not entry.announced:
             self.counters.prefetch_wasted += 1
 
 

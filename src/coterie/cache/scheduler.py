@@ -38,10 +38,11 @@ class Scheduler:
         residency: What is in memory.
         reader: Fills slots.
         threads: Reads at once.
-        queue_depth: Records that a streaming claim may have read and not consumed.
+        queue_depth: Records that a streaming claim may have read and not consumed; None for a few, and for a scan all
+            that it may.
     """
 
-    def __init__(self, residency: Residency, reader: RecordReader, *, threads: int, queue_depth: int) -> None:
+    def __init__(self, residency: Residency, reader: RecordReader, *, threads: int, queue_depth: int | None) -> None:
         self.residency = residency
         self._reader = reader
         self.at_once = threads
@@ -85,6 +86,8 @@ class Scheduler:
             self._refuse_nesting(claim.thread)
             self.guesses.passed(claim.thread)
             self.claims[claim] = None
+            if claim.then:
+                self.guesses.announce(claim.thread, claim.then)
             find = self.residency.find
             if claim.together and any(find(key) is None for key in claim.keys):
                 self._together.append(claim)
@@ -92,8 +95,12 @@ class Scheduler:
                     return
             self._admit(claim)
 
-    def take(self, claim: Claim) -> Entry | None:
-        """The next entry of a claim, waiting for it if need be; None after the last.
+    def take(self, claim: Claim, nbytes: int = 0) -> list[Entry]:
+        """The next entry of a claim, waiting for it if need be; nothing after the last.
+
+        Args:
+            claim: Whose.
+            nbytes: More that are ready are taken, too, while the slots of all of them have no more bytes than that.
 
         Raises:
             ReadError, ChecksumError, CoterieError: If a read that the claim waits for failed.
@@ -107,15 +114,24 @@ class Scheduler:
                     self._check_claim(claim)
                     if not claim.admitted and self._together[0] is claim:
                         self._admit(claim)
-                    entry = claim.next_ready()
-                    if entry is not None or claim.finished:
+                    entries = claim.take_ready(nbytes)
+                    if entries or claim.finished:
                         if not claim.together:
-                            # One less is ahead of the consumer: another may be read while it computes.
+                            # Less is ahead of the consumer: more may be read while it computes.
                             self._wake_reader()
-                        return entry
+                        return entries
                     self._wait(claim)
             finally:
                 claim.waiting_since = None
+
+    def abort(self, claim: Claim) -> None:
+        """As :meth:`release`, where the thread will not go on as it has announced."""
+        if self.forked:
+            return
+        with self.lock:
+            if claim in self.claims:
+                self.guesses.passed(claim.thread)
+            self.release(claim)
 
     def release(self, claim: Claim) -> None:
         """Gives up everything that a claim holds. Harmless when repeated."""
@@ -216,11 +232,11 @@ class Scheduler:
             claim.join(entry)
             if entry.loaded:
                 hits.append(entry)
+                # What this scan has announced is a miss all the same, that was mended in time.
+                claim.hits += not (claim.prefill and entry.announced and entry.hinted)
             if not entry.loaded or claim.prefill:
-                self.residency.note_use(entry)
-                self.outstanding.demand(entry)
+                self._ask(claim, entry)
         claim.admitted = True
-        claim.hits = len(hits)
         self.residency.counters.hits += claim.hits
         self.residency.counters.misses += len(claim.keys) - claim.hits
         if hits and not claim.prefill:
@@ -249,14 +265,16 @@ class Scheduler:
 
     def next_entry(self, *, ahead: bool) -> Entry | None:
         """What to read next: for a claim, or, unless it is read ``ahead`` of its turn, for a hint."""
-        entry = self._demanded() or (None if ahead else self._guessed())
+        entry = self._demanded() or self._announced() or (None if ahead else self._guessed())
         if entry is not None:
             self.outstanding.begin(entry)
         return entry
 
     def has_demand(self) -> bool:
         """Whether a claim wants something read, or a hint is there."""
-        return self._is_demanded() or (bool(self.guesses) and not self.outstanding.demanded)
+        if self._is_demanded():
+            return True
+        return bool(self.guesses) and (self.guesses.announced or not self.outstanding.demanded)
 
     def conclude(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
@@ -272,7 +290,7 @@ class Scheduler:
         self._ready.notify_all()
 
     def _wake_reader(self) -> None:
-        if self._is_demanded():
+        if self._is_demanded() or self.guesses.announced:
             self._readers.notify()
 
     def _is_demanded(self) -> bool:
@@ -303,12 +321,20 @@ class Scheduler:
         claim.join(entry)
         if entry.loaded and not claim.prefill:
             self.note_hits([entry])
-        self.residency.note_use(entry)
-        self.outstanding.demand(entry)
+        self._ask(claim, entry)
         if entry.loaded or (not claim.todo and claim.together):
             self._ready.notify_all()
         if not claim.todo and claim in self._together:
             self._together.remove(claim)
+
+    def _ask(self, claim: Claim, entry: Entry) -> None:
+        if entry.announced and entry.hinted:
+            claim.bytes_read += entry.unclaimed_nbytes
+            entry.unclaimed_nbytes = 0
+            if not entry.loaded:
+                entry.reader = claim
+        self.residency.note_use(entry)
+        self.outstanding.demand(entry)
 
     def _by_urgency(self) -> list[Claim]:
         def urgency(claim: Claim) -> tuple[int, int]:
@@ -325,8 +351,19 @@ class Scheduler:
             return True
         depth = self._queue_depth
         if claim.prefill:
-            depth = min(depth, self.residency.scan_depth(claim.layouts[claim.todo[0]].nbytes))
-        return len(claim.ahead) < depth
+            most = self.residency.scan_depth(claim.layouts[claim.todo[0]].nbytes)
+            depth = most if depth is None else min(depth, most)
+        return len(claim.ahead) < (2 * self.at_once + 1 if depth is None else depth)
+
+    def _announced(self) -> Entry | None:
+        """What a scan will ask for, once all that is asked for is being read; in slots that scans are done with."""
+        if not self.guesses.announced or self._is_demanded():
+            return None
+        if self.residency.is_full:
+            for claim in tuple(self.claims):
+                if claim.prefill:
+                    claim.relinquish()
+        return self.guesses.take_announced()
 
     def _guessed(self) -> Entry | None:
         # The disk serves those who wait, undisturbed; room that somebody waits for is not for guesses either; and one
@@ -344,6 +381,8 @@ class Scheduler:
         if entry.reader is not None:
             entry.reader.bytes_read += nbytes
             entry.reader = None
+        elif entry.announced:
+            entry.unclaimed_nbytes = nbytes
         else:
             self.residency.counters.prefetch_bytes += nbytes
         if error is not None:

@@ -12,7 +12,8 @@ class LeaseStats:
     Attributes:
         requested: Distinct experts asked for.
         hits: Of these, resident when the lease began.
-        misses: The others, whether read for this lease or already on their way for another.
+        misses: The others, whether read for this lease or already on their way for another; for a scan also those that
+            were read early because it had announced them.
         bytes_read: Bytes read from disk for this lease, so far.
         wait_s: Seconds that its consumer waited.
         evictions: Experts evicted to make room for it.
@@ -46,6 +47,8 @@ class CacheStats:
         prefetch_in_time: Of these, in memory by then; the others were still on their way.
         prefetch_wasted: Prefetched and evicted without having been asked for.
         prefetch_bytes: Bytes of ``bytes_read`` that prefetches read.
+        announced_issued: Reads started because a scan had announced what it would lease next; they are no prefetches.
+        announced_used: Of these, asked for before they were evicted.
     """
 
     requests: int
@@ -63,6 +66,8 @@ class CacheStats:
     prefetch_in_time: int
     prefetch_wasted: int
     prefetch_bytes: int
+    announced_issued: int
+    announced_used: int
 
     @property
     def hit_rate(self) -> float:
@@ -74,6 +79,8 @@ class Counters:
     """The running counts behind :class:`CacheStats`; guarded by the cache's lock."""
 
     __slots__ = (
+        "announced_issued",
+        "announced_used",
         "bytes_read",
         "evictions",
         "hits",
@@ -99,3 +106,5 @@ class Counters:
         self.prefetch_in_time = 0
         self.prefetch_wasted = 0
         self.prefetch_bytes = 0
+        self.announced_issued = 0
+        self.announced_used = 0

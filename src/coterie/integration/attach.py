@@ -20,6 +20,7 @@ from coterie.integration.decoder import bank_decoders
 from coterie.integration.linear import QuantisedLinears
 from coterie.integration.lookahead import LookAhead
 from coterie.integration.missing import Missing, adapt_block
+from coterie.integration.succession import Succession
 from coterie.kernels import StackedProduct, TokenKernel
 from coterie.spec import BankKey, ExpertSource, Observer, Prefetch
 
@@ -43,6 +44,7 @@ class Attachment:
     Attributes:
         banks: The banks, once the plug-in has run.
         clocks: Component → its forward passes.
+        successions: Component → which of its banks follows which.
         ahead: Component → who guesses what comes next; none where nothing is prefetched.
         observers: Whoever is told about events.
         removed: Names of the parameters that were taken out.
@@ -63,6 +65,7 @@ class Attachment:
         self.linears = linears
         self.banks: dict[BankKey, StreamedBank] = {}
         self.clocks: dict[str, StepClock] = {}
+        self.successions: dict[str, Succession] = {}
         self.observers: list[Observer] = []
         self.removed: set[str] = set()
         self.dense_shapes: dict[str, torch.Size] = {}
@@ -93,6 +96,7 @@ class Attachment:
             component = bank.key.component
             if component not in self.clocks:
                 self.clocks[component] = StepClock(component, self.observers)
+                self.successions[component] = Succession()
                 self.clocks[component].install(_component_module(model, bank))
                 if self._prefetch != "off":
                     self.ahead[component] = LookAhead(self.clocks[component], self._prefetch)
@@ -110,6 +114,9 @@ class Attachment:
         policy = adapt_block(model, bank, self._present[bank.key], self._missing, self._experts_per_token)
         self.removed.update(name for names in bank.targets.values() for name in names)
         streamed = StreamedBank(bank, self.clocks[bank.key.component], policy)
+        streamed.succession = self.successions[bank.key.component]
+        present = sorted(self._present[bank.key])
+        streamed.succession.add(streamed, [streamed.keys[expert] for expert in present])
         block = model.get_submodule(bank.router_block)
         adapt(
             Workplace(

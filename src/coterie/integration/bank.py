@@ -15,8 +15,15 @@ from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
 from coterie.integration.clock import StepClock
 from coterie.integration.decoder import BankDecoder
+from coterie.integration.succession import Succession
 from coterie.routing import Routed
 from coterie.spec import ExpertKey, ExpertsSelected, ExpertsServed
+
+_BATCHES = 16
+"""How many batches of experts the cache has room for, at least."""
+
+_BATCH_NBYTES = 32 * 2**20
+"""Bytes from which on computing with more experts at once saves nothing."""
 
 MissingPolicy = Callable[[torch.Tensor, torch.Tensor], Routed]
 """Replaces or leaves out absent experts: (ids [T, K], weights [T, K]) → routed."""
@@ -77,7 +84,10 @@ class StreamedBank:
         keys: Key of each expert.
         decodes: Whether the fields of a record are not the parameters themselves.
         all_fit: Whether no expert is ever evicted.
+        batch_nbytes: Bytes of experts in memory that are best computed with at once: so little of the cache that there
+            is room for reading meanwhile.
         try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
+        succession: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be told which experts a forward pass asks for, once their reads are under way: the time until
             they are there is used for guessing what comes next.
     """
@@ -93,7 +103,9 @@ class StreamedBank:
         self._decoder: BankDecoder | None = None
         self.decodes = False
         self.all_fit = False
+        self.batch_nbytes = 0
         self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
+        self.succession: Succession | None = None
         self.look_ahead: Callable[[Collection[int]], None] = _nothing
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
@@ -101,6 +113,7 @@ class StreamedBank:
         self._cache = cache
         self.try_hold = cache.shelf(self.bank.key, self.bank.num_experts).try_hold
         self.all_fit = cache.total_bytes <= cache.capacity
+        self.batch_nbytes = min(cache.capacity // _BATCHES, _BATCH_NBYTES)
         self.decodes = decoder.changes
         self._decoder = decoder if decoder.changes else None
 
@@ -135,11 +148,17 @@ class StreamedBank:
         return [expert for expert in torch.unique(index_TK).tolist() if expert < self.bank.num_experts]
 
     def lease(self, experts: Iterable[int], *, ordered: bool = False) -> Lease:
-        """A lease of experts by id; ``ordered`` yields them in this order."""
-        keys = self.keys
+        """A lease of experts by id; ``ordered`` yields them in this order.
+
+        A prompt's also says what it will ask for next.
+        """
         if self._cache is None:
             self._unconnected(experts)
-        return self._cache.lease([keys[expert] for expert in experts], ordered=ordered, phase=self._clock.phase)
+        keys, phase = [self.keys[expert] for expert in experts], self._clock.phase
+        then: Iterable[ExpertKey] = ()
+        if phase == "prefill" and self.succession is not None:
+            then = self.succession.reached(self, self._clock.step, len(keys))
+        return self._cache.lease(keys, ordered=ordered, phase=phase, then=then)
 
     @property
     def decoder(self) -> BankDecoder | None:

@@ -80,18 +80,9 @@ class QuantisedExperts:
             return result
         with streamed.lease(ids) as lease:
             streamed.look_ahead(ids)
-            resident = []
-            hits = lease.stats.hits if lease.together else 0
-            for key, tensors in lease:
-                located = self._locate(key.expert, tensors)
-                if hits:
-                    # These are there already and stay: one call for all of them, while the others are read.
-                    hits -= 1
-                    resident.append(located)
-                    if hits == 0:
-                        computation.compute(resident)
-                else:
-                    computation.compute((located,))
+            # One call for all that are there, while the others are read.
+            for batch in lease.batches(streamed.batch_nbytes):
+                computation.compute([self._locate(key.expert, tensors) for key, tensors in batch])
             result, stats = computation.finish(), lease.stats
         streamed.served(stats, absent)
         return result

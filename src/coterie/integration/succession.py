@@ -1,0 +1,69 @@
+"""Which experts follow which in a forward pass: what a prompt will ask for next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+from coterie.spec import ExpertKey
+
+_SHARE = 0.75
+"""Share of a layer's experts that a prompt uses, from which on those of the next layer are read before they are asked
+for. Of what is read early, the rest is for nothing."""
+
+
+class _Place(threading.local):
+    """What this thread's forward pass asked for last."""
+
+    step = -1
+    site: object = None
+
+
+class Succession:
+    """The places of one component where experts are computed, in the order in which forward passes come to them.
+
+    Until a pass has gone on from a place, that is the order in which they were added.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[object, Sequence[ExpertKey]] = {}
+        self._followers: dict[object, object] = {}
+        self._last: object = None
+        self._place = _Place()
+
+    def add(self, site: object, keys: Sequence[ExpertKey]) -> None:
+        """Adds a place behind the others.
+
+        Args:
+            site: Stands for it.
+            keys: All experts that can be asked for there, in the order in which they are computed.
+        """
+        if self._last is not None:
+            self._followers[self._last] = site
+        self._keys[site] = keys
+        self._last = site
+
+    def reached(self, site: object, step: int, wanted: int) -> Iterable[ExpertKey]:
+        """A forward pass over a prompt asks for experts.
+
+        Args:
+            site: Where.
+            step: The pass's number.
+            wanted: How many different experts it asks for.
+
+        Returns:
+            What the rest of the pass will most probably ask for, soonest first; nothing if too much of it is unsure.
+        """
+        place = self._place
+        if place.site is not None:
+            self._followers[place.site] = site if place.step == step else None
+        place.step, place.site = step, site
+        return self._after(site) if wanted >= _SHARE * len(self._keys[site]) else ()
+
+    def _after(self, site: object) -> Iterator[ExpertKey]:
+        seen = {site}
+        follower = self._followers.get(site)
+        while follower is not None and follower not in seen:
+            seen.add(follower)
+            yield from self._keys[follower]
+            follower = self._followers.get(follower)
