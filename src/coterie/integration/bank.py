@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -88,8 +88,8 @@ class StreamedBank:
             is room for reading meanwhile.
         try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
         succession: What the component's forward passes ask for after this bank; None where nobody keeps it.
-        look_ahead: To be told which experts a forward pass asks for, once their reads are under way: the time until
-            they are there is used for guessing what comes next.
+        look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
+            done is used for guessing what comes next.
     """
 
     def __init__(self, bank: ExpertBank, clock: StepClock, missing: MissingPolicy | None) -> None:
@@ -106,7 +106,7 @@ class StreamedBank:
         self.batch_nbytes = 0
         self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
         self.succession: Succession | None = None
-        self.look_ahead: Callable[[Collection[int]], None] = _nothing
+        self.look_ahead: Callable[[], None] = _nothing
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
         """Gives the bank its cache, and what makes parameters of the records in it."""
@@ -224,5 +224,5 @@ class StreamedBank:
             observer.on_event(event)
 
 
-def _nothing(experts: Collection[int]) -> None:
+def _nothing() -> None:
     """Where nobody looks ahead."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -208,7 +208,7 @@ class LookAhead:
         now.site = site
         now.hidden = hidden if now.looks else None
 
-    def look_ahead(self, site: Site, experts: Collection[int]) -> None:
+    def look_ahead(self, site: Site) -> None:
         """A site has asked for experts; what is missing of them is being read. Guesses what comes next."""
         now, cache = self._pass, self._cache
         if not now.looks or now.site is not site or cache is None:

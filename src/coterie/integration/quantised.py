@@ -70,7 +70,7 @@ class QuantisedExperts:
         held = streamed.try_hold(ids) if streamed.may_hold else None
         if held is not None:
             try:
-                streamed.look_ahead(ids)
+                streamed.look_ahead()
                 result = computation.finish(
                     [self._locate(id, each) for id, each in zip(ids, held.tensors, strict=True)]
                 )
@@ -79,7 +79,7 @@ class QuantisedExperts:
             streamed.served_from_memory(len(ids), absent)
             return result
         with streamed.lease(ids) as lease:
-            streamed.look_ahead(ids)
+            streamed.look_ahead()
             # One call for all that are there, while the others are read.
             for batch in lease.batches(streamed.batch_nbytes):
                 computation.compute([self._locate(key.expert, tensors) for key, tensors in batch])

@@ -54,6 +54,6 @@ class ClassForward:
         if not experts:  # experts without weights are all that was chosen
             return self._forward(self._module, hidden, index_TK, weights_TK), LeaseStats()
         with self._streamed.lease(experts, ordered=True) as lease, self._cursor.over(self._streamed.decoded(lease)):
-            self._streamed.look_ahead(experts)
+            self._streamed.look_ahead()
             result = self._forward(self._module, hidden, index_TK, weights_TK)
             return result, lease.stats

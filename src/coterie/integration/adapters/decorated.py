@@ -76,7 +76,7 @@ class DecoratedExperts:
         held = streamed.try_hold(ids)
         if held is not None:
             try:
-                streamed.look_ahead(ids)
+                streamed.look_ahead()
                 gate_ups, downs = zip(*held.tensors, strict=True)
                 result = kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order)
             finally:
@@ -84,7 +84,7 @@ class DecoratedExperts:
             streamed.served_from_memory(len(ids), absent)
             return result
         with streamed.lease(ids) as lease:
-            streamed.look_ahead(ids)
+            streamed.look_ahead()
             if lease.together and not self._overlap_pays(hidden_1D):
                 arrived = {key.expert: tensors for key, tensors in lease}
                 gate_ups, downs = zip(*(arrived[expert] for expert in ids), strict=True)
@@ -114,7 +114,7 @@ class DecoratedExperts:
         outputs = Accumulator(hidden_TD, grouping.experts)
         place = {expert: i for i, expert in enumerate(grouping.experts)}
         with self._streamed.lease(grouping.experts) as lease:
-            self._streamed.look_ahead(grouping.experts)
+            self._streamed.look_ahead()
             for key, (gate_up, down) in self._streamed.decoded(lease):
                 i = place[key.expert]
                 tokens_N = grouping.tokens[i]

@@ -83,7 +83,7 @@ class JetMoeExperts:
         experts = [e for e, size in enumerate(sizes) if size]
         with self._streamed.lease(experts, ordered=True) as lease:
             if position:  # what comes after the first projection is the second one
-                self._streamed.look_ahead(experts)
+                self._streamed.look_ahead()
             for key, parameters in self._streamed.decoded(lease):
                 outputs.append(linear(groups[key.expert], parameters[position]))
             stats = lease.stats

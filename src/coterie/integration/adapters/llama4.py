@@ -68,7 +68,7 @@ class Llama4Block:
         few = index_TK.shape[1] <= _EXACT_ADDENDS
         sums = torch.zeros_like(hidden_TD) if few else hidden_TD.new_zeros(count, *hidden_TD.shape)
         with self._streamed.lease(experts, ordered=True) as lease:
-            self._streamed.look_ahead(experts)
+            self._streamed.look_ahead()
             for key, (gate_up, down) in self._streamed.decoded(lease):
                 rows_TD = hidden_TD * scores_TE[:, key.expert, None]
                 gate_TF, up_TF = self._product(rows_TD, gate_up).chunk(2, dim=-1)

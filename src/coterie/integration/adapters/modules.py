@@ -69,7 +69,7 @@ class _ExpertModules:
         if not experts:
             return torch.zeros_like(hidden_TD), LeaseStats()
         with self._streamed.lease(experts, ordered=True) as lease, self._cursor.over(self._streamed.decoded(lease)):
-            self._streamed.look_ahead(experts)
+            self._streamed.look_ahead()
             result = self._forward(self._module, hidden_TD, chosen, weights)
             return result, lease.stats
 
