@@ -26,28 +26,30 @@ class _Room:
         values: Likewise.
     """
 
-    __slots__ = ("keys", "used", "values")
+    __slots__ = ("_given", "_keys", "_most", "_used", "_values")
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.used = keys.shape[2]
+        self._used = keys.shape[2]
+        self._most = (self._used // _STEP + 1) * _STEP
         # Written in later steps too, whether or not these are in inference mode.
         with torch.inference_mode(False):
-            self.keys, self.values = (
-                torch.empty(1, one.shape[1], (self.used // _STEP + 1) * _STEP, one.shape[3], dtype=one.dtype)
-                for one in (keys, values)
+            self._keys, self._values = (
+                torch.empty(1, one.shape[1], self._most, one.shape[3], dtype=one.dtype) for one in (keys, values)
             )
-        self.keys[:, :, : self.used] = keys
-        self.values[:, :, : self.used] = values
+        self._keys[:, :, : self._used] = keys
+        self._values[:, :, : self._used] = values
+        self._given: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def holds(self, keys: torch.Tensor, values: torch.Tensor) -> bool:
-        """Whether these are all that was written, and there is room for one more."""
-        return (
-            keys.shape[2] == self.used < self.keys.shape[2]
-            and keys.data_ptr() == self.keys.data_ptr()
-            and values.data_ptr() == self.values.data_ptr()
-            and keys.stride() == self.keys.stride()
-            and values.stride() == self.values.stride()
-        )
+    def serves(self, keys: torch.Tensor, values: torch.Tensor) -> bool:
+        """Whether these are the tensors that it gave last, and there is room for one more token."""
+        given = self._given
+        return given is not None and keys is given[0] and values is given[1] and self._used < self._most
+
+    def longer(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with one more token, which the caller writes."""
+        self._used = end = self._used + 1
+        self._given = given = self._keys.narrow(2, 0, end), self._values.narrow(2, 0, end)
+        return given
 
 
 def extend(cache: Any, key: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -63,15 +65,16 @@ def extend(cache: Any, key: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor,
         of another kind or empty, and nothing was done.
     """
     layer = _plain_layer(cache, layer_idx)
-    keys: Any = None if layer is None else layer.keys
-    if layer is None or keys.dim() != 4 or keys.shape[0] != 1 or keys.shape[2] == 0 or keys.dtype != key.dtype:
+    if layer is None:
         return None
-    room = layer.__dict__.get(_PLACE)
-    if room is None or not room.holds(keys, layer.values):
+    room: _Room | None = layer.__dict__.get(_PLACE)
+    keys = layer.keys
+    if room is None or not room.serves(keys, layer.values):
+        if keys.dim() != 4 or keys.shape[0] != 1 or keys.shape[2] == 0 or keys.dtype != key.dtype:
+            return None
         room = layer.__dict__[_PLACE] = _Room(keys, layer.values)
-    room.used = end = room.used + 1
-    layer.keys, layer.values = keys, values = room.keys.narrow(2, 0, end), room.values.narrow(2, 0, end)
-    return keys, values
+    layer.keys, layer.values = longer = room.longer()
+    return longer
 
 
 def _plain_layer(cache: Any, layer_idx: int) -> Any:
