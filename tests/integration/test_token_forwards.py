@@ -15,6 +15,7 @@ from coterie.extraction import extract
 from coterie.integration.token_layer import TokenLayer
 from coterie.integration.token_router import TokenRouter
 from coterie.native import NativeLayer, library, rotate, token_attention
+from coterie.routing import Preview, preview_of
 
 NAMES = ["qwen3_moe", "qwen3_vl_moe", "qwen3_omni_thinker", "qwen3_omni"]
 IDS = torch.arange(3, 19)[None]
@@ -318,3 +319,19 @@ def test_two_threads_do_not_meet(store, open_model) -> None:
         for _ in range(2):
             got = pool.map(lambda ids: model.generate(ids, max_new_tokens=20, do_sample=False), prompts)
             assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_native_routers_are_asked_ahead_as_others_are(store, open_model) -> None:
+    model = open_model(store("qwen3_moe"), expert_memory="60%", prefetch="on")
+    continued(model)
+    sites = model.coterie._attachment.ahead["text"]._sites[1:]
+    assert sites
+    hidden = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for site in sites:
+        assert site.can_guess
+        assert not isinstance(site._preview, Preview)
+        usual = preview_of(site._block)
+        assert usual is not None
+        with torch.inference_mode():
+            expected = usual((hidden + site._drift_D).to(hidden.dtype))
+        assert site.guess(hidden) == expected[0].tolist()

@@ -25,7 +25,8 @@ from coterie.errors import UnsupportedError
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.governor import Governor, Verdict
-from coterie.routing import Preview, find_router, preview_of
+from coterie.integration.token_router import TokenRouter
+from coterie.routing import find_router, preview_of
 from coterie.spec import Prefetch
 
 _MOST_ROWS = 16
@@ -66,7 +67,7 @@ class Site:
         self._ahead = ahead
         self.streamed = streamed
         self._block = block
-        self._preview: Preview | None = None
+        self._preview: Callable[..., torch.Tensor | None] | None = None
         self._examined = False
         self._rest: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._rest_is_constant = True
@@ -114,10 +115,16 @@ class Site:
         """Whether this site's router can be asked ahead of time."""
         if not self._examined:
             self._examined = True
-            try:
-                self._preview = preview_of(self._block)
-            except Exception:  # what cannot be examined in this release is not asked ahead
-                self._preview = None
+            watched = find_router(self._block).module.__dict__.get("forward")
+            own = watched.forward if isinstance(watched, WatchedRouter) else None
+            # Of absent experts a preview knows, but not a router's forward.
+            if isinstance(own, TokenRouter) and self.streamed.missing is None:
+                self._preview = own.preview
+            else:
+                try:
+                    self._preview = preview_of(self._block)
+                except Exception:  # what cannot be examined in this release is not asked ahead
+                    self._preview = None
         return self._preview is not None
 
     def _note_rest(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

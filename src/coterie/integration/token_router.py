@@ -69,6 +69,11 @@ class TokenRouter:
             return self._class_forward(module, hidden_states)
         return route(self._native, tokens, weight, module.top_k, normalise=self._normalise)
 
+    def preview(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Ids of the experts that it would choose, [T, K]."""
+        ids: torch.Tensor = self(hidden_states)[2]
+        return ids
+
 
 def _always_normalises(cls: type[nn.Module]) -> bool:
     from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextTopKRouter
