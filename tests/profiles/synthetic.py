@@ -42,9 +42,7 @@ class Router:
     planted: Mapping[tuple[int, str], tuple[int, ...]] | None = None
     burst: float = 0.0
 
-    def document(
-        self, rng: np.random.Generator, domain: str, tokens: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def document(self, rng: np.random.Generator, domain: str, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each layer: expert ids uint16 [T, K] and gate weights float32 [T, K] of a document's tokens."""
         for layer in range(self.layers):
             taste = rng.normal(0, self.burst, self.experts) if self.burst else np.zeros(self.experts)

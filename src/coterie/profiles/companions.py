@@ -82,7 +82,7 @@ def companions(
 
     Tested as shares are (:mod:`coterie.profiles.inference`): of the tokens that select i, in blocks of segments, the
     share that select j as well, against j's share of all tokens. Only those with q ≤ 0.05 that show in both halves of
-    the blocks are companions.
+    the blocks (every other one) are companions.
 
     Args:
         profile: Of the model.
@@ -101,7 +101,7 @@ def companions(
     q_values = false_discovery_rates(p_values)
     replicated = np.zeros(len(base), np.bool_)
     if sample.blocks >= LEAST_BLOCKS:
-        replicated = np.logical_and.reduce([above(half, base) <= ALPHA for half in sample.halves()])
+        replicated = np.logical_and.reduce([above(half, base) <= ALPHA for half in sample.halves(alternating=True)])
     shares = sample.shares()
     lift = np.divide(shares, base, out=np.zeros_like(shares), where=base > 0)
     found = [

@@ -19,7 +19,7 @@ class BankCounters:
 
     :meth:`add` copies rows into buffers of a fixed size, some microseconds a call; :meth:`fold` counts them all at
     once, about 2 µs a token and expert. Memory is E × groups × 32 bytes for counters, E² × 4 for pairs, and
-    ``buffer_tokens`` × (10 K + 6) for the buffers; the sketch of tokens has its own bound.
+    ``buffer_tokens`` × (10 K + 5) for the buffers; sketches of tokens have bounds of their own.
 
     Args:
         shape: The bank.
@@ -73,7 +73,7 @@ class BankCounters:
         held += sum(array.nbytes for array in self._sums.values())
         held += 0 if self._pairs is None else self._pairs.nbytes
         held += 0 if self.sketch is None else self.sketch.most_nbytes
-        return held + (0 if self.totals is None else self.totals.nbytes)
+        return held + (0 if self.totals is None else self.totals.most_nbytes)
 
     def add(
         self,

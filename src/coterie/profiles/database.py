@@ -91,7 +91,11 @@ class ProfileDatabase:
     def identities(self) -> dict[str, str]:
         """Fingerprints of the models that runs are of → a name of each."""
         table = tables.runs
-        query = select(table.c.identity, func.min(table.c.model).label("model")).group_by(table.c.identity).order_by(table.c.identity)
+        query = (
+            select(table.c.identity, func.min(table.c.model).label("model"))
+            .group_by(table.c.identity)
+            .order_by(table.c.identity)
+        )
         with self.reading() as connection:
             return {row.identity: row.model for row in connection.execute(query)}
 

@@ -59,13 +59,17 @@ class Sample:
         """Tokens in all."""
         return float(self.tokens.sum())
 
-    def halves(self) -> tuple[Sample, Sample]:
-        """The first half of the blocks, and the second."""
+    def halves(self, *, alternating: bool = False) -> tuple[Sample, Sample]:
+        """The first half of the blocks, and the second.
+
+        Args:
+            alternating: Every other block instead: where the blocks are of several domains, one after the other, and
+                the two halves should be alike.
+        """
         middle = self.blocks // 2
-        return (
-            Sample(self.tokens[:middle], self.hits[:middle]),
-            Sample(self.tokens[middle:], self.hits[middle:]),
-        )
+        cuts = (slice(0, None, 2), slice(1, None, 2)) if alternating else (slice(None, middle), slice(middle, None))
+        first, second = (Sample(self.tokens[cut], self.hits[cut]) for cut in cuts)
+        return first, second
 
     def shares(self) -> Floats:
         """[E] p, the share of tokens that did each thing; NaN without tokens."""
@@ -186,8 +190,8 @@ def _upper_tail(excess: Floats, variances: Floats, freedom: npt.NDArray[np.float
 def false_discovery_rates(p_values: Floats) -> Floats:
     """q-values of Benjamini & Hochberg ("Controlling the false discovery rate", JRSS B 57, 1995).
 
-    Rejecting all with q ≤ α keeps the expected share of false ones among them at or below α, where tests are independent
-    or depend on each other positively (Benjamini & Yekutieli 2001).
+    Rejecting all with q ≤ α keeps the expected share of false ones among them at or below α, where tests are
+    independent or depend on each other positively (Benjamini & Yekutieli 2001).
 
     Args:
         p_values: Of any shape; NaN where there was no test.

@@ -161,6 +161,6 @@ def ranked_expert(result: Specialisation, expert: int) -> RankedExpert:
         gate_share=float(result.gate_shares[expert]),
         q_value=figure(result.q_chance[expert]),
         q_others=figure(result.q_others[expert]),
-        replicated=bool(result.replicated[expert]),
+        replicated=bool(result.replicated[expert] and result.replicated_others[expert]),
         specialist=bool(np.bool_(result.specialists[expert])),
     )

@@ -41,10 +41,8 @@ class TokenSketch:
 
     @property
     def most_nbytes(self) -> int:
-        """Bytes held at most while it counts, the largest batch of waiting codes included; 0 if there is no bound."""
-        if self._capacity is None:
-            return 0
-        kept = self._experts * self._capacity
+        """Bytes held at most while it counts, waiting codes included; without a capacity, for the tokens so far."""
+        kept = len(self._codes) if self._capacity is None else self._experts * self._capacity
         return 8 * (4 * kept + 3 * self._limit + self._experts)
 
     @property

@@ -41,7 +41,8 @@ class Specialisation:
         gate_shares: Share of the gate mass that D gave to experts of this bank which e got.
         q_chance: q-value of `not above chance`, over all experts of the question.
         q_others: q-value of `not above the share among other tokens`; NaN if there are none.
-        replicated: Whether both hold in each half of D's blocks by itself.
+        replicated: Whether an expert is above chance in each half of D's blocks by itself.
+        replicated_others: Whether it is above its share among other tokens there; true if there are none.
     """
 
     shape: BankShape
@@ -57,6 +58,7 @@ class Specialisation:
     q_chance: Floats
     q_others: Floats
     replicated: Flags
+    replicated_others: Flags
 
     @property
     def above_chance(self) -> Flags:
@@ -70,7 +72,8 @@ class Specialisation:
         The second condition tells a specialist from an expert that is chosen for everything; where nothing else was
         recorded it cannot be tested, and does not hold anybody back.
         """
-        return self.above_chance & ((self.q_others <= ALPHA) | np.isnan(self.others))
+        particular = (self.q_others <= ALPHA) & self.replicated_others
+        return self.above_chance & (particular | np.isnan(self.others))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class _Tests:
     p_chance: Floats
     p_others: Floats
     replicated: Flags
+    replicated_others: Flags
 
 
 def specialisation(
@@ -122,13 +126,15 @@ def _test(table: BankTable, rows: npt.NDArray[np.intp], rest: npt.NDArray[np.int
     sample, others = table.sample(rows), table.sample(rest)
     chance = float(sample.hits.sum() / (sample.total * table.shape.experts)) if sample.total else np.nan
     p_chance, p_others = _p_values(sample, others, chance)
-    replicated = np.zeros(table.shape.experts, np.bool_)
+    replicated = [np.zeros(table.shape.experts, np.bool_)] * 2
     if sample.blocks >= LEAST_BLOCKS:
-        halves = [_p_values(half, others, chance) for half in sample.halves()]
-        replicated = np.logical_and.reduce(
-            [(one <= ALPHA) & ((two <= ALPHA) | np.isnan(p_others)) for one, two in halves]
-        )
-    return _Tests(table, rows, sample, chance, others.shares(), p_chance, p_others, replicated)
+        (one, one_others), (two, two_others) = (_p_values(half, others, chance) for half in sample.halves())
+        unknown = np.isnan(p_others)
+        replicated = [
+            np.maximum(one, two) <= ALPHA,
+            (np.maximum(one_others, two_others) <= ALPHA) | unknown,
+        ]
+    return _Tests(table, rows, sample, chance, others.shares(), p_chance, p_others, *replicated)
 
 
 def _p_values(sample: Sample, others: Sample, chance: float) -> tuple[Floats, Floats]:
@@ -155,6 +161,7 @@ def _result(test: _Tests, q_chance: Floats, q_others: Floats) -> Specialisation:
         q_chance=q_chance,
         q_others=q_others,
         replicated=test.replicated,
+        replicated_others=test.replicated_others,
     )
 
 
