@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def postgresql_server() -> Iterator[str]:
         run("initdb", "-D", data, "-U", "coterie", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
         settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c max_connections=50"
         with (folder / "log").open("w"):
-            os.chmod(folder / "log", 0o666)
+            (folder / "log").chmod(0o666)
         run("pg_ctl", "-D", data, "-w", "-t", "60", "-l", str(folder / "log"), "-o", settings, "start")
         try:
             yield str(folder)

@@ -255,7 +255,14 @@ def join_tokens(a: TokenCounts, b: TokenCounts) -> TokenCounts:
 
     A sketch is not a counter that only grows, but its states have one order, because a run has one writer.
     """
-    return max(a, b, key=lambda state: (state.segments, state.counts.tobytes(), state.tokens.tobytes()))
+    return max(a, b, key=_token_order)
+
+
+def _token_order(state: TokenCounts) -> tuple[int, bytes, bytes, bytes, bytes]:
+    """What orders states: segments; and then all that they hold, so that damaged copies cannot make order matter."""
+    arrays = (state.counts, state.tokens, state.experts, state.dropped)
+    counts, tokens, experts, dropped = (array.tobytes() for array in arrays)
+    return state.segments, counts, tokens, experts, dropped
 
 
 def join_marks(a: Mark, b: Mark) -> Mark:

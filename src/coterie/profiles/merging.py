@@ -134,7 +134,8 @@ def copy_runs(
         vocabulary = source.vocabulary(run.uuid)
         if vocabulary.banks or vocabulary.totals:
             into.write_vocabulary(run.uuid, vocabulary)
-        into.write_marks(run.uuid, source.marks(run.uuid).values())
+        if marks := source.marks(run.uuid):
+            into.write_marks(run.uuid, marks.values())
     return MergeReport(source=source.name, into=into.name, runs=len(runs), segments=copied, same=same, tokens=tokens)
 
 
