@@ -59,12 +59,13 @@ class Accumulator:
         self._lock = threading.Lock()
         self._banks: dict[BankKey, BankCounters] = {}
         totalled: set[tuple[str, str]] = set()
-        for shape in sorted(banks, key=lambda shape: shape.bank):
+        for place, shape in enumerate(sorted(banks, key=lambda shape: shape.bank), start=1):
             # All layers of a component see the same tokens; its banks of another name may see others.
             kind = (shape.bank.component, shape.bank.bank)
             self._banks[shape.bank] = BankCounters(
                 shape,
                 buffer_tokens=buffer_tokens,
+                first_fold=max(1, buffer_tokens * place // len(banks)),
                 pairs=pairs,
                 sketch=TokenSketch(shape.experts, vocabulary) if vocabulary else None,
                 totals=TokenSketch(1, None) if vocabulary and kind not in totalled else None,

@@ -9,7 +9,7 @@ from coterie.profiles.companions import Companion, companions
 from coterie.profiles.database import ProfileDatabase
 from coterie.profiles.heavy_tokens import HeavyToken, heavy_tokens, token_table
 from coterie.profiles.profile import BankTable, Profile
-from coterie.profiles.ranking import RankedExpert, ranked_expert
+from coterie.profiles.ranking import RankedExpert, ranked_experts
 from coterie.profiles.specialisation import Flags, figure, specialisation
 from coterie.profiles.trust import TrustBasis, trust
 from coterie.spec import ExpertKey
@@ -165,6 +165,7 @@ def _shares(profile: Profile, key: ExpertKey, masks: dict[str, Flags]) -> tuple[
     for name, selected in masks.items():
         for result in specialisation(profile, selected, ~selected, key.component):
             if result.shape.bank == key.bank_key:
-                found.append(NamedShare(name=name, figures=ranked_expert(result, key.expert)))
+                (figures,) = ranked_experts(result, [key.expert])
+                found.append(NamedShare(name=name, figures=figures))
     found.sort(key=lambda share: -share.figures.specialisation)
     return tuple(found)

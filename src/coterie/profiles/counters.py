@@ -24,6 +24,8 @@ class BankCounters:
     Args:
         shape: The bank.
         buffer_tokens: Rows of the buffers.
+        first_fold: Rows after which a segment's first rows are counted. If banks differ in it, their work is spread
+            over many steps of generation.
         pairs: Whether pairs of experts are counted.
         sketch: Where tokens are counted by expert; None to leave them out.
         totals: Where tokens are counted by themselves; None if another bank does.
@@ -34,6 +36,7 @@ class BankCounters:
         shape: BankShape,
         *,
         buffer_tokens: int,
+        first_fold: int,
         pairs: bool,
         sketch: TokenSketch | None,
         totals: TokenSketch | None,
@@ -48,6 +51,7 @@ class BankCounters:
         self._groups = np.empty(rows, np.uint8)
         self._token_ids = np.empty(rows, np.int32)
         self._filled = 0
+        self._first_fold = self._limit = first_fold
         self._pairs = np.zeros(shape.experts**2, np.uint32) if pairs else None
         self._above = np.triu_indices(width, 1)
         self._reset(1)
@@ -87,9 +91,9 @@ class BankCounters:
         tokens, width = expert_ids.shape
         first = 0
         while first < tokens:
-            if self._filled == len(self._ids):
+            if self._filled == self._limit:
                 self.fold()
-            count = min(tokens - first, len(self._ids) - self._filled)
+            count = min(tokens - first, self._limit - self._filled)
             source, target = slice(first, first + count), slice(self._filled, self._filled + count)
             if width < self.shape.top_k:
                 self._ids[target, width:] = NO_EXPERT
@@ -109,6 +113,7 @@ class BankCounters:
     def fold(self) -> None:
         """Counts what is in the buffers and empties them."""
         rows, self._filled = self._filled, 0
+        self._limit = len(self._ids)
         if not rows:
             return
         experts = self.shape.experts
@@ -195,6 +200,7 @@ class BankCounters:
             for index in np.flatnonzero(self._tokens).tolist()
         ]
         self._reset(len(self._tokens))
+        self._limit = self._first_fold
         found.sort(key=lambda counts: counts.group)
         return BankCounts(bank=self.shape.bank, groups=tuple(found), pairs=pairs)
 

@@ -19,6 +19,7 @@ Documents longer than a block are beyond what this can see; an interval speaks o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,10 @@ class Sample:
         cuts = (slice(0, None, 2), slice(1, None, 2)) if alternating else (slice(None, middle), slice(middle, None))
         first, second = (Sample(self.tokens[cut], self.hits[cut]) for cut in cuts)
         return first, second
+
+    def of(self, things: Sequence[int]) -> Sample:
+        """The same tokens, and some of the things alone."""
+        return Sample(self.tokens, self.hits[:, list(things)])
 
     def shares(self) -> Floats:
         """[E] p, the share of tokens that did each thing; NaN without tokens."""

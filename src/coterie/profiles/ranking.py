@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,12 +141,27 @@ def rank_experts(
         blocks=min((result.blocks for result in results), default=0),
         specialists=sum(int(result.specialists.sum()) for result in results),
         total=sum(result.shape.experts for result in results),
-        experts=tuple(ranked_expert(results[index], expert) for *_, index, expert in places[:limit]),
+        experts=_in_order(results, [(index, expert) for *_, index, expert in places[:limit]]),
     )
 
 
-def ranked_expert(result: Specialisation, expert: int) -> RankedExpert:
-    """The figures of one expert."""
+def _in_order(results: list[Specialisation], places: list[tuple[int, int]]) -> tuple[RankedExpert, ...]:
+    """Figures of experts (index of the bank, number) in their order; computed bank by bank, which is quicker."""
+    found: dict[tuple[int, int], RankedExpert] = {}
+    for index in {index for index, _ in places}:
+        experts = [expert for where, expert in places if where == index]
+        for figures in ranked_experts(results[index], experts):
+            found[index, figures.expert_id] = figures
+    return tuple(found[place] for place in places)
+
+
+def ranked_experts(result: Specialisation, experts: Sequence[int]) -> list[RankedExpert]:
+    """The figures of some experts of a bank."""
+    low, high = result.intervals(experts)
+    return [_ranked(result, expert, float(low[place]), float(high[place])) for place, expert in enumerate(experts)]
+
+
+def _ranked(result: Specialisation, expert: int, low: float, high: float) -> RankedExpert:
     share = float(result.shares[expert])
     return RankedExpert(
         **result.shape.bank._asdict(),
@@ -153,8 +169,8 @@ def ranked_expert(result: Specialisation, expert: int) -> RankedExpert:
         tokens=result.tokens,
         activations=int(result.activations[expert]),
         specialisation=share,
-        low=figure(result.low[expert]),
-        high=figure(result.high[expert]),
+        low=figure(low),
+        high=figure(high),
         chance=result.chance,
         lift=share / result.chance if result.chance > 0 else 0.0,
         others=figure(result.others[expert]),

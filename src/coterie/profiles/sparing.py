@@ -138,7 +138,6 @@ def spare_experts(
 def _spare_of_bank(table: BankTable, selected: Flags, share: float | None, most_lost: float) -> list[SpareExpert]:
     rows = table.rows(selected)
     sample = table.sample(rows)
-    _, high = share_interval(sample)
     activations = table.activations[rows].sum(axis=0)
     gates, reap = table.gate_mass[rows].sum(axis=0), table.reap_sum[rows].sum(axis=0)
     gate_shares = gates / gates.sum() if gates.sum() > 0 else np.zeros_like(gates)
@@ -147,17 +146,19 @@ def _spare_of_bank(table: BankTable, selected: Flags, share: float | None, most_
     lost = np.cumsum(gate_shares[order])
     experts = table.shape.experts
     count = int(share * experts) if share is not None else int(np.searchsorted(lost, most_lost + 1e-12, "right"))
-    count = min(count, experts - table.shape.top_k)
+    spared = order[: min(count, experts - table.shape.top_k)].tolist()
+    _, high = share_interval(sample.of(spared))
+    shares = sample.shares()
     return [
         SpareExpert(
             **table.shape.bank._asdict(),
             expert_id=expert,
             activations=int(activations[expert]),
-            specialisation=float(sample.shares()[expert]),
-            high=figure(high[expert]),
+            specialisation=float(shares[expert]),
+            high=figure(high[place]),
             gate_share=float(gate_shares[expert]),
             contribution_share=float(reap[expert] / reap.sum()) if measured and reap.sum() > 0 else None,
             lost=float(lost[place]),
         )
-        for place, expert in enumerate(order[:count].tolist())
+        for place, expert in enumerate(spared)
     ]

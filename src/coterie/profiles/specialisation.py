@@ -34,8 +34,6 @@ class Specialisation:
         tokens: N_D, tokens of D.
         activations: N_{e,D}, of these that selected e.
         shares: Domain specialisation N_{e,D} / N_D (Muennighoff and others, "OLMoE", 2024, section 5).
-        low: Lower end of its 95 % interval.
-        high: Upper end.
         chance: Σ_e N_{e,D} / (N_D · E), the share that each expert would have if the router did not choose: k / E.
         others: Share of all other tokens that selected e; NaN if there are none.
         gate_shares: Share of the gate mass that D gave to experts of this bank which e got.
@@ -43,6 +41,7 @@ class Specialisation:
         q_others: q-value of `not above the share among other tokens`; NaN if there are none.
         replicated: Whether an expert is above chance in each half of D's blocks by itself.
         replicated_others: Whether it is above its share among other tokens there; true if there are none.
+        sample: Tokens and activations of D, block by block.
     """
 
     shape: BankShape
@@ -50,8 +49,6 @@ class Specialisation:
     tokens: int
     activations: Counts
     shares: Floats
-    low: Floats
-    high: Floats
     chance: float
     others: Floats
     gate_shares: Floats
@@ -59,6 +56,11 @@ class Specialisation:
     q_others: Floats
     replicated: Flags
     replicated_others: Flags
+    sample: Sample
+
+    def intervals(self, experts: Sequence[int]) -> tuple[Floats, Floats]:
+        """Lower and upper ends of the 95 % intervals of some experts' shares."""
+        return share_interval(self.sample.of(experts))
 
     @property
     def above_chance(self) -> Flags:
@@ -145,7 +147,6 @@ def _p_values(sample: Sample, others: Sample, chance: float) -> tuple[Floats, Fl
 
 
 def _result(test: _Tests, q_chance: Floats, q_others: Floats) -> Specialisation:
-    low, high = share_interval(test.sample)
     gates = test.table.gate_mass[test.rows].sum(axis=0)
     return Specialisation(
         shape=test.table.shape,
@@ -153,8 +154,6 @@ def _result(test: _Tests, q_chance: Floats, q_others: Floats) -> Specialisation:
         tokens=round(test.sample.total),
         activations=test.table.activations[test.rows].sum(axis=0),
         shares=test.sample.shares(),
-        low=low,
-        high=high,
         chance=test.chance,
         others=test.others,
         gate_shares=gates / gates.sum() if gates.sum() > 0 else np.zeros_like(gates),
@@ -162,6 +161,7 @@ def _result(test: _Tests, q_chance: Floats, q_others: Floats) -> Specialisation:
         q_others=q_others,
         replicated=test.replicated,
         replicated_others=test.replicated_others,
+        sample=test.sample,
     )
 
 
