@@ -1,9 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from coterie.errors import ProfileError
 from coterie.profiles.inference import (
     MOST_BLOCKS,
     Sample,
@@ -105,6 +109,18 @@ def test_the_difference_is_welchs_for_blocks_of_one_size() -> None:
     expected = stats.ttest_ind(one / 100, two / 100, equal_var=False)
     assert found.p_differs == pytest.approx(expected.pvalue)
     assert found.p_above == pytest.approx(stats.ttest_ind(one, two, equal_var=False, alternative="greater").pvalue)
+
+
+def test_without_scipy_the_way_to_it_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ProfileError, match=r"pip install 'coterie\[analysis\]'"):
+        share_interval(Sample(np.full(4, 10.0), np.ones((4, 1))))
+
+
+def test_what_only_records_and_merges_loads_no_scipy() -> None:
+    script = "import sys, coterie.profiles, coterie.cli.profile; print('scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("blocks", [0, 1])

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv
 
 from coterie.profiles.database import ProfileDatabase
 from coterie.profiles.facts import Counts, TokenCounts
-from coterie.profiles.inference import LEVEL
+from coterie.profiles.inference import LEVEL, special_functions
 from coterie.profiles.profile import Profile
 from coterie.profiles.reading import read_runs, read_vocabulary
 from coterie.profiles.sketch import add_counts
@@ -108,7 +107,7 @@ def heavy_tokens(table: TokenTable, expert: int, base: float, *, limit: int = 10
     occurrences = np.array([table.totals.get(token, 0) for token in tokens.tolist()], np.int64)
     enough = occurrences >= LEAST_OCCURRENCES
     tokens, counts, occurrences = tokens[enough], np.minimum(counts[enough], occurrences[enough]), occurrences[enough]
-    low = betaincinv(counts, occurrences - counts + 1, (1 - LEVEL) / 2) if len(counts) else np.zeros(0)
+    low = special_functions().betaincinv(counts, occurrences - counts + 1, (1 - LEVEL) / 2)
     order = [place for place in np.lexsort((tokens, -low)).tolist() if low[place] > base][:limit]
     return tuple(
         HeavyToken(

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, stdtr, stdtrit
+
+from coterie.errors import ProfileError
 
 LEVEL = 0.95
 """Confidence level of all intervals."""
@@ -36,6 +38,25 @@ LEAST_BLOCKS = 4
 """Blocks without which nothing is called a finding: two in each half."""
 
 Floats = npt.NDArray[np.float64]
+
+
+def special_functions() -> Any:
+    """SciPy's special functions, for distributions.
+
+    Imported when something is asked, and not needed to record: where SciPy is installed, transformers loads it into
+    every process that runs a model, which takes 30 MB of a memory budget. So it is an extra.
+
+    Raises:
+        ProfileError: If SciPy is not installed.
+    """
+    try:
+        from scipy import special
+    except ImportError as error:
+        raise ProfileError(
+            f"Questions about experts need SciPy, which is not there ({error}).",
+            advice="Install it: pip install 'coterie[analysis]'.",
+        ) from error
+    return special
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +141,16 @@ def share_interval(sample: Sample) -> tuple[Floats, Floats]:
     # Where no token, or every token, did it, blocks cannot differ: the design effect shows nothing, and is left at 1.
     design = np.divide(variances, independent, out=np.ones_like(shares), where=independent > 0)
     tail = (1 - LEVEL) / 2
-    correction = (stdtrit(max(total - 1, 1), 1 - tail) / stdtrit(sample.blocks - 1, 1 - tail)) ** 2
+    special = special_functions()
+    quantiles = special.stdtrit(np.array([max(total - 1, 1), sample.blocks - 1]), 1 - tail)
+    correction = (quantiles[0] / quantiles[1]) ** 2
     effective = np.minimum(total, total / np.maximum(design, 1)) * min(correction, 1.0)
     hits = shares * effective
     with np.errstate(invalid="ignore"):
-        low = np.where(hits > 0, betaincinv(np.maximum(hits, 1e-12), effective - hits + 1, tail), 0.0)
-        high = np.where(hits < effective, betaincinv(hits + 1, np.maximum(effective - hits, 1e-12), 1 - tail), 1.0)
+        low = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1e-12), effective - hits + 1, tail), 0.0)
+        high = np.where(
+            hits < effective, special.betaincinv(hits + 1, np.maximum(effective - hits, 1e-12), 1 - tail), 1.0
+        )
     lower: Floats = np.minimum(low, shares)
     upper: Floats = np.maximum(high, shares)
     return lower, upper
@@ -174,7 +199,7 @@ def difference(first: Sample, second: Sample) -> Difference:
     freedom = np.divide(
         (one + two) ** 2, squares, out=np.full_like(value, first.blocks + second.blocks - 2.0), where=squares > 0
     )
-    reach = stdtrit(freedom, 1 - (1 - LEVEL) / 2) * np.sqrt(one + two)
+    reach = special_functions().stdtrit(freedom, 1 - (1 - LEVEL) / 2) * np.sqrt(one + two)
     return Difference(
         value,
         np.maximum(value - reach, -1),
@@ -188,7 +213,8 @@ def _upper_tail(excess: Floats, variances: Floats, freedom: npt.NDArray[np.float
     error = np.sqrt(variances)
     # Without any variance there is neither a hit nor room for one.
     t = np.divide(excess, error, out=np.zeros_like(excess), where=error > 0)
-    tail: Floats = np.where(np.isnan(excess) | np.isnan(error), np.nan, stdtr(np.maximum(freedom, 1), -t))
+    tails = special_functions().stdtr(np.maximum(freedom, 1), -t)
+    tail: Floats = np.where(np.isnan(excess) | np.isnan(error), np.nan, tails)
     return tail
 
 
