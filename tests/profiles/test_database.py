@@ -236,7 +236,8 @@ def test_a_file_that_was_cut_off_is_refused(planted, kept) -> None:
         ("counts", "activations", b"123", "3 bytes instead of 32"),
         ("counts", "gate_mass", b"\xff" * 64, "not finite"),
         ("counts", "tokens", -1, "a count is negative"),
-        ("counts", "tokens", 0, "activations of 0 tokens"),
+        ("counts", "tokens", 0, "a group has no tokens"),
+        ("counts", "tokens", 5, "times in 5 tokens"),
         ("pairs", "counts", b"not zlib", "pairs|incorrect header|segment"),
         ("banks", "experts", 10**9, "of 1000000000 experts per token"),
         ("groups", "modality", "smell", "Unknown modality 'smell'"),
@@ -249,6 +250,17 @@ def test_damaged_rows_are_found(planted, table, column, value, message) -> None:
     connection.close()
     with ProfileDatabase(planted) as database, pytest.raises(ProfileFormatError, match=message):
         contents(database)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("tokens", 0), ("tokens", 3), ("gate_mass", b"1"), ("activations", b"12")]
+)
+def test_questions_are_not_asked_of_damaged_rows(planted, column, value) -> None:
+    with sqlite3.connect(planted) as connection:
+        connection.execute(f"UPDATE profile_counts SET {column} = ? WHERE segment = 3", (value,))
+    connection.close()
+    with pytest.raises(ProfileFormatError, match="The profile is damaged"):
+        Profile.open(planted)
 
 
 def test_tables_that_are_gone_are_missed(planted) -> None:

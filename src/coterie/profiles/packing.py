@@ -142,18 +142,20 @@ def check_bank(bank: BankCounts, experts: int, what: str) -> None:
     """Finds counters that no recording can give.
 
     Raises:
-        ProfileFormatError: If a count is negative, or more tokens chose an expert than there were.
+        ProfileFormatError: If a count is negative, or an expert was chosen more often than there were tokens.
     """
     for counts in bank.groups:
         arrays: Sequence[Counts] = (counts.activations, counts.reap_counts)
         if any(len(array) != experts for array in (*arrays, counts.gate_mass, counts.reap_sum)):
             raise _damaged(what, f"its arrays are not of {experts} experts")
-        if counts.tokens < 0 or any((array < 0).any() for array in arrays):
-            raise _damaged(what, "a count is negative")
+        if counts.tokens < 1 or any((array < 0).any() for array in arrays):
+            raise _damaged(what, "a count is negative, or a group has no tokens")
         if not (math.isfinite(counts.entropy_sum) and math.isfinite(counts.entropy_squares)):
             raise _damaged(what, "an entropy is not finite")
-        if int(counts.activations.sum()) > counts.tokens * experts:
-            raise _damaged(what, f"{int(counts.activations.sum())} activations of {counts.tokens} tokens")
+        if int(counts.activations.max()) > counts.tokens:
+            raise _damaged(
+                what, f"an expert was chosen {int(counts.activations.max())} times in {counts.tokens} tokens"
+            )
     if bank.pairs is not None and (len(bank.pairs) != experts * (experts - 1) // 2 or (bank.pairs < 0).any()):
         raise _damaged(what, "its pairs are not those of the bank's experts")
 

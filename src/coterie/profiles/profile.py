@@ -251,14 +251,19 @@ def _bank_table(shape: BankShape, rows: list[tuple[int, int, Any]]) -> BankTable
             raise ProfileFormatError(f"The profile is damaged: {what}: a row is cut off.")
         return unpack_sums(b"".join(packed), len(rows) * experts, what).reshape(len(rows), experts)
 
+    tokens, activations = np.array([row.tokens for *_, row in rows], dtype=np.int64), counts("activations")
+    if (tokens < 1).any() or (activations > tokens[:, None]).any():
+        raise ProfileFormatError(
+            f"The profile is damaged: {what}: an expert was chosen more often than there were tokens."
+        )
     return BankTable(
         shape=shape,
         segments=np.array([segment for segment, _, _ in rows], dtype=np.intp),
         groups=np.array([group for _, group, _ in rows], dtype=np.intp),
-        tokens=np.array([row.tokens for *_, row in rows], dtype=np.int64),
+        tokens=tokens,
         entropy_sum=np.array([row.entropy_sum for *_, row in rows]),
         entropy_squares=np.array([row.entropy_squares for *_, row in rows]),
-        activations=counts("activations"),
+        activations=activations,
         reap_counts=counts("reap_counts"),
         gate_mass=sums("gate_mass"),
         reap_sum=sums("reap_sum"),
