@@ -268,7 +268,7 @@ def test_a_decode_step_of_another_thread_takes_the_room_it_needs(make):
     assert resident(cache, ALL) == LAYERS[2]
 
 
-def test_another_scan_takes_what_a_thread_left_behind_before_what_is_warm(make):
+def test_another_scan_takes_what_a_thread_left_behind_and_hardly_what_is_warm(make):
     cache = make(16, eviction="lru")
     for _ in range(2):
         with cache.lease(LAYERS[3][:14]) as lease:
@@ -277,10 +277,9 @@ def test_another_scan_takes_what_a_thread_left_behind_before_what_is_warm(make):
     settle(cache)
     assert len(resident(cache, LAYERS[1])) == 2
     scan(cache, LAYERS[0])
-    # How much a scan needs depends on how soon it gives back what it has consumed.
-    warm = len(resident(cache, LAYERS[3][:14]))
-    assert warm >= 13
-    assert warm == 14 or not resident(cache, LAYERS[1])
+    # One of each, or both of what was left behind: that depends on how soon it gives back what it has consumed.
+    assert len(resident(cache, LAYERS[3][:14])) >= 13
+    assert len(resident(cache, LAYERS[1])) <= 1
 
 
 @pytest.mark.parametrize("slots", [2, 5, 20])
