@@ -24,7 +24,14 @@
     ├── LoadError                  loading would have left weights uninitialised or foreign
     ├── ReadError                  an expert could not be read while running
     ├── ContextLengthError         more tokens than the budget was made for
-    └── InputError                 a prompt, picture or sound cannot be turned into model inputs
+    ├── InputError                 a prompt, picture or sound cannot be turned into model inputs
+    └── ProfileError               a database of what experts do cannot be used
+        ├── ProfileNotFoundError       there is no such profile, or nothing was recorded in it
+        ├── ProfileFormatError         not a profile, or a damaged one
+        ├── ProfileVersionError        its schema is of a newer Coterie, or of none
+        ├── ProfileIdentityError       it is about another model (names both)
+        ├── ProfileWriteError          it cannot be written: permission, disk, another writer
+        └── ProfileConnectionError     a server does not answer, or answers something else
 
 Each error carries its facts as attributes (``path``, ``tensor``, ``expected``, ``got``, ...) and its message says
 what to do about it. Everything that Coterie raises on purpose is a :class:`CoterieError`.
@@ -166,3 +173,31 @@ class ContextLengthError(CoterieError):
 
 class InputError(CoterieError):
     """A prompt, picture or sound cannot be turned into model inputs."""
+
+
+class ProfileError(CoterieError):
+    """A database of what experts do cannot be used."""
+
+
+class ProfileNotFoundError(ProfileError):
+    """There is no such profile, or nothing was recorded in it yet."""
+
+
+class ProfileFormatError(ProfileError):
+    """The file is not a profile, or its content is damaged: truncated, overwritten, contradicting itself."""
+
+
+class ProfileVersionError(ProfileError):
+    """The schema is of a newer Coterie or unknown; facts ``expected`` and ``got``, revisions of the schema."""
+
+
+class ProfileIdentityError(ProfileError):
+    """The profile is about another model; facts ``expected`` and ``got``, fingerprints of the two."""
+
+
+class ProfileWriteError(ProfileError):
+    """The profile cannot be written: no permission, a full disk, or another process that writes the same run."""
+
+
+class ProfileConnectionError(ProfileError):
+    """A server does not answer, or its answer is not what was asked for."""

@@ -174,6 +174,18 @@ def test_what_is_expected_is_read_in_order_of_likelihood(make):
     assert stats.prefetch_bytes == stats.bytes_read == 3 * SMALL.nbytes
 
 
+def test_letting_go_of_a_hold_is_no_request(make):
+    gate = Gate(KEYS[1])
+    cache = make(8, gate, read_threads=1)
+    held = cache.hold(KEYS[:1])
+    cache.expect(KEYS[1:4])
+    gate.wait_for(KEYS[1])
+    held.release()
+    gate.open()
+    settle(cache, 3)
+    assert use(cache, KEYS[1:4]).hits == 3
+
+
 def test_what_was_not_begun_is_dropped_when_something_is_asked_for(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=1)

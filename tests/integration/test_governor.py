@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -107,3 +109,29 @@ def test_on_is_on() -> None:
     assert governor.reads
     assert governor.begin_step()
     assert governor.verdict == "pays"
+
+
+def test_steps_that_run_side_by_side_are_not_compared() -> None:
+    machine = Machine(1.0, 0.5, 0.3)
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(200):
+            machine.step()
+            other.submit(machine.governor.begin_step).result()
+    assert machine.governor.verdict == "unknown"
+    machine.share(200)
+    assert machine.governor.verdict == "pays"
+
+
+def test_a_prompt_in_one_thread_and_steps_in_another() -> None:
+    machine = Machine(1.0, 0.8, 0.3)
+    done = threading.Event()
+
+    def prompts() -> None:
+        while not done.is_set():
+            machine.governor.interrupt()
+
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(prompts)
+        machine.share(500)
+        done.set()
+        running.result()

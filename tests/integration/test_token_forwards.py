@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from coterie.errors import UsageError
 from coterie.extraction import extract
 from coterie.integration.token_layer import TokenLayer
 from coterie.integration.token_router import TokenRouter
@@ -236,7 +237,7 @@ def test_another_forward_is_called(place: str, store, open_model, finished) -> N
     assert len(finished) == 6
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [*PLACES, "mlp.experts"])
 def test_another_submodule_is_called(place: str, store, open_model, finished) -> None:
     model = open_model(store("qwen3_moe"))
     layer, _ = replaced(model, TokenLayer)
@@ -309,6 +310,39 @@ def test_the_unusual_goes_to_the_class(unusual: str, store, open_model, finished
     with autocast:
         continued(model)
     assert not finished
+
+
+def test_defaults_of_torch_make_no_difference(store, open_model) -> None:
+    model, ids = open_model(store("qwen3_moe")), torch.arange(150)[None] % 90 + 3
+    expected = continued(model, ids)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = continued(open_model(store("qwen3_moe")), ids)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, expected)
+
+
+def test_a_parametrised_norm_goes_to_the_class(store, open_model, finished) -> None:
+    model = open_model(store("qwen3_moe"))
+    layer, _ = replaced(model, TokenLayer)
+    nn.utils.parametrize.register_parametrization(layer.input_layernorm, "weight", nn.Identity())
+    continued(model)
+    assert len(finished) == 6
+
+
+@pytest.mark.parametrize("change", ["float32", "heads", "width"])
+def test_a_cache_of_something_else_is_refused(change: str, store, open_model) -> None:
+    model = open_model(store("qwen3_moe"))
+    with torch.no_grad():
+        cache = model(IDS, use_cache=True).past_key_values
+        for layer in cache.layers:
+            for name in ("keys", "values"):
+                kept = getattr(layer, name)
+                other = {"float32": kept.float(), "heads": kept[:, :1], "width": kept[..., ::2]}[change]
+                setattr(layer, name, other.contiguous())
+        with pytest.raises((UsageError, RuntimeError)):
+            model(IDS[:, :1], past_key_values=cache, use_cache=True)
 
 
 def test_two_threads_do_not_meet(store, open_model) -> None:

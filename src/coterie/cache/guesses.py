@@ -10,7 +10,10 @@ from coterie.cache.residency import Residency
 from coterie.spec import ExpertKey
 
 _THREADS = 64
-"""Threads whose guesses are kept: those of threads that ended before they asked again are not asked for."""
+"""Threads whose guesses are kept; those of threads that ended before they asked again go first."""
+
+_NEAR = 0.75
+"""Share of the capacity that an announcement protects at most: the rest is there for others, whatever becomes of it."""
 
 
 class Guesses:
@@ -54,7 +57,7 @@ class Guesses:
             return
         near: list[ExpertKey] = []
         absent: deque[ExpertKey] = deque()
-        ahead = 0
+        ahead, room = 0, _NEAR * residency.capacity
         for key in keys:
             if not residency.has(key):
                 continue
@@ -62,10 +65,10 @@ class Guesses:
             entry = residency.find(key)
             if entry is None:
                 absent.append(key)
-            elif not (entry.hinted and entry.announced):
-                continue
-            ahead += 1
-            if ahead >= residency.scan_depth(residency.slot_nbytes(key)):
+            ahead += entry is None or (entry.hinted and entry.announced)
+            nbytes = residency.slot_nbytes(key)
+            room -= nbytes
+            if ahead >= residency.scan_depth(nbytes) or room < nbytes:
                 break
         if absent:
             self._protect(thread, near)
@@ -86,11 +89,11 @@ class Guesses:
         """The next announced one to read, with a slot; None if there is none, or no room that a scan may take yet."""
         residency = self._residency
         for thread in tuple(self._announced):
-            keys = self._announced[thread]
+            keys = self._announced.get(thread, deque())  # a lease that is collected meanwhile takes it away
             while keys and residency.find(keys[0]) is not None:
                 keys.popleft()
             if not keys:
-                del self._announced[thread]
+                self._announced.pop(thread, None)
                 continue
             entry = residency.reserve_hinted(keys[0], residency.layout(keys[0]), announced=True)
             if entry is not None:
@@ -101,9 +104,10 @@ class Guesses:
     def take(self) -> Entry | None:
         """The next one to read, with a slot; None if there is none, or no room that a guess may take."""
         for thread in tuple(self._expected):
-            entry = self._first(self._expected[thread])
-            if not self._expected[thread]:
-                del self._expected[thread]
+            keys = self._expected.get(thread, deque())
+            entry = self._first(keys)
+            if not keys:
+                self._expected.pop(thread, None)
             if entry is not None:
                 return entry
         return self._first(self._hints)

@@ -159,7 +159,8 @@ class Held:
     def release(self) -> None:
         """Gives the experts up. Harmless when repeated; the context does it by itself."""
         if self._lease is not None:
-            self._lease.close()
+            # Not closed, which would end what the thread expects: that is not over with this.
+            self._lease.__exit__(None, None, None)
             self._lease = None
         if self._token is not None:
             self._scheduler.release_hold(self._token)

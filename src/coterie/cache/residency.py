@@ -175,6 +175,10 @@ class Residency:
             if victims or not full:
                 claim.evictions += len(victims)
                 return self._enter(key, layout, size, victims, claim)
+        if claim.starving and (victims := self._victims(size)):
+            # It must go on, even at the cost of what it needs itself later.
+            claim.evictions += len(victims)
+            return self._enter(key, layout, size, victims, claim)
         return None
 
     def reserve_hinted(self, key: ExpertKey, layout: RecordLayout, *, announced: bool = False) -> Entry | None:

@@ -42,6 +42,8 @@ COMMANDS = (
     CommandEntry("bench", "coterie.cli.bench", "Measure how fast a model runs here, and where the time goes."),
     CommandEntry("evaluate", "coterie.cli.evaluate", "Measure perplexity, and what a scheme or partial store loses."),
     CommandEntry("replay", "coterie.cli.replay", "Compare eviction policies on recorded routing."),
+    CommandEntry("profile", "coterie.cli.profile", "Show, merge, exchange and publish what experts do."),
+    CommandEntry("experts", "coterie.cli.experts", "Ask a profile which experts do what."),
     CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, or remove one."),
 )
 """In the order in which `coterie --help` shows them: from the first thing a newcomer does to the last."""

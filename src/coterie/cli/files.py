@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from coterie.errors import InputError, UsageError
@@ -36,3 +37,20 @@ def check_writable(path: Path, *, appended: bool = False) -> None:
     target = path.absolute() if appended and path.exists() else folder
     if not os.access(target, os.W_OK):
         raise UsageError(f"{path.name} cannot be written: {target} is read-only.", path=path)
+
+
+def write_text_file(path: Path, lines: Iterable[str]) -> None:
+    """Writes lines to a file, which appears whole or not at all.
+
+    Raises:
+        UsageError: If it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        partial.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.", path=path) from error
+    finally:
+        partial.unlink(missing_ok=True)

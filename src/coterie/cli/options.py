@@ -123,3 +123,20 @@ StoresRootOption = Annotated[
 ]
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+
+ProfileArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROFILE", show_default=False, help="A profile: a file, or postgresql://USER@HOST/DATABASE."
+    ),
+]
+
+ProfileModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="FINGERPRINT",
+        show_default=False,
+        help="Which model, where the profile is about several: its fingerprint, or the beginning of it.",
+    ),
+]

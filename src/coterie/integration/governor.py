@@ -12,7 +12,7 @@ from coterie.spec import Prefetch
 
 Verdict = Literal["unknown", "pays", "complete", "slower", "idle"]
 """What looking ahead is worth: ``pays``; or why it is not done: steps were not shorter with it (``slower``), there was
-too little to wait for (``idle``), every expert is in memory (``complete``). ``unknown`` while it is being tried."""
+too little to wait for (``idle``), every expert is in memory (``complete``). ``unknown`` until it was tried once."""
 
 _BLOCK = 4
 """Steps of a trial that follow each other with guesses, or without."""
@@ -36,6 +36,22 @@ _HOLDS = (256, 4096)
 """Steps that a verdict holds before it is put to the test again; doubles while it stays the same, up to the second."""
 
 
+class _Last(threading.local):
+    """The step that this thread began last.
+
+    Attributes:
+        number: Of all steps and interruptions of all threads; None after an interruption.
+        began: When.
+        waited: What all had waited by then.
+        guesses: Whether guesses are made in it.
+    """
+
+    number: int | None = None
+    began: float = 0.0
+    waited: float = 0.0
+    guesses: bool = False
+
+
 class Governor:
     """Decides, step by step of decoding, whether guesses are made and read.
 
@@ -56,7 +72,8 @@ class Governor:
         self._read_times = read_times
         self._clock = clock
         self._lock = threading.Lock()
-        self._last: tuple[float, float] | None = None
+        self._steps = 0
+        self._last = _Last()
         # Seconds of the steps that are being compared: without guesses, with them.
         self._steps_s: tuple[list[float], list[float]] = ([], [])
         self._waited_s = 0.0
@@ -71,20 +88,24 @@ class Governor:
         with self._lock:
             self._account()
             self.reads = self._decide()
+            self._last.guesses = self.reads
             return self.reads
 
     def interrupt(self) -> None:
-        """Something else than decode steps follows: its time is not theirs."""
-        self._last = None
+        """Something else than decode steps follows in this thread: its time is not theirs."""
+        with self._lock:
+            self._steps += 1
+            self._last.number = None
 
     def _account(self) -> None:
-        now, waited = self._clock(), self._read_times().wait_s
-        if self._last is not None:
-            before, waited_before = self._last
-            self._steps_s[self.reads].append(now - before)
-            if not self.reads:
-                self._waited_s += waited - waited_before
-        self._last = now, waited
+        """Notes what this thread's last step took, unless another thread began something meanwhile."""
+        now, waited, last = self._clock(), self._read_times().wait_s, self._last
+        if last.number is not None and last.number == self._steps:
+            self._steps_s[last.guesses].append(now - last.began)
+            if not last.guesses:
+                self._waited_s += waited - last.waited
+        self._steps += 1
+        last.number, last.began, last.waited = self._steps, now, waited
 
     def _decide(self) -> bool:
         """Whether the next step has guesses."""

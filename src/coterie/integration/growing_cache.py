@@ -34,7 +34,8 @@ class _Room:
         # Written in later steps too, whether or not these are in inference mode.
         with torch.inference_mode(False):
             self._keys, self._values = (
-                torch.empty(1, one.shape[1], self._most, one.shape[3], dtype=one.dtype) for one in (keys, values)
+                torch.empty(1, one.shape[1], self._most, one.shape[3], dtype=one.dtype, device="cpu")
+                for one in (keys, values)
             )
         self._keys[:, :, : self._used] = keys
         self._values[:, :, : self._used] = values
@@ -57,12 +58,12 @@ def extend(cache: Any, key: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor,
 
     Args:
         cache: Of transformers.
-        key: What will be written, [1, heads, 1, width], or another tensor of its dtype.
+        key: What will be written, [1, heads, 1, width].
         layer_idx: Layer of the cache.
 
     Returns:
         All keys and all values, [1, heads, tokens, width], the last two dimensions without gaps; None if the cache is
-        of another kind or empty, and nothing was done.
+        of another kind, empty, or keeps other things than this key is, and nothing was done.
     """
     layer = _plain_layer(cache, layer_idx)
     if layer is None:
@@ -70,11 +71,24 @@ def extend(cache: Any, key: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor,
     room: _Room | None = layer.__dict__.get(_PLACE)
     keys = layer.keys
     if room is None or not room.serves(keys, layer.values):
-        if keys.dim() != 4 or keys.shape[0] != 1 or keys.shape[2] == 0 or keys.dtype != key.dtype:
+        if not _like(keys, key) or not _like(layer.values, key) or keys.shape != layer.values.shape:
             return None
         room = layer.__dict__[_PLACE] = _Room(keys, layer.values)
     layer.keys, layer.values = longer = room.longer()
     return longer
+
+
+def _like(kept: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether a layer keeps tensors that such a key can be appended to."""
+    return (
+        kept.dim() == 4
+        and kept.shape[0] == 1
+        and kept.shape[2] > 0
+        and kept.shape[1] == key.shape[1]
+        and kept.shape[3] == key.shape[3]
+        and kept.dtype == key.dtype
+        and kept.is_cpu
+    )
 
 
 def _plain_layer(cache: Any, layer_idx: int) -> Any:

@@ -152,7 +152,7 @@ class WatchedRouter:
         self.site = site
         self.forward: Callable[..., Any] | None = router.__dict__.get("forward")
         self._router = router
-        functools.update_wrapper(self, router.forward)
+        functools.update_wrapper(self, router.forward, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the router chooses."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from coterie.errors import UsageError
 from coterie.hf.forwards import same_forward
 from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.growing_cache import extend
@@ -112,7 +113,7 @@ class TokenLayer:
         )  # fmt: skip
         self._site: Site | None = _site_of(block.gate) if routed else None
         self._children = [(one._modules, name, child) for one in (module, attention, *router[:1])
-                          for name, child in one._modules.items() if child in self.stands_for]  # fmt: skip
+                          for name, child in one._modules.items()]  # fmt: skip
         weighed = (*norms, *router[1:])
         self._weights = [(one._parameters, one._parameters["weight"].data_ptr()) for one in weighed]
         self._global_hooks = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
@@ -165,7 +166,8 @@ class TokenLayer:
             if modules.get(name) is not module:
                 return False
         for parameters, address in self._weights:
-            if parameters["weight"].data_ptr() != address:
+            weight = parameters.get("weight")  # none, once it is parametrised
+            if weight is None or weight.data_ptr() != address:
                 return False
         usual = self._attention.config._attn_implementation == "sdpa" and not self._module.training
         return usual and (not any(self._hooks) or self._only_idle_recorders())
@@ -216,6 +218,12 @@ class TokenLayer:
             native.finish(passage, *longer, append=True)
         else:
             keys, values = past_key_values.update(key, value, self._layer_idx)
+            if keys.dtype is not torch.bfloat16 or values.dtype is not torch.bfloat16:
+                raise UsageError(
+                    f"Layer {self._layer_idx} of the cache has {keys.dtype} keys and {values.dtype} values; the model "
+                    "computes in torch.bfloat16.",
+                    advice="Give it a cache that this model has filled, outside autocast.",
+                )
             if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
                 keys, values = keys.contiguous(), values.contiguous()
             native.finish(passage, keys, values)

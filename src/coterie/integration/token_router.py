@@ -56,7 +56,7 @@ class TokenRouter:
     def __call__(self, hidden_states: torch.Tensor) -> Any:
         """What the class computes."""
         module = self._module
-        tokens = hidden_states.reshape(-1, module.hidden_dim)
+        tokens = hidden_states.reshape(-1, module.hidden_dim).contiguous()
         weight = module._parameters["weight"]
         if (
             tokens.shape[0] > _FEW

@@ -46,8 +46,8 @@ def token_attention(
     """
     _, kv_heads, length, width = keys.shape
     heads = query.numel() // width
-    out = torch.empty(1, 1, heads * width, dtype=torch.bfloat16)
-    scores = torch.empty(heads, length)
+    out = torch.empty(1, 1, heads * width, dtype=torch.bfloat16, device="cpu")
+    scores = torch.empty(heads, length, dtype=torch.float32, device="cpu")
     library.functions.coterie_token_attention(
         library.level,
         library.threads,

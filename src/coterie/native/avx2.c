@@ -44,7 +44,7 @@ COTERIE_INLINE const float *token_scales(const void *prepared, int64_t values) {
 /* int4. Bytes of a load hold even columns in their lower halves and odd ones in their upper halves, as whole numbers
  * from 0 to 15. A token is kept as 16-bit whole numbers with a scale for each group (fixed_point.h), their upper and
  * lower bytes apart: for each 64 columns the upper bytes of even columns, those of odd ones, and the lower bytes
- * likewise. Sums of two products of bytes fit 16 bits; upper ones count 256 times. 8 times the sum of the group's values
+ * likewise. Sums of four products of bytes fit 16 bits; upper ones count 256 times. 8 times the sum of the group's values
  * is too much, because codes stay plus 8 here, and goes with the zeros, 8 groups at a time.
  */
 COTERIE_INLINE int64_t values_int4(int64_t columns) {

@@ -20,13 +20,16 @@ COTERIE_INLINE float coterie_fixed_point(const uint16_t *values, int64_t group, 
     /* Exponents with their bias; the scale and its inverse stay normal numbers. */
     int32_t exponent = largest >> 7, power = exponent > 15 ? exponent - 14 : 1;
     float scale = coterie_from_bits((uint32_t)power << 23), inverse = coterie_from_bits((uint32_t)(254 - power) << 23);
+    if (exponent == 255) {
+        for (int64_t i = 0; i < group; i++) whole[i] = 0;
+        return *sum = coterie_from_bits(0x7fc00000);
+    }
     for (int64_t i = 0; i < group; i++) {
         /* Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the lowest bits. */
         float shifted = coterie_from_bf16(values[i]) * inverse + 12582912.0f;
         whole[i] = (int32_t)(coterie_to_bits(shifted) - 0x4b400000u);
         total += whole[i];
     }
-    if (exponent == 255) scale = coterie_from_bits(0x7fc00000);
     *sum = (float)total * scale;
     return scale;
 }

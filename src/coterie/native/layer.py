@@ -228,8 +228,8 @@ class Passage:
     def __init__(self, shape: LayerShape) -> None:
         mixed = shape.heads * shape.head_width
         self._shape = shape
-        self._work = torch.empty(2 * mixed + shape.experts, dtype=torch.bfloat16)
-        self._scores = torch.empty(0)
+        self._work = torch.empty(2 * mixed + shape.experts, dtype=torch.bfloat16, device="cpu")
+        self._scores = torch.empty(0, dtype=torch.float32, device="cpu")
         self._room = 0
         self._times = (_double * len(STAGES))()
         self._places = (_Results * _BATCH)()
@@ -249,7 +249,7 @@ class Passage:
         """For the scores of a cache of so many tokens."""
         if length > self._room:
             self._room = length + length // 4 + 64
-            self._scores = torch.empty(self._shape.heads * self._room)
+            self._scores = torch.empty(self._shape.heads * self._room, dtype=torch.float32, device="cpu")
             self.call.scores = self._scores.data_ptr()
 
     def time(self, wanted: bool) -> None:
@@ -267,7 +267,7 @@ class Passage:
         width, _, kv_heads, head_width, _, top_k = self._shape
         kept, hidden, few = (1, kv_heads, 1, head_width), (1, width), (1, top_k)
         whole = [
-            torch.empty(_BATCH, *size, dtype=dtype)
+            torch.empty(_BATCH, *size, dtype=dtype, device="cpu")
             for size, dtype in (
                 (kept, torch.bfloat16), (kept, torch.bfloat16), ((1, *hidden), torch.bfloat16),
                 (hidden, torch.bfloat16), (few, torch.int64), (few, torch.bfloat16),

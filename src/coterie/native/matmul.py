@@ -77,7 +77,7 @@ class PackedMatrix:
             got = f"{x_MK.dtype} {list(x_MK.shape)} on {x_MK.device}"
             raise UsageError(f"Activations must be bfloat16 [M, {columns}] in memory, not {got}.", got=got)
         x_MK = x_MK.contiguous()
-        out_MN = torch.empty(x_MK.shape[0], rows, dtype=torch.bfloat16)
+        out_MN = torch.empty(x_MK.shape[0], rows, dtype=torch.bfloat16, device="cpu")
         codes, scales = self._fields
         library, tokens, threads = self._library, x_MK.shape[0], self._library.threads
         functions, way = library.functions, (self._scheme, library.level, threads)
@@ -86,7 +86,7 @@ class PackedMatrix:
         if tokens < self.least_rows:
             functions.coterie_matmul(*way, *fields, *shape, out_MN.data_ptr())
         else:
-            scratch = torch.empty(functions.coterie_gemm_bytes(*way, tokens, columns), dtype=torch.uint8)
+            scratch = torch.empty(functions.coterie_gemm_bytes(*way, tokens, columns), dtype=torch.uint8, device="cpu")
             functions.coterie_gemm_matmul(*way, *fields, *shape, out_MN.data_ptr(), scratch.data_ptr())
         return out_MN
 

@@ -23,9 +23,9 @@ def route(
     """
     count, width = tokens.shape
     experts = weight.shape[0]
-    logits = torch.empty(count, experts, dtype=torch.bfloat16)
-    weights = torch.empty(count, top_k, dtype=torch.bfloat16)
-    ids = torch.empty(count, top_k, dtype=torch.int64)
+    logits = torch.empty(count, experts, dtype=torch.bfloat16, device="cpu")
+    weights = torch.empty(count, top_k, dtype=torch.bfloat16, device="cpu")
+    ids = torch.empty(count, top_k, dtype=torch.int64, device="cpu")
     library.functions.coterie_router(
         library.level,
         tokens.data_ptr(),

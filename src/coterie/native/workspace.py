@@ -106,9 +106,9 @@ class Workspace:
     def intermediate(self, nbytes: int) -> torch.Tensor:
         """At least so many bytes for intermediate results, aligned."""
         if nbytes > KEPT_BYTES:
-            return torch.empty(nbytes, dtype=torch.uint8)
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         if self._kept is None or self._kept.numel() < nbytes:
-            self._kept = torch.empty(nbytes, dtype=torch.uint8)
+            self._kept = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         return self._kept
 
     def make_scratch(self) -> None:
@@ -116,5 +116,5 @@ class Workspace:
         nbytes = self._library.functions.coterie_experts_scratch(self.address)
         kept = self._scratch_of_products
         if nbytes and (kept is None or kept.numel() < nbytes):
-            kept = self._scratch_of_products = torch.empty(nbytes, dtype=torch.uint8)
+            kept = self._scratch_of_products = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         self.call.scratch = kept.data_ptr() if nbytes and kept is not None else None

@@ -1,0 +1,10 @@
+"""Run by Alembic, within the connection and transaction of :mod:`coterie.profiles.schema`."""
+
+from __future__ import annotations
+
+from alembic import context
+
+context.configure(
+    connection=context.config.attributes["connection"], version_table=context.config.attributes["version_table"]
+)
+context.run_migrations()

@@ -1,0 +1,239 @@
+"""Tables into facts. What is read is checked: a file may be damaged, and may come from anywhere."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from coterie.errors import ProfileFormatError, UsageError
+from coterie.profiles import tables
+from coterie.profiles.facts import (
+    MAX_EXPERTS,
+    BankCounts,
+    BankShape,
+    Counts,
+    GroupCounts,
+    Mark,
+    RunFacts,
+    SegmentFacts,
+    Vocabulary,
+    check_group,
+)
+from coterie.profiles.packing import check_bank, segment_digest, unpack_counts, unpack_pairs, unpack_sums, unpack_tokens
+from coterie.spec import BankKey
+
+_AT_ONCE = 8
+"""Segments in memory at once while many are read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRows:
+    """A run and the numbers that its rows have in this database.
+
+    Attributes:
+        id: Number of the run.
+        facts: What it is.
+        bank_ids: Bank → number.
+    """
+
+    id: int
+    facts: RunFacts
+    bank_ids: dict[BankKey, int]
+
+    @property
+    def shapes(self) -> dict[int, BankShape]:
+        """Number of a bank → the bank."""
+        return {self.bank_ids[shape.bank]: shape for shape in self.facts.banks}
+
+
+def read_runs(connection: Connection, identity: str | None = None) -> list[RunRows]:
+    """All runs, or those of a model, by UUID."""
+    table = tables.runs
+    query = select(table).order_by(table.c.uuid)
+    if identity is not None:
+        query = query.where(table.c.identity == identity)
+    found = connection.execute(query).all()
+    banks = defaultdict(list)
+    for row in connection.execute(select(tables.banks)):
+        banks[row.run_id].append(row)
+    return [_run(row, banks[row.id]) for row in found]
+
+
+def read_run(connection: Connection, uuid: str) -> RunRows | None:
+    """The run of this UUID, if it is there."""
+    row = connection.execute(select(tables.runs).where(tables.runs.c.uuid == uuid)).one_or_none()
+    if row is None:
+        return None
+    return _run(row, connection.execute(select(tables.banks).where(tables.banks.c.run_id == row.id)).all())
+
+
+def _run(row: Any, bank_rows: Sequence[Any]) -> RunRows:
+    shapes, ids = [], {}
+    for bank in bank_rows:
+        key = BankKey(bank.component, bank.layer, bank.bank)
+        if not 0 < bank.experts <= MAX_EXPERTS or not 0 < bank.top_k <= bank.experts or bank.layer < 0:
+            raise ProfileFormatError(
+                f"The profile is damaged: {key} of run {row.uuid} has {bank.top_k} of {bank.experts} experts per token."
+            )
+        shapes.append(BankShape(bank=key, experts=bank.experts, top_k=bank.top_k))
+        ids[key] = bank.id
+    facts = RunFacts(
+        uuid=row.uuid,
+        identity=row.identity,
+        model=row.model,
+        model_class=row.model_class,
+        banks=tuple(sorted(shapes, key=lambda shape: shape.bank)),
+        started=row.started,
+        tool_version=row.tool_version,
+        label=row.label,
+        tokenizer=row.tokenizer,
+    )
+    return RunRows(id=row.id, facts=facts, bank_ids=ids)
+
+
+def read_digests(connection: Connection, rows: RunRows) -> dict[int, str]:
+    """Numbers of a run's segments → their digests, ascending."""
+    table = tables.segments
+    query = select(table.c.number, table.c.digest).where(table.c.run_id == rows.id).order_by(table.c.number)
+    return {row.number: row.digest for row in connection.execute(query)}
+
+
+def read_segments(
+    connection: Connection, rows: RunRows, numbers: Sequence[int] | None = None, *, pairs: bool = True
+) -> Iterator[SegmentFacts]:
+    """Segments of a run, ascending, a few in memory at a time.
+
+    Args:
+        connection: Open until the last one was taken.
+        rows: The run.
+        numbers: Which; None for all.
+        pairs: Whether counts of pairs are read. Digests are checked only then.
+
+    Raises:
+        ProfileFormatError: If what is there contradicts itself.
+    """
+    digests = read_digests(connection, rows)
+    wanted = sorted(digests if numbers is None else set(numbers) & digests.keys())
+    for start in range(0, len(wanted), _AT_ONCE):
+        batch = wanted[start : start + _AT_ONCE]
+        by_segment = _count_rows(connection, rows, batch)
+        pair_rows = _pair_rows(connection, rows, batch) if pairs else {}
+        for number in batch:
+            segment = _segment(rows, number, by_segment.get(number, {}), pair_rows.get(number, {}))
+            if pairs and segment_digest(segment) != digests[number]:
+                raise ProfileFormatError(
+                    f"The profile is damaged: segment {number} of run {rows.facts.uuid} is not what was written.",
+                    advice="Merge an intact copy into a new file, or record again.",
+                    run=rows.facts.uuid,
+                    segment=number,
+                )
+            yield segment
+
+
+def _count_rows(connection: Connection, rows: RunRows, numbers: Sequence[int]) -> dict[int, dict[int, list[Any]]]:
+    counts, groups = tables.counts, tables.groups
+    query = (
+        select(counts, groups.c.modality, groups.c.domain, groups.c.phase)
+        .join(groups, groups.c.id == counts.c.group_id)
+        .where(counts.c.run_id == rows.id, counts.c.segment.in_(numbers))
+    )
+    found: dict[int, dict[int, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    for row in connection.execute(query):
+        found[row.segment][row.bank_id].append(row)
+    return found
+
+
+def _pair_rows(connection: Connection, rows: RunRows, numbers: Sequence[int]) -> dict[int, dict[int, bytes]]:
+    table = tables.pairs
+    query = select(table).where(table.c.run_id == rows.id, table.c.segment.in_(numbers))
+    found: dict[int, dict[int, bytes]] = defaultdict(dict)
+    for row in connection.execute(query):
+        found[row.segment][row.bank_id] = row.counts
+    return found
+
+
+def _segment(rows: RunRows, number: int, by_bank: dict[int, list[Any]], pairs: dict[int, bytes]) -> SegmentFacts:
+    banks = []
+    for bank_id, shape in sorted(rows.shapes.items(), key=lambda item: item[1].bank):
+        if bank_id not in by_bank:
+            continue
+        what = f"run {rows.facts.uuid}, segment {number}, {shape.bank}"
+        groups = [group_of_row(row, shape.experts, what) for row in by_bank[bank_id]]
+        groups.sort(key=lambda counts: counts.group)
+        packed = pairs.get(bank_id)
+        bank = BankCounts(
+            bank=shape.bank,
+            groups=tuple(groups),
+            pairs=None if packed is None else unpack_pairs(packed, shape.experts, what),
+        )
+        check_bank(bank, shape.experts, what)
+        banks.append(bank)
+    return SegmentFacts(number=number, banks=tuple(banks))
+
+
+def group_of_row(row: Any, experts: int, what: str) -> GroupCounts:
+    """Counters of one row of the table `counts`, joined with its group.
+
+    Raises:
+        ProfileFormatError: If it cannot be what was written.
+    """
+    try:
+        group = check_group(row.modality, row.domain, row.phase)
+    except UsageError as error:
+        raise ProfileFormatError(f"The profile is damaged: {what}: {error.message}") from error
+    return GroupCounts(
+        group=group,
+        tokens=row.tokens,
+        entropy_sum=row.entropy_sum,
+        entropy_squares=row.entropy_squares,
+        activations=unpack_counts(row.activations, experts, what),
+        gate_mass=unpack_sums(row.gate_mass, experts, what),
+        reap_sum=unpack_sums(row.reap_sum, experts, what),
+        reap_counts=unpack_counts(row.reap_counts, experts, what),
+    )
+
+
+def read_pairs(connection: Connection, rows: RunRows, bank: BankKey) -> Iterator[tuple[int, Counts]]:
+    """Counts of pairs of one bank: number of the segment, and [E·(E−1)/2]; ascending."""
+    table = tables.pairs
+    experts = next(shape.experts for shape in rows.facts.banks if shape.bank == bank)
+    query = (
+        select(table.c.segment, table.c.counts)
+        .where(table.c.run_id == rows.id, table.c.bank_id == rows.bank_ids[bank])
+        .order_by(table.c.segment)
+    )
+    for row in connection.execute(query):
+        yield row.segment, unpack_pairs(row.counts, experts, f"pairs of {bank} in run {rows.facts.uuid}")
+
+
+def read_vocabulary(connection: Connection, rows: RunRows, bank: BankKey | None = None) -> Vocabulary:
+    """Counts of tokens of a run: of all banks, or of one and what its tokens sum up to."""
+    table = tables.vocabulary
+    query = select(table).where(table.c.run_id == rows.id)
+    if bank is not None:
+        query = query.where(table.c.bank_id == rows.bank_ids[bank])
+    shapes = rows.shapes
+    banks = {}
+    for row in connection.execute(query):
+        shape = shapes[row.bank_id]
+        banks[shape.bank] = unpack_tokens(row.counts, row.segments, shape.experts, f"tokens of {shape.bank}")
+    table = tables.token_totals
+    query = select(table).where(table.c.run_id == rows.id)
+    if bank is not None:
+        query = query.where(table.c.component == bank.component, table.c.bank == bank.bank)
+    totals = {
+        (row.component, row.bank): unpack_tokens(row.counts, row.segments, 1, f"tokens of {row.component}")
+        for row in connection.execute(query)
+    }
+    return Vocabulary(banks=banks, totals=totals)
+
+
+def read_marks(connection: Connection, rows: RunRows) -> dict[str, Mark]:
+    """Marks of a run by their key."""
+    table = tables.marks
+    found = connection.execute(select(table).where(table.c.run_id == rows.id))
+    return {row.input: Mark(row.input, row.position, row.done) for row in found}
