@@ -28,7 +28,7 @@ class Supply(Protocol):
         """What to read next, with a slot of its own.
 
         Args:
-            ahead: It cannot be read at once: only what somebody waits for.
+            ahead: It cannot be read at once: only what somebody waits for, or will ask for as good as certainly.
         """
         ...
 

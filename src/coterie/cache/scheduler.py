@@ -264,7 +264,7 @@ class Scheduler:
         self.residency.settle()
 
     def next_entry(self, *, ahead: bool) -> Entry | None:
-        """What to read next: for a claim, or, unless it is read ``ahead`` of its turn, for a hint."""
+        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, for a hint."""
         entry = self._demanded() or self._announced() or (None if ahead else self._guessed())
         if entry is not None:
             self.outstanding.begin(entry)

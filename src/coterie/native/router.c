@@ -6,28 +6,8 @@
 
 enum { MOST_EXPERTS = 1024, MOST_CHOICES = 64, ROWS = 4 };
 
-#define TARGET
-#define NAME(x) x##_portable
-#include "vectors.h"
-#include "router_lanes.h"
-#undef TARGET
-#undef NAME
-#undef INLINE
-
-#if defined(__x86_64__)
-#define TARGET __attribute__((target("avx2,fma")))
-#define NAME(x) x##_avx2
-#include "vectors.h"
-#include "router_lanes.h"
-#undef TARGET
-#undef NAME
-#undef INLINE
-
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
-#define NAME(x) x##_avx512
-#include "vectors.h"
-#include "router_lanes.h"
-#endif
+#define LEVELLED "router_lanes.h"
+#include "each_level.h"
 
 void coterie_route_logits(int level, const coterie_routing *task, int64_t begin, int64_t end) {
     COTERIE_BY_LEVEL(level, all_logits, task, begin, end);

@@ -8,28 +8,8 @@
 
 enum { MOST_WIDTH = 512, SHARING = 4 };
 
-#define TARGET
-#define NAME(x) x##_portable
-#include "vectors.h"
-#include "attention_lanes.h"
-#undef TARGET
-#undef NAME
-#undef INLINE
-
-#if defined(__x86_64__)
-#define TARGET __attribute__((target("avx2,fma")))
-#define NAME(x) x##_avx2
-#include "vectors.h"
-#include "attention_lanes.h"
-#undef TARGET
-#undef NAME
-#undef INLINE
-
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
-#define NAME(x) x##_avx512
-#include "vectors.h"
-#include "attention_lanes.h"
-#endif
+#define LEVELLED "attention_lanes.h"
+#include "each_level.h"
 
 void coterie_rotate_head(int level, uint16_t *head, int64_t width, const uint16_t *cosine, const uint16_t *sine) {
     COTERIE_BY_LEVEL(level, rotate, head, width, cosine, sine);
