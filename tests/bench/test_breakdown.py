@@ -12,7 +12,7 @@ from coterie.bench.breakdown import PARTS, _Stopwatch
 from coterie.errors import UsageError
 from coterie.extraction import extract
 from coterie.integration import TokenLayer
-from coterie.native import library
+from coterie.native import STAGES, NativeLayer, library
 from zoo import ZOO
 
 BF16 = torch.bfloat16
@@ -50,21 +50,25 @@ def test_native_layers_say_themselves_what_they_took(zoo_checkpoint, tmp_path, o
     extract(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "store", scheme="int4", dense_scheme="int4")
     model = open_model(tmp_path / "store")
     layers = [one for module in model.modules() if isinstance(one := module.__dict__.get("forward"), TokenLayer)]
-    reported = []
-    reporting = _Stopwatch.reporting
+    taken, take = [], NativeLayer.take
 
-    def counted(self, calls):
-        report = reporting(self, calls)
-        return lambda stages: reported.append(stages) or report(stages)
+    def noted(self, hidden, cosine, sine, times=None):
+        taken.append(times)
+        return take(self, hidden, cosine, sine, times)
 
-    monkeypatch.setattr(_Stopwatch, "reporting", counted)
+    monkeypatch.setattr(NativeLayer, "take", noted)
     parts = breakdown(model, ZOO["qwen3_moe"].inputs(seed=1)["input_ids"], 5)
-    assert len(reported) == 4 * len(layers) > 0
-    assert all(min(stages) > 0 for stages in reported)
+    times = [one for one in taken if one is not None]
+    assert len(taken) == 2 * len(times) == 2 * 4 * len(layers) > 0
+    # Nothing is timed before the first of the steps that count.
+    assert all(one.passes == one.with_experts == 4 for one in times)
+    stages = [sum(one.seconds[i] for one in times) / 4 / 4 for i in range(len(STAGES))]
+    assert min(stages) > 0
+    assert parts.parts["experts"] == pytest.approx(stages[STAGES.index("experts")])
     assert sum(parts.parts.values()) == pytest.approx(parts.step_s)
-    assert parts.parts["attention"] >= sum(stages[2] for stages in reported) / 4
+    assert parts.parts["attention"] >= stages[STAGES.index("attention")]
     assert all(seconds > 0 for part, seconds in parts.parts.items() if part != "waiting")
-    assert all(layer.report is None and layer.intact for layer in layers)
+    assert all(layer.times is None and layer.intact for layer in layers)
 
 
 def test_a_layer_that_calls_its_modules_goes_on_doing_so(zoo_checkpoint, tmp_path, open_model):

@@ -1,11 +1,13 @@
 """Shelves: the experts of one bank by id, in step with what is resident."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
 from coterie.cache import ExpertCache
 from coterie.errors import UsageError
+from coterie.native import library
 
 from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of
 
@@ -103,3 +105,52 @@ def test_after_closing_it_says_so(open_cache):
     cache.close()
     with pytest.raises(UsageError, match="closed"):
         shelf.try_hold([0])
+
+
+@pytest.fixture
+def loaded():
+    found = library()
+    if found is None:
+        pytest.skip("the native library was not built")
+    return found
+
+
+def there(berths):
+    return [berths[expert] != 0 for expert in range(8)]
+
+
+def test_berths_are_in_step_with_what_is_resident(open_cache, loaded):
+    cache = open_cache(4)
+    cache.hold(KEYS[:2]).release()
+    berths = cache.shelf(BANK, 8).berths(loaded, SMALL)
+    assert there(berths) == [True, True, *[False] * 6]
+    cache.hold(KEYS[3:6]).release()
+    assert sum(there(berths)) == 4
+    assert there(berths)[3:6] == [True] * 3
+    with cache.hold(KEYS[5:6]) as held:
+        first = SMALL.fields[0]
+        assert berths[5] == held.tensors[0][0].data_ptr() - first.offset
+    cache.close()
+    assert there(berths) == [False] * 8
+
+
+def test_records_of_another_layout_have_no_berth(open_cache, loaded):
+    cache = open_cache(4)
+    berths = cache.shelf(BANK, 8).berths(loaded, replace(SMALL, name="other"))
+    cache.hold(KEYS[:2]).release()
+    assert there(berths) == [False] * 8
+
+
+def test_what_was_found_without_the_cache_counts_as_hits(open_cache):
+    cache = open_cache(4)
+    cache.hold(KEYS[:4]).release()
+    shelf = cache.shelf(BANK, 8)
+    hits = cache.stats().hits
+    shelf.turn()
+    shelf.note([0, 1])
+    assert cache.stats().hits == hits + 2
+    cache.hold(KEYS[4:6]).release()
+    assert [shelf.try_hold([expert]) is not None for expert in range(6)] == [True, True, False, False, True, True]
+    cache.close()
+    with pytest.raises(UsageError, match="closed"):
+        shelf.turn()

@@ -15,10 +15,13 @@ def append(
     cache: DynamicCache, key: torch.Tensor, value: torch.Tensor, layer: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As a layer that is computed natively does it."""
-    longer = extend(cache, key, layer)
-    if longer is None:
+    room = extend(cache, layer, key.shape[1], key.shape[3])
+    if room is None:
         return cache.update(key, value, layer)
-    for whole, new in zip(longer, (key, value), strict=True):
+    kept = cache.layers[layer]
+    longer = kept.keys, kept.values
+    for whole, new, address, stride in zip(longer, (key, value), room[:2], room[2:4], strict=True):
+        assert (whole.data_ptr(), whole.stride(1), whole.shape[2]) == (address, stride, room.length)
         whole[:, :, -1:] = new
     return longer
 

@@ -13,10 +13,12 @@ from torch import nn
 
 from coterie.errors import UsageError
 from coterie.extraction import extract
+from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_layer import TokenLayer
 from coterie.integration.token_router import TokenRouter
 from coterie.native import NativeLayer, library, rotate, token_attention
 from coterie.routing import Preview, preview_of
+from coterie.spec import ExpertsSelected, ExpertsServed
 
 NAMES = ["qwen3_moe", "qwen3_vl_moe", "qwen3_omni_thinker", "qwen3_omni"]
 IDS = torch.arange(3, 19)[None]
@@ -32,13 +34,13 @@ def native() -> None:
 def finished(monkeypatch) -> list[NativeLayer]:
     """Every layer that was computed natively, in order."""
     calls: list[NativeLayer] = []
-    original = NativeLayer.finish
+    original = NativeLayer.release
 
-    def finish(self, *args, **options):
+    def release(self, passage):
         calls.append(self)
-        return original(self, *args, **options)
+        original(self, passage)
 
-    monkeypatch.setattr(NativeLayer, "finish", finish)
+    monkeypatch.setattr(NativeLayer, "release", release)
     return calls
 
 
@@ -343,6 +345,118 @@ def test_a_cache_of_something_else_is_refused(change: str, store, open_model) ->
                 setattr(layer, name, other.contiguous())
         with pytest.raises((UsageError, RuntimeError)):
             model(IDS[:, :1], past_key_values=cache, use_cache=True)
+
+
+@pytest.fixture
+def in_one_call(monkeypatch) -> list[bool]:
+    """Of every layer whose experts were asked for: whether they were computed without their module."""
+    calls: list[bool] = []
+    original = TokenExperts.compute
+
+    def compute(self, passage):
+        whole = original(self, passage)
+        calls.append(whole is not None)
+        return whole
+
+    monkeypatch.setattr(TokenExperts, "compute", compute)
+    return calls
+
+
+class Told:
+    """An observer that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def on_event(self, event: Any) -> None:
+        self.events.append(event)
+
+
+def chosen(events: list[Any]) -> list[tuple[Any, list[int], list[float]]]:
+    return [
+        (event.bank, event.expert_ids.flatten().tolist(), event.weights.flatten().tolist())
+        for event in events
+        if isinstance(event, ExpertsSelected)
+    ]
+
+
+def by_their_module(model: nn.Module) -> None:
+    """Has the experts' modules called, as if some expert were never resident."""
+    for layer in replaced(model, TokenLayer):
+        layer.__dict__["forward"]._token_experts = None
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_omni_thinker"])
+def test_experts_in_one_call_have_the_bits_and_figures_of_their_module(
+    name: str, store, open_model, in_one_call
+) -> None:
+    found = []
+    for one_call in (True, False):
+        model = open_model(store(name))
+        told = Told()
+        layers = len(replaced(text(model), TokenLayer))
+        if not one_call:
+            by_their_module(model)
+        model.coterie.add_observer(told)
+        logits = continued(model)
+        assert len(in_one_call) == one_call * 6 * layers
+        # Not while what a step needs was never read, as in the first.
+        assert sum(in_one_call) > 0 or not one_call
+        in_one_call.clear()
+        stats = model.coterie.stats()
+        served = [event for event in told.events if isinstance(event, ExpertsServed)]
+        found.append((logits, chosen(told.events), [(e.bank, e.requested, e.hits) for e in served], stats.total.hits))
+        assert sum(event.hits for event in served) == stats.total.hits
+    (ours, *our_figures), (theirs, *their_figures) = found
+    assert torch.equal(ours, theirs)
+    assert our_figures == their_figures
+
+
+def test_experts_that_must_be_read_go_through_their_module(store, open_model, in_one_call) -> None:
+    model = open_model(store("qwen3_moe"))
+    want = continued(model)
+    small = open_model(store("qwen3_moe"), expert_memory="40%", prefetch="on")
+    in_one_call.clear()
+    for _ in range(3):
+        assert torch.equal(continued(small), want)
+    assert set(in_one_call) == {True, False}
+    total = small.coterie.stats().total
+    assert 0 < total.hits == total.requested - total.misses
+
+
+def test_hooks_on_experts_are_called(store, open_model, in_one_call) -> None:
+    model = open_model(store("qwen3_moe"))
+    want = continued(model)
+    in_one_call.clear()
+    calls: list[int] = []
+    experts = model.model.layers[1].mlp.experts
+    handle = experts.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(continued(model), want)
+    assert len(calls) == 7  # the prompt's, too
+    layers = len(replaced(model, TokenLayer))
+    assert len(in_one_call) == 6 * (layers - 1)
+    handle.remove()
+    assert torch.equal(continued(model), want)
+    assert len(in_one_call) == 6 * (2 * layers - 1)
+
+
+def test_another_forward_of_experts_is_called(store, open_model, in_one_call) -> None:
+    model = open_model(store("qwen3_moe"))
+    experts = model.model.layers[0].mlp.experts
+    forward, calls = experts.forward, []
+    experts.forward = lambda *args: calls.append(1) or forward(*args)
+    continued(model)
+    assert len(calls) == 7
+
+
+def test_a_closed_model_says_so(store, open_model) -> None:
+    model = open_model(store("qwen3_moe"))
+    continued(model)
+    with torch.no_grad():
+        out = model(IDS, use_cache=True)
+        model.coterie.close()
+        with pytest.raises(UsageError, match="closed"):
+            model(IDS[:, :1], past_key_values=out.past_key_values, use_cache=True)
 
 
 def test_two_threads_do_not_meet(store, open_model) -> None:

@@ -1,4 +1,4 @@
-"""A layer of one token in two calls: the bits of its parts, one by one, whatever the level and the threads."""
+"""A layer of one token in one call or two: the bits of its parts, one by one, whatever the level and the threads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from coterie.errors import UsageError
 from coterie.kernels.norms import RmsNorm
 from coterie.native import (
     STAGES,
+    KeyValueRoom,
     LayerNorm,
     LayerParts,
     LayerRouter,
@@ -18,6 +19,8 @@ from coterie.native import (
     NativeLayer,
     PackedMatrix,
     Passages,
+    Results,
+    StageTimes,
     rotate,
     route,
     token_attention,
@@ -103,12 +106,17 @@ def one_by_one(parts: LayerParts, token: Token, length: int, native: Library) ->
     return found
 
 
-def passed(layer: NativeLayer, token: Token, length: int, *, timed: bool = False) -> list[torch.Tensor]:
-    passage = layer.begin(token.hidden, token.cosine, token.sine, timed=timed)
-    key, value, *_ = passage.results
+def passed(layer: NativeLayer, token: Token, length: int, times: StageTimes | None = None) -> list[torch.Tensor]:
+    passage = layer.take(token.hidden, token.cosine, token.sine, times)
+    key, value, *_ = layer.begin(passage)
     results = layer.finish(passage, *extended(token, key, value, length))
     layer.release(passage)
-    return [tensor for tensor in results[:-1] if tensor.numel()]
+    return given(results)
+
+
+def given(results: Results) -> list[torch.Tensor]:
+    """All that a layer gives but what experts would add."""
+    return [tensor for tensor in results[:-2] if tensor.numel()]
 
 
 @pytest.mark.parametrize("length", [1, 2, 300])
@@ -134,16 +142,19 @@ def test_threads_change_nothing(case: Case, native: Library) -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-def test_the_token_is_appended_where_asked(native: Library) -> None:
-    layer, token = NativeLayer(native, parts_of(WIDE, native), Passages()), token_of(WIDE, 20)
+@pytest.mark.parametrize("case", CASES)
+def test_both_halves_at_once_append_the_token(case: Case, native: Library) -> None:
+    layer, token = NativeLayer(native, parts_of(case, native), Passages()), token_of(case, 20)
     want = passed(layer, token, 20)
     written = [cache.clone() for cache in (token.keys, token.values)]
     for cache in (token.keys, token.values):
         cache[:, :, 19] = torch.nan
-    passage = layer.begin(token.hidden, token.cosine, token.sine)
-    results = layer.finish(passage, token.keys[:, :, :20], token.values[:, :, :20], append=True)
+    passage = layer.take(token.hidden, token.cosine, token.sine)
+    keys, values = token.keys, token.values
+    room = KeyValueRoom(keys.data_ptr(), values.data_ptr(), keys.stride(1), values.stride(1), 20)
+    results = layer.compute(passage, room)
     layer.release(passage)
-    assert all(torch.equal(a, b) for a, b in zip(results[:-1], want, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(given(results), want, strict=True))
     assert torch.equal(token.keys, written[0])
     assert torch.equal(token.values, written[1])
 
@@ -165,7 +176,9 @@ def test_two_passages_at_once_do_not_meet(native: Library) -> None:
         [token_of(SMALL, 9, seed=i) for i in (1, 2)],
     )
     want = [passed(layer, token, 9)[2] for token in tokens]
-    open_ = [layer.begin(token.hidden, token.cosine, token.sine) for token in tokens]
+    open_ = [layer.take(token.hidden, token.cosine, token.sine) for token in tokens]
+    for passage in open_:
+        layer.begin(passage)
     for token, passage, expected in zip(tokens, open_, want, strict=True):
         results = layer.finish(passage, *extended(token, passage.results.key, passage.results.value, 9))
         assert torch.equal(results.residual, expected)
@@ -176,15 +189,21 @@ def test_two_passages_at_once_do_not_meet(native: Library) -> None:
 def test_stages_are_timed_where_asked(native: Library) -> None:
     layer, token = NativeLayer(native, parts_of(WIDE, native), Passages()), token_of(WIDE, 30)
     plain = passed(layer, token, 30)
-    passage = layer.begin(token.hidden, token.cosine, token.sine, timed=True)
-    layer.finish(passage, *extended(token, passage.results.key, passage.results.value, 30))
-    times = passage.times
-    layer.release(passage)
-    assert len(times) == len(STAGES)
-    assert all(seconds > 0 for seconds in times)
+    times = StageTimes()
+    for passes in (1, 2):
+        before = times.seconds
+        passed(layer, token, 30, times)
+        assert times.passes == passes
+        assert times.with_experts == 0
+        took = dict(zip(STAGES, (new - old for new, old in zip(times.seconds, before, strict=True)), strict=True))
+        assert took.pop("experts") == 0
+        assert min(took.values()) > 0
     # The same memory serves a pass that is not timed.
     assert all(torch.equal(a, b) for a, b in zip(passed(layer, token, 30), plain, strict=True))
-    assert passage.times == (0.0,) * len(STAGES)
+    assert times.passes == 2
+    times.reset()
+    assert times.seconds == (0.0,) * len(STAGES)
+    assert times.passes == 0
 
 
 def test_what_is_not_served_is_refused(native: Library) -> None:

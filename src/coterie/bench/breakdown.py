@@ -29,7 +29,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -41,7 +41,7 @@ from coterie.engine.runtime import Runtime
 from coterie.errors import UnsupportedError, UsageError
 from coterie.hf.banks import ExpertBank
 from coterie.integration import QuantisedLinear, TokenLayer
-from coterie.native import STAGES
+from coterie.native import STAGES, StageTimes
 from coterie.routing.locate import find_router
 
 if TYPE_CHECKING:
@@ -111,30 +111,35 @@ def breakdown(
     runtime: Runtime = model.coterie
     _, plain = generate(model, prompt, new_tokens, seed=seed, on_token=on_token)
     watch = _Stopwatch()
+    native: list[tuple[StageTimes, Counter[Part]]] = []
     waited = 0.0
 
     def note(count: int) -> None:
         nonlocal waited
         if count == 1:
             watch.reset()
+            for times, _ in native:
+                times.reset()
             waited = runtime.stats().total.wait_s
         if on_token is not None:
             on_token(count)
 
-    with _timed(model, runtime.expert_banks, watch):
+    with _timed(model, runtime.expert_banks, watch, native):
         _, timed = generate(model, prompt, new_tokens, seed=seed, on_token=note)
         waited = runtime.stats().total.wait_s - waited
+    for times, calls in native:
+        watch.add(times, calls)
     steps = timed.steps_s
     seconds = dict.fromkeys(PARTS, 0.0) | watch.seconds
     # The scheduler's clock and this one may differ by a little.
     seconds["waiting"] = min(waited, seconds["experts"])
     seconds["experts"] -= seconds["waiting"]
     seconds["sampling"] = sum(steps) - sum(seconds.values())
-    calls = dict.fromkeys(PARTS, 0) | watch.calls
+    counts = dict.fromkeys(PARTS, 0) | watch.calls
     return Breakdown(
         steps=len(steps),
         parts={part: seconds[part] / len(steps) for part in PARTS},
-        calls={part: calls[part] / len(steps) for part in PARTS},
+        calls={part: counts[part] / len(steps) for part in PARTS},
         step_s=sum(steps) / len(steps),
         overhead=statistics.median(steps) / statistics.median(plain.steps_s) - 1,
     )
@@ -175,25 +180,21 @@ class _Stopwatch:
 
         return timed
 
-    def reporting(self, calls: Counter[Part]) -> Callable[[tuple[float, ...]], None]:
-        """Told what the stages of a native layer took; ``calls`` are those of the modules that it stands for."""
-
-        def report(stages: tuple[float, ...]) -> None:
-            if threading.get_ident() != self._thread:
-                return
-            for part, took in zip(_STAGES, stages, strict=True):
-                self.seconds[part] = self.seconds.get(part, 0.0) + took
-            for part, count in calls.items():
-                self.calls[part] = self.calls.get(part, 0) + count
-            if self._nested:
-                self._nested[-1] += sum(stages)
-
-        return report
+    def add(self, times: StageTimes, calls: Mapping[Part, int]) -> None:
+        """What the stages of a native layer took within the model's own forward; ``calls`` are those of one pass."""
+        for part, took in zip(_STAGES, times.seconds, strict=True):
+            self.seconds[part] = self.seconds.get(part, 0.0) + took
+            self.seconds["glue"] -= took
+        for part, count in calls.items():
+            self.calls[part] = self.calls.get(part, 0) + count * times.passes
+        self.calls["experts"] = self.calls.get("experts", 0) + times.with_experts
 
 
 @contextlib.contextmanager
-def _timed(model: PreTrainedModel, banks: list[ExpertBank], watch: _Stopwatch) -> Iterator[None]:
-    """Times the modules of a model inside the context."""
+def _timed(
+    model: PreTrainedModel, banks: list[ExpertBank], watch: _Stopwatch, native: list[tuple[StageTimes, Counter[Part]]]
+) -> Iterator[None]:
+    """Times the modules of a model inside the context; native layers time themselves, and what they stand for."""
     before: list[tuple[nn.Module, object]] = []
     forwards = [module.__dict__.get("forward") for module in model.modules()]
     layers = [forward for forward in forwards if isinstance(forward, TokenLayer) and forward.intact]
@@ -205,7 +206,8 @@ def _timed(model: PreTrainedModel, banks: list[ExpertBank], watch: _Stopwatch) -
             module.__dict__["forward"] = watch.timing(part, module.forward)
         for layer in layers:
             layer.examine()
-            layer.report = watch.reporting(Counter(parts[module] for module in layer.stands_for if module in parts))
+            layer.times = StageTimes()
+            native.append((layer.times, Counter(parts[one] for one in layer.stands_for if one in parts)))
         yield
     finally:
         for module, own in reversed(before):
@@ -215,7 +217,7 @@ def _timed(model: PreTrainedModel, banks: list[ExpertBank], watch: _Stopwatch) -
                 module.__dict__["forward"] = own
         for layer in layers:
             layer.examine()
-            layer.report = None
+            layer.times = None
 
 
 def _parts(model: PreTrainedModel, banks: list[ExpertBank]) -> Iterator[tuple[nn.Module, Part]]:

@@ -184,7 +184,7 @@ class ExpertCache:
             experts: E, how many it has, absent ones included.
         """
         with self._scheduler.lock:
-            return Shelf(self._scheduler, self._residency.shelf(bank, experts))
+            return Shelf(self._scheduler, bank, self._residency.shelf(bank, experts))
 
     def hold(self, keys: Sequence[ExpertKey]) -> Held:
         """Holds experts together, reading those that are not resident and waiting for them.

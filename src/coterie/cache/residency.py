@@ -12,6 +12,7 @@ from coterie.cache.claims import Claim, Entry
 from coterie.cache.statistics import Counters
 from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
 from coterie.eviction import EvictionPolicy
+from coterie.native import Berths
 from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout, format_bytes
 
 Journal = deque[Sequence[Entry]]
@@ -45,6 +46,8 @@ class Residency:
         self.loading: dict[ExpertKey, Entry] = {}
         # The same as in ``loaded``, by bank and id.
         self._shelves: dict[BankKey, list[Entry | None]] = {}
+        # The same for native calls, of the records of one layout.
+        self._berths: dict[BankKey, tuple[Berths, RecordLayout]] = {}
         # What must stay together until it is given up: token → (thread, entries). A decode step makes and drops one
         # for every layer, which is why this is not written to each entry.
         self.holds: dict[object, tuple[int, Sequence[Entry]]] = {}
@@ -122,6 +125,13 @@ class Residency:
         if shelf is None:
             shelf = self._shelves[bank] = [self.loaded.get(bank.expert(expert)) for expert in range(experts)]
         return shelf
+
+    def moor(self, bank: BankKey, layout: RecordLayout, berths: Berths) -> None:
+        """Keeps berths in step with what is resident of a bank's records of a layout."""
+        self._berths[bank] = (berths, layout)
+        for key, entry in self.loaded.items():
+            if key.bank_key == bank:
+                self._shelve(key, entry)
 
     def note_use(self, entry: Entry) -> None:
         """Somebody asked for an entry: a hint that led to it was right."""
@@ -274,6 +284,13 @@ class Residency:
         shelf = self._shelves.get(key.bank_key)
         if shelf is not None:
             shelf[key.expert] = entry
+        berths, layout = self._berths.get(key.bank_key, (None, None))
+        if berths is None:
+            return
+        if entry is None:
+            berths.clear(key.expert)
+        elif entry.layout == layout:
+            berths.fill(key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
 
     def _enter(
         self, key: ExpertKey, layout: RecordLayout, size: int, victims: Sequence[ExpertKey], claim: Claim | None

@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Tensors
+from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Shelf, Tensors
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
 from coterie.integration.clock import StepClock
@@ -86,6 +86,7 @@ class StreamedBank:
         all_fit: Whether no expert is ever evicted.
         batch_nbytes: Bytes of experts in memory that are best computed with at once: so little of the cache that there
             is room for reading meanwhile.
+        shelf: The experts in the cache, once there is one.
         try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
         succession: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
@@ -104,6 +105,7 @@ class StreamedBank:
         self.decodes = False
         self.all_fit = False
         self.batch_nbytes = 0
+        self.shelf: Shelf | None = None
         self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
         self.succession: Succession | None = None
         self.look_ahead: Callable[[], None] = _nothing
@@ -111,7 +113,8 @@ class StreamedBank:
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
         """Gives the bank its cache, and what makes parameters of the records in it."""
         self._cache = cache
-        self.try_hold = cache.shelf(self.bank.key, self.bank.num_experts).try_hold
+        self.shelf = cache.shelf(self.bank.key, self.bank.num_experts)
+        self.try_hold = self.shelf.try_hold
         self.all_fit = cache.total_bytes <= cache.capacity
         self.batch_nbytes = min(cache.capacity // _BATCHES, _BATCH_NBYTES)
         self.decodes = decoder.changes
@@ -137,8 +140,7 @@ class StreamedBank:
                 "A streamed model cannot be trained: its experts' memory is written again and again.",
                 advice="Run it under torch.no_grad(), or load it with transformers for training.",
             )
-        if self._clock.observers:
-            self._announce(top_k_index_TK, top_k_weights_TK)
+        self.chosen(top_k_index_TK, top_k_weights_TK)
         if self.missing is None:
             return Routed(top_k_index_TK, top_k_weights_TK, 0)
         return self.missing(top_k_index_TK, top_k_weights_TK)
@@ -198,7 +200,10 @@ class StreamedBank:
     def _unconnected(self, experts: object) -> NoReturn:
         raise LoadError(f"{self.bank.path} was run before its experts were connected.", module=self.bank.path)
 
-    def _announce(self, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
+    def chosen(self, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
+        """Tells observers what the router chose."""
+        if not self._clock.observers:
+            return
         event = ExpertsSelected(
             step=self._clock.step,
             bank=self.bank.key,

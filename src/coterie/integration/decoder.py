@@ -91,6 +91,11 @@ class BankDecoder:
         return decoder
 
     @property
+    def by_layout(self) -> Mapping[RecordLayout, FieldDecoder]:
+        """The decoders of all layouts that were met so far."""
+        return self._by_layout
+
+    @property
     def decoders(self) -> Iterable[FieldDecoder]:
         """Of all layouts that were met so far."""
         return self._by_layout.values()

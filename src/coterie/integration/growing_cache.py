@@ -12,10 +12,18 @@ from typing import Any
 
 import torch
 
+from coterie.native import KeyValueRoom
+
 _STEP = 256
 """Tokens by which the room grows."""
 
+_AHEAD = 16
+"""Lengths that views are made for at once: between two layers of a large model the processor's caches forget all, and
+one view takes as long as these."""
+
 _PLACE = "_coterie_room"
+
+_Views = tuple[torch.Tensor, torch.Tensor]
 
 
 class _Room:
@@ -26,7 +34,7 @@ class _Room:
         values: Likewise.
     """
 
-    __slots__ = ("_given", "_keys", "_most", "_used", "_values")
+    __slots__ = ("_coming", "_given", "_keys", "_most", "_strides", "_used", "_values")
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self._used = keys.shape[2]
@@ -39,54 +47,69 @@ class _Room:
             )
         self._keys[:, :, : self._used] = keys
         self._values[:, :, : self._used] = values
-        self._given: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._given: _Views | None = None
+        # Views for the lengths that come next, the next one last.
+        self._coming: list[_Views] = []
+        self._strides = self._keys.stride(1), self._values.stride(1)
 
     def serves(self, keys: torch.Tensor, values: torch.Tensor) -> bool:
         """Whether these are the tensors that it gave last, and there is room for one more token."""
         given = self._given
         return given is not None and keys is given[0] and values is given[1] and self._used < self._most
 
-    def longer(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def longer(self) -> _Views:
         """Keys and values with one more token, which the caller writes."""
-        self._used = end = self._used + 1
-        self._given = given = self._keys.narrow(2, 0, end), self._values.narrow(2, 0, end)
+        if not self._coming:
+            last = min(self._used + _AHEAD, self._most)
+            self._coming = [
+                (self._keys.narrow(2, 0, end), self._values.narrow(2, 0, end)) for end in range(last, self._used, -1)
+            ]
+        self._used += 1
+        self._given = given = self._coming.pop()
         return given
 
+    @property
+    def place(self) -> KeyValueRoom:
+        """Where they lie, and how many tokens they are."""
+        # Addresses are not kept: a copy of this has other ones.
+        return KeyValueRoom(self._keys.data_ptr(), self._values.data_ptr(), *self._strides, self._used)
 
-def extend(cache: Any, key: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+
+def extend(cache: Any, layer_idx: int, heads: int, width: int) -> KeyValueRoom | None:
     """Makes a layer of a plain dynamic cache longer by one token, whose key and value the caller writes.
 
     Args:
         cache: Of transformers.
-        key: What will be written, [1, heads, 1, width].
         layer_idx: Layer of the cache.
+        heads: Heads of the key that will be written.
+        width: Values of each.
 
     Returns:
-        All keys and all values, [1, heads, tokens, width], the last two dimensions without gaps; None if the cache is
-        of another kind, empty, or keeps other things than this key is, and nothing was done.
+        Where all keys and values lie; None if the cache is of another kind, empty, or keeps other things than bfloat16
+        of that shape, and nothing was done.
     """
     layer = _plain_layer(cache, layer_idx)
     if layer is None:
         return None
     room: _Room | None = layer.__dict__.get(_PLACE)
-    keys = layer.keys
-    if room is None or not room.serves(keys, layer.values):
-        if not _like(keys, key) or not _like(layer.values, key) or keys.shape != layer.values.shape:
+    keys, values = layer.keys, layer.values
+    if room is None or not room.serves(keys, values):
+        if not _like(keys, heads, width) or not _like(values, heads, width) or keys.shape != values.shape:
             return None
-        room = layer.__dict__[_PLACE] = _Room(keys, layer.values)
-    layer.keys, layer.values = longer = room.longer()
-    return longer
+        room = layer.__dict__[_PLACE] = _Room(keys, values)
+    layer.keys, layer.values = room.longer()
+    return room.place
 
 
-def _like(kept: torch.Tensor, key: torch.Tensor) -> bool:
+def _like(kept: torch.Tensor, heads: int, width: int) -> bool:
     """Whether a layer keeps tensors that such a key can be appended to."""
     return (
         kept.dim() == 4
         and kept.shape[0] == 1
         and kept.shape[2] > 0
-        and kept.shape[1] == key.shape[1]
-        and kept.shape[3] == key.shape[3]
-        and kept.dtype == key.dtype
+        and kept.shape[1] == heads
+        and kept.shape[3] == width
+        and kept.dtype is torch.bfloat16
         and kept.is_cpu
     )
 

@@ -7,10 +7,12 @@ import functools
 import torch
 from torch import nn
 
+from coterie import native
 from coterie.cache import Tensors
 from coterie.errors import LoadError
 from coterie.integration.bank import StreamedBank
 from coterie.integration.decoder import BankDecoder, FieldDecoder
+from coterie.integration.token_experts import TokenExperts
 from coterie.native import ExpertsKernel, Library, library
 from coterie.native.experts import ACTIVATIONS
 
@@ -43,18 +45,18 @@ class QuantisedExperts:
             streamed: The bank, connected.
             activation: The class's activation function.
         """
-        native, decoder, bank = library(), streamed.decoder, streamed.bank
+        found, decoder, bank = library(), streamed.decoder, streamed.bank
         name = activation_name(activation)
-        if native is None or decoder is None or name is None or bank.dtypes[_UP] != torch.bfloat16:
+        if found is None or decoder is None or name is None or bank.dtypes[_UP] != torch.bfloat16:
             return None
         schemes = {scheme_of(one) for one in decoder.decoders}
         scheme = schemes.pop() if len(schemes) == 1 else None
         width, inner = bank.parameters[_DOWN]
         if scheme is None or bank.parameters[_UP] != (2 * inner, width):
             return None
-        if not ExpertsKernel.served(native, scheme=scheme, activation=name, width=width, inner=inner):
+        if not ExpertsKernel.served(found, scheme=scheme, activation=name, width=width, inner=inner):
             return None
-        return cls(streamed, decoder, _kernel(native, scheme, name, bank.num_experts, width, inner))
+        return cls(streamed, decoder, _kernel(found, scheme, name, bank.num_experts, width, inner))
 
     def serves(self, hidden_TD: torch.Tensor) -> bool:
         """Whether this input is computed here."""
@@ -87,6 +89,16 @@ class QuantisedExperts:
         streamed.served(stats, absent)
         return result
 
+    def token_experts(self) -> TokenExperts | None:
+        """For a single token, by one call; None where experts are absent or their records differ."""
+        layouts, shelf = self._decoder.by_layout, self._streamed.shelf
+        if self._streamed.missing is not None or shelf is None or len(layouts) != 1:
+            return None
+        ((layout, decoder),) = layouts.items()
+        a, b, c, d = (layout.fields[i].offset for name in (_UP, _DOWN) for i in decoder.matrices[name].positions)
+        berths = shelf.berths(self._kernel.library, layout)
+        return TokenExperts(self._streamed, shelf, native.TokenExperts(self._kernel, berths, (a, b, c, d)))
+
     def _locate(self, expert: int, tensors: Tensors) -> tuple[int, int, int, int, int]:
         decoder = self._decoder.of(self._streamed.keys[expert])
         distances = self._distances.get(decoder)
@@ -112,10 +124,10 @@ class QuantisedExperts:
 
 
 @functools.cache
-def _kernel(native: Library, scheme: str, activation: str, num_experts: int, width: int, inner: int) -> ExpertsKernel:
+def _kernel(loaded: Library, scheme: str, activation: str, num_experts: int, width: int, inner: int) -> ExpertsKernel:
     """Layers of the same shape share one, and with it its working memory."""
     return ExpertsKernel(
-        native, scheme=scheme, activation=activation, num_experts=num_experts, width=width, inner=inner
+        loaded, scheme=scheme, activation=activation, num_experts=num_experts, width=width, inner=inner
     )
 
 

@@ -1,9 +1,9 @@
-"""A decoder layer's forward that is two native calls and its experts, for one token after others."""
+"""A decoder layer's forward that is two native calls, one of them its experts, for one token after others."""
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,18 +13,28 @@ from torch.nn.modules import module as torch_module
 from coterie.errors import UsageError
 from coterie.hf.forwards import same_forward
 from coterie.hf.recorders import only_idle_recorders
+from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.growing_cache import extend
 from coterie.integration.linear import QuantisedLinear
 from coterie.integration.lookahead import Site, WatchedRouter
 from coterie.integration.norms import NativeForward
+from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
-from coterie.native import LayerNorm, LayerParts, LayerRouter, Library, NativeLayer, PackedMatrix, Passages
+from coterie.native import (
+    LayerNorm,
+    LayerParts,
+    LayerRouter,
+    Library,
+    NativeLayer,
+    PackedMatrix,
+    Passage,
+    Passages,
+    Results,
+    StageTimes,
+)
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _HELPERS = ("apply_rotary_pos_emb", "rotate_half")
-
-Report = Callable[[tuple[float, ...]], None]
-"""Told the seconds that the stages of a layer took, in the order of ``STAGES``."""
 
 
 class _Pass(threading.local):
@@ -34,6 +44,7 @@ class _Pass(threading.local):
         self.cosine: torch.Tensor | None = None
         self.place = 0
         self.changed: frozenset[int] = frozenset()
+        self.with_changed_experts: frozenset[int] = frozenset()
 
 
 class LayerGroup:
@@ -70,15 +81,22 @@ class LayerGroup:
         if now.cosine is not cosine or place <= now.place:
             now.cosine = cosine
             now.changed = frozenset(i for i, layer in enumerate(self._layers) if not layer.intact)
+            routed = ((i, layer) for i, layer in enumerate(self._layers) if layer.routed)
+            now.with_changed_experts = frozenset(i for i, layer in routed if not layer.experts_intact)
         now.place = place
         return place not in now.changed
+
+    def experts_intact(self, place: int) -> bool:
+        """Whether a layer's experts were; to be asked after :meth:`intact`."""
+        return place not in self._pass.with_changed_experts
 
 
 class TokenLayer:
     """A decoder layer's forward: native for one token after others, else the class's own.
 
-    Where the block of experts is nothing but a router and experts, it stands for both; else the block is called as the
-    class calls it. It stands for the forwards that its submodules had when it was made, or last examined: where one
+    Where the block of experts is nothing but a router and experts, it stands for both, and for the experts, too, while
+    all that the router chose are resident; else the block is called as the class calls it. It stands for the forwards
+    that its submodules had when it was made, or last examined: where one
     has another since, or a hook, the class's own forward runs and calls them.
 
     Args:
@@ -88,7 +106,8 @@ class TokenLayer:
         routed: Whether that includes the router.
 
     Attributes:
-        report: Told what stages took; None where nobody wants to know.
+        routed: That given.
+        times: What stages take is added to these; None where nobody wants to know.
         stands_for: The submodules that are not called.
     """
 
@@ -100,12 +119,15 @@ class TokenLayer:
         self._attention: Any = attention
         self._block: nn.Module = block
         self._experts: nn.Module | None = block.experts if routed else None
+        self._experts_forward = None if self._experts is None else self._experts.__dict__.get("forward")
         self._native = native
+        self.routed = routed
         self._layer_idx: int = attention.layer_idx
         self._hidden_shape = (1, 1, attention.q_proj.in_features)
         self._head_shape = (1, 1, attention.head_dim)
         self._strides = (attention.head_dim, 1)
-        self.report: Report | None = None
+        self._kept = (attention.k_proj.out_features // attention.head_dim, attention.head_dim)
+        self.times: StageTimes | None = None
         norms = (layer.input_layernorm, attention.q_norm, attention.k_norm, layer.post_attention_layernorm)
         router = (block, block.gate) if routed else ()
         self.stands_for: tuple[nn.Module, ...] = (
@@ -179,6 +201,7 @@ class TokenLayer:
 
     def examine(self) -> None:
         """Takes the forwards that its submodules have now for those that it stands for."""
+        self._experts_seen = None if self._experts is None else self._experts.__dict__.get("forward")
         self._forwards = [(one.__dict__, one.__dict__.get("forward")) for one in self.stands_for]
 
     def __call__(
@@ -210,31 +233,51 @@ class TokenLayer:
                 position_embeddings=position_embeddings,
                 **others,
             )
-        native, report = self._native, self.report
-        passage = native.begin(hidden_states, *position_embeddings, timed=report is not None)
-        key, value, residual, normed, ids, weights, _ = passage.results
-        longer = extend(past_key_values, key, self._layer_idx)
-        if longer is not None:
-            native.finish(passage, *longer, append=True)
-        else:
-            keys, values = past_key_values.update(key, value, self._layer_idx)
-            if keys.dtype is not torch.bfloat16 or values.dtype is not torch.bfloat16:
-                raise UsageError(
-                    f"Layer {self._layer_idx} of the cache has {keys.dtype} keys and {values.dtype} values; the model "
-                    "computes in torch.bfloat16.",
-                    advice="Give it a cache that this model has filled, outside autocast.",
-                )
-            if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
-                keys, values = keys.contiguous(), values.contiguous()
-            native.finish(passage, keys, values)
-        if report is not None:
-            report(passage.times)
+        native = self._native
+        passage = native.take(hidden_states, *position_embeddings, self.times)
+        room = extend(past_key_values, self._layer_idx, *self._kept)
+        results = self._compute_beside(passage, past_key_values) if room is None else native.compute(passage, room)
+        whole = None
+        if self._experts is not None:
+            if self._site is not None:
+                self._site.called((results.normed,), {})
+            token_experts = self._token_experts
+            if token_experts is not None and self._group.experts_intact(self._place):
+                whole = token_experts.compute(passage)
         native.release(passage)
+        if whole is not None:
+            return whole
         if self._experts is None:
-            return residual + self._block(normed[None])
-        if self._site is not None:
-            self._site.called((normed,), {})
-        return residual + self._experts(normed, ids, weights)
+            return results.residual + self._block(results.normed[None])
+        return results.residual + self._experts(results.normed, results.ids, results.weights)
+
+    def _compute_beside(self, passage: Passage, cache: Any) -> Results:
+        """With a cache that takes key and value itself."""
+        native = self._native
+        begun = native.begin(passage)
+        keys, values = cache.update(begun.key, begun.value, self._layer_idx)
+        if keys.dtype is not torch.bfloat16 or values.dtype is not torch.bfloat16:
+            raise UsageError(
+                f"Layer {self._layer_idx} of the cache has {keys.dtype} keys and {values.dtype} values; the model "
+                "computes in torch.bfloat16.",
+                advice="Give it a cache that this model has filled, outside autocast.",
+            )
+        if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
+            keys, values = keys.contiguous(), values.contiguous()
+        return native.finish(passage, keys, values)
+
+    @functools.cached_property
+    def _token_experts(self) -> TokenExperts | None:
+        """Made with the first token, when the experts have their cache."""
+        adapter = getattr(self._experts_forward, "__self__", None)
+        return adapter.token_experts if isinstance(adapter, DecoratedExperts) else None
+
+    @property
+    def experts_intact(self) -> bool:
+        """Whether the experts' module is as it was when it was examined."""
+        experts: Any = self._experts
+        forward = experts.__dict__.get("forward")
+        return forward is self._experts_seen and not (experts._forward_hooks or experts._forward_pre_hooks)
 
     def _serves(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> bool:
         """Whether this is a token as others, and the layer what it was when it was examined."""

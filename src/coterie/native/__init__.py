@@ -5,22 +5,15 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 """
 
 from coterie.native.attention import attention_served, rotate, token_attention
+from coterie.native.berths import Berths
 from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise, quantise
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
-from coterie.native.layer import (
-    STAGES,
-    LayerNorm,
-    LayerParts,
-    LayerRouter,
-    LayerShape,
-    NativeLayer,
-    Passage,
-    Passages,
-    Results,
-)
+from coterie.native.layer import KeyValueRoom, LayerNorm, LayerParts, LayerRouter, NativeLayer
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.matmul import SCHEMES, PackedMatrix
+from coterie.native.passage import STAGES, LayerShape, Passage, Passages, Results, StageTimes
 from coterie.native.router import route
+from coterie.native.token_experts import Places, TokenExperts
 from coterie.native.workspace import Located
 
 __all__ = [
@@ -31,8 +24,10 @@ __all__ = [
     "SCHEMES",
     "STAGES",
     "VARIABLE",
+    "Berths",
     "ExpertsKernel",
     "ExpertsPass",
+    "KeyValueRoom",
     "LayerNorm",
     "LayerParts",
     "LayerRouter",
@@ -43,7 +38,10 @@ __all__ = [
     "PackedMatrix",
     "Passage",
     "Passages",
+    "Places",
     "Results",
+    "StageTimes",
+    "TokenExperts",
     "attention_served",
     "dequantise",
     "library",

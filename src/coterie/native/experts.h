@@ -56,6 +56,9 @@ COTERIE_INLINE int64_t position_of(const experts_call *call, int64_t expert) {
     return low < call->used && call->experts[low] == expert ? low : -1;
 }
 
+/* See experts.c. */
+int64_t coterie_experts(experts_call *call);
+
 /* Computes the rows of those of the call's experts that have many; returns how many experts these are. */
 int64_t coterie_many_experts(experts_call *call);
 

@@ -34,6 +34,7 @@ class ExpertsKernel:
         inner: F; gate_up is [2F, D], gate first, and down [D, F].
 
     Attributes:
+        library: That given, as are ``scheme``, ``activation``, ``num_experts``, ``width`` and ``inner``.
         least_rows: Tokens of one expert from which on they are computed together.
 
     Raises:
@@ -55,6 +56,7 @@ class ExpertsKernel:
             raise AssertionError("experts_call and its mirror differ")
         self.library = library
         self.scheme = scheme
+        self.activation = activation
         self.num_experts = num_experts
         self.width = width
         self.inner = inner

@@ -1,9 +1,7 @@
-/* A decoder layer of one token but for its experts, in two parallel regions: before the cache takes key and value, and
- * after. Every part is the one that is called by itself elsewhere, on values rounded at the same places, so the bits are
+/* A decoder layer of one token but for its experts: all at once, or in two halves, before the cache takes key and value
+ * and after. Every part is the one that is called by itself elsewhere, on values rounded at the same places, so the bits are
  * the same; and they do not depend on threads.
  */
-#include <time.h>
-
 #include "layer.h"
 
 enum { CHUNK = 128, GRAIN = 32, ROUTER_GRAIN = 4, MOST_WIDTH = 16384 };
@@ -21,16 +19,10 @@ typedef struct {
     int64_t scheme;
 } desk;
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 static void lap(passage *own, int thread, int stage) {
     if (thread || !own->call->times) return;
-    double time = now();
-    own->call->times[stage] += time - own->since;
+    double time = coterie_now();
+    own->call->times->seconds[stage] += time - own->since;
     own->since = time;
 }
 
@@ -166,10 +158,27 @@ static void second_half(void *context, int thread, int threads) {
     if (thread == 0) coterie_route_choice((int)fixed->level, &routing);
 }
 
-static void run(coterie_body half, const layer *fixed, layer_call *call, int last_stage) {
-    passage own = {fixed, call, call->times ? now() : 0};
-    coterie_parallel(half, &own, (int)call->threads);
+static void whole(void *context, int thread, int threads) {
+    first_half(context, thread, threads);
+    coterie_barrier(threads);
+    lap(context, thread, STAGE_ATTENTION);
+    second_half(context, thread, threads);
+}
+
+static void run(coterie_body body, const layer *fixed, layer_call *call, int last_stage) {
+    passage own = {fixed, call, call->times ? coterie_now() : 0};
+    coterie_parallel(body, &own, (int)call->threads);
     lap(&own, 0, last_stage);
+}
+
+static void run_to_the_end(coterie_body body, const layer *fixed, layer_call *call) {
+    run(body, fixed, call, fixed->router ? STAGE_ROUTER : STAGE_NORMS);
+    if (call->times) call->times->passes++;
+}
+
+/* Both halves: key and value are written to the cache here. */
+COTERIE_API void coterie_layer(const layer *fixed, layer_call *call) {
+    run_to_the_end(whole, fixed, call);
 }
 
 /* From the hidden state to query, key and value, normalised and rotated. */
@@ -179,7 +188,7 @@ COTERIE_API void coterie_layer_begin(const layer *fixed, layer_call *call) {
 
 /* From the cache, which has this token now, to what the experts get, and which of them. */
 COTERIE_API void coterie_layer_finish(const layer *fixed, layer_call *call) {
-    run(second_half, fixed, call, fixed->router ? STAGE_ROUTER : STAGE_NORMS);
+    run_to_the_end(second_half, fixed, call);
 }
 
 /* Bytes of the structures, for their mirrors. */
@@ -188,5 +197,13 @@ COTERIE_API int64_t coterie_layer_bytes(void) {
 }
 
 COTERIE_API int64_t coterie_layer_call_bytes(void) {
-    return sizeof(layer_call) + sizeof(layer_results);
+    return sizeof(layer_call);
+}
+
+COTERIE_API int64_t coterie_layer_results_bytes(void) {
+    return sizeof(layer_results);
+}
+
+COTERIE_API int64_t coterie_layer_times_bytes(void) {
+    return sizeof(layer_times);
 }

@@ -2,6 +2,8 @@
 #ifndef COTERIE_LAYER_H
 #define COTERIE_LAYER_H
 
+#include <time.h>
+
 #include "token.h"
 
 /* See coterie_rms_norm. */
@@ -30,7 +32,13 @@ typedef struct {
     int64_t experts, top_k, normalise;
 } layer;
 
-enum { STAGE_NORMS, STAGE_LINEAR, STAGE_ATTENTION, STAGE_ROUTER, STAGES };
+enum { STAGE_NORMS, STAGE_LINEAR, STAGE_ATTENTION, STAGE_ROUTER, STAGE_EXPERTS, STAGES };
+
+/* What stages took in some passes: seconds; and how many passes there were, and how many of them through experts. */
+typedef struct {
+    double seconds[STAGES];
+    int64_t passes, with_experts;
+} layer_times;
 
 /* Where results go; all activations are bfloat16. */
 typedef struct {
@@ -40,6 +48,8 @@ typedef struct {
     uint16_t *residual, *normed;
     int64_t *ids;
     uint16_t *weights;
+    /* Of the experts: [width], the residual with what they add. */
+    uint16_t *out;
 } layer_results;
 
 /* One token, and working memory. */
@@ -58,8 +68,16 @@ typedef struct {
     /* Work: float32 [heads, length]; [heads, head_width]; [experts]. */
     float *scores;
     uint16_t *mixed, *logits;
-    /* Seconds that each stage took are added to these; or NULL. */
-    double *times;
+    /* Work of the experts: float32 [top_k, width], then bfloat16 [top_k, inner width]. */
+    float *rows;
+    /* This pass is added to these; or NULL. */
+    layer_times *times;
 } layer_call;
+
+static inline double coterie_now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
 
 #endif

@@ -1,4 +1,4 @@
-"""A decoder layer of one token but for its experts, in two calls: before the cache takes key and value, and after."""
+"""A decoder layer of one token but for its experts: in one call, or before the cache takes key and value and after."""
 
 from __future__ import annotations
 
@@ -11,17 +11,10 @@ from coterie.errors import UsageError
 from coterie.native.attention import attention_served
 from coterie.native.library import Library
 from coterie.native.matmul import PackedMatrix
+from coterie.native.passage import LayerCall, LayerResults, LayerShape, Passage, Passages, Results, StageTimes
 from coterie.native.router import MOST_CHOICES, MOST_EXPERTS
 
-STAGES = ("norms", "linear", "attention", "router")
-"""What a layer's time is told apart by; their order is that of the C code."""
-
 _MOST_WIDTH = 16384
-
-_BATCH = 16
-"""Results that are made at once."""
-
-_RESULTS = ("key", "value", "residual", "normed", "ids", "weights")
 
 _long, _pointer, _double = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 
@@ -56,24 +49,22 @@ class LayerRouter(NamedTuple):
     normalise: bool
 
 
-class LayerShape(NamedTuple):
-    """Sizes of a layer.
+class KeyValueRoom(NamedTuple):
+    """Where a layer's keys and values lie in memory: bfloat16 [kv_heads, length, width], a head's tokens side by side.
 
     Attributes:
-        width: D.
-        heads: Heads of the query.
-        kv_heads: Heads of key and value.
-        head_width: Values of a head.
-        experts: E; 0 without a router.
-        top_k: K; 0 without a router.
+        keys: Address of the keys.
+        values: Address of the values.
+        key_stride: Elements from one head's keys to the next one's.
+        value_stride: Elements from one head's values to the next one's.
+        length: Tokens.
     """
 
-    width: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    experts: int
-    top_k: int
+    keys: int
+    values: int
+    key_stride: int
+    value_stride: int
+    length: int
 
 
 class LayerParts(NamedTuple):
@@ -147,28 +138,6 @@ class LayerParts(NamedTuple):
         )
 
 
-class Results(NamedTuple):
-    """What a layer gives to the cache and to its experts.
-
-    Attributes:
-        key: bfloat16 [1, kv_heads, 1, width of a head].
-        value: The same.
-        residual: bfloat16 [1, 1, D]: the hidden state with attention added.
-        normed: bfloat16 [1, D]: the same, normalised.
-        ids: int64 [1, K], highest share first; [1, 0] without a router.
-        weights: bfloat16 [1, K].
-        address: Where C finds where they are.
-    """
-
-    key: torch.Tensor
-    value: torch.Tensor
-    residual: torch.Tensor
-    normed: torch.Tensor
-    ids: torch.Tensor
-    weights: torch.Tensor
-    address: int
-
-
 class _Norm(ctypes.Structure):
     _fields_ = (("weight", _pointer), ("lanes", _long), ("form", _long), ("epsilon", _double))
 
@@ -194,113 +163,6 @@ class _Layer(ctypes.Structure):
     )
 
 
-class _Results(ctypes.Structure):
-    """``layer_results`` of ``layer.h``."""
-
-    _fields_ = tuple((name, _pointer) for name in _RESULTS)
-
-
-class _Call(ctypes.Structure):
-    """``layer_call`` of ``layer.h``."""
-
-    _fields_ = (
-        ("threads", _long),
-        *((name, _pointer) for name in ("hidden", "cosine", "sine", "results", "query", "keys", "values")),
-        *((name, _long) for name in ("length", "key_stride", "value_stride", "append")),
-        *((name, _pointer) for name in ("scores", "mixed", "logits", "times")),
-    )
-
-
-class Passage:
-    """One token's way through a layer, and the working memory that it takes; from :meth:`NativeLayer.begin`.
-
-    Args:
-        shape: The layer's.
-
-    Attributes:
-        call: What is passed to C.
-        address: Where that lies.
-        results: What the layer gives.
-    """
-
-    results: Results
-
-    def __init__(self, shape: LayerShape) -> None:
-        mixed = shape.heads * shape.head_width
-        self._shape = shape
-        self._work = torch.empty(2 * mixed + shape.experts, dtype=torch.bfloat16, device="cpu")
-        self._scores = torch.empty(0, dtype=torch.float32, device="cpu")
-        self._room = 0
-        self._times = (_double * len(STAGES))()
-        self._places = (_Results * _BATCH)()
-        self._ready: list[Results] = []
-        query = self._work.data_ptr()
-        self.call = _Call(query=query, mixed=query + 2 * mixed, logits=query + 4 * mixed)
-        self.address = ctypes.addressof(self.call)
-
-    def make_results(self) -> None:
-        """Takes tensors that nobody has: whoever got the last ones may keep them."""
-        if not self._ready:
-            self._ready = self._fresh()
-        self.results = self._ready.pop()
-        self.call.results = self.results.address
-
-    def make_room(self, length: int) -> None:
-        """For the scores of a cache of so many tokens."""
-        if length > self._room:
-            self._room = length + length // 4 + 64
-            self._scores = torch.empty(self._shape.heads * self._room, dtype=torch.float32, device="cpu")
-            self.call.scores = self._scores.data_ptr()
-
-    def time(self, wanted: bool) -> None:
-        """Starts adding up what stages take, from nothing, or stops it."""
-        ctypes.memset(self._times, 0, ctypes.sizeof(self._times))
-        self.call.times = ctypes.addressof(self._times) if wanted else None
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        """Seconds by stage, in the order of ``STAGES``."""
-        return tuple(self._times)
-
-    def _fresh(self) -> list[Results]:
-        """Results for some layers at once: after a layer's weights have gone through the caches, each call is slow."""
-        width, _, kv_heads, head_width, _, top_k = self._shape
-        kept, hidden, few = (1, kv_heads, 1, head_width), (1, width), (1, top_k)
-        whole = [
-            torch.empty(_BATCH, *size, dtype=dtype, device="cpu")
-            for size, dtype in (
-                (kept, torch.bfloat16), (kept, torch.bfloat16), ((1, *hidden), torch.bfloat16),
-                (hidden, torch.bfloat16), (few, torch.int64), (few, torch.bfloat16),
-            )
-        ]  # fmt: skip
-        for name, tensor in zip(_RESULTS, whole, strict=True):
-            start, step = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
-            for i, place in enumerate(self._places):
-                setattr(place, name, start + i * step)
-        keys, values, residuals, normed, ids, weights = (tensor.unbind(0) for tensor in whole)
-        addresses = [ctypes.addressof(place) for place in self._places]
-        rows = zip(keys, values, residuals, normed, ids, weights, addresses, strict=True)
-        return [Results(*row) for row in rows]
-
-
-class Passages:
-    """Working memory that layers share: taken out while in use, so that no two threads have the same one."""
-
-    def __init__(self) -> None:
-        self._idle: dict[LayerShape, list[Passage]] = {}
-
-    def take(self, shape: LayerShape) -> Passage:
-        """For a layer of a shape."""
-        try:
-            return self._idle[shape].pop()
-        except (KeyError, IndexError):
-            return Passage(shape)
-
-    def give(self, shape: LayerShape, passage: Passage) -> None:
-        """Takes one back."""
-        self._idle.setdefault(shape, []).append(passage)
-
-
 class NativeLayer:
     """A decoder layer of one token but for its experts: attention with its residual, the norms, and the router.
 
@@ -320,9 +182,14 @@ class NativeLayer:
         if not parts.served:
             raise UsageError(f"A layer of this shape is not served: {parts.shape}.", shape=parts.shape)
         functions = library.functions
-        sizes = (functions.coterie_layer_bytes(), functions.coterie_layer_call_bytes())
-        if sizes != (ctypes.sizeof(_Layer), ctypes.sizeof(_Call) + ctypes.sizeof(_Results)):
-            raise AssertionError("layer.h and its mirror differ")
+        for mirror, nbytes in (
+            (_Layer, functions.coterie_layer_bytes()),
+            (LayerCall, functions.coterie_layer_call_bytes()),
+            (LayerResults, functions.coterie_layer_results_bytes()),
+            (StageTimes, functions.coterie_layer_times_bytes()),
+        ):
+            if ctypes.sizeof(mirror) != nbytes:
+                raise AssertionError(f"layer.h and its mirror {mirror.__name__} differ")
         # Held, because C is given addresses.
         self._parts = tuple(weight.detach() for weight in parts.weights), parts
         self._library, self._passages = library, passages
@@ -338,44 +205,71 @@ class NativeLayer:
         )  # fmt: skip
         self._address = ctypes.addressof(self._layer)
         self._begin, self._finish = functions.coterie_layer_begin, functions.coterie_layer_finish
+        self._both = functions.coterie_layer
 
-    def begin(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, timed: bool = False) -> Passage:
-        """The first half, up to key and value for the cache.
+    def take(
+        self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, times: StageTimes | None = None
+    ) -> Passage:
+        """Working memory for a token, to be given back by :meth:`release`.
 
         Args:
-            hidden: bfloat16, contiguous, of D values; stays until :meth:`finish`.
+            hidden: bfloat16, contiguous, of D values; stays until the layer is over.
             cosine: bfloat16, contiguous, as many values as a head has.
             sine: The same.
-            timed: Whether stages are timed (:attr:`Passage.times`).
-
-        Returns:
-            What :meth:`finish` goes on with; its results have key and value.
+            times: What stages take is added to these; they stay until the layer is over.
         """
         passage = self._passages.take(self._shape)
         call = passage.call
-        if timed or call.times:
-            passage.time(timed)
+        call.times = None if times is None else ctypes.addressof(times)
         passage.make_results()
-        call.threads = self._library.threads
-        call.hidden, call.cosine, call.sine = hidden.data_ptr(), cosine.data_ptr(), sine.data_ptr()
-        self._begin(self._address, passage.address)
+        call.hidden = hidden.data_ptr()
+        if passage.cosine is not cosine or passage.sine is not sine:
+            # The same for all layers of a forward pass.
+            passage.cosine, passage.sine = cosine, sine
+            call.cosine, call.sine = cosine.data_ptr(), sine.data_ptr()
+            call.threads = self._library.threads
         return passage
 
-    def finish(self, passage: Passage, keys: torch.Tensor, values: torch.Tensor, *, append: bool = False) -> Results:
+    def compute(self, passage: Passage, room: KeyValueRoom) -> Results:
+        """Both halves at once; key and value are written to the cache, too.
+
+        Args:
+            passage: From :meth:`take`.
+            room: The cache's, with a place for this token at the end.
+        """
+        self._attend_to(passage, *room)
+        passage.call.append = 1
+        self._both(self._address, passage.address)
+        return passage.results
+
+    def begin(self, passage: Passage) -> Results:
+        """The first half: results have key and value, for a cache that takes them itself.
+
+        Args:
+            passage: From :meth:`take`.
+        """
+        self._begin(self._address, passage.address)
+        return passage.results
+
+    def finish(self, passage: Passage, keys: torch.Tensor, values: torch.Tensor) -> Results:
         """The second half: attention over the cache, the residual, and what the experts get.
 
         Args:
-            passage: From :meth:`begin`; to be given back by :meth:`release`.
+            passage: From :meth:`take`, after :meth:`begin`.
             keys: bfloat16 [1, kv_heads, length, width] with this token's, tokens side by side.
             values: The same.
-            append: Whether this token's are still to be written there, at the end.
         """
-        call, length = passage.call, keys.shape[2]
-        passage.make_room(length)
-        call.keys, call.values, call.length = keys.data_ptr(), values.data_ptr(), length
-        call.key_stride, call.value_stride, call.append = keys.stride(1), values.stride(1), append
+        self._attend_to(passage, keys.data_ptr(), values.data_ptr(), keys.stride(1), values.stride(1), keys.shape[2])
+        passage.call.append = 0
         self._finish(self._address, passage.address)
         return passage.results
+
+    @staticmethod
+    def _attend_to(passage: Passage, keys: int, values: int, key_stride: int, value_stride: int, length: int) -> None:
+        passage.make_room(length)
+        call = passage.call
+        call.keys, call.values, call.length = keys, values, length
+        call.key_stride, call.value_stride = key_stride, value_stride
 
     def release(self, passage: Passage) -> None:
         """Takes a passage back that is over."""

@@ -14,6 +14,7 @@ from coterie.hf.experts import uses_common_forward
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.adapters.class_forward import ClassForward
 from coterie.integration.quantised import QuantisedExperts
+from coterie.integration.token_experts import TokenExperts
 from coterie.kernels import Accumulator, TokenKernel, group_by_expert, swiglu_rows
 
 
@@ -121,6 +122,12 @@ class DecoratedExperts:
                 rows_ND = swiglu_rows(hidden_TD[tokens_N], gate_up, down, self._activation)
                 outputs.add(key.expert, tokens_N, rows_ND * weights_TK[tokens_N, grouping.slots[i], None])
             return outputs.result_TD, lease.stats
+
+    @functools.cached_property
+    def token_experts(self) -> TokenExperts | None:
+        """For one token beside :meth:`forward`, by one native call; None where that does not serve these experts."""
+        quantised = self._quantised if self._streamed.decodes and self._kernel is not None else None
+        return None if quantised is None else quantised.token_experts()
 
     @functools.cached_property
     def _quantised(self) -> QuantisedExperts | None:

@@ -1,0 +1,51 @@
+"""The experts of one token in one native call, where all that it chose are resident."""
+
+from __future__ import annotations
+
+import torch
+
+from coterie import native
+from coterie.cache import Shelf
+from coterie.integration.bank import StreamedBank
+from coterie.native import Passage
+
+
+class TokenExperts:
+    """What a decode step does instead of calling the experts module, while nothing has to be read.
+
+    Args:
+        streamed: The bank, connected, none of whose experts is absent.
+        shelf: Its experts in the cache.
+        computed: Computes them.
+    """
+
+    def __init__(self, streamed: StreamedBank, shelf: Shelf, computed: native.TokenExperts) -> None:
+        self._streamed = streamed
+        self._shelf = shelf
+        self._computed = computed
+
+    def compute(self, passage: Passage) -> torch.Tensor | None:
+        """The residual with what the experts add, [1, 1, D]; counts and tells as the experts module would.
+
+        Args:
+            passage: Through the layer, with its results.
+
+        Returns:
+            None if not all that the token chose are resident: then nothing was done.
+
+        Raises:
+            UsageError: If the cache is closed.
+        """
+        streamed = self._streamed
+        if not streamed.may_hold or not self._computed.there(passage):
+            return None
+        self._shelf.turn()
+        streamed.look_ahead()
+        whole = self._computed.compute(passage)
+        if whole is not None:
+            results = passage.results
+            ids: list[int] = results.ids.tolist()[0]
+            self._shelf.note(ids)
+            streamed.chosen(results.ids, results.weights)
+            streamed.served_from_memory(len(ids), 0)
+        return whole

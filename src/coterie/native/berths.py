@@ -1,0 +1,53 @@
+"""Where the experts of a bank lie in memory, for native calls that look for themselves."""
+
+from __future__ import annotations
+
+import ctypes
+
+from coterie.native.library import Library
+
+_long = ctypes.c_int64
+
+
+class Berths:
+    """A table of addresses, written by whoever reads and evicts experts, read by calls that compute.
+
+    A call that finds an expert here has it until the call ends, without a lock: :meth:`clear` waits for it.
+
+    Args:
+        library: The library.
+        count: E.
+
+    Attributes:
+        address: Where the table lies.
+        count: E.
+    """
+
+    def __init__(self, library: Library, count: int) -> None:
+        self._table = (_Berth * count)()
+        self._fill, self._clear = library.functions.coterie_fill_berth, library.functions.coterie_clear_berth
+        self.address = ctypes.addressof(self._table)
+        self.count = count
+
+    def fill(self, expert: int, address: int) -> None:
+        """An expert's record is complete, and stays at an address until :meth:`clear`."""
+        self._fill(self._place(expert), address)
+
+    def clear(self, expert: int) -> None:
+        """An expert is about to leave its place. Returns when no call computes with it any more."""
+        self._clear(self._place(expert))
+
+    def __getitem__(self, expert: int) -> int:
+        """Address of an expert's record; 0 if it is not there."""
+        return int(self._table[expert].address)
+
+    def _place(self, expert: int) -> int:
+        if not 0 <= expert < self.count:
+            raise IndexError(expert)
+        return self.address + expert * ctypes.sizeof(_Berth)
+
+
+class _Berth(ctypes.Structure):
+    """``coterie_berth`` of ``berths.h``."""
+
+    _fields_ = (("address", _long), ("readers", _long))

@@ -1,0 +1,20 @@
+/* The experts of one token, where all that it chose are in memory; mirrored in token_experts.py. */
+#ifndef COTERIE_TOKEN_EXPERTS_H
+#define COTERIE_TOKEN_EXPERTS_H
+
+#include "berths.h"
+#include "coterie.h"
+
+/* What stays the same of a bank. */
+typedef struct {
+    int64_t scheme, level, activation;
+    /* D and F. */
+    int64_t width, inner, width_group, inner_group;
+    /* E, and where they are. */
+    int64_t experts;
+    coterie_berth *berths;
+    /* In a record: gate_up's codes and scales, and down's. */
+    int64_t places[4];
+} token_bank;
+
+#endif

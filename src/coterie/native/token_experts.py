@@ -1,0 +1,76 @@
+"""The experts of one token in one call, where all that it chose are in memory."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from coterie.errors import UsageError
+from coterie.native.berths import Berths
+from coterie.native.experts import ACTIVATIONS, ExpertsKernel
+from coterie.native.matmul import SCHEMES, group_of
+from coterie.native.passage import Passage
+
+Places = tuple[int, int, int, int]
+"""Bytes from a record's start to gate_up's codes and scales and to down's."""
+
+_long, _pointer = ctypes.c_int64, ctypes.c_void_p
+
+
+class TokenExperts:
+    """The experts of a bank for a token whose layer :class:`NativeLayer` computed.
+
+    They have the bits of :class:`ExpertsKernel`. Can be used by several threads at once.
+
+    Args:
+        kernel: What would compute them for any number of tokens.
+        berths: Where they are. All records are alike.
+        places: Where the fields are in a record.
+
+    Raises:
+        UsageError: If there are more or fewer berths than experts.
+    """
+
+    def __init__(self, kernel: ExpertsKernel, berths: Berths, places: Places) -> None:
+        if berths.count != kernel.num_experts:
+            raise UsageError(f"There are {berths.count} berths for {kernel.num_experts} experts.", got=berths.count)
+        library = kernel.library
+        functions = library.functions
+        if functions.coterie_token_bank_bytes() != ctypes.sizeof(_Bank):
+            raise AssertionError("token_experts.h and its mirror differ")
+        self._berths = berths  # held, because C is given its address
+        self._bank = _Bank(
+            scheme=SCHEMES.index(kernel.scheme), level=library.level, activation=ACTIVATIONS.index(kernel.activation),
+            width=kernel.width, inner=kernel.inner, width_group=group_of(kernel.width),
+            inner_group=group_of(kernel.inner), experts=kernel.num_experts, berths=berths.address, places=places,
+        )  # fmt: skip
+        self._address = ctypes.addressof(self._bank)
+        self._row_nbytes = 4 * kernel.width + 2 * kernel.inner
+        self._there, self._compute = functions.coterie_token_experts_there, functions.coterie_token_experts
+
+    def there(self, passage: Passage) -> bool:
+        """Whether all that a token chose are in memory, at this moment."""
+        return bool(self._there(self._address, passage.address, passage.results.ids.shape[1]))
+
+    def compute(self, passage: Passage) -> torch.Tensor | None:
+        """The residual with what the experts add, bfloat16 [1, 1, D]; None if one is not there or was chosen twice.
+
+        Args:
+            passage: Through the layer, with its results.
+        """
+        results = passage.results
+        choices = results.ids.shape[1]
+        passage.make_rows(choices * self._row_nbytes)
+        return results.out if self._compute(self._address, passage.address, choices) else None
+
+
+class _Bank(ctypes.Structure):
+    """``token_bank`` of ``token_experts.h``."""
+
+    _fields_ = (
+        *((name, _long) for name in ("scheme", "level", "activation")),
+        *((name, _long) for name in ("width", "inner", "width_group", "inner_group", "experts")),
+        ("berths", _pointer),
+        ("places", _long * 4),
+    )

@@ -1,0 +1,175 @@
+"""One token's experts by one call: the bits of the kernel, only where all are there, and never while one leaves."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+
+import pytest
+import torch
+
+from coterie.errors import UsageError
+from coterie.native import (
+    STAGES,
+    Berths,
+    ExpertsKernel,
+    LayerShape,
+    Library,
+    Passage,
+    StageTimes,
+    TokenExperts,
+)
+
+from .matrices import Matrix, random_matrix
+
+BF16 = torch.bfloat16
+SCHEMES = ["int4", "int8"]
+EXPERTS, TOP_K, WIDTH, INNER = 9, 4, 192, 96
+
+
+class Bank:
+    """Experts whose records are in one tensor each."""
+
+    def __init__(self, native: Library, scheme: str) -> None:
+        self.kernel = ExpertsKernel(
+            native, scheme=scheme, activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER
+        )
+        matrices: list[tuple[Matrix, Matrix]] = [
+            (random_matrix(scheme, 2 * INNER, WIDTH, seed=e), random_matrix(scheme, WIDTH, INNER, seed=100 + e))
+            for e in range(EXPERTS)
+        ]
+        self.fields = [[*up[1:], *down[1:]] for up, down in matrices]
+        sizes = [field.numel() * field.element_size() for field in self.fields[0]]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.records = [
+            torch.cat([field.contiguous().view(-1).view(torch.uint8) for field in fields]) for fields in self.fields
+        ]
+        self.berths = Berths(native, EXPERTS)
+        self.experts = TokenExperts(self.kernel, self.berths, (starts[0], starts[1], starts[2], starts[3]))
+
+    def fill(self, *experts: int) -> None:
+        for expert in experts:
+            self.berths.fill(expert, self.records[expert].data_ptr())
+
+    def wanted(self, passage: Passage) -> torch.Tensor:
+        results = passage.results
+        going = self.kernel.begin(results.normed, results.ids, results.weights)
+        located = [self.kernel.locate(e, self.fields[e][:2], self.fields[e][2:]) for e in going.experts]
+        return results.residual + going.finish(located)
+
+
+def passage_of(ids: list[int], seed: int = 0) -> Passage:
+    """As a layer leaves it."""
+    generator = torch.Generator().manual_seed(seed)
+    passage = Passage(LayerShape(WIDTH, 2, 1, 64, EXPERTS, len(ids)))
+    passage.make_results()
+    passage.call.threads = torch.get_num_threads()
+    results = passage.results
+    results.ids[0] = torch.tensor(ids)
+    results.weights[0] = torch.rand(len(ids), generator=generator)
+    for values in (results.normed, results.residual):
+        values.copy_(torch.randn(WIDTH, generator=generator))
+    return passage
+
+
+@pytest.mark.parametrize("ids", [[3], [5, 0, 8, 2], list(range(9)), [8, 7, 6, 5, 4, 3, 2, 1, 0]])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_bits_are_those_of_the_kernel(scheme: str, ids: list[int], native: Library) -> None:
+    bank, passage = Bank(native, scheme), passage_of(ids)
+    bank.fill(*ids)
+    want = bank.wanted(passage)
+    assert bank.experts.there(passage)
+    for threads in (1, 2, 5):
+        passage.call.threads = threads
+        got = bank.experts.compute(passage)
+        assert got is not None
+        assert got.shape == (1, 1, WIDTH)
+        assert torch.equal(got, want)
+
+
+def test_nothing_is_computed_unless_all_are_there(native: Library) -> None:
+    bank, passage = Bank(native, "int4"), passage_of([5, 0, 8, 2])
+    before = passage.results.out.clone()
+    bank.fill(5, 0, 2)
+    assert not bank.experts.there(passage)
+    assert bank.experts.compute(passage) is None
+    bank.fill(8)
+    bank.berths.clear(2)
+    assert bank.experts.compute(passage) is None
+    assert torch.equal(passage.results.out.view(torch.int16), before.view(torch.int16))
+    assert [bank.berths[e] != 0 for e in (0, 2, 5, 8)] == [True, False, True, True]
+    # And nobody is left inside: nothing waits.
+    for expert in (0, 5, 8):
+        bank.berths.clear(expert)
+
+
+@pytest.mark.parametrize("ids", [[3, 3], [0, EXPERTS], [-1, 2]])
+def test_odd_choices_are_left_to_others(ids: list[int], native: Library) -> None:
+    bank, passage = Bank(native, "int4"), passage_of(ids)
+    bank.fill(*range(EXPERTS))
+    assert bank.experts.compute(passage) is None
+    for expert in range(EXPERTS):
+        bank.berths.clear(expert)
+
+
+def test_it_is_timed_where_asked(native: Library) -> None:
+    bank, passage, times = Bank(native, "int4"), passage_of([1, 2]), StageTimes()
+    passage.call.times = ctypes.addressof(times)
+    bank.fill(1)
+    assert bank.experts.compute(passage) is None
+    assert times.with_experts == 0
+    bank.fill(2)
+    assert bank.experts.compute(passage) is not None
+    assert times.with_experts == 1
+    assert times.passes == 0
+    assert times.seconds[STAGES.index("experts")] == sum(times.seconds) > 0
+
+
+def test_who_leaves_waits_for_who_computes(native: Library) -> None:
+    """Records are overwritten as soon as they may be: whoever computes must not see it."""
+    bank, ids = Bank(native, "int4"), [1, 4, 6]
+    bank.fill(*ids)
+    passage = passage_of(ids)
+    want = bank.wanted(passage)
+    good = {expert: bank.records[expert].clone() for expert in ids}
+    over, failures = threading.Event(), []
+
+    def overwrite() -> None:
+        while not over.is_set():
+            for expert in ids:
+                bank.berths.clear(expert)
+                bank.records[expert].fill_(255)
+                bank.records[expert].copy_(good[expert])
+                bank.fill(expert)
+
+    thread = threading.Thread(target=overwrite)
+    thread.start()
+    computed, end = 0, time.monotonic() + 20
+    try:
+        while computed < 300 and time.monotonic() < end:
+            got = bank.experts.compute(passage)
+            if got is not None:
+                computed += 1
+                if not torch.equal(got, want):
+                    failures.append(computed)
+    finally:
+        over.set()
+        thread.join()
+    assert computed
+    assert failures == []
+
+
+def test_a_place_that_is_none_is_refused(native: Library) -> None:
+    berths = Berths(native, 3)
+    for expert in (-1, 3):
+        with pytest.raises(IndexError):
+            berths.fill(expert, 64)
+        with pytest.raises(IndexError):
+            berths.clear(expert)
+
+
+def test_berths_of_another_bank_are_refused(native: Library) -> None:
+    bank = Bank(native, "int4")
+    with pytest.raises(UsageError, match="5 berths for 9 experts"):
+        TokenExperts(bank.kernel, Berths(native, 5), (0, 64, 128, 192))
