@@ -26,7 +26,7 @@ def test_rotation_has_torch_s_bits(heads: int, width: int, native: Library) -> N
 
 
 @pytest.mark.parametrize("length", [1, 2, 17, 300])
-@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(8, 8, 16), (32, 4, 128), (6, 2, 256)])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(8, 8, 16), (32, 4, 128), (6, 2, 256), (40, 1, 512)])
 def test_attention_is_no_worse_than_torch_s(
     heads: int, kv_heads: int, width: int, length: int, native: Library
 ) -> None:
@@ -72,7 +72,7 @@ def test_which_heads_are_served() -> None:
     assert not attention_served(32, 4, 100)
     assert not attention_served(32, 4, 1024)
     assert not attention_served(6, 4, 64)
-    assert not attention_served(128, 1, 512)
+    assert attention_served(128, 1, 512)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -97,3 +97,14 @@ def test_of_equal_shares_the_lower_id_goes_first(native: Library) -> None:
     _, weights, ids = route(native, torch.ones(1, 16).bfloat16(), torch.ones(6, 16).bfloat16(), 3, normalise=True)
     assert ids.tolist() == [[0, 1, 2]]
     torch.testing.assert_close(weights.float(), torch.full((1, 3), 1 / 3), rtol=0.01, atol=0)
+
+
+def test_what_is_not_a_number_chooses_no_expert_twice(native: Library) -> None:
+    token, weight = torch.ones(1, 32).bfloat16(), torch.randn(12, 32).bfloat16()
+    weight[[3, 7]] = torch.nan
+    for rows in (token, torch.full_like(token, torch.nan)):
+        _, weights, ids = route(native, rows, weight, 5, normalise=True)
+        assert len(set(ids[0].tolist())) == 5
+        assert weights.isnan().all()
+    _, _, ids = route(native, token, weight, 5, normalise=True)
+    assert ids[0, :2].tolist() == [3, 7]

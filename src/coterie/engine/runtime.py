@@ -84,6 +84,8 @@ class Runtime:
             prefetch_in_time=cache.prefetch_in_time,
             prefetch_wasted=cache.prefetch_wasted,
             prefetch_bytes=cache.prefetch_bytes,
+            announced_issued=cache.announced_issued,
+            announced_used=cache.announced_used,
             prefetch_verdicts={name: ahead.verdict for name, ahead in self._attachment.ahead.items()},
             fetched=FetchCounts() if fetching is None else fetching.counts(),
             tokens=None if self._token_recorder is None else self._token_recorder.tokens(),

@@ -117,6 +117,8 @@ class ModelStats:
         prefetch_bytes: Bytes that prefetches read; they are in no bank's ``bytes_read``.
         prefetch_verdicts: Component → what looking ahead was worth lately: ``pays``, or why it was not done; none with
             ``prefetch="off"``.
+        announced_issued: Reads of what prompts had announced for their next layers, started early.
+        announced_used: Of these, asked for; they are in the banks' ``bytes_read``.
         fetched: What ``missing="fetch"`` has read from the checkpoint.
         tokens: Per token and layer, if it was asked for.
     """
@@ -143,6 +145,8 @@ class ModelStats:
     prefetch_wasted: int
     prefetch_bytes: int
     prefetch_verdicts: dict[str, Verdict]
+    announced_issued: int
+    announced_used: int
     fetched: FetchCounts
     tokens: tuple[TokenStats, ...] | None = None
 

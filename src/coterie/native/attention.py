@@ -6,13 +6,12 @@ import torch
 
 from coterie.native.library import Library
 
-_LANES, _MOST_WIDTH, _MOST_QUERY = 16, 512, 8192
+_LANES, _MOST_WIDTH = 16, 512
 
 
 def attention_served(heads: int, kv_heads: int, width: int) -> bool:
     """Whether heads of this width in these numbers are served."""
-    fits = width % _LANES == 0 and width <= _MOST_WIDTH and heads % kv_heads == 0
-    return fits and heads // kv_heads * width <= _MOST_QUERY
+    return width % _LANES == 0 and width <= _MOST_WIDTH and heads % kv_heads == 0
 
 
 def rotate(library: Library, heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> None:

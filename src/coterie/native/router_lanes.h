@@ -34,6 +34,10 @@ static TARGET void NAME(choose)(const coterie_routing *task) {
     }
     for (int64_t e = 0; e < task->experts; e++) shares[e] = coterie_exp(shares[e] - highest);
     for (int64_t e = 0; e < task->experts; e++) total += shares[e];
+    /* What is not a number goes before all numbers, as in torch, and each expert once: comparisons alone would not see to
+     * that. */
+    for (int64_t e = 0; total != total && e < task->experts; e++)
+        if (shares[e] != shares[e]) shares[e] = INFINITY;
     for (int64_t k = 0; k < task->top_k; k++) {
         int64_t best = 0;
         for (int64_t e = 1; e < task->experts; e++) best = shares[e] > shares[best] ? e : best;
