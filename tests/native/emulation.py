@@ -64,7 +64,17 @@ def compiled(folder: Path) -> Programs:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("CC", COMPILER)
                 build.build(programs.library)
-            command = [COMPILER, "-std=gnu11", "-O2", "-Wall", "-Werror", str(source), "-ldl", "-o", str(programs.server)]
+            command = [
+                COMPILER,
+                "-std=gnu11",
+                "-O2",
+                "-Wall",
+                "-Werror",
+                str(source),
+                "-ldl",
+                "-o",
+                str(programs.server),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
             assert done.returncode == 0, done.stderr
     return programs

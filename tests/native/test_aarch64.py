@@ -6,18 +6,18 @@ Nothing here is timed: an emulator says nothing about speed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from coterie.kernels.norms import RmsNorm
-from coterie.native import LEVELS, Library, PackedMatrix, dequantise, library, quantise, rotate, route, token_attention
+from coterie.native import Library, PackedMatrix, dequantise, library, rotate, route, token_attention
 from coterie.native.library import levels_of
 from coterie.quant import SCHEMES
 
-from . import emulation, test_conversion, test_experts, test_layer, test_matmul, test_token
+from . import emulation, test_conversion, test_experts, test_layer, test_matmul
 from .emulation import EmulatedFunctions, Programs
 from .matrices import activations, random_matrix
 
@@ -61,21 +61,101 @@ def test_levels_are_those_of_the_processor(programs: Programs) -> None:
         functions.close()
 
 
-test_error = test_matmul.test_error_is_no_worse_than_that_of_bfloat16_weights
-test_few_rows = test_matmul.test_bits_of_few_rows_depend_on_neither_threads_nor_each_other
-test_many_rows = test_matmul.test_bits_of_many_rows_depend_on_neither_threads_nor_each_other
-test_alignment = test_matmul.test_fields_need_not_be_aligned
-test_no_numbers = test_matmul.test_values_that_are_no_numbers_stay_in_their_row
-test_nothing_past_the_fields = test_matmul.test_nothing_is_read_past_the_fields
-test_nothing_at_all = test_matmul.test_no_rows_and_no_tokens
-test_error_of_experts = test_experts.test_error_is_no_worse_than_that_of_bfloat16
-test_order_of_experts = test_experts.test_bits_depend_on_neither_threads_nor_order_nor_other_tokens
-test_order_of_experts_with_many_tokens = (
-    test_experts.test_bits_with_many_tokens_depend_on_neither_threads_nor_order_nor_other_tokens
-)
-test_quantised_bits = test_conversion.test_the_bits_are_those_of_the_reference
-test_a_row_that_cannot_be_stored = test_conversion.test_the_first_row_that_cannot_be_stored_is_told
-test_rotation = test_token.test_rotation_has_torch_s_bits
-test_attention = test_token.test_attention_is_no_worse_than_torch_s
-test_router = test_token.test_router_chooses_as_torch
-test_layer_of_one_token = test_layer.test_bits_are_those_of_the_parts
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", [(1, 64), (5, 160), (35, 544)], ids=str)
+def test_products_are_as_exact_as_at_any_level(native: Library, scheme: str, shape: tuple[int, int]) -> None:
+    test_matmul.test_error_is_no_worse_than_that_of_bfloat16_weights(native, scheme, shape)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_bits_of_few_rows_do_not_depend_on_each_other(native: Library, scheme: str) -> None:
+    test_matmul.test_bits_of_few_rows_depend_on_neither_threads_nor_each_other(native, scheme)
+
+
+test_fields_need_not_be_aligned = test_matmul.test_fields_need_not_be_aligned
+test_values_that_are_no_numbers_stay_in_their_row = test_matmul.test_values_that_are_no_numbers_stay_in_their_row
+test_nothing_is_read_past_the_fields = test_matmul.test_nothing_is_read_past_the_fields
+test_no_rows_and_no_tokens = test_matmul.test_no_rows_and_no_tokens
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_products_of_the_largest_values_are_exact(native: Library, scheme: str) -> None:
+    """Whole numbers may not overflow: the largest codes of either sign, and tokens of the largest magnitude."""
+    for code in (0, 255) if scheme == "int4" else (-128, 127):
+        matrix = random_matrix(scheme, 9, 192)
+        matrix.codes.fill_(code)
+        matrix.scales.fill_(1)
+        if scheme == "int4":
+            matrix.scales[..., 1] = 0
+        for value in (255.0, -255.0):
+            x = torch.full((2, 192), value).bfloat16()
+            assert torch.equal(PackedMatrix(native, *matrix)(x), (x.double() @ matrix.weights().T).bfloat16())
+
+
+@pytest.mark.parametrize(("scheme", "activation"), [("int4", "silu"), ("int8", "gelu"), ("int4", "gelu_tanh")])
+def test_experts_are_as_exact_as_at_any_level(native: Library, scheme: str, activation: str) -> None:
+    test_experts.test_error_is_no_worse_than_that_of_bfloat16(native, scheme, activation)
+
+
+def test_portable_c_has_the_same_bits_on_both_processors(native: Library, twin: Library) -> None:
+    portable = Library(native.functions, 0, threaded=False)
+    for scheme in SCHEMES:
+        matrix, x = random_matrix(scheme, 37, 192), activations(9, 192)
+        layers = [test_experts.make(one, scheme) for one in (portable, twin)]
+        index, weights = test_experts.choices(9, 3, 6)
+        for rows in (1, 2, 9):
+            assert torch.equal(PackedMatrix(portable, *matrix)(x[:rows]), PackedMatrix(twin, *matrix)(x[:rows]))
+            one, other = (layer(x[:rows], index[:rows], weights[:rows]) for layer in layers)
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["normal", "bits", "sparse"])
+@pytest.mark.parametrize("columns", [1, 67, 96, 128])
+def test_quantising_and_dequantising_have_the_bits_of_the_reference(native: Library, kind: str, columns: int) -> None:
+    for scheme in SCHEMES.values():
+        for dtype in (torch.float32, torch.bfloat16):
+            weights = test_conversion.weights_of(kind, (11, columns), columns, 0).to(dtype)
+            parts = test_conversion.quantised(native, scheme, weights)
+            test_conversion.assert_same_bits(parts, scheme._quantise(weights))
+            out = torch.empty(weights.shape, dtype=dtype)
+            dequantise(native, scheme.name, *parts, out)
+            test_conversion.assert_same_bits((out,), (scheme._dequantise(parts, columns, dtype),))
+
+
+def test_a_row_that_cannot_be_stored_is_told(native: Library) -> None:
+    for scheme in SCHEMES.values():
+        test_conversion.test_the_first_row_that_cannot_be_stored_is_told(native, scheme, float("nan"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_have_the_bits_of_the_twin(native: Library, twin: Library, dtype: torch.dtype) -> None:
+    values, weight = 3 * activations(4, 1100), activations(1, 1100, seed=5)[0]
+    for lanes in (4, 8, 16):
+        for form in (0, 1, 2):
+            one, other = (RmsNorm(of, lanes, form, 1e-6)(values.to(dtype), weight.to(dtype)) for of in (native, twin))
+            assert torch.equal(one, other)
+
+
+def test_attention_and_routing_have_the_bits_of_the_twin(native: Library, twin: Library) -> None:
+    keys, values = activations(2 * 2 * 70, 64, seed=2).view(2, 1, 2, 70, 64)
+    query, weight = activations(1, 6 * 64), activations(20, 384, seed=4)
+    found: list[list[torch.Tensor]] = []
+    for one in (native, twin):
+        head = query.clone()
+        rotate(one, head.view(6, 64), activations(1, 64, seed=6), activations(1, 64, seed=7))
+        mixed = token_attention(one, head, keys, values, 0.125)
+        found.append([head, mixed, *route(one, mixed[0], weight, 4, normalise=True)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert not torch.equal(found[0][0], query)
+
+
+@pytest.mark.parametrize("case", [test_layer.SMALL, test_layer.CASES[2]])
+def test_a_layer_has_the_bits_of_its_parts(native: Library, case: test_layer.Case) -> None:
+    test_layer.test_bits_are_those_of_the_parts(case, 17, native)
+
+
+def test_memory_that_is_not_there_is_an_error(programs: Programs) -> None:
+    functions = EmulatedFunctions(programs, "cortex-a72")
+    with pytest.raises(AssertionError, match="coterie_rotate touched memory that is not there: 0x10"):
+        functions.coterie_rotate(0, 4096, 1, 16, 4096, 4096)
+    functions.close()
