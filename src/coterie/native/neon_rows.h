@@ -72,11 +72,20 @@ INLINE float32x4_t widened(uint16x4_t values) {
     return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(values), 16));
 }
 
-/* R rows with M tokens; R and M are known where this is inlined. */
-INLINE void tile_int4(const int R, const int M, const coterie_matrix *matrix, int64_t row, const void *const *prepared,
-                      float *out, int64_t stride) {
+/* Scales and zeros of four groups; of those that are not there, zeros. */
+INLINE uint16x4x2_t scales_and_zeros(const uint16_t *pairs, int present) {
+    uint16_t few[2 * GROUPS] = {0};
+    if (present == GROUPS) return vld2_u16(pairs);
+    for (int i = 0; i < 2 * present; i++) few[i] = pairs[i];
+    return vld2_u16(few);
+}
+
+/* R rows with M tokens; R, M and the group are known where this is inlined. */
+INLINE void tile_int4(const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
+                      const void *const *prepared, float *out, int64_t stride) {
+    const int blocks = group / BLOCK_INT4;
     const int64_t columns = matrix->columns, padded = padded_groups(columns), bytes = columns / 2;
-    const int64_t groups = columns >> (matrix->group == 32 ? 5 : 6), blocks = matrix->group / BLOCK_INT4;
+    const int64_t groups = columns / group;
     const uint8_t *codes = matrix->codes + row * bytes;
     const uint16_t *scales = matrix->scales + row * groups * 2;
     float32x4_t sums[MOST_ROWS][MOST_TOKENS];
@@ -86,11 +95,9 @@ INLINE void tile_int4(const int R, const int M, const coterie_matrix *matrix, in
         const int present = groups - first < GROUPS ? (int)(groups - first) : GROUPS;
         float factors[MOST_ROWS][MOST_TOKENS][GROUPS];
         for (int r = 0; r < R; r++) {
-            uint16_t pairs[2 * GROUPS] = {0};
-            memcpy(pairs, scales + (r * groups + first) * 2, (size_t)present * 4);
-            const uint16x4x2_t parts = vld2_u16(pairs);
-            const float32x4_t scale = widened(parts.val[0]);
-            const float32x4_t zero = vfmsq_n_f32(widened(parts.val[1]), scale, 8);
+            const uint16x4x2_t pairs = scales_and_zeros(scales + (r * groups + first) * 2, present);
+            const float32x4_t scale = widened(pairs.val[0]);
+            const float32x4_t zero = vfmsq_n_f32(widened(pairs.val[1]), scale, 8);
             for (int m = 0; m < M; m++) {
                 const float *of_token = token_scales(prepared[m], columns) + first;
                 vst1q_f32(factors[r][m], vmulq_f32(scale, vld1q_f32(of_token)));
@@ -99,8 +106,9 @@ INLINE void tile_int4(const int R, const int M, const coterie_matrix *matrix, in
         }
         for (int g = 0; g < present; g++) {
             whole_int4 parts[MOST_ROWS][MOST_TOKENS] = {0};
-            for (int64_t block = (first + g) * blocks; block < (first + g + 1) * blocks; block++)
+            for (int b = 0; b < blocks; b++)
                 for (int r = 0; r < R; r++) {
+                    const int64_t block = (first + g) * blocks + b;
                     const uint8_t *from = codes + r * bytes + block * (BLOCK_INT4 / 2);
                     /* The next rows are asked for while these are computed: each row is a stream that begins anew. */
                     __builtin_prefetch(from + R * bytes);
@@ -118,10 +126,10 @@ INLINE void tile_int4(const int R, const int M, const coterie_matrix *matrix, in
         for (int r = 0; r < R; r++) out[m * stride + r] = vaddvq_f32(sums[r][m]);
 }
 
-INLINE void tile_int8(const int R, const int M, const coterie_matrix *matrix, int64_t row, const void *const *prepared,
-                      float *out, int64_t stride) {
-    const int64_t columns = matrix->columns, padded = padded_groups(columns);
-    const int64_t groups = columns >> (matrix->group == 32 ? 5 : 6), blocks = matrix->group / BLOCK_INT8;
+INLINE void tile_int8(const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
+                      const void *const *prepared, float *out, int64_t stride) {
+    const int blocks = group / BLOCK_INT8;
+    const int64_t columns = matrix->columns, padded = padded_groups(columns), groups = columns / group;
     const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
     const uint16_t *scales = matrix->scales + row * groups;
     float32x4_t sums[MOST_ROWS][MOST_TOKENS];
@@ -133,8 +141,9 @@ INLINE void tile_int8(const int R, const int M, const coterie_matrix *matrix, in
             const int32_t *starts = (const int32_t *)(token_scales(prepared[m], columns) + padded);
             for (int r = 0; r < R; r++) parts[r][m] = begin_int8(starts[g]);
         }
-        for (int64_t block = g * blocks; block < (g + 1) * blocks; block++)
+        for (int b = 0; b < blocks; b++)
             for (int r = 0; r < R; r++) {
+                const int64_t block = g * blocks + b;
                 const int8_t *from = codes + r * columns + block * BLOCK_INT8;
                 __builtin_prefetch(from + R * columns);
                 const codes_int8 some = load_int8(from);
@@ -152,7 +161,7 @@ INLINE void tile_int8(const int R, const int M, const coterie_matrix *matrix, in
 }
 
 /* As many rows and tokens at a time as the registers hold. */
-#define ROWS(name, tile)                                                                                               \
+#define ROWS(name, tile, group)                                                                                        \
     TARGET static void name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
                             int tokens, float *out, int64_t stride) {                                                  \
         int64_t row = begin;                                                                                           \
@@ -160,18 +169,30 @@ INLINE void tile_int8(const int R, const int M, const coterie_matrix *matrix, in
             float *to = out + row - begin;                                                                             \
             int t = 0;                                                                                                 \
             for (; t + 2 <= tokens; t += 2) {                                                                          \
-                tile(2, 2, matrix, row, prepared + t, to + t * stride, stride);                                        \
-                tile(2, 2, matrix, row + 2, prepared + t, to + t * stride + 2, stride);                                \
+                tile(2, 2, group, matrix, row, prepared + t, to + t * stride, stride);                                 \
+                tile(2, 2, group, matrix, row + 2, prepared + t, to + t * stride + 2, stride);                         \
             }                                                                                                          \
-            if (t < tokens) tile(4, 1, matrix, row, prepared + t, to + t * stride, stride);                            \
+            if (t < tokens) tile(4, 1, group, matrix, row, prepared + t, to + t * stride, stride);                     \
         }                                                                                                              \
         for (; row < end; row++)                                                                                       \
             for (int t = 0; t < tokens; t++)                                                                           \
-                tile(1, 1, matrix, row, prepared + t, out + t * stride + row - begin, stride);                         \
+                tile(1, 1, group, matrix, row, prepared + t, out + t * stride + row - begin, stride);                  \
     }
 
-ROWS(rows_int4, tile_int4)
-ROWS(rows_int8, tile_int8)
+ROWS(narrow_int4, tile_int4, 32)
+ROWS(wide_int4, tile_int4, 64)
+ROWS(narrow_int8, tile_int8, 32)
+ROWS(wide_int8, tile_int8, 64)
+
+static void rows_int4(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
+                      float *out, int64_t stride) {
+    (matrix->group == 32 ? narrow_int4 : wide_int4)(matrix, begin, end, prepared, tokens, out, stride);
+}
+
+static void rows_int8(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
+                      float *out, int64_t stride) {
+    (matrix->group == 32 ? narrow_int8 : wide_int8)(matrix, begin, end, prepared, tokens, out, stride);
+}
 
 const coterie_kernel KERNELS[COTERIE_SCHEMES] = {
     [COTERIE_INT4] = {prepared_bytes, prepare_int4, rows_int4},
