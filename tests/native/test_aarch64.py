@@ -17,7 +17,7 @@ from coterie.native import Library, PackedMatrix, dequantise, library, rotate, r
 from coterie.native.library import levels_of
 from coterie.quant import SCHEMES
 
-from . import emulation, test_conversion, test_experts, test_layer, test_matmul
+from . import emulation, test_conversion, test_experts, test_layer, test_matmul, test_token_experts
 from .emulation import EmulatedFunctions, Programs
 from .matrices import activations, random_matrix
 
@@ -152,6 +152,12 @@ def test_attention_and_routing_have_the_bits_of_the_twin(native: Library, twin: 
 @pytest.mark.parametrize("case", [test_layer.SMALL, test_layer.CASES[2]])
 def test_a_layer_has_the_bits_of_its_parts(native: Library, case: test_layer.Case) -> None:
     test_layer.test_bits_are_those_of_the_parts(case, 17, native)
+    test_layer.test_both_halves_at_once_append_the_token(case, native)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_experts_of_one_token_in_one_call_have_the_bits_of_the_kernel(native: Library, scheme: str) -> None:
+    test_token_experts.test_bits_are_those_of_the_kernel(scheme, [5, 0, 8, 2], native)
 
 
 def test_memory_that_is_not_there_is_an_error(programs: Programs) -> None:
