@@ -14,6 +14,7 @@ import pytest
 from coterie.errors import UsageError
 from coterie.native import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.build import LIBRARY
+from coterie.native.library import levels_of
 
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the library was not built")
 
@@ -41,13 +42,25 @@ def test_a_level_that_does_not_exist_is_an_error() -> None:
         "from coterie.errors import UsageError\nfrom coterie.native import library\n"
         "try:\n    library()\nexcept UsageError as error:\n    print(error)"
     )
-    assert "'avx2'" in python(script, **{VARIABLE: "avx3"})
+    assert f"'{LEVELS[1]}'" in python(script, **{VARIABLE: LEVELS[1] + "0"})
 
 
 def test_lowering_never_raises_the_level(native: Library) -> None:
     assert [native.lowered(name).level for name in LEVELS] == [min(i, native.level) for i in range(len(LEVELS))]
-    with pytest.raises(UsageError, match="avx512bf16"):
-        native.lowered("avx512bf17")
+    with pytest.raises(UsageError, match=LEVELS[-1]):
+        native.lowered(LEVELS[-1] + "0")
+
+
+def test_levels_are_those_of_the_architecture(native: Library) -> None:
+    name = native.functions.coterie_level_name
+    assert [name(i).decode() for i in range(len(LEVELS))] == list(LEVELS)
+    assert name(-1) is name(len(LEVELS)) is None
+
+
+def test_every_architecture_has_portable_c() -> None:
+    assert levels_of("x86_64") == levels_of("AMD64") == ("default", "avx2", "avx512bf16", "amx")
+    assert levels_of("aarch64") == levels_of("arm64") == ("default", "neon", "dotprod")
+    assert levels_of("riscv64") == ("default",)
 
 
 @needs_library

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -76,13 +77,12 @@ def build(target: Path = LIBRARY) -> Path:
         raise BuildError(f"it is written for POSIX systems, and this is {platform.system()}")
     command = compiler()
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as work:
-        objects = []
-        for source in sources():
-            objects.append(str(Path(work, source.stem + ".o")))
-            name = f'-DCOTERIE_FINGERPRINT="{fingerprint()}"'
-            _run([*command, *_FLAGS, name, "-c", str(source), "-o", objects[-1]])
+        flags = (*_FLAGS, f'-DCOTERIE_FINGERPRINT="{fingerprint()}"')
+        objects = {str(source): str(Path(work, source.stem + ".o")) for source in sources()}
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(lambda pair: _run([*command, *flags, "-c", pair[0], "-o", pair[1]]), objects.items()))
         linked = Path(work, target.name)
-        _run([*command, "-shared", *objects, "-lm", "-o", str(linked)])
+        _run([*command, "-shared", *objects.values(), "-lm", "-o", str(linked)])
         linked.replace(target)
     return target
 

@@ -13,8 +13,20 @@
 #define COTERIE_API __attribute__((visibility("default")))
 #define COTERIE_INLINE static inline __attribute__((always_inline))
 
-/* Lowest first: each can run what those before it can. */
+/* Lowest first: each can run what those before it can. Their names are in level.c. */
+#if defined(__x86_64__)
 enum { COTERIE_PORTABLE, COTERIE_AVX2, COTERIE_AVX512BF16, COTERIE_AMX, COTERIE_LEVELS };
+#elif defined(__aarch64__)
+enum { COTERIE_PORTABLE, COTERIE_NEON, COTERIE_DOTPROD, COTERIE_LEVELS };
+#else
+enum { COTERIE_PORTABLE, COTERIE_LEVELS };
+#endif
+
+/* Older compilers have the instructions only where they are told that every processor has them. */
+#if defined(__ARM_FEATURE_DOTPROD) || \
+    (defined(__aarch64__) && (defined(__clang__) ? __clang_major__ >= 17 : __GNUC__ >= 8))
+#define COTERIE_HAS_DOTPROD
+#endif
 
 enum { COTERIE_INT4, COTERIE_INT8, COTERIE_SCHEMES };
 
@@ -56,6 +68,9 @@ extern const coterie_kernel coterie_portable[COTERIE_SCHEMES];
 #if defined(__x86_64__)
 extern const coterie_kernel coterie_avx2[COTERIE_SCHEMES];
 extern const coterie_kernel coterie_avx512bf16[COTERIE_SCHEMES];
+#elif defined(__aarch64__)
+extern const coterie_kernel coterie_neon[COTERIE_SCHEMES];
+extern const coterie_kernel coterie_dotprod[COTERIE_SCHEMES];
 #endif
 
 enum { COTERIE_SILU, COTERIE_GELU, COTERIE_GELU_TANH, COTERIE_RELU };

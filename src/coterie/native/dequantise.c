@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "bfloat16.h"
@@ -98,6 +100,41 @@ INLINE AVX512 void int4_to_float_avx512(const uint8_t *codes, const uint16_t *pa
 }
 #endif
 
+#if defined(__aarch64__)
+/* Bytes 0, 1, ... of sixteen values, each a table for the look-up of bytes; whole groups of 32 or 64. */
+INLINE void int4_to_bf16_neon(const uint8_t *codes, const uint16_t *pair, int count, uint16_t *out) {
+    float values[16];
+    uint16_t rounded[16];
+    values_of(pair, values);
+    for (int code = 0; code < 16; code++) rounded[code] = to_bf16(values[code]);
+    const uint8x16x2_t tables = vld2q_u8((const uint8_t *)rounded);
+    for (int i = 0; i < count; i += 32) {
+        uint8x16_t packed = vld1q_u8(codes + i / 2), even = vandq_u8(packed, vdupq_n_u8(15)), odd = vshrq_n_u8(packed, 4);
+        uint8x16_t ordered[2] = {vzip1q_u8(even, odd), vzip2q_u8(even, odd)};
+        for (int half = 0; half < 2; half++) {
+            uint8x16x2_t bytes;
+            for (int b = 0; b < 2; b++) bytes.val[b] = vqtbl1q_u8(tables.val[b], ordered[half]);
+            vst2q_u8((uint8_t *)(out + i + 16 * half), bytes);
+        }
+    }
+}
+
+INLINE void int4_to_float_neon(const uint8_t *codes, const uint16_t *pair, int count, float *out) {
+    float values[16];
+    values_of(pair, values);
+    const uint8x16x4_t tables = vld4q_u8((const uint8_t *)values);
+    for (int i = 0; i < count; i += 32) {
+        uint8x16_t packed = vld1q_u8(codes + i / 2), even = vandq_u8(packed, vdupq_n_u8(15)), odd = vshrq_n_u8(packed, 4);
+        uint8x16_t ordered[2] = {vzip1q_u8(even, odd), vzip2q_u8(even, odd)};
+        for (int half = 0; half < 2; half++) {
+            uint8x16x4_t bytes;
+            for (int b = 0; b < 4; b++) bytes.val[b] = vqtbl1q_u8(tables.val[b], ordered[half]);
+            vst4q_u8((uint8_t *)(out + i + 16 * half), bytes);
+        }
+    }
+}
+#endif
+
 /* A row, group by group; a shorter group at its end goes the plain way. */
 #define ROW(name, target, type, codes_type, bytes_of, per_group, whole, rest)                                           \
     static target void name(const void *codes, const uint16_t *scales, int64_t columns, void *out) {                    \
@@ -125,6 +162,9 @@ ROW(int4_float_avx512, AVX512, float, uint8_t, HALVED, 2, int4_to_float_avx512, 
 ROW(int4_bf16_avx512, AVX512, uint16_t, uint8_t, HALVED, 2, int4_to_bf16_avx512, int4_to_bf16)
 ROW(int8_float_avx512, AVX512, float, int8_t, WHOLE, 1, int8_to_float, int8_to_float)
 ROW(int8_bf16_avx512, AVX512, uint16_t, int8_t, WHOLE, 1, int8_to_bf16, int8_to_bf16)
+#elif defined(__aarch64__)
+ROW(int4_float_neon, , float, uint8_t, HALVED, 2, int4_to_float_neon, int4_to_float)
+ROW(int4_bf16_neon, , uint16_t, uint8_t, HALVED, 2, int4_to_bf16_neon, int4_to_bf16)
 #endif
 
 typedef void (*row_function)(const void *codes, const uint16_t *scales, int64_t columns, void *out);
@@ -145,6 +185,8 @@ static row_function row_of(int scheme, int level, int is_bf16) {
     };
     if (level >= COTERIE_AVX512BF16) return avx512[scheme][is_bf16];
     if (level >= COTERIE_AVX2) return avx2[scheme][is_bf16];
+#elif defined(__aarch64__)
+    if (level >= COTERIE_NEON && scheme == COTERIE_INT4) return is_bf16 ? int4_bf16_neon : int4_float_neon;
 #endif
     (void)level;
     return portable[scheme][is_bf16];

@@ -6,6 +6,8 @@ const coterie_gemm *coterie_gemm_of(int level) {
     if (level >= COTERIE_AMX) return &coterie_gemm_amx;
     if (level >= COTERIE_AVX512BF16) return &coterie_gemm_avx512bf16;
     if (level >= COTERIE_AVX2) return &coterie_gemm_avx2;
+#elif defined(__aarch64__)
+    if (level >= COTERIE_NEON) return &coterie_gemm_neon;
 #endif
     (void)level;
     return &coterie_gemm_portable;

@@ -48,6 +48,8 @@ extern const coterie_gemm coterie_gemm_portable;
 extern const coterie_gemm coterie_gemm_avx2;
 extern const coterie_gemm coterie_gemm_avx512bf16;
 extern const coterie_gemm coterie_gemm_amx;
+#elif defined(__aarch64__)
+extern const coterie_gemm coterie_gemm_neon;
 #endif
 
 /* Rows that are packed at a time, at most; columns that are packed as one task, a multiple of 128. */

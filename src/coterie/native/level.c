@@ -44,12 +44,56 @@ static int highest(int wanted) {
     if (wanted < COTERIE_AMX || (state & XSAVE_TILES) != XSAVE_TILES || (edx7 & amx) != amx) return COTERIE_AVX512BF16;
     return tiles_granted() ? COTERIE_AMX : COTERIE_AVX512BF16;
 }
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+static int has_dotprod(void) {
+#if !defined(COTERIE_HAS_DOTPROD)
+    return 0;
+#elif defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, NULL, 0) == 0 && has;
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+static int highest(int wanted) {
+    (void)wanted;
+    return has_dotprod() ? COTERIE_DOTPROD : COTERIE_NEON;
+}
 #else
 static int highest(int wanted) {
     (void)wanted;
     return COTERIE_PORTABLE;
 }
 #endif
+
+/* Of a level, or NULL if there is none. */
+COTERIE_API const char *coterie_level_name(int level) {
+    static const char *const names[COTERIE_LEVELS] = {
+        [COTERIE_PORTABLE] = "default",
+#if defined(__x86_64__)
+        [COTERIE_AVX2] = "avx2",
+        [COTERIE_AVX512BF16] = "avx512bf16",
+        [COTERIE_AMX] = "amx",
+#elif defined(__aarch64__)
+        [COTERIE_NEON] = "neon",
+        [COTERIE_DOTPROD] = "dotprod",
+#endif
+    };
+    return level >= 0 && level < COTERIE_LEVELS ? names[level] : NULL;
+}
 
 /* The highest level up to `wanted` that this machine runs. */
 COTERIE_API int coterie_level(int wanted) {
@@ -61,6 +105,11 @@ const coterie_kernel *coterie_kernel_of(int scheme, int level) {
 #if defined(__x86_64__)
     if (level >= COTERIE_AVX512BF16) return &coterie_avx512bf16[scheme];
     if (level >= COTERIE_AVX2) return &coterie_avx2[scheme];
+#elif defined(__aarch64__)
+#if defined(COTERIE_HAS_DOTPROD)
+    if (level >= COTERIE_DOTPROD) return &coterie_dotprod[scheme];
+#endif
+    if (level >= COTERIE_NEON) return &coterie_neon[scheme];
 #endif
     (void)level;
     return &coterie_portable[scheme];

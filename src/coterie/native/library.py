@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,17 +14,33 @@ import torch
 from coterie.errors import UnsupportedError, UsageError
 from coterie.native.build import LIBRARY, fingerprint
 
-LEVELS = ("default", "avx2", "avx512bf16", "amx")
-"""Instruction-set levels, lowest first: portable C, AVX2 with FMA, AVX-512 with BF16, AMX."""
+_LEVELS = {
+    ("x86_64", "amd64"): ("default", "avx2", "avx512bf16", "amx"),
+    ("aarch64", "arm64"): ("default", "neon", "dotprod"),
+}
+
+
+def levels_of(machine: str) -> tuple[str, ...]:
+    """Instruction-set levels of an architecture, lowest first; portable C is the first one everywhere.
+
+    Args:
+        machine: As ``platform.machine()`` names it.
+    """
+    return next((levels for names, levels in _LEVELS.items() if machine.lower() in names), ("default",))
+
+
+LEVELS = levels_of(platform.machine())
+"""Levels of this architecture: AVX2 with FMA, AVX-512 with BF16, AMX; or NEON, and that with dot products."""
 
 VARIABLE = "COTERIE_CPU_CAPABILITY"
 """Environment variable that lowers the level."""
 
 _int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-_PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "coterie_fingerprint": (ctypes.c_char_p, ()),
     "coterie_use_threads": (None, (_pointer,) * 4),
     "coterie_level": (_int, (_int,)),
+    "coterie_level_name": (ctypes.c_char_p, (_int,)),
     "coterie_most_columns": (_long, (_int, _int)),
     "coterie_route": (_long, (_pointer, _pointer, _int, *(_long,) * 3, *(_pointer,) * 8)),
     "coterie_experts": (_long, (_pointer,)),
@@ -143,7 +160,7 @@ def opened(path: Path) -> ctypes.CDLL:
         AttributeError: If it lacks a function.
     """
     functions = ctypes.CDLL(str(path))
-    for name, (result, arguments) in _PROTOTYPES.items():
+    for name, (result, arguments) in PROTOTYPES.items():
         function = getattr(functions, name)
         function.restype, function.argtypes = result, arguments
     return functions

@@ -71,8 +71,8 @@ class Diagnosis:
         processor: Model name.
         instruction_sets: Flags of the processor that decide about kernels.
         torch_capability: The instruction set that torch chose (``AVX512``, ``AVX2``, ``DEFAULT``, ...).
-        native_level: What the native library computes with (``amx``, ``avx512bf16``, ``avx2``, ``default``); None if
-            there is none.
+        native_level: What the native library computes with (``amx``, ``avx512bf16``, ``avx2``; ``dotprod``,
+            ``neon``; ``default``); None if there is none.
         cores: Logical processors that this process may use.
         core_quota: Processors' worth of time that the cgroup grants, or None without a quota.
         memory: The limits found.

@@ -1,0 +1,200 @@
+/* Products of rows with a few tokens by NEON; included once for each instruction set.
+ *
+ * Before: TARGET, INLINE, KERNELS, and how codes meet a token, which is kept as 16-bit whole numbers with a scale for
+ * each group (fixed_point.h):
+ *   whole_int4: sums of products; begins with zeros. add_int4 adds 32 codes, as whole numbers from 0 to 15, even columns
+ *     and odd ones apart; sum_int4 gives four sums of 32 bits.
+ *   whole_int8, add_int8, sum_int8: the same for 16 signed codes, which load_int8 makes codes_int8; begin_int8 starts
+ *     with a number that store_int8, which keeps 16 values of a token in 32 bytes, has chosen.
+ */
+#include "bfloat16.h"
+#include "coterie.h"
+#include "fixed_point.h"
+
+/* Columns of 16 bytes of int4 codes and of int8 codes, groups whose scales one load holds, rows and tokens of a tile. */
+enum { BLOCK_INT4 = 32, BLOCK_INT8 = 16, GROUPS = 4, MOST_ROWS = 4, MOST_TOKENS = 2 };
+
+COTERIE_INLINE int64_t padded_groups(int64_t columns) {
+    return (columns / 32 + GROUPS - 1) / GROUPS * GROUPS;
+}
+
+/* A token: 16 bits for each column, a scale for each group, and 32 bits more for each group. */
+static int64_t prepared_bytes(int64_t columns) {
+    return (columns * 2 + 2 * 4 * padded_groups(columns) + 63) / 64 * 64;
+}
+
+COTERIE_INLINE float *token_scales(const void *prepared, int64_t columns) {
+    return (float *)((char *)(uintptr_t)prepared + columns * 2);
+}
+
+COTERIE_INLINE float whole_group(const uint16_t *values, int64_t group, int32_t *whole, float *sum) {
+    return group == 64 ? coterie_fixed_point(values, 64, whole, sum) : coterie_fixed_point(values, 32, whole, sum);
+}
+
+/* For each 32 columns the upper bytes of even ones, those of odd ones, and the lower bytes likewise. 8 times the sum of a
+ * group's values is too much, because codes stay plus 8 here, and goes with the zeros. */
+TARGET static void prepare_int4(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+    float *scales = token_scales(prepared, columns), *sums = scales + padded_groups(columns);
+    for (int64_t g = columns / group; g < padded_groups(columns); g++) scales[g] = sums[g] = 0;
+    for (int64_t first = 0; first < columns; first += group) {
+        int32_t whole[64];
+        scales[first / group] = whole_group(token + first, group, whole, sums + first / group);
+        for (int64_t block = 0; block < group; block += BLOCK_INT4) {
+            uint8_t *to = (uint8_t *)prepared + (first + block) * 2;
+            for (int i = 0; i < BLOCK_INT4 / 2; i++) {
+                int32_t even = whole[block + 2 * i], odd = whole[block + 2 * i + 1];
+                to[i] = (uint8_t)(even >> 8);
+                to[16 + i] = (uint8_t)(odd >> 8);
+                to[32 + i] = (uint8_t)even;
+                to[48 + i] = (uint8_t)odd;
+            }
+        }
+    }
+}
+
+TARGET static void prepare_int8(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+    float *scales = token_scales(prepared, columns), sum;
+    int32_t *starts = (int32_t *)(scales + padded_groups(columns));
+    for (int64_t g = columns / group; g < padded_groups(columns); g++) {
+        scales[g] = 0;
+        starts[g] = 0;
+    }
+    for (int64_t first = 0; first < columns; first += group) {
+        int32_t whole[64], start = 0;
+        scales[first / group] = whole_group(token + first, group, whole, &sum);
+        for (int64_t block = 0; block < group; block += BLOCK_INT8)
+            start += store_int8(whole + block, (char *)prepared + (first + block) * 2);
+        starts[first / group] = start;
+    }
+}
+
+INLINE float32x4_t widened(uint16x4_t values) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(values), 16));
+}
+
+/* Scales and zeros of four groups; of those that are not there, zeros. */
+INLINE uint16x4x2_t scales_and_zeros(const uint16_t *pairs, int present) {
+    uint16_t few[2 * GROUPS] = {0};
+    if (present == GROUPS) return vld2_u16(pairs);
+    for (int i = 0; i < 2 * present; i++) few[i] = pairs[i];
+    return vld2_u16(few);
+}
+
+/* R rows with M tokens; R, M and the group are known where this is inlined. */
+INLINE void tile_int4(const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
+                      const void *const *prepared, float *out, int64_t stride) {
+    const int blocks = group / BLOCK_INT4;
+    const int64_t columns = matrix->columns, padded = padded_groups(columns), bytes = columns / 2;
+    const int64_t groups = columns / group;
+    const uint8_t *codes = matrix->codes + row * bytes;
+    const uint16_t *scales = matrix->scales + row * groups * 2;
+    float32x4_t sums[MOST_ROWS][MOST_TOKENS];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sums[r][m] = vdupq_n_f32(0);
+    for (int64_t first = 0; first < groups; first += GROUPS) {
+        const int present = groups - first < GROUPS ? (int)(groups - first) : GROUPS;
+        float factors[MOST_ROWS][MOST_TOKENS][GROUPS];
+        for (int r = 0; r < R; r++) {
+            const uint16x4x2_t pairs = scales_and_zeros(scales + (r * groups + first) * 2, present);
+            const float32x4_t scale = widened(pairs.val[0]);
+            const float32x4_t zero = vfmsq_n_f32(widened(pairs.val[1]), scale, 8);
+            for (int m = 0; m < M; m++) {
+                const float *of_token = token_scales(prepared[m], columns) + first;
+                vst1q_f32(factors[r][m], vmulq_f32(scale, vld1q_f32(of_token)));
+                sums[r][m] = vfmaq_f32(sums[r][m], zero, vld1q_f32(of_token + padded));
+            }
+        }
+        for (int g = 0; g < present; g++) {
+            whole_int4 parts[MOST_ROWS][MOST_TOKENS] = {0};
+            for (int b = 0; b < blocks; b++)
+                for (int r = 0; r < R; r++) {
+                    const int64_t block = (first + g) * blocks + b;
+                    const uint8_t *from = codes + r * bytes + block * (BLOCK_INT4 / 2);
+                    /* The next rows are asked for while these are computed: each row is a stream that begins anew. */
+                    __builtin_prefetch(from + R * bytes);
+                    const uint8x16_t packed = vld1q_u8(from);
+                    const uint8x16_t even = vandq_u8(packed, vdupq_n_u8(15)), odd = vshrq_n_u8(packed, 4);
+                    for (int m = 0; m < M; m++)
+                        add_int4(&parts[r][m], even, odd, (const uint8_t *)prepared[m] + block * BLOCK_INT4 * 2);
+                }
+            for (int r = 0; r < R; r++)
+                for (int m = 0; m < M; m++)
+                    sums[r][m] = vfmaq_n_f32(sums[r][m], vcvtq_f32_s32(sum_int4(parts[r][m])), factors[r][m][g]);
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int r = 0; r < R; r++) out[m * stride + r] = vaddvq_f32(sums[r][m]);
+}
+
+INLINE void tile_int8(const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
+                      const void *const *prepared, float *out, int64_t stride) {
+    const int blocks = group / BLOCK_INT8;
+    const int64_t columns = matrix->columns, padded = padded_groups(columns), groups = columns / group;
+    const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
+    const uint16_t *scales = matrix->scales + row * groups;
+    float32x4_t sums[MOST_ROWS][MOST_TOKENS];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sums[r][m] = vdupq_n_f32(0);
+    for (int64_t g = 0; g < groups; g++) {
+        whole_int8 parts[MOST_ROWS][MOST_TOKENS];
+        for (int m = 0; m < M; m++) {
+            const int32_t *starts = (const int32_t *)(token_scales(prepared[m], columns) + padded);
+            for (int r = 0; r < R; r++) parts[r][m] = begin_int8(starts[g]);
+        }
+        for (int b = 0; b < blocks; b++)
+            for (int r = 0; r < R; r++) {
+                const int64_t block = g * blocks + b;
+                const int8_t *from = codes + r * columns + block * BLOCK_INT8;
+                __builtin_prefetch(from + R * columns);
+                const codes_int8 some = load_int8(from);
+                for (int m = 0; m < M; m++)
+                    add_int8(&parts[r][m], some, (const char *)prepared[m] + block * BLOCK_INT8 * 2);
+            }
+        for (int r = 0; r < R; r++)
+            for (int m = 0; m < M; m++) {
+                float scale = coterie_from_bf16(scales[r * groups + g]) * token_scales(prepared[m], columns)[g];
+                sums[r][m] = vfmaq_n_f32(sums[r][m], vcvtq_f32_s32(sum_int8(parts[r][m])), scale);
+            }
+    }
+    for (int m = 0; m < M; m++)
+        for (int r = 0; r < R; r++) out[m * stride + r] = vaddvq_f32(sums[r][m]);
+}
+
+/* As many rows and tokens at a time as the registers hold. */
+#define ROWS(name, tile, group)                                                                                        \
+    TARGET static void name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
+                            int tokens, float *out, int64_t stride) {                                                  \
+        int64_t row = begin;                                                                                           \
+        for (; row + 4 <= end; row += 4) {                                                                             \
+            float *to = out + row - begin;                                                                             \
+            int t = 0;                                                                                                 \
+            for (; t + 2 <= tokens; t += 2) {                                                                          \
+                tile(2, 2, group, matrix, row, prepared + t, to + t * stride, stride);                                 \
+                tile(2, 2, group, matrix, row + 2, prepared + t, to + t * stride + 2, stride);                         \
+            }                                                                                                          \
+            if (t < tokens) tile(4, 1, group, matrix, row, prepared + t, to + t * stride, stride);                     \
+        }                                                                                                              \
+        for (; row < end; row++)                                                                                       \
+            for (int t = 0; t < tokens; t++)                                                                           \
+                tile(1, 1, group, matrix, row, prepared + t, out + t * stride + row - begin, stride);                  \
+    }
+
+ROWS(narrow_int4, tile_int4, 32)
+ROWS(wide_int4, tile_int4, 64)
+ROWS(narrow_int8, tile_int8, 32)
+ROWS(wide_int8, tile_int8, 64)
+
+static void rows_int4(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
+                      float *out, int64_t stride) {
+    (matrix->group == 32 ? narrow_int4 : wide_int4)(matrix, begin, end, prepared, tokens, out, stride);
+}
+
+static void rows_int8(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
+                      float *out, int64_t stride) {
+    (matrix->group == 32 ? narrow_int8 : wide_int8)(matrix, begin, end, prepared, tokens, out, stride);
+}
+
+const coterie_kernel KERNELS[COTERIE_SCHEMES] = {
+    [COTERIE_INT4] = {prepared_bytes, prepare_int4, rows_int4},
+    [COTERIE_INT8] = {prepared_bytes, prepare_int8, rows_int8},
+};

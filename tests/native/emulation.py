@@ -1,0 +1,175 @@
+"""The native library as built for another processor, at work under emulation: called as if it were loaded here.
+
+The emulated process (emulated.c) has no memory of ours. It asks for pages when they are touched and sends back which
+bytes have changed, so every pointer means the same to both, and the wrappers in ``coterie.native`` notice nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from coterie.native import build
+from coterie.native.library import PROTOTYPES
+
+REQUIRED = "COTERIE_REQUIRE_AARCH64"
+"""Where this is set, a missing cross-compiler or emulator is a failure: CI must not skip these tests."""
+
+COMPILER, EMULATOR, ROOT = "aarch64-linux-gnu-gcc", "qemu-aarch64", "/usr/aarch64-linux-gnu"
+
+PACKAGES = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
+"""Where Debian and Ubuntu have them."""
+
+_CALL = struct.Struct("=48sq16qf4x")
+_MESSAGE = struct.Struct("=qqq")
+_STARTS = 20
+
+
+def missing() -> str | None:
+    """What is not installed here, or None."""
+    lacking = [name for name in (COMPILER, EMULATOR) if shutil.which(name) is None]
+    return f"{' and '.join(lacking)} not found (Debian and Ubuntu: apt install {PACKAGES})" if lacking else None
+
+
+class Programs(NamedTuple):
+    """What is compiled for the other processor."""
+
+    library: Path
+    server: Path
+
+
+def compiled(folder: Path) -> Programs:
+    """The library, by its own build script, and the program that serves it; kept until a source changes."""
+    source = Path(__file__).with_name("emulated.c")
+    content = source.read_bytes() + Path(build.__file__).read_bytes()
+    kept = folder / hashlib.sha256(build.fingerprint().encode() + content).hexdigest()[:16]
+    programs = Programs(kept / "libcoterie.so", kept / "emulated")
+    # Processes of the same test session wait for the first one.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not programs.server.exists():
+            for old in (path for path in folder.iterdir() if path.is_dir()):
+                shutil.rmtree(old)
+            kept.mkdir()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("CC", COMPILER)
+                build.build(programs.library)
+            command = [
+                COMPILER,
+                "-std=gnu11",
+                "-O2",
+                "-Wall",
+                "-Werror",
+                str(source),
+                "-ldl",
+                "-o",
+                str(programs.server),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+            assert done.returncode == 0, done.stderr
+    return programs
+
+
+class EmulatedFunctions:
+    """The functions of a library, as ``ctypes.CDLL`` would have them.
+
+    Args:
+        programs: From :func:`compiled`.
+        processor: One that the emulator knows.
+    """
+
+    def __init__(self, programs: Programs, processor: str) -> None:
+        self._command = [EMULATOR, "-L", ROOT, "-cpu", processor, str(programs.server), str(programs.library)]
+        self._memory = os.open("/proc/self/mem", os.O_RDWR)
+        self._lock = threading.Lock()
+        self._process = self._started()
+
+    def close(self) -> None:
+        """Ends the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process.wait(timeout=10)
+        os.close(self._memory)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in PROTOTYPES:
+            raise AttributeError(name)
+        return lambda *arguments: self._call(name, arguments)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        # With a stack of any size the emulator's own memory lies in the middle of the address space, far from ours.
+        command = ["sh", "-c", 'ulimit -s unlimited 2>/dev/null; exec "$@"', "sh", *self._command]
+        for _ in range(_STARTS):
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert self._call("coterie_fingerprint", ()).decode() == build.fingerprint()
+            ours, theirs = _mapped("self"), _mapped(str(self._process.pid))
+            if not any(a < d and c < b for a, b in ours for c, d in theirs):
+                return self._process
+            self._process.kill()
+            self._process.wait()
+        raise AssertionError("the emulator's memory lies where ours does, time and again")
+
+    def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        result, types = PROTOTYPES[name]
+        assert len(arguments) == len(types), name
+        floats = [value for value, kind in zip(arguments, types, strict=True) if kind is ctypes.c_float]
+        wholes = [int(value or 0) for value, kind in zip(arguments, types, strict=True) if kind is not ctypes.c_float]
+        assert len(floats) <= 1
+        is_text = result is ctypes.c_char_p
+        wholes += [0] * (16 - len(wholes))
+        with self._lock:
+            self._send(_CALL.pack(name.encode(), is_text, *wholes, *floats or (0.0,)))
+            while True:
+                kind, at, size = _MESSAGE.unpack(self._receive(_MESSAGE.size))
+                if chr(kind) == "D":
+                    text = self._receive(size)
+                    break
+                self._serve(chr(kind), name, at, size)
+        if result is None or is_text:
+            return text if is_text and at else None
+        return result(at).value
+
+    def _serve(self, kind: str, name: str, at: int, size: int) -> None:
+        if kind == "R":
+            try:
+                pages = os.pread(self._memory, size, at)
+            except OSError:
+                pages = b""
+            self._send(struct.pack("=q", len(pages)) + pages)
+        elif kind == "W":
+            os.pwrite(self._memory, self._receive(size), at)
+        else:
+            reasons = {"F": "touched memory that is not there", "C": "cannot have our page", "N": "is not there"}
+            raise AssertionError(f"{name} {reasons.get(kind, 'needs too many pages')}: {at:#x}")
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+        self._process.stdin.flush()
+
+    def _receive(self, size: int) -> bytes:
+        assert self._process.stdout is not None
+        data = self._process.stdout.read(size)
+        assert len(data) == size, f"{self._command} ended: {data!r}"
+        return data
+
+
+def _mapped(process: str) -> list[tuple[int, int]]:
+    """Where a process has memory, but for what the kernel puts everywhere."""
+    found = []
+    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+        if not line.endswith("[vsyscall]"):
+            begin, end = line.split()[0].split("-")
+            found.append((int(begin, 16), int(end, 16)))
+    return found
