@@ -24,8 +24,8 @@ class Match:
 
     Attributes:
         groups: Name → experts of which it is the dominant one.
-        rand_index: Adjusted Rand index (Hubert & Arabie, "Comparing partitions", Journal of Classification 2, 1985): 1 for
-            equal partitions, 0 on average for unrelated ones.
+        rand_index: Adjusted Rand index (Hubert & Arabie, "Comparing partitions", Journal of Classification 2, 1985): 1
+            for equal partitions, 0 on average for unrelated ones.
         chance: [R] the same for shuffled groups.
     """
 

@@ -171,7 +171,9 @@ class RouterAnalysis:
     unsupported: tuple[UnsupportedRouter, ...]
 
 
-def answer(layers: tuple[RouterLayer, ...], agreements: tuple[Agreement, ...], *, groupings: tuple[Grouping, ...]) -> str:
+def answer(
+    layers: tuple[RouterLayer, ...], agreements: tuple[Agreement, ...], *, groupings: tuple[Grouping, ...]
+) -> str:
     """One sentence on clusters, and what they have to do with the profile's groupings that were asked about."""
     clustered = sum(layer.clustered for layer in layers)
     if clustered:
@@ -193,7 +195,9 @@ def _agreement(grouping: Grouping, agreements: tuple[Agreement, ...]) -> str:
     if not agreeing:
         return f"they show nothing of the recorded {_PLURALS[grouping]} (q > {ALPHA} in all of {len(found)} layers)"
     span = f"{min(agreeing):.2f}" + (f" to {max(agreeing):.2f}" if len(agreeing) > 1 else "")
-    return f"they show the recorded {_PLURALS[grouping]} in {len(agreeing)} of {len(found)} (adjusted Rand index {span})"
+    return (
+        f"they show the recorded {_PLURALS[grouping]} in {len(agreeing)} of {len(found)} (adjusted Rand index {span})"
+    )
 
 
 _PLURALS: dict[Grouping, str] = {"modality": "modalities", "domain": "domains"}

@@ -158,7 +158,11 @@ def _router_tensors(checkpoint: Checkpoint, key: BankKey) -> tuple[list[str], tu
     bank = checkpoint.banks[key].bank
     slot = find_router(checkpoint.skeleton.get_submodule(bank.router_block))
     # What has a dimension of 1 is a bias.
-    matrices = [(name, parameter) for name, parameter in slot.module.named_parameters() if min(parameter.shape, default=0) > 1 and parameter.ndim > 1]
+    matrices = [
+        (name, parameter)
+        for name, parameter in slot.module.named_parameters()
+        if min(parameter.shape, default=0) > 1 and parameter.ndim > 1
+    ]
     kind = type(slot.module).__name__
     if len(matrices) != 1:
         listed = ", ".join(f"{name} {tuple(parameter.shape)}" for name, parameter in matrices) or "none"

@@ -12,9 +12,10 @@ _RANDOM_MATRICES = 3
 
 
 def effective_rank(rows: Floats) -> float:
-    """exp of the entropy of the singular values scaled to 1 (Roy & Vetterli, "The effective rank", EUSIPCO 2007).
+    """The exponential of the entropy of the singular values scaled to 1.
 
-    Between 1 and min(E, D): as many directions as there would be, were all equally strong. 0 for a matrix of zeros.
+    Roy & Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007. Between 1 and min(E, D):
+    as many directions as there would be, were all equally strong. 0 for a matrix of zeros.
     """
     values = np.linalg.svd(rows, compute_uv=False)
     total = values.sum()
@@ -63,8 +64,8 @@ def overlap(first: Reading, second: Reading) -> float:
     similarity of [E, E] matrices of experts means nothing. What layers share is the space that the rows lie in: the
     residual stream. So the D dimensions are compared, by linear centred kernel alignment with dimensions in place of
     examples (Kornblith and others, "Similarity of neural network representations revisited", 2019):
-    ‖A Bᵀ‖² / (‖A Aᵀ‖ · ‖B Bᵀ‖), Frobenius norms, A and B the rows less their mean. The order of experts does not matter,
-    nor does their number.
+    ‖A Bᵀ‖² / (‖A Aᵀ‖ · ‖B Bᵀ‖), Frobenius norms, A and B the rows less their mean. The order of experts does not
+    matter, nor does their number.
     """
     products = (first.strengths[:, None] * (first.axes @ second.axes.T) * second.strengths) ** 2
     scale = np.sqrt((first.strengths**4).sum() * (second.strengths**4).sum())
