@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from coterie.analysis.matrices import Floats
 from coterie.analysis.packages import optional_package
-from coterie.analysis.rotation import Rotations, directions
+from coterie.analysis.rotation import Rotations, coordinates, directions
 
 Labels = npt.NDArray[np.intp]
 
@@ -54,11 +54,11 @@ def cluster_rows(rows: Floats, generator: np.random.Generator, *, number: int | 
     Raises:
         MissingPackageError: If scikit-learn is not installed.
     """
-    unit = directions(rows)
+    points = coordinates(rows)
     numbers = [number] if number is not None else list(range(2, max(2, min(MOST_CLUSTERS, len(rows) // 2)) + 1))
-    labels, silhouette = _best(unit, numbers)
-    rotations = Rotations(unit)
-    chance = np.array([_best(rotations.draw(generator), numbers)[1] for _ in range(draws)])
+    labels, silhouette = _best(directions(points), numbers)
+    rotations = Rotations(points)
+    chance = np.array([_best(directions(rotations.draw(generator)), numbers)[1] for _ in range(draws)])
     order = np.unique(labels, return_index=True)[1]
     ranks = np.argsort(np.argsort(order))
     return Clustering(number=len(order), labels=ranks[labels], silhouette=silhouette, chance=chance)

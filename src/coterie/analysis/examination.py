@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,7 @@ def examine_routers(
         last[key.component, key.bank] = (key, reading)
         progress(index + 1, len(chosen))
     results = _layers(examined, seed)
-    agreements = tuple(one for grouping in GROUPINGS for one in _agreements(examined, grouping))
+    agreements = _agreements(examined)
     return RouterAnalysis(
         answer=answer(results, agreements, groupings=() if found is None else GROUPINGS),
         model=routers.name,
@@ -233,12 +234,16 @@ def _layers(examined: list[_Examined], seed: int) -> tuple[RouterLayer, ...]:
     )
 
 
-def _agreements(examined: list[_Examined], grouping: Grouping) -> Iterator[Agreement]:
-    matched = [(one.bank, one.matches[grouping]) for one in examined if grouping in one.matches]
-    p_values = _p_values([(match.rand_index, match.chance) for _, match in matched])
+def _agreements(examined: list[_Examined]) -> tuple[Agreement, ...]:
+    """Those of each grouping in turn; corrected for all of them together."""
+    matched = [
+        [(one.bank, grouping, one.matches[grouping]) for one in examined if grouping in one.matches]
+        for grouping in GROUPINGS
+    ]
+    p_values = np.concatenate([_p_values([(match.rand_index, match.chance) for *_, match in one]) for one in matched])
     q_values = false_discovery_rates(p_values)
-    for (bank, match), p_value, q_value in zip(matched, p_values, q_values, strict=True):
-        yield Agreement(
+    return tuple(
+        Agreement(
             **bank._asdict(),
             grouping=grouping,
             groups=match.groups,
@@ -247,6 +252,8 @@ def _agreements(examined: list[_Examined], grouping: Grouping) -> Iterator[Agree
             q_value=figure(q_value),
             agrees=bool(q_value <= ALPHA),
         )
+        for (bank, grouping, match), p_value, q_value in zip(chain(*matched), p_values, q_values, strict=True)
+    )
 
 
 def _overlaps(pairs: list[_Pair]) -> tuple[LayerOverlap, ...]:

@@ -87,7 +87,7 @@ class Agreement:
         groups: Name → experts.
         rand_index: Adjusted Rand index: 1 for equal partitions, 0 on average for unrelated ones.
         p_value: Of `unrelated`, by shuffling the groups.
-        q_value: The same corrected for the number of layers (Benjamini & Hochberg).
+        q_value: The same corrected for all layers and both groupings (Benjamini & Hochberg).
         agrees: Whether q ≤ 0.05.
     """
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coterie.analysis.matrices import Floats
+from coterie.analysis.rotation import directions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,7 @@ def nearest_experts(rows: Floats, expert: int, limit: int) -> tuple[Neighbour, .
         expert: Which.
         limit: How many at most.
     """
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    unit = directions(rows)
     cosines = unit @ unit.T
     pairs = cosines[np.triu_indices(len(rows), 1)]
     spread = float(pairs.std())

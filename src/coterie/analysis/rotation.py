@@ -4,7 +4,8 @@ What is asked is whether rows form groups *beyond* what their mean and covarianc
 of the very same mean and covariance whose arrangement is random: X' = M + Q (X − M), where M repeats the mean row and
 Q is an orthogonal matrix, drawn uniformly (Haar) from those that leave the vector of ones where it is. If the rows were
 drawn independently from any one normal distribution, X' is distributed as X is, and the test is exact (Langsrud,
-"Rotation tests", Statistics and Computing 15, 2005).
+"Rotation tests", Statistics and Computing 15, 2005). Where some rows are much longer than others it finds too little,
+not too much: the long ones stand out of every arrangement.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ import numpy as np
 from coterie.analysis.matrices import Floats
 
 
-def directions(rows: Floats) -> Floats:
-    """Rows [E, D] scaled to length 1, in coordinates of the space that they span: [E, r], r ≤ min(E, D).
+def coordinates(rows: Floats) -> Floats:
+    """Rows [E, D] in coordinates of the space that they span: [E, r], r ≤ min(E, D). Lengths and angles stay."""
+    if rows.shape[1] <= rows.shape[0]:
+        return rows
+    # rowsᵀ = QR, so the rows of Rᵀ have the inner products that those of `rows` have.
+    found: Floats = np.transpose(np.linalg.qr(rows.T, mode="r"))
+    return found
 
-    Distances and angles stay as they are. A row of zeros stays one.
-    """
+
+def directions(rows: Floats) -> Floats:
+    """Rows scaled to length 1; a row of zeros stays one."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: Floats = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
-    if unit.shape[1] <= unit.shape[0]:
-        return unit
-    # unitᵀ = QR, so the rows of Rᵀ have the inner products that those of `unit` have.
-    found: Floats = np.transpose(np.linalg.qr(unit.T, mode="r"))
-    return found
+    return unit
 
 
 def haar(size: int, generator: np.random.Generator) -> Floats:
@@ -36,15 +39,10 @@ def haar(size: int, generator: np.random.Generator) -> Floats:
 
 
 class Rotations:
-    """Random rearrangements of one router's rows.
-
-    Attributes:
-        rows: The directions of the rows, [E, r].
-    """
+    """Random rearrangements of one router's rows."""
 
     def __init__(self, rows: Floats) -> None:
-        """Takes rows as :func:`directions` gives them."""
-        self.rows = rows
+        """Takes rows [E, r], not scaled: it is they that may be normal."""
         count = len(rows)
         self._mean = rows.mean(axis=0)
         # Columns: an orthonormal basis of what is orthogonal to the vector of ones (Helmert's).
@@ -55,6 +53,7 @@ class Rotations:
         self._deviations = basis.T @ rows
 
     def draw(self, generator: np.random.Generator) -> Floats:
-        """Rows [E, r] of the same mean and covariance in a random arrangement, scaled to length 1 again."""
+        """Rows [E, r] of the same mean and covariance in a random arrangement."""
         turned = haar(len(self._deviations), generator) @ self._deviations
-        return directions(self._mean + self._basis @ turned)
+        drawn: Floats = self._mean + self._basis @ turned
+        return drawn
