@@ -48,7 +48,7 @@ def test_random_routers_show_nothing(tmp_path):
         if not agreeing:
             assert "they show nothing of the recorded domains (q > 0.05 in all of 4 layers)" in found.answer
             assert found.answer.startswith("In none of 4 layers do router rows form clusters")
-    # Each is allowed to be wrong about one model in twenty: in five, about two once in forty times. The seeds are fixed.
+    # Each may be wrong about one model in twenty: about two in five, once in forty times. The seeds are fixed.
     assert clustered == 0
     assert agreeing <= 1
 

@@ -107,18 +107,16 @@ class Shading:
     @classmethod
     def from_zero(cls, values: Floats) -> Shading:
         """From dark blue at zero to yellow at the largest value, lighter all the way."""
-        colors: Colormap = optional_package("matplotlib", "Drawing needs").colormaps[SEQUENTIAL].copy()
-        colors.set_bad(_ABSENT)
-        return cls(colors=colors, low=0.0, high=_largest(values))
+        colors: Colormap = optional_package("matplotlib", "Drawing needs").colormaps[SEQUENTIAL]
+        return cls(colors=colors.with_extremes(bad=_ABSENT), low=0.0, high=_largest(values))
 
     @classmethod
     def around_zero(cls, values: Floats) -> Shading:
         """From blue over almost white at zero to orange, alike to people who do not tell red from green."""
         made = optional_package("matplotlib.colors", "Drawing needs").LinearSegmentedColormap
         colors: Colormap = made.from_list("blue-orange", _BLUE_TO_ORANGE)
-        colors.set_bad(_ABSENT)
         reach = _largest(np.abs(values))
-        return cls(colors=colors, low=-reach, high=reach)
+        return cls(colors=colors.with_extremes(bad=_ABSENT), low=-reach, high=reach)
 
 
 def _largest(values: Floats) -> float:

@@ -54,7 +54,7 @@ def load_figure(
     left.axhline(TOP_SHARE, color=EQUAL, linewidth=0.8, linestyle=":", label=f"{TOP_SHARE:.0%}: all experts alike")
     left.set_ylim(0, 1)
     left.set_xlabel("layer")
-    left.set_ylabel("Gini (0 even, 1 uneven); share of activations")
+    left.set_ylabel("Gini (0: even); share of activations")
     number_ticks(left, "x", bank_labels([BankKey(one.component, one.layer, one.bank) for one in load.layers]))
     left.legend(loc="upper right")
     shades = optional_package("matplotlib", "Drawing needs").colormaps[SEQUENTIAL](

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coterie.analysis.matrices import Floats
-from coterie.analysis.plots.canvas import EQUAL, LINES, Shading, draw_map, new_figure, number_ticks, style
+from coterie.analysis.plots.canvas import LINES, Shading, draw_map, new_figure, number_ticks, style
 from coterie.analysis.plots.selection import bank_labels
 from coterie.errors import UsageError
 from coterie.eviction import Timeline
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_COLUMNS = 400
 """Steps are averaged to so many columns: a print has no more."""
-_WINDOW = 16
+_LEAST_WINDOW = 16
 
 
 @style()
@@ -49,11 +49,12 @@ def residency_figure(timeline: Timeline, component: str | None = None) -> Figure
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     rates = np.array([step.hits / max(step.requests, 1) for step in timeline.steps])
     requests = np.array([step.requests for step in timeline.steps], dtype=np.float64)
-    above.plot(100 * rates, color=LINES[3][0], linewidth=0.6, label="each step")
-    window = min(_WINDOW, len(rates))
+    if len(rates) <= 2 * _MOST_COLUMNS:
+        above.plot(100 * rates, color=LINES[3][0], linewidth=0.6, label="each step")
+    window = min(max(_LEAST_WINDOW, len(rates) // 100), len(rates))
     above.plot(100 * running_mean(rates, requests, window), color=LINES[0][0], label=f"last {window} steps")
     above.axhline(
-        100 * timeline.hit_rate, color=EQUAL, linewidth=0.8, linestyle=":", label=f"all: {timeline.hit_rate:.1%}"
+        100 * timeline.hit_rate, color=LINES[2][0], linewidth=1.0, linestyle=":", label=f"all: {timeline.hit_rate:.1%}"
     )
     above.set_ylim(0, 100)
     above.set_ylabel("hit rate (%)")
