@@ -140,7 +140,8 @@ def _public_name(path: str, value: Any) -> Iterator[str]:
     yield f"### {path}"
     if inspect.ismodule(value):
         yield from _docstring(value, first_paragraph=True)
-        yield f"See [{path.rpartition('.')[2]}]({path.rpartition('.')[2]}.md)."
+        page = f"{path.rpartition('.')[2]}.md"
+        yield f"See [{path.rpartition('.')[2]}]({page if (ROOT / 'docs' / page).exists() else '#' + path.replace('.', '')})."
     elif inspect.isclass(value):
         made_by_callers = not dataclasses.is_dataclass(value) and not getattr(value, "_is_protocol", False)
         if made_by_callers and not issubclass(value, tuple) and "__init__" in vars(value):
