@@ -140,8 +140,9 @@ def _public_name(path: str, value: Any) -> Iterator[str]:
     yield f"### {path}"
     if inspect.ismodule(value):
         yield from _docstring(value, first_paragraph=True)
-        page = f"{path.rpartition('.')[2]}.md"
-        yield f"See [{path.rpartition('.')[2]}]({page if (ROOT / 'docs' / page).exists() else '#' + path.replace('.', '')})."
+        name = path.rpartition(".")[2]
+        page = f"{name}.md" if (ROOT / "docs" / f"{name}.md").exists() else f"#{path.replace('.', '')}"
+        yield f"See [{name}]({page})."
     elif inspect.isclass(value):
         made_by_callers = not dataclasses.is_dataclass(value) and not getattr(value, "_is_protocol", False)
         if made_by_callers and not issubclass(value, tuple) and "__init__" in vars(value):

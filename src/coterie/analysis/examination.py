@@ -70,7 +70,7 @@ def examine_routers(
     offline: bool = False,
     seed: int = 0,
     draws: int = DRAWS,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> RouterAnalysis:
     """Says what the geometry of a model's routers shows. Reads their matrices and nothing else.
 
@@ -126,7 +126,8 @@ def examine_routers(
             chance = random_overlaps(before[1], reading, generator, draws)
             pairs.append(_Pair(first=before[0], second=key, overlap=overlap(before[1], reading), chance=chance))
         last[key.component, key.bank] = (key, reading)
-        progress(index + 1, len(chosen))
+        if progress is not None:
+            progress(index + 1, len(chosen))
     results = _layers(examined, seed)
     agreements = _agreements(examined)
     return RouterAnalysis(
