@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from analysis.conftest import planted_checkpoint, planted_db  # noqa: F401 - fixtures
+
 
 def test_table_and_json_of_the_bundled_model(coterie, tmp_path):
     outcome = coterie("routers", "bundled", "--layer", "0-1", "--expert", "1:3", "-o", str(tmp_path / "r.json"))
@@ -50,3 +52,15 @@ def test_help_loads_no_optional_package():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_profile_adds_its_agreement(coterie, planted_checkpoint, planted_db):  # noqa: F811
+    outcome = coterie("routers", str(planted_checkpoint), "--profile", str(planted_db), "--layer", "0-1")
+    assert outcome.code == 0
+    answer, _, heading, *rows = outcome.out.splitlines()
+    assert answer.startswith("Router rows form clusters in 1 of 2 layers; they show the recorded modalities in 1 of 2")
+    assert heading.split()[-8:] == ["modality", "ARI", "modality", "q", "domain", "ARI", "domain", "q"]
+    random, planted = (row.split() for row in rows[:2])
+    assert random[5].startswith("(")
+    assert planted[5] == "3"
+    assert planted[-2] == "1.00"

@@ -104,15 +104,7 @@ def examine_routers(
         )
     chosen = _chosen(routers, layers)
     asked = None if expert is None else _expert_bank(routers, expert)
-    found = Profile.open(profile, routers.identity) if isinstance(profile, str | Path) else profile
-    if found is not None and found.identity != routers.identity:
-        raise ProfileIdentityError(
-            f"The profile is about {found.model} ({found.identity}), the routers are those of {routers.name} "
-            f"({routers.identity}).",
-            advice="Record a profile of this model.",
-            expected=routers.identity,
-            got=found.identity,
-        )
+    found = _profile_of(routers, profile)
     examined: list[_Examined] = []
     pairs: list[_Pair] = []
     last: dict[tuple[str, str], tuple[BankKey, Reading]] = {}
@@ -145,6 +137,20 @@ def examine_routers(
             UnsupportedRouter(**key._asdict(), reason=reason) for key, reason in routers.unsupported.items()
         ),
     )
+
+
+def _profile_of(routers: Routers, profile: str | Path | Profile | None) -> Profile | None:
+    """The profile, read if need be; it has to be one of this model."""
+    found = Profile.open(profile, routers.identity) if isinstance(profile, str | Path) else profile
+    if found is not None and found.identity != routers.identity:
+        raise ProfileIdentityError(
+            f"The profile is about {found.model} ({found.identity}), the routers are those of {routers.name} "
+            f"({routers.identity}).",
+            advice="Record a profile of this model.",
+            expected=routers.identity,
+            got=found.identity,
+        )
+    return found
 
 
 def _chosen(routers: Routers, layers: str | Iterable[int] | None) -> list[BankKey]:
