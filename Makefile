@@ -55,7 +55,7 @@ $(OLDEST_STAMP): $(STAMP) requirements-oldest.lock
 # Each of the two environments opens what the other one wrote.
 test-oldest: $(OLDEST_STAMP) ## Run the tests that depend on transformers with the oldest release allowed
 	COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(OLDEST)/bin/python -m pytest -n auto -m "not slow and not matrix" \
-	tests/hf tests/checkpoint tests/routing tests/integration tests/engine tests/profiles tests/versions tests/test_zoo.py
+	tests/hf tests/checkpoint tests/routing tests/integration tests/engine tests/profiles tests/analysis tests/versions tests/test_zoo.py
 
 check: $(STAMP) ## Format, lint, types, layers, lock and generated docs: all that CI checks
 	$(BIN)/python scripts/check.py

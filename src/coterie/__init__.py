@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie import errors, evaluate, profiles
+    from coterie import analysis, errors, evaluate, profiles
     from coterie.engine import load
     from coterie.extraction import extract, inspect, quantize, verify
 
@@ -25,9 +25,20 @@ _HOMES: dict[str, str] = {
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
-_SUBMODULES = frozenset({"errors", "evaluate", "profiles"})
+_SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles"})
 
-__all__ = ["__version__", "errors", "evaluate", "extract", "inspect", "load", "profiles", "quantize", "verify"]
+__all__ = [
+    "__version__",
+    "analysis",
+    "errors",
+    "evaluate",
+    "extract",
+    "inspect",
+    "load",
+    "profiles",
+    "quantize",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -25,6 +25,7 @@
     ├── ReadError                  an expert could not be read while running
     ├── ContextLengthError         more tokens than the budget was made for
     ├── InputError                 a prompt, picture or sound cannot be turned into model inputs
+    ├── MissingPackageError        an optional package is not installed (says the line that installs it)
     └── ProfileError               a database of what experts do cannot be used
         ├── ProfileNotFoundError       there is no such profile, or nothing was recorded in it
         ├── ProfileFormatError         not a profile, or a damaged one
@@ -173,6 +174,10 @@ class ContextLengthError(CoterieError):
 
 class InputError(CoterieError):
     """A prompt, picture or sound cannot be turned into model inputs."""
+
+
+class MissingPackageError(CoterieError):
+    """An optional package is not installed; fact ``package``, the name that it is imported by."""
 
 
 class ProfileError(CoterieError):

@@ -72,7 +72,7 @@ def test_names_and_modules_agree(name: str) -> None:
 
 
 def test_an_unknown_command_suggests_the_nearest(coterie) -> None:
-    outcome = coterie("docter")
+    outcome = coterie("doctr")
     assert outcome.code == 2
     assert "Did you mean 'doctor'?" in outcome.err
 

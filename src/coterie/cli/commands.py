@@ -44,6 +44,8 @@ COMMANDS = (
     CommandEntry("replay", "coterie.cli.replay", "Compare eviction policies on recorded routing."),
     CommandEntry("profile", "coterie.cli.profile", "Show, merge, exchange and publish what experts do."),
     CommandEntry("experts", "coterie.cli.experts", "Ask a profile which experts do what."),
+    CommandEntry("routers", "coterie.cli.routers", "Show what the geometry of a model's routers says, without data."),
+    CommandEntry("plot", "coterie.cli.plot", "Draw pictures of profiles and recorded routing."),
     CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, or remove one."),
 )
 """In the order in which `coterie --help` shows them: from the first thing a newcomer does to the last."""

@@ -136,6 +136,32 @@ def count_progress(description: str, total: int) -> Iterator[Callable[[], None]]
         yield lambda: progress.advance(task)
 
 
+@contextmanager
+def layer_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how many layers are done, of how many: a bar in a terminal, elsewhere nothing.
+
+    Args:
+        description: What is being done.
+
+    Yields:
+        A function to call with both numbers.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich import progress as bar
+
+    columns = (
+        bar.TextColumn("{task.description}"),
+        bar.BarColumn(),
+        bar.MofNCompleteColumn(),
+        bar.TimeRemainingColumn(),
+    )
+    with bar.Progress(*columns, console=notes(), transient=True) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 class _PlainProgress:
     """Progress as occasional lines of text."""
 

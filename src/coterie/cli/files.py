@@ -45,10 +45,19 @@ def write_text_file(path: Path, lines: Iterable[str]) -> None:
     Raises:
         UsageError: If it cannot be written.
     """
+    write_bytes_file(path, (f"{line}\n".encode() for line in lines))
+
+
+def write_bytes_file(path: Path, parts: Iterable[bytes]) -> None:
+    """Writes bytes to a file, which appears whole or not at all.
+
+    Raises:
+        UsageError: If it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        with partial.open("wb") as file:
+            file.writelines(parts)
         partial.replace(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}.", path=path) from error

@@ -10,6 +10,7 @@ from coterie.eviction.protocol import EvictionPolicy
 from coterie.eviction.recorded import RecordedTrace, read_trace
 from coterie.eviction.replay import Knee, ReplayReport, ReplayRow, knee, replay, simulations
 from coterie.eviction.simulator import compare, simulate
+from coterie.eviction.timeline import Timeline, TimelineLayer, TimelineStep, timeline
 from coterie.eviction.trace import Group, Outcome, Scope
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "ReplayReport",
     "ReplayRow",
     "Scope",
+    "Timeline",
+    "TimelineLayer",
+    "TimelineStep",
     "belady",
     "compare",
     "compulsory",
@@ -35,4 +39,5 @@ __all__ = [
     "replay",
     "simulate",
     "simulations",
+    "timeline",
 ]

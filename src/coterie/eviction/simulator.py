@@ -13,6 +13,8 @@ from coterie.eviction.protocol import EvictionPolicy, K
 from coterie.eviction.trace import Group, Outcome, Scope, size_of, split
 
 PolicyFactory = Callable[[], EvictionPolicy[K]]
+Watch = Callable[[Group[K], int, Mapping[K, int]], None]
+"""Told after each group: the group, how many of its members were hits, and what is resident now (key → bytes)."""
 
 
 def simulate(
@@ -22,6 +24,7 @@ def simulate(
     *,
     sizes: Mapping[K, int] | int = 1,
     scope: Scope = "global",
+    watch: Watch[K] | None = None,
 ) -> Outcome:
     """Replays a trace from an empty cache.
 
@@ -36,6 +39,8 @@ def simulate(
         policy: A policy's name, or a callable that makes a fresh one (with scope ``layer``, one for each layer).
         sizes: Bytes of each record, or of every record. The default counts records.
         scope: One capacity for all layers, or an even share for each.
+        watch: Told after each group; with scope ``layer`` it sees one layer after the other. It must not change what it
+            is shown.
 
     Raises:
         UsageError: For an unknown policy or scope, a capacity below one record, or a repeated key in a group.
@@ -43,10 +48,12 @@ def simulate(
     if isinstance(policy, str):
         name = policy
         make_policy(name)
-        parts = [_Replay(make_policy(name), share, sizes).run(part) for part, share in split(trace, capacity, scope)]
+        parts = [
+            _Replay(make_policy(name), share, sizes).run(part, watch) for part, share in split(trace, capacity, scope)
+        ]
     else:
         name = getattr(policy, "__name__", type(policy).__name__)
-        parts = [_Replay(policy(), share, sizes).run(part) for part, share in split(trace, capacity, scope)]
+        parts = [_Replay(policy(), share, sizes).run(part, watch) for part, share in split(trace, capacity, scope)]
     return Outcome.total(parts, policy=name, scope=scope, capacity=capacity)
 
 
@@ -77,13 +84,15 @@ class _Replay(Generic[K]):
         self._used = 0
         self._evictions = 0
 
-    def run(self, groups: Iterable[Group[K]]) -> Outcome:
+    def run(self, groups: Iterable[Group[K]], watch: Watch[K] | None) -> Outcome:
         requests = hits = bytes_read = 0
         for group in groups:
             missing = [key for key in group.keys if key not in self._resident]
             requests += len(group.keys)
             hits += len(group.keys) - len(missing)
             bytes_read += self._serve(group, missing)
+            if watch is not None:
+                watch(group, len(group.keys) - len(missing), self._resident)
         return Outcome(
             policy="",
             scope="global",

@@ -24,12 +24,14 @@ from coterie.profiles.facts import (
     join_segments,
 )
 from coterie.profiles.kinds import ExpertKind, Kinds, expert_kinds
+from coterie.profiles.load import LayerLoad, Load, expert_load, gini, lorenz_curve, top_share
 from coterie.profiles.location import Location, locate
 from coterie.profiles.merging import MergeReport, ProfileSource, copy_runs, merge, sync
 from coterie.profiles.profile import BankTable, Profile
 from coterie.profiles.ranking import RankedExpert, Ranking, rank_experts
 from coterie.profiles.recording import Recording, resumable
 from coterie.profiles.remote import RemoteProfile
+from coterie.profiles.separation import LayerSeparation, Separation, separation
 from coterie.profiles.sharing import SharedExpert, SharedProfile, json_lines, share_profile
 from coterie.profiles.sparing import SpareExpert, Sparing, spare_experts
 from coterie.profiles.specialisation import Specialisation, specialisation
@@ -47,6 +49,9 @@ __all__ = [
     "Group",
     "GroupCounts",
     "Kinds",
+    "LayerLoad",
+    "LayerSeparation",
+    "Load",
     "Location",
     "Mark",
     "MergeReport",
@@ -60,6 +65,7 @@ __all__ = [
     "RemoteProfile",
     "RunFacts",
     "SegmentFacts",
+    "Separation",
     "SharedExpert",
     "SharedProfile",
     "SpareExpert",
@@ -73,16 +79,21 @@ __all__ = [
     "copy_runs",
     "expert_card",
     "expert_kinds",
+    "expert_load",
+    "gini",
     "jensen_shannon",
     "join_segments",
     "json_lines",
     "locate",
+    "lorenz_curve",
     "merge",
     "rank_experts",
     "resumable",
+    "separation",
     "share_profile",
     "spare_experts",
     "specialisation",
     "sync",
+    "top_share",
     "trust",
 ]

@@ -1,0 +1,56 @@
+"""What routers look like without any data, and pictures of what profiles and traces say.
+
+:func:`examine_routers` reads the matrices of a model's routers and says what their geometry shows; the functions that
+end in ``_figure`` give Matplotlib figures, drawn without pyplot, and :func:`render` makes files of them. It takes the
+extra ``coterie[analysis]``. docs/routers.md and docs/plots.md say what the figures mean.
+"""
+
+from coterie.analysis.agreement import Grouping
+from coterie.analysis.examination import examine_routers
+from coterie.analysis.geometry import (
+    Agreement,
+    LayerOverlap,
+    Neighbourhood,
+    RouterAnalysis,
+    RouterLayer,
+    UnsupportedRouter,
+)
+from coterie.analysis.matrices import RouterMatrix, Routers
+from coterie.analysis.neighbours import Neighbour, nearest_experts
+from coterie.analysis.plots import (
+    Coactivation,
+    PictureFormat,
+    activation_figure,
+    coactivation_figure,
+    load_figure,
+    picture_format,
+    render,
+    residency_figure,
+    separation_figure,
+)
+from coterie.analysis.spectrum import effective_rank
+
+__all__ = [
+    "Agreement",
+    "Coactivation",
+    "Grouping",
+    "LayerOverlap",
+    "Neighbour",
+    "Neighbourhood",
+    "PictureFormat",
+    "RouterAnalysis",
+    "RouterLayer",
+    "RouterMatrix",
+    "Routers",
+    "UnsupportedRouter",
+    "activation_figure",
+    "coactivation_figure",
+    "effective_rank",
+    "examine_routers",
+    "load_figure",
+    "nearest_experts",
+    "picture_format",
+    "render",
+    "residency_figure",
+    "separation_figure",
+]
