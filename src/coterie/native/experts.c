@@ -3,10 +3,12 @@
  * Those with many tokens are left to gemm_experts.c. Every thread has the same share of the rows of every other expert, so all have the same to do, whatever the tokens. A
  * thread has the same columns of the output each time, so it can add up what it has computed without waiting.
  */
+#include <math.h>
+
 #include "bfloat16.h"
 #include "experts.h"
 
-enum { CHUNK = 128, GRAIN = 32 };
+enum { CHUNK = 128, GRAIN = 32, LANES = 8 };
 
 typedef struct {
     const experts_call *call;
@@ -82,6 +84,22 @@ static void combine(const experts_call *call, int64_t begin, int64_t end) {
     }
 }
 
+/* Euclidean norms of a thread's share of the rows, each by one thread and in one order, whatever their number. */
+static void measure(const experts_call *call, int thread, int threads) {
+    int64_t begin, end;
+    coterie_share(call->offsets[call->used], 1, thread, threads, &begin, &end);
+    for (int64_t row = begin; row < end; row++) {
+        const float *values = call->rows + row * call->width;
+        double sums[LANES] = {0}, total = 0;
+        int64_t i = 0;
+        for (; i + LANES <= call->width; i += LANES)
+            for (int lane = 0; lane < LANES; lane++) sums[lane] += (double)values[i + lane] * values[i + lane];
+        for (; i < call->width; i++) total += (double)values[i] * values[i];
+        for (int lane = 0; lane < LANES; lane++) total += sums[lane];
+        call->norms[row] = (float)sqrt(total);
+    }
+}
+
 static void part_of_experts(void *context, int thread, int threads) {
     const experts_call *call = context;
     _Alignas(64) char buffer[COTERIE_PREPARED_BYTES];
@@ -115,6 +133,10 @@ static void part_of_experts(void *context, int thread, int threads) {
             down(&own, &matrix, first, last - first < own.block ? (int)(last - first) : own.block, begin, end);
     }
     if (call->out) combine(call, begin, end);
+    if (call->out && call->norms) {
+        coterie_barrier(threads);
+        measure(call, thread, threads);
+    }
 }
 
 /* Computes the rows of the call's experts, and the sums if it is the last call.

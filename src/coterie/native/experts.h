@@ -33,6 +33,8 @@ typedef struct {
     void *scratch;
     /* Set here: the rows from which an expert has many. */
     int64_t many;
+    /* float32 [rows], what the last call writes the Euclidean norm of each row into; NULL if nobody asks. */
+    float *norms;
 } experts_call;
 
 enum { TABLE_ID, TABLE_GATE_UP, TABLE_DOWN = 3, TABLE_WIDTH = 5 };

@@ -2,7 +2,7 @@
 
 from coterie.spec.context import ContextShape
 from coterie.spec.defaults import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
-from coterie.spec.events import Event, ExpertsSelected, ExpertsServed, Observer, Phase, StepStarted
+from coterie.spec.events import Event, ExpertsContributed, ExpertsSelected, ExpertsServed, Observer, Phase, StepStarted
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
 from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges
@@ -19,6 +19,7 @@ __all__ = [
     "Event",
     "ExpertKey",
     "ExpertSource",
+    "ExpertsContributed",
     "ExpertsSelected",
     "ExpertsServed",
     "Extent",
