@@ -188,7 +188,7 @@ def test_contributions_by_the_native_library(scheme, memory, zoo_checkpoint, tmp
         calls: dict[str, tuple[torch.Tensor, ...]] = {}
         hooks = [
             model.get_submodule(bank.path).register_forward_pre_hook(
-                lambda _, given, path=bank.path: calls.update({path: given})
+                lambda _, given, path=bank.path, calls=calls: calls.update({path: given})
             )
             for bank in model.coterie.expert_banks
         ]
