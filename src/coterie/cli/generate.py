@@ -132,7 +132,8 @@ def command(
     Of a whole omni model only the thinker is opened, unless --speak asks for speech or --component names another part.
     Pictures and sounds come before the prompt, or where it mentions them in the model's own tokens.
 
-    Ctrl-C ends generation and keeps what was printed; statistics, trace and profile are still written. The exit code is 130.
+    Ctrl-C ends generation and keeps what was printed; statistics, trace and profile are still written. The exit code
+    is 130.
     """  # fmt: skip
     _check_files(stats, per_token, record_trace, speak, speaker)
     checked_domain = check_domain(domain, record_profile)

@@ -190,11 +190,12 @@ def _split(place: str) -> tuple[str | None, str]:
 def _print(found: Survey, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         tokens = [{**group._asdict(), "tokens": tokens} for group, tokens in found.tokens]
-        print_json({name: getattr(found, name) for name in found.__slots__} | {"tokens": tokens})
+        facts: dict[str, object] = {name: getattr(found, name) for name in found.__slots__}
+        print_json(facts | {"tokens": tokens})
         return
     table = plain_table("modality", "domain", "phase", "tokens", right=("tokens",))
-    for group, tokens in found.tokens:
-        table.add_row(group.modality, group.domain.replace("[", r"\["), group.phase, f"{tokens:,}")
+    for group, count in found.tokens:
+        table.add_row(group.modality, group.domain.replace("[", r"\["), group.phase, f"{count:,}")
     if found.tokens:
         print_table(table)
     if quiet:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from coterie.hf.token_roles import TokenRoles
 from coterie.profiles import Group, Recording
+from coterie.profiles.counters import NO_EXPERT
 from coterie.profiles.facts import check_group
 from coterie.spec import BankKey, Event, ExpertsContributed, ExpertsSelected, ExpertsServed, StepStarted
 
@@ -79,6 +80,8 @@ class ProfileRecorder:
         self._boundaries = boundaries
         self._lock = threading.Lock()
         self._passes = _Passes()
+        # Where every expert may be chosen, one may be named more than once: NLLB-MoE's routers do so.
+        self._repeating = {shape.bank for shape in recording.run.banks if shape.top_k == shape.experts}
         self._tokens: Counter[Group] = Counter()
         self._groups: dict[Group, int] = {}
         self.domain = domain
@@ -160,6 +163,8 @@ class ProfileRecorder:
 
     def _count(self, selected: ExpertsSelected, contributions: npt.NDArray[np.float32] | None) -> None:
         bank, ids, weights = selected.bank, selected.expert_ids, selected.weights
+        if bank in self._repeating:
+            ids, weights, contributions = _named_once(ids, weights, contributions)
         rows = self._passes.rows.get(bank.component)
         if rows is None or rows.step != selected.step or rows.count != len(ids):
             # A tower's rows; or a bank for some of the tokens alone, which does not say for which.
@@ -188,3 +193,21 @@ class ProfileRecorder:
         if count:
             with self._lock:
                 self._tokens[check_group(modality, self._domain, phase)] += count
+
+
+def _named_once(
+    ids_TK: npt.NDArray[np.uint16],
+    weights_TK: npt.NDArray[np.float32],
+    contributions_TK: npt.NDArray[np.float32] | None,
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """Choices with each expert once per token, with the sum of its weights and of what it added each time."""
+    same_TKK = ids_TK[:, :, None] == ids_TK[:, None, :]
+    again_TK = np.tril(same_TKK, -1).any(axis=2)
+
+    def added(values_TK: npt.NDArray[np.float32], nothing: float) -> npt.NDArray[np.float32]:
+        sums_TK = np.where(same_TKK, values_TK[:, None, :], 0).sum(axis=2, dtype=np.float32)
+        return np.where(again_TK, np.float32(nothing), sums_TK)
+
+    ids_TK = np.where(again_TK, np.uint16(NO_EXPERT), ids_TK)
+    contributions_TK = None if contributions_TK is None else added(contributions_TK, np.nan)
+    return ids_TK, added(weights_TK, 0), contributions_TK

@@ -88,8 +88,8 @@ def _files(kind: MaterialKind, place: Path) -> Iterator[Path]:
             yield from (Path(folder, name) for name in names if not endings or name.lower().endswith(endings))
     else:
         # Path.glob takes no absolute pattern.
-        names = glob.glob(str(place), recursive=True)  # noqa: PTH207
-        yield from (path for path in map(Path, names) if path.is_file())
+        found = glob.glob(str(place), recursive=True)  # noqa: PTH207
+        yield from (path for path in map(Path, found) if path.is_file())
 
 
 def _checked(kind: MaterialKind, path: Path) -> int:
