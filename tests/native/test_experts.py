@@ -133,6 +133,7 @@ def test_norms_of_what_each_choice_adds(native: Library, scheme: str, width: int
         x = activations(tokens, width)
         index, weights = choices(tokens, 3, 6)
         index[-1, 1] = 6
+        index[0, 2] = index[0, 0]  # an expert that stands in for another one
         plain = layer(x, index, weights)
         found: list[torch.Tensor] = []
 

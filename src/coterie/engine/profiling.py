@@ -108,17 +108,16 @@ class ProfileRecorder:
     def on_event(self, event: Event) -> None:
         """Counts a bank when its experts have been served."""
         now = self._passes
-        match event:
-            case ExpertsSelected():
-                now.selected[event.bank] = event
-            case ExpertsContributed():
-                now.contributions[event.bank] = event.contributions
-            case ExpertsServed():
-                selected = now.selected.pop(event.bank, None)
-                if selected is not None:
-                    self._count(selected, now.contributions.pop(event.bank, None))
-            case StepStarted():
-                self._begin(event)
+        if isinstance(event, ExpertsSelected):
+            now.selected[event.bank] = event
+        elif isinstance(event, ExpertsContributed):
+            now.contributions[event.bank] = event.contributions
+        elif isinstance(event, ExpertsServed):
+            selected = now.selected.pop(event.bank, None)
+            if selected is not None:
+                self._count(selected, now.contributions.pop(event.bank, None))
+        else:
+            self._begin(event)
 
     def _begin(self, event: StepStarted) -> None:
         now = self._passes

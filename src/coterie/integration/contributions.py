@@ -26,7 +26,9 @@ class Contributions:
         self._routed_TK = routed_TK
         self._end = end
         self._known = True
-        self.norms_TK = torch.full(routed_TK.shape, torch.nan, dtype=torch.float32, device="cpu")
+        # A tenth of what torch.full takes, for every layer of every token.
+        self._array = np.full(tuple(routed_TK.shape), np.nan, np.float32)
+        self.norms_TK = torch.from_numpy(self._array)
 
     def add(self, tokens_N: torch.Tensor, slots_N: torch.Tensor, rows_ND: torch.Tensor) -> None:
         """Notes the weighted rows of one expert, for the choices ``slots_N`` of ``tokens_N``."""
@@ -36,6 +38,10 @@ class Contributions:
         """Notes all the weighted rows of the only token, in the order of its choices."""
         self.norms_TK[0] = row_norms(rows_KD)
 
+    def leave_out(self) -> None:
+        """Forgets what was noted for choices that are left out, where an adapter computes them with weight 0."""
+        self.norms_TK.masked_fill_(self._routed_TK >= self._end, torch.nan)
+
     def give_up(self) -> None:
         """Says that this forward pass cannot tell."""
         self._known = False
@@ -44,13 +50,9 @@ class Contributions:
         """float32 [T, K] by the router's choice, NaN where that expert did not compute; None if it is not known."""
         if not self._known:
             return None
-        norms_TK = self.norms_TK
         if self._routed_TK is not self._chosen_TK:
-            norms_TK = norms_TK.masked_fill(self._routed_TK != self._chosen_TK, torch.nan)
-        left_out_TK = self._routed_TK >= self._end
-        if left_out_TK.any():
-            norms_TK = norms_TK.masked_fill(left_out_TK, torch.nan)
-        return norms_TK.numpy()
+            self.norms_TK.masked_fill_(self._routed_TK != self._chosen_TK, torch.nan)
+        return self._array
 
 
 def row_norms(rows_ND: torch.Tensor) -> torch.Tensor:

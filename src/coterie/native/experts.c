@@ -84,19 +84,29 @@ static void combine(const experts_call *call, int64_t begin, int64_t end) {
     }
 }
 
-/* Euclidean norms of a thread's share of the rows, each by one thread and in one order, whatever their number. */
+/* Each row is summed up in one order, whatever the number of threads. */
+static float norm(const float *values, int64_t count) {
+    double sums[LANES] = {0}, total = 0;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) sums[lane] += (double)values[i + lane] * values[i + lane];
+    for (; i < count; i++) total += (double)values[i] * values[i];
+    for (int lane = 0; lane < LANES; lane++) total += sums[lane];
+    return (float)sqrt(total);
+}
+
+/* Norms of a thread's share of the rows, put where their choices are. */
 static void measure(const experts_call *call, int thread, int threads) {
-    int64_t begin, end;
+    int64_t begin, end, at = 0;
     coterie_share(call->offsets[call->used], 1, thread, threads, &begin, &end);
     for (int64_t row = begin; row < end; row++) {
-        const float *values = call->rows + row * call->width;
-        double sums[LANES] = {0}, total = 0;
-        int64_t i = 0;
-        for (; i + LANES <= call->width; i += LANES)
-            for (int lane = 0; lane < LANES; lane++) sums[lane] += (double)values[i + lane] * values[i + lane];
-        for (; i < call->width; i++) total += (double)values[i] * values[i];
-        for (int lane = 0; lane < LANES; lane++) total += sums[lane];
-        call->norms[row] = (float)sqrt(total);
+        while (call->offsets[at + 1] <= row) at++;
+        /* Where a token names an expert more than once, its rows follow each other, in the order of its choices. */
+        int64_t token = call->row_token[row], again = 0, choice = 0;
+        while (row - again > call->offsets[at] && call->row_token[row - again - 1] == token) again++;
+        const int64_t *ids = call->ids + token * call->choices;
+        while (ids[choice] != call->experts[at] || again-- > 0) choice++;
+        call->norms[token * call->choices + choice] = norm(call->rows + row * call->width, call->width);
     }
 }
 

@@ -33,7 +33,9 @@ typedef struct {
     void *scratch;
     /* Set here: the rows from which an expert has many. */
     int64_t many;
-    /* float32 [rows], what the last call writes the Euclidean norm of each row into; NULL if nobody asks. */
+    /* What coterie_route was given, [tokens, choices]; and float32 of the same shape, where the last call writes the
+     * Euclidean norm of each choice's row. NULL if nobody asks. */
+    const int64_t *ids;
     float *norms;
 } experts_call;
 

@@ -214,19 +214,19 @@ class ExpertsPass:
         out_TD = torch.empty_like(self._x_TD)
         call = self._workspace.call
         call.out = out_TD.data_ptr() or None
-        norms = None
         if norms_TK is not None:
-            norms = torch.empty(norms_TK.numel(), dtype=torch.float32, device="cpu")
-            call.norms = norms.data_ptr() or None
+            if (
+                norms_TK.shape != self._index_TK.shape
+                or norms_TK.dtype != torch.float32
+                or not norms_TK.is_contiguous()
+            ):
+                got = f"{norms_TK.dtype} {list(norms_TK.shape)}"
+                raise UsageError(f"Norms must be contiguous float32 {list(self._index_TK.shape)}, not {got}.", got=got)
+            call.ids, call.norms = self._index_TK.data_ptr() or None, norms_TK.data_ptr() or None
         try:
             self.compute(located)
         finally:
-            call.out = call.norms = None
-        if norms is not None and norms_TK is not None:
-            # Rows are in the order of experts, and of choices within one; what is left out comes after all rows.
-            order = self._index_TK.flatten().argsort(stable=True)
-            rows = int((self._index_TK < self._kernel.num_experts).sum())
-            norms_TK.view(-1)[order[:rows]] = norms[:rows]
+            call.out = call.ids = call.norms = None
         self._kernel.release(self._workspace)
         self._workspace = None
         return out_TD

@@ -71,3 +71,4 @@ def seen_additions(noted: Contributions | None, index_TK: torch.Tensor, end: int
         yield
     if not additions.complete:
         noted.give_up()
+    noted.leave_out()

@@ -103,6 +103,7 @@ class JetMoeExperts:
             order_N, choices = now.order_N, now.noted.norms_TK.shape[1]
             weighted_ND = outputs_ND * now.weights_N[:, None]
             now.noted.add(order_N.div(choices, rounding_mode="trunc"), order_N.remainder(choices), weighted_ND)
+            now.noted.leave_out()
         self._streamed.served(_sum(now.stats, stats), now.absent, now.noted)
         now.noted = None
         return outputs_ND
