@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from coterie.evaluate.windows import plan_windows
 from coterie.hf.context import model_context
 from coterie.profiles import Group
 from coterie.survey.material import Material, without_repetitions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEFAULT_LABEL = "survey"
 """The run that a survey goes on with where nobody names one."""
@@ -56,7 +59,7 @@ class Survey:
 
 @torch.inference_mode()
 def survey(
-    opened: OpenModel,
+    model: PreTrainedModel | OpenModel,
     where: str | Path,
     material: Sequence[Material],
     *,
@@ -66,8 +69,8 @@ def survey(
     contributions: bool = True,
     vocabulary: int = 64,
     several_models: bool = False,
-    should_stop: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] = lambda nbytes: None,
+    should_stop: Callable[[], bool] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Survey:
     """Records what a model's experts do on material.
 
@@ -77,7 +80,7 @@ def survey(
     under the same label.
 
     Args:
-        opened: The model.
+        model: From :func:`coterie.load`.
         where: The profile: a file, which is made if it is not there, or ``postgresql://USER@HOST/DATABASE``.
         material: From :func:`gather`.
         label: Which run to go on with, or to begin.
@@ -99,6 +102,7 @@ def survey(
     files = without_repetitions(material)
     if not files:
         raise UsageError("There is nothing to run the model over.", advice="Give texts, sounds or pictures.")
+    opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
     room = _room(opened, context, limit)
     finished, interrupted = 0, False
     with opened.runtime.record_profile(
@@ -111,9 +115,10 @@ def survey(
         several_models=several_models,
         boundaries=False,
     ) as recorder:
-        surveyor = _Surveyor(opened, recorder, room=room, limit=limit, should_stop=should_stop, progress=progress)
+        stops, tell = should_stop or _never, progress or _nobody
+        surveyor = _Surveyor(opened, recorder, room=room, limit=limit, should_stop=stops, progress=tell)
         for one in files:
-            interrupted = should_stop() or not surveyor.record(one)
+            interrupted = stops() or not surveyor.record(one)
             if interrupted:
                 break
             finished += 1
@@ -132,6 +137,14 @@ def survey(
         interrupted=interrupted,
         tokens=tuple(sorted(recorder.tokens.items())),
     )
+
+
+def _never() -> bool:
+    return False
+
+
+def _nobody(nbytes: int) -> None:
+    """Is told of progress where nobody wants to know."""
 
 
 def _room(opened: OpenModel, context: int | None, limit: int | None) -> int:
