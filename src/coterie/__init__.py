@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie import analysis, errors, evaluate, profiles
+    from coterie import analysis, errors, evaluate, profiles, survey
     from coterie.engine import load
     from coterie.extraction import extract, inspect, quantize, verify
 
@@ -25,7 +25,7 @@ _HOMES: dict[str, str] = {
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
-_SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles"})
+_SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles", "survey"})
 
 __all__ = [
     "__version__",
@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "profiles",
     "quantize",
+    "survey",
     "verify",
 ]
 

@@ -18,7 +18,7 @@ from coterie.integration.token_layer import TokenLayer
 from coterie.integration.token_router import TokenRouter
 from coterie.native import NativeLayer, library, rotate, token_attention
 from coterie.routing import Preview, preview_of
-from coterie.spec import ExpertsSelected, ExpertsServed
+from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
 
 NAMES = ["qwen3_moe", "qwen3_vl_moe", "qwen3_omni_thinker", "qwen3_omni"]
 IDS = torch.arange(3, 19)[None]
@@ -363,7 +363,9 @@ def in_one_call(monkeypatch) -> list[bool]:
 
 
 class Told:
-    """An observer that keeps what it was told."""
+    """An observer that keeps what it was told, and wants all that there is to know."""
+
+    wants_contributions = True
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -405,7 +407,10 @@ def test_experts_in_one_call_have_the_bits_and_figures_of_their_module(
         in_one_call.clear()
         stats = model.coterie.stats()
         served = [event for event in told.events if isinstance(event, ExpertsServed)]
-        found.append((logits, chosen(told.events), [(e.bank, e.requested, e.hits) for e in served], stats.total.hits))
+        added = [(e.bank, e.contributions.tolist()) for e in told.events if isinstance(e, ExpertsContributed)]
+        assert len(added) == len(served)
+        figures = [(e.bank, e.requested, e.hits) for e in served]
+        found.append((logits, chosen(told.events), added, figures, stats.total.hits))
         assert sum(event.hits for event in served) == stats.total.hits
     (ours, *our_figures), (theirs, *their_figures) = found
     assert torch.equal(ours, theirs)

@@ -124,6 +124,40 @@ def test_bits_with_many_tokens_depend_on_neither_threads_nor_order_nor_other_tok
                                        for sums in in_any_order(layer, x, index, weights)])  # fmt: skip
 
 
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("width", [192, 64])
+def test_norms_of_what_each_choice_adds(native: Library, scheme: str, width: int) -> None:
+    """Of few tokens and of many, the same bits for any threads and any order of experts; what is left out stays."""
+    layer = make(native, scheme, width=width)
+    for tokens in (1, 3, 120):
+        x = activations(tokens, width)
+        index, weights = choices(tokens, 3, 6)
+        index[-1, 1] = 6
+        index[0, 2] = index[0, 0]  # an expert that stands in for another one
+        plain = layer(x, index, weights)
+        found: list[torch.Tensor] = []
+
+        def measure(parts: int, x=x, index=index, weights=weights, plain=plain, found=found) -> None:
+            norms = torch.full(index.shape, -1.0)
+            going = layer.kernel.begin(x, index, weights)
+            for expert in going.experts[parts:]:
+                going.compute(layer.located([expert]))
+            assert torch.equal(going.finish(layer.located(going.experts[:parts]), norms_TK=norms), plain)
+            found.append(norms)
+
+        for threads in (1, 2, 3):
+            with_threads(threads, lambda: [measure(parts) for parts in (9, 1)])
+        assert all(torch.equal(norms, found[0]) for norms in found)
+        assert found[0][-1, 1] == -1
+        alone = index.clone()
+        for slot in range(3):
+            alone.fill_(6)
+            alone[:, slot] = index[:, slot]
+            exact = by_formula(layer, x, alone, weights, torch.float64).norm(dim=-1)
+            given = index[:, slot] < 6
+            torch.testing.assert_close(found[0][given, slot], exact[given].float(), rtol=0.02, atol=0)
+
+
 def test_an_expert_of_more_tokens_than_are_packed_at_a_time(native: Library) -> None:
     layer, x = make(native, experts=2), activations(700, 192)
     index = torch.zeros(700, 1, dtype=torch.int64)

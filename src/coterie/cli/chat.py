@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,15 +17,18 @@ from coterie.cli.answer import experts_line, summary, write_text
 from coterie.cli.console import print_error, print_note
 from coterie.cli.files import check_writable
 from coterie.cli.generation_options import (
+    DomainOption,
     ExpertsPerTokenOption,
     GreedyOption,
     MaxNewTokensOption,
+    ProfileFileOption,
     QuietOption,
     SeedOption,
     StatsFileOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
+    check_domain,
 )
 from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
@@ -72,6 +75,8 @@ def command(
     seed: SeedOption = None,
     greedy: GreedyOption = None,
     stats: StatsFileOption = None,
+    record_profile: ProfileFileOption = None,
+    domain: DomainOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Talks with a model. Answers stream to stdout; everything else goes to stderr.
@@ -84,6 +89,7 @@ def command(
     """
     if stats is not None:
         check_writable(stats)
+    checked_domain = check_domain(domain, record_profile)
     import_engine(quiet=quiet)
     from coterie.engine.conversation import Conversation
     from coterie.engine.sampling import Sampling
@@ -108,11 +114,12 @@ def command(
     )
     with open_model(model, options, quiet=quiet) as opened:
         conversation = Conversation(opened.model, opened.processors, sampling=sampling, system=system)
-        try:
-            _Chat(opened=opened, conversation=conversation, quiet=quiet).run()
-        finally:
+        with ExitStack() as stack:
             if stats is not None:
-                opened.runtime.write_stats(stats)
+                stack.callback(opened.runtime.write_stats, stats)
+            if record_profile is not None:
+                stack.enter_context(opened.runtime.record_profile(record_profile, domain=checked_domain))
+            _Chat(opened=opened, conversation=conversation, quiet=quiet).run()
 
 
 @dataclass(slots=True, kw_only=True)

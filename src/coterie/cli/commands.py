@@ -42,7 +42,7 @@ COMMANDS = (
     CommandEntry("bench", "coterie.cli.bench", "Measure how fast a model runs here, and where the time goes."),
     CommandEntry("evaluate", "coterie.cli.evaluate", "Measure perplexity, and what a scheme or partial store loses."),
     CommandEntry("replay", "coterie.cli.replay", "Compare eviction policies on recorded routing."),
-    CommandEntry("profile", "coterie.cli.profile", "Show, merge, exchange and publish what experts do."),
+    CommandEntry("profile", "coterie.cli.profile", "Record, show, merge, exchange and publish what experts do."),
     CommandEntry("experts", "coterie.cli.experts", "Ask a profile which experts do what."),
     CommandEntry("routers", "coterie.cli.routers", "Show what the geometry of a model's routers says, without data."),
     CommandEntry("plot", "coterie.cli.plot", "Draw pictures of profiles and recorded routing."),

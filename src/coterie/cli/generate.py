@@ -17,11 +17,13 @@ from coterie.cli.console import print_json, print_note
 from coterie.cli.files import check_writable, read_text_file
 from coterie.cli.generation_options import (
     AudiosOption,
+    DomainOption,
     ExpertsPerTokenOption,
     GreedyOption,
     ImagesOption,
     MaxNewTokensOption,
     PerTokenOption,
+    ProfileFileOption,
     QuietOption,
     SeedOption,
     StatsFileOption,
@@ -29,6 +31,7 @@ from coterie.cli.generation_options import (
     TopKOption,
     TopPOption,
     TraceFileOption,
+    check_domain,
 )
 from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
@@ -57,6 +60,8 @@ class _Request:
     stats: Path | None
     per_token: bool
     trace: Path | None
+    profile: str | None
+    domain: str
 
 
 def command(
@@ -117,6 +122,8 @@ def command(
     stats: StatsFileOption = None,
     per_token: PerTokenOption = False,
     record_trace: TraceFileOption = None,
+    record_profile: ProfileFileOption = None,
+    domain: DomainOption = None,
     as_json: shared.JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -125,9 +132,11 @@ def command(
     Of a whole omni model only the thinker is opened, unless --speak asks for speech or --component names another part.
     Pictures and sounds come before the prompt, or where it mentions them in the model's own tokens.
 
-    Ctrl-C ends generation and keeps what was printed; statistics and trace are still written. The exit code is 130.
+    Ctrl-C ends generation and keeps what was printed; statistics, trace and profile are still written. The exit code
+    is 130.
     """  # fmt: skip
     _check_files(stats, per_token, record_trace, speak, speaker)
+    checked_domain = check_domain(domain, record_profile)
     text = _read_prompt(prompt, file, has_media=bool(image or audio))
     import_engine(quiet=quiet)
     from coterie.engine.sampling import Sampling
@@ -149,6 +158,8 @@ def command(
         stats=stats,
         per_token=per_token,
         trace=record_trace,
+        profile=record_profile,
+        domain=checked_domain,
     )
     options = OpenOptions(
         memory=memory,
@@ -230,7 +241,7 @@ def _generate(
 
 @contextmanager
 def _recorded(opened: OpenModel, request: _Request) -> Iterator[None]:
-    """Writes statistics and trace at the end, also after Ctrl-C or an error."""
+    """Writes statistics, trace and profile, also after Ctrl-C or an error."""
     if request.per_token:
         opened.runtime.record_tokens()
     with ExitStack() as stack:
@@ -238,6 +249,8 @@ def _recorded(opened: OpenModel, request: _Request) -> Iterator[None]:
             stack.callback(opened.runtime.write_stats, request.stats)
         if request.trace is not None:
             stack.enter_context(opened.runtime.record_trace(request.trace))
+        if request.profile is not None:
+            stack.enter_context(opened.runtime.record_profile(request.profile, domain=request.domain))
         yield
 
 

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from coterie.errors import UsageError
+from coterie.spec import DEFAULT_DOMAIN
+
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", "-n", min=1, metavar="N", help="The most tokens to generate.")
 ]
@@ -87,5 +90,45 @@ TraceFileOption = Annotated[
         help="Write the routing of every token to this .npz or .jsonl file, for replay.",
     ),
 ]
+
+ProfileFileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--record-profile",
+        metavar="DB",
+        show_default=False,
+        help="Record what every expert does into this profile: a file, which is made if it is not there, or "
+        "postgresql://USER@HOST/DATABASE.",
+    ),
+]
+
+DomainOption = Annotated[
+    str | None,
+    typer.Option(
+        "--domain",
+        metavar="NAME",
+        show_default=False,
+        help=f"With --record-profile: what the tokens count as, such as code. Default: {DEFAULT_DOMAIN}.",
+    ),
+]
+
+
+def check_domain(domain: str | None, profile: str | None) -> str:
+    """The domain to record, told before a model is loaded what would fail then.
+
+    Raises:
+        UsageError: If nothing is recorded, or the name cannot be.
+    """
+    if domain is None:
+        return DEFAULT_DOMAIN
+    if profile is None:
+        raise UsageError(
+            "--domain says what --record-profile counts tokens as, which was not given.",
+            advice="Add --record-profile DB.",
+        )
+    from coterie.profiles.facts import check_group
+
+    return check_group("text", domain, "prompt").domain
+
 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No remarks on stderr, only errors.")]

@@ -1,4 +1,4 @@
-"""`coterie profile`: show, merge, exchange and publish what is known of a model's experts."""
+"""`coterie profile`: record, show, merge, exchange and publish what is known of a model's experts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
 from coterie.cli.files import check_writable, write_text_file
 from coterie.cli.options import JsonOption, ProfileArgument, ProfileModelOption
+from coterie.cli.recording import record
 from coterie.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 command = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Shows, merges, exchanges and publishes what is known of a model's experts.",
+    help="Records, shows, merges, exchanges and publishes what is known of a model's experts.",
 )
+command.command("record")(record)
 
 
 @command.command()

@@ -195,7 +195,14 @@ def _load(
             clock.max_context = context
     forget(model)
     install_guards(model, attachment.removed)
-    runtime = Runtime(source=source, attachment=attachment, cache=cache, plan=plan, working_set=working_set)
+    runtime = Runtime(
+        source=source,
+        attachment=attachment,
+        cache=cache,
+        plan=plan,
+        working_set=working_set,
+        experts_per_token=experts_per_token,
+    )
     promise(runtime)
     model.__dict__["coterie"] = runtime
     return model

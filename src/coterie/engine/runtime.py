@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coterie.cache import ExpertCache
 from coterie.engine.promises import release
@@ -15,9 +16,13 @@ from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
 from coterie.extraction.fetching import FetchCounts
 from coterie.hf.banks import ExpertBank
+from coterie.hf.token_roles import token_roles
 from coterie.integration import Attachment
 from coterie.plan.budget import MemoryPlan
-from coterie.spec import BankKey, Observer
+from coterie.spec import DEFAULT_DOMAIN, BankKey, Observer
+
+if TYPE_CHECKING:
+    from coterie.engine.profiling import ProfileRecorder
 
 
 class Runtime:
@@ -28,6 +33,7 @@ class Runtime:
         cache: The experts in memory.
         plan: How the memory budget was divided, or None if ``expert_memory`` sized the arena alone.
         working_set: Bytes of layers × experts per token.
+        experts_per_token: Override of the routers' k, or None.
     """
 
     def __init__(
@@ -38,11 +44,13 @@ class Runtime:
         cache: ExpertCache,
         plan: MemoryPlan | None,
         working_set: int,
+        experts_per_token: int | None = None,
     ) -> None:
         self.source = source
         self.cache = cache
         self.plan = plan
         self.working_set = working_set
+        self.experts_per_token = experts_per_token
         self._attachment = attachment
         self._token_recorder: TokenRecorder | None = None
 
@@ -133,6 +141,59 @@ class Runtime:
             recorder.save(path)
         finally:
             self.remove_observer(recorder)
+
+    @contextmanager
+    def record_profile(
+        self,
+        where: str | Path,
+        *,
+        domain: str = DEFAULT_DOMAIN,
+        label: str = "",
+        contributions: bool = True,
+        vocabulary: int = 64,
+        resume: bool = False,
+        several_models: bool = False,
+        boundaries: bool = True,
+    ) -> Iterator[ProfileRecorder]:
+        """Records what every expert does, of all that runs inside the context, into a profile.
+
+        The database is written by a thread of its own: however slow it is, the model does not wait for it before the
+        end of the context. What is recorded until then takes some tens of MiB.
+
+        Args:
+            where: A file, which is made if it is not there, or ``postgresql://USER@HOST/DATABASE``.
+            domain: Name of what the model is working on; the recorder's ``domain`` can be set to another one later.
+            label: Free text that names the run.
+            contributions: Measure what experts add to their layers' output, too, for REAP scores and trust.
+            vocabulary: Tokens kept per expert; 0 counts no token ids.
+            resume: Go on with the latest run of this model under this label, if there is one.
+            several_models: Allow a profile that is about other models, too.
+            boundaries: As for :class:`~coterie.engine.profiling.ProfileRecorder`.
+
+        Raises:
+            UsageError: If the domain's name cannot be, or a run to go on with had other banks.
+            ProfileIdentityError: If the profile is about another model.
+            ProfileError: If it cannot be opened, made or written; at the end of the context it says what is lost.
+        """
+        # Here, because most who open a model record nothing.
+        from coterie.engine.profile_runs import bank_shapes, run_of
+        from coterie.engine.profiling import ProfileRecorder
+        from coterie.profiles import ProfileDatabase, Recording
+        from coterie.profiles.facts import check_group
+
+        check_group("text", domain, "prompt")
+        shapes = bank_shapes(self.expert_banks, self.experts_per_token)
+        roles = {bank.component: token_roles(self.source.config, bank.component) for bank in self.banks}
+        with ExitStack() as stack:
+            database = stack.enter_context(ProfileDatabase(where, create=True))
+            run = run_of(self.source, shapes, database, label=label, resume=resume, several_models=several_models)
+            recording = stack.enter_context(Recording(database, run, vocabulary=vocabulary))
+            recorder = ProfileRecorder(
+                recording, roles, domain=domain, contributions=contributions, boundaries=boundaries
+            )
+            self.add_observer(recorder)
+            stack.callback(self.remove_observer, recorder)
+            yield recorder
 
     def unused_nbytes(self) -> int:
         """Bytes that this model was promised and does not hold yet: of its arena, and of a context."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coterie.errors import InputError, UsageError
+
+PART_CHARACTERS = 1 << 18
+"""Characters of a part of a long text: enough that its ends do not matter, little enough to be tokenised at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,20 +38,45 @@ def read_text(path: str | Path) -> str:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"The text {file} cannot be read: {error.strerror}.", advice="Check the path.", path=file
-        ) from error
+        raise _unreadable(file, error) from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{file} is not UTF-8 text ({error.reason} at byte {error.start}).",
-            advice="Convert it: iconv -f LATIN1 -t UTF-8.",
-            path=file,
-        ) from error
+        raise _not_text(file, f"{error.reason} at byte {error.start}") from error
     if not text.strip():
         raise InputError(f"{file} is empty.", advice="Give a text of some thousand words.", path=file)
     return text
+
+
+def text_parts(path: str | Path, characters: int = PART_CHARACTERS) -> Iterator[str]:
+    """The content of a UTF-8 file in parts that end between lines where lines are not too long; as it is.
+
+    Args:
+        path: The file; of any size, since no more than a part is in memory.
+        characters: Of a part, at least; at most twice as many.
+
+    Raises:
+        InputError: If there is no such file, or when it turns out not to be UTF-8.
+    """
+    file = Path(path)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            while part := stream.read(characters):
+                yield part + stream.readline(characters)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except UnicodeDecodeError as error:
+        raise _not_text(file, error.reason) from error
+
+
+def _unreadable(file: Path, error: OSError) -> InputError:
+    return InputError(f"The text {file} cannot be read: {error.strerror}.", advice="Check the path.", path=file)
+
+
+def _not_text(file: Path, reason: str) -> InputError:
+    return InputError(
+        f"{file} is not UTF-8 text ({reason}).", advice="Convert it: iconv -f LATIN1 -t UTF-8.", path=file
+    )
 
 
 def encode(tokenizer: Any, text: str, *, name: str, limit: int | None = None) -> Text:
@@ -66,8 +94,7 @@ def encode(tokenizer: Any, text: str, *, name: str, limit: int | None = None) ->
     Raises:
         InputError: If it has fewer than two tokens, so that there is nothing to predict.
     """
-    # verbose: the tokenizer would warn that the stream is longer than the model's context, which it is cut for later.
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = token_ids(tokenizer, text)
     if limit is not None:
         ids = ids[: limit + 1]
     if len(ids) < 2:
@@ -77,10 +104,17 @@ def encode(tokenizer: Any, text: str, *, name: str, limit: int | None = None) ->
             path=name,
             tokens=len(ids),
         )
-    return Text(name=name, ids=tuple(ids), prefix=_beginning(tokenizer))
+    return Text(name=name, ids=tuple(ids), prefix=beginning(tokenizer))
 
 
-def _beginning(tokenizer: Any) -> tuple[int, ...]:
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text as one stream, without special ones."""
+    # verbose: the tokenizer would warn that the stream is longer than the model's context, which it is cut for later.
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def beginning(tokenizer: Any) -> tuple[int, ...]:
     """The token that the tokenizer begins every text with, if it does."""
     special = tokenizer("", add_special_tokens=True)["input_ids"]
     return tuple(special[:1]) if special and special[0] == tokenizer.bos_token_id else ()

@@ -13,6 +13,7 @@ from coterie.errors import UnsupportedError
 from coterie.hf.configs import component_of_class
 from coterie.hf.families import DECORATED, OUT_OF_SCOPE, Arrangement, arrangement_of
 from coterie.hf.families.arrangement import Holding
+from coterie.hf.families.modules import NLLB, SWITCH
 from coterie.spec import BankKey, RecordLayout
 
 if TYPE_CHECKING:
@@ -62,6 +63,12 @@ class ExpertBank:
     router_block: str = ""
     identities: int = 0
     tied: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> int | None:
+        """Ids per token that the experts module is given, K; None if the configuration does not say."""
+        # NLLB-MoE's is given a column for every expert, see its adapter.
+        return {NLLB.name: self.num_experts, SWITCH.name: 1}.get(self.family, self.top_k)
 
     def at(self, path: str) -> ExpertBank:
         """The same experts as another module, one of ``tied``, holds them."""
@@ -178,7 +185,7 @@ def _bank_name(path: str) -> str:
 
 
 def _top_k(config: PreTrainedConfig) -> int | None:
-    for holder in (config, config.get_text_config()):
+    for holder in (config, config.get_text_config(), getattr(config, "ffn_config", None)):
         for name in _TOP_K_NAMES:
             value = getattr(holder, name, None)
             if isinstance(value, int):

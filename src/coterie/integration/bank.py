@@ -14,10 +14,11 @@ from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Shelf, Tensors
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
 from coterie.integration.clock import StepClock
+from coterie.integration.contributions import Contributions
 from coterie.integration.decoder import BankDecoder
 from coterie.integration.succession import Succession
 from coterie.routing import Routed
-from coterie.spec import ExpertKey, ExpertsSelected, ExpertsServed
+from coterie.spec import Event, ExpertKey, ExpertsContributed, ExpertsSelected, ExpertsServed
 
 _BATCHES = 16
 """How many batches of experts the cache has room for, at least."""
@@ -72,8 +73,8 @@ class BankCounters:
 class StreamedBank:
     """The experts of one bank, for the adapter that computes with them.
 
-    An adapter calls :meth:`route` with what the router chose, :meth:`lease` for the experts that are left, and
-    :meth:`served` when it has computed.
+    An adapter calls :meth:`route` with what the router chose, :meth:`contributions` for where to note what experts add,
+    :meth:`lease` for the experts that are left, and :meth:`served` when it has computed.
 
     Args:
         bank: Identity and shapes.
@@ -145,6 +146,17 @@ class StreamedBank:
             return Routed(top_k_index_TK, top_k_weights_TK, 0)
         return self.missing(top_k_index_TK, top_k_weights_TK)
 
+    def contributions(self, chosen_TK: torch.Tensor, routed_TK: torch.Tensor) -> Contributions | None:
+        """Where to note what the experts of this forward pass add; None if nobody wants to know.
+
+        Args:
+            chosen_TK: As given to :meth:`route`.
+            routed_TK: The ids that it gave back.
+        """
+        if not self._clock.contributions:
+            return None
+        return Contributions(chosen_TK, routed_TK, self.bank.num_experts + self.bank.identities)
+
     def experts_in(self, index_TK: torch.Tensor) -> list[int]:
         """Ascending ids of the experts with weights that are among these ids."""
         return [expert for expert in torch.unique(index_TK).tolist() if expert < self.bank.num_experts]
@@ -176,7 +188,7 @@ class StreamedBank:
         """The experts of a lease as they come, with their parameters."""
         return lease if self._decoder is None else self._decoder.each(lease)
 
-    def served_from_memory(self, experts: int, absent: int) -> None:
+    def served_from_memory(self, experts: int, absent: int, noted: Contributions | None = None) -> None:
         """As :meth:`served`, for a forward pass that found all its experts resident."""
         counters, decode = self.counters, self._clock.phase == "decode"
         with self._lock:
@@ -188,14 +200,14 @@ class StreamedBank:
             if absent:
                 counters.absent += absent
         if self._clock.observers:
-            self._report(LeaseStats(requested=experts, hits=experts), absent)
+            self._report(LeaseStats(requested=experts, hits=experts), absent, noted)
 
-    def served(self, stats: LeaseStats, absent: int) -> None:
-        """Counts and tells how the experts of one forward pass became resident."""
+    def served(self, stats: LeaseStats, absent: int, noted: Contributions | None = None) -> None:
+        """Counts and tells how the experts of one forward pass became resident, and what they added, if noted."""
         with self._lock:
             self.counters.add(stats, absent, decode=self._clock.phase == "decode")
         if self._clock.observers:
-            self._report(stats, absent)
+            self._report(stats, absent, noted)
 
     def _unconnected(self, experts: object) -> NoReturn:
         raise LoadError(f"{self.bank.path} was run before its experts were connected.", module=self.bank.path)
@@ -210,10 +222,12 @@ class StreamedBank:
             expert_ids=index_TK.numpy().astype(np.uint16),
             weights=weights_TK.detach().to(torch.float32).numpy(),
         )
-        for observer in tuple(self._clock.observers):
-            observer.on_event(event)
+        self._tell(event)
 
-    def _report(self, stats: LeaseStats, absent: int) -> None:
+    def _report(self, stats: LeaseStats, absent: int, noted: Contributions | None) -> None:
+        measured = None if noted is None else noted.measured()
+        if measured is not None:
+            self._tell(ExpertsContributed(step=self._clock.step, bank=self.bank.key, contributions=measured))
         event = ExpertsServed(
             step=self._clock.step,
             bank=self.bank.key,
@@ -225,6 +239,9 @@ class StreamedBank:
             evictions=stats.evictions,
             absent=absent,
         )
+        self._tell(event)
+
+    def _tell(self, event: Event) -> None:
         for observer in tuple(self._clock.observers):
             observer.on_event(event)
 

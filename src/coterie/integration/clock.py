@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ from coterie.spec import Observer, Phase, StepStarted
 class _CurrentPass(threading.local):
     step = -1
     phase: Phase = "prefill"
+    contributions = False
 
 
 class StepClock:
@@ -48,6 +50,11 @@ class StepClock:
     def phase(self) -> Phase:
         """Phase of this thread's forward pass."""
         return self._current.phase
+
+    @property
+    def contributions(self) -> bool:
+        """Whether an observer of this thread's forward pass wants to know what experts contribute."""
+        return self._current.contributions
 
     def install(self, module: nn.Module) -> None:
         """Watches the forward passes of ``module``, the component's outermost module."""
@@ -82,7 +89,9 @@ class StepClock:
         self._current.step, self._current.phase = next(self._numbers), phase
         with self._lock:
             self.tokens[phase] += batch * tokens
-        if self.observers:
+        observers = tuple(self.observers)
+        self._current.contributions = any(getattr(observer, "wants_contributions", False) for observer in observers)
+        if observers:
             event = StepStarted(
                 step=self.step,
                 component=self.component,
@@ -90,8 +99,9 @@ class StepClock:
                 batch=batch,
                 tokens=tokens,
                 input_ids=None if ids is None else np.asarray(ids.detach().to("cpu", torch.int64).numpy()),
+                attended=_attended(kwargs.get("attention_mask"), batch, tokens),
             )
-            for observer in tuple(self.observers):
+            for observer in observers:
                 observer.on_event(event)
 
 
@@ -100,6 +110,14 @@ def _shape(ids: object, kwargs: dict[str, Any]) -> tuple[int, int] | None:
         if isinstance(value, torch.Tensor) and value.dim() >= 2:
             return int(value.shape[0]), int(value.shape[1])
     return None
+
+
+def _attended(mask: object, batch: int, tokens: int) -> npt.NDArray[np.bool_] | None:
+    """Which new tokens are not padding; None if none is, or if the mask says nothing of single tokens."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < tokens:
+        return None
+    new = np.asarray(mask[:, mask.shape[1] - tokens :].detach().to("cpu", torch.bool).numpy())
+    return None if new.all() else new
 
 
 def _cached_length(cache: object) -> int:

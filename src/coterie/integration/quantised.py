@@ -11,6 +11,7 @@ from coterie import native
 from coterie.cache import Tensors
 from coterie.errors import LoadError
 from coterie.integration.bank import StreamedBank
+from coterie.integration.contributions import Contributions
 from coterie.integration.decoder import BankDecoder, FieldDecoder
 from coterie.integration.token_experts import TokenExperts
 from coterie.native import ExpertsKernel, Library, library
@@ -63,10 +64,16 @@ class QuantisedExperts:
         return hidden_TD.dtype is torch.bfloat16 and not torch.is_autocast_enabled("cpu")
 
     def compute(
-        self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor, absent: int
+        self,
+        hidden_TD: torch.Tensor,
+        index_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        absent: int,
+        noted: Contributions | None = None,
     ) -> torch.Tensor:
-        """What the experts add, [T, D]; counts and tells how they became resident."""
+        """What the experts add, [T, D]; counts and tells how they became resident, and notes what each adds."""
         streamed = self._streamed
+        norms_TK = None if noted is None else noted.norms_TK
         computation = self._kernel.begin(hidden_TD, index_TK, weights_TK)
         ids = computation.experts
         held = streamed.try_hold(ids) if streamed.may_hold else None
@@ -74,19 +81,19 @@ class QuantisedExperts:
             try:
                 streamed.look_ahead()
                 result = computation.finish(
-                    [self._locate(id, each) for id, each in zip(ids, held.tensors, strict=True)]
+                    [self._locate(id, each) for id, each in zip(ids, held.tensors, strict=True)], norms_TK=norms_TK
                 )
             finally:
                 held.release()
-            streamed.served_from_memory(len(ids), absent)
+            streamed.served_from_memory(len(ids), absent, noted)
             return result
         with streamed.lease(ids) as lease:
             streamed.look_ahead()
             # One call for all that are there, while the others are read.
             for batch in lease.batches(streamed.batch_nbytes):
                 computation.compute([self._locate(key.expert, tensors) for key, tensors in batch])
-            result, stats = computation.finish(), lease.stats
-        streamed.served(stats, absent)
+            result, stats = computation.finish(norms_TK=norms_TK), lease.stats
+        streamed.served(stats, absent, noted)
         return result
 
     def token_experts(self) -> TokenExperts | None:

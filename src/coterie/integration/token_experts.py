@@ -41,11 +41,12 @@ class TokenExperts:
             return None
         self._shelf.turn()
         streamed.look_ahead()
-        whole = self._computed.compute(passage)
+        results = passage.results
+        noted = streamed.contributions(results.ids, results.ids)
+        whole = self._computed.compute(passage, None if noted is None else noted.norms_TK)
         if whole is not None:
-            results = passage.results
             ids: list[int] = results.ids.tolist()[0]
             self._shelf.note(ids)
             streamed.chosen(results.ids, results.weights)
-            streamed.served_from_memory(len(ids), 0)
+            streamed.served_from_memory(len(ids), 0, noted)
         return whole

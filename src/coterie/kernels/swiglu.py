@@ -55,6 +55,7 @@ class TokenKernel:
         weights_K1: torch.Tensor,
         activation: Activation,
         order: Sequence[int],
+        tell: Callable[[torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """Computes the experts and adds them up in ``order``; returns [1, D].
 
@@ -65,6 +66,7 @@ class TokenKernel:
             weights_K1: Gate weights [K, 1] in the same order.
             activation: The class's activation function.
             order: Positions of the experts in ascending id.
+            tell: Told what is added up: the weighted outputs [K, D], in the order of the experts.
         """
         if len(gate_ups) * self._down_shape[1] > ELEMENTWISE_GRAIN:
             rows = [swiglu_rows(token_1D, up, down, activation) for up, down in zip(gate_ups, downs, strict=True)]
@@ -78,6 +80,8 @@ class TokenKernel:
         weighted_KD = outputs_KD * weights_K1
         if weighted_KD.dtype != token_1D.dtype:
             weighted_KD = weighted_KD.to(token_1D.dtype)
+        if tell is not None:
+            tell(weighted_KD)
         weighted = weighted_KD.unbind(0)
         # From zero as in the eager forward, which makes a negative zero positive.
         result_1D = self._zero_1D + weighted[order[0]]

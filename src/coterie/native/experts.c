@@ -3,10 +3,12 @@
  * Those with many tokens are left to gemm_experts.c. Every thread has the same share of the rows of every other expert, so all have the same to do, whatever the tokens. A
  * thread has the same columns of the output each time, so it can add up what it has computed without waiting.
  */
+#include <math.h>
+
 #include "bfloat16.h"
 #include "experts.h"
 
-enum { CHUNK = 128, GRAIN = 32 };
+enum { CHUNK = 128, GRAIN = 32, LANES = 8 };
 
 typedef struct {
     const experts_call *call;
@@ -82,6 +84,32 @@ static void combine(const experts_call *call, int64_t begin, int64_t end) {
     }
 }
 
+/* Each row is summed up in one order, whatever the number of threads. */
+static float norm(const float *values, int64_t count) {
+    double sums[LANES] = {0}, total = 0;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) sums[lane] += (double)values[i + lane] * values[i + lane];
+    for (; i < count; i++) total += (double)values[i] * values[i];
+    for (int lane = 0; lane < LANES; lane++) total += sums[lane];
+    return (float)sqrt(total);
+}
+
+/* Norms of a thread's share of the rows, put where their choices are. */
+static void measure(const experts_call *call, int thread, int threads) {
+    int64_t begin, end, at = 0;
+    coterie_share(call->offsets[call->used], 1, thread, threads, &begin, &end);
+    for (int64_t row = begin; row < end; row++) {
+        while (call->offsets[at + 1] <= row) at++;
+        /* Where a token names an expert more than once, its rows follow each other, in the order of its choices. */
+        int64_t token = call->row_token[row], again = 0, choice = 0;
+        while (row - again > call->offsets[at] && call->row_token[row - again - 1] == token) again++;
+        const int64_t *ids = call->ids + token * call->choices;
+        while (ids[choice] != call->experts[at] || again-- > 0) choice++;
+        call->norms[token * call->choices + choice] = norm(call->rows + row * call->width, call->width);
+    }
+}
+
 static void part_of_experts(void *context, int thread, int threads) {
     const experts_call *call = context;
     _Alignas(64) char buffer[COTERIE_PREPARED_BYTES];
@@ -115,6 +143,10 @@ static void part_of_experts(void *context, int thread, int threads) {
             down(&own, &matrix, first, last - first < own.block ? (int)(last - first) : own.block, begin, end);
     }
     if (call->out) combine(call, begin, end);
+    if (call->out && call->norms) {
+        coterie_barrier(threads);
+        measure(call, thread, threads);
+    }
 }
 
 /* Computes the rows of the call's experts, and the sums if it is the last call.

@@ -33,6 +33,10 @@ typedef struct {
     void *scratch;
     /* Set here: the rows from which an expert has many. */
     int64_t many;
+    /* What coterie_route was given, [tokens, choices]; and float32 of the same shape, where the last call writes the
+     * Euclidean norm of each choice's row. NULL if nobody asks. */
+    const int64_t *ids;
+    float *norms;
 } experts_call;
 
 enum { TABLE_ID, TABLE_GATE_UP, TABLE_DOWN = 3, TABLE_WIDTH = 5 };

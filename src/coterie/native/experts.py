@@ -121,7 +121,7 @@ class ExpertsKernel:
         if experts is None:
             self._idle.append(workspace)
             raise UsageError("An expert's id is negative.")
-        return ExpertsPass(self, workspace, x_TD.contiguous(), experts)
+        return ExpertsPass(self, workspace, x_TD.contiguous(), index_TK, experts)
 
     def _workspace(self, tokens: int, choices: int) -> Workspace:
         try:
@@ -149,11 +149,19 @@ class ExpertsPass:
         experts: Ids of the experts that got a token, ascending.
     """
 
-    def __init__(self, kernel: ExpertsKernel, workspace: Workspace, x_TD: torch.Tensor, experts: list[int]) -> None:
+    def __init__(
+        self,
+        kernel: ExpertsKernel,
+        workspace: Workspace,
+        x_TD: torch.Tensor,
+        index_TK: torch.Tensor,
+        experts: list[int],
+    ) -> None:
         self.experts = experts
         self._kernel = kernel
         self._workspace: Workspace | None = workspace
         self._x_TD = x_TD
+        self._index_TK = index_TK
         call = workspace.call
         pairs, width = call.tokens * call.choices, kernel.width
         self._intermediate = workspace.intermediate(pairs * (4 * width + 2 * kernel.inner) or 1)
@@ -190,8 +198,13 @@ class ExpertsPass:
         if status < 0:
             raise UsageError(f"{-status} of the experts that were chosen have not been computed.", missing=-status)
 
-    def finish(self, located: Sequence[Located] = ()) -> torch.Tensor:
+    def finish(self, located: Sequence[Located] = (), *, norms_TK: torch.Tensor | None = None) -> torch.Tensor:
         """Computes the last experts and returns the sums, bfloat16 [T, D].
+
+        Args:
+            located: As for :meth:`compute`.
+            norms_TK: If given, float32 [T, K]: the Euclidean norm of what each choice adds, gate weight included, is
+                written here. Choices that are left out stay as they are.
 
         Raises:
             UsageError: As :meth:`compute`; and if experts are missing.
@@ -201,10 +214,19 @@ class ExpertsPass:
         out_TD = torch.empty_like(self._x_TD)
         call = self._workspace.call
         call.out = out_TD.data_ptr() or None
+        if norms_TK is not None:
+            if (
+                norms_TK.shape != self._index_TK.shape
+                or norms_TK.dtype != torch.float32
+                or not norms_TK.is_contiguous()
+            ):
+                got = f"{norms_TK.dtype} {list(norms_TK.shape)}"
+                raise UsageError(f"Norms must be contiguous float32 {list(self._index_TK.shape)}, not {got}.", got=got)
+            call.ids, call.norms = self._index_TK.data_ptr() or None, norms_TK.data_ptr() or None
         try:
             self.compute(located)
         finally:
-            call.out = None
+            call.out = call.ids = call.norms = None
         self._kernel.release(self._workspace)
         self._workspace = None
         return out_TD

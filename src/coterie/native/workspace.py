@@ -32,6 +32,7 @@ class ExpertsCall(ctypes.Structure):
         ("tokens", _long),
         *((name, _pointer) for name in ("x", "hidden", "rows", "out", "scratch")),
         ("many", _long),
+        *((name, _pointer) for name in ("ids", "norms")),
     )
 
 

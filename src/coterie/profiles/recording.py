@@ -59,6 +59,10 @@ class Recording:
         vocabulary: Tokens kept per expert; 0 counts no token ids.
         pairs: Whether pairs of experts are counted.
 
+    Attributes:
+        run: That given.
+        database: That given.
+
     Raises:
         ProfileIdentityError: If the run is there as one of another model.
         ProfileWriteError: If the database cannot be written.
@@ -74,7 +78,7 @@ class Recording:
         pairs: bool = True,
     ) -> None:
         self.run = run
-        self._database = database
+        self.database = database
         self._segment_tokens = segment_tokens
         self._accumulator = Accumulator(run.banks, vocabulary=vocabulary, pairs=pairs)
         self._has_vocabulary = vocabulary > 0
@@ -231,11 +235,11 @@ class Recording:
     def _write(self, parcel: _Parcel) -> None:
         uuid = self.run.uuid
         if parcel.segment is None:
-            self._database.write_marks(uuid, parcel.marks)
+            self.database.write_marks(uuid, parcel.marks)
             if parcel.vocabulary is not None:
-                self._database.write_vocabulary(uuid, parcel.vocabulary)
+                self.database.write_vocabulary(uuid, parcel.vocabulary)
         else:
-            self._database.write_segment(
+            self.database.write_segment(
                 uuid, parcel.segment, marks=parcel.marks, vocabulary=parcel.vocabulary, new=True
             )
 

@@ -11,3 +11,6 @@ shorter for it."""
 
 DEFAULT_PREFETCH: Prefetch = "auto"
 """Both ways are tried, and the faster one is kept."""
+
+DEFAULT_DOMAIN = "unsorted"
+"""What tokens count as in a profile where nobody says what the model is working on."""

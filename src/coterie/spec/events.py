@@ -26,6 +26,7 @@ class StepStarted:
         batch: Sequences.
         tokens: New tokens per sequence.
         input_ids: int64 [batch, tokens], or None if the call was made with embeddings.
+        attended: bool [batch, tokens], False for padding; None if nothing is known to be padding.
     """
 
     step: int
@@ -34,6 +35,7 @@ class StepStarted:
     batch: int
     tokens: int
     input_ids: npt.NDArray[np.int64] | None
+    attended: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,25 @@ class ExpertsSelected:
     bank: BankKey
     expert_ids: npt.NDArray[np.uint16]
     weights: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsContributed:
+    """What each of the experts chosen added to the output of its layer. Only where an observer wants it.
+
+    It comes after the layer's experts are computed and before :class:`ExpertsServed`. It does not come where a class of
+    experts cannot tell.
+
+    Attributes:
+        step: Forward pass.
+        bank: Which bank.
+        contributions: float32 [T, K], gate weight × ‖expert output‖₂ in the order of ``expert_ids`` of
+            :class:`ExpertsSelected`; NaN where that expert did not compute: no expert's id, or an absent one.
+    """
+
+    step: int
+    bank: BankKey
+    contributions: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +101,15 @@ class ExpertsServed:
     absent: int
 
 
-Event = StepStarted | ExpertsSelected | ExpertsServed
+Event = StepStarted | ExpertsSelected | ExpertsContributed | ExpertsServed
 
 
 class Observer(Protocol):
-    """Receives events in order, on the thread that runs the model. It must not keep it waiting."""
+    """Receives events in order, on the thread that runs the model. It must not keep it waiting.
+
+    One that also has ``wants_contributions = True`` is told :class:`ExpertsContributed`, which costs a little compute;
+    it is asked once at the beginning of each forward pass.
+    """
 
     def on_event(self, event: Event) -> None:
         """Called for every event; an exception raised here ends the forward pass."""

@@ -11,6 +11,8 @@ import torch
 from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
 from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.additions import seen_additions
+from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, stand_in
 
 
@@ -32,14 +34,19 @@ class ClassForward:
     def forward(self, hidden: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """What the class computes; of the input's shape."""
         routed = self._streamed.route(hidden, index_TK, weights_TK)
-        result, stats = self.compute(hidden, routed.ids, routed.weights)
-        self._streamed.served(stats, routed.absent)
+        noted = self._streamed.contributions(index_TK, routed.ids)
+        result, stats = self.compute(hidden, routed.ids, routed.weights, noted)
+        self._streamed.served(stats, routed.absent, noted)
         return result
 
     def compute(
-        self, hidden: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        index_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        noted: Contributions | None = None,
     ) -> tuple[torch.Tensor, LeaseStats]:
-        """The same after routing."""
+        """The same after routing; notes what experts add."""
         bank = self._streamed.bank
         end = bank.num_experts + bank.identities
         chosen = sorted({e for row in index_TK.tolist() for e in row if e < end})
@@ -51,9 +58,10 @@ class ClassForward:
             index_TK = index_TK.masked_fill(left_out_TK, chosen[0])
             weights_TK = weights_TK.masked_fill(left_out_TK, 0)
         experts = [e for e in chosen if e < bank.num_experts]
-        if not experts:  # experts without weights are all that was chosen
-            return self._forward(self._module, hidden, index_TK, weights_TK), LeaseStats()
-        with self._streamed.lease(experts, ordered=True) as lease, self._cursor.over(self._streamed.decoded(lease)):
-            self._streamed.look_ahead()
-            result = self._forward(self._module, hidden, index_TK, weights_TK)
-            return result, lease.stats
+        with seen_additions(noted, index_TK, end):
+            if not experts:  # experts without weights are all that was chosen
+                return self._forward(self._module, hidden, index_TK, weights_TK), LeaseStats()
+            with self._streamed.lease(experts, ordered=True) as lease, self._cursor.over(self._streamed.decoded(lease)):
+                self._streamed.look_ahead()
+                result = self._forward(self._module, hidden, index_TK, weights_TK)
+                return result, lease.stats

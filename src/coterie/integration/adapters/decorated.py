@@ -13,6 +13,7 @@ from coterie.errors import LoadError
 from coterie.hf.experts import uses_common_forward
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.adapters.class_forward import ClassForward
+from coterie.integration.contributions import Contributions
 from coterie.integration.quantised import QuantisedExperts
 from coterie.integration.token_experts import TokenExperts
 from coterie.kernels import Accumulator, TokenKernel, group_by_expert, swiglu_rows
@@ -43,11 +44,12 @@ class DecoratedExperts:
         """What the experts module computes; returns [T, D]."""
         streamed = self._streamed
         index_TK, weights_TK, absent = streamed.route(hidden_TD, top_k_index_TK, top_k_weights_TK)
+        noted = streamed.contributions(top_k_index_TK, index_TK)
         kernel = self._kernel
         if streamed.decodes and kernel is not None:
             quantised = self._quantised
             if quantised is not None and quantised.serves(hidden_TD):
-                return quantised.compute(hidden_TD, index_TK, weights_TK, absent)
+                return quantised.compute(hidden_TD, index_TK, weights_TK, absent, noted)
         # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
         # that only one is in memory at a time.
         together = not streamed.decodes and not torch.is_autocast_enabled("cpu")
@@ -55,12 +57,12 @@ class DecoratedExperts:
             ids = index_TK.tolist()[0]
             order = sorted(range(len(ids)), key=ids.__getitem__)
             if ids[order[-1]] < self._bank.num_experts and len(set(ids)) == len(ids):
-                return self._forward_token(kernel, hidden_TD, ids, weights_TK.mT, order, absent)
+                return self._forward_token(kernel, hidden_TD, ids, weights_TK.mT, order, absent, noted)
         if kernel is not None:
-            result, stats = self._forward_rows(hidden_TD, index_TK, weights_TK)
+            result, stats = self._forward_rows(hidden_TD, index_TK, weights_TK, noted)
         else:
-            result, stats = self._class_forward.compute(hidden_TD, index_TK, weights_TK)
-        streamed.served(stats, absent)
+            result, stats = self._class_forward.compute(hidden_TD, index_TK, weights_TK, noted)
+        streamed.served(stats, absent, noted)
         return result
 
     def _forward_token(
@@ -71,36 +73,40 @@ class DecoratedExperts:
         weights_K1: torch.Tensor,
         order: list[int],
         absent: int,
+        noted: Contributions | None,
     ) -> torch.Tensor:
         """One token: no grouping, no padding; a single lock operation if all its experts are resident."""
         streamed = self._streamed
+        tell = None if noted is None else noted.add_token
         held = streamed.try_hold(ids)
         if held is not None:
             try:
                 streamed.look_ahead()
                 gate_ups, downs = zip(*held.tensors, strict=True)
-                result = kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order)
+                result = kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order, tell)
             finally:
                 held.release()
-            streamed.served_from_memory(len(ids), absent)
+            streamed.served_from_memory(len(ids), absent, noted)
             return result
         with streamed.lease(ids) as lease:
             streamed.look_ahead()
             if lease.together and not self._overlap_pays(hidden_1D):
                 arrived = {key.expert: tensors for key, tensors in lease}
                 gate_ups, downs = zip(*(arrived[expert] for expert in ids), strict=True)
-                result = kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order)
+                result = kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order, tell)
             else:
                 outputs = Accumulator(hidden_1D, [ids[slot] for slot in order])
                 place = {expert: slot for slot, expert in enumerate(ids)}
                 token = torch.zeros(1, dtype=torch.int64)
                 for key, (gate_up, down) in lease:
                     slot = place[key.expert]
-                    rows = swiglu_rows(hidden_1D, gate_up, down, self._activation)
-                    outputs.add(key.expert, token, rows * weights_K1[slot])
+                    rows = swiglu_rows(hidden_1D, gate_up, down, self._activation) * weights_K1[slot]
+                    outputs.add(key.expert, token, rows)
+                    if noted is not None:
+                        noted.add(token, torch.tensor([slot]), rows.to(hidden_1D.dtype))
                 result = outputs.result_TD
             stats = lease.stats
-        streamed.served(stats, absent)
+        streamed.served(stats, absent, noted)
         return result
 
     def _overlap_pays(self, hidden_1D: torch.Tensor) -> bool:
@@ -108,7 +114,7 @@ class DecoratedExperts:
         return self._bank.parameters["gate_up_proj"][0] * hidden_1D.shape[1] >= 1 << 18
 
     def _forward_rows(
-        self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor
+        self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor, noted: Contributions | None
     ) -> tuple[torch.Tensor, LeaseStats]:
         """Many tokens, expert-major: each needed expert is read once."""
         grouping = group_by_expert(index_TK, self._bank.num_experts)
@@ -118,9 +124,12 @@ class DecoratedExperts:
             self._streamed.look_ahead()
             for key, (gate_up, down) in self._streamed.decoded(lease):
                 i = place[key.expert]
-                tokens_N = grouping.tokens[i]
+                tokens_N, slots_N = grouping.tokens[i], grouping.slots[i]
                 rows_ND = swiglu_rows(hidden_TD[tokens_N], gate_up, down, self._activation)
-                outputs.add(key.expert, tokens_N, rows_ND * weights_TK[tokens_N, grouping.slots[i], None])
+                rows_ND = rows_ND * weights_TK[tokens_N, slots_N, None]
+                outputs.add(key.expert, tokens_N, rows_ND)
+                if noted is not None:
+                    noted.add(tokens_N, slots_N, rows_ND.to(hidden_TD.dtype))
             return outputs.result_TD, lease.stats
 
     @functools.cached_property

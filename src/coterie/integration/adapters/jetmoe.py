@@ -17,6 +17,7 @@ from torch.nn.functional import linear, pad
 
 from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.routing import SelectiveRouter
 
@@ -30,6 +31,9 @@ class _Pass(threading.local):
 
     absent = 0
     stats = LeaseStats()
+    noted: Contributions | None = None
+    order_N = torch.empty(0, dtype=torch.int64, device="cpu")
+    weights_N = torch.empty(0, device="cpu")
 
 
 class JetMoeExperts:
@@ -70,10 +74,12 @@ class JetMoeExperts:
             index_TK = pad(index_TK, (0, empty), value=len(sizes))
             weights_TK = pad(weights_TK, (0, empty), value=0.0)
         routed = self._streamed.route(hidden_TD, index_TK, weights_TK)
-        self._pass.absent = routed.absent
-        if routed.ids is index_TK and not empty:
-            return grouped
-        return _group(routed.ids, routed.weights, len(sizes), logits_TE)
+        if routed.ids is not index_TK or empty:
+            grouped = _group(routed.ids, routed.weights, len(sizes), logits_TE)
+        now = self._pass
+        now.absent, now.order_N, now.weights_N = routed.absent, grouped[0], grouped[2]
+        now.noted = self._streamed.contributions(index_TK, routed.ids)
+        return grouped
 
     def _project(self, position: int, inputs_ND: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         """One projection of every pair, [N, F]; the field at ``position`` is the weight."""
@@ -88,11 +94,19 @@ class JetMoeExperts:
                 outputs.append(linear(groups[key.expert], parameters[position]))
             stats = lease.stats
         outputs.append(inputs_ND.new_zeros(groups[-1].shape[0], out_features))
+        outputs_ND, now = torch.cat(outputs), self._pass
         if position == 0:
-            self._pass.stats = stats
-        else:
-            self._streamed.served(_sum(self._pass.stats, stats), self._pass.absent)
-        return torch.cat(outputs)
+            now.stats = stats
+            return outputs_ND
+        if now.noted is not None:
+            # The class weighs them next, in these very terms.
+            order_N, choices = now.order_N, now.noted.norms_TK.shape[1]
+            weighted_ND = outputs_ND * now.weights_N[:, None]
+            now.noted.add(order_N.div(choices, rounding_mode="trunc"), order_N.remainder(choices), weighted_ND)
+            now.noted.leave_out()
+        self._streamed.served(_sum(now.stats, stats), now.absent, now.noted)
+        now.noted = None
+        return outputs_ND
 
 
 def _group(index_TK: torch.Tensor, weights_TK: torch.Tensor, num_experts: int, logits_TE: torch.Tensor) -> Grouped:

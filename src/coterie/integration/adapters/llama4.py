@@ -14,6 +14,7 @@ import torch
 
 from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.kernels import activate_rows
 from coterie.routing import SelectiveRouter
@@ -52,14 +53,19 @@ class Llama4Block:
         routed = self._streamed.route(hidden_TD, index_TK, scores_TE.gather(1, index_TK))
         if routed.ids is not index_TK:
             scores_TE = _scattered(routed.ids, routed.weights, scores_TE)
-        summed_TD, stats = self._compute(hidden_TD, routed.ids, scores_TE)
+        noted = self._streamed.contributions(index_TK, routed.ids)
+        summed_TD, stats = self._compute(hidden_TD, routed.ids, scores_TE, noted)
         output_TD = self._block.get_submodule("shared_expert")(hidden_TD)
         output_TD.add_(summed_TD)
-        self._streamed.served(stats, routed.absent)
+        self._streamed.served(stats, routed.absent, noted)
         return output_TD, logits_TE
 
     def _compute(
-        self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, scores_TE: torch.Tensor
+        self,
+        hidden_TD: torch.Tensor,
+        index_TK: torch.Tensor,
+        scores_TE: torch.Tensor,
+        noted: Contributions | None,
     ) -> tuple[torch.Tensor, LeaseStats]:
         count = self._streamed.bank.num_experts
         experts = self._streamed.experts_in(index_TK)
@@ -74,6 +80,9 @@ class Llama4Block:
                 gate_TF, up_TF = self._product(rows_TD, gate_up).chunk(2, dim=-1)
                 outputs_TD = self._product(up_TF * activate_rows(self._act_fn, gate_TF), down)
                 (sums if few else sums[key.expert]).add_(outputs_TD)
+                if noted is not None:
+                    tokens_N, slots_N = torch.where(index_TK == key.expert)
+                    noted.add(tokens_N, slots_N, outputs_TD[tokens_N])
             return (sums if few else sums.sum(dim=0)), lease.stats
 
 

@@ -11,6 +11,8 @@ from torch.nn.functional import linear, one_hot
 from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
 from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.additions import seen_additions
+from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, StackedStandIn, stand_in_for
 
 
@@ -64,11 +66,22 @@ class _ExpertModules:
         raise NotImplementedError
 
     def _compute(
-        self, experts: list[int], hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+        self,
+        experts: list[int],
+        hidden_TD: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        index_TK: torch.Tensor,
+        noted: Contributions | None,
     ) -> tuple[torch.Tensor, LeaseStats]:
+        """The class's result for the arguments that it takes; ``index_TK`` has the ids that these stand for."""
         if not experts:
             return torch.zeros_like(hidden_TD), LeaseStats()
-        with self._streamed.lease(experts, ordered=True) as lease, self._cursor.over(self._streamed.decoded(lease)):
+        with (
+            seen_additions(noted, index_TK, self._streamed.bank.num_experts),
+            self._streamed.lease(experts, ordered=True) as lease,
+            self._cursor.over(self._streamed.decoded(lease)),
+        ):
             self._streamed.look_ahead()
             result = self._forward(self._module, hidden_TD, chosen, weights)
             return result, lease.stats
@@ -103,10 +116,12 @@ class SwitchExperts(_ExpertModules):
         count = self._streamed.bank.num_experts
         index_T1 = chosen.argmax(-1).masked_fill(chosen.sum(-1) == 0, count)
         routed = self._streamed.route(hidden_TD, index_T1, weights)
+        noted = self._streamed.contributions(index_T1, routed.ids)
         if routed.ids is not index_T1:
             chosen = one_hot(routed.ids, count + 1)[..., :count]
-        result, stats = self._compute(self._streamed.experts_in(routed.ids), hidden_TD, chosen, routed.weights)
-        self._streamed.served(stats, routed.absent)
+        experts = self._streamed.experts_in(routed.ids)
+        result, stats = self._compute(experts, hidden_TD, chosen, routed.weights, routed.ids, noted)
+        self._streamed.served(stats, routed.absent, noted)
         return result
 
 
@@ -121,6 +136,7 @@ class NllbExperts(_ExpertModules):
     def forward(self, hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What the class computes, [T, D], for a mask [T, E] and probabilities [T, E]."""
         routed = self._streamed.route(hidden_TD, chosen, weights)
+        noted = self._streamed.contributions(chosen, routed.ids)
         index_TE, weights_TE = routed.ids, routed.weights
         experts = self._streamed.experts_in(index_TE)
         left_out_TE = index_TE >= self._streamed.bank.num_experts
@@ -128,6 +144,6 @@ class NllbExperts(_ExpertModules):
             # The class has no id for "none": an expert that is read anyway takes weight 0.
             index_TE = index_TE.masked_fill(left_out_TE, experts[0])
             weights_TE = weights_TE.masked_fill(left_out_TE, 0)
-        result, stats = self._compute(experts, hidden_TD, index_TE, weights_TE)
-        self._streamed.served(stats, routed.absent)
+        result, stats = self._compute(experts, hidden_TD, index_TE, weights_TE, index_TE, noted)
+        self._streamed.served(stats, routed.absent, noted)
         return result

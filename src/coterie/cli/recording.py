@@ -1,0 +1,208 @@
+"""`coterie profile record`: run a model over files and count what its experts do."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coterie.cli import options as shared
+from coterie.cli.console import byte_progress, plain_table, print_json, print_note, print_table
+from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
+from coterie.cli.interrupts import ctrl_c_requests_stop
+from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.errors import UsageError
+from coterie.spec import DEFAULT_POLICY
+
+if TYPE_CHECKING:
+    from coterie.survey import Material, Survey
+
+_INTERRUPTED = 130
+_DEFAULT_LABEL = "survey"
+
+
+def record(
+    model: shared.ModelArgument,
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--db",
+            "-o",
+            metavar="DB",
+            show_default=False,
+            help="The profile: a file, which is made if it is not there, or postgresql://USER@HOST/DATABASE.",
+        ),
+    ],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            "-t",
+            metavar="DOMAIN=PATH",
+            show_default=False,
+            help="UTF-8 texts of a domain, such as code=src: a file, a directory with all below it, or a pattern in "
+            "quotes. May be given several times.",
+        ),
+    ] = None,
+    speech: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--speech",
+            metavar="[DOMAIN=]PATH",
+            show_default=False,
+            help="WAV files, likewise; their domain is speech unless you name one.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images",
+            metavar="[DOMAIN=]PATH",
+            show_default=False,
+            help="Pictures, likewise; their domain is images unless you name one.",
+        ),
+    ] = None,
+    label: Annotated[
+        str, typer.Option("--label", metavar="TEXT", help="Names the run; one of this label goes on where it was.")
+    ] = _DEFAULT_LABEL,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            min=1,
+            metavar="TOKENS",
+            show_default=False,
+            help="Tokens of a text that are computed together. Default: 512, or what the model was made for if less.",
+        ),
+    ] = None,
+    max_tokens_per_file: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens-per-file", min=1, metavar="TOKENS", show_default=False, help="Read no more of each text."
+        ),
+    ] = None,
+    contributions: Annotated[
+        bool,
+        typer.Option(
+            "--contributions/--no-contributions",
+            help="Measure what experts add to their layers' output, for REAP scores and trust.",
+        ),
+    ] = True,
+    vocabulary: Annotated[
+        int,
+        typer.Option(
+            "--vocabulary", min=0, metavar="N", help="Input tokens kept per expert; 0 keeps no trace of what was read."
+        ),
+    ] = 64,
+    several_models: Annotated[
+        bool, typer.Option("--several-models", help="Allow a profile that is about other models, too.")
+    ] = False,
+    memory: shared.MemoryOption = None,
+    expert_memory: shared.ExpertMemoryOption = None,
+    component: shared.ComponentOption = None,
+    missing: shared.MissingOption = None,
+    source: shared.SourceOption = None,
+    eviction: shared.EvictionOption = DEFAULT_POLICY,
+    experts_per_token: ExpertsPerTokenOption = None,
+    max_context: shared.MaxContextOption = None,
+    revision: shared.RevisionOption = None,
+    offline: shared.OfflineOption = False,
+    threads: shared.ThreadsOption = None,
+    as_json: shared.JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Runs a model over texts, sounds and pictures, and records what every expert does.
+
+    How far each file has come is kept in the profile. Killed, or stopped with Ctrl-C (exit code 130), the same command
+    goes on where it was; more files may be added to it. A file that was recorded under a label is not recorded again
+    under that label. Of a whole omni model the thinker is recorded.
+    """
+    import_engine(quiet=quiet or as_json)
+    from coterie.survey import survey
+
+    material = _gather(text, speech, images)
+    options = OpenOptions(
+        memory=memory,
+        expert_memory=expert_memory,
+        component=component,
+        missing=missing,
+        source=source,
+        eviction=eviction,
+        experts_per_token=experts_per_token,
+        max_context=max_context if max_context is not None or context is None else max(context, 4096),
+        revision=revision,
+        offline=offline,
+        threads=threads,
+    )
+    total = sum(one.nbytes for one in material)
+    with open_model(model, options, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
+        shown = nullcontext(lambda nbytes: None) if quiet else byte_progress("Recording", total)
+        with shown as progress:
+            found = survey(
+                opened,
+                profile,
+                material,
+                label=label,
+                context=context,
+                limit=max_tokens_per_file,
+                contributions=contributions,
+                vocabulary=vocabulary,
+                several_models=several_models,
+                should_stop=pressed,
+                progress=progress,
+            )
+    _print(found, as_json=as_json, quiet=quiet)
+    if found.interrupted:
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _gather(text: list[str] | None, speech: list[str] | None, images: list[str] | None) -> list[Material]:
+    from coterie.survey import gather
+
+    found: list[Material] = []
+    for place in text or []:
+        domain, path = _split(place)
+        if domain is None:
+            raise UsageError(
+                f"--text {place} names no domain.", advice=f"Write --text DOMAIN={place}, such as code={place}."
+            )
+        found += gather("text", domain, path)
+    for place in speech or []:
+        domain, path = _split(place)
+        found += gather("speech", domain or "speech", path)
+    for place in images or []:
+        domain, path = _split(place)
+        found += gather("images", domain or "images", path)
+    if not found:
+        raise UsageError(
+            "There is nothing to run the model over.", advice="Give --text DOMAIN=PATH, --speech PATH or --images PATH."
+        )
+    return found
+
+
+def _split(place: str) -> tuple[str | None, str]:
+    """DOMAIN=PATH; without a domain, or where the equals sign belongs to the path, None and the whole."""
+    domain, equals, path = place.partition("=")
+    return (domain, path) if equals and "/" not in domain else (None, place)
+
+
+def _print(found: Survey, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        tokens = [{**group._asdict(), "tokens": tokens} for group, tokens in found.tokens]
+        facts: dict[str, object] = {name: getattr(found, name) for name in found.__slots__}
+        print_json(facts | {"tokens": tokens})
+        return
+    table = plain_table("modality", "domain", "phase", "tokens", right=("tokens",))
+    for group, count in found.tokens:
+        table.add_row(group.modality, group.domain.replace("[", r"\["), group.phase, f"{count:,}")
+    if found.tokens:
+        print_table(table)
+    if quiet:
+        return
+    if found.interrupted:
+        print_note(f"Stopped: {found.finished} of {found.files} files are recorded. The same command goes on.")
+    elif not found.tokens:
+        print_note(f"All of it is recorded under the label {found.label!r} already. --label NAME begins another run.")
+    else:
+        print_note(f"{found.profile}: run {found.run}, {found.finished} of {found.files} files.")
