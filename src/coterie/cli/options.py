@@ -100,7 +100,11 @@ MaxContextOption = Annotated[
 
 EvictionOption = Annotated[
     str,
-    typer.Option("--eviction", metavar="POLICY", help="Which expert makes room for another: markov, lru, lfu or lfru."),
+    typer.Option(
+        "--eviction",
+        metavar="POLICY",
+        help="Which expert makes room for another: markov, lru, lfu, lfru, or, with --profile, trust.",
+    ),
 ]
 
 PrefetchOption = Annotated[
@@ -138,5 +142,25 @@ ProfileModelOption = Annotated[
         metavar="FINGERPRINT",
         show_default=False,
         help="Which model, where the profile is about several: its fingerprint, or the beginning of it.",
+    ),
+]
+
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="PROFILE",
+        show_default=False,
+        help="A profile of the model: a file, or postgresql://USER@HOST/DATABASE.",
+    ),
+]
+
+ProfileDomainOption = Annotated[
+    str | None,
+    typer.Option(
+        "--domain",
+        metavar="DOMAIN",
+        show_default=False,
+        help="With --profile: expect tokens of this domain. Default: all.",
     ),
 ]
