@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coterie.errors import UsageError
-from coterie.eviction import Group, MarkovPolicy, TrustPolicy, check_policy, make_policy, simulate
+from coterie.eviction import Group, TrustPolicy, check_policy, make_policy, simulate
 from coterie.eviction.transitions import Transitions
 from coterie.eviction.visit import Visit
 
