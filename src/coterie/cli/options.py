@@ -164,3 +164,24 @@ ProfileDomainOption = Annotated[
         help="With --profile: expect tokens of this domain. Default: all.",
     ),
 ]
+
+WarmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--warm",
+        metavar="DOMAIN",
+        show_default=False,
+        help="With --profile: read what this domain of it uses most while the disk has nothing else to do; auto goes by "
+        "the request, off reads nothing early. Default: auto.",
+    ),
+]
+
+PinOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pin",
+        metavar="SIZE",
+        show_default=False,
+        help="With --profile: keep so much of that in memory for good, such as 1GiB, or 25% of the expert cache.",
+    ),
+]
