@@ -171,8 +171,8 @@ WarmOption = Annotated[
         "--warm",
         metavar="DOMAIN",
         show_default=False,
-        help="With --profile: read what this domain of it uses most while the disk has nothing else to do; auto goes by "
-        "the request, off reads nothing early. Default: auto.",
+        help="With --profile: read what this domain of it uses most while the disk has nothing else to do; auto goes "
+        "by the request, off reads nothing early. Default: auto.",
     ),
 ]
 
