@@ -20,7 +20,6 @@ other's input says little about a trained model, and the guesses' quality is pri
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import warnings

@@ -40,7 +40,7 @@ from harness.slow_source import SlowSource
 DATA = Path(__file__).resolve().parent / "data"
 RESIDENCIES = (0.125, 0.25, 0.5)
 PROMPT, DECODE = 48, 64
-READ_MS = 4.0
+READ_MS = 2.0
 TASKS = ("law", "intent")
 TRACE = "deepseek-v2-lite-{}.npz"
 CONTESTANTS: dict[str, dict[str, Any]] = {
@@ -180,7 +180,9 @@ def session(memory: str, profile: Path, domain: str, other: str, ids: list[int],
     }
 
 
-def measure_model(report: Report, texts: Sequence[Path], sessions: int, tokens: int, read_ms: float) -> None:
+def measure_model(
+    report: Report, texts: Sequence[Path], sessions: int, tokens: int, read_ms: float, residencies: Sequence[float]
+) -> None:
     """Sessions of the bundled model with all contestants, in turn."""
     from coterie.engine.processors import Processors
     from coterie.engine.source import open_source
@@ -192,7 +194,7 @@ def measure_model(report: Report, texts: Sequence[Path], sessions: int, tokens: 
         record(profile, {domain: first for domain, (first, _) in split.items()})
         measure_order(report, profile, split)
         domains = list(split)
-        for residency in RESIDENCIES:
+        for residency in residencies:
             results: dict[tuple[str, bool], list[dict[str, float]]] = defaultdict(list)
             for number in range(sessions):
                 for place, domain in enumerate(domains):
@@ -388,8 +390,8 @@ def main() -> int:
     report = Report("warming", "Using a profile", work=given.work_dir.parent, quick=given.quick)
     measure_replay(report, given.traces, 4 if given.quick else 24)
     texts = given.text[:2] if given.quick else given.text
-    measure_model(report, texts, 1 if given.quick else given.sessions, 1500 if given.quick else given.tokens,
-                  given.read_ms)  # fmt: skip
+    sessions, tokens = (1, 1500) if given.quick else (given.sessions, given.tokens)
+    measure_model(report, texts, sessions, tokens, given.read_ms, RESIDENCIES[1:2] if given.quick else RESIDENCIES)
     return report.finish()
 
 
