@@ -57,7 +57,7 @@ def command(
     component: shared.ComponentOption = None,
     missing: shared.MissingOption = None,
     source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = DEFAULT_POLICY,
+    eviction: shared.ProfiledEvictionOption = DEFAULT_POLICY,
     prefetch: shared.PrefetchOption = DEFAULT_PREFETCH,
     profile: shared.ProfileOption = None,
     warm: shared.WarmOption = None,

@@ -100,6 +100,11 @@ MaxContextOption = Annotated[
 
 EvictionOption = Annotated[
     str,
+    typer.Option("--eviction", metavar="POLICY", help="Which expert makes room for another: markov, lru, lfu or lfru."),
+]
+
+ProfiledEvictionOption = Annotated[
+    str,
     typer.Option(
         "--eviction",
         metavar="POLICY",
