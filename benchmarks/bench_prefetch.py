@@ -20,7 +20,6 @@ other's input says little about a trained model, and the guesses' quality is pri
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import warnings
@@ -36,6 +35,7 @@ from harness.options import options
 from harness.page_cache import drop
 from harness.paired import interleave
 from harness.report import Report
+from harness.slow_source import SlowSource
 
 MODES = ("off", "on", "auto")
 CAPACITIES = (0.125, 0.25, 0.5)
@@ -90,35 +90,6 @@ class Following:
         self._cache = out.past_key_values
         self._at += tokens
         self.likeliest.append(int(out.logits[0, -1].argmax()))
-
-
-class SlowSource:
-    """A source of experts that takes a while for each, however many are asked for at once.
-
-    Args:
-        source: The real one.
-        seconds: For one record.
-    """
-
-    def __init__(self, source: Any, seconds: float) -> None:
-        self._source = source
-        self._seconds = seconds
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    def extents(self, key: Any) -> None:
-        """Has the cache call ``read_into``."""
-
-    def read_into(self, key: Any, record: memoryview) -> int:
-        """Reads the record."""
-        time.sleep(self._seconds)
-        done = 0
-        for extent in self._source.extents(key):
-            descriptor = os.open(extent.path, os.O_RDONLY)
-            done += os.preadv(descriptor, [record[extent.at : extent.at + extent.nbytes]], extent.offset)
-            os.close(descriptor)
-        return done
 
 
 def record_inputs(model: Any, tokenizer: Any, tokens: int) -> list[tuple[list[Any], list[Any]]]:

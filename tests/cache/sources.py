@@ -194,4 +194,4 @@ def assert_consistent(cache):
         assert len(set(slots)) == len(slots)
         total = sum(entry.slot.nbytes for entry in residency.loaded.values())
         if total:
-            assert set(residency._policy.victims(total, lambda key: True)) == set(residency.loaded)
+            assert set(residency.policy.victims(total, lambda key: True)) == set(residency.loaded)

@@ -84,3 +84,41 @@ def test_the_trace_that_generate_records(coterie, tmp_path):
     assert recording.code == 0
     assert coterie("replay", str(file)).code == 0
     assert "replay" in [entry.name for entry in commands.COMMANDS]
+
+
+@pytest.fixture
+def profile(trace, tmp_path):
+    """What the trace's own routing teaches."""
+    from coterie.profiles import BankShape, ProfileDatabase, Recording, RunFacts
+    from coterie.spec import BankKey
+
+    ids = np.load(trace)["expert_ids"]
+    banks = tuple(BankShape(bank=BankKey("text", layer, "mlp"), experts=16, top_k=2) for layer in range(3))
+    run = RunFacts(identity="0" * 32, model="tiny", model_class="Tiny", tool_version="0", banks=banks)
+    path = tmp_path / "p.db"
+    with ProfileDatabase(path, create=True) as database, Recording(database, run, vocabulary=0) as recording:
+        group = recording.group("text", "code", "prompt")
+        for layer, shape in enumerate(banks):
+            recording.add(shape.bank, ids[:, layer], np.ones((60, 2), np.float32), None, group)
+    return str(path)
+
+
+def test_trust_is_replayed_where_a_profile_is_given(coterie, trace, profile):
+    outcome = coterie("replay", trace, "--profile", profile, "--scope", "global", "--json")
+    rows = json.loads(outcome.out)["replays"][0]["rows"]
+    assert [row["policy"] for row in rows[:6]] == [*POLICY_NAMES, "trust", "belady"]
+    outcome = coterie("replay", trace, "--profile", profile, "--domain", "coed")
+    assert outcome.code != 0
+    assert "code" in outcome.err
+
+
+def test_what_a_profile_is_needed_for_is_said(coterie, trace, tmp_path, profile):
+    for arguments in (("--policy", "trust"), ("--domain", "code")):
+        outcome = coterie("replay", trace, *arguments)
+        assert outcome.code != 0
+        assert "--profile" in outcome.err
+    ids = np.zeros((4, 5, 1), np.uint16)
+    np.savez(tmp_path / "deep.npz", expert_ids=ids, sequence_lengths=[4], num_experts=16, model="other")
+    outcome = coterie("replay", str(tmp_path / "deep.npz"), "--profile", profile)
+    assert outcome.code != 0
+    assert "another model" in outcome.err

@@ -193,6 +193,20 @@ def test_what_is_learned_outlives_eviction():
     assert policy.victims(1, always) == ["c"]
 
 
+def test_the_order_of_cold_insertions_says_nothing_about_that_of_the_banks():
+    def left_to_last(warmed):
+        policy = MarkovPolicy()
+        for layer in warmed:
+            policy.insert((layer, 9), 1, cold=True)
+        for layer in warmed:
+            policy.remove((layer, 9))
+        for layer in range(8):
+            policy.insert((layer, 0), 1)
+        return policy.victims(8, always)
+
+    assert left_to_last([5, 3, 7, 0, 1, 6, 2, 4]) == left_to_last([])
+
+
 def test_a_prefetch_for_another_bank_does_not_end_a_visit():
     def visits_seen(prefetched):
         policy = MarkovPolicy()

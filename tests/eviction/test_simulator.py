@@ -100,6 +100,29 @@ class TestByHand:
         assert names == [*POLICY_NAMES, "belady", "compulsory"]
 
 
+class TestWarm:
+    def test_warmed_keys_are_resident_at_first_and_the_least_valuable_leaves_first(self):
+        trace = trace_of("ac", "x", "a", "c")
+        cold = simulate(trace, 3, "lru")
+        warmed = simulate(trace, 3, "lru", warm=["a", "b", "c", "d"])
+        assert (cold.hits, warmed.hits) == (2, 4)
+        # d did not fit, b was the last that had not been used.
+        assert simulate(trace_of("x", "y", "a", "b"), 3, "lru", warm="abc").hits == 1
+
+    @pytest.mark.parametrize("policy", POLICY_NAMES)
+    def test_each_policy_can_be_warmed(self, policy):
+        trace = trace_of(*["ab", "cd", "ef"] * 4)
+        assert simulate(trace, 6, policy, warm="abcdef").misses == 0
+
+    def test_only_one_capacity_for_all_layers_can_be_warmed(self):
+        with pytest.raises(UsageError, match="one capacity"):
+            simulate(trace_of("a"), 1, "lru", scope="layer", warm="a")
+
+    def test_trust_is_told_what_to_expect(self):
+        trace = trace_of(*"abcadae")
+        assert simulate(trace, 2, "trust", expected={"a": 0.9}).misses == 5
+
+
 class TestRefusals:
     def test_unknown_names(self):
         with pytest.raises(UsageError, match="Did you mean 'lru'"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -17,8 +17,9 @@ from coterie.cache.residency import Residency
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.shelf import Shelf
 from coterie.cache.statistics import CacheStats
+from coterie.cache.warm_set import WARM_SHARE
 from coterie.errors import MemoryBudgetError, UsageError
-from coterie.eviction import EvictionPolicy, make_policy
+from coterie.eviction import EvictionPolicy, TrustPolicy, make_policy
 from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase, format_bytes
 
 
@@ -49,7 +50,8 @@ class ExpertCache:
     Args:
         source: Where the experts come from.
         capacity: Bytes that experts may take in memory; more than all of them have is clipped to that.
-        eviction: A policy's name (``"markov"``, ``"lru"``, ``"lfu"``, ``"lfru"``) or a policy of your own, empty.
+        eviction: A policy's name (``"markov"``, ``"lru"``, ``"lfu"``, ``"lfru"``) or a policy of your own, empty: such
+            as a :class:`~coterie.eviction.TrustPolicy`.
         verify_reads: Compare every record read with its checksum, where the source has one.
         read_threads: Reads at once.
         read_nbytes: Longer records are read in several reads of about the same length; None for one.
@@ -232,6 +234,34 @@ class ExpertCache:
         """
         self._scheduler.expect(keys)
 
+    def warm(self, keys: Iterable[ExpertKey], *, share: float = WARM_SHARE, pinned_nbytes: int = 0) -> None:
+        """Says which experts will be used most. Advice: it changes no result. A later call supersedes an earlier one.
+
+        As many of them as fit in a share of the capacity are read while nothing else is to be read, into free slots
+        and those of experts that no decode step has asked for. Until one does, they leave before those that have been
+        of use, the least valuable first. What a scan reads of them stays as if decoding had asked for it.
+
+        Args:
+            keys: Most valuable first; those that the source does not have are passed over.
+            share: Of the capacity.
+            pinned_nbytes: The most valuable ones, as many as fit in so many bytes, leave only when nothing else can.
+                Two slots are never pinned.
+
+        Raises:
+            UsageError: If the share is not between 0 and 1, or the cache is closed.
+        """
+        if not 0 <= share <= 1 or pinned_nbytes < 0:
+            raise UsageError(f"share={share}, pinned_nbytes={pinned_nbytes}: these cannot be.")
+        self._scheduler.warm(keys, share=share, pinned_nbytes=pinned_nbytes)
+
+    def expect_use(self, expected: Mapping[ExpertKey, float]) -> None:
+        """Tells a policy that goes by it (``trust``) how often each expert is used per token; others do not listen."""
+        self._scheduler.check_usable()
+        with self._scheduler.lock:
+            self._residency.settle()
+            if isinstance(self._residency.policy, TrustPolicy):
+                self._residency.policy.expect(expected)
+
     @property
     def all_resident(self) -> bool:
         """Whether every expert of the source is resident."""
@@ -250,12 +280,9 @@ class ExpertCache:
         counters = residency.counters
         with self._scheduler.lock:
             # A prefetch that has been used counts from then on, not from when the policy hears of it.
-            used = {
-                entry.key
-                for batch in tuple(residency.journal)
-                for entry in batch
-                if entry.hinted and not entry.announced
-            }
+            fresh = {entry for batch in tuple(residency.journal) for entry in batch if entry.hinted}
+            warmed = sum(entry.warmed for entry in fresh)
+            used = sum(not entry.announced for entry in fresh) - warmed
             return CacheStats(
                 requests=counters.hits + counters.misses,
                 hits=counters.hits,
@@ -268,12 +295,16 @@ class ExpertCache:
                 resident_count=len(residency.loaded),
                 prefetch_hinted=counters.prefetch_hinted,
                 prefetch_issued=counters.prefetch_issued,
-                prefetch_used=counters.prefetch_used + len(used),
-                prefetch_in_time=counters.prefetch_in_time + len(used),
+                prefetch_used=counters.prefetch_used + used,
+                prefetch_in_time=counters.prefetch_in_time + used,
                 prefetch_wasted=counters.prefetch_wasted,
                 prefetch_bytes=counters.prefetch_bytes,
                 announced_issued=counters.announced_issued,
                 announced_used=counters.announced_used,
+                warmed=counters.warmed,
+                warmed_used=counters.warmed_used + warmed,
+                warmed_bytes=counters.warmed_bytes,
+                pinned=len(residency.warm.pinned),
             )
 
     def huge_page_nbytes(self) -> int:

@@ -24,16 +24,17 @@ class Entry:
         holders: The claims for which it must stay. A set instead of a count: giving up twice, or after an interrupt
             between two steps, does no harm.
         loaded: Whether the record is complete.
-        cold: Whether only scans have asked for it so far.
+        cold: Whether nobody but scans has asked for it so far.
         hinted: Whether it was prefetched and nobody has asked for it since.
         announced: Whether it was read because a scan had announced that it would ask for it.
+        warmed: Whether it was read because it is worth having.
         reader: The claim that it is read for, if any.
         unclaimed_nbytes: Bytes that were read for it before a claim asked for it, if that was announced.
     """
 
     __slots__ = (
         "announced", "cold", "hinted", "holders", "key", "layout", "loaded", "reader", "slot", "tensors",
-        "unclaimed_nbytes",
+        "unclaimed_nbytes", "warmed",
     )  # fmt: skip
 
     def __init__(self, key: ExpertKey, layout: RecordLayout, slot: Slot, reader: Claim | None) -> None:
@@ -46,6 +47,7 @@ class Entry:
         self.cold = False
         self.hinted = False
         self.announced = False
+        self.warmed = False
         self.reader = reader
         self.unclaimed_nbytes = 0
 

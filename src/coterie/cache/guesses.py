@@ -19,10 +19,11 @@ _NEAR = 0.75
 class Guesses:
     """Keys that are worth reading ahead; guarded by the cache's lock.
 
-    There are three kinds. *Hints* are for some time to come, until other ones supersede them. What a thread *expects*
+    There are four kinds. *Hints* are for some time to come, until other ones supersede them. What a thread *expects*
     is for the next thing that it asks for: with that, whatever it is, the expectation is over, and what has not been
     started by then is dropped, because the disk has something better to do. What a scan *announces* is an expectation
     that is as good as certain: it does not wait for the disk to be idle, only until all that is demanded is being read.
+    What is *worth having* comes last, and takes nobody's place who has been of use.
 
     Args:
         residency: What is in memory.
@@ -35,7 +36,7 @@ class Guesses:
         self._announced: dict[int, deque[ExpertKey]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._hints or self._expected or self._announced)
+        return bool(self._hints or self._expected or self._announced or self._residency.warm.todo)
 
     def hint(self, keys: Sequence[ExpertKey]) -> None:
         """Supersedes earlier hints."""
@@ -110,7 +111,21 @@ class Guesses:
                 self._expected.pop(thread, None)
             if entry is not None:
                 return entry
-        return self._first(self._hints)
+        return self._first(self._hints) or self._first_warm()
+
+    def _first_warm(self) -> Entry | None:
+        residency, warm = self._residency, self._residency.warm
+        while warm.todo:
+            key = warm.todo.popleft()
+            if residency.find(key) is not None:
+                continue
+            entry = residency.reserve_warm(key)
+            if entry is not None:
+                return entry
+            if key not in warm.pinned:
+                # What comes after it is worth less, and finds no room either.
+                warm.todo.clear()
+        return None
 
     def _protect(self, thread: int, keys: Iterable[ExpertKey]) -> None:
         self.passed(thread)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 
 from coterie.cache.arena import SlotArena
 from coterie.cache.claims import Claim, Entry
 from coterie.cache.statistics import Counters
+from coterie.cache.warm_set import WarmSet
 from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
 from coterie.eviction import EvictionPolicy
 from coterie.native import Berths
@@ -29,6 +30,10 @@ class Residency:
         capacity: Bytes asked for.
         policy: Chooses victims.
 
+    Attributes:
+        policy: The same.
+        warm: What is worth having, and what is pinned.
+
     Raises:
         MemoryBudgetError: If the capacity is below :attr:`minimum`.
     """
@@ -40,7 +45,7 @@ class Residency:
         self.total_bytes = sum(sizes)
         self._largest = max(sizes, default=0)
         self._asked = capacity
-        self._policy = policy
+        self.policy = policy
         self.counters = Counters()
         self.loaded: dict[ExpertKey, Entry] = {}
         self.loading: dict[ExpertKey, Entry] = {}
@@ -58,6 +63,7 @@ class Residency:
         self._predicted: OrderedDict[ExpertKey, None] = OrderedDict()
         # Thread → what it will probably ask for next.
         self.expected: dict[int, frozenset[ExpertKey]] = {}
+        self.warm = WarmSet()
         if capacity < self.minimum:
             raise MemoryBudgetError(
                 f"{format_bytes(capacity)} for experts is too little: two of the largest must fit, "
@@ -139,6 +145,8 @@ class Residency:
             entry.hinted = False
             if entry.announced:
                 self.counters.announced_used += 1
+            elif entry.warmed:
+                self.counters.warmed_used += 1
             else:
                 self.counters.prefetch_used += 1
                 self.counters.prefetch_in_time += entry.loaded
@@ -152,7 +160,7 @@ class Residency:
                 # It may have left since: hits are told late, and a hold may have ended in between.
                 if self.loaded.get(entry.key) is entry:
                     entry.cold = False
-                    self._policy.hit(entry.key)
+                    self.policy.hit(entry.key)
                     if entry.hinted or self._predicted:
                         self.note_use(entry)
 
@@ -169,24 +177,24 @@ class Residency:
         """A slot for a key that a claim needs, or None while everything is held.
 
         What may go, in this order: free slots; unheld experts in the policy's order, predicted ones last; what this
-        claim has consumed; what other claims have consumed; what waiting claims hold but cannot use yet. A scan gives
-        up what it has consumed first.
+        claim has consumed; what other claims have consumed; what waiting claims hold but cannot use yet; what is
+        pinned. A scan gives up what it has consumed first.
         """
         size = SlotArena.slot_nbytes(layout.nbytes)
         full = self.arena.in_use + size > self.arena.capacity
         for step in self._concessions(claim, others, full):
             step()
-            victims = self._victims(size, *self._guessed()) or self._victims(size)
+            victims = self._victims(size, *self._spared()) or self._victims(size, self.warm.pinned)
             if victims and claim.prefill and self._should_wait(victims, size):
                 # Before it takes what is warm, it takes what others only guess.
-                victims = self._victims(size, self.expected.get(claim.thread, frozenset()))
+                victims = self._victims(size, self.expected.get(claim.thread, frozenset()), self.warm.pinned)
                 if not claim.starving and self._should_wait(victims, size):
                     return None
             if victims or not full:
                 claim.evictions += len(victims)
                 return self._enter(key, layout, size, victims, claim)
-        if claim.starving and (victims := self._victims(size)):
-            # It must go on, even at the cost of what it needs itself later.
+        if claim.starving and (victims := self._victims(size, self.warm.pinned) or self._victims(size)):
+            # It must go on, even at the cost of what it needs itself later, or of what is pinned.
             claim.evictions += len(victims)
             return self._enter(key, layout, size, victims, claim)
         return None
@@ -194,7 +202,7 @@ class Residency:
     def reserve_hinted(self, key: ExpertKey, layout: RecordLayout, *, announced: bool = False) -> Entry | None:
         """A slot for a prefetch: evicts nothing that is held or predicted, nor, for a scan, more than a scan may."""
         size = SlotArena.slot_nbytes(layout.nbytes)
-        victims = self._victims(size, *self._guessed())
+        victims = self._victims(size, *self._spared())
         if not victims and self.arena.in_use + size > self.arena.capacity:
             return None
         if announced and victims and self._should_wait(victims, size):
@@ -208,6 +216,30 @@ class Residency:
             self.counters.prefetch_issued += 1
         return entry
 
+    def warm_up(self, keys: Iterable[ExpertKey], share: float, pinned_nbytes: int) -> None:
+        """Says what is worth having, most valuable first, and how much of that is to stay."""
+        self.uses_matter = True
+        room = self.capacity - self.minimum if self.capacity < self.total_bytes else self.capacity
+        self.warm.replace(
+            keys, self.slot_nbytes, nbytes=int(share * self.capacity), pinned_nbytes=min(pinned_nbytes, room)
+        )
+
+    def reserve_warm(self, key: ExpertKey) -> Entry | None:
+        """A slot for an expert that is worth having: a free one, or that of an expert which no decode step has used.
+
+        What is pinned takes the place of any other that is not held, guessed or worth having.
+        """
+        layout = self._layouts[key]
+        size = SlotArena.slot_nbytes(layout.nbytes)
+        members, pinned = self.warm.members, key in self.warm.pinned
+        victims = self._victims(size, *self._spared(), members, only_cold=not pinned)
+        if not victims and self.arena.in_use + size > self.arena.capacity:
+            return None
+        entry = self._enter(key, layout, size, victims, None)
+        entry.hinted = entry.warmed = entry.cold = True
+        self.counters.warmed += 1
+        return entry
+
     def complete(self, entry: Entry, tensors: tuple[torch.Tensor, ...]) -> None:
         """An entry has been read."""
         del self.loading[entry.key]
@@ -215,7 +247,7 @@ class Residency:
         entry.loaded = True
         self.loaded[entry.key] = entry
         self._shelve(entry.key, entry)
-        self._policy.insert(entry.key, entry.slot.nbytes, cold=entry.cold)
+        self.policy.insert(entry.key, entry.slot.nbytes, cold=entry.cold)
 
     def abandon(self, entry: Entry) -> None:
         """An entry could not be read: as if it had never been asked for."""
@@ -231,6 +263,7 @@ class Residency:
         self.journal.clear()
         self._predicted.clear()
         self.expected.clear()
+        self.warm.clear()
         self.arena.close(discard=discard)
 
     @property
@@ -265,16 +298,20 @@ class Residency:
             if other.ordered and other.starving and not other.together:
                 yield other.revoke
 
-    def _guessed(self) -> Sequence[Collection[ExpertKey]]:
-        return (self._predicted, *self.expected.values())
+    def _spared(self) -> Sequence[Collection[ExpertKey]]:
+        """What leaves last: what is guessed, and what is pinned."""
+        return (self._predicted, *self.expected.values(), self.warm.pinned)
 
-    def _victims(self, size: int, *spared: Collection[ExpertKey]) -> list[ExpertKey]:
+    def _victims(self, size: int, *spared: Collection[ExpertKey], only_cold: bool = False) -> list[ExpertKey]:
         needed = self.arena.in_use + size - self.arena.capacity
         if needed <= 0:
             return []
         loaded, taken = self.loaded, [one for one in (self._held(), *spared) if one]
-        return self._policy.victims(
-            needed, lambda key: not loaded[key].holders and not any(key in one for one in taken)
+        return self.policy.victims(
+            needed,
+            lambda key: (
+                not loaded[key].holders and not any(key in one for one in taken) and (loaded[key].cold or not only_cold)
+            ),
         )
 
     def _held(self) -> set[ExpertKey]:
@@ -309,10 +346,10 @@ class Residency:
             self.loaded[key] = entry
             raise UsageError(f"The eviction policy names expert {key}, which is in use.", key=key)
         self._shelve(key, None)
-        self._policy.remove(key)
+        self.policy.remove(key)
         self.arena.release(entry.slot)
         self.counters.evictions += 1
-        if entry.hinted and not entry.announced:
+        if entry.hinted and not entry.announced and not entry.warmed:
             self.counters.prefetch_wasted += 1
 
 

@@ -187,6 +187,16 @@ class Scheduler:
             if self.guesses:
                 self._readers.notify()
 
+    def warm(self, keys: Iterable[ExpertKey], *, share: float, pinned_nbytes: int) -> None:
+        """Queues what is worth having; unknown keys are passed over."""
+        with self.lock:
+            self.check_usable()
+            self.residency.settle()
+            wanted = [key for key in keys if self.residency.has(key)]
+            self.residency.warm_up(wanted, share, pinned_nbytes)
+            if self.guesses:
+                self._readers.notify()
+
     def close(self, *, wait: bool) -> None:
         """Ends the reading threads and wakes all consumers; with ``wait``, frees the memory too."""
         if self.forked:
@@ -309,7 +319,7 @@ class Scheduler:
                     if entry is None:
                         # Nobody behind it may take the room that it waits for.
                         return None
-                    entry.cold = claim.prefill
+                    entry.cold = claim.prefill and key not in self.residency.warm.members
                     claim.ahead.add(key)
                 self._grant(claim, entry)
                 if read:
@@ -383,6 +393,8 @@ class Scheduler:
             entry.reader = None
         elif entry.announced:
             entry.unclaimed_nbytes = nbytes
+        elif entry.warmed:
+            self.residency.counters.warmed_bytes += nbytes
         else:
             self.residency.counters.prefetch_bytes += nbytes
         if error is not None:

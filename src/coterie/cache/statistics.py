@@ -49,6 +49,10 @@ class CacheStats:
         prefetch_bytes: Bytes of ``bytes_read`` that prefetches read.
         announced_issued: Reads started because a scan had announced what it would lease next; they are no prefetches.
         announced_used: Of these, asked for before they were evicted.
+        warmed: Reads started because somebody said that the expert is worth having; they are no prefetches.
+        warmed_used: Of these, asked for before they were evicted.
+        warmed_bytes: Bytes of ``bytes_read`` that they read.
+        pinned: Experts that leave only when nothing else can, resident or not.
     """
 
     requests: int
@@ -68,6 +72,10 @@ class CacheStats:
     prefetch_bytes: int
     announced_issued: int
     announced_used: int
+    warmed: int
+    warmed_used: int
+    warmed_bytes: int
+    pinned: int
 
     @property
     def hit_rate(self) -> float:
@@ -92,6 +100,9 @@ class Counters:
         "prefetch_used",
         "prefetch_wasted",
         "wait_s",
+        "warmed",
+        "warmed_bytes",
+        "warmed_used",
     )
 
     def __init__(self) -> None:
@@ -108,3 +119,6 @@ class Counters:
         self.prefetch_bytes = 0
         self.announced_issued = 0
         self.announced_used = 0
+        self.warmed = 0
+        self.warmed_used = 0
+        self.warmed_bytes = 0

@@ -39,12 +39,14 @@ def summary(completion: Completion, stats: ModelStats) -> str:
 
 
 def experts_line(stats: ModelStats) -> str:
-    """Experts in memory against all of them, and how many requests found theirs there."""
+    """Experts in memory against all of them, how many requests found theirs there, and what was done early."""
     share = 100 * stats.resident_bytes / stats.total_expert_bytes if stats.total_expert_bytes else 0.0
     line = (
         f"experts {format_bytes(stats.resident_bytes)} of {format_bytes(stats.total_expert_bytes)} in memory "
         f"({share:.0f} %), hit rate {100 * stats.total.hit_rate:.1f} %"
     )
+    if stats.warmed:
+        line += f", {stats.warmed_used} of {stats.warmed} warmed were used"
     if stats.fetched.experts:
         line += f", {stats.fetched.experts} fetched ({format_bytes(stats.fetched.nbytes)})"
     return line + (f", {stats.total.absent} uses of absent experts" if stats.total.absent else "")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli.console import plain_table, print_json, print_table, results
-from coterie.cli.options import CheckpointArgument, ComponentOption, JsonOption, OfflineOption, RevisionOption
+from coterie.cli.options import (
+    CheckpointArgument,
+    ComponentOption,
+    JsonOption,
+    OfflineOption,
+    ProfileDomainOption,
+    ProfileOption,
+    RevisionOption,
+)
 from coterie.cli.transfer import resumable_progress
 from coterie.spec import format_bytes
 
@@ -35,6 +43,27 @@ def command(
             metavar="LAYERS",
             show_default=False,
             help="Apply --experts to these layers only, such as 0-3; the other layers keep all experts.",
+        ),
+    ] = None,
+    top: Annotated[
+        str | None,
+        typer.Option(
+            "--top",
+            metavar="SHARE",
+            show_default=False,
+            help="With --profile, instead of --experts: the most used ones, such as 25% of all; in every layer at "
+            "least as many as a token uses.",
+        ),
+    ] = None,
+    profile: ProfileOption = None,
+    domain: ProfileDomainOption = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modality",
+            metavar="NAME",
+            show_default=False,
+            help="With --profile: use by tokens of this modality, such as audio; may be repeated. Default: all.",
         ),
     ] = None,
     component: ComponentOption = None,
@@ -71,8 +100,8 @@ def command(
     """Makes a store of a checkpoint: every expert asked for, and always everything that is not an expert.
 
     An interrupted extraction goes on where it stopped when the same command is given again. A finished store is
-    grown: experts that it lacks are added, nothing is rewritten. From the Hub only the shards that are needed are
-    downloaded.
+    grown: experts that it lacks are added, nothing is rewritten. So a store of the most used experts grows by what a
+    larger --top or another profile adds. From the Hub only the shards that are needed are downloaded.
     """
     from coterie.extraction import extract
 
@@ -82,6 +111,10 @@ def command(
             store,
             experts=experts,
             layers=layers,
+            top=top,
+            profile=profile,
+            domain=domain,
+            modalities=modality or None,
             component=component,
             scheme=scheme,
             dense_scheme=dense_scheme,

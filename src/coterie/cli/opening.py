@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.cli.console import notes, print_warning
 from coterie.cli.options import MissingPolicy
+from coterie.errors import UsageError
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
 
 if TYPE_CHECKING:
     from coterie.engine.opened import OpenModel
+
+
+_AUTO, _OFF = "auto", "off"
+"""Settings of ``--warm`` that are no domains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,9 @@ class OpenOptions:
     source: str | None = None
     eviction: str = DEFAULT_POLICY
     prefetch: Prefetch = DEFAULT_PREFETCH
+    profile: str | None = None
+    warm: str | None = None
+    pin: str | None = None
     experts_per_token: int | None = None
     max_context: int | None = None
     verify_reads: bool = False
@@ -37,6 +45,15 @@ class OpenOptions:
     threads: int | None = None
     whole: bool = False
     """Open a whole omni model even if no component is named, not only its thinker."""
+
+
+def _check_profile(options: OpenOptions) -> None:
+    """What is chosen within a profile needs one."""
+    if options.profile is not None:
+        return
+    for name, value in (("--warm", options.warm), ("--pin", options.pin)):
+        if value is not None:
+            raise UsageError(f"{name} needs a profile, which was not given.", advice="Add --profile PROFILE.")
 
 
 def import_engine(*, quiet: bool = False) -> None:
@@ -75,9 +92,10 @@ def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Itera
     from coterie.engine import load
     from coterie.engine.opened import OpenModel
     from coterie.engine.source import text_component
-    from coterie.eviction import make_policy
+    from coterie.eviction import check_policy
 
-    make_policy(options.eviction)  # an unknown name is told before gigabytes are read
+    _check_profile(options)
+    check_policy(options.eviction, profile=options.profile is not None)  # told before gigabytes are read
     with quiet_terminal(quiet=quiet):
         with nullcontext() if quiet else notes().status(f"opening {path}"):
             component = options.component
@@ -92,6 +110,9 @@ def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Itera
                 source=options.source,
                 eviction=options.eviction,
                 prefetch=options.prefetch,
+                profile=options.profile,
+                warm=None if options.warm == _OFF else options.warm or _AUTO,
+                pin=options.pin,
                 experts_per_token=options.experts_per_token,
                 max_context=options.max_context,
                 verify_reads=options.verify_reads,

@@ -103,6 +103,15 @@ EvictionOption = Annotated[
     typer.Option("--eviction", metavar="POLICY", help="Which expert makes room for another: markov, lru, lfu or lfru."),
 ]
 
+ProfiledEvictionOption = Annotated[
+    str,
+    typer.Option(
+        "--eviction",
+        metavar="POLICY",
+        help="Which expert makes room for another: markov, lru, lfu, lfru, or, with --profile, trust.",
+    ),
+]
+
 PrefetchOption = Annotated[
     Prefetch,
     typer.Option("--prefetch", help="Read what the next layer will probably ask for while the disk would stand still."),
@@ -138,5 +147,46 @@ ProfileModelOption = Annotated[
         metavar="FINGERPRINT",
         show_default=False,
         help="Which model, where the profile is about several: its fingerprint, or the beginning of it.",
+    ),
+]
+
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="PROFILE",
+        show_default=False,
+        help="A profile of the model: a file, or postgresql://USER@HOST/DATABASE.",
+    ),
+]
+
+ProfileDomainOption = Annotated[
+    str | None,
+    typer.Option(
+        "--domain",
+        metavar="DOMAIN",
+        show_default=False,
+        help="With --profile: expect tokens of this domain. Default: all.",
+    ),
+]
+
+WarmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--warm",
+        metavar="DOMAIN",
+        show_default=False,
+        help="With --profile: read what this domain of it uses most while the disk has nothing else to do; auto goes "
+        "by the request, off reads nothing early. Default: auto.",
+    ),
+]
+
+PinOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pin",
+        metavar="SIZE",
+        show_default=False,
+        help="With --profile: keep so much of that in memory for good, such as 1GiB, or 25% of the expert cache.",
     ),
 ]

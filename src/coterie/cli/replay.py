@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from coterie.cli.console import count_progress, plain_table, print_json, print_note, print_table, results
-from coterie.cli.options import JsonOption
+from coterie.cli.options import JsonOption, ProfileDomainOption, ProfileOption
 from coterie.errors import UsageError
 from coterie.spec import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from coterie.eviction import RecordedTrace, ReplayReport
+    from coterie.spec import ExpertKey
 
 
 def command(
@@ -32,9 +33,14 @@ def command(
     policy: Annotated[
         str | None,
         typer.Option(
-            "--policy", metavar="LIST", show_default=False, help="Policies, such as markov,lru. Default: all."
+            "--policy",
+            metavar="LIST",
+            show_default=False,
+            help="Policies, such as markov,lru. Default: all; trust only with --profile.",
         ),
     ] = None,
+    profile: ProfileOption = None,
+    domain: ProfileDomainOption = None,
     scope: Annotated[
         Literal["global", "layer"] | None,
         typer.Option(
@@ -57,32 +63,61 @@ def command(
     """Replays recorded routing through the eviction policies, from an empty cache, and prints their hit rates.
 
     Beside them stand Belady's optimum, which knows the future, the share of the gap between lru and it that a policy
-    closes, and the compulsory bound: every expert must be read once. The knee is the point of lru's curve of hit rate
+    closes, and the compulsory bound: every expert must be read once. With a profile of the model, trust is replayed
+    too; a profile that knows the text of the trace flatters it. The knee is the point of lru's curve of hit rate
     over capacity (16 capacities, one for all layers) that is farthest above the straight line between its ends, both
     axes scaled to 1 (Satopää and others: Kneedle, 2011): more room than that buys less and less.
 
     A trace is also read from a plain npz with expert_ids [tokens, layers, k], sequence_lengths and num_experts.
     """
-    from coterie.eviction import POLICY_NAMES, make_policy, read_trace, replay, simulations
+    from coterie.eviction import POLICY_NAMES, TRUST, check_policy, read_trace, replay, simulations
     from coterie.eviction.replay import SCOPES
 
     nbytes = None if expert_bytes is None else parse_bytes(expert_bytes, what="size of an expert")
-    names = POLICY_NAMES if policy is None else tuple(name.strip() for name in policy.split(","))
+    names: tuple[str, ...] = POLICY_NAMES if profile is None else (*POLICY_NAMES, TRUST)
+    if policy is not None:
+        names = tuple(name.strip() for name in policy.split(","))
     for name in names:
-        make_policy(name)
+        check_policy(name, profile=profile is not None)
+    if profile is None and domain is not None:
+        raise UsageError("--domain chooses within --profile, which was not given.", advice="Add --profile PROFILE.")
     scopes = SCOPES if scope is None else (scope,)
     reports = []
     for path in traces:
         trace = read_trace(path, phase=phase)
         sizes = _capacities(capacity, trace, nbytes)
         with count_progress(trace.name, simulations(sizes, names, scopes)) as advance:
-            reports.append(replay(trace, sizes, policies=names, scopes=scopes, expert_nbytes=nbytes, progress=advance))
+            report = replay(
+                trace,
+                sizes,
+                policies=names,
+                scopes=scopes,
+                expert_nbytes=nbytes,
+                expected=None if profile is None else _expected(trace, profile, domain),
+                progress=advance,
+            )
+        reports.append(report)
         if not trace.experts_known:
             print_note(f"{trace.name} does not say how many experts there are; {trace.experts} is what its ids show.")
         if not as_json:
             _print_report(reports[-1])
     if as_json:
         print_json({"schema_version": 1, "replays": reports})
+
+
+def _expected(trace: RecordedTrace, profile: str, domain: str | None) -> dict[ExpertKey, float]:
+    """Uses per token of every expert, as a profile of the trace's model has them."""
+    from coterie.profiles import Usage
+
+    usage = Usage.open(profile, trace.identity)
+    strange = {key.bank_key for group in trace.groups for key in group.keys} - usage.banks.keys()
+    if strange:
+        raise UsageError(
+            f"{profile} does not know {min(strange)} of {trace.name}: it is of another model.",
+            advice="Give the profile of the model that the trace was recorded with.",
+            got=str(min(strange)),
+        )
+    return usage.expected(domain=domain).values()
 
 
 def _capacities(text: str, trace: RecordedTrace, expert_nbytes: int | None) -> list[int]:

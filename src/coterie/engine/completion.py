@@ -109,6 +109,7 @@ def complete(
         CoterieError: As reading experts does.
     """
     wishes = sampling or Sampling()
+    model.coterie.expect_request(inputs)
     config = effective_config(model, tokenizer, inputs, wishes)
     stream = TextStream(tokenizer, on_text)
     start = time.perf_counter()

@@ -17,8 +17,8 @@ from coterie.engine.promises import promise
 from coterie.engine.reading import DEFAULT_AT_ONCE, Reading, reading_for
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import ModelSource, open_source, with_fetching
+from coterie.engine.warming import AUTO, ProfileUse
 from coterie.errors import CoverageError, UnsupportedError, UsageError
-from coterie.eviction import make_policy
 from coterie.hf.context import default_context, model_context
 from coterie.integration import (
     Attachment,
@@ -49,6 +49,9 @@ def load(
     source: str | Path | None = None,
     eviction: str = DEFAULT_POLICY,
     prefetch: Prefetch = DEFAULT_PREFETCH,
+    profile: str | Path | None = None,
+    warm: str | None = AUTO,
+    pin: str | int | None = None,
     experts_per_token: int | None = None,
     max_context: int | None = None,
     verify_reads: bool = False,
@@ -76,10 +79,17 @@ def load(
             a partial store does not open.
         source: With ``missing="fetch"``: the checkpoint that the store was made from, a directory or a Hub id. A
             store that was made from a repository of the Hub knows it.
-        eviction: ``"markov"``, ``"lru"``, ``"lfu"`` or ``"lfru"``.
+        eviction: ``"markov"``, ``"lru"``, ``"lfu"``, ``"lfru"``, or, with ``profile``, ``"trust"``.
         prefetch: Whether the experts that the next layer will probably ask for are read while the disk would stand
             still: ``"on"``, ``"off"``, or ``"auto"``, which tries both and does it where steps are shorter for it. No
             choice changes the output.
+        profile: A profile of the model (a file, or a PostgreSQL URL), which says what is worth having in memory.
+        warm: With ``profile``: which experts are read while the disk has nothing else to do, from now on, until seven
+            eighths of the expert memory are full. ``"auto"``: those that requests use most, going by the modalities of
+            a request's inputs and then by the domain that its prompt is most like. The name of a domain: those of that.
+            None: none. No choice changes the output.
+        pin: With ``profile``: of these, how much stays in memory: bytes, ``"2GiB"``, or ``"25%"`` of the expert memory.
+            One token's experts always find room beside them.
         experts_per_token: Overrides the routers' k; changes the output.
         max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
             if the model was made for less; no limit if only ``expert_memory`` is given.
@@ -99,12 +109,13 @@ def load(
         device=device,
         missing=missing,
         source=source,
-        eviction=eviction,
         prefetch=prefetch,
         expert_memory=expert_memory,
         threads=threads,
         max_context=max_context,
     )
+    use = ProfileUse(profile=profile, warm=warm, pin=pin, eviction=eviction)
+    use.check()
     # One at a time: what is free is measured and then promised, and transformers changes torch's default dtype.
     with _LOADING:
         model = _load(
@@ -114,7 +125,7 @@ def load(
             component=component,
             missing=missing,
             checkpoint=source,
-            eviction=eviction,
+            use=use,
             prefetch=prefetch,
             experts_per_token=experts_per_token,
             max_context=max_context,
@@ -136,7 +147,7 @@ def _load(
     component: str | None,
     missing: Missing | None,
     checkpoint: str | Path | None,
-    eviction: str,
+    use: ProfileUse,
     prefetch: Prefetch,
     experts_per_token: int | None,
     max_context: int | None,
@@ -148,6 +159,7 @@ def _load(
     if missing == "fetch":
         source = with_fetching(source, checkpoint, offline=offline)
     _check_coverage(source, missing)
+    usage = use.read(source)
     minimum = minimum_capacity(source.experts)
     budget = _budget(memory, expert_memory)
     context = default_context(source.config) if max_context is None else max_context
@@ -178,7 +190,7 @@ def _load(
     cache = ExpertCache(
         source.experts,
         capacity=capacity,
-        eviction=eviction,
+        eviction=use.policy(usage),
         verify_reads=verify_reads,
         read_threads=reading.at_once,
         read_nbytes=reading.read_nbytes,
@@ -204,6 +216,8 @@ def _load(
         experts_per_token=experts_per_token,
     )
     promise(runtime)
+    if usage is not None:
+        runtime.warm_with(usage, use)
     model.__dict__["coterie"] = runtime
     return model
 
@@ -213,7 +227,6 @@ def _check_arguments(
     device: str,
     missing: str | None,
     source: str | Path | None,
-    eviction: str,
     prefetch: str,
     expert_memory: str | int | None,
     threads: int | None,
@@ -230,7 +243,6 @@ def _check_arguments(
             advice="Add missing='fetch', or leave source out.",
             source=source,
         )
-    make_policy(eviction)
     if prefetch not in get_args(Prefetch):
         raise UsageError.unknown("setting of prefetch", prefetch, get_args(Prefetch))
     if expert_memory is not None:

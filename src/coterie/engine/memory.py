@@ -101,15 +101,27 @@ def expert_memory_nbytes(expert_memory: str | int, total: int) -> int:
     Raises:
         UsageError: If it is neither.
     """
-    if isinstance(expert_memory, str) and expert_memory.strip().endswith("%"):
-        text = expert_memory.strip()[:-1]
+    return share_nbytes(expert_memory, total, "expert_memory")
+
+
+def share_nbytes(wanted: str | int, total: int, name: str) -> int:
+    """Bytes, or a share of ``total`` of them, such as ``"25%"``.
+
+    Args:
+        wanted: Either.
+        total: What 100 % are.
+        name: Of the setting, for the message.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    if isinstance(wanted, str) and wanted.strip().endswith("%"):
+        text = wanted.strip()[:-1]
         try:
             share = float(text) / 100
         except ValueError:
             share = -1.0
         if not 0 < share <= 1:
-            raise UsageError(
-                f"expert_memory={expert_memory!r} is not a share.", advice="Write it like '25%' or '2GiB'.", got=text
-            )
+            raise UsageError(f"{name}={wanted!r} is not a share.", advice="Write it like '25%' or '2GiB'.", got=text)
         return int(share * total)
-    return parse_bytes(expert_memory, what="expert memory")
+    return parse_bytes(wanted, what=name.replace("_", " "))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.replacing import replacing
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
+from coterie.engine.warming import ProfileUse, Warming, modalities_of
 from coterie.extraction.fetching import FetchCounts
 from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles
@@ -23,6 +24,7 @@ from coterie.spec import DEFAULT_DOMAIN, BankKey, Observer
 
 if TYPE_CHECKING:
     from coterie.engine.profiling import ProfileRecorder
+    from coterie.profiles import Usage
 
 
 class Runtime:
@@ -34,6 +36,7 @@ class Runtime:
         plan: How the memory budget was divided, or None if ``expert_memory`` sized the arena alone.
         working_set: Bytes of layers × experts per token.
         experts_per_token: Override of the routers' k, or None.
+        warming: What uses a profile, if the model was opened with one.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Runtime:
         self.plan = plan
         self.working_set = working_set
         self.experts_per_token = experts_per_token
+        self.warming: Warming | None = None
         self._attachment = attachment
         self._token_recorder: TokenRecorder | None = None
 
@@ -63,6 +67,30 @@ class Runtime:
     def expert_banks(self) -> list[ExpertBank]:
         """Where each bank is in the model, and what its experts are made of."""
         return [streamed.bank for streamed in self._attachment.banks.values()]
+
+    def warm_with(self, usage: Usage, use: ProfileUse) -> None:
+        """Begins to use a profile."""
+        experts = self.source.experts
+        self.warming = Warming(
+            usage,
+            self.cache,
+            use,
+            nbytes={key: experts.layout(key).nbytes for key in experts.keys()},
+            working_set=self.working_set,
+            observers=(self.add_observer, self.remove_observer),
+        )
+
+    def expect_request(self, inputs: Iterable[str], *, speech: bool = False) -> None:
+        """Says what comes next, for a profile to be used well; without a profile it does nothing.
+
+        ``coterie generate`` and ``coterie chat`` do it by themselves; do it before ``model.generate(**inputs)``.
+
+        Args:
+            inputs: Names of the model's inputs, or the inputs by name.
+            speech: Whether an answer in speech is wanted.
+        """
+        if self.warming is not None:
+            self.warming.expect(modalities_of(inputs) | ({"speech"} if speech else set()))
 
     def stats(self) -> ModelStats:
         """What was asked for, found, read and waited for since the model was opened."""
@@ -94,6 +122,11 @@ class Runtime:
             prefetch_bytes=cache.prefetch_bytes,
             announced_issued=cache.announced_issued,
             announced_used=cache.announced_used,
+            warmed=cache.warmed,
+            warmed_used=cache.warmed_used,
+            warmed_bytes=cache.warmed_bytes,
+            warmed_for=None if self.warming is None else self.warming.domain,
+            pinned=cache.pinned,
             prefetch_verdicts={name: ahead.verdict for name, ahead in self._attachment.ahead.items()},
             fetched=FetchCounts() if fetching is None else fetching.counts(),
             tokens=None if self._token_recorder is None else self._token_recorder.tokens(),

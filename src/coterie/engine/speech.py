@@ -80,6 +80,7 @@ def speak(
     if voice.lower() not in voices:
         raise UsageError.unknown("speaker", voice, voices)
     wishes = sampling or Sampling()
+    model.coterie.expect_request(inputs, speech=True)
     config = effective_config(model, tokenizer, inputs, wishes)
     stream = TextStream(tokenizer, on_text)
     samples: npt.NDArray[np.float32] | None = None

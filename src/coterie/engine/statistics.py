@@ -115,6 +115,11 @@ class ModelStats:
         prefetch_in_time: Of these, in memory by then; the others were still on their way.
         prefetch_wasted: Prefetched and evicted without having been asked for.
         prefetch_bytes: Bytes that prefetches read; they are in no bank's ``bytes_read``.
+        warmed: Experts read because a profile says that they are used much.
+        warmed_used: Of these, asked for before they were evicted.
+        warmed_bytes: Bytes that these reads read; they are in no bank's ``bytes_read``.
+        warmed_for: The profile's domain that is expected; None for all, or without a profile.
+        pinned: Experts that leave memory only when nothing else can.
         prefetch_verdicts: Component → what looking ahead was worth lately: ``pays``, or why it was not done; none with
             ``prefetch="off"``.
         announced_issued: Reads of what prompts had announced for their next layers, started early.
@@ -144,6 +149,11 @@ class ModelStats:
     prefetch_in_time: int
     prefetch_wasted: int
     prefetch_bytes: int
+    warmed: int
+    warmed_used: int
+    warmed_bytes: int
+    warmed_for: str | None
+    pinned: int
     prefetch_verdicts: dict[str, Verdict]
     announced_issued: int
     announced_used: int

@@ -5,16 +5,18 @@ from coterie.eviction.lfru import LfruPolicy
 from coterie.eviction.lfu import LfuPolicy
 from coterie.eviction.lru import LruPolicy
 from coterie.eviction.markov import MarkovPolicy
-from coterie.eviction.policy import POLICY_NAMES, make_policy
+from coterie.eviction.policy import POLICY_NAMES, TRUST, check_policy, make_policy
 from coterie.eviction.protocol import EvictionPolicy
 from coterie.eviction.recorded import RecordedTrace, read_trace
 from coterie.eviction.replay import Knee, ReplayReport, ReplayRow, knee, replay, simulations
 from coterie.eviction.simulator import compare, simulate
 from coterie.eviction.timeline import Timeline, TimelineLayer, TimelineStep, timeline
 from coterie.eviction.trace import Group, Outcome, Scope
+from coterie.eviction.trust import TrustPolicy
 
 __all__ = [
     "POLICY_NAMES",
+    "TRUST",
     "EvictionPolicy",
     "Group",
     "Knee",
@@ -30,7 +32,9 @@ __all__ = [
     "Timeline",
     "TimelineLayer",
     "TimelineStep",
+    "TrustPolicy",
     "belady",
+    "check_policy",
     "compare",
     "compulsory",
     "knee",

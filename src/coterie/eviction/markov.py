@@ -34,7 +34,7 @@ class MarkovPolicy(Generic[K]):
     set of its keys that one forward pass uses. From the visits each bank learns how likely each of its experts is to
     be used at the next one (:class:`~coterie.eviction.transitions.Transitions`): from its use in the past, on three
     time scales, and from what was used at the visits that followed the present members. What is learned about a record
-    outlives its eviction; the policy knows every key it was ever told about, of which a model has as many as experts.
+    outlives its eviction; the policy knows every key that was ever used, of which a model has as many as experts.
 
     Banks are visited in turn, so the experts of the present one are not needed before a whole pass is over, and those
     of the following one at once. The probability is therefore multiplied by 0.6 to the power of the share of a pass
@@ -48,7 +48,8 @@ class MarkovPolicy(Generic[K]):
     the less this costs, and where there are many it loses next to no hits. Three banks or fewer have too little to
     save: their order is made anew for each eviction, and nothing is held back.
 
-    Cold insertions are no uses; they leave before all others, the latest one first, until they are used.
+    Cold insertions are no uses, and their order says nothing about that of the banks; they leave before all others, the
+    latest one first, until they are used.
     """
 
     def __init__(self) -> None:
@@ -77,25 +78,27 @@ class MarkovPolicy(Generic[K]):
 
     def insert(self, key: K, nbytes: int, *, cold: bool = False) -> None:
         """See :class:`~coterie.eviction.EvictionPolicy`."""
-        visit, number = self._places.get(key) or self._meet(key)
         self._sizes[key] = nbytes
         if cold:
             self._cold[key] = None
-        else:
-            self._absence[visit.bank, number] = 0
-            self.hit(key)
+            return
+        visit, number = self._places.get(key) or self._meet(key)
+        self._absence[visit.bank, number] = 0
+        self.hit(key)
 
     def hit(self, key: K) -> None:
         """See :class:`~coterie.eviction.EvictionPolicy`."""
-        visit, number = self._places[key]
+        if self._cold and key in self._cold:
+            del self._cold[key]
+            visit, number = self._places.get(key) or self._meet(key)
+            self._absence[visit.bank, number] = 0
+        else:
+            visit, number = self._places[key]
         if visit is not self._current:
             self._turn_to(visit)
         elif self._few and number in visit.members:
             self._begin(visit)
         visit.members[number] = None
-        if self._cold and key in self._cold:
-            del self._cold[key]
-            self._absence[visit.bank, number] = 0
 
     def remove(self, key: K) -> None:
         """See :class:`~coterie.eviction.EvictionPolicy`."""

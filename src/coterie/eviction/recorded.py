@@ -24,6 +24,8 @@ TRACE_SCHEMA_VERSION = 1
 
 ReplayedPhase = Literal["decode", "all"]
 Ids = npt.NDArray[np.int64]
+_Model = tuple[str, str | None]
+"""Name of a model, and its fingerprint if that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,7 @@ class RecordedTrace:
         layers: Banks of experts.
         experts: Experts of the model; where the file does not say, as many as its highest ids make certain.
         experts_known: Whether the file says how many experts there are.
+        identity: Fingerprint of the model; None if the file does not have it.
     """
 
     name: str
@@ -47,6 +50,7 @@ class RecordedTrace:
     layers: int
     experts: int
     experts_known: bool
+    identity: str | None = None
 
     @property
     def working_set(self) -> float:
@@ -84,7 +88,7 @@ def read_trace(path: str | Path, *, phase: ReplayedPhase = "decode") -> Recorded
     """
     file = Path(path)
     try:
-        model, parts = _read_lines(file) if file.suffix == ".jsonl" else _read_arrays(file)
+        (model, identity), parts = _read_lines(file) if file.suffix == ".jsonl" else _read_arrays(file)
     except FileNotFoundError:
         raise InputError(f"There is no trace {file}.", path=file) from None
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
@@ -112,10 +116,11 @@ def read_trace(path: str | Path, *, phase: ReplayedPhase = "decode") -> Recorded
         layers=sum(len(part.layers) for part in parts),
         experts=sum(sum(part.num_experts or _least_experts(part.ids)) for part in parts),
         experts_known=all(part.num_experts is not None for part in parts),
+        identity=identity,
     )
 
 
-def _read_arrays(file: Path) -> tuple[str, list[_Part]]:
+def _read_arrays(file: Path) -> tuple[_Model, list[_Part]]:
     with np.load(file, allow_pickle=False) as arrays:
         if not isinstance(arrays, Mapping):
             raise ValueError("it is a single array, not an npz")
@@ -134,10 +139,10 @@ def _read_arrays(file: Path) -> tuple[str, list[_Part]]:
             )
             for name in arrays["components"].tolist()
         ]
-        return str(arrays["model"]), parts
+        return (str(arrays["model"]), str(arrays["identity"])), parts
 
 
-def _read_plain(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[str, list[_Part]]:
+def _read_plain(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[_Model, list[_Part]]:
     ids = _as_ids(arrays["expert_ids"])
     if ids.ndim != 3:
         raise ValueError(f"expert_ids has the shape {list(ids.shape)} instead of [tokens, layers, k]")
@@ -159,10 +164,10 @@ def _read_plain(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[str
         banks=["mlp"] * layers,
         num_experts=[int(arrays["num_experts"])] * layers,
     )
-    return str(arrays["model"]) if "model" in arrays else "unknown", [part]
+    return (str(arrays["model"]) if "model" in arrays else "unknown", None), [part]
 
 
-def _read_lines(file: Path) -> tuple[str, list[_Part]]:
+def _read_lines(file: Path) -> tuple[_Model, list[_Part]]:
     with file.open(encoding="utf-8") as text:
         head = json.loads(text.readline())
         lines = [json.loads(line) for line in text if line.strip()]
@@ -170,7 +175,9 @@ def _read_lines(file: Path) -> tuple[str, list[_Part]]:
     by_component: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_component.setdefault(str(line["component"]), []).append(line)
-    return str(head["model"]), [_part_of_lines(name, own) for name, own in by_component.items()]
+    return (str(head["model"]), str(head["identity"])), [
+        _part_of_lines(name, own) for name, own in by_component.items()
+    ]
 
 
 def _part_of_lines(component: str, lines: list[dict[str, Any]]) -> _Part:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from coterie.errors import UsageError
 from coterie.eviction.belady import belady, compulsory
-from coterie.eviction.policy import POLICY_NAMES, make_policy
+from coterie.eviction.policy import POLICY_NAMES, check_policy
 from coterie.eviction.recorded import RecordedTrace
 from coterie.eviction.simulator import simulate
 from coterie.eviction.trace import Outcome, Scope
+from coterie.spec import ExpertKey
 
 REPLAY_SCHEMA_VERSION = 1
 SCOPES: tuple[Scope, ...] = ("global", "layer")
@@ -107,6 +108,7 @@ def replay(
     policies: Sequence[str] = POLICY_NAMES,
     scopes: Sequence[Scope] = SCOPES,
     expert_nbytes: int | None = None,
+    expected: Mapping[ExpertKey, float] | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> ReplayReport:
     """Replays a trace through the policies that the cache uses, and through the optimum.
@@ -117,13 +119,14 @@ def replay(
         policies: Names.
         scopes: Which ways to divide the capacity among the layers.
         expert_nbytes: Bytes of an expert.
+        expected: For the policy ``trust``: what a profile makes one expect, uses per token.
         progress: Called after each simulation.
 
     Raises:
         UsageError: For an unknown policy or scope, or a capacity that is too small for the scope.
     """
     for name in policies:
-        make_policy(name)
+        check_policy(name, profile=expected is not None)
     for scope in scopes:
         if scope == "layer" and min(capacities) < trace.layers:
             raise UsageError(
@@ -136,7 +139,7 @@ def replay(
         row
         for scope in scopes
         for capacity in capacities
-        for row in _rows(trace, capacity, policies, scope, expert_nbytes, progress)
+        for row in _rows(trace, capacity, policies, scope, expert_nbytes, expected, progress)
     ]
     bound = compulsory(trace.groups, trace.experts)
     return ReplayReport(
@@ -196,6 +199,7 @@ def _rows(
     policies: Sequence[str],
     scope: Scope,
     expert_nbytes: int | None,
+    expected: Mapping[ExpertKey, float] | None,
     progress: Callable[[], None],
 ) -> Iterator[ReplayRow]:
     def counted(outcome: Outcome) -> Outcome:
@@ -204,7 +208,8 @@ def _rows(
 
     lru = counted(simulate(trace.groups, capacity, "lru", scope=scope))
     others = [
-        lru if name == "lru" else counted(simulate(trace.groups, capacity, name, scope=scope)) for name in policies
+        lru if name == "lru" else counted(simulate(trace.groups, capacity, name, scope=scope, expected=expected))
+        for name in policies
     ]
     optimum = counted(belady(trace.groups, capacity, scope=scope))
     gap = optimum.hit_rate - lru.hit_rate

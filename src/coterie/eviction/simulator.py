@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic
 
 from coterie.errors import UsageError
@@ -25,8 +25,10 @@ def simulate(
     sizes: Mapping[K, int] | int = 1,
     scope: Scope = "global",
     watch: Watch[K] | None = None,
+    expected: Mapping[K, float] | None = None,
+    warm: Sequence[K] = (),
 ) -> Outcome:
-    """Replays a trace from an empty cache.
+    """Replays a trace from an empty cache, or from one that was warmed.
 
     The members of a group are needed together: none of them is evicted for another, as long as they fit. A group that
     does not fit is streamed: its hits first, then its misses in order, the ones already used making room, as a
@@ -41,19 +43,28 @@ def simulate(
         scope: One capacity for all layers, or an even share for each.
         watch: Told after each group; with scope ``layer`` it sees one layer after the other. It must not change what it
             is shown.
+        expected: For the policy ``trust``: key → uses per visit.
+        warm: Keys that are resident at the beginning as if they had been warmed, the most valuable first, as many of
+            them as fit. One capacity for all layers only.
 
     Raises:
         UsageError: For an unknown policy or scope, a capacity below one record, or a repeated key in a group.
     """
+    if warm and scope != "global":
+        raise UsageError("Warming knows one capacity for all layers only.", advice="Use the scope 'global'.", got=scope)
     if isinstance(policy, str):
         name = policy
-        make_policy(name)
-        parts = [
-            _Replay(make_policy(name), share, sizes).run(part, watch) for part, share in split(trace, capacity, scope)
-        ]
+        make_policy(name, expected)
+
+        def make() -> EvictionPolicy[K]:
+            return make_policy(name, expected)
     else:
-        name = getattr(policy, "__name__", type(policy).__name__)
-        parts = [_Replay(policy(), share, sizes).run(part, watch) for part, share in split(trace, capacity, scope)]
+        name, make = getattr(policy, "__name__", type(policy).__name__), policy
+    parts = []
+    for part, share in split(trace, capacity, scope):
+        one = _Replay(make(), share, sizes)
+        one.warm(warm)
+        parts.append(one.run(part, watch))
     return Outcome.total(parts, policy=name, scope=scope, capacity=capacity)
 
 
@@ -83,6 +94,16 @@ class _Replay(Generic[K]):
         self._resident: dict[K, int] = {}
         self._used = 0
         self._evictions = 0
+
+    def warm(self, keys: Sequence[K]) -> None:
+        """Makes keys resident that nobody has asked for."""
+        for key in dict.fromkeys(keys):
+            size = size_of(self._sizes, key, self._capacity)
+            if self._used + size > self._capacity:
+                return
+            self._policy.insert(key, size, cold=True)
+            self._resident[key] = size
+            self._used += size
 
     def run(self, groups: Iterable[Group[K]], watch: Watch[K] | None) -> Outcome:
         requests = hits = bytes_read = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -90,6 +90,10 @@ def extract(
     *,
     experts: Experts = None,
     layers: Numbers = None,
+    top: str | None = None,
+    profile: str | Path | None = None,
+    domain: str | None = None,
+    modalities: Collection[str] | None = None,
     component: str | None = None,
     scheme: str | None = None,
     dense_scheme: str | None = None,
@@ -112,6 +116,12 @@ def extract(
         experts: Which experts: ids such as ``"0-7,12"`` or a list for every layer, or by layer such as
             ``"3-5:0-18;6:0,1"`` or a mapping from layer to ids (layers not named keep all); all by default.
         layers: The layers to which ``experts`` applies; other layers keep all experts.
+        top: Instead of ``experts``: those that are used most, as a share of all, such as ``"25%"``; in every layer at
+            least as many as a token uses. Needs ``profile``.
+        profile: The model's profile: a file, or a PostgreSQL URL. To see whether it is this model's, its routers are
+            read, even if nothing is written.
+        domain: With ``profile``: use by tokens of this domain; by default of all.
+        modalities: With ``profile``: use by tokens of these modalities; by default of all.
         component: Only this part of the model, such as ``thinker``.
         scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``. Default: as those that the
             store has, if they are all alike, else ``native``. One store may have experts of several schemes.
@@ -130,6 +140,7 @@ def extract(
 
     Raises:
         UsageError: If a selection or the directory is not valid.
+        ProfileError: If the profile cannot be used, or is another model's.
         CheckpointError: If the checkpoint is not complete and consistent, or cannot be read.
         LoadError: If its tokenizer is another model's.
         DiskSpaceError: If the store does not fit; nothing is written then.
@@ -140,10 +151,16 @@ def extract(
     start = monotonic()
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
+    _check_selection(experts, layers, top, profile, domain, modalities)
     source = Checkpoint.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
     scheme, dense_scheme = _schemes(root, scheme, dense_scheme)
-    chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
+    if top is None or profile is None:
+        chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
+    else:
+        from coterie.extraction.most_used import most_used
+
+        chosen = most_used(source, top, profile, domain=domain, modalities=modalities)
     options = WriteOptions(dry_run=dry_run, restart=restart, progress=progress, workers=workers, calls=calls)
     report = make_store(source, root, chosen, scheme, dense_scheme, options)
     return replace(report, seconds=monotonic() - start)
@@ -197,6 +214,25 @@ def make_store(
         plan = with_fingerprints(plan, source)
         status, written = _write(source, root, plan, found, scheme, options)
     return _report(source, root, plan, found, downloads, need, status, written, monotonic() - start)
+
+
+def _check_selection(
+    experts: Experts,
+    layers: Numbers,
+    top: str | None,
+    profile: str | Path | None,
+    domain: str | None,
+    modalities: Collection[str] | None,
+) -> None:
+    """A selection is by number or by use, and what chooses within a profile needs one."""
+    if top is None and any(one is not None for one in (profile, domain, modalities)):
+        raise UsageError("A profile chooses experts only where it is said how many.", advice="Add --top, such as 25%.")
+    if top is not None and profile is None:
+        raise UsageError("--top takes what a profile says is used most.", advice="Add --profile PROFILE.")
+    if top is not None and (experts is not None or layers is not None):
+        raise UsageError(
+            "Experts were selected by number and by use.", advice="Leave out --top, or --experts and --layers."
+        )
 
 
 def _schemes(root: Path, scheme: str | None, dense_scheme: str | None) -> tuple[str, str]:

@@ -36,13 +36,16 @@ from coterie.profiles.sharing import SharedExpert, SharedProfile, json_lines, sh
 from coterie.profiles.sparing import SpareExpert, Sparing, spare_experts
 from coterie.profiles.specialisation import Specialisation, specialisation
 from coterie.profiles.trust import Trust, trust
+from coterie.profiles.usage import BankUsage, ExpectedUse, Measure, Usage
 
 __all__ = [
     "Accumulator",
     "BankCounts",
     "BankShape",
     "BankTable",
+    "BankUsage",
     "Contrast",
+    "ExpectedUse",
     "ExpertCard",
     "ExpertDifference",
     "ExpertKind",
@@ -54,6 +57,7 @@ __all__ = [
     "Load",
     "Location",
     "Mark",
+    "Measure",
     "MergeReport",
     "Modality",
     "Profile",
@@ -74,6 +78,7 @@ __all__ = [
     "TokenCounts",
     "TokenPhase",
     "Trust",
+    "Usage",
     "Vocabulary",
     "compare_domains",
     "copy_runs",

@@ -120,7 +120,7 @@ class Profile:
             raise ProfileNotFoundError(
                 f"{database.name} has runs of {which}, but nothing was counted in them.", path=database.name
             )
-        shapes = _shapes(runs)
+        shapes = bank_shapes(runs)
         banks = {key: _bank_table(shapes[key], rows[key]) for key in sorted(shapes) if rows[key]}
         return cls([run.facts for run in runs], segments, groups, banks)
 
@@ -196,7 +196,12 @@ class Profile:
                 yield table
 
 
-def _shapes(runs: Sequence[RunRows]) -> dict[BankKey, BankShape]:
+def bank_shapes(runs: Sequence[RunRows]) -> dict[BankKey, BankShape]:
+    """The banks of a model's runs, each with the largest top-k.
+
+    Raises:
+        ProfileFormatError: If a bank has not the same number of experts in all of them.
+    """
     found: dict[BankKey, BankShape] = {}
     for run in runs:
         for shape in run.facts.banks:

@@ -10,6 +10,7 @@ import numpy as np
 from coterie.profiles.facts import BankShape, Counts
 from coterie.profiles.inference import Floats
 from coterie.profiles.profile import BankTable
+from coterie.profiles.usage import BankUsage
 
 PRIOR_OBSERVATIONS = 32
 """m: observations that count as much as the prior trust of 0.5."""
@@ -37,7 +38,7 @@ class Trust:
     basis: TrustBasis
 
 
-def trust(table: BankTable) -> Trust:
+def trust(table: BankTable | BankUsage) -> Trust:
     """Trust in each expert of a bank: (n · rank + m · 0.5) / (n + m), m = 32.
 
     The rank, from 0 for the least to 1 for the largest, ties sharing theirs, is that of the REAP score within the
