@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from coterie.checkpoint import Checkpoint
 from coterie.errors import ProfileIdentityError, UsageError
 from coterie.extraction import extract
 from coterie.extraction.most_used import take_most_used
-from coterie.profiles import BankShape, ExpectedUse, ProfileDatabase, Recording, RunFacts
+from coterie.profiles import ExpectedUse
 from coterie.spec import BankKey
 from coterie.store import Store
 from zoo import ZOO, logits
@@ -39,26 +38,6 @@ def test_the_share_is_of_all_experts_and_every_layer_has_what_a_token_uses():
 def test_a_bank_that_nothing_is_known_of_is_refused():
     with pytest.raises(UsageError, match="Nothing was recorded"):
         take_most_used(expecting([1] * 4, [1] * 4), sizes(), {FIRST: 1, BankKey("text", 2, "mlp"): 1}, 0.5)
-
-
-@pytest.fixture
-def profile(moe, tmp_path):
-    """In `code` the first experts of each layer are used most, in `prose` the last ones."""
-    source = Checkpoint.open(moe)
-
-    def write(path, identity=source.identity):
-        banks = tuple(BankShape(bank=bank, experts=8, top_k=2) for bank in sorted(source.banks))
-        run = RunFacts(identity=identity, model="m", model_class="M", tool_version="0", banks=banks)
-        with ProfileDatabase(path, create=True) as database, Recording(database, run, vocabulary=0) as recording:
-            for domain, chosen in (("code", (0, 1)), ("prose", (6, 7))):
-                group = recording.group("text", domain, "prompt")
-                for shape in banks:
-                    ids = np.tile(np.array(chosen, np.uint16), (500, 1))
-                    recording.add(shape.bank, ids, np.ones(ids.shape, np.float32), None, group)
-        return path
-
-    write.path = write(tmp_path / "p.db")
-    return write
 
 
 def present(path):

@@ -73,8 +73,9 @@ def command(
             "--scheme",
             metavar="SCHEME",
             show_default=False,
-            help="How experts are stored: native (as in the checkpoint), int8 or int4 (smaller, with losses). "
-            "Default: as those already in the store, else native.",
+            help="How experts are stored: native (as in the checkpoint), int8 or int4 (smaller, with losses); or, with "
+            "--profile, by trust, such as trust:top25%=native,rest=int4. Default: as those already in the store, else "
+            "native.",
         ),
     ] = None,
     dense_scheme: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from coterie.cli.extract import print_report
-from coterie.cli.options import JsonOption, ModelArgument, OfflineOption
+from coterie.cli.options import JsonOption, ModelArgument, OfflineOption, ProfileOption
 from coterie.cli.transfer import resumable_progress
 
 
@@ -18,7 +18,11 @@ def command(
     scheme: Annotated[
         str | None,
         typer.Option(
-            "--scheme", metavar="SCHEME", show_default=False, help="For experts: int8 or int4. Default: as they are."
+            "--scheme",
+            metavar="SCHEME",
+            show_default=False,
+            help="For experts: int8 or int4; or, with --profile, by trust, such as trust:top25%=native,rest=int4. "
+            "Default: as they are.",
         ),
     ] = None,
     dense_scheme: Annotated[
@@ -30,6 +34,7 @@ def command(
             help="For linear layers outside experts (attention, head, encoders): int8 or int4. Default: as they are.",
         ),
     ] = None,
+    profile: ProfileOption = None,
     offline: OfflineOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show files, bytes and disk space; write no weights.")
@@ -52,6 +57,7 @@ def command(
             store,
             scheme=scheme,
             dense_scheme=dense_scheme,
+            profile=profile,
             offline=offline,
             dry_run=dry_run,
             restart=restart,

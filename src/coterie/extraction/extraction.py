@@ -13,6 +13,7 @@ from coterie.errors import ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.origin import SchemeOf
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
+from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.quantising import scheme_of_store
 from coterie.extraction.selection import Experts, Numbers, select_experts
@@ -118,13 +119,14 @@ def extract(
         layers: The layers to which ``experts`` applies; other layers keep all experts.
         top: Instead of ``experts``: those that are used most, as a share of all, such as ``"25%"``; in every layer at
             least as many as a token uses. Needs ``profile``.
-        profile: The model's profile: a file, or a PostgreSQL URL. To see whether it is this model's, its routers are
-            read, even if nothing is written.
+        profile: The model's profile, for ``top`` or a scheme by trust: a file, or a PostgreSQL URL. To see whether it
+            is this model's, its routers are read, even if nothing is written.
         domain: With ``profile``: use by tokens of this domain; by default of all.
         modalities: With ``profile``: use by tokens of these modalities; by default of all.
         component: Only this part of the model, such as ``thinker``.
-        scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``. Default: as those that the
-            store has, if they are all alike, else ``native``. One store may have experts of several schemes.
+        scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``; or by what ``profile`` says of
+            each layer's experts, such as ``"trust:top25%=native,rest=int4"``. Default: as those that the store has, if
+            they are all alike, else ``native``. One store may have experts of several schemes.
         dense_scheme: How weights of linear layers outside experts are stored (attention, heads, encoders): likewise.
             Default: as the store has them, else ``native``. One store has one.
         revision: Branch, tag or commit of a Hub repository.
@@ -151,10 +153,15 @@ def extract(
     start = monotonic()
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
-    _check_selection(experts, layers, top, profile, domain, modalities)
+    by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
+    _check_selection(experts, layers, top, by_trust, profile, domain, modalities)
     source = Checkpoint.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
-    scheme, dense_scheme = _schemes(root, scheme, dense_scheme)
+    one_scheme, dense_scheme = _schemes(root, None if by_trust else scheme, dense_scheme)
+    scheme_of: str | SchemeOf = one_scheme
+    if by_trust is not None and profile is not None:
+        schemes = by_trust.schemes(source.keys(), profile, source.identity, domain=domain, modalities=modalities)
+        scheme_of = schemes.__getitem__
     if top is None or profile is None:
         chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
     else:
@@ -162,7 +169,7 @@ def extract(
 
         chosen = most_used(source, top, profile, domain=domain, modalities=modalities)
     options = WriteOptions(dry_run=dry_run, restart=restart, progress=progress, workers=workers, calls=calls)
-    report = make_store(source, root, chosen, scheme, dense_scheme, options)
+    report = make_store(source, root, chosen, scheme_of, dense_scheme, options)
     return replace(report, seconds=monotonic() - start)
 
 
@@ -220,15 +227,21 @@ def _check_selection(
     experts: Experts,
     layers: Numbers,
     top: str | None,
+    by_trust: SchemesByTrust | None,
     profile: str | Path | None,
     domain: str | None,
     modalities: Collection[str] | None,
 ) -> None:
     """A selection is by number or by use, and what chooses within a profile needs one."""
-    if top is None and any(one is not None for one in (profile, domain, modalities)):
-        raise UsageError("A profile chooses experts only where it is said how many.", advice="Add --top, such as 25%.")
+    if top is None and by_trust is None and any(one is not None for one in (profile, domain, modalities)):
+        raise UsageError(
+            "A profile chooses experts only where it is said how many.",
+            advice="Add --top, such as 25%, or a scheme by trust, such as --scheme trust:top25%=native,rest=int4.",
+        )
     if top is not None and profile is None:
         raise UsageError("--top takes what a profile says is used most.", advice="Add --profile PROFILE.")
+    if by_trust is not None and profile is None:
+        raise UsageError("A scheme by trust goes by what a profile says.", advice="Add --profile PROFILE.")
     if top is not None and (experts is not None or layers is not None):
         raise UsageError(
             "Experts were selected by number and by use.", advice="Leave out --top, or --experts and --layers."

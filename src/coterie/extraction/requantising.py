@@ -14,10 +14,11 @@ from coterie.errors import ChecksumError, UsageError
 from coterie.extraction.dense import tensor_pieces
 from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
 from coterie.extraction.models import store_path
-from coterie.extraction.origin import StoreOrigin, check_smaller, stored_scheme
+from coterie.extraction.origin import StoreOrigin, check_smaller
+from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
 from coterie.quant import NATIVE, lossy_scheme
-from coterie.spec import BankKey, ExpertKey
+from coterie.spec import BankKey
 from coterie.store import Store
 from coterie.store.syscalls import SystemCalls
 
@@ -28,6 +29,7 @@ def quantize(
     *,
     scheme: str | None = None,
     dense_scheme: str | None = None,
+    profile: str | Path | None = None,
     offline: bool = False,
     dry_run: bool = False,
     restart: bool = False,
@@ -43,8 +45,10 @@ def quantize(
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``. It is not changed.
         store: The new store's directory.
-        scheme: How experts are stored: ``int8`` or ``int4``. Default: each as it is.
+        scheme: How experts are stored: ``int8`` or ``int4``, or by what ``profile`` says of each layer's experts, such
+            as ``"trust:top25%=native,rest=int4"``. Default: each as it is.
         dense_scheme: How weights of linear layers outside experts are stored; likewise.
+        profile: The model's profile, for a scheme by trust.
         offline: Use only what is on this machine.
         dry_run: Write no weights; report what would be done.
         restart: Discard an unfinished store that was begun with another request.
@@ -61,7 +65,13 @@ def quantize(
         CoterieError: Else as :func:`extract` says.
     """
     start = monotonic()
-    for wanted in (scheme, dense_scheme):
+    by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
+    if (by_trust is None) != (profile is None):
+        raise UsageError(
+            "A profile and a scheme by trust go together.",
+            advice="Write --profile PROFILE --scheme trust:top25%=native,rest=int4, or leave out the profile.",
+        )
+    for wanted in (None if by_trust else scheme, dense_scheme):
         if wanted is not None:
             lossy_scheme(wanted)
     if {scheme, dense_scheme} <= {None, NATIVE}:
@@ -80,6 +90,7 @@ def quantize(
             store,
             scheme=scheme or NATIVE,
             dense_scheme=dense_scheme or NATIVE,
+            profile=profile,
             offline=offline,
             dry_run=dry_run,
             restart=restart,
@@ -89,12 +100,16 @@ def quantize(
         )
     source = StoreOrigin.open_store(path)
     dense = source.store.manifest.dense_scheme
-    schemes = sorted({source.store.scheme(key) for key in source.keys()})
-    for have in schemes:
-        check_smaller("Some experts are", have, scheme or have)
+    have = {key: source.store.scheme(key) for key in source.keys()}
+    want = have if scheme is None else dict.fromkeys(have, scheme)
+    if by_trust is not None and profile is not None:
+        want = by_trust.schemes(have, profile, source.identity)
+    changes = sorted({(have[key], want[key]) for key in have})
+    for old, new in changes:
+        check_smaller("Some experts are", old, new)
     check_smaller("Linear layers outside experts are", dense, dense_scheme or dense)
-    changes = [(have, scheme or have) for have in schemes] + [(dense, dense_scheme or dense)]
-    if any(have not in (NATIVE, want) for have, want in changes):
+    changes.append((dense, dense_scheme or dense))
+    if any(old not in (NATIVE, new) for old, new in changes):
         _warn_lossy(path)
     if not dry_run:
         _check_dense(source.store)
@@ -102,14 +117,11 @@ def quantize(
         key: tuple(sorted(bank.records)) for key, bank in source.store.banks.items()
     }
 
-    def scheme_of(key: ExpertKey) -> str:
-        return scheme or stored_scheme(source, key)
-
     report = make_store(
         source,
         Path(store).expanduser().absolute(),
         chosen,
-        scheme_of,
+        want.__getitem__,
         dense_scheme or dense,
         options,
     )
