@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Shelf, Tensors
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
 from coterie.integration.clock import StepClock
-from coterie.integration.contributions import Contributions
+from coterie.integration.contributions import Contributions, Noted
 from coterie.integration.decoder import BankDecoder
 from coterie.integration.succession import Succession
 from coterie.routing import Routed
-from coterie.spec import Event, ExpertKey, ExpertsContributed, ExpertsSelected, ExpertsServed
+from coterie.spec import BankKey, ExpertKey, ExpertsContributed, ExpertsSelected, ExpertsServed
 
 _BATCHES = 16
 """How many batches of experts the cache has room for, at least."""
@@ -146,6 +147,11 @@ class StreamedBank:
             return Routed(top_k_index_TK, top_k_weights_TK, 0)
         return self.missing(top_k_index_TK, top_k_weights_TK)
 
+    @property
+    def wants_contributions(self) -> bool:
+        """Whether somebody wants to know what the experts of this forward pass add."""
+        return self._clock.contributions
+
     def contributions(self, chosen_TK: torch.Tensor, routed_TK: torch.Tensor) -> Contributions | None:
         """Where to note what the experts of this forward pass add; None if nobody wants to know.
 
@@ -153,7 +159,7 @@ class StreamedBank:
             chosen_TK: As given to :meth:`route`.
             routed_TK: The ids that it gave back.
         """
-        if not self._clock.contributions:
+        if not self.wants_contributions:
             return None
         return Contributions(chosen_TK, routed_TK, self.bank.num_experts + self.bank.identities)
 
@@ -188,7 +194,7 @@ class StreamedBank:
         """The experts of a lease as they come, with their parameters."""
         return lease if self._decoder is None else self._decoder.each(lease)
 
-    def served_from_memory(self, experts: int, absent: int, noted: Contributions | None = None) -> None:
+    def served_from_memory(self, experts: int, absent: int, noted: Noted | None = None) -> None:
         """As :meth:`served`, for a forward pass that found all its experts resident."""
         counters, decode = self.counters, self._clock.phase == "decode"
         with self._lock:
@@ -202,7 +208,7 @@ class StreamedBank:
         if self._clock.observers:
             self._report(LeaseStats(requested=experts, hits=experts), absent, noted)
 
-    def served(self, stats: LeaseStats, absent: int, noted: Contributions | None = None) -> None:
+    def served(self, stats: LeaseStats, absent: int, noted: Noted | None = None) -> None:
         """Counts and tells how the experts of one forward pass became resident, and what they added, if noted."""
         with self._lock:
             self.counters.add(stats, absent, decode=self._clock.phase == "decode")
@@ -214,36 +220,42 @@ class StreamedBank:
 
     def chosen(self, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
         """Tells observers what the router chose."""
-        if not self._clock.observers:
-            return
-        event = ExpertsSelected(
-            step=self._clock.step,
-            bank=self.bank.key,
-            expert_ids=index_TK.numpy().astype(np.uint16),
-            weights=weights_TK.detach().to(torch.float32).numpy(),
-        )
-        self._tell(event)
+        if self._clock.observers:
+            self._clock.tell(functools.partial(_selected, self._clock.step, self.bank.key, index_TK, weights_TK))
 
-    def _report(self, stats: LeaseStats, absent: int, noted: Contributions | None) -> None:
-        measured = None if noted is None else noted.measured()
-        if measured is not None:
-            self._tell(ExpertsContributed(step=self._clock.step, bank=self.bank.key, contributions=measured))
-        event = ExpertsServed(
-            step=self._clock.step,
-            bank=self.bank.key,
-            requested=stats.requested,
-            hits=stats.hits,
-            misses=stats.misses,
-            bytes_read=stats.bytes_read,
-            wait_s=stats.wait_s,
-            evictions=stats.evictions,
-            absent=absent,
-        )
-        self._tell(event)
+    def _report(self, stats: LeaseStats, absent: int, noted: Noted | None) -> None:
+        step, key, tell = self._clock.step, self.bank.key, self._clock.tell
+        if noted is not None:
+            tell(functools.partial(_contributed, step, key, noted))
+        tell(functools.partial(_served, step, key, stats, absent))
 
-    def _tell(self, event: Event) -> None:
-        for observer in tuple(self._clock.observers):
-            observer.on_event(event)
+
+def _selected(step: int, bank: BankKey, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> ExpertsSelected:
+    return ExpertsSelected(
+        step=step,
+        bank=bank,
+        expert_ids=index_TK.numpy().astype(np.uint16),
+        weights=weights_TK.detach().to(torch.float32).numpy(),
+    )
+
+
+def _contributed(step: int, bank: BankKey, noted: Noted) -> ExpertsContributed | None:
+    measured = noted.measured()
+    return None if measured is None else ExpertsContributed(step=step, bank=bank, contributions=measured)
+
+
+def _served(step: int, bank: BankKey, stats: LeaseStats, absent: int) -> ExpertsServed:
+    return ExpertsServed(
+        step=step,
+        bank=bank,
+        requested=stats.requested,
+        hits=stats.hits,
+        misses=stats.misses,
+        bytes_read=stats.bytes_read,
+        wait_s=stats.wait_s,
+        evictions=stats.evictions,
+        absent=absent,
+    )
 
 
 def _nothing() -> None:

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 import torch
+
+
+class Noted(Protocol):
+    """What was noted in one forward pass."""
+
+    def measured(self) -> npt.NDArray[np.float32] | None:
+        """float32 [T, K] by the router's choice, NaN where that expert did not compute; None if it is not known."""
+        ...
+
+
+class Written:
+    """Noted by a native call that computed every chosen expert.
+
+    Args:
+        norms_TK: float32 [T, K], which nobody writes any more.
+    """
+
+    def __init__(self, norms_TK: torch.Tensor) -> None:
+        self._norms_TK = norms_TK
+
+    def measured(self) -> npt.NDArray[np.float32]:
+        """See :class:`Noted`."""
+        return self._norms_TK.numpy()
 
 
 class Contributions:

@@ -7,6 +7,7 @@ import torch
 from coterie import native
 from coterie.cache import Shelf
 from coterie.integration.bank import StreamedBank
+from coterie.integration.contributions import Written
 from coterie.native import Passage
 
 
@@ -41,12 +42,12 @@ class TokenExperts:
             return None
         self._shelf.turn()
         streamed.look_ahead()
-        results = passage.results
-        noted = streamed.contributions(results.ids, results.ids)
-        whole = self._computed.compute(passage, None if noted is None else noted.norms_TK)
+        measured = streamed.wants_contributions
+        whole = self._computed.compute(passage, norms=measured)
         if whole is not None:
+            results = passage.results
             ids: list[int] = results.ids.tolist()[0]
             self._shelf.note(ids)
             streamed.chosen(results.ids, results.weights)
-            streamed.served_from_memory(len(ids), 0, noted)
+            streamed.served_from_memory(len(ids), 0, Written(results.norms) if measured else None)
         return whole

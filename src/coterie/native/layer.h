@@ -50,6 +50,8 @@ typedef struct {
     uint16_t *weights;
     /* Of the experts: [width], the residual with what they add. */
     uint16_t *out;
+    /* [top_k], where they are wanted: the Euclidean norm of what each chosen expert adds. */
+    float *norms;
 } layer_results;
 
 /* One token, and working memory. */

@@ -63,7 +63,7 @@ PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "coterie_layer_results_bytes": (_long, ()),
     "coterie_layer_times_bytes": (_long, ()),
     "coterie_token_bank_bytes": (_long, ()),
-    "coterie_token_experts": (_long, (_pointer, _pointer, _long, _pointer)),
+    "coterie_token_experts": (_long, (_pointer, _pointer, _long, _long)),
     "coterie_token_experts_there": (_long, (_pointer, _pointer, _long)),
     "coterie_router": (None, (_int, *(_pointer,) * 2, *(_long,) * 4, _int, *(_pointer,) * 3)),
     "coterie_token_attention": (None, (_int, _int, *(_pointer,) * 3, *(_long,) * 6, _float, *(_pointer,) * 2)),

@@ -13,7 +13,7 @@ STAGES = ("norms", "linear", "attention", "router", "experts")
 _BATCH = 16
 """Results that are made at once."""
 
-_RESULTS = ("key", "value", "residual", "normed", "ids", "weights", "out")
+_RESULTS = ("key", "value", "residual", "normed", "ids", "weights", "out", "norms")
 
 _long, _pointer, _double = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 
@@ -49,6 +49,7 @@ class Results(NamedTuple):
         ids: int64 [1, K], highest share first; [1, 0] without a router.
         weights: bfloat16 [1, K].
         out: bfloat16 [1, 1, D]: the residual with what experts add, where :class:`TokenExperts` computed them.
+        norms: float32 [1, K]: of what each chosen expert adds, where that was asked for.
         address: Where C finds where they are.
     """
 
@@ -59,6 +60,7 @@ class Results(NamedTuple):
     ids: torch.Tensor
     weights: torch.Tensor
     out: torch.Tensor
+    norms: torch.Tensor
     address: int
 
 
@@ -161,6 +163,7 @@ class Passage:
             for size, dtype in (
                 (kept, torch.bfloat16), (kept, torch.bfloat16), ((1, *hidden), torch.bfloat16),
                 (hidden, torch.bfloat16), (few, torch.int64), (few, torch.bfloat16), ((1, *hidden), torch.bfloat16),
+                (few, torch.float32),
             )
         ]  # fmt: skip
         for name, tensor in zip(_RESULTS, whole, strict=True):

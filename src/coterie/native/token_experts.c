@@ -24,7 +24,7 @@ static int in_order(const token_bank *bank, const int64_t *ids, int64_t count, i
 }
 
 static void compute(const token_bank *bank, const layer_call *call, const int *order, const int64_t *addresses,
-                    int64_t count, float *norms) {
+                    int64_t count, int64_t norms) {
     const layer_results *results = call->results;
     int64_t experts[MOST_CHOICES], table[MOST_CHOICES * TABLE_WIDTH];
     int32_t offsets[MOST_CHOICES + 1], row_token[MOST_CHOICES], token_rows[MOST_CHOICES];
@@ -63,7 +63,7 @@ static void compute(const token_bank *bank, const layer_call *call, const int *o
                          .hidden = (uint16_t *)(call->rows + count * bank->width),
                          .out = results->out,
                          .ids = results->ids,
-                         .norms = norms};
+                         .norms = norms ? results->norms : NULL};
     coterie_experts(&pass);
     for (int64_t i = 0; i < bank->width; i++)
         results->out[i] =
@@ -80,9 +80,9 @@ COTERIE_API int64_t coterie_token_experts_there(const token_bank *bank, const la
 }
 
 /* Computes what a layer's experts add to the residual, if all that the router chose are in memory; returns whether.
- * Unless it is NULL, norms [count] is given the Euclidean norm of what each choice adds. */
+ * If norms are wanted, the results are given the Euclidean norm of what each choice adds. */
 COTERIE_API int64_t coterie_token_experts(const token_bank *bank, const layer_call *call, int64_t count,
-                                          float *norms) {
+                                          int64_t norms) {
     const int64_t *ids = call->results->ids;
     int64_t addresses[MOST_CHOICES], entered = 0, there = 1;
     int order[MOST_CHOICES];

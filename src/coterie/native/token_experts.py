@@ -53,17 +53,16 @@ class TokenExperts:
         """Whether all that a token chose are in memory, at this moment."""
         return bool(self._there(self._address, passage.address, passage.results.ids.shape[1]))
 
-    def compute(self, passage: Passage, norms_1K: torch.Tensor | None = None) -> torch.Tensor | None:
+    def compute(self, passage: Passage, *, norms: bool = False) -> torch.Tensor | None:
         """The residual with what the experts add, bfloat16 [1, 1, D]; None if one is not there or was chosen twice.
 
         Args:
             passage: Through the layer, with its results.
-            norms_1K: If given, contiguous float32 [1, K]: the Euclidean norm of what each choice adds is written here.
+            norms: Whether the Euclidean norm of what each choice adds is wanted, in the results' ``norms``.
         """
         results = passage.results
         choices = results.ids.shape[1]
         passage.make_rows(choices * self._row_nbytes)
-        norms = None if norms_1K is None else norms_1K.data_ptr()
         return results.out if self._compute(self._address, passage.address, choices, norms) else None
 
 

@@ -107,6 +107,8 @@ Event = StepStarted | ExpertsSelected | ExpertsContributed | ExpertsServed
 class Observer(Protocol):
     """Receives events in order, on the thread that runs the model. It must not keep it waiting.
 
+    Events of a prompt come as they happen. Those of a decode step's banks come together, when its forward pass is over.
+
     One that also has ``wants_contributions = True`` is told :class:`ExpertsContributed`, which costs a little compute;
     it is asked once at the beginning of each forward pass.
     """
