@@ -59,7 +59,7 @@ class Stopped(Exception):
 class StopWatch:
     """An observer that ends this thread's forward pass at the next layer once the caller wants it to end.
 
-    Of a decode step, which is told of when it is over, it ends the next one.
+    Of a decode step, which is told of once it is over, it ends the next one.
     """
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
