@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,6 +38,7 @@ class Adaptation:
         wants_losses: Likewise.
         chosen: (token, expert) pairs that routers chose, and that are there.
         kept: Of these, those that were computed.
+        tokens: How many tokens got each number of experts, before ``min_gate``.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Adaptation:
         self.wants_contributions = self.wants_losses = settings.by_salience
         self.chosen = 0
         self.kept = 0
+        self.tokens: Counter[int] = Counter()
         self._meter = SalienceMeter(experts, self._told, seed=seed)
         self._choices = choices
         # Saliences without surprise are on another scale.
@@ -76,9 +78,14 @@ class Adaptation:
 
     def on_event(self, event: Event) -> None:
         """Follows the salience of tokens, if it is asked."""
-        if isinstance(event, StepStarted) and event.phase == "prefill":
-            # Other sequences begin, or several tokens come at once: of what is before each, nothing is known in time.
-            self._ranks.rows.pop(event.component, None)
+        if isinstance(event, StepStarted):
+            if event.phase == "prefill":
+                # Other sequences begin, or several tokens come at once: of what is before each, nothing is known yet.
+                self._ranks.rows.pop(event.component, None)
+            count, k = event.batch * event.tokens, self._choices[event.component]
+            counts = self._counts(event.component, count, k) or [k] * count
+            with self._lock:
+                self.tokens.update(counts)
         if self.settings.by_salience:
             self._meter.on_event(event)
 

@@ -19,7 +19,7 @@ from coterie.errors import UsageError
 from coterie.extraction.fetching import FetchCounts
 from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles
-from coterie.integration import Attachment
+from coterie.integration import Attachment, ExpertLimit
 from coterie.plan.budget import MemoryPlan
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
 
@@ -281,18 +281,28 @@ class Runtime:
         settings = AdaptiveExperts.of(how, max(choices.values()))
         adaptation = Adaptation(settings, experts=self._widths(), choices=choices, seed=seed)
         adaptation.reward = reward
-        clocks = self._attachment.clocks.values()
+        with self.limit_experts(adaptation):
+            self.add_observer(adaptation)
+            try:
+                yield adaptation
+            finally:
+                self.remove_observer(adaptation)
+
+    @contextmanager
+    def limit_experts(self, limit: ExpertLimit) -> Iterator[None]:
+        """Asks ``limit`` which of the experts that routers choose are left out, of all that runs inside the context.
+
+        Raises:
+            UsageError: If another limit is asked already.
+        """
+        clocks = list(self._attachment.clocks.values())
         if any(clock.limit is not None for clock in clocks):
-            raise UsageError(
-                "The number of experts is adapted already.", advice="Leave the other adapt_experts context first."
-            )
+            raise UsageError("The number of experts is limited already.", advice="Leave the other context first.")
         for clock in clocks:
-            clock.limit = adaptation
-        self.add_observer(adaptation)
+            clock.limit = limit
         try:
-            yield adaptation
+            yield
         finally:
-            self.remove_observer(adaptation)
             for clock in clocks:
                 clock.limit = None
 

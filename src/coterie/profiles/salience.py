@@ -81,7 +81,7 @@ class RunningMean:
     count: int = 0
 
     def compare(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """x / (x + mean) of each value x ≥ 0 with the mean before it, ½ for the first; then takes them in."""
+        """Gives x / (x + mean) of each x ≥ 0 with the mean before it, ½ for the first; then takes them in."""
         mean = values if self.mean is None else self.mean
         both = values + mean
         against: npt.NDArray[np.float64] = np.divide(
