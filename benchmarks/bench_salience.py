@@ -17,7 +17,7 @@ between two plain numbers of experts it is what a mixture of both would cost. Di
 of blocks of tokens. Bytes are those of the experts asked for, whatever a cache has of them: nothing here depends on the
 machine's speed.
 
-    python benchmarks/bench_salience.py [--windows 2] [--text dialogue=FILE]
+    python benchmarks/bench_salience.py [--windows 1] [--text dialogue=FILE]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from harness.report import Report
 from perplexity import WINDOW, Passage, read_passage, summarise, text_files
 
 GATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
-WINDOWS = 2
+WINDOWS = 1
 """Windows of 255 predictions of each text."""
 
 
