@@ -69,9 +69,7 @@ def test_old_signatures_make_room_at_random_by_the_seed():
         for expert in range(many):
             scale.score([np.array([expert])], [np.array([1.0])])
         # Each is asked of what is kept at the end: asking, too, takes a place.
-        return [
-            copy.deepcopy(scale).score([np.array([expert])], [np.array([1.0])]).novelty for expert in range(many)
-        ]
+        return [copy.deepcopy(scale).score([np.array([expert])], [np.array([1.0])]).novelty for expert in range(many)]
 
     first = novelties(0)
     assert first == novelties(0)
