@@ -39,7 +39,7 @@ def test_generate_with_fewer_experts(coterie, model, tmp_path: Path) -> None:
         requests.append(json.loads((tmp_path / "stats.json").read_text())["total"]["decode_requested"])
     every, gate, wake = requests
     assert every == 8 * 2 * 2
-    assert gate == every / 2
+    assert every / 2 <= gate < every  # of equal weights both stay
     assert every / 2 <= wake <= every
 
 
