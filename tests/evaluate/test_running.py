@@ -17,6 +17,7 @@ from coterie.errors import (
 )
 from coterie.evaluate import EvaluationProgress, evaluate, running
 from coterie.hf.tokenizer import load_tokenizer
+from coterie.spec import AdaptiveExperts
 from zoo import stock
 from zoo.tokenizer import add_tokenizer
 
@@ -209,3 +210,26 @@ def test_an_encoder_with_a_decoder_predicts_no_next_token(zoo_checkpoint, words,
     add_tokenizer(directory, chat=False)
     with pytest.raises(UnsupportedError, match="encoder and a decoder"):
         evaluate(directory, [words(30)], expert_memory="100%", context=16)
+
+
+def test_fewer_experts_have_a_price(readable: Path, words, tmp_path: Path) -> None:
+    text = words(80)
+    options = {"against": readable, "context": 20, "expert_memory": "100%"}
+    found = {
+        how: evaluate(readable, [text], adapt_experts=how, **options)
+        for how in ("gate:0", "gate:0.9", "wake", AdaptiveExperts(k_max=1))
+    }
+    kld = {how: result.total.comparison.kld.value for how, result in found.items()}
+    assert kld["gate:0"] == 0.0
+    assert kld["gate:0.9"] > 0
+    assert 0 < kld["wake"] < kld[AdaptiveExperts(k_max=1)]
+    assert [found[how].adapt_experts for how in ("wake", "gate:0")] == ["wake", "gate:0"]
+    # Each window begins without a memory, so that it does not matter where an evaluation was interrupted.
+    again = evaluate(readable, [text], adapt_experts="wake", **options)
+    assert again.total == found["wake"].total
+    journal = tmp_path / "journal"
+    evaluate(readable, [text], adapt_experts="wake", journal=journal, **options)
+    with pytest.raises(UsageError):
+        evaluate(readable, [text], adapt_experts="focus", journal=journal, **options)
+    with pytest.raises(UsageError, match="Did you mean 'wake'"):
+        evaluate(readable, [text], adapt_experts="wakes", **options)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from coterie.errors import LoadError, UnsupportedError, UsageError
-from coterie.evaluate import TokenScores, scores
+from coterie.evaluate import Text, TokenScores, plan_windows, scores
 from coterie.evaluate.scores import score
 
 
@@ -99,3 +99,17 @@ def test_other_vocabularies_are_refused() -> None:
         score(random_logits(1), FOLLOWING, random_logits(1, width=34))
     with pytest.raises(UnsupportedError, match="Token 32 is none of the 32"):
         score(random_logits(1, width=32), FOLLOWING)
+
+
+def test_token_by_token_is_as_all_at_once(zoo_store, open_model) -> None:
+    model = open_model(zoo_store("qwen3_moe"))
+    text = Text(name="random", ids=tuple(random_ids(24)), prefix=(1,))
+    for window in plan_windows(24, 16, 8):
+        found, expected = scores.predict_in_steps(model, text, window), scores.predict(model, text, window)
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert model.coterie.stats().decode_tokens["text"] > 0
+
+
+def random_ids(count: int) -> list[int]:
+    return torch.randint(3, 90, (count,), generator=torch.Generator().manual_seed(0)).tolist()

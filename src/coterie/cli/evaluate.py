@@ -15,7 +15,7 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
 from coterie.cli.files import check_writable
-from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
+from coterie.cli.generation_options import AdaptExpertsOption, ExpertsPerTokenOption, QuietOption, check_adaptation
 from coterie.cli.opening import import_engine, quiet_terminal
 from coterie.spec import DEFAULT_POLICY
 
@@ -75,6 +75,7 @@ def command(
     source: shared.SourceOption = None,
     eviction: shared.EvictionOption = DEFAULT_POLICY,
     experts_per_token: ExpertsPerTokenOption = None,
+    adapt_experts: AdaptExpertsOption = None,
     verify_reads: shared.VerifyReadsOption = False,
     revision: shared.RevisionOption = None,
     offline: shared.OfflineOption = False,
@@ -101,11 +102,13 @@ def command(
     """Measures how well a model predicts texts, and what a lossy scheme or a partial store loses.
 
     With --against both models are open at once: --memory is the ceiling for both together, --expert-memory sizes the
-    cache of each. --missing, --experts-per-token, --source and --revision are for MODEL alone. Intervals are 95 %
-    confidence intervals for more text of the same kinds; docs/evaluate.md says what each figure means.
+    cache of each. --missing, --experts-per-token, --adapt-experts, --source and --revision are for MODEL alone.
+    Intervals are 95 % confidence intervals for more text of the same kinds; docs/evaluate.md says what each figure
+    means.
 
     Ctrl-C ends it with exit code 130; with --resume the same command goes on where it was.
     """
+    check_adaptation(adapt_experts)
     if output is not None:
         check_writable(output)
     if resume is not None:
@@ -128,6 +131,7 @@ def command(
             source=source,
             eviction=eviction,
             experts_per_token=experts_per_token,
+            adapt_experts=adapt_experts,
             verify_reads=verify_reads,
             revision=revision,
             offline=offline,

@@ -16,6 +16,7 @@ from coterie.cli.answer import summary, write_text
 from coterie.cli.console import print_json, print_note
 from coterie.cli.files import check_writable, read_text_file
 from coterie.cli.generation_options import (
+    AdaptExpertsOption,
     AudiosOption,
     DomainOption,
     ExpertsPerTokenOption,
@@ -25,12 +26,14 @@ from coterie.cli.generation_options import (
     PerTokenOption,
     ProfileFileOption,
     QuietOption,
+    SalienceFileOption,
     SeedOption,
     StatsFileOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
     TraceFileOption,
+    check_adaptation,
     check_domain,
 )
 from coterie.cli.interrupts import ctrl_c_requests_stop
@@ -41,6 +44,7 @@ from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 if TYPE_CHECKING:
     from coterie.engine.completion import Completion
     from coterie.engine.opened import OpenModel
+    from coterie.engine.salience import SalienceTrace
     from coterie.engine.sampling import Sampling
 
 _INTERRUPTED = 130
@@ -62,6 +66,8 @@ class _Request:
     trace: Path | None
     profile: str | None
     domain: str
+    salience: Path | None
+    adapt_experts: str | None
 
 
 def command(
@@ -96,6 +102,7 @@ def command(
     warm: shared.WarmOption = None,
     pin: shared.PinOption = None,
     experts_per_token: ExpertsPerTokenOption = None,
+    adapt_experts: AdaptExpertsOption = None,
     max_context: shared.MaxContextOption = None,
     verify_reads: shared.VerifyReadsOption = False,
     revision: shared.RevisionOption = None,
@@ -124,6 +131,7 @@ def command(
     ] = None,
     stats: StatsFileOption = None,
     per_token: PerTokenOption = False,
+    salience: SalienceFileOption = None,
     record_trace: TraceFileOption = None,
     record_profile: ProfileFileOption = None,
     domain: DomainOption = None,
@@ -135,10 +143,13 @@ def command(
     Of a whole omni model only the thinker is opened, unless --speak asks for speech or --component names another part.
     Pictures and sounds come before the prompt, or where it mentions them in the model's own tokens.
 
-    Ctrl-C ends generation and keeps what was printed; statistics, trace and profile are still written. The exit code
-    is 130.
+    Ctrl-C ends generation and keeps what was printed; statistics, salience, trace and profile are still written. The
+    exit code is 130.
     """  # fmt: skip
     _check_files(stats, per_token, record_trace, speak, speaker)
+    check_adaptation(adapt_experts)
+    if salience is not None:
+        check_writable(salience)
     checked_domain = check_domain(domain, record_profile)
     text = _read_prompt(prompt, file, has_media=bool(image or audio))
     import_engine(quiet=quiet)
@@ -163,6 +174,8 @@ def command(
         trace=record_trace,
         profile=record_profile,
         domain=checked_domain,
+        salience=salience,
+        adapt_experts=adapt_experts,
     )
     options = OpenOptions(
         memory=memory,
@@ -257,7 +270,18 @@ def _recorded(opened: OpenModel, request: _Request) -> Iterator[None]:
             stack.enter_context(opened.runtime.record_trace(request.trace))
         if request.profile is not None:
             stack.enter_context(opened.runtime.record_profile(request.profile, domain=request.domain))
+        if request.adapt_experts is not None:
+            stack.enter_context(opened.runtime.adapt_experts(request.adapt_experts))
+        if request.salience is not None:
+            trace = stack.enter_context(opened.runtime.salience())
+            stack.callback(_save_salience, trace, request.salience)
         yield
+
+
+def _save_salience(trace: SalienceTrace, path: Path) -> None:
+    """Writes what there is: an error before the first token leaves nothing, and saying so would hide it."""
+    if trace.tokens:
+        trace.save(path)
 
 
 def _as_json(opened: OpenModel, request: _Request, completion: Completion) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from coterie.errors import UsageError
-from coterie.spec import DEFAULT_DOMAIN
+from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts
 
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", "-n", min=1, metavar="N", help="The most tokens to generate.")
@@ -53,6 +53,18 @@ ExpertsPerTokenOption = Annotated[
     ),
 ]
 
+AdaptExpertsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--adapt-experts",
+        metavar="HOW",
+        show_default=False,
+        help="Leave out some of a token's experts: wake, focus or crisis (down to 25, 50 or 75 % of them, by the "
+        "salience of the token before), or gate:SHARE (those below this share of the highest gate weight). Changes "
+        "the output.",
+    ),
+]
+
 ImagesOption = Annotated[
     list[Path] | None,
     typer.Option(
@@ -78,6 +90,17 @@ StatsFileOption = Annotated[
 
 PerTokenOption = Annotated[
     bool, typer.Option("--per-token", help="With --stats: also each token's experts and gate weights, by layer.")
+]
+
+SalienceFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--salience",
+        dir_okay=False,
+        metavar="FILE",
+        show_default=False,
+        help="Write each token's salience to this JSON file: surprise, novelty, arousal, reward, conflict.",
+    ),
 ]
 
 TraceFileOption = Annotated[
@@ -111,6 +134,17 @@ DomainOption = Annotated[
         help=f"With --record-profile: what the tokens count as, such as code. Default: {DEFAULT_DOMAIN}.",
     ),
 ]
+
+
+def check_adaptation(how: str | None) -> str | None:
+    """The way to adapt experts, told before a model is loaded what would fail then.
+
+    Raises:
+        UsageError: If there is no such way.
+    """
+    if how is not None:
+        AdaptiveExperts.of(how, 1)
+    return how
 
 
 def check_domain(domain: str | None, profile: str | None) -> str:

@@ -116,7 +116,7 @@ class ProfileRecorder:
             selected = now.selected.pop(event.bank, None)
             if selected is not None:
                 self._count(selected, now.contributions.pop(event.bank, None))
-        else:
+        elif isinstance(event, StepStarted):
             self._begin(event)
 
     def _begin(self, event: StepStarted) -> None:

@@ -15,15 +15,18 @@ from coterie.engine.replacing import replacing
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
 from coterie.engine.warming import ProfileUse, Warming, modalities_of
+from coterie.errors import UsageError
 from coterie.extraction.fetching import FetchCounts
 from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles
-from coterie.integration import Attachment
+from coterie.integration import Attachment, ExpertLimit
 from coterie.plan.budget import MemoryPlan
-from coterie.spec import DEFAULT_DOMAIN, BankKey, Observer
+from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
 
 if TYPE_CHECKING:
+    from coterie.engine.adaptation import Adaptation
     from coterie.engine.profiling import ProfileRecorder
+    from coterie.engine.salience import SalienceTrace
     from coterie.profiles import Usage
 
 
@@ -227,6 +230,85 @@ class Runtime:
             self.add_observer(recorder)
             stack.callback(self.remove_observer, recorder)
             yield recorder
+
+    @contextmanager
+    def salience(self, *, reward: float = 0.5, seed: int = 0) -> Iterator[SalienceTrace]:
+        """Scores every token that is computed inside the context: surprise, novelty, arousal, reward and conflict.
+
+        :mod:`coterie.profiles.salience` has the formulas. Nothing changes in what the model computes. Sequences of a
+        batch are scored against one another's tokens; beams of a beam search are not followed.
+
+        Args:
+            reward: What the tokens are worth, from 0 to 1; the trace's ``reward`` can be set to another value later.
+            seed: Of the draws by which recent routing is remembered.
+
+        Raises:
+            UsageError: If the reward is out of range.
+        """
+        # Here, because most who open a model ask for none.
+        from coterie.engine.salience import SalienceTrace
+
+        trace = SalienceTrace(model=self.source.name, identity=self.source.identity, experts=self._widths(), seed=seed)
+        trace.reward = reward
+        self.add_observer(trace.meter)
+        try:
+            yield trace
+        finally:
+            self.remove_observer(trace.meter)
+
+    @contextmanager
+    def adapt_experts(self, how: str | AdaptiveExperts, *, reward: float = 0.5, seed: int = 0) -> Iterator[Adaptation]:
+        """Leaves out some of the experts that routers choose, of all that runs inside the context. Changes the output.
+
+        The remaining gate weights of a token are scaled so that their sum is unchanged. It comes after what ``missing``
+        does about absent experts. docs/salience.md says what it costs and what it saves, and what is cheaper.
+
+        Args:
+            how: ``wake``, ``focus`` or ``crisis``, by the salience of the token before; ``gate:SHARE`` for those whose
+                gate weight is below a share of the token's highest; or :class:`coterie.spec.AdaptiveExperts`.
+            reward: As for :meth:`salience`.
+            seed: Likewise.
+
+        Raises:
+            UsageError: If there is no such way, a number is out of range, or another such context is open.
+        """
+        from coterie.engine.adaptation import Adaptation
+
+        choices: dict[str, int] = {}
+        for bank in self.expert_banks:
+            k = self.experts_per_token or bank.choices or 1
+            choices[bank.key.component] = max(k, choices.get(bank.key.component, 1))
+        settings = AdaptiveExperts.of(how, max(choices.values()))
+        adaptation = Adaptation(settings, experts=self._widths(), choices=choices, seed=seed)
+        adaptation.reward = reward
+        with self.limit_experts(adaptation):
+            self.add_observer(adaptation)
+            try:
+                yield adaptation
+            finally:
+                self.remove_observer(adaptation)
+
+    @contextmanager
+    def limit_experts(self, limit: ExpertLimit) -> Iterator[None]:
+        """Asks ``limit`` which of the experts that routers choose are left out, of all that runs inside the context.
+
+        Raises:
+            UsageError: If another limit is asked already.
+        """
+        clocks = list(self._attachment.clocks.values())
+        if any(clock.limit is not None for clock in clocks):
+            raise UsageError("The number of experts is limited already.", advice="Leave the other context first.")
+        for clock in clocks:
+            clock.limit = limit
+        try:
+            yield
+        finally:
+            for clock in clocks:
+                clock.limit = None
+
+    def _widths(self) -> dict[BankKey, int]:
+        """Bank → how many experts a router can choose among, identity experts included."""
+        return {bank.key: bank.num_experts + bank.identities for bank in self.expert_banks}
 
     def unused_nbytes(self) -> int:
         """Bytes that this model was promised and does not hold yet: of its arena, and of a context."""

@@ -4,7 +4,7 @@ from coterie.evaluate.confidence import Estimate, block_starts, mean_estimate
 from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ModelFacts
 from coterie.evaluate.quality import Comparison, Quality, measure
 from coterie.evaluate.running import evaluate
-from coterie.evaluate.scores import TokenScores, predict, score
+from coterie.evaluate.scores import TokenScores, predict, predict_in_steps, score
 from coterie.evaluate.texts import Text, encode, read_text
 from coterie.evaluate.windows import Window, plan_windows
 
@@ -25,6 +25,7 @@ __all__ = [
     "measure",
     "plan_windows",
     "predict",
+    "predict_in_steps",
     "read_text",
     "score",
 ]

@@ -46,6 +46,7 @@ class Evaluation:
         limit: The most predictions of each text, or None.
         missing: What was done about absent experts, or None.
         experts_per_token: Override of the routers' k, or None.
+        adapt_experts: Which of the chosen experts were left out, or None.
         level: Confidence level of the intervals.
         texts: The figures of each text.
         total: Those of all together.
@@ -59,6 +60,7 @@ class Evaluation:
     limit: int | None
     missing: str | None
     experts_per_token: int | None
+    adapt_experts: str | None = None
     level: float = LEVEL
     texts: tuple[Quality, ...]
     total: Quality

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coterie.errors import UsageError
 from coterie.evaluate.confidence import block_starts
@@ -16,13 +16,16 @@ from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, Progress
 from coterie.evaluate.journal import Journal
 from coterie.evaluate.memory import share_memory
 from coterie.evaluate.quality import measure
-from coterie.evaluate.scores import TokenScores, predict, score
+from coterie.evaluate.scores import TokenScores, predict, predict_in_steps, score
 from coterie.evaluate.subject import Subject
 from coterie.evaluate.texts import Text, check_same_tokens, encode, read_text
 from coterie.evaluate.windows import Window, plan_windows
 from coterie.hf.context import model_context
 from coterie.integration import Missing
-from coterie.spec import DEFAULT_POLICY
+from coterie.spec import DEFAULT_POLICY, AdaptiveExperts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULT_CONTEXT = 512
 """Input tokens of a window where the caller states none and the model allows them; llama.cpp's default."""
@@ -43,6 +46,7 @@ def evaluate(
     source: str | Path | None = None,
     eviction: str = DEFAULT_POLICY,
     experts_per_token: int | None = None,
+    adapt_experts: str | AdaptiveExperts | None = None,
     verify_reads: bool = False,
     revision: str | None = None,
     offline: bool = False,
@@ -71,6 +75,8 @@ def evaluate(
         source: As there, for ``model``.
         eviction: As there, for both.
         experts_per_token: As there, for ``model``.
+        adapt_experts: Which of the chosen experts of ``model`` are left out, as for ``model.coterie.adapt_experts``. By
+            salience, tokens are computed one by one, as in generation; each window begins without a memory.
         verify_reads: As there, for both.
         revision: As there, for ``model``.
         offline: As there, for both.
@@ -87,6 +93,8 @@ def evaluate(
     """
     if not texts:
         raise UsageError("There is no text to evaluate with.", advice="Name one or more UTF-8 files.")
+    if isinstance(adapt_experts, str):
+        AdaptiveExperts.of(adapt_experts, 1)  # an unknown name is told before a model is opened
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1 token, not {limit}.", got=limit)
     contents = [(str(path), read_text(path)) for path in texts]
@@ -101,6 +109,7 @@ def evaluate(
         missing=missing,
         origin=source,
         experts_per_token=experts_per_token,
+        adapt_experts=adapt_experts,
         revision=revision,
     )
     full = None
@@ -133,6 +142,7 @@ def evaluate(
         limit=limit,
         missing=missing,
         experts_per_token=experts_per_token,
+        adapt_experts=None if adapt_experts is None else str(adapt_experts),
         texts=tuple(
             measure(text.name, [one], [begins]) for text, one, begins in zip(tokenised, scores, starts, strict=True)
         ),
@@ -197,6 +207,7 @@ def _header(subject: Subject, full: Subject | None, texts: Sequence[Text], input
         "stride": step,
         "missing": subject.missing,
         "experts_per_token": subject.experts_per_token,
+        "adapt_experts": None if subject.adapt_experts is None else str(subject.adapt_experts),
         "component": subject.component,
         "versions": {name: version(name) for name in ("coterie", "torch", "transformers")},
     }
@@ -232,12 +243,22 @@ def _run(
             for t, w in to_do:
                 text, window = texts[t], plans[t][w]
                 expected = None if reference is None else predict(reference, text, window)
-                scores = score(predict(model, text, window), text.ids[window.predicted], expected)
+                scores = score(_predict(subject, model, text, window), text.ids[window.predicted], expected)
                 if journal is not None:
                     journal.append(t, w, scores)
                 done[t, w] = scores
                 tell(window.tokens)
     return [TokenScores.join([done[t, w] for w in range(len(plan))]) for t, plan in enumerate(plans)]
+
+
+def _predict(subject: Subject, model: Any, text: Text, window: Window) -> Tensor:
+    """Logits of a window, with the experts that are to be left out left out."""
+    how = subject.adapt_experts
+    if how is None:
+        return predict(model, text, window)
+    with model.coterie.adapt_experts(how) as adaptation:
+        run = predict_in_steps if adaptation.settings.by_salience else predict
+        return run(model, text, window)
 
 
 def _meter(

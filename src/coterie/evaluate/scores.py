@@ -69,19 +69,55 @@ def predict(model: Any, text: Text, window: Window) -> Tensor:
         UnsupportedError: If the model predicts no next tokens.
         CoterieError: As reading experts does.
     """
+    ids = _input_ids(model, text, window)
+    return _logits(model, model(input_ids=ids, use_cache=False), ids)[0, -window.tokens :]
+
+
+@torch.inference_mode()
+def predict_in_steps(model: Any, text: Text, window: Window) -> Tensor:
+    """As :func:`predict`, token by token as in generation, for what depends on the tokens before; takes far longer.
+
+    The tokens up to the first prediction are one pass, each further one is another.
+
+    Raises:
+        UnsupportedError: If the model predicts no next tokens, or keeps no cache.
+        CoterieError: As reading experts does.
+    """
+    ids = _input_ids(model, text, window)
+    first = ids[:, : ids.shape[1] - window.tokens + 1]
+    output = model(input_ids=first, use_cache=True)
+    rows = [_logits(model, output, first)[0, -1:].clone()]
+    for position in range(first.shape[1], ids.shape[1]):
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            raise UnsupportedError(
+                f"{type(model).__name__} keeps nothing of the tokens before, so it cannot be run token by token.",
+                advice="Evaluate it without adapting experts by salience.",
+            )
+        one = ids[:, position : position + 1]
+        output = model(input_ids=one, past_key_values=cache, use_cache=True)
+        rows.append(_logits(model, output, one)[0].clone())
+    return torch.cat(rows)
+
+
+def _input_ids(model: Any, text: Text, window: Window) -> Tensor:
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedError(
             f"{type(model).__name__} has an encoder and a decoder: it does not predict the next token of a text.",
             advice="Only decoder models can be evaluated.",
         )
-    ids = torch.tensor([[*text.prefix, *text.ids[window.inputs]]], dtype=torch.int64)
-    logits = getattr(model(input_ids=ids, use_cache=False), "logits", None)
+    return torch.tensor([[*text.prefix, *text.ids[window.inputs]]], dtype=torch.int64)
+
+
+def _logits(model: Any, output: Any, ids: Tensor) -> Tensor:
+    """Logits [1, S, V] of a forward pass."""
+    logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.shape[:-1] != ids.shape:
         raise UnsupportedError(
             f"{type(model).__name__} gives no logits for each token of a text.",
             advice="Only models that predict the next token can be evaluated; of an omni model that is its thinker.",
         )
-    return logits[0, -window.tokens :]
+    return logits
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
 from coterie.hf.tokenizer import check_tokenizer, embedding_rows, load_tokenizer
 from coterie.integration import Missing
+from coterie.spec import AdaptiveExperts
 from coterie.store import Store
 from coterie.store import names as store_names
 
@@ -24,6 +25,7 @@ from coterie.store import names as store_names
 class Subject:
     """A model, not open yet; the fields are the parameters of the same names of :func:`coterie.load`.
 
+    ``adapt_experts`` is what :meth:`Runtime.adapt_experts` is told for each window.
     ``component`` of a whole omni model is its thinker, unless another one is named.
     """
 
@@ -37,6 +39,7 @@ class Subject:
     missing: Missing | None = None
     origin: str | Path | None = None
     experts_per_token: int | None = None
+    adapt_experts: str | AdaptiveExperts | None = None
     revision: str | None = None
 
     @cached_property

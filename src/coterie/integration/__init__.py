@@ -4,6 +4,7 @@ from coterie.integration.attach import Attachment
 from coterie.integration.bank import BankCounters, StreamedBank
 from coterie.integration.governor import Verdict
 from coterie.integration.guards import install_guards
+from coterie.integration.limit import ExpertLimit
 from coterie.integration.linear import QuantisedLinear, QuantisedLinears, round_as_stock
 from coterie.integration.missing import Missing, check_missing
 from coterie.integration.norms import quicken_norms
@@ -14,6 +15,7 @@ from coterie.integration.token_layer import TokenLayer
 __all__ = [
     "Attachment",
     "BankCounters",
+    "ExpertLimit",
     "Missing",
     "QuantisedLinear",
     "QuantisedLinears",

@@ -127,11 +127,11 @@ class StreamedBank:
         self.counters, self._lock = other.counters, other._lock
 
     def route(self, hidden: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor) -> Routed:
-        """Announces what the router chose and applies the policy for absent experts.
+        """Announces what the router chose; applies the policy for absent experts, then the limit on their number.
 
         Returns:
-            The very tensors that were given if nothing chosen is absent; slots that are left out have the id E, or
-            the one after the last identity expert.
+            The very tensors that were given if nothing is left out; slots that are have the id E, or the one after
+            the last identity expert.
 
         Raises:
             UnsupportedError: If gradients are wanted.
@@ -144,8 +144,11 @@ class StreamedBank:
             )
         self.chosen(top_k_index_TK, top_k_weights_TK)
         if self.missing is None:
-            return Routed(top_k_index_TK, top_k_weights_TK, 0)
-        return self.missing(top_k_index_TK, top_k_weights_TK)
+            routed = Routed(top_k_index_TK, top_k_weights_TK, 0)
+        else:
+            routed = self.missing(top_k_index_TK, top_k_weights_TK)
+        limit = self._clock.limit
+        return routed if limit is None else limit(self.bank.key, routed, self.bank.num_experts + self.bank.identities)
 
     @property
     def wants_contributions(self) -> bool:
@@ -179,6 +182,11 @@ class StreamedBank:
         if phase == "prefill" and self.succession is not None:
             then = self.succession.reached(self, self._clock.step, len(keys))
         return self._cache.lease(keys, ordered=ordered, phase=phase, then=then)
+
+    @property
+    def limited(self) -> bool:
+        """Whether some of what routers choose may be left out just now."""
+        return self._clock.limit is not None
 
     @property
     def decoder(self) -> BankDecoder | None:

@@ -15,13 +15,16 @@ import torch
 from torch import nn
 
 from coterie.errors import ContextLengthError
-from coterie.spec import Event, Observer, Phase, StepStarted
+from coterie.integration.limit import ExpertLimit
+from coterie.integration.losses import LossMeter
+from coterie.spec import Event, Observer, Phase, StepEnded, StepStarted
 
 
 class _CurrentPass(threading.local):
     step = -1
     phase: Phase = "prefill"
     contributions = False
+    losses: LossMeter | None = None
     # What is to be told when a decode step is over; None outside one.
     pending: list[Callable[[], Event | None]] | None = None
 
@@ -34,12 +37,14 @@ class StepClock:
         tokens: Phase → tokens computed.
         max_context: Tokens (sequences × length) that the memory budget was made for; None for no limit.
         observers: Who is told; shared with the banks.
+        limit: Leaves out some of the experts that routers choose; None where nobody asked for that.
     """
 
     def __init__(self, component: str, observers: list[Observer]) -> None:
         self.component = component
         self.max_context: int | None = None
         self.observers = observers
+        self.limit: ExpertLimit | None = None
         self.tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
         self._numbers = itertools.count()
         self._current = _CurrentPass()
@@ -68,19 +73,26 @@ class StepClock:
         @functools.wraps(forward)
         def watched(*args: Any, **kwargs: Any) -> Any:
             self._begin(args, kwargs)
-            if self.phase != "decode" or not self.observers:
-                return forward(*args, **kwargs)
-            self._current.pending = []
-            try:
-                result = forward(*args, **kwargs)
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    self._tell_pending()
-                raise
-            self._tell_pending()
+            result = self._run(forward, args, kwargs)
+            losses = self._current.losses
+            if losses is not None:
+                self._tell(StepEnded(step=self.step, component=self.component, losses=losses.end(result)))
             return result
 
         module.__dict__["forward"] = watched
+
+    def _run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.phase != "decode" or not self.observers:
+            return forward(*args, **kwargs)
+        self._current.pending = []
+        try:
+            result = forward(*args, **kwargs)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._tell_pending()
+            raise
+        self._tell_pending()
+        return result
 
     def tell(self, make: Callable[[], Event | None]) -> None:
         """Tells observers an event; in a decode step, when that is over.
@@ -130,6 +142,7 @@ class StepClock:
             self.tokens[phase] += batch * tokens
         observers = tuple(self.observers)
         self._current.contributions = any(getattr(observer, "wants_contributions", False) for observer in observers)
+        self._meter(observers, ids, shape=(batch, tokens), cached=cached)
         if observers:
             event = StepStarted(
                 step=self.step,
@@ -141,6 +154,15 @@ class StepClock:
                 attended=_attended(kwargs.get("attention_mask"), batch, tokens),
             )
             self._tell(event)
+
+    def _meter(self, observers: tuple[Observer, ...], ids: object, *, shape: tuple[int, int], cached: int) -> None:
+        now = self._current
+        if not any(getattr(observer, "wants_losses", False) for observer in observers):
+            now.losses = None
+            return
+        if now.losses is None:
+            now.losses = LossMeter()
+        now.losses.begin(ids if isinstance(ids, torch.Tensor) else None, shape=shape, cached=cached)
 
 
 def _shape(ids: object, kwargs: dict[str, Any]) -> tuple[int, int] | None:

@@ -91,8 +91,13 @@ class Site:
         same = old_D is not None and old_D.shape == new_D.shape
         self._drift_D = torch.lerp(cast(torch.Tensor, old_D), new_D, weight) if same else new_D
 
-    def guess(self, before: torch.Tensor) -> list[int]:
-        """Ids of the experts that this site will probably ask for, likeliest first, by the input of the one before."""
+    def guess(self, before: torch.Tensor, most: int | None = None) -> list[int]:
+        """Ids of the experts that this site will probably ask for, likeliest first, by the input of the one before.
+
+        Args:
+            before: The input of the site before.
+            most: How many of a token's experts are computed; None for all.
+        """
         preview = self._preview
         if preview is None or not self._rest_is_constant or self._drift_D is None:
             return []
@@ -105,7 +110,7 @@ class Site:
                 self._preview = index_TK = None
         if index_TK is None:
             return []
-        rows = index_TK.reshape(-1, index_TK.shape[-1]).tolist()
+        rows = index_TK.reshape(-1, index_TK.shape[-1])[:, :most].tolist()
         ranked = rows[0] if len(rows) == 1 else dict.fromkeys(e for rank in zip(*rows, strict=True) for e in rank)
         count = self.streamed.bank.num_experts
         return [expert for expert in ranked if expert < count]
@@ -222,7 +227,9 @@ class LookAhead:
             return
         follower, hidden = site.follower, now.hidden
         if follower is not None and hidden is not None and follower.can_guess:
-            cache.expect([follower.streamed.keys[expert] for expert in follower.guess(hidden)])
+            limit = self._clock.limit
+            most = None if limit is None else limit.most(self._clock.component)
+            cache.expect([follower.streamed.keys[expert] for expert in follower.guess(hidden, most)])
 
     @staticmethod
     def _learn(now: _Pass, site: Site, hidden: torch.Tensor) -> None:

@@ -32,13 +32,13 @@ class TokenExperts:
             passage: Through the layer, with its results.
 
         Returns:
-            None if not all that the token chose are resident: then nothing was done.
+            None if not all that the token chose are resident, or some may be left out: then nothing was done.
 
         Raises:
             UsageError: If the cache is closed.
         """
         streamed = self._streamed
-        if not streamed.may_hold or not self._computed.there(passage):
+        if streamed.limited or not streamed.may_hold or not self._computed.there(passage):
             return None
         self._shelf.turn()
         streamed.look_ahead()

@@ -31,6 +31,7 @@ from coterie.profiles.profile import BankTable, Profile
 from coterie.profiles.ranking import RankedExpert, Ranking, rank_experts
 from coterie.profiles.recording import Recording, resumable
 from coterie.profiles.remote import RemoteProfile
+from coterie.profiles.salience import Salience, SalienceScale
 from coterie.profiles.separation import LayerSeparation, Separation, separation
 from coterie.profiles.sharing import SharedExpert, SharedProfile, json_lines, share_profile
 from coterie.profiles.sparing import SpareExpert, Sparing, spare_experts
@@ -68,6 +69,8 @@ __all__ = [
     "Recording",
     "RemoteProfile",
     "RunFacts",
+    "Salience",
+    "SalienceScale",
     "SegmentFacts",
     "Separation",
     "SharedExpert",

@@ -2,8 +2,9 @@
 
 from coterie.routing.availability import Availability
 from coterie.routing.families import RouterFamily, adapt_router, require_family, router_family, router_rows
+from coterie.routing.lightest import light_choices
 from coterie.routing.locate import RouterSlot, find_router
-from coterie.routing.policies import Routed, absent_pairs, drop, error
+from coterie.routing.policies import Routed, absent_pairs, drop, error, leave_out
 from coterie.routing.preview import Preview, preview_of
 from coterie.routing.selective import Selection, SelectiveRouter
 from coterie.routing.sites import RoutingSupport, adapt_routing, routing_support
@@ -24,6 +25,8 @@ __all__ = [
     "drop",
     "error",
     "find_router",
+    "leave_out",
+    "light_choices",
     "nearest",
     "preview_of",
     "require_family",

@@ -51,17 +51,31 @@ def drop(top_k_index: Tensor, top_k_weights: Tensor, available: Tensor) -> Route
     absent = int(missing_TK.sum())
     if absent == 0:
         return Routed(top_k_index, top_k_weights, 0)
+    return Routed(*leave_out(top_k_index, top_k_weights, missing_TK, available.numel()), absent)
+
+
+def leave_out(top_k_index: Tensor, top_k_weights: Tensor, left_out_TK: Tensor, none: int) -> tuple[Tensor, Tensor]:
+    """Leaves choices out and scales each token's other weights so that their sum is unchanged, as :func:`drop` does.
+
+    Args:
+        top_k_index: int64 [T, K].
+        top_k_weights: [T, K], floating point.
+        left_out_TK: bool [T, K].
+        none: The id of what is left out.
+
+    Returns:
+        Ids [T, K] and weights [T, K].
+    """
     exact = top_k_weights.to(torch.promote_types(top_k_weights.dtype, torch.float32))
-    kept_TK = exact.masked_fill(missing_TK, 0.0)
+    kept_TK = exact.masked_fill(left_out_TK, 0.0)
     total_T1 = exact.sum(-1, keepdim=True)
     left_T1 = kept_TK.sum(-1, keepdim=True)
     nothing_left_T1 = left_T1 == 0
     scaled_TK = kept_TK * (total_T1 / left_T1.masked_fill(nothing_left_T1, 1.0))
-    touched_T1 = missing_TK.any(-1, keepdim=True)
+    touched_T1 = left_out_TK.any(-1, keepdim=True)
     weights = torch.where(touched_T1, scaled_TK.to(top_k_weights.dtype), top_k_weights)
-    left_out_TK = missing_TK | (touched_T1 & nothing_left_T1)
-    index = top_k_index.masked_fill(left_out_TK, available.numel())
-    return Routed(index, weights.masked_fill(left_out_TK, 0.0), absent)
+    left_out_TK = left_out_TK | (touched_T1 & nothing_left_T1)
+    return top_k_index.masked_fill(left_out_TK, none), weights.masked_fill(left_out_TK, 0.0)
 
 
 def error(top_k_index: Tensor, top_k_weights: Tensor, available: Tensor, *, bank: BankKey) -> Routed:

@@ -1,20 +1,32 @@
 """Keys, layouts, sizes and events: frozen values that every other package may use. No torch."""
 
+from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
 from coterie.spec.context import ContextShape
 from coterie.spec.defaults import DEFAULT_DOMAIN, DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
-from coterie.spec.events import Event, ExpertsContributed, ExpertsSelected, ExpertsServed, Observer, Phase, StepStarted
+from coterie.spec.events import (
+    Event,
+    ExpertsContributed,
+    ExpertsSelected,
+    ExpertsServed,
+    Observer,
+    Phase,
+    StepEnded,
+    StepStarted,
+)
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
 from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges
 from coterie.spec.source import ExpertSource, Extent
 
 __all__ = [
+    "ADAPTATION_PRESETS",
     "DEFAULT_DOMAIN",
     "DEFAULT_POLICY",
     "DEFAULT_PREFETCH",
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
     "RECORD_ALIGNMENT",
+    "AdaptiveExperts",
     "BankKey",
     "ContextShape",
     "Event",
@@ -29,6 +41,7 @@ __all__ = [
     "Phase",
     "Prefetch",
     "RecordLayout",
+    "StepEnded",
     "StepStarted",
     "format_bytes",
     "parse_bytes",

@@ -101,7 +101,25 @@ class ExpertsServed:
     absent: int
 
 
-Event = StepStarted | ExpertsSelected | ExpertsContributed | ExpertsServed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEnded:
+    """A forward pass of one component has ended. Only where an observer wants it; it does not come after an error.
+
+    Attributes:
+        step: Forward pass.
+        component: Component.
+        losses: float32 [batch, tokens], −log p in nats of each of the pass's input tokens, given those before it; NaN
+            where the component did not compute the logits that predict it, as for a prompt in :meth:`generate`. That
+            of a pass's first token is known if the pass before, on the same thread, was of the same sequences and
+            computed their last logits. Reordered sequences, as in beam search, are not followed.
+    """
+
+    step: int
+    component: str
+    losses: npt.NDArray[np.float32]
+
+
+Event = StepStarted | ExpertsSelected | ExpertsContributed | ExpertsServed | StepEnded
 
 
 class Observer(Protocol):
@@ -110,7 +128,7 @@ class Observer(Protocol):
     Events of a prompt come as they happen. Those of a decode step's banks come together, when its forward pass is over.
 
     One that also has ``wants_contributions = True`` is told :class:`ExpertsContributed`, which costs a little compute;
-    it is asked once at the beginning of each forward pass.
+    with ``wants_losses = True`` it is told :class:`StepEnded`. It is asked once at the beginning of each forward pass.
     """
 
     def on_event(self, event: Event) -> None:
