@@ -23,6 +23,7 @@ from coterie.profiles.facts import (
     Vocabulary,
     join_segments,
 )
+from coterie.profiles.halves import Estimate, Statistic, estimate, profile_halves
 from coterie.profiles.kinds import ExpertKind, Kinds, expert_kinds
 from coterie.profiles.load import LayerLoad, Load, expert_load, gini, lorenz_curve, top_share
 from coterie.profiles.location import Location, locate
@@ -45,6 +46,7 @@ __all__ = [
     "BankTable",
     "BankUsage",
     "Contrast",
+    "Estimate",
     "ExpectedUse",
     "ExpertCard",
     "ExpertDifference",
@@ -75,6 +77,7 @@ __all__ = [
     "SpareExpert",
     "Sparing",
     "Specialisation",
+    "Statistic",
     "TokenCounts",
     "TokenPhase",
     "Trust",
@@ -82,6 +85,7 @@ __all__ = [
     "Vocabulary",
     "compare_domains",
     "copy_runs",
+    "estimate",
     "expert_card",
     "expert_kinds",
     "expert_load",
@@ -92,6 +96,7 @@ __all__ = [
     "locate",
     "lorenz_curve",
     "merge",
+    "profile_halves",
     "rank_experts",
     "resumable",
     "separation",
