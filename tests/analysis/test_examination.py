@@ -67,7 +67,9 @@ def test_what_clusters_agree_with_must_show_in_both_halves(planted_checkpoint, t
                     for index, domain in enumerate(DOMAINS)
                 }
                 tokens = 20 if half else 32
-                made, _ = recorded(replace(router, planted=planted), dict.fromkeys(DOMAINS, 16), seed=half, tokens=tokens)
+                made, _ = recorded(
+                    replace(router, planted=planted), dict.fromkeys(DOMAINS, 16), seed=half, tokens=tokens
+                )
                 for segment in made:
                     database.write_segment(run.uuid, replace(segment, number=number))
                     number += 1

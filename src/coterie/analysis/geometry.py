@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from coterie.analysis.agreement import Grouping
 from coterie.analysis.neighbours import Neighbour
-from coterie.profiles.inference import ALPHA
 
 ROUTERS_SCHEMA_VERSION = 1
 

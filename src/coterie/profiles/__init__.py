@@ -23,7 +23,7 @@ from coterie.profiles.facts import (
     Vocabulary,
     join_segments,
 )
-from coterie.profiles.halves import Estimate, Statistic, estimate, profile_halves
+from coterie.profiles.halves import Estimate, Statistic, Stretches, profile_halves
 from coterie.profiles.kinds import ExpertKind, Kinds, expert_kinds
 from coterie.profiles.load import LayerLoad, Load, expert_load, gini, lorenz_curve, top_share
 from coterie.profiles.location import Location, locate
@@ -78,6 +78,7 @@ __all__ = [
     "Sparing",
     "Specialisation",
     "Statistic",
+    "Stretches",
     "TokenCounts",
     "TokenPhase",
     "Trust",
@@ -85,7 +86,6 @@ __all__ = [
     "Vocabulary",
     "compare_domains",
     "copy_runs",
-    "estimate",
     "expert_card",
     "expert_kinds",
     "expert_load",
