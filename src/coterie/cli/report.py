@@ -50,7 +50,7 @@ def command(
             dir_okay=False,
             metavar="FILE",
             show_default=False,
-            help="UTF-8 text that the model reads (4,096 tokens at most), for shares within a token and attention heads.",
+            help="UTF-8 text for the model to read (4,096 tokens at most): weights within a token, attention heads.",
         ),
     ] = None,
     component: shared.ComponentOption = None,

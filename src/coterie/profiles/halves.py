@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,10 +66,7 @@ def profile_halves(profile: Profile) -> tuple[Profile, Profile]:
     the second half only.
     """
     parts = _parts(profile, 2)
-    first, second = (
-        _only(profile, lambda table, half=half: parts[table.groups, table.segments] == half) for half in range(2)
-    )
-    return first, second
+    return _only(profile, parts == 0), _only(profile, parts == 1)
 
 
 class Stretches:
@@ -86,13 +84,12 @@ class Stretches:
         parts = _parts(profile, STRETCHES)
         banks = {key: _added(table, parts[table.groups, table.segments]) for key, table in profile.banks.items()}
         self.profile = Profile(profile.runs, [(0, number) for number in range(STRETCHES)], profile.groups, banks)
+        self._numbers = np.broadcast_to(np.arange(STRETCHES), (len(profile.groups), STRETCHES))
 
     def halves(self) -> tuple[Profile, Profile]:
         """Stretches 0 to 15, and 16 to 31."""
-        first, second = (
-            _only(self.profile, lambda table, half=half: table.segments // FOLDS == half) for half in range(2)
-        )
-        return first, second
+        half = self._numbers // FOLDS
+        return _only(self.profile, half == 0), _only(self.profile, half == 1)
 
     def estimate(self, statistic: Statistic, *, least: float = -np.inf, most: float = np.inf) -> Estimate:
         """A figure, with a 95 % interval and the same figure of both halves.
@@ -110,10 +107,7 @@ class Stretches:
         first, second = (statistic(half) if half.banks else None for half in self.halves())
         low = high = None
         if value is not None and len({part for table in self.profile.banks.values() for part in table.segments}) > 3:
-            left = [
-                statistic(_only(self.profile, lambda table, fold=fold: table.segments // 2 != fold))
-                for fold in range(FOLDS)
-            ]
+            left = [statistic(_only(self.profile, self._numbers // 2 != fold)) for fold in range(FOLDS)]
             known = np.array([one for one in left if one is not None])
             if len(known) == FOLDS:
                 variance = (FOLDS - 1) / FOLDS * ((known - known.mean()) ** 2).sum()
@@ -144,12 +138,13 @@ def _parts(profile: Profile, number: int) -> npt.NDArray[np.intp]:
     return parts
 
 
-def _only(profile: Profile, wanted: Callable[[BankTable], npt.NDArray[np.bool_]]) -> Profile:
+def _only(profile: Profile, wanted: npt.NDArray[np.bool_]) -> Profile:
+    """The rows of some segments of each group [G, S]."""
     banks = {}
     for key, table in profile.banks.items():
-        rows = np.flatnonzero(wanted(table))
+        rows = np.flatnonzero(wanted[table.groups, table.segments])
         if len(rows):
-            parts = {name: getattr(table, name)[rows] for name in (*_COUNTERS, "segments", "groups")}
+            parts: dict[str, Any] = {name: getattr(table, name)[rows] for name in (*_COUNTERS, "segments", "groups")}
             banks[key] = replace(table, **parts)
     return Profile(profile.runs, profile.segments, profile.groups, banks)
 
@@ -159,5 +154,5 @@ def _added(table: BankTable, parts: npt.NDArray[np.intp]) -> BankTable:
     order = np.lexsort((table.groups, parts))
     segments, groups = parts[order], table.groups[order]
     starts = np.flatnonzero((np.diff(segments, prepend=-1) != 0) | (np.diff(groups, prepend=-1) != 0))
-    sums = {name: np.add.reduceat(getattr(table, name)[order], starts, axis=0) for name in _COUNTERS}
+    sums: dict[str, Any] = {name: np.add.reduceat(getattr(table, name)[order], starts, axis=0) for name in _COUNTERS}
     return replace(table, segments=segments[starts], groups=groups[starts], **sums)

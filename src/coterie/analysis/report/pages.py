@@ -59,7 +59,8 @@ def _introduction(report: Report) -> list[str]:
         f"{report.banks} banks. Profile of {report.tokens:,} tokens, recorded {runs}. Tokens by modality: "
         f"{', '.join(groups[:middle])}; by domain: {', '.join(groups[middle:])}.{trial}",
         "Each figure stands beside that of the first half of the tokens of each kind and that of the second. It "
-        "“holds in both halves” if it is above chance (or its noise floor) in the whole, at 95 % confidence, and in each "
+        "“holds in both halves” if it is above chance (or its noise floor) in the whole, at 95 % confidence, "
+        "and in each "
         "half; a figure that only describes, if its halves differ by no more than its error lets expect. Intervals are "
         "jackknifed over stretches of consecutive segments.",
     ]

@@ -64,8 +64,10 @@ def routing(material: Material, database: ProfileDatabase, profile: Profile, ana
             ),
         ]
         words = (
-            f"half of the experts are selected by at least {shown(token, '%')} of the occurrences of their favourite token, "
-            f"and by at least {shown(domain, '%')} of the tokens of their favourite domain (chance {shown(chance, '%')})"
+            f"half of the experts are selected by at least {shown(token, '%')} of the occurrences of their "
+            f"favourite token, "
+            f"and by at least {shown(domain, '%')} of the tokens of their favourite domain (chance "
+            f"{shown(chance, '%')})"
         )
         verdict = "Tokens rather than domains" if token > 2 * domain else "Domains as much as tokens"
         if seen:
@@ -79,9 +81,11 @@ def routing(material: Material, database: ProfileDatabase, profile: Profile, ana
         claims=tuple(claims),
         tables=tables,
         notes=(
-            "Favourite: the lower end of the 95 % interval, median over experts. Counts of tokens are kept by run, not by "
+            "Favourite: the lower end of the 95 % interval, median over experts. Counts of tokens are kept by "
+            "run, not by "
             "segment, so they cannot be halved. Clusters agree with a grouping if they are more than chance, if their "
-            "adjusted Rand index is above that of shuffled groups (q ≤ 0.05), and if it is so in each half of the data.",
+            "adjusted Rand index is above that of shuffled groups (q ≤ 0.05), and if it is so in each half of "
+            "the data.",
         ),
     )
 
@@ -96,7 +100,8 @@ def _nearby(analysis: RouterAnalysis) -> str:
             span = f"{min(one.rand_index for one in near):.2f} to {max(one.rand_index for one in near):.2f}"
             parts.append(
                 f"; without being clusters, rows that lie near each other serve the same {grouping} more often than "
-                f"shuffled ones in {len(near)} of {len(found)} layers, in both halves of the data (adjusted Rand index {span})"
+                f"shuffled ones in {len(near)} of {len(found)} layers, in both halves of the data (adjusted "
+                f"Rand index {span})"
             )
     return "".join(parts)
 

@@ -24,7 +24,7 @@ def partition(material: Material, by: SeparatedBy) -> Answer:
     names, groups = material.known(by), PLURALS[by]
     question = {
         "modality": "Are experts partitioned by modality, or do they blend?",
-        "domain": "Do domains of text have experts of their own?",
+        "domain": "Do domains have experts of their own?",
     }[by]
     notes = _left_out(material, by)
     if len(names) < 2:
@@ -164,7 +164,8 @@ def cross_modal(material: Material) -> Answer:
         claims=claims,
         notes=(
             "Cross-modal: above chance (q ≤ 0.05) in at least two modalities. Learnt from one half of the data, "
-            "measured in the other; the figures of each half are of the experts that the other half names. Chance: their "
+            "measured in the other; the figures of each half are of the experts that the other half names. "
+            "Chance: their "
             "share of all experts. Inputs in which tokens of another modality stand beside (such as those around a "
             "picture) are said to be mixed.",
             *_left_out(material, "modality"),

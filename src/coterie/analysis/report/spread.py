@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -24,6 +24,7 @@ from coterie.profiles import BankTable, Profile, expert_kinds, expert_load, gini
 from coterie.profiles.halves import FOLDS
 from coterie.profiles.load import TOP_SHARE
 from coterie.profiles.separation import SeparatedBy
+from coterie.spec import BankKey
 
 _LEAST_LAYERS = 3
 _LISTED = 12
@@ -59,10 +60,12 @@ def depth(material: Material) -> Answer:
     span = f"from {shown(min(values))} to {shown(max(values), 'bits')}"
     if claims[0].holds:
         way = "grows" if (trend.value or 0) > 0 else "falls"
-        answer = f"No: it {way} with depth, by {shown(abs(trend.value or 0), 'bits')} from the first third to the last ({span})."
+        size = shown(abs(trend.value or 0), "bits")
+        answer = f"No: it {way} with depth, by {size} from the first third of layers to the last ({span})."
     elif claims[1].holds:
         answer = (
-            f"No, though it neither grows nor falls with depth for sure: layers differ ({span}), and the same ones do in "
+            f"No, though it neither grows nor falls with depth for sure: layers differ ({span}), and the same "
+            f"ones do in "
             f"other parts of the data (correlation {shown(uneven.value)})."
         )
     elif trend.low is None:
@@ -123,9 +126,13 @@ def universal(material: Material) -> Answer:
     found = [one for one in kinds.experts if one.kind == "universal"]
     tokens, total = min(kinds.tokens.values()), len(kinds.experts)
     counts = kinds.counts
+    shares = {
+        "universal": counts["universal"] / total,
+        "specialists of some domain, and not universal": counts["specialist"] / total,
+    }
     claims = tuple(
-        claim_counted(f"share of experts that are {name}", counts[kind] / total, tokens=tokens, unit="%")
-        for kind, name in (("universal", "universal"), ("specialist", "specialists of some domain"))
+        claim_counted(f"share of experts that are {name}", share, tokens=tokens, unit="%")
+        for name, share in shares.items()
     )
     found.sort(key=lambda one: (-one.effective_domains, one.layer, one.expert_id))
     listed = ", ".join(f"{one.layer}:{one.expert_id}" for one in found[:_LISTED])
@@ -134,7 +141,7 @@ def universal(material: Material) -> Answer:
         f"{len(found)} of {total:,} experts are above chance in each of {len(kinds.tokens)} domains, in both halves of "
         f"the data: {listed}{more}."
         if found
-        else f"None of {total:,} experts is above chance in each of {len(kinds.tokens)} domains in both halves of the data."
+        else f"None of {total:,} experts is above chance in all {len(kinds.tokens)} domains in both halves of the data."
     )
     rows = tuple(
         (
@@ -145,7 +152,7 @@ def universal(material: Material) -> Answer:
         for one in found[:_LISTED]
     )
     table = Table(
-        title="Universal experts (LAYER:EXPERT), those that serve domains most alike first; share of each domain's tokens",
+        title="Universal experts (LAYER:EXPERT), the most even first: share of each domain's tokens",
         columns=("expert", "effective domains", *kinds.tokens),
         rows=rows,
     )
@@ -181,7 +188,8 @@ def load(material: Material) -> Answer:
     else:
         holds = "holds" if claims[2].holds else "does not hold"
         answer = (
-            f"The busiest 10 % of a layer's experts carry {shown(top.value, '%')} of its load (Gini {shown(uneven.value)}), "
+            f"The busiest 10 % of a layer's experts carry {shown(top.value, '%')} of its load (Gini "
+            f"{shown(uneven.value)}), "
             f"and it {holds} that they are the same experts in the other half of the data, where they carry "
             f"{shown(kept.value, '%')}."
         )
@@ -223,7 +231,7 @@ def _sizes(halves: tuple[Profile, Profile]) -> tuple[float | None, float | None,
     return size, size, size
 
 
-def _kept(profile: Profile, busiest: list[dict[object, Flags]]) -> float | None:
+def _kept(profile: Profile, busiest: Sequence[Mapping[BankKey, Flags]]) -> float | None:
     shares = []
     for table in profile.tables():
         for half in range(2):
@@ -277,8 +285,10 @@ def dominance(material: Material, trial: Trial | None) -> Answer:
         answer=f"{verdict or 'The data do not tell for sure'}: {', '.join(parts)}.",
         claims=tuple(claims),
         notes=(
-            "Effective experts: exp of the mean entropy of a token's gate weights scaled to 1. The first expert's share is "
-            "at least exp of minus that. A profile keeps no weights of single tokens: their distribution, and norms, are "
+            "Effective experts: exp of the mean entropy of a token's gate weights scaled to 1. The first "
+            "expert's share is "
+            "at least exp of minus that. A profile keeps no weights of single tokens: their distribution, and "
+            "norms, are "
             "of a short run of the model" + ("." if trial is not None else ", which takes a text (`--text`)."),
         ),
     )

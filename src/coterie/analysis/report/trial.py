@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from coterie.analysis.report.findings import Answer, Picture, claim_above, claim_described, shown
 from coterie.errors import UsageError
@@ -17,6 +16,7 @@ from coterie.profiles.inference import LEVEL, Floats, special_functions
 from coterie.spec import Event, ExpertsContributed, ExpertsSelected
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 TRIAL_TOKENS = 4096
@@ -90,7 +90,6 @@ def _largest_shares(values: Any) -> Floats:
     return shares
 
 
-@torch.inference_mode()
 def run_trial(model: PreTrainedModel, token_ids: Sequence[int], *, component: str, prefix: Sequence[int] = ()) -> Trial:
     """Reads a text with a model, in 16 windows, and measures what a profile does not keep.
 
@@ -104,6 +103,9 @@ def run_trial(model: PreTrainedModel, token_ids: Sequence[int], *, component: st
         UsageError: If there are too few tokens for two windows.
         CoterieError: As reading experts does.
     """
+    # Here, because most who ask this package do not run a model.
+    import torch
+
     ids = list(token_ids[:TRIAL_TOKENS])
     if len(ids) < 2 * _WINDOWS:
         raise UsageError(f"{len(ids)} tokens are too few for a trial.", advice="Give a longer text.", got=len(ids))
@@ -111,6 +113,7 @@ def run_trial(model: PreTrainedModel, token_ids: Sequence[int], *, component: st
     shares = _Shares(component)
     modules, why = attention_outputs(model)
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
         runtime.add_observer(shares)
         stack.callback(runtime.remove_observer, shares)
         meter = stack.enter_context(_measuring(modules))
@@ -159,6 +162,8 @@ def estimate_windows(values: Floats) -> Estimate:
 
 def attention_outputs(model: Any) -> tuple[dict[str, tuple[Any, int]], str]:
     """The projections that add up the heads of decoder layers: name → (module, heads); and why there are none."""
+    import torch
+
     found: dict[str, tuple[Any, int]] = {}
     for name, module in model.named_modules():
         projection, size = getattr(module, "o_proj", None), getattr(module, "head_dim", None)
@@ -175,6 +180,8 @@ def attention_outputs(model: Any) -> tuple[dict[str, tuple[Any, int]], str]:
 @contextmanager
 def _measuring(modules: dict[str, tuple[Any, int]]) -> Iterator[dict[str, list[list[Floats]]]]:
     """While it lasts, what passes each projection is measured: for each window, [T, H] norms of each call."""
+    import torch
+
     meter: dict[str, list[list[Floats]]] = {name: [] for name in modules}
     with ExitStack() as stack:
         for name, (projection, heads) in modules.items():
@@ -230,8 +237,9 @@ def attention(trial: Trial | None) -> Answer:
         claims=claims,
         pictures=(Picture(name="heads", title="Share of each head in its layer's head norms"),),
         notes=(
-            "A head's contribution is what it adds to the residual stream through its columns of o_proj; its norm, mean of "
-            "the tokens. Heads may cancel each other: norms tell of size, not of use. Heads are LAYER:HEAD.",
+            "A head's contribution is what it adds to the residual stream through its columns of o_proj; its "
+            "norm is the "
+            "mean over tokens. Heads may cancel each other: norms tell of size, not of use. Heads are LAYER:HEAD.",
         ),
     )
 
