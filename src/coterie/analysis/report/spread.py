@@ -18,7 +18,7 @@ from coterie.analysis.report.findings import (
     claim_described,
     shown,
 )
-from coterie.analysis.report.material import Flags, Material, divergences, mean
+from coterie.analysis.report.material import PLURALS, Flags, Material, divergences, mean
 from coterie.analysis.report.trial import Trial
 from coterie.profiles import BankTable, Profile, expert_kinds, expert_load, gini, jensen_shannon, top_share
 from coterie.profiles.halves import FOLDS
@@ -40,6 +40,12 @@ def depth(material: Material) -> Answer:
         return Answer(key="depth", question=question, answer=f"The data do not tell: {few}.")
     masks = material.masks(by)
     tokens = material.tokens_of(by)
+    found, chance = material.apart(by)
+    apart = claim_above(f"mean divergence of two {PLURALS[by]}", found, chance, tokens=tokens, unit="bits")
+    if not apart.holds:
+        # Noise differs between layers, too: how evenly they choose is enough for that.
+        answer = "Nothing is shown: divergences are not above noise in the whole and in both halves."
+        return Answer(key="depth", question=question, answer=answer, claims=(apart,))
     trend = material.stretches.estimate(lambda part: _late_less_early(part, masks))
     uneven = material.stretches.estimate(lambda part: _alikeness(part, masks), least=-1, most=1)
     claims = (
