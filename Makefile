@@ -12,7 +12,7 @@ OLDEST ?= .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest check fix docs lock bench clean
+.PHONY: help install demo test test-matrix test-slow test-oldest check fix docs report lock bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -66,6 +66,10 @@ fix: $(STAMP) ## Mend formatting and what lint can mend by itself
 
 docs: $(STAMP) ## Write the generated docs anew
 	$(BIN)/python scripts/docs.py
+
+report: $(STAMP) ## Record the bundled model on MATERIAL=FOLDER and write docs/report anew
+	@test -n "$(MATERIAL)" || { echo "Say where texts, sounds and pictures are: make report MATERIAL=FOLDER" >&2; exit 1; }
+	$(BIN)/python scripts/report.py $(MATERIAL)
 
 lock: $(STAMP) ## Write requirements.lock from what is installed in .venv
 	$(BIN)/python scripts/lock.py

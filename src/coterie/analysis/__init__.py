@@ -1,4 +1,4 @@
-"""What routers look like without any data, and pictures of what profiles and traces say.
+"""What routers look like without any data, and pictures and reports of what profiles and traces say.
 
 :func:`examine_routers` reads the matrices of a model's routers and says what their geometry shows; the functions that
 end in ``_figure`` give Matplotlib figures, drawn without pyplot, and :func:`render` makes files of them. It takes the
@@ -28,29 +28,55 @@ from coterie.analysis.plots import (
     residency_figure,
     separation_figure,
 )
+from coterie.analysis.report import (
+    Answer,
+    Claim,
+    Heads,
+    Picture,
+    Report,
+    ReportPages,
+    Table,
+    Trial,
+    html_page,
+    make_report,
+    markdown_page,
+    run_trial,
+)
 from coterie.analysis.spectrum import effective_rank
 
 __all__ = [
     "Agreement",
+    "Answer",
+    "Claim",
     "Coactivation",
     "Grouping",
+    "Heads",
     "LayerOverlap",
     "Neighbour",
     "Neighbourhood",
+    "Picture",
     "PictureFormat",
+    "Report",
+    "ReportPages",
     "RouterAnalysis",
     "RouterLayer",
     "RouterMatrix",
     "Routers",
+    "Table",
+    "Trial",
     "UnsupportedRouter",
     "activation_figure",
     "coactivation_figure",
     "effective_rank",
     "examine_routers",
+    "html_page",
     "load_figure",
+    "make_report",
+    "markdown_page",
     "nearest_experts",
     "picture_format",
     "render",
     "residency_figure",
+    "run_trial",
     "separation_figure",
 ]

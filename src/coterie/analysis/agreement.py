@@ -33,6 +33,11 @@ class Match:
     rand_index: float
     chance: Floats
 
+    @property
+    def p_value(self) -> float:
+        """How often shuffled groups agree as well, this layer by itself."""
+        return float((1 + (self.chance >= self.rand_index - 1e-9).sum()) / (1 + len(self.chance)))
+
 
 def dominant_groups(profile: Profile, table: BankTable, grouping: Grouping) -> tuple[Sequence[str], Labels]:
     """The modality, or domain, whose tokens select each expert the most.

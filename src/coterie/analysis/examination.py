@@ -25,7 +25,7 @@ from coterie.analysis.neighbours import nearest_experts
 from coterie.analysis.significance import pooled_p_values
 from coterie.analysis.spectrum import Reading, effective_rank, overlap, random_effective_rank, random_overlaps
 from coterie.errors import ProfileIdentityError, UnsupportedError, UsageError
-from coterie.profiles import Profile
+from coterie.profiles import Profile, profile_halves
 from coterie.profiles.inference import ALPHA, false_discovery_rates
 from coterie.profiles.specialisation import figure
 from coterie.spec import BankKey, parse_ranges
@@ -46,6 +46,7 @@ class _Examined:
     effective_rank: float
     clustering: Clustering | None
     matches: dict[Grouping, Match]
+    replicated: frozenset[Grouping]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +106,14 @@ def examine_routers(
     chosen = _chosen(routers, layers)
     asked = None if expert is None else _expert_bank(routers, expert)
     found = _profile_of(routers, profile)
+    halves = () if found is None else profile_halves(found)
     examined: list[_Examined] = []
     pairs: list[_Pair] = []
     last: dict[tuple[str, str], tuple[BankKey, Reading]] = {}
     for index, key in enumerate(chosen):
         matrix = routers.read(key)
         generator = _generator(seed, key)
-        examined.append(_examine(matrix, found, generator, clusters, draws))
+        examined.append(_examine(matrix, found, halves, generator, clusters, draws))
         reading = Reading.of(matrix.rows)
         before = last.get((key.component, key.bank))
         if before is not None and before[1].width == reading.width:
@@ -121,7 +123,7 @@ def examine_routers(
         if progress is not None:
             progress(index + 1, len(chosen))
     results = _layers(examined, seed)
-    agreements = _agreements(examined)
+    agreements = _agreements(examined, results)
     return RouterAnalysis(
         answer=answer(results, agreements, groupings=() if found is None else GROUPINGS),
         model=routers.name,
@@ -188,7 +190,12 @@ def _generator(seed: int, key: BankKey) -> np.random.Generator:
 
 
 def _examine(
-    matrix: RouterMatrix, profile: Profile | None, generator: np.random.Generator, clusters: int | None, draws: int
+    matrix: RouterMatrix,
+    profile: Profile | None,
+    halves: Sequence[Profile],
+    generator: np.random.Generator,
+    clusters: int | None,
+    draws: int,
 ) -> _Examined:
     experts = len(matrix.rows)
     if clusters is not None and not 2 <= clusters <= experts - 1:
@@ -197,15 +204,17 @@ def _examine(
         )
     clustering = None
     matches: dict[Grouping, Match] = {}
+    replicated: set[Grouping] = set()
     if experts >= LEAST_EXPERTS:
         clustering = cluster_rows(matrix.rows, generator, number=clusters, draws=draws)
-        table = None if profile is None else profile.banks.get(matrix.bank)
-        if profile is not None and table is not None:
-            for grouping in GROUPINGS:
-                names, dominant = dominant_groups(profile, table, grouping)
-                match = match_groups(clustering.labels, names, dominant, generator, _SHUFFLES)
-                if match is not None:
-                    matches[grouping] = match
+        for grouping in () if profile is None else GROUPINGS:
+            whole, *parts = (
+                _match(clustering, part, matrix.bank, grouping, generator) for part in (profile, *halves) if part
+            )
+            if whole is not None:
+                matches[grouping] = whole
+                if all(part is not None and part.p_value <= ALPHA for part in parts):
+                    replicated.add(grouping)
     return _Examined(
         bank=matrix.bank,
         tensor=matrix.tensor,
@@ -213,7 +222,18 @@ def _examine(
         effective_rank=effective_rank(matrix.rows),
         clustering=clustering,
         matches=matches,
+        replicated=frozenset(replicated),
     )
+
+
+def _match(
+    clustering: Clustering, profile: Profile, bank: BankKey, grouping: Grouping, generator: np.random.Generator
+) -> Match | None:
+    table = profile.banks.get(bank)
+    if table is None:
+        return None
+    names, dominant = dominant_groups(profile, table, grouping)
+    return match_groups(clustering.labels, names, dominant, generator, _SHUFFLES)
 
 
 def _layers(examined: list[_Examined], seed: int) -> tuple[RouterLayer, ...]:
@@ -241,25 +261,27 @@ def _layers(examined: list[_Examined], seed: int) -> tuple[RouterLayer, ...]:
     )
 
 
-def _agreements(examined: list[_Examined]) -> tuple[Agreement, ...]:
+def _agreements(examined: list[_Examined], layers: tuple[RouterLayer, ...]) -> tuple[Agreement, ...]:
     """Those of each grouping in turn; corrected for all of them together."""
+    clustered = {BankKey(layer.component, layer.layer, layer.bank) for layer in layers if layer.clustered}
     matched = [
-        [(one.bank, grouping, one.matches[grouping]) for one in examined if grouping in one.matches]
+        [(one, grouping, one.matches[grouping]) for one in examined if grouping in one.matches]
         for grouping in GROUPINGS
     ]
     p_values = np.concatenate([_p_values([(match.rand_index, match.chance) for *_, match in one]) for one in matched])
     q_values = false_discovery_rates(p_values)
     return tuple(
         Agreement(
-            **bank._asdict(),
+            **one.bank._asdict(),
             grouping=grouping,
             groups=match.groups,
             rand_index=match.rand_index,
             p_value=figure(p_value),
             q_value=figure(q_value),
-            agrees=bool(q_value <= ALPHA),
+            replicated=grouping in one.replicated,
+            agrees=bool(one.bank in clustered and q_value <= ALPHA and grouping in one.replicated),
         )
-        for (bank, grouping, match), p_value, q_value in zip(chain(*matched), p_values, q_values, strict=True)
+        for (one, grouping, match), p_value, q_value in zip(chain(*matched), p_values, q_values, strict=True)
     )
 
 

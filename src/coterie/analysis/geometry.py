@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from coterie.analysis.agreement import Grouping
 from coterie.analysis.neighbours import Neighbour
-from coterie.profiles.inference import ALPHA
 
 ROUTERS_SCHEMA_VERSION = 1
 
@@ -88,7 +87,8 @@ class Agreement:
         rand_index: Adjusted Rand index: 1 for equal partitions, 0 on average for unrelated ones.
         p_value: Of `unrelated`, by shuffling the groups.
         q_value: The same corrected for all layers and both groupings (Benjamini & Hochberg).
-        agrees: Whether q ≤ 0.05.
+        replicated: Whether it shows in each half of the profile by itself, at p ≤ 0.05.
+        agrees: Whether all of it holds: the rows form clusters that are more than chance, q ≤ 0.05, and replicated.
     """
 
     component: str
@@ -99,6 +99,7 @@ class Agreement:
     rand_index: float
     p_value: float | None
     q_value: float | None
+    replicated: bool
     agrees: bool
 
 
@@ -193,7 +194,7 @@ def _agreement(grouping: Grouping, agreements: tuple[Agreement, ...]) -> str:
         return f"the profile has no two {_PLURALS[grouping]} whose experts could be told apart"
     agreeing = [one.rand_index for one in found if one.agrees]
     if not agreeing:
-        return f"they show nothing of the recorded {_PLURALS[grouping]} (q > {ALPHA} in all of {len(found)} layers)"
+        return f"they show nothing of the recorded {_PLURALS[grouping]} (in none of {len(found)} layers)"
     span = f"{min(agreeing):.2f}" + (f" to {max(agreeing):.2f}" if len(agreeing) > 1 else "")
     return (
         f"they show the recorded {_PLURALS[grouping]} in {len(agreeing)} of {len(found)} (adjusted Rand index {span})"

@@ -46,6 +46,7 @@ COMMANDS = (
     CommandEntry("experts", "coterie.cli.experts", "Ask a profile which experts do what."),
     CommandEntry("routers", "coterie.cli.routers", "Show what the geometry of a model's routers says, without data."),
     CommandEntry("plot", "coterie.cli.plot", "Draw pictures of profiles and recorded routing."),
+    CommandEntry("report", "coterie.cli.report", "Answer on one page what a model's experts do, from a profile."),
     CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, or remove one."),
 )
 """In the order in which `coterie --help` shows them: from the first thing a newcomer does to the last."""

@@ -95,6 +95,17 @@ def record(
             "--vocabulary", min=0, metavar="N", help="Input tokens kept per expert; 0 keeps no trace of what was read."
         ),
     ] = 64,
+    segment_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--segment-tokens",
+            min=1,
+            metavar="TOKENS",
+            show_default=False,
+            help="Tokens of a segment, of which any finding takes four. Default: 1024. Fewer where there are few "
+            "sounds or pictures.",
+        ),
+    ] = None,
     several_models: Annotated[
         bool, typer.Option("--several-models", help="Allow a profile that is about other models, too.")
     ] = False,
@@ -148,6 +159,7 @@ def record(
                 limit=max_tokens_per_file,
                 contributions=contributions,
                 vocabulary=vocabulary,
+                segment_tokens=segment_tokens,
                 several_models=several_models,
                 should_stop=pressed,
                 progress=progress,

@@ -190,6 +190,7 @@ class Runtime:
         resume: bool = False,
         several_models: bool = False,
         boundaries: bool = True,
+        segment_tokens: int | None = None,
     ) -> Iterator[ProfileRecorder]:
         """Records what every expert does, of all that runs inside the context, into a profile.
 
@@ -205,6 +206,8 @@ class Runtime:
             resume: Go on with the latest run of this model under this label, if there is one.
             several_models: Allow a profile that is about other models, too.
             boundaries: As for :class:`~coterie.engine.profiling.ProfileRecorder`.
+            segment_tokens: Tokens after which a segment ends. Default: 1,024. Fewer where little is recorded of a
+                modality or domain: what is said of it takes four segments at least.
 
         Raises:
             UsageError: If the domain's name cannot be, or a run to go on with had other banks.
@@ -216,14 +219,19 @@ class Runtime:
         from coterie.engine.profiling import ProfileRecorder
         from coterie.profiles import ProfileDatabase, Recording
         from coterie.profiles.facts import check_group
+        from coterie.profiles.recording import SEGMENT_TOKENS
 
         check_group("text", domain, "prompt")
+        if segment_tokens is not None and segment_tokens < 1:
+            raise UsageError("A segment has at least one token.", got=segment_tokens)
         shapes = bank_shapes(self.expert_banks, self.experts_per_token)
         roles = {bank.component: token_roles(self.source.config, bank.component) for bank in self.banks}
         with ExitStack() as stack:
             database = stack.enter_context(ProfileDatabase(where, create=True))
             run = run_of(self.source, shapes, database, label=label, resume=resume, several_models=several_models)
-            recording = stack.enter_context(Recording(database, run, vocabulary=vocabulary))
+            recording = stack.enter_context(
+                Recording(database, run, segment_tokens=segment_tokens or SEGMENT_TOKENS, vocabulary=vocabulary)
+            )
             recorder = ProfileRecorder(
                 recording, roles, domain=domain, contributions=contributions, boundaries=boundaries
             )

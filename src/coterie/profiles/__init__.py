@@ -23,6 +23,7 @@ from coterie.profiles.facts import (
     Vocabulary,
     join_segments,
 )
+from coterie.profiles.halves import Estimate, Statistic, Stretches, profile_halves
 from coterie.profiles.kinds import ExpertKind, Kinds, expert_kinds
 from coterie.profiles.load import LayerLoad, Load, expert_load, gini, lorenz_curve, top_share
 from coterie.profiles.location import Location, locate
@@ -46,6 +47,7 @@ __all__ = [
     "BankTable",
     "BankUsage",
     "Contrast",
+    "Estimate",
     "ExpectedUse",
     "ExpertCard",
     "ExpertDifference",
@@ -78,6 +80,8 @@ __all__ = [
     "SpareExpert",
     "Sparing",
     "Specialisation",
+    "Statistic",
+    "Stretches",
     "TokenCounts",
     "TokenPhase",
     "Trust",
@@ -95,6 +99,7 @@ __all__ = [
     "locate",
     "lorenz_curve",
     "merge",
+    "profile_halves",
     "rank_experts",
     "resumable",
     "separation",

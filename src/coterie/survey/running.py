@@ -68,6 +68,7 @@ def survey(
     limit: int | None = None,
     contributions: bool = True,
     vocabulary: int = 64,
+    segment_tokens: int | None = None,
     several_models: bool = False,
     should_stop: Callable[[], bool] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -88,6 +89,7 @@ def survey(
         limit: The most tokens of each text.
         contributions: Measure what experts add to their layers' output.
         vocabulary: Tokens kept per expert; 0 counts no token ids.
+        segment_tokens: Tokens after which a segment of the profile ends, between windows and files. Default: 1,024.
         several_models: Allow a profile that is about other models, too.
         should_stop: Asked between windows and files.
         progress: Told the bytes of files that are done since it was last called, earlier surveys' included.
@@ -111,6 +113,7 @@ def survey(
         label=label,
         contributions=contributions,
         vocabulary=vocabulary,
+        segment_tokens=segment_tokens,
         resume=True,
         several_models=several_models,
         boundaries=False,

@@ -1,0 +1,131 @@
+"""`coterie report`: one page of answers about a model's experts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coterie.cli import options as shared
+from coterie.cli.console import layer_progress, print_json, print_note, results
+from coterie.cli.files import write_bytes_file, write_text_file
+from coterie.cli.generation_options import QuietOption
+from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.errors import UsageError
+
+if TYPE_CHECKING:
+    from coterie.analysis import ReportPages, Trial
+
+
+def command(
+    model: shared.ModelArgument,
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile",
+            metavar="PROFILE",
+            show_default=False,
+            help="A profile of the model: a file, or postgresql://USER@HOST/DATABASE.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            file_okay=False,
+            metavar="DIR",
+            show_default=False,
+            help="Where report.md, report.html, report.json and the pictures go; made if it is not there.",
+        ),
+    ],
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            show_default=False,
+            help="UTF-8 text for the model to read (4,096 tokens at most): weights within a token, attention heads.",
+        ),
+    ] = None,
+    component: shared.ComponentOption = None,
+    memory: shared.MemoryOption = None,
+    expert_memory: shared.ExpertMemoryOption = None,
+    revision: shared.RevisionOption = None,
+    offline: shared.OfflineOption = False,
+    threads: shared.ThreadsOption = None,
+    as_json: shared.JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Answers from a profile what a model's experts do, with figures, intervals and second-half replication.
+
+    Are experts partitioned by modality? Does the router see tokens? Is one expert dominant? What is universal, what
+    carries the load? Each answer is computed from the data, which may not tell. The same profile gives the same pages.
+    """
+    _check(output)
+    import_engine(quiet=quiet or as_json)
+    from coterie.analysis import make_report
+
+    trial = None
+    if text is not None:
+        options = OpenOptions(
+            memory=memory,
+            expert_memory=expert_memory,
+            component=component,
+            revision=revision,
+            offline=offline,
+            threads=threads,
+        )
+        trial = _trial(model, text, options, quiet=quiet or as_json)
+    with layer_progress("Answering") as progress:
+        pages = make_report(
+            model, profile, component=component, trial=trial, revision=revision, offline=offline, progress=progress
+        )
+    _write(pages, output)
+    if as_json:
+        print_json(pages.report)
+        return
+    for answer in pages.report.answers:
+        results().print(f"{answer.question}\n  {answer.answer}\n", markup=False, highlight=False)
+    print_note(f"Wrote {output / 'report.md'} and {output / 'report.html'}.")
+
+
+def _trial(model: str, text: Path, options: OpenOptions, *, quiet: bool) -> Trial:
+    from coterie.analysis import run_trial
+    from coterie.evaluate.texts import beginning, read_text, token_ids
+
+    with open_model(model, options, quiet=quiet) as opened:
+        tokenizer = opened.processors.tokenizer
+        components = sorted({bank.component for bank in opened.runtime.banks})
+        return run_trial(
+            opened.model,
+            token_ids(tokenizer, read_text(text)),
+            component=options.component or components[0],
+            prefix=beginning(tokenizer),
+        )
+
+
+def _check(output: Path) -> None:
+    """Finds before any work is done that pages cannot be written."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".report.partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}.", path=output) from error
+
+
+def _write(pages: ReportPages, output: Path) -> None:
+    from coterie.analysis import html_page, markdown_page
+
+    for name, data in pages.pictures.items():
+        write_bytes_file(output / f"{name}.svg", [data])
+    write_text_file(output / "report.json", [json.dumps(asdict(pages.report), indent=2, ensure_ascii=False)])
+    write_bytes_file(output / "report.md", [markdown_page(pages.report).encode()])
+    write_bytes_file(output / "report.html", [html_page(pages.report, pages.pictures).encode()])
