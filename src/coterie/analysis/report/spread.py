@@ -76,7 +76,7 @@ def depth(material: Material) -> Answer:
     elif trend.low is None:
         answer = "The data do not tell: there are too few segments."
     else:
-        answer = f"A difference between layers is not shown: divergences of {by}s are {span}."
+        answer = f"A difference between layers is not shown: in divergence by {by}, {span}."
     return Answer(
         key="depth",
         question=question,
