@@ -32,7 +32,7 @@ def test_every_token_is_in_one_half_and_in_one_stretch(tmp_path):
             whole = getattr(table, name).sum(axis=0)
             assert getattr(together, name).sum(axis=0) == pytest.approx(whole)
             assert sum(getattr(half.banks[key], name).sum(axis=0) for half in (first, second)) == pytest.approx(whole)
-    for half, other in zip(stretches.halves(), (first, second), strict=True):
+    for half, other in zip(stretches.halves, (first, second), strict=True):
         assert abs(half.tokens - other.tokens) <= 3 * 64
 
 

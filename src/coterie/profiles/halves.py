@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ class Stretches:
         self.profile = Profile(profile.runs, [(0, number) for number in range(STRETCHES)], profile.groups, banks)
         self._numbers = np.broadcast_to(np.arange(STRETCHES), (len(profile.groups), STRETCHES))
 
+    @cached_property
     def halves(self) -> tuple[Profile, Profile]:
         """Stretches 0 to 15, and 16 to 31."""
         half = self._numbers // FOLDS
@@ -104,7 +106,7 @@ class Stretches:
             most: The largest.
         """
         value = statistic(self.profile)
-        first, second = (statistic(half) if half.banks else None for half in self.halves())
+        first, second = (statistic(half) if half.banks else None for half in self.halves)
         low = high = None
         if value is not None and len({part for table in self.profile.banks.values() for part in table.segments}) > 3:
             left = [statistic(_only(self.profile, self._numbers // 2 != fold)) for fold in range(FOLDS)]

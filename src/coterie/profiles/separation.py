@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from coterie.errors import UsageError
 from coterie.profiles.contrast import jensen_shannon
 from coterie.profiles.inference import Sample
-from coterie.profiles.profile import Profile
+from coterie.profiles.profile import BankTable, Profile
 
 SEPARATION_SCHEMA_VERSION = 1
 
@@ -94,30 +98,40 @@ def separation(
     layers: list[LayerSeparation] = []
     tokens = dict.fromkeys(names, 0)
     for table in profile.tables(component):
-        samples = {name: table.sample(table.rows(mask)) for name, mask in masks.items()}
-        samples = {name: sample for name, sample in samples.items() if sample.total}
-        floors = {name: _halves_apart(sample) for name, sample in samples.items()}
+        samples = group_samples(table, masks)
+        floors = {name: halves_apart(sample) for name, sample in samples.items()}
         tokens.update({name: max(tokens[name], round(sample.total)) for name, sample in samples.items()})
         layers += [
             LayerSeparation(
                 **table.shape.bank._asdict(),
                 first=first,
                 second=second,
-                divergence=jensen_shannon(samples[first].hits.sum(axis=0), samples[second].hits.sum(axis=0)),
-                floor=_larger(floors[first], floors[second]),
+                divergence=samples_apart(samples[first], samples[second]),
+                floor=larger(floors[first], floors[second]),
             )
             for first, second in combinations(samples, 2)
         ]
     return Separation(model=profile.model, identity=profile.identity, by=by, tokens=tokens, layers=tuple(layers))
 
 
-def _larger(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else max(first, second)
+def group_samples(table: BankTable, masks: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, Sample]:
+    """Name → the tokens of its groups in a bank; those that have none are left out."""
+    samples = {name: table.sample(table.rows(mask)) for name, mask in masks.items()}
+    return {name: sample for name, sample in samples.items() if sample.total}
 
 
-def _halves_apart(sample: Sample) -> float | None:
+def samples_apart(first: Sample, second: Sample) -> float:
+    """Divergence of two samples' activations over experts, in bits."""
+    return jensen_shannon(first.hits.sum(axis=0), second.hits.sum(axis=0))
+
+
+def halves_apart(sample: Sample) -> float | None:
     """Divergence of two halves of a sample; None for fewer than two blocks."""
     if sample.blocks < 2:
         return None
-    one, two = sample.halves(alternating=True)
-    return jensen_shannon(one.hits.sum(axis=0), two.hits.sum(axis=0))
+    return samples_apart(*sample.halves(alternating=True))
+
+
+def larger(first: float | None, second: float | None) -> float | None:
+    """The floor of a pair; None if one is not known."""
+    return None if first is None or second is None else max(first, second)

@@ -15,7 +15,7 @@ from coterie.analysis.plots import activation_figure, load_figure, render, separ
 from coterie.analysis.plots.canvas import LINES, Shading, draw_map, new_figure, number_ticks, style
 from coterie.analysis.plots.selection import bank_labels, component_tables
 from coterie.analysis.report.findings import Answer, Report
-from coterie.analysis.report.material import PLURALS, Material, divergences
+from coterie.analysis.report.material import PLURALS, Material, divergences, floors
 from coterie.analysis.report.routing import routing
 from coterie.analysis.report.separation import cross_modal, partition
 from coterie.analysis.report.spread import depth, dominance, load, universal
@@ -140,20 +140,18 @@ def _depth_figure(material: Material) -> Figure:
     for by, (color, line, marker) in zip(PLURALS, LINES, strict=False):
         if len(material.known(by)) < 2:
             continue
-        layers = divergences(material.stretches.profile, material.masks(by))
-        known = [(place, one) for place, one in enumerate(layers) if one is not None]
+        profile, masks = material.stretches.profile, material.masks(by)
         axes.plot(
-            [place for place, _ in known],
-            [one.divergence for _, one in known],
+            *_known(divergences(profile, masks)),
             color=color,
             linestyle=line,
             marker=marker,
             label=f"{PLURALS[by]}, mean of all pairs",
         )
-        floors = [(place, one.floor) for place, one in known if one.floor is not None]
-        if floors:
+        noise = _known(floors(profile, masks))
+        if noise[0]:
             axes.plot(
-                *zip(*floors, strict=True),
+                *noise,
                 color=color,
                 linestyle="none",
                 marker=marker,
@@ -167,6 +165,12 @@ def _depth_figure(material: Material) -> Figure:
     number_ticks(axes, "x", bank_labels([table.shape.bank for table in material.profile.tables()]))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _known(values: list[float | None]) -> tuple[list[int], list[float]]:
+    """Places of layers, and what is known of them."""
+    known = [(place, value) for place, value in enumerate(values) if value is not None]
+    return [place for place, _ in known], [value for _, value in known]
 
 
 @style()

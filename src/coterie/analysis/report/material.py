@@ -9,22 +9,14 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from coterie.profiles import BankTable, Estimate, Profile, Stretches, jensen_shannon, profile_halves
+from coterie.profiles import Estimate, Profile, Stretches, profile_halves
 from coterie.profiles.halves import group_segments
 from coterie.profiles.inference import LEAST_BLOCKS, Floats
-from coterie.profiles.separation import SeparatedBy
+from coterie.profiles.separation import SeparatedBy, group_samples, halves_apart, larger, samples_apart
 from coterie.profiles.specialisation import Specialisation, specialisation
 
 Flags = npt.NDArray[np.bool_]
 PLURALS: dict[SeparatedBy, str] = {"modality": "modalities", "domain": "domains"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Apart:
-    """How far apart groups of tokens are in one bank, mean of all pairs of groups, in bits; floor: of two halves."""
-
-    divergence: float
-    floor: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +89,7 @@ class Material:
     def apart(self, by: SeparatedBy) -> tuple[Estimate, tuple[float | None, float | None, float | None]]:
         """Mean over layers of how far groups are apart, and the floor: of the whole, of each half."""
         masks = self.masks(by)
-        parts = (self.stretches.profile, *self.stretches.halves())
+        parts = (self.stretches.profile, *self.stretches.halves)
         whole, first, second = (mean_floor(part, masks) for part in parts)
         return self.stretches.estimate(lambda part: mean_divergence(part, masks), least=0, most=1), (
             whole,
@@ -117,41 +109,39 @@ def named(profile: Profile, by: SeparatedBy, name: str) -> Flags:
     return np.array([getattr(group, by) == name for group in profile.groups], dtype=np.bool_)
 
 
-def apart_in(table: BankTable, masks: dict[str, Flags]) -> Apart | None:
-    """How far groups of tokens are apart in a bank; None if fewer than two have tokens."""
-    samples = [table.sample(table.rows(mask)) for mask in masks.values()]
-    samples = [sample for sample in samples if sample.total]
-    if len(samples) < 2:
-        return None
-    sums = [sample.hits.sum(axis=0) for sample in samples]
-    floors: list[float] = []
-    for sample in samples:
-        if sample.blocks >= 2:
-            one, two = sample.halves(alternating=True)
-            floors.append(jensen_shannon(one.hits.sum(axis=0), two.hits.sum(axis=0)))
-    # The larger floor of each pair, as the pictures have it.
-    known = len(floors) == len(samples)
-    floor = float(np.mean([max(pair) for pair in combinations(floors, 2)])) if known else None
-    return Apart(divergence=float(np.mean([jensen_shannon(*pair) for pair in combinations(sums, 2)])), floor=floor)
+def divergences(profile: Profile, masks: dict[str, Flags]) -> list[float | None]:
+    """Of each bank, how far apart groups of tokens are, mean of all pairs, in bits; None if fewer than two have any."""
+    return [
+        mean([samples_apart(*pair) for pair in combinations(group_samples(table, masks).values(), 2)])
+        for table in profile.tables()
+    ]
 
 
-def divergences(profile: Profile, masks: dict[str, Flags]) -> list[Apart | None]:
-    """Of each bank."""
-    return [apart_in(table, masks) for table in profile.tables()]
+def floors(profile: Profile, masks: dict[str, Flags]) -> list[float | None]:
+    """Of each bank, the same between halves of the same groups: what noise gives; None if that is not known."""
+    found = []
+    for table in profile.tables():
+        alone = [halves_apart(sample) for sample in group_samples(table, masks).values()]
+        # The larger floor of each pair, as the pictures have it.
+        pairs = [larger(*pair) for pair in combinations(alone, 2)]
+        known = [pair for pair in pairs if pair is not None]
+        found.append(mean(known) if len(known) == len(pairs) else None)
+    return found
 
 
 def mean_divergence(profile: Profile, masks: dict[str, Flags]) -> float | None:
     """Mean over banks; None if groups that are asked about have no tokens."""
     if len(masks) < 2 or not all(_there(profile, mask) for mask in masks.values()):
         return None
-    return mean([one.divergence for one in divergences(profile, masks) if one is not None])
+    return mean([one for one in divergences(profile, masks) if one is not None])
 
 
 def mean_floor(profile: Profile, masks: dict[str, Flags]) -> float | None:
-    """Mean over banks of the floors; None if any is not known."""
-    found = [one for one in divergences(profile, masks) if one is not None]
-    floors = [one.floor for one in found if one.floor is not None]
-    return mean(floors) if len(floors) == len(found) else None
+    """Mean over the banks that have a divergence of their floors; None if any is not known."""
+    pairs = zip(divergences(profile, masks), floors(profile, masks), strict=True)
+    found = [floor for divergence, floor in pairs if divergence is not None]
+    known = [floor for floor in found if floor is not None]
+    return mean(known) if len(known) == len(found) else None
 
 
 def _there(profile: Profile, mask: Flags) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 
 from coterie.analysis.plots.selection import bank_labels
 from coterie.analysis.report.findings import Answer, Claim, Picture, Table, claim_above, claim_counted, shown
-from coterie.analysis.report.material import PLURALS, Flags, Material, divergences, mean
+from coterie.analysis.report.material import PLURALS, Flags, Material, divergences, floors, mean
 from coterie.profiles import Profile
 from coterie.profiles.halves import FOLDS
 from coterie.profiles.inference import ALPHA
@@ -88,17 +88,18 @@ def _sentence(by: SeparatedBy, claims: tuple[Claim, ...], total: int) -> str:
 
 
 def _by_layer(material: Material, by: SeparatedBy, results: dict[str, list[Specialisation]]) -> Table:
-    apart = divergences(material.stretches.profile, material.masks(by))
+    profile, masks = material.stretches.profile, material.masks(by)
+    apart = zip(divergences(profile, masks), floors(profile, masks), strict=True)
     labels = bank_labels([table.shape.bank for table in material.profile.tables()])
     by_bank = {name: {one.shape.bank: int(one.specialists.sum()) for one in banks} for name, banks in results.items()}
     rows = [
         (
             label,
-            shown(None if one is None else one.divergence),
-            shown(None if one is None else one.floor),
+            shown(divergence),
+            shown(floor),
             *(str(counts.get(table.shape.bank, 0)) for counts in by_bank.values()),
         )
-        for label, one, table in zip(labels, apart, material.profile.tables(), strict=True)
+        for label, (divergence, floor), table in zip(labels, apart, material.profile.tables(), strict=True)
     ]
     return Table(
         title="By layer: divergence in bits, noise floor, and how many experts are specialists",

@@ -62,7 +62,7 @@ def depth(material: Material) -> Answer:
         ),
     )
     layers = divergences(material.stretches.profile, masks)
-    values = [one.divergence for one in layers if one is not None]
+    values = [one for one in layers if one is not None]
     span = f"layers lie between {shown(min(values))} and {shown(max(values), 'bits')}"
     if claims[0].holds:
         way = "grows" if (trend.value or 0) > 0 else "falls"
@@ -87,7 +87,7 @@ def depth(material: Material) -> Answer:
 
 
 def _layer_values(profile: Profile, masks: dict[str, Flags]) -> list[float] | None:
-    found = [one.divergence for one in divergences(profile, masks) if one is not None]
+    found = [one for one in divergences(profile, masks) if one is not None]
     return found if len(found) == len(profile.banks) >= _LEAST_LAYERS else None
 
 
@@ -176,7 +176,7 @@ def load(material: Material) -> Answer:
     stretches = material.stretches
     top = stretches.estimate(lambda part: _mean_over(part, lambda hits: top_share(hits, TOP_SHARE)), least=0, most=1)
     uneven = stretches.estimate(lambda part: _mean_over(part, gini), least=0, most=1)
-    halves = stretches.halves()
+    halves = stretches.halves
     busiest = [{table.shape.bank: _busiest(table) for table in half.tables()} for half in halves]
     kept = stretches.estimate(lambda part: _kept(part, busiest), least=0, most=1)
     even = (TOP_SHARE,) * 3
