@@ -13,67 +13,24 @@ model in the package serves, whose steps are so short that the share is an upper
 
 from __future__ import annotations
 
-import random
-import statistics
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from harness.machine import wait_until_quiet
 from harness.options import options
-from harness.paired import Timings
 from harness.report import Report
+from harness.watched_steps import COLUMNS, NONE, WatchedSteps, add_rows, require_cheap
 
 MOST = 0.05
 CAPACITY = "100%"
 
 
-class Stepper:
-    """Decodes one sequence token by token.
-
-    Args:
-        model: The open model.
-        prompt: Tokens to begin with.
-    """
-
-    def __init__(self, model: Any, prompt: int) -> None:
-        import torch
-
-        self.model = model
-        self._vocabulary = model.config.get_text_config().vocab_size
-        self._draw = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            out = model(input_ids=self._ids(prompt), use_cache=True)
-        self._cache = out.past_key_values
-
-    def _ids(self, count: int) -> Any:
-        import torch
-
-        # Drawn, not greedy: random models fall into loops of few experts. Below what special tokens take.
-        return torch.randint(16, self._vocabulary * 9 // 10, (1, count), generator=self._draw)
-
-    def step(self, recorder: Any) -> float:
-        """Seconds of one decode step with a recorder, or None for none."""
-        import torch
-
-        ids = self._ids(1)
-        if recorder is not None:
-            self.model.coterie.add_observer(recorder)
-        began = time.perf_counter()
-        with torch.no_grad():
-            self.model(input_ids=ids, past_key_values=self._cache, use_cache=True)
-        took = time.perf_counter() - began
-        if recorder is not None:
-            self.model.coterie.remove_observer(recorder)
-        return took
-
-
 def recorders(model: Any, folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Kinds of recorders by name, each with a profile of its own; none first."""
-    found: dict[str, Any] = {"none": None}
+    found: dict[str, Any] = {NONE: None}
     for name, contributions in (("routing", False), ("with contributions", True)):
         context = model.coterie.record_profile(folder / f"{name}.db", contributions=contributions)
         found[name] = stack.enter_context(context)
@@ -103,40 +60,20 @@ def main() -> int:
     )
     rounds = given.rounds or (20 if given.quick else 300)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        stepper = Stepper(model, prompt=32)
-        kinds = recorders(model, Path(folder), stack)
-        for _ in range(max(10, rounds // 5)):
-            stepper.step(None)  # until what it asks for is resident
-        taken: dict[str, list[float]] = {name: [] for name in kinds}
-        shuffle = random.Random(0)
-        for _ in range(rounds):
-            for name in shuffle.sample(list(kinds), len(kinds)):
-                taken[name].append(stepper.step(kinds[name]))
-    timings = Timings(taken)
+        steps = WatchedSteps(model, prompt=32)
+        timings = steps.compare(recorders(model, Path(folder), stack), rounds, unmeasured=max(10, rounds // 5))
     banks = model.coterie.expert_banks
     shape = banks[0]
     table = report.table(
         f"{model.coterie.source.name}: {len(banks)} layers × {shape.num_experts} experts, top {shape.choices}, "
         f"{given.expert_memory} of the experts in memory, {given.threads} threads, {rounds} rounds:",
-        ("recorder", "ms/token, median", "quartiles", "µs more, median", "share"),
+        ("recorder", *COLUMNS),
     )
-    base = timings.median("none")
-    for name in kinds:
-        low, high = timings.spread(name)
-        more = statistics.median(a - b for a, b in zip(taken[name], taken["none"], strict=True))
-        table.rows.append(
-            (
-                name,
-                f"{1e3 * timings.median(name):.2f}",
-                f"{1e3 * low:.2f} … {1e3 * high:.2f}",
-                f"{1e6 * more:.0f}",
-                f"{100 * more / base:.1f} %",
-            )
-        )
-        # The package's model is a thousandth of those that the bound is for.
-        if name != "none" and given.model != "bundled":
-            report.require(f"{name}: under {100 * MOST:.0f} %", f"{100 * more / base:.1f} %", more / base < MOST)
-    report.values["rounds"] = taken
+    shares = add_rows(table, timings)
+    # The package's model is a thousandth of those that the bound is for.
+    if given.model != "bundled":
+        require_cheap(report, shares, MOST)
+    report.values["rounds"] = timings.rounds
     model.coterie.close()
     return report.finish()
 
