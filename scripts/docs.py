@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import re
@@ -158,7 +159,7 @@ def _public_name(path: str, value: Any) -> Iterator[str]:
         for name, member in vars(value).items():
             if not name.startswith("_") and inspect.getdoc(_plain(member)) and not _is_field(value, name):
                 yield f"#### {path}.{name}"
-                if not isinstance(member, property):
+                if not isinstance(member, property | functools.cached_property):
                     yield f"```python\n{_signature(name, _plain(member))}\n```"
                 yield from _docstring(_plain(member))
     elif get_args(value):

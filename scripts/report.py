@@ -4,8 +4,8 @@
 
 FOLDER holds a UTF-8 text for each domain (``code.txt`` is the domain code), and may hold sounds in ``speech`` and
 pictures in ``images``. PROFILE is where the profile is kept (default: benchmarks/work/report.db); what is
-recorded there
-is not recorded again. The model reads prose.txt, or else the first text, for what a profile does not keep.
+recorded there is not recorded again. The model reads prose.txt, or else the first text, for what a profile does not
+keep.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ import typer
 
 from coterie.cli.commands import CoterieGroup
 from coterie.cli.console import print_error, print_note
+from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.errors import CoterieError, UsageError
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(slots=True, kw_only=True)

@@ -36,7 +36,7 @@ from coterie.cli.generation_options import (
     check_adaptation,
     check_domain,
 )
-from coterie.cli.interrupts import ctrl_c_requests_stop
+from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import InputError, UsageError
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from coterie.engine.salience import SalienceTrace
     from coterie.engine.sampling import Sampling
 
-_INTERRUPTED = 130
 JSON_SCHEMA_VERSION = 1
 
 
@@ -211,7 +210,7 @@ def _run(opened: OpenModel, request: _Request, *, as_json: bool, quiet: bool) ->
     if not quiet:
         print_note(summary(completion, statistics))
     if completion.finish_reason == "interrupted":
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def _generate(

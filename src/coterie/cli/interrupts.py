@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+EXIT_INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
 
 @contextmanager
 def ctrl_c_requests_stop() -> Iterator[Callable[[], bool]]:

@@ -10,16 +10,13 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.console import byte_progress, plain_table, print_json, print_note, print_table
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
-from coterie.cli.interrupts import ctrl_c_requests_stop
+from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import UsageError
-from coterie.spec import DEFAULT_POLICY
+from coterie.spec import DEFAULT_LABEL, DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from coterie.survey import Material, Survey
-
-_INTERRUPTED = 130
-_DEFAULT_LABEL = "survey"
 
 
 def record(
@@ -65,7 +62,7 @@ def record(
     ] = None,
     label: Annotated[
         str, typer.Option("--label", metavar="TEXT", help="Names the run; one of this label goes on where it was.")
-    ] = _DEFAULT_LABEL,
+    ] = DEFAULT_LABEL,
     context: Annotated[
         int | None,
         typer.Option(
@@ -166,7 +163,7 @@ def record(
             )
     _print(found, as_json=as_json, quiet=quiet)
     if found.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def _gather(text: list[str] | None, speech: list[str] | None, images: list[str] | None) -> list[Material]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from coterie.engine.salience import SalienceMeter
-from coterie.profiles.salience import NEUTRAL, Salience, SalienceRank
+from coterie.profiles.salience import Salience, SalienceRank
 from coterie.routing import Routed, leave_out, light_choices
 from coterie.spec import AdaptiveExperts, BankKey, Event, StepStarted
 
@@ -60,21 +60,15 @@ class Adaptation:
         self._scales: defaultdict[tuple[str, bool], SalienceRank] = defaultdict(SalienceRank)
         self._lock = threading.Lock()
         self._ranks = _Ranks()
-        self._reward = NEUTRAL
 
     @property
     def reward(self) -> float:
-        """What tokens from now on are worth, from 0 to 1; set it between forward passes.
-
-        Raises:
-            UsageError: When it is set to anything else.
-        """
-        return self._reward
+        """As of :class:`~coterie.engine.salience.SalienceMeter`."""
+        return self._meter.reward
 
     @reward.setter
     def reward(self, value: float) -> None:
-        self._meter.reward(value)
-        self._reward = value
+        self._meter.reward = value
 
     def on_event(self, event: Event) -> None:
         """Follows the salience of tokens, if it is asked."""

@@ -112,16 +112,22 @@ class SalienceMeter:
             for component, banks in self._banks.items()
         }
         self._tell = tell
+        self._reward = NEUTRAL
         self._lock = threading.Lock()
         self._passes = _Pass()
 
-    def reward(self, value: float) -> None:
-        """Gives a reward to all tokens from now on.
+    @property
+    def reward(self) -> float:
+        """What tokens from now on are worth, from 0 to 1; set it between forward passes.
 
         Raises:
-            UsageError: If it is not between 0 and 1.
+            UsageError: When it is set to anything else.
         """
-        check_reward(value)
+        return self._reward
+
+    @reward.setter
+    def reward(self, value: float) -> None:
+        self._reward = check_reward(value)
         for scale in self._scales.values():
             scale.reward = value
 
@@ -201,22 +207,16 @@ class SalienceTrace:
         self._model = model
         self._identity = identity
         self._tokens: list[TokenSalience] = []
-        self._reward = NEUTRAL
         self.meter = SalienceMeter(experts, self._keep, seed=seed)
 
     @property
     def reward(self) -> float:
-        """What tokens from now on are worth, from 0 to 1; set it between forward passes.
-
-        Raises:
-            UsageError: When it is set to anything else.
-        """
-        return self._reward
+        """As of :class:`SalienceMeter`."""
+        return self.meter.reward
 
     @reward.setter
     def reward(self, value: float) -> None:
-        self.meter.reward(value)
-        self._reward = value
+        self.meter.reward = value
 
     @property
     def tokens(self) -> tuple[TokenSalience, ...]:

@@ -2,7 +2,7 @@
 
 from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
 from coterie.spec.context import ContextShape
-from coterie.spec.defaults import DEFAULT_DOMAIN, DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
+from coterie.spec.defaults import DEFAULT_DOMAIN, DEFAULT_LABEL, DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
 from coterie.spec.events import (
     Event,
     ExpertsContributed,
@@ -21,6 +21,7 @@ from coterie.spec.source import ExpertSource, Extent
 __all__ = [
     "ADAPTATION_PRESETS",
     "DEFAULT_DOMAIN",
+    "DEFAULT_LABEL",
     "DEFAULT_POLICY",
     "DEFAULT_PREFETCH",
     "DTYPE_BYTES",

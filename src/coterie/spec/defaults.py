@@ -12,5 +12,8 @@ shorter for it."""
 DEFAULT_PREFETCH: Prefetch = "auto"
 """Both ways are tried, and the faster one is kept."""
 
+DEFAULT_LABEL = "survey"
+"""The run that recording files goes on with where nobody names one."""
+
 DEFAULT_DOMAIN = "unsorted"
 """What tokens count as in a profile where nobody says what the model is working on."""

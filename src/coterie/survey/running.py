@@ -19,13 +19,11 @@ from coterie.evaluate.texts import beginning, text_parts, token_ids
 from coterie.evaluate.windows import plan_windows
 from coterie.hf.context import model_context
 from coterie.profiles import Group
+from coterie.spec import DEFAULT_LABEL
 from coterie.survey.material import Material, without_repetitions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-DEFAULT_LABEL = "survey"
-"""The run that a survey goes on with where nobody names one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

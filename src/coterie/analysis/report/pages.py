@@ -6,7 +6,7 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 
-from coterie.analysis.report.findings import Answer, Claim, Report, Table, shown
+from coterie.analysis.report.findings import Answer, Claim, Report, shown
 
 _CLAIMS = ("figure", "value", "95 %", "chance or floor", "first half", "second half", "tokens", "verdict")
 _STYLE = (
@@ -60,9 +60,8 @@ def _introduction(report: Report) -> list[str]:
         f"{', '.join(groups[:middle])}; by domain: {', '.join(groups[middle:])}.{trial}",
         "Each figure stands beside that of the first half of the tokens of each kind and that of the second. It "
         "“holds in both halves” if it is above chance (or its noise floor) in the whole, at 95 % confidence, "
-        "and in each "
-        "half; a figure that only describes, if its halves differ by no more than its error lets expect. Intervals are "
-        "jackknifed over stretches of consecutive segments.",
+        "and in each half; a figure that only describes, if its halves differ by no more than its error lets expect. "
+        "Intervals are jackknifed over stretches of consecutive segments.",
     ]
 
 
@@ -93,13 +92,9 @@ def _html_answer(answer: Answer, pictures: Mapping[str, bytes]) -> list[str]:
         data = base64.b64encode(pictures[picture.name]).decode()
         parts.append(f'<p><img alt="{html.escape(picture.title)}" src="data:image/svg+xml;base64,{data}"></p>')
     for table in answer.tables:
-        parts += [f"<p>{html.escape(table.title)}:</p>", _html_rows(table)]
+        parts += [f"<p>{html.escape(table.title)}:</p>", _html_table(table.columns, table.rows)]
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in answer.notes]
     return parts
-
-
-def _html_rows(table: Table) -> str:
-    return _html_table(table.columns, table.rows)
 
 
 def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -136,7 +136,7 @@ def run_trial(model: PreTrainedModel, token_ids: Sequence[int], *, component: st
         gate_high=None if high is None else float(high),
         output=_over_windows(shares.output),
         heads=heads,
-        why_no_heads=why if modules or why else "",
+        why_no_heads=why,
     )
 
 
@@ -238,8 +238,8 @@ def attention(trial: Trial | None) -> Answer:
         pictures=(Picture(name="heads", title="Share of each head in its layer's head norms"),),
         notes=(
             "A head's contribution is what it adds to the residual stream through its columns of o_proj; its "
-            "norm is the "
-            "mean over tokens. Heads may cancel each other: norms tell of size, not of use. Heads are LAYER:HEAD.",
+            "norm is the mean over tokens. Heads may cancel each other: norms tell of size, not of use. Heads are "
+            "LAYER:HEAD.",
         ),
     )
 

@@ -46,10 +46,9 @@ class DecoratedExperts:
         index_TK, weights_TK, absent = streamed.route(hidden_TD, top_k_index_TK, top_k_weights_TK)
         noted = streamed.contributions(top_k_index_TK, index_TK)
         kernel = self._kernel
-        if streamed.decodes and kernel is not None:
-            quantised = self._quantised
-            if quantised is not None and quantised.serves(hidden_TD):
-                return quantised.compute(hidden_TD, index_TK, weights_TK, absent, noted)
+        quantised = self._quantised
+        if quantised is not None and quantised.serves(hidden_TD):
+            return quantised.compute(hidden_TD, index_TK, weights_TK, absent, noted)
         # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
         # that only one is in memory at a time.
         together = not streamed.decodes and not torch.is_autocast_enabled("cpu")
@@ -135,11 +134,12 @@ class DecoratedExperts:
     @functools.cached_property
     def token_experts(self) -> TokenExperts | None:
         """For one token beside :meth:`forward`, by one native call; None where that does not serve these experts."""
-        quantised = self._quantised if self._streamed.decodes and self._kernel is not None else None
-        return None if quantised is None else quantised.token_experts()
+        return None if self._quantised is None else self._quantised.token_experts()
 
     @functools.cached_property
     def _quantised(self) -> QuantisedExperts | None:
+        if self._kernel is None or not self._streamed.decodes:
+            return None
         return QuantisedExperts.of(self._streamed, self._act_fn)
 
     @functools.cached_property
