@@ -40,7 +40,6 @@ def main(arguments: list[str]) -> int:
     commands = (
         ["profile", "record", "bundled", "-o", str(profile), "--segment-tokens", str(SEGMENT_TOKENS), *material],
         ["report", "bundled", "--profile", str(profile), "-o", str(target), "--text", str(read)],
-        ["profile", "export", str(profile), "-o", str(target / "profile.json")],
     )
     for command in commands:
         done = subprocess.run([sys.executable, "-m", "coterie", *command], check=False)
