@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,10 @@ from coterie.analysis.clusters import Labels
 from coterie.analysis.matrices import Floats
 from coterie.analysis.packages import optional_package
 from coterie.profiles import BankTable, Profile
+from coterie.profiles.separation import SeparatedBy, group_masks
 
-Grouping = Literal["modality", "domain"]
-GROUPINGS: tuple[Grouping, ...] = ("modality", "domain")
+Grouping = SeparatedBy
+GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,11 +50,9 @@ def dominant_groups(profile: Profile, table: BankTable, grouping: Grouping) -> t
         Names of the groups that have tokens in this layer, and for each expert the index of its dominant one; −1 if it
         was never selected.
     """
-    known = profile.modalities if grouping == "modality" else profile.domains
     names: list[str] = []
     shares: list[Floats] = []
-    for name in known:
-        mask = profile.where(modality=name) if grouping == "modality" else profile.where(domain=name)
+    for name, mask in group_masks(profile, grouping).items():
         rows = table.rows(mask)
         if len(rows):
             names.append(name)

@@ -91,10 +91,7 @@ def separation(
             advice="Record others into the same profile.",
             got=list(names),
         )
-    masks = {
-        name: profile.where(modality=name, phase=phase) if by == "modality" else profile.where(domain=name, phase=phase)
-        for name in names
-    }
+    masks = group_masks(profile, by, phase=phase)
     layers: list[LayerSeparation] = []
     tokens = dict.fromkeys(names, 0)
     for table in profile.tables(component):
@@ -112,6 +109,13 @@ def separation(
             for first, second in combinations(samples, 2)
         ]
     return Separation(model=profile.model, identity=profile.identity, by=by, tokens=tokens, layers=tuple(layers))
+
+
+def group_masks(profile: Profile, by: SeparatedBy, *, phase: str | None = None) -> dict[str, npt.NDArray[np.bool_]]:
+    """Name of each modality, or domain → its groups of tokens."""
+    if by == "modality":
+        return {name: profile.where(modality=name, phase=phase) for name in profile.modalities}
+    return {name: profile.where(domain=name, phase=phase) for name in profile.domains}
 
 
 def group_samples(table: BankTable, masks: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, Sample]:

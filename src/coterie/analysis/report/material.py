@@ -12,7 +12,7 @@ import numpy.typing as npt
 from coterie.profiles import Estimate, Profile, Stretches, profile_halves
 from coterie.profiles.halves import group_segments
 from coterie.profiles.inference import LEAST_BLOCKS, Floats
-from coterie.profiles.separation import SeparatedBy, group_samples, halves_apart, larger, samples_apart
+from coterie.profiles.separation import SeparatedBy, group_masks, group_samples, halves_apart, larger, samples_apart
 from coterie.profiles.specialisation import Specialisation, specialisation
 
 Flags = npt.NDArray[np.bool_]
@@ -84,7 +84,8 @@ class Material:
 
     def masks(self, by: SeparatedBy) -> dict[str, Flags]:
         """Name → its groups."""
-        return {name: named(self.profile, by, name) for name in self.known(by)}
+        masks = group_masks(self.profile, by)
+        return {name: masks[name] for name in self.known(by)}
 
     def apart(self, by: SeparatedBy) -> tuple[Estimate, tuple[float | None, float | None, float | None]]:
         """Mean over layers of how far groups are apart, and the floor: of the whole, of each half."""
@@ -102,11 +103,6 @@ class Material:
         masks = self.masks(by)
         everything = np.ones(len(self.profile.groups), np.bool_)
         return {name: specialisation(profile or self.profile, mask, everything & ~mask) for name, mask in masks.items()}
-
-
-def named(profile: Profile, by: SeparatedBy, name: str) -> Flags:
-    """The groups of a modality, or of a domain."""
-    return np.array([getattr(group, by) == name for group in profile.groups], dtype=np.bool_)
 
 
 def divergences(profile: Profile, masks: dict[str, Flags]) -> list[float | None]:
