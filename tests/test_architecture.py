@@ -72,6 +72,16 @@ def test_cli_starts_without_torch() -> None:
     assert run_python(script) == "[]"
 
 
+def test_opening_a_model_without_a_profile_loads_no_database() -> None:
+    """A database's libraries take 20 MB of the budget."""
+    script = (
+        "import sys, coterie\n"
+        "coterie.load('bundled').coterie.close()\n"
+        "print(sorted({'sqlalchemy', 'alembic', 'scipy.stats', 'matplotlib', 'coterie.profiles'} & set(sys.modules)))"
+    )
+    assert run_python(script) == "[]"
+
+
 def imported_at_once(name: str, is_package: bool, tree: ast.AST) -> set[str]:
     """The modules of coterie that must have been executed before a module can be, but for packages that it is in."""
     found: set[str] = set()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import UsageError
-from coterie.profiles import ExpectedUse, Usage
 from coterie.spec import BankKey, ExpertKey
+
+if TYPE_CHECKING:
+    from coterie.profiles import ExpectedUse
 
 
 def most_used(
@@ -36,6 +39,9 @@ def most_used(
         ProfileError: If the profile cannot be used, or is another model's.
         UsageError: If it knows no such domain or modality or not all of the banks, or ``top`` is not a share.
     """
+    # Imported where it is needed: a model that is opened without a profile shall not pay for a database.
+    from coterie.profiles import Usage
+
     share = _share(top)
     expected = Usage.open(profile, source.identity).expected(domain=domain, modalities=modalities)
     return take_most_used(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coterie.errors import UsageError
-from coterie.profiles import Usage, trust
 from coterie.quant import lossy_scheme
 from coterie.spec import BankKey, ExpertKey
 
@@ -67,6 +66,9 @@ class SchemesByTrust:
             ProfileError: If the profile cannot be used, or is another model's.
             UsageError: If it knows no such domain or modality, or not all of the banks.
         """
+        # Imported where it is needed: a model that is opened without a profile shall not pay for a database.
+        from coterie.profiles import Usage, trust
+
         usage = Usage.open(profile, identity)
         rows = usage.where(domain, modalities)
         scores: dict[BankKey, list[float]] = {}
