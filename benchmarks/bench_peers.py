@@ -37,13 +37,13 @@ from harness.machine import wait_until_quiet
 from harness.options import options
 from harness.page_cache import cached_bytes, drop_everything
 from harness.report import Report
-from peers.analysis import analyse
+from peers.analysis import publish_beside_ideal, record_routing, run_beside_ideal
 from peers.case import Case
 from peers.contest import Contest
 from peers.engines import Coterie, Engine, LlamaCpp, Transformers
 from peers.llama_build import build_llama
 from peers.packages import installed
-from peers.sizes import FULL, GIB, OURS, QUICK, Sizes, contest_cases, requirements, roomy_case, size_name
+from peers.sizes import FULL, GIB, OURS, QUICK, Sizes, contest_cases, requirements, size_name
 from peers.tables import case_table, require_budgets, require_ratios, summarise
 
 
@@ -113,8 +113,7 @@ def publish_contest(
     caption = f"{sizes.shape}, four bits, {given.threads} cores, medians of {given.rounds} rounds:"
     report.summary = summarise(contest, requirements(sizes), OURS, caption)
     budgets = {case.name: case.memory for case in cases if case.memory is not None}
-    tight, roomy = roomy_case(sizes, given.timeout)
-    require_budgets(report, contest, budgets, OURS, {tight: roomy.name})
+    require_budgets(report, contest, budgets, OURS)
     report.values["outcomes"] = [{"round": key[0], **asdict(one)} for key, one in contest.outcomes.items()]
     report.values["llama.cpp"] = given.llama_version
 
@@ -157,6 +156,7 @@ def main() -> int:
     """Measures and reports."""
     parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5, help="rounds beside the ideal (%(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", choices=SHAPES, help="another model")
     parser.add_argument("--limits", type=float, nargs="+", metavar="GIB", help="other memory cgroups")
@@ -186,19 +186,20 @@ def main() -> int:
     chosen = [
         (case, whole) for case, whole in cases if not given.cases or any(text in case.name for text in given.cases)
     ]
-    tight, roomy = roomy_case(sizes, given.timeout)
     try:
         _check_cold()
         for number in range(given.rounds):
             for case, whole in chosen:
                 contest.run(case, free if whole else limited, number)
-                if case.name == tight:
-                    contest.run(roomy, limited[:1], number)
-        publish_contest(report, contest, sizes, [*(case for case, _ in chosen), roomy], given)
+        publish_contest(report, contest, sizes, [case for case, _ in chosen], given)
         if not given.no_analysis:
             ours = limited[0]
             assert isinstance(ours, Coterie)
-            analyse(report, contest, sizes, ours, given.work_dir, given.timeout, given.quick)
+            beside = Contest(model, _journal(given, f"{sizes.shape}-ideal"))
+            paired = [case for case, _ in chosen if case.name.startswith("start in")]
+            run_beside_ideal(beside, sizes, ours, paired, given.pairs, given.timeout)
+            publish_beside_ideal(report, beside, sizes, paired, OURS)
+            record_routing(report, contest, sizes, ours, given.work_dir, given.timeout)
         if not given.no_stock:
             stock_contest(report, sizes, given, 1)
     except CgroupUnavailable as reason:

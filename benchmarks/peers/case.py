@@ -86,8 +86,9 @@ class Outcome:
 
     @property
     def decode_tokens_per_s(self) -> float | None:
-        """Measured tokens per second, None if there are none."""
-        return len(self.steps_s) / sum(self.steps_s) if self.steps_s else None
+        """Measured tokens per second, None if there are none (or all of them came at once)."""
+        took = sum(self.steps_s)
+        return len(self.steps_s) / took if took else None
 
     @property
     def bytes_per_token(self) -> float | None:

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullsize.walk import TOKEN_LENGTH, text_of, token_of
+from peers.costs import measured_costs
 
 if TYPE_CHECKING:
     import torch
-
-
-_PARTS_PROMPT = 32
-_PARTS_TOKENS = 24
 
 
 class Printer:
@@ -95,22 +92,15 @@ def generate(model: Any, ids: list[int], new_tokens: int) -> dict[str, float]:
     return {"prompt_tokens": len(ids), "prefill_s": times[1] - times[0], "decode_s": times[-1] - times[1]}
 
 
-def _parts(model: Any, ids: list[int]) -> dict[str, float]:
-    """Seconds per decode step by part."""
-    import torch
-
-    from coterie.bench import breakdown
-
-    return dict(breakdown(model, torch.tensor([ids[:_PARTS_PROMPT]]), _PARTS_TOKENS).parts)
-
-
 def main() -> int:
     """Runs what the command line describes."""
     began = time.perf_counter()
     parser = options(__doc__)
     parser.add_argument("--max-context", type=int, required=True)
     parser.add_argument("--warm", action="store_true", help="read all experts first")
-    parser.add_argument("--analysis", type=Path, help="record the routing there, and report where time goes")
+    parser.add_argument("--trace", type=Path, help="record the routing there")
+    parser.add_argument("--served", action="store_true", help="report hits and misses of each layer and step")
+    parser.add_argument("--costs", action="store_true", help="measure what a step's parts and reads take")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", "The experts have")
 
@@ -131,13 +121,14 @@ def main() -> int:
     warmed = time.perf_counter()
     ids = ids_of(given.prompt)
     served = Served()
-    if given.analysis is not None:
+    if given.served:
         runtime.add_observer(served)
-    with runtime.record_trace(given.analysis) if given.analysis is not None else nullcontext():
+    with runtime.record_trace(given.trace) if given.trace is not None else nullcontext():
         times = generate(model, ids, given.new_tokens)
-    runtime.remove_observer(served)
+    if given.served:
+        runtime.remove_observer(served)
     stats = runtime.stats()
-    own = times | {
+    own: dict[str, object] = times | {
         "import_s": imported - began,
         "load_s": loaded - imported,
         "warm_s": warmed - loaded,
@@ -148,10 +139,10 @@ def main() -> int:
         "bytes_read": stats.total.bytes_read,
         "wait_s": stats.total.wait_s,
     }
-    if given.analysis is not None:
+    if given.served:
         own["served"] = served.steps
-        # Only where nothing is read do the parts say what arithmetic takes.
-        own["parts"] = _parts(model, ids) if given.warm else {}
+    if given.costs:
+        own |= measured_costs(model, ids, given.model)
     given.report.write_text(json.dumps(own))
     runtime.close()
     return 0

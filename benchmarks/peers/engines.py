@@ -49,13 +49,17 @@ class Coterie:
         store: The model.
         threads: Threads.
         name: For people.
-        analysis: Where to record the routing, with what was found resident; it is then no run to take times from.
+        trace: Where to record the routing.
+        served: Whether to report what each layer of each decode step found resident, which costs hardly any time.
+        costs: Whether to measure afterwards what a step's parts and reads take.
     """
 
     store: Path
     threads: int
     name: str = "coterie"
-    analysis: Path | None = None
+    trace: Path | None = None
+    served: bool = False
+    costs: bool = False
 
     @contextmanager
     def started(self, case: Case, prompt: str) -> Iterator[tuple[list[str], dict[str, str]]]:
@@ -66,7 +70,9 @@ class Coterie:
             flags += ["--max-context", case.prompt_tokens + case.new_tokens + _CONTEXT_SLACK, "--report", self._said]
             flags += ["--memory", case.memory] if case.memory is not None else []
             flags += ["--warm"] if case.warm else []
-            flags += ["--analysis", self.analysis] if self.analysis is not None else []
+            flags += ["--trace", self.trace] if self.trace is not None else []
+            flags += ["--served"] if self.served else []
+            flags += ["--costs"] if self.costs else []
             command = [sys.executable, "-m", "peers.coterie_driver", str(self.store), *map(str, flags)]
             yield command, {"PYTHONPATH": _python_path()}
 

@@ -19,11 +19,13 @@ from harness.raw_disk import raw_bandwidth
 from harness.report import Report
 from harness.streamed import Piece, StreamedRun, run_streamed
 from peers import contest as contests
+from peers.analysis import COSTS, publish_beside_ideal
 from peers.case import Case, Outcome, outcome_of
 from peers.contest import Contest
 from peers.engines import Coterie, LlamaCpp, Transformers
 from peers.ideal import Costs, ideal_step
 from peers.llama_build import _HALF_A_CONFIGURATION, _TILES, _WHOLE_CONFIGURATION, _patch
+from peers.sizes import QUICK, contest_cases, roomy_case
 from peers.tables import Requirement, case_table, require_budgets, require_ratios
 
 MIB = 1 << 20
@@ -198,11 +200,14 @@ class TestContest:
 
     def test_budgets_are_kept_or_not(self, tmp_path: Path) -> None:
         contest = self.filled(tmp_path)
-        contest.outcomes[0, "roomy", "ours"] = Outcome(**vars(outcome("ours", 10.0)) | {"case": "roomy"})
         contest.outcomes[1, "start", "ours"].oom_kills = 1
         report = Report("x", "X", work=tmp_path, quick=True)
-        require_budgets(report, contest, {"start": 4 * MIB, "roomy": 6 * MIB}, "ours", {"start": "roomy"})
-        assert [verdict.met for verdict in report.verdicts] == [False, False, True, False]
+        require_budgets(report, contest, {"start": 4 * MIB}, "ours")
+        assert [verdict.met for verdict in report.verdicts] == [False, False]
+        report.verdicts.clear()
+        contest.outcomes[1, "start", "ours"].oom_kills = 0
+        require_budgets(report, contest, {"start": 6 * MIB}, "ours")
+        assert [verdict.met for verdict in report.verdicts] == [True, True]
         case_table(report, contest, "start", ("decode",), "Start:")
         assert [row[0] for row in report.tables[0].rows] == ["ours", "theirs", "other"]
         assert report.tables[0].rows[0][1] == "9.00 (8.00 … 20.00)"
@@ -264,6 +269,43 @@ class TestIdeal:
         ideal = ideal_step([[(0, 8)]], Costs(rest_s=1.0, expert_s=0.1, expert_bytes=10, bandwidth=1.0))
         assert ideal.layered == 81.0
         assert ideal.foreseen == 80.0
+
+
+class TestBesideTheIdeal:
+    """Two rounds, the second on a machine of half the speed: what is compared is of the same round."""
+
+    def contest(self, tmp_path: Path, step_s: float) -> Contest:
+        contest = Contest(MODEL, tmp_path / "journal")
+        case, roomy = roomy_case(QUICK, 60.0)
+        for number, slow in enumerate((1.0, 2.0)):
+            parts = {"rest_s": 0.1 * slow, "experts_s": 0.04 * slow}
+            own = {
+                "disk": dict.fromkeys(("1", "2", "4", "8"), 100.0 / slow), "bandwidth": 100.0 / slow,
+                "bandwidth_beside": 50.0 / slow, "alone": parts, "beside": {**parts, "experts_s": 0.08 * slow},
+                "expert_bytes": 10,
+            }  # fmt: skip
+            # Two layers of two experts, the second reads one: rest .1, then .02, then max(.1, .01).
+            ours = {"served": [[(9, 9), (9, 9)], [(2, 0), (1, 1)]]}
+            for name, engine_own, seconds in (
+                (COSTS, own, 1.0), (case, ours, step_s * slow), (roomy.name, ours, 0.5 * step_s * slow),
+            ):  # fmt: skip
+                contest.outcomes[number, name, "coterie"] = Outcome(
+                    engine="coterie", case=name, expected=True, steps_s=[seconds], own=engine_own
+                )
+        return contest
+
+    @pytest.mark.parametrize(("step_s", "met"), [(0.25, True), (0.4, False)])
+    def test_steps_are_compared_with_the_costs_of_their_round(self, tmp_path: Path, step_s: float, met: bool) -> None:
+        report = Report("x", "X", work=tmp_path, quick=True)
+        case = next(one for one, _ in contest_cases(QUICK, 60.0) if one.name == roomy_case(QUICK, 60.0)[0])
+        publish_beside_ideal(report, self.contest(tmp_path, step_s), QUICK, [case], "coterie")
+        row = report.tables[-1].rows[0]
+        assert row[1] == "1.0"
+        assert row[3] == "330.0 (220.0 … 440.0)"
+        assert row[4] == f"{step_s / 0.22:.2f}"
+        assert row[6] == f"{step_s / 0.34:.2f}"
+        assert [verdict.met for verdict in report.verdicts] == [met, False]
+        assert report.verdicts[1].measured == "0.50"
 
 
 def test_the_benchmark_itself_keeps_torch_out_of_the_page_cache() -> None:
