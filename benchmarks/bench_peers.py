@@ -156,7 +156,7 @@ def main() -> int:
     """Measures and reports."""
     parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=5, help="rounds beside the ideal (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=3, help="rounds beside the ideal (%(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", choices=SHAPES, help="another model")
     parser.add_argument("--limits", type=float, nargs="+", metavar="GIB", help="other memory cgroups")
@@ -196,9 +196,11 @@ def main() -> int:
             ours = limited[0]
             assert isinstance(ours, Coterie)
             beside = Contest(model, _journal(given, f"{sizes.shape}-ideal"))
-            paired = [case for case, _ in chosen if case.name.startswith("start in")]
+            wanted = {one.case for one in requirements(sizes)}
+            paired = [case for case, _ in chosen if case.limit is not None and case.new_tokens > 2]
+            paired = [case for case in paired if case.name in wanted] or paired
             run_beside_ideal(beside, sizes, ours, paired, given.pairs, given.timeout)
-            publish_beside_ideal(report, beside, sizes, paired, OURS)
+            publish_beside_ideal(report, beside, sizes, paired)
             record_routing(report, contest, sizes, ours, given.work_dir, given.timeout)
         if not given.no_stock:
             stock_contest(report, sizes, given, 1)

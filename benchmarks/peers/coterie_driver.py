@@ -101,6 +101,7 @@ def main() -> int:
     parser.add_argument("--trace", type=Path, help="record the routing there")
     parser.add_argument("--served", action="store_true", help="report hits and misses of each layer and step")
     parser.add_argument("--costs", action="store_true", help="measure what a step's parts and reads take")
+    parser.add_argument("--prefetch", help="other than by default")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", "The experts have")
 
@@ -109,7 +110,13 @@ def main() -> int:
 
     imported = time.perf_counter()
     with quiet_libraries():
-        model = coterie.load(given.model, memory=given.memory, max_context=given.max_context, threads=given.threads)
+        model = coterie.load(
+            given.model,
+            memory=given.memory,
+            max_context=given.max_context,
+            threads=given.threads,
+            **({"prefetch": given.prefetch} if given.prefetch else {}),
+        )
     runtime = model.coterie
     loaded = time.perf_counter()
     if given.warm:
@@ -138,6 +145,10 @@ def main() -> int:
         "decode_hit_rate": stats.total.decode_hit_rate,
         "bytes_read": stats.total.bytes_read,
         "wait_s": stats.total.wait_s,
+        "prefetch_issued": stats.prefetch_issued,
+        "prefetch_used": stats.prefetch_used,
+        "prefetch_in_time": stats.prefetch_in_time,
+        "prefetch_verdicts": dict(stats.prefetch_verdicts),
     }
     if given.served:
         own["served"] = served.steps

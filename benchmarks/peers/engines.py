@@ -52,6 +52,7 @@ class Coterie:
         trace: Where to record the routing.
         served: Whether to report what each layer of each decode step found resident, which costs hardly any time.
         costs: Whether to measure afterwards what a step's parts and reads take.
+        prefetch: As ``load`` takes it; None for its default.
     """
 
     store: Path
@@ -60,6 +61,7 @@ class Coterie:
     trace: Path | None = None
     served: bool = False
     costs: bool = False
+    prefetch: str | None = None
 
     @contextmanager
     def started(self, case: Case, prompt: str) -> Iterator[tuple[list[str], dict[str, str]]]:
@@ -73,6 +75,7 @@ class Coterie:
             flags += ["--trace", self.trace] if self.trace is not None else []
             flags += ["--served"] if self.served else []
             flags += ["--costs"] if self.costs else []
+            flags += ["--prefetch", self.prefetch] if self.prefetch is not None else []
             command = [sys.executable, "-m", "peers.coterie_driver", str(self.store), *map(str, flags)]
             yield command, {"PYTHONPATH": _python_path()}
 
