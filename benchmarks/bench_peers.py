@@ -101,7 +101,7 @@ def publish_contest(
         measured = (
             f", {case.new_tokens - case.settle_tokens - 1} tokens measured after {case.settle_tokens}" if long else ""
         )
-        caption = f"{_title(case)}: prompt of {case.prompt_tokens} tokens{measured}, {given.rounds} rounds:"
+        caption = f"{_title(case)}: prompt of {case.prompt_tokens} tokens{measured}, {_rounds(contest, case)} rounds:"
         case_table(
             report,
             contest,
@@ -116,6 +116,10 @@ def publish_contest(
     require_budgets(report, contest, budgets, OURS)
     report.values["outcomes"] = [{"round": key[0], **asdict(one)} for key, one in contest.outcomes.items()]
     report.values["llama.cpp"] = given.llama_version
+
+
+def _rounds(contest: Contest, case: Case) -> int:
+    return len({number for number, name, _ in contest.outcomes if name == case.name})
 
 
 def _check_disk(work: Path, shape: str, files: Files) -> None:
@@ -162,6 +166,7 @@ def main() -> int:
     parser.add_argument("--limits", type=float, nargs="+", metavar="GIB", help="other memory cgroups")
     parser.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases whose name contains one of these")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one run (%(default)g)")
+    parser.add_argument("--limited-timeout", type=float, metavar="SECONDS", help="for one that starts in a cgroup")
     parser.add_argument("--resume", action="store_true", help="keep the runs that an interrupted benchmark has made")
     parser.add_argument("--no-stock", action="store_true", help="leave out transformers and accelerate")
     parser.add_argument("--no-analysis", action="store_true", help="leave out routing and the ideal")
@@ -182,7 +187,7 @@ def main() -> int:
     wait_until_quiet(given.wait_quiet)
     report = Report("peers", "Coterie beside its peers", work=given.work_dir, quick=given.quick)
     contest = Contest(model, _journal(given, sizes.shape))
-    cases = contest_cases(sizes, given.timeout)
+    cases = contest_cases(sizes, given.timeout, given.limited_timeout)
     chosen = [
         (case, whole) for case, whole in cases if not given.cases or any(text in case.name for text in given.cases)
     ]

@@ -2,9 +2,11 @@
 
 A layer cannot compute an expert before it is read, but it can compute the resident ones while the others are being
 read: its time is at least ``dense + max(misses × bytes ÷ bandwidth, hits × time of an expert)``. The sum of that over
-layers is what an engine without prefetching can reach. With perfect foresight reads would hide behind the whole step:
+layers is what an engine without prefetching can reach, so misses are those without it: read ahead they are no misses,
+but have to be read all the same. With perfect foresight reads would hide behind the whole step:
 ``max(all reads, all arithmetic)``. Bandwidth is that of raw reads of the same size; dense and expert times are those of
-the same engine with everything in memory.
+the same engine with everything in memory. Where reads take time from arithmetic and arithmetic from reads, that is more
+than the machine can give; with the costs of both at once (:mod:`peers.costs`) it is what it can.
 """
 
 from __future__ import annotations

@@ -89,8 +89,15 @@ def requirements(sizes: Sizes) -> list[Requirement]:
     return wanted
 
 
-def contest_cases(sizes: Sizes, timeout_s: float) -> list[tuple[Case, bool]]:
-    """The cases, and whether a peer that holds all of the model in memory takes part."""
+def contest_cases(sizes: Sizes, timeout_s: float, limited_timeout_s: float | None = None) -> list[tuple[Case, bool]]:
+    """The cases, and whether a peer that holds all of the model in memory takes part.
+
+    Args:
+        sizes: How large.
+        timeout_s: A run ends after that.
+        limited_timeout_s: One in a memory cgroup after that: a few tokens say how fast it decodes.
+    """
+    limited_s = timeout_s if limited_timeout_s is None else limited_timeout_s
     short = {
         "prompt_tokens": sizes.prompt,
         "new_tokens": 1 + sizes.settle + sizes.decode,
@@ -98,11 +105,16 @@ def contest_cases(sizes: Sizes, timeout_s: float) -> list[tuple[Case, bool]]:
     }
     cases = []
     for limit in sizes.limits:
-        cases.append((Case(name=f"start in {size_name(limit)}", limit=limit, timeout_s=timeout_s, **short), False))
+        cases.append((Case(name=f"start in {size_name(limit)}", limit=limit, timeout_s=limited_s, **short), False))
     for limit in sizes.prefill_limits:
         name = f"long prompt in {size_name(limit)}"
         case = Case(
-            name=name, limit=limit, prompt_tokens=sizes.long_prompt, new_tokens=2, settle_tokens=0, timeout_s=timeout_s
+            name=name,
+            limit=limit,
+            prompt_tokens=sizes.long_prompt,
+            new_tokens=2,
+            settle_tokens=0,
+            timeout_s=timeout_s,
         )
         cases.append((case, False))
     cases.append((Case(name="start without limit", limit=None, timeout_s=timeout_s, **short), True))

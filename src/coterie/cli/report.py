@@ -50,7 +50,7 @@ def command(
             dir_okay=False,
             metavar="FILE",
             show_default=False,
-            help="UTF-8 text for the model to read (4,096 tokens at most): weights within a token, attention heads.",
+            help="UTF-8 text for the model to read (4,096 tokens at most): weights within a token, heads, salience.",
         ),
     ] = None,
     component: shared.ComponentOption = None,
@@ -107,6 +107,7 @@ def _trial(model: str, text: Path, options: OpenOptions, *, quiet: bool) -> Tria
             token_ids(tokenizer, read_text(text)),
             component=options.component or components[0],
             prefix=beginning(tokenizer),
+            text_of=lambda token: str(tokenizer.decode([token])),
         )
 
 

@@ -3,6 +3,7 @@
 from coterie.analysis.report.assembly import ReportPages, make_report
 from coterie.analysis.report.findings import Answer, Claim, Picture, Report, Table
 from coterie.analysis.report.pages import html_page, markdown_page
+from coterie.analysis.report.salience import SalientTokens
 from coterie.analysis.report.trial import Heads, Trial, run_trial
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Picture",
     "Report",
     "ReportPages",
+    "SalientTokens",
     "Table",
     "Trial",
     "html_page",

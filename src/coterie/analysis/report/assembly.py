@@ -17,6 +17,7 @@ from coterie.analysis.plots.selection import bank_labels, component_tables
 from coterie.analysis.report.findings import Answer, Report
 from coterie.analysis.report.material import PLURALS, Material, divergences, floors
 from coterie.analysis.report.routing import routing
+from coterie.analysis.report.salience import salience, salience_figure
 from coterie.analysis.report.separation import cross_modal, partition
 from coterie.analysis.report.spread import depth, dominance, load, universal
 from coterie.analysis.report.trial import Trial, attention, head_shares
@@ -84,6 +85,7 @@ def make_report(
             lambda: cross_modal(material),
             lambda: dominance(material, trial),
             lambda: attention(trial),
+            lambda: salience(None if trial is None else trial.salience),
             lambda: depth(material),
             lambda: universal(material),
             lambda: load(material),
@@ -125,6 +127,8 @@ def _routers(
 def _figure(name: str, material: Material, trial: Trial | None) -> Figure:
     if name == "heads" and trial is not None:
         return _heads_figure(trial)
+    if name == "salience" and trial is not None and trial.salience is not None:
+        return salience_figure(trial.salience)
     drawn: dict[str, Callable[[Profile], Figure]] = {
         "modalities": separation_figure,
         "activation": activation_figure,

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from coterie.profiles import Estimate
+from coterie.profiles.inference import LEVEL, Floats, special_functions
 
 REPORT_SCHEMA_VERSION = 1
 
@@ -138,6 +141,20 @@ class Report:
     def __getitem__(self, key: str) -> Answer:
         """The answer of a key."""
         return next(answer for answer in self.answers if answer.key == key)
+
+
+def estimate_windows(values: Floats) -> Estimate:
+    """An estimate from a figure of each window."""
+    if not len(values):
+        return Estimate(value=None, low=None, high=None, first=None, second=None)
+    half = len(values) // 2
+    value, low, high = float(values.mean()), None, None
+    if half >= 2:
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        reach = float(special_functions().stdtrit(len(values) - 1, 1 - (1 - LEVEL) / 2) * error)
+        low, high = value - reach, value + reach
+    first, second = (float(part.mean()) if half else None for part in (values[:half], values[half:]))
+    return Estimate(value=value, low=low, high=high, first=first, second=second)
 
 
 def claim_above(

@@ -1,18 +1,26 @@
-"""A short run of a model, for what a profile does not keep: weights within a token, and attention heads."""
+"""A short run of a model, for what a profile does not keep: single tokens, and attention heads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coterie.analysis.report.findings import Answer, Picture, claim_above, claim_described, shown
+from coterie.analysis.report.findings import (
+    Answer,
+    Picture,
+    claim_above,
+    claim_described,
+    estimate_windows,
+    shown,
+)
+from coterie.analysis.report.salience import SalienceOfWindows, SalientTokens
 from coterie.errors import UsageError
 from coterie.profiles import Estimate, gini, top_share
-from coterie.profiles.inference import LEVEL, Floats, special_functions
+from coterie.profiles.inference import Floats
 from coterie.spec import Event, ExpertsContributed, ExpertsSelected
 
 if TYPE_CHECKING:
@@ -50,6 +58,7 @@ class Trial:
         output: Mean share that the largest contribution (gate weight × ‖output‖₂) has of a token's sum of them.
         heads: By layer; empty where they cannot be measured.
         why_no_heads: Why not.
+        salience: Of every token; None if no router saw them.
     """
 
     tokens: int
@@ -59,6 +68,7 @@ class Trial:
     output: Estimate
     heads: tuple[Heads, ...]
     why_no_heads: str = ""
+    salience: SalientTokens | None = None
 
 
 class _Shares:
@@ -90,7 +100,14 @@ def _largest_shares(values: Any) -> Floats:
     return shares
 
 
-def run_trial(model: PreTrainedModel, token_ids: Sequence[int], *, component: str, prefix: Sequence[int] = ()) -> Trial:
+def run_trial(
+    model: PreTrainedModel,
+    token_ids: Sequence[int],
+    *,
+    component: str,
+    prefix: Sequence[int] = (),
+    text_of: Callable[[int], str] | None = None,
+) -> Trial:
     """Reads a text with a model, in 16 windows, and measures what a profile does not keep.
 
     Args:
@@ -98,6 +115,7 @@ def run_trial(model: PreTrainedModel, token_ids: Sequence[int], *, component: st
         token_ids: Of the text; of more than 4,096 the first are read.
         component: The part of the model.
         prefix: Tokens that every window begins with.
+        text_of: Token id → its text, for the tables of tokens.
 
     Raises:
         UsageError: If there are too few tokens for two windows.
@@ -111,17 +129,24 @@ def run_trial(model: PreTrainedModel, token_ids: Sequence[int], *, component: st
         raise UsageError(f"{len(ids)} tokens are too few for a trial.", advice="Give a longer text.", got=len(ids))
     runtime: Any = model.coterie
     shares = _Shares(component)
+    salient = SalienceOfWindows(component, {bank.key: bank.num_experts for bank in runtime.expert_banks})
     modules, why = attention_outputs(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        runtime.add_observer(shares)
-        stack.callback(runtime.remove_observer, shares)
+        for observer in (shares, salient):
+            runtime.add_observer(observer)
+            stack.callback(runtime.remove_observer, observer)
+        scores = stack.enter_context(runtime.salience())
+        seen = 0
         meter = stack.enter_context(_measuring(modules))
         for part in np.array_split(np.array(ids), _WINDOWS):
             shares.begin()
             for norms in meter.values():
                 norms.append([])
             model(input_ids=torch.tensor([[*prefix, *part.tolist()]]), use_cache=False)
+            scored = scores.tokens[seen:]
+            seen += len(scored)
+            salient.end_window([token for token in scored if token.component == component], len(prefix))
     heads = tuple(
         Heads(name=name, norms=np.stack([np.concatenate(window).mean(axis=0) for window in norms]))
         for name, norms in meter.items()
@@ -137,6 +162,7 @@ def run_trial(model: PreTrainedModel, token_ids: Sequence[int], *, component: st
         output=_over_windows(shares.output),
         heads=heads,
         why_no_heads=why,
+        salience=salient.result(text_of) if seen else None,
     )
 
 
@@ -144,20 +170,6 @@ def _over_windows(windows: list[list[Floats]]) -> Estimate:
     """The mean over windows, its interval between them, and the mean of each half of them."""
     means = np.array([np.concatenate(window).mean() for window in windows if window and sum(map(len, window))])
     return estimate_windows(means)
-
-
-def estimate_windows(values: Floats) -> Estimate:
-    """An estimate from a figure of each window."""
-    if not len(values):
-        return Estimate(value=None, low=None, high=None, first=None, second=None)
-    half = len(values) // 2
-    value, low, high = float(values.mean()), None, None
-    if half >= 2:
-        error = values.std(ddof=1) / np.sqrt(len(values))
-        reach = float(special_functions().stdtrit(len(values) - 1, 1 - (1 - LEVEL) / 2) * error)
-        low, high = value - reach, value + reach
-    first, second = (float(part.mean()) if half else None for part in (values[:half], values[half:]))
-    return Estimate(value=value, low=low, high=high, first=first, second=second)
 
 
 def attention_outputs(model: Any) -> tuple[dict[str, tuple[Any, int]], str]:
