@@ -115,7 +115,16 @@ def publish_beside_ideal(report: Report, contest: Contest, sizes: Sizes, cases: 
                     statistics.median(ratios) <= LONGEST_OVER_IDEAL,
                 )
     _require_room(report, contest, sizes)
-    report.values["beside the ideal"] = [{"round": key[0], **asdict(one)} for key, one in contest.outcomes.items()]
+    report.values["beside the ideal"] = [{"round": key[0], **_summary(one)} for key, one in contest.outcomes.items()]
+
+
+def _summary(outcome: Outcome) -> dict[str, object]:
+    """An outcome as it is kept: misses of each step in place of hits and misses of each of its layers."""
+    own = dict(outcome.own)
+    steps = own.pop("served", None)
+    if isinstance(steps, list):
+        own["misses"] = [sum(missed for _, missed in step) for step in steps]
+    return {**asdict(outcome), "own": own}
 
 
 def _complete(contest: Contest, number: int, case: Case, engine: str) -> bool:
