@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from transformers import PreTrainedModel
 
 from zoo import checkpoint, stock
+from zoo.tokenizer import add_tokenizer
 
 ZooCheckpoint = Callable[..., Path]
 
@@ -52,6 +53,14 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 MoE in bf16 with a tokenizer: words ``w3`` …; read it only."""
+    directory = checkpoint("qwen3_moe", torch.bfloat16, tmp_path_factory.mktemp("readable"))
+    add_tokenizer(directory, chat=False)
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,12 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def model(readable: Path) -> str:
+    """A small model that reads words, as a command line names it."""
+    return str(readable)
 
 
 @pytest.fixture

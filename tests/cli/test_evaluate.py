@@ -3,21 +3,16 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from coterie.cli.evaluate import _left, _occasional_lines
 from coterie.evaluate import EvaluationProgress
 from coterie.extraction import extract
-from zoo import checkpoint
 from zoo.sizes import TEXT_IDS
-from zoo.tokenizer import add_tokenizer
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = checkpoint("qwen3_moe", torch.bfloat16, tmp_path_factory.mktemp("full"))
-    add_tokenizer(directory, chat=False)
-    return str(directory)
+def full(readable: Path) -> str:
+    return str(readable)
 
 
 @pytest.fixture(scope="module")

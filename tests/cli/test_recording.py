@@ -8,22 +8,12 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 import coterie as coterie_package
 from coterie.profiles import Profile, ProfileDatabase
-from zoo import checkpoint
-from zoo.tokenizer import add_tokenizer
 
 SAMPLES = Path(coterie_package.__file__).parent / "bundled" / "samples"
 FAST = ("--expert-memory", "100%")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    directory = checkpoint("qwen3_moe", torch.bfloat16, tmp_path_factory.mktemp("readable"))
-    add_tokenizer(directory, chat=False)
-    return str(directory)
 
 
 @pytest.fixture

@@ -7,17 +7,9 @@ import pytest
 import torch
 
 from zoo import checkpoint
-from zoo.tokenizer import add_tokenizer
 
 FAST = ("--expert-memory", "100%", "-q")
 WORDS = " ".join(f"w{3 + (7 * n) % 90}" for n in range(240))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    directory = checkpoint("qwen3_moe", torch.bfloat16, tmp_path_factory.mktemp("readable"))
-    add_tokenizer(directory, chat=False)
-    return str(directory)
 
 
 @pytest.fixture

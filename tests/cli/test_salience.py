@@ -5,20 +5,10 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
-from zoo import checkpoint
 from zoo.sizes import TEXT_IDS
-from zoo.tokenizer import add_tokenizer
 
 FAST = ("--expert-memory", "100%")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    directory = checkpoint("qwen3_moe", torch.bfloat16, tmp_path_factory.mktemp("readable"))
-    add_tokenizer(directory, chat=False)
-    return str(directory)
 
 
 def test_generate_writes_salience_and_the_same_text(coterie, model, tmp_path: Path) -> None:

@@ -3,22 +3,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 import coterie
-from zoo import checkpoint
 from zoo.sizes import TEXT_IDS
-from zoo.tokenizer import add_tokenizer
 
 Words = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen3 MoE in bf16 with a tokenizer: words ``w3`` …; read it only."""
-    directory = checkpoint("qwen3_moe", torch.bfloat16, tmp_path_factory.mktemp("readable"))
-    add_tokenizer(directory, chat=False)
-    return directory
 
 
 @pytest.fixture
