@@ -59,6 +59,7 @@ def test_what_cannot_be_reported(coterie, model, profile, tmp_path: Path) -> Non
         ((model, "--profile", profile, "-o", str(tmp_path / "file" / "report")), "cannot be written"),
         ((model, "--profile", str(tmp_path / "none.db"), "-o", str(folder)), "no profile"),
         ((other, "--profile", profile, "-o", str(folder)), "The profile is about"),
+        (("bundled", "--profile", profile, "-o", str(folder)), "whose experts are in 'text'"),
         ((model, "--profile", profile, "-o", str(folder), "--component", "thinker"), "text"),
     ):
         outcome = coterie("report", *options, *FAST)

@@ -11,6 +11,7 @@ import numpy as np
 
 from coterie.analysis.examination import DRAWS, examine_routers
 from coterie.analysis.geometry import RouterAnalysis
+from coterie.analysis.matrices import Routers
 from coterie.analysis.plots import activation_figure, load_figure, render, separation_figure
 from coterie.analysis.plots.canvas import LINES, Shading, draw_map, new_figure, number_ticks, style
 from coterie.analysis.plots.selection import bank_labels, component_tables
@@ -21,7 +22,7 @@ from coterie.analysis.report.salience import salience, salience_figure
 from coterie.analysis.report.separation import cross_modal, partition
 from coterie.analysis.report.spread import depth, dominance, load, universal
 from coterie.analysis.report.trial import Trial, attention, head_shares
-from coterie.errors import UnsupportedError
+from coterie.errors import ProfileIdentityError, UnsupportedError, UsageError
 from coterie.profiles import Profile, ProfileDatabase
 
 if TYPE_CHECKING:
@@ -122,6 +123,17 @@ def _routers(
         )
     except UnsupportedError as error:
         return error.message.rstrip(".")
+    except UsageError as error:
+        if error.facts.get("got") != component:
+            raise
+        identity = Routers.open(model, revision=revision, offline=offline).identity
+        raise ProfileIdentityError(
+            f"The profile is about {profile.model} ({profile.identity}), whose experts are in {component!r}; {model} "
+            f"({identity}) has none there.",
+            advice="Record a profile of this model.",
+            expected=identity,
+            got=profile.identity,
+        ) from error
 
 
 def _figure(name: str, material: Material, trial: Trial | None) -> Figure:
