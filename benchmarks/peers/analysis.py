@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from peers.case import Case, Outcome, median_and_quartiles
 from peers.contest import Contest, speed
 from peers.costs import DEPTHS
 from peers.engines import Coterie, measure
-from peers.ideal import Costs, Ideal, ideal_step
+from peers.ideal import Costs, Ideal, Served, ideal_step
 from peers.routing import routing_table
 from peers.sizes import MIB, Sizes, roomy_case
 
@@ -70,17 +70,20 @@ def publish_beside_ideal(report: Report, contest: Contest, sizes: Sizes, cases: 
     table = report.table(
         f"Decode steps against the ideal of the same round, medians of {len(rounds)} rounds (and extremes): reads "
         "hidden behind their layer's resident experts, and behind the whole step. Read are the misses of the same "
-        "steps without prefetch. Both at once: with what experts and reads take while the other goes on:",
+        "steps without prefetch; those that fill the cache go to new memory. Both at once: with what experts and reads "
+        "take while the other goes on:",
         (
             "case",
             "prefetch",
             "misses per token",
+            "read to new memory",
             "measured, ms",
             "ideal by layer, ms",
             "ratio",
             "ideal by layer, both at once, ms",
             "ratio",
             "ideal of full overlap, ms",
+            "ratio by layer were new memory for nothing",
         ),
     )
     for case in cases:
@@ -92,20 +95,20 @@ def publish_beside_ideal(report: Report, contest: Contest, sizes: Sizes, cases: 
             ]
             if not rows:
                 continue
-            misses, steps, ideals, together = (list(column) for column in zip(*rows, strict=True))
-            ratios = [step / ideal.layered for step, ideal in zip(steps, ideals, strict=True)]
-            shared = [step / ideal.layered for step, ideal in zip(steps, together, strict=True)]
+            ratios = [row.step_s / row.ideal.layered for row in rows]
             table.rows.append(
                 (
                     case.name,
                     "off" if engine == PLAIN else "default",
-                    _spread(misses, "{:.1f}"),
-                    _spread(steps, "{:.1f}", 1e3),
-                    _spread([ideal.layered for ideal in ideals], "{:.1f}", 1e3),
+                    _spread([row.misses for row in rows], "{:.1f}"),
+                    _spread([row.into_new_memory for row in rows], "{:.1f}"),
+                    _spread([row.step_s for row in rows], "{:.1f}", 1e3),
+                    _spread([row.ideal.layered for row in rows], "{:.1f}", 1e3),
                     _spread(ratios, "{:.2f}"),
-                    _spread([ideal.layered for ideal in together], "{:.1f}", 1e3),
-                    _spread(shared, "{:.2f}"),
-                    _spread([ideal.foreseen for ideal in ideals], "{:.1f}", 1e3),
+                    _spread([row.together.layered for row in rows], "{:.1f}", 1e3),
+                    _spread([row.step_s / row.together.layered for row in rows], "{:.2f}"),
+                    _spread([row.ideal.foreseen for row in rows], "{:.1f}", 1e3),
+                    _spread([row.step_s / row.memory_for_nothing.layered for row in rows], "{:.2f}"),
                 )
             )
             if engine == AHEAD:
@@ -121,9 +124,8 @@ def publish_beside_ideal(report: Report, contest: Contest, sizes: Sizes, cases: 
 def _summary(outcome: Outcome) -> dict[str, object]:
     """An outcome as it is kept: misses of each step in place of hits and misses of each of its layers."""
     own = dict(outcome.own)
-    steps = own.pop("served", None)
-    if isinstance(steps, list):
-        own["misses"] = [sum(missed for _, missed in step) for step in steps]
+    if own.pop("served", None) is not None:
+        own["misses"] = [step.misses for step in _served(outcome)]
     return {**asdict(outcome), "own": own}
 
 
@@ -132,14 +134,34 @@ def _complete(contest: Contest, number: int, case: Case, engine: str) -> bool:
     return outcome is not None and bool(outcome.steps_s) and "served" in outcome.own
 
 
-def _beside(outcome: Outcome, plain: Outcome, costs: Outcome) -> tuple[float, float, Ideal, Ideal]:
-    """Misses per token, seconds per step, the ideal, and that with both at once."""
+@dataclass(frozen=True, kw_only=True)
+class _Beside:
+    """Decode steps of one run beside the ideal.
+
+    Attributes:
+        misses: Of its own, per step.
+        into_new_memory: Misses without prefetch that fill the cache, per step.
+        step_s: Seconds per step.
+        ideal: With costs of each part by itself.
+        together: With costs of both at once.
+        memory_for_nothing: With costs of each part by itself, reads to new memory as fast as others.
+    """
+
+    misses: float
+    into_new_memory: float
+    step_s: float
+    ideal: Ideal
+    together: Ideal
+    memory_for_nothing: Ideal
+
+
+def _beside(outcome: Outcome, plain: Outcome, costs: Outcome) -> _Beside:
     own: Any = costs.own
     # Of as many steps as there are times of, the last.
     met, read = (_served(one)[-len(one.steps_s) :] for one in (outcome, plain))
-    uses = statistics.mean(sum(hits + missed for hits, missed in step) for step in read)
+    uses = statistics.mean(step.uses for step in read)
 
-    def ideal(experts_s: float, bandwidth: float) -> Ideal:
+    def ideal(experts_s: float, bandwidth: float, new_bandwidth: float) -> Ideal:
         return ideal_step(
             read,
             Costs(
@@ -147,20 +169,25 @@ def _beside(outcome: Outcome, plain: Outcome, costs: Outcome) -> tuple[float, fl
                 expert_s=experts_s / uses,
                 expert_bytes=own["expert_bytes"],
                 bandwidth=bandwidth,
+                new_bandwidth=min(bandwidth, new_bandwidth),
             ),
         )
 
-    return (
-        statistics.mean(sum(missed for _, missed in step) for step in met),
-        statistics.mean(outcome.steps_s),
-        ideal(own["alone"]["experts_s"], own["bandwidth"]),
-        ideal(own["beside"]["experts_s"], own["bandwidth_beside"]),
+    alone_s, bandwidth, new = own["alone"]["experts_s"], own["bandwidth"], own["bandwidth_new"]
+    return _Beside(
+        misses=statistics.mean(step.misses for step in met),
+        into_new_memory=statistics.mean(step.into_new_memory for step in read),
+        step_s=statistics.mean(outcome.steps_s),
+        ideal=ideal(alone_s, bandwidth, new),
+        together=ideal(own["beside"]["experts_s"], own["bandwidth_beside"], new),
+        memory_for_nothing=ideal(alone_s, bandwidth, bandwidth),
     )
 
 
-def _served(outcome: Outcome) -> Any:
-    """Hits and misses of each layer of each decode step."""
-    return outcome.own["served"]
+def _served(outcome: Outcome) -> list[Served]:
+    """What the decode steps of a run found."""
+    steps: Any = outcome.own["served"]
+    return [Served(**step) for step in steps]
 
 
 def _publish_costs(report: Report, outcomes: Sequence[Outcome]) -> None:
@@ -182,6 +209,8 @@ def _publish_costs(report: Report, outcomes: Sequence[Outcome]) -> None:
         table.rows.append((label, _spread(alone, "{:.1f}", 1e3), _spread(beside, "{:.1f}", 1e3)))
     alone, beside = ([own[name] for own in owns] for name in ("bandwidth", "bandwidth_beside"))
     table.rows.append(("reads, GB/s", _spread(alone, "{:.2f}", 1e-9), _spread(beside, "{:.2f}", 1e-9)))
+    new = [own["bandwidth_new"] for own in owns]
+    table.rows.append(("reads to memory not used before, GB/s", _spread(new, "{:.2f}", 1e-9), "–"))
 
 
 def _require_room(report: Report, contest: Contest, sizes: Sizes) -> None:

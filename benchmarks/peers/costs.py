@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import statistics
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from harness.raw_disk import raw_bandwidth
+from harness.raw_disk import new_memory_bandwidth, raw_bandwidth
 
 DEPTHS = (1, 2, 4, 8)
 _ROUNDS = 3
 _SECONDS = 0.3
+_NEW_NBYTES = 256 << 20
 _PROMPT = 32
 _TOKENS = 16
 _HIDDEN_BY_READS = ("experts", "waiting")
@@ -46,6 +48,11 @@ def measured_costs(model: Any, ids: list[int], store: Path) -> dict[str, object]
             taken[depth].append(raw_bandwidth(file, nbytes, depth=depth, seconds=_SECONDS, seed=number))
     disk = {depth: statistics.median(values) for depth, values in taken.items()}
     best = max(disk, key=lambda depth: disk[depth])
+    with ExitStack() as kept:
+        into_new = [
+            kept.enter_context(new_memory_bandwidth(file, nbytes, depth=best, nbytes=_NEW_NBYTES, seed=number))
+            for number in range(_ROUNDS)
+        ]
     alone = step()
     with ThreadPoolExecutor(1) as pool:
         computed = pool.submit(step)
@@ -56,6 +63,7 @@ def measured_costs(model: Any, ids: list[int], store: Path) -> dict[str, object]
     return {
         "disk": {str(depth): value for depth, value in disk.items()},
         "bandwidth": disk[best],
+        "bandwidth_new": statistics.median(into_new),
         "alone": alone,
         "beside": beside,
         "bandwidth_beside": statistics.median(rates),

@@ -34,15 +34,20 @@ class Printer:
         """Called once at the end."""
 
 
-class Served:
+class Recorder:
     """An observer that keeps how many experts each layer of each decode step found resident, and how many not.
 
+    Args:
+        runtime: What it observes.
+
     Attributes:
-        steps: For each decode step, hits and misses of each layer.
+        steps: The decode steps, as :class:`peers.ideal.Served` takes them.
     """
 
-    def __init__(self) -> None:
-        self.steps: list[list[tuple[int, int]]] = []
+    def __init__(self, runtime: Any) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self._runtime = runtime
+        self._expert_bytes = max(runtime.source.record_nbytes.values())
         self._decoding = False
 
     def on_event(self, event: Any) -> None:
@@ -51,9 +56,11 @@ class Served:
             case "StepStarted":
                 self._decoding = event.phase == "decode"
                 if self._decoding:
-                    self.steps.append([])
+                    stats = self._runtime.cache.stats()
+                    room = (stats.capacity - stats.resident_bytes) // self._expert_bytes
+                    self.steps.append({"layers": [], "room": room})
             case "ExpertsServed" if self._decoding:
-                self.steps[-1].append((event.hits, event.misses))
+                self.steps[-1]["layers"].append((event.hits, event.misses))
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
@@ -99,7 +106,7 @@ def main() -> int:
     parser.add_argument("--max-context", type=int, required=True)
     parser.add_argument("--warm", action="store_true", help="read all experts first")
     parser.add_argument("--trace", type=Path, help="record the routing there")
-    parser.add_argument("--served", action="store_true", help="report hits and misses of each layer and step")
+    parser.add_argument("--served", action="store_true", help="report what each layer of each decode step found")
     parser.add_argument("--costs", action="store_true", help="measure what a step's parts and reads take")
     parser.add_argument("--prefetch", help="other than by default")
     given = parser.parse_args()
@@ -127,13 +134,13 @@ def main() -> int:
                     pass
     warmed = time.perf_counter()
     ids = ids_of(given.prompt)
-    served = Served()
+    recorder = Recorder(runtime)
     if given.served:
-        runtime.add_observer(served)
+        runtime.add_observer(recorder)
     with runtime.record_trace(given.trace) if given.trace is not None else nullcontext():
         times = generate(model, ids, given.new_tokens)
     if given.served:
-        runtime.remove_observer(served)
+        runtime.remove_observer(recorder)
     stats = runtime.stats()
     own: dict[str, object] = times | {
         "import_s": imported - began,
@@ -151,7 +158,7 @@ def main() -> int:
         "prefetch_verdicts": dict(stats.prefetch_verdicts),
     }
     if given.served:
-        own["served"] = served.steps
+        own["served"] = recorder.steps
     if given.costs:
         own |= measured_costs(model, ids, given.model)
     given.report.write_text(json.dumps(own))

@@ -5,8 +5,10 @@ read: its time is at least ``dense + max(misses × bytes ÷ bandwidth, hits × t
 layers is what an engine without prefetching can reach, so misses are those without it: read ahead they are no misses,
 but have to be read all the same. With perfect foresight reads would hide behind the whole step:
 ``max(all reads, all arithmetic)``. Bandwidth is that of raw reads of the same size; dense and expert times are those of
-the same engine with everything in memory. Where reads take time from arithmetic and arithmetic from reads, that is more
-than the machine can give; with the costs of both at once (:mod:`peers.costs`) it is what it can.
+the same engine with everything in memory. While the cache fills, what is read goes to memory that was not used before,
+which has a bandwidth of its own: the kernel, and in a virtual machine its host, finds and clears it first. Where reads
+take time from arithmetic and arithmetic from reads, that is more than the machine can give; with the costs of both at
+once (:mod:`peers.costs`) it is what it can.
 """
 
 from __future__ import annotations
@@ -37,25 +39,61 @@ class Costs:
         expert_s: Seconds of one expert's arithmetic.
         expert_bytes: Bytes of one expert.
         bandwidth: Bytes per second that the disk gives.
+        new_bandwidth: Bytes per second into memory that was not used before.
     """
 
     rest_s: float
     expert_s: float
     expert_bytes: int
     bandwidth: float
+    new_bandwidth: float
 
 
-def ideal_step(served: Sequence[Sequence[tuple[int, int]]], costs: Costs) -> Ideal:
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What one decode step found.
+
+    Attributes:
+        layers: Hits and misses of each layer.
+        room: Experts that memory not used before had room for when the step began.
+    """
+
+    layers: Sequence[tuple[int, int]]
+    room: int
+
+    @property
+    def misses(self) -> int:
+        """Of all layers."""
+        return sum(missed for _, missed in self.layers)
+
+    @property
+    def uses(self) -> int:
+        """Hits and misses of all layers."""
+        return sum(hits + missed for hits, missed in self.layers)
+
+    @property
+    def into_new_memory(self) -> int:
+        """Misses that were read to where nothing was before."""
+        return min(self.room, self.misses)
+
+
+def ideal_step(served: Sequence[Served], costs: Costs) -> Ideal:
     """The ideal of recorded steps.
 
     Args:
-        served: For each step, hits and misses of each layer.
-        costs: What each takes.
+        served: The steps.
+        costs: What each part takes.
     """
-    read_s = costs.expert_bytes / costs.bandwidth
+    read_s, new_read_s = costs.expert_bytes / costs.bandwidth, costs.expert_bytes / costs.new_bandwidth
     layered = foreseen = 0.0
     for step in served:
-        layered += costs.rest_s + sum(max(misses * read_s, hits * costs.expert_s) for hits, misses in step)
-        reads = read_s * sum(misses for _, misses in step)
-        foreseen += max(reads, costs.rest_s + costs.expert_s * sum(hits + misses for hits, misses in step))
+        room, reads_s = step.room, 0.0
+        layered += costs.rest_s
+        for hits, misses in step.layers:
+            new = min(room, misses)
+            room -= new
+            layer_s = new * new_read_s + (misses - new) * read_s
+            layered += max(layer_s, hits * costs.expert_s)
+            reads_s += layer_s
+        foreseen += max(reads_s, costs.rest_s + costs.expert_s * step.uses)
     return Ideal(layered / len(served), foreseen / len(served))

@@ -15,7 +15,7 @@ from fullsize.model import FullSizeModel
 from fullsize.shapes import SHAPES
 from fullsize.walk import text_of
 from harness.cgroup import CgroupRun, why_unavailable
-from harness.raw_disk import raw_bandwidth
+from harness.raw_disk import new_memory_bandwidth, raw_bandwidth
 from harness.report import Report
 from harness.streamed import Piece, StreamedRun, run_streamed
 from peers import contest as contests
@@ -23,7 +23,7 @@ from peers.analysis import AHEAD, COSTS, PLAIN, publish_beside_ideal
 from peers.case import Case, Outcome, outcome_of
 from peers.contest import Contest
 from peers.engines import Coterie, LlamaCpp, Transformers
-from peers.ideal import Costs, ideal_step
+from peers.ideal import Costs, Served, ideal_step
 from peers.llama_build import _HALF_A_CONFIGURATION, _TILES, _WHOLE_CONFIGURATION, _patch
 from peers.sizes import QUICK, contest_cases, roomy_case
 from peers.tables import Requirement, case_table, require_budgets, require_ratios
@@ -258,23 +258,35 @@ class TestEngines:
 
 
 class TestIdeal:
+    # A read takes 2 s, one into new memory 5 s, an expert 1 s, the rest 4 s.
+    COSTS = Costs(rest_s=4.0, expert_s=1.0, expert_bytes=20, bandwidth=10.0, new_bandwidth=4.0)
+
     def test_reads_hide_behind_hits_of_their_layer(self) -> None:
-        # A read takes 2 s, an expert 1 s, the rest 4 s.
-        served = [[(3, 1), (1, 2)], [(4, 0), (3, 0)]]
-        ideal = ideal_step(served, Costs(rest_s=4.0, expert_s=1.0, expert_bytes=20, bandwidth=10.0))
+        served = [Served(layers=[(3, 1), (1, 2)], room=0), Served(layers=[(4, 0), (3, 0)], room=9)]
+        ideal = ideal_step(served, self.COSTS)
         assert ideal.layered == ((4 + 3 + 4) + (4 + 4 + 3)) / 2
         assert ideal.foreseen == ((4 + 7) + (4 + 7)) / 2
 
     def test_where_the_disk_bounds_both(self) -> None:
-        ideal = ideal_step([[(0, 8)]], Costs(rest_s=1.0, expert_s=0.1, expert_bytes=10, bandwidth=1.0))
+        ideal = ideal_step(
+            [Served(layers=[(0, 8)], room=0)],
+            Costs(rest_s=1.0, expert_s=0.1, expert_bytes=10, bandwidth=1.0, new_bandwidth=1.0),
+        )
         assert ideal.layered == 81.0
         assert ideal.foreseen == 80.0
+
+    def test_the_first_misses_take_what_room_there_is_in_new_memory(self) -> None:
+        step = Served(layers=[(3, 1), (1, 3)], room=2)
+        assert (step.misses, step.uses, step.into_new_memory) == (4, 8, 2)
+        ideal = ideal_step([step], self.COSTS)
+        assert ideal.layered == 4 + 5 + (5 + 2 + 2)
+        assert ideal.foreseen == 5 + 5 + 2 + 2
 
 
 class TestBesideTheIdeal:
     """Two rounds, the second on a machine of half the speed: what is compared is of the same round."""
 
-    def contest(self, tmp_path: Path, step_s: float) -> Contest:
+    def contest(self, tmp_path: Path, step_s: float, room: int = 0) -> Contest:
         contest = Contest(MODEL, tmp_path / "journal")
         case, roomy = roomy_case(QUICK, 60.0)
         for number, slow in enumerate((1.0, 2.0)):
@@ -282,11 +294,12 @@ class TestBesideTheIdeal:
             own = {
                 "disk": dict.fromkeys(("1", "2", "4", "8"), 100.0 / slow), "bandwidth": 100.0 / slow,
                 "bandwidth_beside": 50.0 / slow, "alone": parts, "beside": {**parts, "experts_s": 0.08 * slow},
-                "expert_bytes": 10,
+                "bandwidth_new": 25.0 / slow, "expert_bytes": 10,
             }  # fmt: skip
-            # Two layers of two experts, the second reads one: rest .1, then .02, then max(.1, .01).
-            ours = {"served": [[(9, 9), (9, 9)], [(2, 0), (1, 1)]]}
-            ahead = {"served": [[(9, 9), (9, 9)], [(2, 0), (2, 0)]]}
+            # Two layers of two experts, the second reads one: rest .1, then .02, then max(.1, .01); .4 to new memory.
+            first = {"layers": [(9, 9), (9, 9)], "room": 30}
+            ours = {"served": [first, {"layers": [(2, 0), (1, 1)], "room": room}]}
+            ahead = {"served": [first, {"layers": [(2, 0), (2, 0)], "room": room}]}
             for name, engine, engine_own, seconds in (
                 (COSTS, AHEAD, own, 1.0),
                 (case, AHEAD, ahead, step_s * slow),
@@ -306,11 +319,23 @@ class TestBesideTheIdeal:
         ahead, plain = report.tables[-1].rows
         # What prefetch has read is no miss any more, but the ideal reads it.
         assert (ahead[2], plain[2]) == ("0.0", "1.0")
-        assert ahead[4] == plain[4] == "330.0 (220.0 … 440.0)"
-        assert (ahead[5], plain[5]) == (f"{step_s / 0.22:.2f}", f"{0.5 / 0.22:.2f}")
-        assert ahead[7] == f"{step_s / 0.34:.2f}"
+        assert (ahead[3], plain[3]) == ("0.0", "0.0")
+        assert ahead[5] == plain[5] == "330.0 (220.0 … 440.0)"
+        assert (ahead[6], plain[6]) == (f"{step_s / 0.22:.2f}", f"{0.5 / 0.22:.2f}")
+        assert ahead[8] == f"{step_s / 0.34:.2f}"
+        assert ahead[10] == ahead[6]
         assert [verdict.met for verdict in report.verdicts] == [met, False]
         assert report.verdicts[1].measured == "0.50"
+
+    def test_reads_to_new_memory_take_what_they_take(self, tmp_path: Path) -> None:
+        report = Report("x", "X", work=tmp_path, quick=True)
+        case = next(one for one, _ in contest_cases(QUICK, 60.0) if one.name == roomy_case(QUICK, 60.0)[0])
+        publish_beside_ideal(report, self.contest(tmp_path, 0.4, room=5), QUICK, [case])
+        ahead, _ = report.tables[-1].rows
+        assert ahead[3] == "1.0"
+        assert ahead[5] == "780.0 (520.0 … 1040.0)"
+        assert (ahead[6], ahead[10]) == (f"{0.4 / 0.52:.2f}", f"{0.4 / 0.22:.2f}")
+        assert [verdict.met for verdict in report.verdicts] == [True, False]
 
 
 def test_the_benchmark_itself_keeps_torch_out_of_the_page_cache() -> None:
@@ -331,3 +356,5 @@ def test_raw_bandwidth_is_what_was_read(tmp_path: Path) -> None:
     except OSError as error:
         pytest.skip(f"no direct reads here: {error.strerror}")
     assert found > MIB
+    with new_memory_bandwidth(file, MIB, depth=2, nbytes=16 * MIB) as new:
+        assert new > MIB
