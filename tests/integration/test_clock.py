@@ -1,11 +1,14 @@
-"""Forward passes of several threads are told apart."""
+"""Forward passes of several threads are told apart, and their working memory goes when they are over."""
 
 import threading
+import weakref
 
+import pytest
 import torch
 from torch import nn
 
 from coterie.integration.clock import StepClock
+from coterie.native import PassMemory
 
 
 class Outer(nn.Module):
@@ -46,3 +49,34 @@ def test_two_threads_have_their_own_step_and_phase() -> None:
     assert {phase for _, phase in seen["decode"]} == {"decode"}
     assert sorted(step for passes in seen.values() for step, _ in passes) == list(range(40))
     assert clock.tokens == {"prefill": 100, "decode": 40}
+
+
+class Layers(nn.Module):
+    def __init__(self, clock: StepClock, fail: bool) -> None:
+        super().__init__()
+        self.clock, self.fail = clock, fail
+        self.met: list[PassMemory] = []
+
+    def forward(self, input_ids: torch.Tensor) -> None:
+        self.met = [self.clock.memory for _ in range(3)]
+        if self.fail:
+            raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_layers_of_a_pass_share_memory_and_leave_none(fail: bool) -> None:
+    clock = StepClock("text", [])
+    module = Layers(clock, fail)
+    clock.install(module)
+    passes = []
+    for _ in range(2):
+        try:
+            module(torch.zeros(1, 5, dtype=torch.int64))
+        except RuntimeError:
+            assert fail
+        first, *others = module.met
+        assert all(other is first for other in others)
+        passes.append(weakref.ref(first))
+        module.met.clear()
+        del first, others
+        assert passes[-1]() is None

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from coterie.errors import UsageError
-from coterie.native import ACTIVATIONS, ExpertsKernel, Library, Located
+from coterie.native import ACTIVATIONS, ExpertsKernel, Library, Located, PassMemory
 
 from .matrices import Matrix, activations, random_matrix, with_threads
 
@@ -200,6 +200,23 @@ def test_many_tokens_and_few_after_them(native: Library) -> None:
         exact = by_formula(layer, x, index, weights, torch.float64)
         usual = by_formula(layer, x, index, weights, torch.bfloat16)
         assert (layer(x, index, weights) - exact).norm() <= (usual - exact).norm()
+
+
+def test_layers_of_a_pass_take_their_memory_from_one_place(native: Library) -> None:
+    layer, memory = make(native, experts=8, width=256, inner=64), PassMemory()
+    expected, taken = [], []
+    for tokens in (1500, 1400, 1500):
+        given = (activations(tokens, 256, seed=tokens), *choices(tokens, 4, 8))
+        expected.append(layer(*given))
+        going = layer.kernel.begin(*given, memory)
+        taken.append(going._intermediate.data_ptr())
+        assert torch.equal(going.finish(layer.located(going.experts)), expected[-1])
+    assert len(set(taken)) == 1
+    assert torch.equal(expected[0], expected[2])
+    few = layer.kernel.begin(activations(2, 256), *choices(2, 4, 8), memory)
+    assert few._intermediate.data_ptr() != taken[0]
+    assert few._intermediate.numel() < memory.take(1).numel()
+    few.finish(layer.located(few.experts))
 
 
 def test_threads_of_python_share_a_kernel(native: Library) -> None:

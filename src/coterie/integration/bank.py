@@ -18,6 +18,7 @@ from coterie.integration.clock import StepClock
 from coterie.integration.contributions import Contributions, Noted
 from coterie.integration.decoder import BankDecoder
 from coterie.integration.succession import Succession
+from coterie.native import PassMemory
 from coterie.routing import Routed
 from coterie.spec import BankKey, ExpertKey, ExpertsContributed, ExpertsSelected, ExpertsServed
 
@@ -149,6 +150,11 @@ class StreamedBank:
             routed = self.missing(top_k_index_TK, top_k_weights_TK)
         limit = self._clock.limit
         return routed if limit is None else limit(self.bank.key, routed, self.bank.num_experts + self.bank.identities)
+
+    @property
+    def memory(self) -> PassMemory:
+        """Working memory that the layers of this forward pass use one after the other."""
+        return self._clock.memory
 
     @property
     def wants_contributions(self) -> bool:

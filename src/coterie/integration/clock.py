@@ -17,6 +17,7 @@ from torch import nn
 from coterie.errors import ContextLengthError
 from coterie.integration.limit import ExpertLimit
 from coterie.integration.losses import LossMeter
+from coterie.native import PassMemory
 from coterie.spec import Event, Observer, Phase, StepEnded, StepStarted
 
 
@@ -25,6 +26,7 @@ class _CurrentPass(threading.local):
     phase: Phase = "prefill"
     contributions = False
     losses: LossMeter | None = None
+    memory: PassMemory | None = None
     # What is to be told when a decode step is over; None outside one.
     pending: list[Callable[[], Event | None]] | None = None
 
@@ -65,6 +67,13 @@ class StepClock:
         """Whether an observer of this thread's forward pass wants to know what experts contribute."""
         return self._current.contributions
 
+    @property
+    def memory(self) -> PassMemory:
+        """Working memory of this thread's forward pass, gone when that is over."""
+        if self._current.memory is None:
+            self._current.memory = PassMemory()
+        return self._current.memory
+
     def install(self, module: nn.Module) -> None:
         """Watches the forward passes of ``module``, the component's outermost module."""
         forward = module.forward
@@ -73,7 +82,10 @@ class StepClock:
         @functools.wraps(forward)
         def watched(*args: Any, **kwargs: Any) -> Any:
             self._begin(args, kwargs)
-            result = self._run(forward, args, kwargs)
+            try:
+                result = self._run(forward, args, kwargs)
+            finally:
+                self._current.memory = None
             losses = self._current.losses
             if losses is not None:
                 self._tell(StepEnded(step=self.step, component=self.component, losses=losses.end(result)))

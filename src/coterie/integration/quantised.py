@@ -74,7 +74,7 @@ class QuantisedExperts:
         """What the experts add, [T, D]; counts and tells how they became resident, and notes what each adds."""
         streamed = self._streamed
         norms_TK = None if noted is None else noted.norms_TK
-        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK)
+        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, streamed.memory)
         ids = computation.experts
         held = streamed.try_hold(ids) if streamed.may_hold else None
         if held is not None:

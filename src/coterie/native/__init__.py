@@ -14,7 +14,7 @@ from coterie.native.matmul import SCHEMES, PackedMatrix
 from coterie.native.passage import STAGES, LayerShape, Passage, Passages, Results, StageTimes
 from coterie.native.router import route
 from coterie.native.token_experts import Places, TokenExperts
-from coterie.native.workspace import Located
+from coterie.native.workspace import Located, PassMemory
 
 __all__ = [
     "ACTIVATIONS",
@@ -36,6 +36,7 @@ __all__ = [
     "Located",
     "NativeLayer",
     "PackedMatrix",
+    "PassMemory",
     "Passage",
     "Passages",
     "Places",

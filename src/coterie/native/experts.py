@@ -10,7 +10,7 @@ import torch
 from coterie.errors import UsageError
 from coterie.native.library import Library
 from coterie.native.matmul import SCHEMES, PackedMatrix, check_fields, group_of
-from coterie.native.workspace import ExpertsCall, Located, Workspace
+from coterie.native.workspace import ExpertsCall, Located, PassMemory, Workspace
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 """Activations that the library computes; their order is that of the C code."""
@@ -90,13 +90,20 @@ class ExpertsKernel:
         check_fields(self.scheme, (self.width, self.inner), *down)
         return (expert, gate_up[0].data_ptr(), gate_up[1].data_ptr(), down[0].data_ptr(), down[1].data_ptr())
 
-    def begin(self, x_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> ExpertsPass:
+    def begin(
+        self,
+        x_TD: torch.Tensor,
+        index_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        memory: PassMemory | None = None,
+    ) -> ExpertsPass:
         """Starts a pass.
 
         Args:
             x_TD: bfloat16 [T, D].
             index_TK: The experts of each token, integers [T, K]; ids of E or more are left out.
             weights_TK: Gate weights [T, K]; float32 and bfloat16 are used as they are.
+            memory: Shared by the layers of a forward pass; without it, many tokens take new memory in each of them.
 
         Raises:
             UsageError: If the tensors are something else, or an id is negative.
@@ -121,7 +128,7 @@ class ExpertsKernel:
         if experts is None:
             self._idle.append(workspace)
             raise UsageError("An expert's id is negative.")
-        return ExpertsPass(self, workspace, x_TD.contiguous(), index_TK, experts)
+        return ExpertsPass(self, workspace, x_TD.contiguous(), index_TK, experts, memory)
 
     def _workspace(self, tokens: int, choices: int) -> Workspace:
         try:
@@ -156,6 +163,7 @@ class ExpertsPass:
         x_TD: torch.Tensor,
         index_TK: torch.Tensor,
         experts: list[int],
+        memory: PassMemory | None,
     ) -> None:
         self.experts = experts
         self._kernel = kernel
@@ -164,7 +172,7 @@ class ExpertsPass:
         self._index_TK = index_TK
         call = workspace.call
         pairs, width = call.tokens * call.choices, kernel.width
-        self._intermediate = workspace.intermediate(pairs * (4 * width + 2 * kernel.inner) or 1)
+        self._intermediate = workspace.intermediate(pairs * (4 * width + 2 * kernel.inner) or 1, memory)
         call.x = x_TD.data_ptr()
         call.rows = self._intermediate.data_ptr()
         call.hidden = call.rows + 4 * pairs * width

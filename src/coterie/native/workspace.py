@@ -14,9 +14,28 @@ Located = tuple[int, int, int, int, int]
 """An expert's id, and the addresses of gate_up's codes and scales and of down's."""
 
 KEPT_BYTES = 4 << 20
-"""Up to this many bytes of intermediate results are kept between passes: enough for decoding."""
+"""Up to this many bytes of intermediate results are kept from one forward pass to the next: enough for decoding."""
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
+
+
+class PassMemory:
+    """Memory for intermediate results that the layers of one forward pass use one after the other.
+
+    New memory is dear: the kernel finds and clears each page when a thread first touches it, and threads that do so at
+    the same time wait for each other. With many of them that takes longer than the arithmetic. Not for several threads
+    at once; let go of it when the forward pass is over.
+    """
+
+    def __init__(self) -> None:
+        self._kept: torch.Tensor | None = None
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        """At least so many bytes; who took some before has no more use for them."""
+        if self._kept is None or self._kept.numel() < nbytes:
+            self._kept = None  # freed before more is asked for
+            self._kept = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+        return self._kept
 
 
 class ExpertsCall(ctypes.Structure):
@@ -75,7 +94,7 @@ class Workspace:
         self._written = (
             self.call.experts, offsets, row_token, row_weight, token_rows, counts, filled, self.call.done,
         )  # fmt: skip
-        self._kept: torch.Tensor | None = None
+        self._own = PassMemory()
         self._scratch_of_products: torch.Tensor | None = None
 
     def serves(self, tokens: int, choices: int) -> bool:
@@ -104,13 +123,11 @@ class Workspace:
         self._table[: 5 * count] = list(chain.from_iterable(located))
         self.call.count = count
 
-    def intermediate(self, nbytes: int) -> torch.Tensor:
-        """At least so many bytes for intermediate results, aligned."""
-        if nbytes > KEPT_BYTES:
-            return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
-        if self._kept is None or self._kept.numel() < nbytes:
-            self._kept = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
-        return self._kept
+    def intermediate(self, nbytes: int, memory: PassMemory | None) -> torch.Tensor:
+        """At least so many bytes for intermediate results, aligned; much is taken from ``memory`` if that is given."""
+        if nbytes <= KEPT_BYTES:
+            return self._own.take(nbytes)
+        return (memory or PassMemory()).take(nbytes)
 
     def make_scratch(self) -> None:
         """Gives C what it needs for the experts with many rows, for the threads of the call; kept for the next pass."""
