@@ -16,10 +16,13 @@ def describe_machine(work: Path) -> dict[str, str]:
     """Machine, disk of ``work`` and versions, as label → text."""
     import torch
 
+    from coterie.plan.new_memory import new_memory_bandwidth
+
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": f"{_processor()}, {os.cpu_count()} cores, torch uses {torch.backends.cpu.get_cpu_capability()}",
-        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB, what nothing uses yet "
+        f"becomes usable at {new_memory_bandwidth() / 1e9:.1f} GB/s",
         "disk": _disk(work),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "packages": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),

@@ -67,6 +67,7 @@ def test_where_speed_cannot_be_measured_the_rest_is_told(
     outcome = coterie("doctor", str(tmp_path))
     assert outcome.code == 0
     assert "instruction set" in outcome.out
+    assert "new memory" in outcome.out
     told = " ".join(outcome.out.split())
     assert f"cannot be measured in {tmp_path}: Permission denied" in told
 

@@ -133,3 +133,13 @@ def test_huge_pages_that_are_on_and_not_to_be_had(healthy: pytest.MonkeyPatch) -
     assert "does not get one" in advice()
     healthy.setattr(diagnosis, "huge_pages_work", lambda: None)
     assert advice() == ""
+
+
+def test_new_memory_that_is_slow_to_come(healthy: pytest.MonkeyPatch) -> None:
+    healthy.setattr(diagnosis, "measure_reads", lambda *_args, **_options: [])
+    for bandwidth, told in ((4e8, True), (4e9, False)):
+        healthy.setattr(diagnosis, "new_memory_bandwidth", lambda available, bandwidth=bandwidth: bandwidth)
+        found = diagnose(Path(), torch_capability="AVX2", native=NATIVE)
+        assert found.new_memory == bandwidth
+        assert ("New memory becomes usable at 381.47 MiB/s, as in" in "".join(found.advice)) is told
+    assert diagnose(Path(), torch_capability="AVX2", native=NATIVE, measure=False).new_memory is None

@@ -28,7 +28,7 @@ def command(
             help="Find out anew, with this store's experts, how many reads at once suit its disk; takes a second.",
         ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Do not measure read speed.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Examines this machine: processor, memory, disk, versions; says what could be better.
@@ -103,6 +103,8 @@ def _print_machine(diagnosis: Diagnosis) -> None:
     row("default budget", f"{format_bytes(diagnosis.memory_budget)} for the whole process (--memory)")
     works = {True: ", works", False: ", not to be had now", None: ""}[diagnosis.huge_pages_work]
     row("huge pages", f"{diagnosis.huge_pages}{works}" if diagnosis.huge_pages else "none")
+    if diagnosis.new_memory is not None:
+        row("new memory", f"usable at {format_bytes(int(diagnosis.new_memory))}/s")
     row("disk", f"{disk.filesystem} on {disk.device} at {disk.mount_point or 'unknown'} (holds {disk.path})")
     row("disk space", f"{format_bytes(disk.free)} free of {format_bytes(disk.total)}")
     row(

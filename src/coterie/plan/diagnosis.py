@@ -20,6 +20,7 @@ from coterie.plan.disk import DiskFacts, ReadSpeed, disk_facts, measure_reads
 from coterie.plan.disk_notes import DiskNotes, Note
 from coterie.plan.huge_pages import huge_pages_work
 from coterie.plan.machine import MemoryLimits, default_memory_budget, memory_limits
+from coterie.plan.new_memory import new_memory_bandwidth
 from coterie.spec import format_bytes
 
 SCHEMA_VERSION = 1
@@ -27,6 +28,8 @@ SCHEMA_VERSION = 1
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"})
 _REPORTED = ("torch", "transformers", "safetensors", "huggingface_hub", "numpy")
 _OPTIONAL = ("torchvision",)
+_SLOW_MEMORY = 1e9
+"""Bytes per second below which filling the cache takes longer than reading it from a usual SSD."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,7 @@ class Diagnosis:
         memory_budget: The budget that is used where none is stated.
         huge_pages: Setting of transparent huge pages, or None where there are none.
         huge_pages_work: Whether memory that asked for one got one just now; None where that cannot be told.
+        new_memory: Bytes per second at which memory that nothing uses yet becomes usable; None if not measured.
         disk: The filesystem asked about.
         reads: Measured read speeds; empty if not asked for.
         tunings: What was found out, now or earlier, about reading experts from that disk.
@@ -98,6 +102,7 @@ class Diagnosis:
     memory_budget: int
     huge_pages: str | None
     huge_pages_work: bool | None
+    new_memory: float | None
     disk: DiskFacts
     reads: tuple[ReadSpeed, ...]
     tunings: tuple[Note, ...]
@@ -119,7 +124,7 @@ def diagnose(
         path: Directory whose disk is examined: where stores lie, or will.
         torch_capability: ``torch.backends.cpu.get_cpu_capability()``; passed in because this layer knows no torch.
         native: What :mod:`coterie.native` says of itself; passed in likewise.
-        measure: Whether to measure read speed, which writes and reads a temporary file of 128 MiB.
+        measure: Whether to measure read speed, which writes and reads a temporary file of 128 MiB, and new memory.
         progress: Called with a line about what is being measured.
     """
     memory = memory_limits()
@@ -130,7 +135,11 @@ def diagnose(
     quota, cores, sets = core_quota(), usable_cores(), instruction_sets()
     reads: tuple[ReadSpeed, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    new_memory = None
     if measure:
+        if progress is not None:
+            progress("trying how fast new memory becomes usable")
+        new_memory = new_memory_bandwidth(memory.available)
         try:
             reads = tuple(measure_reads(disk.path, progress=progress))
         except UsageError as error:
@@ -148,6 +157,7 @@ def diagnose(
         memory_budget=budget,
         huge_pages=huge_pages,
         huge_pages_work=works,
+        new_memory=new_memory,
         disk=disk,
         reads=reads,
         tunings=tuple(DiskNotes().all_of(disk.path)),
@@ -157,6 +167,7 @@ def diagnose(
             *_processor_advice(torch_capability, sets, cores, quota),
             *_native_advice(native),
             *_memory_advice(memory, budget, huge_pages, works),
+            *_new_memory_advice(new_memory),
             *_disk_advice(disk, reads),
             *unmeasured,
         ),
@@ -269,6 +280,15 @@ def _memory_advice(memory: MemoryLimits, budget: int, huge_pages: str | None, wo
             "never use; limit memory with a cgroup or --memory instead."
         )
     return advice
+
+
+def _new_memory_advice(bandwidth: float | None) -> list[str]:
+    if bandwidth is None or bandwidth >= _SLOW_MEMORY:
+        return []
+    return [
+        f"New memory becomes usable at {format_bytes(int(bandwidth))}/s, as in a virtual machine that gives unused "
+        "memory back to its host: while the cache of experts fills, tokens wait for that. It is over once that is full."
+    ]
 
 
 def _address_space_limit() -> int | None:
