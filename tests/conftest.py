@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from processor import INTEL
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # For the processes that tests start, too: two workers that start two threads each on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A thread that waits for another one gives its core away: on busy cores, turning on the spot takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# On processors that are not Intel's, MKL adds float32 sums in an order that depends on where tensors lie in memory, and
+# stock is not the same twice (docs/concepts.md). Set before MKL is loaded, this ends it.
+os.environ.setdefault("MKL_CBWR", "" if INTEL else "AUTO")
 
 import pytest
 import torch

@@ -135,9 +135,11 @@ class Moody(ProfileDatabase):
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self.gate = threading.Event()
         self.gate.set()
+        self.reached = threading.Event()
 
     @contextmanager
     def writing(self):
+        self.reached.set()
         assert self.gate.wait(60)
         if self.refuses:
             raise ProfileWriteError("No room.", advice="Make some.", path="p")
@@ -150,9 +152,12 @@ def test_a_database_that_hangs_does_not_stop_the_model(tmp_path) -> None:
     with Moody(tmp_path / "p.db", create=True) as database:
         recording = Recording(database, run, segment_tokens=40)
         database.gate.clear()
+        database.reached.clear()
         held = recording.nbytes
         # Had it to wait for the database, it would stay here for a minute and fail.
-        record(recording)
+        record(recording, DOCUMENTS[:1])
+        assert database.reached.wait(60)
+        record(recording, DOCUMENTS[1:])
         recording.boundary()
         assert recording.nbytes <= 2 * held
         # Some segments wait and one is being written; the one in work has the rest, far more than 40 tokens.
