@@ -33,7 +33,9 @@ def raw_bandwidth(file: Path, read_nbytes: int, *, depth: int, seconds: float = 
 
 
 @contextmanager
-def new_memory_bandwidth(file: Path, read_nbytes: int, *, depth: int, nbytes: int, seed: int = 0) -> Iterator[float]:
+def raw_bandwidth_to_new_memory(
+    file: Path, read_nbytes: int, *, depth: int, nbytes: int, seed: int = 0
+) -> Iterator[float]:
     """Bytes per second of such reads into memory that no process has used yet, on huge pages where there are any.
 
     The kernel finds and clears that memory first. In a virtual machine that gives unused memory back, the host has to

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from harness.raw_disk import new_memory_bandwidth, raw_bandwidth
+from harness.raw_disk import raw_bandwidth, raw_bandwidth_to_new_memory
 
 DEPTHS = (1, 2, 4, 8)
 _ROUNDS = 3
@@ -50,7 +50,7 @@ def measured_costs(model: Any, ids: list[int], store: Path) -> dict[str, object]
     best = max(disk, key=lambda depth: disk[depth])
     with ExitStack() as kept:
         into_new = [
-            kept.enter_context(new_memory_bandwidth(file, nbytes, depth=best, nbytes=_NEW_NBYTES, seed=number))
+            kept.enter_context(raw_bandwidth_to_new_memory(file, nbytes, depth=best, nbytes=_NEW_NBYTES, seed=number))
             for number in range(_ROUNDS)
         ]
     alone = step()

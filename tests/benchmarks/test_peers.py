@@ -15,7 +15,7 @@ from fullsize.model import FullSizeModel
 from fullsize.shapes import SHAPES
 from fullsize.walk import text_of
 from harness.cgroup import CgroupRun, why_unavailable
-from harness.raw_disk import new_memory_bandwidth, raw_bandwidth
+from harness.raw_disk import raw_bandwidth, raw_bandwidth_to_new_memory
 from harness.report import Report
 from harness.streamed import Piece, StreamedRun, run_streamed
 from peers import contest as contests
@@ -356,5 +356,5 @@ def test_raw_bandwidth_is_what_was_read(tmp_path: Path) -> None:
     except OSError as error:
         pytest.skip(f"no direct reads here: {error.strerror}")
     assert found > MIB
-    with new_memory_bandwidth(file, MIB, depth=2, nbytes=16 * MIB) as new:
+    with raw_bandwidth_to_new_memory(file, MIB, depth=2, nbytes=16 * MIB) as new:
         assert new > MIB

@@ -15,9 +15,9 @@ _PAGE = 4096
 def new_memory_bandwidth(available: int | None = None) -> float:
     """Bytes per second at which new memory can be written to, on huge pages where there are any.
 
-    The kernel finds and clears a page when it is first touched: several GB per second. In a virtual machine that gives
-    unused memory back to its host, the host has to find it, too, which can be ten times slower. A cache of experts
-    fills no faster than that.
+    The kernel finds and clears a page when it is first touched. In a virtual machine that gives unused memory back to
+    its host, the host has to find it, too, which can take many times as long. A cache of experts fills no faster than
+    that.
 
     Args:
         available: Bytes of memory that are free; at most a quarter of them are tried.
