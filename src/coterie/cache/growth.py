@@ -8,9 +8,7 @@ from collections.abc import Callable
 from coterie.cache.arena import SlotArena
 from coterie.cache.slots import Slot
 from coterie.native import library, touch_when_idle
-
-SLOW = 1e9
-"""Bytes per second below which finding memory takes longer than an SSD takes to fill it."""
+from coterie.plan.new_memory import SLOW
 
 LEAST_CAPACITY = 64 * 2**20
 """Bytes of the smallest arena for which this is worth a thread."""
