@@ -47,20 +47,26 @@ class Recorder:
     def __init__(self, runtime: Any) -> None:
         self.steps: list[dict[str, Any]] = []
         self._runtime = runtime
-        self._expert_bytes = max(runtime.source.record_nbytes.values())
         self._decoding = False
+        self._new_slots = 0
 
     def on_event(self, event: Any) -> None:
         """Called for every event."""
         match type(event).__name__:
             case "StepStarted":
+                self.end_step()
                 self._decoding = event.phase == "decode"
                 if self._decoding:
-                    stats = self._runtime.cache.stats()
-                    room = (stats.capacity - stats.resident_bytes) // self._expert_bytes
-                    self.steps.append({"layers": [], "room": room})
+                    self.steps.append({"layers": []})
             case "ExpertsServed" if self._decoding:
                 self.steps[-1]["layers"].append((event.hits, event.misses))
+
+    def end_step(self) -> None:
+        """The step that was under way, if any, is over."""
+        new_slots = self._runtime.cache.stats().new_slots
+        if self._decoding:
+            self.steps[-1]["new"] = new_slots - self._new_slots
+        self._new_slots = new_slots
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
@@ -141,6 +147,7 @@ def main() -> int:
         times = generate(model, ids, given.new_tokens)
     if given.served:
         runtime.remove_observer(recorder)
+        recorder.end_step()
     stats = runtime.stats()
     own: dict[str, object] = times | {
         "import_s": imported - began,
@@ -152,6 +159,7 @@ def main() -> int:
         "decode_hit_rate": stats.total.decode_hit_rate,
         "bytes_read": stats.total.bytes_read,
         "wait_s": stats.total.wait_s,
+        "committed_bytes": runtime.cache.stats().committed_bytes,
         "prefetch_issued": stats.prefetch_issued,
         "prefetch_used": stats.prefetch_used,
         "prefetch_in_time": stats.prefetch_in_time,

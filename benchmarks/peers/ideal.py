@@ -55,11 +55,11 @@ class Served:
 
     Attributes:
         layers: Hits and misses of each layer.
-        room: Experts that memory not used before had room for when the step began.
+        new: Experts that were read to memory that was not used before.
     """
 
     layers: Sequence[tuple[int, int]]
-    room: int
+    new: int
 
     @property
     def misses(self) -> int:
@@ -73,8 +73,8 @@ class Served:
 
     @property
     def into_new_memory(self) -> int:
-        """Misses that were read to where nothing was before."""
-        return min(self.room, self.misses)
+        """Misses that were read to where nothing was before: what is read ahead can be more."""
+        return min(self.new, self.misses)
 
 
 def ideal_step(served: Sequence[Served], costs: Costs) -> Ideal:
@@ -87,11 +87,11 @@ def ideal_step(served: Sequence[Served], costs: Costs) -> Ideal:
     read_s, new_read_s = costs.expert_bytes / costs.bandwidth, costs.expert_bytes / costs.new_bandwidth
     layered = foreseen = 0.0
     for step in served:
-        room, reads_s = step.room, 0.0
+        left, reads_s = step.new, 0.0
         layered += costs.rest_s
         for hits, misses in step.layers:
-            new = min(room, misses)
-            room -= new
+            new = min(left, misses)
+            left -= new
             layer_s = new * new_read_s + (misses - new) * read_s
             layered += max(layer_s, hits * costs.expert_s)
             reads_s += layer_s

@@ -101,7 +101,7 @@ def summarise(contest: Contest, requirements: Sequence[Requirement], ours: str, 
         rival = max(one.peers, key=lambda who: middles[who] or 0.0)
         cells = [_in_units(one.metric, middles[who]) for who in (ours, rival)]
         kind = f" ({rival.removeprefix('llama.cpp ')})" if len(one.peers) > 1 else ""
-        table.rows.append((f"{one.metric}, {one.case}", cells[0], cells[1] + kind, f"{ratio:.1f} ×"))
+        table.rows.append((f"{one.metric}, {one.case}", cells[0], cells[1] + kind, f"{ratio:.3g} ×"))
     return table
 
 

@@ -262,21 +262,21 @@ class TestIdeal:
     COSTS = Costs(rest_s=4.0, expert_s=1.0, expert_bytes=20, bandwidth=10.0, new_bandwidth=4.0)
 
     def test_reads_hide_behind_hits_of_their_layer(self) -> None:
-        served = [Served(layers=[(3, 1), (1, 2)], room=0), Served(layers=[(4, 0), (3, 0)], room=9)]
+        served = [Served(layers=[(3, 1), (1, 2)], new=0), Served(layers=[(4, 0), (3, 0)], new=9)]
         ideal = ideal_step(served, self.COSTS)
         assert ideal.layered == ((4 + 3 + 4) + (4 + 4 + 3)) / 2
         assert ideal.foreseen == ((4 + 7) + (4 + 7)) / 2
 
     def test_where_the_disk_bounds_both(self) -> None:
         ideal = ideal_step(
-            [Served(layers=[(0, 8)], room=0)],
+            [Served(layers=[(0, 8)], new=0)],
             Costs(rest_s=1.0, expert_s=0.1, expert_bytes=10, bandwidth=1.0, new_bandwidth=1.0),
         )
         assert ideal.layered == 81.0
         assert ideal.foreseen == 80.0
 
     def test_the_first_misses_take_what_room_there_is_in_new_memory(self) -> None:
-        step = Served(layers=[(3, 1), (1, 3)], room=2)
+        step = Served(layers=[(3, 1), (1, 3)], new=2)
         assert (step.misses, step.uses, step.into_new_memory) == (4, 8, 2)
         ideal = ideal_step([step], self.COSTS)
         assert ideal.layered == 4 + 5 + (5 + 2 + 2)
@@ -286,7 +286,7 @@ class TestIdeal:
 class TestBesideTheIdeal:
     """Two rounds, the second on a machine of half the speed: what is compared is of the same round."""
 
-    def contest(self, tmp_path: Path, step_s: float, room: int = 0) -> Contest:
+    def contest(self, tmp_path: Path, step_s: float, new: int = 0) -> Contest:
         contest = Contest(MODEL, tmp_path / "journal")
         case, roomy = roomy_case(QUICK, 60.0)
         for number, slow in enumerate((1.0, 2.0)):
@@ -297,9 +297,9 @@ class TestBesideTheIdeal:
                 "bandwidth_new": 25.0 / slow, "expert_bytes": 10,
             }  # fmt: skip
             # Two layers of two experts, the second reads one: rest .1, then .02, then max(.1, .01); .4 to new memory.
-            first = {"layers": [(9, 9), (9, 9)], "room": 30}
-            ours = {"served": [first, {"layers": [(2, 0), (1, 1)], "room": room}]}
-            ahead = {"served": [first, {"layers": [(2, 0), (2, 0)], "room": room}]}
+            first = {"layers": [(9, 9), (9, 9)], "new": 9}
+            ours = {"served": [first, {"layers": [(2, 0), (1, 1)], "new": new}]}
+            ahead = {"served": [first, {"layers": [(2, 0), (2, 0)], "new": new}]}
             for name, engine, engine_own, seconds in (
                 (COSTS, AHEAD, own, 1.0),
                 (case, AHEAD, ahead, step_s * slow),
@@ -330,7 +330,7 @@ class TestBesideTheIdeal:
     def test_reads_to_new_memory_take_what_they_take(self, tmp_path: Path) -> None:
         report = Report("x", "X", work=tmp_path, quick=True)
         case = next(one for one, _ in contest_cases(QUICK, 60.0) if one.name == roomy_case(QUICK, 60.0)[0])
-        publish_beside_ideal(report, self.contest(tmp_path, 0.4, room=5), QUICK, [case])
+        publish_beside_ideal(report, self.contest(tmp_path, 0.4, new=5), QUICK, [case])
         ahead, _ = report.tables[-1].rows
         assert ahead[3] == "1.0"
         assert ahead[5] == "780.0 (520.0 … 1040.0)"

@@ -94,14 +94,15 @@ class Region:
 
     def take_uncommitted(self, limit: int) -> Slot:
         """A slot that has no memory yet; ``limit`` is the number of slots that the budget has room for in all."""
-        if self._returned:
-            index = heapq.heappop(self._returned)
-        else:
-            index = self._fresh
-            self._fresh += 1
+        index = self._returned[0] if self._returned else self._fresh
         slot = self._slots.get(index)
         if slot is None:
+            # It may fail; then nothing has been taken.
             slot = self._slots[index] = self._make(index, limit)
+        if self._returned:
+            heapq.heappop(self._returned)
+        else:
+            self._fresh += 1
         return slot
 
     def put(self, slot: Slot) -> None:
@@ -165,12 +166,20 @@ class SlotArena:
     Args:
         capacity: Bytes.
         returnable: Whether MADV_DONTNEED frees memory; the default is what the platform does.
+
+    Attributes:
+        in_use: Bytes of the slots that are handed out.
+        growing: Bytes of the slots that are being given memory apart from any record.
+        committed: Bytes of the slots that have memory: handed out, growing or free.
+        new_slots: Slots handed out so far that had no memory yet.
     """
 
     def __init__(self, capacity: int, *, returnable: bool = KERNEL_TAKES_PAGES_BACK) -> None:
         self.capacity = capacity
         self.in_use = 0
+        self.growing = 0
         self.committed = 0
+        self.new_slots = 0
         self._returnable = returnable
         self._regions: dict[int, Region] = {}
 
@@ -181,17 +190,16 @@ class SlotArena:
 
     def acquire(self, nbytes: int) -> Slot | None:
         """A slot of ``nbytes`` (a multiple of 4096), or None while too much is in use."""
-        if self.in_use + nbytes > self.capacity:
+        if self.shortage(nbytes) > 0:
             return None
-        region = self._regions.get(nbytes)
-        if region is None:
-            region = self._regions[nbytes] = Region(nbytes, returnable=self._returnable)
+        region = self._region(nbytes)
         if region.has_committed:
             slot = region.take_committed()
         else:
             self._return_until(self.capacity - nbytes)
             slot = region.take_uncommitted(self.capacity // nbytes)
             self.committed += nbytes
+            self.new_slots += 1
         self.in_use += nbytes
         return slot
 
@@ -199,6 +207,31 @@ class SlotArena:
         """Takes a slot back."""
         self._regions[slot.nbytes].put(slot)
         self.in_use -= slot.nbytes
+
+    def shortage(self, nbytes: int) -> int:
+        """Bytes that must be released before there is a slot of ``nbytes``; none if that is not positive."""
+        return self.in_use + self.growing + nbytes - self.capacity
+
+    def shortage_of_memory(self, nbytes: int) -> int:
+        """Bytes that must be released before there is memory for a slot of ``nbytes`` that need not be new."""
+        return self.in_use + self.growing + nbytes - self.committed
+
+    def grow(self, nbytes: int) -> Slot | None:
+        """A slot of ``nbytes`` that has no memory yet, for whoever gives it some; None if that would be too much.
+
+        It is to be handed in to :meth:`grown` before anything else becomes of it.
+        """
+        if self.committed + nbytes > self.capacity:
+            return None
+        slot = self._region(nbytes).take_uncommitted(self.capacity // nbytes)
+        self.committed += nbytes
+        self.growing += nbytes
+        return slot
+
+    def grown(self, slot: Slot) -> None:
+        """A slot of :meth:`grow` has memory: it is free."""
+        self.growing -= slot.nbytes
+        self._regions[slot.nbytes].put(slot)
 
     def huge_page_nbytes(self) -> int:
         """Bytes that are on huge pages now, as the kernel tells; takes it milliseconds."""
@@ -214,7 +247,13 @@ class SlotArena:
             for region in self._regions.values():
                 region.discard_memory()
         self._regions.clear()
-        self.in_use = self.committed = 0
+        self.in_use = self.growing = self.committed = 0
+
+    def _region(self, nbytes: int) -> Region:
+        region = self._regions.get(nbytes)
+        if region is None:
+            region = self._regions[nbytes] = Region(nbytes, returnable=self._returnable)
+        return region
 
     def _return_until(self, target: int) -> None:
         for region in self._regions.values():

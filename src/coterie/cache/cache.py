@@ -293,6 +293,8 @@ class ExpertCache:
                 capacity=residency.capacity,
                 resident_bytes=residency.arena.in_use,
                 resident_count=len(residency.loaded),
+                committed_bytes=residency.arena.committed,
+                new_slots=residency.arena.new_slots,
                 prefetch_hinted=counters.prefetch_hinted,
                 prefetch_issued=counters.prefetch_issued,
                 prefetch_used=counters.prefetch_used + used,

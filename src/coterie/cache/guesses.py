@@ -13,7 +13,7 @@ _THREADS = 64
 """Threads whose guesses are kept; those of threads that ended before they asked again go first."""
 
 _NEAR = 0.75
-"""Share of the capacity that an announcement protects at most: the rest is there for others, whatever becomes of it."""
+"""Share of the room that an announcement protects at most: the rest is there for others, whatever becomes of it."""
 
 
 class Guesses:
@@ -58,7 +58,7 @@ class Guesses:
             return
         near: list[ExpertKey] = []
         absent: deque[ExpertKey] = deque()
-        ahead, room = 0, _NEAR * residency.capacity
+        ahead, room = 0, _NEAR * residency.room
         for key in keys:
             if not residency.has(key):
                 continue

@@ -9,6 +9,7 @@ import torch
 
 from coterie.cache.arena import SlotArena
 from coterie.cache.claims import Claim, Entry
+from coterie.cache.growth import Growth, native_touch
 from coterie.cache.statistics import Counters
 from coterie.cache.warm_set import WarmSet
 from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
@@ -33,6 +34,7 @@ class Residency:
     Attributes:
         policy: The same.
         warm: What is worth having, and what is pinned.
+        growth: Whether reads wait for new memory.
 
     Raises:
         MemoryBudgetError: If the capacity is below :attr:`minimum`.
@@ -73,6 +75,7 @@ class Residency:
                 minimum=self.minimum,
             )
         self.arena = SlotArena(self.capacity)
+        self.growth = Growth(self.arena, native_touch(), waited=lambda: self.counters.wait_s)
 
     @property
     def minimum(self) -> int:
@@ -178,11 +181,12 @@ class Residency:
 
         What may go, in this order: free slots; unheld experts in the policy's order, predicted ones last; what this
         claim has consumed; what other claims have consumed; what waiting claims hold but cannot use yet; what is
-        pinned. A scan gives up what it has consumed first.
+        pinned. A scan gives up what it has consumed first. Where new memory is slow, it is taken after unheld experts,
+        and by a scan only when its consumer waits.
         """
         size = SlotArena.slot_nbytes(layout.nbytes)
-        full = self.arena.in_use + size > self.arena.capacity
-        for step in self._concessions(claim, others, full):
+        full, crowded = self.arena.shortage(size) > 0, self._needed(size) > 0
+        for step in self._concessions(claim, others, crowded):
             step()
             victims = self._victims(size, *self._spared()) or self._victims(size, self.warm.pinned)
             if victims and claim.prefill and self._should_wait(victims, size):
@@ -190,6 +194,8 @@ class Residency:
                 victims = self._victims(size, self.expected.get(claim.thread, frozenset()), self.warm.pinned)
                 if not claim.starving and self._should_wait(victims, size):
                     return None
+            if crowded and not (full or victims) and claim.prefill and not claim.starving:
+                return None
             if victims or not full:
                 claim.evictions += len(victims)
                 return self._enter(key, layout, size, victims, claim)
@@ -203,7 +209,7 @@ class Residency:
         """A slot for a prefetch: evicts nothing that is held or predicted, nor, for a scan, more than a scan may."""
         size = SlotArena.slot_nbytes(layout.nbytes)
         victims = self._victims(size, *self._spared())
-        if not victims and self.arena.in_use + size > self.arena.capacity:
+        if not victims and self._needed(size) > 0:
             return None
         if announced and victims and self._should_wait(victims, size):
             return None
@@ -232,8 +238,10 @@ class Residency:
         layout = self._layouts[key]
         size = SlotArena.slot_nbytes(layout.nbytes)
         members, pinned = self.warm.members, key in self.warm.pinned
-        victims = self._victims(size, *self._spared(), members, only_cold=not pinned)
-        if not victims and self.arena.in_use + size > self.arena.capacity:
+        full = self.arena.shortage(size) > 0
+        # Nobody waits for it: it may well wait for new memory.
+        victims = self._victims(size, *self._spared(), members, only_cold=not pinned) if full else []
+        if full and not victims:
             return None
         entry = self._enter(key, layout, size, victims, None)
         entry.hinted = entry.warmed = entry.cold = True
@@ -269,15 +277,20 @@ class Residency:
     @property
     def is_full(self) -> bool:
         """Whether something may have to leave before another record fits."""
-        return self.arena.in_use + self._largest > self.arena.capacity
+        return self._needed(self._largest) > 0
 
     def slot_nbytes(self, key: ExpertKey) -> int:
         """Bytes of the slot of a key that the source is known to have."""
         return SlotArena.slot_nbytes(self._layouts[key].nbytes)
 
+    @property
+    def room(self) -> int:
+        """Bytes that experts can take without waiting for new memory, where that is slow; else the capacity."""
+        return self.arena.committed - self.arena.growing if self._grows_apart else self.capacity
+
     def scan_depth(self, size: int) -> int:
         """Records of that many bytes that a scan may have read ahead: it may push an eighth of the arena out."""
-        return max(1, self.capacity // (8 * size))
+        return max(1, min(self.capacity // 8, self.room // 2) // size)
 
     def _should_wait(self, victims: Sequence[ExpertKey], size: int) -> bool:
         """Whether a scan that reads ahead is to wait for its own slots, rather than take one that is warm."""
@@ -303,7 +316,7 @@ class Residency:
         return (self._predicted, *self.expected.values(), self.warm.pinned)
 
     def _victims(self, size: int, *spared: Collection[ExpertKey], only_cold: bool = False) -> list[ExpertKey]:
-        needed = self.arena.in_use + size - self.arena.capacity
+        needed = self._needed(size)
         if needed <= 0:
             return []
         loaded, taken = self.loaded, [one for one in (self._held(), *spared) if one]
@@ -313,6 +326,14 @@ class Residency:
                 not loaded[key].holders and not any(key in one for one in taken) and (loaded[key].cold or not only_cold)
             ),
         )
+
+    @property
+    def _grows_apart(self) -> bool:
+        return self._asked < self.total_bytes and self.growth.apart
+
+    def _needed(self, size: int) -> int:
+        """Bytes that must leave before a record of that size can be read, without waiting for slow new memory."""
+        return self.arena.shortage_of_memory(size) if self._grows_apart else self.arena.shortage(size)
 
     def _held(self) -> set[ExpertKey]:
         return {entry.key for _, entries in self.holds.values() for entry in entries}
@@ -332,11 +353,16 @@ class Residency:
     def _enter(
         self, key: ExpertKey, layout: RecordLayout, size: int, victims: Sequence[ExpertKey], claim: Claim | None
     ) -> Entry:
+        could_grow, new_slots = self.arena.shortage(size) <= 0, self.arena.new_slots
         for victim in victims:
             self._evict(victim)
         slot = self.arena.acquire(size)
         if slot is None:
             raise UsageError("The eviction policy freed less than it was asked for.", expected=size)
+        if victims and could_grow:
+            self.growth.owe(size)
+        elif self.arena.new_slots > new_slots and self._asked < self.total_bytes:
+            self.growth.taken(size)
         entry = self.loading[key] = Entry(key, layout, slot, claim)
         return entry
 

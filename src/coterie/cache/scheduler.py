@@ -12,6 +12,7 @@ import torch
 
 from coterie.cache.claims import Claim, Entry
 from coterie.cache.forks import watch_forks
+from coterie.cache.growth import QUIET_S, Grower
 from coterie.cache.guesses import Guesses
 from coterie.cache.outstanding import Outstanding
 from coterie.cache.readers import Readers
@@ -60,6 +61,9 @@ class Scheduler:
         # Neither closed nor forked: the one thing that the fast path looks at.
         self.usable = True
         self.forked = False
+        self._grower = Grower(residency.growth, self.lock, is_quiet=self._is_quiet, on_grown=self._wake_reader)
+        # Requests so far, and since when it is so many.
+        self._requests = (0, 0.0)
         self._readers = Readers(self, reader, self.lock, at_once=threads)
         watch_forks(self)
 
@@ -206,9 +210,11 @@ class Scheduler:
             self.usable = False
             self._ready.notify_all()
             self._readers.close()
+            self._grower.close()
         if not wait:
             return
         self._readers.join()
+        self._grower.join()
         with self.lock:
             self.residency.close(discard=not self.claims and not self.residency.holds)
         self._reader.close()
@@ -263,11 +269,22 @@ class Scheduler:
             claim.waiting_since = next(self._tickets)
         try:
             self._readers.notify()
+            self._grower.notify()
             self._ready.wait()
         finally:
             waited = time.perf_counter() - began
             claim.wait_s += waited
             self.residency.counters.wait_s += waited
+
+    def _is_quiet(self) -> bool:
+        """Whether nobody is likely to compute: a consumer waits, or nothing has been asked for in a while."""
+        if any(claim.waiting_since is not None for claim in tuple(self.claims)):
+            return True
+        counters, now = self.residency.counters, time.monotonic()
+        requests = counters.hits + counters.misses
+        if requests != self._requests[0]:
+            self._requests = (requests, now)
+        return not self.claims and now - self._requests[1] > QUIET_S
 
     def settle(self) -> None:
         """Tells the policy what it has not been told about yet."""
@@ -278,6 +295,7 @@ class Scheduler:
         entry = self._demanded() or self._announced() or (None if ahead else self._guessed())
         if entry is not None:
             self.outstanding.begin(entry)
+        self._grower.notify()
         return entry
 
     def has_demand(self) -> bool:

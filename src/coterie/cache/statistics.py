@@ -41,6 +41,8 @@ class CacheStats:
         capacity: Bytes that experts may take.
         resident_bytes: Bytes of the slots that hold or receive an expert.
         resident_count: Experts that are ready for use.
+        committed_bytes: Bytes of memory that experts have taken so far, whether it holds one now or not.
+        new_slots: Experts that were read to memory in which nothing had been before.
         prefetch_hinted: Experts that were not in memory when somebody said that they will probably be asked for.
         prefetch_issued: Prefetch reads started; the rest was dropped, or read because it was asked for.
         prefetch_used: Of these, asked for before they were evicted.
@@ -64,6 +66,8 @@ class CacheStats:
     capacity: int
     resident_bytes: int
     resident_count: int
+    committed_bytes: int
+    new_slots: int
     prefetch_hinted: int
     prefetch_issued: int
     prefetch_used: int

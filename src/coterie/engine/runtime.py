@@ -321,7 +321,7 @@ class Runtime:
     def unused_nbytes(self) -> int:
         """Bytes that this model was promised and does not hold yet: of its arena, and of a context."""
         stats = self.cache.stats()
-        free = stats.capacity - stats.resident_bytes
+        free = stats.capacity - stats.committed_bytes
         plan = self.plan
         return free if plan is None else free + plan.kv_cache + plan.activations + plan.io_buffers
 

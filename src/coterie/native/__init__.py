@@ -11,6 +11,7 @@ from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
 from coterie.native.layer import KeyValueRoom, LayerNorm, LayerParts, LayerRouter, NativeLayer
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.matmul import SCHEMES, PackedMatrix
+from coterie.native.new_memory import touch_when_idle
 from coterie.native.passage import STAGES, LayerShape, Passage, Passages, Results, StageTimes
 from coterie.native.router import route
 from coterie.native.token_experts import Places, TokenExperts
@@ -50,5 +51,6 @@ __all__ = [
     "rotate",
     "route",
     "token_attention",
+    "touch_when_idle",
     "why_not",
 ]

@@ -25,7 +25,7 @@ _COMPILERS = ("cc", "gcc", "clang")
 _EXACTNESS = ("-ffp-contract=off",)
 # Neither changes a bit; they let loops with a condition become vectors.
 _QUIET = ("-fno-math-errno", "-fno-trapping-math")
-_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", *_EXACTNESS, *_QUIET)
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", *_EXACTNESS, *_QUIET)
 
 
 class BuildError(Exception):
@@ -82,7 +82,7 @@ def build(target: Path = LIBRARY) -> Path:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             list(pool.map(lambda pair: _run([*command, *flags, "-c", pair[0], "-o", pair[1]]), objects.items()))
         linked = Path(work, target.name)
-        _run([*command, "-shared", *objects.values(), "-lm", "-o", str(linked)])
+        _run([*command, "-shared", "-pthread", *objects.values(), "-lm", "-o", str(linked)])
         linked.replace(target)
     return target
 

@@ -55,6 +55,7 @@ PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "coterie_rotate": (None, (_int, _pointer, _long, _long, _pointer, _pointer)),
     "coterie_fill_berth": (None, (_pointer, _long)),
     "coterie_clear_berth": (None, (_pointer,)),
+    "coterie_touch_when_idle": (_long, (_pointer, _long)),
     "coterie_layer": (None, (_pointer, _pointer)),
     "coterie_layer_begin": (None, (_pointer, _pointer)),
     "coterie_layer_finish": (None, (_pointer, _pointer)),

@@ -20,7 +20,7 @@ from coterie.plan.disk import DiskFacts, ReadSpeed, disk_facts, measure_reads
 from coterie.plan.disk_notes import DiskNotes, Note
 from coterie.plan.huge_pages import huge_pages_work
 from coterie.plan.machine import MemoryLimits, default_memory_budget, memory_limits
-from coterie.plan.new_memory import new_memory_bandwidth
+from coterie.plan.new_memory import SLOW, new_memory_bandwidth
 from coterie.spec import format_bytes
 
 SCHEMA_VERSION = 1
@@ -28,8 +28,6 @@ SCHEMA_VERSION = 1
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"})
 _REPORTED = ("torch", "transformers", "safetensors", "huggingface_hub", "numpy")
 _OPTIONAL = ("torchvision",)
-_SLOW_MEMORY = 1e9
-"""Bytes per second below which filling the cache takes longer than reading it from a usual SSD."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,11 +281,11 @@ def _memory_advice(memory: MemoryLimits, budget: int, huge_pages: str | None, wo
 
 
 def _new_memory_advice(bandwidth: float | None) -> list[str]:
-    if bandwidth is None or bandwidth >= _SLOW_MEMORY:
+    if bandwidth is None or bandwidth >= SLOW:
         return []
     return [
         f"New memory becomes usable at {format_bytes(int(bandwidth))}/s, as in a virtual machine that gives unused "
-        "memory back to its host: while the cache of experts fills, tokens wait for that. It is over once that is full."
+        "memory back to its host: the cache of experts grows while processors are idle, and hits less until it is full."
     ]
 
 

@@ -6,6 +6,9 @@ import mmap
 import time
 from contextlib import suppress
 
+SLOW = 1e9
+"""Bytes per second below which finding memory takes longer than an SSD takes to fill it."""
+
 SAMPLE = 256 * 2**20
 """Bytes tried: more than what a process has just freed somewhere."""
 
