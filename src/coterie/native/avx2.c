@@ -89,30 +89,28 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
     const uint8_t *codes = matrix->codes + row * (columns / 2);
     const uint16_t *scales = matrix->scales + row * groups * 2;
     __m256 sums[2][4];
-    for (int r = 0; r < R; r++)
+    /* One row after the other, as they lie in memory: see COTERIE_CODES_AHEAD. */
+    for (int r = 0; r < R; r++, codes += columns / 2, scales += groups * 2) {
         for (int m = 0; m < M; m++) sums[r][m] = _mm256_setzero_ps();
-    for (int64_t load = 0, block = 0; block < blocks; load++) {
-        const __m256i present = first_lanes(groups - load * GROUPS);
-        __m256 factors[2][4];
-        for (int r = 0; r < R; r++) {
-            const int *from = (const int *)(scales + (r * groups + load * GROUPS) * 2);
-            __m256i pairs = _mm256_maskload_epi32(from, present);
+        for (int64_t load = 0, block = 0; block < blocks; load++) {
+            const __m256i present = first_lanes(groups - load * GROUPS);
+            const int *pairs_at = (const int *)(scales + load * GROUPS * 2);
+            _mm_prefetch((const char *)pairs_at + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
+            __m256i pairs = _mm256_maskload_epi32(pairs_at, present);
             __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
             __m256 zero = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
             zero = _mm256_fnmadd_ps(_mm256_set1_ps(8), scale, zero);
+            __m256 factors[4];
             for (int m = 0; m < M; m++) {
                 const float *of_token = token_scales(prepared[m], values_int4(columns)) + load * GROUPS;
-                factors[r][m] = _mm256_mul_ps(scale, _mm256_load_ps(of_token));
+                factors[m] = _mm256_mul_ps(scale, _mm256_load_ps(of_token));
                 sums[r][m] = _mm256_fmadd_ps(zero, _mm256_load_ps(of_token + padded), sums[r][m]);
             }
-        }
-        int64_t end = block + per_load < blocks ? block + per_load : blocks;
-        __m256i at = first_groups;
-        for (; block < end; block++, at = _mm256_add_epi32(at, step)) {
-            for (int r = 0; r < R; r++) {
-                const uint8_t *from = codes + r * (columns / 2) + block * (BLOCK / 2);
-                /* The next rows are asked for while these are computed: each row is a stream that would begin anew. */
-                _mm_prefetch((const char *)from + R * (columns / 2), _MM_HINT_T0);
+            int64_t end = block + per_load < blocks ? block + per_load : blocks;
+            __m256i at = first_groups;
+            for (; block < end; block++, at = _mm256_add_epi32(at, step)) {
+                const uint8_t *from = codes + block * (BLOCK / 2);
+                _mm_prefetch((const char *)from + COTERIE_CODES_AHEAD, _MM_HINT_T0);
                 __m256i packed = block < whole ? _mm256_loadu_si256((const __m256i *)from)
                                                : _mm256_maskload_epi32((const int *)from, rest);
                 __m256i even = _mm256_and_si256(packed, nibble);
@@ -124,7 +122,7 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
                     __m256i low = _mm256_add_epi16(_mm256_maddubs_epi16(_mm256_load_si256(token + 2), even),
                                                    _mm256_maddubs_epi16(_mm256_load_si256(token + 3), odd));
                     __m256i part = _mm256_add_epi32(_mm256_madd_epi16(high, times_256), _mm256_madd_epi16(low, once));
-                    __m256 factor = _mm256_permutevar8x32_ps(factors[r][m], at);
+                    __m256 factor = _mm256_permutevar8x32_ps(factors[m], at);
                     sums[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part), factor, sums[r][m]);
                 }
             }
@@ -160,28 +158,25 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
     const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
     const uint16_t *scales = matrix->scales + row * groups;
     __m256 sums[2][4];
-    for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++, codes += columns, scales += groups) {
         for (int m = 0; m < M; m++) sums[r][m] = _mm256_setzero_ps();
-    for (int64_t g = 0; g < groups; g++) {
-        __m256i part[2][4];
-        for (int r = 0; r < R; r++)
-            for (int m = 0; m < M; m++) part[r][m] = _mm256_setzero_si256();
-        for (int r = 0; r < R; r++)
-            _mm_prefetch((const char *)codes + (r + R) * columns + g * group, _MM_HINT_T0);
-        for (int64_t i = g * group; i < (g + 1) * group; i += 16)
-            for (int r = 0; r < R; r++) {
-                __m256i code = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(codes + r * columns + i)));
+        for (int64_t g = 0; g < groups; g++) {
+            __m256i part[4];
+            for (int m = 0; m < M; m++) part[m] = _mm256_setzero_si256();
+            _mm_prefetch((const char *)codes + g * group + COTERIE_CODES_AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)(scales + g) + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
+            for (int64_t i = g * group; i < (g + 1) * group; i += 16) {
+                __m256i code = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(codes + i)));
                 for (int m = 0; m < M; m++) {
                     const __m256i *token = (const __m256i *)((const int16_t *)prepared[m] + i);
-                    part[r][m] = _mm256_add_epi32(part[r][m], _mm256_madd_epi16(code, _mm256_load_si256(token)));
+                    part[m] = _mm256_add_epi32(part[m], _mm256_madd_epi16(code, _mm256_load_si256(token)));
                 }
             }
-        for (int r = 0; r < R; r++)
             for (int m = 0; m < M; m++) {
-                float scale = coterie_from_bf16(scales[r * groups + g]);
-                scale *= token_scales(prepared[m], values_int8(columns))[g];
-                sums[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[r][m]), _mm256_set1_ps(scale), sums[r][m]);
+                float scale = coterie_from_bf16(scales[g]) * token_scales(prepared[m], values_int8(columns))[g];
+                sums[r][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[m]), _mm256_set1_ps(scale), sums[r][m]);
             }
+        }
     }
     for (int m = 0; m < M; m++)
         for (int r = 0; r < R; r++) out[m * stride + r] = total(sums[r][m]);

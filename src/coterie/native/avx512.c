@@ -106,30 +106,28 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
     const uint8_t *codes = matrix->codes + row * (columns / 2);
     const uint16_t *scales = matrix->scales + row * groups * 2;
     __m512 sums[4][4];
-    for (int r = 0; r < R; r++)
+    /* One row after the other, as they lie in memory: see COTERIE_CODES_AHEAD. */
+    for (int r = 0; r < R; r++, codes += columns / 2, scales += groups * 2) {
         for (int m = 0; m < M; m++) sums[r][m] = _mm512_setzero_ps();
-    for (int64_t load = 0, block = 0; block < blocks; load++) {
-        int64_t left = groups - load * GROUPS;
-        __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
-        __m512 factors[4][4];
-        for (int r = 0; r < R; r++) {
-            __m512i pairs = _mm512_maskz_loadu_epi32(present, scales + (r * groups + load * GROUPS) * 2);
+        for (int64_t load = 0, block = 0; block < blocks; load++) {
+            int64_t left = groups - load * GROUPS;
+            __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
+            _mm_prefetch((const char *)(scales + load * GROUPS * 2) + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
+            __m512i pairs = _mm512_maskz_loadu_epi32(present, scales + load * GROUPS * 2);
             __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
             __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
             zero = _mm512_fnmadd_ps(_mm512_set1_ps(8), scale, zero);
+            __m512 factors[4];
             for (int m = 0; m < M; m++) {
                 const float *of_token = token_scales(prepared[m], planes_int4(columns)) + load * GROUPS;
-                factors[r][m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
+                factors[m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
                 sums[r][m] = _mm512_fmadd_ps(zero, _mm512_load_ps(of_token + padded), sums[r][m]);
             }
-        }
-        int64_t end = block + per_load < blocks ? block + per_load : blocks;
-        __m512i at = first;
-        for (; block < end; block++, at = _mm512_add_epi32(at, step)) {
-            for (int r = 0; r < R; r++) {
-                const uint8_t *from = codes + r * (columns / 2) + block * (BLOCK / 2);
-                /* The next rows are asked for while these are computed: each row is a stream that would begin anew. */
-                _mm_prefetch((const char *)from + R * (columns / 2), _MM_HINT_T0);
+            int64_t end = block + per_load < blocks ? block + per_load : blocks;
+            __m512i at = first;
+            for (; block < end; block++, at = _mm512_add_epi32(at, step)) {
+                const uint8_t *from = codes + block * (BLOCK / 2);
+                _mm_prefetch((const char *)from + COTERIE_CODES_AHEAD, _MM_HINT_T0);
                 __m512i packed = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
                 __m512i even = _mm512_and_si512(packed, nibble);
                 __m512i odd = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
@@ -140,7 +138,7 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
                     part = _mm512_slli_epi32(part, 8);
                     part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 128), even);
                     part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 192), odd);
-                    __m512 factor = _mm512_permutexvar_ps(at, factors[r][m]);
+                    __m512 factor = _mm512_permutexvar_ps(at, factors[m]);
                     sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), factor, sums[r][m]);
                 }
             }
@@ -203,26 +201,24 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
     const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
     const uint16_t *scales = matrix->scales + row * groups;
     __m512 sums[4][4];
-    for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++, codes += columns, scales += groups) {
         for (int m = 0; m < M; m++) sums[r][m] = _mm512_setzero_ps();
-    for (int64_t load = 0, block = 0; block < blocks; load++) {
-        int64_t left = groups - load * GROUPS;
-        __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
-        __m512 factors[4][4];
-        for (int r = 0; r < R; r++) {
-            __m256i narrowed = _mm256_maskz_loadu_epi16(present, scales + r * groups + load * GROUPS);
+        for (int64_t load = 0, block = 0; block < blocks; load++) {
+            int64_t left = groups - load * GROUPS;
+            __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
+            _mm_prefetch((const char *)(scales + load * GROUPS) + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
+            __m256i narrowed = _mm256_maskz_loadu_epi16(present, scales + load * GROUPS);
             __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed), 16));
+            __m512 factors[4];
             for (int m = 0; m < M; m++) {
                 const float *of_token = token_scales(prepared[m], planes_int8(columns)) + load * GROUPS;
-                factors[r][m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
+                factors[m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
             }
-        }
-        int64_t end = block + per_load < blocks ? block + per_load : blocks;
-        __m512i at = first;
-        for (; block < end; block++, at = _mm512_add_epi32(at, step))
-            for (int r = 0; r < R; r++) {
-                const int8_t *from = codes + r * columns + block * WIDE;
-                _mm_prefetch((const char *)from + R * columns, _MM_HINT_T0);
+            int64_t end = block + per_load < blocks ? block + per_load : blocks;
+            __m512i at = first;
+            for (; block < end; block++, at = _mm512_add_epi32(at, step)) {
+                const int8_t *from = codes + block * WIDE;
+                _mm_prefetch((const char *)from + COTERIE_CODES_AHEAD, _MM_HINT_T0);
                 __m512i code = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
                 __m512i unsigned_code = _mm512_xor_si512(code, highest);
                 for (int m = 0; m < M; m++) {
@@ -231,10 +227,11 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
                     part = _mm512_dpbusd_epi32(part, unsigned_code, _mm512_load_si512(token));
                     part = _mm512_slli_epi32(part, 8);
                     part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 64), code);
-                    __m512 factor = _mm512_permutexvar_ps(at, factors[r][m]);
+                    __m512 factor = _mm512_permutexvar_ps(at, factors[m]);
                     sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), factor, sums[r][m]);
                 }
             }
+        }
     }
     for (int m = 0; m < M; m++) {
         if (R == 4) {
