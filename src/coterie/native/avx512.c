@@ -13,6 +13,10 @@
 /* Columns that one load of int4 codes holds, and groups whose scales one load holds. */
 enum { BLOCK = 128, GROUPS = 16 };
 
+/* How many of R rows are taken side by side with M tokens. With few tokens memory is the limit, and rows are taken one
+ * after the other, as they lie there (COTERIE_CODES_AHEAD); with more, what is loaded of a token serves several rows. */
+#define SIDE(R, M) ((M) > 2 ? (R) : 1)
+
 COTERIE_INLINE int64_t blocks_of(int64_t columns) {
     return (columns + BLOCK - 1) >> 7;
 }
@@ -106,42 +110,46 @@ TARGET_INLINE void tile_int4(const int R, const int M, const coterie_matrix *mat
     const uint8_t *codes = matrix->codes + row * (columns / 2);
     const uint16_t *scales = matrix->scales + row * groups * 2;
     __m512 sums[4][4];
-    /* One row after the other, as they lie in memory: see COTERIE_CODES_AHEAD. */
-    for (int r = 0; r < R; r++, codes += columns / 2, scales += groups * 2) {
-        for (int m = 0; m < M; m++) sums[r][m] = _mm512_setzero_ps();
+    for (int top = 0; top < R; top += SIDE(R, M), codes += SIDE(R, M) * (columns / 2), scales += SIDE(R, M) * groups * 2) {
+        for (int r = 0; r < SIDE(R, M); r++)
+            for (int m = 0; m < M; m++) sums[top + r][m] = _mm512_setzero_ps();
         for (int64_t load = 0, block = 0; block < blocks; load++) {
             int64_t left = groups - load * GROUPS;
             __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
-            _mm_prefetch((const char *)(scales + load * GROUPS * 2) + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
-            __m512i pairs = _mm512_maskz_loadu_epi32(present, scales + load * GROUPS * 2);
-            __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-            __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
-            zero = _mm512_fnmadd_ps(_mm512_set1_ps(8), scale, zero);
-            __m512 factors[4];
-            for (int m = 0; m < M; m++) {
-                const float *of_token = token_scales(prepared[m], planes_int4(columns)) + load * GROUPS;
-                factors[m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
-                sums[r][m] = _mm512_fmadd_ps(zero, _mm512_load_ps(of_token + padded), sums[r][m]);
+            __m512 factors[4][4];
+            for (int r = 0; r < SIDE(R, M); r++) {
+                const uint16_t *from = scales + (r * groups + load * GROUPS) * 2;
+                _mm_prefetch((const char *)from + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
+                __m512i pairs = _mm512_maskz_loadu_epi32(present, from);
+                __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+                __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
+                zero = _mm512_fnmadd_ps(_mm512_set1_ps(8), scale, zero);
+                for (int m = 0; m < M; m++) {
+                    const float *of_token = token_scales(prepared[m], planes_int4(columns)) + load * GROUPS;
+                    factors[r][m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
+                    sums[top + r][m] = _mm512_fmadd_ps(zero, _mm512_load_ps(of_token + padded), sums[top + r][m]);
+                }
             }
             int64_t end = block + per_load < blocks ? block + per_load : blocks;
             __m512i at = first;
-            for (; block < end; block++, at = _mm512_add_epi32(at, step)) {
-                const uint8_t *from = codes + block * (BLOCK / 2);
-                _mm_prefetch((const char *)from + COTERIE_CODES_AHEAD, _MM_HINT_T0);
-                __m512i packed = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
-                __m512i even = _mm512_and_si512(packed, nibble);
-                __m512i odd = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
-                for (int m = 0; m < M; m++) {
-                    const char *token = (const char *)prepared[m] + block * BLOCK * 2;
-                    __m512i part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_load_si512(token));
-                    part = _mm512_dpbusd_epi32(part, odd, _mm512_load_si512(token + 64));
-                    part = _mm512_slli_epi32(part, 8);
-                    part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 128), even);
-                    part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 192), odd);
-                    __m512 factor = _mm512_permutexvar_ps(at, factors[m]);
-                    sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), factor, sums[r][m]);
+            for (; block < end; block++, at = _mm512_add_epi32(at, step))
+                for (int r = 0; r < SIDE(R, M); r++) {
+                    const uint8_t *from = codes + r * (columns / 2) + block * (BLOCK / 2);
+                    _mm_prefetch((const char *)from + COTERIE_CODES_AHEAD, _MM_HINT_T0);
+                    __m512i packed = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
+                    __m512i even = _mm512_and_si512(packed, nibble);
+                    __m512i odd = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
+                    for (int m = 0; m < M; m++) {
+                        const char *token = (const char *)prepared[m] + block * BLOCK * 2;
+                        __m512i part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_load_si512(token));
+                        part = _mm512_dpbusd_epi32(part, odd, _mm512_load_si512(token + 64));
+                        part = _mm512_slli_epi32(part, 8);
+                        part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 128), even);
+                        part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 192), odd);
+                        __m512 factor = _mm512_permutexvar_ps(at, factors[r][m]);
+                        sums[top + r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), factor, sums[top + r][m]);
+                    }
                 }
-            }
         }
     }
     for (int m = 0; m < M; m++) {
@@ -201,36 +209,41 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
     const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
     const uint16_t *scales = matrix->scales + row * groups;
     __m512 sums[4][4];
-    for (int r = 0; r < R; r++, codes += columns, scales += groups) {
-        for (int m = 0; m < M; m++) sums[r][m] = _mm512_setzero_ps();
+    for (int top = 0; top < R; top += SIDE(R, M), codes += SIDE(R, M) * columns, scales += SIDE(R, M) * groups) {
+        for (int r = 0; r < SIDE(R, M); r++)
+            for (int m = 0; m < M; m++) sums[top + r][m] = _mm512_setzero_ps();
         for (int64_t load = 0, block = 0; block < blocks; load++) {
             int64_t left = groups - load * GROUPS;
             __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
-            _mm_prefetch((const char *)(scales + load * GROUPS) + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
-            __m256i narrowed = _mm256_maskz_loadu_epi16(present, scales + load * GROUPS);
-            __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed), 16));
-            __m512 factors[4];
-            for (int m = 0; m < M; m++) {
-                const float *of_token = token_scales(prepared[m], planes_int8(columns)) + load * GROUPS;
-                factors[m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
+            __m512 factors[4][4];
+            for (int r = 0; r < SIDE(R, M); r++) {
+                const uint16_t *from = scales + r * groups + load * GROUPS;
+                _mm_prefetch((const char *)from + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
+                __m256i narrowed = _mm256_maskz_loadu_epi16(present, from);
+                __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed), 16));
+                for (int m = 0; m < M; m++) {
+                    const float *of_token = token_scales(prepared[m], planes_int8(columns)) + load * GROUPS;
+                    factors[r][m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
+                }
             }
             int64_t end = block + per_load < blocks ? block + per_load : blocks;
             __m512i at = first;
-            for (; block < end; block++, at = _mm512_add_epi32(at, step)) {
-                const int8_t *from = codes + block * WIDE;
-                _mm_prefetch((const char *)from + COTERIE_CODES_AHEAD, _MM_HINT_T0);
-                __m512i code = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
-                __m512i unsigned_code = _mm512_xor_si512(code, highest);
-                for (int m = 0; m < M; m++) {
-                    const char *token = (const char *)prepared[m] + block * WIDE * 3;
-                    __m512i part = _mm512_load_si512(token + 128);
-                    part = _mm512_dpbusd_epi32(part, unsigned_code, _mm512_load_si512(token));
-                    part = _mm512_slli_epi32(part, 8);
-                    part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 64), code);
-                    __m512 factor = _mm512_permutexvar_ps(at, factors[m]);
-                    sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), factor, sums[r][m]);
+            for (; block < end; block++, at = _mm512_add_epi32(at, step))
+                for (int r = 0; r < SIDE(R, M); r++) {
+                    const int8_t *from = codes + r * columns + block * WIDE;
+                    _mm_prefetch((const char *)from + COTERIE_CODES_AHEAD, _MM_HINT_T0);
+                    __m512i code = block < whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(rest, from);
+                    __m512i unsigned_code = _mm512_xor_si512(code, highest);
+                    for (int m = 0; m < M; m++) {
+                        const char *token = (const char *)prepared[m] + block * WIDE * 3;
+                        __m512i part = _mm512_load_si512(token + 128);
+                        part = _mm512_dpbusd_epi32(part, unsigned_code, _mm512_load_si512(token));
+                        part = _mm512_slli_epi32(part, 8);
+                        part = _mm512_dpbusd_epi32(part, _mm512_load_si512(token + 64), code);
+                        __m512 factor = _mm512_permutexvar_ps(at, factors[r][m]);
+                        sums[top + r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), factor, sums[top + r][m]);
+                    }
                 }
-            }
         }
     }
     for (int m = 0; m < M; m++) {
