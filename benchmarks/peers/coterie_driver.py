@@ -7,6 +7,7 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +19,29 @@ if TYPE_CHECKING:
     import torch
 
 
-class Printer:
-    """A transformers streamer that prints tokens and notes when they came."""
+_POLL_S, _STILL_S = 0.25, 3.0
+"""How often the cache's memory is looked at, and after how long without more of it there will be no more."""
 
-    def __init__(self) -> None:
+
+class Printer:
+    """A transformers streamer that prints tokens and notes when they came.
+
+    Args:
+        after: Tokens after which to pause.
+        pause: Called then.
+    """
+
+    def __init__(self, after: int | None = None, pause: Callable[[], None] | None = None) -> None:
         self.times: list[float] = []
+        self._after, self._pause = after, pause
 
     def put(self, value: torch.Tensor) -> None:
         """Called with the prompt first, then with every token."""
         self.times.append(time.perf_counter())
         if len(self.times) > 1:
             print(text_of(int(value)), end="", flush=True)
+        if self._pause is not None and len(self.times) - 1 == self._after:
+            self._pause()
 
     def end(self) -> None:
         """Called once at the end."""
@@ -86,12 +99,22 @@ def ids_of(text: str) -> list[int]:
     return [token_of(text[at : at + TOKEN_LENGTH]) for at in range(0, len(text), TOKEN_LENGTH)]
 
 
-def generate(model: Any, ids: list[int], new_tokens: int) -> dict[str, float]:
+def wait_for_memory(runtime: Any) -> None:
+    """Until the cache has all the memory that it is owed, which it gets while nothing is asked of it."""
+    stats, since = runtime.cache.stats(), time.perf_counter()
+    while stats.committed_bytes < stats.capacity and time.perf_counter() - since < _STILL_S:
+        time.sleep(_POLL_S)
+        now = runtime.cache.stats()
+        if now.committed_bytes > stats.committed_bytes:
+            since = time.perf_counter()
+        stats = now
+
+
+def generate(model: Any, ids: list[int], new_tokens: int, printer: Printer | None = None) -> dict[str, float]:
     """Generates greedily while printing; returns what the times were."""
     import torch
 
-    prompt = torch.tensor([ids])
-    printer = Printer()
+    prompt, printer = torch.tensor([ids]), printer or Printer()
     with torch.inference_mode():
         model.generate(
             prompt,
@@ -115,6 +138,7 @@ def main() -> int:
     parser.add_argument("--served", action="store_true", help="report what each layer of each decode step found")
     parser.add_argument("--costs", action="store_true", help="measure what a step's parts and reads take")
     parser.add_argument("--prefetch", help="other than by default")
+    parser.add_argument("--grow-after", type=int, help="tokens after which to wait until the cache has its memory")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", "The experts have")
 
@@ -144,7 +168,8 @@ def main() -> int:
     if given.served:
         runtime.add_observer(recorder)
     with runtime.record_trace(given.trace) if given.trace is not None else nullcontext():
-        times = generate(model, ids, given.new_tokens)
+        printer = Printer(given.grow_after, lambda: wait_for_memory(runtime))
+        times = generate(model, ids, given.new_tokens, printer)
     if given.served:
         runtime.remove_observer(recorder)
         recorder.end_step()
