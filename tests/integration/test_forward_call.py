@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, Qwen3MoeForCausalLM, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 from coterie.errors import ContextLengthError, ContractError
-from coterie.hf.caches import is_cache, named_cache
+from coterie.hf.caches import is_cache
 from coterie.integration.forward_call import CallReader
 
 IDS = torch.arange(3, 19)[None]
@@ -139,8 +140,6 @@ def test_a_cache_that_is_neither_given_nor_returned_is_an_error(monkeypatch, zoo
 
     def other_forward(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
-        name, _ = named_cache(output)
-        output[name] = None
         return type(output)(logits=output.logits)
 
     monkeypatch.setattr(Qwen3MoeForCausalLM, "forward", other_forward)
@@ -149,10 +148,11 @@ def test_a_cache_that_is_neither_given_nor_returned_is_an_error(monkeypatch, zoo
         model(IDS, use_cache=True)
 
 
-@pytest.mark.parametrize("count", [0, 1000])
-def test_a_cache_that_miscounts_is_an_error(count, monkeypatch, zoo_store, open_model):
+@pytest.mark.parametrize(("count", "kinds"), [(0, (DynamicCache, DynamicLayer)), (1000, (DynamicCache,))])
+def test_a_cache_that_miscounts_is_an_error(count, kinds, monkeypatch, zoo_store, open_model):
     model = open_model(zoo_store("qwen3_moe", torch.bfloat16))
-    monkeypatch.setattr(DynamicCache, "get_seq_length", lambda self, layer_idx=0: count)
+    for kind in kinds:
+        monkeypatch.setattr(kind, "get_seq_length", lambda self, layer_idx=0: count)
     with pytest.raises(ContractError, match="counts"), torch.no_grad():
         model(IDS, use_cache=True)
 
@@ -189,7 +189,14 @@ def static() -> StaticCache:
         return StaticCache(config=Qwen3MoeConfig(num_hidden_layers=1), max_cache_len=32)
 
 
+def with_an_empty_first_layer() -> DynamicCache:
+    cache = DynamicCache()
+    cache.update(torch.zeros(1, 2, 5, 4), torch.zeros(1, 2, 5, 4), 1)
+    return cache
+
+
 CACHES = {
+    "whose first layer keeps something else": with_an_empty_first_layer,
     "dynamic": lambda: filled(DynamicCache()),
     "static": lambda: filled(static()),
     "encoder and decoder": lambda: EncoderDecoderCache(filled(DynamicCache()), filled(DynamicCache(), 9)),

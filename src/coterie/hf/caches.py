@@ -26,13 +26,13 @@ def caches_in(values: Iterable[object]) -> list[Any]:
     return found
 
 
-def named_cache(output: object) -> tuple[str, Any] | None:
-    """The cache in what a forward pass returned, and the name that the next pass takes it by; None if it has none."""
+def kept_cache(output: object) -> dict[str, Any]:
+    """The cache in what a forward pass returned, as the keyword argument of the next one; empty if it has none."""
     if isinstance(output, Mapping):
         for name, value in output.items():
             if is_cache(value):
-                return str(name), value
-    return None
+                return {str(name): value}
+    return {}
 
 
 def strangers_in(values: Iterable[object]) -> list[object]:
@@ -45,10 +45,12 @@ def cached_length(cache: Any) -> int | None:
 
     Those of linear attention do not: their states have one size, however much they have seen.
     """
-    layers = getattr(cache, "layers", None)
-    if layers and not any(hasattr(layer, "get_seq_length") for layer in layers):
+    layers = getattr(cache, "layers", None) or ()
+    counting = [layer for layer in layers if hasattr(layer, "get_seq_length")]
+    if layers and not counting:
         return None
-    return int(cache.get_seq_length())
+    # Most caches ask their first layer, which in some models has a state instead, and stays empty.
+    return int(cache.get_seq_length()) or max((int(layer.get_seq_length()) for layer in counting), default=0)
 
 
 def holds_state(cache: Any) -> bool:

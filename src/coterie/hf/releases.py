@@ -56,9 +56,8 @@ def broken(contract: str, what: str) -> ContractError:
         what: What is otherwise, as a sentence.
     """
     release = installed()
-    return ContractError(
-        f"{what} Coterie cannot run with transformers {release} like this.",
-        advice=f"Install a release that it was tested with ({', '.join(TESTED)}), or report it.",
-        release=release,
-        contract=contract,
-    )
+    if newer_than_tested(release):
+        advice = f"transformers {release} is newer than any release it was tested with: install {TESTED[-1]}."
+    else:
+        advice = f"Please report it, with what was called (transformers {release})."
+    return ContractError(what, advice=advice, release=release, contract=contract)
