@@ -80,6 +80,11 @@ class Location:
         """Id of the repository on the Hub, or None for a directory."""
         return None if self.repository is None else self.repository.repo_id
 
+    @property
+    def cache(self) -> Path | None:
+        """The Hub's cache, to which shards are downloaded, or None for a directory."""
+        return None if self.repository is None else self.repository.cache.root
+
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor of the checkpoint, without downloading any shard.
 

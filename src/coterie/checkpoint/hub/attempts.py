@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from time import sleep
 from dataclasses import dataclass, replace
+from time import sleep
 
 from coterie.checkpoint.hub.failures import Failure, HubFailure, failure_of
 

@@ -5,6 +5,7 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache describes it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from filelock import Timeout
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
-from coterie.errors import DiskSpaceError
+from coterie.errors import CheckpointFileError, CoterieError, DiskSpaceError
 from coterie.spec import format_bytes
 
 _INCOMPLETE = ".incomplete"
@@ -149,3 +150,20 @@ class RepositoryCache:
                 needed=nbytes + _RESERVE,
                 free=free,
             )
+
+    def explained(self, error: OSError) -> CoterieError:
+        """Our error for one that writing the cache ended in."""
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskSpaceError(
+                f"The disk of the Hub's cache, {self.root}, is full ({reason}).",
+                advice="Free space there, or set HF_HOME to a directory on another disk; then run the same command "
+                "again: what was downloaded is kept.",
+                path=self.root,
+            )
+        return CheckpointFileError(
+            f"The Hub's cache, {self.root}, cannot be written: {reason}.",
+            advice="Make it writable for this user, or set HF_HOME to a directory that is.",
+            path=Path(error.filename) if error.filename else self.root,
+            errno=error.errno,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,13 +14,11 @@ from huggingface_hub import constants, hf_hub_download, hf_hub_url
 from coterie.checkpoint.hub.attempts import Attempts
 from coterie.checkpoint.hub.cache import RepositoryCache
 from coterie.checkpoint.hub.checksums import Checksum, is_checksum
-from coterie.checkpoint.hub.failures import PROBLEMS, BrokenAnswer, Failure, HubFailure
+from coterie.checkpoint.hub.failures import PROBLEMS, BrokenAnswer
 from coterie.checkpoint.hub.listing import RemoteFile, is_plain_name
 from coterie.checkpoint.hub.requests import opened
-from coterie.errors import DiskSpaceError
 
 _PIECE = 2**20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Advance = Callable[[int], object]
 """Told how many more bytes are there; negative where some have to be sent again."""
@@ -57,15 +54,8 @@ class _Partial:
                 self.offset += len(piece)
 
     def append(self, data: bytes) -> None:
-        """Adds bytes.
-
-        Raises:
-            DiskSpaceError: If the disk is full.
-        """
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise _explained(error, self._path) from error
+        """Adds bytes."""
+        self._file.write(data)
         if self.checksum is not None:
             self.checksum.update(data)
         self.offset += len(data)
@@ -90,8 +80,6 @@ class _Partial:
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _explained(error, self._path) from error
         finally:
             with suppress(OSError):  # what could not be flushed fails once more here
                 self._file.close()
@@ -113,7 +101,7 @@ def download(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFile
     Raises:
         HubFailure: If it cannot be had. What came of a large file is kept, and gone on from at the next try.
         OtherBytes: If its bytes are not what the Hub states. Nothing of it is kept.
-        DiskSpaceError: If the disk is full.
+        OSError: If the disk is full, or cannot be written. What came of a large file is kept, too.
     """
     pointer = cache.snapshot(commit) / file.name
     if is_whole(pointer, file):
@@ -175,8 +163,6 @@ def _receive(partial: _Partial, url: str, file: RemoteFile, advance: Advance) ->
                         break
             _check_size(partial, file.nbytes, advance)
             break
-        except DiskSpaceError:
-            raise
         except PROBLEMS as error:
             attempts.failed(error, partial.offset)
     return tag
@@ -202,8 +188,8 @@ def _by_client(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFi
                 pointer = Path(hf_hub_download(repo_id, file.name, revision=commit))
                 break
             except Exception as error:  # code in Rust raises what it likes
-                if isinstance(error, OSError) and error.errno in _FULL:
-                    raise _explained(error, cache.root) from error
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # of the disk
                 attempts.failed(error)
         checksum = Checksum(str(file.sha256), pointer.stat().st_size)
         with pointer.open("rb") as content:
@@ -223,15 +209,3 @@ def is_whole(path: Path, file: RemoteFile) -> bool:
         return path.stat().st_size == file.nbytes or file.nbytes is None
     except OSError:
         return False
-
-
-def _explained(error: OSError, path: Path) -> Exception:
-    if error.errno not in _FULL:
-        cause = f"{path} cannot be written ({error.strerror or error})"
-        return HubFailure(Failure(cause=cause, passing=False), tries=1)
-    return DiskSpaceError(
-        f"The disk of the Hub's cache, {path.parent}, is full ({error.strerror}).",
-        advice="Free space there, or set HF_HOME to a directory on another disk, then run the same command again: "
-        "what was downloaded is kept.",
-        path=path.parent,
-    )

@@ -45,8 +45,8 @@ class BrokenAnswer(Exception):
     """An answer that ends early, or is not what its headers say; another try may bring a whole one."""
 
 
-PROBLEMS = (StatusProblem, BrokenAnswer, TRANSPORT_ERROR, OSError)
-"""What a request may end in. An ``OSError`` of the disk has to be told apart before."""
+PROBLEMS = (StatusProblem, BrokenAnswer, TRANSPORT_ERROR, ConnectionError)
+"""What a request may end in. Errors of the disk are none of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,6 +156,8 @@ class Repository:
                 advice="Run the command again. If it stays so, a proxy or mirror in between changes files.",
                 **facts,
             ) from error
+        except OSError as error:
+            raise self.cache.explained(error) from error
         except HubFailure as error:
             again = "Run the command again: files that are whole are kept"
             kept = self.cache.kept(self.listing.files[name].sha256) if self.listing else 0
