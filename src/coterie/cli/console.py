@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import sys
 import time
@@ -70,6 +71,22 @@ def print_warning(text: str) -> None:
 def print_error(text: str) -> None:
     """Prints an error on stderr, with parameters of the library as the options they are here."""
     notes().print(f"Error: {as_options(text)}", style="bold red", markup=False)
+
+
+@contextmanager
+def library_remarks() -> Iterator[None]:
+    """Inside, what the library logs for whoever waits (that the Hub asks to wait, for one) is printed on stderr."""
+    log, handler = logging.getLogger("coterie"), _RemarkHandler(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _RemarkHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print_note(record.getMessage())
 
 
 def as_options(text: str) -> str:

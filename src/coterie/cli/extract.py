@@ -104,9 +104,10 @@ def command(
     grown: experts that it lacks are added, nothing is rewritten. So a store of the most used experts grows by what a
     larger --top or another profile adds. From the Hub only the shards that are needed are downloaded.
     """
+    from coterie.checkpoint import resolve_path
     from coterie.extraction import extract
 
-    with resumable_progress(store) as progress:
+    with resumable_progress(store, download=not Path(resolve_path(checkpoint)).is_dir()) as progress:
         report = extract(
             checkpoint,
             store,
@@ -158,6 +159,9 @@ def _print_plan(report: ExtractionReport) -> None:
         out.print(f"download       {format_bytes(total)} in {len(report.downloads)} files")
     out.print(f"disk needed    {format_bytes(report.needed_nbytes)}")
     out.print(f"disk free      {format_bytes(report.free_nbytes)}")
+    for disk in report.disks[1:]:
+        out.print(f"cache needed   {format_bytes(disk.needed)} on the disk of {disk.path}", markup=False)
+        out.print(f"cache free     {format_bytes(disk.free)}")
 
 
 def _print_outcome(report: ExtractionReport) -> None:

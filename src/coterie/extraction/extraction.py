@@ -22,7 +22,7 @@ from coterie.extraction.target import (
     ShardDownload,
     check_apart,
     check_fits,
-    disk_need,
+    disk_needs,
     missing_downloads,
 )
 from coterie.extraction.tokenizer_check import check_tokenizer
@@ -54,8 +54,9 @@ class ExtractionReport:
         ignored: Checkpoint tensors that transformers does not use and that were left out.
         store_nbytes: Bytes of the whole store.
         written_nbytes: Bytes of experts and dense tensors written now; 0 for a dry run.
-        needed_nbytes: Bytes that were still needed on the disk before.
+        needed_nbytes: Bytes that were still needed on the store's disk before.
         free_nbytes: Bytes that were free there before.
+        disks: The same for each disk that is written: the store's, and that of the Hub's cache if it is another.
         seconds: Time taken.
     """
 
@@ -73,6 +74,7 @@ class ExtractionReport:
     written_nbytes: int
     needed_nbytes: int
     free_nbytes: int
+    disks: tuple[DiskNeed, ...]
     seconds: float
 
     @property
@@ -82,7 +84,8 @@ class ExtractionReport:
 
     def to_json(self) -> dict[str, object]:
         """The report as JSON values."""
-        return {**asdict(self), "store": str(self.store), "complete": self.complete}
+        disks = [{**asdict(disk), "path": str(disk.path), "fits": disk.fits} for disk in self.disks]
+        return {**asdict(self), "store": str(self.store), "disks": disks, "complete": self.complete}
 
 
 def extract(
@@ -145,7 +148,7 @@ def extract(
         ProfileError: If the profile cannot be used, or is another model's.
         CheckpointError: If the checkpoint is not complete and consistent, or cannot be read.
         LoadError: If its tokenizer is another model's.
-        DiskSpaceError: If the store does not fit; nothing is written then.
+        DiskSpaceError: If the store, or what is downloaded for it, does not fit; nothing is written then.
         QuantisationError: If a weight is not finite, which a lossy scheme cannot store.
         StoreBusyError: If another process is writing the store.
         StoreError: If the directory holds something else, or cannot be written.
@@ -213,14 +216,14 @@ def make_store(
     if not downloads:
         plan = with_fingerprints(plan, source)
     found = _survey(root, plan, restart=options.restart, compare=not downloads)
-    need = disk_need(root, found, downloads, source.location.directory)
-    check_fits(root, need)
+    needs = disk_needs(root, found, downloads, source.location.cache)
+    check_fits(needs)
     status: Status = "planned"
     written = 0
     if not options.dry_run:
         plan = with_fingerprints(plan, source)
         status, written = _write(source, root, plan, found, scheme, options)
-    return _report(source, root, plan, found, downloads, need, status, written, monotonic() - start)
+    return _report(source, root, plan, found, downloads, needs, status, written, monotonic() - start)
 
 
 def _check_selection(
@@ -306,7 +309,7 @@ def _report(
     plan: ExtractionPlan,
     found: Survey,
     downloads: tuple[ShardDownload, ...],
-    need: DiskNeed,
+    needs: tuple[DiskNeed, ...],
     status: Status,
     written: int,
     seconds: float,
@@ -332,7 +335,8 @@ def _report(
         ignored=plan.store.ignored,
         store_nbytes=sum(file.nbytes for file in files),
         written_nbytes=written,
-        needed_nbytes=need.needed,
-        free_nbytes=need.free,
+        needed_nbytes=needs[0].needed,
+        free_nbytes=needs[0].free,
+        disks=needs,
         seconds=seconds,
     )
