@@ -148,7 +148,7 @@ def command(
 
 
 def _write(path: Path, evaluation: Evaluation) -> None:
-    from coterie.engine.replacing import replacing
+    from coterie.files.replacing import replacing
 
     with replacing(path) as partial:
         partial.write_text(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

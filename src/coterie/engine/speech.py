@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.engine.completion import Completion, Stopped, effective_config, finish, stoppable
-from coterie.engine.replacing import replacing
 from coterie.engine.sampling import Sampling
 from coterie.engine.streaming import TextStream
 from coterie.errors import UnsupportedError, UsageError
+from coterie.files.replacing import replacing
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase

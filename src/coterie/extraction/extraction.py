@@ -17,7 +17,6 @@ from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.quantising import scheme_of_store
 from coterie.extraction.selection import Experts, Numbers, select_experts
-from coterie.extraction.stamps import file_stamps, first_changed
 from coterie.extraction.target import (
     DiskNeed,
     ShardDownload,
@@ -27,6 +26,7 @@ from coterie.extraction.target import (
     missing_downloads,
 )
 from coterie.extraction.tokenizer_check import check_tokenizer
+from coterie.files.stamps import file_stamps, first_changed
 from coterie.hf.tokenizer import embedding_rows
 from coterie.quant import NATIVE, lossy_scheme
 from coterie.spec import BankKey

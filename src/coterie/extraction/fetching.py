@@ -12,7 +12,7 @@ from coterie.checkpoint import BUNDLED, Checkpoint, resolve_path
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
 from coterie.extraction.growth import StoreGrowth
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
-from coterie.extraction.stamps import Stamp, file_stamps, first_changed
+from coterie.files.stamps import Stamp, file_stamps, first_changed
 from coterie.quant import NATIVE
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.store import Store
