@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,10 +113,29 @@ def test_debug_shows_the_traceback_too(coterie, failing) -> None:
     assert outcome.err.endswith("Error: There is no store.\n")
 
 
-def test_a_defect_keeps_its_traceback(coterie, failing) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("oops"), "Unexpected error: ZeroDivisionError: oops. This is a bug in Coterie"),
+        (RecursionError(), "Unexpected error: RecursionError. This is a bug in Coterie"),
+        (BaseException("a panic"), "Unexpected error: BaseException: a panic. This is a bug in Coterie"),
+        (OSError(5, "Input/output error", "/some/where"), "/some/where: Input/output error."),
+        (MemoryError(), "There is not enough memory."),
+    ],
+)
+def test_what_nobody_expected_is_one_line(coterie, failing, error: BaseException, said: str) -> None:
+    failing(error)
+    outcome = coterie("fail")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith(f"Error: {said}")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_defect_shows_its_traceback_when_asked(coterie, failing, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(ZeroDivisionError("oops"))
-    with pytest.raises(ZeroDivisionError, match="oops"):
-        coterie("fail")
+    assert "Traceback (most recent call last)" in coterie("--debug", "fail").err
+    monkeypatch.setenv("COTERIE_DEBUG", "1")
+    assert "Traceback (most recent call last)" in coterie("fail").err
 
 
 def test_ctrl_c_is_code_130(coterie, failing) -> None:
@@ -133,6 +153,30 @@ def test_a_reader_that_left_is_no_traceback() -> None:
         )
     assert done.returncode == cli.EXIT_ERROR
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["doctor", "--quick", "--json"]])
+def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "coterie", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == cli.EXIT_ERROR
+    assert done.stderr == "Error: Standard output cannot be written: No space left on device.\n"
+
+
+def test_a_closed_stdout_is_one_line() -> None:
+    command = f"{shlex.quote(sys.executable)} -m coterie --version >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == cli.EXIT_ERROR
+    assert done.stderr == "Error: Standard output cannot be written: it is closed.\n"
+
+
+def test_a_closed_stderr_changes_nothing() -> None:
+    command = f"{shlex.quote(sys.executable)} -m coterie --version 2>&-"
+    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"coterie {version('coterie')}\n")
 
 
 def test_help_imports_no_command_and_nothing_heavy() -> None:

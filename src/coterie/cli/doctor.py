@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coterie.cli.console import notes, plain_table, print_json, print_table, results
+from coterie.cli.console import facts_table, notes, plain_table, print_json, print_table, results
 from coterie.cli.options import JsonOption
 from coterie.spec import format_bytes
 
@@ -75,11 +75,10 @@ def _tune(path: Path) -> None:
 
 def _print_machine(diagnosis: Diagnosis) -> None:
     memory, disk = diagnosis.memory, diagnosis.disk
-    table = plain_table("", "")
-    table.show_header = False
+    table = facts_table()
 
     def row(name: str, value: str) -> None:
-        table.add_row(f"[bold]{name}[/bold]", value.replace("[", r"\["))
+        table.add_row(name, value)
 
     row("system", diagnosis.system)
     row("processor", diagnosis.processor)
@@ -154,7 +153,6 @@ def _print_tunings(diagnosis: Diagnosis) -> None:
         results().print(
             f"Experts of about {format_bytes(tuning.record)} are read {tuning.at_once} at once, {parts} "
             f"(found out on {note.date[:10]}):",
-            markup=False,
         )
         print_table(table)
 
@@ -164,4 +162,4 @@ def _print_advice(diagnosis: Diagnosis) -> None:
     if not diagnosis.advice:
         results().print("Nothing to improve.", style="green")
     for line in diagnosis.advice:
-        results().print(f"- {line}", markup=False)
+        results().print(f"- {line}")

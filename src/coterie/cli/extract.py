@@ -167,14 +167,13 @@ def _print_plan(report: ExtractionReport) -> None:
 def _print_outcome(report: ExtractionReport) -> None:
     out = results()
     if report.status == "already complete":
-        out.print(f"{report.store} has all of this already; nothing was written.", markup=False)
+        out.print(f"{report.store} has all of this already; nothing was written.")
     else:
         verb = {"grown": "Grew", "resumed": "Finished"}.get(report.status, "Wrote")
         speed = report.written_nbytes / report.seconds if report.seconds > 0 else 0.0
         out.print(
             f"{verb} {report.store}: {format_bytes(report.written_nbytes)} in {report.seconds:.1f} s "
             f"({format_bytes(int(speed))}/s).",
-            markup=False,
         )
     out.print(f"It has {_experts(report)}, {format_bytes(report.store_nbytes)} on disk.")
     if report.ignored:
