@@ -21,19 +21,11 @@ from huggingface_hub.errors import (
 
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.errors import CheckpointFileError, CheckpointNotFoundError, UnsupportedError, UsageError
+from coterie.files.naming import is_hub_id, resolve_path, unknown_model
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "LICENSE*", "NOTICE*", "README.md")
-
-BUNDLED = "bundled"
-"""The name under which the checkpoint in the package is opened; a directory of that name is ``./bundled``."""
-
-
-def resolve_path(path: str | Path) -> str | Path:
-    """Replaces the name ``bundled`` by the directory in the package; leaves everything else as it is."""
-    # Only the bare text: Path("./bundled") is the same path as Path("bundled"), and means the directory.
-    return Path(__file__).parents[1] / BUNDLED if path == BUNDLED else path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,10 +64,8 @@ class Location:
                     revision=revision,
                 )
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
-        if text.startswith((".", "/", "~")) or text.count("/") != 1:
-            raise CheckpointNotFoundError(
-                f"There is no directory {text!r}.", advice="Pass a directory, or a Hub id like 'Qwen/Qwen3-30B-A3B'."
-            )
+        if not is_hub_id(text):
+            raise unknown_model(text)
         try:
             snapshot = snapshot_download(
                 text, revision=revision, allow_patterns=list(_SIDE_FILES), local_files_only=offline

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coterie.cli.console import plain_table, print_json, print_table, results
+from coterie.cli.console import plain_table, print_json, print_note, print_table, results
 from coterie.cli.options import (
     CheckpointArgument,
     ComponentOption,
     JsonOption,
+    NewStoreArgument,
     OfflineOption,
     ProfileDomainOption,
     ProfileOption,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def command(
     checkpoint: CheckpointArgument,
-    store: Annotated[Path, typer.Argument(metavar="STORE", show_default=False, help="The store's directory.")],
+    store: NewStoreArgument,
     experts: Annotated[
         str | None,
         typer.Option(
@@ -123,9 +123,23 @@ def command(
             offline=offline,
             dry_run=dry_run,
             restart=restart,
+            planned=None if dry_run else _say_what_four_bits_take,
             progress=progress,
         )
     print_report(report, as_json=as_json, dry_run=dry_run)
+
+
+def _say_what_four_bits_take(report: ExtractionReport) -> None:
+    """Before gigabytes are written: a native store is several times as large as one that runs fast."""
+    if report.int4_nbytes is not None:
+        print_note(_four_bits(report))
+
+
+def _four_bits(report: ExtractionReport) -> str:
+    return (
+        f"Stored as in the checkpoint: {format_bytes(report.store_nbytes)}. In four bits, with losses, about "
+        f"{format_bytes(report.int4_nbytes or 0)}: --scheme int4 --dense-scheme int4"
+    )
 
 
 def print_report(report: ExtractionReport, *, as_json: bool, dry_run: bool) -> None:
@@ -158,6 +172,8 @@ def _print_plan(report: ExtractionReport) -> None:
         out.print(f"download       {format_bytes(total)} in {len(report.downloads)} files")
     out.print(f"disk needed    {format_bytes(report.needed_nbytes)}")
     out.print(f"disk free      {format_bytes(report.free_nbytes)}")
+    if report.int4_nbytes is not None:
+        print_note(_four_bits(report))
 
 
 def _print_outcome(report: ExtractionReport) -> None:
