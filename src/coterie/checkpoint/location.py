@@ -10,18 +10,11 @@ from pathlib import Path
 from coterie.checkpoint.formats import unread_format
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.hub import Repository, find_repository
-from coterie.errors import CheckpointFileError, CheckpointNotFoundError, CoterieError, UsageError
+from coterie.errors import CheckpointFileError, CoterieError, UsageError
+from coterie.files.naming import is_hub_id, resolve_path, unknown_model
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-BUNDLED = "bundled"
-"""The name under which the checkpoint in the package is opened; a directory of that name is ``./bundled``."""
-
-
-def resolve_path(path: str | Path) -> str | Path:
-    """Replaces the name ``bundled`` by the directory in the package; leaves everything else as it is."""
-    # Only the bare text: Path("./bundled") is the same path as Path("bundled"), and means the directory.
-    return Path(__file__).parents[1] / BUNDLED if path == BUNDLED else path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,10 +55,8 @@ class Location:
                     revision=revision,
                 )
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
-        if text.startswith((".", "/", "~")) or text.count("/") != 1:
-            raise CheckpointNotFoundError(
-                f"There is no directory {text!r}.", advice="Pass a directory, or a Hub id like 'Qwen/Qwen3-30B-A3B'."
-            )
+        if not is_hub_id(text):
+            raise unknown_model(text)
         repository = find_repository(text, revision=revision, offline=offline)
         return cls(
             directory=repository.directory,

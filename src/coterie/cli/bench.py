@@ -14,7 +14,7 @@ from coterie.cli import options as shared
 from coterie.cli.console import plain_table, print_json, print_note, print_table, results
 from coterie.cli.files import read_text_file
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import OpenOptions, open_model
 from coterie.cli.progress import count_progress
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, format_bytes
 
@@ -87,7 +87,6 @@ def command(
     The first run starts with no expert in memory; the next ones find what the run before has left. A step's time is
     the median, with the quartiles beside it.
     """
-    import_engine(quiet=quiet)
     options = OpenOptions(
         memory=memory,
         expert_memory=expert_memory,

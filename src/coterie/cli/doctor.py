@@ -9,6 +9,8 @@ import typer
 
 from coterie.cli.console import facts_table, notes, plain_table, print_json, print_table, results
 from coterie.cli.options import JsonOption
+from coterie.errors import UsageError
+from coterie.files.naming import resolve_path
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -17,10 +19,15 @@ if TYPE_CHECKING:
 
 def command(
     path: Annotated[
-        Path | None, typer.Argument(metavar="PATH", show_default=False, help="Where stores lie or will. Default: here.")
+        str | None,
+        typer.Argument(
+            metavar="PATH",
+            show_default=False,
+            help="A directory on the disk where stores lie or will, or a store's name. Default: here.",
+        ),
     ] = None,
     disk: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--disk",
             metavar="STORE",
@@ -37,6 +44,7 @@ def command(
     that experts have. How many reads at once suit a disk is found out when a model is first opened from it, and kept;
     --disk does it again. The exit code is 1 if a package is outside the supported range.
     """
+    place = _place(path if disk is None or path is not None else disk)
     import torch
 
     from coterie import native
@@ -46,9 +54,9 @@ def command(
     with notes().status("examining") as status:
         if disk is not None:
             status.update("trying how many reads at once suit the disk")
-            _tune(disk)
+            _tune(_place(disk))
         diagnosis = diagnose(
-            disk or Path() if path is None else path,
+            place,
             torch_capability=torch.backends.cpu.get_cpu_capability(),
             native=NativeFacts(level=None if library is None else library.level_name, why_not=native.why_not()),
             measure=not quick,
@@ -63,6 +71,22 @@ def command(
         _print_advice(diagnosis)
     if not all(package.ok for package in diagnosis.packages):
         raise typer.Exit(1)
+
+
+def _place(path: str | None) -> Path:
+    """What a path or the name of a store means.
+
+    Raises:
+        UsageError: If nothing is there: the disk of whatever lies above would be measured in its place.
+    """
+    found = Path(resolve_path(path or ".")).expanduser()
+    if not found.exists():
+        raise UsageError(
+            f"There is no directory {path!r}.",
+            advice="Make it first, or name the folder that it will be in.",
+            path=path,
+        )
+    return found
 
 
 def _tune(path: Path) -> None:

@@ -69,19 +69,20 @@ def command(
     carries the load? Each answer is computed from the data, which may not tell. The same profile gives the same pages.
     """
     _check(output)
+    options = OpenOptions(
+        memory=memory,
+        expert_memory=expert_memory,
+        component=component,
+        revision=revision,
+        offline=offline,
+        threads=threads,
+    )
+    options.check()
     import_engine(quiet=quiet or as_json)
     from coterie.analysis import make_report
 
     trial = None
     if text is not None:
-        options = OpenOptions(
-            memory=memory,
-            expert_memory=expert_memory,
-            component=component,
-            revision=revision,
-            offline=offline,
-            threads=threads,
-        )
         trial = _trial(model, text, options, quiet=quiet or as_json)
     with layer_progress("Answering") as progress:
         pages = make_report(
