@@ -17,6 +17,7 @@ from torch import nn
 from coterie.errors import ContextLengthError
 from coterie.integration.limit import ExpertLimit
 from coterie.integration.losses import LossMeter
+from coterie.integration.neighbours import process_neighbours
 from coterie.native import PassMemory
 from coterie.spec import Event, Observer, Phase, StepEnded, StepStarted
 
@@ -77,10 +78,12 @@ class StepClock:
     def install(self, module: nn.Module) -> None:
         """Watches the forward passes of ``module``, the component's outermost module."""
         forward = module.forward
+        note = process_neighbours().note
 
         # A hook would do, at twice the price: with one, torch takes a slower way through every call.
         @functools.wraps(forward)
         def watched(*args: Any, **kwargs: Any) -> Any:
+            note()
             self._begin(args, kwargs)
             try:
                 result = self._run(forward, args, kwargs)
