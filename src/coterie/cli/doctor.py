@@ -48,7 +48,7 @@ def command(
     import torch
 
     from coterie import native
-    from coterie.plan.diagnosis import NativeFacts, diagnose
+    from coterie.plan.diagnosis import NativeFacts, WaitingFacts, diagnose
 
     library = native.library()
     with notes().status("examining") as status:
@@ -59,6 +59,7 @@ def command(
             place,
             torch_capability=torch.backends.cpu.get_cpu_capability(),
             native=NativeFacts(level=None if library is None else library.level_name, why_not=native.why_not()),
+            waiting=WaitingFacts(how=native.waiting_words(), turns_for_long=native.turns_for_long()),
             measure=not quick,
             progress=lambda line: status.update(line),
         )
@@ -113,6 +114,10 @@ def _print_machine(diagnosis: Diagnosis) -> None:
     row("native library", diagnosis.native_level or "none: int8 and int4 are slow")
     quota = "" if diagnosis.core_quota is None else f", cgroup quota {diagnosis.core_quota}"
     row("cores", f"{diagnosis.cores}{quota}")
+    others = "" if diagnosis.cores_of_others is None else f"; other processes use {diagnosis.cores_of_others:.1f} cores"
+    if diagnosis.load_average is not None:
+        row("load", f"average {diagnosis.load_average:.2f} over a minute{others}")
+    row("waiting threads", diagnosis.waiting)
     row("memory", f"{format_bytes(memory.total)}, {format_bytes(memory.available)} available")
     if memory.cgroup is None:
         row("memory cgroup", "no limit")

@@ -26,6 +26,7 @@ from coterie.integration import (
     check_missing,
     forget,
     install_guards,
+    process_neighbours,
     register,
 )
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
@@ -116,6 +117,7 @@ def load(
     )
     use = ProfileUse(profile=profile, warm=warm, pin=pin, eviction=eviction)
     use.check()
+    process_neighbours().begin()
     # One at a time: what is free is measured and then promised, and transformers changes torch's default dtype.
     with _LOADING:
         model = _load(
@@ -136,6 +138,9 @@ def load(
     if threads is not None:
         _warn_many(threads)
         torch.set_num_threads(threads)
+    busy = process_neighbours().warning()
+    if busy is not None:
+        warnings.warn(busy, stacklevel=2)
     return model
 
 
