@@ -9,6 +9,7 @@ import typer
 
 from coterie.cli.console import facts_table, notes, plain_table, print_json, print_table, results
 from coterie.cli.options import JsonOption
+from coterie.cli.release import examine_release
 from coterie.errors import UsageError
 from coterie.files.naming import resolve_path
 from coterie.spec import format_bytes
@@ -36,6 +37,10 @@ def command(
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Measure nothing.")] = False,
+    transformers: Annotated[
+        bool,
+        typer.Option("--transformers", help="Only hold the installed transformers against all that is relied on."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Examines this machine: processor, memory, disk, versions; says what could be better.
@@ -43,7 +48,12 @@ def command(
     Read speed is measured with a temporary file of 128 MiB in PATH, read past the page cache in blocks of the sizes
     that experts have. How many reads at once suit a disk is found out when a model is first opened from it, and kept;
     --disk does it again. The exit code is 1 if a package is outside the supported range.
+
+    With --transformers nothing of that is done. Each thing that Coterie relies on inside transformers is tried on tiny
+    models, which takes some seconds. The exit code is 1 if the installed release does any of it otherwise.
     """
+    if transformers:
+        raise typer.Exit(examine_release(path=path, disk=disk, quick=quick, as_json=as_json))
     place = _place(path if disk is None or path is not None else disk)
     import torch
 

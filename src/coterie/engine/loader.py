@@ -15,11 +15,13 @@ from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
 from coterie.engine.reading import DEFAULT_AT_ONCE, Reading, reading_for
+from coterie.engine.release_check import check_release
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import ModelSource, open_source, with_fetching
 from coterie.engine.warming import AUTO, ProfileUse
 from coterie.errors import CoverageError, UnsupportedError, UsageError
 from coterie.hf.context import default_context, model_context
+from coterie.hf.releases import moved
 from coterie.integration import (
     Attachment,
     Missing,
@@ -119,7 +121,8 @@ def load(
     use.check()
     process_neighbours().begin()
     # One at a time: what is free is measured and then promised, and transformers changes torch's default dtype.
-    with _LOADING:
+    with _LOADING, moved("coterie.engine.loader"):
+        check_release()
         model = _load(
             path,
             memory=memory,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 
 from packaging.version import InvalidVersion, Version
@@ -46,6 +48,24 @@ def warn_if_newer() -> None:
     release = installed()
     if newer_than_tested(release):
         warnings.warn(newer_note(release), stacklevel=3)
+
+
+@contextmanager
+def moved(follower: str) -> Iterator[None]:
+    """Around imports from within transformers: what is not there any more is an error that says so.
+
+    Args:
+        follower: The module of ``coterie`` that has to follow.
+
+    Raises:
+        ContractError: If transformers lacks a module or a name.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "transformers":
+            raise
+        raise broken(follower, f"{follower} finds no more what it needs in transformers: {error}.") from error
 
 
 def broken(contract: str, what: str) -> ContractError:

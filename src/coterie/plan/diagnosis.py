@@ -16,6 +16,7 @@ from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
 from coterie.errors import UsageError
+from coterie.hf.releases import newer_note, newer_than_tested
 from coterie.plan.busyness import ProcessorTimes, cores_of_others, load_average, processor_times
 from coterie.plan.cpu import core_quota, instruction_sets, processor_name, transparent_huge_pages, usable_cores
 from coterie.plan.disk import DiskFacts, ReadSpeed, disk_facts, measure_reads
@@ -251,6 +252,11 @@ def _package_advice(packages: tuple[PackageFacts, ...]) -> list[str]:
         f"{_state(package)} Install one within the range: pip install '{package.name}{package.supported}'."
         for package in packages
         if not package.ok
+    ]
+    advice += [
+        newer_note(package.version)
+        for package in packages
+        if package.name == "transformers" and package.version is not None and newer_than_tested(package.version)
     ]
     if any(package.optional and package.version is None for package in packages):
         advice.append(
