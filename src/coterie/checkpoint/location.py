@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -20,10 +19,17 @@ from huggingface_hub.errors import (
 )
 
 from coterie.checkpoint.headers import TensorInfo, read_header
-from coterie.errors import CheckpointFileError, CheckpointNotFoundError, UnsupportedError, UsageError
+from coterie.checkpoint.weight_files import (
+    SINGLE,
+    WeightFiles,
+    check_weight_map,
+    is_index,
+    no_weights,
+    read_index,
+    weights_name,
+)
+from coterie.errors import CheckpointFileError, CheckpointNotFoundError, CoterieError, UsageError
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "LICENSE*", "NOTICE*", "README.md")
 
 BUNDLED = "bundled"
@@ -53,7 +59,6 @@ class Location:
     repo_id: str | None = None
     revision: str | None = None
     offline: bool = False
-    _shards: dict[str, str] | None = field(default=None, repr=False)
 
     @classmethod
     def find(cls, path_or_id: str | Path, *, revision: str | None = None, offline: bool = False) -> Location:
@@ -96,39 +101,41 @@ class Location:
         path = Path(snapshot)
         return cls(directory=path, name=text, repo_id=text, revision=path.name, offline=offline)
 
-    def tensors(self) -> dict[str, TensorInfo]:
+    def weight_files(self, named: object = None) -> WeightFiles:
+        """Which files are the weights.
+
+        Args:
+            named: What the model's configuration says under ``transformers_weights``.
+
+        Raises:
+            CheckpointFileError, UnsupportedError: If there are none that can be opened.
+        """
+        name = weights_name(named, self.directory / "config.json", self._has)
+        if name is None:
+            if self.repo_id is None:
+                raise self._no_weights()
+            name = SINGLE
+        return read_index(self.directory / name, name) if is_index(name) else WeightFiles(shards=(name,))
+
+    def tensors(self, files: WeightFiles | None = None) -> dict[str, TensorInfo]:
         """Every tensor of the checkpoint, without downloading any shard.
+
+        Args:
+            files: From :meth:`weight_files`.
 
         Raises:
             CheckpointFileError: If a file is missing or malformed, or index and files disagree.
         """
-        shards = self._weight_map()
-        if shards is None:
-            return self._header_of(_SINGLE) if self._has(_SINGLE) or self.repo_id else self._no_weights()
+        files = files or self.weight_files()
         tensors: dict[str, TensorInfo] = {}
         remote: dict[str, TensorInfo] | None = None
-        for shard in sorted(set(shards.values())):
+        for shard in files.shards:
             if self._has(shard) or not self.repo_id:
-                tensors.update(self._header_of(shard))
+                tensors.update(read_header(self.directory / shard))
             else:
                 remote = self._remote_headers() if remote is None else remote
-                tensors.update({n: t for n, t in remote.items() if t.path.name == shard})
-        for name, shard in shards.items():
-            if name not in tensors or tensors[name].path.name != Path(shard).name:
-                raise CheckpointFileError(
-                    f"{_INDEX} says that {name!r} is in {shard}, which does not have it.",
-                    advice="The shards and the index are of different downloads; download both again.",
-                    path=self.directory / _INDEX,
-                    tensor=name,
-                )
-        extra = sorted(set(tensors) - set(shards))
-        if extra:
-            raise CheckpointFileError(
-                f"{tensors[extra[0]].path} has a tensor {extra[0]!r} that {_INDEX} does not list.",
-                advice="The shards and the index are of different downloads; download both again.",
-                path=tensors[extra[0]].path,
-                tensor=extra[0],
-            )
+                tensors.update({n: t for n, t in remote.items() if t.path == self.directory / shard})
+        check_weight_map(files, self.directory, tensors)
         return tensors
 
     def missing_shards(self, paths: Iterable[Path]) -> list[Path]:
@@ -160,32 +167,6 @@ class Location:
     def _has(self, file: str) -> bool:
         return (self.directory / file).exists()
 
-    def _weight_map(self) -> dict[str, str] | None:
-        if self._shards is None and self._has(_INDEX):
-            path = self.directory / _INDEX
-            try:
-                shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-                names_ok = all(isinstance(k, str) and isinstance(v, str) for k, v in shards.items())
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise CheckpointFileError(
-                    f"{path} is not a valid index ({error}).", advice="Download it again.", path=path
-                ) from error
-            bad = [v for v in shards.values() if not isinstance(v, str) or Path(v).name != v]
-            if not names_ok or bad:
-                raise CheckpointFileError(
-                    f"{path} names a file outside the checkpoint: {bad[:1]}.", advice="Download it again.", path=path
-                )
-            self._shards = shards
-        return self._shards
-
-    def _header_of(self, file: str) -> dict[str, TensorInfo]:
-        path = self.directory / file
-        if not path.exists() and self.repo_id:
-            cached = try_to_load_from_cache(self.repo_id, file, revision=self.revision)
-            if not isinstance(cached, str):
-                return self._remote_headers()
-        return read_header(path)
-
     def _remote_headers(self) -> dict[str, TensorInfo]:
         """Reads the headers of all shards over the network: a few requests of some kilobytes."""
         if self.offline or self.repo_id is None:
@@ -195,7 +176,7 @@ class Location:
         try:
             metadata = HfApi().get_safetensors_metadata(self.repo_id, revision=self.revision)
         except NotASafetensorsRepoError:
-            self._no_weights()
+            raise self._no_weights() from None
         except (HfHubHTTPError, OSError) as error:
             raise CheckpointFileError(
                 f"The headers of {self.repo_id} could not be read: {error}", advice="Try again.", repo_id=self.repo_id
@@ -215,16 +196,5 @@ class Location:
                 )
         return tensors
 
-    def _no_weights(self) -> dict[str, TensorInfo]:
-        pickles = sorted(p.name for p in self.directory.glob("*.bin")) if self.directory.is_dir() else []
-        if pickles:
-            raise UnsupportedError(
-                f"{self.name} has its weights in {pickles[0]}, a pickle, which is never opened.",
-                advice="Convert it to safetensors with transformers' save_pretrained.",
-                path=self.directory,
-            )
-        raise CheckpointFileError(
-            f"{self.name} has neither {_SINGLE} nor {_INDEX}.",
-            advice="Pass a checkpoint in safetensors format.",
-            path=self.directory,
-        )
+    def _no_weights(self) -> CoterieError:
+        return no_weights(self.name, self.directory, sorted(p.name for p in self.directory.iterdir()))

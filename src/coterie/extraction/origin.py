@@ -58,7 +58,9 @@ class StoreOrigin(Checkpoint):
         config = load_config(store.path)
         model_class, model_config = resolve_model(config, facts.model.component)
         tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
-        skeleton = build_skeleton(model_class, model_config, model_dtype(config, model_config, tensors))
+        skeleton = build_skeleton(
+            model_class, model_config, model_dtype(model_config, tensors), path=store.path / "config.json"
+        )
         lossy = lossy_scheme(facts.dense_scheme)
         names = {} if lossy is None else linear_names(tensors, lossy)
         pairs = {name: (tensors[codes], tensors[scales]) for name, (codes, scales) in names.items()}
