@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from coterie.checkpoint.headers import TensorInfo, read_header
+from coterie.checkpoint.naming import check_name
 from coterie.checkpoint.weight_files import (
     SINGLE,
     WeightFiles,
@@ -66,8 +67,9 @@ class Location:
 
         Raises:
             CheckpointNotFoundError: If there is neither.
-            UsageError: If a revision of a local directory is asked for.
+            UsageError, UnsupportedError: If it is named in another way, or a directory with a revision.
         """
+        check_name(path_or_id)
         directory, text = Path(resolve_path(path_or_id)), str(path_or_id)
         if directory.is_dir():
             if revision is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from coterie.checkpoint.gguf import gguf_error
 from coterie.errors import CheckpointFileError, UnsupportedError
 from coterie.files.json_text import JsonLimits, read_json_object
 
@@ -176,11 +177,7 @@ def no_weights(name: str, directory: Path, files: Collection[str]) -> Checkpoint
             path=directory,
         )
     if gguf and not others:
-        return UnsupportedError(
-            f"{name} has its weights in {gguf[0]}, a GGUF file, which is not supported.",
-            advice="Use the model's original checkpoint in safetensors files.",
-            path=directory,
-        )
+        return gguf_error(directory / gguf[0])
     beside = f" It has {others[0]}, which transformers does not open by itself either." if others else ""
     return CheckpointFileError(
         f"{name} has neither {SINGLE} nor {INDEX}.{beside}",
