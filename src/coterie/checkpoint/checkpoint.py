@@ -24,6 +24,7 @@ from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, config_dtype, load_config, load_quantisation, resolve_model
 from coterie.hf.decoding import ReadTensor, decode_field, is_plain
 from coterie.hf.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
+from coterie.hf.foreign import foreign
 from coterie.hf.keymap import FieldSource, KeyMap, map_keys
 from coterie.hf.quantisation import Quantisation
 from coterie.hf.quantised import encoded_names, fold_names, record_fields, record_layout, unfold_keymap
@@ -112,7 +113,8 @@ class Checkpoint:
         dtype = config_dtype(model_config) or unstated
         skeleton = build_skeleton(model_class, model_config, dtype, path=path, tensors=len(tensors))
         folded = fold_names(quantisation, {name: info.dtype for name, info in tensors.items()})
-        keymap = map_keys(skeleton, folded.names, component=component)
+        with foreign("The model", path, error=CheckpointFileError):
+            keymap = map_keys(skeleton, folded.names, component=component)
         unfold_keymap(keymap, folded, quantisation)
         check_architecture(skeleton, len(keymap.banks))
         _check_claims(keymap, location)

@@ -169,6 +169,11 @@ def no_weights(name: str, directory: Path, files: Collection[str]) -> Checkpoint
     """
     pickles = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt")))
     others = sorted(file for file in files if file.endswith(".safetensors"))
+    lost = next((file for file in files if file in (SINGLE, INDEX)), None)
+    if lost is not None:
+        return CheckpointFileError(
+            f"{directory / lost} is not a file, or a link to none.", advice="Download it again.", path=directory / lost
+        )
     gguf = sorted(file for file in files if file.endswith(".gguf"))
     if pickles and not others:
         return UnsupportedError(

@@ -18,9 +18,9 @@ MOST_PARTS = 1_000_000
 """More layers, experts, heads or the like than this are no model."""
 
 _COUNTED = re.compile(
-    r"layer|depth|block|expert|head|stage|label|group|level|codebook|mtp|nextn|num_|n_|window|dense_replace|indices"
+    r"layer|depth|block|expert|head|stage|label|group|level|codebook|mtp|nextn|dense_replace|indices|(^|_)(num|n)_"
 )
-_NOT_COUNTED = re.compile(r"token|vocab|position|length|_id$|_ids$|num_(elements|frames|samples|pixels|params)")
+_NOT_COUNTED = re.compile(r"token|vocab|position|length|_ids?$|elements|frames|samples|pixels|params")
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -40,8 +40,6 @@ def check_values(raw: Mapping[str, Any], path: Path) -> None:
     Raises:
         CheckpointFileError: Naming the key.
     """
-    if not isinstance(raw.get("model_type"), str | None):
-        raise _error(path, "model_type", raw["model_type"], "it has to be a text")
     architectures = raw.get("architectures")
     if architectures is not None and not (
         isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
@@ -49,6 +47,8 @@ def check_values(raw: Mapping[str, Any], path: Path) -> None:
         raise _error(path, "architectures", architectures, "it has to be a list of names of classes")
     for key, value in _leaves(raw, ""):
         name = key.rpartition(".")[2]
+        if name == "model_type" and not isinstance(value, str | None):
+            raise _error(path, key, value, "it has to be a text")
         if name in _DTYPE_KEYS and isinstance(value, str) and computing_dtype(value) is None:
             raise _error(path, key, value, "it is no dtype that a model can compute in, such as bfloat16")
         counted = _COUNTED.search(name) and not _NOT_COUNTED.search(name)
@@ -57,11 +57,13 @@ def check_values(raw: Mapping[str, Any], path: Path) -> None:
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every value that is no object, with its path; the items of a list under the list's own."""
+    """Every value within a value, itself included, with its path; the items of a list under the list's own."""
     if isinstance(value, Mapping):
+        yield key, value
         for name, item in value.items():
             yield from _leaves(item, f"{key}.{name}" if key else name)
     elif isinstance(value, list):
+        yield key, value
         for item in value:
             yield from _leaves(item, key)
     else:
