@@ -1,7 +1,8 @@
 """Hugging Face checkpoints: found, claimed tensor by tensor, and read lazily."""
 
-from coterie.checkpoint.checkpoint import Checkpoint, CheckpointBank, model_dtype
+from coterie.checkpoint.checkpoint import Checkpoint, CheckpointBank
 from coterie.checkpoint.dense import DequantisedTensor, UnreadTensor, unread_tensors
+from coterie.checkpoint.dtype import model_dtype
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import LazyTensor, read_tensor

@@ -172,11 +172,13 @@ def _load(
     budget = _budget(memory, expert_memory)
     context = default_context(source.config) if max_context is None else max_context
     _warn_long(context, model_context(source.config))
+    room = None
     if budget is None:
         leave_kernels_unbounded()
     else:
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
-        plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=False)
+        first = plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=False)
+        room = first.arena - minimum
         bound_compiled_kernels(budget)
     register()
     attachment = Attachment(
@@ -187,7 +189,7 @@ def _load(
         prefetch=prefetch,
         linears=None if source.linears is None else source.linears.layers(),
     )
-    model = build_model(source, attachment)
+    model = build_model(source, attachment, room)
     plan = None
     if budget is not None:
         gc.collect()  # what loading left behind is not part of the model

@@ -31,6 +31,9 @@ from coterie.store import Store
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_TENSORS_PER_EXPERT = 6
+"""More than any expert has: three matrices, each with a bias or scales."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
@@ -48,6 +51,8 @@ class ModelSource:
         num_experts: Bank → E.
         present: Bank → ids of the experts that are there.
         dense: Dense tensors by checkpoint name, unread; without those of ``linears``.
+        tensors: How many tensors the whole model was saved as, about; they bound how many parts it may have.
+        component: The component that the model is of a larger checkpoint, or None.
         linears: Weights of linear layers that are in a scheme, or None.
         fetching: ``experts`` again, if what a partial store lacks is fetched from its checkpoint.
     """
@@ -63,6 +68,8 @@ class ModelSource:
     num_experts: Mapping[BankKey, int]
     present: Mapping[BankKey, frozenset[int]]
     dense: Mapping[str, UnreadTensor]
+    tensors: int
+    component: str | None = None
     linears: StoredLinears | None = None
     fetching: FetchingExperts | None = None
 
@@ -184,6 +191,8 @@ def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:
         num_experts={key: bank.bank.num_experts for key, bank in checkpoint.banks.items()},
         present={key: frozenset(range(bank.bank.num_experts)) for key, bank in checkpoint.banks.items()},
         dense=checkpoint.dense_state_dict(),
+        tensors=len(checkpoint.tensors),
+        component=checkpoint.component,
     )
 
 
@@ -211,7 +220,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
             )
         banks = {key: count for key, count in banks.items() if key.component == component}
         tensors = {name: info for name, info in tensors.items() if name.startswith(f"{component}.")}
-    dtype = model_dtype(config, model_config, tensors)
+    dtype = model_dtype(model_config, tensors)
     linears = stored_linears(tensors, store.manifest.dense_scheme, component or facts.component)
     if linears is not None:
         tensors = {name: info for name, info in tensors.items() if name not in linears.stored_names}
@@ -227,6 +236,8 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         num_experts=banks,
         present=_ids_by_bank(store, banks),
         dense=unread_tensors(tensors, load_quantisation(store.path), dtype),
+        tensors=len(tensors) + sum(_TENSORS_PER_EXPERT * count for count in banks.values()),
+        component=component or facts.component,
         linears=linears,
     )
 

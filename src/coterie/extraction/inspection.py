@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from coterie.checkpoint import Checkpoint, read_header, unread_tensors
+from coterie.checkpoint import Checkpoint, model_dtype, read_header, unread_tensors
 from coterie.extraction.models import store_path
-from coterie.hf.configs import config_dtype, load_config, load_quantisation, resolve_model
+from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
 from coterie.hf.quantised import decoded_nbytes, encoding_of
 from coterie.plan.budget import context_nbytes
@@ -328,7 +328,8 @@ def _store_model(store: Store) -> tuple[Any, torch.dtype, type[Any]]:
     """Configuration, dtype and class of the model that a store holds."""
     config = load_config(store.path)
     model_class, part = resolve_model(config, store.manifest.model.component)
-    return part, getattr(torch, config_dtype(part) or config_dtype(config) or "float32"), model_class
+    tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
+    return part, model_dtype(part, tensors), model_class
 
 
 def _dequantised(store: Store) -> tuple[int, int]:

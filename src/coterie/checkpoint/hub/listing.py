@@ -24,14 +24,14 @@ class RemoteFile:
 
     Attributes:
         name: Its path within the repository.
-        nbytes: Its size, or None if the listing does not say.
+        nbytes: Its size.
         blob_id: Git's name of its content, or of the pointer to it for a large file; None if the listing has none.
         sha256: Checksum of the content of a large file, or None.
         in_xet: Whether the Hub keeps it in its Xet storage, too.
     """
 
     name: str
-    nbytes: int | None
+    nbytes: int
     blob_id: str | None = None
     sha256: str | None = None
     in_xet: bool = False
@@ -101,9 +101,11 @@ def _file(entry: Any) -> RemoteFile | None:
         return None
     large = large if isinstance(large, dict) else {}
     size, blob_id, sha256 = large.get("size", entry.get("size")), entry.get("oid"), large.get("oid")
+    if type(size) is not int or not 0 <= size < 2**63:
+        return None
     return RemoteFile(
         name=name,
-        nbytes=size if type(size) is int and size >= 0 else None,
+        nbytes=size,
         blob_id=blob_id if isinstance(blob_id, str) and is_checksum(blob_id) else None,
         sha256=sha256 if isinstance(sha256, str) and len(sha256) == 64 and is_checksum(sha256) else None,
         in_xet=isinstance(entry.get("xetHash"), str),

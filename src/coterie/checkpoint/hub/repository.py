@@ -74,7 +74,7 @@ class Repository:
     def download_nbytes(self, names: Iterable[str]) -> dict[str, int]:
         """Of those files that are not here, the bytes that still have to be downloaded."""
         files = [self._file(name) for name in dict.fromkeys(names) if not self.is_here(name)]
-        return {one.name: max(0, (one.nbytes or 0) - self.cache.kept(one.sha256)) for one in files}
+        return {one.name: max(0, one.nbytes - self.cache.kept(one.sha256)) for one in files}
 
     def download_side_files(self) -> None:
         """Downloads configuration, tokenizer and whatever else is small.
