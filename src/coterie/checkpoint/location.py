@@ -167,7 +167,7 @@ class Location:
                 ) from error
 
     def _has(self, file: str) -> bool:
-        return (self.directory / file).exists()
+        return (self.directory / file).is_file()
 
     def _remote_headers(self) -> dict[str, TensorInfo]:
         """Reads the headers of all shards over the network: a few requests of some kilobytes."""
