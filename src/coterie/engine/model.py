@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError
+from coterie.hf.generation_config import read_generation_config
 from coterie.integration import Attachment, StreamingConfig, quicken_norms, quicken_tokens, round_as_stock
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ def build_model(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
         attachment: Where the plug-in puts the banks.
 
     Raises:
-        LoadError: If a weight is missing, left over or of another shape.
+        LoadError: If a weight is missing, left over or of another shape, or the generation settings cannot be used.
         UnsupportedError: If the experts or a router cannot be adapted.
     """
-    generation_config = _generation_config(source)
+    settings = read_generation_config(
+        source.directory, getattr(source.model_class, "generation_config_class", None) or None
+    )
     model: PreTrainedModel
     model, info = source.model_class.from_pretrained(
         None,
@@ -33,7 +36,7 @@ def build_model(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
         dtype=source.dtype,
         quantization_config=StreamingConfig(attachment.attach),
         experts_implementation="eager",  # for classes that choose more by it than their experts' arithmetic
-        generation_config=generation_config,
+        generation_config=settings,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are reported, and refused just below with their names
     )
@@ -46,15 +49,6 @@ def build_model(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
     quicken_norms(model)
     quicken_tokens(model)
     return model
-
-
-def _generation_config(source: ModelSource) -> Any:
-    from transformers import GenerationConfig
-
-    if (source.directory / "generation_config.json").exists():
-        cls = getattr(source.model_class, "generation_config_class", None) or GenerationConfig
-        return cls.from_pretrained(source.directory, local_files_only=True)
-    return None
 
 
 def _check_loaded(model: Any, info: dict[str, Any], attachment: Attachment, source: ModelSource) -> None:
