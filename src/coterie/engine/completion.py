@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from coterie.engine.answers import AnswerReader, ToolCall
 from coterie.engine.one_sequence import beams, check_settings, sequences_at_once, settings_named
 from coterie.engine.runtime import Runtime
 from coterie.engine.sampling import Sampling
@@ -29,7 +30,10 @@ class Completion:
     Attributes:
         prompt_tokens: Tokens of the prompt, pictures and sounds included.
         token_ids: The new tokens, end token included.
-        text: Their text without special tokens, and before what ended it of the caller's ``stop``.
+        text: Their text without special tokens, and before what ended it of the caller's ``stop``; of an answer with
+            parts, what the model says.
+        reasoning: What it thought before, where the answer has parts.
+        tool_calls: What it wants called, likewise.
         finish_reason: ``stop`` (the model ended, or a text came that ends the answer), ``length`` (``max_new_tokens``
             reached), ``context`` (the memory budget was made for no longer sequence), ``time`` (``max_time`` of the
             generation config is over) or ``interrupted`` (the caller stopped it).
@@ -43,6 +47,8 @@ class Completion:
     finish_reason: FinishReason
     prefill_s: float
     decode_s: float
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -99,6 +105,7 @@ def complete(
     *,
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    reader: AnswerReader | None = None,
 ) -> Completion:
     """Generates after one prompt.
 
@@ -109,6 +116,7 @@ def complete(
         sampling: How tokens are chosen; by default as the model's generation config says.
         on_text: Told the text piece by piece, whole characters only.
         should_stop: Asked before every layer; True ends generation and keeps what is there.
+        reader: Tells the parts of an answer apart; without one, all of it is text.
 
     Raises:
         ContextLengthError: If the prompt is longer than the memory budget was made for.
@@ -120,7 +128,7 @@ def complete(
     model.coterie.expect_request(inputs)
     config = effective_config(model, tokenizer, inputs, wishes)
     check_settings(model, config)
-    stream = TextStream(tokenizer, on_text, stops=wishes.stop)
+    stream = _stream(tokenizer, on_text, wishes, reader)
     prompt = 0 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
     streamer = {} if beams(config) > 1 else {"streamer": stream}
     start = time.perf_counter()
@@ -140,7 +148,24 @@ def complete(
             stream.put(sequence[prompt:])
     except Stopped:
         interrupted = True
-    return finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
+    done = finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
+    if reader is None:
+        return done
+    reader.end()
+    return replace(done, text=reader.text, reasoning=reader.reasoning, tool_calls=tuple(reader.calls))
+
+
+def _stream(
+    tokenizer: PreTrainedTokenizerBase,
+    on_text: Callable[[str], None] | None,
+    sampling: Sampling,
+    reader: AnswerReader | None,
+) -> TextStream:
+    """The streamer, which the reader stands behind if there is one."""
+    if reader is None:
+        return TextStream(tokenizer, on_text, stops=sampling.stop)
+    reader.on_text = on_text
+    return TextStream(tokenizer, reader.feed, keep=reader.marks, stops=sampling.stop)
 
 
 def stopping(
