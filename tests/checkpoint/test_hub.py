@@ -18,7 +18,7 @@ from coterie.extraction import extract
 from coterie.store import Store
 from zoo import ZOO, logits
 
-from .hub import LocalHub, Repository
+from .hub import Fault, LocalHub, Repository
 
 BF16 = torch.bfloat16
 REPO = "someone/tiny-moe"
@@ -226,13 +226,13 @@ def test_an_unreachable_hub_says_so(hub, text, monkeypatch):
 
 
 def test_a_shard_that_cannot_be_downloaded_is_named_and_tried_again(hub, text, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("coterie.checkpoint.hub.attempts.sleep", lambda seconds: None)
     checkpoint = Checkpoint.open(REPO)
     shard = checkpoint.tensors["lm_head.weight"].path.name
-    hub.failing.add(shard)
-    with pytest.raises(CheckpointFileError, match=f"(?s){shard} of {REPO} could not be downloaded.*goes on"):
+    hub.faults.append(Fault("status", f"cdn {shard}", status=500))
+    with pytest.raises(CheckpointFileError, match=f"(?s){shard} of {REPO} could not be downloaded.*are kept"):
         checkpoint.download(checkpoint.tensors)
-    hub.failing.clear()
+    hub.faults.clear()
     checkpoint.download(checkpoint.tensors)
     assert torch.equal(checkpoint.read("lm_head.weight"), Checkpoint.open(text).read("lm_head.weight"))
 

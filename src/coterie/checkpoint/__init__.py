@@ -3,11 +3,10 @@
 from coterie.checkpoint.checkpoint import Checkpoint, CheckpointBank, model_dtype
 from coterie.checkpoint.dense import DequantisedTensor, UnreadTensor, unread_tensors
 from coterie.checkpoint.headers import TensorInfo, read_header
-from coterie.checkpoint.location import BUNDLED, Location, resolve_path
+from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import LazyTensor, read_tensor
 
 __all__ = [
-    "BUNDLED",
     "Checkpoint",
     "CheckpointBank",
     "DequantisedTensor",
@@ -18,6 +17,5 @@ __all__ = [
     "model_dtype",
     "read_header",
     "read_tensor",
-    "resolve_path",
     "unread_tensors",
 ]

@@ -45,22 +45,55 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-                raise _malformed(path, f"the header claims {length} bytes, the file has {size}", size=size)
-            raw = json.loads(file.read(length))
+            length = header_length(file.read(8), path, size)
+            raw = file.read(length)
     except FileNotFoundError:
         raise CheckpointFileError(
             f"{path} does not exist.", advice="Download the missing shard, or correct the index.", path=path
         ) from None
     except PermissionError:
         raise CheckpointFileError(f"{path} cannot be read.", advice="Check its permissions.", path=path) from None
+    return parse_header(raw, path, size)
+
+
+def header_length(first: bytes, path: Path, size: int | None) -> int:
+    """Bytes of the JSON header, by the file's first eight bytes.
+
+    Args:
+        first: These bytes.
+        path: The file, for messages.
+        size: Bytes of the file, or None if that is not known.
+
+    Raises:
+        CheckpointFileError: If it is more than the file has, or than any header may have.
+    """
+    length = int.from_bytes(first, "little")
+    room = MAX_HEADER_BYTES if size is None else min(MAX_HEADER_BYTES, size - 8)
+    if len(first) < 8 or length > room:
+        has = "has an unknown number" if size is None else f"has {size}"
+        raise _malformed(path, f"the header claims {length} bytes, the file {has}", size=size)
+    return length
+
+
+def parse_header(raw: bytes, path: Path, size: int) -> dict[str, TensorInfo]:
+    """Checks a header.
+
+    Args:
+        raw: The JSON text.
+        path: The file.
+        size: Bytes of the file.
+
+    Raises:
+        CheckpointFileError: If it is not valid, or not consistent with the file's size.
+    """
+    try:
+        parsed = json.loads(raw)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise _malformed(path, f"the header is not JSON ({error})") from error
-    if not isinstance(raw, dict):
+    if not isinstance(parsed, dict):
         raise _malformed(path, "the header is not a JSON object")
-    raw.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in raw.items()}
+    parsed.pop("__metadata__", None)
+    return {name: _tensor(path, name, entry, 8 + len(raw), size) for name, entry in parsed.items()}
 
 
 def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> TensorInfo:

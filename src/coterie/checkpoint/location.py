@@ -7,33 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    NotASafetensorsRepoError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
+from coterie.checkpoint.formats import unread_format
 from coterie.checkpoint.headers import TensorInfo, read_header
-from coterie.errors import CheckpointFileError, CheckpointNotFoundError, UnsupportedError, UsageError
+from coterie.checkpoint.hub import Repository, find_repository
+from coterie.errors import CheckpointFileError, CoterieError, UsageError
+from coterie.files.naming import is_hub_id, resolve_path, unknown_model
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "LICENSE*", "NOTICE*", "README.md")
-
-BUNDLED = "bundled"
-"""The name under which the checkpoint in the package is opened; a directory of that name is ``./bundled``."""
-
-
-def resolve_path(path: str | Path) -> str | Path:
-    """Replaces the name ``bundled`` by the directory in the package; leaves everything else as it is."""
-    # Only the bare text: Path("./bundled") is the same path as Path("bundled"), and means the directory.
-    return Path(__file__).parents[1] / BUNDLED if path == BUNDLED else path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,16 +24,16 @@ class Location:
     Attributes:
         directory: Local directory with the configuration; for a Hub repository, its snapshot in the cache.
         name: The directory's name or the repository id, for messages and manifests.
-        repo_id: Repository on the Hub, or None for a directory.
         revision: Commit of the repository, or None for a directory.
         offline: Nothing may be downloaded.
+        repository: The repository on the Hub, or None for a directory.
     """
 
     directory: Path
     name: str
-    repo_id: str | None = None
     revision: str | None = None
     offline: bool = False
+    repository: Repository | None = field(default=None, repr=False)
     _shards: dict[str, str] | None = field(default=None, repr=False)
 
     @classmethod
@@ -61,6 +42,8 @@ class Location:
 
         Raises:
             CheckpointNotFoundError: If there is neither.
+            CheckpointFileError: If a small file cannot be downloaded.
+            UnsupportedError: If the weights of a repository are in a format that is not read.
             UsageError: If a revision of a local directory is asked for.
         """
         directory, text = Path(resolve_path(path_or_id)), str(path_or_id)
@@ -72,29 +55,26 @@ class Location:
                     revision=revision,
                 )
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
-        if text.startswith((".", "/", "~")) or text.count("/") != 1:
-            raise CheckpointNotFoundError(
-                f"There is no directory {text!r}.", advice="Pass a directory, or a Hub id like 'Qwen/Qwen3-30B-A3B'."
-            )
-        try:
-            snapshot = snapshot_download(
-                text, revision=revision, allow_patterns=list(_SIDE_FILES), local_files_only=offline
-            )
-        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-            raise CheckpointNotFoundError(
-                f"{text!r} is neither a directory here nor a repository of the Hub that you can read: {error}",
-                advice="Check the name and the revision; for a gated model run `hf auth login`.",
-                repo_id=text,
-                revision=revision,
-            ) from error
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            raise CheckpointNotFoundError(
-                f"{text!r} is not a directory here, and the Hub could not be asked ({type(error).__name__}).",
-                advice="Check the path, or the network; with --offline only what is in the Hub's cache is used.",
-                repo_id=text,
-            ) from error
-        path = Path(snapshot)
-        return cls(directory=path, name=text, repo_id=text, revision=path.name, offline=offline)
+        if not is_hub_id(text):
+            raise unknown_model(text)
+        repository = find_repository(text, revision=revision, offline=offline)
+        return cls(
+            directory=repository.directory,
+            name=text,
+            revision=repository.commit,
+            offline=offline,
+            repository=repository,
+        )
+
+    @property
+    def repo_id(self) -> str | None:
+        """Id of the repository on the Hub, or None for a directory."""
+        return None if self.repository is None else self.repository.repo_id
+
+    @property
+    def cache(self) -> Path | None:
+        """The Hub's cache, to which shards are downloaded, or None for a directory."""
+        return None if self.repository is None else self.repository.cache.root
 
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor of the checkpoint, without downloading any shard.
@@ -104,15 +84,10 @@ class Location:
         """
         shards = self._weight_map()
         if shards is None:
-            return self._header_of(_SINGLE) if self._has(_SINGLE) or self.repo_id else self._no_weights()
-        tensors: dict[str, TensorInfo] = {}
-        remote: dict[str, TensorInfo] | None = None
-        for shard in sorted(set(shards.values())):
-            if self._has(shard) or not self.repo_id:
-                tensors.update(self._header_of(shard))
-            else:
-                remote = self._remote_headers() if remote is None else remote
-                tensors.update({n: t for n, t in remote.items() if t.path.name == shard})
+            if not self._has(_SINGLE):
+                raise self._no_weights()
+            return self._headers([_SINGLE])
+        tensors = self._headers(sorted(set(shards.values())))
         for name, shard in shards.items():
             if name not in tensors or tensors[name].path.name != Path(shard).name:
                 raise CheckpointFileError(
@@ -133,35 +108,50 @@ class Location:
 
     def missing_shards(self, paths: Iterable[Path]) -> list[Path]:
         """Those of the tensors' files that are not on this machine yet."""
-        return sorted({p for p in paths if not p.exists()})
+        if self.repository is None:
+            return sorted({path for path in paths if not path.exists()})
+        return sorted({path for path in paths if not self.repository.is_here(self._name_of(path))})
+
+    def download_nbytes(self, paths: Iterable[Path]) -> dict[Path, int]:
+        """The bytes that are still to be downloaded of each file that is not on this machine yet."""
+        missing = self.missing_shards(paths)
+        if self.repository is None:
+            return dict.fromkeys(missing, 0)
+        sizes = self.repository.download_nbytes(map(self._name_of, missing))
+        return {path: sizes[self._name_of(path)] for path in missing}
 
     def download(self, paths: Iterable[Path]) -> None:
-        """Downloads the shards that are not here yet; the Hub's client shows progress and resumes.
+        """Downloads the shards that are not here yet, with bars of progress; each is compared with the Hub's checksum.
+
+        A shard that an earlier run was stopped in goes on where it was.
 
         Raises:
             CheckpointFileError: If a shard is missing and cannot be downloaded.
+            DiskSpaceError: If the disk of the Hub's cache has no room.
         """
-        for path in self.missing_shards(paths):
-            if self.repo_id is None or self.offline:
-                raise CheckpointFileError(
-                    f"{path} is not here and nothing may be downloaded.",
-                    advice="Run again without --offline." if self.offline else "Copy the missing shard.",
-                    path=path,
-                )
-            try:
-                hf_hub_download(self.repo_id, path.name, revision=self.revision)
-            except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
-                raise CheckpointFileError(
-                    f"{path.name} of {self.repo_id} could not be downloaded: {error}",
-                    advice="Run the command again: it goes on where it stopped.",
-                    path=path,
-                ) from error
+        missing = self.missing_shards(paths)
+        if self.repository is not None:
+            self.repository.download(map(self._name_of, missing))
+        elif missing:
+            raise CheckpointFileError(f"{missing[0]} is not here.", advice="Copy the missing shard.", path=missing[0])
+
+    def _name_of(self, path: Path) -> str:
+        return path.relative_to(self.directory).as_posix()
 
     def _has(self, file: str) -> bool:
-        return (self.directory / file).exists()
+        return (self.directory / file).exists() if self.repository is None else self.repository.has(file)
+
+    def _headers(self, files: list[str]) -> dict[str, TensorInfo]:
+        """The tensors of these files; over the network for those that are not here."""
+        tensors: dict[str, TensorInfo] = {}
+        absent = [] if self.repository is None else [file for file in files if not self.repository.is_here(file)]
+        remote = self.repository.headers(absent) if self.repository is not None and absent else {}
+        for file in files:
+            tensors.update(remote[file] if file in remote else read_header(self.directory / file))
+        return tensors
 
     def _weight_map(self) -> dict[str, str] | None:
-        if self._shards is None and self._has(_INDEX):
+        if self._shards is None and not self._has(_SINGLE) and self._has(_INDEX):
             path = self.directory / _INDEX
             try:
                 shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -178,52 +168,12 @@ class Location:
             self._shards = shards
         return self._shards
 
-    def _header_of(self, file: str) -> dict[str, TensorInfo]:
-        path = self.directory / file
-        if not path.exists() and self.repo_id:
-            cached = try_to_load_from_cache(self.repo_id, file, revision=self.revision)
-            if not isinstance(cached, str):
-                return self._remote_headers()
-        return read_header(path)
-
-    def _remote_headers(self) -> dict[str, TensorInfo]:
-        """Reads the headers of all shards over the network: a few requests of some kilobytes."""
-        if self.offline or self.repo_id is None:
-            raise CheckpointFileError(
-                f"Not all shards of {self.name} are in the Hub's cache.", advice="Run again without --offline."
-            )
-        try:
-            metadata = HfApi().get_safetensors_metadata(self.repo_id, revision=self.revision)
-        except NotASafetensorsRepoError:
-            self._no_weights()
-        except (HfHubHTTPError, OSError) as error:
-            raise CheckpointFileError(
-                f"The headers of {self.repo_id} could not be read: {error}", advice="Try again.", repo_id=self.repo_id
-            ) from error
-        tensors: dict[str, TensorInfo] = {}
-        for file, header in metadata.files_metadata.items():
-            for name, info in header.tensors.items():
-                begin, end = info.data_offsets
-                # The offset within the file is only known once the shard is here; it is read again then.
-                tensors[name] = TensorInfo(
-                    name=name,
-                    path=self.directory / file,
-                    dtype=info.dtype,
-                    shape=tuple(info.shape),
-                    offset=begin,
-                    nbytes=end - begin,
-                )
-        return tensors
-
-    def _no_weights(self) -> dict[str, TensorInfo]:
-        pickles = sorted(p.name for p in self.directory.glob("*.bin")) if self.directory.is_dir() else []
-        if pickles:
-            raise UnsupportedError(
-                f"{self.name} has its weights in {pickles[0]}, a pickle, which is never opened.",
-                advice="Convert it to safetensors with transformers' save_pretrained.",
-                path=self.directory,
-            )
-        raise CheckpointFileError(
+    def _no_weights(self) -> CoterieError:
+        if self.repository is not None:
+            files = self.repository.file_names()
+        else:
+            files = [path.name for path in self.directory.iterdir()]
+        return unread_format(self.name, files, path=self.directory) or CheckpointFileError(
             f"{self.name} has neither {_SINGLE} nor {_INDEX}.",
             advice="Pass a checkpoint in safetensors format.",
             path=self.directory,

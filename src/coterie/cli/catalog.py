@@ -47,17 +47,6 @@ class StoreEntry:
     problem: str | None
 
 
-def default_stores_folder() -> Path:
-    """Where stores lie unless said otherwise: ``$COTERIE_HOME/stores``, else the user's XDG data folder."""
-    home = os.environ.get("COTERIE_HOME")
-    if home:
-        return Path(home).expanduser() / "stores"
-    data = Path(os.environ.get("XDG_DATA_HOME", ""))
-    # The XDG specification says to ignore a relative path, which an empty one is too.
-    base = data if data.is_absolute() else Path.home() / ".local" / "share"
-    return base / "coterie" / "stores"
-
-
 def list_stores(folder: Path) -> list[StoreEntry]:
     """The stores among the folder's directories (and the folder itself, if it is one), by name.
 

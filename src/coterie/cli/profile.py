@@ -69,7 +69,7 @@ def _contents(profile: Profile) -> dict[str, object]:
 
 def _print_contents(profile: Profile) -> None:
     out = results()
-    out.print(f"{profile.model} ({profile.model_class}), fingerprint {profile.identity}", markup=False)
+    out.print(f"{profile.model} ({profile.model_class}), fingerprint {profile.identity}")
     experts = sum(table.shape.experts for table in profile.banks.values())
     out.print(
         f"{len(profile.runs)} runs, {len(profile.segments)} segments, {profile.tokens:,} tokens; "

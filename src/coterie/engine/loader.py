@@ -15,17 +15,20 @@ from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
 from coterie.engine.reading import DEFAULT_AT_ONCE, Reading, reading_for
+from coterie.engine.release_check import check_release
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import ModelSource, open_source, with_fetching
 from coterie.engine.warming import AUTO, ProfileUse
 from coterie.errors import CoverageError, UnsupportedError, UsageError
 from coterie.hf.context import default_context, model_context
+from coterie.hf.releases import moved
 from coterie.integration import (
     Attachment,
     Missing,
     check_missing,
     forget,
     install_guards,
+    process_neighbours,
     register,
 )
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
@@ -116,8 +119,10 @@ def load(
     )
     use = ProfileUse(profile=profile, warm=warm, pin=pin, eviction=eviction)
     use.check()
+    process_neighbours().begin()
     # One at a time: what is free is measured and then promised, and transformers changes torch's default dtype.
-    with _LOADING:
+    with _LOADING, moved("coterie.engine.loader"):
+        check_release()
         model = _load(
             path,
             memory=memory,
@@ -136,6 +141,9 @@ def load(
     if threads is not None:
         _warn_many(threads)
         torch.set_num_threads(threads)
+    busy = process_neighbours().warning()
+    if busy is not None:
+        warnings.warn(busy, stacklevel=2)
     return model
 
 

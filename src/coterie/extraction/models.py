@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coterie.checkpoint import BUNDLED
+from coterie.files.naming import BUNDLED, resolve_path
 from coterie.store import Store, is_store, is_unfinished
 
 
@@ -16,7 +16,7 @@ def store_path(model: str | Path) -> Path | None:
     """
     if model == BUNDLED:
         return None
-    path = Path(model).expanduser()
+    path = Path(resolve_path(model)).expanduser()
     if is_store(path):
         return path
     if path.is_dir() and (is_unfinished(path) or not (path / "config.json").exists()):

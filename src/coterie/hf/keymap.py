@@ -14,24 +14,26 @@ from math import ceil
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
-from transformers.core_model_loading import (
-    ErnieFuseAndSplitTextVisionExperts,
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-    WeightTransform,
-    dot_natural_key,
-    rename_source_key,
-)
-
 from coterie.errors import TensorMissingError, UnsupportedError
 from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.families.arrangement import Holding
+from coterie.hf.releases import moved
 from coterie.spec import BankKey
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+with moved(__name__):
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        ErnieFuseAndSplitTextVisionExperts,
+        MergeModulelist,
+        WeightConverter,
+        WeightRenaming,
+        WeightTransform,
+        dot_natural_key,
+        rename_source_key,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
