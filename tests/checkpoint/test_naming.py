@@ -4,9 +4,9 @@ import struct
 from pathlib import Path
 
 import pytest
+from coterie.checkpoint.gguf import original_of
 
 from coterie.checkpoint import Location
-from coterie.checkpoint.gguf import original_of
 from coterie.errors import CheckpointNotFoundError, CoterieError, StoreNotFoundError, UnsupportedError, UsageError
 from coterie.extraction import inspect
 

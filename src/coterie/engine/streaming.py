@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coterie.hf.foreign import foreign
 
@@ -67,11 +67,6 @@ class TextStream:
         self.first_at: float | None = None
         self.last_at: float | None = None
 
-    @property
-    def prompt_seen(self) -> bool:
-        """Whether ``generate`` has begun."""
-        return self._prompt_seen
-
     def put(self, value: Tensor) -> None:
         """Takes what ``generate`` gives: first the prompt, then token by token."""
         if not self._prompt_seen:
@@ -79,8 +74,13 @@ class TextStream:
             return
         self.last_at = time.perf_counter()
         self.first_at = self.first_at or self.last_at
-        self.token_ids.extend(value.reshape(-1).tolist())
-        self._take(final=False)
+        self.read(value.reshape(-1).tolist())
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Takes new tokens."""
+        if token_ids:
+            self.token_ids.extend(token_ids)
+            self._take(final=False)
 
     def end(self) -> None:
         """Hands on what is left, even where a character is not complete. Harmless when repeated."""
@@ -137,6 +137,32 @@ class TextStream:
                     token_ids, skip_special_tokens=self._dropped is None, clean_up_tokenization_spaces=False
                 )
             )
+
+
+class StopAtTexts:
+    """A stopping criterion of ``generate``: ends a sequence once a text is in what was generated.
+
+    It reads the tokens by itself: releases of transformers differ in whether a streamer has been given the newest.
+
+    Args:
+        tokenizer: The tokenizer.
+        stops: The texts.
+        keep: As :class:`TextStream` takes it.
+        prompt: Tokens of the prompt.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], *, keep: Sequence[str] = (), prompt: int
+    ) -> None:
+        self._stream = TextStream(tokenizer, keep=keep, stops=stops)
+        self._prompt = prompt
+
+    def __call__(self, input_ids: Tensor, scores: Any = None, **options: Any) -> Tensor:
+        """Whether each sequence has ended; there is one."""
+        import torch
+
+        self._stream.read(input_ids[0, self._prompt + len(self._stream.token_ids) :].tolist())
+        return torch.full((input_ids.shape[0],), self._stream.stopped, device=input_ids.device, dtype=torch.bool)
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase, keep: Sequence[str]) -> frozenset[int]:
