@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,12 @@ class ProfileDatabase:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def named(self, name: str) -> ProfileDatabase:
+        """The same open profile under another name, for messages that are read elsewhere."""
+        other = copy.copy(self)
+        other.name = name
+        return other
 
     def close(self) -> None:
         """Closes all connections. Harmless when repeated; the next use opens one again."""
