@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from coterie import native
 from coterie.cache import ExpertCache, minimum_capacity
 from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
 from coterie.engine.model import build_model
@@ -207,6 +208,8 @@ def _load(
     )
     if cache.capacity < cache.total_bytes:
         _warn_small(capacity, working_set)
+    if source.quantised and native.library() is None:
+        _warn_without_library(source)
     try:
         attachment.connect(cache, source.experts)
     except BaseException:
@@ -312,6 +315,14 @@ def _warn_long(max_context: int, longest: int | None) -> None:
             "that is of use for batches only.",
             stacklevel=4,
         )
+
+
+def _warn_without_library(source: ModelSource) -> None:
+    warnings.warn(
+        f"{source.name} is quantised, and the native library that computes with it is not there: torch alone is many "
+        f"times slower. `coterie doctor` says why it is missing.",
+        stacklevel=4,
+    )
 
 
 def _warn_small(capacity: int, working_set: int) -> None:

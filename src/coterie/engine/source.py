@@ -89,6 +89,12 @@ class ModelSource:
         return max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
 
     @property
+    def quantised(self) -> bool:
+        """Whether any weight is in one of our lossy schemes."""
+        layouts = {self.experts.layout(key) for key in self.experts.keys()}
+        return self.linears is not None or any(dequantised_nbytes(one, self.dtype.itemsize) for one in layouts)
+
+    @property
     def dense_nbytes(self) -> int:
         """Bytes of everything that is not an expert, in memory."""
         return sum(tensor.nbytes for tensor in self.dense.values()) + (self.linears.nbytes if self.linears else 0)
