@@ -5,6 +5,7 @@ from coterie.checkpoint.dense import DequantisedTensor, UnreadTensor, unread_ten
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import BUNDLED, Location, resolve_path
 from coterie.checkpoint.reading import LazyTensor, read_tensor
+from coterie.checkpoint.whole_file import WholeFile
 
 __all__ = [
     "BUNDLED",
@@ -15,6 +16,7 @@ __all__ = [
     "Location",
     "TensorInfo",
     "UnreadTensor",
+    "WholeFile",
     "model_dtype",
     "read_header",
     "read_tensor",

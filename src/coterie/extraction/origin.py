@@ -12,9 +12,10 @@ from pathlib import Path
 
 import xxhash
 
-from coterie.checkpoint import Checkpoint, CheckpointBank, Location, TensorInfo, model_dtype, read_header
+from coterie.checkpoint import Checkpoint, CheckpointBank, Location, TensorInfo, model_dtype
 from coterie.errors import LoadError, UsageError
 from coterie.extraction.side_files import side_files
+from coterie.extraction.stored_dense import dense_headers
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, load_config, load_quantisation, resolve_model
 from coterie.hf.dtypes import SAFETENSORS_DTYPES
@@ -57,7 +58,7 @@ class StoreOrigin(Checkpoint):
         facts = store.manifest
         config = load_config(store.path)
         model_class, model_config = resolve_model(config, facts.model.component)
-        tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
+        tensors = dense_headers(store)
         skeleton = build_skeleton(model_class, model_config, model_dtype(config, model_config, tensors))
         lossy = lossy_scheme(facts.dense_scheme)
         names = {} if lossy is None else linear_names(tensors, lossy)

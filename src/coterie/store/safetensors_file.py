@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from coterie.files.regular import regular_file
 from coterie.spec import DTYPE_BYTES, RECORD_ALIGNMENT, round_up
 from coterie.store.strict_json import MAX_INTEGER, Node, dump_json, format_error, parse_json
 
@@ -93,7 +94,7 @@ def read_header(path: Path) -> SafetensorsHeader:
         StoreFormatError: If rule R21, R22 or R23 is broken.
         OSError: If the file cannot be read.
     """
-    with path.open("rb") as file:
+    with regular_file(path, links=False) as file:
         size = os.fstat(file.fileno()).st_size
         prefix = file.read(_LENGTH_BYTES)
         length = int.from_bytes(prefix, "little")
