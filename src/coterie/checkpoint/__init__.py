@@ -6,6 +6,7 @@ from coterie.checkpoint.dtype import model_dtype
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import LazyTensor, read_tensor
+from coterie.checkpoint.whole_file import WholeFile
 
 __all__ = [
     "Checkpoint",
@@ -15,6 +16,7 @@ __all__ = [
     "Location",
     "TensorInfo",
     "UnreadTensor",
+    "WholeFile",
     "model_dtype",
     "read_header",
     "read_tensor",

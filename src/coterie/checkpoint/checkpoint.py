@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import read_tensor
 from coterie.errors import CheckpointFileError, TensorMissingError, UnclaimedTensorError
+from coterie.files.regular import regular_file
 from coterie.files.safetensors_header import element_count
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, config_dtype, load_config, load_quantisation, resolve_model
@@ -208,7 +210,7 @@ class Checkpoint:
                 info = self.tensors[name]
                 size = info.nbytes if source.per_expert else info.nbytes // bank.bank.num_experts
                 start = info.offset if source.per_expert else info.offset + key.expert * size
-                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at))
+                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at, stamp=info.stamp))
                 at += size
         return tuple(found)
 
@@ -391,8 +393,8 @@ def _warn_left_out(keymap: KeyMap, location: Location) -> None:
 
 
 def _samples(path: Path) -> bytes:
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with regular_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         parts = []
         for start in (0, size // 2, max(0, size - _SAMPLE)):
             file.seek(start)

@@ -61,6 +61,7 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
         )
     if attachment.linears is not None:
         attachment.linears.fill()
+    source.finish_loading()
     _check_loaded(model, info, attachment, source)
     model.config.name_or_path = str(source.directory)
     model.requires_grad_(False)

@@ -18,6 +18,7 @@ from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
 from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges, share_nbytes
 from coterie.spec.source import ExpertSource, Extent
+from coterie.spec.stamp import FileStamp
 
 __all__ = [
     "ADAPTATION_PRESETS",
@@ -39,6 +40,7 @@ __all__ = [
     "ExpertsServed",
     "Extent",
     "Field",
+    "FileStamp",
     "Observer",
     "Phase",
     "Prefetch",
