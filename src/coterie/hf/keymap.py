@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.errors import TensorMissingError, UnsupportedError
 from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.families.arrangement import Holding
+from coterie.hf.leftovers import PartsOf
 from coterie.hf.releases import moved
 from coterie.spec import BankKey
 
@@ -88,6 +89,8 @@ class KeyMap:
         experts: Bank → parameter name → source.
         dense: Checkpoint name → name in the model, for everything that is not an expert.
         ignored: Checkpoint names that transformers ignores on purpose (multi-token-prediction heads and the like).
+        left_out: Those of ``ignored`` that are of parts which nothing says that the model may do without; transformers
+            leaves them out with a warning.
         outside: Checkpoint names of other components.
         unclaimed: Checkpoint names that belong to nothing.
         missing: Names in the model that no checkpoint tensor gives.
@@ -99,6 +102,7 @@ class KeyMap:
     experts: dict[BankKey, dict[str, FieldSource]] = field(default_factory=dict)
     dense: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     unclaimed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -389,6 +393,14 @@ def _settle(model: PreTrainedModel, keymap: KeyMap, covered: set[str], unexpecte
     model._adjust_missing_and_unexpected_keys(info)
     keymap.missing = sorted(info.missing_keys)
     for renamed, names in unexpected.items():
-        (keymap.unclaimed if renamed in info.unexpected_keys else keymap.ignored).extend(names)
-    keymap.ignored.sort()
-    keymap.unclaimed.sort()
+        if renamed not in info.unexpected_keys:
+            keymap.ignored.extend(names)
+    parts = PartsOf(model)
+    for renamed in sorted(info.unexpected_keys):
+        names = unexpected[renamed]
+        kind = parts.kind_of(renamed)
+        (keymap.unclaimed if kind == "unknown" else keymap.ignored).extend(names)
+        if kind == "left out":
+            keymap.left_out.extend(names)
+    for found in (keymap.ignored, keymap.unclaimed, keymap.left_out):
+        found.sort()

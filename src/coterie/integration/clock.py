@@ -18,6 +18,7 @@ from coterie.errors import ContextLengthError
 from coterie.integration.forward_call import CallReader, ForwardCall
 from coterie.integration.limit import ExpertLimit
 from coterie.integration.losses import LossMeter
+from coterie.integration.neighbours import process_neighbours
 from coterie.native import PassMemory
 from coterie.spec import Event, Observer, Phase, StepEnded, StepStarted
 
@@ -80,10 +81,12 @@ class StepClock:
         forward = module.forward
         is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
         reader = CallReader(forward, is_encoder_decoder=is_encoder_decoder)
+        note = process_neighbours().note
 
         # A hook would do, at twice the price: with one, torch takes a slower way through every call.
         @functools.wraps(forward)
         def watched(*args: Any, **kwargs: Any) -> Any:
+            note()
             call = reader.read(args, kwargs)
             self._begin(call)
             try:
