@@ -160,16 +160,26 @@ class Checkpoint:
         return sum(self.tensors[name].nbytes for name in self.keymap.dense)
 
     def download(self, names: Iterable[str]) -> None:
-        """Makes the shards with these tensors local, and takes their offsets from the files themselves."""
+        """Makes the shards with these tensors local.
+
+        Raises:
+            CheckpointFileError: If one cannot be had, or has another header than the one that was read so far, which
+                came without a checksum.
+            DiskSpaceError: If the disk of the Hub's cache has no room.
+        """
         paths = {self.tensors[name].path for name in names}
         missing = self.location.missing_shards(paths)
         if not missing:
             return
         self.location.download(paths)
-        fresh = dict(self.tensors)
         for path in missing:
-            fresh.update(read_header(path))
-        self.tensors = fresh
+            header = read_header(path)
+            if any(header.get(name) != info for name, info in self.tensors.items() if info.path == path):
+                raise CheckpointFileError(
+                    f"{path.name} has another header than the one that was read before it was downloaded.",
+                    advice="Something on the way changes what is sent. Run the command again: the file is here now.",
+                    path=path,
+                )
 
     def read(self, name: str, index: int | None = None) -> torch.Tensor:
         """Reads one tensor into fresh aligned memory; with ``index``, only that entry of the first dimension, kept."""
