@@ -15,7 +15,6 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.answer import experts_line, summary, write_text
 from coterie.cli.console import print_error, print_note
-from coterie.cli.files import check_writable
 from coterie.cli.generation_options import (
     DomainOption,
     ExpertsPerTokenOption,
@@ -33,6 +32,7 @@ from coterie.cli.generation_options import (
 from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import ContextLengthError, InputError
+from coterie.files.replacing import check_writable
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.answer import summary, write_text
 from coterie.cli.console import print_json, print_note
-from coterie.cli.files import check_writable, read_text_file
+from coterie.cli.files import read_text_file
 from coterie.cli.generation_options import (
     AdaptExpertsOption,
     AudiosOption,
@@ -39,6 +39,7 @@ from coterie.cli.generation_options import (
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import InputError, UsageError
+from coterie.files.replacing import check_writable
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from coterie.cli.files import write_bytes_file, write_text_file
 from coterie.cli.generation_options import QuietOption
 from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import UsageError
+from coterie.files.replacing import check_writable
 
 if TYPE_CHECKING:
     from coterie.analysis import ReportPages, Trial
@@ -115,11 +116,9 @@ def _check(output: Path) -> None:
     """Finds before any work is done that pages cannot be written."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".report.partial"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}.", path=output) from error
+    check_writable(output / "report.json")
 
 
 def _write(pages: ReportPages, output: Path) -> None:
