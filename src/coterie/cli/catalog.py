@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,17 +45,6 @@ class StoreEntry:
     experts_present: int | None
     experts_total: int | None
     problem: str | None
-
-
-def default_stores_folder() -> Path:
-    """Where stores lie unless said otherwise: ``$COTERIE_HOME/stores``, else the user's XDG data folder."""
-    home = os.environ.get("COTERIE_HOME")
-    if home:
-        return Path(home).expanduser() / "stores"
-    data = Path(os.environ.get("XDG_DATA_HOME", ""))
-    # The XDG specification says to ignore a relative path, which an empty one is too.
-    base = data if data.is_absolute() else Path.home() / ".local" / "share"
-    return base / "coterie" / "stores"
 
 
 def list_stores(folder: Path) -> list[StoreEntry]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.engine.placeholders import MediaTokens, sound_lengths
 from coterie.errors import InputError, LoadError
 from coterie.hf.tokenizer import load_tokenizer
+from coterie.spec import install_advice
 from coterie.store import Store, is_store
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Processors:
                     raise InputError(
                         f"Pictures and sounds for a {self.config.get('model_type')} model need its own processor, "
                         f"and that needs torchvision.",
-                        advice="Install the 'video' extra: pip install 'coterie[video]'.",
+                        advice=install_advice("video"),
                         path=self.path,
                     ) from error
                 raise

@@ -32,6 +32,9 @@ from coterie.store import Store
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_TENSORS_PER_EXPERT = 6
+"""More than any expert has: three matrices, each with a bias or scales."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
@@ -49,6 +52,8 @@ class ModelSource:
         num_experts: Bank → E.
         present: Bank → ids of the experts that are there.
         dense: Dense tensors by checkpoint name, unread; without those of ``linears``.
+        tensors: How many tensors the whole model was saved as, about; they bound how many parts it may have.
+        component: The component that the model is of a larger checkpoint, or None.
         linears: Weights of linear layers that are in a scheme, or None.
         fetching: ``experts`` again, if what a partial store lacks is fetched from its checkpoint.
         store: The store, if it is one.
@@ -66,6 +71,8 @@ class ModelSource:
     num_experts: Mapping[BankKey, int]
     present: Mapping[BankKey, frozenset[int]]
     dense: Mapping[str, UnreadTensor]
+    tensors: int
+    component: str | None = None
     linears: StoredLinears | None = None
     fetching: FetchingExperts | None = None
     store: Store | None = None
@@ -85,6 +92,12 @@ class ModelSource:
         layouts = {self.experts.layout(key) for key in self.experts.keys()}
         size = self.dtype.itemsize
         return max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any weight is in one of our lossy schemes."""
+        layouts = {self.experts.layout(key) for key in self.experts.keys()}
+        return self.linears is not None or any(dequantised_nbytes(one, self.dtype.itemsize) for one in layouts)
 
     @property
     def dense_nbytes(self) -> int:
@@ -200,6 +213,8 @@ def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:
         num_experts={key: bank.bank.num_experts for key, bank in checkpoint.banks.items()},
         present={key: frozenset(range(bank.bank.num_experts)) for key, bank in checkpoint.banks.items()},
         dense=checkpoint.dense_state_dict(),
+        tensors=len(checkpoint.tensors),
+        component=checkpoint.component,
     )
 
 
@@ -229,7 +244,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         banks = {key: count for key, count in banks.items() if key.component == component}
         part = f"{component}."
     tensors, dense_files = checked_tensors(store, headers, lambda name: name.startswith(part))
-    dtype = model_dtype(config, model_config, tensors)
+    dtype = model_dtype(model_config, tensors)
     linears = stored_linears(tensors, store.manifest.dense_scheme, component or facts.component)
     if linears is not None:
         tensors = {name: info for name, info in tensors.items() if name not in linears.stored_names}
@@ -245,6 +260,8 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         num_experts=banks,
         present=_ids_by_bank(store, banks),
         dense=unread_tensors(tensors, load_quantisation(store.path), dtype),
+        tensors=len(tensors) + sum(_TENSORS_PER_EXPERT * count for count in banks.values()),
+        component=component or facts.component,
         linears=linears,
         store=store,
         dense_files=dense_files,

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.cache import RecordReader
-from coterie.checkpoint import BUNDLED, Checkpoint, resolve_path
+from coterie.checkpoint import Checkpoint
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
 from coterie.extraction.growth import StoreGrowth
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
+from coterie.files.naming import BUNDLED, resolve_path
 from coterie.files.stamps import file_stamps, first_changed
 from coterie.quant import NATIVE
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout

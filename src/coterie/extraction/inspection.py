@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 
-from coterie.checkpoint import Checkpoint, unread_tensors
+from coterie.checkpoint import Checkpoint, model_dtype, unread_tensors
 from coterie.extraction.models import store_path
 from coterie.extraction.stored_dense import dense_headers
-from coterie.hf.configs import config_dtype, load_config, load_quantisation, resolve_model
+from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
 from coterie.hf.quantised import decoded_nbytes, encoding_of
 from coterie.plan.budget import context_nbytes
@@ -329,7 +329,7 @@ def _store_model(store: Store) -> tuple[Any, torch.dtype, type[Any]]:
     """Configuration, dtype and class of the model that a store holds."""
     config = load_config(store.path)
     model_class, part = resolve_model(config, store.manifest.model.component)
-    return part, getattr(torch, config_dtype(part) or config_dtype(config) or "float32"), model_class
+    return part, model_dtype(part, dense_headers(store)), model_class
 
 
 def _dequantised(store: Store) -> tuple[int, int]:

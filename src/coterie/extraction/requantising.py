@@ -13,6 +13,7 @@ from coterie.extraction.models import store_path
 from coterie.extraction.origin import StoreOrigin, check_smaller
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
+from coterie.files.naming import check_new_name
 from coterie.quant import NATIVE, lossy_scheme
 from coterie.spec import BankKey
 from coterie.store import Store
@@ -62,6 +63,7 @@ def quantize(
         CoterieError: Else as :func:`extract` says.
     """
     start = monotonic()
+    check_new_name(store)
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
     if (by_trust is None) != (profile is None):
         raise UsageError(
