@@ -100,14 +100,15 @@ def command(
 
 def _trial(model: str, text: Path, options: OpenOptions, *, quiet: bool) -> Trial:
     from coterie.analysis import run_trial
-    from coterie.evaluate.texts import beginning, read_text, token_ids
+    from coterie.evaluate.texts import beginning, token_ids
+    from coterie.files.text import read_text
 
     with open_model(model, options, quiet=quiet) as opened:
         tokenizer = opened.processors.tokenizer
         components = sorted({bank.component for bank in opened.runtime.banks})
         return run_trial(
             opened.model,
-            token_ids(tokenizer, read_text(text)),
+            token_ids(tokenizer, read_text(text, filled=True)),
             component=options.component or components[0],
             prefix=beginning(tokenizer),
             text_of=lambda token: str(tokenizer.decode([token])),
