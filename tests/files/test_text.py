@@ -138,11 +138,6 @@ def test_the_locale_does_not_matter(path: Path, locale: str) -> None:
         "print(ascii([read_text(sys.argv[1]), ''.join(text_parts(sys.argv[1])), read_prompt_from_stdin()]))"
     )
     environment = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
-        input=path.read_bytes(),
-        env=environment,
-        capture_output=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", code, str(path)]
+    run = subprocess.run(command, input=path.read_bytes(), env=environment, capture_output=True, check=True)
     assert run.stdout.decode().strip() == ascii(["größe"] * 3)

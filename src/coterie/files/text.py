@@ -54,7 +54,7 @@ def read_text(path: str | Path, *, filled: bool = False) -> str:
 
 
 def read_prompt(path: str | Path) -> str:
-    """A prompt that was saved in a UTF-8 file: lines end as everywhere, and the end of the last one is no part of it."""
+    """A prompt in a UTF-8 file: its lines end in a newline alone, and the end of the last one is no part of it."""
     return _as_prompt(read_text(path))
 
 
@@ -112,7 +112,7 @@ def text_parts(path: str | Path, characters: int = PART_CHARACTERS) -> Iterator[
 
 def _parts(file: Path, stream: BinaryIO, characters: int) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    waiting, before, start = "", 0, b""
+    waiting, before, start, begun = "", 0, b"", False
     while True:
         piece = stream.read(_PIECE)
         start = start or piece[:2]
@@ -124,7 +124,8 @@ def _parts(file: Path, stream: BinaryIO, characters: int) -> Iterator[str]:
             raise _not_text(
                 str(file), start, f"{error.reason} at byte {position}", position=position, path=file
             ) from error
-        waiting += text if before else text.removeprefix("\N{BYTE ORDER MARK}")
+        waiting += text if begun else text.removeprefix("\N{BYTE ORDER MARK}")
+        begun = begun or bool(text)
         before += len(piece)
         while len(waiting) >= 2 * characters or (not piece and waiting):
             end = waiting.find("\n", characters - 1, 2 * characters - 1) + 1
