@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING
 
+from coterie.cli.terminal import printable
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
     from coterie.engine import ModelStats
     from coterie.engine.completion import Completion
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def write_text(text: str) -> None:
@@ -22,7 +20,7 @@ def write_text(text: str) -> None:
     encoding of stdout lacks.
     """
     if sys.stdout.isatty():
-        text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+        text = printable(text)
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()

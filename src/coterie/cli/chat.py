@@ -31,7 +31,7 @@ from coterie.cli.generation_options import (
     check_domain,
 )
 from coterie.cli.interrupts import ctrl_c_requests_stop
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import OpenOptions, open_model
 from coterie.errors import ContextLengthError, InputError
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
@@ -93,8 +93,6 @@ def command(
     if stats is not None:
         check_writable(stats)
     checked_domain = check_domain(domain, record_profile)
-    import_engine(quiet=quiet)
-    from coterie.engine.conversation import Conversation
     from coterie.engine.sampling import Sampling
 
     sampling = Sampling(
@@ -119,6 +117,8 @@ def command(
         threads=threads,
     )
     with open_model(model, options, quiet=quiet) as opened:
+        from coterie.engine.conversation import Conversation
+
         conversation = Conversation(opened.model, opened.processors, sampling=sampling, system=system)
         with ExitStack() as stack:
             if stats is not None:

@@ -37,7 +37,7 @@ from coterie.cli.generation_options import (
     check_domain,
 )
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import OpenOptions, open_model
 from coterie.errors import InputError, UsageError
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
@@ -151,7 +151,6 @@ def command(
         check_writable(salience)
     checked_domain = check_domain(domain, record_profile)
     text = _read_prompt(prompt, file, has_media=bool(image or audio))
-    import_engine(quiet=quiet)
     from coterie.engine.sampling import Sampling
 
     request = _Request(

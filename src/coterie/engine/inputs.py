@@ -56,6 +56,8 @@ def build_inputs(
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise InputError("There is no prompt.")
+    for number, one in enumerate(texts):
+        check_text(one, "The prompt" if len(texts) == 1 else f"Prompt {number + 1} of {len(texts)}")
     if not images and not audios:
         kinds = [tokens for tokens in (processors.pictures, processors.sounds) if tokens is not None]
         place_media(texts, [(tokens, 0) for tokens in kinds])
@@ -63,6 +65,31 @@ def build_inputs(
     if (full := processors.full) is not None:
         return _with_full_processor(processors, full, texts, images, audios, add_special_tokens)
     return BatchFeature(_from_parts(processors, texts, images, audios, add_special_tokens))
+
+
+def check_text(text: str, what: str) -> str:
+    """Returns a text that is one: bytes that were none are in it as halves of surrogate pairs.
+
+    Command lines and pipes bring them along, where they are not of the encoding that the locale promises.
+
+    Args:
+        text: The text.
+        what: What it is, as a subject, for the error.
+
+    Raises:
+        InputError: If it has such a half; fact ``position``.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{what} must be a text, not {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} is not UTF-8 text (character {error.start + 1} cannot be read).",
+            advice="Save or convert it as UTF-8, and use a UTF-8 locale (such as LC_ALL=C.UTF-8).",
+            position=error.start,
+        ) from error
+    return text
 
 
 def _tokenize(processors: Processors, texts: list[str], add_special_tokens: bool) -> Inputs:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from coterie.engine.replacing import replacing
 from coterie.engine.statistics import TokenStats
 from coterie.errors import UsageError
 from coterie.eviction.recorded import ABSENT, TRACE_SCHEMA_VERSION
+from coterie.files.replacing import replacing
 from coterie.spec import BankKey, Event, ExpertsSelected, StepStarted
 
 _PHASES = ("prefill", "decode")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from coterie.cache import ExpertCache
 from coterie.engine.promises import release
 from coterie.engine.recording import TokenRecorder, TraceRecorder
-from coterie.engine.replacing import replacing
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
 from coterie.engine.warming import ProfileUse, Warming, modalities_of
 from coterie.errors import UsageError
 from coterie.extraction.fetching import FetchCounts
+from coterie.files.replacing import replacing
 from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles
 from coterie.integration import Attachment, ExpertLimit

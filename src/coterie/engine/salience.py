@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.engine.replacing import replacing
 from coterie.errors import UsageError
+from coterie.files.replacing import replacing
 from coterie.profiles.salience import NEUTRAL, Salience, SalienceScale, check_reward
 from coterie.spec import BankKey, Event, ExpertsContributed, ExpertsSelected, Phase, StepEnded, StepStarted
 

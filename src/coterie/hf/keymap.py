@@ -14,24 +14,27 @@ from math import ceil
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
-from transformers.core_model_loading import (
-    ErnieFuseAndSplitTextVisionExperts,
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-    WeightTransform,
-    dot_natural_key,
-    rename_source_key,
-)
-
 from coterie.errors import TensorMissingError, UnsupportedError
 from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.families.arrangement import Holding
+from coterie.hf.leftovers import PartsOf
+from coterie.hf.releases import moved
 from coterie.spec import BankKey
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+with moved(__name__):
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        ErnieFuseAndSplitTextVisionExperts,
+        MergeModulelist,
+        WeightConverter,
+        WeightRenaming,
+        WeightTransform,
+        dot_natural_key,
+        rename_source_key,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,6 +85,8 @@ class KeyMap:
         experts: Bank → parameter name → source.
         dense: Checkpoint name → name in the model, for everything that is not an expert.
         ignored: Checkpoint names that transformers ignores on purpose (multi-token-prediction heads and the like).
+        left_out: Those of ``ignored`` that are of parts which nothing says that the model may do without; transformers
+            leaves them out with a warning.
         outside: Checkpoint names of other components.
         unclaimed: Checkpoint names that belong to nothing.
         missing: Names in the model that no checkpoint tensor gives.
@@ -93,6 +98,7 @@ class KeyMap:
     experts: dict[BankKey, dict[str, FieldSource]] = field(default_factory=dict)
     dense: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     unclaimed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -368,6 +374,14 @@ def _settle(model: PreTrainedModel, keymap: KeyMap, covered: set[str], unexpecte
     model._adjust_missing_and_unexpected_keys(info)
     keymap.missing = sorted(info.missing_keys)
     for renamed, names in unexpected.items():
-        (keymap.unclaimed if renamed in info.unexpected_keys else keymap.ignored).extend(names)
-    keymap.ignored.sort()
-    keymap.unclaimed.sort()
+        if renamed not in info.unexpected_keys:
+            keymap.ignored.extend(names)
+    parts = PartsOf(model)
+    for renamed in sorted(info.unexpected_keys):
+        names = unexpected[renamed]
+        kind = parts.kind_of(renamed)
+        (keymap.unclaimed if kind == "unknown" else keymap.ignored).extend(names)
+        if kind == "left out":
+            keymap.left_out.extend(names)
+    for found in (keymap.ignored, keymap.unclaimed, keymap.left_out):
+        found.sort()

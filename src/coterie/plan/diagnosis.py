@@ -16,6 +16,7 @@ from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
 from coterie.errors import UsageError
+from coterie.hf.releases import newer_note, newer_than_tested
 from coterie.plan.busyness import ProcessorTimes, cores_of_others, load_average, processor_times
 from coterie.plan.cpu import core_quota, instruction_sets, processor_name, transparent_huge_pages, usable_cores
 from coterie.plan.disk import DiskFacts, ReadSpeed, disk_facts, measure_reads
@@ -23,7 +24,7 @@ from coterie.plan.disk_notes import DiskNotes, Note
 from coterie.plan.huge_pages import huge_pages_work
 from coterie.plan.machine import MemoryLimits, default_memory_budget, memory_limits
 from coterie.plan.new_memory import SLOW, new_memory_bandwidth
-from coterie.spec import format_bytes
+from coterie.spec import format_bytes, install_advice
 
 SCHEMA_VERSION = 1
 
@@ -252,10 +253,15 @@ def _package_advice(packages: tuple[PackageFacts, ...]) -> list[str]:
         for package in packages
         if not package.ok
     ]
+    advice += [
+        newer_note(package.version)
+        for package in packages
+        if package.name == "transformers" and package.version is not None and newer_than_tested(package.version)
+    ]
     if any(package.optional and package.version is None for package in packages):
         advice.append(
-            "torchvision is not installed: text, pictures and sound work without it, video input needs it "
-            "(pip install 'coterie[video]')."
+            "torchvision is not installed: text, pictures and sound work without it, video input needs it. "
+            + install_advice("video")
         )
     return advice
 

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coterie.errors import StoreFormatError
+from coterie.files.json_text import JsonLimits, JsonProblem
+from coterie.files.json_text import parse_json as parse_text
 
 MAX_DEPTH = 16
 """Nesting of arrays and objects beyond which a text is refused without being parsed."""
 
 MAX_INTEGER = 2**53 - 1
 """Largest integer that every JSON reader represents exactly."""
+
+_LIMITS = JsonLimits(nbytes=64 * 2**20, depth=MAX_DEPTH, values=8_000_000, digits=20, floats=False)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -109,10 +113,14 @@ class Node:
             raise self.error(rule, f"{self._shown()} is outside {low} to {high}")
         return self._value
 
-    def text(self, pattern: re.Pattern[str] | None = None, *, limit: int = 4096, rule: str = "R4") -> str:
+    def text(
+        self, pattern: re.Pattern[str] | None = None, *, limit: int = 4096, rule: str = "R4", empty: bool = False
+    ) -> str:
         """A text of 1 to ``limit`` characters without control characters (R4) that is ``pattern`` (the given rule)."""
         if not isinstance(self._value, str):
             raise self.error("R4", f"a text is expected, not {self._shown()}")
+        if empty and not self._value:
+            return ""
         if not 1 <= len(self._value) <= limit or _CONTROL.search(self._value):
             raise self.error("R4", f"a text of 1 to {limit} printable characters is expected, not {self._shown()}")
         if pattern is not None and not pattern.fullmatch(self._value):
@@ -152,58 +160,10 @@ def parse_json(data: bytes, path: Path, *, rule: str, place: str | None = None) 
     Raises:
         StoreFormatError: If it is anything else.
     """
-    where = place or "the top level"
-
-    def refuse(what: str) -> StoreFormatError:
-        return format_error(path, rule, where, what)
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            duplicate = next(name for name in names if names.count(name) > 1)
-            raise refuse(f"the key {duplicate[:80]!r} occurs twice in one object")
-        return result
-
-    def no_number(text: str) -> object:
-        raise refuse(f"the number {text[:40]!r} is not an integer")
-
-    def integer(text: str) -> int:
-        if len(text) > 20:
-            raise refuse("an integer has more than 20 characters")
-        return int(text)
-
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise refuse(f"byte {error.start} is not UTF-8") from None
-    if _depth(text) > MAX_DEPTH:
-        raise refuse(f"arrays and objects are nested deeper than {MAX_DEPTH}")
-    try:
-        value = json.loads(
-            text, object_pairs_hook=unique, parse_float=no_number, parse_constant=no_number, parse_int=integer
-        )
-    except ValueError as error:
-        raise refuse(f"not JSON: {error}") from None
-    return Node(value, path, key=place)
-
-
-_NESTING = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
-
-
-def _depth(text: str) -> int:
-    """Deepest nesting of brackets outside strings; an unclosed string counts as the end of the text."""
-    depth = deepest = 0
-    for match in _NESTING.finditer(text):
-        token = match.group()
-        if token in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-            if deepest > MAX_DEPTH:
-                return deepest
-        elif token in "]}":
-            depth -= 1
-    return deepest
+        return Node(parse_text(data, _LIMITS), path, key=place)
+    except JsonProblem as problem:
+        raise format_error(path, rule, place or "the top level", str(problem)) from None
 
 
 def dump_json(value: object) -> bytes:

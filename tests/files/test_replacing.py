@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coterie.engine.replacing import replacing
+from coterie.files.replacing import replacing
 
 
 def test_a_file_takes_its_place(tmp_path):
