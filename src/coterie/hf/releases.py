@@ -18,7 +18,12 @@ TESTED = ("5.7.0", "5.17.0", "5.23.0", "5.24.0")
 
 def installed() -> str:
     """The release of transformers that is installed."""
-    return metadata.version("transformers")
+    try:
+        return metadata.version("transformers")
+    except metadata.PackageNotFoundError:  # run from its sources
+        import transformers
+
+        return str(transformers.__version__)
 
 
 def newest_tested() -> Version:
