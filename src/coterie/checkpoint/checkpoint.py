@@ -36,6 +36,8 @@ from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_ADAPTER = "adapter_config.json"
+
 
 @dataclass(slots=True, kw_only=True)
 class CheckpointBank:
@@ -133,8 +135,14 @@ class Checkpoint:
         return self
 
     def warn_left_out(self) -> None:
-        """Warns of tensors that are of no part of the model and that nothing accounts for, as transformers does."""
+        """Warns of what is beside the model and has no part in what it computes: tensors of other parts, an adapter."""
         names = self.keymap.left_out
+        if (self.location.directory / _ADAPTER).exists():
+            warnings.warn(
+                f"{self.location.name} has an adapter beside the model ({_ADAPTER}), which is not applied. Merge it "
+                "into the weights with peft if it is meant.",
+                stacklevel=2,
+            )
         if names:
             warnings.warn(
                 f"{self.location.name} has {len(names)} tensors of parts that its configuration does not describe, "

@@ -27,6 +27,7 @@ from coterie.checkpoint.weight_files import (
     is_index,
     no_weights,
     read_index,
+    refuse_distributed,
     weights_name,
 )
 from coterie.errors import CheckpointFileError, CheckpointNotFoundError, CoterieError, UsageError
@@ -112,6 +113,7 @@ class Location:
         Raises:
             CheckpointFileError, UnsupportedError: If there are none that can be opened.
         """
+        refuse_distributed(self.directory, self._files())
         name = weights_name(named, self.directory / "config.json", self._has)
         if name is None:
             if self.repo_id is None:
@@ -199,4 +201,14 @@ class Location:
         return tensors
 
     def _no_weights(self) -> CoterieError:
-        return no_weights(self.name, self.directory, sorted(p.name for p in self.directory.iterdir()))
+        return no_weights(self.name, self.directory, self._files())
+
+    def _files(self) -> list[str]:
+        try:
+            return sorted(path.name for path in self.directory.iterdir())
+        except OSError as error:
+            raise CheckpointFileError(
+                f"{self.directory} cannot be listed: {error.strerror}.",
+                advice="Check its permissions.",
+                path=self.directory,
+            ) from error
