@@ -198,7 +198,7 @@ def files_changed(checkpoint: Checkpoint) -> dict[str, bytes]:
     """
     if isinstance(checkpoint, StoreOrigin):
         return {}
-    config = with_dtype(read_config(checkpoint.location.directory), checkpoint.unstated_dtype)
+    config = with_dtype(read_config(checkpoint.location.directory), lambda: checkpoint.unstated_dtype)
     return {} if config is None else {"config.json": config}
 
 
