@@ -13,11 +13,15 @@ from coterie.extraction.checkpoint_problems import file_problems, open_problems
 from coterie.extraction.comparison import Comparison
 from coterie.extraction.dense import dense_tensors
 from coterie.extraction.models import store_path
+from coterie.extraction.origin import tensors_about
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
 from coterie.hf.tokenizer import embedding_rows
 from coterie.store import Leftover, Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
+
+_MOST_DENSE = 20_000
+"""More tensors than any model has outside experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +116,8 @@ def verify(
     if store is not None:
         absent = sum(len(bank.absent) for bank in store.banks.values())
         if not {problem.file for problem in problems} & {facts.file for facts in store.manifest.files}:
-            problems += store_tokenizer_problems(path, store.manifest.model.component)
+            parts = tensors_about(_MOST_DENSE, sum(bank.num_experts for bank in store.banks.values()))
+            problems += store_tokenizer_problems(path, store.manifest.model.component, parts)
         if against is not None:
             other = Checkpoint.open(
                 against, component=store.manifest.model.component, revision=revision, offline=offline
