@@ -15,6 +15,7 @@ import xxhash
 
 from coterie.checkpoint.dense import UnreadTensor, unread_tensors
 from coterie.checkpoint.dtype import checkpoint_dtype
+from coterie.checkpoint.fingerprints import content_of, samples_of
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import read_tensor
@@ -34,8 +35,6 @@ from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-_SAMPLE = 65536
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,7 +117,6 @@ class Checkpoint:
         unfold_keymap(keymap, folded, quantisation)
         check_architecture(skeleton, len(keymap.banks))
         _check_claims(keymap, location)
-        _warn_left_out(keymap, location)
         self = cls(
             location=location,
             config=config,
@@ -133,6 +131,16 @@ class Checkpoint:
         dense = self._unread_dense()
         check_shapes(skeleton, keymap, {name: tensor.shape for name, tensor in dense.items()}, path)
         return self
+
+    def warn_left_out(self) -> None:
+        """Warns of tensors that are of no part of the model and that nothing accounts for, as transformers does."""
+        names = self.keymap.left_out
+        if names:
+            warnings.warn(
+                f"{self.location.name} has {len(names)} tensors of parts that its configuration does not describe, "
+                f"such as {names[0]!r}. They are left out, as transformers leaves them out.",
+                stacklevel=2,
+            )
 
     @property
     def model_type(self) -> str:
@@ -265,14 +273,14 @@ class Checkpoint:
 
         For a repository of the Hub that proves as much, since the commit fixes the routers, and reads no tensor.
         """
-        digest = xxhash.xxh3_128((self.location.directory / "config.json").read_bytes())
+        digest = xxhash.xxh3_128(content_of(self.location.directory / "config.json"))
         for name, info in sorted(self.tensors.items()):
             digest.update(f"{name} {info.dtype} {info.shape} {info.path.name}\n".encode())
         if self.location.repo_id is not None:
             digest.update(f"{self.location.repo_id} {self.location.revision}\n".encode())
         else:
             for path in sorted({info.path for info in self.tensors.values()}):
-                digest.update(_samples(path))
+                digest.update(samples_of(path))
         digest.update(identity.encode())
         return digest.hexdigest()
 
@@ -389,22 +397,3 @@ def _check_claims(keymap: KeyMap, location: Location) -> None:
             unclaimed=keymap.unclaimed,
             path=location.directory,
         )
-
-
-def _warn_left_out(keymap: KeyMap, location: Location) -> None:
-    if keymap.left_out:
-        warnings.warn(
-            f"{location.name} has {len(keymap.left_out)} tensors of parts that its configuration does not describe, "
-            f"such as {keymap.left_out[0]!r}. They are left out, as transformers leaves them out.",
-            stacklevel=2,
-        )
-
-
-def _samples(path: Path) -> bytes:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        parts = []
-        for start in (0, size // 2, max(0, size - _SAMPLE)):
-            file.seek(start)
-            parts.append(file.read(_SAMPLE))
-    return b"".join(parts) + str(size).encode()

@@ -151,7 +151,7 @@ class Location:
         return path.relative_to(self.directory).as_posix()
 
     def _has(self, file: str) -> bool:
-        return (self.directory / file).exists() if self.repository is None else self.repository.has(file)
+        return (self.directory / file).is_file() if self.repository is None else self.repository.has(file)
 
     def _headers(self, files: Iterable[str]) -> dict[str, TensorInfo]:
         """The tensors of these files; over the network for those that are not here."""

@@ -90,9 +90,16 @@ def _is_model(path: Path) -> bool:
 
 def _exists(path: Path) -> bool:
     try:
-        return path.exists()
-    except OSError:  # a name that is too long, or a directory that may not be searched
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise CheckpointNotFoundError(
+            f"There is no directory {ascii(str(path))[:300]} that can be opened: {error.strerror}.",
+            advice=_EXAMPLE,
+            path=path,
+        ) from error
+    return True
 
 
 def _file_error(path: Path) -> CoterieError:

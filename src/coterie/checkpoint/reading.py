@@ -9,6 +9,7 @@ import torch
 
 from coterie.checkpoint.headers import TensorInfo
 from coterie.errors import CheckpointFileError
+from coterie.files.regular import open_regular
 from coterie.hf.dtypes import TORCH_DTYPES
 
 _CHUNK = 64 << 20
@@ -48,8 +49,8 @@ def read_tensor(info: TensorInfo, index: int | None = None) -> torch.Tensor:
 
 def _fill(buffer: memoryview, info: TensorInfo, offset: int) -> None:
     done = 0
-    with info.path.open("rb", buffering=0) as file:
-        descriptor = file.fileno()
+    descriptor = open_regular(info.path)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
         file.seek(offset)
         while done < len(buffer):
             count = file.readinto(buffer[done : done + _CHUNK])

@@ -18,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 
 _KEY = "transformers_weights"
 _INDEX_END = ".safetensors.index.json"
+_LONGEST_PATH, _LONGEST_NAME = 1024, 255
 _INDEX_LIMITS = JsonLimits(nbytes=64 * 2**20, depth=8, values=2_000_000)
 
 
@@ -132,7 +133,9 @@ def read_index(path: Path, name: str) -> WeightFiles:
 def is_inside(name: str) -> bool:
     """Whether a name is that of a file within the checkpoint, as any system understands it."""
     parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and name.isprintable() and not {"..", "\\", ":"} & {*parts, *name}
+    if not parts or name.startswith("/") or not name.isprintable() or {"..", "\\", ":"} & {*parts, *name}:
+        return False
+    return len(name) < _LONGEST_PATH and all(len(part.encode()) <= _LONGEST_NAME for part in parts)
 
 
 def check_weight_map(files: WeightFiles, directory: Path, found: Collection[str]) -> None:

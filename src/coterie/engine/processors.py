@@ -58,6 +58,7 @@ class Processors:
     def __init__(self, path: str | Path, *, embedding_rows: int | None = None) -> None:
         self.path = Path(path)
         self.config = _read_config(self.path)
+        self.embedding_rows = embedding_rows
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.path, embedding_rows)
         self._qwen = _QWEN_MEDIA.get(str(self.config.get("model_type")))
         for tokens, key in ((self.pictures, "image_token_id"), (self.sounds, "audio_token_id")):

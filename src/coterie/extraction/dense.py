@@ -12,6 +12,7 @@ from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.errors import CheckpointFileError
 from coterie.extraction.linears import QuantisedPair, ReadRows, fp8_rows, plain_rows, stored_rows
 from coterie.extraction.origin import StoreOrigin, check_smaller, dense_scheme_of
+from coterie.files.regular import open_regular
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
@@ -129,7 +130,7 @@ def tensor_pieces(info: TensorInfo) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(min(_PIECE, info.nbytes)))
     end = info.offset + info.nbytes
     try:
-        with info.path.open("rb", buffering=0) as file:
+        with os.fdopen(open_regular(info.path), "rb", buffering=0) as file:
             position = file.seek(info.offset)
             while position < end:
                 _advise(file.fileno(), position + len(buffer), min(_AHEAD, end - position), "WILLNEED")

@@ -58,7 +58,7 @@ class Repository:
 
     def has(self, name: str) -> bool:
         """Whether the repository has a file, here or at the Hub."""
-        return (self.directory / name).exists() or (self.listing is not None and name in self.listing.files)
+        return (self.directory / name).is_file() or (self.listing is not None and name in self.listing.files)
 
     def is_here(self, name: str) -> bool:
         """Whether a file is on this machine, whole."""
