@@ -10,6 +10,7 @@
     │   ├── TensorMissingError         a tensor that the model needs is not in the checkpoint
     │   └── UnclaimedTensorError       a tensor of the checkpoint belongs to nothing in the model
     ├── UnsupportedError           the model, router, quantisation or operation is out of scope (named)
+    │   └── ContractError              the installed transformers does otherwise than Coterie relies on
     ├── StoreError                 a store cannot be used
     │   ├── StoreNotFoundError         the directory is not a (finished) store
     │   ├── StoreFormatError           a MUST rule of docs/format.md is broken: file, rule, place
@@ -111,6 +112,13 @@ class UnclaimedTensorError(CheckpointError):
 
 class UnsupportedError(CoterieError):
     """The model, router, quantisation or operation is out of scope; the message names it."""
+
+
+class ContractError(UnsupportedError):
+    """The installed transformers does otherwise than Coterie relies on; facts ``release`` and ``contract``.
+
+    Going on would give wrong output, or take more memory than was promised.
+    """
 
 
 class StoreError(CoterieError):

@@ -1,11 +1,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from rich.text import Text
 
 from coterie.cli import console
+from coterie.cli.terminal import UNPRINTABLE, json_text
 from coterie.spec import BankKey
 
 
@@ -55,42 +56,6 @@ def test_tables_in_a_pipe_keep_long_paths_on_a_line(capsys: pytest.CaptureFixtur
     assert path in capsys.readouterr().out
 
 
-def test_plain_progress_line_has_bytes_speed_and_time_left() -> None:
-    progress = console._PlainProgress("extract", 100 * 2**20, every_s=1e9)
-    progress.advance(25 * 2**20)
-    assert progress.line(5.0) == "extract: 25.00 MiB of 100.00 MiB, 5.00 MiB/s, 15 s left"
-
-
-def test_plain_progress_without_a_total() -> None:
-    progress = console._PlainProgress("read", None, every_s=1e9)
-    progress.advance(1024)
-    assert progress.line(1.0) == "read: 1.00 KiB, 1.00 KiB/s"
-
-
-def test_byte_progress_prints_lines_where_there_is_no_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 4.0, 11.0, 12.0])
-    # The module's own clock, not that of everybody: other threads of this process may look at theirs.
-    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with console.byte_progress("copy", 10) as advance:
-        advance(2)
-        advance(2)
-        advance(6)
-    assert capsys.readouterr().err == "copy: 4 B of 10 B, 0 B/s, 16 s left\n"
-
-
-def test_byte_progress_is_a_bar_in_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
-    with console.byte_progress("copy", 2048) as advance:
-        advance(2048)
-    err = capsys.readouterr().err
-    assert "copy" in err
-    assert "2.0/2.0 KiB" in err
-
-
 @pytest.mark.parametrize(
     ("said", "printed"),
     [
@@ -103,3 +68,62 @@ def test_byte_progress_is_a_bar_in_a_terminal(
 def test_errors_name_options_and_not_parameters(said: str, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
     console.print_error(said)
     assert capsys.readouterr().err == f"Error: {printed}\n"
+
+
+STEERING = "a\x1b[2Jb\x1b]0;title\x07c\rd\x9b1me\u202ef\ud800g"
+SHOWN = "a\ufffd[2Jb\ufffd]0;title\ufffdc\ufffdd\ufffd1me\ufffdf\ufffdg"
+
+
+@pytest.mark.parametrize("show", [console.print_note, console.print_warning, console.print_error])
+def test_messages_cannot_steer_the_terminal(show, capsys: pytest.CaptureFixture[str]) -> None:
+    show(STEERING)
+    assert SHOWN in capsys.readouterr().err
+
+
+def test_results_and_tables_cannot_steer_the_terminal_and_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "x\x1b[31m [/nope] [link=http://evil]y[/link] :fire:"
+    console.results().print(name)
+    console.results().print(Text(name), style="bold")
+    table = console.plain_table(name, "n", right=("n",))
+    table.add_row(name, name)
+    console.print_table(table)
+    facts = console.facts_table()
+    facts.add_row(name, name)
+    console.print_table(facts)
+    with console.notes().status(name):
+        pass
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert captured.out.count("[/nope] [link=http://evil]y[/link] :fire:") == 7
+
+
+def test_json_cannot_steer_the_terminal_and_is_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json({STEERING: "ü \U0001f600"})
+    out = capsys.readouterr().out
+    assert not UNPRINTABLE.search(out)
+    assert "ü \U0001f600" in out
+    assert json.loads(out) == {STEERING: "ü \U0001f600"}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_can_be_written_in_any_encoding(encoding: str) -> None:
+    value = {"ü": "\U0001f600 \ud800 中"}
+    text = json_text(json.dumps(value, ensure_ascii=False), encoding)
+    assert json.loads(text.encode(encoding).decode(encoding)) == value
+
+
+@pytest.mark.parametrize("show", [console.print_note, lambda text: console.results().print(text)])
+def test_prose_in_a_terminal_is_broken_between_words(
+    show, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    for stream in (console.sys.stdout, console.sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    path = "/" + "long/" * 20
+    words = f"A sentence of several words that ends with {path} and goes on after it for a while.".split()
+    show(" ".join(words))
+    captured = capsys.readouterr()
+    lines = (captured.out + captured.err).splitlines()
+    assert len(lines) > 2
+    assert " ".join(lines).split() == words
+    assert all(len(line) <= 40 or path in line for line in lines)

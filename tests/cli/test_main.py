@@ -1,4 +1,6 @@
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,7 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from coterie import cli
-from coterie.cli import commands
+from coterie.cli import commands, other_names
 from coterie.cli.commands import COMMANDS, CommandEntry, build
 from coterie.errors import StoreNotFoundError, UsageError
 
@@ -77,6 +79,36 @@ def test_an_unknown_command_suggests_the_nearest(coterie) -> None:
     assert "Did you mean 'doctor'?" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("run", "coterie generate MODEL PROMPT"),
+        ("pull", "coterie extract CHECKPOINT STORE"),
+        ("ls", "coterie stores"),
+        ("list", "coterie stores"),
+        ("ps", "no service that keeps models loaded"),
+        ("rm", "coterie stores remove NAME"),
+        ("show", "coterie inspect MODEL"),
+        ("serve", "no server yet"),
+        ("version", "coterie --version"),
+        ("help", "coterie --help"),
+        ("convert", "coterie quantize MODEL STORE"),
+        ("zzz", "coterie --help"),
+    ],
+)
+def test_commands_of_other_programs_are_told_what_does_the_same(coterie, name: str, hint: str) -> None:
+    outcome = coterie(name, "some", "--thing")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"There is no command '{name}'." in outcome.err
+    assert hint in outcome.err
+
+
+def test_hints_name_commands_that_exist_and_hide_none() -> None:
+    assert not set(other_names._HINTS) & set(NAMES)
+    named = {word for hint in other_names._HINTS.values() for word in re.findall(r"`coterie ([a-z]+)", hint)}
+    assert named <= set(NAMES)
+
+
 def test_an_unknown_option_suggests_the_nearest(coterie) -> None:
     outcome = coterie("doctor", "--quik")
     assert outcome.code == 2
@@ -112,10 +144,29 @@ def test_debug_shows_the_traceback_too(coterie, failing) -> None:
     assert outcome.err.endswith("Error: There is no store.\n")
 
 
-def test_a_defect_keeps_its_traceback(coterie, failing) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("oops"), "Unexpected error: ZeroDivisionError: oops. This is a bug in Coterie"),
+        (RecursionError(), "Unexpected error: RecursionError. This is a bug in Coterie"),
+        (BaseException("a panic"), "Unexpected error: BaseException: a panic. This is a bug in Coterie"),
+        (OSError(5, "Input/output error", "/some/where"), "/some/where: Input/output error."),
+        (MemoryError(), "There is not enough memory."),
+    ],
+)
+def test_what_nobody_expected_is_one_line(coterie, failing, error: BaseException, said: str) -> None:
+    failing(error)
+    outcome = coterie("fail")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith(f"Error: {said}")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_defect_shows_its_traceback_when_asked(coterie, failing, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(ZeroDivisionError("oops"))
-    with pytest.raises(ZeroDivisionError, match="oops"):
-        coterie("fail")
+    assert "Traceback (most recent call last)" in coterie("--debug", "fail").err
+    monkeypatch.setenv("COTERIE_DEBUG", "1")
+    assert "Traceback (most recent call last)" in coterie("fail").err
 
 
 def test_ctrl_c_is_code_130(coterie, failing) -> None:
@@ -133,6 +184,30 @@ def test_a_reader_that_left_is_no_traceback() -> None:
         )
     assert done.returncode == cli.EXIT_ERROR
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["doctor", "--quick", "--json"]])
+def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "coterie", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == cli.EXIT_ERROR
+    assert done.stderr == "Error: Standard output cannot be written: No space left on device.\n"
+
+
+def test_a_closed_stdout_is_one_line() -> None:
+    command = f"{shlex.quote(sys.executable)} -m coterie --version >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == cli.EXIT_ERROR
+    assert done.stderr == "Error: Standard output cannot be written: it is closed.\n"
+
+
+def test_a_closed_stderr_changes_nothing() -> None:
+    command = f"{shlex.quote(sys.executable)} -m coterie --version 2>&-"
+    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"coterie {version('coterie')}\n")
 
 
 def test_help_imports_no_command_and_nothing_heavy() -> None:

@@ -226,7 +226,7 @@ class Checkpoint:
                 info = self.tensors[name]
                 size = info.nbytes if source.per_expert else info.nbytes // bank.bank.num_experts
                 start = info.offset if source.per_expert else info.offset + key.expert * size
-                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at))
+                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at, stamp=info.stamp))
                 at += size
         return tuple(found)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from coterie.checkpoint.gguf import gguf_error
 from coterie.errors import UnsupportedError
+from coterie.files.gguf import gguf_error
 
 _AS_SMALL = "with 'coterie extract … --scheme int4' it becomes about as small"
 _ORIGINAL = "Use the model's original checkpoint in safetensors files."

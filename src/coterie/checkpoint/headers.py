@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from coterie.errors import CheckpointFileError
 from coterie.files.regular import regular_file
@@ -15,6 +16,18 @@ from coterie.files.safetensors_header import (
     parse_entries,
     read_header_text,
 )
+from coterie.spec import FileStamp
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TensorKeeper(Protocol):
+    """Whoever has read tensors of a file already, and keeps them until they are asked for."""
+
+    def take(self, info: TensorInfo) -> torch.Tensor | None:
+        """The tensor, which is not kept any longer; None if it is not there."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +41,8 @@ class TensorInfo:
         shape: Shape.
         offset: Byte offset in the file.
         nbytes: Size in bytes.
+        stamp: What the file was when its header was read; None if that was somewhere else. Another file is not read.
+        keeper: Who is asked for the tensor before the file is.
     """
 
     name: str
@@ -36,6 +51,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    stamp: FileStamp | None = field(default=None, compare=False, repr=False)
+    keeper: TensorKeeper | None = field(default=None, compare=False, repr=False)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -84,17 +101,18 @@ def tensors_of(header: HeaderText, path: Path) -> dict[str, TensorInfo]:
             expected=needed,
             got=header.size,
         ) from None
-    return {entry.name: _info(path, entry, header.data_start) for entry in entries}
+    return {entry.name: _info(path, entry, header) for entry in entries}
 
 
-def _info(path: Path, entry: HeaderEntry, start: int) -> TensorInfo:
+def _info(path: Path, entry: HeaderEntry, header: HeaderText) -> TensorInfo:
     return TensorInfo(
         name=entry.name,
         path=path,
         dtype=entry.dtype,
         shape=entry.shape,
-        offset=start + entry.begin,
+        offset=header.data_start + entry.begin,
         nbytes=entry.end - entry.begin,
+        stamp=header.stamp,
     )
 
 

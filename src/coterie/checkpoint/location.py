@@ -8,7 +8,6 @@ from pathlib import Path
 
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.hub import Repository, find_repository
-from coterie.checkpoint.naming import check_name
 from coterie.checkpoint.weight_files import (
     WeightFiles,
     check_weight_map,
@@ -17,16 +16,8 @@ from coterie.checkpoint.weight_files import (
     read_index,
     weights_name,
 )
-from coterie.errors import CheckpointFileError, CheckpointNotFoundError, CoterieError, UsageError
-
-BUNDLED = "bundled"
-"""The name under which the checkpoint in the package is opened; a directory of that name is ``./bundled``."""
-
-
-def resolve_path(path: str | Path) -> str | Path:
-    """Replaces the name ``bundled`` by the directory in the package; leaves everything else as it is."""
-    # Only the bare text: Path("./bundled") is the same path as Path("bundled"), and means the directory.
-    return Path(__file__).parents[1] / BUNDLED if path == BUNDLED else path
+from coterie.errors import CheckpointFileError, CoterieError, UsageError
+from coterie.files.naming import check_name, resolve_path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +49,7 @@ class Location:
             UsageError: If it is named in another way, or a directory with a revision.
         """
         check_name(path_or_id)
-        directory, text = Path(resolve_path(path_or_id)), str(path_or_id)
+        directory, text = Path(resolve_path(path_or_id)).expanduser(), str(path_or_id)
         if directory.is_dir():
             if revision is not None:
                 raise UsageError(
@@ -67,10 +58,6 @@ class Location:
                     revision=revision,
                 )
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
-        if text.startswith((".", "/", "~")) or text.count("/") != 1:
-            raise CheckpointNotFoundError(
-                f"There is no directory {text!r}.", advice="Pass a directory, or a Hub id like 'Qwen/Qwen3-30B-A3B'."
-            )
         repository = find_repository(text, revision=revision, offline=offline)
         return cls(
             directory=repository.directory,

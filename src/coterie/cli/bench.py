@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.console import count_progress, plain_table, print_json, print_note, print_table, results
+from coterie.cli.console import plain_table, print_json, print_note, print_table, results
 from coterie.cli.files import read_text_file
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import OpenOptions, open_model
+from coterie.cli.progress import count_progress
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, format_bytes
 
 if TYPE_CHECKING:
@@ -86,7 +87,6 @@ def command(
     The first run starts with no expert in memory; the next ones find what the run before has left. A step's time is
     the median, with the quartiles beside it.
     """
-    import_engine(quiet=quiet)
     options = OpenOptions(
         memory=memory,
         expert_memory=expert_memory,
@@ -118,7 +118,6 @@ def command(
         f"{name}: opened in {load_s:.1f} s, {first.threads} threads, prompt {prompt_tokens} tokens, "
         f"{new_tokens} new; room for {format_bytes(first.capacity)} of {format_bytes(first.total_expert_bytes)} "
         f"of experts; the process holds {format_bytes(measured[-1].memory)}{budget}.",
-        markup=False,
     )
     _print_runs(measured)
     if parts is not None:

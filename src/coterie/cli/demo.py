@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from coterie.cli.console import byte_progress, print_error, print_json
+from coterie.cli.console import print_error, print_json
 from coterie.cli.opening import import_engine, quiet_terminal
 from coterie.cli.options import JsonOption
+from coterie.cli.progress import byte_progress
+from coterie.cli.terminal import Terminal
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -224,11 +225,9 @@ def _print_next(result: Demonstration, keep: Path | None) -> None:
         console.print(Text.assemble("# ", what, style="dim"), Text(f"  {line}", style="bold"), sep="\n", soft_wrap=True)
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """The console of results, at most as wide as is comfortable to read, 80 columns in a log."""
-    probe = Console(highlight=False)
-    width = min(probe.width, _GREATEST_WIDTH) if sys.stdout.isatty() else _PLAIN_WIDTH
-    return Console(highlight=False, width=width)
+    return Terminal(width=min(Terminal().width, _GREATEST_WIDTH) if sys.stdout.isatty() else _PLAIN_WIDTH)
 
 
 def _one_line(text: str) -> str:

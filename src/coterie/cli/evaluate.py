@@ -16,7 +16,7 @@ from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
 from coterie.cli.files import check_writable
 from coterie.cli.generation_options import AdaptExpertsOption, ExpertsPerTokenOption, QuietOption, check_adaptation
-from coterie.cli.opening import import_engine, quiet_terminal
+from coterie.cli.opening import OpenOptions, import_engine, quiet_terminal
 from coterie.spec import DEFAULT_POLICY
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def command(
             "--against",
             metavar="FULL",
             show_default=False,
+            callback=shared.named_model,
             help="Compare with this model: the lossless one with all experts. Without it: perplexity alone.",
         ),
     ] = None,
@@ -113,6 +114,7 @@ def command(
         check_writable(output)
     if resume is not None:
         check_writable(resume, appended=True)
+    OpenOptions(memory=memory, expert_memory=expert_memory, eviction=eviction).check()
     import_engine(quiet=quiet or as_json)
     from coterie.evaluate import evaluate
 
@@ -161,7 +163,7 @@ def _print(evaluation: Evaluation) -> None:
     if evaluation.against is None:
         table = plain_table("text", "tokens", "nats/token", "perplexity", right=("tokens", "nats/token", "perplexity"))
         for row in rows:
-            table.add_row(_name(row), f"{row.tokens:,}", _figure(row.loss, 4), _figure(row.perplexity, 3))
+            table.add_row(row.name, f"{row.tokens:,}", _figure(row.loss, 4), _figure(row.perplexity, 3))
         print_table(table)
     else:
         _print_comparison(rows)
@@ -171,7 +173,7 @@ def _print(evaluation: Evaluation) -> None:
         if which is not None:
             role = "model" if which is evaluation.model else "full model"
             held = f"{which.experts} of {which.total_experts} experts"
-            out.print(f"{role}: {which.name} ({which.kind}, {held})", markup=False)
+            out.print(f"{role}: {which.name} ({which.kind}, {held})")
     out.print(f"windows of {evaluation.context} tokens, {evaluation.stride} predicted in each")
     total = evaluation.total
     if total.comparison is not None and total.comparison.identical == total.tokens:
@@ -192,7 +194,7 @@ def _print_comparison(rows: list[Quality]) -> None:
         found = row.comparison
         if found is not None:
             table.add_row(
-                _name(row),
+                row.name,
                 f"{row.tokens:,}",
                 _figure(row.perplexity, 3),
                 _figure(found.full_perplexity, 3),
@@ -207,18 +209,13 @@ def _print_comparison(rows: list[Quality]) -> None:
         if found is not None:
             spread = (found.kld_median, found.kld_p90, found.kld_p99, found.kld_max)
             table.add_row(
-                _name(row),
+                row.name,
                 _reach(found.kld, 5),
                 *(f"{value:.4f}" for value in spread),
                 _reach(found.same_top, 2, scale=100),
                 _reach(found.rms_delta_p, 2, scale=100),
             )
     print_table(table)
-
-
-def _name(row: Quality) -> str:
-    """The text's name as it is: brackets are no markup."""
-    return row.name.replace("[", r"\[")
 
 
 def _figure(estimate: Estimate, digits: int) -> str:

@@ -102,7 +102,6 @@ def _print_ranking(ranking: Ranking) -> None:
     results().print(
         f"{ranking.specialists} specialists of {asked} among {ranking.total:,} experts; {ranking.tokens:,} tokens in "
         f"{ranking.blocks} blocks of segments",
-        markup=False,
     )
     if ranking.blocks < 4:
         print_note(_FEW_BLOCKS)
@@ -135,7 +134,6 @@ def _print_card(card: ExpertCard) -> None:
     out = results()
     out.print(
         f"Expert {card.expert_id} of {card.experts}, {card.component} layer {card.layer} ({card.bank}), {card.model}",
-        markup=False,
     )
     out.print(
         f"{card.activations:,} of {card.tokens:,} tokens ({card.activations / max(card.tokens, 1):.1%}), "
@@ -162,7 +160,7 @@ def _print_card(card: ExpertCard) -> None:
         listed = ", ".join(
             f"{token.token_id} ({token.specialisation:.0%} of {token.occurrences:,})" for token in card.top_tokens
         )
-        out.print(f"\nInput tokens, by id{f' of {card.tokenizer}' if card.tokenizer else ''}: {listed}", markup=False)
+        out.print(f"\nInput tokens, by id{f' of {card.tokenizer}' if card.tokenizer else ''}: {listed}")
     if card.companions:
         listed = ", ".join(f"{one.expert_id} (lift {one.lift:.2f})" for one in card.companions)
         out.print(f"\nChosen together with: {listed}")
@@ -249,7 +247,6 @@ def compare(
     out.print(
         f"{contrast.distinguishing:,} of {contrast.total:,} experts distinguish {first} "
         f"({contrast.first_tokens:,} tokens) from {second} ({contrast.second_tokens:,})",
-        markup=False,
     )
     if contrast.layers:
         furthest = max(contrast.layers, key=lambda layer: layer.divergence)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coterie.cli.console import plain_table, print_json, print_table, results
+from coterie.cli.console import facts_table, plain_table, print_json, print_table, results
 from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
 from coterie.spec import format_bytes
 
@@ -48,11 +48,10 @@ def command(
 
 def _print_model(report: InspectReport) -> None:
     model = report.model
-    table = plain_table("", "")
-    table.show_header = False
+    table = facts_table()
 
     def row(name: str, value: str) -> None:
-        table.add_row(f"[bold]{name}[/bold]", value.replace("[", r"\["))
+        table.add_row(name, value)
 
     row(model.kind, model.model)
     source = model.source if model.revision is None else f"{model.source} at {model.revision}"

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.console import byte_progress, plain_table, print_json, print_note, print_table
+from coterie.cli.console import plain_table, print_json, print_note, print_table
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.progress import byte_progress
 from coterie.errors import UsageError
 from coterie.spec import DEFAULT_LABEL, DEFAULT_POLICY
 
@@ -126,10 +127,6 @@ def record(
     goes on where it was; more files may be added to it. A file that was recorded under a label is not recorded again
     under that label. Of a whole omni model the thinker is recorded.
     """
-    import_engine(quiet=quiet or as_json)
-    from coterie.survey import survey
-
-    material = _gather(text, speech, images)
     options = OpenOptions(
         memory=memory,
         expert_memory=expert_memory,
@@ -143,6 +140,11 @@ def record(
         offline=offline,
         threads=threads,
     )
+    options.check()
+    import_engine(quiet=quiet or as_json)
+    from coterie.survey import survey
+
+    material = _gather(text, speech, images)
     total = sum(one.nbytes for one in material)
     with open_model(model, options, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
         shown = nullcontext(lambda nbytes: None) if quiet else byte_progress("Recording", total)
@@ -204,7 +206,7 @@ def _print(found: Survey, *, as_json: bool, quiet: bool) -> None:
         return
     table = plain_table("modality", "domain", "phase", "tokens", right=("tokens",))
     for group, count in found.tokens:
-        table.add_row(group.modality, group.domain.replace("[", r"\["), group.phase, f"{count:,}")
+        table.add_row(group.modality, group.domain, group.phase, f"{count:,}")
     if found.tokens:
         print_table(table)
     if quiet:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from coterie.cli.console import count_progress, plain_table, print_json, print_note, print_table, results
+from coterie.cli.console import plain_table, print_json, print_note, print_table, results
 from coterie.cli.options import JsonOption, ProfileDomainOption, ProfileOption
+from coterie.cli.progress import count_progress
 from coterie.errors import UsageError
 from coterie.spec import format_bytes, parse_bytes
 
@@ -151,7 +152,6 @@ def _print_report(report: ReplayReport) -> None:
     out.print(
         f"{report.trace}: {report.model}, {report.tokens} tokens, {report.requests} requests for {report.experts} "
         f"experts, {report.working_set:.0f} in a step; compulsory bound {report.compulsory_hit_rate:.1%}",
-        markup=False,
     )
     numbers = ("capacity", "experts", "hit rate", "gap closed", "reads/token", "bytes/token")
     known = report.expert_nbytes is not None

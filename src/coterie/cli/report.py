@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.console import layer_progress, print_json, print_note, results
+from coterie.cli.console import print_json, print_note, results
 from coterie.cli.files import write_bytes_file, write_text_file
 from coterie.cli.generation_options import QuietOption
 from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.progress import layer_progress
 from coterie.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,19 +69,20 @@ def command(
     carries the load? Each answer is computed from the data, which may not tell. The same profile gives the same pages.
     """
     _check(output)
+    options = OpenOptions(
+        memory=memory,
+        expert_memory=expert_memory,
+        component=component,
+        revision=revision,
+        offline=offline,
+        threads=threads,
+    )
+    options.check()
     import_engine(quiet=quiet or as_json)
     from coterie.analysis import make_report
 
     trial = None
     if text is not None:
-        options = OpenOptions(
-            memory=memory,
-            expert_memory=expert_memory,
-            component=component,
-            revision=revision,
-            offline=offline,
-            threads=threads,
-        )
         trial = _trial(model, text, options, quiet=quiet or as_json)
     with layer_progress("Answering") as progress:
         pages = make_report(
@@ -91,7 +93,7 @@ def command(
         print_json(pages.report)
         return
     for answer in pages.report.answers:
-        results().print(f"{answer.question}\n  {answer.answer}\n", markup=False, highlight=False)
+        results().print(f"{answer.question}\n  {answer.answer}\n")
     print_note(f"Wrote {output / 'report.md'} and {output / 'report.html'}.")
 
 

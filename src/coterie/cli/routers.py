@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.console import layer_progress, plain_table, print_json, print_note, print_table, results
+from coterie.cli.console import plain_table, print_json, print_note, print_table, results
 from coterie.cli.files import check_writable, write_text_file
+from coterie.cli.progress import layer_progress
 from coterie.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _expert(text: str) -> tuple[int, int]:
 
 def _print(analysis: RouterAnalysis) -> None:
     out = results()
-    out.print(analysis.answer, markup=False)
+    out.print(analysis.answer)
     out.print()
     overlaps = {(one.component, one.bank, one.layer): one for one in analysis.overlaps}
     numbers = ("layer", "experts", "rank", "random", "clusters", "silhouette", "chance", "q", "overlap")
@@ -135,7 +136,7 @@ def _print(analysis: RouterAnalysis) -> None:
     if analysis.neighbourhood is not None:
         one = analysis.neighbourhood
         near = ", ".join(f"{n.expert_id} (cosine {n.cosine:.2f}, {n.deviations:+.1f} σ)" for n in one.neighbours)
-        out.print(f"\nNearest to expert {one.expert_id} of {one.component} layer {one.layer}: {near}", markup=False)
+        out.print(f"\nNearest to expert {one.expert_id} of {one.component} layer {one.layer}: {near}")
     reasons = {one.reason: one for one in reversed(analysis.unsupported)}
     for reason, first in reversed(reasons.items()):
         count = sum(one.reason == reason for one in analysis.unsupported)

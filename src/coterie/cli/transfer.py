@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie.cli.console import byte_progress, print_note
+from coterie.cli.console import print_note
+from coterie.cli.progress import byte_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli.console import plain_table, print_json, print_table, results
-from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
+from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption, named_model
 from coterie.cli.transfer import shown_progress
 from coterie.spec import format_bytes
 
@@ -23,6 +23,7 @@ def command(
             "--against",
             metavar="CHECKPOINT",
             show_default=False,
+            callback=named_model,
             help="Compare every tensor bit for bit with this checkpoint.",
         ),
     ] = None,
@@ -56,15 +57,12 @@ def _print_report(report: ModelVerification) -> None:
         table = plain_table("problem", "file", "place", "what")
         for problem in report.problems:
             rule = f" ({problem.rule})" if problem.rule else ""
-            table.add_row(
-                *(_plain(text) for text in (problem.kind, problem.file, problem.place, problem.message + rule))
-            )
+            table.add_row(problem.kind, problem.file, problem.place, problem.message + rule)
         print_table(table)
         out.print()
     if report.kind == "store":
         out.print(
             f"{report.files} files, {report.experts} experts, {format_bytes(report.checked_nbytes)} checked.",
-            markup=False,
         )
         if report.absent_experts:
             out.print(f"{report.absent_experts} experts of the model are not in this partial store.")
@@ -74,9 +72,7 @@ def _print_report(report: ModelVerification) -> None:
         out.print(f"{files} checked: headers, claims and sizes. Checkpoints have no checksums.")
     if report.against is not None:
         experts = f" and {report.compared_experts} experts" if report.kind == "store" else ""
-        out.print(
-            f"{report.compared_tensors} tensors{experts} compared bit for bit with {report.against}.", markup=False
-        )
+        out.print(f"{report.compared_tensors} tensors{experts} compared bit for bit with {report.against}.")
     if report.ok:
         out.print("Nothing is wrong.", style="green")
     else:
@@ -94,10 +90,5 @@ def _print_leftovers(report: ModelVerification) -> None:
         f"Left over from a growth that was interrupted (or is running now): {count} file{'s'[: count > 1]}, {size}."
     )
     for leftover in report.leftovers:
-        out.print(f"  {leftover.file}", markup=False)
+        out.print(f"  {leftover.file}")
     out.print("That is harmless and no part of the store; the next growth or extraction removes it.")
-
-
-def _plain(text: str) -> str:
-    """Text as it is: brackets in names are no markup."""
-    return text.replace("[", r"\[")

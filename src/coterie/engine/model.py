@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError, MemoryBudgetError
-from coterie.files.json_text import read_json_object
 from coterie.hf.configs import read_config
 from coterie.hf.foreign import foreign
+from coterie.hf.generation_config import read_generation_config
 from coterie.hf.implementations import unavailable_attention
 from coterie.hf.shapes import check_dense_shapes, rest_nbytes
 from coterie.hf.skeleton import bounded_parts
@@ -31,12 +31,14 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
             limit.
 
     Raises:
-        LoadError: If a weight is missing, left over or of another shape, or a file beside the weights is damaged.
+        LoadError: If a weight is missing, left over or of another shape, or the generation settings cannot be used.
         MemoryBudgetError: If there is not room enough.
         UnsupportedError: If the experts or a router cannot be adapted.
     """
     path = source.directory / "config.json"
-    generation_config = _generation_config(source)
+    settings = read_generation_config(
+        source.directory, getattr(source.model_class, "generation_config_class", None) or None
+    )
     _warn_attention(source)
 
     def attach(model: PreTrainedModel) -> None:
@@ -53,12 +55,13 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
             dtype=source.dtype,
             quantization_config=StreamingConfig(attach),
             experts_implementation="eager",  # for classes that choose more by it than their experts' arithmetic
-            generation_config=generation_config,
+            generation_config=settings,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported, and refused just below with their names
         )
     if attachment.linears is not None:
         attachment.linears.fill()
+    source.finish_loading()
     _check_loaded(model, info, attachment, source)
     model.config.name_or_path = str(source.directory)
     model.requires_grad_(False)
@@ -66,24 +69,6 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
     quicken_norms(model)
     quicken_tokens(model)
     return model
-
-
-def _generation_config(source: ModelSource) -> Any:
-    """What ``generation_config.json`` says, if there is one.
-
-    Raises:
-        LoadError: If it is not a JSON object, or transformers does not accept a value.
-    """
-    from transformers import GenerationConfig
-
-    path = source.directory / "generation_config.json"
-    try:
-        read_json_object(path, error=LoadError, advice="Correct it, or remove it: then the defaults hold.")
-    except FileNotFoundError:
-        return None
-    cls = getattr(source.model_class, "generation_config_class", None) or GenerationConfig
-    with foreign("The generation configuration", path):
-        return cls.from_pretrained(source.directory, local_files_only=True)
 
 
 def _warn_attention(source: ModelSource) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coterie.checkpoint import BUNDLED
-from coterie.checkpoint.naming import check_name, no_model
+from coterie.files.naming import BUNDLED, check_name, resolve_path
+from coterie.files.other_programs import no_model
 from coterie.store import Store, is_store, is_unfinished
 
 
@@ -19,7 +19,7 @@ def store_path(model: str | Path) -> Path | None:
     if model == BUNDLED:
         return None
     check_name(model)
-    path = Path(model).expanduser()
+    path = Path(resolve_path(model)).expanduser()
     if is_store(path):
         return path
     if path.is_dir():

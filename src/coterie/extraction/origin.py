@@ -12,9 +12,10 @@ from pathlib import Path
 
 import xxhash
 
-from coterie.checkpoint import Checkpoint, CheckpointBank, Location, TensorInfo, model_dtype, read_header
+from coterie.checkpoint import Checkpoint, CheckpointBank, Location, TensorInfo, model_dtype
 from coterie.errors import LoadError, UsageError
 from coterie.extraction.side_files import side_files, with_dtype
+from coterie.extraction.stored_dense import dense_headers
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, load_config, load_quantisation, read_config, resolve_model
 from coterie.hf.dtypes import SAFETENSORS_DTYPES
@@ -57,7 +58,7 @@ class StoreOrigin(Checkpoint):
         facts = store.manifest
         config = load_config(store.path)
         model_class, model_config = resolve_model(config, facts.model.component)
-        tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
+        tensors = dense_headers(store)
         skeleton = build_skeleton(
             model_class, model_config, model_dtype(model_config, tensors), path=store.path / "config.json"
         )

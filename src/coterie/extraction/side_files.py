@@ -13,13 +13,13 @@ import torch
 from coterie.errors import CheckpointFileError
 from coterie.hf.configs import COMPONENTS
 from coterie.store import side_file_problem
+from coterie.store.names import MAX_SIDE_FILE_BYTES
 
 _KEPT = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "LICENSE*", "NOTICE*", "README.md",
 )  # fmt: skip
 _LEFT_OUT = ("*.index.json", "trainer_state.json", "optimizer*", "scheduler*", "requirements*.txt")
 _TEMPLATES = "additional_chat_templates"
-_LIMIT = 256 * 2**20
 
 
 def side_files(directory: Path) -> dict[str, Path]:
@@ -35,7 +35,7 @@ def side_files(directory: Path) -> dict[str, Path]:
         if templates.is_dir():
             candidates |= {f"{_TEMPLATES}/{path.name}": path for path in templates.glob("*.jinja")}
         for name, path in sorted(candidates.items()):
-            if _is_kept(name) and path.is_file() and path.stat().st_size <= _LIMIT:
+            if _is_kept(name) and path.is_file() and path.stat().st_size <= MAX_SIDE_FILE_BYTES:
                 found[name] = path
     except OSError as error:
         raise CheckpointFileError(

@@ -13,7 +13,7 @@ from io import BufferedReader
 from typing import Any
 
 from coterie.files.json_text import JsonLimits, JsonProblem, parse_json
-from coterie.spec import DTYPE_BYTES
+from coterie.spec import DTYPE_BYTES, FileStamp
 
 LENGTH_BYTES = 8
 MAX_DIMENSIONS = 64
@@ -67,11 +67,13 @@ class HeaderText:
         text: The JSON text, padding included.
         length: What the file says of its length.
         size: Bytes of the file.
+        stamp: Which file it was, or None if it is not on this machine.
     """
 
     text: bytes
     length: int
     size: int
+    stamp: FileStamp | None = None
 
     @property
     def data_start(self) -> int:
@@ -86,12 +88,12 @@ def read_header_text(file: BufferedReader, limit: int) -> HeaderText:
         HeaderProblem: If the length that the file states is beyond ``limit`` or the file.
         OSError: If the file cannot be read.
     """
-    size = os.fstat(file.fileno()).st_size
-    length = header_length(file.read(LENGTH_BYTES), size, limit)
+    stamp = FileStamp.of(os.fstat(file.fileno()))
+    length = header_length(file.read(LENGTH_BYTES), stamp.nbytes, limit)
     text = file.read(length)
     if len(text) < length:
         raise HeaderProblem("the file ends within the header")
-    return HeaderText(text=text, length=length, size=size)
+    return HeaderText(text=text, length=length, size=stamp.nbytes, stamp=stamp)
 
 
 def header_length(prefix: bytes, size: int, limit: int) -> int:

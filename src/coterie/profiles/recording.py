@@ -57,7 +57,7 @@ class Recording:
             same, and no other process may be recording it.
         segment_tokens: Tokens after which a segment ends.
         vocabulary: Tokens kept per expert; 0 counts no token ids.
-        pairs: Whether pairs of experts are counted.
+        pairs: Whether pairs of experts are counted, where there are not too many of them.
 
     Attributes:
         run: That given.
@@ -80,7 +80,7 @@ class Recording:
         self.run = run
         self.database = database
         self._segment_tokens = segment_tokens
-        self._accumulator = Accumulator(run.banks, vocabulary=vocabulary, pairs=pairs)
+        self._accumulator = Accumulator(run.banks, vocabulary=vocabulary, pairs=pairs and run.has_pairs)
         self._has_vocabulary = vocabulary > 0
         database.add_run(run)
         numbers = database.digests(run.uuid)

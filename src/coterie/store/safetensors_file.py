@@ -99,7 +99,7 @@ def read_header(path: Path) -> SafetensorsHeader:
         StoreFormatError: If rule R21, R22 or R23 is broken.
         OSError: If the file cannot be read.
     """
-    with regular_file(path) as file:
+    with regular_file(path, links=False) as file:
         try:
             header = read_header_text(file, MAX_HEADER_BYTES)
         except HeaderProblem as problem:

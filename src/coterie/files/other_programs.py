@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from coterie.checkpoint.gguf import gguf_error
 from coterie.errors import CheckpointNotFoundError, CoterieError, StoreNotFoundError, UnsupportedError, UsageError
+from coterie.files.gguf import gguf_error
 
 _ADDRESS = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?:models/)?(?P<id>[\w.-]+/[\w.-]+)(?P<rest>/.*)?$"
@@ -17,8 +17,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _EXAMPLE = "Pass a directory, or a Hub id like 'Qwen/Qwen3-30B-A3B'."
 
 
-def check_name(model: str | Path) -> None:
-    """Refuses what is neither a directory nor the id of a repository, and says what was probably meant.
+def check_form(model: str | Path) -> None:
+    """Refuses files, addresses and names of other programs, and says what was probably meant.
 
     Args:
         model: What a user wrote.
@@ -40,7 +40,7 @@ def check_name(model: str | Path) -> None:
         )
     if _SCHEME.match(text):
         raise UsageError(f"{text!r} is an address; models are not opened by addresses.", advice=_EXAMPLE, got=model)
-    path = Path(text).expanduser()
+    path = _expanded(text)
     if _exists(path):
         if not path.is_dir():
             raise _file_error(path)
@@ -86,6 +86,13 @@ def no_model(directory: Path) -> CoterieError:
 
 def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file() or (path / "coterie.json").is_file()
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(text)
 
 
 def _exists(path: Path) -> bool:

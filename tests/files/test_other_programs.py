@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from coterie.checkpoint import Location
-from coterie.checkpoint.gguf import original_of
 from coterie.errors import CheckpointNotFoundError, CoterieError, StoreNotFoundError, UnsupportedError, UsageError
 from coterie.extraction import inspect
+from coterie.files.gguf import original_of
 
 
 def text(value: str) -> bytes:
