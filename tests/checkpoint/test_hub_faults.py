@@ -275,6 +275,18 @@ def test_a_file_in_the_cache_that_was_cut_is_downloaded_again(hub, text, waits):
     assert same(download(), text)
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_verify_compares_what_is_in_the_cache(offline, hub, text, waits):
+    path = download().location.directory / a_shard(text)
+    assert verify(REPO, offline=offline).problems == ()
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    (problem,) = verify(REPO, offline=offline).problems
+    assert (problem.kind, problem.file) == ("corrupt", path.name)
+    assert "SHA-256" in problem.message
+
+
 # --- servers without ranges, and hostile headers ----------------------------------------------------------------------
 
 

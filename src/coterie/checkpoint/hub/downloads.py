@@ -13,7 +13,7 @@ from huggingface_hub import constants, hf_hub_download, hf_hub_url
 
 from coterie.checkpoint.hub.attempts import Attempts
 from coterie.checkpoint.hub.cache import RepositoryCache
-from coterie.checkpoint.hub.checksums import Checksum, is_checksum
+from coterie.checkpoint.hub.checksums import Checksum, checksum_of, is_checksum
 from coterie.checkpoint.hub.failures import PROBLEMS, BrokenAnswer
 from coterie.checkpoint.hub.listing import RemoteFile, is_plain_name
 from coterie.checkpoint.hub.requests import opened
@@ -128,7 +128,7 @@ def _by_http(cache: RepositoryCache, url: str, key: str, file: RemoteFile, advan
             if file.sha256 is None and partial.offset != file.nbytes:
                 path.unlink(missing_ok=True)  # nothing says at the next try that it is the same content
         checksum = partial.checksum
-        if checksum is None or checksum.got == checksum.expected:
+        if checksum is None or checksum.right:
             # The name that all clients of the Hub give it: the tag, which is the SHA-256 of a large file.
             name = file.sha256 or (tag if tag and is_plain_name(tag) and "/" not in tag else key)
             blob = cache.blob(name)
@@ -137,7 +137,7 @@ def _by_http(cache: RepositoryCache, url: str, key: str, file: RemoteFile, advan
         path.unlink(missing_ok=True)
         advance(-partial.offset)
         if last:
-            raise OtherBytes(f"its {checksum.kind} is {checksum.got}, the Hub says {checksum.expected}")
+            raise OtherBytes(checksum.difference)
     raise AssertionError("the loop returns or raises")
 
 
@@ -189,15 +189,12 @@ def _by_client(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFi
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # of the disk
                 attempts.failed(error)
-        checksum = Checksum(str(file.sha256), pointer.stat().st_size)
-        with pointer.open("rb") as content:
-            while piece := content.read(_PIECE):
-                checksum.update(piece)
-        if checksum.got == checksum.expected:
+        checksum = checksum_of(pointer, str(file.sha256))
+        if checksum.right:
             return pointer
         cache.remove(pointer)
         if last:
-            raise OtherBytes(f"its {checksum.kind} is {checksum.got}, the Hub says {checksum.expected}")
+            raise OtherBytes(checksum.difference)
     raise AssertionError("the loop returns or raises")
 
 

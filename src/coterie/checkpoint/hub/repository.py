@@ -17,6 +17,7 @@ from coterie.checkpoint.formats import unread_format
 from coterie.checkpoint.headers import TensorInfo
 from coterie.checkpoint.hub.attempts import PATIENCE
 from coterie.checkpoint.hub.cache import RepositoryCache
+from coterie.checkpoint.hub.checksums import checksum_of, is_checksum
 from coterie.checkpoint.hub.downloads import OtherBytes, download, is_whole
 from coterie.checkpoint.hub.failures import Failure, HubFailure
 from coterie.checkpoint.hub.listing import Listing, RemoteFile, is_plain_name, list_repository
@@ -70,6 +71,24 @@ class Repository:
         """Names of its files, as far as they are known."""
         here = (path.relative_to(self.directory).as_posix() for path in self.directory.rglob("*") if path.is_file())
         return sorted({*here, *(() if self.listing is None else self.listing.files)})
+
+    def checksum_problem(self, name: str, advance: Callable[[int], object]) -> str | None:
+        """Compares a file that is here with the Hub's checksum, which is also the name of its blob in the cache.
+
+        Args:
+            name: The file.
+            advance: Told how many more bytes were read.
+
+        Returns:
+            What is wrong, or None if nothing is, or no checksum is known.
+        """
+        path = self.directory / name
+        listed = None if self.listing is None else self.listing.files.get(name)
+        expected = path.resolve().name if listed is None else listed.sha256 or listed.blob_id
+        if expected is None or not is_checksum(expected):
+            return None
+        checksum = checksum_of(path, expected, advance)
+        return None if checksum.right else checksum.difference
 
     def download_nbytes(self, names: Iterable[str]) -> dict[str, int]:
         """Of those files that are not here, the bytes that still have to be downloaded."""
