@@ -166,7 +166,7 @@ def _receive(partial: _Partial, url: str, file: RemoteFile, attempts: Attempts, 
             _check_size(partial, file.nbytes, advance)
             break
         except PROBLEMS as error:
-            if isinstance(error, StatusProblem) and error.status == 416:
+            if isinstance(error, StatusProblem) and error.status == 416 and before:
                 error = BrokenAnswer(f"the server has only {before:,} of its {file.nbytes:,} bytes")
             attempts.failed(error, partial.offset)
     return tag
