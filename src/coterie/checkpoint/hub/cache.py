@@ -102,9 +102,9 @@ class RepositoryCache:
 
     def remove(self, pointer: Path) -> None:
         """Removes a file of a snapshot, and the blob that it shows."""
-        blob = pointer.resolve()
+        blob = Path(os.path.normpath(pointer.parent / pointer.readlink())) if pointer.is_symlink() else None
         pointer.unlink(missing_ok=True)
-        if blob.is_relative_to(self._blobs.resolve()):
+        if blob is not None and blob.parent == self._blobs:
             blob.unlink(missing_ok=True)
 
     def remove_stale(self) -> int:
