@@ -9,7 +9,7 @@ from typing import Literal
 
 from coterie.checkpoint import Checkpoint, Location
 from coterie.errors import StoreError
-from coterie.extraction.checkpoint_problems import file_problems, open_problems
+from coterie.extraction.checkpoint_problems import checksum_problems, file_problems, open_problems
 from coterie.extraction.comparison import Comparison
 from coterie.extraction.dense import dense_tensors
 from coterie.extraction.models import store_path
@@ -153,7 +153,8 @@ def _verify_checkpoint(
     start: float,
 ) -> ModelVerification:
     location = Location.find(model, revision=revision, offline=offline)
-    problems = file_problems(location)
+    problems, checked = checksum_problems(location, progress)
+    problems += file_problems(location)
     checkpoint, found = open_problems(location, component, problems)
     problems += found
     tensors = 0
@@ -175,7 +176,7 @@ def _verify_checkpoint(
         problems=tuple(problems),
         files=files,
         experts=0,
-        checked_nbytes=0,
+        checked_nbytes=checked,
         compared_tensors=tensors,
         compared_experts=0,
         absent_experts=0,
