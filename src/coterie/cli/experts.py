@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 command = typer.Typer(add_completion=False, no_args_is_help=True, help="Asks a profile which experts do what.")
 
-_FEW_BLOCKS = "Too few segments: nothing is tested. Record more, at least four segments of each domain."
+_FEW_BLOCKS = (
+    "Too few segments: nothing is tested, which takes four of each domain. Record more, or record again into another "
+    "profile with fewer tokens in a segment: coterie profile record --segment-tokens 64."
+)
 
 DomainOption = Annotated[
     str | None, typer.Option("--domain", "-d", metavar="NAME", show_default=False, help="Such as code.")

@@ -15,7 +15,7 @@ from coterie.spec.events import (
 )
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
-from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges
+from coterie.spec.sizes import format_bytes, format_ranges, parse_bytes, parse_ranges
 from coterie.spec.source import ExpertSource, Extent
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "StepEnded",
     "StepStarted",
     "format_bytes",
+    "format_ranges",
     "parse_bytes",
     "parse_ranges",
     "round_up",
