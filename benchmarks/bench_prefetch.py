@@ -70,7 +70,7 @@ class Following:
         self._model = model
         self._ids = ids
         self._at = 0
-        self._cache: Any = None
+        self._kept: dict[str, Any] = {}
         self.likeliest: list[int] = []
         self._step(prompt)
 
@@ -84,10 +84,12 @@ class Following:
     def _step(self, tokens: int) -> None:
         import torch
 
+        from coterie.hf.caches import kept_cache
+
         ids = self._ids[:, self._at : self._at + tokens]
         with torch.inference_mode():
-            out = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        self._cache = out.past_key_values
+            out = self._model(ids, **self._kept, use_cache=True, logits_to_keep=1)
+        self._kept = kept_cache(out)
         self._at += tokens
         self.likeliest.append(int(out.logits[0, -1].argmax()))
 

@@ -135,6 +135,7 @@ def session(memory: str, profile: Path, domain: str, other: str, ids: list[int],
 
     from coterie.engine import load
     from coterie.engine.warming import ProfileUse
+    from coterie.hf.caches import kept_cache
     from coterie.profiles import Usage
 
     named = {"own": domain, "other": other}
@@ -156,15 +157,15 @@ def session(memory: str, profile: Path, domain: str, other: str, ids: list[int],
     before = cache.stats()
     if warm != "all":
         runtime.expect_request(["input_ids"])
-    past = None
+    kept: dict[str, Any] = {}
     began = time.perf_counter()
     first_s = 0.0
     after = before
     for start in (0, *range(PROMPT, len(ids))):
         piece = ids[start : PROMPT if start == 0 else start + 1]
         with torch.inference_mode():
-            out = model(torch.tensor([piece]), past_key_values=past, use_cache=True, logits_to_keep=1)
-        past = out.past_key_values
+            out = model(torch.tensor([piece]), **kept, use_cache=True, logits_to_keep=1)
+        kept = kept_cache(out)
         if start == 0:
             first_s = time.perf_counter() - began
             after = cache.stats()

@@ -31,7 +31,7 @@ class Decoding:
 
     def __init__(self, model: Any, prompt: torch.Tensor) -> None:
         self._model = model
-        self._cache: Any = None
+        self._kept: dict[str, Any] = {}
         self.tokens: list[int] = []
         self._step(prompt)
 
@@ -45,9 +45,11 @@ class Decoding:
     def _step(self, ids: torch.Tensor) -> None:
         import torch
 
+        from coterie.hf.caches import kept_cache
+
         with torch.inference_mode():
-            out = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        self._cache = out.past_key_values
+            out = self._model(ids, **self._kept, use_cache=True, logits_to_keep=1)
+        self._kept = kept_cache(out)
         self._next = out.logits[:, -1:].argmax(-1)
         self.tokens.append(int(self._next))
 

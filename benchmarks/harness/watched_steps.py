@@ -32,12 +32,14 @@ class WatchedSteps:
     def __init__(self, model: Any, prompt: int) -> None:
         import torch
 
+        from coterie.hf.caches import kept_cache
+
         self.model = model
         self._vocabulary = model.config.get_text_config().vocab_size
         self._draw = torch.Generator().manual_seed(0)
         with torch.no_grad():
             out = model(input_ids=self._ids(prompt), use_cache=True, logits_to_keep=1)
-        self._cache = out.past_key_values
+        self._kept = kept_cache(out)
 
     def _ids(self, count: int) -> Any:
         import torch
@@ -54,7 +56,7 @@ class WatchedSteps:
             self.model.coterie.add_observer(observer)
         began = time.perf_counter()
         with torch.no_grad():
-            self.model(input_ids=ids, past_key_values=self._cache, use_cache=True)
+            self.model(input_ids=ids, **self._kept, use_cache=True)
         took = time.perf_counter() - began
         if observer is not None:
             self.model.coterie.remove_observer(observer)

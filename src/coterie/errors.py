@@ -10,6 +10,7 @@
     │   ├── TensorMissingError         a tensor that the model needs is not in the checkpoint
     │   └── UnclaimedTensorError       a tensor of the checkpoint belongs to nothing in the model
     ├── UnsupportedError           the model, router, quantisation or operation is out of scope (named)
+    │   └── ContractError              the installed transformers does otherwise than Coterie relies on
     ├── StoreError                 a store cannot be used
     │   ├── StoreNotFoundError         the directory is not a (finished) store
     │   ├── StoreFormatError           a MUST rule of docs/format.md is broken: file, rule, place
@@ -24,6 +25,7 @@
     ├── LoadError                  loading would have left weights uninitialised or foreign
     ├── ReadError                  an expert could not be read while running
     ├── ContextLengthError         more tokens than the budget was made for
+    ├── OutputError                a file that was asked for cannot be written
     ├── InputError                 a prompt, picture or sound cannot be turned into model inputs
     ├── MissingPackageError        an optional package is not installed (says the line that installs it)
     └── ProfileError               a database of what experts do cannot be used
@@ -113,6 +115,13 @@ class UnsupportedError(CoterieError):
     """The model, router, quantisation or operation is out of scope; the message names it."""
 
 
+class ContractError(UnsupportedError):
+    """The installed transformers does otherwise than Coterie relies on; facts ``release`` and ``contract``.
+
+    Going on would give wrong output, or take more memory than was promised.
+    """
+
+
 class StoreError(CoterieError):
     """A store cannot be used."""
 
@@ -174,6 +183,10 @@ class ContextLengthError(CoterieError):
 
 class InputError(CoterieError):
     """A prompt, picture or sound cannot be turned into model inputs."""
+
+
+class OutputError(CoterieError):
+    """A file that was asked for cannot be written; what was there before is unchanged."""
 
 
 class MissingPackageError(CoterieError):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from coterie.cli import catalog
-from coterie.cli.catalog import default_stores_folder, examine, find_store, list_stores, remove_store
+from coterie.cli.catalog import examine, find_store, list_stores, remove_store
 from coterie.errors import StoreBusyError, StoreError, StoreFormatError, StoreNotFoundError
 from coterie.store import Store, StoreWriter
 from store.tiny import make_plan, write_store
@@ -48,19 +48,6 @@ def test_a_folder_that_is_not_there_has_no_stores(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_itself_a_store_is_listed(folder: Path) -> None:
     assert [entry.name for entry in list_stores(folder / "full")] == ["full"]
-
-
-def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("COTERIE_HOME", raising=False)
-    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
-    assert default_stores_folder() == tmp_path / ".local/share/coterie/stores"
-    monkeypatch.setenv("XDG_DATA_HOME", "relative")
-    assert default_stores_folder() == tmp_path / ".local/share/coterie/stores"
-    monkeypatch.setenv("XDG_DATA_HOME", "/data")
-    assert default_stores_folder() == Path("/data/coterie/stores")
-    monkeypatch.setenv("COTERIE_HOME", "~/here")
-    assert default_stores_folder() == tmp_path / "here/stores"
 
 
 def test_found_by_name_and_by_path(folder: Path, tmp_path: Path) -> None:

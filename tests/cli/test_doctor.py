@@ -97,3 +97,17 @@ def test_a_disk_that_cannot_be_tried_is_an_error_that_says_why(
     outcome = coterie("doctor", "--quick", "--disk", str(zoo_store("mixtral")))
     assert outcome.code == 2
     assert "cannot be found out" in outcome.err
+
+
+def test_a_path_that_is_not_there_is_an_error(coterie, tmp_path: Path) -> None:
+    for arguments in ((str(tmp_path / "nope"),), ("--disk", str(tmp_path / "nope"))):
+        outcome = coterie("doctor", "--quick", *arguments)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert f"There is no directory '{tmp_path / 'nope'}'" in outcome.err
+
+
+def test_a_store_is_named_as_everywhere(coterie, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COTERIE_HOME", str(tmp_path))
+    (tmp_path / "stores" / "mine").mkdir(parents=True)
+    found = json.loads(coterie("doctor", "mine", "--quick", "--json").out)
+    assert found["disk"]["path"] == str(tmp_path / "stores" / "mine")

@@ -32,6 +32,17 @@ def test_dry_run_lists_files_and_disk(coterie, moe: str, tmp_path: Path) -> None
     assert not (tmp_path / "store").exists()
 
 
+def test_a_large_store_is_told_what_four_bits_take(coterie, moe: str, tmp_path: Path, monkeypatch) -> None:
+    from coterie.extraction import extraction
+
+    monkeypatch.setattr(extraction, "LARGE_NBYTES", 1)
+    for arguments in (("--dry-run",), ()):
+        outcome = coterie("extract", moe, str(tmp_path / "store"), *arguments)
+        assert outcome.err.count("--scheme int4 --dense-scheme int4") == 1
+    assert "int4" not in coterie("extract", moe, str(tmp_path / "store")).err
+    assert "int4" not in coterie("extract", moe, str(tmp_path / "other"), "--scheme", "native").err
+
+
 def test_json(coterie, moe: str, tmp_path: Path) -> None:
     outcome = coterie("extract", moe, str(tmp_path / "store"), "--experts", "1", "--layers", "0", "--json")
     found = json.loads(outcome.out)

@@ -1,4 +1,5 @@
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from coterie import cli
-from coterie.cli import commands
+from coterie.cli import commands, other_names
 from coterie.cli.commands import COMMANDS, CommandEntry, build
 from coterie.errors import StoreNotFoundError, UsageError
 
@@ -76,6 +77,36 @@ def test_an_unknown_command_suggests_the_nearest(coterie) -> None:
     outcome = coterie("doctr")
     assert outcome.code == 2
     assert "Did you mean 'doctor'?" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("run", "coterie generate MODEL PROMPT"),
+        ("pull", "coterie extract CHECKPOINT STORE"),
+        ("ls", "coterie stores"),
+        ("list", "coterie stores"),
+        ("ps", "no service that keeps models loaded"),
+        ("rm", "coterie stores remove NAME"),
+        ("show", "coterie inspect MODEL"),
+        ("serve", "no server yet"),
+        ("version", "coterie --version"),
+        ("help", "coterie --help"),
+        ("convert", "coterie quantize MODEL STORE"),
+        ("zzz", "coterie --help"),
+    ],
+)
+def test_commands_of_other_programs_are_told_what_does_the_same(coterie, name: str, hint: str) -> None:
+    outcome = coterie(name, "some", "--thing")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"There is no command '{name}'." in outcome.err
+    assert hint in outcome.err
+
+
+def test_hints_name_commands_that_exist_and_hide_none() -> None:
+    assert not set(other_names._HINTS) & set(NAMES)
+    named = {word for hint in other_names._HINTS.values() for word in re.findall(r"`coterie ([a-z]+)", hint)}
+    assert named <= set(NAMES)
 
 
 def test_an_unknown_option_suggests_the_nearest(coterie) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from coterie.engine import TraceRecorder
 from coterie.errors import UsageError
+from coterie.hf.caches import kept_cache
 from coterie.spec import BankKey, ExpertsSelected, StepStarted
 from zoo import ZOO, logits
 
@@ -28,11 +29,11 @@ def expected(zoo_stock):
     stock = zoo_stock("qwen3_moe", BF16)
     ids = stock.generate(**ZOO["qwen3_moe"].inputs(seed=1), max_new_tokens=NEW, do_sample=False)
     rows: list[list[tuple[list[int], list[float]]]] = []
-    cache = None
+    kept = {}
     for piece in (ids[:, :24], *ids[:, 24:-1].split(1, dim=1)):
         with torch.no_grad():
-            out = stock(input_ids=piece, past_key_values=cache, use_cache=True, output_router_logits=True)
-        cache = out.past_key_values
+            out = stock(input_ids=piece, **kept, use_cache=True, output_router_logits=True)
+        kept = kept_cache(out)
         layers = []
         for scores in out.router_logits:
             best = scores.float().softmax(-1).topk(2)

@@ -10,13 +10,18 @@ from coterie.errors import UsageError
     "wrong",
     [
         {"max_new_tokens": 0},
-        {"temperature": 0.0},
+        {"temperature": -0.1},
+        {"temperature": 0, "greedy": False},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"top_p": 0.0},
         {"top_p": 1.1},
-        {"top_k": -1},
-        {"seed": -1},
+        {"top_k": -2},
+        {"seed": -2},
+        {"max_new_tokens": -2},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0},
+        {"stop": ("",)},
         {"seed": 2**63},
         {"greedy": True, "top_k": 5},
     ],
@@ -57,3 +62,29 @@ def test_a_seed_repeats_and_leaves_the_global_numbers_alone() -> None:
             drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_temperature_of_0_is_greedy_whatever_else_is_said() -> None:
+    base = GenerationConfig(do_sample=True, temperature=0.3)
+    made = Sampling(temperature=0, top_p=0.9).generation_config(base)
+    assert (made.do_sample, made.temperature, made.top_p) == (False, None, None)
+    assert Sampling(temperature=0, top_p=0.9, seed=1).unused(base) == ("top_p", "seed")
+
+
+def test_what_other_tools_write_for_none_is_none() -> None:
+    wishes = Sampling(max_new_tokens=-1, top_k=-1, seed=-1)
+    assert (wishes.max_new_tokens, wishes.top_k, wishes.seed) == (None, 0, None)
+    assert Sampling(greedy=True, temperature=0, top_p=1.0, top_k=0, min_p=0.0).unused(GenerationConfig()) == ()
+
+
+def test_min_p_samples_and_a_penalty_does_not() -> None:
+    made = Sampling(min_p=0.1).generation_config(GenerationConfig())
+    assert (made.do_sample, made.min_p) == (True, 0.1)
+    made = Sampling(repetition_penalty=2).generation_config(GenerationConfig(do_sample=False))
+    assert (made.do_sample, made.repetition_penalty) == (False, 2.0)
+    assert isinstance(made.repetition_penalty, float)  # transformers refuses a whole number
+
+
+def test_a_seed_is_unused_where_nothing_is_drawn() -> None:
+    assert Sampling(seed=1).unused(GenerationConfig()) == ("seed",)
+    assert Sampling(seed=1).unused(GenerationConfig(do_sample=True)) == ()

@@ -1,9 +1,31 @@
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from coterie.engine.streaming import TextStream
+
+DECODERS = {
+    "none": None,
+    "Llama": decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    ),
+    "replaced at the end": decoders.Sequence([decoders.Fuse(), decoders.Replace("a", "bb")]),
+    "metaspace": decoders.Metaspace(),
+    "bytes and metaspace": decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]),
+    "word pieces": decoders.WordPiece(),
+    "suffixes": decoders.BPEDecoder(),
+    "CTC": decoders.CTC(pad_token="<pad>"),
+    "byte level": decoders.ByteLevel(),
+    "byte fallback": decoders.ByteFallback(),
+    "fuse": decoders.Fuse(),
+}
+WORDS = ["<pad>", "<end>", "a", "▁", "▁the", "▁a", "##ing", "ing</w>", "x</w>", " ", "  ", "\n", "床", ".", "▁.", "é"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def stream(processors, token_ids):
@@ -54,6 +76,78 @@ def test_special_tokens_count_and_leave_no_text(processors) -> None:
 def test_any_tokens_join_to_their_decoded_text(processors, ids) -> None:
     streamer, _ = stream(processors, ids)
     streamer.end()
-    expected = processors.tokenizer.decode(ids, skip_special_tokens=True)
-    # Bytes that are no character may be replaced one by one or several at once, depending on where pieces end.
-    assert streamer.text.replace("\N{REPLACEMENT CHARACTER}", "") == expected.replace("\N{REPLACEMENT CHARACTER}", "")
+    assert streamer.text == processors.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def tokenizer_with(decoder: object) -> PreTrainedTokenizerFast:
+    vocabulary = [*WORDS, *BYTES]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<pad>"))
+    tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
+    if decoder is not None:
+        tokenizer.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def some_tokens(drawn: random.Random) -> list[int]:
+    """Words, loose bytes, and texts that are written in bytes; sometimes more than are decoded together."""
+    ids = [drawn.choice([drawn.randrange(272), drawn.randrange(len(WORDS))]) for _ in range(drawn.randrange(30))]
+    for character in drawn.choices("é床🦊", k=drawn.randrange(6)):
+        ids += [len(WORDS) + byte for byte in character.encode()]
+    return ids * drawn.choice([1, 1, 1, 40])
+
+
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
+def test_the_pieces_join_to_the_decoded_text_whatever_the_decoder_does(decoder) -> None:
+    tokenizer, drawn = tokenizer_with(decoder), random.Random(0)
+    for _ in range(60):
+        pieces: list[str] = []
+        streamer = TextStream(tokenizer, pieces.append)
+        ids = some_tokens(drawn)
+        for value in ([5], *([token] for token in ids)):
+            streamer.put(torch.tensor(value))
+        streamer.end()
+        assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def test_text_comes_while_tokens_do_also_with_long_texts() -> None:
+    tokenizer = tokenizer_with(DECODERS["Llama"])
+    pieces: list[str] = []
+    streamer = TextStream(tokenizer, pieces.append)
+    for value in ([5], *([WORDS.index("▁the")] for _ in range(2000))):
+        streamer.put(torch.tensor(value))
+    assert pieces == ["the", *[" the"] * 1999]
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [
+        (["床"], "a the"),
+        (["the床a"], "a the床床"),
+        (["a床"], "a the床床"),
+        (["nothing", " the"], "a"),
+        ([], "a the床床"),
+    ],
+)
+def test_a_stop_ends_the_text_before_it_and_is_not_shown_in_part(stops, expected) -> None:
+    tokenizer = tokenizer_with(DECODERS["Llama"])
+    pieces: list[str] = []
+    streamer = TextStream(tokenizer, pieces.append, stops=stops)
+    for word in ("prompt", "a", "▁the", "床", "床"):
+        streamer.put(torch.tensor([WORDS.index(word) if word in WORDS else 0]))
+        if "the床a" in stops and word == "▁the":
+            assert "".join(pieces) == "a "  # may be the beginning of the stop
+    streamer.end()
+    assert "".join(pieces) == streamer.text == expected
+    assert streamer.stopped == (expected != "a the床床")
+
+
+def test_marks_are_kept_where_they_are_asked_for() -> None:
+    tokenizer = tokenizer_with(DECODERS["Llama"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<mark>"]})
+    mark, end = tokenizer.convert_tokens_to_ids(["<mark>", "<end>"])
+    for keep, expected in (((), "aa"), (("<mark>",), "a<mark>a")):
+        streamer = TextStream(tokenizer, keep=keep)
+        for token in (5, 2, mark, 2, end):
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+        assert streamer.text == expected

@@ -12,7 +12,7 @@ from safetensors import safe_open
 import coterie
 from coterie.checkpoint import Checkpoint
 from coterie.errors import DiskSpaceError, StoreError, UsageError
-from coterie.extraction import Progress, extract
+from coterie.extraction import ExtractionReport, Progress, extract, extraction
 from coterie.extraction.copying import BUFFER_BYTES, scratch_nbytes, worker_count
 from coterie.store import Store, verify_store
 from zoo import ZOO
@@ -177,6 +177,32 @@ def test_directories_that_are_refused(moe: Path, tmp_path: Path) -> None:
             extract(source, target)
     assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in moe.iterdir())
     assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+
+
+def test_the_name_of_the_bundled_model_is_none_for_a_store(moe: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("bundled", "./bundled", Path("bundled")):
+        with pytest.raises(UsageError, match="model in the package"):
+            extract(moe, name)
+        with pytest.raises(UsageError, match="model in the package"):
+            coterie.quantize(moe, name, scheme="int4")
+    assert list(tmp_path.iterdir()) == []
+    assert extract(moe, tmp_path / "bundled").complete
+
+
+def test_four_bits_are_spoken_of_where_nobody_chose_and_it_matters(moe: Path, tmp_path: Path, monkeypatch) -> None:
+    told: list[ExtractionReport] = []
+    assert extract(moe, tmp_path / "small", planned=told.append).int4_nbytes is None
+    monkeypatch.setattr(extraction, "LARGE_NBYTES", 1)
+    report = extract(moe, tmp_path / "native", planned=told.append)
+    four = extract(moe, tmp_path / "four", scheme="int4", dense_scheme="int4")
+    assert report.int4_nbytes is not None
+    # Beside the tensors a store has headers, a manifest and small files.
+    assert four.written_nbytes == report.int4_nbytes < report.written_nbytes
+    for chosen in ({"scheme": "native"}, {"dense_scheme": "native"}, {"scheme": "int4"}):
+        assert extract(moe, tmp_path / "x", **chosen, dry_run=True).int4_nbytes is None
+    assert extract(moe, tmp_path / "native").int4_nbytes is None, "it is there already"
+    assert [(one.status, one.int4_nbytes) for one in told] == [("planned", None), ("planned", report.int4_nbytes)]
 
 
 def test_another_model_does_not_go_into_the_same_store(zoo_checkpoint, moe: Path, tmp_path: Path) -> None:

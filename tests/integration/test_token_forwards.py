@@ -13,6 +13,7 @@ from torch import nn
 
 from coterie.errors import UsageError
 from coterie.extraction import extract
+from coterie.hf.caches import caches_in, kept_cache
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_layer import TokenLayer
 from coterie.integration.token_router import TokenRouter
@@ -74,7 +75,7 @@ def continued(model: Any, ids: torch.Tensor = IDS, steps: int = 6, **options: An
         out = text(model)(ids, use_cache=True)
         for step in range(steps):
             token = torch.full_like(ids[:, :1], step + 5)
-            out = text(model)(token, past_key_values=out.past_key_values, use_cache=True, **options)
+            out = text(model)(token, **kept_cache(out), use_cache=True, **options)
             found.append(out.logits)
     return torch.cat(found, dim=1)
 
@@ -91,12 +92,11 @@ class PartByPart:
     def __init__(self, module: Any) -> None:
         self.module, self.calls = module, 0
 
-    def __call__(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **others):
+    def __call__(self, hidden_states, position_embeddings, **others):
         module, loaded = self.module, library()
         if hidden_states.shape[1] > 1:
-            return type(module).forward(
-                module, hidden_states, position_embeddings, attention_mask, past_key_values, **others
-            )
+            return type(module).forward(module, hidden_states, position_embeddings, **others)
+        (cache,) = caches_in(others.values())
         self.calls += 1
         width = module.head_dim
         query = module.q_norm(module.q_proj(hidden_states).view(1, 1, -1, width)).contiguous()
@@ -104,7 +104,7 @@ class PartByPart:
         value = module.v_proj(hidden_states).view(1, -1, 1, width)
         for heads in (query, key):
             rotate(loaded, heads, *position_embeddings)
-        keys, values = past_key_values.update(key.view(1, -1, 1, width), value, module.layer_idx)
+        keys, values = cache.update(key.view(1, -1, 1, width), value, module.layer_idx)
         return module.o_proj(token_attention(loaded, query, keys, values, module.scaling)), None
 
 
@@ -273,7 +273,7 @@ def test_what_is_to_be_recorded_is_recorded(options: dict[str, bool], store, ope
         model.set_attn_implementation("eager")
     with torch.no_grad():
         out = model(IDS, use_cache=True)
-        out = model(IDS[:, :1], past_key_values=out.past_key_values, **options)
+        out = model(IDS[:, :1], **kept_cache(out), **options)
     assert not finished
     found = out.attentions if "output_attentions" in options else out.router_logits
     assert len(found) == len(replaced(model, TokenLayer)) == 2
@@ -294,9 +294,9 @@ def test_hidden_states_are_recorded_of_native_layers(store, open_model, finished
     assert torch.equal(out.sequences, plain.sequences)
     # What was recorded of a step is what its layers gave, not memory that the next one wrote to.
     with torch.no_grad():
-        cache = model(IDS, use_cache=True).past_key_values
+        kept = kept_cache(model(IDS, use_cache=True))
         for step, token in enumerate(out.sequences[0, IDS.shape[1] : -1]):
-            again = model(token[None, None], past_key_values=cache, output_hidden_states=True).hidden_states
+            again = model(token[None, None], **kept, output_hidden_states=True).hidden_states
             assert all(torch.equal(a, b) for a, b in zip(out.hidden_states[step + 1], again, strict=True))
 
 
@@ -337,14 +337,14 @@ def test_a_parametrised_norm_goes_to_the_class(store, open_model, finished) -> N
 def test_a_cache_of_something_else_is_refused(change: str, store, open_model) -> None:
     model = open_model(store("qwen3_moe"))
     with torch.no_grad():
-        cache = model(IDS, use_cache=True).past_key_values
-        for layer in cache.layers:
+        kept = kept_cache(model(IDS, use_cache=True))
+        for layer in next(iter(kept.values())).layers:
             for name in ("keys", "values"):
-                kept = getattr(layer, name)
-                other = {"float32": kept.float(), "heads": kept[:, :1], "width": kept[..., ::2]}[change]
+                own = getattr(layer, name)
+                other = {"float32": own.float(), "heads": own[:, :1], "width": own[..., ::2]}[change]
                 setattr(layer, name, other.contiguous())
         with pytest.raises((UsageError, RuntimeError)):
-            model(IDS[:, :1], past_key_values=cache, use_cache=True)
+            model(IDS[:, :1], **kept, use_cache=True)
 
 
 @pytest.fixture
@@ -461,7 +461,7 @@ def test_a_closed_model_says_so(store, open_model) -> None:
         out = model(IDS, use_cache=True)
         model.coterie.close()
         with pytest.raises(UsageError, match="closed"):
-            model(IDS[:, :1], past_key_values=out.past_key_values, use_cache=True)
+            model(IDS[:, :1], **kept_cache(out), use_cache=True)
 
 
 def test_two_threads_do_not_meet(store, open_model) -> None:

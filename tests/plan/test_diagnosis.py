@@ -5,7 +5,7 @@ import pytest
 
 from coterie.errors import UsageError
 from coterie.plan import diagnosis
-from coterie.plan.diagnosis import NativeFacts, PackageFacts, diagnose, package_facts
+from coterie.plan.diagnosis import NativeFacts, PackageFacts, WaitingFacts, diagnose, package_facts
 from coterie.plan.disk import DiskFacts, ReadSpeed
 from coterie.plan.machine import CgroupMemory, MemoryLimits, ProcessMemory
 
@@ -15,6 +15,7 @@ GOOD_DISK = DiskFacts(
     path=Path("/data"), filesystem="ext4", mount_point="/", device="/dev/sda", total=9, free=8, direct_io=True
 )
 NATIVE = NativeFacts(level="avx2", why_not=None)
+WAITING = WaitingFacts(how="asleep", turns_for_long=False)
 
 
 @pytest.fixture
@@ -30,12 +31,15 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(diagnosis, "core_quota", lambda: None)
     monkeypatch.setattr(diagnosis, "usable_cores", lambda: 4)
     monkeypatch.setattr(diagnosis, "instruction_sets", lambda: ("avx2",))
+    monkeypatch.setattr(diagnosis, "_others", lambda before: 0.0)
     monkeypatch.setattr(diagnosis, "_address_space_limit", lambda: None)
     return monkeypatch
 
 
 def advice(capability: str = "AVX2") -> str:
-    return "\n".join(diagnose(Path(), torch_capability=capability, native=NATIVE, measure=False).advice)
+    return "\n".join(
+        diagnose(Path(), torch_capability=capability, native=NATIVE, waiting=WAITING, measure=False).advice
+    )
 
 
 def test_a_healthy_machine_gets_no_advice(healthy: pytest.MonkeyPatch) -> None:
@@ -44,7 +48,7 @@ def test_a_healthy_machine_gets_no_advice(healthy: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_native_library_is_named_with_its_reason(healthy: pytest.MonkeyPatch) -> None:
     absent = NativeFacts(level=None, why_not="libcoterie.so was not built.")
-    found = diagnose(Path(), torch_capability="AVX2", native=absent, measure=False)
+    found = diagnose(Path(), torch_capability="AVX2", native=absent, waiting=WAITING, measure=False)
     assert found.native_level is None
     assert "libcoterie.so was not built" in "".join(found.advice)
 
@@ -98,7 +102,7 @@ def test_disk_advice(healthy: pytest.MonkeyPatch, filesystem: str, direct_io: bo
 def test_slow_random_reads(healthy: pytest.MonkeyPatch, seconds: float, slow: bool) -> None:
     speed = ReadSpeed(pattern="random", block=2**20, depth=4, nbytes=10**9, seconds=seconds, direct=True)
     healthy.setattr(diagnosis, "measure_reads", lambda *_args, **_options: [speed])
-    text = "\n".join(diagnose(Path(), torch_capability="AVX2", native=NATIVE, measure=True).advice)
+    text = "\n".join(diagnose(Path(), torch_capability="AVX2", native=NATIVE, waiting=WAITING, measure=True).advice)
     assert ("Random reads are slow" in text) is slow
 
 
@@ -107,7 +111,7 @@ def test_a_disk_that_cannot_be_measured_leaves_the_rest(healthy: pytest.MonkeyPa
         raise UsageError("/data cannot be written")
 
     healthy.setattr(diagnosis, "measure_reads", refuse)
-    report = diagnose(Path(), torch_capability="AVX2", native=NATIVE, measure=True)
+    report = diagnose(Path(), torch_capability="AVX2", native=NATIVE, waiting=WAITING, measure=True)
     assert report.reads == ()
     assert any("not measured: /data cannot be written" in line for line in report.advice)
     assert report.packages
@@ -139,7 +143,32 @@ def test_new_memory_that_is_slow_to_come(healthy: pytest.MonkeyPatch) -> None:
     healthy.setattr(diagnosis, "measure_reads", lambda *_args, **_options: [])
     for bandwidth, told in ((4e8, True), (4e9, False)):
         healthy.setattr(diagnosis, "new_memory_bandwidth", lambda available, bandwidth=bandwidth: bandwidth)
-        found = diagnose(Path(), torch_capability="AVX2", native=NATIVE)
+        found = diagnose(Path(), torch_capability="AVX2", native=NATIVE, waiting=WAITING)
         assert found.new_memory == bandwidth
         assert ("New memory becomes usable at 381.47 MiB/s, as in" in "".join(found.advice)) is told
-    assert diagnose(Path(), torch_capability="AVX2", native=NATIVE, measure=False).new_memory is None
+    assert diagnose(Path(), torch_capability="AVX2", native=NATIVE, waiting=WAITING, measure=False).new_memory is None
+
+
+@pytest.mark.parametrize(
+    ("others", "turns_for_long", "said"),
+    [
+        (0.1, True, ()),
+        (None, True, ()),
+        (1.6, False, ("1.6 of 4 processors busy",)),
+        (1.6, True, ("1.6 of 4 processors busy", "--threads 2", "OMP_WAIT_POLICY=passive")),
+        (4.0, True, ("--threads 1,",)),
+    ],
+)
+def test_busy_processors_are_told_of(
+    healthy: pytest.MonkeyPatch, others: float | None, turns_for_long: bool, said: tuple[str, ...]
+) -> None:
+    healthy.setattr(diagnosis, "_others", lambda before: others)
+    healthy.setattr(diagnosis, "new_memory_bandwidth", lambda available: 1e12)
+    healthy.setattr(diagnosis, "measure_reads", lambda path, progress: [])
+    waiting = WaitingFacts(how="somehow", turns_for_long=turns_for_long)
+    found = diagnose(Path(), torch_capability="AVX2", native=NATIVE, waiting=waiting)
+    assert (found.cores_of_others, found.waiting) == (others, "somehow")
+    told = " ".join(line for line in found.advice if "processors" in line)
+    assert bool(told) == bool(said)
+    assert all(part in told for part in said)
+    assert ("OMP_WAIT_POLICY" in told) == (turns_for_long and bool(said))

@@ -423,7 +423,7 @@ def test_a_database_that_is_not_there_is_named(postgresql_server) -> None:
 
 def test_without_the_driver_the_way_to_it_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ProfileError, match=r"pip install 'coterie\[postgresql\]'"):
+    with pytest.raises(ProfileError, match=r"pip install 'psycopg\[binary\]>="):
         ProfileDatabase("postgresql://host/db")
 
 

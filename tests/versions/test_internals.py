@@ -1,183 +1,130 @@
-"""What Coterie relies on inside transformers, one test each: a release that moves something is told what it moved.
+"""What Coterie relies on inside transformers, with the release of this environment, and which releases there are.
 
-None of this is promised by transformers. When a test fails with a new release, the message names the place in
-``coterie`` that has to follow.
+None of it is promised by transformers. The checks are in `src`, as `coterie doctor --transformers` runs them, too: a
+release that moves something is told what it moved, and which module has to follow.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import re
 import tomllib
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 import transformers
 from packaging.requirements import Requirement
 from packaging.version import Version
-from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import PreTrainedModel, Qwen3MoeForCausalLM
+from transformers.cache_utils import DynamicLayer
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-RELEASE = f"transformers {transformers.__version__}"
+from coterie.engine.contracts import CONTRACTS, ENGINE
+from coterie.hf.caches import is_cache
+from coterie.hf.contract import examine
+from coterie.hf.releases import TESTED
+from coterie.integration.quantizer import StreamingQuantizer
 
-
-def found(module: str, name: str, follower: str):
-    """Something inside transformers by name, or a failure that says what moved and who has to follow."""
-    try:
-        thing = importlib.import_module(module)
-        for part in name.split("."):
-            thing = getattr(thing, part)
-    except (ImportError, AttributeError) as error:
-        pytest.fail(f"{RELEASE} has moved {module}.{name} ({error}); {follower} has to follow.")
-    return thing
-
-
-SIGNATURES = [
-    ("core_model_loading", "rename_source_key", ("source_key", "weight_renamings", "weight_converters"), "hf.keymap"),
-    ("core_model_loading", "WeightConverter.add_tensor", ("target_key", "source_key", "source_pattern", "future"),
-     "hf.decoding"),
-    ("core_model_loading", "WeightConverter.convert", ("layer_name", "model", "config"), "hf.decoding"),
-    ("core_model_loading", "WeightRenaming", ("source_patterns", "target_patterns"), "hf.keymap"),
-    ("core_model_loading", "MergeModulelist", ("dim",), "hf.decoding"),
-    ("core_model_loading", "Concatenate", ("dim",), "hf.decoding"),
-    ("core_model_loading", "dot_natural_key", ("s",), "hf.keymap"),
-    ("conversion_mapping", "get_model_conversion_mapping", ("model",), "hf.keymap"),
-    ("conversion_mapping", "get_checkpoint_conversion_mapping", ("model_type",), "hf.keymap"),
-    ("modeling_utils", "PreTrainedModel._adjust_missing_and_unexpected_keys", ("loading_info",), "hf.keymap"),
-    ("modeling_utils", "PreTrainedModel._from_config", ("config", "kwargs"), "hf.skeleton"),
-    ("quantizers.base", "HfQuantizer._process_model_before_weight_loading", ("model",), "integration.quantizer"),
-    ("quantizers.auto", "register_quantizer", ("name",), "integration.quantizer"),
-    ("quantizers.auto", "register_quantization_config", ("method",), "integration.quantizer"),
-    ("models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil", (), "engine.processors"),
-    ("models.qwen3_omni_moe.processing_qwen3_omni_moe", "_get_feat_extract_output_lengths", ("input_lengths",),
-     "engine.placeholders"),
-    ("utils.quantization_config", "QuantizationConfigMixin", (), "integration.quantizer"),
-]  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = [contract.name for contract in CONTRACTS]
+LOCKS = {"requirements-oldest.lock": 0, "requirements-between.lock": 1, "requirements.lock": -1}
 
 
-@pytest.mark.parametrize(("module", "name", "parameters", "follower"), SIGNATURES, ids=[row[1] for row in SIGNATURES])
-def test_a_place_and_its_parameters(module, name, parameters, follower):
-    thing = found(f"transformers.{module}", name, f"coterie.{follower}")
-    lacking = set(parameters) - set(inspect.signature(thing).parameters)
-    assert not lacking, (
-        f"{RELEASE} has changed the parameters of {name}: no {lacking}; coterie.{follower} has to follow."
+@pytest.mark.parametrize("contract", CONTRACTS, ids=NAMES)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_contract_is_kept(contract):
+    (verdict,) = examine([contract])
+    assert verdict.ok, f"transformers {transformers.__version__}: {verdict.problem} {contract.follower} has to follow."
+
+
+def test_contracts_have_names_of_their_own_and_followers():
+    assert len(set(NAMES)) == len(NAMES)
+    for contract in CONTRACTS:
+        assert (ROOT / "src" / Path(*contract.follower.split("."))).with_suffix(".py").exists(), contract.follower
+
+
+def _no_cache_in_steps(monkeypatch):
+    """The model keeps it for itself between what prepares a step and the step."""
+    forward, prepare = Qwen3MoeForCausalLM.forward, Qwen3MoeForCausalLM.prepare_inputs_for_generation
+    kept = {}
+
+    def other_prepare(self, *args, **kwargs):
+        inputs = prepare(self, *args, **kwargs)
+        kept.update({name: inputs.pop(name) for name, value in list(inputs.items()) if is_cache(value)})
+        return inputs
+
+    monkeypatch.setattr(Qwen3MoeForCausalLM, "prepare_inputs_for_generation", other_prepare)
+    monkeypatch.setattr(Qwen3MoeForCausalLM, "forward", lambda self, *a, **k: forward(self, *a, **k, **kept))
+
+
+def _always_a_cache(monkeypatch):
+    own = Qwen3MoeForCausalLM.generate
+    monkeypatch.setattr(
+        Qwen3MoeForCausalLM, "generate", lambda self, *a, use_cache=None, **options: own(self, *a, **options)
     )
 
 
-@pytest.fixture(scope="module")
-def skeleton() -> PreTrainedModel:
-    config = Qwen3MoeConfig(
-        vocab_size=32, hidden_size=16, moe_intermediate_size=8, num_experts=4, num_experts_per_tok=2,
-        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-    )  # fmt: skip
-    with torch.device("meta"):
-        return Qwen3MoeForCausalLM._from_config(config, dtype=torch.float32)
+def _another_common_forward(monkeypatch):
+    monkeypatch.setattr(MixtralExperts, "forward", lambda self, hidden_states, top_k_index, top_k_weights: None)
 
 
-def test_experts_classes_are_decorated(skeleton):
-    """hf.banks finds them by these attributes, hf.experts calls the forward below the dispatch."""
-    module = skeleton.model.layers[0].mlp.experts
-    for name in ("has_gate", "has_bias", "is_transposed"):
-        assert hasattr(module, name), f"{RELEASE} no longer sets {name} on experts; coterie.hf.banks has to follow."
-    forward = getattr(type(module).forward, "__wrapped__", None)
-    assert forward is not None, f"{RELEASE} hides the class's own forward; coterie.hf.experts has to follow."
-    assert list(inspect.signature(forward).parameters) == ["self", "hidden_states", "top_k_index", "top_k_weights"], (
-        f"{RELEASE} has changed what experts are called with; coterie.integration.bank has to follow."
-    )
-    assert callable(getattr(module, "_apply_gate", None)), f"{RELEASE}: no _apply_gate; coterie.hf.experts."
+def _plug_in_not_called(monkeypatch):
+    monkeypatch.setattr(StreamingQuantizer, "_process_model_before_weight_loading", lambda self, model, **_: model)
 
 
-def test_the_common_forward_is_still_common():
-    """hf.experts compares classes with Qwen3-MoE's; were it alone, every other model would become slow."""
-    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+def _layers_keep_a_count(monkeypatch):
+    own = DynamicLayer.update
 
-    sources = [inspect.getsource(cls.forward.__wrapped__) for cls in (Qwen3MoeExperts, MixtralExperts)]
-    assert sources[0] == sources[1], f"{RELEASE}: Mixtral's experts differ from Qwen3-MoE's; coterie.hf.experts."
+    def update(self, *args, **kwargs):
+        self.seen = getattr(self, "seen", 0) + 1
+        return own(self, *args, **kwargs)
 
-
-def test_names_become_parameters(skeleton):
-    """hf.keymap renames as the loader does, and reads the converter that made a name."""
-    loading = found("transformers", "core_model_loading", "coterie.hf.keymap")
-    transforms = found("transformers.conversion_mapping", "get_model_conversion_mapping", "coterie.hf.keymap")(skeleton)
-    converters = [t for t in transforms if isinstance(t, loading.WeightConverter)]
-    renamings = [t for t in transforms if isinstance(t, loading.WeightRenaming)]
-    name = "model.layers.0.mlp.experts.3.gate_proj.weight"
-    renamed, pattern = loading.rename_source_key(name, renamings, converters, "model", skeleton.state_dict())
-    assert renamed == "model.layers.0.mlp.experts.gate_up_proj", (
-        f"{RELEASE} names experts {renamed}; coterie.hf.keymap."
-    )
-    (converter,) = [c for c in converters if pattern in c.source_patterns]
-    for attribute in ("source_patterns", "target_patterns", "operations"):
-        assert hasattr(converter, attribute), f"{RELEASE}: converters have no {attribute}; coterie.hf.keymap."
+    monkeypatch.setattr(DynamicLayer, "update", update)
 
 
-def test_a_converter_converts_one_expert(skeleton):
-    """hf.decoding feeds it the tensors of one expert and takes what it makes of them."""
-    loading = found("transformers", "core_model_loading", "coterie.hf.decoding")
-    make, merge, join = loading.WeightConverter, loading.MergeModulelist, loading.Concatenate
-    converter = make(["a.*.gate", "a.*.up"], "a.gate_up", operations=[merge(dim=0), join(dim=1)])
-    gate, up = torch.full((2, 3), 1.0), torch.full((2, 3), 2.0)
-    for pattern, name, tensor in (("a.*.gate", "a.0.gate", gate), ("a.*.up", "a.0.up", up)):
-        converter.add_tensor("a.gate_up", name, pattern, tensor)
-    made = converter.convert("a.gate_up", model=skeleton, config=skeleton.config)["a.gate_up"]
-    made = made[0] if isinstance(made, list) else made
-    assert torch.equal(made, torch.cat([gate, up])[None]), f"{RELEASE} converts otherwise; coterie.hf.decoding."
+def _attribute_gone(owner, name):
+    return lambda monkeypatch: monkeypatch.delattr(owner, name)
 
 
-def test_what_may_be_missing_is_told_by_the_model(skeleton):
-    """hf.keymap leaves to transformers which names are ignored."""
-    info = SimpleNamespace(missing_keys={"model.norm.weight"}, unexpected_keys={"odd.weight"})
-    skeleton._adjust_missing_and_unexpected_keys(info)
-    assert (info.missing_keys, info.unexpected_keys) == ({"model.norm.weight"}, {"odd.weight"}), (
-        f"{RELEASE} adjusts missing and unexpected names otherwise; coterie.hf.keymap has to follow."
-    )
-    assert hasattr(skeleton, "base_model_prefix"), f"{RELEASE}: no base_model_prefix; coterie.hf.keymap."
-    assert hasattr(skeleton, "all_tied_weights_keys"), f"{RELEASE}: no all_tied_weights_keys; coterie.hf.keymap."
+BREAKS = {
+    "caches count their tokens": lambda patch: patch.setattr(DynamicLayer, "get_seq_length", lambda self: 7),
+    "a layer of a cache is its keys and values": _layers_keep_a_count,
+    "decode steps show their cache": _no_cache_in_steps,
+    "too long a text is refused": lambda patch: patch.setattr("coterie.integration.clock.ContextLengthError", KeyError),
+    "use_cache=False keeps nothing": _always_a_cache,
+    "most experts classes share one forward": _another_common_forward,
+    "the plug-in sees the skeleton before weights": _plug_in_not_called,
+    "modeling_utils.PreTrainedModel._get_dtype_plan is there": _attribute_gone(PreTrainedModel, "_get_dtype_plan"),
+    "conversion_mapping.get_model_conversion_mapping is there": _attribute_gone(
+        import_module("transformers.conversion_mapping"), "get_model_conversion_mapping"
+    ),
+    "core_model_loading.MergeModulelist is there": lambda patch: patch.setattr(
+        "transformers.core_model_loading.MergeModulelist", lambda other: None
+    ),
+    "configurations name sizes as they did": lambda patch: patch.setattr(
+        "transformers.Qwen3MoeConfig.get_text_config", lambda self, **_: object()
+    ),
+}
 
 
-def test_the_plug_in_sees_the_skeleton_before_weights(tmp_path, monkeypatch):
-    """integration.quantizer takes experts out of a model on the meta device, and the loader then misses nothing."""
-    from coterie.integration import register
-    from coterie.integration.quantizer import StreamingConfig
-
-    seen = []
-
-    def attach(model):
-        seen.append(model)
-        module = model.model.layers[0].mlp.experts
-        assert module.gate_up_proj.is_meta, f"{RELEASE} allocates experts first; coterie.integration.quantizer."
-        for name in ("gate_up_proj", "down_proj"):
-            del module._parameters[name]
-            module.__dict__[name] = SimpleNamespace(_is_hf_initialized=True)
-        module.__dict__["_is_hf_initialized"] = True
-
-    register()
-    config = Qwen3MoeConfig(
-        vocab_size=32, hidden_size=16, moe_intermediate_size=8, num_experts=4, num_experts_per_tok=2,
-        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-    )  # fmt: skip
-    whole = Qwen3MoeForCausalLM(config)
-    dense = {name: value for name, value in whole.state_dict().items() if ".experts." not in name}
-    model, info = Qwen3MoeForCausalLM.from_pretrained(
-        None, config=config, state_dict=dense, quantization_config=StreamingConfig(attach),
-        experts_implementation="eager", output_loading_info=True,
-    )  # fmt: skip
-    assert seen == [model], f"{RELEASE} does not call the plug-in; coterie.integration.quantizer has to follow."
-    assert not info["missing_keys"], f"{RELEASE} misses {info['missing_keys']}; coterie.engine.loader has to follow."
-    assert torch.equal(model.model.norm.weight, whole.model.norm.weight), f"{RELEASE}: dense weights were not taken."
+@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_break_is_found(name, monkeypatch):
+    """With a release that does it otherwise; the others are of the same kinds."""
+    contract = CONTRACTS[NAMES.index(name)]
+    assert examine([contract])[0].ok
+    BREAKS[name](monkeypatch)
+    (verdict,) = examine([contract])
+    assert not verdict.ok
+    assert verdict.problem
 
 
-def test_the_marks_of_a_quantised_model_are_where_they_were():
-    """integration.quantizer removes them, because some models compute otherwise when they are set."""
-    source = inspect.getsource(importlib.import_module("transformers.models.jamba.modeling_jamba"))
-    base = inspect.getsource(importlib.import_module("transformers.quantizers.base"))
-    base += inspect.getsource(importlib.import_module("transformers.modeling_utils"))
-    assert "_is_quantized" in source + base, (
-        f"{RELEASE} marks quantised models otherwise: coterie.integration.quantizer."
-    )
+def test_experts_that_compute_otherwise_are_found(monkeypatch):
+    own = Qwen3MoeExperts.forward
+    monkeypatch.setattr(Qwen3MoeExperts, "forward", lambda self, *args: own(self, *args) * 1.5)
+    verdicts = {verdict.name: verdict for verdict in examine(ENGINE)}
+    assert not verdicts["decode steps take the native way"].ok
 
 
 def test_no_release_outside_of_the_range_is_tested():
@@ -185,14 +132,20 @@ def test_no_release_outside_of_the_range_is_tested():
         parsed for text in metadata.requires("coterie") or [] if (parsed := Requirement(text)).name == "transformers"
     ]
     assert requirement.specifier.contains(transformers.__version__)
+    assert all(requirement.specifier.contains(release) for release in TESTED)
+
+
+def pins(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / lock).read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def test_the_oldest_release_in_ci_is_the_oldest_allowed():
-    root = Path(__file__).resolve().parents[2]
-    pinned = dict(
-        line.split("==") for line in (root / "requirements-oldest.lock").read_text().splitlines() if "==" in line
-    )
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (text,) = [text for text in project["dependencies"] if text.startswith("transformers")]
     lower = [one.version for one in Requirement(text).specifier if one.operator == ">="]
-    assert [Version(pinned["transformers"])] == [Version(one) for one in lower]
+    assert [Version(pins("requirements-oldest.lock")["transformers"])] == [Version(one) for one in lower]
+
+
+def test_what_is_said_to_be_tested_is_what_the_locks_pin():
+    assert list(TESTED) == sorted(TESTED, key=Version)
+    assert [pins(lock)["transformers"] for lock in LOCKS] == [TESTED[place] for place in LOCKS.values()]

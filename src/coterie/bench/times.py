@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from coterie.engine.one_sequence import check_settings, settings_named
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 class TokenTimes:
@@ -65,9 +69,12 @@ def generate(
 
     Returns:
         The new token ids, and when they came.
+
+    Raises:
+        UnsupportedError: If the model's generation config asks for what one streamed sequence cannot do.
     """
     times = TokenTimes(on_token)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _no_end(model), settings_named(model):
         if seed is not None:
             torch.manual_seed(seed)
         out = model.generate(
@@ -78,4 +85,18 @@ def generate(
             do_sample=seed is not None,
             streamer=times,
         )
-    return out[0, -tokens:].tolist(), times
+    return getattr(out, "sequences", out)[0, -tokens:].tolist(), times
+
+
+@contextmanager
+def _no_end(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, nothing in the model's generation config ends a sequence before its length."""
+    own: GenerationConfig = model.generation_config
+    config = copy.deepcopy(own)
+    config.stop_strings = config.max_time = None
+    check_settings(model, config, streamed=True)
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    NotASafetensorsRepoError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from coterie.checkpoint.headers import TensorInfo, read_header
-from coterie.errors import CheckpointFileError, CheckpointNotFoundError, UnsupportedError, UsageError
-
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "LICENSE*", "NOTICE*", "README.md")
-
-BUNDLED = "bundled"
-"""The name under which the checkpoint in the package is opened; a directory of that name is ``./bundled``."""
-
-
-def resolve_path(path: str | Path) -> str | Path:
-    """Replaces the name ``bundled`` by the directory in the package; leaves everything else as it is."""
-    # Only the bare text: Path("./bundled") is the same path as Path("bundled"), and means the directory.
-    return Path(__file__).parents[1] / BUNDLED if path == BUNDLED else path
+from coterie.checkpoint.hub import Repository, find_repository
+from coterie.checkpoint.weight_files import (
+    WeightFiles,
+    check_weight_map,
+    is_index,
+    no_weights,
+    read_index,
+    weights_name,
+)
+from coterie.errors import CheckpointFileError, CoterieError, UsageError
+from coterie.files.naming import check_name, resolve_path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,17 +27,16 @@ class Location:
     Attributes:
         directory: Local directory with the configuration; for a Hub repository, its snapshot in the cache.
         name: The directory's name or the repository id, for messages and manifests.
-        repo_id: Repository on the Hub, or None for a directory.
         revision: Commit of the repository, or None for a directory.
         offline: Nothing may be downloaded.
+        repository: The repository on the Hub, or None for a directory.
     """
 
     directory: Path
     name: str
-    repo_id: str | None = None
     revision: str | None = None
     offline: bool = False
-    _shards: dict[str, str] | None = field(default=None, repr=False)
+    repository: Repository | None = field(default=None, repr=False)
 
     @classmethod
     def find(cls, path_or_id: str | Path, *, revision: str | None = None, offline: bool = False) -> Location:
@@ -61,9 +44,12 @@ class Location:
 
         Raises:
             CheckpointNotFoundError: If there is neither.
-            UsageError: If a revision of a local directory is asked for.
+            CheckpointFileError: If a small file cannot be downloaded.
+            UnsupportedError: If the weights of a repository are in a format that is not read.
+            UsageError: If it is named in another way, or a directory with a revision.
         """
-        directory, text = Path(resolve_path(path_or_id)), str(path_or_id)
+        check_name(path_or_id)
+        directory, text = Path(resolve_path(path_or_id)).expanduser(), str(path_or_id)
         if directory.is_dir():
             if revision is not None:
                 raise UsageError(
@@ -72,159 +58,100 @@ class Location:
                     revision=revision,
                 )
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
-        if text.startswith((".", "/", "~")) or text.count("/") != 1:
-            raise CheckpointNotFoundError(
-                f"There is no directory {text!r}.", advice="Pass a directory, or a Hub id like 'Qwen/Qwen3-30B-A3B'."
-            )
-        try:
-            snapshot = snapshot_download(
-                text, revision=revision, allow_patterns=list(_SIDE_FILES), local_files_only=offline
-            )
-        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-            raise CheckpointNotFoundError(
-                f"{text!r} is neither a directory here nor a repository of the Hub that you can read: {error}",
-                advice="Check the name and the revision; for a gated model run `hf auth login`.",
-                repo_id=text,
-                revision=revision,
-            ) from error
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            raise CheckpointNotFoundError(
-                f"{text!r} is not a directory here, and the Hub could not be asked ({type(error).__name__}).",
-                advice="Check the path, or the network; with --offline only what is in the Hub's cache is used.",
-                repo_id=text,
-            ) from error
-        path = Path(snapshot)
-        return cls(directory=path, name=text, repo_id=text, revision=path.name, offline=offline)
+        repository = find_repository(text, revision=revision, offline=offline)
+        return cls(
+            directory=repository.directory,
+            name=text,
+            revision=repository.commit,
+            offline=offline,
+            repository=repository,
+        )
 
-    def tensors(self) -> dict[str, TensorInfo]:
+    @property
+    def repo_id(self) -> str | None:
+        """Id of the repository on the Hub, or None for a directory."""
+        return None if self.repository is None else self.repository.repo_id
+
+    @property
+    def cache(self) -> Path | None:
+        """The Hub's cache, to which shards are downloaded, or None for a directory."""
+        return None if self.repository is None else self.repository.cache.root
+
+    def weight_files(self, named: object = None) -> WeightFiles:
+        """Which files are the weights.
+
+        Args:
+            named: What the model's configuration says under ``transformers_weights``.
+
+        Raises:
+            CheckpointFileError, UnsupportedError: If there are none that can be opened.
+        """
+        name = weights_name(named, self.directory / "config.json", self._has)
+        if name is None:
+            raise self._no_weights()
+        return read_index(self.directory / name, name) if is_index(name) else WeightFiles(shards=(name,))
+
+    def tensors(self, files: WeightFiles | None = None) -> dict[str, TensorInfo]:
         """Every tensor of the checkpoint, without downloading any shard.
+
+        Args:
+            files: From :meth:`weight_files`.
 
         Raises:
             CheckpointFileError: If a file is missing or malformed, or index and files disagree.
         """
-        shards = self._weight_map()
-        if shards is None:
-            return self._header_of(_SINGLE) if self._has(_SINGLE) or self.repo_id else self._no_weights()
-        tensors: dict[str, TensorInfo] = {}
-        remote: dict[str, TensorInfo] | None = None
-        for shard in sorted(set(shards.values())):
-            if self._has(shard) or not self.repo_id:
-                tensors.update(self._header_of(shard))
-            else:
-                remote = self._remote_headers() if remote is None else remote
-                tensors.update({n: t for n, t in remote.items() if t.path.name == shard})
-        for name, shard in shards.items():
-            if name not in tensors or tensors[name].path.name != Path(shard).name:
-                raise CheckpointFileError(
-                    f"{_INDEX} says that {name!r} is in {shard}, which does not have it.",
-                    advice="The shards and the index are of different downloads; download both again.",
-                    path=self.directory / _INDEX,
-                    tensor=name,
-                )
-        extra = sorted(set(tensors) - set(shards))
-        if extra:
-            raise CheckpointFileError(
-                f"{tensors[extra[0]].path} has a tensor {extra[0]!r} that {_INDEX} does not list.",
-                advice="The shards and the index are of different downloads; download both again.",
-                path=tensors[extra[0]].path,
-                tensor=extra[0],
-            )
+        files = files or self.weight_files()
+        tensors = self._headers(files.shards)
+        check_weight_map(files, self.directory, tensors)
         return tensors
 
     def missing_shards(self, paths: Iterable[Path]) -> list[Path]:
         """Those of the tensors' files that are not on this machine yet."""
-        return sorted({p for p in paths if not p.exists()})
+        if self.repository is None:
+            return sorted({path for path in paths if not path.exists()})
+        return sorted({path for path in paths if not self.repository.is_here(self._name_of(path))})
+
+    def download_nbytes(self, paths: Iterable[Path]) -> dict[Path, int]:
+        """The bytes that are still to be downloaded of each file that is not on this machine yet."""
+        missing = self.missing_shards(paths)
+        if self.repository is None:
+            return dict.fromkeys(missing, 0)
+        sizes = self.repository.download_nbytes(map(self._name_of, missing))
+        return {path: sizes[self._name_of(path)] for path in missing}
 
     def download(self, paths: Iterable[Path]) -> None:
-        """Downloads the shards that are not here yet; the Hub's client shows progress and resumes.
+        """Downloads the shards that are not here yet, with bars of progress; each is compared with the Hub's checksum.
+
+        A shard that an earlier run was stopped in goes on where it was.
 
         Raises:
             CheckpointFileError: If a shard is missing and cannot be downloaded.
+            DiskSpaceError: If the disk of the Hub's cache has no room.
         """
-        for path in self.missing_shards(paths):
-            if self.repo_id is None or self.offline:
-                raise CheckpointFileError(
-                    f"{path} is not here and nothing may be downloaded.",
-                    advice="Run again without --offline." if self.offline else "Copy the missing shard.",
-                    path=path,
-                )
-            try:
-                hf_hub_download(self.repo_id, path.name, revision=self.revision)
-            except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
-                raise CheckpointFileError(
-                    f"{path.name} of {self.repo_id} could not be downloaded: {error}",
-                    advice="Run the command again: it goes on where it stopped.",
-                    path=path,
-                ) from error
+        missing = self.missing_shards(paths)
+        if self.repository is not None:
+            self.repository.download(map(self._name_of, missing))
+        elif missing:
+            raise CheckpointFileError(f"{missing[0]} is not here.", advice="Copy the missing shard.", path=missing[0])
+
+    def _name_of(self, path: Path) -> str:
+        return path.relative_to(self.directory).as_posix()
 
     def _has(self, file: str) -> bool:
-        return (self.directory / file).exists()
+        return (self.directory / file).is_file() if self.repository is None else self.repository.has(file)
 
-    def _weight_map(self) -> dict[str, str] | None:
-        if self._shards is None and self._has(_INDEX):
-            path = self.directory / _INDEX
-            try:
-                shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-                names_ok = all(isinstance(k, str) and isinstance(v, str) for k, v in shards.items())
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise CheckpointFileError(
-                    f"{path} is not a valid index ({error}).", advice="Download it again.", path=path
-                ) from error
-            bad = [v for v in shards.values() if not isinstance(v, str) or Path(v).name != v]
-            if not names_ok or bad:
-                raise CheckpointFileError(
-                    f"{path} names a file outside the checkpoint: {bad[:1]}.", advice="Download it again.", path=path
-                )
-            self._shards = shards
-        return self._shards
-
-    def _header_of(self, file: str) -> dict[str, TensorInfo]:
-        path = self.directory / file
-        if not path.exists() and self.repo_id:
-            cached = try_to_load_from_cache(self.repo_id, file, revision=self.revision)
-            if not isinstance(cached, str):
-                return self._remote_headers()
-        return read_header(path)
-
-    def _remote_headers(self) -> dict[str, TensorInfo]:
-        """Reads the headers of all shards over the network: a few requests of some kilobytes."""
-        if self.offline or self.repo_id is None:
-            raise CheckpointFileError(
-                f"Not all shards of {self.name} are in the Hub's cache.", advice="Run again without --offline."
-            )
-        try:
-            metadata = HfApi().get_safetensors_metadata(self.repo_id, revision=self.revision)
-        except NotASafetensorsRepoError:
-            self._no_weights()
-        except (HfHubHTTPError, OSError) as error:
-            raise CheckpointFileError(
-                f"The headers of {self.repo_id} could not be read: {error}", advice="Try again.", repo_id=self.repo_id
-            ) from error
+    def _headers(self, files: Iterable[str]) -> dict[str, TensorInfo]:
+        """The tensors of these files; over the network for those that are not here."""
         tensors: dict[str, TensorInfo] = {}
-        for file, header in metadata.files_metadata.items():
-            for name, info in header.tensors.items():
-                begin, end = info.data_offsets
-                # The offset within the file is only known once the shard is here; it is read again then.
-                tensors[name] = TensorInfo(
-                    name=name,
-                    path=self.directory / file,
-                    dtype=info.dtype,
-                    shape=tuple(info.shape),
-                    offset=begin,
-                    nbytes=end - begin,
-                )
+        absent = [] if self.repository is None else [file for file in files if not self.repository.is_here(file)]
+        remote = self.repository.headers(absent) if self.repository is not None and absent else {}
+        for file in files:
+            tensors.update(remote[file] if file in remote else read_header(self.directory / file))
         return tensors
 
-    def _no_weights(self) -> dict[str, TensorInfo]:
-        pickles = sorted(p.name for p in self.directory.glob("*.bin")) if self.directory.is_dir() else []
-        if pickles:
-            raise UnsupportedError(
-                f"{self.name} has its weights in {pickles[0]}, a pickle, which is never opened.",
-                advice="Convert it to safetensors with transformers' save_pretrained.",
-                path=self.directory,
-            )
-        raise CheckpointFileError(
-            f"{self.name} has neither {_SINGLE} nor {_INDEX}.",
-            advice="Pass a checkpoint in safetensors format.",
-            path=self.directory,
-        )
+    def _no_weights(self) -> CoterieError:
+        if self.repository is None:
+            return no_weights(self.name, self.directory, sorted(path.name for path in self.directory.iterdir()))
+        listing = self.repository.listing
+        models = () if listing is None else listing.base_models
+        return no_weights(self.name, self.directory, self.repository.file_names(), base_models=models)

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from coterie.cli.commands import CoterieGroup
-from coterie.cli.console import print_error, print_note
+from coterie.cli.console import library_remarks, print_error, print_note
 from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.cli.streams import STDOUT, usable_streams
 from coterie.errors import CoterieError, UsageError
@@ -107,7 +107,8 @@ def _explained(error: BaseException) -> str:
 def _run(arguments: list[str], session: Session) -> int:
     """Runs the command; turns the exit that Typer asks for into a number."""
     try:
-        typer.main.get_command(app).main(arguments, prog_name="coterie", obj=session)
+        with library_remarks():
+            typer.main.get_command(app).main(arguments, prog_name="coterie", obj=session)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0

@@ -12,10 +12,10 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import plain_table, print_json, print_note, print_table, results
-from coterie.cli.files import read_text_file
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import OpenOptions, open_model
 from coterie.cli.progress import count_progress
+from coterie.files.text import read_prompt
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, format_bytes
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ def command(
     The first run starts with no expert in memory; the next ones find what the run before has left. A step's time is
     the median, with the quartiles beside it.
     """
-    import_engine(quiet=quiet)
     options = OpenOptions(
         memory=memory,
         expert_memory=expert_memory,
@@ -102,7 +101,7 @@ def command(
         offline=offline,
         threads=threads,
     )
-    text = None if file is None else read_text_file(file)
+    text = None if file is None else read_prompt(file)
     began = time.perf_counter()
     with open_model(model, options, quiet=quiet) as opened:
         load_s = time.perf_counter() - began

@@ -14,6 +14,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from coterie.cli.option_names import HabitualCommand
+from coterie.cli.other_names import unknown_command
+
 
 @dataclass(frozen=True, slots=True)
 class CommandEntry:
@@ -59,7 +62,7 @@ def build(entry: CommandEntry) -> Any:
         app = target
     else:
         app = typer.Typer(add_completion=False)
-        app.command(entry.name)(target)
+        app.command(entry.name, cls=HabitualCommand)(target)
     made = typer.main.get_command(app)
     made.name = entry.name
     _reflow_help(made)
@@ -93,3 +96,13 @@ class CoterieGroup(TyperGroup):
         super().__init__(**attributes)
         for entry in COMMANDS:
             self.add_command(LazyCommand(entry))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Finds the command that the first argument names.
+
+        Raises:
+            UsageError: If there is none; says what does the same.
+        """
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise unknown_command(args[0], self.commands)
+        return super().resolve_command(ctx, args)

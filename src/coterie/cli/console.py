@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.table import Table
@@ -15,6 +17,12 @@ from coterie.cli.terminal import Terminal, json_text
 
 _PARAMETER = re.compile(r"\b(memory|expert_memory|max_context|missing|source|eviction)=(['\"])([^'\"]*)\2")
 """Parameters of the library as its messages write them, which are options of the same name here."""
+_NAME = re.compile(
+    r"(?<![\w/.'\"=-])(max_context|expert_memory|max_new_tokens|temperature(?= must)|top_p|top_k|min_p"
+    r"|repetition_penalty|experts_per_token)(?![\w/.'\"=-]| in | = )"
+)
+"""The same without a value; what stands in a file keeps its name."""
+_OPTIONS = {"repetition_penalty": "--repeat-penalty"}
 _PIPED_WIDTH = 160
 """Columns for tables that are not shown in a terminal: wide enough that paths are not folded."""
 
@@ -81,9 +89,26 @@ def print_error(text: str) -> None:
     notes().print(f"Error: {as_options(text)}", style="bold red")
 
 
+@contextmanager
+def library_remarks() -> Iterator[None]:
+    """Inside, what the library logs for whoever waits (that the Hub asks to wait, for one) is printed on stderr."""
+    log, handler = logging.getLogger("coterie"), _RemarkHandler(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _RemarkHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print_note(record.getMessage())
+
+
 def as_options(text: str) -> str:
     """A message of the library for the command line: ``missing='mask'`` becomes ``--missing mask``."""
-    return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} {found[3]}", text)
+    text = _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} {found[3]}", text)
+    return _NAME.sub(lambda found: _OPTIONS.get(found[1], f"--{found[1].replace('_', '-')}"), text)
 
 
 def _as_json(value: object) -> object:

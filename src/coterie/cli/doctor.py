@@ -9,6 +9,9 @@ import typer
 
 from coterie.cli.console import facts_table, notes, plain_table, print_json, print_table, results
 from coterie.cli.options import JsonOption
+from coterie.cli.release import examine_release
+from coterie.errors import UsageError
+from coterie.files.naming import resolve_path
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -17,10 +20,15 @@ if TYPE_CHECKING:
 
 def command(
     path: Annotated[
-        Path | None, typer.Argument(metavar="PATH", show_default=False, help="Where stores lie or will. Default: here.")
+        str | None,
+        typer.Argument(
+            metavar="PATH",
+            show_default=False,
+            help="A directory on the disk where stores lie or will, or a store's name. Default: here.",
+        ),
     ] = None,
     disk: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--disk",
             metavar="STORE",
@@ -29,6 +37,10 @@ def command(
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Measure nothing.")] = False,
+    transformers: Annotated[
+        bool,
+        typer.Option("--transformers", help="Only hold the installed transformers against all that is relied on."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Examines this machine: processor, memory, disk, versions; says what could be better.
@@ -36,21 +48,28 @@ def command(
     Read speed is measured with a temporary file of 128 MiB in PATH, read past the page cache in blocks of the sizes
     that experts have. How many reads at once suit a disk is found out when a model is first opened from it, and kept;
     --disk does it again. The exit code is 1 if a package is outside the supported range.
+
+    With --transformers nothing of that is done. Each thing that Coterie relies on inside transformers is tried on tiny
+    models, which takes some seconds. The exit code is 1 if the installed release does any of it otherwise.
     """
+    if transformers:
+        raise typer.Exit(examine_release(path=path, disk=disk, quick=quick, as_json=as_json))
+    place = _place(path if disk is None or path is not None else disk)
     import torch
 
     from coterie import native
-    from coterie.plan.diagnosis import NativeFacts, diagnose
+    from coterie.plan.diagnosis import NativeFacts, WaitingFacts, diagnose
 
     library = native.library()
     with notes().status("examining") as status:
         if disk is not None:
             status.update("trying how many reads at once suit the disk")
-            _tune(disk)
+            _tune(_place(disk))
         diagnosis = diagnose(
-            disk or Path() if path is None else path,
+            place,
             torch_capability=torch.backends.cpu.get_cpu_capability(),
             native=NativeFacts(level=None if library is None else library.level_name, why_not=native.why_not()),
+            waiting=WaitingFacts(how=native.waiting_words(), turns_for_long=native.turns_for_long()),
             measure=not quick,
             progress=lambda line: status.update(line),
         )
@@ -63,6 +82,22 @@ def command(
         _print_advice(diagnosis)
     if not all(package.ok for package in diagnosis.packages):
         raise typer.Exit(1)
+
+
+def _place(path: str | None) -> Path:
+    """What a path or the name of a store means.
+
+    Raises:
+        UsageError: If nothing is there: the disk of whatever lies above would be measured in its place.
+    """
+    found = Path(resolve_path(path or ".")).expanduser()
+    if not found.exists():
+        raise UsageError(
+            f"There is no directory {path!r}.",
+            advice="Make it first, or name the folder that it will be in.",
+            path=path,
+        )
+    return found
 
 
 def _tune(path: Path) -> None:
@@ -89,6 +124,10 @@ def _print_machine(diagnosis: Diagnosis) -> None:
     row("native library", diagnosis.native_level or "none: int8 and int4 are slow")
     quota = "" if diagnosis.core_quota is None else f", cgroup quota {diagnosis.core_quota}"
     row("cores", f"{diagnosis.cores}{quota}")
+    others = "" if diagnosis.cores_of_others is None else f"; other processes use {diagnosis.cores_of_others:.1f} cores"
+    if diagnosis.load_average is not None:
+        row("load", f"average {diagnosis.load_average:.2f} over a minute{others}")
+    row("waiting threads", diagnosis.waiting)
     row("memory", f"{format_bytes(memory.total)}, {format_bytes(memory.available)} available")
     if memory.cgroup is None:
         row("memory cgroup", "no limit")

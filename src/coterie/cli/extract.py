@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coterie.cli.console import plain_table, print_json, print_table, results
+from coterie.cli.console import plain_table, print_json, print_note, print_table, results
 from coterie.cli.options import (
     CheckpointArgument,
     ComponentOption,
     JsonOption,
+    NewStoreArgument,
     OfflineOption,
     ProfileDomainOption,
     ProfileOption,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def command(
     checkpoint: CheckpointArgument,
-    store: Annotated[Path, typer.Argument(metavar="STORE", show_default=False, help="The store's directory.")],
+    store: NewStoreArgument,
     experts: Annotated[
         str | None,
         typer.Option(
@@ -105,8 +106,9 @@ def command(
     larger --top or another profile adds. From the Hub only the shards that are needed are downloaded.
     """
     from coterie.extraction import extract
+    from coterie.files.naming import resolve_path
 
-    with resumable_progress(store) as progress:
+    with resumable_progress(store, download=not Path(resolve_path(checkpoint)).is_dir()) as progress:
         report = extract(
             checkpoint,
             store,
@@ -123,9 +125,23 @@ def command(
             offline=offline,
             dry_run=dry_run,
             restart=restart,
+            planned=None if dry_run else _say_what_four_bits_take,
             progress=progress,
         )
     print_report(report, as_json=as_json, dry_run=dry_run)
+
+
+def _say_what_four_bits_take(report: ExtractionReport) -> None:
+    """Before gigabytes are written: a native store is several times as large as one that runs fast."""
+    if report.int4_nbytes is not None:
+        print_note(_four_bits(report))
+
+
+def _four_bits(report: ExtractionReport) -> str:
+    return (
+        f"Stored as in the checkpoint: {format_bytes(report.store_nbytes)}. In four bits, with losses, about "
+        f"{format_bytes(report.int4_nbytes or 0)}: --scheme int4 --dense-scheme int4"
+    )
 
 
 def print_report(report: ExtractionReport, *, as_json: bool, dry_run: bool) -> None:
@@ -158,6 +174,11 @@ def _print_plan(report: ExtractionReport) -> None:
         out.print(f"download       {format_bytes(total)} in {len(report.downloads)} files")
     out.print(f"disk needed    {format_bytes(report.needed_nbytes)}")
     out.print(f"disk free      {format_bytes(report.free_nbytes)}")
+    for disk in report.disks[1:]:
+        out.print(f"cache needed   {format_bytes(disk.needed)} on the disk of {disk.path}", markup=False)
+        out.print(f"cache free     {format_bytes(disk.free)}")
+    if report.int4_nbytes is not None:
+        print_note(_four_bits(report))
 
 
 def _print_outcome(report: ExtractionReport) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.cli.console import notes, print_warning
 from coterie.cli.options import MissingPolicy
 from coterie.errors import UsageError
-from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
+from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch, parse_bytes, share_nbytes
 
 if TYPE_CHECKING:
     from coterie.engine.opened import OpenModel
@@ -46,20 +46,30 @@ class OpenOptions:
     whole: bool = False
     """Open a whole omni model even if no component is named, not only its thinker."""
 
+    def check(self) -> None:
+        """Refuses what cannot be, without importing torch, which takes seconds.
 
-def _check_profile(options: OpenOptions) -> None:
-    """What is chosen within a profile needs one."""
-    if options.profile is not None:
-        return
-    for name, value in (("--warm", options.warm), ("--pin", options.pin)):
-        if value is not None:
-            raise UsageError(f"{name} needs a profile, which was not given.", advice="Add --profile PROFILE.")
+        Raises:
+            UsageError: If an option has no such value, or needs another one.
+        """
+        from coterie.eviction import check_policy
+
+        check_policy(self.eviction, profile=self.profile is not None)
+        if self.memory is not None:
+            parse_bytes(self.memory, what="memory")
+        for name, size in (("expert_memory", self.expert_memory), ("pin", self.pin)):
+            if size is not None:
+                share_nbytes(size, 1, name)
+        if self.profile is None:
+            for option, value in (("--warm", self.warm), ("--pin", self.pin)):
+                if value is not None:
+                    raise UsageError(f"{option} needs a profile, which was not given.", advice="Add --profile PROFILE.")
 
 
 def import_engine(*, quiet: bool = False) -> None:
     """Imports torch and transformers, which takes seconds, while a terminal shows that something is going on."""
     with nullcontext() if quiet else notes().status("starting"):
-        import_module("coterie.engine")
+        import_module("coterie.engine.loader")
 
 
 @contextmanager
@@ -84,18 +94,17 @@ def quiet_terminal(*, quiet: bool = False) -> Iterator[None]:
 
 @contextmanager
 def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Iterator[OpenModel]:
-    """Opens a model inside :func:`quiet_terminal`; frees it at the end.
+    """Opens a model inside :func:`quiet_terminal`; frees it at the end. Imports torch after looking at the options.
 
     Raises:
-        CoterieError: As :func:`coterie.load`.
+        CoterieError: As :meth:`OpenOptions.check` and :func:`coterie.load`.
     """
+    options.check()
+    import_engine(quiet=quiet)
     from coterie.engine import load
     from coterie.engine.opened import OpenModel
     from coterie.engine.source import text_component
-    from coterie.eviction import check_policy
 
-    _check_profile(options)
-    check_policy(options.eviction, profile=options.profile is not None)  # told before gigabytes are read
     with quiet_terminal(quiet=quiet):
         with nullcontext() if quiet else notes().status(f"opening {path}"):
             component = options.component

@@ -10,18 +10,44 @@ from typing import Annotated, Literal
 
 import typer
 
+from coterie.files.naming import check_name, check_new_name
 from coterie.spec import Prefetch
 
 MissingPolicy = Literal["error", "mask", "drop", "nearest", "fetch"]
 """What to do about an absent expert; without one, a partial store does not open."""
+
+
+def named_model(model: str | None) -> str | None:
+    """The callback of everything that names a model: what can name none is told at once, before torch is imported.
+
+    Raises:
+        CheckpointNotFoundError: If it is neither a path that exists, nor the name of a store, nor of a Hub id's form.
+    """
+    if model is not None:
+        check_name(model)
+    return model
+
 
 ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="A store, a checkpoint directory, a Hub id, or `bundled` (the model in the package).",
+        callback=named_model,
+        help="A store (its path, or its name in `coterie stores`), a checkpoint directory, a Hub id, or `bundled` (the "
+        "model in the package).",
     ),
+]
+
+
+def _new_store(store: Path) -> Path:
+    check_new_name(store)
+    return store
+
+
+NewStoreArgument = Annotated[
+    Path,
+    typer.Argument(metavar="STORE", show_default=False, callback=_new_store, help="The store's directory."),
 ]
 
 CheckpointArgument = Annotated[
@@ -29,6 +55,7 @@ CheckpointArgument = Annotated[
     typer.Argument(
         metavar="CHECKPOINT",
         show_default=False,
+        callback=named_model,
         help="A checkpoint directory, a Hub id, or `bundled` (the model in the package).",
     ),
 ]
@@ -75,6 +102,7 @@ SourceOption = Annotated[
         "--source",
         metavar="CHECKPOINT",
         show_default=False,
+        callback=named_model,
         help="With --missing fetch: the checkpoint that the store was made from. Stores made from the Hub know it.",
     ),
 ]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from coterie.cli.extract import print_report
-from coterie.cli.options import JsonOption, ModelArgument, OfflineOption, ProfileOption
+from coterie.cli.options import JsonOption, ModelArgument, NewStoreArgument, OfflineOption, ProfileOption
 from coterie.cli.transfer import resumable_progress
 
 
 def command(
     model: ModelArgument,
-    store: Annotated[Path, typer.Argument(metavar="STORE", show_default=False, help="The new store's directory.")],
+    store: NewStoreArgument,
     scheme: Annotated[
         str | None,
         typer.Option(

@@ -128,10 +128,6 @@ def record(
     goes on where it was; more files may be added to it. A file that was recorded under a label is not recorded again
     under that label. Of a whole omni model the thinker is recorded.
     """
-    import_engine(quiet=quiet or as_json)
-    from coterie.survey import survey, without_repetitions
-
-    material = _gather(text, speech, images)
     options = OpenOptions(
         memory=memory,
         expert_memory=expert_memory,
@@ -145,6 +141,11 @@ def record(
         offline=offline,
         threads=threads,
     )
+    options.check()
+    import_engine(quiet=quiet or as_json)
+    from coterie.survey import survey, without_repetitions
+
+    material = _gather(text, speech, images)
     files = without_repetitions(material)
     total = sum(one.work for one in files)
     with open_model(model, options, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:

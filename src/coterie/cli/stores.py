@@ -34,9 +34,10 @@ def command(
     A store is complete when it has every expert of the model, and partial when it was extracted with some of them.
     Nothing is read but manifests and file sizes: checksums are compared by `coterie verify`.
     """
-    from coterie.cli.catalog import default_stores_folder, list_stores
+    from coterie.cli.catalog import list_stores
+    from coterie.files.home import stores_folder
 
-    folder = root if root is not None else default_stores_folder()
+    folder = root if root is not None else stores_folder()
     if action == "list":
         if name is not None:
             raise UsageError(f"`coterie stores list` takes no name, but {name!r} was given.", advice="Use --root DIR.")

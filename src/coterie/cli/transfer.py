@@ -40,11 +40,22 @@ def shown_progress() -> Iterator[ProgressCallback]:
 
 
 @contextmanager
-def resumable_progress(store: Path) -> Iterator[ProgressCallback]:
-    """As :func:`shown_progress`, for writing a store: who interrupts it is told that nothing is lost."""
+def resumable_progress(store: Path, *, download: bool = False) -> Iterator[ProgressCallback]:
+    """As :func:`shown_progress`, for writing a store: who interrupts it is told what is kept.
+
+    Args:
+        store: The store's directory.
+        download: Whether what it is made from may have to be downloaded.
+    """
     try:
         with shown_progress() as progress:
             yield progress
     except KeyboardInterrupt:
-        print_note(f"Stopped. What is finished is kept in {store}; the same command goes on from there.")
+        kept = [f"What is finished is kept in {store}"] if store.is_dir() and any(store.iterdir()) else []
+        kept += ["what was downloaded is kept in the Hub's cache"] if download else []
+        if kept:
+            text = " and ".join(kept)
+            print_note(f"Stopped. {text[0].upper()}{text[1:]}; the same command goes on from there.")
+        else:
+            print_note("Stopped before anything was written.")
         raise

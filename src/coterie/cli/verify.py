@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli.console import plain_table, print_json, print_table, results
-from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
+from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption, named_model
 from coterie.cli.transfer import shown_progress
 from coterie.spec import format_bytes
 
@@ -23,6 +23,7 @@ def command(
             "--against",
             metavar="CHECKPOINT",
             show_default=False,
+            callback=named_model,
             help="Compare every tensor bit for bit with this checkpoint.",
         ),
     ] = None,

@@ -2,20 +2,94 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.engine.inputs import build_inputs
+from coterie.engine.inputs import build_inputs, check_text
 from coterie.engine.processors import Processors
-from coterie.errors import InputError, LoadError
+from coterie.errors import InputError, UsageError
+from coterie.hf.foreign import foreign
+from coterie.hf.templates import Rendered, choose_template, is_json, processor_template, render, template_of_file
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
+_MARKER = "coteriesmarker"
+"""Stands in for a text that a template changed, to see whether it shows it at all."""
+_KEPT = ("reasoning_content", "thinking", "tool_calls")
+"""What a turn of the assistant may hold besides its content."""
 
-def chat_inputs(source: str | Path | Processors, messages: Sequence[Mapping[str, Any]]) -> BatchFeature:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """How a conversation becomes a prompt.
+
+    Attributes:
+        template: Another template than the model's: the name of one of several that it has, or a file.
+        variables: What the template is told besides the messages, such as ``enable_thinking``.
+
+    Raises:
+        UsageError: If a variable is none that a template can be told.
+    """
+
+    template: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.variables.items():
+            if name in ("messages", "add_generation_prompt", "tools", "documents") or not is_json(value):
+                raise UsageError(f"A template cannot be told {name} = {value!r}.", advice="Give it JSON values.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation as a text to continue.
+
+    Attributes:
+        text: The text.
+        template: The template that made it, or None where the model has none.
+        images: Picture files that it mentions, in order.
+        audios: Sound files likewise.
+    """
+
+    text: str
+    template: str | None
+    images: tuple[str, ...]
+    audios: tuple[str, ...]
+
+    def inputs(self, processors: Processors) -> BatchFeature:
+        """The model's inputs. Raises as :func:`~coterie.engine.inputs.build_inputs`."""
+        return build_inputs(
+            processors,
+            self.text,
+            images=self.images,
+            audios=self.audios,
+            add_special_tokens=self.template is None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A message, checked: who, what, and what else the template may read."""
+
+    role: str
+    parts: list[dict[str, str]]
+    more: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        return "".join(part.get("text", "") for part in self.parts)
+
+    @property
+    def has_media(self) -> bool:
+        return any(part["type"] != "text" for part in self.parts)
+
+
+def chat_inputs(
+    source: str | Path | Processors, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+) -> BatchFeature:
     """Makes the inputs for the next turn of a conversation.
 
     Where the tokenizer has a chat template, it is applied and the assistant's turn is opened. Where it has none, the
@@ -26,30 +100,70 @@ def chat_inputs(source: str | Path | Processors, messages: Sequence[Mapping[str,
         source: A model directory or its :class:`Processors`.
         messages: Each with ``role`` (``system``, ``user``, ``assistant``) and ``content``: a text, or a list of parts
             ``{"type": "text", "text": ...}``, ``{"type": "image", "path": ...}``, ``{"type": "audio", "path": ...}``.
+            A turn of the assistant may have ``reasoning_content`` and ``tool_calls``, too.
+        options: Another template, and what it is told.
 
     Returns:
         As :func:`build_inputs`.
 
     Raises:
-        InputError: If a message is not of this form, the template refuses the conversation, or as
+        InputError: If a message is not of this form, the template refuses the conversation or leaves a text out, or as
             :func:`build_inputs`.
+        LoadError: If the template cannot be used.
     """
     processors = source if isinstance(source, Processors) else Processors(source)
+    return chat_prompt(processors, messages, options).inputs(processors)
+
+
+def chat_prompt(
+    processors: Processors, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+) -> ChatPrompt:
+    """Makes the text of the next turn; arguments and errors as of :func:`chat_inputs`."""
+    wishes = options or ChatOptions()
     images: list[str] = []
     audios: list[str] = []
     turns = [_read_message(message, images, audios) for message in messages]
     if not turns:
         raise InputError("The conversation is empty.")
-    template = chat_template(processors)
-    if template is None:
-        lines = ["".join(_as_text(processors, part) for part in parts) for _, parts in turns]
-        return build_inputs(processors, "\n".join(lines), images=images, audios=audios)
-    rendered = _render(processors, template, turns)
-    return build_inputs(processors, rendered, images=images, audios=audios, add_special_tokens=False)
+    template = chat_template(processors, wishes.template)
+    if _renders_itself(processors) and wishes.template is None:
+        text = _render_by_tokenizer(processors, turns)
+        template = ""
+    elif template is None:
+        text = "\n".join("".join(_as_text(processors, part) for part in turn.parts) for turn in turns)
+    else:
+        text = _render(processors, template, turns, wishes.variables)
+    return ChatPrompt(text=text, template=template, images=tuple(images), audios=tuple(audios))
 
 
-def _read_message(message: Mapping[str, Any], images: list[str], audios: list[str]) -> tuple[str, list[dict[str, str]]]:
-    """Checks a message; appends its media to the lists and returns role and parts."""
+def chat_template(processors: Processors, wanted: str | None = None) -> str | None:
+    """The template that turns messages into a prompt, or None where the model was not trained to chat.
+
+    Args:
+        processors: Of the model.
+        wanted: The name of one of several that the model has, or a file.
+
+    Raises:
+        LoadError: If there is a file for it that cannot be read, or there is no such template.
+        InputError: If the file that is wanted cannot be read.
+    """
+    own = processors.tokenizer.chat_template
+    if own is None:
+        own = processor_template(processors.path)
+    if wanted is not None and not (isinstance(own, Mapping) and wanted in own) and Path(wanted).exists():
+        return template_of_file(Path(wanted))
+    if own is None and wanted is not None:
+        raise InputError(f"There is no chat template {wanted!r}.", advice="Name a file.", path=Path(wanted))
+    return choose_template(own, wanted, path=processors.path)
+
+
+def can_chat(processors: Processors) -> bool:
+    """Whether the model was trained to chat, as far as its files say. Raises as :func:`chat_template`."""
+    return _renders_itself(processors) or chat_template(processors) is not None
+
+
+def _read_message(message: Mapping[str, Any], images: list[str], audios: list[str]) -> _Turn:
+    """Checks a message; appends its media to the lists."""
     role, content = message.get("role"), message.get("content")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
@@ -59,7 +173,7 @@ def _read_message(message: Mapping[str, Any], images: list[str], audios: list[st
     for part in content:
         match part:
             case {"type": "text", "text": str(text)}:
-                parts.append({"type": "text", "text": text})
+                parts.append({"type": "text", "text": check_text(text, "The message")})
             case {"type": "image", "path": str() | Path() as file}:
                 images.append(str(file))
                 parts.append({"type": "image"})
@@ -72,7 +186,10 @@ def _read_message(message: Mapping[str, Any], images: list[str], audios: list[st
                     advice="Parts are {'type': 'text', 'text': ...}, {'type': 'image', 'path': ...} and "
                     "{'type': 'audio', 'path': ...}.",
                 )
-    return role, parts
+    more = {key: message[key] for key in _KEPT if message.get(key) is not None}
+    if not is_json(more):
+        raise InputError(f"A message of {role!r} holds what is not JSON: {more!r}.")
+    return _Turn(role, parts, more)
 
 
 def _as_text(processors: Processors, part: Mapping[str, str]) -> str:
@@ -82,44 +199,96 @@ def _as_text(processors: Processors, part: Mapping[str, str]) -> str:
     return "" if tokens is None else tokens.placeholder
 
 
-def chat_template(processors: Processors) -> str | None:
-    """The template that turns messages into a prompt, or None where the model was not trained to chat.
+def _renders_itself(processors: Processors) -> bool:
+    """Some tokenizers make prompts with code of their library (Mistral's), and have no template."""
+    from transformers import PreTrainedTokenizerBase
 
-    Raises:
-        LoadError: If there is a file for it that cannot be read.
+    own = type(processors.tokenizer).apply_chat_template
+    return own is not PreTrainedTokenizerBase.apply_chat_template and processors.tokenizer.chat_template is None
+
+
+def _render_by_tokenizer(processors: Processors, turns: Sequence[_Turn]) -> str:
+    conversation = [{"role": turn.role, "content": turn.text} for turn in turns]
+    with foreign("This conversation with the tokenizer", processors.path, error=InputError, advice=None):
+        return str(processors.tokenizer.apply_chat_template(conversation, tokenize=False))
+
+
+def _render(processors: Processors, template: str, turns: list[_Turn], variables: Mapping[str, Any]) -> str:
+    """Renders the conversation in the form that the template was written for.
+
+    Templates of text-only models take plain strings, those of multimodal ones take parts, and some take either; only
+    rendering tells. The first form in which every text can be seen is the one.
     """
-    template: str | None = processors.tokenizer.chat_template or _processor_template(processors.path)
-    return template
+    told = {"add_generation_prompt": True, **_special_tokens(processors), **variables}
+    forms = list(_forms(processors, turns))
+    results = render(template, forms, told)
+    for result in results:
+        if result.text is not None and not _lost(result.text, turns) and _media_are_there(processors, result, turns):
+            return result.text
+    # A template may change texts (trim, quote, escape): then a marker in their place can be seen.
+    marked = render(template, list(_forms(processors, [_marked(turn, i) for i, turn in enumerate(turns)])), told)
+    for result, by_marker in zip(results, marked, strict=True):
+        text = by_marker.text
+        if result.text is None or text is None or not _media_are_there(processors, result, turns):
+            continue
+        if all(f"{_MARKER}{i}x" in text.lower() for i, turn in enumerate(turns) if _must_be_seen(turn)):
+            return result.text
+    raise _unusable(results, turns)
 
 
-def _processor_template(path: Path) -> str | None:
-    """The template of checkpoints that keep it with the processor instead of the tokenizer."""
-    file = path / "chat_template.json"
-    if not file.is_file():
-        return None
-    try:
-        template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise LoadError(f"{file} cannot be read: {error}", path=file) from error
-    return str(template)
+def _unusable(results: list[Rendered], turns: list[_Turn]) -> InputError:
+    """Why none of the forms will do."""
+    shown = [result.text for result in results if result.text is not None]
+    if not shown:
+        return InputError(f"The model's chat template refuses this conversation: {results[0].problem}")
+    lost = _lost(shown[0], turns)
+    what = f"what the {lost[0].role} says" if lost else "a picture or sound"
+    return InputError(
+        f"The model's chat template leaves out {what}.",
+        advice="Pass a template that shows it (--chat-template), or leave that out.",
+    )
 
 
-def _render(processors: Processors, template: Any, turns: list[tuple[str, list[dict[str, str]]]]) -> str:
-    from jinja2 import TemplateError
+def _forms(processors: Processors, turns: Sequence[_Turn]) -> Iterator[list[dict[str, Any]]]:
+    """The conversation as templates may expect it: texts, parts where there are media; parts; texts alone."""
+    yield [_message(turn, turn.parts if turn.has_media else turn.text) for turn in turns]
+    yield [_message(turn, turn.parts) for turn in turns]
+    if any(turn.has_media for turn in turns):
+        yield [_message(turn, "".join(_as_text(processors, part) for part in turn.parts)) for turn in turns]
 
-    # Templates of text-only models take plain strings, those of multimodal ones take parts too.
-    conversation = [
-        {
-            "role": role,
-            "content": parts if any(p["type"] != "text" for p in parts) else "".join(p["text"] for p in parts),
-        }
-        for role, parts in turns
-    ]
-    try:
-        return str(
-            processors.tokenizer.apply_chat_template(
-                conversation, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"The model's chat template refuses this conversation: {error}") from error
+
+def _message(turn: _Turn, content: object) -> dict[str, Any]:
+    return {"role": turn.role, "content": content, **turn.more}
+
+
+def _marked(turn: _Turn, number: int) -> _Turn:
+    if not _must_be_seen(turn):
+        return turn
+    media = [part for part in turn.parts if part["type"] != "text"]
+    return _Turn(turn.role, [*media, {"type": "text", "text": f"{_MARKER}{number}x"}], turn.more)
+
+
+def _must_be_seen(turn: _Turn) -> bool:
+    """What the model said before may be left out, as its reasoning usually is; what others say may not."""
+    return turn.role != "assistant" and bool(turn.text.strip())
+
+
+def _lost(prompt: str, turns: Sequence[_Turn]) -> list[_Turn]:
+    """Turns whose text the prompt does not have, whatever became of blanks."""
+    compact = "".join(prompt.split())
+    return [turn for turn in turns if _must_be_seen(turn) and "".join(turn.text.split()) not in compact]
+
+
+def _media_are_there(processors: Processors, result: Rendered, turns: Sequence[_Turn]) -> bool:
+    """Whether the prompt mentions each picture and sound once, as far as the model's way to do so is known."""
+    for kind, tokens in (("image", processors.pictures), ("audio", processors.sounds)):
+        count = sum(part["type"] == kind for turn in turns for part in turn.parts)
+        if tokens is not None and count and (result.text or "").count(tokens.pad) != count:
+            return False
+    return True
+
+
+def _special_tokens(processors: Processors) -> dict[str, Any]:
+    """Special tokens by the names that templates know them by."""
+    named = processors.tokenizer.special_tokens_map
+    return {name: [*map(str, value)] if isinstance(value, list) else str(value) for name, value in named.items()}

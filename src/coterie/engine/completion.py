@@ -6,18 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from coterie.engine.answers import AnswerReader, ToolCall
+from coterie.engine.one_sequence import beams, check_settings, sequences_at_once, settings_named
 from coterie.engine.runtime import Runtime
 from coterie.engine.sampling import Sampling
-from coterie.engine.streaming import TextStream
+from coterie.engine.streaming import StopAtTexts, TextStream
+from coterie.hf.context import DEFAULT_CONTEXT, model_context
 from coterie.spec import Event, ExpertsSelected
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-FinishReason = Literal["stop", "length", "context", "interrupted"]
+FinishReason = Literal["stop", "length", "context", "time", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +30,13 @@ class Completion:
     Attributes:
         prompt_tokens: Tokens of the prompt, pictures and sounds included.
         token_ids: The new tokens, end token included.
-        text: Their text without special tokens.
-        finish_reason: ``stop`` (the model ended), ``length`` (``max_new_tokens`` reached), ``context`` (the memory
-            budget was made for no longer sequence) or ``interrupted`` (the caller stopped it).
+        text: Their text without special tokens, and before what ended it of the caller's ``stop``; of an answer with
+            parts, what the model says.
+        reasoning: What it thought before, where the answer has parts.
+        tool_calls: What it wants called, likewise.
+        finish_reason: ``stop`` (the model ended, or a text came that ends the answer), ``length`` (``max_new_tokens``
+            reached), ``context`` (the memory budget was made for no longer sequence), ``time`` (``max_time`` of the
+            generation config is over) or ``interrupted`` (the caller stopped it).
         prefill_s: Seconds until the first new token was there (until the end, if none came).
         decode_s: Seconds from the first to the last new token.
     """
@@ -40,6 +47,8 @@ class Completion:
     finish_reason: FinishReason
     prefill_s: float
     decode_s: float
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -96,6 +105,7 @@ def complete(
     *,
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    reader: AnswerReader | None = None,
 ) -> Completion:
     """Generates after one prompt.
 
@@ -106,23 +116,77 @@ def complete(
         sampling: How tokens are chosen; by default as the model's generation config says.
         on_text: Told the text piece by piece, whole characters only.
         should_stop: Asked before every layer; True ends generation and keeps what is there.
+        reader: Tells the parts of an answer apart; without one, all of it is text.
 
     Raises:
         ContextLengthError: If the prompt is longer than the memory budget was made for.
+        UnsupportedError: If the generation config asks for what one sequence cannot do.
+        LoadError: If transformers cannot generate with it.
         CoterieError: As reading experts does.
     """
     wishes = sampling or Sampling()
     model.coterie.expect_request(inputs)
     config = effective_config(model, tokenizer, inputs, wishes)
-    stream = TextStream(tokenizer, on_text)
+    check_settings(model, config)
+    stream = _stream(tokenizer, on_text, wishes, reader)
+    prompt = 0 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
+    streamer = {} if beams(config) > 1 else {"streamer": stream}
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop), wishes.seeded():
-            model.generate(**inputs.to(model.dtype), generation_config=config, streamer=stream)
+        with stoppable(model, should_stop), wishes.seeded(), settings_named(model):
+            made = model.generate(
+                **inputs.to(model.dtype),
+                generation_config=config,
+                **streamer,
+                **stopping(tokenizer, config, wishes, prompt),
+            )
+        if not streamer:
+            # Which of the beams is the answer is known now.
+            sequence = getattr(made, "sequences", made)[0].cpu()
+            stream.put(sequence[:prompt])
+            stream.put(sequence[prompt:])
     except Stopped:
         interrupted = True
-    return finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
+    done = finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
+    if reader is None:
+        return done
+    reader.end()
+    return replace(done, text=reader.text, reasoning=reader.reasoning, tool_calls=tuple(reader.calls))
+
+
+def _stream(
+    tokenizer: PreTrainedTokenizerBase,
+    on_text: Callable[[str], None] | None,
+    sampling: Sampling,
+    reader: AnswerReader | None,
+) -> TextStream:
+    """The streamer, which the reader stands behind if there is one."""
+    if reader is None:
+        return TextStream(tokenizer, on_text, stops=sampling.stop)
+    reader.on_text = on_text
+    return TextStream(tokenizer, reader.feed, keep=reader.marks, stops=sampling.stop)
+
+
+def stopping(
+    tokenizer: PreTrainedTokenizerBase, config: GenerationConfig, sampling: Sampling, prompt: int
+) -> dict[str, Any]:
+    """What ``generate`` needs to end at a text: the tokenizer for the model's own, a criterion for the caller's.
+
+    Args:
+        tokenizer: The tokenizer.
+        config: What is to be done.
+        sampling: The caller's wishes.
+        prompt: Tokens of the prompt.
+    """
+    options: dict[str, Any] = {}
+    if config.stop_strings is not None or config.token_healing:
+        options["tokenizer"] = tokenizer
+    if sampling.stop:
+        from transformers import StoppingCriteriaList
+
+        options["stopping_criteria"] = StoppingCriteriaList([StopAtTexts(tokenizer, sampling.stop, prompt=prompt)])
+    return options
 
 
 def effective_config(
@@ -135,12 +199,24 @@ def effective_config(
         config.eos_token_id = tokenizer.eos_token_id
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
+    room = _room(model, config, int(inputs["input_ids"].shape[1]))
+    wanted = sampling.max_new_tokens
+    if wanted is None:
+        wanted = DEFAULT_CONTEXT if room is None else room
+    config.max_new_tokens = max(1, wanted if room is None else min(wanted, room))
+    return config
+
+
+def _room(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> int | None:
+    """New tokens that there is room for; None if nothing says so."""
     plan = model.coterie.plan
     if plan is not None:
         # The last token is never run through the model, hence one more; a prompt that is too long fails in the model.
-        room = plan.max_context - int(inputs["input_ids"].shape[1]) + 1
-        config.max_new_tokens = max(1, min(sampling.max_new_tokens, room))
-    return config
+        return int(plan.max_context) // sequences_at_once(config) - prompt + 1
+    if config.max_new_tokens is not None:
+        return None
+    positions = model_context(model.config)
+    return None if positions is None else positions - prompt + 1
 
 
 def finish(
@@ -155,23 +231,28 @@ def finish(
     """Closes the stream and says what came out of it."""
     end = time.perf_counter()
     stream.end()
-    reason: FinishReason = "length"
-    if interrupted:
-        reason = "interrupted"
-    elif stream.token_ids and stream.token_ids[-1] in _end_tokens(config.eos_token_id):
-        reason = "stop"
-    elif len(stream.token_ids) < sampling.max_new_tokens:
-        reason = "context"
     first = end if stream.first_at is None else stream.first_at
     last = first if stream.last_at is None else stream.last_at
     return Completion(
         prompt_tokens=int(inputs["input_ids"].shape[1]),
         token_ids=tuple(stream.token_ids),
         text=stream.text,
-        finish_reason=reason,
+        finish_reason="interrupted" if interrupted else _reason(stream, config, sampling, end - start),
         prefill_s=first - start,
         decode_s=last - first,
     )
+
+
+def _reason(stream: TextStream, config: GenerationConfig, sampling: Sampling, seconds: float) -> FinishReason:
+    """Why it ended, when nobody stopped it."""
+    if stream.stopped or (stream.token_ids and stream.token_ids[-1] in _end_tokens(config.eos_token_id)):
+        return "stop"
+    if sampling.max_new_tokens is not None and len(stream.token_ids) >= sampling.max_new_tokens:
+        return "length"
+    if len(stream.token_ids) >= (config.max_new_tokens or 0):
+        return "context"
+    # Nothing else ends a sequence before its length.
+    return "time" if config.max_time is not None and seconds >= config.max_time else "stop"
 
 
 def _end_tokens(value: Any) -> set[int]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from coterie.checkpoint import BUNDLED, resolve_path
 from coterie.engine.completion import Completion, complete
 from coterie.engine.exactness import Case, Exactness, Likeness, compare_exactly, likeness
 from coterie.engine.inputs import build_inputs
@@ -20,6 +19,7 @@ from coterie.engine.loader import load
 from coterie.engine.processors import Processors
 from coterie.engine.sampling import Sampling
 from coterie.extraction import ProgressCallback, extract
+from coterie.files.naming import BUNDLED, resolve_path
 
 if TYPE_CHECKING:
     import torch

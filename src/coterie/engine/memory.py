@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from coterie.engine.promises import promised_nbytes
 from coterie.engine.source import ModelSource
-from coterie.errors import LoadError, MemoryBudgetError, UsageError
+from coterie.errors import LoadError, MemoryBudgetError
 from coterie.hf.context import context_shape
 from coterie.plan.budget import MemoryPlan, plan_memory
 from coterie.plan.compiled import compiled_kernels_nbytes
 from coterie.plan.machine import process_memory
-from coterie.spec import format_bytes, parse_bytes
+from coterie.spec import format_bytes, share_nbytes
 
 
 def plan_for(
@@ -102,26 +102,3 @@ def expert_memory_nbytes(expert_memory: str | int, total: int) -> int:
         UsageError: If it is neither.
     """
     return share_nbytes(expert_memory, total, "expert_memory")
-
-
-def share_nbytes(wanted: str | int, total: int, name: str) -> int:
-    """Bytes, or a share of ``total`` of them, such as ``"25%"``.
-
-    Args:
-        wanted: Either.
-        total: What 100 % are.
-        name: Of the setting, for the message.
-
-    Raises:
-        UsageError: If it is neither.
-    """
-    if isinstance(wanted, str) and wanted.strip().endswith("%"):
-        text = wanted.strip()[:-1]
-        try:
-            share = float(text) / 100
-        except ValueError:
-            share = -1.0
-        if not 0 < share <= 1:
-            raise UsageError(f"{name}={wanted!r} is not a share.", advice="Write it like '25%' or '2GiB'.", got=text)
-        return int(share * total)
-    return parse_bytes(wanted, what=name.replace("_", " "))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from coterie.engine.placeholders import MediaTokens, sound_lengths
 from coterie.errors import InputError, LoadError
 from coterie.hf.tokenizer import load_tokenizer
+from coterie.spec import install_advice
+from coterie.store import Store, is_store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,8 +59,12 @@ class Processors:
 
     def __init__(self, path: str | Path, *, embedding_rows: int | None = None) -> None:
         self.path = Path(path)
+        # Opening a store compares its files with their checksums; afterwards they have to stay what they are.
+        self._store = Store.open(self.path) if is_store(self.path) else None
         self.config = _read_config(self.path)
+        self.embedding_rows = embedding_rows
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.path, embedding_rows)
+        self._check_files()
         self._qwen = _QWEN_MEDIA.get(str(self.config.get("model_type")))
         for tokens, key in ((self.pictures, "image_token_id"), (self.sounds, "audio_token_id")):
             self._check_token(tokens, key)
@@ -139,7 +145,7 @@ class Processors:
                     raise InputError(
                         f"Pictures and sounds for a {self.config.get('model_type')} model need its own processor, "
                         f"and that needs torchvision.",
-                        advice="Install the 'video' extra: pip install 'coterie[video]'.",
+                        advice=install_advice("video"),
                         path=self.path,
                     ) from error
                 raise
@@ -157,9 +163,15 @@ class Processors:
 
     def _load(self, auto_class: Any, what: str) -> Any:
         try:
-            return auto_class.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
+            made = auto_class.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             raise LoadError(f"The {what} in {self.path} cannot be loaded: {error}", path=self.path) from error
+        self._check_files()
+        return made
+
+    def _check_files(self) -> None:
+        if self._store is not None:
+            self._store.check_unchanged()
 
     def _token(self, attribute: str, default: str) -> str:
         token = getattr(self.tokenizer, attribute, None)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from coterie.engine.completion import Completion, Stopped, effective_config, finish, stoppable
+from coterie.engine.completion import Completion, Stopped, effective_config, finish, stoppable, stopping
+from coterie.engine.one_sequence import check_settings, settings_named
 from coterie.engine.sampling import Sampling
 from coterie.engine.streaming import TextStream
 from coterie.errors import UnsupportedError, UsageError
@@ -67,7 +68,7 @@ def speak(
         should_stop: As in :func:`~coterie.engine.completion.complete`.
 
     Raises:
-        UnsupportedError: If the model has no talker.
+        UnsupportedError: If the model has no talker, or the generation config asks for what one sequence cannot do.
         UsageError: If it has no such voice.
     """
     if not can_speak(model):
@@ -82,12 +83,15 @@ def speak(
     wishes = sampling or Sampling()
     model.coterie.expect_request(inputs, speech=True)
     config = effective_config(model, tokenizer, inputs, wishes)
-    stream = TextStream(tokenizer, on_text)
+    check_settings(model, config, streamed=True)
+    stream = TextStream(tokenizer, on_text, stops=wishes.stop)
+    prompt = int(inputs["input_ids"].shape[1])
+    thinker = {f"thinker_{name}": value for name, value in stopping(tokenizer, config, wishes, prompt).items()}
     samples: npt.NDArray[np.float32] | None = None
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop), wishes.seeded():
+        with stoppable(model, should_stop), wishes.seeded(), settings_named(model):
             _, waveform = model.generate(
                 **inputs.to(model.dtype),
                 speaker=voice,
@@ -96,6 +100,7 @@ def speak(
                 thinker_max_new_tokens=config.max_new_tokens,
                 thinker_eos_token_id=config.eos_token_id,
                 thinker_streamer=stream,
+                **thinker,
             )
         samples = waveform.reshape(-1).float().numpy()
     except Stopped:

@@ -1,45 +1,69 @@
-"""From tokens to text while they come: only whole characters are handed on."""
+"""From tokens to text while they come: pieces that, joined, are the decoded text."""
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coterie.hf.foreign import foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""How vocabularies with byte fallback write a token that is one byte of a character."""
+_WINDOW = 512
+_CONTEXT = 128
+"""Tokens that are decoded together at most, and how many of them are kept as context when the window moves on."""
 
 
 class TextStream:
     """A streamer for ``generate``: collects one sequence's new tokens and hands on their text piece by piece.
 
     A token may end in the middle of a character (Chinese in byte-level vocabularies often does); its text waits for
-    the tokens that complete it. The pieces, joined, are the text of all tokens. Special tokens leave no text.
+    the tokens that complete it. A decoder may write a token differently after others (without the space of a first
+    word, a run of bytes as a character), so what is handed on is always the growth of a text of many tokens. The
+    pieces, joined, are the text of all tokens. Special tokens leave no text.
 
     Args:
         tokenizer: The tokenizer.
         on_text: Told each piece; it is never empty.
+        keep: Contents of special tokens that leave their text nevertheless: marks that say what an answer's parts are.
+        stops: Texts that end the answer; they and what follows are not handed on.
 
     Attributes:
         token_ids: New tokens so far, special ones included.
         text: Text handed on so far.
+        stopped: Whether one of ``stops`` was met.
         first_at: ``time.perf_counter()`` when the first new token came; None before.
         last_at: The same of the last new token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        keep: Sequence[str] = (),
+        stops: Sequence[str] = (),
+    ) -> None:
         self._tokenizer = tokenizer
         self._on_text = on_text
+        self._stops = tuple(stops)
+        self._dropped = _special_ids(tokenizer, keep) if keep else None
         self._prompt_seen = False
-        # Tokens from _begin on are decoded together, because some vocabularies write a first token differently;
-        # those before _end have been handed on.
+        # Tokens from _begin on are decoded together; _known is what of their text is known for good.
         self._begin = 0
-        self._end = 0
+        self._known = ""
+        self._decoded = ""
         self.token_ids: list[int] = []
         self.text = ""
+        self.stopped = False
         self.first_at: float | None = None
         self.last_at: float | None = None
 
@@ -50,28 +74,103 @@ class TextStream:
             return
         self.last_at = time.perf_counter()
         self.first_at = self.first_at or self.last_at
-        self.token_ids.extend(value.reshape(-1).tolist())
-        self._hand_on(final=False)
+        self.read(value.reshape(-1).tolist())
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Takes new tokens."""
+        if token_ids:
+            self.token_ids.extend(token_ids)
+            self._take(final=False)
 
     def end(self) -> None:
         """Hands on what is left, even where a character is not complete. Harmless when repeated."""
-        self._hand_on(final=True)
+        self._take(final=True)
+
+    def _take(self, *, final: bool) -> None:
+        grown = self._decode(self.token_ids[self._begin :])
+        # A run of bytes is decoded as a whole: one more byte can turn what was a character into none.
+        settled = final or not (grown.endswith(_INCOMPLETE) or self._ends_in_a_byte())
+        if settled and grown.startswith(self._known):
+            self._decoded += grown[len(self._known) :]
+            self._known = grown
+            if len(self.token_ids) - self._begin > _WINDOW:
+                self._move_on()
+        self._hand_on(final=final)
 
     def _hand_on(self, *, final: bool) -> None:
-        known = self._decode(self.token_ids[self._begin : self._end])
-        grown = self._decode(self.token_ids[self._begin :])
-        if grown.endswith(_INCOMPLETE) and not final:
+        """Hands on what is decoded, but what may be the beginning of a text that ends the answer."""
+        if self.stopped:
             return
-        self._begin, self._end = self._end, len(self.token_ids)
-        piece = grown[len(known) :]
+        until = len(self._decoded)
+        found = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
+        if found:
+            until, self.stopped = min(found), True
+        elif not final:
+            until -= max((_overlap(self._decoded, stop) for stop in self._stops), default=0)
+        piece = self._decoded[len(self.text) : until]
         if piece:
             self.text += piece
             if self._on_text is not None:
                 self._on_text(piece)
 
+    def _move_on(self) -> None:
+        """Forgets the first tokens of the window, where the text of the others does not depend on them."""
+        latest = len(self.token_ids) - _CONTEXT
+        for begin in range(latest, max(latest - 16, self._begin), -1):
+            text = self._decode(self.token_ids[begin:])
+            if text and self._decoded.endswith(text):
+                self._begin, self._known = begin, text
+                return
+
+    def _ends_in_a_byte(self) -> bool:
+        token = self._tokenizer.convert_ids_to_tokens(self.token_ids[-1]) if self.token_ids else None
+        return isinstance(token, str) and _BYTE.fullmatch(token) is not None
+
     def _decode(self, token_ids: list[int]) -> str:
-        return str(
-            self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            if token_ids
-            else ""
-        )
+        if self._dropped is not None:
+            token_ids = [token_id for token_id in token_ids if token_id not in self._dropped]
+        if not token_ids:
+            return ""
+        with foreign("The tokenizer", Path(self._tokenizer.name_or_path)):
+            return str(
+                self._tokenizer.decode(
+                    token_ids, skip_special_tokens=self._dropped is None, clean_up_tokenization_spaces=False
+                )
+            )
+
+
+class StopAtTexts:
+    """A stopping criterion of ``generate``: ends a sequence once a text is in what was generated.
+
+    It reads the tokens by itself: releases of transformers differ in whether a streamer has been given the newest.
+
+    Args:
+        tokenizer: The tokenizer.
+        stops: The texts.
+        keep: As :class:`TextStream` takes it.
+        prompt: Tokens of the prompt.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], *, keep: Sequence[str] = (), prompt: int
+    ) -> None:
+        self._stream = TextStream(tokenizer, keep=keep, stops=stops)
+        self._prompt = prompt
+
+    def __call__(self, input_ids: Tensor, scores: Any = None, **options: Any) -> Tensor:
+        """Whether each sequence has ended; there is one."""
+        import torch
+
+        self._stream.read(input_ids[0, self._prompt + len(self._stream.token_ids) :].tolist())
+        return torch.full((input_ids.shape[0],), self._stream.stopped, device=input_ids.device, dtype=torch.bool)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase, keep: Sequence[str]) -> frozenset[int]:
+    """Ids of the special tokens whose text is not to be shown."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset(number for number, token in added.items() if token.special and token.content not in keep)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of the text that ``stop`` begins with."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

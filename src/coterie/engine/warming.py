@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coterie.cache import ExpertCache
-from coterie.engine.memory import share_nbytes
 from coterie.engine.source import ModelSource
 from coterie.errors import UsageError
 from coterie.eviction import TRUST, EvictionPolicy, check_policy, make_policy
-from coterie.spec import BankKey, Event, ExpertKey, ExpertsSelected, Observer, StepStarted, format_bytes
+from coterie.spec import BankKey, Event, ExpertKey, ExpertsSelected, Observer, StepStarted, format_bytes, share_nbytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,6 +17,7 @@ from torch import Tensor
 from coterie.errors import LoadError, UnsupportedError, UsageError
 from coterie.evaluate.texts import Text
 from coterie.evaluate.windows import Window
+from coterie.hf.caches import kept_cache
 
 SLICE_NBYTES = 64 << 20
 """Memory that the float64 copies of a slice of logits take, whatever T is (more only where one row takes more)."""
@@ -88,14 +89,14 @@ def predict_in_steps(model: Any, text: Text, window: Window) -> Tensor:
     output = model(input_ids=first, use_cache=True)
     rows = [_logits(model, output, first)[0, -1:].clone()]
     for position in range(first.shape[1], ids.shape[1]):
-        cache = getattr(output, "past_key_values", None)
-        if cache is None:
+        kept = kept_cache(output)
+        if not kept:
             raise UnsupportedError(
                 f"{type(model).__name__} keeps nothing of the tokens before, so it cannot be run token by token.",
                 advice="Evaluate it without adapting experts by salience.",
             )
         one = ids[:, position : position + 1]
-        output = model(input_ids=one, past_key_values=cache, use_cache=True)
+        output = model(input_ids=one, use_cache=True, **kept)
         rows.append(_logits(model, output, one)[0].clone())
     return torch.cat(rows)
 

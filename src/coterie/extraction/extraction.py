@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Literal
 
 from coterie.checkpoint import Checkpoint
-from coterie.errors import ExtractionError, UsageError
+from coterie.errors import CoterieError, ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.origin import SchemeOf
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
@@ -22,10 +22,11 @@ from coterie.extraction.target import (
     ShardDownload,
     check_apart,
     check_fits,
-    disk_need,
+    disk_needs,
     missing_downloads,
 )
 from coterie.extraction.tokenizer_check import check_tokenizer
+from coterie.files.naming import check_new_name
 from coterie.files.stamps import file_stamps, first_changed
 from coterie.hf.tokenizer import embedding_rows
 from coterie.quant import NATIVE, lossy_scheme
@@ -34,6 +35,11 @@ from coterie.store import Store, StoreWriter, Survey, SurveyedFile, is_store, su
 from coterie.store.syscalls import SystemCalls
 
 Status = Literal["planned", "written", "resumed", "grown", "already complete"]
+
+LARGE_NBYTES = 2**30
+"""From this size on, somebody who has not said how to store a model is told what four bits would take."""
+
+_FOUR_BITS = "int4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +60,11 @@ class ExtractionReport:
         ignored: Checkpoint tensors that transformers does not use and that were left out.
         store_nbytes: Bytes of the whole store.
         written_nbytes: Bytes of experts and dense tensors written now; 0 for a dry run.
-        needed_nbytes: Bytes that were still needed on the disk before.
+        int4_nbytes: About what the store would take in four bits, where it is large and nobody said how to store it;
+            else None.
+        needed_nbytes: Bytes that were still needed on the store's disk before.
         free_nbytes: Bytes that were free there before.
+        disks: The same for each disk that is written: the store's, and that of the Hub's cache if it is another.
         seconds: Time taken.
     """
 
@@ -70,9 +79,11 @@ class ExtractionReport:
     downloads: tuple[ShardDownload, ...]
     ignored: tuple[str, ...]
     store_nbytes: int
+    int4_nbytes: int | None
     written_nbytes: int
     needed_nbytes: int
     free_nbytes: int
+    disks: tuple[DiskNeed, ...]
     seconds: float
 
     @property
@@ -82,7 +93,12 @@ class ExtractionReport:
 
     def to_json(self) -> dict[str, object]:
         """The report as JSON values."""
-        return {**asdict(self), "store": str(self.store), "complete": self.complete}
+        disks = [{**asdict(disk), "path": str(disk.path), "fits": disk.fits} for disk in self.disks]
+        return {**asdict(self), "store": str(self.store), "disks": disks, "complete": self.complete}
+
+
+PlanCallback = Callable[[ExtractionReport], None]
+"""Told of an extraction before it begins, with the status ``planned``."""
 
 
 def extract(
@@ -102,6 +118,7 @@ def extract(
     offline: bool = False,
     dry_run: bool = False,
     restart: bool = False,
+    planned: PlanCallback | None = None,
     progress: ProgressCallback | None = None,
     workers: int | None = None,
     calls: SystemCalls | None = None,
@@ -133,6 +150,7 @@ def extract(
         offline: Use only what is on this machine.
         dry_run: Write and download no weights; report what would be done.
         restart: Discard an unfinished store that was begun with another request.
+        planned: Told what will be done before anything is downloaded or written.
         progress: Told about bytes and time left.
         workers: Experts in memory at once; by default as many as help and fit in memory.
         calls: The system calls that change the disk; tests pass one that fails.
@@ -145,18 +163,20 @@ def extract(
         ProfileError: If the profile cannot be used, or is another model's.
         CheckpointError: If the checkpoint is not complete and consistent, or cannot be read.
         LoadError: If its tokenizer is another model's.
-        DiskSpaceError: If the store does not fit; nothing is written then.
+        DiskSpaceError: If the store, or what is downloaded for it, does not fit; nothing is written then.
         QuantisationError: If a weight is not finite, which a lossy scheme cannot store.
         StoreBusyError: If another process is writing the store.
         StoreError: If the directory holds something else, or cannot be written.
     """
     start = monotonic()
+    check_new_name(store)
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
     _check_selection(experts, layers, top, by_trust, profile, domain, modalities)
     source = Checkpoint.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
+    undecided = scheme is None and dense_scheme is None and not is_store(root)
     one_scheme, dense_scheme = _schemes(root, None if by_trust else scheme, dense_scheme)
     scheme_of: str | SchemeOf = one_scheme
     if by_trust is not None and profile is not None:
@@ -168,8 +188,11 @@ def extract(
         from coterie.extraction.most_used import most_used
 
         chosen = most_used(source, top, profile, domain=domain, modalities=modalities)
-    options = WriteOptions(dry_run=dry_run, restart=restart, progress=progress, workers=workers, calls=calls)
-    report = make_store(source, root, chosen, scheme_of, dense_scheme, options)
+    in_four_bits = _four_bits(source, chosen) if undecided else None
+    options = WriteOptions(
+        dry_run=dry_run, restart=restart, planned=planned, progress=progress, workers=workers, calls=calls
+    )
+    report = make_store(source, root, chosen, scheme_of, dense_scheme, options, in_four_bits=in_four_bits)
     return replace(report, seconds=monotonic() - start)
 
 
@@ -179,6 +202,7 @@ class WriteOptions:
 
     dry_run: bool = False
     restart: bool = False
+    planned: PlanCallback | None = None
     progress: ProgressCallback | None = None
     workers: int | None = None
     calls: SystemCalls | None = None
@@ -191,6 +215,8 @@ def make_store(
     scheme: str | SchemeOf,
     dense_scheme: str,
     options: WriteOptions,
+    *,
+    in_four_bits: int | None = None,
 ) -> ExtractionReport:
     """Writes, resumes or grows a store.
 
@@ -201,26 +227,37 @@ def make_store(
         scheme: That of all experts, or of each.
         dense_scheme: That of linear layers outside experts.
         options: How.
+        in_four_bits: What it would take in four bits, where that is worth saying.
 
     Raises:
         CoterieError: As :func:`extract` says.
     """
     start = monotonic()
     check_apart(root, source.location.directory)
+    source.warn_left_out()
     check_tokenizer(source.location.directory, embedding_rows(source.skeleton))
     plan = plan_extraction(source, chosen, scheme, dense_scheme)
     downloads = missing_downloads(source, plan.tensors)
     if not downloads:
         plan = with_fingerprints(plan, source)
     found = _survey(root, plan, restart=options.restart, compare=not downloads)
-    need = disk_need(root, found, downloads, source.location.directory)
-    check_fits(root, need)
+    needs = disk_needs(root, found, downloads, source.location.cache)
+    check_fits(needs)
     status: Status = "planned"
     written = 0
+
+    def report() -> ExtractionReport:
+        made = _report(source, root, plan, found, downloads, needs, status, written, monotonic() - start)
+        if in_four_bits is None or made.store_nbytes < max(LARGE_NBYTES, 2 * in_four_bits):
+            return made
+        return replace(made, int4_nbytes=in_four_bits)
+
+    if options.planned is not None:
+        options.planned(report())
     if not options.dry_run:
         plan = with_fingerprints(plan, source)
         status, written = _write(source, root, plan, found, scheme, options)
-    return _report(source, root, plan, found, downloads, need, status, written, monotonic() - start)
+    return report()
 
 
 def _check_selection(
@@ -260,8 +297,19 @@ def _schemes(root: Path, scheme: str | None, dense_scheme: str | None) -> tuple[
     return scheme or NATIVE, dense_scheme or NATIVE
 
 
+def _four_bits(source: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]]) -> int | None:
+    """Bytes of experts and all else with linear layers in four bits; None if some weights cannot be stored so."""
+    try:
+        plan = plan_extraction(source, chosen, _FOUR_BITS, _FOUR_BITS)
+    except CoterieError:
+        return None
+    experts = sum(one.layout.nbytes for bank in plan.store.banks for one in bank.experts)
+    return experts + sum(tensor.nbytes for tensor in plan.dense)
+
+
 def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -> Survey:
     sizes = {name: path.stat().st_size for name, path in plan.side_files.items()}
+    sizes |= {name: len(content) for name, content in plan.changed_files.items()}
     return survey(root, plan.store, plan.dense, sizes, restart=restart, compare=compare)
 
 
@@ -287,7 +335,10 @@ def _write(
         workers = options.workers or worker_count(source, computed=scheme != NATIVE)
         Copier(source, writer, plan.dense, meter, workers=workers, scheme=scheme).run()
         for name in writer.missing_files():
-            writer.copy_file(plan.side_files[name], name)
+            if name in plan.changed_files:
+                writer.write_file(name, plan.changed_files[name])
+            else:
+                writer.copy_file(plan.side_files[name], name)
         changed = first_changed(before)
         if changed is not None:
             raise ExtractionError(
@@ -306,7 +357,7 @@ def _report(
     plan: ExtractionPlan,
     found: Survey,
     downloads: tuple[ShardDownload, ...],
-    need: DiskNeed,
+    needs: tuple[DiskNeed, ...],
     status: Status,
     written: int,
     seconds: float,
@@ -331,8 +382,10 @@ def _report(
         downloads=downloads,
         ignored=plan.store.ignored,
         store_nbytes=sum(file.nbytes for file in files),
+        int4_nbytes=None,
         written_nbytes=written,
-        needed_nbytes=need.needed,
-        free_nbytes=need.free,
+        needed_nbytes=needs[0].needed,
+        free_nbytes=needs[0].free,
+        disks=needs,
         seconds=seconds,
     )

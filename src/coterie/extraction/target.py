@@ -1,10 +1,12 @@
-"""Whether a store may be made in a directory, and whether it fits there."""
+"""Whether a store may be made in a directory, and whether it, and what is downloaded for it, fits on the disks."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import DiskSpaceError, UsageError
@@ -21,7 +23,7 @@ class ShardDownload:
 
     Attributes:
         file: Its name in the repository.
-        nbytes: Bytes of its tensors.
+        nbytes: Bytes that have not been downloaded yet.
     """
 
     file: str
@@ -30,13 +32,17 @@ class ShardDownload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskNeed:
-    """What an extraction takes from the disk that the store lies on.
+    """What an extraction takes from one disk.
 
     Attributes:
-        needed: Bytes still to be written, downloads included where the Hub's cache lies on the same disk.
+        path: What lies on it: the store, or the Hub's cache.
+        use: What it is needed for: ``store``, ``downloads``, or ``store and downloads``.
+        needed: Bytes still to be written.
         free: Bytes that this user can write there, with what an interrupted run left and will be removed.
     """
 
+    path: Path
+    use: Literal["store", "downloads", "store and downloads"]
     needed: int
     free: int
 
@@ -68,47 +74,61 @@ def check_apart(store: Path, checkpoint: Path) -> None:
 
 
 def missing_downloads(checkpoint: Checkpoint, names: tuple[str, ...]) -> tuple[ShardDownload, ...]:
-    """The shards with these tensors that are not on this machine yet, with their sizes."""
-    missing = checkpoint.location.missing_shards(checkpoint.tensors[name].path for name in names)
-    sizes = dict.fromkeys(missing, 0)
-    for info in checkpoint.tensors.values():
-        if info.path in sizes:
-            sizes[info.path] += info.nbytes
+    """The shards with these tensors that are not on this machine yet, with what is still to come of each."""
+    sizes = checkpoint.location.download_nbytes(checkpoint.tensors[name].path for name in names)
     return tuple(ShardDownload(file=path.name, nbytes=nbytes) for path, nbytes in sizes.items())
 
 
-def disk_need(store: Path, survey: Survey, downloads: tuple[ShardDownload, ...], cache: Path) -> DiskNeed:
-    """Compares what is still to be written with what is free.
+def disk_needs(
+    store: Path, survey: Survey, downloads: tuple[ShardDownload, ...], cache: Path | None
+) -> tuple[DiskNeed, ...]:
+    """Compares what is still to be written with what is free, disk by disk; that of the store comes first.
 
     Args:
         store: The store's directory; need not exist.
         survey: What is to be written.
         downloads: What is to be downloaded.
-        cache: A directory on the disk to which downloads go.
+        cache: The directory to which downloads go; need not exist. None if there is none.
     """
-    place = _existing(store)
-    needed = survey.missing_nbytes
+    place, nbytes = _existing(store), sum(download.nbytes for download in downloads)
+    needed, free = survey.missing_nbytes, shutil.disk_usage(place).free + survey.reclaimable
+    if not downloads or cache is None:
+        return (_need(store, "store", needed, free),)
     if place.stat().st_dev == _existing(cache).stat().st_dev:
-        needed += sum(download.nbytes for download in downloads)
-    reserve = _RESERVE if needed else 0
-    return DiskNeed(needed=needed + reserve, free=shutil.disk_usage(place).free + survey.reclaimable)
+        return (_need(store, "store and downloads", needed + nbytes, free),)
+    own = _need(cache, "downloads", nbytes, shutil.disk_usage(_existing(cache)).free)
+    return _need(store, "store", needed, free), own
 
 
-def check_fits(store: Path, need: DiskNeed) -> None:
+def check_fits(needs: Sequence[DiskNeed]) -> None:
     """Refuses what does not fit.
 
     Raises:
-        DiskSpaceError: With facts ``needed`` and ``free`` in bytes.
+        DiskSpaceError: With facts ``path``, ``needed`` and ``free`` in bytes.
     """
-    if not need.fits:
+    for need in needs:
+        if need.fits:
+            continue
+        lacking = format_bytes(need.needed - need.free)
+        if need.use == "downloads":
+            what, elsewhere = "The download needs", "set HF_HOME to a directory on another disk"
+            where = f"the disk of the Hub's cache, {need.path}"
+        else:
+            what = "The store needs" if need.use == "store" else "The store, with what is downloaded for it, needs"
+            where, elsewhere = f"the disk of {need.path}", "choose another disk"
+            if need.use != "store":
+                elsewhere += " for the store, or for downloads with HF_HOME"
         raise DiskSpaceError(
-            f"The store needs {format_bytes(need.needed)} on the disk of {store}, {format_bytes(need.free)} are free.",
-            advice=f"Free {format_bytes(need.needed - need.free)}, choose another disk, or take fewer experts with "
-            "--experts.",
-            path=store,
+            f"{what} {format_bytes(need.needed)} on {where}; {format_bytes(need.free)} are free.",
+            advice=f"Free {lacking}, {elsewhere}, or take fewer experts with --experts.",
+            path=need.path,
             needed=need.needed,
             free=need.free,
         )
+
+
+def _need(path: Path, use: Literal["store", "downloads", "store and downloads"], needed: int, free: int) -> DiskNeed:
+    return DiskNeed(path=path, use=use, needed=needed + (_RESERVE if needed else 0), free=free)
 
 
 def _existing(path: Path) -> Path:

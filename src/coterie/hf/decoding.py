@@ -7,13 +7,16 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.core_model_loading import Concatenate, ErnieFuseAndSplitTextVisionExperts, MergeModulelist
 
 from coterie.errors import CheckpointFileError
 from coterie.hf.keymap import FieldSource
+from coterie.hf.releases import moved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+with moved(__name__):
+    from transformers.core_model_loading import Concatenate, ErnieFuseAndSplitTextVisionExperts, MergeModulelist
 
 ReadTensor = Callable[[str, int | None], torch.Tensor]
 """Reads a checkpoint tensor by name; with a number, only that index of the first dimension, kept: ``[e:e+1]``."""

@@ -7,6 +7,7 @@ from coterie.integration.guards import install_guards
 from coterie.integration.limit import ExpertLimit
 from coterie.integration.linear import QuantisedLinear, QuantisedLinears, round_as_stock
 from coterie.integration.missing import Missing, check_missing
+from coterie.integration.neighbours import process_neighbours
 from coterie.integration.norms import quicken_norms
 from coterie.integration.quantizer import StreamingConfig, forget, register
 from coterie.integration.token_forwards import quicken_tokens
@@ -26,6 +27,7 @@ __all__ = [
     "check_missing",
     "forget",
     "install_guards",
+    "process_neighbours",
     "quicken_norms",
     "quicken_tokens",
     "register",

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from coterie.errors import ContextLengthError
+from coterie.integration.forward_call import CallReader, ForwardCall
 from coterie.integration.limit import ExpertLimit
 from coterie.integration.losses import LossMeter
+from coterie.integration.neighbours import process_neighbours
 from coterie.native import PassMemory
 from coterie.spec import Event, Observer, Phase, StepEnded, StepStarted
 
@@ -77,15 +79,21 @@ class StepClock:
     def install(self, module: nn.Module) -> None:
         """Watches the forward passes of ``module``, the component's outermost module."""
         forward = module.forward
+        is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+        reader = CallReader(forward, is_encoder_decoder=is_encoder_decoder)
+        note = process_neighbours().note
 
         # A hook would do, at twice the price: with one, torch takes a slower way through every call.
         @functools.wraps(forward)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            self._begin(args, kwargs)
+            note()
+            call = reader.read(args, kwargs)
+            self._begin(call)
             try:
                 result = self._run(forward, args, kwargs)
             finally:
                 self._current.memory = None
+            call.check_end(result)
             losses = self._current.losses
             if losses is not None:
                 self._tell(StepEnded(step=self.step, component=self.component, losses=losses.end(result)))
@@ -131,57 +139,42 @@ class StepClock:
             for observer in tuple(self.observers):
                 observer.on_event(event)
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        shape = _shape(ids, kwargs)
-        if shape is None:
-            batch, tokens = 1, 1
-            ids = None
-        else:
-            batch, tokens = shape
-        cached = _cached_length(kwargs.get("past_key_values"))
-        if self.max_context is not None and batch * (cached + tokens) > self.max_context:
+    def _begin(self, call: ForwardCall) -> None:
+        batch, length = call.batch, call.cached + call.tokens
+        if self.max_context is not None and batch * length > self.max_context:
             raise ContextLengthError(
-                f"{batch} × {cached + tokens} tokens are more than the {self.max_context} "
-                f"that the memory budget was made for.",
+                f"{batch} × {length} tokens are more than the {self.max_context} that the memory budget was made for.",
                 advice="Open the model with a larger max_context, or use a shorter prompt or smaller batch.",
-                tokens=batch * (cached + tokens),
+                tokens=batch * length,
                 max_context=self.max_context,
             )
-        phase: Phase = "decode" if tokens == 1 and cached else "prefill"
-        self._current.step, self._current.phase = next(self._numbers), phase
+        self._current.step, self._current.phase = next(self._numbers), call.phase
         with self._lock:
-            self.tokens[phase] += batch * tokens
+            self.tokens[call.phase] += batch * call.tokens
         observers = tuple(self.observers)
         self._current.contributions = any(getattr(observer, "wants_contributions", False) for observer in observers)
-        self._meter(observers, ids, shape=(batch, tokens), cached=cached)
+        self._meter(observers, call)
         if observers:
+            ids = call.ids
             event = StepStarted(
                 step=self.step,
                 component=self.component,
-                phase=phase,
+                phase=call.phase,
                 batch=batch,
-                tokens=tokens,
+                tokens=call.tokens,
                 input_ids=None if ids is None else np.asarray(ids.detach().to("cpu", torch.int64).numpy()),
-                attended=_attended(kwargs.get("attention_mask"), batch, tokens),
+                attended=_attended(call.mask, batch, call.tokens),
             )
             self._tell(event)
 
-    def _meter(self, observers: tuple[Observer, ...], ids: object, *, shape: tuple[int, int], cached: int) -> None:
+    def _meter(self, observers: tuple[Observer, ...], call: ForwardCall) -> None:
         now = self._current
         if not any(getattr(observer, "wants_losses", False) for observer in observers):
             now.losses = None
             return
         if now.losses is None:
             now.losses = LossMeter()
-        now.losses.begin(ids if isinstance(ids, torch.Tensor) else None, shape=shape, cached=cached)
-
-
-def _shape(ids: object, kwargs: dict[str, Any]) -> tuple[int, int] | None:
-    for value in (ids, kwargs.get("inputs_embeds"), kwargs.get("decoder_input_ids")):
-        if isinstance(value, torch.Tensor) and value.dim() >= 2:
-            return int(value.shape[0]), int(value.shape[1])
-    return None
+        now.losses.begin(call.ids, shape=(call.batch, call.tokens), cached=call.cached)
 
 
 def _attended(mask: object, batch: int, tokens: int) -> npt.NDArray[np.bool_] | None:
@@ -190,8 +183,3 @@ def _attended(mask: object, batch: int, tokens: int) -> npt.NDArray[np.bool_] | 
         return None
     new = np.asarray(mask[:, mask.shape[1] - tokens :].detach().to("cpu", torch.bool).numpy())
     return None if new.all() else new
-
-
-def _cached_length(cache: object) -> int:
-    length = getattr(cache, "get_seq_length", None)
-    return int(length()) if length is not None else 0

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from coterie.errors import UsageError
+from coterie.hf.caches import is_cache
 from coterie.hf.forwards import same_forward
 from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.adapters.decorated import DecoratedExperts
@@ -34,6 +35,10 @@ from coterie.native import (
 )
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_IDLE = frozenset(
+    {"position_ids", "cache_position", "use_cache", "output_router_logits", "output_hidden_states", "return_dict"}
+)
+"""Arguments of a layer that change nothing in what it returns: the rotary embedding has the positions in it."""
 _HELPERS = ("apply_rotary_pos_emb", "rotate_half")
 
 
@@ -204,39 +209,20 @@ class TokenLayer:
         self._experts_seen = None if self._experts is None else self._experts.__dict__.get("forward")
         self._forwards = [(one.__dict__, one.__dict__.get("forward")) for one in self.stands_for]
 
-    def __call__(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = False,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **others: Any,
-    ) -> Any:
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the class computes."""
+        cache, embeddings = (None, None) if args else _carried(kwargs)
         if (
-            attention_mask is not None
-            or past_key_values is None
-            or position_embeddings is None
+            cache is None
+            or embeddings is None
             or hidden_states.shape != self._hidden_shape
-            or others.get("output_attentions")
-            or not self._serves(hidden_states, *position_embeddings)
+            or not self._serves(hidden_states, *embeddings)
         ):
-            return self._class_forward(
-                self._module,
-                hidden_states,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                position_embeddings=position_embeddings,
-                **others,
-            )
+            return self._class_forward(self._module, hidden_states, *args, **kwargs)
         native = self._native
-        passage = native.take(hidden_states, *position_embeddings, self.times)
-        room = extend(past_key_values, self._layer_idx, *self._kept)
-        results = self._compute_beside(passage, past_key_values) if room is None else native.compute(passage, room)
+        passage = native.take(hidden_states, *embeddings, self.times)
+        room = extend(cache, self._layer_idx, *self._kept)
+        results = self._compute_beside(passage, cache) if room is None else native.compute(passage, room)
         whole = None
         if self._experts is not None:
             if self._site is not None:
@@ -293,6 +279,25 @@ class TokenLayer:
         ):
             return False
         return self._group.intact(self._place, cosine)
+
+
+def _carried(kwargs: dict[str, Any]) -> tuple[Any, tuple[torch.Tensor, torch.Tensor] | None]:
+    """The cache and the rotary embedding that a layer is called with: (None, None) if it is given anything else.
+
+    Neither is looked for by its name, which releases change; what changes nothing in the output is passed over.
+    """
+    cache: Any = None
+    embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
+    for name, value in kwargs.items():
+        if value is None or value is False or name in _IDLE:
+            continue
+        if embeddings is None and type(value) is tuple and len(value) == 2 and isinstance(value[0], torch.Tensor):
+            embeddings = value
+        elif cache is None and is_cache(value):
+            cache = value
+        else:
+            return None, None
+    return cache, embeddings
 
 
 def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:

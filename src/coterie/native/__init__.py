@@ -12,6 +12,8 @@ from coterie.native.layer import KeyValueRoom, LayerNorm, LayerParts, LayerRoute
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.matmul import SCHEMES, PackedMatrix
 from coterie.native.new_memory import touch_when_idle
+from coterie.native.openmp import SETTINGS as WAITING_SETTINGS
+from coterie.native.openmp import Crowd, Waiting, turns_for_long, waiting, waiting_words
 from coterie.native.passage import STAGES, LayerShape, Passage, Passages, Results, StageTimes
 from coterie.native.router import route
 from coterie.native.token_experts import Places, TokenExperts
@@ -25,7 +27,9 @@ __all__ = [
     "SCHEMES",
     "STAGES",
     "VARIABLE",
+    "WAITING_SETTINGS",
     "Berths",
+    "Crowd",
     "ExpertsKernel",
     "ExpertsPass",
     "KeyValueRoom",
@@ -44,6 +48,7 @@ __all__ = [
     "Results",
     "StageTimes",
     "TokenExperts",
+    "Waiting",
     "attention_served",
     "dequantise",
     "library",
@@ -52,5 +57,8 @@ __all__ = [
     "route",
     "token_attention",
     "touch_when_idle",
+    "turns_for_long",
+    "waiting",
+    "waiting_words",
     "why_not",
 ]

@@ -13,6 +13,7 @@ import torch
 
 from coterie.errors import UnsupportedError, UsageError
 from coterie.native.build import LIBRARY, fingerprint
+from coterie.native.openmp import runtime_symbols
 
 _LEVELS = {
     ("x86_64", "amd64"): ("default", "avx2", "avx512bf16", "amx"),
@@ -70,7 +71,6 @@ PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "coterie_token_attention": (None, (_int, _int, *(_pointer,) * 3, *(_long,) * 6, _float, *(_pointer,) * 2)),
     "coterie_rms_norm": (None, (*(_int,) * 4, *(_pointer,) * 2, *(_long,) * 2, _float, _pointer)),
 }
-_OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,17 +169,10 @@ def opened(path: Path) -> ctypes.CDLL:
 
 def _share_threads(functions: ctypes.CDLL) -> bool:
     """Gives the library the very OpenMP runtime that torch computes with; False if there is none to be found."""
-    folder = Path(torch.__file__).parent / "lib"
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        try:
-            # A name is looked up in what a library was linked with, too.
-            torch_library = ctypes.CDLL(str(folder / name), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-            addresses = [ctypes.cast(getattr(torch_library, symbol), _pointer) for symbol in _OPENMP]
-        except (OSError, AttributeError):
-            continue
-        functions.coterie_use_threads(*addresses)
-        return True
-    return False
+    symbols = runtime_symbols()
+    if symbols is not None:
+        functions.coterie_use_threads(*symbols)
+    return symbols is not None
 
 
 def _level_of(name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,19 +16,25 @@ from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
 from coterie.errors import UsageError
+from coterie.hf.releases import newer_note, newer_than_tested
+from coterie.plan.busyness import ProcessorTimes, cores_of_others, load_average, processor_times
 from coterie.plan.cpu import core_quota, instruction_sets, processor_name, transparent_huge_pages, usable_cores
 from coterie.plan.disk import DiskFacts, ReadSpeed, disk_facts, measure_reads
 from coterie.plan.disk_notes import DiskNotes, Note
 from coterie.plan.huge_pages import huge_pages_work
 from coterie.plan.machine import MemoryLimits, default_memory_budget, memory_limits
 from coterie.plan.new_memory import SLOW, new_memory_bandwidth
-from coterie.spec import format_bytes
+from coterie.spec import format_bytes, install_advice
 
 SCHEMA_VERSION = 1
 
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"})
 _REPORTED = ("torch", "transformers", "safetensors", "huggingface_hub", "numpy")
 _OPTIONAL = ("torchvision",)
+_LOOK_S = 0.25
+"""Seconds for which other processes are looked at."""
+_BUSY = 0.25
+"""Processors that others use from which that is worth a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,19 @@ class NativeFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingFacts:
+    """How threads that compute wait for each other.
+
+    Attributes:
+        how: In a few words.
+        turns_for_long: Whether they keep their processors meanwhile, whatever other processes do.
+    """
+
+    how: str
+    turns_for_long: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
     """Everything that `coterie doctor` shows; sizes in bytes.
 
@@ -76,6 +96,9 @@ class Diagnosis:
             ``neon``; ``default``); None if there is none.
         cores: Logical processors that this process may use.
         core_quota: Processors' worth of time that the cgroup grants, or None without a quota.
+        waiting: How threads that compute wait for each other, in a few words.
+        load_average: Processes that wanted to run, averaged over the last minute; None where the system does not say.
+        cores_of_others: Processors' worth of time that other processes use; None if that was not measured.
         memory: The limits found.
         memory_budget: The budget that is used where none is stated.
         huge_pages: Setting of transparent huge pages, or None where there are none.
@@ -96,6 +119,9 @@ class Diagnosis:
     native_level: str | None
     cores: int
     core_quota: int | None
+    waiting: str
+    load_average: float | None
+    cores_of_others: float | None
     memory: MemoryLimits
     memory_budget: int
     huge_pages: str | None
@@ -113,6 +139,7 @@ def diagnose(
     *,
     torch_capability: str,
     native: NativeFacts,
+    waiting: WaitingFacts,
     measure: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Diagnosis:
@@ -122,9 +149,11 @@ def diagnose(
         path: Directory whose disk is examined: where stores lie, or will.
         torch_capability: ``torch.backends.cpu.get_cpu_capability()``; passed in because this layer knows no torch.
         native: What :mod:`coterie.native` says of itself; passed in likewise.
+        waiting: What it says of threads; likewise.
         measure: Whether to measure read speed, which writes and reads a temporary file of 128 MiB, and new memory.
         progress: Called with a line about what is being measured.
     """
+    before = processor_times()
     memory = memory_limits()
     budget = default_memory_budget(memory)
     disk = disk_facts(path)
@@ -133,8 +162,11 @@ def diagnose(
     quota, cores, sets = core_quota(), usable_cores(), instruction_sets()
     reads: tuple[ReadSpeed, ...] = ()
     unmeasured: tuple[str, ...] = ()
-    new_memory = None
+    new_memory = others = None
     if measure:
+        if progress is not None:
+            progress("looking at what other processes do")
+        others = _others(before)
         if progress is not None:
             progress("trying how fast new memory becomes usable")
         new_memory = new_memory_bandwidth(memory.available)
@@ -151,6 +183,9 @@ def diagnose(
         native_level=native.level,
         cores=cores,
         core_quota=quota,
+        waiting=waiting.how,
+        load_average=load_average(),
+        cores_of_others=others,
         memory=memory,
         memory_budget=budget,
         huge_pages=huge_pages,
@@ -163,6 +198,7 @@ def diagnose(
         advice=(
             *_package_advice(packages),
             *_processor_advice(torch_capability, sets, cores, quota),
+            *_waiting_advice(waiting, cores, others),
             *_native_advice(native),
             *_memory_advice(memory, budget, huge_pages, works),
             *_new_memory_advice(new_memory),
@@ -217,10 +253,15 @@ def _package_advice(packages: tuple[PackageFacts, ...]) -> list[str]:
         for package in packages
         if not package.ok
     ]
+    advice += [
+        newer_note(package.version)
+        for package in packages
+        if package.name == "transformers" and package.version is not None and newer_than_tested(package.version)
+    ]
     if any(package.optional and package.version is None for package in packages):
         advice.append(
-            "torchvision is not installed: text, pictures and sound work without it, video input needs it "
-            "(pip install 'coterie[video]')."
+            "torchvision is not installed: text, pictures and sound work without it, video input needs it. "
+            + install_advice("video")
         )
     return advice
 
@@ -238,6 +279,26 @@ def _processor_advice(capability: str, sets: tuple[str, ...], cores: int, quota:
             "as more threads than that wait for each other."
         )
     return advice
+
+
+def _others(before: ProcessorTimes | None) -> float | None:
+    """Processors that other processes use, over :data:`_LOOK_S` seconds."""
+    time.sleep(_LOOK_S)
+    after = processor_times()
+    return None if before is None or after is None else cores_of_others(before, after)
+
+
+def _waiting_advice(waiting: WaitingFacts, cores: int, others: float | None) -> list[str]:
+    if others is None or others < _BUSY:
+        return []
+    free = max(1, round(cores - others))
+    advice = f"Other processes keep {others:.1f} of {cores} processors busy: a model has only the rest"
+    if not waiting.turns_for_long:
+        return [f"{advice}."]
+    return [
+        f"{advice}, and here threads that wait for each other keep theirs, too, which can make it many times slower: "
+        f"pass --threads {free}, or set OMP_WAIT_POLICY=passive."
+    ]
 
 
 def _native_advice(native: NativeFacts) -> list[str]:

@@ -42,6 +42,29 @@ def parse_bytes(text: str | int, *, what: str = "size") -> int:
     return int(value)
 
 
+def share_nbytes(wanted: str | int, total: int, name: str) -> int:
+    """Bytes, or a share of ``total`` of them, such as ``"25%"``.
+
+    Args:
+        wanted: Either.
+        total: What 100 % are.
+        name: Of the setting, for the message.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    if isinstance(wanted, str) and wanted.strip().endswith("%"):
+        text = wanted.strip()[:-1]
+        try:
+            share = float(text) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 < share <= 1:
+            raise UsageError(f"{name}={wanted!r} is not a share.", advice="Write it like '25%' or '2GiB'.", got=text)
+        return int(share * total)
+    return parse_bytes(wanted, what=name.replace("_", " "))
+
+
 def format_bytes(count: int) -> str:
     """Writes a byte count for people, in binary units: ``"1.50 GiB"``."""
     value = float(count)

@@ -1,0 +1,81 @@
+"""Trying again: how often, how long, and when to give up."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from time import sleep
+
+from coterie.checkpoint.hub.failures import Failure, HubFailure, failure_of
+
+_log = logging.getLogger("coterie.hub")
+_PROGRESS_BYTES = 64 * 2**10
+_TOLD_S = 4.0
+"""Waits of this length are told; shorter ones pass before anyone wonders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How much is borne before a request fails for good.
+
+    Attributes:
+        tries: Tries without progress.
+        first_s: Seconds before the second try; doubled for each further one.
+        longest_s: Longest wait that is not asked for by the server.
+        total_s: Seconds waited in all without progress. The Hub counts requests in windows of five minutes.
+    """
+
+    tries: int = 6
+    first_s: float = 0.5
+    longest_s: float = 8.0
+    total_s: float = 360.0
+
+
+PATIENCE = Patience()
+
+
+class Attempts:
+    """The tries of one request, or of one file, which goes on where it stopped.
+
+    Args:
+        what: What is asked for, to be named where the user is told of a wait.
+        tries: How often it is tried without progress; None for as often as patience says.
+    """
+
+    def __init__(self, what: str, *, tries: int | None = None) -> None:
+        self._what = what
+        self._patience = PATIENCE if tries is None else replace(PATIENCE, tries=tries)
+        self._tries = 0
+        self._waited_s = 0.0
+        self._reached = 0
+
+    def failed(self, error: Exception, reached: int = 0) -> None:
+        """Waits until it is time to try again.
+
+        Args:
+            error: What the last try ended in, one of :data:`~coterie.checkpoint.hub.failures.PROBLEMS`.
+            reached: Bytes that are there by now. Getting further gives all tries back.
+
+        Raises:
+            HubFailure: If another try is no use, or patience is at an end.
+        """
+        failure = failure_of(error)
+        if reached >= self._reached + _PROGRESS_BYTES:
+            self._tries, self._waited_s, self._reached = 0, 0.0, reached
+        self._tries += 1
+        wait_s = self._wait(failure)
+        if (
+            not failure.passing
+            or self._tries >= self._patience.tries
+            or wait_s > self._patience.total_s - self._waited_s
+        ):
+            raise HubFailure(failure, tries=self._tries) from error
+        if wait_s >= _TOLD_S:
+            _log.warning("%s: %s. Trying again in %.0f s.", self._what, failure.cause, wait_s)
+        self._waited_s += wait_s
+        sleep(wait_s)
+
+    def _wait(self, failure: Failure) -> float:
+        if failure.retry_after is not None:
+            return failure.retry_after
+        return float(min(self._patience.longest_s, self._patience.first_s * 2 ** (self._tries - 1)))

@@ -1,0 +1,91 @@
+"""Caches of keys and values, known by what they are: releases differ in the name of the argument that carries one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+_DEEPEST = 2
+"""Containers within containers that are looked into: an output that holds an output that holds a cache."""
+
+
+def is_cache(value: object) -> bool:
+    """Whether this is one of transformers' caches, or something that counts its tokens as they do."""
+    return isinstance(value, _cache_class()) or callable(getattr(type(value), "get_seq_length", None))
+
+
+def caches_in(values: Iterable[object]) -> list[Any]:
+    """Every cache among these values, and within tuples, lists and mappings among them; each once."""
+    found: list[Any] = []
+    for value in _flat(values, _DEEPEST):
+        if is_cache(value) and all(value is not one for one in found):
+            found.append(value)
+    return found
+
+
+def kept_cache(output: object) -> dict[str, Any]:
+    """The cache in what a forward pass returned, as the keyword argument of the next one; empty if it has none."""
+    if isinstance(output, Mapping):
+        for name, value in output.items():
+            if is_cache(value):
+                return {str(name): value}
+    return {}
+
+
+def strangers_in(values: Iterable[object]) -> list[object]:
+    """What may be a cache of a kind that is not known: neither plain data, nor torch's, nor numpy's."""
+    return [value for value in _flat(values, _DEEPEST) if not _plain(value) and not is_cache(value)]
+
+
+def cached_length(cache: Any) -> int | None:
+    """Tokens of each sequence that a cache has seen; None if none of its layers counts them.
+
+    Those of linear attention do not: their states have one size, however much they have seen.
+    """
+    layers = getattr(cache, "layers", None) or ()
+    counting = [layer for layer in layers if hasattr(layer, "get_seq_length")]
+    if layers and not counting:
+        return None
+    # Most caches ask their first layer, which in some models has a state instead, and stays empty.
+    return int(cache.get_seq_length()) or max((int(layer.get_seq_length()) for layer in counting), default=0)
+
+
+def holds_state(cache: Any) -> bool:
+    """Whether a cache that does not count tokens has seen any."""
+    for layer in getattr(cache, "layers", ()):
+        seen = getattr(layer, "has_previous_state", False)
+        if any(seen.values()) if isinstance(seen, Mapping) else seen:
+            return True
+    return False
+
+
+def _flat(values: Iterable[object], depth: int) -> Iterator[object]:
+    for value in values:
+        if isinstance(value, Mapping) and not is_cache(value):
+            inner: Iterable[object] = value.values()
+        elif isinstance(value, (tuple, list)):
+            inner = value
+        else:
+            yield value
+            continue
+        if depth:
+            yield from _flat(inner, depth - 1)
+
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.Tensor)
+_PLAIN_PACKAGES = frozenset({"torch", "numpy", "builtins"})
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or type(value).__module__.partition(".")[0] in _PLAIN_PACKAGES
+
+
+@functools.cache
+def _cache_class() -> type:
+    from transformers.cache_utils import Cache
+
+    found: type = Cache
+    return found

@@ -1,0 +1,175 @@
+"""What a forward pass is, read from what it is called with: its tokens, and what came before them.
+
+Nobody tells a model which pass it is in. Coterie counts tokens against the budget, and decode steps take other ways, so
+both must be known for certain: a pass that goes on with earlier tokens but shows no cache is an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from coterie.hf.caches import cached_length, caches_in, holds_state, strangers_in
+from coterie.hf.releases import broken
+from coterie.spec import Phase
+
+_CONTRACT = "forward pass"
+_IDS = ("input_ids", "decoder_input_ids")
+_NEW = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
+"""Names of what a pass computes, tokens or their embeddings; with an encoder, what it reads comes first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardCall:
+    """One forward pass, as it is called.
+
+    Attributes:
+        ids: The new tokens [B, T], or None if only embeddings are given.
+        batch: B, sequences.
+        tokens: T, new tokens of each.
+        cached: Tokens of each sequence before them.
+        phase: What kind of pass it is.
+        mask: The attention mask, if there is one.
+        caches: The caches given → tokens that each has seen, None where it does not count.
+        cached_new: New tokens that go into a cache, of all those that are computed.
+        uses_cache: What the caller says: whether keys and values are kept. None if it says nothing.
+    """
+
+    ids: torch.Tensor | None
+    batch: int
+    tokens: int
+    cached: int
+    phase: Phase
+    mask: object
+    caches: tuple[tuple[Any, int | None], ...]
+    cached_new: int
+    uses_cache: bool | None
+
+    def check_end(self, result: object) -> None:
+        """Holds what the pass left behind against what it was called with.
+
+        Args:
+            result: What it returned.
+
+        Raises:
+            ContractError: If no cache can be found though one is asked for, or one that does not count what it keeps.
+        """
+        if self.uses_cache is False:
+            return
+        before = self.caches
+        if not before:
+            if not self.uses_cache:
+                return
+            before = tuple((cache, 0) for cache in caches_in([result]))
+            if not before:
+                raise broken(_CONTRACT, "A forward pass that is to keep its keys and values returns no known cache.")
+        for cache, length in before:
+            now = cached_length(cache)
+            if now is not None and now != (length or 0) + self.cached_new:
+                raise broken(
+                    _CONTRACT,
+                    f"A {type(cache).__name__} counts {now} tokens after {length or 0} and {self.cached_new} more.",
+                )
+
+
+class CallReader:
+    """Reads the calls of one forward.
+
+    Args:
+        forward: The forward of a component's outermost module.
+        is_encoder_decoder: Whether its cache keeps what a decoder computes of what an encoder read.
+    """
+
+    def __init__(self, forward: Callable[..., Any], *, is_encoder_decoder: bool = False) -> None:
+        self._is_encoder_decoder = is_encoder_decoder
+        parameters = inspect.signature(forward).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        # A wrapper that passes everything on names nothing: tokens come first in every class.
+        self._positions = tuple(one.name for one in parameters if one.kind in kinds) or _IDS[:1]
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ForwardCall:
+        """What this call is.
+
+        Raises:
+            ContractError: If it cannot be told: no tokens are found, or earlier ones without a cache.
+        """
+        given: Mapping[str, Any] = {**dict(zip(self._positions, args, strict=False)), **kwargs} if args else kwargs
+        shapes = [shape for name in _NEW if (shape := _shape(given.get(name))) is not None]
+        if not shapes:
+            raise broken(_CONTRACT, f"A forward pass shows no tokens, only {', '.join(map(repr, given)) or 'nothing'}.")
+        batch, tokens = shapes[0]
+        uses_cache = given.get("use_cache")
+        caches = tuple((cache, _length(cache)) for cache in caches_in((*args[len(self._positions) :], *given.values())))
+        if not caches and uses_cache is not False:
+            _check_begins(given, batch, tokens)
+        lengths = [length for _, length in caches if length is not None]
+        begun = any(lengths) or any(length is None and holds_state(cache) for cache, length in caches)
+        ids = next((given[name] for name in _IDS if _shape(given.get(name)) == (batch, tokens)), None)
+        return ForwardCall(
+            ids=ids,
+            batch=batch,
+            tokens=tokens,
+            cached=max(lengths, default=0),
+            phase="decode" if tokens == 1 and begun else "prefill",
+            mask=given.get("attention_mask"),
+            caches=caches,
+            cached_new=self._cached_new(given, tokens),
+            uses_cache=uses_cache,
+        )
+
+    def _cached_new(self, given: Mapping[str, Any], tokens: int) -> int:
+        of_decoder = [shape for name in _NEW[2:] if (shape := _shape(given.get(name))) is not None]
+        if not of_decoder:
+            return tokens
+        if self._is_encoder_decoder:
+            return of_decoder[0][1]
+        # A model that writes many tokens at once into a canvas: its decoder reads the cache of what comes before.
+        return tokens if any(_shape(given.get(name)) for name in _NEW[:2]) else 0
+
+
+def _length(cache: Any) -> int | None:
+    try:
+        return cached_length(cache)
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise broken(_CONTRACT, f"A {type(cache).__name__} does not say how many tokens it holds ({error}).") from error
+
+
+def _shape(value: object) -> tuple[int, int] | None:
+    if isinstance(value, torch.Tensor) and value.dim() >= 2:
+        return int(value.shape[0]), int(value.shape[1])
+    return None
+
+
+def _check_begins(given: Mapping[str, Any], batch: int, tokens: int) -> None:
+    """A pass without a cache must be one that begins its sequences."""
+    strange = next(iter(strangers_in(given.values())), None)
+    if strange is not None:
+        name = next((name for name, value in given.items() if value is strange), None)
+        raise broken(
+            _CONTRACT,
+            f"A forward pass is given a {type(strange).__name__}{f' as {name!r}' if name else ''}, and no known cache: "
+            "whether tokens came before cannot be told.",
+        )
+    earlier = max(_hidden(given, batch, tokens), default=0)
+    if earlier > 0:
+        raise broken(
+            _CONTRACT,
+            f"A forward pass of {tokens} new tokens goes on after {earlier} earlier ones, but shows no cache. "
+            "(If nothing came before, use_cache=False says so.)",
+        )
+
+
+def _hidden(given: Mapping[str, Any], batch: int, tokens: int) -> Iterable[int]:
+    """Earlier tokens, by each of the arguments that tell of them."""
+    masks = given.get("decoder_attention_mask" if "decoder_input_ids" in given else "attention_mask")
+    for mask in masks.values() if isinstance(masks, Mapping) else (masks,):
+        if isinstance(mask, torch.Tensor) and mask.dim() in (2, 4) and mask.shape[0] == batch:
+            yield int(mask.shape[-1]) - tokens
+    for name in ("position_ids", "cache_position"):
+        positions = given.get(name)
+        if isinstance(positions, torch.Tensor) and positions.numel() and not positions.is_floating_point():
+            yield int(positions.min())

@@ -1,0 +1,71 @@
+"""What a text means that names a model."""
+
+from pathlib import Path
+
+import pytest
+
+import coterie
+from coterie.errors import CheckpointNotFoundError
+from coterie.files.naming import check_name, resolve_path
+
+
+@pytest.fixture
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of stores with one named ``mine``; the current directory is another one, and empty."""
+    monkeypatch.setenv("COTERIE_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "stores" / "mine").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home" / "stores"
+
+
+def test_a_name_is_that_of_a_store(stores: Path) -> None:
+    assert resolve_path("mine") == stores / "mine"
+    check_name("mine")
+
+
+def test_what_lies_here_comes_before_a_store_of_the_same_name(stores: Path) -> None:
+    Path("mine").mkdir()
+    assert resolve_path("mine") == "mine"
+
+
+@pytest.mark.parametrize("path", ["./mine", "mine/", "~/mine", Path("mine"), "org/mine"])
+def test_only_a_bare_text_is_a_name(stores: Path, path: str | Path) -> None:
+    assert resolve_path(path) == path
+
+
+def test_bundled_is_the_model_in_the_package_whatever_lies_here(stores: Path) -> None:
+    Path("bundled").mkdir()
+    (stores / "bundled").mkdir()
+    assert resolve_path("bundled") == Path(coterie.__file__).parent / "bundled"
+    assert resolve_path("./bundled") == "./bundled"
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-30B-A3B", ".", "./there", "there", "bundled"])
+def test_what_may_name_a_model_passes(stores: Path, model: str) -> None:
+    Path("there").mkdir()
+    check_name(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "meant"),
+    [
+        ("mien", "'mine'"),
+        ("bundeld", "'bundled'"),
+        ("./qwen3-cheker", "'./qwen3-checker'"),
+        ("qwen3-cheker", "'qwen3-checker'"),
+        ("../here/qwen3-cheker", "'../here/qwen3-checker'"),
+    ],
+)
+def test_a_mistyped_name_is_told_what_it_may_mean(stores: Path, model: str, meant: str) -> None:
+    Path("qwen3-checker").mkdir()
+    with pytest.raises(CheckpointNotFoundError, match=f"Did you mean {meant}") as caught:
+        check_name(model)
+    assert caught.value.got == model
+
+
+@pytest.mark.parametrize("model", ["nothing-of-the-kind", "x" * 5000, "~nobody-of-this-name/x", "/no/such/place"])
+def test_what_names_nothing_is_an_error(stores: Path, model: str) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="There is no directory") as caught:
+        check_name(model)
+    assert "Did you mean" not in str(caught.value)
