@@ -65,7 +65,7 @@ def _print(release: str, tested: tuple[str, ...], verdicts: tuple[Verdict, ...])
     known = (
         "which the tests run with" if release in tested else f"which the tests do not run with ({', '.join(tested)})"
     )
-    results().print(f"transformers {release}, {known}.", markup=False)
+    results().print(f"transformers {release}, {known}.")
     failed = [verdict for verdict in verdicts if not verdict.ok]
     if not failed:
         results().print("It does all that Coterie relies on.", style="green")
@@ -74,5 +74,4 @@ def _print(release: str, tested: tuple[str, ...], verdicts: tuple[Verdict, ...])
         results().print(
             f"- {verdict.name}: {verdict.problem} It is relied on for this: {verdict.protects} {what} "
             f"({verdict.follower} has to follow.)",
-            markup=False,
         )
