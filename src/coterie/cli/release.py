@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from coterie.cli.console import notes, plain_table, print_json, print_table, results
 from coterie.errors import UsageError
 
@@ -59,7 +61,7 @@ def examine_release(*, path: str | None, disk: str | None, quick: bool, as_json:
 def _print(release: str, tested: tuple[str, ...], verdicts: tuple[Verdict, ...]) -> None:
     table = plain_table("what is relied on", "")
     for verdict in verdicts:
-        table.add_row(verdict.name.replace("[", r"\["), "[green]ok[/green]" if verdict.ok else "[red]failed[/red]")
+        table.add_row(verdict.name, Text("ok", style="green") if verdict.ok else Text("failed", style="red"))
     print_table(table)
     results().print()
     known = (
