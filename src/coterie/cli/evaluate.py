@@ -14,7 +14,7 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
-from coterie.cli.files import check_writable
+from coterie.cli.files import check_text, check_writable
 from coterie.cli.generation_options import AdaptExpertsOption, ExpertsPerTokenOption, QuietOption, check_adaptation
 from coterie.cli.opening import OpenOptions, import_engine, quiet_terminal
 from coterie.spec import DEFAULT_POLICY
@@ -114,7 +114,9 @@ def command(
         check_writable(output)
     if resume is not None:
         check_writable(resume, appended=True)
-    OpenOptions(memory=memory, expert_memory=expert_memory, eviction=eviction).check()
+    OpenOptions(memory=memory, expert_memory=expert_memory, eviction=eviction, missing=missing, source=source).check()
+    for path in text:
+        check_text(path)
     import_engine(quiet=quiet or as_json)
     from coterie.evaluate import evaluate
 

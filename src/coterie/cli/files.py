@@ -21,6 +21,18 @@ def read_text_file(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).", path=path) from error
 
 
+def check_text(path: Path) -> None:
+    """Finds before any work is done that there is no such text to read.
+
+    Raises:
+        InputError: If nothing is there, or a directory.
+    """
+    if not path.exists():
+        raise InputError(f"The text {path} cannot be read: there is no such file.", advice="Check the path.", path=path)
+    if path.is_dir():
+        raise InputError(f"The text {path} cannot be read: it is a directory.", advice="Name a file.", path=path)
+
+
 def check_writable(path: Path, *, appended: bool = False) -> None:
     """Finds before any work is done that a file cannot be written at its end.
 

@@ -141,10 +141,10 @@ def record(
         threads=threads,
     )
     options.check()
+    material = _gather(text, speech, images)
     import_engine(quiet=quiet or as_json)
     from coterie.survey import survey
 
-    material = _gather(text, speech, images)
     total = sum(one.nbytes for one in material)
     with open_model(model, options, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
         shown = nullcontext(lambda nbytes: None) if quiet else byte_progress("Recording", total)
