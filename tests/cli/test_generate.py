@@ -140,7 +140,7 @@ def test_little_memory_is_remarked_on_in_one_line(coterie) -> None:
         (("bundled", "a", "--speaker", "x"), 2, "--speak"),
         (("bundled", "a", "--record-trace", "x.csv"), 2, ".npz or .jsonl"),
         (("bundled", "a", "--stats", "/nowhere/x.json"), 2, "There is no directory /nowhere"),
-        (("bundled", "a", "--top-p", "7"), 2, "top_p"),
+        (("bundled", "a", "--top-p", "7"), 2, "--top-p must be"),
         (("bundled", "a", "--greedy", "--temperature", "1"), 2, "temperature"),
         (("bundled", "a", "--memory", "lots"), 2, "not a size"),
         (("bundled", "a", "--memory", "64MiB"), 1, "would do"),

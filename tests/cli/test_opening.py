@@ -34,7 +34,7 @@ WRONG = [
     (("generate", "bundled", "x", "--profile", "nowhere.db"), "There is no profile"),
     (("generate", "bundled", "x", "--source", "bundled"), "--missing fetch"),
     (("evaluate", "bundled", "--text", "nowhere.txt"), "nowhere.txt cannot be read"),
-    (("evaluate", "bundled", "--text", "."), "it is a directory"),
+    (("evaluate", "bundled", "--text", "."), "a directory"),
     (("profile", "record", "bundled", "-o", "p.db"), "nothing to run the model over"),
     (("profile", "record", "bundled", "-o", "p.db", "--text", "code=nowhere"), "There is no file"),
     (("generate", "And it came to pass"), "MODEL comes first"),

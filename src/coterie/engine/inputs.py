@@ -11,6 +11,7 @@ from coterie.engine.placeholders import MediaTokens, expand, picture_lengths, pl
 from coterie.engine.processors import Processors
 from coterie.engine.sound import read_sound
 from coterie.errors import InputError
+from coterie.hf.tokenizer import check_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +57,10 @@ def build_inputs(
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise InputError("There is no prompt.")
-    for number, one in enumerate(texts):
-        check_text(one, "The prompt" if len(texts) == 1 else f"Prompt {number + 1} of {len(texts)}")
+    texts = [
+        check_text(one, "The prompt" if len(texts) == 1 else f"Prompt {number} of {len(texts)}")
+        for number, one in enumerate(texts, 1)
+    ]
     if not images and not audios:
         kinds = [tokens for tokens in (processors.pictures, processors.sounds) if tokens is not None]
         place_media(texts, [(tokens, 0) for tokens in kinds])
@@ -68,27 +71,31 @@ def build_inputs(
 
 
 def check_text(text: str, what: str) -> str:
-    """Returns a text that is one: bytes that were none are in it as halves of surrogate pairs.
+    """Returns a text that is one.
 
-    Command lines and pipes bring them along, where they are not of the encoding that the locale promises.
+    What command lines and pipes bring along is decoded by the locale; bytes that this could not read are in it as
+    halves of surrogate pairs. If they are UTF-8 after all, as in the C locale, they are read so.
 
     Args:
         text: The text.
         what: What it is, as a subject, for the error.
 
     Raises:
-        InputError: If it has such a half; fact ``position``.
+        InputError: If it is no text, or not UTF-8; fact ``position``.
     """
     if not isinstance(text, str):
         raise InputError(f"{what} must be a text, not {type(text).__name__}.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{what} is not UTF-8 text (character {error.start + 1} cannot be read).",
-            advice="Save or convert it as UTF-8, and use a UTF-8 locale (such as LC_ALL=C.UTF-8).",
-            position=error.start,
-        ) from error
+        try:
+            return text.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeError:
+            raise InputError(
+                f"{what} is not UTF-8 text (from character {error.start + 1} on).",
+                advice="Save or convert it as UTF-8.",
+                position=error.start,
+            ) from error
     return text
 
 
@@ -109,6 +116,8 @@ def _tokenize(processors: Processors, texts: list[str], add_special_tokens: bool
     if empty:
         which = "The prompt" if len(texts) == 1 else f"Prompt {empty[0] + 1} of {len(texts)}"
         raise InputError(f"{which} is empty.", advice="Give the model at least one token to continue.")
+    if processors.embedding_rows is not None:
+        check_ids(encoded["input_ids"], tokenizer, processors.embedding_rows)
     return {"input_ids": encoded["input_ids"].long(), "attention_mask": encoded["attention_mask"].long()}
 
 

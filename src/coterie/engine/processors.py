@@ -62,6 +62,7 @@ class Processors:
         # Opening a store compares its files with their checksums; afterwards they have to stay what they are.
         self._store = Store.open(self.path) if is_store(self.path) else None
         self.config = _read_config(self.path)
+        self.embedding_rows = embedding_rows
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.path, embedding_rows)
         self._check_files()
         self._qwen = _QWEN_MEDIA.get(str(self.config.get("model_type")))

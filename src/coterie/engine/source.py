@@ -198,6 +198,7 @@ def text_component(path: str | Path, *, revision: str | None = None, offline: bo
 
 
 def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:
+    checkpoint.warn_left_out()
     unused = {*checkpoint.keymap.outside, *checkpoint.keymap.ignored}
     checkpoint.download(name for name in checkpoint.tensors if name not in unused)
     fill_known_gaps(checkpoint.skeleton.config)

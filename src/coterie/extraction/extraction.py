@@ -238,6 +238,7 @@ def make_store(
     """
     start = monotonic()
     check_apart(root, source.location.directory)
+    source.warn_left_out()
     check_tokenizer(source.location.directory, embedding_rows(source.skeleton))
     plan = plan_extraction(source, chosen, scheme, dense_scheme)
     downloads = missing_downloads(source, plan.tensors)

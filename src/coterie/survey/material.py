@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from coterie.errors import InputError, UsageError
+from coterie.files.text import text_parts
 from coterie.profiles.facts import check_group
 
 MaterialKind = Literal["text", "speech", "images"]
@@ -93,9 +94,6 @@ def _files(kind: MaterialKind, place: Path) -> Iterator[Path]:
 
 def _checked(kind: MaterialKind, path: Path) -> int:
     if kind == "text":
-        # Here, because it comes with torch, and a path that is not there is told without.
-        from coterie.evaluate.texts import text_parts
-
         if not next(text_parts(path), "").strip():
             raise InputError(f"{path} is empty.", advice="Leave it out.", path=path)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from coterie.checkpoint.headers import TensorInfo, malformed, tensors_of
@@ -18,6 +19,9 @@ from coterie.files.safetensors_header import (
 
 _FIRST = 100_000
 """Bytes asked for at first: most headers are shorter."""
+
+_PARSING = threading.Lock()
+"""A header may ask for many times its size while it is parsed, and several are read at once."""
 
 
 def read_remote_header(url: str, path: Path, nbytes: int) -> dict[str, TensorInfo]:
@@ -38,7 +42,8 @@ def read_remote_header(url: str, path: Path, nbytes: int) -> dict[str, TensorInf
         wanted = _wanted(data, path, nbytes)
         if len(data) >= wanted:
             text = bytes(data[LENGTH_BYTES:wanted])
-            return tensors_of(HeaderText(text=text, length=len(text), size=nbytes), path)
+            with _PARSING:
+                return tensors_of(HeaderText(text=text, length=len(text), size=nbytes), path)
         try:
             with opened(url, first=len(data), last=max(wanted, min(_FIRST, nbytes)) - 1) as answer:
                 if answer.start != len(data):
