@@ -142,10 +142,10 @@ def record(
         threads=threads,
     )
     options.check()
+    material = _gather(text, speech, images)
     import_engine(quiet=quiet or as_json)
     from coterie.survey import survey, without_repetitions
 
-    material = _gather(text, speech, images)
     files = without_repetitions(material)
     total = sum(one.work for one in files)
     with open_model(model, options, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:

@@ -12,7 +12,7 @@ from coterie.errors import StoreError
 from coterie.extraction.checkpoint_problems import checksum_problems, file_problems, open_problems
 from coterie.extraction.comparison import Comparison
 from coterie.extraction.dense import dense_tensors
-from coterie.extraction.models import store_path
+from coterie.extraction.models import need_checkpoint, store_path
 from coterie.extraction.origin import tensors_about
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
@@ -100,6 +100,8 @@ def verify(
     """
     start = monotonic()
     path = store_path(model)
+    if against is not None:
+        need_checkpoint(against, "Compare with the checkpoint that the store was made from.")
     if path is None:
         return _verify_checkpoint(model, against, component, revision, offline, progress, start)
     meter: Meter | None = None

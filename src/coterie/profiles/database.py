@@ -56,7 +56,7 @@ class ProfileDatabase:
                 advice="Pull from it with `coterie profile sync FILE URL`.",
                 got=self.name,
             )
-        _check_file(self.location, create=create)
+        check_file(self.location, create=create)
         self._engine = make_engine(self.location)
         try:
             with translated(self.name):
@@ -253,7 +253,14 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_LISTED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
-def _check_file(location: Location, *, create: bool) -> None:
+def check_file(location: Location, *, create: bool) -> None:
+    """Finds out, without opening it, that a profile in a file is not there, or cannot be made.
+
+    Raises:
+        ProfileFormatError: If it is a directory.
+        ProfileNotFoundError: If it is not there and not to be made.
+        ProfileWriteError: If it is to be made where there is no directory.
+    """
     path = location.path
     if path is None:
         return
