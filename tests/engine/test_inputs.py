@@ -111,7 +111,7 @@ def test_a_very_oblong_picture_is_refused(processors, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (1000, 1)).save(tmp_path / "line.png")
-    with pytest.raises(InputError, match="cannot be prepared"):
+    with pytest.raises(InputError, match="aspect ratio"):
         build_inputs(processors, "a", images=[tmp_path / "line.png"])
 
 
