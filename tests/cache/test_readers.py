@@ -207,8 +207,8 @@ class TestEnds:
         files = cache._scheduler._reader._files
         real = type(files).take
 
-        def take(path, *, direct=False):
-            shared = real(files, path, direct=direct)
+        def take(path, **options):
+            shared = real(files, path, **options)
             read_at = shared.file.read_at
 
             def slow(buffer, offset):

@@ -22,12 +22,13 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 _LARGE = (".safetensors", ".bin", ".gguf")
+_XET: frozenset[str] = frozenset()
 _PIECE = 16 * 1024
 
 Kind = Literal["status", "reset", "close", "stall", "corrupt", "unranged", "short"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """One request for a file: method, revision, file, and the bytes of the body that were sent; by whom, with what."""
 
@@ -93,6 +94,8 @@ class LocalHub:
         self.asked: list[Asked] = []
         self.faults: list[Fault] = []
         self.page = 1000
+        self.writing = 0
+        self.idle = threading.Condition()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._servers = [self._serve("hub"), self._serve("cdn")]
@@ -127,7 +130,9 @@ class LocalHub:
         return f"http://127.0.0.1:{self._servers[1].server_port}"
 
     def fetched(self, suffix: str = ".safetensors") -> dict[str, int]:
-        """Bytes that were sent of each file with this ending."""
+        """Bytes that were sent of each file with this ending; of who left early what was on its way."""
+        with self.idle:
+            self.idle.wait_for(lambda: self.writing == 0, timeout=10)
         total: dict[str, int] = {}
         for asked in self.asked:
             if asked.method == "GET" and asked.file.endswith(suffix) and asked.sent:
@@ -259,9 +264,12 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Error-Code": code, "X-Error-Message": code or "broken"}
         self._send(status, b"{}", headers | ({"X-Repo-Commit": sha} if sha else {}))
 
-    def _note(self, revision: str, name: str, sent: int) -> None:
+    def _note(self, revision: str, name: str, sent: int) -> Asked:
+        """Logs a request before it is answered, so that whoever has the answer finds it."""
         asked_range, token = self.headers.get("range"), self.headers.get("authorization")
-        self.served.asked.append(Asked(self.command, revision, name, sent, self.server_name, token, asked_range))
+        asked = Asked(self.command, revision, name, sent, self.server_name, token, asked_range)
+        self.served.asked.append(asked)
+        return asked
 
     def _send(
         self,
@@ -277,9 +285,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        sent = self._write(body, what) if self.command == "GET" else 0
-        if note is not None:
-            self._note(*note, sent)
+        if self.command != "GET":
+            body = b""
+        noted = None if note is None else self._note(*note, len(body))
+        with self.served.idle:
+            self.served.writing += 1
+        try:
+            sent = self._write(body, what)
+            if noted is not None:
+                noted.sent = sent
+        finally:
+            with self.served.idle:
+                self.served.writing -= 1
+                self.served.idle.notify_all()
 
     def _write(self, body: bytes, what: str | None) -> int:
         """Sends a body, as far as no fault stops it; returns the bytes that were sent."""
@@ -308,8 +326,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _listed(directory: Path, path: Path) -> dict[str, Any]:
     size = path.stat().st_size
-    entry = {"type": "file", "path": path.relative_to(directory).as_posix(), "size": size, "oid": _git_blob(path)}
-    return entry | ({"lfs": {"oid": _sha256(path), "size": size}} if path.name.endswith(_LARGE) else {})
+    entry: dict[str, Any] = {
+        "type": "file",
+        "path": path.relative_to(directory).as_posix(),
+        "size": size,
+        "oid": _git_blob(path),
+    }
+    if path.name.endswith(_LARGE):
+        entry["lfs"] = {"oid": _sha256(path), "size": size}
+    if path.name in _XET:
+        entry["xetHash"] = _sha256(path)
+    return entry
 
 
 def _sha256(path: Path) -> str:

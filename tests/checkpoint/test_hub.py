@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,43 +17,17 @@ from coterie.extraction import extract
 from coterie.store import Store
 from zoo import ZOO, logits
 
-from .hub import Fault, LocalHub, Repository
+from .conftest import REPO
+from .hub import Fault
 
 BF16 = torch.bfloat16
-REPO = "someone/tiny-moe"
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch) -> Iterator[LocalHub]:
-    """An empty Hub, an empty cache, and a client that goes online to it."""
-    served = LocalHub()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
-    template = "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", served.url + template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield served
-    served.close()
-
-
-def publish(hub: LocalHub, directory: Path, repo: str = REPO, reference: str = "main") -> str:
-    return hub.repositories.setdefault(repo, Repository()).commit(directory, reference)
-
-
-@pytest.fixture
-def omni(hub, zoo_checkpoint) -> Path:
+def omni(publish, zoo_checkpoint) -> Path:
     """A whole Omni model in shards, each of one component."""
     directory = zoo_checkpoint("qwen3_omni", BF16, "150KB")
-    publish(hub, directory)
-    return directory
-
-
-@pytest.fixture
-def text(hub, zoo_checkpoint) -> Path:
-    directory = zoo_checkpoint("qwen3_moe", BF16, "60KB")
-    publish(hub, directory)
+    publish(directory)
     return directory
 
 
@@ -67,9 +40,9 @@ def shards_of(directory: Path, wanted) -> set[str]:
 
 
 @pytest.mark.parametrize("shard_size", ["60KB", None], ids=["shards", "one file"])
-def test_opening_downloads_no_shard(shard_size, hub, zoo_checkpoint):
+def test_opening_downloads_no_shard(shard_size, hub, publish, zoo_checkpoint):
     directory = zoo_checkpoint("qwen3_moe", BF16, shard_size)
-    publish(hub, directory)
+    publish(directory)
     remote, local = Checkpoint.open(REPO), Checkpoint.open(directory)
     assert not list(remote.location.directory.glob("*.safetensors"))
     assert {n: (t.dtype, t.shape, t.nbytes) for n, t in remote.tensors.items()} == {
@@ -104,8 +77,8 @@ def by_expert(checkpoint: Path, target: Path) -> Path:
     return target
 
 
-def test_extracting_some_experts_downloads_their_shards_only(hub, zoo_checkpoint, tmp_path):
-    publish(hub, by_expert(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "by-expert"))
+def test_extracting_some_experts_downloads_their_shards_only(hub, publish, zoo_checkpoint, tmp_path):
+    publish(by_expert(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "by-expert"))
     report = extract(REPO, tmp_path / "store", experts="0,5")
     needed = {f"model-{part}.safetensors" for part in ("dense", 0, 5)}
     (snapshot,) = (tmp_path / "cache").rglob("snapshots/*")
@@ -136,10 +109,10 @@ def test_a_second_opening_downloads_nothing(hub, text):
 # --- revisions --------------------------------------------------------------------------------------------------------
 
 
-def test_the_revision_is_pinned_when_the_branch_moves(hub, text, zoo_checkpoint):
+def test_the_revision_is_pinned_when_the_branch_moves(hub, publish, text, zoo_checkpoint):
     checkpoint = Checkpoint.open(REPO)
     first = checkpoint.location.revision
-    second = publish(hub, zoo_checkpoint("olmoe", BF16))
+    second = publish(zoo_checkpoint("olmoe", BF16))
     assert first != second
     hub.asked.clear()
     checkpoint.download(checkpoint.tensors)
@@ -149,22 +122,22 @@ def test_the_revision_is_pinned_when_the_branch_moves(hub, text, zoo_checkpoint)
 
 
 @pytest.mark.parametrize("by", ["tag", "commit"])
-def test_a_revision_can_be_chosen(by, hub, text, zoo_checkpoint):
+def test_a_revision_can_be_chosen(by, hub, publish, text, zoo_checkpoint):
     old = hub.repositories[REPO].references["main"]
     hub.repositories[REPO].references["v1"] = old
-    publish(hub, zoo_checkpoint("olmoe", BF16))
+    publish(zoo_checkpoint("olmoe", BF16))
     assert Checkpoint.open(REPO).config.model_type == "olmoe"
     chosen = Checkpoint.open(REPO, revision="v1" if by == "tag" else old)
     assert chosen.config.model_type == "qwen3_moe"
     assert chosen.location.revision == old
 
 
-def test_fingerprints_are_of_the_commit(hub, text, tmp_path):
+def test_fingerprints_are_of_the_commit(hub, publish, text, tmp_path):
     before = Checkpoint.open(REPO)
     integrity, identity = before.integrity, before.identity
     assert Checkpoint.open(REPO).integrity == integrity
     copy = Path(shutil.copytree(text, tmp_path / "again"))
-    publish(hub, copy)
+    publish(copy)
     after = Checkpoint.open(REPO)
     assert after.identity == identity == Checkpoint.open(text).identity
     assert after.integrity != integrity
@@ -184,12 +157,12 @@ def test_an_unknown_revision_is_an_error(hub, text):
     assert caught.value.revision == "v9"
 
 
-def test_a_repository_of_pickles_is_refused(hub, text, tmp_path):
+def test_a_repository_of_pickles_is_refused(hub, publish, text, tmp_path):
     directory = tmp_path / "pickles"
     directory.mkdir()
     shutil.copy(text / "config.json", directory)
     (directory / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    publish(hub, directory, "someone/pickles")
+    publish(directory, "someone/pickles")
     with pytest.raises((CheckpointFileError, UnsupportedError), match="someone/pickles"):
         Checkpoint.open("someone/pickles")
 
@@ -219,14 +192,13 @@ def test_offline_with_only_some_shards_says_so(hub, text):
     assert hub.asked == []
 
 
-def test_an_unreachable_hub_says_so(hub, text, monkeypatch):
+def test_an_unreachable_hub_says_so(hub, text, waits):
     hub.close()
     with pytest.raises(CheckpointNotFoundError, match="could not be asked"):
         Checkpoint.open(REPO)
 
 
-def test_a_shard_that_cannot_be_downloaded_is_named_and_tried_again(hub, text, monkeypatch):
-    monkeypatch.setattr("coterie.checkpoint.hub.attempts.sleep", lambda seconds: None)
+def test_a_shard_that_cannot_be_downloaded_is_named_and_tried_again(hub, text, waits):
     checkpoint = Checkpoint.open(REPO)
     shard = checkpoint.tensors["lm_head.weight"].path.name
     hub.faults.append(Fault("status", f"cdn {shard}", status=500))
@@ -237,8 +209,10 @@ def test_a_shard_that_cannot_be_downloaded_is_named_and_tried_again(hub, text, m
     assert torch.equal(checkpoint.read("lm_head.weight"), Checkpoint.open(text).read("lm_head.weight"))
 
 
-def test_fetching_absent_experts_downloads_their_shards_only(hub, zoo_checkpoint, tmp_path, open_model, zoo_stock):
-    publish(hub, by_expert(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "by-expert"))
+def test_fetching_absent_experts_downloads_their_shards_only(
+    hub, publish, zoo_checkpoint, tmp_path, open_model, zoo_stock
+):
+    publish(by_expert(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "by-expert"))
     extract(REPO, tmp_path / "store", experts="0")
     shutil.rmtree(tmp_path / "cache")  # the store is on another machine now
     model = open_model(tmp_path / "store", missing="fetch")
@@ -254,16 +228,18 @@ def test_fetching_absent_experts_downloads_their_shards_only(hub, zoo_checkpoint
     assert {key.expert for key in Store.open(tmp_path / "store").keys()} == used | {0}
 
 
-def test_the_commit_of_the_store_is_fetched_whatever_the_branch_is_now(hub, text, zoo_checkpoint, tmp_path, open_model):
+def test_the_commit_of_the_store_is_fetched_whatever_the_branch_is_now(
+    hub, publish, text, zoo_checkpoint, tmp_path, open_model
+):
     extract(REPO, tmp_path / "store", experts="0")
-    publish(hub, zoo_checkpoint("mixtral", BF16))
+    publish(zoo_checkpoint("mixtral", BF16))
     model = open_model(tmp_path / "store", missing="fetch")
     assert logits(model, ZOO["qwen3_moe"].inputs()).isfinite().all()
     assert model.coterie.stats().fetched.experts > 0
 
 
-def test_another_repository_is_not_the_source(hub, text, zoo_checkpoint, tmp_path, open_model):
+def test_another_repository_is_not_the_source(hub, publish, text, zoo_checkpoint, tmp_path, open_model):
     extract(REPO, tmp_path / "store", experts="0")
-    publish(hub, text, "someone/else")
+    publish(text, "someone/else")
     with pytest.raises(LoadError, match="is not the checkpoint"):
         open_model(tmp_path / "store", missing="fetch", source="someone/else")

@@ -178,7 +178,7 @@ def test_models_that_need_their_own_processor_name_the_extra(directory, data):
     rewrite(directory / "processor_config.json", processor_class="Qwen2_5OmniProcessor")
     rewrite(directory / "preprocessor_config.json", processor_class="Qwen2_5OmniProcessor")
     assert build_inputs(directory, "text is fine")["input_ids"].shape[0] == 1
-    with pytest.raises(InputError, match=r"qwen2_5_omni.*torchvision.*pip install 'coterie\[video\]'"):
+    with pytest.raises(InputError, match=r"qwen2_5_omni.*torchvision.*pip install 'torchvision'"):
         build_inputs(directory, "a", images=[data / "sandal.png"])
 
 

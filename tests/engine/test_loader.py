@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import xxhash
 from transformers import AutoModelForCausalLM
 
+import coterie
 from coterie.engine import load, open_source
 from coterie.errors import (
     CheckpointError,
     CheckpointFileError,
     CheckpointNotFoundError,
+    ChecksumError,
     LoadError,
     StoreError,
     StoreFormatError,
@@ -26,6 +29,7 @@ from coterie.errors import (
     UnsupportedError,
     UsageError,
 )
+from coterie.store.manifest_json import seal_manifest
 from zoo import ZOO, logits
 
 from .damage import copy_of, edit_config, edit_index, edit_tensors
@@ -38,6 +42,13 @@ DENSE = [
     "model.norm.weight",
     "lm_head.weight",
 ]
+
+
+INPUTS = {"input_ids": torch.arange(3, 23)[None]}
+
+
+def stock_model(directory: Path) -> transformers.PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype="auto", experts_implementation="eager").eval()
 
 
 @pytest.fixture
@@ -127,16 +138,55 @@ def test_an_expert_tensor_of_the_same_size_but_another_shape_is_named(damaged):
         load(damaged)
 
 
-def test_experts_of_mixed_dtypes_are_named(damaged):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["model.layers.1.mlp.experts.2.gate_proj.weight"],
+        ["model.layers.0.mlp.experts.7.down_proj.weight", "model.layers.0.mlp.experts.0.up_proj.weight"],
+        ["model.layers.1.self_attn.q_proj.weight"],
+    ],
+)
+def test_tensors_of_mixed_dtypes_are_converted_as_stock_converts_them(names, damaged, tmp_path):
+    edit_tensors(damaged, lambda tensors: tensors.update({name: tensors[name].float() * 1.001 for name in names}))
+    stock = stock_model(damaged)
+    coterie.extract(damaged, tmp_path / "store")
+    for path in (damaged, tmp_path / "store"):
+        assert torch.equal(logits(load(path, expert_memory="50%"), INPUTS), logits(stock, INPUTS))
+
+
+def test_integers_among_floating_experts_are_named(damaged):
     name = "model.layers.1.mlp.experts.2.gate_proj.weight"
-    edit_tensors(damaged, lambda tensors: tensors.update({name: tensors[name].float()}))
-    with pytest.raises(CheckpointFileError, match="different dtypes: BF16, F32"):
+    edit_tensors(damaged, lambda tensors: tensors.update({name: tensors[name].to(torch.int16)}))
+    with pytest.raises(CheckpointFileError, match="different dtypes: BF16, I16"):
         load(damaged)
 
 
-def test_a_configuration_with_fewer_layers_leaves_tensors_over(damaged):
-    edit_config(damaged, num_hidden_layers=1)
-    with pytest.raises(UnclaimedTensorError, match=r"layers\.1\."):
+def test_layers_beyond_the_last_are_left_out_as_stock_leaves_them_out(damaged):
+    edit_config(damaged, num_hidden_layers=1, layer_types=None)
+    stock = stock_model(damaged)
+    with pytest.warns(UserWarning, match=r"left out.*layers\.1\.|layers\.1\..*left out"):
+        model = load(damaged, expert_memory="50%")
+    assert torch.equal(logits(model, INPUTS), logits(stock, INPUTS))
+
+
+def test_layers_that_predict_further_tokens_are_expected(damaged):
+    edit_config(damaged, num_hidden_layers=1, layer_types=None, num_nextn_predict_layers=1)
+    stock = stock_model(damaged)
+    assert torch.equal(logits(load(damaged, expert_memory="50%"), INPUTS), logits(stock, INPUTS))
+
+
+def test_parts_beside_the_layers_are_left_out_as_stock_leaves_them_out(damaged):
+    edit_tensors(damaged, lambda tensors: tensors.update({"v_head.summary.weight": torch.ones(1, 64)}))
+    stock = stock_model(damaged)
+    with pytest.warns(UserWarning, match=r"1 tensors .*v_head\.summary\.weight"):
+        model = load(damaged, expert_memory="50%")
+    assert torch.equal(logits(model, INPUTS), logits(stock, INPUTS))
+
+
+@pytest.mark.parametrize("name", ["lm_head.bias", "model.layers.0.self_attn.q_proj.bias"])
+def test_a_parameter_that_a_module_of_the_model_does_not_have_is_named(name, damaged):
+    edit_tensors(damaged, lambda tensors: tensors.update({name: torch.ones(64)}))
+    with pytest.raises(UnclaimedTensorError, match=re.escape(name)):
         load(damaged)
 
 
@@ -190,10 +240,10 @@ def test_an_index_that_disagrees_with_a_shard_is_refused(sharded):
         load(sharded)
 
 
-def test_a_tensor_that_the_index_does_not_list_is_named(sharded):
+def test_a_tensor_that_the_index_does_not_list_is_read_as_stock_reads_it(sharded):
     edit_index(sharded, lambda places: places.pop("model.norm.weight"))
-    with pytest.raises(CheckpointFileError, match=r"model\.norm\.weight"):
-        load(sharded)
+    stock = stock_model(sharded)
+    assert torch.equal(logits(load(sharded, expert_memory="50%"), INPUTS), logits(stock, INPUTS))
 
 
 def test_pickled_weights_are_refused(damaged):
@@ -450,9 +500,21 @@ def test_a_store_with_another_configuration_of_the_same_length_is_refused(change
     before = config.stat().st_size
     edit_config(store, **changes)
     text = json.dumps(json.loads(config.read_text()), separators=(",", ":"))
-    config.write_text(text + " " * (before - len(text)))  # the manifest knows the file's size
+    config.write_text(text + " " * (before - len(text)))
+    with pytest.raises(ChecksumError, match=r"config\.json differs from its checksum"):
+        load(store)
+    register(config)  # a publisher can make a manifest fit
     with pytest.raises(error, match=r"belong|holds a|shape|does not|another"):
         load(store)
+
+
+def register(file: Path) -> None:
+    """Has the manifest of a store say what is in a file now."""
+    path = file.parent / "coterie.json"
+    manifest = json.loads(path.read_bytes())
+    (entry,) = [one for one in manifest["files"] if one["file"] == file.name]
+    entry["bytes"], entry["xxh3"] = file.stat().st_size, xxhash.xxh3_128_hexdigest(file.read_bytes())
+    path.write_bytes(seal_manifest(manifest))
 
 
 def test_a_store_with_a_changed_configuration_is_refused(store):

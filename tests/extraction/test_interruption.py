@@ -25,7 +25,7 @@ from coterie.errors import (
     StoreNotFoundError,
 )
 from coterie.extraction import extract, verify
-from coterie.store import Store, is_store
+from coterie.store import Store, StoreWriter, is_store
 from store.faults import FailingCalls, Killed, KillingCalls, ShortWrites, WatchedCalls
 
 from .stores import snapshot
@@ -123,8 +123,25 @@ def test_a_source_that_changes_meanwhile_gives_no_store(moe: Path, tmp_path: Pat
     def touch(progress: object) -> None:
         os.utime(source / "model.safetensors", ns=(1, 1))
 
-    with pytest.raises(ExtractionError, match="changed while it was being read"):
+    with pytest.raises(CheckpointFileError, match=r"model\.safetensors.* was written to after it was first opened"):
         extract(source, path, progress=touch)
+    assert not is_store(path)
+
+
+def test_a_source_that_changes_after_the_last_read_gives_no_store(
+    moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = tmp_path / "source", tmp_path / "store"
+    shutil.copytree(moe, source)
+    copy = StoreWriter.copy_file
+
+    def touch(self: StoreWriter, origin: Path, name: str) -> None:
+        os.utime(source / "model.safetensors", ns=(1, 1))
+        copy(self, origin, name)
+
+    monkeypatch.setattr(StoreWriter, "copy_file", touch)
+    with pytest.raises(ExtractionError, match="changed while it was being read"):
+        extract(source, path)
     assert not is_store(path)
 
 

@@ -81,7 +81,7 @@ def test_a_file_system_without_direct_reads(file: Path, monkeypatch: pytest.Monk
     plain = files.PositionedFile.__init__
     asked: list[bool] = []
 
-    def refuse(self: files.PositionedFile, path: Path, *, direct: bool) -> None:
+    def refuse(self: files.PositionedFile, path: Path, *, direct: bool, stamp: object = None) -> None:
         asked.append(direct)
         if direct:
             raise OSError(errno.EINVAL, "no direct reads")

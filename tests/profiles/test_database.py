@@ -17,6 +17,7 @@ from coterie.errors import (
     ProfileConnectionError,
     ProfileError,
     ProfileFormatError,
+    ProfileIdentityError,
     ProfileNotFoundError,
     ProfileVersionError,
     ProfileWriteError,
@@ -235,7 +236,7 @@ def test_a_file_that_was_cut_off_is_refused(planted, kept) -> None:
     [
         ("counts", "activations", b"123", "3 bytes instead of 32"),
         ("counts", "gate_mass", b"\xff" * 64, "not finite"),
-        ("counts", "tokens", -1, "a count is negative"),
+        ("counts", "tokens", -1, "-1 is no value of the column tokens"),
         ("counts", "tokens", 0, "a group has no tokens"),
         ("counts", "tokens", 5, "times in 5 tokens"),
         ("pairs", "counts", b"not zlib", "pairs|incorrect header|segment"),
@@ -272,7 +273,14 @@ def test_tables_that_are_gone_are_missed(planted) -> None:
 
 
 def test_runs_that_contradict_each_other_are_refused(planted) -> None:
-    write_profile(planted, Router(layers=2, experts=5), {"code": 2}, run=run_facts(shapes(2, 5, 2)))
+    with pytest.raises(ProfileIdentityError, match="has 5 experts, but it has 8 in other runs"):
+        write_profile(planted, Router(layers=2, experts=5), {"code": 2}, run=run_facts(shapes(2, 5, 2)))
+    assert Profile.open(planted).tokens
+    other = run_facts(shapes(2, 5, 2), identity="other")
+    write_profile(planted, Router(layers=2, experts=5), {"code": 2}, run=other)
+    with sqlite3.connect(planted) as connection:
+        connection.execute("UPDATE profile_runs SET identity = ?", (IDENTITY,))
+    connection.close()
     with pytest.raises(ProfileFormatError, match="both are said to be of one model"):
         Profile.open(planted)
 
@@ -415,7 +423,7 @@ def test_a_database_that_is_not_there_is_named(postgresql_server) -> None:
 
 def test_without_the_driver_the_way_to_it_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ProfileError, match=r"pip install 'coterie\[postgresql\]'"):
+    with pytest.raises(ProfileError, match=r"pip install 'psycopg\[binary\]>="):
         ProfileDatabase("postgresql://host/db")
 
 

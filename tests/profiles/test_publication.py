@@ -1,10 +1,15 @@
 """A profile over HTTP, asked by a real client of a real server."""
 
+import contextlib
+import http.client
 import json
+import socket
+import sqlite3
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,9 +19,12 @@ import uvicorn
 
 from coterie.errors import ProfileConnectionError, ProfileFormatError
 from coterie.profiles import Profile, ProfileDatabase, RemoteProfile, rank_experts, sync
+from coterie.profiles import admission as admission_module
 from coterie.profiles import remote as remote_module
+from coterie.profiles.admission import local_names
+from coterie.profiles.bounded_get import BoundedClient
 from coterie.profiles.exchange import run_to_json, segment_to_json
-from coterie.profiles.publication import make_app
+from coterie.profiles.publication import make_app, server_config
 from profiles.conftest import write_profile
 from profiles.contents import contents
 from profiles.synthetic import IDENTITY, Router, run_facts
@@ -29,9 +37,8 @@ def serve() -> Iterator[Serve]:
     """Publishes a profile; gives the URL."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(database: ProfileDatabase, **options: bool) -> str:
-        config = uvicorn.Config(make_app(database, **options), host="127.0.0.1", port=0, log_level="error")
-        server = uvicorn.Server(config)
+    def start(database: ProfileDatabase, **options: Any) -> str:
+        server = uvicorn.Server(server_config(make_app(database, **options), host="127.0.0.1", port=0))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:
@@ -92,6 +99,149 @@ def test_what_cannot_be_answered_is_said(serve, planted, path, status, message) 
         found, answer = get(serve(database) + path.format(run=database.runs()[0].uuid))
     assert found == status
     assert message in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/segments?run=x", "/v1/vocabulary?run=x", "/v1/experts?domain=code&model=x", "/v1/domains?model=x",
+     "/v1/domains", "/v1/experts?domain=code", "/v1/models?x=1"],
+)  # fmt: skip
+def test_no_answer_tells_where_the_profile_lies(serve, planted, path: str) -> None:
+    write_profile(planted, Router(), {"code": 2}, run=run_facts(identity="another"))
+    with ProfileDatabase(planted) as database:
+        url = serve(database)
+        status, answer = get(url + path)
+        assert status >= 400
+        assert planted.name not in json.dumps(answer)
+        with sqlite3.connect(planted) as connection:
+            connection.execute("UPDATE profile_runs SET model = 5.5, started = x'00'")
+        connection.close()
+        status, answer = get(url + path)
+        assert status >= 400
+        assert planted.name not in json.dumps(answer)
+
+
+def raw(url: str, sent: bytes) -> bytes:
+    """What a server says to these bytes until it closes the connection."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(sent)
+        found = b""
+        while part := connection.recv(65536):
+            found += part
+        return found
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /v1/models HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+        (b"POST /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+        (b"GET /v1/models?a=%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+        (b"GET /v1/segments?run=%00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000, 400),
+    ],
+)
+def test_every_answer_is_json(serve, planted, sent: bytes, status: int) -> None:
+    with ProfileDatabase(planted) as database:
+        head, _, body = raw(serve(database), sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d" % status)
+    assert json.loads(body)["schema_version"] == 1
+    assert json.loads(body)["error"]
+
+
+def test_who_asks_too_much_is_told_when_to_come_again(serve, planted, monkeypatch) -> None:
+    monkeypatch.setattr(admission_module, "MOST_REQUESTS", 0)
+    with ProfileDatabase(planted) as database:
+        url = serve(database)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{url}/v1/models", timeout=20)
+        assert caught.value.code == 503
+        assert caught.value.headers["Retry-After"] == "5"
+        assert "Too many" in json.loads(caught.value.read())["error"]
+        with ThreadPoolExecutor() as threads:
+            waiting = threads.submit(
+                BoundedClient(url, sleep=lambda _: monkeypatch.setattr(admission_module, "MOST_REQUESTS", 64)).get,
+                "/v1/models",
+                1 << 20,
+            )
+            assert json.loads(waiting.result(20))["models"]
+
+
+@pytest.mark.timeout(60)
+def test_who_says_nothing_locks_nobody_out(serve, planted, monkeypatch) -> None:
+    monkeypatch.setattr(admission_module, "HEAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(admission_module, "MOST_CONNECTIONS", 80)
+    with ProfileDatabase(planted) as database, contextlib.ExitStack() as stack:
+        url = serve(database)
+        host, _, port = url.removeprefix("http://").partition(":")
+        idle = [stack.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(200)]
+        for one in idle[100:]:
+            with contextlib.suppress(OSError):
+                one.sendall(b"GET /v1/models HTTP/1.1\r\nX: ")
+        assert get(f"{url}/v1/models")[0] == 200
+        # Each of them is closed, though it goes on with its head a byte at a time.
+        for one in idle:
+            with contextlib.suppress(OSError):
+                one.settimeout(0.01)
+                while True:
+                    try:
+                        if not one.recv(1000):
+                            break
+                    except TimeoutError:
+                        one.sendall(b"x")
+
+
+@pytest.mark.timeout(60)
+def test_a_connection_may_be_used_again_but_not_kept(serve, planted, monkeypatch) -> None:
+    monkeypatch.setattr(admission_module, "HEAD_TIMEOUT_S", 1.0)
+    with ProfileDatabase(planted) as database:
+        host, _, port = serve(database).removeprefix("http://").partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=20)
+        for _ in range(3):
+            connection.request("GET", "/v1/models")
+            assert connection.getresponse().read()
+        assert connection.sock.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1", 200), ("127.0.0.1:8383", 200), ("localhost:1", 200), ("LOCALHOST", 200), ("[::1]:8383", 200),
+     ("proxy.example", 200), ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("", 421), ("[::1", 200),
+     ("[]", 421)],
+)  # fmt: skip
+def test_a_server_for_this_machine_answers_to_its_own_names(serve, planted, host: str, status: int) -> None:
+    names = local_names("127.0.0.1")
+    assert names is not None
+    with ProfileDatabase(planted) as database:
+        url = serve(database, hosts={*names, "proxy.example"})
+        request = urllib.request.Request(f"{url}/v1/domains", headers={"Host": host})
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                found, answer = response.status, json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            found, answer = error.code, json.loads(error.read())
+    assert found == status
+    assert ("domains" in answer) == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.5", False),
+        ("my.example", False),
+    ],
+)
+def test_addresses_of_this_machine_alone_are_known(host: str, local: bool) -> None:
+    assert (local_names(host) is not None) == local
 
 
 def test_nothing_can_be_written(serve, planted) -> None:

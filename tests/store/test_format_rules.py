@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from coterie.errors import StoreFormatError
+from coterie.errors import ChecksumError, StoreFormatError
 from coterie.store import Store, verify_store
 from coterie.store.manifest_json import seal_manifest
 
@@ -441,6 +441,9 @@ def test_file_rules(rule: str, kind: str, file: str, place: str, change: Callabl
         with pytest.raises(StoreFormatError) as caught:
             Store.open(store)
         assert caught.value.rule == rule
+    elif (rule, file) == ("R28", "config.json"):
+        with pytest.raises(ChecksumError, match=r"config\.json differs from its checksum"):
+            Store.open(store)
     else:
         Store.open(store)
 

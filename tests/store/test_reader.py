@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import builtins
-import io
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from coterie.errors import ExpertMissingError, ReadError, StoreFormatError, StoreNotFoundError, UsageError
+from coterie.cache import RecordReader
+from coterie.errors import (
+    ChecksumError,
+    ExpertMissingError,
+    ReadError,
+    StoreFormatError,
+    StoreNotFoundError,
+    UsageError,
+)
 from coterie.spec import ExpertKey, ExpertSource
 from coterie.store import Store, StoreWriter, is_store
 
-from .tiny import INT4, NATIVE, SMALL, TALKER, THINKER, make_plan, record_bytes, write_store
+from .tiny import INT4, NATIVE, SIDE_FILES, SMALL, TALKER, THINKER, make_plan, record_bytes, write_store
 
 
 def test_every_record_reads_back(pristine_store: Path) -> None:
@@ -44,20 +52,21 @@ def test_layouts_schemes_and_banks(pristine_store: Path) -> None:
     assert store.dense_index == pristine_store / "dense.safetensors.index.json"
 
 
-def test_opening_reads_nothing_but_the_manifest(pristine_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_reads_nothing_but_the_manifest_and_what_is_beside_the_weights(
+    pristine_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
-    plain = io.open
+    plain = os.open
 
-    def watched(file: object, *args: object, **kwargs: object) -> object:
-        opened.append(Path(str(file)).name)
-        return plain(file, *args, **kwargs)  # type: ignore[call-overload]
+    def watched(path: object, *args: int) -> int:
+        opened.append(Path(str(path)).relative_to(pristine_store).as_posix())
+        return plain(path, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(io, "open", watched)
-    monkeypatch.setattr(builtins, "open", watched)
-    monkeypatch.setattr(os, "open", lambda *args, **kwargs: pytest.fail("nothing is opened by descriptor"))
+    monkeypatch.setattr(builtins, "open", lambda *args, **kwargs: pytest.fail("nothing is opened by name"))
+    monkeypatch.setattr(os, "open", watched)
     store = Store.open(pristine_store)
     assert store.checksum(THINKER.expert(0)) == store.record(THINKER.expert(0)).checksum
-    assert opened == ["coterie.json"]
+    assert opened == ["coterie.json", *sorted(SIDE_FILES)]
 
 
 def test_reading_from_many_threads(pristine_store: Path) -> None:
@@ -92,7 +101,7 @@ def test_a_file_that_shrinks_after_opening_is_a_read_error(store: Path) -> None:
     opened = Store.open(store)
     path = opened.extents(TALKER.expert(4))[0].path
     os.truncate(path, 20_490)
-    with pytest.raises(ReadError, match="10 of 4096 bytes"):
+    with pytest.raises(ReadError, match="written to after it was first opened"):
         opened.read_into(TALKER.expert(4), memoryview(bytearray(4096)))
     path.unlink()
     with pytest.raises(ReadError, match="cannot be read"):
@@ -131,3 +140,57 @@ def test_a_missing_file_is_refused_at_open(store: Path) -> None:
     with pytest.raises(StoreFormatError, match="missing") as caught:
         Store.open(store)
     assert (caught.value.path, caught.value.rule) == (store / "config.json", "R20")
+
+
+def test_a_side_file_of_other_bytes_is_refused(store: Path) -> None:
+    (store / "config.json").write_bytes((store / "config.json").read_bytes().replace(b"tiny", b"tinY"))
+    with pytest.raises(ChecksumError, match=r"config\.json differs from its checksum") as caught:
+        Store.open(store)
+    assert caught.value.path == store / "config.json"
+
+
+def test_a_side_file_that_changes_after_opening_is_told(store: Path) -> None:
+    opened = Store.open(store)
+    opened.check_unchanged()
+    swap(store / "tokenizer.json")
+    with pytest.raises(ReadError, match=r"tokenizer\.json was replaced or written to"):
+        opened.check_unchanged()
+
+
+def swap(path: Path) -> None:
+    """Another file with the same bytes and times takes the place of a file."""
+    other = path.with_name("other")
+    shutil.copy2(path, other)
+    other.replace(path)
+
+
+@pytest.mark.parametrize("how", ["swapped", "written", "link", "fifo", "gone", "directory"])
+def test_a_record_is_read_from_the_file_that_was_opened_or_not_at_all(store: Path, tmp_path: Path, how: str) -> None:
+    opened = Store.open(store)
+    key = THINKER.expert(0)
+    (extent,) = opened.extents(key)
+    path = extent.path
+    if how == "swapped":
+        swap(path)
+    elif how == "written":
+        with path.open("r+b") as file:
+            file.write(file.read(1))
+        os.utime(path, ns=(1, 1))
+    else:
+        aside = tmp_path / "aside"
+        path.rename(aside)
+        if how == "link":
+            path.symlink_to(aside)
+        elif how == "fifo":
+            os.mkfifo(path)
+        elif how == "directory":
+            path.mkdir()
+    record = memoryview(bytearray(extent.nbytes))
+    with pytest.raises(ReadError) as caught:
+        opened.read_into(key, record)
+    assert str(path) in str(caught.value)
+    reader = RecordReader(opened)
+    with pytest.raises(ReadError) as caught:
+        reader.read(key, opened.layout(key), record)
+    assert str(path) in str(caught.value)
+    reader.close()

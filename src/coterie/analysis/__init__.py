@@ -2,7 +2,7 @@
 
 :func:`examine_routers` reads the matrices of a model's routers and says what their geometry shows; the functions that
 end in ``_figure`` give Matplotlib figures, drawn without pyplot, and :func:`render` makes files of them. It takes the
-extra ``coterie[analysis]``. docs/routers.md and docs/plots.md say what the figures mean.
+extra ``analysis``. docs/routers.md and docs/plots.md say what the figures mean.
 """
 
 from coterie.analysis.agreement import Grouping

@@ -6,6 +6,7 @@ from importlib import import_module
 from types import ModuleType
 
 from coterie.errors import MissingPackageError
+from coterie.spec import install_advice
 
 
 def optional_package(module: str, purpose: str) -> ModuleType:
@@ -24,7 +25,7 @@ def optional_package(module: str, purpose: str) -> ModuleType:
         package = module.partition(".")[0]
         raise MissingPackageError(
             f"{purpose} {_DISTRIBUTIONS.get(package, package)}, which is not there ({error}).",
-            advice="Install it: pip install 'coterie[analysis]'.",
+            advice=install_advice("analysis"),
             package=package,
         ) from error
 

@@ -13,8 +13,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
+from coterie.files.stamps import check_unchanged, open_unchanged
+from coterie.spec import FileStamp
+
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)
-_O_CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)
 _PAGE = 4096
 
 HAS_PREADV = hasattr(os, "preadv")
@@ -25,7 +27,11 @@ class ReadableFile(Protocol):
     """A file that several threads may read at once."""
 
     def read_at(self, buffer: memoryview, offset: int) -> int:
-        """Reads up to ``len(buffer)`` bytes from ``offset``; returns how many, 0 at the end of the file."""
+        """Reads up to ``len(buffer)`` bytes from ``offset``; returns how many, 0 at the end of the file.
+
+        Raises:
+            OSError: If they cannot be read, or the file has changed since it was stamped.
+        """
         ...
 
     def drop(self, offset: int, nbytes: int) -> None:
@@ -42,10 +48,21 @@ class ReadableFile(Protocol):
 
 
 class PositionedFile:
-    """Reads with preadv, with the GIL released."""
+    """Reads with preadv, with the GIL released.
 
-    def __init__(self, path: Path, *, direct: bool) -> None:
-        self._fd = os.open(path, os.O_RDONLY | _O_CLOEXEC | (_O_DIRECT if direct else 0))
+    Args:
+        path: The file.
+        direct: Whether it is opened with O_DIRECT.
+        stamp: What it has to be, and to stay; None for any regular file.
+
+    Raises:
+        OSError: If it cannot be opened, or is another file.
+    """
+
+    def __init__(self, path: Path, *, direct: bool, stamp: FileStamp | None = None) -> None:
+        self._path = path
+        self._stamp = stamp
+        self._fd = open_unchanged(path, stamp, flags=_O_DIRECT if direct else 0)
         if not direct and hasattr(os, "posix_fadvise"):
             # Exactly the pages asked for: read-ahead would fetch, and keep, parts of experts that nobody wants.
             with contextlib.suppress(OSError):
@@ -53,7 +70,9 @@ class PositionedFile:
 
     def read_at(self, buffer: memoryview, offset: int) -> int:
         """See :class:`ReadableFile`."""
-        return os.preadv(self._fd, [buffer], offset)
+        count = os.preadv(self._fd, [buffer], offset)
+        check_unchanged(self._fd, self._path, self._stamp)
+        return count
 
     def drop(self, offset: int, nbytes: int) -> None:
         """See :class:`ReadableFile`."""
@@ -74,17 +93,29 @@ class PositionedFile:
 
 
 class SeekingFile:
-    """Reads with seek and readinto, one thread at a time: for platforms without preadv."""
+    """Reads with seek and readinto, one thread at a time: for platforms without preadv.
 
-    def __init__(self, path: Path) -> None:
-        self._file = FileIO(path, "rb")
+    Args:
+        path: The file.
+        stamp: What it has to be, and to stay; None for any regular file.
+
+    Raises:
+        OSError: If it cannot be opened, or is another file.
+    """
+
+    def __init__(self, path: Path, *, stamp: FileStamp | None = None) -> None:
+        self._path = path
+        self._stamp = stamp
+        self._file = FileIO(open_unchanged(path, stamp), "rb")
         self._lock = threading.Lock()
 
     def read_at(self, buffer: memoryview, offset: int) -> int:
         """See :class:`ReadableFile`."""
         with self._lock:
             self._file.seek(offset)
-            return self._file.readinto(buffer) or 0
+            count = self._file.readinto(buffer) or 0
+            check_unchanged(self._file.fileno(), self._path, self._stamp)
+            return count
 
     def drop(self, offset: int, nbytes: int) -> None:
         """See :class:`ReadableFile`; there is no such call here."""
@@ -122,7 +153,7 @@ class FileCache:
         self._direct = direct and positioned and bool(_O_DIRECT)
         self._positioned = positioned
         self._lock = threading.Lock()
-        self._open: OrderedDict[tuple[Path, bool], SharedFile] = OrderedDict()
+        self._open: OrderedDict[tuple[Path, bool, FileStamp | None], SharedFile] = OrderedDict()
         self._refused: set[Path] = set()
         self._closed = False
 
@@ -136,27 +167,31 @@ class FileCache:
             self._refused.add(path)
 
     @contextmanager
-    def reading(self, path: Path, *, direct: bool = False) -> Iterator[ReadableFile]:
+    def reading(self, path: Path, *, direct: bool = False, stamp: FileStamp | None = None) -> Iterator[ReadableFile]:
         """The open file; it stays open for the length of the context.
 
         Raises:
-            OSError: If it cannot be opened; EINVAL with ``direct`` where the filesystem has no O_DIRECT.
+            OSError: If it cannot be opened, or has another stamp; EINVAL with ``direct`` where the filesystem has no
+                O_DIRECT.
         """
-        shared = self.take(path, direct=direct)
+        shared = self.take(path, direct=direct, stamp=stamp)
         try:
             yield shared.file
         finally:
             self.give_back(shared)
 
-    def take(self, path: Path, *, direct: bool = False) -> SharedFile:
+    def take(self, path: Path, *, direct: bool = False, stamp: FileStamp | None = None) -> SharedFile:
         """The open file; it stays open until it is given back. Raises as :meth:`reading`."""
-        name = (path, direct)
+        name = (path, direct, stamp)
         with self._lock:
             if self._closed:
                 raise OSError(errno.EBADF, "the reader is closed", str(path))
             shared = self._open.get(name)
             if shared is None:
-                file = PositionedFile(path, direct=direct) if self._positioned else SeekingFile(path)
+                if self._positioned:
+                    file: ReadableFile = PositionedFile(path, direct=direct, stamp=stamp)
+                else:
+                    file = SeekingFile(path, stamp=stamp)
                 shared = self._open[name] = SharedFile(file)
             self._open.move_to_end(name)
             shared.readers += 1

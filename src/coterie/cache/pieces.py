@@ -63,7 +63,7 @@ class Piece:
 
     def _open_direct(self) -> SharedFile | None:
         try:
-            return self._files.take(self._extent.path, direct=True)
+            return self._files.take(self._extent.path, direct=True, stamp=self._extent.stamp)
         except OSError as error:
             self._refused(error, 0)
             return None
@@ -85,7 +85,7 @@ class Piece:
     def _read_buffered(self, done: int) -> None:
         extent = self._extent
         try:
-            with self._files.reading(extent.path) as file:
+            with self._files.reading(extent.path, stamp=extent.stamp) as file:
                 while done < extent.nbytes:
                     count = file.read_at(self._target[done:], extent.offset + done)
                     if count == 0:
@@ -114,6 +114,7 @@ def split(extent: Extent, longest: int | None) -> Iterator[Extent]:
             offset=extent.offset + start,
             nbytes=min(step, extent.nbytes - start),
             at=extent.at + start,
+            stamp=extent.stamp,
         )
 
 

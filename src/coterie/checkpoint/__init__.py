@@ -1,10 +1,12 @@
 """Hugging Face checkpoints: found, claimed tensor by tensor, and read lazily."""
 
-from coterie.checkpoint.checkpoint import Checkpoint, CheckpointBank, model_dtype
+from coterie.checkpoint.checkpoint import Checkpoint, CheckpointBank
 from coterie.checkpoint.dense import DequantisedTensor, UnreadTensor, unread_tensors
+from coterie.checkpoint.dtype import model_dtype
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import LazyTensor, read_tensor
+from coterie.checkpoint.whole_file import WholeFile
 
 __all__ = [
     "Checkpoint",
@@ -14,6 +16,7 @@ __all__ = [
     "Location",
     "TensorInfo",
     "UnreadTensor",
+    "WholeFile",
     "model_dtype",
     "read_header",
     "read_tensor",

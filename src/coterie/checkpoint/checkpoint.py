@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,24 +14,27 @@ import torch
 import xxhash
 
 from coterie.checkpoint.dense import UnreadTensor, unread_tensors
+from coterie.checkpoint.dtype import checkpoint_dtype
+from coterie.checkpoint.fingerprints import content_of, samples_of
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import read_tensor
 from coterie.errors import CheckpointFileError, TensorMissingError, UnclaimedTensorError
+from coterie.files.safetensors_header import element_count
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, config_dtype, load_config, load_quantisation, resolve_model
-from coterie.hf.decoding import decode_field, is_plain
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.hf.decoding import ReadTensor, decode_field, is_plain
+from coterie.hf.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
+from coterie.hf.foreign import foreign
 from coterie.hf.keymap import FieldSource, KeyMap, map_keys
 from coterie.hf.quantisation import Quantisation
 from coterie.hf.quantised import encoded_names, fold_names, record_fields, record_layout, unfold_keymap
+from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-_SAMPLE = 65536
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,12 +44,14 @@ class CheckpointBank:
     Attributes:
         bank: The bank in the model.
         fields: Field name → where it comes from; a parameter's own name where it is not quantised.
-        layout: Record layout of its experts in the checkpoint's own dtype.
+        layout: Record layout of its experts in the checkpoint's own dtype, or in the model's where tensors differ.
+        mixed: Fields whose tensors have several dtypes, and are converted as they are read.
     """
 
     bank: ExpertBank
     fields: dict[str, FieldSource]
     layout: RecordLayout
+    mixed: frozenset[str] = frozenset()
 
 
 @dataclass(kw_only=True)
@@ -60,6 +66,7 @@ class Checkpoint:
         keymap: The claims.
         tensors: Every tensor by name.
         quantisation: How its weights are quantised, or None.
+        unstated_dtype: The dtype that the weights give a part whose configuration states none.
         banks: Banks by key.
     """
 
@@ -70,6 +77,7 @@ class Checkpoint:
     keymap: KeyMap
     tensors: Mapping[str, TensorInfo]
     quantisation: Quantisation | None = None
+    unstated_dtype: torch.dtype = torch.float32
     banks: dict[BankKey, CheckpointBank] = field(default_factory=dict)
 
     @classmethod
@@ -96,12 +104,16 @@ class Checkpoint:
         location = Location.find(path_or_id, revision=revision, offline=offline)
         config = load_config(location.directory)
         model_class, model_config = resolve_model(config, component)
-        tensors = location.tensors()
-        dtype = model_dtype(config, model_config, tensors)
-        skeleton = build_skeleton(model_class, model_config, dtype)
         quantisation = load_quantisation(location.directory)
+        files = location.weight_files(getattr(model_config, "transformers_weights", None))
+        tensors = location.tensors(files)
+        unstated = checkpoint_dtype(location, files, tensors)
+        path = location.directory / "config.json"
+        dtype = config_dtype(model_config) or unstated
+        skeleton = build_skeleton(model_class, model_config, dtype, path=path, tensors=len(tensors))
         folded = fold_names(quantisation, {name: info.dtype for name, info in tensors.items()})
-        keymap = map_keys(skeleton, folded.names, component=component)
+        with foreign("The model", path, error=CheckpointFileError):
+            keymap = map_keys(skeleton, folded.names, component=component)
         unfold_keymap(keymap, folded, quantisation)
         check_architecture(skeleton, len(keymap.banks))
         _check_claims(keymap, location)
@@ -113,9 +125,22 @@ class Checkpoint:
             keymap=keymap,
             tensors=tensors,
             quantisation=quantisation,
+            unstated_dtype=unstated,
         )
         self._add_banks()
+        dense = self._unread_dense()
+        check_shapes(skeleton, keymap, {name: tensor.shape for name, tensor in dense.items()}, path)
         return self
+
+    def warn_left_out(self) -> None:
+        """Warns of tensors that are of no part of the model and that nothing accounts for, as transformers does."""
+        names = self.keymap.left_out
+        if names:
+            warnings.warn(
+                f"{self.location.name} has {len(names)} tensors of parts that its configuration does not describe, "
+                f"such as {names[0]!r}. They are left out, as transformers leaves them out.",
+                stacklevel=2,
+            )
 
     @property
     def model_type(self) -> str:
@@ -135,16 +160,26 @@ class Checkpoint:
         return sum(self.tensors[name].nbytes for name in self.keymap.dense)
 
     def download(self, names: Iterable[str]) -> None:
-        """Makes the shards with these tensors local, and takes their offsets from the files themselves."""
+        """Makes the shards with these tensors local.
+
+        Raises:
+            CheckpointFileError: If one cannot be had, or has another header than the one that was read so far, which
+                came without a checksum.
+            DiskSpaceError: If the disk of the Hub's cache has no room.
+        """
         paths = {self.tensors[name].path for name in names}
         missing = self.location.missing_shards(paths)
         if not missing:
             return
         self.location.download(paths)
-        fresh = dict(self.tensors)
         for path in missing:
-            fresh.update(read_header(path))
-        self.tensors = fresh
+            header = read_header(path)
+            if any(header.get(name) != info for name, info in self.tensors.items() if info.path == path):
+                raise CheckpointFileError(
+                    f"{path.name} has another header than the one that was read before it was downloaded.",
+                    advice="Something on the way changes what is sent. Run the command again: the file is here now.",
+                    path=path,
+                )
 
     def read(self, name: str, index: int | None = None) -> torch.Tensor:
         """Reads one tensor into fresh aligned memory; with ``index``, only that entry of the first dimension, kept."""
@@ -184,14 +219,14 @@ class Checkpoint:
         found: list[Extent] = []
         for place in bank.layout.fields:
             source = bank.fields[place.name]
-            if not is_plain(source):
+            if not is_plain(source) or place.name in bank.mixed:
                 return None
             at = place.offset
             for name in source.names_of(key.expert):
                 info = self.tensors[name]
                 size = info.nbytes if source.per_expert else info.nbytes // bank.bank.num_experts
                 start = info.offset if source.per_expert else info.offset + key.expert * size
-                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at))
+                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at, stamp=info.stamp))
                 at += size
         return tuple(found)
 
@@ -201,8 +236,9 @@ class Checkpoint:
         read = 0
         for place in bank.layout.fields:
             source = bank.fields[place.name]
-            tensor = decode_field(source, key.expert, self.read, self.skeleton)
             expected = (place.shape, TORCH_DTYPES[place.dtype])
+            read_one = self._reader_as(expected[1]) if place.name in bank.mixed else self.read
+            tensor = decode_field(source, key.expert, read_one, self.skeleton)
             if (tuple(tensor.shape), tensor.dtype) != expected:
                 raise CheckpointFileError(
                     f"Expert {key.expert} of {source.target} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
@@ -237,14 +273,14 @@ class Checkpoint:
 
         For a repository of the Hub that proves as much, since the commit fixes the routers, and reads no tensor.
         """
-        digest = xxhash.xxh3_128((self.location.directory / "config.json").read_bytes())
+        digest = xxhash.xxh3_128(content_of(self.location.directory / "config.json"))
         for name, info in sorted(self.tensors.items()):
             digest.update(f"{name} {info.dtype} {info.shape} {info.path.name}\n".encode())
         if self.location.repo_id is not None:
             digest.update(f"{self.location.repo_id} {self.location.revision}\n".encode())
         else:
             for path in sorted({info.path for info in self.tensors.values()}):
-                digest.update(_samples(path))
+                digest.update(samples_of(path))
         digest.update(identity.encode())
         return digest.hexdigest()
 
@@ -288,21 +324,33 @@ class Checkpoint:
                     advice="Download the checkpoint again.",
                     tensor=f"{bank.path}.{absent[0]}",
                 )
-            dtypes = {name: self._field_dtype(source) for name, source in fields.items()}
+            found = {name: self._dtypes_of(source) for name, source in fields.items()}
+            mixed = frozenset(name for name, dtypes in found.items() if len(dtypes) > 1)
+            dtypes = {
+                name: self._common_dtype(bank, name, fields[name], of) if name in mixed else of.copy().pop()
+                for name, of in found.items()
+            }
             layout = record_layout(bank, record_fields(bank, fields, shapes, dtypes))
-            self.banks[bank.key] = CheckpointBank(bank=bank, fields=fields, layout=layout)
+            self.banks[bank.key] = CheckpointBank(bank=bank, fields=fields, layout=layout, mixed=mixed)
             for place in self.banks[bank.key].layout.fields:
                 self._check_sizes(fields[place.name], bank, place)
 
-    def _field_dtype(self, source: FieldSource) -> str:
-        dtypes = {self.tensors[name].dtype for names in source.names.values() for name in names}
-        if len(dtypes) != 1:
-            raise CheckpointFileError(
-                f"The tensors of {source.target} have different dtypes: {', '.join(sorted(dtypes))}.",
-                advice="Save the checkpoint in one dtype.",
-                tensor=source.target,
-            )
-        return dtypes.pop()
+    def _dtypes_of(self, source: FieldSource) -> set[str]:
+        return {self.tensors[name].dtype for names in source.names.values() for name in names}
+
+    def _common_dtype(self, bank: ExpertBank, name: str, source: FieldSource, dtypes: set[str]) -> str:
+        """The model's dtype, to which transformers converts each tensor before it puts experts together."""
+        model_dtype = bank.dtypes.get(name)
+        if model_dtype is not None and all(TORCH_DTYPES[dtype].is_floating_point for dtype in dtypes):
+            return SAFETENSORS_DTYPES[model_dtype]
+        raise CheckpointFileError(
+            f"The tensors of {source.target} have different dtypes: {', '.join(sorted(dtypes))}.",
+            advice="Save the checkpoint in one dtype.",
+            tensor=source.target,
+        )
+
+    def _reader_as(self, dtype: torch.dtype) -> ReadTensor:
+        return lambda name, index: self.read(name, index).to(dtype)
 
     def _check_sizes(self, source: FieldSource, bank: ExpertBank, place: Field) -> None:
         """Compares what the headers say with what the model needs; what is converted is compared once more when read.
@@ -313,7 +361,7 @@ class Checkpoint:
         for expert in range(bank.num_experts if source.per_expert else 1):
             names = source.names_of(expert)
             shapes = [source.stacked_shape(self.tensors[name].shape) for name in names]
-            fits = sum(self.tensors[name].nbytes for name in names) == place.nbytes * prod(stack)
+            fits = sum(element_count(shape) for shape in shapes) == prod(place.shape) * prod(stack)
             if fits and is_plain(source) and len(shapes[0]) > 1:
                 rows = len(stack) + 1
                 fits = all(len(shape) == len(stack + place.shape) for shape in shapes) and all(
@@ -328,22 +376,6 @@ class Checkpoint:
                     expected=(*stack, *place.shape),
                     got=shapes[0] if len(shapes) == 1 else tuple(shapes),
                 )
-
-
-def model_dtype(
-    config: PreTrainedConfig, model_config: PreTrainedConfig, tensors: Mapping[str, TensorInfo]
-) -> torch.dtype:
-    """What ``dtype="auto"`` of transformers gives: the configuration's, else that of the first floating tensor."""
-    stated = config_dtype(model_config) or config_dtype(config)
-    if stated is not None:
-        dtype = getattr(torch, stated, None)
-        if isinstance(dtype, torch.dtype):
-            return dtype
-    for info in tensors.values():
-        dtype = TORCH_DTYPES[info.dtype]
-        if dtype.is_floating_point and dtype.itemsize > 1:
-            return dtype
-    return torch.float32
 
 
 def _check_claims(keymap: KeyMap, location: Location) -> None:
@@ -365,13 +397,3 @@ def _check_claims(keymap: KeyMap, location: Location) -> None:
             unclaimed=keymap.unclaimed,
             path=location.directory,
         )
-
-
-def _samples(path: Path) -> bytes:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        parts = []
-        for start in (0, size // 2, max(0, size - _SAMPLE)):
-            file.seek(start)
-            parts.append(file.read(_SAMPLE))
-    return b"".join(parts) + str(size).encode()

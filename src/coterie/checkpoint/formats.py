@@ -8,9 +8,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from coterie.errors import UnsupportedError
+from coterie.files.gguf import gguf_error
 
-_ORIGINAL = "Use the model's original checkpoint, in safetensors files."
-_WHOLE = "Use that of a whole model in safetensors files."
+_AS_SMALL = "with 'coterie extract … --scheme int4' it becomes about as small"
+_ORIGINAL = "Use the model's original checkpoint in safetensors files."
+_WHOLE = "Use a repository with a whole model in safetensors files."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,9 @@ class _Format:
     advice: str = _ORIGINAL
 
 
+_GGUF = ("*.gguf",)
 _FORMATS = (
-    _Format(("*.gguf",), "a GGUF file, which is made for llama.cpp"),
+    _Format(_GGUF, "a GGUF file, which is made for llama.cpp", f"{_ORIGINAL[:-1]}; {_AS_SMALL}."),
     _Format(
         ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"),
         "a pickle, which is never opened",
@@ -47,20 +50,20 @@ _STORE = "coterie.json"
 
 
 def unread_format(
-    name: str, files: Iterable[str], *, path: Path | None = None, base_models: tuple[str, ...] = ()
+    name: str, files: Iterable[str], *, directory: Path | None = None, base_models: tuple[str, ...] = ()
 ) -> UnsupportedError | None:
     """The error for a checkpoint whose files are of another format; None if they are not known to be.
 
     Args:
         name: The checkpoint, for the message.
         files: Names of its files.
-        path: Its directory, if it has one.
+        directory: Where it is, or will be; None if only its list of files was read.
         base_models: Ids of the models that it says it was made from.
     """
     names = sorted(files)
     instead = f"Use the model that it was made from: {' or '.join(base_models[:3])}." if base_models else None
-    facts = {"path": path} if path is not None else {"repo_id": name}
-    if _STORE in names:
+    facts = {"repo_id": name} if directory is None else {"path": directory}
+    if _STORE in names and directory is None:
         return UnsupportedError(
             f"{name} is a store of Coterie, not a checkpoint; stores are not read from the Hub.",
             advice=f"Run `hf download {name} --local-dir DIR`, then open DIR.",
@@ -77,6 +80,8 @@ def unread_format(
     for form in _FORMATS:
         found = next((one for one in names if any(fnmatch(one.lower(), pattern) for pattern in form.patterns)), None)
         if found is not None:
+            if form.patterns is _GGUF and directory is not None and (directory / found).is_file():
+                return gguf_error(directory / found)  # the file itself may say what it was made from
             return UnsupportedError(
                 f"{name} has its weights in {found}, {form.name}; Coterie reads safetensors files.",
                 advice=instead or form.advice,

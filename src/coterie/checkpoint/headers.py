@@ -1,18 +1,33 @@
-"""Reads the headers of safetensors files: where each tensor lies. Headers are hostile input."""
+"""Where the tensors of a checkpoint's files lie."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from coterie.errors import CheckpointFileError
-from coterie.spec import DTYPE_BYTES
+from coterie.files.regular import regular_file
+from coterie.files.safetensors_header import (
+    CHECKPOINT_HEADER,
+    HeaderEntry,
+    HeaderProblem,
+    HeaderText,
+    parse_entries,
+    read_header_text,
+)
+from coterie.spec import FileStamp
 
-MAX_HEADER_BYTES = 100_000_000
-"""safetensors' own limit on the JSON header."""
+if TYPE_CHECKING:
+    import torch
+
+
+class TensorKeeper(Protocol):
+    """Whoever has read tensors of a file already, and keeps them until they are asked for."""
+
+    def take(self, info: TensorInfo) -> torch.Tensor | None:
+        """The tensor, which is not kept any longer; None if it is not there."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +41,8 @@ class TensorInfo:
         shape: Shape.
         offset: Byte offset in the file.
         nbytes: Size in bytes.
+        stamp: What the file was when its header was read; None if that was somewhere else. Another file is not read.
+        keeper: Who is asked for the tensor before the file is.
     """
 
     name: str
@@ -34,6 +51,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    stamp: FileStamp | None = field(default=None, compare=False, repr=False)
+    keeper: TensorKeeper | None = field(default=None, compare=False, repr=False)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -43,82 +62,65 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointFileError: If the file is missing, truncated, or its header is not consistent with its size.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = header_length(file.read(8), path, size)
-            raw = file.read(length)
+        with regular_file(path) as file:
+            header = read_header_text(file, CHECKPOINT_HEADER.nbytes)
     except FileNotFoundError:
         raise CheckpointFileError(
             f"{path} does not exist.", advice="Download the missing shard, or correct the index.", path=path
         ) from None
-    except PermissionError:
-        raise CheckpointFileError(f"{path} cannot be read.", advice="Check its permissions.", path=path) from None
-    return parse_header(raw, path, size)
+    except OSError as error:
+        raise CheckpointFileError(
+            f"{path} cannot be read: {error.strerror}.", advice="Check what it is, and its permissions.", path=path
+        ) from error
+    except HeaderProblem as problem:
+        raise malformed(path, problem) from None
+    return tensors_of(header, path)
 
 
-def header_length(first: bytes, path: Path, size: int | None) -> int:
-    """Bytes of the JSON header, by the file's first eight bytes.
-
-    Args:
-        first: These bytes.
-        path: The file, for messages.
-        size: Bytes of the file, or None if that is not known.
-
-    Raises:
-        CheckpointFileError: If it is more than the file has, or than any header may have.
-    """
-    length = int.from_bytes(first, "little")
-    room = MAX_HEADER_BYTES if size is None else min(MAX_HEADER_BYTES, size - 8)
-    if len(first) < 8 or length > room:
-        has = "has an unknown number" if size is None else f"has {size}"
-        raise _malformed(path, f"the header claims {length} bytes, the file {has}", size=size)
-    return length
-
-
-def parse_header(raw: bytes, path: Path, size: int) -> dict[str, TensorInfo]:
-    """Checks a header.
+def tensors_of(header: HeaderText, path: Path) -> dict[str, TensorInfo]:
+    """Checks a header, wherever it was read.
 
     Args:
-        raw: The JSON text.
-        path: The file.
-        size: Bytes of the file.
+        header: The header.
+        path: Where the file is, or will be.
 
     Raises:
         CheckpointFileError: If it is not valid, or not consistent with the file's size.
     """
     try:
-        parsed = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise _malformed(path, f"the header is not JSON ({error})") from error
-    if not isinstance(parsed, dict):
-        raise _malformed(path, "the header is not a JSON object")
-    parsed.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, 8 + len(raw), size) for name, entry in parsed.items()}
-
-
-def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> TensorInfo:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _malformed(path, f"the entry of {name!r} is not complete", tensor=name) from error
-    if dtype not in DTYPE_BYTES:
-        raise _malformed(path, f"{name!r} has the unknown dtype {dtype!r}", tensor=name)
-    if not whole or end - begin != prod(shape) * DTYPE_BYTES[dtype]:
-        raise _malformed(path, f"{name!r} has offsets that do not fit its shape", tensor=name)
-    if base + end > size:
+        entries = parse_entries(header)
+    except HeaderProblem as problem:
+        if problem.needed is None:
+            raise malformed(path, problem) from None
+        needed = header.data_start + problem.needed
         raise CheckpointFileError(
-            f"{path} is truncated: {name!r} ends at byte {base + end}, the file has {size}.",
+            f"{path} is truncated: {problem.tensor!r} ends at byte {needed}, the file has {header.size}.",
             advice="Download the file again.",
             path=path,
-            tensor=name,
-            expected=base + end,
-            got=size,
-        )
-    return TensorInfo(name=name, path=path, dtype=dtype, shape=shape, offset=base + begin, nbytes=end - begin)
+            tensor=problem.tensor,
+            expected=needed,
+            got=header.size,
+        ) from None
+    return {entry.name: _info(path, entry, header) for entry in entries}
 
 
-def _malformed(path: Path, what: str, **facts: object) -> CheckpointFileError:
+def _info(path: Path, entry: HeaderEntry, header: HeaderText) -> TensorInfo:
+    return TensorInfo(
+        name=entry.name,
+        path=path,
+        dtype=entry.dtype,
+        shape=entry.shape,
+        offset=header.data_start + entry.begin,
+        nbytes=entry.end - entry.begin,
+        stamp=header.stamp,
+    )
+
+
+def malformed(path: Path, problem: HeaderProblem) -> CheckpointFileError:
+    """The error for a file whose header is not one."""
     return CheckpointFileError(
-        f"{path} is not a valid safetensors file: {what}.", advice="Download the file again.", path=path, **facts
+        f"{path} is not a valid safetensors file: {problem}.",
+        advice="Download the file again.",
+        path=path,
+        tensor=problem.tensor,
     )

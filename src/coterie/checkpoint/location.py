@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coterie.checkpoint.formats import unread_format
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.hub import Repository, find_repository
+from coterie.checkpoint.weight_files import (
+    WeightFiles,
+    check_weight_map,
+    is_index,
+    no_weights,
+    read_index,
+    weights_name,
+)
 from coterie.errors import CheckpointFileError, CoterieError, UsageError
-from coterie.files.naming import is_hub_id, resolve_path, unknown_model
-
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+from coterie.files.naming import check_name, resolve_path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,7 +37,6 @@ class Location:
     revision: str | None = None
     offline: bool = False
     repository: Repository | None = field(default=None, repr=False)
-    _shards: dict[str, str] | None = field(default=None, repr=False)
 
     @classmethod
     def find(cls, path_or_id: str | Path, *, revision: str | None = None, offline: bool = False) -> Location:
@@ -44,9 +46,10 @@ class Location:
             CheckpointNotFoundError: If there is neither.
             CheckpointFileError: If a small file cannot be downloaded.
             UnsupportedError: If the weights of a repository are in a format that is not read.
-            UsageError: If a revision of a local directory is asked for.
+            UsageError: If it is named in another way, or a directory with a revision.
         """
-        directory, text = Path(resolve_path(path_or_id)), str(path_or_id)
+        check_name(path_or_id)
+        directory, text = Path(resolve_path(path_or_id)).expanduser(), str(path_or_id)
         if directory.is_dir():
             if revision is not None:
                 raise UsageError(
@@ -55,8 +58,6 @@ class Location:
                     revision=revision,
                 )
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
-        if not is_hub_id(text):
-            raise unknown_model(text)
         repository = find_repository(text, revision=revision, offline=offline)
         return cls(
             directory=repository.directory,
@@ -76,34 +77,32 @@ class Location:
         """The Hub's cache, to which shards are downloaded, or None for a directory."""
         return None if self.repository is None else self.repository.cache.root
 
-    def tensors(self) -> dict[str, TensorInfo]:
+    def weight_files(self, named: object = None) -> WeightFiles:
+        """Which files are the weights.
+
+        Args:
+            named: What the model's configuration says under ``transformers_weights``.
+
+        Raises:
+            CheckpointFileError, UnsupportedError: If there are none that can be opened.
+        """
+        name = weights_name(named, self.directory / "config.json", self._has)
+        if name is None:
+            raise self._no_weights()
+        return read_index(self.directory / name, name) if is_index(name) else WeightFiles(shards=(name,))
+
+    def tensors(self, files: WeightFiles | None = None) -> dict[str, TensorInfo]:
         """Every tensor of the checkpoint, without downloading any shard.
+
+        Args:
+            files: From :meth:`weight_files`.
 
         Raises:
             CheckpointFileError: If a file is missing or malformed, or index and files disagree.
         """
-        shards = self._weight_map()
-        if shards is None:
-            if not self._has(_SINGLE):
-                raise self._no_weights()
-            return self._headers([_SINGLE])
-        tensors = self._headers(sorted(set(shards.values())))
-        for name, shard in shards.items():
-            if name not in tensors or tensors[name].path.name != Path(shard).name:
-                raise CheckpointFileError(
-                    f"{_INDEX} says that {name!r} is in {shard}, which does not have it.",
-                    advice="The shards and the index are of different downloads; download both again.",
-                    path=self.directory / _INDEX,
-                    tensor=name,
-                )
-        extra = sorted(set(tensors) - set(shards))
-        if extra:
-            raise CheckpointFileError(
-                f"{tensors[extra[0]].path} has a tensor {extra[0]!r} that {_INDEX} does not list.",
-                advice="The shards and the index are of different downloads; download both again.",
-                path=tensors[extra[0]].path,
-                tensor=extra[0],
-            )
+        files = files or self.weight_files()
+        tensors = self._headers(files.shards)
+        check_weight_map(files, self.directory, tensors)
         return tensors
 
     def missing_shards(self, paths: Iterable[Path]) -> list[Path]:
@@ -139,9 +138,9 @@ class Location:
         return path.relative_to(self.directory).as_posix()
 
     def _has(self, file: str) -> bool:
-        return (self.directory / file).exists() if self.repository is None else self.repository.has(file)
+        return (self.directory / file).is_file() if self.repository is None else self.repository.has(file)
 
-    def _headers(self, files: list[str]) -> dict[str, TensorInfo]:
+    def _headers(self, files: Iterable[str]) -> dict[str, TensorInfo]:
         """The tensors of these files; over the network for those that are not here."""
         tensors: dict[str, TensorInfo] = {}
         absent = [] if self.repository is None else [file for file in files if not self.repository.is_here(file)]
@@ -150,31 +149,9 @@ class Location:
             tensors.update(remote[file] if file in remote else read_header(self.directory / file))
         return tensors
 
-    def _weight_map(self) -> dict[str, str] | None:
-        if self._shards is None and not self._has(_SINGLE) and self._has(_INDEX):
-            path = self.directory / _INDEX
-            try:
-                shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-                names_ok = all(isinstance(k, str) and isinstance(v, str) for k, v in shards.items())
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise CheckpointFileError(
-                    f"{path} is not a valid index ({error}).", advice="Download it again.", path=path
-                ) from error
-            bad = [v for v in shards.values() if not isinstance(v, str) or Path(v).name != v]
-            if not names_ok or bad:
-                raise CheckpointFileError(
-                    f"{path} names a file outside the checkpoint: {bad[:1]}.", advice="Download it again.", path=path
-                )
-            self._shards = shards
-        return self._shards
-
     def _no_weights(self) -> CoterieError:
-        if self.repository is not None:
-            files = self.repository.file_names()
-        else:
-            files = [path.name for path in self.directory.iterdir()]
-        return unread_format(self.name, files, path=self.directory) or CheckpointFileError(
-            f"{self.name} has neither {_SINGLE} nor {_INDEX}.",
-            advice="Pass a checkpoint in safetensors format.",
-            path=self.directory,
-        )
+        if self.repository is None:
+            return no_weights(self.name, self.directory, sorted(path.name for path in self.directory.iterdir()))
+        listing = self.repository.listing
+        models = () if listing is None else listing.base_models
+        return no_weights(self.name, self.directory, self.repository.file_names(), base_models=models)

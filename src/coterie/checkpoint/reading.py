@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from io import FileIO
 
 import torch
 
 from coterie.checkpoint.headers import TensorInfo
 from coterie.errors import CheckpointFileError
+from coterie.files.stamps import check_unchanged, open_unchanged
 from coterie.hf.dtypes import TORCH_DTYPES
 
 _CHUNK = 64 << 20
@@ -25,8 +27,12 @@ def read_tensor(info: TensorInfo, index: int | None = None) -> torch.Tensor:
         index: If given, only ``[index : index + 1]`` of the first dimension.
 
     Raises:
-        CheckpointFileError: If the file cannot be read or is shorter than its header says.
+        CheckpointFileError: If the file cannot be read, is shorter than its header says, or has changed since.
     """
+    if info.keeper is not None and index is None:
+        kept = info.keeper.take(info)
+        if kept is not None:
+            return kept
     shape, offset, nbytes = info.shape, info.offset, info.nbytes
     if index is not None:
         nbytes //= shape[0]
@@ -48,7 +54,7 @@ def read_tensor(info: TensorInfo, index: int | None = None) -> torch.Tensor:
 
 def _fill(buffer: memoryview, info: TensorInfo, offset: int) -> None:
     done = 0
-    with info.path.open("rb", buffering=0) as file:
+    with FileIO(open_unchanged(info.path, info.stamp), "rb") as file:
         descriptor = file.fileno()
         file.seek(offset)
         while done < len(buffer):
@@ -65,6 +71,7 @@ def _fill(buffer: memoryview, info: TensorInfo, offset: int) -> None:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, offset + done, count, os.POSIX_FADV_DONTNEED)
             done += count
+        check_unchanged(descriptor, info.path, info.stamp)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from coterie.errors import StoreError, StoreNotFoundError, UsageError
+from coterie.files.below import directories_below, files_below
 from coterie.store import Manifest, Store, is_store, side_file_problem
 from coterie.store import names as store_names
 from coterie.store.disk import Disk
@@ -148,8 +148,8 @@ def remove_store(entry: StoreEntry) -> None:
     finally:
         lock.release()
     try:
-        for directory, _, _ in os.walk(entry.path, topdown=False):
-            Path(directory).rmdir()
+        for directory in directories_below(entry.path):
+            directory.rmdir()
     except OSError as error:
         raise _not_removed(entry, error) from error
 
@@ -179,9 +179,7 @@ def _foreign(entry: StoreEntry, files: list[Path]) -> Iterator[str]:
 
 def _files(root: Path) -> Iterator[Path]:
     """Every file below a directory; links are files here, and not followed."""
-    for directory, subdirectories, files in os.walk(root):
-        for name in (*files, *(name for name in subdirectories if (Path(directory) / name).is_symlink())):
-            yield Path(directory) / name
+    yield from (root / name for name in files_below(root))
 
 
 def _size(file: Path) -> int:

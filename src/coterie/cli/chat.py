@@ -10,7 +10,6 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.chat_session import ChatSession
-from coterie.cli.files import check_writable
 from coterie.cli.generation_options import (
     ChatTemplateOption,
     DomainOption,
@@ -33,6 +32,7 @@ from coterie.cli.generation_options import (
     template_variables,
 )
 from coterie.cli.opening import OpenOptions, open_model
+from coterie.files.replacing import check_writable
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
 _ANSWER_TOKENS = 256

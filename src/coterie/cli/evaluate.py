@@ -14,9 +14,10 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
-from coterie.cli.files import check_writable
+from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, ExpertsPerTokenOption, QuietOption, check_adaptation
 from coterie.cli.opening import OpenOptions, import_engine, quiet_terminal
+from coterie.files.replacing import check_writable
 from coterie.spec import DEFAULT_POLICY
 
 if TYPE_CHECKING:
@@ -150,10 +151,7 @@ def command(
 
 
 def _write(path: Path, evaluation: Evaluation) -> None:
-    from coterie.files.replacing import replacing
-
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_file(path, [json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False)])
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -14,7 +14,6 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.answer import AnswerPrinter, summary
 from coterie.cli.console import print_json, print_note
-from coterie.cli.files import check_writable, read_text_file
 from coterie.cli.generation_options import (
     AdaptExpertsOption,
     AudiosOption,
@@ -47,6 +46,8 @@ from coterie.cli.generation_options import (
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, open_model
 from coterie.errors import InputError, UsageError
+from coterie.files.replacing import check_writable
+from coterie.files.text import read_prompt, read_prompt_from_stdin
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
 if TYPE_CHECKING:
@@ -429,14 +430,11 @@ def _read_prompt(prompt: str | None, file: Path | None, *, has_media: bool) -> s
     if file is not None:
         if prompt is not None:
             raise UsageError("Both a prompt and --file were given.", advice="Leave one of them out.")
-        return read_text_file(file)
+        return read_prompt(file)
     if prompt is not None and prompt != "-":
         return prompt
     if prompt is None and has_media:
         return ""
     if prompt is None and sys.stdin.isatty():
         raise UsageError("There is no prompt.", advice="Write it after the model, or pipe it in, or use --file.")
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    return read_prompt_from_stdin()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
-from coterie.cli.files import check_writable, write_text_file
+from coterie.cli.console import notes, plain_table, print_json, print_json_lines, print_note, print_table, results
+from coterie.cli.files import write_text_file
 from coterie.cli.options import JsonOption, ProfileArgument, ProfileModelOption
 from coterie.cli.recording import record
 from coterie.errors import UsageError
+from coterie.files.replacing import check_writable
 
 if TYPE_CHECKING:
     from coterie.profiles import MergeReport, Profile, ProfileSource
@@ -204,7 +204,7 @@ def export(
         whole = json.dumps(dataclasses.asdict(shared), indent=2, ensure_ascii=False)
         lines = json_lines(shared) if form == "jsonl" else iter([whole])
     if output is None:
-        sys.stdout.writelines(f"{line}\n" for line in lines)
+        print_json_lines(lines)
     else:
         write_text_file(output, lines)
 
@@ -218,6 +218,15 @@ def publish(
         bool, typer.Option("--share-vocabulary", help="Give away counts of token ids, which show what was read.")
     ] = False,
     share_labels: Annotated[bool, typer.Option("--share-labels", help="Give away labels of runs.")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            show_default=False,
+            help="Also answer requests for this name, which a proxy on this machine passes on.",
+        ),
+    ] = None,
 ) -> None:
     """Lets other instances ask this profile and pull from it over HTTP; nothing can be changed through it.
 
@@ -229,7 +238,14 @@ def publish(
 
     with ProfileDatabase(profile) as database:
         print_note(f"{database.name} at http://{host}:{port}/v1/ (read-only). Ctrl-C ends it.")
-        serve(database, host=host, port=port, share_vocabulary=share_vocabulary, share_labels=share_labels)
+        serve(
+            database,
+            host=host,
+            port=port,
+            share_vocabulary=share_vocabulary,
+            share_labels=share_labels,
+            allow_hosts=allow_host or (),
+        )
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie.cli.console import notes, plain_table, print_json, print_table, results
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-def examine_release(*, path: Path | None, disk: Path | None, quick: bool, as_json: bool) -> int:
+def examine_release(*, path: str | None, disk: str | None, quick: bool, as_json: bool) -> int:
     """Runs all checks and prints what came of them.
 
     Args:

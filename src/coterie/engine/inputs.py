@@ -13,6 +13,7 @@ from coterie.engine.sound import read_sound
 from coterie.errors import InputError
 from coterie.hf.foreign import foreign
 from coterie.hf.processor_limits import MOST_PIXELS
+from coterie.hf.tokenizer import check_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,6 +119,8 @@ def _tokenize(processors: Processors, texts: list[str], add_special_tokens: bool
     if empty:
         which = "The prompt" if len(texts) == 1 else f"Prompt {empty[0] + 1} of {len(texts)}"
         raise InputError(f"{which} is empty.", advice="Give the model at least one token to continue.")
+    if processors.embedding_rows is not None:
+        check_ids(encoded["input_ids"], tokenizer, processors.embedding_rows)
     return {"input_ids": encoded["input_ids"].long(), "attention_mask": encoded["attention_mask"].long()}
 
 

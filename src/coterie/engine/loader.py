@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from coterie import native
 from coterie.cache import ExpertCache, minimum_capacity
 from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
 from coterie.engine.model import build_model
@@ -172,11 +173,13 @@ def _load(
     budget = _budget(memory, expert_memory)
     context = default_context(source.config) if max_context is None else max_context
     _warn_long(context, model_context(source.config))
+    room = None
     if budget is None:
         leave_kernels_unbounded()
     else:
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
-        plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=False)
+        first = plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=False)
+        room = first.arena - minimum
         bound_compiled_kernels(budget)
     register()
     attachment = Attachment(
@@ -187,7 +190,7 @@ def _load(
         prefetch=prefetch,
         linears=None if source.linears is None else source.linears.layers(),
     )
-    model = build_model(source, attachment)
+    model = build_model(source, attachment, room)
     plan = None
     if budget is not None:
         gc.collect()  # what loading left behind is not part of the model
@@ -205,6 +208,8 @@ def _load(
     )
     if cache.capacity < cache.total_bytes:
         _warn_small(capacity, working_set)
+    if source.quantised and native.library() is None:
+        _warn_without_library(source)
     try:
         attachment.connect(cache, source.experts)
     except BaseException:
@@ -310,6 +315,14 @@ def _warn_long(max_context: int, longest: int | None) -> None:
             "that is of use for batches only.",
             stacklevel=4,
         )
+
+
+def _warn_without_library(source: ModelSource) -> None:
+    warnings.warn(
+        f"{source.name} is quantised, and the native library that computes with it is not there: torch alone is many "
+        f"times slower. `coterie doctor` says why it is missing.",
+        stacklevel=4,
+    )
 
 
 def _warn_small(capacity: int, working_set: int) -> None:

@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from coterie.engine.source import ModelSource
-from coterie.errors import LoadError
+from coterie.errors import LoadError, MemoryBudgetError
+from coterie.hf.configs import read_config
+from coterie.hf.foreign import foreign
 from coterie.hf.generation_config import read_generation_config
+from coterie.hf.implementations import unavailable_attention
+from coterie.hf.shapes import check_dense_shapes, rest_nbytes
+from coterie.hf.skeleton import bounded_parts
 from coterie.integration import Attachment, StreamingConfig, quicken_norms, quicken_tokens, round_as_stock
+from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build_model(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
+def build_model(source: ModelSource, attachment: Attachment, room: int | None = None) -> PreTrainedModel:
     """Has transformers build the model and load its dense part; the plug-in takes the experts out.
 
     Args:
         source: What is opened.
         attachment: Where the plug-in puts the banks.
+        room: Bytes that there are for what is computed beside the weights, such as tables of positions; None for no
+            limit.
 
     Raises:
         LoadError: If a weight is missing, left over or of another shape, or the generation settings cannot be used.
+        MemoryBudgetError: If there is not room enough.
         UnsupportedError: If the experts or a router cannot be adapted.
     """
+    path = source.directory / "config.json"
     settings = read_generation_config(
         source.directory, getattr(source.model_class, "generation_config_class", None) or None
     )
+    _warn_attention(source)
+
+    def attach(model: PreTrainedModel) -> None:
+        """Before the plug-in does its part, and anything of the size that the configuration says is allocated."""
+        _check_size(model, source, room)
+        attachment.attach(model)
+
     model: PreTrainedModel
-    model, info = source.model_class.from_pretrained(
-        None,
-        config=source.config,
-        state_dict=dict(source.dense),
-        dtype=source.dtype,
-        quantization_config=StreamingConfig(attachment.attach),
-        experts_implementation="eager",  # for classes that choose more by it than their experts' arithmetic
-        generation_config=settings,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are reported, and refused just below with their names
-    )
+    with foreign("The model", path), bounded_parts(path, source.tensors):
+        model, info = source.model_class.from_pretrained(
+            None,
+            config=source.config,
+            state_dict=dict(source.dense),
+            dtype=source.dtype,
+            quantization_config=StreamingConfig(attach),
+            experts_implementation="eager",  # for classes that choose more by it than their experts' arithmetic
+            generation_config=settings,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused just below with their names
+        )
     if attachment.linears is not None:
         attachment.linears.fill()
+    source.finish_loading()
     _check_loaded(model, info, attachment, source)
     model.config.name_or_path = str(source.directory)
     model.requires_grad_(False)
@@ -49,6 +69,37 @@ def build_model(source: ModelSource, attachment: Attachment) -> PreTrainedModel:
     quicken_norms(model)
     quicken_tokens(model)
     return model
+
+
+def _warn_attention(source: ModelSource) -> None:
+    wish = unavailable_attention(read_config(source.directory))
+    if wish is not None:
+        warnings.warn(
+            f"config.json of {source.name} asks for attention by {ascii(wish)[:60]}, which this machine does not have: "
+            "torch's own is used.",
+            stacklevel=2,
+        )
+
+
+def _check_size(model: PreTrainedModel, source: ModelSource, room: int | None) -> None:
+    """Compares the skeleton with the weights and with the budget; a checkpoint's shapes are known to fit by now."""
+    path = source.directory / "config.json"
+    if source.kind == "store":
+        check_dense_shapes(
+            model,
+            {name: tensor.shape for name, tensor in source.dense.items()},
+            path,
+            component=source.component,
+            encoded=() if source.linears is None else source.linears.parts,
+        )
+    rest = rest_nbytes(model)
+    if room is not None and rest > room:
+        raise MemoryBudgetError(
+            f"{path} asks for {format_bytes(rest)} beside the weights; the memory budget leaves {format_bytes(room)}.",
+            advice="Raise memory, or compare its numbers of positions with the original's.",
+            budget=room,
+            minimum=rest,
+        )
 
 
 def _check_loaded(model: Any, info: dict[str, Any], attachment: Attachment, source: ModelSource) -> None:

@@ -18,6 +18,8 @@ from coterie.files.json_text import read_json_object
 from coterie.hf.foreign import foreign
 from coterie.hf.processor_limits import check_processor_files
 from coterie.hf.tokenizer import load_tokenizer
+from coterie.spec import install_advice
+from coterie.store import Store, is_store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,8 +63,12 @@ class Processors:
 
     def __init__(self, path: str | Path, *, embedding_rows: int | None = None) -> None:
         self.path = Path(path)
+        # Opening a store compares its files with their checksums; afterwards they have to stay what they are.
+        self._store = Store.open(self.path) if is_store(self.path) else None
         self.config = _read_config(self.path)
+        self.embedding_rows = embedding_rows
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.path, embedding_rows)
+        self._check_files()
         self._qwen = _QWEN_MEDIA.get(str(self.config.get("model_type")))
         for tokens, key in ((self.pictures, "image_token_id"), (self.sounds, "audio_token_id")):
             self._check_token(tokens, key)
@@ -148,7 +154,7 @@ class Processors:
                     raise InputError(
                         f"Pictures and sounds for a {self.config.get('model_type')} model need its own processor, "
                         f"and that needs torchvision.",
-                        advice="Install the 'video' extra: pip install 'coterie[video]'.",
+                        advice=install_advice("video"),
                         path=self.path,
                     ) from error
                 raise
@@ -168,7 +174,13 @@ class Processors:
     def _load(self, auto_class: Any, what: str) -> Any:
         check_processor_files(self.path)
         with foreign(f"The {what}", self.path):
-            return auto_class.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
+            made = auto_class.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
+        self._check_files()
+        return made
+
+    def _check_files(self) -> None:
+        if self._store is not None:
+            self._store.check_unchanged()
 
     def _token(self, attribute: str, default: str) -> str:
         token = getattr(self.tokenizer, attribute, None)

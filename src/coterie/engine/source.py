@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from coterie.checkpoint import Checkpoint, Location, UnreadTensor, model_dtype, read_header, unread_tensors
+from coterie.checkpoint import Checkpoint, Location, UnreadTensor, WholeFile, model_dtype, unread_tensors
 from coterie.engine.linears import StoredLinears, stored_linears
 from coterie.errors import LoadError, UsageError
 from coterie.extraction.fetching import FetchingExperts, open_origin
 from coterie.extraction.models import store_path
+from coterie.extraction.stored_dense import checked_tensors, dense_headers
 from coterie.hf.configs import (
     COMPONENTS,
     component_of_class,
@@ -30,6 +31,9 @@ from coterie.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+_TENSORS_PER_EXPERT = 6
+"""More than any expert has: three matrices, each with a bias or scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +52,12 @@ class ModelSource:
         num_experts: Bank → E.
         present: Bank → ids of the experts that are there.
         dense: Dense tensors by checkpoint name, unread; without those of ``linears``.
+        tensors: How many tensors the whole model was saved as, about; they bound how many parts it may have.
+        component: The component that the model is of a larger checkpoint, or None.
         linears: Weights of linear layers that are in a scheme, or None.
         fetching: ``experts`` again, if what a partial store lacks is fetched from its checkpoint.
+        store: The store, if it is one.
+        dense_files: Its files of dense tensors, which keep what is read until it is asked for.
     """
 
     kind: Literal["store", "checkpoint"]
@@ -63,8 +71,12 @@ class ModelSource:
     num_experts: Mapping[BankKey, int]
     present: Mapping[BankKey, frozenset[int]]
     dense: Mapping[str, UnreadTensor]
+    tensors: int
+    component: str | None = None
     linears: StoredLinears | None = None
     fetching: FetchingExperts | None = None
+    store: Store | None = None
+    dense_files: tuple[WholeFile, ...] = ()
 
     @cached_property
     def record_nbytes(self) -> Mapping[BankKey, int]:
@@ -82,6 +94,12 @@ class ModelSource:
         return max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
 
     @property
+    def quantised(self) -> bool:
+        """Whether any weight is in one of our lossy schemes."""
+        layouts = {self.experts.layout(key) for key in self.experts.keys()}
+        return self.linears is not None or any(dequantised_nbytes(one, self.dtype.itemsize) for one in layouts)
+
+    @property
     def dense_nbytes(self) -> int:
         """Bytes of everything that is not an expert, in memory."""
         return sum(tensor.nbytes for tensor in self.dense.values()) + (self.linears.nbytes if self.linears else 0)
@@ -91,6 +109,17 @@ class ModelSource:
         """Bytes of all the model's experts, absent ones included, at the sizes of those that are here."""
         typical = max(self.record_nbytes.values(), default=0)
         return sum(count * self.record_nbytes.get(bank, typical) for bank, count in self.num_experts.items())
+
+    def finish_loading(self) -> None:
+        """To be called when the dense part is loaded: lets go of what nobody asked for, and looks at the files again.
+
+        Raises:
+            ReadError: If a file of the store was replaced or written to meanwhile.
+        """
+        for file in self.dense_files:
+            file.let_go()
+        if self.store is not None:
+            self.store.check_unchanged()
 
     @property
     def complete(self) -> bool:
@@ -169,6 +198,7 @@ def text_component(path: str | Path, *, revision: str | None = None, offline: bo
 
 
 def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:
+    checkpoint.warn_left_out()
     unused = {*checkpoint.keymap.outside, *checkpoint.keymap.ignored}
     checkpoint.download(name for name in checkpoint.tensors if name not in unused)
     fill_known_gaps(checkpoint.skeleton.config)
@@ -184,6 +214,8 @@ def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:
         num_experts={key: bank.bank.num_experts for key, bank in checkpoint.banks.items()},
         present={key: frozenset(range(bank.bank.num_experts)) for key, bank in checkpoint.banks.items()},
         dense=checkpoint.dense_state_dict(),
+        tensors=len(checkpoint.tensors),
+        component=checkpoint.component,
     )
 
 
@@ -200,7 +232,8 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
             got=model_class.__name__,
         )
     fill_known_gaps(model_config)
-    tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
+    headers = dense_headers(store)
+    part = ""
     banks = {key: bank.num_experts for key, bank in store.banks.items()}
     if model_class.__name__ != facts.class_name:
         if facts.component is not None:
@@ -210,8 +243,9 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
                 component=component,
             )
         banks = {key: count for key, count in banks.items() if key.component == component}
-        tensors = {name: info for name, info in tensors.items() if name.startswith(f"{component}.")}
-    dtype = model_dtype(config, model_config, tensors)
+        part = f"{component}."
+    tensors, dense_files = checked_tensors(store, headers, lambda name: name.startswith(part))
+    dtype = model_dtype(model_config, tensors)
     linears = stored_linears(tensors, store.manifest.dense_scheme, component or facts.component)
     if linears is not None:
         tensors = {name: info for name, info in tensors.items() if name not in linears.stored_names}
@@ -227,7 +261,11 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         num_experts=banks,
         present=_ids_by_bank(store, banks),
         dense=unread_tensors(tensors, load_quantisation(store.path), dtype),
+        tensors=len(tensors) + sum(_TENSORS_PER_EXPERT * count for count in banks.values()),
+        component=component or facts.component,
         linears=linears,
+        store=store,
+        dense_files=dense_files,
     )
 
 

@@ -13,12 +13,14 @@ from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint, TensorInfo, read_header
 from coterie.errors import CheckpointFileError, ReadError, UnsupportedError
 from coterie.extraction.dense import as_stored, dense_tensors, tensor_pieces
+from coterie.extraction.origin import files_beside, files_changed
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts
-from coterie.extraction.side_files import side_files
+from coterie.files.regular import read_bounded
 from coterie.quant import NATIVE, SCHEMES
 from coterie.spec import ExpertKey, RecordLayout
 from coterie.store import DenseTensor, Problem, Store
+from coterie.store.names import MAX_SIDE_FILE_BYTES
 from coterie.store.verification import ProblemKind
 
 _THREADS = 2
@@ -143,13 +145,18 @@ class Comparison:
         self._meter.advance(2 * layout.nbytes)
 
     def _compare_files(self, store: Store) -> None:
-        originals = side_files(self._checkpoint.location.directory)
+        originals = files_beside(self._checkpoint)
+        changed = files_changed(self._checkpoint)
         for facts in store.manifest.files:
             if facts.file not in originals:
                 self._add("foreign", facts.file, "the file itself", f"the checkpoint has no file {facts.file!r}")
                 continue
             try:
-                same = (store.path / facts.file).read_bytes() == originals[facts.file].read_bytes()
+                found = read_bounded(store.path / facts.file, MAX_SIDE_FILE_BYTES)
+                # A store made before it stated its dtype has the file as it was.
+                same = found == changed.get(facts.file) or found == read_bounded(
+                    originals[facts.file], MAX_SIDE_FILE_BYTES
+                )
             except OSError as error:
                 self._add("missing", facts.file, "the file itself", f"it cannot be read: {error.strerror}")
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from io import FileIO
 
 import torch
 
@@ -12,6 +13,7 @@ from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.errors import CheckpointFileError
 from coterie.extraction.linears import QuantisedPair, ReadRows, fp8_rows, plain_rows, stored_rows
 from coterie.extraction.origin import StoreOrigin, check_smaller, dense_scheme_of
+from coterie.files.stamps import check_unchanged, open_unchanged
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
@@ -129,7 +131,7 @@ def tensor_pieces(info: TensorInfo) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(min(_PIECE, info.nbytes)))
     end = info.offset + info.nbytes
     try:
-        with info.path.open("rb", buffering=0) as file:
+        with FileIO(open_unchanged(info.path, info.stamp), "rb") as file:
             position = file.seek(info.offset)
             while position < end:
                 _advise(file.fileno(), position + len(buffer), min(_AHEAD, end - position), "WILLNEED")
@@ -143,6 +145,7 @@ def tensor_pieces(info: TensorInfo) -> Iterator[memoryview]:
                         expected=end,
                         got=position,
                     )
+                check_unchanged(file.fileno(), info.path, info.stamp)
                 yield buffer[:count]
                 _advise(file.fileno(), position, count, "DONTNEED")
                 position += count

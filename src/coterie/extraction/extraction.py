@@ -234,6 +234,7 @@ def make_store(
     """
     start = monotonic()
     check_apart(root, source.location.directory)
+    source.warn_left_out()
     check_tokenizer(source.location.directory, embedding_rows(source.skeleton))
     plan = plan_extraction(source, chosen, scheme, dense_scheme)
     downloads = missing_downloads(source, plan.tensors)
@@ -308,6 +309,7 @@ def _four_bits(source: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]]) ->
 
 def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -> Survey:
     sizes = {name: path.stat().st_size for name, path in plan.side_files.items()}
+    sizes |= {name: len(content) for name, content in plan.changed_files.items()}
     return survey(root, plan.store, plan.dense, sizes, restart=restart, compare=compare)
 
 
@@ -333,7 +335,10 @@ def _write(
         workers = options.workers or worker_count(source, computed=scheme != NATIVE)
         Copier(source, writer, plan.dense, meter, workers=workers, scheme=scheme).run()
         for name in writer.missing_files():
-            writer.copy_file(plan.side_files[name], name)
+            if name in plan.changed_files:
+                writer.write_file(name, plan.changed_files[name])
+            else:
+                writer.copy_file(plan.side_files[name], name)
         changed = first_changed(before)
         if changed is not None:
             raise ExtractionError(

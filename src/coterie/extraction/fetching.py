@@ -13,9 +13,9 @@ from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageErro
 from coterie.extraction.growth import StoreGrowth
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.files.naming import BUNDLED, resolve_path
-from coterie.files.stamps import Stamp, file_stamps, first_changed
+from coterie.files.stamps import file_stamps, first_changed
 from coterie.quant import NATIVE
-from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
 from coterie.store import Store
 from coterie.store.names import MANIFEST
 from coterie.store.syscalls import SystemCalls
@@ -97,6 +97,8 @@ class FetchingExperts:
             was, now = self._store.manifest, grown.manifest
             if (now.source.integrity, now.model) != (was.source.integrity, was.model):
                 return
+            if any(grown.stamps[file] != known for file, known in self._store.stamps.items()):
+                return  # a growth adds files and changes none: this is another store, or a damaged one
             added = {key for key in grown.keys() if key not in self._opened and self._is_as_promised(grown, key)}
             self._store, self._stored, self._manifest = grown, self._opened | added, stamp
 
@@ -155,7 +157,7 @@ class FetchingExperts:
         self._check_unchanged(key, before)
         return nbytes
 
-    def _check_unchanged(self, key: ExpertKey, before: dict[Path, Stamp]) -> None:
+    def _check_unchanged(self, key: ExpertKey, before: dict[Path, FileStamp]) -> None:
         changed = first_changed(before)
         if changed is not None:
             what = "has changed since the model was opened" if changed.exists() else "is no longer there"

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import torch
 
-from coterie.checkpoint import Checkpoint, read_header, unread_tensors
+from coterie.checkpoint import Checkpoint, model_dtype, unread_tensors
 from coterie.extraction.models import store_path
-from coterie.hf.configs import config_dtype, load_config, load_quantisation, resolve_model
+from coterie.extraction.stored_dense import dense_headers
+from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
 from coterie.hf.quantised import decoded_nbytes, encoding_of
 from coterie.plan.budget import context_nbytes
@@ -328,7 +329,7 @@ def _store_model(store: Store) -> tuple[Any, torch.dtype, type[Any]]:
     """Configuration, dtype and class of the model that a store holds."""
     config = load_config(store.path)
     model_class, part = resolve_model(config, store.manifest.model.component)
-    return part, getattr(torch, config_dtype(part) or config_dtype(config) or "float32"), model_class
+    return part, model_dtype(part, dense_headers(store)), model_class
 
 
 def _dequantised(store: Store) -> tuple[int, int]:
@@ -341,7 +342,7 @@ def _dequantised(store: Store) -> tuple[int, int]:
     dtype = _store_model(store)[1]
     if quantisation is None:
         return sum(facts.nbytes for facts in manifest.dense), _decoding(manifest.layouts.values(), dtype)
-    tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
+    tensors = dense_headers(store)
     lossy = lossy_scheme(manifest.dense_scheme)
     pairs = {} if lossy is None else linear_names(tensors, lossy)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coterie.files.naming import BUNDLED, resolve_path
+from coterie.files.naming import BUNDLED, check_name, resolve_path
+from coterie.files.other_programs import no_model
 from coterie.store import Store, is_store, is_unfinished
 
 
@@ -13,12 +14,17 @@ def store_path(model: str | Path) -> Path | None:
 
     Raises:
         StoreNotFoundError: If it is a directory with an unfinished store, or with neither.
+        UsageError, UnsupportedError, CheckpointNotFoundError: If it is no name of a model, or of one in another format.
     """
     if model == BUNDLED:
         return None
+    check_name(model)
     path = Path(resolve_path(model)).expanduser()
     if is_store(path):
         return path
-    if path.is_dir() and (is_unfinished(path) or not (path / "config.json").exists()):
-        Store.open(path)  # says what the directory is instead
+    if path.is_dir():
+        if is_unfinished(path):
+            Store.open(path)  # says so
+        if not (path / "config.json").exists():
+            raise no_model(path)
     return None

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import xxhash
 
-from coterie.checkpoint import Checkpoint, CheckpointBank, Location, TensorInfo, model_dtype, read_header
+from coterie.checkpoint import Checkpoint, CheckpointBank, Location, TensorInfo, model_dtype
 from coterie.errors import LoadError, UsageError
-from coterie.extraction.side_files import side_files
+from coterie.extraction.side_files import side_files, with_dtype
+from coterie.extraction.stored_dense import dense_headers
 from coterie.hf.banks import ExpertBank
-from coterie.hf.configs import check_architecture, load_config, load_quantisation, resolve_model
+from coterie.hf.configs import check_architecture, load_config, load_quantisation, read_config, resolve_model
 from coterie.hf.dtypes import SAFETENSORS_DTYPES
 from coterie.hf.keymap import map_dense
 from coterie.hf.quantised import fold_names, unfold_keymap
@@ -57,8 +58,10 @@ class StoreOrigin(Checkpoint):
         facts = store.manifest
         config = load_config(store.path)
         model_class, model_config = resolve_model(config, facts.model.component)
-        tensors = {name: info for file in store.dense_files for name, info in read_header(file).items()}
-        skeleton = build_skeleton(model_class, model_config, model_dtype(config, model_config, tensors))
+        tensors = dense_headers(store)
+        skeleton = build_skeleton(
+            model_class, model_config, model_dtype(model_config, tensors), path=store.path / "config.json"
+        )
         lossy = lossy_scheme(facts.dense_scheme)
         names = {} if lossy is None else linear_names(tensors, lossy)
         pairs = {name: (tensors[codes], tensors[scales]) for name, (codes, scales) in names.items()}
@@ -179,6 +182,18 @@ def files_beside(checkpoint: Checkpoint) -> dict[str, Path]:
     if isinstance(checkpoint, StoreOrigin):
         return {facts.file: checkpoint.store.path / facts.file for facts in checkpoint.store.manifest.files}
     return side_files(checkpoint.location.directory)
+
+
+def files_changed(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Those of :func:`files_beside` that a store has with another content, which is given.
+
+    Raises:
+        CheckpointFileError: If the configuration cannot be read.
+    """
+    if isinstance(checkpoint, StoreOrigin):
+        return {}
+    config = with_dtype(read_config(checkpoint.location.directory), checkpoint.unstated_dtype)
+    return {} if config is None else {"config.json": config}
 
 
 def check_smaller(what: str, have: str, want: str) -> None:

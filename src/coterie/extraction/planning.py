@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coterie.checkpoint import Checkpoint, CheckpointBank
 from coterie.extraction.dense import dense_tensors
-from coterie.extraction.origin import SchemeOf, bank_sources, files_beside, made_from
+from coterie.extraction.origin import SchemeOf, bank_sources, files_beside, files_changed, made_from
 from coterie.extraction.quantising import SchemedExperts, one_scheme
 from coterie.quant import NATIVE
 from coterie.spec import BankKey, ExpertKey
@@ -25,12 +25,14 @@ class ExtractionPlan:
         store: What the store is to hold; without fingerprints until :func:`with_fingerprints`.
         dense: Everything that is not an expert.
         side_files: Files to copy, by their name in the store.
+        changed_files: Those of them that get another content, and that content.
         tensors: Checkpoint tensors that are read.
     """
 
     store: StorePlan
     dense: tuple[DenseTensor, ...]
     side_files: Mapping[str, Path]
+    changed_files: Mapping[str, bytes]
     tensors: tuple[str, ...]
 
 
@@ -65,6 +67,7 @@ def plan_extraction(
         store=plan,
         dense=dense_tensors(checkpoint, dense_scheme),
         side_files=files,
+        changed_files=files_changed(checkpoint),
         # A store has no tensors under the names of weights that are in a scheme, and nothing to download.
         tensors=tuple(
             name for name in dict.fromkeys([*checkpoint.keymap.dense, *experts]) if name in checkpoint.tensors

@@ -7,11 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-import xxhash
-
-from coterie.checkpoint import TensorInfo
-from coterie.errors import ChecksumError, UsageError
-from coterie.extraction.dense import tensor_pieces
+from coterie.errors import UsageError
 from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
 from coterie.extraction.models import store_path
 from coterie.extraction.origin import StoreOrigin, check_smaller
@@ -22,6 +18,7 @@ from coterie.quant import NATIVE, lossy_scheme
 from coterie.spec import BankKey
 from coterie.store import Store
 from coterie.store.syscalls import SystemCalls
+from coterie.store.whole_files import check_whole
 
 
 def quantize(
@@ -141,16 +138,4 @@ def _warn_lossy(path: Path) -> None:
 def _check_dense(store: Store) -> None:
     """Compares the dense shards with their checksums: what is damaged must not get a new, matching one."""
     for facts in store.manifest.dense:
-        path = store.path / facts.file
-        digest = xxhash.xxh3_128()
-        whole = TensorInfo(name=path.name, path=path, dtype="U8", shape=(facts.nbytes,), offset=0, nbytes=facts.nbytes)
-        for piece in tensor_pieces(whole):
-            digest.update(piece)
-        if digest.hexdigest() != facts.checksum:
-            raise ChecksumError(
-                f"{path} differs from its checksum: expected {facts.checksum}, got {digest.hexdigest()}.",
-                advice="The file is damaged: copy it or extract the store again.",
-                path=path,
-                expected=facts.checksum,
-                got=digest.hexdigest(),
-            )
+        check_whole(store.path, facts, store.stamps.get(facts.file))

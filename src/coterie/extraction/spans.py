@@ -16,7 +16,7 @@ import numpy as np
 
 from coterie.cache.files import FileCache
 from coterie.errors import CheckpointFileError
-from coterie.spec import RECORD_ALIGNMENT, ExpertKey, Extent, RecordLayout, round_up
+from coterie.spec import RECORD_ALIGNMENT, ExpertKey, Extent, FileStamp, RecordLayout, round_up
 from coterie.store.padding import padding_ranges
 
 SCRATCH_BYTES = 64 * 2**20
@@ -35,12 +35,14 @@ class Span:
         start: Offset of the first byte.
         end: Offset after the last byte.
         extents: In ascending order of offset.
+        stamp: What the file was when they were located.
     """
 
     path: Path
     start: int
     end: int
     extents: tuple[Extent, ...]
+    stamp: FileStamp | None = None
 
 
 def join_extents(extents: Iterable[Extent], gap: int = _GAP) -> tuple[Span, ...]:
@@ -50,9 +52,9 @@ def join_extents(extents: Iterable[Extent], gap: int = _GAP) -> tuple[Span, ...]
         end = extent.offset + extent.nbytes
         last = spans[-1] if spans else None
         if last is not None and last.path == extent.path and extent.offset - last.end <= gap:
-            spans[-1] = Span(last.path, last.start, max(last.end, end), (*last.extents, extent))
+            spans[-1] = Span(last.path, last.start, max(last.end, end), (*last.extents, extent), last.stamp)
         else:
-            spans.append(Span(extent.path, extent.offset, end, (extent,)))
+            spans.append(Span(extent.path, extent.offset, end, (extent,), extent.stamp))
     return tuple(spans)
 
 
@@ -112,7 +114,7 @@ class SpanReader:
         """Reads from a page boundary on, as far as it goes; returns the offset that it got to."""
         stop = round_up(span.end, RECORD_ALIGNMENT) if direct else span.end
         try:
-            with self._files.reading(span.path, direct=direct) as file:
+            with self._files.reading(span.path, direct=direct, stamp=span.stamp) as file:
                 while position < stop:
                     count = file.read_at(scratch[: min(len(scratch), stop - position)], position)
                     _distribute(span, position, count, record, scratch)

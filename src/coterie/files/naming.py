@@ -11,6 +11,7 @@ from pathlib import Path
 
 from coterie.errors import CheckpointNotFoundError, UsageError
 from coterie.files.home import stores_by_name
+from coterie.files.other_programs import check_form
 
 BUNDLED = "bundled"
 """The name under which the checkpoint in the package is opened."""
@@ -29,14 +30,19 @@ def resolve_path(model: str | Path) -> str | Path:
     return model if _exists(Path(model)) else stores_by_name().get(model, model)
 
 
-def check_name(model: str) -> None:
-    """Finds out, without a look at any file's content, that a text can name no model.
+def check_name(model: str | Path) -> None:
+    """Finds out, before anything is opened, that this names no model, and says what was probably meant.
 
     Raises:
-        CheckpointNotFoundError: If it is neither a path that exists, nor a store's name, nor of the form of a Hub id.
+        CheckpointNotFoundError: If it is neither a directory that exists, nor a store's name, nor of the form of a Hub
+            id.
+        UsageError: If it is no name at all, or an address.
+        UnsupportedError: If it is a file in a format that is not read.
     """
-    if not _exists(Path(resolve_path(model))) and not is_hub_id(model):
-        raise unknown_model(model)
+    path = resolve_path(model)
+    check_form(path)
+    if not _exists(Path(path)) and not is_hub_id(str(model)):
+        raise unknown_model(str(model))
 
 
 def check_new_name(store: str | Path) -> None:

@@ -12,7 +12,7 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
-def open_regular(path: str | Path, *, links: bool = True) -> int:
+def open_regular(path: str | Path, *, links: bool = True, flags: int = 0) -> int:
     """Opens a regular file for reading and returns its descriptor; whoever asked closes it.
 
     A FIFO is not waited for and a device is not read: what the path names is found out after it is open, so nothing can
@@ -21,12 +21,17 @@ def open_regular(path: str | Path, *, links: bool = True) -> int:
     Args:
         path: The file.
         links: Whether the last part of the path may be a symbolic link.
+        flags: More flags for the operating system, such as ``O_DIRECT``.
 
     Raises:
         OSError: If it cannot be opened, or is not a regular file.
     """
     try:
-        descriptor = os.open(path, _FLAGS | (0 if links else _NO_LINKS))
+        descriptor = os.open(path, _FLAGS | flags | (0 if links else _NO_LINKS))
+    except OSError as error:
+        if error.errno == errno.ELOOP and not links:
+            raise OSError(errno.ELOOP, "a symbolic link, not a regular file", str(path)) from error
+        raise
     except ValueError as error:  # a null byte, or half of a surrogate pair
         raise OSError(errno.EINVAL, "this is not a name of a file", str(path)) from error
     try:

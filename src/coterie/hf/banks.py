@@ -132,7 +132,21 @@ def find_banks(model: PreTrainedModel) -> list[ExpertBank]:
                 tied=tuple(twin for twin, other in twins.items() if other == path),
             )
         )
+        _check_choices(banks[-1])
     return banks
+
+
+def _check_choices(bank: ExpertBank) -> None:
+    """Routers choose among the experts that there are, and at least one."""
+    experts = bank.num_experts + bank.identities
+    if bank.top_k is not None and not 1 <= bank.top_k <= experts:
+        raise UnsupportedError(
+            f"config.json asks for {bank.top_k} experts per token of the {experts} in {bank.path}.",
+            advice="Correct the number of experts per token, such as num_experts_per_tok.",
+            bank=str(bank.key),
+            expected=experts,
+            got=bank.top_k,
+        )
 
 
 def _tied_modules(model: PreTrainedModel, paths: list[str]) -> dict[str, str]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from coterie.errors import CheckpointFileError, UnsupportedError, UsageError
+from coterie.files.json_text import read_json_object
+from coterie.hf.config_values import check_values, computing_dtype
+from coterie.hf.foreign import foreign
+from coterie.hf.implementations import settle_implementations
 from coterie.hf.quantisation import Quantisation, read_quantisation, remove_quantisation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+_MEND = "Correct the value that the message names, or download the file again."
 
 COMPONENTS = ("thinker", "talker")
 """Parts of a whole model that can be opened on their own, as attribute names of the whole model's class."""
@@ -19,30 +26,37 @@ COMPONENTS = ("thinker", "talker")
 def load_config(directory: Path) -> PreTrainedConfig:
     """Reads ``config.json`` with transformers' own class; code from the repository is never run.
 
-    What it says about quantisation is left out: the model that is built from it computes with decoded weights.
+    What it says about quantisation is left out: the model that is built from it computes with decoded weights. So is an
+    implementation of attention that this machine has not.
 
     Raises:
-        CheckpointFileError: If there is no valid ``config.json``.
+        CheckpointFileError: If there is no valid ``config.json``, or transformers does not accept a value.
         UnsupportedError: If transformers has no class of its own for it, or the quantisation is not supported.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     path = directory / "config.json"
-    raw = _read_json(directory)
-    read_quantisation(raw, path)
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        model_type = raw.get("model_type")
-        if "auto_map" in raw:
-            raise UnsupportedError(
-                f"{path} asks for code from its repository (model type {model_type!r}), which is never run.",
-                advice="Use a checkpoint of an architecture that transformers has itself.",
-                path=path,
-                model_type=model_type,
-            ) from error
-        raise UnsupportedError(f"transformers cannot read {path}: {error}", path=path, model_type=model_type) from error
+    raw = read_config(directory)
+    model_type = raw.get("model_type")
+    if "auto_map" in raw and model_type not in CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"{path} asks for code from its repository (model type {model_type!r}), which is never run.",
+            advice="Use a checkpoint of an architecture that transformers has itself.",
+            path=path,
+            model_type=model_type,
+        )
+    if model_type is not None and model_type not in CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"{path} is of a model that this release of transformers does not know: model_type {model_type!a}.",
+            advice="Install a newer transformers, if it has this model by now.",
+            path=path,
+            model_type=model_type,
+        )
+    config: PreTrainedConfig
+    with foreign("The configuration", path, error=CheckpointFileError, advice=_MEND):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     remove_quantisation(config)
+    settle_implementations(config, path)
     return config
 
 
@@ -53,23 +67,25 @@ def load_quantisation(directory: Path) -> Quantisation | None:
         CheckpointFileError: If there is no valid ``config.json``.
         UnsupportedError: If the quantisation is not supported.
     """
-    return read_quantisation(_read_json(directory), directory / "config.json")
+    return read_quantisation(read_config(directory), directory / "config.json")
 
 
-def _read_json(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of ``config.json``, checked for what transformers would take without looking.
+
+    Raises:
+        CheckpointFileError: If there is none, it is not JSON, or a value is absurd.
+        UnsupportedError: If the quantisation is not supported.
+    """
     path = directory / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json_object(path)
     except FileNotFoundError:
         raise CheckpointFileError(
             f"{directory} has no config.json.", advice="Pass the directory of a Hugging Face checkpoint.", path=path
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointFileError(
-            f"{path} is not valid JSON ({error}).", advice="Download it again.", path=path
-        ) from error
-    if not isinstance(raw, dict):
-        raise CheckpointFileError(f"{path} is not a JSON object.", advice="Download it again.", path=path)
+    read_quantisation(raw, path)
+    check_values(raw, path)
     return raw
 
 
@@ -94,7 +110,7 @@ def resolve_model(config: PreTrainedConfig, component: str | None) -> tuple[type
         raise UnsupportedError(
             "config.json does not name its architecture.", advice='Add "architectures": ["…ForCausalLM"] to it.'
         )
-    whole = getattr(transformers, architectures[0], None)
+    whole = _model_class(architectures[0])
     if whole is None:
         raise UnsupportedError(
             f"transformers {transformers.__version__} has no class {architectures[0]!r}.",
@@ -104,13 +120,24 @@ def resolve_model(config: PreTrainedConfig, component: str | None) -> tuple[type
     if component is None or component == component_of_class(whole, config):
         return whole, config
     part = getattr(config, f"{component}_config", None)
-    classes = {name: getattr(transformers, _component_class(architectures[0], name), None) for name in COMPONENTS}
+    classes = {name: _model_class(_component_class(architectures[0], name)) for name in COMPONENTS}
     valid = [name for name, cls in classes.items() if cls is not None and hasattr(config, f"{name}_config")]
     found = classes.get(component)
     if part is None or found is None:
         own = component_of_class(whole, config)
         raise UsageError.unknown("component", component, valid or [own])
     return found, part
+
+
+def _model_class(name: str) -> type[PreTrainedModel] | None:
+    """The model class that transformers has under a name."""
+    import transformers
+
+    try:
+        found = getattr(transformers, name, None)
+    except Exception:  # a package that its module imports is not installed
+        return None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
 
 
 def _component_class(architecture: str, component: str) -> str:
@@ -127,10 +154,10 @@ def component_of_class(cls: type[PreTrainedModel], config: PreTrainedConfig) -> 
     return "text"
 
 
-def config_dtype(config: PreTrainedConfig) -> str | None:
-    """The dtype that the configuration states, as torch spells it, or None."""
+def config_dtype(config: PreTrainedConfig) -> torch.dtype | None:
+    """The dtype that the configuration states, or None."""
     dtype = getattr(config, "dtype", None)
-    return None if dtype is None else str(dtype).removeprefix("torch.")
+    return computing_dtype(str(dtype).removeprefix("torch."))
 
 
 def fill_known_gaps(config: PreTrainedConfig) -> None:

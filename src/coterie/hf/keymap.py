@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.errors import TensorMissingError, UnsupportedError
 from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.families.arrangement import Holding
+from coterie.hf.leftovers import PartsOf
 from coterie.hf.releases import moved
 from coterie.spec import BankKey
 
@@ -34,6 +35,10 @@ with moved(__name__):
         dot_natural_key,
         rename_source_key,
     )
+
+
+_DEQUANTISING = frozenset({"Inkling2LoopDequantizeExperts"})
+"""Operations by name, as older releases lack them: they pass on weights that come without scales."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,6 +89,8 @@ class KeyMap:
         experts: Bank → parameter name → source.
         dense: Checkpoint name → name in the model, for everything that is not an expert.
         ignored: Checkpoint names that transformers ignores on purpose (multi-token-prediction heads and the like).
+        left_out: Those of ``ignored`` that are of parts which nothing says that the model may do without; transformers
+            leaves them out with a warning.
         outside: Checkpoint names of other components.
         unclaimed: Checkpoint names that belong to nothing.
         missing: Names in the model that no checkpoint tensor gives.
@@ -95,6 +102,7 @@ class KeyMap:
     experts: dict[BankKey, dict[str, FieldSource]] = field(default_factory=dict)
     dense: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     unclaimed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -334,8 +342,17 @@ def _in_expert_order(numbered: list[tuple[int, str]], target: str) -> list[str]:
 def _check_complete(source: FieldSource, bank: ExpertBank) -> None:
     expected = bank.num_experts if source.per_expert else 1
     if source.converter is not None:
-        lacking = [p for p in source.converter.source_patterns if p not in source.names]
-        if lacking and (source.per_expert or len(source.names) < len(source.converter.source_patterns)):
+        optional = _only_if_quantised(source.converter)
+        stored = [name for pattern in optional for name in source.names.get(pattern, ())]
+        if stored:
+            raise UnsupportedError(
+                f"The experts of {source.target} are stored quantised, in a form of their own ({stored[0]}), which is "
+                "not supported.",
+                advice="Load it with transformers, save it in bfloat16 with save_pretrained, and use that.",
+                tensor=stored[0],
+            )
+        lacking = [p for p in source.converter.source_patterns if p not in source.names and p not in optional]
+        if lacking:
             raise TensorMissingError(
                 f"The checkpoint lacks {lacking[0]!r} of {source.target}.",
                 advice="Download the checkpoint again.",
@@ -351,6 +368,12 @@ def _check_complete(source: FieldSource, bank: ExpertBank) -> None:
                 expected=expected,
                 got=len(names),
             )
+
+
+def _only_if_quantised(converter: WeightConverter) -> list[str]:
+    """Patterns of tensors that only a quantised checkpoint has, where a conversion takes others, too."""
+    dequantises = any(type(operation).__name__ in _DEQUANTISING for operation in converter.operations)
+    return list(converter.source_patterns[1:]) if dequantises else []
 
 
 def _all_targets(target: str, converter: WeightConverter | None) -> list[str]:
@@ -370,6 +393,14 @@ def _settle(model: PreTrainedModel, keymap: KeyMap, covered: set[str], unexpecte
     model._adjust_missing_and_unexpected_keys(info)
     keymap.missing = sorted(info.missing_keys)
     for renamed, names in unexpected.items():
-        (keymap.unclaimed if renamed in info.unexpected_keys else keymap.ignored).extend(names)
-    keymap.ignored.sort()
-    keymap.unclaimed.sort()
+        if renamed not in info.unexpected_keys:
+            keymap.ignored.extend(names)
+    parts = PartsOf(model)
+    for renamed in sorted(info.unexpected_keys):
+        names = unexpected[renamed]
+        kind = parts.kind_of(renamed)
+        (keymap.unclaimed if kind == "unknown" else keymap.ignored).extend(names)
+        if kind == "left out":
+            keymap.left_out.extend(names)
+    for found in (keymap.ignored, keymap.unclaimed, keymap.left_out):
+        found.sort()

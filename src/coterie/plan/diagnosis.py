@@ -24,7 +24,7 @@ from coterie.plan.disk_notes import DiskNotes, Note
 from coterie.plan.huge_pages import huge_pages_work
 from coterie.plan.machine import MemoryLimits, default_memory_budget, memory_limits
 from coterie.plan.new_memory import SLOW, new_memory_bandwidth
-from coterie.spec import format_bytes
+from coterie.spec import format_bytes, install_advice
 
 SCHEMA_VERSION = 1
 
@@ -260,8 +260,8 @@ def _package_advice(packages: tuple[PackageFacts, ...]) -> list[str]:
     ]
     if any(package.optional and package.version is None for package in packages):
         advice.append(
-            "torchvision is not installed: text, pictures and sound work without it, video input needs it "
-            "(pip install 'coterie[video]')."
+            "torchvision is not installed: text, pictures and sound work without it, video input needs it. "
+            + install_advice("video")
         )
     return advice
 

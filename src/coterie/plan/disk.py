@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import UsageError
+from coterie.files.regular import open_regular
 from coterie.plan.machine import SYSTEM_ROOT
 
 _ALIGNMENT = 4096
@@ -206,7 +207,7 @@ def _read_blocks(path: Path, offsets: list[int], block: int, direct: bool, deadl
     done = 0
     # An anonymous mapping is page-aligned, as O_DIRECT requires of the buffer.
     with mmap.mmap(-1, block) as buffer, memoryview(buffer) as view:
-        descriptor = os.open(path, os.O_RDONLY | (_DIRECT_FLAG if direct else 0))
+        descriptor = open_regular(path, flags=_DIRECT_FLAG if direct else 0)
         try:
             for offset in offsets:
                 done += _read_at(descriptor, view, offset)

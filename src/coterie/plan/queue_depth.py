@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
+from coterie.files.stamps import open_unchanged
 from coterie.plan.huge_pages import HUGE_PAGE
 from coterie.spec import RECORD_ALIGNMENT, Extent, round_up
 
@@ -200,7 +200,7 @@ class _Lanes:
         self._draw = random.Random(0)
         self._resources = ExitStack()
         try:
-            self._files = {path: self._open(path) for path in {each.path for each in extents}}
+            self._files = {each.path: self._open(each) for each in {each.path: each for each in extents}.values()}
             size = round_up(extents[0].nbytes, HUGE_PAGE)
             buffer = self._resources.enter_context(mmap.mmap(-1, lanes * size))
             with suppress(OSError, AttributeError):
@@ -268,7 +268,7 @@ class _Lanes:
             drawn.append(self._deck.pop())
         return drawn
 
-    def _open(self, path: Path) -> int:
-        descriptor = os.open(path, os.O_RDONLY | _DIRECT_FLAG)
+    def _open(self, extent: Extent) -> int:
+        descriptor = open_unchanged(extent.path, extent.stamp, flags=_DIRECT_FLAG)
         self._resources.callback(os.close, descriptor)
         return descriptor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,8 @@ from coterie.profiles.location import Location, need_driver
 
 BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 10
+MAX_VALUE_BYTES = 256 << 20
+"""Bytes of a value of a file at most."""
 WRITING = "coterie_writing"
 """Execution option of connections that will write."""
 
@@ -41,6 +44,9 @@ def make_engine(location: Location) -> Engine:
     def _connected(connection: Any, _record: object) -> None:
         # SQLAlchemy then sends BEGIN itself, by the function below.
         connection.isolation_level = None
+        # A file may come from a stranger: nothing in it may call functions, and no value be larger than memory allows.
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
         connection.execute("PRAGMA foreign_keys = ON")
         if writable:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -66,4 +72,4 @@ def _read_only(path: Path) -> URL:
     if not Path(f"{path}-wal").exists():
         # Without a log beside it nothing is being written, and none can be made where nothing can be written.
         query += "&immutable=1"
-    return URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}?{query}", query={"uri": "true"})
+    return URL.create("sqlite", database=f"file:{quote(os.fsencode(path.absolute()))}?{query}", query={"uri": "true"})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import BigInteger, Connection, cast, func, select
 
 from coterie.errors import ProfileFormatError, ProfileIdentityError, ProfileNotFoundError, ProfileWriteError, UsageError
 from coterie.profiles import reading, tables, writing
@@ -15,7 +17,10 @@ from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary
 from coterie.profiles.failures import translated
 from coterie.profiles.location import Location, locate
 from coterie.profiles.reading import RunRows
+from coterie.profiles.rows import checked_rows
 from coterie.profiles.schema import prepare
+
+_MOST_LISTED = 8
 
 
 class ProfileDatabase:
@@ -66,6 +71,12 @@ class ProfileDatabase:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def named(self, name: str) -> ProfileDatabase:
+        """The same open profile under another name, for messages that are read elsewhere."""
+        other = copy.copy(self)
+        other.name = name
+        return other
+
     def close(self) -> None:
         """Closes all connections. Harmless when repeated; the next use opens one again."""
         self._engine.dispose()
@@ -97,7 +108,7 @@ class ProfileDatabase:
             .order_by(table.c.identity)
         )
         with self.reading() as connection:
-            return {row.identity: row.model for row in connection.execute(query)}
+            return {row.identity: row.model for row in checked_rows(connection, query)}
 
     def identity(self, expected: str | None = None) -> str:
         """The fingerprint of the model that this profile is about.
@@ -116,7 +127,7 @@ class ProfileDatabase:
         matching = [identity for identity in there if expected is None or identity.startswith(expected)]
         if len(matching) == 1:
             return matching[0]
-        listed = ", ".join(f"{identity} ({name})" for identity, name in there.items())
+        listed = some_of([f"{identity} ({name})" for identity, name in there.items()])
         if not matching:
             raise ProfileIdentityError(
                 f"{self.name} is about another model: {listed}; not about {expected}.",
@@ -225,8 +236,16 @@ class ProfileDatabase:
         """Numbers that change whenever a segment is added: for whoever keeps what was computed from a profile."""
         table = tables.segments
         with self.reading() as connection:
-            count, tokens = connection.execute(select(func.count(), func.sum(table.c.tokens)).select_from(table)).one()
-            return int(count), int(tokens or 0)
+            tokens = cast(func.coalesce(func.sum(table.c.tokens), 0), BigInteger)
+            query: Any = select(func.count().label("segments"), tokens.label("tokens")).select_from(table)
+            found = next(checked_rows(connection, query))
+            return found.segments, found.tokens
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Names for a message, which is to stay one however many there are."""
+    rest = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _check_file(location: Location, *, create: bool) -> None:
@@ -236,6 +255,9 @@ def _check_file(location: Location, *, create: bool) -> None:
     if path.is_dir():
         raise ProfileFormatError(f"{path} is a directory; a profile is a file.", path=path)
     if path.exists():
+        if not path.is_file():
+            # A FIFO would be waited for, and a device be read without end.
+            raise ProfileFormatError(f"{path} is no regular file; a profile is one.", path=path)
         return
     if not create:
         raise ProfileNotFoundError(

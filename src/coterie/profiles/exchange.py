@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from coterie.errors import ProfileFormatError, UsageError
 from coterie.profiles.facts import (
-    MAX_EXPERTS,
+    MAX_COUNT,
+    STEERING,
     BankCounts,
     BankShape,
     GroupCounts,
@@ -21,6 +22,7 @@ from coterie.profiles.facts import (
     check_group,
 )
 from coterie.profiles.packing import (
+    MAX_TOKEN_ENTRIES,
     check_bank,
     pack_counts,
     pack_pairs,
@@ -45,6 +47,24 @@ _IDENTITY = re.compile(r"[!-~]{1,64}")
 _Decoded = TypeVar("_Decoded")
 
 
+def model_from_json(value: Any) -> tuple[str, str]:
+    """Fingerprint and name of a model.
+
+    Raises:
+        ProfileFormatError: If it is none.
+    """
+    return _decoded("model", lambda: (_identity(value["identity"]), _text(value["model"])))
+
+
+def digest_from_json(value: Any) -> tuple[int, str]:
+    """Number and digest of a segment.
+
+    Raises:
+        ProfileFormatError: If it is none.
+    """
+    return _decoded("segment", lambda: (_whole(value["number"], _MAX_NUMBER), _text(value["digest"])))
+
+
 def run_to_json(run: RunFacts) -> dict[str, Any]:
     """A run as JSON."""
     banks = [shape.bank._asdict() | {"experts": shape.experts, "top_k": shape.top_k} for shape in run.banks]
@@ -64,15 +84,14 @@ def _run(value: Mapping[str, Any]) -> RunFacts:
     shapes = []
     for bank in _limited(value["banks"], _MAX_BANKS):
         shape = BankShape(bank=_bank_key(bank), experts=_whole(bank["experts"]), top_k=_whole(bank["top_k"]))
-        if not 0 < shape.experts <= MAX_EXPERTS or not 0 < shape.top_k <= shape.experts:
-            raise ValueError(f"{shape.top_k} of {shape.experts} experts per token")
         shapes.append(shape)
     texts = {name: _text(value[name]) for name in _TEXTS}
-    if not _UUID.fullmatch(value["uuid"]) or not _IDENTITY.fullmatch(texts["identity"]):
-        raise ValueError("its uuid or identity is none")
-    if len({shape.bank for shape in shapes}) != len(shapes):
-        raise ValueError("a bank is there twice")
-    return RunFacts(uuid=value["uuid"], banks=tuple(sorted(shapes, key=lambda shape: shape.bank)), **texts)
+    _identity(texts["identity"])
+    if not _UUID.fullmatch(value["uuid"]):
+        raise ValueError("its uuid is none")
+    run = RunFacts(uuid=value["uuid"], banks=tuple(sorted(shapes, key=lambda shape: shape.bank)), **texts)
+    run.check()
+    return run
 
 
 def segment_to_json(segment: SegmentFacts) -> dict[str, Any]:
@@ -123,6 +142,8 @@ def _segment(value: Mapping[str, Any], run: RunFacts) -> SegmentFacts:
         )
         if len({counts.group for counts in groups}) != len(groups) or key in banks:
             raise ValueError(f"{key} or one of its groups is there twice")
+        if item["pairs"] is not None and not run.has_pairs:
+            raise ValueError("it has pairs of too many experts")
         pairs = None if item["pairs"] is None else unpack_pairs(_decode(item["pairs"]), experts, what)
         banks[key] = BankCounts(bank=key, groups=tuple(groups), pairs=pairs)
         check_bank(banks[key], experts, what)
@@ -138,8 +159,8 @@ def _group(value: Mapping[str, Any], experts: int, what: str) -> GroupCounts:
     return GroupCounts(
         group=check_group(value["modality"], value["domain"], value["phase"]),
         tokens=_whole(value["tokens"]),
-        entropy_sum=float(value["entropy_sum"]),
-        entropy_squares=float(value["entropy_squares"]),
+        entropy_sum=_real(value["entropy_sum"]),
+        entropy_squares=_real(value["entropy_squares"]),
         activations=unpack_counts(_decode(value["activations"]), experts, what),
         gate_mass=unpack_sums(_decode(value["gate_mass"]), experts, what),
         reap_sum=unpack_sums(_decode(value["reap_sum"]), experts, what),
@@ -169,20 +190,24 @@ def _vocabulary(value: Mapping[str, Any], run: RunFacts) -> Vocabulary:
     shapes = {shape.bank: shape for shape in run.banks}
     kinds = {(shape.bank.component, shape.bank.bank) for shape in run.banks}
     banks: dict[BankKey, TokenCounts] = {}
+    left = MAX_TOKEN_ENTRIES
     for item in _limited(value["banks"], len(shapes)):
         key = _bank_key(item)
-        banks[key] = _tokens(item, shapes[key].experts)
+        banks[key] = _tokens(item, shapes[key].experts, left)
+        left -= len(banks[key].counts)
     totals: dict[tuple[str, str], TokenCounts] = {}
     for item in _limited(value["totals"], len(kinds)):
         kind = (item["component"], item["bank"])
         if kind not in kinds:
             raise ValueError(f"{kind} is no bank of the run")
-        totals[kind] = _tokens(item, 1)
+        totals[kind] = _tokens(item, 1, left)
+        left -= len(totals[kind].counts)
     return Vocabulary(banks=banks, totals=totals)
 
 
-def _tokens(item: Mapping[str, Any], experts: int) -> TokenCounts:
-    return unpack_tokens(_decode(item["counts"]), _whole(item["segments"], _MAX_NUMBER), experts, "counts of tokens")
+def _tokens(item: Mapping[str, Any], experts: int, most: int) -> TokenCounts:
+    segments = _whole(item["segments"], _MAX_NUMBER)
+    return unpack_tokens(_decode(item["counts"]), segments, experts, "counts of tokens", most=most)
 
 
 def _decoded(what: str, decode: Callable[[], _Decoded]) -> _Decoded:
@@ -201,15 +226,27 @@ def _bank_key(value: Mapping[str, Any]) -> BankKey:
     return BankKey(component, _whole(value["layer"], _MAX_NUMBER), bank)
 
 
-def _whole(value: Any, most: int = 1 << 53) -> int:
+def _whole(value: Any, most: int = MAX_COUNT + 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < most:
         raise ValueError(f"{value!r} is no count")
     return value
 
 
+def _real(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("a sum is no number")
+    return float(value)
+
+
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 255 or "\0" in value:
-        raise ValueError("a text is missing, or longer than 255 characters")
+    if not isinstance(value, str) or len(value) > 255 or STEERING.search(value):
+        raise ValueError("a text is missing, longer than 255 characters, or has control characters in it")
+    return value
+
+
+def _identity(value: Any) -> str:
+    if not isinstance(value, str) or not _IDENTITY.fullmatch(value):
+        raise ValueError("a fingerprint is none")
     return value
 
 

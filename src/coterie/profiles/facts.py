@@ -7,6 +7,7 @@ same counters are joined by taking the larger of each, in any order and as often
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -30,6 +31,17 @@ MAX_NAME = 64
 """Characters of a domain's name."""
 MAX_EXPERTS = 65535
 """Experts of a bank: ids are uint16, and the last one means `no expert`."""
+
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What is in no text of a run: control characters, of which PostgreSQL takes not all, and halves of surrogates."""
+MAX_RUN_EXPERTS = 1 << 20
+"""Experts of all banks of a run."""
+MAX_COUNT = 1 << 44
+"""The largest count of a segment: sums over half a million of rows still fit into 64 bits."""
+MAX_SUM = float(1 << 60)
+"""The largest sum of a segment."""
+MAX_PAIR_BYTES = 128 << 20
+"""Bytes of the counts of pairs of all banks of a segment; a model with more is recorded without pairs."""
 
 Counts = npt.NDArray[np.int64]
 Sums = npt.NDArray[np.float64]
@@ -102,6 +114,25 @@ class RunFacts:
     tokenizer: str = ""
     uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
     started: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether pairs of its experts are counted: not where they are too many to be held."""
+        return sum(4 * shape.experts * (shape.experts - 1) for shape in self.banks) <= MAX_PAIR_BYTES
+
+    def check(self) -> None:
+        """Finds banks that no model has.
+
+        Raises:
+            ValueError: If there are any; says what is wrong.
+        """
+        if len({shape.bank for shape in self.banks}) != len(self.banks):
+            raise ValueError("a bank is there twice")
+        for shape in self.banks:
+            if not 0 < shape.experts <= MAX_EXPERTS or not 0 < shape.top_k <= shape.experts:
+                raise ValueError(f"{shape.bank} has {shape.top_k} of {shape.experts} experts per token")
+        if sum(shape.experts for shape in self.banks) > MAX_RUN_EXPERTS:
+            raise ValueError(f"it has more than {MAX_RUN_EXPERTS:,} experts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

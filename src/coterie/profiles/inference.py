@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.errors import ProfileError
+from coterie.spec import install_advice
 
 LEVEL = 0.95
 """Confidence level of all intervals."""
@@ -54,7 +55,7 @@ def special_functions() -> Any:
     except ImportError as error:
         raise ProfileError(
             f"Questions about experts need SciPy, which is not there ({error}).",
-            advice="Install it: pip install 'coterie[analysis]'.",
+            advice=install_advice("analysis"),
         ) from error
     return special
 

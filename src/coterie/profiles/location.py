@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from coterie.errors import ProfileError, UsageError
+from coterie.spec import install_advice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,5 +78,5 @@ def need_driver() -> None:
     except ImportError as error:
         raise ProfileError(
             f"PostgreSQL needs a driver that is not there ({error}).",
-            advice="Install it: pip install 'coterie[postgresql]'.",
+            advice=install_advice("postgresql"),
         ) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coterie.errors import ProfileIdentityError, ProfileNotFoundError, UsageError
-from coterie.profiles.database import ProfileDatabase
+from coterie.profiles.database import ProfileDatabase, some_of
 from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary
 
 
@@ -185,7 +185,7 @@ def _common_identity(local: ProfileSource, remote: ProfileSource) -> str:
     if len(candidates) == 1:
         return candidates[0]
     raise UsageError(
-        f"{(local if here else remote).name} is about several models: {', '.join(here or there)}.",
+        f"{(local if here else remote).name} is about several models: {some_of(sorted(here or there))}.",
         advice="Say which, by its fingerprint.",
         got=sorted(here or there),
     )

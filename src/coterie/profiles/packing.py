@@ -7,7 +7,6 @@ allocated, and a compressed text is never expanded further than what it must giv
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 
@@ -16,10 +15,20 @@ import numpy.typing as npt
 import xxhash
 
 from coterie.errors import ProfileFormatError
-from coterie.profiles.facts import BankCounts, Counts, SegmentFacts, Sums, TokenCounts
+from coterie.profiles.facts import (
+    MAX_COUNT,
+    MAX_PAIR_BYTES,
+    MAX_SUM,
+    BankCounts,
+    Counts,
+    SegmentFacts,
+    Sums,
+    TokenCounts,
+)
 
 _FAST = 1
-_MAX_TOKEN_ENTRIES = 1 << 24
+MAX_TOKEN_ENTRIES = 1 << 23
+"""Token counts of a run, of all of its banks together."""
 
 
 def pack_counts(counts: Counts) -> bytes:
@@ -37,11 +46,14 @@ def unpack_counts(data: bytes, length: int, what: str) -> Counts:
         what: What it is, for the message.
 
     Raises:
-        ProfileFormatError: If the length is another.
+        ProfileFormatError: If the length is another, or a count is beyond all reason.
     """
     for kind in ("<u4", "<u8"):
         if len(data) == length * int(kind[2]):
-            return np.frombuffer(data, kind).astype(np.int64)
+            counts = np.frombuffer(data, kind)
+            if length and int(counts.max()) > MAX_COUNT:
+                raise _damaged(what, f"a count of {int(counts.max())}")
+            return counts.astype(np.int64)
     raise _damaged(what, f"{len(data)} bytes instead of {4 * length}")
 
 
@@ -51,12 +63,12 @@ def pack_sums(sums: Sums) -> bytes:
 
 
 def unpack_sums(data: bytes, length: int, what: str) -> Sums:
-    """The other way round; arguments and errors as of :func:`unpack_counts`, and sums must be finite."""
+    """The other way round; arguments and errors as of :func:`unpack_counts`, and sums must be finite, within reason."""
     if len(data) != 8 * length:
         raise _damaged(what, f"{len(data)} bytes instead of {8 * length}")
     sums = np.frombuffer(data, "<f8").astype(np.float64)
-    if not np.isfinite(sums).all():
-        raise _damaged(what, "a sum is not finite")
+    if not (np.abs(sums) <= MAX_SUM).all():  # so not of NaN, either
+        raise _damaged(what, "a sum is not finite, or beyond all reason")
     return sums
 
 
@@ -74,6 +86,8 @@ def unpack_pairs(data: bytes, experts: int, what: str) -> Counts:
         what: What it is, for the message.
     """
     length = experts * (experts - 1) // 2
+    if 8 * length > MAX_PAIR_BYTES:
+        raise _damaged(what, f"pairs of {experts} experts")
     return unpack_counts(_expand(data, 8 * length, what), length, what)
 
 
@@ -89,7 +103,7 @@ def pack_tokens(state: TokenCounts) -> bytes:
     return head + zlib.compress(b"".join(parts), _FAST)
 
 
-def unpack_tokens(data: bytes, segments: int, experts: int, what: str) -> TokenCounts:
+def unpack_tokens(data: bytes, segments: int, experts: int, what: str, *, most: int = MAX_TOKEN_ENTRIES) -> TokenCounts:
     """The other way round; errors as of :func:`unpack_counts`.
 
     Args:
@@ -97,11 +111,12 @@ def unpack_tokens(data: bytes, segments: int, experts: int, what: str) -> TokenC
         segments: Segments that it covers.
         experts: E of the bank.
         what: What it is, for the message.
+        most: Counts that it may have.
     """
     if len(data) < 8:
         raise _damaged(what, "it is cut off")
     found, entries = (int(number) for number in np.frombuffer(data[:8], "<u4"))
-    if found != experts or entries > _MAX_TOKEN_ENTRIES:
+    if found != experts or entries > most:
         raise _damaged(what, f"{found} experts and {entries} tokens, where the bank has {experts} experts")
     size = 14 * entries + 8 * experts
     body = _expand(data[8:], size, what)
@@ -112,6 +127,8 @@ def unpack_tokens(data: bytes, segments: int, experts: int, what: str) -> TokenC
         np.frombuffer(body[start:end], kind)
         for start, end, kind in zip(ends[:-1], ends[1:], ("<u2", "<u4", "<u8", "<u8"), strict=True)
     ]
+    if any(len(field) and int(field.max()) > MAX_COUNT for field in fields[2:]):
+        raise _damaged(what, "a count beyond all reason")
     state = TokenCounts(
         segments=segments,
         experts=fields[0].astype(np.uint16),
@@ -150,8 +167,8 @@ def check_bank(bank: BankCounts, experts: int, what: str) -> None:
             raise _damaged(what, f"its arrays are not of {experts} experts")
         if counts.tokens < 1 or any((array < 0).any() for array in arrays):
             raise _damaged(what, "a count is negative, or a group has no tokens")
-        if not (math.isfinite(counts.entropy_sum) and math.isfinite(counts.entropy_squares)):
-            raise _damaged(what, "an entropy is not finite")
+        if not (abs(counts.entropy_sum) <= MAX_SUM and abs(counts.entropy_squares) <= MAX_SUM):
+            raise _damaged(what, "an entropy is not finite, or beyond all reason")
         if int(counts.activations.max()) > counts.tokens:
             raise _damaged(
                 what, f"an expert was chosen {int(counts.activations.max())} times in {counts.tokens} tokens"

@@ -17,7 +17,8 @@ from coterie.profiles.database import ProfileDatabase
 from coterie.profiles.facts import MODALITIES, PHASES, BankShape, Counts, Group, RunFacts, Sums
 from coterie.profiles.inference import Sample, block_numbers
 from coterie.profiles.packing import unpack_counts, unpack_sums
-from coterie.profiles.reading import RunRows, read_runs
+from coterie.profiles.reading import RunRows, known, read_groups, read_runs
+from coterie.profiles.rows import checked_rows
 from coterie.spec import BankKey
 
 Numbers = npt.NDArray[np.intp]
@@ -222,13 +223,14 @@ def _read_rows(
 ) -> tuple[list[tuple[int, int]], list[Group], dict[BankKey, list[tuple[int, int, Any]]]]:
     """All segments, all groups that have counters, and for each bank (segment, group, row), in order of both."""
     counts = tables.counts
-    groups = {row.id: Group(row.modality, row.domain, row.phase) for row in connection.execute(select(tables.groups))}
+    groups = read_groups(connection)
     found: list[tuple[int, int, BankKey, Any]] = []
     for place, run in enumerate(runs):
         names = {number: key for key, number in run.bank_ids.items()}
         query = select(counts).where(counts.c.run_id == run.id)
-        found += [(place, row.segment, names[row.bank_id], row) for row in connection.execute(query)]
-    used = sorted({groups[row.group_id] for *_, row in found})
+        what = f"counters of run {run.facts.uuid}"
+        found += [(place, row.segment, known(names, row.bank_id, what), row) for row in checked_rows(connection, query)]
+    used = sorted({known(groups, row.group_id, "counters") for *_, row in found})
     # Numbers of rows differ from one copy of a profile to another; names, and sums in the order of names, do not.
     order = {number: used.index(group) for number, group in groups.items() if group in set(used)}
     segments = sorted({(place, number) for place, number, *_ in found})

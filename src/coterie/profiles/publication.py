@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -23,6 +24,7 @@ from coterie.errors import (
     ProfileNotFoundError,
     UsageError,
 )
+from coterie.profiles.admission import RETRY_AFTER_S, Admission, PunctualProtocol, local_names
 from coterie.profiles.database import ProfileDatabase
 from coterie.profiles.exchange import (
     EXCHANGE_SCHEMA_VERSION,
@@ -32,6 +34,9 @@ from coterie.profiles.exchange import (
 )
 from coterie.profiles.profile import Profile
 from coterie.profiles.ranking import rank_experts
+
+if TYPE_CHECKING:
+    from uvicorn import Config
 
 MOST_EXPERTS = 1000
 MOST_RUNS = 100
@@ -55,14 +60,16 @@ class Publication:
     def __init__(
         self, database: ProfileDatabase, *, share_vocabulary: bool = False, share_labels: bool = False
     ) -> None:
-        self._database = database
+        # Where it lies on this machine is nobody's business, and messages begin with the name.
+        self._database = database.named("This profile")
         self._share_vocabulary = share_vocabulary
         self._share_labels = share_labels
         self._lock = threading.Lock()
         self._profiles: dict[str, tuple[tuple[int, int], Profile]] = {}
 
-    def models(self, _: Mapping[str, str]) -> dict[str, Any]:
+    def models(self, parameters: Mapping[str, str]) -> dict[str, Any]:
         """``/v1/models``: fingerprints and names of the models that were recorded."""
+        _only(parameters)
         found = self._database.identities()
         return {"models": [{"identity": identity, "model": model} for identity, model in found.items()]}
 
@@ -151,13 +158,20 @@ class Publication:
             return kept[1]
 
 
-def make_app(database: ProfileDatabase, *, share_vocabulary: bool = False, share_labels: bool = False) -> Starlette:
+def make_app(
+    database: ProfileDatabase,
+    *,
+    share_vocabulary: bool = False,
+    share_labels: bool = False,
+    hosts: Collection[str] | None = None,
+) -> Starlette:
     """The HTTP application. Every answer is JSON with a ``schema_version``; an error has an ``error`` instead.
 
     Args:
         database: The profile.
         share_vocabulary: Whether counts of token ids are given away.
         share_labels: Whether labels of runs are given away.
+        hosts: Names that requests may call the server by; None for any.
     """
     publication = Publication(database, share_vocabulary=share_vocabulary, share_labels=share_labels)
     answers: dict[str, _Answer] = {
@@ -169,29 +183,41 @@ def make_app(database: ProfileDatabase, *, share_vocabulary: bool = False, share
         "vocabulary": publication.vocabulary,
     }
     routes = [Route(f"/v1/{name}", _endpoint(answer), methods=["GET"]) for name, answer in answers.items()]
-    return Starlette(routes=routes, exception_handlers={CoterieError: _refused, HTTPException: _refused})
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Admission, hosts=hosts)],
+        exception_handlers={CoterieError: _refused, HTTPException: _refused, Exception: _refused},
+    )
 
 
-def serve(database: ProfileDatabase, *, host: str, port: int, share_vocabulary: bool, share_labels: bool) -> None:
+def serve(
+    database: ProfileDatabase,
+    *,
+    host: str,
+    port: int,
+    share_vocabulary: bool,
+    share_labels: bool,
+    allow_hosts: Collection[str] = (),
+) -> None:
     """Serves a profile until it is interrupted.
 
     Args:
         database: The profile.
-        host: Address to listen at.
+        host: Address to listen at. At one of this machine alone, only requests for this machine are answered.
         port: Port to listen at.
         share_vocabulary: Whether counts of token ids are given away.
         share_labels: Whether labels of runs are given away.
+        allow_hosts: More names that requests may call the server by, such as that of a proxy before it.
 
     Raises:
         ProfileConnectionError: If the address cannot be listened at.
     """
-    import uvicorn
+    from uvicorn import Server
 
-    app = make_app(database, share_vocabulary=share_vocabulary, share_labels=share_labels)
-    config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", access_log=False, limit_concurrency=64, server_header=False
-    )
-    server = uvicorn.Server(config)
+    names = local_names(host)
+    hosts = None if names is None else {*names, *allow_hosts}
+    app = make_app(database, share_vocabulary=share_vocabulary, share_labels=share_labels, hosts=hosts)
+    server = Server(server_config(app, host=host, port=port))
     try:
         server.run()
     except SystemExit as error:
@@ -199,6 +225,24 @@ def serve(database: ProfileDatabase, *, host: str, port: int, share_vocabulary: 
         raise ProfileConnectionError(
             f"{host}:{port} cannot be listened at.", advice="Choose another port: --port.", host=host, port=port
         ) from error
+
+
+def server_config(app: Starlette, *, host: str, port: int) -> Config:
+    """How the application is served."""
+    from uvicorn import Config
+
+    return Config(
+        app,
+        host=host,
+        port=port,
+        http=PunctualProtocol,
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+    )
 
 
 def _endpoint(answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
@@ -216,6 +260,7 @@ class _Json(JSONResponse):
 
 
 async def _refused(_: Request, error: Exception) -> Response:
+    headers = None
     if isinstance(error, HTTPException):
         status, text = error.status_code, str(error.detail)
     elif isinstance(error, UsageError):
@@ -225,9 +270,10 @@ async def _refused(_: Request, error: Exception) -> Response:
     elif isinstance(error, ProfileError):
         # Its message may name places on this machine.
         status, text = 503, "The profile cannot be read at the moment."
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
     else:
         status, text = 500, "Something went wrong."
-    return _Json({"schema_version": EXCHANGE_SCHEMA_VERSION, "error": text}, status_code=status)
+    return _Json({"schema_version": EXCHANGE_SCHEMA_VERSION, "error": text}, status_code=status, headers=headers)
 
 
 def _only(parameters: Mapping[str, str], *known: str) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select
 
 from coterie.errors import ProfileFormatError, UsageError
 from coterie.profiles import tables
 from coterie.profiles.facts import (
-    MAX_EXPERTS,
     BankCounts,
     BankShape,
     Counts,
+    Group,
     GroupCounts,
     Mark,
     RunFacts,
@@ -23,9 +23,19 @@ from coterie.profiles.facts import (
     Vocabulary,
     check_group,
 )
-from coterie.profiles.packing import check_bank, segment_digest, unpack_counts, unpack_pairs, unpack_sums, unpack_tokens
+from coterie.profiles.packing import (
+    MAX_TOKEN_ENTRIES,
+    check_bank,
+    segment_digest,
+    unpack_counts,
+    unpack_pairs,
+    unpack_sums,
+    unpack_tokens,
+)
+from coterie.profiles.rows import checked_rows
 from coterie.spec import BankKey
 
+_Thing = TypeVar("_Thing")
 _AT_ONCE = 8
 """Segments in memory at once while many are read."""
 
@@ -56,29 +66,26 @@ def read_runs(connection: Connection, identity: str | None = None) -> list[RunRo
     query = select(table).order_by(table.c.uuid)
     if identity is not None:
         query = query.where(table.c.identity == identity)
-    found = connection.execute(query).all()
+    found = list(checked_rows(connection, query))
     banks = defaultdict(list)
-    for row in connection.execute(select(tables.banks)):
+    for row in checked_rows(connection, select(tables.banks)):
         banks[row.run_id].append(row)
     return [_run(row, banks[row.id]) for row in found]
 
 
 def read_run(connection: Connection, uuid: str) -> RunRows | None:
     """The run of this UUID, if it is there."""
-    row = connection.execute(select(tables.runs).where(tables.runs.c.uuid == uuid)).one_or_none()
-    if row is None:
+    found = list(checked_rows(connection, select(tables.runs).where(tables.runs.c.uuid == uuid)))
+    if not found:
         return None
-    return _run(row, connection.execute(select(tables.banks).where(tables.banks.c.run_id == row.id)).all())
+    query = select(tables.banks).where(tables.banks.c.run_id == found[0].id)
+    return _run(found[0], list(checked_rows(connection, query)))
 
 
 def _run(row: Any, bank_rows: Sequence[Any]) -> RunRows:
     shapes, ids = [], {}
     for bank in bank_rows:
         key = BankKey(bank.component, bank.layer, bank.bank)
-        if not 0 < bank.experts <= MAX_EXPERTS or not 0 < bank.top_k <= bank.experts or bank.layer < 0:
-            raise ProfileFormatError(
-                f"The profile is damaged: {key} of run {row.uuid} has {bank.top_k} of {bank.experts} experts per token."
-            )
         shapes.append(BankShape(bank=key, experts=bank.experts, top_k=bank.top_k))
         ids[key] = bank.id
     facts = RunFacts(
@@ -92,14 +99,29 @@ def _run(row: Any, bank_rows: Sequence[Any]) -> RunRows:
         label=row.label,
         tokenizer=row.tokenizer,
     )
+    try:
+        facts.check()
+    except ValueError as error:
+        raise ProfileFormatError(f"The profile is damaged: run {row.uuid}: {error}.", run=row.uuid) from error
     return RunRows(id=row.id, facts=facts, bank_ids=ids)
+
+
+def read_groups(connection: Connection) -> dict[int, Group]:
+    """Numbers of groups of tokens → the groups."""
+    found = {}
+    for row in checked_rows(connection, select(tables.groups)):
+        try:
+            found[row.id] = check_group(row.modality, row.domain, row.phase)
+        except UsageError as error:
+            raise ProfileFormatError(f"The profile is damaged: {error.message}") from error
+    return found
 
 
 def read_digests(connection: Connection, rows: RunRows) -> dict[int, str]:
     """Numbers of a run's segments → their digests, ascending."""
     table = tables.segments
     query = select(table.c.number, table.c.digest).where(table.c.run_id == rows.id).order_by(table.c.number)
-    return {row.number: row.digest for row in connection.execute(query)}
+    return {row.number: row.digest for row in checked_rows(connection, query)}
 
 
 def read_segments(
@@ -118,12 +140,13 @@ def read_segments(
     """
     digests = read_digests(connection, rows)
     wanted = sorted(digests if numbers is None else set(numbers) & digests.keys())
+    groups = read_groups(connection)
     for start in range(0, len(wanted), _AT_ONCE):
         batch = wanted[start : start + _AT_ONCE]
         by_segment = _count_rows(connection, rows, batch)
         pair_rows = _pair_rows(connection, rows, batch) if pairs else {}
         for number in batch:
-            segment = _segment(rows, number, by_segment.get(number, {}), pair_rows.get(number, {}))
+            segment = _segment(rows, number, groups, by_segment.get(number, {}), pair_rows.get(number, {}))
             if pairs and segment_digest(segment) != digests[number]:
                 raise ProfileFormatError(
                     f"The profile is damaged: segment {number} of run {rows.facts.uuid} is not what was written.",
@@ -135,14 +158,10 @@ def read_segments(
 
 
 def _count_rows(connection: Connection, rows: RunRows, numbers: Sequence[int]) -> dict[int, dict[int, list[Any]]]:
-    counts, groups = tables.counts, tables.groups
-    query = (
-        select(counts, groups.c.modality, groups.c.domain, groups.c.phase)
-        .join(groups, groups.c.id == counts.c.group_id)
-        .where(counts.c.run_id == rows.id, counts.c.segment.in_(numbers))
-    )
+    counts = tables.counts
+    query = select(counts).where(counts.c.run_id == rows.id, counts.c.segment.in_(numbers))
     found: dict[int, dict[int, list[Any]]] = defaultdict(lambda: defaultdict(list))
-    for row in connection.execute(query):
+    for row in checked_rows(connection, query):
         found[row.segment][row.bank_id].append(row)
     return found
 
@@ -151,23 +170,28 @@ def _pair_rows(connection: Connection, rows: RunRows, numbers: Sequence[int]) ->
     table = tables.pairs
     query = select(table).where(table.c.run_id == rows.id, table.c.segment.in_(numbers))
     found: dict[int, dict[int, bytes]] = defaultdict(dict)
-    for row in connection.execute(query):
+    for row in checked_rows(connection, query):
         found[row.segment][row.bank_id] = row.counts
     return found
 
 
-def _segment(rows: RunRows, number: int, by_bank: dict[int, list[Any]], pairs: dict[int, bytes]) -> SegmentFacts:
+def _segment(
+    rows: RunRows, number: int, groups: Mapping[int, Group], by_bank: dict[int, list[Any]], pairs: dict[int, bytes]
+) -> SegmentFacts:
     banks = []
+    where = f"run {rows.facts.uuid}, segment {number}"
+    if pairs and not rows.facts.has_pairs:
+        raise ProfileFormatError(f"The profile is damaged: {where}: it has pairs of too many experts.")
     for bank_id, shape in sorted(rows.shapes.items(), key=lambda item: item[1].bank):
         if bank_id not in by_bank:
             continue
-        what = f"run {rows.facts.uuid}, segment {number}, {shape.bank}"
-        groups = [group_of_row(row, shape.experts, what) for row in by_bank[bank_id]]
-        groups.sort(key=lambda counts: counts.group)
+        what = f"{where}, {shape.bank}"
+        found = [_group(row, groups, shape.experts, what) for row in by_bank[bank_id]]
+        found.sort(key=lambda counts: counts.group)
         packed = pairs.get(bank_id)
         bank = BankCounts(
             bank=shape.bank,
-            groups=tuple(groups),
+            groups=tuple(found),
             pairs=None if packed is None else unpack_pairs(packed, shape.experts, what),
         )
         check_bank(bank, shape.experts, what)
@@ -175,18 +199,9 @@ def _segment(rows: RunRows, number: int, by_bank: dict[int, list[Any]], pairs: d
     return SegmentFacts(number=number, banks=tuple(banks))
 
 
-def group_of_row(row: Any, experts: int, what: str) -> GroupCounts:
-    """Counters of one row of the table `counts`, joined with its group.
-
-    Raises:
-        ProfileFormatError: If it cannot be what was written.
-    """
-    try:
-        group = check_group(row.modality, row.domain, row.phase)
-    except UsageError as error:
-        raise ProfileFormatError(f"The profile is damaged: {what}: {error.message}") from error
+def _group(row: Any, groups: Mapping[int, Group], experts: int, what: str) -> GroupCounts:
     return GroupCounts(
-        group=group,
+        group=known(groups, row.group_id, what),
         tokens=row.tokens,
         entropy_sum=row.entropy_sum,
         entropy_squares=row.entropy_squares,
@@ -197,8 +212,27 @@ def group_of_row(row: Any, experts: int, what: str) -> GroupCounts:
     )
 
 
+def known(things: Mapping[int, _Thing], number: int, what: str) -> _Thing:
+    """What a row means by a number of another table.
+
+    Args:
+        things: Number → thing.
+        number: That of the row.
+        what: What the row is, for the message.
+
+    Raises:
+        ProfileFormatError: If there is no such thing.
+    """
+    try:
+        return things[number]
+    except KeyError:
+        raise ProfileFormatError(f"The profile is damaged: {what}: it speaks of {number}, which is gone.") from None
+
+
 def read_pairs(connection: Connection, rows: RunRows, bank: BankKey) -> Iterator[tuple[int, Counts]]:
     """Counts of pairs of one bank: number of the segment, and [E·(E−1)/2]; ascending."""
+    if not rows.facts.has_pairs:
+        return
     table = tables.pairs
     experts = next(shape.experts for shape in rows.facts.banks if shape.bank == bank)
     query = (
@@ -206,7 +240,7 @@ def read_pairs(connection: Connection, rows: RunRows, bank: BankKey) -> Iterator
         .where(table.c.run_id == rows.id, table.c.bank_id == rows.bank_ids[bank])
         .order_by(table.c.segment)
     )
-    for row in connection.execute(query):
+    for row in checked_rows(connection, query):
         yield row.segment, unpack_pairs(row.counts, experts, f"pairs of {bank} in run {rows.facts.uuid}")
 
 
@@ -216,24 +250,27 @@ def read_vocabulary(connection: Connection, rows: RunRows, bank: BankKey | None 
     query = select(table).where(table.c.run_id == rows.id)
     if bank is not None:
         query = query.where(table.c.bank_id == rows.bank_ids[bank])
-    shapes = rows.shapes
+    shapes, left = rows.shapes, MAX_TOKEN_ENTRIES
     banks = {}
-    for row in connection.execute(query):
-        shape = shapes[row.bank_id]
-        banks[shape.bank] = unpack_tokens(row.counts, row.segments, shape.experts, f"tokens of {shape.bank}")
+    for row in checked_rows(connection, query):
+        shape = known(shapes, row.bank_id, f"tokens of run {rows.facts.uuid}")
+        what = f"tokens of {shape.bank}"
+        banks[shape.bank] = unpack_tokens(row.counts, row.segments, shape.experts, what, most=left)
+        left -= len(banks[shape.bank].counts)
     table = tables.token_totals
     query = select(table).where(table.c.run_id == rows.id)
     if bank is not None:
         query = query.where(table.c.component == bank.component, table.c.bank == bank.bank)
-    totals = {
-        (row.component, row.bank): unpack_tokens(row.counts, row.segments, 1, f"tokens of {row.component}")
-        for row in connection.execute(query)
-    }
+    totals = {}
+    for row in checked_rows(connection, query):
+        state = unpack_tokens(row.counts, row.segments, 1, f"tokens of {row.component}", most=left)
+        totals[row.component, row.bank] = state
+        left -= len(state.counts)
     return Vocabulary(banks=banks, totals=totals)
 
 
 def read_marks(connection: Connection, rows: RunRows) -> dict[str, Mark]:
     """Marks of a run by their key."""
     table = tables.marks
-    found = connection.execute(select(table).where(table.c.run_id == rows.id))
+    found = checked_rows(connection, select(table).where(table.c.run_id == rows.id))
     return {row.input: Mark(row.input, row.position, row.done) for row in found}

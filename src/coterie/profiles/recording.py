@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -27,6 +28,9 @@ _VOCABULARY_EVERY = 8
 
 _PAUSE_S = 1.0
 """Between tries while as many segments as may wait do so."""
+
+_ROOM_S = 0.01
+"""Between looks for room for one more."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ class Recording:
             same, and no other process may be recording it.
         segment_tokens: Tokens after which a segment ends.
         vocabulary: Tokens kept per expert; 0 counts no token ids.
-        pairs: Whether pairs of experts are counted.
+        pairs: Whether pairs of experts are counted, where there are not too many of them.
 
     Attributes:
         run: That given.
@@ -80,7 +84,7 @@ class Recording:
         self.run = run
         self.database = database
         self._segment_tokens = segment_tokens
-        self._accumulator = Accumulator(run.banks, vocabulary=vocabulary, pairs=pairs)
+        self._accumulator = Accumulator(run.banks, vocabulary=vocabulary, pairs=pairs and run.has_pairs)
         self._has_vocabulary = vocabulary > 0
         database.add_run(run)
         numbers = database.digests(run.uuid)
@@ -195,8 +199,8 @@ class Recording:
         if self._closing.is_set():
             return
         self._closing.set()
-        self._queue.put(self._parcel(final=True))
-        self._queue.put(None)
+        self._put(self._parcel(final=True))
+        self._put(None)
         self._writer.join()
         error = self._error
         if self._failed and error is not None:
@@ -206,6 +210,16 @@ class Recording:
                 advice=error.advice,
                 **error.facts,
             ) from error
+
+    def _put(self, parcel: _Parcel | None) -> None:
+        """As the queue's own ``put``, in which an interrupt can become a RuntimeError about a lock."""
+        while True:
+            try:
+                self._queue.put_nowait(parcel)
+            except queue.Full:
+                time.sleep(_ROOM_S)
+            else:
+                return
 
     def _write_all(self) -> None:
         """The writer's thread: parcels in order; what fails is tried again before the next one."""

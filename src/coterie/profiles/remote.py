@@ -2,92 +2,120 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 
 from coterie.errors import ProfileConnectionError, ProfileFormatError
+from coterie.files.json_text import JsonLimits, JsonProblem, parse_json
+from coterie.profiles.bounded_get import BoundedClient, RefusedError, TooLargeError
 from coterie.profiles.exchange import (
     EXCHANGE_SCHEMA_VERSION,
+    digest_from_json,
+    model_from_json,
     run_from_json,
     segment_from_json,
     vocabulary_from_json,
 )
 from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary
 
-TIMEOUT_S = 30
-MAX_ANSWER_BYTES = 256 << 20
+MAX_ANSWER_BYTES = 64 << 20
+MAX_ANSWER_VALUES = 1_000_000
+_DEPTH = 16
 _RUNS_PER_PAGE = 100
 _DIGESTS_PER_PAGE = 1000
 _SEGMENTS_PER_PAGE = 4
-_MAX_PAGES = 100_000
+_MOST_RUNS = 10_000
+_MOST_RUN_BANKS = 400_000
+"""Banks of all runs together."""
+_MOST_SEGMENTS = 500_000
+"""Of a run."""
+_MOST_SHORT_PAGES = 10
+"""Pages of a list that are not full although more follows."""
+_SHOWN = 200
+"""Characters of a server's own words that a message shows."""
+
+_Item = TypeVar("_Item")
 
 
 class RemoteProfile:
     """The read-only HTTP interface of an instance that runs `coterie profile publish`.
 
-    Every answer is bounded in size and time, and checked before anything of it is used.
+    Every answer is bounded in size and time, all of them together as well, and checked before anything of it is used.
 
     Args:
         url: Such as ``https://host:8383``.
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        self._client = BoundedClient(url)
         self._runs: dict[str, RunFacts] = {}
 
     @property
     def name(self) -> str:
         """The URL, without user and password."""
-        parts = urllib.parse.urlsplit(self._url)
-        return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return self._client.name
 
     def identities(self) -> dict[str, str]:
         """Fingerprints of the models that it has runs of → names."""
         answer = self._get("/v1/models", {})
-        with self._expected():
-            return {str(model["identity"]): str(model["model"]) for model in answer["models"]}
+        try:
+            return dict(model_from_json(value) for value in self._list(answer, "models", _MOST_RUNS))
+        except ProfileFormatError as error:
+            raise self._foreign() from error
 
     def runs(self, identity: str | None = None) -> list[RunFacts]:
         """All runs, or those of a model, by UUID."""
-        parameters: dict[str, str | int] = {"limit": _RUNS_PER_PAGE}
-        if identity is not None:
-            parameters["model"] = identity
-        found = [run_from_json(value) for value in self._pages("/v1/runs", "runs", "uuid", parameters)]
-        self._runs |= {run.uuid: run for run in found}
-        return [run for run in found if identity is None or run.identity == identity]
+        parameters: dict[str, str | int] = {} if identity is None else {"model": identity}
+        found: dict[str, RunFacts] = {}
+        banks = 0
+        for run in self._pages("/v1/runs", "runs", _RUNS_PER_PAGE, parameters, run_from_json, lambda run: run.uuid):
+            banks += len(run.banks)
+            if len(found) >= _MOST_RUNS or banks > _MOST_RUN_BANKS:
+                raise self._endless("runs")
+            found[run.uuid] = run
+        self._runs |= found
+        return [run for run in found.values() if identity is None or run.identity == identity]
 
     def digests(self, uuid: str) -> dict[int, str]:
         """Numbers of a run's segments → digests, ascending."""
-        parameters: dict[str, str | int] = {"run": uuid, "limit": _DIGESTS_PER_PAGE, "content": "false"}
-        found = list(self._pages("/v1/segments", "segments", "number", parameters))
-        with self._expected():
-            return {int(value["number"]): str(value["digest"]) for value in found}
+        found: dict[int, str] = {}
+        parameters: dict[str, str | int] = {"run": uuid, "content": "false"}
+        pages = self._pages(
+            "/v1/segments", "segments", _DIGESTS_PER_PAGE, parameters, digest_from_json, lambda item: item[0]
+        )
+        for number, digest in pages:
+            if len(found) >= _MOST_SEGMENTS:
+                raise self._endless("segments")
+            found[number] = digest
+        return found
 
     def segments(self, uuid: str, numbers: Sequence[int] | None = None) -> Iterator[SegmentFacts]:
-        """Segments of a run, ascending, a few per request."""
+        """Segments of a run, ascending, a few per request, or one where they are large."""
         run = self._run(uuid)
         wanted = sorted(self.digests(uuid) if numbers is None else numbers)
-        for start in range(0, len(wanted), _SEGMENTS_PER_PAGE):
-            batch = wanted[start : start + _SEGMENTS_PER_PAGE]
-            answer = self._get("/v1/segments", {"run": uuid, "numbers": ",".join(map(str, batch))})
-            with self._expected():
-                values = list(answer["segments"])
-            for value in values:
+        start, at_once = 0, _SEGMENTS_PER_PAGE
+        while start < len(wanted):
+            batch = wanted[start : start + at_once]
+            try:
+                answer = self._get("/v1/segments", {"run": uuid, "numbers": ",".join(map(str, batch))})
+            except ProfileConnectionError as error:
+                if at_once == 1 or not isinstance(error.__cause__, TooLargeError):
+                    raise
+                at_once = 1
+                continue
+            for value in self._list(answer, "segments", len(batch)):
                 segment = segment_from_json(value, run)
                 if segment.number not in batch:
                     raise ProfileFormatError(f"{self.name} sent segment {segment.number}, which was not asked for.")
                 yield segment
+            start += len(batch)
 
     def vocabulary(self, uuid: str) -> Vocabulary:
         """Counts of tokens of a run; empty if the instance does not share them."""
         answer = self._get("/v1/vocabulary", {"run": uuid})
-        if not answer.get("shared", False):
+        if answer.get("shared") is not True:
             return Vocabulary(banks={}, totals={})
         return vocabulary_from_json(answer.get("vocabulary"), self._run(uuid))
 
@@ -103,71 +131,81 @@ class RemoteProfile:
         except KeyError:
             raise ProfileFormatError(f"{self.name} has no run {uuid}.", run=uuid) from None
 
-    def _pages(self, path: str, name: str, key: str, parameters: dict[str, str | int]) -> Iterator[Any]:
-        """All items of a paged list: each page begins after the last item of the one before."""
-        seen: set[object] = set()
-        for _ in range(_MAX_PAGES):
+    def _pages(
+        self,
+        path: str,
+        name: str,
+        limit: int,
+        parameters: dict[str, str | int],
+        decode: Callable[[Any], _Item],
+        key: Callable[[_Item], str | int],
+    ) -> Iterator[_Item]:
+        """All items of a paged list: each page begins after the last item of the one before, and ascends from it."""
+        last: str | int | None = None
+        short = 0
+        parameters = parameters | {"limit": limit}
+        while True:
             answer = self._get(path, parameters)
-            with self._expected():
-                items = list(answer[name])
-                keys = [item[key] for item in items]
-            if any(found in seen for found in keys):
-                raise ProfileFormatError(f"{self.name} sends the same {name} again and again.")
-            seen.update(keys)
-            yield from items
-            if not items or not answer.get("more", False):
+            values = self._list(answer, name, limit)
+            for item in map(decode, values):
+                if last is not None and not last < key(item):  # type: ignore[operator]
+                    raise ProfileFormatError(f"{self.name} sends the same {name} again and again.")
+                last = key(item)
+                yield item
+            if answer.get("more") is not True:
                 return
-            parameters = parameters | {"after": keys[-1]}
+            short += len(values) < limit
+            if last is None or short > _MOST_SHORT_PAGES:
+                raise self._foreign()
+            parameters = parameters | {"after": last}
 
     def _get(self, path: str, parameters: dict[str, str | int]) -> dict[str, Any]:
         query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
-        request = urllib.request.Request(f"{self._url}{path}{query}", headers={"Accept": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                body = response.read(MAX_ANSWER_BYTES + 1)
-        except urllib.error.HTTPError as error:
+            body = self._client.get(path + query, MAX_ANSWER_BYTES)
+        except TooLargeError as error:
             raise ProfileConnectionError(
-                f"{self.name} answers {error.code} to {path}: {_reason(error)}",
+                f"{self.name} sends more than {MAX_ANSWER_BYTES} bytes at once.", url=self.name
+            ) from error
+        except RefusedError as error:
+            raise ProfileConnectionError(
+                f"{self.name} answers {error.status} to {path}: {_reason(error)}",
                 advice="Is that the address of `coterie profile publish`?",
                 url=self.name,
-                status=error.code,
+                status=error.status,
             ) from error
         except (OSError, HTTPException, ValueError) as error:
+            said = str(getattr(error, "reason", error)) or type(error).__name__
             raise ProfileConnectionError(
-                f"{self.name} does not answer: {getattr(error, 'reason', error)}.",
+                f"{self.name} does not answer: {said[:_SHOWN]}.",
                 advice="Check the address, and that `coterie profile publish` runs there.",
                 url=self.name,
             ) from error
-        if len(body) > MAX_ANSWER_BYTES:
-            raise ProfileConnectionError(
-                f"{self.name} sends more than {MAX_ANSWER_BYTES} bytes at once.", url=self.name
-            )
         return self._parse(body)
 
     def _parse(self, body: bytes) -> dict[str, Any]:
+        limits = JsonLimits(nbytes=MAX_ANSWER_BYTES, depth=_DEPTH, values=MAX_ANSWER_VALUES)
         try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError) as error:
+            answer = parse_json(body, limits)
+        except JsonProblem as error:
             raise self._foreign() from error
         if not isinstance(answer, dict):
             raise self._foreign()
-        if answer.get("schema_version") != EXCHANGE_SCHEMA_VERSION:
+        version = answer.get("schema_version")
+        if version != EXCHANGE_SCHEMA_VERSION:
             raise ProfileConnectionError(
-                f"{self.name} speaks version {answer.get('schema_version')!r}; this Coterie speaks "
-                f"{EXCHANGE_SCHEMA_VERSION}.",
+                f"{self.name} speaks version {repr(version)[:_SHOWN]}; this Coterie speaks {EXCHANGE_SCHEMA_VERSION}.",
                 advice="Update the older of the two.",
                 expected=EXCHANGE_SCHEMA_VERSION,
-                got=answer.get("schema_version"),
+                got=version,
             )
         return answer
 
-    @contextmanager
-    def _expected(self) -> Iterator[None]:
-        """What is taken from an answer in the block is there."""
-        try:
-            yield
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._foreign() from error
+    def _list(self, answer: dict[str, Any], name: str, most: int) -> list[Any]:
+        values = answer.get(name)
+        if not isinstance(values, list) or len(values) > most:
+            raise self._foreign()
+        return values
 
     def _foreign(self) -> ProfileConnectionError:
         return ProfileConnectionError(
@@ -176,10 +214,18 @@ class RemoteProfile:
             url=self.name,
         )
 
+    def _endless(self, what: str) -> ProfileConnectionError:
+        return ProfileConnectionError(
+            f"{self.name} lists more {what} than this program can hold.",
+            advice="Ask whoever publishes it for the file, and merge that.",
+            url=self.name,
+        )
 
-def _reason(error: urllib.error.HTTPError) -> str:
+
+def _reason(error: RefusedError) -> str:
     """The server's message, if it is one of ours."""
     try:
-        return str(json.loads(error.read(65536))["error"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return str(error.reason)
+        said = parse_json(error.body)["error"]
+    except (JsonProblem, KeyError, TypeError):
+        said = error.reason
+    return str(said)[:_SHOWN]

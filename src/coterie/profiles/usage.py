@@ -17,7 +17,8 @@ from coterie.profiles.database import ProfileDatabase
 from coterie.profiles.facts import MODALITIES, BankShape, Counts, Group, Sums
 from coterie.profiles.packing import unpack_counts, unpack_sums
 from coterie.profiles.profile import bank_shapes
-from coterie.profiles.reading import read_runs
+from coterie.profiles.reading import known, read_groups, read_runs
+from coterie.profiles.rows import checked_rows
 from coterie.spec import BankKey, ExpertKey
 
 Measure = Literal["activations", "gate_mass"]
@@ -118,9 +119,7 @@ class Usage:
             runs = read_runs(connection, which)
             shapes = bank_shapes(runs)
             names = {number: key for run in runs for key, number in run.bank_ids.items()}
-            groups = {
-                row.id: Group(row.modality, row.domain, row.phase) for row in connection.execute(select(tables.groups))
-            }
+            groups = read_groups(connection)
             sums = _sums(connection, which, names, groups)
         used = sorted({group for by_group in sums.values() for group in by_group})
         if not used:
@@ -243,8 +242,8 @@ def _sums(
         .order_by(runs.c.uuid, counts.c.segment, counts.c.bank_id)
     )
     found: dict[BankKey, dict[Group, list[Any]]] = {}
-    for row in connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE}):
-        key, experts = names[row.bank_id], row.experts
+    for row in checked_rows(connection, query, at_once=_ROWS_AT_ONCE):
+        key, experts = known(names, row.bank_id, "counters"), row.experts
         what = f"counters of {key}"
         values = [
             row.tokens,
@@ -257,10 +256,11 @@ def _sums(
             raise ProfileFormatError(
                 f"The profile is damaged: {what}: an expert was chosen more often than there were tokens."
             )
-        sums = found.setdefault(key, {}).get(groups[row.group_id])
+        group = known(groups, row.group_id, what)
+        sums = found.setdefault(key, {}).get(group)
         if sums is not None:
             values = [a + b for a, b in zip(sums, values, strict=True)]
-        found[key][groups[row.group_id]] = values
+        found[key][group] = values
     return found
 
 

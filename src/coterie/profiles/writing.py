@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from coterie.errors import ProfileIdentityError, ProfileWriteError
 from coterie.profiles import tables
 from coterie.profiles.facts import (
+    STEERING,
     BankShape,
     Group,
     Mark,
@@ -23,7 +24,15 @@ from coterie.profiles.facts import (
     join_tokens,
 )
 from coterie.profiles.packing import pack_counts, pack_pairs, pack_sums, pack_tokens, segment_digest
-from coterie.profiles.reading import RunRows, read_marks, read_run, read_segments, read_vocabulary
+from coterie.profiles.reading import (
+    RunRows,
+    read_groups,
+    read_marks,
+    read_run,
+    read_segments,
+    read_vocabulary,
+)
+from coterie.profiles.rows import checked_rows
 from coterie.spec import BankKey
 
 _Key = TypeVar("_Key", BankKey, tuple[str, str])
@@ -35,12 +44,12 @@ def put_run(connection: Connection, run: RunFacts) -> RunRows:
     """Enters a run and its banks, unless they are there.
 
     Raises:
-        ProfileIdentityError: If a run of this UUID is there and is of another model.
+        ProfileIdentityError: If a run of this UUID is there and is of another model, or other runs of its model have
+            other banks.
     """
+    _check_shapes(connection, run)
     row = {"uuid": run.uuid, "identity": run.identity} | {
-        # PostgreSQL takes no text with a zero character in it.
-        name: getattr(run, name).replace("\0", "")[:limit]
-        for name, limit in _RUN_TEXTS.items()
+        name: STEERING.sub("", getattr(run, name))[:limit] for name, limit in _RUN_TEXTS.items()
     }
     _upsert(connection, tables.runs, [row], keys=("uuid",), replace=False)
     found = read_run(connection, run.uuid)
@@ -56,6 +65,28 @@ def put_run(connection: Connection, run: RunFacts) -> RunRows:
     found = read_run(connection, run.uuid)
     assert found is not None
     return found
+
+
+def _check_shapes(connection: Connection, run: RunFacts) -> None:
+    """Runs of one model have the same banks: one that contradicts the others would make all of them unreadable."""
+    banks, runs = tables.banks, tables.runs
+    query = (
+        select(banks.c.component, banks.c.layer, banks.c.bank, banks.c.experts)
+        .distinct()
+        .join(runs, runs.c.id == banks.c.run_id)
+        .where(runs.c.identity == run.identity)
+    )
+    there = {BankKey(*row[:3]): row.experts for row in checked_rows(connection, query)}
+    for shape in run.banks:
+        experts = there.get(shape.bank, shape.experts)
+        if experts != shape.experts:
+            raise ProfileIdentityError(
+                f"Run {run.uuid} says that {shape.bank} has {shape.experts} experts, but it has {experts} in other "
+                "runs of the same model.",
+                advice="One of them is damaged, or of another model; nothing of it was entered.",
+                expected=experts,
+                got=shape.experts,
+            )
 
 
 def _put_banks(connection: Connection, found: RunRows, shapes: Iterable[BankShape]) -> None:
@@ -81,18 +112,12 @@ def put_groups(connection: Connection, groups: Iterable[Group]) -> dict[Group, i
     """Enters groups unless they are there; returns their numbers."""
     table = tables.groups
     wanted = sorted(set(groups))
-    have = _group_ids(connection)
+    have = {group: number for number, group in read_groups(connection).items()}
     rows = [group._asdict() for group in wanted if group not in have]
     if rows:
         _upsert(connection, table, rows, keys=("modality", "domain", "phase"), replace=False)
-        have = _group_ids(connection)
+        have = {group: number for number, group in read_groups(connection).items()}
     return {group: have[group] for group in wanted}
-
-
-def _group_ids(connection: Connection) -> dict[Group, int]:
-    table = tables.groups
-    found = connection.execute(select(table.c.id, table.c.modality, table.c.domain, table.c.phase))
-    return {Group(row.modality, row.domain, row.phase): row.id for row in found}
 
 
 def put_segment(connection: Connection, rows: RunRows, segment: SegmentFacts, *, new: bool = False) -> None:

@@ -13,10 +13,12 @@ from coterie.spec.events import (
     StepEnded,
     StepStarted,
 )
+from coterie.spec.extras import install_advice
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
 from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges, share_nbytes
 from coterie.spec.source import ExpertSource, Extent
+from coterie.spec.stamp import FileStamp
 
 __all__ = [
     "ADAPTATION_PRESETS",
@@ -38,6 +40,7 @@ __all__ = [
     "ExpertsServed",
     "Extent",
     "Field",
+    "FileStamp",
     "Observer",
     "Phase",
     "Prefetch",
@@ -45,6 +48,7 @@ __all__ = [
     "StepEnded",
     "StepStarted",
     "format_bytes",
+    "install_advice",
     "parse_bytes",
     "parse_ranges",
     "round_up",

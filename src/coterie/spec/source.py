@@ -9,6 +9,7 @@ from typing import Protocol
 
 from coterie.spec.keys import ExpertKey
 from coterie.spec.layout import RecordLayout
+from coterie.spec.stamp import FileStamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +21,14 @@ class Extent:
         offset: Byte offset in the file.
         nbytes: Number of bytes.
         at: Byte offset in the record.
+        stamp: What the file was when its bytes were located; None if nobody looked. Another file is never read.
     """
 
     path: Path
     offset: int
     nbytes: int
     at: int = 0
+    stamp: FileStamp | None = None
 
 
 class ExpertSource(Protocol):

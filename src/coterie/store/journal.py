@@ -6,18 +6,22 @@ match its checksum; that can only be the one being appended when the process or 
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
+from coterie.errors import StoreError, StoreFormatError
+from coterie.files.regular import read_bounded
 from coterie.store import names
 from coterie.store.disk import Disk, explained
-from coterie.store.strict_json import dump_json
+from coterie.store.manifest_json import MAX_BANKS, MAX_EXPERTS, MAX_MANIFEST_BYTES
+from coterie.store.strict_json import Node, dump_json, parse_json
+
+MAX_JOURNAL_BYTES = 2 * MAX_MANIFEST_BYTES
+"""Its lines say less than the manifest that they end as; a larger one is not of a writer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,29 +123,54 @@ def read_journal(path: Path) -> tuple[JournalHeader, dict[str, FinishedFile], in
     header: JournalHeader | None = None
     finished: dict[str, FinishedFile] = {}
     end = 0
-    with explained(path):
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
+    try:
+        data = read_bounded(path, MAX_JOURNAL_BYTES, links=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read: {error.strerror}.", advice="Check what it is, and the disk.", path=path
+        ) from error
     for line in data.splitlines(keepends=True):
-        value = _entry(line)
-        if value is None:
+        node = _entry(line, path)
+        if node is None:
             break
-        if header is None:
-            header = JournalHeader(base=value["base"], parts=value["parts"], files=tuple(value["files"]))
-        else:
-            entry = FinishedFile(
-                file=value["file"], nbytes=value["bytes"], checksums=tuple(value["xxh3"]), layout=value["layout"]
-            )
-            finished[entry.file] = entry
+        try:
+            if header is None:
+                header = _header(node)
+            else:
+                entry = _finished_file(node)
+                finished[entry.file] = entry
+        except StoreFormatError:
+            break  # its checksum is right, but no writer of this format wrote it
         end += len(line)
     return None if header is None else (header, finished, end)
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
+def _entry(line: bytes, path: Path) -> Node | None:
     checksum, _, data = line.removesuffix(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != str(xxhash.xxh3_64_hexdigest(data)).encode():
         return None
-    value: dict[str, Any] = json.loads(data)
-    return value
+    try:
+        return parse_json(data, path, rule="R29")
+    except StoreFormatError:
+        return None
+
+
+def _header(node: Node) -> JournalHeader:
+    value = node.fields("base", "parts", "files")
+    return JournalHeader(
+        base=value["base"].text(empty=True),
+        parts={name: item.text() for name, item in value["parts"].members(limit=2 * MAX_BANKS)},
+        files=tuple(item.text() for item in value["files"].items(limit=4096)),
+    )
+
+
+def _finished_file(node: Node) -> FinishedFile:
+    value = node.fields("file", "bytes", "xxh3", "layout")
+    return FinishedFile(
+        file=value["file"].text(),
+        nbytes=value["bytes"].integer(0),
+        checksums=tuple(item.text() for item in value["xxh3"].items(limit=MAX_EXPERTS)),
+        layout=value["layout"].text(empty=True),
+    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path, PurePosixPath
 
 import xxhash
 
-from coterie.errors import StoreError, StoreFormatError, StoreNotFoundError
+from coterie.errors import StoreError, StoreNotFoundError
+from coterie.files.regular import regular_file
+from coterie.spec import FileStamp
 from coterie.store import names
 from coterie.store.manifest import Manifest
 from coterie.store.manifest_json import MAX_MANIFEST_BYTES, parse_manifest
@@ -37,13 +40,13 @@ def load_manifest(root: Path) -> tuple[Manifest, str]:
     """
     path = root / names.MANIFEST
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(path.lstat().st_mode):
             raise format_error(path, "R1", "the file itself", "not a regular file")
-        if found.st_size > MAX_MANIFEST_BYTES:
-            what = f"{found.st_size} bytes, more than the limit of {MAX_MANIFEST_BYTES}"
-            raise format_error(path, "R1", "the file itself", what)
-        with path.open("rb") as file:
+        with regular_file(path, links=False) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found > MAX_MANIFEST_BYTES:
+                what = f"{found} bytes, more than the limit of {MAX_MANIFEST_BYTES}"
+                raise format_error(path, "R1", "the file itself", what)
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise _not_found(root) from None
@@ -82,8 +85,8 @@ def _not_found(root: Path) -> StoreNotFoundError:
     )
 
 
-def check_file(root: Path, name: str, nbytes: int) -> StoreFormatError | None:
-    """Whether a file of the manifest is a regular file of this size, reached without symbolic links (rule R20).
+def check_file(root: Path, name: str, nbytes: int) -> FileStamp:
+    """Checks that a file of the manifest is a regular file of this size, reached without symbolic links (rule R20).
 
     Args:
         root: The store; it may itself be reached through links.
@@ -91,7 +94,10 @@ def check_file(root: Path, name: str, nbytes: int) -> StoreFormatError | None:
         nbytes: Size that the manifest says.
 
     Returns:
-        The error, or None.
+        The file's stamp, which whoever reads it compares with what is then open.
+
+    Raises:
+        StoreFormatError: If it is anything else.
     """
     path = root
     parts = PurePosixPath(name).parts
@@ -100,11 +106,11 @@ def check_file(root: Path, name: str, nbytes: int) -> StoreFormatError | None:
         try:
             found = path.lstat()
         except OSError as error:
-            return format_error(root / name, "R20", "the file itself", f"missing: {error.strerror}")
+            raise format_error(root / name, "R20", "the file itself", f"missing: {error.strerror}") from error
         wanted = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
         if not wanted(found.st_mode):
             what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a plain file or directory"
-            return format_error(root / name, "R20", "the file itself", f"{path} is {what}")
+            raise format_error(root / name, "R20", "the file itself", f"{path} is {what}")
     if found.st_size != nbytes:
-        return format_error(root / name, "R20", "the file itself", f"{found.st_size} bytes instead of {nbytes}")
-    return None
+        raise format_error(root / name, "R20", "the file itself", f"{found.st_size} bytes instead of {nbytes}")
+    return FileStamp.of(found, links=False)

@@ -18,6 +18,9 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MAX_LAYER = 99_999
 MAX_SEGMENT = 99_999
 
+MAX_SIDE_FILE_BYTES = 256 * 2**20
+"""Of a file that is copied beside the tensors."""
+
 _SEGMENT = re.compile(
     rf"{EXPERTS}/(?P<component>{NAME.pattern})/(?P<bank>{NAME.pattern})-layer-(?P<layer>[0-9]{{3,5}})"
     r"(?:\.(?P<number>[1-9][0-9]{0,4}))?\.safetensors"

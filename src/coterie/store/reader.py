@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from io import FileIO
 from pathlib import Path
 
 from coterie.errors import ExpertMissingError, ReadError, UsageError
-from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.files.stamps import check_unchanged, first_changed, open_unchanged
+from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
 from coterie.store import names
 from coterie.store.manifest import Bank, Manifest, Record
 from coterie.store.manifest_file import check_file, load_manifest
+from coterie.store.whole_files import check_whole
 
 
 class Store:
     """A finished store; an :class:`coterie.spec.ExpertSource`. Immutable, safe to use from several threads.
 
-    Opening reads the manifest and the sizes of the files, no tensor bytes and no tensor file's header: everything
-    needed to read an expert is in the manifest. Headers and checksums are the business of ``verify_store``.
+    Opening reads the manifest, looks at the files and compares those beside the weights with their checksums. No tensor
+    bytes and no tensor file's header are read: everything needed to read an expert is in the manifest. What was
+    looked at is what is read later: a file that was replaced or written to since is an error.
+
+    Attributes:
+        path: The directory.
+        manifest: What it says about itself.
+        stamps: What each file was when the store was opened, by relative name.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, stamps: Mapping[str, FileStamp] | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self.stamps = stamps or {}
         self._extents = {
-            key: Extent(path=path / segment.file, offset=record.offset, nbytes=record.nbytes)
+            key: Extent(
+                path=path / segment.file,
+                offset=record.offset,
+                nbytes=record.nbytes,
+                stamp=self.stamps.get(segment.file),
+            )
             for key, (segment, record) in manifest.places.items()
         }
 
@@ -35,14 +50,32 @@ class Store:
         Raises:
             StoreNotFoundError: If there is no store, or only an unfinished one; says what is there instead.
             StoreFormatError: If the manifest breaks a rule, or a file is missing, a link, or of another size.
+            ChecksumError: If a configuration, a tokenizer or another file beside the weights differs from its checksum.
+            ReadError: If such a file cannot be read.
         """
         root = Path(path).absolute()
         manifest, _ = load_manifest(root)
-        for file, nbytes in manifest.file_sizes.items():
-            problem = check_file(root, file, nbytes)
-            if problem is not None:
-                raise problem
-        return cls(root, manifest)
+        stamps = {file: check_file(root, file, nbytes) for file, nbytes in manifest.file_sizes.items()}
+        for facts in manifest.files:
+            check_whole(root, facts, stamps[facts.file])
+        return cls(root, manifest, stamps)
+
+    def check_unchanged(self) -> None:
+        """Checks that the files beside the weights are still those that were compared with their checksums.
+
+        Whoever has others read them, by their names, calls this afterwards.
+
+        Raises:
+            ReadError: If one was replaced or written to.
+        """
+        before = {self.path / facts.file: self.stamps[facts.file] for facts in self.manifest.files if self.stamps}
+        changed = first_changed(before)
+        if changed is not None:
+            raise ReadError(
+                f"{changed} was replaced or written to while the store was being opened.",
+                advice="Open it again when nobody writes to it.",
+                path=changed,
+            )
 
     @property
     def banks(self) -> Mapping[BankKey, Bank]:
@@ -102,7 +135,7 @@ class Store:
         if len(view) != extent.nbytes:
             raise UsageError(f"A buffer of {extent.nbytes} bytes is needed for {key}, not {len(view)}.")
         try:
-            with extent.path.open("rb", buffering=0) as file:
+            with FileIO(open_unchanged(extent.path, extent.stamp), "rb") as file:
                 file.seek(extent.offset)
                 done = 0
                 while done < len(view):
@@ -110,6 +143,7 @@ class Store:
                     if not got:
                         break
                     done += got
+                check_unchanged(file.fileno(), extent.path, extent.stamp)
                 if hasattr(os, "posix_fadvise"):
                     # The record lives in the caller's memory now; a second copy in the page cache only costs.
                     os.posix_fadvise(file.fileno(), extent.offset, extent.nbytes, os.POSIX_FADV_DONTNEED)

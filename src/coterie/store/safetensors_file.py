@@ -6,18 +6,24 @@ The stock library opens every file made here; it is not used because it offers n
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from coterie.files.regular import regular_file
+from coterie.files.safetensors_header import (
+    LENGTH_BYTES,
+    MAX_DIMENSIONS,
+    HeaderProblem,
+    element_count,
+    read_header_text,
+)
 from coterie.spec import DTYPE_BYTES, RECORD_ALIGNMENT, round_up
-from coterie.store.strict_json import MAX_INTEGER, Node, dump_json, format_error, parse_json
+from coterie.store.strict_json import Node, dump_json, format_error, parse_json
 
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_TENSORS = 1_000_000
-_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +83,8 @@ def build_header(
         placed.append((name, dtype, shape, end, nbytes))
         end += nbytes
     text = dump_json(value)
-    start = round_up(_LENGTH_BYTES + len(text), RECORD_ALIGNMENT)
-    data = (start - _LENGTH_BYTES).to_bytes(_LENGTH_BYTES, "little") + text.ljust(start - _LENGTH_BYTES, b" ")
+    start = round_up(LENGTH_BYTES + len(text), RECORD_ALIGNMENT)
+    data = (start - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little") + text.ljust(start - LENGTH_BYTES, b" ")
     entries = tuple(
         TensorEntry(name=name, dtype=dtype, shape=shape, offset=start + begin, nbytes=nbytes)
         for name, dtype, shape, begin, nbytes in placed
@@ -93,19 +99,17 @@ def read_header(path: Path) -> SafetensorsHeader:
         StoreFormatError: If rule R21, R22 or R23 is broken.
         OSError: If the file cannot be read.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        prefix = file.read(_LENGTH_BYTES)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < _LENGTH_BYTES or not 2 <= length <= min(MAX_HEADER_BYTES, size - _LENGTH_BYTES):
-            raise format_error(path, "R21", "byte 0", f"a header of {length} bytes in a file of {size} bytes")
-        start = _LENGTH_BYTES + length
-        if start % RECORD_ALIGNMENT:
-            raise format_error(path, "R22", "byte 0", f"data starts at {start}, not a multiple of {RECORD_ALIGNMENT}")
-        text = file.read(length)
-    if not text.startswith(b"{"):
+    with regular_file(path, links=False) as file:
+        try:
+            header = read_header_text(file, MAX_HEADER_BYTES)
+        except HeaderProblem as problem:
+            raise format_error(path, "R21", "byte 0", str(problem)) from None
+    start = header.data_start
+    if start % RECORD_ALIGNMENT:
+        raise format_error(path, "R22", "byte 0", f"data starts at {start}, not a multiple of {RECORD_ALIGNMENT}")
+    if not header.text.startswith(b"{"):
         raise format_error(path, "R21", "byte 8", "the header does not start with '{'")
-    root = parse_json(text.rstrip(b" "), path, rule="R21", place="header")
+    root = parse_json(header.text.rstrip(b" "), path, rule="R21", place="header")
     metadata: dict[str, str] = {}
     entries: list[tuple[int, int, str, Node]] = []
     for name, node in root.members(limit=MAX_TENSORS):
@@ -116,7 +120,10 @@ def read_header(path: Path) -> SafetensorsHeader:
             entries.append((begin, end, name, node))
     entries.sort(key=lambda entry: entry[:3])
     return SafetensorsHeader(
-        tensors=_check_entries(entries, path, start, size), metadata=metadata, data_start=start, nbytes=size
+        tensors=_check_entries(entries, path, start, header.size),
+        metadata=metadata,
+        data_start=start,
+        nbytes=header.size,
     )
 
 
@@ -140,26 +147,14 @@ def _check_entries(
         dtype = value["dtype"].text(rule="R23")
         if dtype not in DTYPE_BYTES:
             raise value["dtype"].error("R23", f"{dtype!r} is not a dtype of the format")
-        shape = tuple(item.integer(0, rule="R23") for item in value["shape"].items(limit=64))
+        shape = tuple(item.integer(0, rule="R23") for item in value["shape"].items(limit=MAX_DIMENSIONS))
         if begin != position:
             what = "overlaps the tensor before" if begin < position else "leaves a hole before it"
             raise value["data_offsets"].error("R23", f"{name[:80]!r} {what}: it begins at {begin}, not {position}")
-        if _saturating_product(shape) * DTYPE_BYTES[dtype] != end - begin:
+        if element_count(shape) * DTYPE_BYTES[dtype] != end - begin:
             raise value["data_offsets"].error("R23", f"{end - begin} bytes do not hold {dtype} {list(shape)}")
         tensors.append(TensorEntry(name=name, dtype=dtype, shape=shape, offset=start + begin, nbytes=end - begin))
         position = end
     if start + position != size:
         raise format_error(path, "R23", "end of file", f"data ends at {start + position}, the file at {size}")
     return tuple(tensors)
-
-
-def _saturating_product(shape: tuple[int, ...]) -> int:
-    """The number of elements; beyond ``MAX_INTEGER`` any larger number, as 64 dimensions could make it huge."""
-    result = 1
-    if 0 in shape:
-        return 0
-    for dimension in shape:
-        result *= dimension
-        if result > MAX_INTEGER:
-            return MAX_INTEGER + 1
-    return result

@@ -113,10 +113,14 @@ class Node:
             raise self.error(rule, f"{self._shown()} is outside {low} to {high}")
         return self._value
 
-    def text(self, pattern: re.Pattern[str] | None = None, *, limit: int = 4096, rule: str = "R4") -> str:
+    def text(
+        self, pattern: re.Pattern[str] | None = None, *, limit: int = 4096, rule: str = "R4", empty: bool = False
+    ) -> str:
         """A text of 1 to ``limit`` characters without control characters (R4) that is ``pattern`` (the given rule)."""
         if not isinstance(self._value, str):
             raise self.error("R4", f"a text is expected, not {self._shown()}")
+        if empty and not self._value:
+            return ""
         if not 1 <= len(self._value) <= limit or _CONTROL.search(self._value):
             raise self.error("R4", f"a text of 1 to {limit} printable characters is expected, not {self._shown()}")
         if pattern is not None and not pattern.fullmatch(self._value):

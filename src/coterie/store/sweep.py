@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from coterie.files.below import files_below
 from coterie.store import names
 from coterie.store.disk import Disk
 
 
 def written_names(root: Path) -> Iterator[str]:
     """Relative names of all files below a directory, links to directories included, sorted."""
-    for path in sorted(root.rglob("*")):
-        if path.is_symlink() or not path.is_dir():
-            yield path.relative_to(root).as_posix()
+    yield from files_below(root)
 
 
 def sweep(disk: Disk, *, keep: Collection[str], side_files: Collection[str], dense: bool) -> None:

@@ -7,19 +7,20 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import xxhash
 
 from coterie.errors import StoreFormatError
-from coterie.spec import RecordLayout
+from coterie.files.stamps import open_unchanged
 from coterie.store import names
 from coterie.store.dense_index import dense_problems
 from coterie.store.leftovers import Leftover, find_leftover
 from coterie.store.manifest import FileFacts, Manifest, Record, Segment
 from coterie.store.manifest_file import check_file, load_manifest
-from coterie.store.padding import first_nonzero, padding_ranges
+from coterie.store.padding import PaddingCheck
 from coterie.store.safetensors_file import read_header
 from coterie.store.sweep import written_names
 
@@ -158,27 +159,22 @@ class _Verification:
             self._report("malformed", segment.file, "header", "R24", what)
             return
 
-    def _check_record(self, file: BinaryIO, segment: Segment, record: Record) -> None:
+    def _check_record(self, file: FileIO, segment: Segment, record: Record) -> None:
         place = f"expert {record.expert:05d}, offset {record.offset}"
         digest = xxhash.xxh3_128()
+        padding = PaddingCheck(self._manifest.layouts[record.layout])
         for piece in self._pieces(file, record.offset, record.nbytes):
             digest.update(piece)
+            padding.look(piece)
         with self._lock:
             self._experts += 1
         if str(digest.hexdigest()) != record.checksum:
             what = f"xxh3-128 is {digest.hexdigest()}, the manifest says {record.checksum}"
             self._report("corrupt", segment.file, place, "R27", what)
             return
-        self._check_padding(file, segment, record, self._manifest.layouts[record.layout])
-
-    def _check_padding(self, file: BinaryIO, segment: Segment, record: Record, layout: RecordLayout) -> None:
-        for begin, end in padding_ranges(layout):
-            file.seek(record.offset + begin)
-            position = first_nonzero(file.read(end - begin))
-            if position is not None:
-                place = f"expert {record.expert:05d}, byte {begin + position} of the record"
-                self._report("malformed", segment.file, place, "R26", "padding is not zero")
-                return
+        if padding.nonzero is not None:
+            place = f"expert {record.expert:05d}, byte {padding.nonzero} of the record"
+            self._report("malformed", segment.file, place, "R26", "padding is not zero")
 
     def _check_whole(self, facts: FileFacts) -> None:
         file = self._usable(facts.file, facts.nbytes)
@@ -218,19 +214,19 @@ class _Verification:
             else:
                 self._leftovers.append(leftover)
 
-    def _usable(self, name: str, nbytes: int) -> BinaryIO | None:
+    def _usable(self, name: str, nbytes: int) -> FileIO | None:
         """The opened file; None, with a problem noted, if it is not what the manifest says."""
-        problem = check_file(self._root, name, nbytes)
-        if problem is not None:
-            self._add(_from_error(self._root, problem))
-            return None
         try:
-            return (self._root / name).open("rb", buffering=0)
+            stamp = check_file(self._root, name, nbytes)
+            return FileIO(open_unchanged(self._root / name, stamp), "rb")
+        except StoreFormatError as error:
+            self._add(_from_error(self._root, error))
+            return None
         except OSError as error:
             self._report("missing", name, "the file itself", "R20", _unreadable(error))
             return None
 
-    def _pieces(self, file: BinaryIO, offset: int, nbytes: int) -> Iterator[bytes]:
+    def _pieces(self, file: FileIO, offset: int, nbytes: int) -> Iterator[bytes]:
         """The bytes of a range; shorter if the file ends. What was read leaves the page cache."""
         file.seek(offset)
         position = offset

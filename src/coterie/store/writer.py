@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.errors import CoterieError, StoreError, UsageError
+from coterie.files.regular import read_bounded
 from coterie.spec import BankKey
 from coterie.store import names
 from coterie.store.bank_writer import BankWriter
@@ -187,7 +188,7 @@ class StoreWriter:
             StoreError: If the source cannot be read.
         """
         try:
-            data = source.read_bytes()
+            data = read_bounded(source, names.MAX_SIDE_FILE_BYTES)
         except OSError as error:
             raise StoreError(f"{source} cannot be read: {error.strerror}.", path=source) from error
         self.write_file(name or source.name, data)

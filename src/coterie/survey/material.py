@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from coterie.errors import InputError, UsageError
-from coterie.evaluate.texts import text_parts
+from coterie.files.text import text_parts
 from coterie.profiles.facts import check_group
 
 MaterialKind = Literal["text", "speech", "images"]

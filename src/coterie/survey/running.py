@@ -15,8 +15,9 @@ from coterie.engine.opened import OpenModel
 from coterie.engine.profiling import ProfileRecorder
 from coterie.errors import CoterieError, UnsupportedError, UsageError
 from coterie.evaluate.running import DEFAULT_CONTEXT
-from coterie.evaluate.texts import beginning, text_parts, token_ids
+from coterie.evaluate.texts import beginning, token_ids
 from coterie.evaluate.windows import plan_windows
+from coterie.files.text import text_parts
 from coterie.hf.context import model_context
 from coterie.profiles import Group
 from coterie.spec import DEFAULT_LABEL

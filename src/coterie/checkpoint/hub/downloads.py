@@ -33,11 +33,11 @@ class _Partial:
 
     Args:
         path: The file. What it has already is the beginning of the content, if that is known by its checksum.
-        nbytes: Size of the content, if it is known.
+        nbytes: Size of the content.
         expected: The checksum of the content, if it is known before the first byte.
     """
 
-    def __init__(self, path: Path, nbytes: int | None, expected: str | None) -> None:
+    def __init__(self, path: Path, nbytes: int, expected: str | None) -> None:
         self._path = path
         self._nbytes = nbytes
         descriptor = os.open(
@@ -45,8 +45,8 @@ class _Partial:
         )
         self._file: BinaryIO = os.fdopen(descriptor, "r+b")
         self.offset = 0
-        self.checksum = None if expected is None else Checksum(expected, nbytes or 0)
-        if self.checksum is None or nbytes is None or os.fstat(descriptor).st_size > nbytes:
+        self.checksum = None if expected is None else Checksum(expected, nbytes)
+        if self.checksum is None or os.fstat(descriptor).st_size > nbytes:
             self._file.truncate(0)
         else:
             while piece := self._file.read(_PIECE):
@@ -62,10 +62,8 @@ class _Partial:
 
     def expect(self, tag: str | None) -> None:
         """Takes a checksum that is known with the answer only; without effect after the first byte."""
-        if self.checksum is not None or self.offset or tag is None or not is_checksum(tag):
-            return
-        if len(tag) == 64 or self._nbytes is not None:
-            self.checksum = Checksum(tag, self._nbytes or 0)
+        if self.checksum is None and self.offset == 0 and tag is not None and is_checksum(tag):
+            self.checksum = Checksum(tag, self._nbytes)
 
     def restart(self) -> None:
         """Throws away what there is."""
@@ -159,7 +157,7 @@ def _receive(partial: _Partial, url: str, file: RemoteFile, advance: Advance) ->
                 for chunk in answer.chunks:
                     partial.append(chunk)
                     advance(len(chunk))
-                    if file.nbytes is not None and partial.offset > file.nbytes:
+                    if partial.offset > file.nbytes:
                         break
             _check_size(partial, file.nbytes, advance)
             break
@@ -168,8 +166,8 @@ def _receive(partial: _Partial, url: str, file: RemoteFile, advance: Advance) ->
     return tag
 
 
-def _check_size(partial: _Partial, nbytes: int | None, advance: Advance) -> None:
-    if nbytes is None or partial.offset == nbytes:
+def _check_size(partial: _Partial, nbytes: int, advance: Advance) -> None:
+    if partial.offset == nbytes:
         return
     came = partial.offset
     if came > nbytes:
@@ -206,6 +204,6 @@ def _by_client(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFi
 def is_whole(path: Path, file: RemoteFile) -> bool:
     """Whether a file is here, with the size that it should have."""
     try:
-        return path.stat().st_size == file.nbytes or file.nbytes is None
+        return path.stat().st_size == file.nbytes
     except OSError:
         return False

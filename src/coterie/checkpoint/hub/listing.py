@@ -15,7 +15,7 @@ from coterie.checkpoint.hub.failures import Failure, HubFailure
 from coterie.checkpoint.hub.requests import read_json
 
 _LARGEST = 200_000
-"""Files of a repository that are listed."""
+"""Files of a repository; the Hub recommends to stay below half of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +24,14 @@ class RemoteFile:
 
     Attributes:
         name: Its path within the repository.
-        nbytes: Its size, or None if the listing does not say.
+        nbytes: Its size.
         blob_id: Git's name of its content, or of the pointer to it for a large file; None if the listing has none.
         sha256: Checksum of the content of a large file, or None.
         in_xet: Whether the Hub keeps it in its Xet storage, too.
     """
 
     name: str
-    nbytes: int | None
+    nbytes: int
     blob_id: str | None = None
     sha256: str | None = None
     in_xet: bool = False
@@ -74,11 +74,13 @@ def list_repository(repo_id: str, revision: str | None, *, tries: int = PATIENCE
         raise _not_a_hub("names no commit")
     files: dict[str, RemoteFile] = {}
     page: str | None = f"{base}/tree/{commit}?recursive=True&expand=False"
-    while page is not None and len(files) < _LARGEST:
+    while page is not None:
         entries, page = read_json(page, repo_id, tries=tries)
         if not isinstance(entries, list):
             raise _not_a_hub("is no list of files")
         files.update((one.name, one) for one in map(_file, entries) if one is not None)
+        if len(files) > _LARGEST:
+            raise _not_a_hub(f"lists more than {_LARGEST:,} files")
     return Listing(repo_id=repo_id, commit=commit, files=files, base_models=_base_models(about.get("tags")))
 
 
@@ -101,9 +103,11 @@ def _file(entry: Any) -> RemoteFile | None:
         return None
     large = large if isinstance(large, dict) else {}
     size, blob_id, sha256 = large.get("size", entry.get("size")), entry.get("oid"), large.get("oid")
+    if type(size) is not int or not 0 <= size < 2**63:
+        return None
     return RemoteFile(
         name=name,
-        nbytes=size if type(size) is int and size >= 0 else None,
+        nbytes=size,
         blob_id=blob_id if isinstance(blob_id, str) and is_checksum(blob_id) else None,
         sha256=sha256 if isinstance(sha256, str) and len(sha256) == 64 and is_checksum(sha256) else None,
         in_xet=isinstance(entry.get("xetHash"), str),

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
-from coterie.checkpoint.headers import MAX_HEADER_BYTES, TensorInfo, header_length, parse_header
+from coterie.checkpoint.headers import TensorInfo, malformed, tensors_of
 from coterie.checkpoint.hub.attempts import Attempts
 from coterie.checkpoint.hub.failures import PROBLEMS, BrokenAnswer
 from coterie.checkpoint.hub.requests import opened
+from coterie.files.safetensors_header import (
+    CHECKPOINT_HEADER,
+    LENGTH_BYTES,
+    HeaderProblem,
+    HeaderText,
+    header_length,
+)
 
 _FIRST = 100_000
 """Bytes asked for at first: most headers are shorter."""
 
+_PARSING = threading.Lock()
+"""A header may ask for many times its size while it is parsed, and several are read at once."""
 
-def read_remote_header(url: str, path: Path, nbytes: int | None) -> dict[str, TensorInfo]:
+
+def read_remote_header(url: str, path: Path, nbytes: int) -> dict[str, TensorInfo]:
     """Reads the header of one file by its first bytes, wherever the server ends them.
 
     Args:
         url: The file's address.
         path: Where the file will be once it is downloaded.
-        nbytes: Its size, if it is known.
+        nbytes: Its size.
 
     Raises:
         HubFailure: If it cannot be read.
@@ -30,9 +41,11 @@ def read_remote_header(url: str, path: Path, nbytes: int | None) -> dict[str, Te
     while True:
         wanted = _wanted(data, path, nbytes)
         if len(data) >= wanted:
-            return parse_header(bytes(data[8:wanted]), path, MAX_HEADER_BYTES + wanted if nbytes is None else nbytes)
+            text = bytes(data[LENGTH_BYTES:wanted])
+            with _PARSING:
+                return tensors_of(HeaderText(text=text, length=len(text), size=nbytes), path)
         try:
-            with opened(url, first=len(data), last=max(wanted, min(_FIRST, nbytes or _FIRST)) - 1) as answer:
+            with opened(url, first=len(data), last=max(wanted, min(_FIRST, nbytes)) - 1) as answer:
                 if answer.start != len(data):
                     data.clear()  # the server knows no ranges and begins anew; what is behind the header is not read
                 for chunk in answer.chunks:
@@ -45,6 +58,11 @@ def read_remote_header(url: str, path: Path, nbytes: int | None) -> dict[str, Te
             attempts.failed(error, len(data))
 
 
-def _wanted(data: bytearray, path: Path, nbytes: int | None) -> int:
+def _wanted(data: bytearray, path: Path, nbytes: int) -> int:
     """Bytes up to the end of the header, as far as it is known by now."""
-    return 8 if len(data) < 8 else 8 + header_length(bytes(data[:8]), path, nbytes)
+    if len(data) < min(LENGTH_BYTES, nbytes):
+        return LENGTH_BYTES
+    try:
+        return LENGTH_BYTES + header_length(bytes(data[:LENGTH_BYTES]), nbytes, CHECKPOINT_HEADER.nbytes)
+    except HeaderProblem as problem:
+        raise malformed(path, problem) from None

@@ -74,7 +74,7 @@ class Repository:
     def download_nbytes(self, names: Iterable[str]) -> dict[str, int]:
         """Of those files that are not here, the bytes that still have to be downloaded."""
         files = [self._file(name) for name in dict.fromkeys(names) if not self.is_here(name)]
-        return {one.name: max(0, (one.nbytes or 0) - self.cache.kept(one.sha256)) for one in files}
+        return {one.name: max(0, one.nbytes - self.cache.kept(one.sha256)) for one in files}
 
     def download_side_files(self) -> None:
         """Downloads configuration, tokenizer and whatever else is small.
@@ -112,15 +112,20 @@ class Repository:
         Raises:
             CheckpointFileError: If one cannot be read, or is not a header.
         """
+        files = [self._file(name) for name in sorted(names)]
+        return {
+            file.name: found
+            for file, found in zip(files, all_together(self._header, files, workers=_WORKERS), strict=True)
+        }
 
-        def read(name: str) -> dict[str, TensorInfo]:
-            file = self._file(name)
-            url = hf_hub_url(self.repo_id, name, revision=self.commit)
-            with self._explained(f"The header of {name} of {self.repo_id} could not be read", name):
-                return read_remote_header(url, self.directory / name, file.nbytes)
-
-        found = all_together(read, sorted(names), workers=_WORKERS)
-        return dict(zip(sorted(names), found, strict=True))
+    def _header(self, file: RemoteFile) -> dict[str, TensorInfo]:
+        url, path = hf_hub_url(self.repo_id, file.name, revision=self.commit), self.directory / file.name
+        with self._explained(f"The header of {file.name} of {self.repo_id} could not be read", file.name):
+            try:
+                return read_remote_header(url, path, file.nbytes)
+            except CheckpointFileError:
+                # Nothing says what a part of a file should be: what is no header may have been one when it was sent.
+                return read_remote_header(url, path, file.nbytes)
 
     def _download(self, name: str, advance: Callable[[int], object]) -> None:
         with self._explained(f"{name} of {self.repo_id} could not be downloaded", name):

@@ -121,7 +121,7 @@ def unfold_keymap(keymap: KeyMap, folded: FoldedNames, quantisation: Quantisatio
                 tensor=weights,
             )
         keymap.dense[scales] = f"{keymap.dense[name]}{FP8_SCALE}"
-    for names in (keymap.ignored, keymap.outside, keymap.unclaimed):
+    for names in (keymap.ignored, keymap.left_out, keymap.outside, keymap.unclaimed):
         names[:] = sorted(stored for name in names for stored in folded.parts.get(name, (name,)))
     keymap.ignored[:] = sorted([*keymap.ignored, *folded.unused])
 

@@ -1,0 +1,121 @@
+"""A file of tensors that is compared with its checksum while it is read, before any of its tensors is used."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from io import FileIO
+from pathlib import Path
+
+import torch
+import xxhash
+
+from coterie.checkpoint.headers import TensorInfo
+from coterie.errors import ChecksumError, ReadError
+from coterie.files.stamps import check_unchanged, open_unchanged
+from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.spec import FileStamp
+
+_PIECE = 8 << 20
+_AHEAD = 4 * _PIECE
+
+
+class WholeFile:
+    """A file whose tensors are read together, in the order in which they lie, when the first of them is asked for.
+
+    Every byte is read once: those of tensors into memory of their own, aligned as torch aligns it, others only to be
+    hashed. A tensor is handed out once, so that nothing is in memory twice; asked for again, it is read from the file.
+    Safe to use from several threads.
+
+    Args:
+        path: The file.
+        nbytes: Its size.
+        checksum: xxh3-128 of its bytes as 32 hex digits.
+        stamp: What it was when it was opened.
+    """
+
+    def __init__(self, path: Path, *, nbytes: int, checksum: str, stamp: FileStamp | None) -> None:
+        self._path = path
+        self._nbytes = nbytes
+        self._checksum = checksum
+        self._stamp = stamp
+        self._wanted: dict[str, TensorInfo] = {}
+        self._kept: dict[str, torch.Tensor] | None = None
+        self._lock = threading.Lock()
+
+    def want(self, tensors: Iterable[TensorInfo]) -> None:
+        """Says which of its tensors will be asked for."""
+        self._wanted.update((info.name, info) for info in tensors)
+
+    def take(self, info: TensorInfo) -> torch.Tensor | None:
+        """See :class:`~coterie.checkpoint.headers.TensorKeeper`.
+
+        Raises:
+            ChecksumError: If the file differs from its checksum.
+            ReadError: If it cannot be read, or has changed since it was opened.
+        """
+        with self._lock:
+            if self._kept is None:
+                self._kept = self._read()
+            return self._kept.pop(info.name, None)
+
+    def let_go(self) -> None:
+        """Drops what nobody has asked for."""
+        with self._lock:
+            if self._kept is not None:
+                self._kept.clear()
+
+    def _read(self) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
+        digest = xxhash.xxh3_128()
+        scratch = memoryview(bytearray(min(_PIECE, self._nbytes)))
+        try:
+            with FileIO(open_unchanged(self._path, self._stamp), "rb") as file:
+                position = 0
+                for info in sorted(self._wanted.values(), key=lambda one: one.offset):
+                    if info.offset < position or not info.nbytes:
+                        continue  # it has no bytes of its own
+                    while position < info.offset:
+                        piece = scratch[: min(len(scratch), info.offset - position)]
+                        position = self._fill(file, piece, position, digest)
+                    raw = torch.empty(info.nbytes, dtype=torch.uint8)
+                    position = self._fill(file, raw.numpy().data, position, digest)
+                    tensors[info.name] = raw.view(TORCH_DTYPES[info.dtype]).view(info.shape)
+                while position < self._nbytes:
+                    position = self._fill(file, scratch[: min(len(scratch), self._nbytes - position)], position, digest)
+                check_unchanged(file.fileno(), self._path, self._stamp)
+        except OSError as error:
+            raise ReadError(
+                f"{self._path} cannot be read: {error.strerror or error}.",
+                advice="Check the disk, and that nobody writes to the store; then open the model again.",
+                path=self._path,
+            ) from error
+        if digest.hexdigest() != self._checksum:
+            raise ChecksumError(
+                f"{self._path} differs from its checksum: expected {self._checksum}, got {digest.hexdigest()}.",
+                advice="The file is damaged: copy it or extract the store again.",
+                path=self._path,
+                expected=self._checksum,
+                got=digest.hexdigest(),
+            )
+        return tensors
+
+    def _fill(self, file: FileIO, buffer: memoryview, position: int, digest: xxhash.xxh3_128) -> int:
+        """Reads and hashes the next bytes; returns the position behind them. They leave the page cache."""
+        done = 0
+        while done < len(buffer):
+            self._advise(file, position + _PIECE, _AHEAD, "WILLNEED")
+            count = file.readinto(buffer[done : done + _PIECE])
+            if not count:
+                raise OSError(None, f"it ends at byte {position} of {self._nbytes}")
+            digest.update(buffer[done : done + count])
+            self._advise(file, position, count, "DONTNEED")
+            done += count
+            position += count
+        return position
+
+    @staticmethod
+    def _advise(file: FileIO, offset: int, nbytes: int, advice: str) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), offset, nbytes, getattr(os, f"POSIX_FADV_{advice}"))

@@ -1,0 +1,57 @@
+"""The dense files of a store: where each tensor lies, and that their bytes are those that the manifest vouches for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from coterie.checkpoint import TensorInfo, WholeFile, read_header
+from coterie.errors import ReadError
+from coterie.store import Store
+
+
+def dense_headers(store: Store) -> dict[str, TensorInfo]:
+    """Everything that is not an expert, by name; only headers are read, nothing is compared with a checksum.
+
+    Raises:
+        CheckpointFileError: If a header is not one.
+        ReadError: If a file is not the one that the store was opened with.
+    """
+    found: dict[str, TensorInfo] = {}
+    for facts in store.manifest.dense:
+        path = store.path / facts.file
+        tensors = read_header(path)
+        stamp = store.stamps.get(facts.file)
+        for info in tensors.values():
+            if stamp is not None and info.stamp is not None and info.stamp != stamp:
+                raise ReadError(f"{path} {stamp.change(info.stamp)}.", advice="Open the model again.", path=path)
+        found.update(tensors)
+    return found
+
+
+def checked_tensors(
+    store: Store, tensors: dict[str, TensorInfo], wanted: Callable[[str], bool]
+) -> tuple[dict[str, TensorInfo], tuple[WholeFile, ...]]:
+    """Tensors whose files are compared with their checksums before any of them is handed out.
+
+    Args:
+        store: The store.
+        tensors: From :func:`dense_headers`.
+        wanted: Which of them, by name, will be read.
+
+    Returns:
+        Those that are wanted, and the files, which keep what was read until it is asked for.
+    """
+    files = {
+        store.path / facts.file: WholeFile(
+            store.path / facts.file,
+            nbytes=facts.nbytes,
+            checksum=facts.checksum,
+            stamp=store.stamps.get(facts.file),
+        )
+        for facts in store.manifest.dense
+    }
+    chosen = {name: replace(info, keeper=files[info.path]) for name, info in tensors.items() if wanted(name)}
+    for path, file in files.items():
+        file.want(info for info in chosen.values() if info.path == path)
+    return chosen, tuple(files.values())

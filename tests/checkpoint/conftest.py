@@ -1,0 +1,61 @@
+"""A Hub on this machine, and a client that goes online to it, to an empty cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from .hub import LocalHub, Repository
+
+REPO = "someone/tiny-moe"
+Publish = Callable[..., str]
+
+
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    """The Hub's cache."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def hub(cache, monkeypatch) -> Iterator[LocalHub]:
+    """An empty Hub."""
+    served = LocalHub()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", served.url + template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def publish(hub) -> Publish:
+    """Makes a commit of a directory: ``publish(directory, repo=REPO, reference="main")``; returns its hash."""
+
+    def commit(directory: Path, repo: str = REPO, reference: str = "main") -> str:
+        return hub.repositories.setdefault(repo, Repository()).commit(directory, reference)
+
+    return commit
+
+
+@pytest.fixture
+def text(publish, zoo_checkpoint) -> Path:
+    """The directory behind the repository of a text model in several shards."""
+    directory: Path = zoo_checkpoint("qwen3_moe", torch.bfloat16, "60KB")
+    publish(directory)
+    return directory
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """The seconds that the client wanted to wait; it does not."""
+    seconds: list[float] = []
+    monkeypatch.setattr("coterie.checkpoint.hub.attempts.sleep", seconds.append)
+    return seconds
