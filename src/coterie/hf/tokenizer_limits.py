@@ -100,9 +100,9 @@ def _check_growth(path: Path, data: bytes) -> None:
         raise LoadError(f"{path} is not valid JSON: {error}.", advice="Download it again.", path=path) from error
     if not isinstance(parts, dict):
         raise LoadError(f"{path} is not a JSON object.", advice="Download it again.", path=path)
-    for key in ("normalizer", "decoder", "post_processor"):
+    for key, nested in (("normalizer", "normalizers"), ("decoder", "decoders"), ("post_processor", "processors")):
         growth = _Growth()
-        for number, step in enumerate(_steps(parts.get(key))):
+        for number, step in enumerate(_steps(parts.get(key), nested)):
             growth = growth.then(_growth_of(step))
             if growth.times > _MOST_GROWTH or growth.added > _MOST_ADDED or number > _MOST_STEPS:
                 raise LoadError(
@@ -113,16 +113,15 @@ def _check_growth(path: Path, data: bytes) -> None:
                 )
 
 
-def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
+def _steps(part: Any, nested: str) -> Iterator[Mapping[str, Any]]:
     """The steps of a normaliser, decoder or post-processor, in order; nested sequences one after the other."""
     stack = [part]
     while stack:
         step = stack.pop()
         if isinstance(step, dict):
             yield step
-            for nested in ("normalizers", "decoders", "processors"):
-                if isinstance(step.get(nested), list):
-                    stack += reversed(step[nested])
+            if isinstance(step.get(nested), list):
+                stack += reversed(step[nested])
 
 
 def _growth_of(step: Mapping[str, Any]) -> _Growth:
