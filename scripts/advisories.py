@@ -2,7 +2,7 @@
 
     python scripts/advisories.py .venv-audit [PIP ARGUMENTS ...]
 
-pip-audit, which is installed into that environment, asks the advisory service of PyPI. Where there is no network nothing
+pip-audit, which is installed into that environment, asks the advisory service of PyPI. Without a network nothing
 is found out: that is said, and is no failure. The exit code is 1 if a pinned package has a known advisory.
 """
 
