@@ -2,8 +2,8 @@
 
     python scripts/advisories.py .venv-audit [PIP ARGUMENTS ...]
 
-pip-audit, which is installed into that environment, asks the advisory service of PyPI. Where there is no network
-nothing is found out: that is said, and is no failure. The exit code is 1 if a pinned package has a known advisory.
+pip-audit, which is installed into that environment, asks the advisory service of PyPI. Without a network nothing
+is found out: that is said, and is no failure. The exit code is 1 if a pinned package has a known advisory.
 """
 
 from __future__ import annotations

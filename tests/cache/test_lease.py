@@ -263,7 +263,52 @@ class TestFailures:
         run_threads(work, work, opener)
         assert len(errors) == 2
         assert errors[0] is not errors[1]
-        assert cache.source.reads == [KEYS[0]]
+        # The second one had not asked yet when that read began: it has failed in a read of its own.
+        assert cache.source.reads == [KEYS[0]] * 2
+
+    def test_a_read_that_failed_before_it_was_asked_for_is_read_once_more(self, make):
+        class Fault(Gate):
+            def __call__(self, key):
+                super().__call__(key)
+                if key == KEYS[0] and self.arrived.count(key) == 1:
+                    raise ReadError("a passing fault")
+
+        for begun_for in ("a guess", "who has left"):
+            gate = Fault(KEYS[0])
+            cache = make(8, gate)
+            lease = cache.lease(KEYS[:1])
+            if begun_for == "a guess":
+                cache.prefetch(KEYS[:1])
+            else:
+                lease.__enter__()
+            gate.wait_for(KEYS[0])
+            lease.close()
+
+            def opener(cache=cache, gate=gate):
+                wait_until(lambda: len(cache._residency.loading[KEYS[0]].holders) == 1)
+                gate.open()
+
+            run_threads(lambda cache=cache: drain(cache, KEYS[:2]), opener)
+            assert cache.source.reads.count(KEYS[0]) == 2
+            assert_consistent(cache)
+
+    def test_a_read_that_nobody_wants_any_more_is_not_repeated(self, make):
+        class Fault(Gate):
+            def __call__(self, key):
+                super().__call__(key)
+                if key == KEYS[0]:
+                    raise ReadError("a lasting fault")
+
+        gate = Fault(KEYS[0])
+        cache = make(8, gate)
+        cache.prefetch(KEYS[:1])
+        gate.wait_for(KEYS[0])
+        with cache.lease(KEYS[:1]):
+            gate.open()
+        drain(cache, KEYS[1:4])
+        wait_until(lambda: not cache._residency.loading)
+        assert cache.source.reads.count(KEYS[0]) <= 2
+        assert_consistent(cache)
 
     def test_leaving_early_by_any_way_gives_everything_up(self, make):
         cache = make(4)

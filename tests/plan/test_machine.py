@@ -215,3 +215,62 @@ def test_default_budget_is_never_negative() -> None:
 @pytest.mark.parametrize(("attainable", "margin"), [(GIB, 256 * 2**20), (8 * GIB, GIB // 2), (256 * GIB, 2 * GIB)])
 def test_margin_is_a_sixteenth_within_bounds(attainable: int, margin: int) -> None:
     assert memory_margin(attainable) == margin
+
+
+def nested(version: int, groups: dict[str, tuple[int | str, int, int]]) -> dict[str, str]:
+    """Files of nested cgroups: path → (limit, used, page cache of it)."""
+    v2 = version == 2
+    mounts, member = (V2_MOUNTS, "0::") if v2 else (V1_MOUNTS, "4:memory:")
+    base = "sys/fs/cgroup" if v2 else "sys/fs/cgroup/memory"
+    files = {"proc/self/mountinfo": mounts, "proc/self/cgroup": f"{member}{max(groups, key=len)}\n"}
+    for path, (limit, used, cached) in groups.items():
+        files[f"{base}{path}/memory.{'max' if v2 else 'limit_in_bytes'}"] = f"{limit}\n"
+        files[f"{base}{path}/memory.{'current' if v2 else 'usage_in_bytes'}"] = f"{used}\n"
+        stat = f"file {cached}\nshmem 0\n" if v2 else f"total_cache {cached}\ntotal_shmem 0\n"
+        files[f"{base}{path}/memory.stat"] = stat
+    return files
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("groups", "tightest", "left"),
+    [
+        # The pod's limit is the larger one, and nearly used up by others.
+        ({"/pod": (10 * GIB, 9 * GIB, 0), "/pod/me": (7 * GIB, GIB, 0)}, "/pod", GIB),
+        # What others have in the pod is page cache: the container's own limit is what counts.
+        ({"/pod": (10 * GIB, 9 * GIB, 8 * GIB), "/pod/me": (7 * GIB, GIB, 0)}, "/pod/me", 6 * GIB),
+        # The one in the middle.
+        (
+            {
+                "/a": (15 * GIB, 10 * GIB, 0),
+                "/a/b": (5 * GIB, 3 * GIB, 0),
+                "/a/b/c": (4 * GIB, GIB // 2, 0),
+            },
+            "/a/b",
+            2 * GIB,
+        ),
+        # More is used than is allowed, as after a limit was lowered.
+        ({"/pod": (2 * GIB, 3 * GIB, 0), "/pod/me": (GIB, 0, 0)}, "/pod", 0),
+    ],
+)
+def test_the_cgroup_with_the_least_room_counts(
+    root: Path, version: int, groups: dict[str, tuple[int, int, int]], tightest: str, left: int
+) -> None:
+    write(root, **nested(version, groups))
+    found = cgroup_memory(root=root)
+    assert found is not None
+    assert str(found.path).endswith(tightest)
+    assert found.headroom == left
+    assert memory_limits(root=root).attainable == left + 200 * 2**20
+    assert cgroup_memory_limit(root=root) == min(limit for limit, _, _ in groups.values())
+
+
+def test_v1_limit_that_only_the_statistics_tell(root: Path) -> None:
+    """In a container the ancestors' directories are not there, but their limit is in the kernel's figures."""
+    files = nested(1, {"/": ("9223372036854771712", GIB, 0)})
+    files["sys/fs/cgroup/memory//memory.stat"] = f"hierarchical_memory_limit {3 * GIB}\ntotal_cache 0\n"
+    write(root, **files)
+    assert cgroup_memory_limit(root=root) == 3 * GIB
+    found = cgroup_memory(root=root)
+    assert found is not None
+    assert found.headroom == 2 * GIB

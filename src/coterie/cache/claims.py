@@ -29,11 +29,12 @@ class Entry:
         announced: Whether it was read because a scan had announced that it would ask for it.
         warmed: Whether it was read because it is worth having.
         reader: The claim that it is read for, if any.
+        asked: The claims that waited for it when its read began.
         unclaimed_nbytes: Bytes that were read for it before a claim asked for it, if that was announced.
     """
 
     __slots__ = (
-        "announced", "cold", "hinted", "holders", "key", "layout", "loaded", "reader", "slot", "tensors",
+        "announced", "asked", "cold", "hinted", "holders", "key", "layout", "loaded", "reader", "slot", "tensors",
         "unclaimed_nbytes", "warmed",
     )  # fmt: skip
 
@@ -49,6 +50,7 @@ class Entry:
         self.announced = False
         self.warmed = False
         self.reader = reader
+        self.asked: frozenset[Claim] = frozenset()
         self.unclaimed_nbytes = 0
 
 

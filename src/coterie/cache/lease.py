@@ -121,8 +121,9 @@ class Lease:
         self._scheduler.abort(self._claim)
 
     def __del__(self) -> None:
-        # An interrupt can lose a lease before its 'with' block begins.
-        if not self._claim.closed:
+        # An interrupt can lose a lease before its 'with' block begins, or before it has a claim.
+        claim = getattr(self, "_claim", None)
+        if claim is not None and not claim.closed:
             with contextlib.suppress(Exception):
                 self.close()
 
@@ -175,6 +176,6 @@ class Held:
         self.release()
 
     def __del__(self) -> None:
-        if self._token is not None or self._lease is not None:
+        if getattr(self, "_token", None) is not None or getattr(self, "_lease", None) is not None:
             with contextlib.suppress(Exception):
                 self.release()

@@ -18,6 +18,7 @@ from coterie.cache.outstanding import Outstanding
 from coterie.cache.readers import Readers
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
+from coterie.cache.waiting import Waiters
 from coterie.errors import CoterieError, ReadError, UsageError
 from coterie.spec import ExpertKey
 
@@ -49,12 +50,14 @@ class Scheduler:
         self.at_once = threads
         self._queue_depth = queue_depth
         self.lock = threading.RLock()
-        self._ready = threading.Condition(self.lock)
+        self._waiters = Waiters()
         self.claims: dict[Claim, None] = {}
         # Claims whose members must stay together and that lack slots; the first may hold while it waits for more.
         self._together: deque[Claim] = deque()
         self.guesses = Guesses(residency)
         self.outstanding = Outstanding()
+        # Read without success before those who wait for them had asked: they are read once more.
+        self._again: deque[Entry] = deque()
         self._tickets = itertools.count()
         self._failure: BaseException | None = None
         self.closed = False
@@ -110,11 +113,14 @@ class Scheduler:
             ReadError, ChecksumError, CoterieError: If a read that the claim waits for failed.
             UsageError: If the lease or the cache is closed meanwhile.
         """
-        with self.lock:
-            claim.retire_current()
-            self._wake_reader()
-            try:
-                while True:
+        came_back = False
+        try:
+            while True:
+                with self.lock:
+                    if not came_back:
+                        came_back = True
+                        claim.retire_current()
+                        self._wake_reader()
                     self._check_claim(claim)
                     if not claim.admitted and self._together[0] is claim:
                         self._admit(claim)
@@ -124,9 +130,10 @@ class Scheduler:
                             # Less is ahead of the consumer: more may be read while it computes.
                             self._wake_reader()
                         return entries
-                    self._wait(claim)
-            finally:
-                claim.waiting_since = None
+                    bar = self._begin_waiting(claim)
+                self._wait(claim, bar)
+        finally:
+            claim.waiting_since = None
 
     def abort(self, claim: Claim) -> None:
         """As :meth:`release`, where the thread will not go on as it has announced."""
@@ -149,12 +156,12 @@ class Scheduler:
             if claim in self._together:
                 self._together.remove(claim)
             self.claims.pop(claim, None)
-            # Last, so that a release that was interrupted is done again when the lease is collected.
-            claim.closed = True
-            self._ready.notify_all()
+            self._waiters.wake_all()
             self._wake_reader()
             if self.guesses:
                 self._readers.notify()
+            # Last, so that a release that was interrupted is done again when the lease is collected.
+            claim.closed = True
 
     def release_hold(self, token: object) -> None:
         """Gives up a hold. Harmless when repeated."""
@@ -208,7 +215,7 @@ class Scheduler:
         with self.lock:
             self.closed = True
             self.usable = False
-            self._ready.notify_all()
+            self._waiters.wake_all()
             self._readers.close()
             self._grower.close()
         if not wait:
@@ -261,20 +268,24 @@ class Scheduler:
             self._readers.notify()
         elif claim in self._together:
             self._together.remove(claim)
-            self._ready.notify_all()
+            self._waiters.wake_all()
 
-    def _wait(self, claim: Claim) -> None:
-        began = time.perf_counter()
+    def _begin_waiting(self, claim: Claim) -> threading.Lock:
         if claim.waiting_since is None:
             claim.waiting_since = next(self._tickets)
+        self._readers.notify()
+        self._grower.notify()
+        return self._waiters.join()
+
+    def _wait(self, claim: Claim, bar: threading.Lock) -> None:
+        began = time.perf_counter()
         try:
-            self._readers.notify()
-            self._grower.notify()
-            self._ready.wait()
+            self._waiters.wait(bar)
         finally:
             waited = time.perf_counter() - began
             claim.wait_s += waited
-            self.residency.counters.wait_s += waited
+            with self.lock:
+                self.residency.counters.wait_s += waited
 
     def _is_quiet(self) -> bool:
         """Whether nobody is likely to compute: a consumer waits, or nothing has been asked for in a while."""
@@ -292,8 +303,9 @@ class Scheduler:
 
     def next_entry(self, *, ahead: bool) -> Entry | None:
         """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, for a hint."""
-        entry = self._demanded() or self._announced() or (None if ahead else self._guessed())
+        entry = self._failed() or self._demanded() or self._announced() or (None if ahead else self._guessed())
         if entry is not None:
+            entry.asked = frozenset(entry.holders)
             self.outstanding.begin(entry)
         self._grower.notify()
         return entry
@@ -310,12 +322,12 @@ class Scheduler:
         """Gives consumers an entry that has been read, or the reason why it could not be."""
         self.outstanding.end(entry)
         self._publish(entry, tensors, nbytes, error)
-        self._ready.notify_all()
+        self._waiters.wake_all()
 
     def fail(self, error: BaseException) -> None:
         """Has every consumer raise: a reading thread is gone."""
         self._failure = error
-        self._ready.notify_all()
+        self._waiters.wake_all()
 
     def _wake_reader(self) -> None:
         if self._is_demanded() or self.guesses.announced:
@@ -323,7 +335,17 @@ class Scheduler:
 
     def _is_demanded(self) -> bool:
         # A tuple, because collecting a lost lease can change the table at any moment.
-        return any(claim.todo for claim in tuple(self.claims))
+        return bool(self._again) or any(claim.todo for claim in tuple(self.claims))
+
+    def _failed(self) -> Entry | None:
+        """What is read once more; nobody may want it any more."""
+        while self._again:
+            entry = self._again.popleft()
+            if entry.holders:
+                return entry
+            self.residency.abandon(entry)
+            self._waiters.wake_all()
+        return None
 
     def _demanded(self) -> Entry | None:
         for claim in self._by_urgency():
@@ -351,7 +373,7 @@ class Scheduler:
             self.note_hits([entry])
         self._ask(claim, entry)
         if entry.loaded or (not claim.todo and claim.together):
-            self._ready.notify_all()
+            self._waiters.wake_all()
         if not claim.todo and claim in self._together:
             self._together.remove(claim)
 
@@ -416,10 +438,22 @@ class Scheduler:
         else:
             self.residency.counters.prefetch_bytes += nbytes
         if error is not None:
-            self.residency.abandon(entry)
-            for claim in waiting:
-                claim.fail(entry.key, error)
+            self._refuse(entry, waiting, error)
             return
         self.residency.complete(entry, tensors)
         for claim in waiting:
             claim.arrive(entry)
+
+    def _refuse(self, entry: Entry, waiting: Sequence[Claim], error: CoterieError) -> None:
+        """A read has failed: for who had asked when it began. Who came later is owed a read of its own."""
+        for claim in waiting:
+            if claim in entry.asked:
+                claim.fail(entry.key, error)
+                entry.holders.discard(claim)
+        later = [claim for claim in waiting if claim not in entry.asked]
+        if not later:
+            self.residency.abandon(entry)
+            return
+        entry.reader = later[0]
+        self._again.append(entry)
+        self._readers.notify()

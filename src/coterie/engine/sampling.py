@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 
 _SHAPES = ("temperature", "top_p", "top_k", "min_p")
-_IDLE = {"temperature": (0, 1), "top_p": (1,), "top_k": (0, -1), "min_p": (0,)}
+_IDLE = {"temperature": (0,), "top_p": (1,), "top_k": (0, -1), "min_p": (0,)}
 """Values of these that shape nothing, and may be said where nothing is sampled."""
 
 
@@ -122,15 +120,3 @@ class Sampling:
         if self.repetition_penalty is not None:
             config.repetition_penalty = float(self.repetition_penalty)
         return config
-
-    @contextmanager
-    def seeded(self) -> Iterator[None]:
-        """Inside, torch's random numbers come from the seed; afterwards they go on as if nothing had been."""
-        if self.seed is None:
-            yield
-            return
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            yield

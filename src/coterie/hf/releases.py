@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
+from importlib import import_module, metadata
 
 from packaging.version import InvalidVersion, Version
 
@@ -21,9 +21,7 @@ def installed() -> str:
     try:
         return metadata.version("transformers")
     except metadata.PackageNotFoundError:  # run from its sources
-        import transformers
-
-        return str(transformers.__version__)
+        return str(import_module("transformers").__version__)
 
 
 def newest_tested() -> Version:

@@ -47,12 +47,13 @@ class ProcessMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CgroupMemory:
-    """The tightest memory limit among the cgroups that this process is in.
+    """One of the memory limits of the cgroups that this process is in.
 
     Attributes:
         version: cgroup version of the hierarchy.
-        path: Directory of the cgroup that sets the limit.
-        limit: Its limit in bytes (for v2 the smaller of ``memory.max`` and ``memory.high``).
+        path: Directory of the cgroup that has the limit.
+        limit: Its limit in bytes (for v2 the smaller of ``memory.max`` and ``memory.high``; for v1 that of an ancestor
+            which a container does not show, if that is smaller).
         usage: Bytes charged to it, page cache included.
         file_cache: Of these, page cache, which the kernel gives back under pressure.
     """
@@ -76,7 +77,7 @@ class MemoryLimits:
     Attributes:
         total: Physical memory.
         available: What could be allocated without swapping, as the kernel estimates it.
-        cgroup: The tightest cgroup limit, or None where none applies.
+        cgroup: The cgroup with the least memory left, or None where none has a limit.
         process: What this process holds now.
     """
 
@@ -172,23 +173,31 @@ def process_memory(*, exact: bool = False, root: Path = SYSTEM_ROOT) -> ProcessM
 
 def cgroup_memory_limit(*, root: Path = SYSTEM_ROOT) -> int | None:
     """The tightest memory limit in bytes of the cgroups that this process is in, or None where none applies."""
-    found = cgroup_memory(root=root)
-    return None if found is None else found.limit
+    return min((found.limit for found in _limited_cgroups(root)), default=None)
 
 
 def cgroup_memory(*, root: Path = SYSTEM_ROOT) -> CgroupMemory | None:
-    """The cgroup, v1 or v2, own or ancestor, that limits this process's memory the most."""
-    limited = [found for version, path in _cgroup_directories(root) if (found := _read_cgroup(version, path))]
-    return min(limited, key=lambda found: found.limit, default=None)
+    """The cgroup, v1 or v2, own or ancestor, in which the least memory is left for this process.
+
+    That is not always the one with the smallest limit: others take from an ancestor's, too.
+    """
+    return min(_limited_cgroups(root), key=lambda found: (found.headroom, found.limit), default=None)
+
+
+def _limited_cgroups(root: Path) -> list[CgroupMemory]:
+    return [found for version, path in _cgroup_directories(root) if (found := _read_cgroup(version, path))]
 
 
 def _read_cgroup(version: Literal[1, 2], path: Path) -> CgroupMemory | None:
     """The limit of one cgroup directory, or None where it has none."""
     names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
-    limits = [value for name in names if (value := _number(path / name)) is not None and value < _UNLIMITED]
+    stat = _stat_fields(path / "memory.stat")
+    stated = [_number(path / name) for name in names]
+    if version == 1:
+        stated.append(stat.get("hierarchical_memory_limit"))
+    limits = [value for value in stated if value is not None and value < _UNLIMITED]
     if not limits:
         return None
-    stat = _stat_fields(path / "memory.stat")
     if version == 2:
         usage, cache = _number(path / "memory.current"), stat.get("file", 0) - stat.get("shmem", 0)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -27,6 +28,9 @@ _VOCABULARY_EVERY = 8
 
 _PAUSE_S = 1.0
 """Between tries while as many segments as may wait do so."""
+
+_ROOM_S = 0.01
+"""Between looks for room for one more."""
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +135,7 @@ class Recording:
         key = mark_key(name)
         return self._fresh_marks.get(key) or self._marks.get(key) or Mark(key, 0, False)
 
-    def mark(self, name: str, position: int, *, done: bool = False) -> None:
+    def mark(self, name: str, position: int, *, done: bool = False, ends_segment: bool = False) -> None:
         """Says that an input has been counted up to a position, and all tokens added so far belong before it.
 
         Ends the segment if it is long enough. The mark is written in one transaction with the counters that it speaks
@@ -141,10 +145,11 @@ class Recording:
             name: Of the input, such as its path.
             position: In units of the caller's choice, such as windows of tokens.
             done: Whether nothing is left of it.
+            ends_segment: Whether the segment is to end here however short it is.
         """
         key = mark_key(name)
         self._fresh_marks[key] = Mark(key, position, done)
-        self._end_segment_if(self._segment_tokens)
+        self._end_segment_if(1 if ends_segment else self._segment_tokens)
 
     def boundary(self) -> None:
         """Says that all banks have seen the same tokens and a segment may end here: between steps of generation."""
@@ -195,8 +200,8 @@ class Recording:
         if self._closing.is_set():
             return
         self._closing.set()
-        self._queue.put(self._parcel(final=True))
-        self._queue.put(None)
+        self._put(self._parcel(final=True))
+        self._put(None)
         self._writer.join()
         error = self._error
         if self._failed and error is not None:
@@ -206,6 +211,16 @@ class Recording:
                 advice=error.advice,
                 **error.facts,
             ) from error
+
+    def _put(self, parcel: _Parcel | None) -> None:
+        """As the queue's own ``put``, in which an interrupt can become a RuntimeError about a lock."""
+        while True:
+            try:
+                self._queue.put_nowait(parcel)
+            except queue.Full:
+                time.sleep(_ROOM_S)
+            else:
+                return
 
     def _write_all(self) -> None:
         """The writer's thread: parcels in order; what fails is tried again before the next one."""
