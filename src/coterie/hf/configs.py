@@ -142,11 +142,21 @@ def _model_class(name: str) -> type[PreTrainedModel] | None:
 
 
 def _class_of_type(config: PreTrainedConfig, architecture: str) -> type[PreTrainedModel] | None:
-    """The class that transformers has for a type of model under another name than its makers gave it."""
+    """The class that transformers has for a type of model under another name than its makers gave it.
+
+    Only of another family: where a family has classes of its own, one that is not among them computes otherwise.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) if architecture.endswith("ForCausalLM") else None
-    return found if isinstance(found, type) else None
+    if not isinstance(found, type) or _family(found) == _family(type(config)):
+        return None
+    return found
+
+
+def _family(cls: type) -> str:
+    """The package of transformers that a class is defined in, such as ``qwen3_moe``."""
+    return cls.__module__.rpartition(".")[0]
 
 
 def _component_class(architecture: str, component: str) -> str:
