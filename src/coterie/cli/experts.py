@@ -181,7 +181,8 @@ def _tokens(card: ExpertCard, tokenizer: str | None) -> str:
     from coterie.cli.opening import import_engine
 
     import_engine(quiet=True)
-    from coterie.engine.token_texts import quoted, recorded_token_texts, token_texts
+    from coterie.engine.token_texts import recorded_token_texts, token_texts
+    from coterie.profiles.heavy_tokens import quoted
 
     text_of = recorded_token_texts(card.tokenizer) if tokenizer is None else token_texts(tokenizer)
 
