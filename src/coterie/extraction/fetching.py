@@ -150,7 +150,7 @@ class FetchingExperts:
         paths = {self._checkpoint.tensors[name].path for name in names}
         self._check_unchanged(key, {path: stamp for path, stamp in self._shards.items() if path in paths})
         with self._download_lock:
-            # A downloaded shard brings its true offsets; two threads must not undo each other's.
+            # One thread downloads a shard; the others find it here.
             self._checkpoint.download(names)
             self._shards = file_stamps(paths) | self._shards
             before = {path: self._shards[path] for path in paths}

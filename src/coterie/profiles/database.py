@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, Connection, cast, func, select
 from coterie.errors import ProfileFormatError, ProfileIdentityError, ProfileNotFoundError, ProfileWriteError, UsageError
 from coterie.profiles import reading, tables, writing
 from coterie.profiles.connection import WRITING, make_engine
-from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary
+from coterie.profiles.facts import Group, Mark, RunFacts, SegmentFacts, Vocabulary
 from coterie.profiles.failures import translated
 from coterie.profiles.location import Location, locate
 from coterie.profiles.reading import RunRows
@@ -231,6 +231,11 @@ class ProfileDatabase:
         """Enters marks where they are further on; errors as of `write_segment`."""
         with self.writing() as connection:
             writing.put_marks(connection, self._rows(connection, uuid), marks)
+
+    def group_segments(self, identity: str) -> dict[Group, int]:
+        """Groups of tokens → in how many segments of a model's runs they have any."""
+        with self.reading() as connection:
+            return reading.read_group_segments(connection, identity)
 
     def state(self) -> tuple[int, int]:
         """Numbers that change whenever a segment is added: for whoever keeps what was computed from a profile."""

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie.survey.material import Material, MaterialKind, gather
+    from coterie.survey.material import Material, MaterialKind, gather, without_repetitions, work_done
     from coterie.survey.running import Survey, survey
 
 _HOMES = {
@@ -18,10 +18,12 @@ _HOMES = {
     "Survey": "coterie.survey.running",
     "gather": "coterie.survey.material",
     "survey": "coterie.survey.running",
+    "without_repetitions": "coterie.survey.material",
+    "work_done": "coterie.survey.material",
 }
 """Public name -> the module that defines it, as under ``TYPE_CHECKING``."""
 
-__all__ = ["Material", "MaterialKind", "Survey", "gather", "survey"]
+__all__ = ["Material", "MaterialKind", "Survey", "gather", "survey", "without_repetitions", "work_done"]
 
 
 def __getattr__(name: str) -> object:
