@@ -37,6 +37,7 @@ WRONG = [
     (("evaluate", "bundled", "--text", "."), "a directory"),
     (("profile", "record", "bundled", "-o", "p.db"), "nothing to run the model over"),
     (("profile", "record", "bundled", "-o", "p.db", "--text", "code=nowhere"), "There is no file"),
+    (("experts", "show", "p.db", "0", "1", "--tokenizer", "./nowhere"), "There is no directory"),
     (("generate", "And it came to pass"), "MODEL comes first"),
     (("extract", "bundled", "bundled"), "model in the package"),
     (("serve",), "serve"),
