@@ -72,7 +72,7 @@ def load(
     thread count.
 
     Args:
-        path: A store, a checkpoint directory, a Hub id, or ``"bundled"``.
+        path: A store (its path, or its name in ``coterie stores``), a checkpoint directory, a Hub id, or ``"bundled"``.
         memory: Ceiling for the whole process, such as ``"8GiB"``. Default: what the machine and the cgroup allow,
             less a margin. To keep it, torch's caches of compiled kernels are bounded through the environment where
             that does not bound them already (``LRU_CACHE_CAPACITY``, ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``).
