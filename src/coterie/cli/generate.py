@@ -44,7 +44,7 @@ from coterie.cli.generation_options import (
     template_variables,
 )
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
-from coterie.cli.opening import OpenOptions, open_model
+from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import InputError, UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import read_prompt, read_prompt_from_stdin
@@ -185,36 +185,18 @@ def command(
     variables = template_variables(template_option)
     answers = _wants_answer(chat, system, chat_template, variables, speak)
     text = _read_prompt(prompt, file, has_media=bool(image or audio))
-    from coterie.engine.chat import ChatOptions
     from coterie.engine.sampling import Sampling
 
-    request = _Request(
-        sampling=Sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repeat_penalty,
-            stop=tuple(stop or ()),
-            seed=seed,
-            greedy=greedy,
-        ),
-        chat=answers,
-        system=system,
-        template=ChatOptions(template=chat_template, variables=variables),
-        prompt=text,
-        images=tuple(image or ()),
-        audios=tuple(audio or ()),
-        speech=speak,
-        speaker=speaker,
-        stats=stats,
-        per_token=per_token,
-        trace=record_trace,
-        profile=record_profile,
-        domain=checked_domain,
-        salience=salience,
-        adapt_experts=adapt_experts,
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repeat_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+        greedy=greedy,
     )
     options = OpenOptions(
         memory=memory,
@@ -234,6 +216,28 @@ def command(
         offline=offline,
         threads=threads,
         whole=speak is not None,
+    )
+    options.check()
+    import_engine(quiet=quiet)
+    from coterie.engine.chat import ChatOptions
+
+    request = _Request(
+        sampling=sampling,
+        chat=answers,
+        system=system,
+        template=ChatOptions(template=chat_template, variables=variables),
+        prompt=text,
+        images=tuple(image or ()),
+        audios=tuple(audio or ()),
+        speech=speak,
+        speaker=speaker,
+        stats=stats,
+        per_token=per_token,
+        trace=record_trace,
+        profile=record_profile,
+        domain=checked_domain,
+        salience=salience,
+        adapt_experts=adapt_experts,
     )
     with open_model(model, options, quiet=quiet) as opened:
         _run(opened, request, as_json=as_json, quiet=quiet)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coterie.engine.decoding import DECODING, FULL_PROCESSOR_NBYTES, check_values, decoding_room
 from coterie.engine.picture import read_picture
 from coterie.engine.placeholders import MediaTokens, expand, picture_lengths, place_media, sound_lengths
 from coterie.engine.processors import Processors
@@ -155,13 +156,23 @@ def _from_parts(
 
 
 def _picture_features(processors: Processors, images: Sequence[str | Path]) -> Inputs:
-    processor = processors.image_processor
-    pictures = [read_picture(path) for path in images]
-    with foreign("The pictures with the image processor", processors.path, error=InputError, advice=None):
-        for path, picture in zip(images, pictures, strict=True):
-            _check_pixels(processor, picture, path)
-        features = processor(images=pictures, return_tensors="pt")
-        return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
+    import torch
+
+    # One by one: what a picture becomes is small beside what it is while it is decoded.
+    found = [_one_picture(processors, path) for path in images]
+    return {name: torch.cat([one[name] for one in found]) for name in ("pixel_values", "image_grid_thw")}
+
+
+def _one_picture(processors: Processors, path: str | Path) -> Inputs:
+    with DECODING:
+        room = decoding_room()
+        picture = read_picture(path, room=room)
+        with foreign(f"The picture {path} with the image processor", processors.path, error=InputError, advice=None):
+            _check_pixels(processors.image_processor, picture, path)
+            picture = processors.scaled(picture)
+            check_values(picture.width * picture.height, path, room)
+            features = processors.image_processor(images=[picture], return_tensors="pt")
+            return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
 
 
 def _check_pixels(processor: Any, picture: Any, path: str | Path) -> None:
@@ -208,6 +219,17 @@ def _read_sounds(processors: Processors, audios: Sequence[str | Path]) -> list[A
     return sounds
 
 
+def _all_pictures(images: Sequence[str | Path]) -> list[Any]:
+    """Pictures for a processor that wants all at once, and takes about as much again for each."""
+    pictures: list[Any] = []
+    with DECODING:
+        for path in images:
+            room = decoding_room()
+            held = sum(picture.width * picture.height for picture in pictures) * FULL_PROCESSOR_NBYTES
+            pictures.append(read_picture(path, room=None if room is None else (room - held) // 2))
+    return pictures
+
+
 def _with_full_processor(
     processors: Processors,
     full: Any,
@@ -223,7 +245,7 @@ def _with_full_processor(
     texts = place_media(texts, [(tokens, count) for tokens, count in media if tokens is not None])
     options: dict[str, Any] = {}
     if images:
-        options["images"] = [read_picture(path) for path in images]
+        options["images"] = _all_pictures(images)
     if audios:
         options["audio"] = _read_sounds(processors, audios)
     if len(texts) > 1:

@@ -29,6 +29,7 @@ from coterie.integration import (
     check_missing,
     forget,
     install_guards,
+    let_go_after_failure,
     process_neighbours,
     register,
 )
@@ -220,6 +221,8 @@ def _load(
             clock.max_context = context
     forget(model)
     install_guards(model, attachment.removed)
+    if model.can_generate():
+        let_go_after_failure(model)
     runtime = Runtime(
         source=source,
         attachment=attachment,

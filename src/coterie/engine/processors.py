@@ -22,6 +22,7 @@ from coterie.spec import install_advice
 from coterie.store import Store, is_store
 
 if TYPE_CHECKING:
+    from PIL import Image
     from transformers import PreTrainedTokenizerBase
 
 
@@ -33,6 +34,9 @@ class _QwenMedia:
     token_types: bool
     """The model computes its positions from ``mm_token_type_ids`` (1 where the token is of a picture)."""
 
+
+_LARGE_PIXELS = 1 << 20
+"""Pictures with fewer are left to the image processor as they are."""
 
 _QWEN_MEDIA = {
     "qwen3_omni_moe": _QwenMedia(sounds=True, token_types=False),
@@ -123,6 +127,25 @@ class Processors:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         return self._load(Qwen2VLImageProcessorPil, "image processor")
+
+    def scaled(self, picture: Image.Image) -> Image.Image:
+        """A large picture in the size that the image processor gives it, with the same pixels as it would have.
+
+        The processor would make two copies of it first.
+        """
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        made = self.image_processor
+        if picture.width * picture.height < _LARGE_PIXELS or not made.do_resize:
+            return picture
+        height, width = smart_resize(
+            picture.height,
+            picture.width,
+            factor=made.patch_size * made.merge_size,
+            min_pixels=made.size["shortest_edge"],
+            max_pixels=made.size["longest_edge"],
+        )
+        return picture.resize((width, height), resample=made.resample)
 
     @cached_property
     def feature_extractor(self) -> Any:

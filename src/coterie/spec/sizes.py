@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from coterie.errors import UsageError
 
@@ -107,3 +108,14 @@ def parse_ranges(text: str, *, what: str, limit: int | None = None) -> tuple[int
             raise UsageError(f"{what} {last} does not exist: the model has {what} 0 to {limit - 1}.", limit=limit)
         chosen.update(range(first, last + 1))
     return tuple(sorted(chosen))
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Writes numbers for people: ``"0 to 7, 12"``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first} to {last}" if last > first else f"{first}" for first, last in runs)
