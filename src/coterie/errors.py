@@ -25,6 +25,7 @@
     ├── LoadError                  loading would have left weights uninitialised or foreign
     ├── ReadError                  an expert could not be read while running
     ├── ContextLengthError         more tokens than the budget was made for
+    ├── OutputError                a file that was asked for cannot be written
     ├── InputError                 a prompt, picture or sound cannot be turned into model inputs
     ├── MissingPackageError        an optional package is not installed (says the line that installs it)
     └── ProfileError               a database of what experts do cannot be used
@@ -182,6 +183,10 @@ class ContextLengthError(CoterieError):
 
 class InputError(CoterieError):
     """A prompt, picture or sound cannot be turned into model inputs."""
+
+
+class OutputError(CoterieError):
+    """A file that was asked for cannot be written; what was there before is unchanged."""
 
 
 class MissingPackageError(CoterieError):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 _LARGE = (".safetensors", ".bin", ".gguf")
+_XET: frozenset[str] = frozenset()
 _PIECE = 16 * 1024
 
 Kind = Literal["status", "reset", "close", "stall", "corrupt", "unranged", "short"]
@@ -325,8 +326,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _listed(directory: Path, path: Path) -> dict[str, Any]:
     size = path.stat().st_size
-    entry = {"type": "file", "path": path.relative_to(directory).as_posix(), "size": size, "oid": _git_blob(path)}
-    return entry | ({"lfs": {"oid": _sha256(path), "size": size}} if path.name.endswith(_LARGE) else {})
+    entry: dict[str, Any] = {
+        "type": "file",
+        "path": path.relative_to(directory).as_posix(),
+        "size": size,
+        "oid": _git_blob(path),
+    }
+    if path.name.endswith(_LARGE):
+        entry["lfs"] = {"oid": _sha256(path), "size": size}
+    if path.name in _XET:
+        entry["xetHash"] = _sha256(path)
+    return entry
 
 
 def _sha256(path: Path) -> str:

@@ -58,7 +58,7 @@ def test_commands_are_not_turns(talk, asked, tmp_path) -> None:
     assert asked[1][1] == []
     for line in ("/image PATH", "hit rate", "The conversation is forgotten.", "Did you mean /reset?"):
         assert line in outcome.err
-    assert outcome.code == 0
+    assert outcome.code == 1  # for /rest
 
 
 def test_media_go_with_the_next_message(talk, tmp_path) -> None:
@@ -68,15 +68,71 @@ def test_media_go_with_the_next_message(talk, tmp_path) -> None:
     assert "There is no file '/nowhere.png'" in outcome.err
     assert "/audio needs the path" in outcome.err
     assert "go.wav" in outcome.err  # not a picture, and the session went on
-    assert (outcome.code, outcome.out) == (0, "")
+    assert (outcome.code, outcome.out) == (1, "")
 
 
-def test_a_conversation_that_is_too_long_says_how_to_go_on(talk, asked) -> None:
-    options = ("--memory", "6GiB", "--expert-memory", "36MiB", "--max-context", "12")
-    outcome = talk("Hello, how are you", "And what is that to you", "/reset", "hi", options=options)
-    assert "/reset" in outcome.err
+def test_a_full_context_forgets_the_oldest_turns(talk, asked) -> None:
+    options = ("--memory", "6GiB", "--expert-memory", "36MiB", "--max-context", "24")
+    outcome = talk("Hello, how are you", "And what is that to you", "And who are they", options=options)
     assert outcome.code == 0
-    assert asked[-1] == ("hi", [])
+    assert "The context is full: the oldest 2 messages were forgotten." in outcome.err
+    assert "--max-context" in outcome.err
+    assert len(asked) == 3
+
+
+def test_a_message_that_is_too_long_by_itself_is_a_failed_turn(talk, asked) -> None:
+    options = ("--memory", "6GiB", "--expert-memory", "36MiB", "--max-context", "12")
+    outcome = talk("And what is that to you and to me and to all of us who came to pass", "hi", options=options)
+    assert "--max-context" in outcome.err
+    assert len(outcome.out.strip().splitlines()) == 1
+    assert outcome.code == 1
+
+
+def test_turns_are_undone_retried_kept_and_loaded(talk, asked, tmp_path) -> None:
+    file = tmp_path / "talk.json"
+    outcome = talk(
+        "hi", "/retry", "/undo", "/undo", "a", f"/save {file}", "/load " + str(file), "b", options=("--greedy",)
+    )
+    assert outcome.code == 0
+    answers = [line for line in outcome.out.splitlines() if line]
+    assert answers[0] == answers[1]
+    assert asked[-1] == ("b", ["user", "assistant"])
+    assert [message["role"] for message in json.loads(file.read_text())["messages"]] == ["user", "assistant"]
+    assert "There is no message to forget." in outcome.err
+    assert talk("/load /nowhere.json", "/retry", "/save").code == 1
+
+
+def test_settings_and_the_system_message_change(talk, monkeypatch) -> None:
+    seen = []
+
+    def remember(self, text, **options):
+        seen.append((self.sampling, self.messages))
+        return ask(self, text, **options)
+
+    ask = Conversation.ask
+    monkeypatch.setattr(Conversation, "ask", remember)
+    lines = ("/set temperature 0.7", "/set parameter top_k 5", "/set stop x 'y z'", "/system Be brief.", "hi")
+    assert talk(*lines, options=("--greedy",)).code == 0
+    sampling, messages = seen[0]
+    assert (sampling.temperature, sampling.top_k, sampling.stop, sampling.greedy) == (0.7, 5, ("x", "y z"), None)
+    assert messages == [{"role": "system", "content": "Be brief."}]
+    outcome = talk("/set temprature 1", "/set top_p 7", "/set top_k x", "/set")
+    assert outcome.code == 1
+    assert "Did you mean 'temperature'?" in outcome.err
+    assert "--top-p must be" in outcome.err
+
+
+def test_several_lines_are_one_message_between_quotes(talk, asked) -> None:
+    talk('"""', "one", "", "two", '"""', '"""three"""', "/bye", "never said")
+    assert [text for text, _ in asked] == ["one\n\ntwo", "three"]
+
+
+def test_a_line_that_is_not_utf8_is_a_failed_turn_and_no_more(coterie, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\nhi\n"), encoding="utf-8"))
+    outcome = coterie("chat", "bundled", *FAST)
+    assert outcome.code == 1
+    assert "is not UTF-8 text" in outcome.err
+    assert len(outcome.out.strip().splitlines()) == 1
 
 
 def test_statistics_are_written_at_the_end(talk, tmp_path) -> None:

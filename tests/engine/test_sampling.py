@@ -61,7 +61,7 @@ def test_a_temperature_of_0_is_greedy_whatever_else_is_said() -> None:
 def test_what_other_tools_write_for_none_is_none() -> None:
     wishes = Sampling(max_new_tokens=-1, top_k=-1, seed=-1)
     assert (wishes.max_new_tokens, wishes.top_k, wishes.seed) == (None, 0, None)
-    assert Sampling(greedy=True, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0).unused(GenerationConfig()) == ()
+    assert Sampling(greedy=True, temperature=0, top_p=1.0, top_k=0, min_p=0.0).unused(GenerationConfig()) == ()
 
 
 def test_min_p_samples_and_a_penalty_does_not() -> None:

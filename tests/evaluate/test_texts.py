@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -8,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from coterie.errors import InputError, UsageError
-from coterie.evaluate import encode, read_text
+from coterie.evaluate import encode
 from coterie.evaluate.texts import check_same_tokens
 
 
@@ -37,30 +35,6 @@ def test_what_the_tokenizer_begins_texts_with_begins_windows() -> None:
 
 def test_a_limit_counts_predictions() -> None:
     assert len(encode(tokenizer("a"), "a " * 50, name="x", limit=7).ids) == 8
-
-
-def test_a_byte_order_mark_is_no_text_and_line_ends_stay(tmp_path: Path) -> None:
-    path = tmp_path / "x.txt"
-    path.write_bytes(b"\xef\xbb\xbfa\r\nb")
-    assert read_text(path) == "a\r\nb"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"", "is empty"), (b" \n\n", "is empty"), (b"abc \xff\xfe", "not UTF-8 .* at byte 4")]
-)
-def test_what_cannot_be_read_is_named(content: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "bad.txt"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
-        read_text(path)
-    assert str(path) in str(caught.value)
-
-
-def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere.txt cannot be read: No such file"):
-        read_text(tmp_path / "nowhere.txt")
-    with pytest.raises(InputError, match="Is a directory"):
-        read_text(tmp_path)
 
 
 def test_one_token_is_too_few() -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import coterie
-from coterie.errors import LoadError
+from coterie.engine.inputs import build_inputs
+from coterie.engine.processors import Processors
+from coterie.errors import InputError, LoadError
 from coterie.hf.configs import load_config, resolve_model
 from coterie.hf.skeleton import build_skeleton
-from coterie.hf.tokenizer import embedding_rows, load_tokenizer, tokenizer_file
+from coterie.hf.tokenizer import check_ids, embedding_rows, load_tokenizer, tokenizer_file
 
 
 @pytest.fixture
@@ -34,10 +36,19 @@ def test_more_rows_than_tokens_are_padding(bundled):
     assert len(load_tokenizer(bundled, embedding_rows=8320)) == 8192
 
 
-def test_a_token_without_a_row_names_both_numbers(bundled):
-    with pytest.raises(LoadError, match=r"id 8191, but the embedding has 8191 rows") as caught:
-        load_tokenizer(bundled, embedding_rows=8191)
-    assert (caught.value.token_id, caught.value.embedding_rows) == (8191, 8191)
+def test_many_tokens_without_a_row_name_both_numbers(bundled):
+    with pytest.raises(LoadError, match=r"4096 tokens have no row.*id 8191, but the embedding has 4096 rows") as caught:
+        load_tokenizer(bundled, embedding_rows=4096)
+    assert (caught.value.token_id, caught.value.embedding_rows) == (8191, 4096)
+
+
+def test_a_prompt_with_a_token_without_a_row_is_refused(bundled):
+    with pytest.warns(UserWarning, match="1 tokens"):
+        tokenizer = load_tokenizer(bundled, embedding_rows=8191)
+    check_ids(torch.tensor([[0, 8190]]), tokenizer, 8191)
+    with pytest.raises(InputError, match=r"\(id 8191\).*its embedding has 8191") as caught:
+        check_ids(torch.tensor([[0, 8191]]), tokenizer, 8191)
+    assert caught.value.token_id == 8191
 
 
 def test_an_added_token_without_a_row(directory):
@@ -45,8 +56,11 @@ def test_an_added_token_without_a_row(directory):
     content = json.loads(file.read_text(encoding="utf-8"))
     content["added_tokens"].append(content["added_tokens"][-1] | {"id": 8192, "content": "<|extra|>"})
     file.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(LoadError, match=r"'<\|extra\|>' has id 8192, but the embedding has 8192 rows"):
-        load_tokenizer(directory, embedding_rows=8192)
+    with pytest.warns(UserWarning, match=r"1 tokens .* 8192 rows .*'<\|extra\|>'"):
+        processors = Processors(directory, embedding_rows=8192)
+    assert build_inputs(processors, "And it came to pass")["input_ids"].shape[1] > 1
+    with pytest.raises(InputError, match=r"'<\|extra\|>' \(id 8192\)"):
+        build_inputs(processors, "And it <|extra|>")
 
 
 def test_no_tokenizer(tmp_path):
@@ -57,7 +71,7 @@ def test_no_tokenizer(tmp_path):
 
 def test_a_broken_tokenizer(directory):
     (directory / "tokenizer.json").write_text("{")
-    with pytest.raises(LoadError, match="cannot be loaded"):
+    with pytest.raises(LoadError, match="cannot be used"):
         load_tokenizer(directory)
 
 

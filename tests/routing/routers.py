@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from coterie.errors import UnsupportedError
@@ -97,6 +96,7 @@ _SIZES = {
     "moe_num_experts": E,
     "num_experts_per_tok": K,
     "moe_top_k": K,
+    "moe_topk": K,
     "top_k": K,
     "routed_scaling_factor": 1.5,
     "moe_router_scaling_factor": 1.5,
@@ -123,7 +123,6 @@ ALONE = {
 }
 """Router class → module of transformers, for those that are made of a configuration's sizes alone."""
 
-_OTHER_FORM_IN_5_7 = frozenset({"LongcatFlashTopkRouter", "SwitchTransformersTop1Router"})
 _WANTS_3D = frozenset({"AfmoeTokenChoiceRouter", "ZayaRouter"})
 _KEEPS_FLOAT32 = frozenset({"Inkling2TopKRouter"})
 """Classes whose weights transformers keeps in float32 in models of any dtype."""
@@ -136,11 +135,13 @@ class Routed(NamedTuple):
         outputs: Everything.
         ids: int64 [T, K].
         weights: [T, K].
+        logits: [T, E], or what the class gives in their place; where it gives none, those of its product.
     """
 
     outputs: tuple[object, ...]
     ids: torch.Tensor
     weights: torch.Tensor
+    logits: torch.Tensor
 
 
 def block_of(class_name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -186,8 +187,6 @@ def _skeleton(name: str) -> nn.Module:
 @functools.cache
 def _alone(class_name: str) -> nn.Module:
     name = ALONE[class_name]
-    if class_name in _OTHER_FORM_IN_5_7 and transformers.__version__.startswith("5.7."):
-        pytest.skip("has another form in this transformers, which the contract does not describe")
     try:
         cls = getattr(importlib.import_module(f"transformers.models.{name}.modeling_{name}"), class_name)
     except (ImportError, AttributeError):
@@ -249,12 +248,19 @@ def width_of(router: nn.Module) -> int:
 
 
 def route(router: nn.Module, arguments: dict[str, torch.Tensor]) -> Routed:
-    """Runs a router; ids and weights by their shape, as no class gives them in another order than its release's."""
+    """Runs a router; what it gives is told by shape and place, as releases differ in the order."""
     with torch.no_grad():
         outputs = tuple(router(**{name: value.clone() for name, value in arguments.items()}))
-    ids = next(o for o in outputs if isinstance(o, torch.Tensor) and o.dtype == torch.int64 and o.ndim == 2)
-    weights = next(o for o in outputs[1:] if o.is_floating_point() and o.shape == ids.shape)
-    return Routed(outputs, ids, weights)
+    at, ids = next((i, o) for i, o in enumerate(outputs) if o.dtype == torch.int64 and o.ndim == 2)
+    # With all experts chosen logits have the shape of weights, too; these stand beside the ids.
+    beside = [i for i in (at + 1, at - 1) if 0 <= i < len(outputs)]
+    of_weights = next(i for i in beside if outputs[i].is_floating_point() and outputs[i].shape == ids.shape)
+    others = [o for i, o in enumerate(outputs) if i not in (at, of_weights) and o.is_floating_point()]
+    if others:
+        return Routed(outputs, ids, outputs[of_weights], others[0])
+    weight = next(p for p in reversed(list(router.parameters())) if p.ndim == 2)
+    logits = torch.nn.functional.linear(next(iter(arguments.values())).float(), weight.float()).detach()
+    return Routed(outputs, ids, outputs[of_weights], logits)
 
 
 def same(got: tuple[object, ...], expected: tuple[object, ...]) -> bool:

@@ -119,14 +119,14 @@ PRESENT = {
 def test_masked_selection_equals_brute_force(name, present):
     router = router_of(name)
     arguments = inputs(router)
-    first = route(router, arguments).outputs[0]
+    first = route(router, arguments).logits
     k, count = stock_k(router, arguments), experts_of(router)
     present = [e for e in present if e < count]
     extra = list(range(count, first.shape[-1]))
     for wanted in (k, min(k + 2, count)):
         adapted = adapt_router(router, available=mask(router, present), experts_per_token=wanted)
         got = route(adapted, arguments)
-        assert torch.equal(got.outputs[0], first), "the logits of all experts are as before"
+        assert torch.equal(got.logits, first), "the logits of all experts are as before"
         assert got.ids.shape == got.weights.shape == (24, wanted)
         assert got.weights.dtype == route(router, arguments).weights.dtype
         for token, expected in enumerate(reference(router, arguments, first, present + extra, wanted)):
@@ -184,8 +184,8 @@ def test_sparse_mixer_chooses_one_after_the_other(present):
     arguments = inputs(router)
     adapted = adapt_router(router, available=mask(router, present))
     got = route(adapted, arguments)
-    logits = got.outputs[0].double()
-    assert torch.equal(got.outputs[0], route(router, arguments).outputs[0])
+    logits = got.logits.double()
+    assert torch.equal(got.logits, route(router, arguments).logits)
     for token in range(24):
         left, expected = list(present), []
         for _ in range(min(2, len(present))):
@@ -215,8 +215,14 @@ def test_top_1_with_capacity(present):
     router.expert_capacity = 5
     hidden = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        chosen, weights, logits = adapt_router(router, available=mask(router, present))(hidden)
-        assert torch.equal(logits, router(hidden)[2])
+        outputs = adapt_router(router, available=mask(router, present))(hidden)
+        logits = router.classifier(hidden)
+    chosen = next(o for o in outputs if o.dtype == torch.int64)
+    weights = next(o for o in outputs if o.is_floating_point() and o.shape[-1] == 1)
+    assert all(torch.equal(o, logits) for o in outputs if o.is_floating_point() and o.shape[-1] == 8)
+    # Releases up to 5.17 count along a dimension of size one: every expert has room for all.
+    room = 5 if chosen.ndim == 3 else hidden.shape[1]
+    chosen = chosen.view(2, 12, 8)
     probabilities = logits.double().softmax(-1)
     for sequence in range(2):
         served = dict.fromkeys(range(8), 0)
@@ -226,7 +232,7 @@ def test_top_1_with_capacity(present):
             if present:
                 best = max(present, key=lambda e: float(row[e]))
                 served[best] += 1
-                expected[best] = int(served[best] <= 5)
+                expected[best] = int(served[best] <= room)
                 assert float(weights[sequence, token, 0]) == pytest.approx(float(row[best]), rel=1e-5)
             else:
                 assert float(weights[sequence, token, 0]) == 0

@@ -77,7 +77,7 @@ def test_a_changed_class_is_not_computed_by_the_old_adapter():
     assert require_family(changed, purpose="mask").adapter.__name__ == "OwnForwardRouter"
     arguments = inputs(changed)
     stock, masked = route(changed, arguments), route(adapt_router(changed, available=only(1, 2, 5)), arguments)
-    probabilities = stock.outputs[0].softmax(-1) * 3
+    probabilities = stock.logits.softmax(-1) * 3
     assert set(masked.ids.unique().tolist()) == {1, 2, 5}
     assert torch.equal(masked.weights, probabilities.gather(1, masked.ids))
 

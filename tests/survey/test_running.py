@@ -15,7 +15,8 @@ import pytest
 
 from coterie.engine.opened import OpenModel
 from coterie.errors import InputError, ReadError, UnsupportedError, UsageError
-from coterie.evaluate.texts import text_parts, token_ids
+from coterie.evaluate.texts import token_ids
+from coterie.files.text import text_parts
 from coterie.profiles import Group, Profile, ProfileDatabase, Recording
 from coterie.survey import Material, gather, running, survey
 from zoo.tokenizer import add_tokenizer

@@ -37,12 +37,14 @@ class ZooModel:
     modalities: tuple[str, ...] = ("text",)
     generates: bool = True
     sees_with_experts: bool = False
+    config_name: str | None = None
 
     @property
     def why_not(self) -> str | None:
         """Why the installed transformers cannot have this model streamed, or None."""
-        if not hasattr(transformers, self.class_name):
-            return f"transformers {transformers.__version__} has no {self.class_name}"
+        for name in (self.class_name, self.config_name):
+            if name is not None and not hasattr(transformers, name):
+                return f"transformers {transformers.__version__} has no {name}"
         release, reason = _BROKEN_UP_TO.get(self.name, ("0", ""))
         if Version(transformers.__version__) < Version(release):
             return f"transformers {transformers.__version__}: {reason}"
@@ -75,8 +77,9 @@ _BROKEN_UP_TO = {
     "granitemoe": ("5.8", "its experts class is not one that can be hooked"),
     "granitemoeshared": ("5.8", "its experts class is not one that can be hooked"),
     "granitemoehybrid": ("5.8", "its experts class is not one that can be hooked"),
-    "aria": ("5.8", "its experts class is not one that can be hooked"),
-    "aria_text": ("5.8", "its experts class is not one that can be hooked"),
+    "aria": ("5.23", "its experts class is not one that can be hooked"),
+    "aria_text": ("5.23", "its experts class is not one that can be hooked"),
+    "deepseek_v4": ("5.23", "it multiplies float32 by bfloat16, which raises RuntimeError in transformers itself"),
 }
 
 

@@ -88,8 +88,36 @@ _TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
             "n_layers_per_attn_res_block": 1,
         },
     ),
+    "inkling2_loop_text": (
+        "Inkling2LoopForCausalLM",
+        "Inkling2LoopTextConfig",
+        {
+            "layer_types": ["hybrid_sliding", "hybrid_sliding", "hybrid"],
+            "num_hidden_layers": 3,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "swa_head_dim": 16,
+            "rel_extent": 32,
+            "d_rel": 4,
+            "unpadded_vocab_size": 128,
+            "n_layers_per_attn_res_block": 1,
+            "loop_layer_index_start": 1,
+            "loop_layer_index_end": 2,
+            "loop_num_passes": 3,
+            "loop_gate_rank": 8,
+        },
+    ),
     "kimi_linear": ("KimiLinearForCausalLM", "KimiLinearConfig", _HYBRID | {"q_lora_rank": None}),
     "kolibri1": ("Kolibri1ForCausalLM", "Kolibri1Config", {}),
+    "lara_mini": (
+        "LaraMiniForCausalLM",
+        "LaraMiniConfig",
+        {
+            "layer_types": ["linear_attention", "sliding_attention", "full_attention"],
+            "num_hidden_layers": 3,
+            "tie_word_embeddings": False,
+        },
+    ),
     "laguna": ("LagunaForCausalLM", "LagunaConfig", _SLIDING),
     "mellum": ("MellumForCausalLM", "MellumConfig", _SLIDING),
     "mimo_v2_flash": ("MiMoV2FlashForCausalLM", "MiMoV2FlashConfig", {}),
@@ -124,6 +152,8 @@ _TEXT: dict[str, tuple[str, str, dict[str, Any]]] = {
             "indexer_compress_ratio": 2,
         },
     ),
+    "sarvam_mla": ("DeepseekV3ForCausalLM", "SarvamMLAConfig", {}),
+    "sarvam_moe": ("Glm4MoeForCausalLM", "SarvamMoEConfig", {}),
     "solar_open": ("SolarOpenForCausalLM", "SolarOpenConfig", {}),
     "zaya": ("ZayaForCausalLM", "ZayaConfig", {"num_experts_per_tok": 1, "router_hidden_size": 32}),
 }
@@ -199,9 +229,17 @@ _WHOLE: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "index_kpool": 2,
                 "qk_rope_head_dim": 0,
                 "head_dim": 0,
-                "layer_types": ["linear_attention", "indexed_attention"],
+                "layer_types": ["linear_attention", "full_attention"],
             },
             "vision_config": {"projection_intermediate_size": 48},
+        },
+    ),
+    "hy_v4_vl": (
+        "HYV4VLForConditionalGeneration",
+        "HYV4VLConfig",
+        {
+            "text_config": {"rope_parameters": _MROPE | {"mrope_section": [2, 1, 1]}},
+            "vision_config": {"max_image_size": 16},
         },
     ),
     "inkling": (
@@ -220,6 +258,18 @@ _WHOLE: dict[str, tuple[str, str, dict[str, Any]]] = {
         {
             "text_config": _TEXT["inkling2_text"][2],
             "vision_config": {"projection_hidden_dim": 48, "posemb_grid_size": 4},
+        },
+    ),
+    "inkling2_loop": (
+        "Inkling2LoopForConditionalGeneration",
+        "Inkling2LoopConfig",
+        {
+            "text_config": _TEXT["inkling2_loop_text"][2],
+            "vision_config": {
+                "model_type": "inkling2_vision",
+                "projection_hidden_dim": 48,
+                "posemb_grid_size": 4,
+            },
         },
     ),
     "minimax_m3_vl": (
@@ -275,7 +325,8 @@ _SEEING_EXPERTS = {"dots3_note", "ernie4_5_vl_moe"}
 
 
 def _variant(name: str, model_class: str, config_class: str, options: dict[str, Any], **facts: Any) -> ZooModel:
-    return ZooModel(name=name, class_name=model_class, config=partial(small_config, config_class, **options), **facts)
+    config = partial(small_config, config_class, **options)
+    return ZooModel(name=name, class_name=model_class, config_name=config_class, config=config, **facts)
 
 
 _VARIANTS: dict[str, ZooModel] = {

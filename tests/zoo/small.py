@@ -125,7 +125,7 @@ def _small(cls: type[PreTrainedConfig], options: dict[str, Any], *, tower: bool)
         wanted = options.get(name, {})
         if wanted is not None:
             if part is AutoConfig:
-                part = CONFIG_MAPPING[wanted["model_type"]]
+                part = CONFIG_MAPPING[wanted.get("model_type") or f"{cls.model_type}_{name.removesuffix('_config')}"]
             parts[name] = _small(part, wanted, tower=tower or name != "text_config")
     sizes = SMALL_TOWER if tower else SMALL_TEXT | _SPECIAL_TOKENS
     if "kv_lora_rank" in known and not tower:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +15,12 @@ import xxhash
 
 from coterie.checkpoint.dense import UnreadTensor, unread_tensors
 from coterie.checkpoint.dtype import checkpoint_dtype
+from coterie.checkpoint.fingerprints import content_of, samples_of
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import read_tensor
+from coterie.checkpoint.weight_files import WeightFiles
 from coterie.errors import CheckpointFileError, TensorMissingError, UnclaimedTensorError
-from coterie.files.regular import regular_file
 from coterie.files.safetensors_header import element_count
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, config_dtype, load_config, load_quantisation, resolve_model
@@ -37,7 +37,7 @@ from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_SAMPLE = 65536
+_ADAPTER = "adapter_config.json"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class Checkpoint:
         keymap: The claims.
         tensors: Every tensor by name.
         quantisation: How its weights are quantised, or None.
-        unstated_dtype: The dtype that the weights give a part whose configuration states none.
+        files: Which files are its weights.
         banks: Banks by key.
     """
 
@@ -80,7 +80,7 @@ class Checkpoint:
     keymap: KeyMap
     tensors: Mapping[str, TensorInfo]
     quantisation: Quantisation | None = None
-    unstated_dtype: torch.dtype = torch.float32
+    files: WeightFiles | None = None
     banks: dict[BankKey, CheckpointBank] = field(default_factory=dict)
 
     @classmethod
@@ -110,9 +110,8 @@ class Checkpoint:
         quantisation = load_quantisation(location.directory)
         files = location.weight_files(getattr(model_config, "transformers_weights", None))
         tensors = location.tensors(files)
-        unstated = checkpoint_dtype(location, files, tensors)
         path = location.directory / "config.json"
-        dtype = config_dtype(model_config) or unstated
+        dtype = config_dtype(model_config) or checkpoint_dtype(location, files, tensors)
         skeleton = build_skeleton(model_class, model_config, dtype, path=path, tensors=len(tensors))
         folded = fold_names(quantisation, {name: info.dtype for name, info in tensors.items()})
         with foreign("The model", path, error=CheckpointFileError):
@@ -120,7 +119,6 @@ class Checkpoint:
         unfold_keymap(keymap, folded, quantisation)
         check_architecture(skeleton, len(keymap.banks))
         _check_claims(keymap, location)
-        _warn_left_out(keymap, location)
         self = cls(
             location=location,
             config=config,
@@ -129,12 +127,28 @@ class Checkpoint:
             keymap=keymap,
             tensors=tensors,
             quantisation=quantisation,
-            unstated_dtype=unstated,
+            files=files,
         )
         self._add_banks()
         dense = self._unread_dense()
         check_shapes(skeleton, keymap, {name: tensor.shape for name, tensor in dense.items()}, path)
         return self
+
+    def warn_left_out(self) -> None:
+        """Warns of what is beside the model and has no part in what it computes: tensors of other parts, an adapter."""
+        names = self.keymap.left_out
+        if (self.location.directory / _ADAPTER).exists():
+            warnings.warn(
+                f"{self.location.name} has an adapter beside the model ({_ADAPTER}), which is not applied. Merge it "
+                "into the weights with peft if it is meant.",
+                stacklevel=2,
+            )
+        if names:
+            warnings.warn(
+                f"{self.location.name} has {len(names)} tensors of parts that its configuration does not describe, "
+                f"such as {names[0]!r}. They are left out, as transformers leaves them out.",
+                stacklevel=2,
+            )
 
     @property
     def model_type(self) -> str:
@@ -149,21 +163,42 @@ class Checkpoint:
         return dtype
 
     @property
+    def unstated_dtype(self) -> torch.dtype:
+        """The dtype that the weights give a part whose configuration states none.
+
+        Raises:
+            CheckpointFileError: If their index states something else than a dtype.
+        """
+        if self.files is None:
+            return self.dtype
+        return checkpoint_dtype(self.location, self.files, self.tensors)
+
+    @property
     def dense_nbytes(self) -> int:
         """Bytes of everything that is not an expert, as stored."""
         return sum(self.tensors[name].nbytes for name in self.keymap.dense)
 
     def download(self, names: Iterable[str]) -> None:
-        """Makes the shards with these tensors local, and takes their offsets from the files themselves."""
+        """Makes the shards with these tensors local.
+
+        Raises:
+            CheckpointFileError: If one cannot be had, or has another header than the one that was read so far, which
+                came without a checksum.
+            DiskSpaceError: If the disk of the Hub's cache has no room.
+        """
         paths = {self.tensors[name].path for name in names}
         missing = self.location.missing_shards(paths)
         if not missing:
             return
         self.location.download(paths)
-        fresh = dict(self.tensors)
         for path in missing:
-            fresh.update(read_header(path))
-        self.tensors = fresh
+            header = read_header(path)
+            if any(header.get(name) != info for name, info in self.tensors.items() if info.path == path):
+                raise CheckpointFileError(
+                    f"{path.name} has another header than the one that was read before it was downloaded.",
+                    advice="Something on the way changes what is sent. Run the command again: the file is here now.",
+                    path=path,
+                )
 
     def read(self, name: str, index: int | None = None) -> torch.Tensor:
         """Reads one tensor into fresh aligned memory; with ``index``, only that entry of the first dimension, kept."""
@@ -257,14 +292,14 @@ class Checkpoint:
 
         For a repository of the Hub that proves as much, since the commit fixes the routers, and reads no tensor.
         """
-        digest = xxhash.xxh3_128((self.location.directory / "config.json").read_bytes())
+        digest = xxhash.xxh3_128(content_of(self.location.directory / "config.json"))
         for name, info in sorted(self.tensors.items()):
             digest.update(f"{name} {info.dtype} {info.shape} {info.path.name}\n".encode())
         if self.location.repo_id is not None:
             digest.update(f"{self.location.repo_id} {self.location.revision}\n".encode())
         else:
             for path in sorted({info.path for info in self.tensors.values()}):
-                digest.update(_samples(path))
+                digest.update(samples_of(path))
         digest.update(identity.encode())
         return digest.hexdigest()
 
@@ -381,22 +416,3 @@ def _check_claims(keymap: KeyMap, location: Location) -> None:
             unclaimed=keymap.unclaimed,
             path=location.directory,
         )
-
-
-def _warn_left_out(keymap: KeyMap, location: Location) -> None:
-    if keymap.left_out:
-        warnings.warn(
-            f"{location.name} has {len(keymap.left_out)} tensors of parts that its configuration does not describe, "
-            f"such as {keymap.left_out[0]!r}. They are left out, as transformers leaves them out.",
-            stacklevel=2,
-        )
-
-
-def _samples(path: Path) -> bytes:
-    with regular_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        parts = []
-        for start in (0, size // 2, max(0, size - _SAMPLE)):
-            file.seek(start)
-            parts.append(file.read(_SAMPLE))
-    return b"".join(parts) + str(size).encode()

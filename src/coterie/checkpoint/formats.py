@@ -12,7 +12,7 @@ from coterie.files.gguf import gguf_error
 
 _AS_SMALL = "with 'coterie extract … --scheme int4' it becomes about as small"
 _ORIGINAL = "Use the model's original checkpoint in safetensors files."
-_WHOLE = "Use that of a whole model in safetensors files."
+_WHOLE = "Use a repository with a whole model in safetensors files."
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from coterie.cli.console import print_note
 from coterie.cli.terminal import printable
 from coterie.spec import format_bytes
 
@@ -24,6 +25,54 @@ def write_text(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
+
+
+class AnswerPrinter:
+    """Shows an answer while it comes: what the model says on stdout, what it thinks on stderr.
+
+    Args:
+        quiet: Do not show what it thinks.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._thinking = False
+
+    def text(self, piece: str) -> None:
+        """Takes a piece of what the model says."""
+        self._end_of_thinking()
+        write_text(piece)
+
+    def reasoning(self, piece: str) -> None:
+        """Takes a piece of what it thinks."""
+        if self._quiet:
+            return
+        if not self._thinking:
+            self._thinking = True
+            _write_beside("[thinking]\n")
+        _write_beside(piece)
+
+    def end(self, completion: Completion) -> None:
+        """Ends the line, and says what else the answer wants."""
+        self._end_of_thinking()
+        write_text("\n")
+        for call in completion.tool_calls:
+            print_note(f"The model wants to call {call.name} with {call.arguments}")
+        if completion.reasoning and not completion.text and completion.finish_reason in ("length", "context"):
+            room = "-n" if completion.finish_reason == "length" else "--max-context"
+            print_note(f"It ended while it was thinking: {room} gives it more room.")
+
+    def _end_of_thinking(self) -> None:
+        if self._thinking:
+            self._thinking = False
+            _write_beside("\n[/thinking]\n")
+
+
+def _write_beside(text: str) -> None:
+    """Writes to stderr at once, as it is but for what would steer a terminal."""
+    encoding = sys.stderr.encoding or "utf-8"
+    sys.stderr.write(printable(text).encode(encoding, "replace").decode(encoding))
+    sys.stderr.flush()
 
 
 def summary(completion: Completion, stats: ModelStats) -> str:

@@ -12,10 +12,10 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import plain_table, print_json, print_note, print_table, results
-from coterie.cli.files import read_text_file
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
 from coterie.cli.opening import OpenOptions, open_model
 from coterie.cli.progress import count_progress
+from coterie.files.text import read_prompt
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, format_bytes
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def command(
         offline=offline,
         threads=threads,
     )
-    text = None if file is None else read_text_file(file)
+    text = None if file is None else read_prompt(file)
     began = time.perf_counter()
     with open_model(model, options, quiet=quiet) as opened:
         load_s = time.perf_counter() - began

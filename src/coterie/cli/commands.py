@@ -14,6 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from coterie.cli.option_names import HabitualCommand
 from coterie.cli.other_names import unknown_command
 
 
@@ -61,7 +62,7 @@ def build(entry: CommandEntry) -> Any:
         app = target
     else:
         app = typer.Typer(add_completion=False)
-        app.command(entry.name)(target)
+        app.command(entry.name, cls=HabitualCommand)(target)
     made = typer.main.get_command(app)
     made.name = entry.name
     _reflow_help(made)

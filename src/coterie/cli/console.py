@@ -17,6 +17,12 @@ from coterie.cli.terminal import Terminal, json_text
 
 _PARAMETER = re.compile(r"\b(memory|expert_memory|max_context|missing|source|eviction)=(['\"])([^'\"]*)\2")
 """Parameters of the library as its messages write them, which are options of the same name here."""
+_NAME = re.compile(
+    r"(?<![\w/.'\"=-])(max_context|expert_memory|max_new_tokens|temperature(?= must)|top_p|top_k|min_p"
+    r"|repetition_penalty|experts_per_token)(?![\w/.'\"=-]| in | = )"
+)
+"""The same without a value; what stands in a file keeps its name."""
+_OPTIONS = {"repetition_penalty": "--repeat-penalty"}
 _PIPED_WIDTH = 160
 """Columns for tables that are not shown in a terminal: wide enough that paths are not folded."""
 
@@ -101,7 +107,8 @@ class _RemarkHandler(logging.Handler):
 
 def as_options(text: str) -> str:
     """A message of the library for the command line: ``missing='mask'`` becomes ``--missing mask``."""
-    return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} {found[3]}", text)
+    text = _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} {found[3]}", text)
+    return _NAME.sub(lambda found: _OPTIONS.get(found[1], f"--{found[1].replace('_', '-')}"), text)
 
 
 def _as_json(value: object) -> object:

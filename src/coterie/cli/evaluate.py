@@ -14,9 +14,11 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
-from coterie.cli.files import check_writable
+from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, ExpertsPerTokenOption, QuietOption, check_adaptation
 from coterie.cli.opening import OpenOptions, import_engine, quiet_terminal
+from coterie.files.replacing import check_writable
+from coterie.files.text import check_text
 from coterie.spec import DEFAULT_POLICY
 
 if TYPE_CHECKING:
@@ -114,7 +116,9 @@ def command(
         check_writable(output)
     if resume is not None:
         check_writable(resume, appended=True)
-    OpenOptions(memory=memory, expert_memory=expert_memory, eviction=eviction).check()
+    OpenOptions(memory=memory, expert_memory=expert_memory, eviction=eviction, missing=missing, source=source).check()
+    for path in text:
+        check_text(path)
     import_engine(quiet=quiet or as_json)
     from coterie.evaluate import evaluate
 
@@ -150,10 +154,7 @@ def command(
 
 
 def _write(path: Path, evaluation: Evaluation) -> None:
-    from coterie.files.replacing import replacing
-
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_file(path, [json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False)])
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -175,7 +175,7 @@ def _print_plan(report: ExtractionReport) -> None:
     out.print(f"disk needed    {format_bytes(report.needed_nbytes)}")
     out.print(f"disk free      {format_bytes(report.free_nbytes)}")
     for disk in report.disks[1:]:
-        out.print(f"cache needed   {format_bytes(disk.needed)} on the disk of {disk.path}", markup=False)
+        out.print(f"cache needed   {format_bytes(disk.needed)} on the disk of {disk.path}")
         out.print(f"cache free     {format_bytes(disk.free)}")
     if report.int4_nbytes is not None:
         print_note(_four_bits(report))

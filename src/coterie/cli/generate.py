@@ -12,36 +12,48 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.answer import summary, write_text
+from coterie.cli.answer import AnswerPrinter, summary
 from coterie.cli.console import print_json, print_note
-from coterie.cli.files import check_writable, read_text_file
 from coterie.cli.generation_options import (
     AdaptExpertsOption,
     AudiosOption,
+    ChatTemplateOption,
     DomainOption,
     ExpertsPerTokenOption,
     GreedyOption,
     ImagesOption,
     MaxNewTokensOption,
+    MinPOption,
     PerTokenOption,
     ProfileFileOption,
     QuietOption,
+    RepeatPenaltyOption,
     SalienceFileOption,
     SeedOption,
     StatsFileOption,
+    StopOption,
+    SystemOption,
     TemperatureOption,
+    TemplateOptionsOption,
     TopKOption,
     TopPOption,
     TraceFileOption,
     check_adaptation,
     check_domain,
+    print_unused,
+    template_variables,
 )
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
-from coterie.cli.opening import OpenOptions, open_model
+from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.errors import InputError, UsageError
+from coterie.files.replacing import check_writable
+from coterie.files.text import read_prompt, read_prompt_from_stdin
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
 if TYPE_CHECKING:
+    from transformers import BatchFeature
+
+    from coterie.engine.chat import ChatOptions
     from coterie.engine.completion import Completion
     from coterie.engine.opened import OpenModel
     from coterie.engine.salience import SalienceTrace
@@ -58,6 +70,9 @@ class _Request:
     images: tuple[Path, ...]
     audios: tuple[Path, ...]
     sampling: Sampling
+    chat: bool | None
+    system: str | None
+    template: ChatOptions
     speech: Path | None
     speaker: str | None
     stats: Path | None
@@ -111,8 +126,22 @@ def command(
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    repeat_penalty: RepeatPenaltyOption = None,
     seed: SeedOption = None,
     greedy: GreedyOption = None,
+    stop: StopOption = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            show_default=False,
+            help="Answer the prompt, put into the model's chat template; or continue it as it is (default).",
+        ),
+    ] = None,
+    system: SystemOption = None,
+    chat_template: ChatTemplateOption = None,
+    template_option: TemplateOptionsOption = None,
     speak: Annotated[
         Path | None,
         typer.Option(
@@ -142,6 +171,9 @@ def command(
     Of a whole omni model only the thinker is opened, unless --speak asks for speech or --component names another part.
     Pictures and sounds come before the prompt, or where it mentions them in the model's own tokens.
 
+    The prompt is continued as it is. With --chat, --system or --chat-template it is a question to a model that was
+    trained to answer; what such a model thinks first goes to stderr.
+
     Ctrl-C ends generation and keeps what was printed; statistics, salience, trace and profile are still written. The
     exit code is 130.
     """  # fmt: skip
@@ -150,30 +182,21 @@ def command(
     if salience is not None:
         check_writable(salience)
     checked_domain = check_domain(domain, record_profile)
+    variables = template_variables(template_option)
+    answers = _wants_answer(chat, system, chat_template, variables, speak)
     text = _read_prompt(prompt, file, has_media=bool(image or audio))
     from coterie.engine.sampling import Sampling
 
-    request = _Request(
-        sampling=Sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            greedy=greedy,
-        ),
-        prompt=text,
-        images=tuple(image or ()),
-        audios=tuple(audio or ()),
-        speech=speak,
-        speaker=speaker,
-        stats=stats,
-        per_token=per_token,
-        trace=record_trace,
-        profile=record_profile,
-        domain=checked_domain,
-        salience=salience,
-        adapt_experts=adapt_experts,
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repeat_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+        greedy=greedy,
     )
     options = OpenOptions(
         memory=memory,
@@ -194,18 +217,43 @@ def command(
         threads=threads,
         whole=speak is not None,
     )
+    options.check()
+    import_engine(quiet=quiet)
+    from coterie.engine.chat import ChatOptions
+
+    request = _Request(
+        sampling=sampling,
+        chat=answers,
+        system=system,
+        template=ChatOptions(template=chat_template, variables=variables),
+        prompt=text,
+        images=tuple(image or ()),
+        audios=tuple(audio or ()),
+        speech=speak,
+        speaker=speaker,
+        stats=stats,
+        per_token=per_token,
+        trace=record_trace,
+        profile=record_profile,
+        domain=checked_domain,
+        salience=salience,
+        adapt_experts=adapt_experts,
+    )
     with open_model(model, options, quiet=quiet) as opened:
         _run(opened, request, as_json=as_json, quiet=quiet)
 
 
 def _run(opened: OpenModel, request: _Request, *, as_json: bool, quiet: bool) -> None:
+    printer = None if as_json else AnswerPrinter(quiet=quiet)
+    if not quiet:
+        print_unused(request.sampling, opened.model)
     with ctrl_c_requests_stop() as pressed, _recorded(opened, request):
-        completion, extra = _generate(opened, request, None if as_json else write_text, pressed)
+        completion, extra = _generate(opened, request, printer, pressed, quiet=quiet)
     statistics = opened.runtime.stats()
-    if as_json:
+    if printer is None:
         print_json(_as_json(opened, request, completion) | extra)
     else:
-        write_text("\n")
+        printer.end(completion)
     if not quiet:
         print_note(summary(completion, statistics))
     if completion.finish_reason == "interrupted":
@@ -213,30 +261,66 @@ def _run(opened: OpenModel, request: _Request, *, as_json: bool, quiet: bool) ->
 
 
 def _generate(
-    opened: OpenModel, request: _Request, on_text: Callable[[str], None] | None, pressed: Callable[[], bool]
+    opened: OpenModel,
+    request: _Request,
+    printer: AnswerPrinter | None,
+    pressed: Callable[[], bool],
+    *,
+    quiet: bool,
 ) -> tuple[Completion, dict[str, Any]]:
     """Generates; returns the completion, and what speech adds to the JSON."""
-    from coterie.engine.chat import chat_inputs, chat_template
+    from coterie.engine.answers import reader_for
+    from coterie.engine.chat import can_chat, chat_prompt
     from coterie.engine.completion import complete
     from coterie.engine.inputs import build_inputs
-    from coterie.engine.speech import SPEECH_RATE, speak, write_wav
 
     tokenizer = opened.processors.tokenizer
-    if request.speech is None:
+    on_text = None if printer is None else printer.text
+    trained = can_chat(opened.processors) or request.template.template is not None
+    if not request.chat:
+        if request.chat is None and trained and not quiet:
+            print_note(
+                f"{opened.runtime.source.name} has a chat template, which was not used: the prompt is continued as it "
+                f"is. --chat answers it, --raw leaves this remark out."
+            )
         inputs = build_inputs(opened.processors, request.prompt, images=request.images, audios=request.audios)
         return complete(opened.model, tokenizer, inputs, request.sampling, on_text=on_text, should_stop=pressed), {}
-    if chat_template(opened.processors) is None:
+    if not trained:
+        why = ", and its talker needs one to know whose turn it is" if request.speech else ""
         raise InputError(
-            f"{opened.runtime.source.name} has no chat template, and its talker needs one to know whose turn it is.",
-            advice="Leave --speak out, or add the template that came with the checkpoint.",
+            f"{opened.runtime.source.name} has no chat template{why}.",
+            advice=f"Leave {'--speak' if request.speech else '--chat'} out, or pass a template (--chat-template).",
         )
     parts = [{"type": "image", "path": str(path)} for path in request.images]
     parts += [{"type": "audio", "path": str(path)} for path in request.audios]
     parts += [{"type": "text", "text": request.prompt}] if request.prompt else []
-    inputs = chat_inputs(opened.processors, [{"role": "user", "content": parts}])
+    system = [{"role": "system", "content": request.system}] if request.system else []
+    prompt = chat_prompt(opened.processors, [*system, {"role": "user", "content": parts}], request.template)
+    inputs = prompt.inputs(opened.processors)
+    if request.speech is not None:
+        return _speak(opened, request, inputs, on_text, pressed, request.speech)
+    reader = reader_for(tokenizer, prompt.template, prompt.text)
+    reader.on_reasoning = None if printer is None else printer.reasoning
+    done = complete(
+        opened.model, tokenizer, inputs, request.sampling, on_text=on_text, should_stop=pressed, reader=reader
+    )
+    return done, {"reasoning": done.reasoning, "tool_calls": [asdict(call) for call in done.tool_calls]}
+
+
+def _speak(
+    opened: OpenModel,
+    request: _Request,
+    inputs: BatchFeature,
+    on_text: Callable[[str], None] | None,
+    pressed: Callable[[], bool],
+    path: Path,
+) -> tuple[Completion, dict[str, Any]]:
+    """Answers in speech, too, and writes it to a file."""
+    from coterie.engine.speech import SPEECH_RATE, speak, write_wav
+
     speech = speak(
         opened.model,
-        tokenizer,
+        opened.processors.tokenizer,
         inputs,
         request.sampling,
         speaker=request.speaker,
@@ -245,15 +329,34 @@ def _generate(
     )
     if speech.samples is None:
         return speech.completion, {"speech": None}
-    write_wav(request.speech, speech.samples)
+    write_wav(path, speech.samples)
     return speech.completion, {
         "speech": {
-            "file": str(request.speech),
+            "file": str(path),
             "seconds": len(speech.samples) / SPEECH_RATE,
             "rate": SPEECH_RATE,
             "made_in_s": speech.seconds,
         }
     }
+
+
+def _wants_answer(
+    chat: bool | None, system: str | None, template: str | None, variables: dict[str, Any], speech: Path | None
+) -> bool | None:
+    """Whether the prompt is to be answered: what only an answer has asks for one."""
+    asked = [
+        name
+        for name, value in (
+            ("--system", system),
+            ("--chat-template", template),
+            ("--template-option", variables or None),
+            ("--speak", speech),
+        )
+        if value is not None
+    ]
+    if asked and chat is False:
+        raise UsageError(f"{asked[0]} is for answers, and --raw continues the prompt.", advice="Leave one of them out.")
+    return True if asked else chat
 
 
 @contextmanager
@@ -331,14 +434,11 @@ def _read_prompt(prompt: str | None, file: Path | None, *, has_media: bool) -> s
     if file is not None:
         if prompt is not None:
             raise UsageError("Both a prompt and --file were given.", advice="Leave one of them out.")
-        return read_text_file(file)
+        return read_prompt(file)
     if prompt is not None and prompt != "-":
         return prompt
     if prompt is None and has_media:
         return ""
     if prompt is None and sys.stdin.isatty():
         raise UsageError("There is no prompt.", advice="Write it after the model, or pipe it in, or use --file.")
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    return read_prompt_from_stdin()

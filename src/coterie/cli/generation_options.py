@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coterie.cli.console import print_note
 from coterie.errors import UsageError
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from coterie.engine.sampling import Sampling
+
 MaxNewTokensOption = Annotated[
-    int, typer.Option("--max-new-tokens", "-n", min=1, metavar="N", help="The most tokens to generate.")
+    int,
+    typer.Option("--max-new-tokens", "-n", metavar="N", help="The most tokens to generate; -1: until the model ends."),
 ]
 
 TemperatureOption = Annotated[
     float | None,
-    typer.Option("--temperature", metavar="T", show_default=False, help="Sample with this temperature, such as 0.7."),
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        show_default=False,
+        help="Sample with this temperature, such as 0.7; 0 always takes the most probable token.",
+    ),
 ]
 
 TopPOption = Annotated[
@@ -29,6 +42,36 @@ TopKOption = Annotated[
     typer.Option("--top-k", metavar="K", show_default=False, help="Sample from the K most probable tokens; 0: all."),
 ]
 
+MinPOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        metavar="P",
+        show_default=False,
+        help="Do not sample tokens below this share of the most probable one's probability, such as 0.05.",
+    ),
+]
+
+RepeatPenaltyOption = Annotated[
+    float | None,
+    typer.Option(
+        "--repeat-penalty",
+        metavar="X",
+        show_default=False,
+        help="Make tokens that were there before less probable, such as 1.1; 1: do not.",
+    ),
+]
+
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        show_default=False,
+        help="End the answer before this text; may be given several times.",
+    ),
+]
+
 SeedOption = Annotated[
     int | None, typer.Option("--seed", metavar="N", show_default=False, help="Make sampling repeatable.")
 ]
@@ -39,6 +82,31 @@ GreedyOption = Annotated[
         "--greedy/--sample",
         show_default=False,
         help="Always take the most probable token, or sample. Default: as the model's generation config says.",
+    ),
+]
+
+SystemOption = Annotated[
+    str | None,
+    typer.Option("--system", metavar="TEXT", show_default=False, help="A system message to begin with."),
+]
+
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="FILE",
+        show_default=False,
+        help="Use the chat template in this file, or the one of this name where the model has several.",
+    ),
+]
+
+TemplateOptionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-option",
+        metavar="NAME=VALUE",
+        show_default=False,
+        help="Tell the chat template something, such as enable_thinking=false; may be given several times.",
     ),
 ]
 
@@ -81,10 +149,23 @@ AudiosOption = Annotated[
     ),
 ]  # fmt: skip
 
+
+def _named_file(path: Path | None) -> Path | None:
+    """The callback of files that are written: a dash is no name here."""
+    if path is not None and str(path) == "-":
+        raise UsageError("Statistics go to a file, and - is none.", advice="--json prints them on stdout.")
+    return path
+
+
 StatsFileOption = Annotated[
     Path | None,
     typer.Option(
-        "--stats", dir_okay=False, metavar="FILE", show_default=False, help="Write statistics to this JSON file."
+        "--stats",
+        dir_okay=False,
+        metavar="FILE",
+        show_default=False,
+        callback=_named_file,
+        help="Write statistics to this JSON file.",
     ),
 ]
 
@@ -134,6 +215,48 @@ DomainOption = Annotated[
         help=f"With --record-profile: what the tokens count as, such as code. Default: {DEFAULT_DOMAIN}.",
     ),
 ]
+
+
+def template_variables(given: list[str] | None) -> dict[str, Any]:
+    """What ``--template-option`` tells a template: values are JSON where they can be, else texts.
+
+    Raises:
+        UsageError: If one is not of the form NAME=VALUE, or of a JSON object of them.
+    """
+    variables: dict[str, Any] = {}
+    for one in given or []:
+        name, equals, text = one.partition("=")
+        if one.lstrip().startswith("{"):
+            value = _as_json(one)
+            if not isinstance(value, dict):
+                raise UsageError(f"--template-option {one!r} is not a JSON object.")
+            variables |= value
+        elif equals and name.isidentifier():
+            variables[name] = _as_json(text)
+        else:
+            raise UsageError(
+                f"--template-option {one!r} is not of the form NAME=VALUE.",
+                advice="Write it like enable_thinking=false.",
+            )
+    return variables
+
+
+def _as_json(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def print_unused(sampling: Sampling, model: PreTrainedModel) -> None:
+    """Remarks on what was said and has no effect."""
+    for name in sampling.unused(model.generation_config):
+        print_note(
+            f"--{name.replace('_', '-')} has no effect: the most probable token is always taken. "
+            f"--sample, or a --temperature above 0, draws one."
+        )
 
 
 def check_adaptation(how: str | None) -> str | None:

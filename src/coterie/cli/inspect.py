@@ -8,7 +8,7 @@ import typer
 
 from coterie.cli.console import facts_table, plain_table, print_json, print_table, results
 from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
-from coterie.spec import format_bytes
+from coterie.spec import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from coterie.extraction import InspectReport, MemoryFit
@@ -33,6 +33,8 @@ def command(
     With --memory it says how many experts a budget for the whole process would hold beside the dense part, with the
     context that is provided for where none is asked for.
     """
+    if memory is not None:
+        parse_bytes(memory, what="memory")  # told before torch is imported
     from coterie.extraction import inspect
 
     report = inspect(model, memory=memory, component=component, revision=revision, offline=offline)

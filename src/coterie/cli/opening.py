@@ -51,6 +51,7 @@ class OpenOptions:
 
         Raises:
             UsageError: If an option has no such value, or needs another one.
+            ProfileError: If there is no such profile.
         """
         from coterie.eviction import check_policy
 
@@ -60,7 +61,17 @@ class OpenOptions:
         for name, size in (("expert_memory", self.expert_memory), ("pin", self.pin)):
             if size is not None:
                 share_nbytes(size, 1, name)
-        if self.profile is None:
+        if self.source is not None and self.missing != "fetch":
+            raise UsageError(
+                f"--source {self.source} says where absent experts are fetched from, but nothing is to be fetched.",
+                advice="Add --missing fetch, or leave --source out.",
+            )
+        if self.profile is not None:
+            from coterie.profiles.database import check_file
+            from coterie.profiles.location import locate
+
+            check_file(locate(self.profile), create=False)
+        else:
             for option, value in (("--warm", self.warm), ("--pin", self.pin)):
                 if value is not None:
                     raise UsageError(f"{option} needs a profile, which was not given.", advice="Add --profile PROFILE.")

@@ -9,9 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from coterie.cli.console import print_note
-from coterie.cli.files import check_writable, write_bytes_file
+from coterie.cli.files import write_bytes_file
 from coterie.cli.options import ProfileArgument, ProfileModelOption
 from coterie.errors import UsageError
+from coterie.files.replacing import check_writable
 from coterie.spec import DEFAULT_POLICY
 
 if TYPE_CHECKING:

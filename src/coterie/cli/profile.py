@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from coterie.cli.console import notes, plain_table, print_json, print_json_lines, print_note, print_table, results
-from coterie.cli.files import check_writable, write_text_file
+from coterie.cli.files import write_text_file
 from coterie.cli.options import JsonOption, ProfileArgument, ProfileModelOption
 from coterie.cli.recording import record
 from coterie.errors import UsageError
+from coterie.files.replacing import check_writable
 
 if TYPE_CHECKING:
     from coterie.profiles import MergeReport, Profile, ProfileSource

@@ -16,6 +16,7 @@ from coterie.cli.generation_options import QuietOption
 from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.cli.progress import layer_progress
 from coterie.errors import UsageError
+from coterie.files.replacing import check_writable
 
 if TYPE_CHECKING:
     from coterie.analysis import ReportPages, Trial
@@ -99,14 +100,15 @@ def command(
 
 def _trial(model: str, text: Path, options: OpenOptions, *, quiet: bool) -> Trial:
     from coterie.analysis import run_trial
-    from coterie.evaluate.texts import beginning, read_text, token_ids
+    from coterie.evaluate.texts import beginning, token_ids
+    from coterie.files.text import read_text
 
     with open_model(model, options, quiet=quiet) as opened:
         tokenizer = opened.processors.tokenizer
         components = sorted({bank.component for bank in opened.runtime.banks})
         return run_trial(
             opened.model,
-            token_ids(tokenizer, read_text(text)),
+            token_ids(tokenizer, read_text(text, filled=True)),
             component=options.component or components[0],
             prefix=beginning(tokenizer),
             text_of=lambda token: str(tokenizer.decode([token])),
@@ -117,11 +119,9 @@ def _check(output: Path) -> None:
     """Finds before any work is done that pages cannot be written."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".report.partial"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}.", path=output) from error
+    check_writable(output / "report.json")
 
 
 def _write(pages: ReportPages, output: Path) -> None:

@@ -12,9 +12,10 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import plain_table, print_json, print_note, print_table, results
-from coterie.cli.files import check_writable, write_text_file
+from coterie.cli.files import write_text_file
 from coterie.cli.progress import layer_progress
 from coterie.errors import UsageError
+from coterie.files.replacing import check_writable
 
 if TYPE_CHECKING:
     from coterie.analysis import Agreement, RouterAnalysis, RouterLayer

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coterie.engine.decoding import DECODING, FULL_PROCESSOR_NBYTES, check_values, decoding_room
 from coterie.engine.picture import read_picture
 from coterie.engine.placeholders import MediaTokens, expand, picture_lengths, place_media, sound_lengths
 from coterie.engine.processors import Processors
 from coterie.engine.sound import read_sound
 from coterie.errors import InputError
+from coterie.hf.foreign import foreign
+from coterie.hf.processor_limits import MOST_PIXELS
+from coterie.hf.tokenizer import check_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +60,10 @@ def build_inputs(
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise InputError("There is no prompt.")
-    for number, one in enumerate(texts):
-        check_text(one, "The prompt" if len(texts) == 1 else f"Prompt {number + 1} of {len(texts)}")
+    texts = [
+        check_text(one, "The prompt" if len(texts) == 1 else f"Prompt {number} of {len(texts)}")
+        for number, one in enumerate(texts, 1)
+    ]
     if not images and not audios:
         kinds = [tokens for tokens in (processors.pictures, processors.sounds) if tokens is not None]
         place_media(texts, [(tokens, 0) for tokens in kinds])
@@ -68,27 +74,31 @@ def build_inputs(
 
 
 def check_text(text: str, what: str) -> str:
-    """Returns a text that is one: bytes that were none are in it as halves of surrogate pairs.
+    """Returns a text that is one.
 
-    Command lines and pipes bring them along, where they are not of the encoding that the locale promises.
+    What command lines and pipes bring along is decoded by the locale; bytes that this could not read are in it as
+    halves of surrogate pairs. If they are UTF-8 after all, as in the C locale, they are read so.
 
     Args:
         text: The text.
         what: What it is, as a subject, for the error.
 
     Raises:
-        InputError: If it has such a half; fact ``position``.
+        InputError: If it is no text, or not UTF-8; fact ``position``.
     """
     if not isinstance(text, str):
         raise InputError(f"{what} must be a text, not {type(text).__name__}.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{what} is not UTF-8 text (character {error.start + 1} cannot be read).",
-            advice="Save or convert it as UTF-8, and use a UTF-8 locale (such as LC_ALL=C.UTF-8).",
-            position=error.start,
-        ) from error
+        try:
+            return text.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeError:
+            raise InputError(
+                f"{what} is not UTF-8 text (from character {error.start + 1} on).",
+                advice="Save or convert it as UTF-8.",
+                position=error.start,
+            ) from error
     return text
 
 
@@ -98,17 +108,20 @@ def _tokenize(processors: Processors, texts: list[str], add_special_tokens: bool
         raise InputError(
             "Several prompts need a padding token, and this tokenizer has none.", advice="Pass one by one."
         )
-    encoded = tokenizer(
-        texts,
-        return_tensors="pt",
-        padding=len(texts) > 1,
-        padding_side="left",
-        add_special_tokens=add_special_tokens,
-    )
+    with foreign("The tokenizer", processors.path, error=InputError):
+        encoded = tokenizer(
+            texts,
+            return_tensors="pt",
+            padding=len(texts) > 1,
+            padding_side="left",
+            add_special_tokens=add_special_tokens,
+        )
     empty = [number for number, mask in enumerate(encoded["attention_mask"]) if not bool(mask.any())]
     if empty:
         which = "The prompt" if len(texts) == 1 else f"Prompt {empty[0] + 1} of {len(texts)}"
         raise InputError(f"{which} is empty.", advice="Give the model at least one token to continue.")
+    if processors.embedding_rows is not None:
+        check_ids(encoded["input_ids"], tokenizer, processors.embedding_rows)
     return {"input_ids": encoded["input_ids"].long(), "attention_mask": encoded["attention_mask"].long()}
 
 
@@ -143,26 +156,51 @@ def _from_parts(
 
 
 def _picture_features(processors: Processors, images: Sequence[str | Path]) -> Inputs:
-    pictures = [read_picture(path) for path in images]
-    try:
-        features = processors.image_processor(images=pictures, return_tensors="pt")
-    except ValueError as error:
-        raise InputError(f"The pictures cannot be prepared for the model: {error}") from error
-    return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
+    import torch
+
+    # One by one: what a picture becomes is small beside what it is while it is decoded.
+    found = [_one_picture(processors, path) for path in images]
+    return {name: torch.cat([one[name] for one in found]) for name in ("pixel_values", "image_grid_thw")}
+
+
+def _one_picture(processors: Processors, path: str | Path) -> Inputs:
+    with DECODING:
+        room = decoding_room()
+        picture = read_picture(path, room=room)
+        with foreign(f"The picture {path} with the image processor", processors.path, error=InputError, advice=None):
+            _check_pixels(processors.image_processor, picture, path)
+            picture = processors.scaled(picture)
+            check_values(picture.width * picture.height, path, room)
+            features = processors.image_processor(images=[picture], return_tensors="pt")
+            return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
+
+
+def _check_pixels(processor: Any, picture: Any, path: str | Path) -> None:
+    """Pictures are scaled to what the processor allows before memory for them is known; so it is looked at here."""
+    size = processor.size
+    pixels = min(max(picture.width * picture.height, size["shortest_edge"]), size["longest_edge"])
+    edge = processor.patch_size * processor.merge_size
+    if max(pixels, edge * edge) > MOST_PIXELS:
+        raise InputError(
+            f"The picture {path} would be prepared with {pixels:,} pixels; {MOST_PIXELS:,} are the most.",
+            advice="Scale it down.",
+            path=Path(path),
+        )
 
 
 def _sound_features(processors: Processors, audios: Sequence[str | Path]) -> Inputs:
     extractor = processors.feature_extractor
-    features = extractor(
-        _read_sounds(processors, audios),
-        sampling_rate=extractor.sampling_rate,
-        padding=True,
-        truncation=False,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
-    # The name says whose mask it is: the text has one too.
-    return {"input_features": features["input_features"], "feature_attention_mask": features["attention_mask"]}
+    with foreign("The sounds with the feature extractor", processors.path, error=InputError, advice=None):
+        features = extractor(
+            _read_sounds(processors, audios),
+            sampling_rate=extractor.sampling_rate,
+            padding=True,
+            truncation=False,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        # The name says whose mask it is: the text has one too.
+        return {"input_features": features["input_features"], "feature_attention_mask": features["attention_mask"]}
 
 
 def _read_sounds(processors: Processors, audios: Sequence[str | Path]) -> list[Any]:
@@ -181,6 +219,17 @@ def _read_sounds(processors: Processors, audios: Sequence[str | Path]) -> list[A
     return sounds
 
 
+def _all_pictures(images: Sequence[str | Path]) -> list[Any]:
+    """Pictures for a processor that wants all at once, and takes about as much again for each."""
+    pictures: list[Any] = []
+    with DECODING:
+        for path in images:
+            room = decoding_room()
+            held = sum(picture.width * picture.height for picture in pictures) * FULL_PROCESSOR_NBYTES
+            pictures.append(read_picture(path, room=None if room is None else (room - held) // 2))
+    return pictures
+
+
 def _with_full_processor(
     processors: Processors,
     full: Any,
@@ -196,12 +245,10 @@ def _with_full_processor(
     texts = place_media(texts, [(tokens, count) for tokens, count in media if tokens is not None])
     options: dict[str, Any] = {}
     if images:
-        options["images"] = [read_picture(path) for path in images]
+        options["images"] = _all_pictures(images)
     if audios:
         options["audio"] = _read_sounds(processors, audios)
     if len(texts) > 1:
         options |= {"padding": True, "padding_side": "left"}
-    try:
+    with foreign(f"This input with {type(full).__name__}", processors.path, error=InputError, advice=None):
         return full(text=texts, return_tensors="pt", add_special_tokens=add_special_tokens, **options)
-    except (ValueError, IndexError, StopIteration) as error:
-        raise InputError(f"{type(full).__name__} cannot make inputs of this: {error}") from error

@@ -7,7 +7,6 @@ feature extractor. Where it is installed, the model's own processor is used.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.engine.placeholders import MediaTokens, sound_lengths
 from coterie.errors import InputError, LoadError
+from coterie.files.json_text import read_json_object
+from coterie.hf.foreign import foreign
+from coterie.hf.processor_limits import check_processor_files
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.spec import install_advice
 from coterie.store import Store, is_store
 
 if TYPE_CHECKING:
+    from PIL import Image
     from transformers import PreTrainedTokenizerBase
 
 
@@ -32,12 +35,17 @@ class _QwenMedia:
     """The model computes its positions from ``mm_token_type_ids`` (1 where the token is of a picture)."""
 
 
+_LARGE_PIXELS = 1 << 20
+"""Pictures with fewer are left to the image processor as they are."""
+
 _QWEN_MEDIA = {
     "qwen3_omni_moe": _QwenMedia(sounds=True, token_types=False),
     "qwen3_omni_moe_thinker": _QwenMedia(sounds=True, token_types=False),
     "qwen3_vl_moe": _QwenMedia(sounds=False, token_types=True),
     "qwen3_5_moe": _QwenMedia(sounds=False, token_types=True),
 }
+
+_MOST_WINDOW = 100_000
 
 
 class Processors:
@@ -62,6 +70,7 @@ class Processors:
         # Opening a store compares its files with their checksums; afterwards they have to stay what they are.
         self._store = Store.open(self.path) if is_store(self.path) else None
         self.config = _read_config(self.path)
+        self.embedding_rows = embedding_rows
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.path, embedding_rows)
         self._check_files()
         self._qwen = _QWEN_MEDIA.get(str(self.config.get("model_type")))
@@ -100,7 +109,12 @@ class Processors:
     @property
     def n_window(self) -> int:
         """Half the mel frames of one chunk of the audio encoder."""
-        return int(self.config.get("audio_config", {}).get("n_window", 50))
+        audio = self.config.get("audio_config")
+        value = audio.get("n_window", 50) if isinstance(audio, dict) else 50
+        if not isinstance(value, int) or not 0 < value <= _MOST_WINDOW:
+            file = self.path / "config.json"
+            raise LoadError(f"n_window in {file} must be from 1 to {_MOST_WINDOW}, not {value!r}.", path=file)
+        return value
 
     @cached_property
     def image_processor(self) -> Any:
@@ -113,6 +127,25 @@ class Processors:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         return self._load(Qwen2VLImageProcessorPil, "image processor")
+
+    def scaled(self, picture: Image.Image) -> Image.Image:
+        """A large picture in the size that the image processor gives it, with the same pixels as it would have.
+
+        The processor would make two copies of it first.
+        """
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        made = self.image_processor
+        if picture.width * picture.height < _LARGE_PIXELS or not made.do_resize:
+            return picture
+        height, width = smart_resize(
+            picture.height,
+            picture.width,
+            factor=made.patch_size * made.merge_size,
+            min_pixels=made.size["shortest_edge"],
+            max_pixels=made.size["longest_edge"],
+        )
+        return picture.resize((width, height), resample=made.resample)
 
     @cached_property
     def feature_extractor(self) -> Any:
@@ -152,7 +185,8 @@ class Processors:
 
     def max_seconds(self) -> float | None:
         """Length in seconds of the longest sound that fits the model's positions; None if the config has no limit."""
-        positions = self.config.get("text_config", self.config).get("max_position_embeddings")
+        text = self.config.get("text_config")
+        positions = (text if isinstance(text, dict) else self.config).get("max_position_embeddings")
         if not isinstance(positions, int):
             return None
         import torch
@@ -161,10 +195,9 @@ class Processors:
         return 60.0 * positions / sound_lengths(torch.tensor([minute]), self.n_window)[0]
 
     def _load(self, auto_class: Any, what: str) -> Any:
-        try:
+        check_processor_files(self.path)
+        with foreign(f"The {what}", self.path):
             made = auto_class.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
-        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-            raise LoadError(f"The {what} in {self.path} cannot be loaded: {error}", path=self.path) from error
         self._check_files()
         return made
 
@@ -196,10 +229,8 @@ class Processors:
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"{file} cannot be read: {error}", advice="Is this a model directory?", path=file) from error
-    if not isinstance(config, dict):
-        raise LoadError(f"{file} is not a JSON object.", path=file)
+        config = read_json_object(file, error=LoadError, advice="Is this a model directory?")
+    except FileNotFoundError as error:
+        raise LoadError(f"There is no {file}.", advice="Is this a model directory?", path=file) from error
     thinker = config.get("thinker_config")
     return config | thinker | {"model_type": config.get("model_type")} if isinstance(thinker, dict) else config

@@ -17,6 +17,10 @@ class Promised(Protocol):
         """Bytes that it may still come to hold, beyond what it holds now."""
         ...
 
+    def spare_nbytes(self) -> int | None:
+        """Bytes that may be taken for a while, as long as it does not compute; None if it has no budget."""
+        ...
+
 
 _OPEN: WeakSet[Promised] = WeakSet()
 
@@ -34,3 +38,9 @@ def release(model: Promised) -> None:
 def promised_nbytes() -> int:
     """Bytes that the open models may still come to hold, beyond what they hold now."""
     return sum(model.unused_nbytes() for model in list(_OPEN))
+
+
+def spare_nbytes() -> int | None:
+    """Bytes that may be taken while inputs are made, and given back before a model computes; None without a budget."""
+    spare = [nbytes for model in list(_OPEN) if (nbytes := model.spare_nbytes()) is not None]
+    return min(spare, default=None)

@@ -21,6 +21,7 @@ from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles
 from coterie.integration import Attachment, ExpertLimit
 from coterie.plan.budget import MemoryPlan
+from coterie.plan.machine import process_memory
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
 
 if TYPE_CHECKING:
@@ -324,6 +325,18 @@ class Runtime:
         free = stats.capacity - stats.committed_bytes
         plan = self.plan
         return free if plan is None else free + plan.kv_cache + plan.activations + plan.io_buffers
+
+    def spare_nbytes(self) -> int | None:
+        """Bytes of the budget that nothing holds, and that the arena will not take; None if there is no budget.
+
+        What a context and its activations take is among them: a picture is decoded before they are there.
+        """
+        if self.plan is None:
+            return None
+        stats = self.cache.stats()
+        arena = stats.capacity - stats.committed_bytes
+        held = process_memory(exact=True).total + arena + self.plan.io_buffers
+        return self.plan.budget - held
 
     def close(self) -> None:
         """Frees the experts' memory and closes files. The model cannot run afterwards. Harmless when repeated.

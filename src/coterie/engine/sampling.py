@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 _SHAPES = ("temperature", "top_p", "top_k", "min_p")
-_IDLE = {"temperature": (0, 1), "top_p": (1,), "top_k": (0, -1), "min_p": (0,)}
+_IDLE = {"temperature": (0,), "top_p": (1,), "top_k": (0, -1), "min_p": (0,)}
 """Values of these that shape nothing, and may be said where nothing is sampled."""
 
 

@@ -5,8 +5,9 @@ from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ModelFac
 from coterie.evaluate.quality import Comparison, Quality, measure
 from coterie.evaluate.running import evaluate
 from coterie.evaluate.scores import TokenScores, predict, predict_in_steps, score
-from coterie.evaluate.texts import Text, encode, read_text
+from coterie.evaluate.texts import Text, encode
 from coterie.evaluate.windows import Window, plan_windows
+from coterie.files.text import read_text
 
 __all__ = [
     "Comparison",

@@ -18,8 +18,9 @@ from coterie.evaluate.memory import share_memory
 from coterie.evaluate.quality import measure
 from coterie.evaluate.scores import TokenScores, predict, predict_in_steps, score
 from coterie.evaluate.subject import Subject
-from coterie.evaluate.texts import Text, check_same_tokens, encode, read_text
+from coterie.evaluate.texts import Text, check_same_tokens, encode
 from coterie.evaluate.windows import Window, plan_windows
+from coterie.files.text import read_text
 from coterie.hf.context import model_context
 from coterie.integration import Missing
 from coterie.spec import DEFAULT_POLICY, AdaptiveExperts
@@ -97,7 +98,7 @@ def evaluate(
         AdaptiveExperts.of(adapt_experts, 1)  # an unknown name is told before a model is opened
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1 token, not {limit}.", got=limit)
-    contents = [(str(path), read_text(path)) for path in texts]
+    contents = [(str(path), read_text(path, filled=True)) for path in texts]
     subject = Subject(
         path=model,
         component=component,

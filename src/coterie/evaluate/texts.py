@@ -1,16 +1,12 @@
-"""Texts as token ids: read, tokenised once, and the same for both models."""
+"""Texts as token ids: tokenised once, and the same for both models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from coterie.errors import InputError, UsageError
-
-PART_CHARACTERS = 1 << 18
-"""Characters of a part of a long text: enough that its ends do not matter, little enough to be tokenised at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,57 +22,6 @@ class Text:
     name: str
     ids: tuple[int, ...]
     prefix: tuple[int, ...] = ()
-
-
-def read_text(path: str | Path) -> str:
-    """The content of a UTF-8 file, line ends as they are.
-
-    Raises:
-        InputError: If there is no such file, or it is empty or not UTF-8.
-    """
-    file = Path(path)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_text(file, f"{error.reason} at byte {error.start}") from error
-    if not text.strip():
-        raise InputError(f"{file} is empty.", advice="Give a text of some thousand words.", path=file)
-    return text
-
-
-def text_parts(path: str | Path, characters: int = PART_CHARACTERS) -> Iterator[str]:
-    """The content of a UTF-8 file in parts that end between lines where lines are not too long; as it is.
-
-    Args:
-        path: The file; of any size, since no more than a part is in memory.
-        characters: Of a part, at least; at most twice as many.
-
-    Raises:
-        InputError: If there is no such file, or when it turns out not to be UTF-8.
-    """
-    file = Path(path)
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            while part := stream.read(characters):
-                yield part + stream.readline(characters)
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    except UnicodeDecodeError as error:
-        raise _not_text(file, error.reason) from error
-
-
-def _unreadable(file: Path, error: OSError) -> InputError:
-    return InputError(f"The text {file} cannot be read: {error.strerror}.", advice="Check the path.", path=file)
-
-
-def _not_text(file: Path, reason: str) -> InputError:
-    return InputError(
-        f"{file} is not UTF-8 text ({reason}).", advice="Convert it: iconv -f LATIN1 -t UTF-8.", path=file
-    )
 
 
 def encode(tokenizer: Any, text: str, *, name: str, limit: int | None = None) -> Text:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from coterie.checkpoint import Checkpoint, Location, read_header
-from coterie.errors import CheckpointError, CheckpointFileError, CoterieError, TensorMissingError, UnclaimedTensorError
+from coterie.errors import (
+    CheckpointError,
+    CheckpointFileError,
+    CoterieError,
+    TensorMissingError,
+    UnclaimedTensorError,
+    UnsupportedError,
+)
+from coterie.extraction.progress import Meter, ProgressCallback
+from coterie.hf.configs import read_config
 from coterie.store import Problem
-
-_INDEX = "model.safetensors.index.json"
 
 
 def file_problems(location: Location) -> list[Problem]:
@@ -19,11 +25,16 @@ def file_problems(location: Location) -> list[Problem]:
     Shards of a Hub repository that are not on this machine are left out.
     """
     problems: list[Problem] = []
-    listed = _weight_map(location.directory)
-    files = sorted(set(listed.values())) or ["model.safetensors"]
+    try:
+        files = location.weight_files(read_config(location.directory).get("transformers_weights"))
+    except CheckpointFileError as error:
+        return [_problem("malformed", _file_of(error, location.directory), error)]
+    except UnsupportedError:
+        return []  # which opening it says
+    listed = files.weight_map
     found: dict[str, str] = {}
     readable: set[str] = set()
-    for file in files:
+    for file in files.shards:
         path = location.directory / file
         if location.repo_id is not None and not path.exists():
             continue
@@ -34,13 +45,34 @@ def file_problems(location: Location) -> list[Problem]:
             problems.append(_problem("malformed" if path.exists() else "missing", file, error))
     for name, file in sorted(listed.items()):
         if file in readable and found.get(name) != file:
-            message = f"{_INDEX} says that {name!r} is in {file}, which does not have it"
+            message = f"{files.index} says that {name!r} is in {file}, which does not have it"
             problems.append(Problem(kind="missing", file=file, place=name, rule="", message=message))
     for name, file in sorted(found.items()):
         if listed and name not in listed:
-            message = f"{file} has a tensor {name!r} that {_INDEX} does not list"
+            message = f"{file} has a tensor {name!r} that {files.index} does not list"
             problems.append(Problem(kind="foreign", file=file, place=name, rule="", message=message))
     return problems
+
+
+def checksum_problems(location: Location, progress: ProgressCallback | None) -> tuple[list[Problem], int]:
+    """Files of a repository, as far as they are on this machine, whose bytes are not those of the Hub.
+
+    Returns:
+        The problems, and the bytes that were compared. A directory has no checksums.
+    """
+    repository = location.repository
+    if repository is None:
+        return [], 0
+    sizes = {n: (location.directory / n).stat().st_size for n in repository.file_names() if repository.is_here(n)}
+    meter = Meter("checksums", sum(sizes.values()), progress)
+    problems: list[Problem] = []
+    for name in sizes:
+        wrong = repository.checksum_problem(name, meter.advance)
+        if wrong is not None:
+            blob = (location.directory / name).resolve()
+            message = f"{wrong}; remove {blob}, and it is downloaded again"
+            problems.append(Problem(kind="corrupt", file=name, place="the file itself", rule="", message=message))
+    return problems, meter.done
 
 
 def open_problems(
@@ -58,7 +90,8 @@ def open_problems(
     """
     source = location.repo_id or location.directory
     try:
-        return Checkpoint.open(source, component=component, revision=location.revision, offline=location.offline), []
+        found = Checkpoint.open(source, component=component, revision=location.revision, offline=location.offline)
+        return found, [_tensor_problem("foreign", name) for name in found.keymap.left_out]
     except TensorMissingError as error:
         if known:
             return None, []
@@ -70,15 +103,6 @@ def open_problems(
         ]
     except CheckpointError as error:
         return None, [] if known else [_problem("malformed", _file_of(error, location.directory), error)]
-
-
-def _weight_map(directory: Path) -> dict[str, str]:
-    """What the index lists; nothing if there is none or it is unreadable, which opening the checkpoint tells."""
-    try:
-        value = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in value.items() if Path(str(file)).name == file}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _listed(names: object) -> list[object]:
@@ -97,4 +121,4 @@ def _problem(kind: Literal["missing", "malformed"], file: str, error: CoterieErr
 
 def _file_of(error: CoterieError, directory: Path) -> str:
     path = Path(str(error.facts.get("path") or directory))
-    return path.name if path != directory else ""
+    return path.relative_to(directory).as_posix() if path.is_relative_to(directory) and path != directory else ""

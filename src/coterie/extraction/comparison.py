@@ -6,7 +6,6 @@ import mmap
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -17,14 +16,14 @@ from coterie.extraction.dense import as_stored, dense_tensors, tensor_pieces
 from coterie.extraction.origin import files_beside, files_changed
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts
-from coterie.files.regular import read_bounded, regular_file
+from coterie.files.regular import read_bounded
 from coterie.quant import NATIVE, SCHEMES
 from coterie.spec import ExpertKey, RecordLayout
 from coterie.store import DenseTensor, Problem, Store
+from coterie.store.names import MAX_SIDE_FILE_BYTES
 from coterie.store.verification import ProblemKind
 
 _THREADS = 2
-_PIECE = 4 * 2**20
 
 
 class Comparison:
@@ -153,12 +152,11 @@ class Comparison:
                 self._add("foreign", facts.file, "the file itself", f"the checkpoint has no file {facts.file!r}")
                 continue
             try:
-                same = _same_bytes(store.path / facts.file, originals[facts.file])
-                if not same and facts.file in changed:
-                    # A store made before it stated its dtype has the file as it was.
-                    same = facts.nbytes == len(changed[facts.file]) and changed[facts.file] == read_bounded(
-                        store.path / facts.file, facts.nbytes
-                    )
+                found = read_bounded(store.path / facts.file, MAX_SIDE_FILE_BYTES)
+                # A store made before it stated its dtype has the file as it was.
+                same = found == changed.get(facts.file) or found == read_bounded(
+                    originals[facts.file], MAX_SIDE_FILE_BYTES
+                )
             except OSError as error:
                 self._add("missing", facts.file, "the file itself", f"it cannot be read: {error.strerror}")
                 continue
@@ -175,16 +173,6 @@ class Comparison:
     def _add(self, kind: ProblemKind, file: str, place: str, message: str) -> None:
         with self._lock:
             self.problems.append(Problem(kind=kind, file=file, place=place, rule="", message=message))
-
-
-def _same_bytes(one: Path, other: Path) -> bool:
-    with regular_file(one) as ours, regular_file(other) as theirs:
-        while True:
-            piece = ours.read(_PIECE)
-            if piece != theirs.read(_PIECE):
-                return False
-            if not piece:
-                return True
 
 
 def _side_by_side(

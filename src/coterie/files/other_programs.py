@@ -40,7 +40,7 @@ def check_form(model: str | Path) -> None:
         )
     if _SCHEME.match(text):
         raise UsageError(f"{text!r} is an address; models are not opened by addresses.", advice=_EXAMPLE, got=model)
-    path = Path(text).expanduser()
+    path = _expanded(text)
     if _exists(path):
         if not path.is_dir():
             raise _file_error(path)
@@ -86,6 +86,13 @@ def no_model(directory: Path) -> CoterieError:
 
 def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file() or (path / "coterie.json").is_file()
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(text)
 
 
 def _exists(path: Path) -> bool:

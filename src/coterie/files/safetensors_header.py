@@ -67,7 +67,7 @@ class HeaderText:
         text: The JSON text, padding included.
         length: What the file says of its length.
         size: Bytes of the file.
-        stamp: Which file it was, or None if it is not on this machine.
+        stamp: What the file was; None if it is somewhere else.
     """
 
     text: bytes

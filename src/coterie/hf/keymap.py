@@ -37,6 +37,10 @@ with moved(__name__):
     )
 
 
+_DEQUANTISING = frozenset({"Inkling2LoopDequantizeExperts"})
+"""Operations by name, as older releases lack them: they pass on weights that come without scales."""
+
+
 @dataclass(slots=True, kw_only=True)
 class FieldSource:
     """Where one parameter of a bank comes from.
@@ -338,8 +342,17 @@ def _in_expert_order(numbered: list[tuple[int, str]], target: str) -> list[str]:
 def _check_complete(source: FieldSource, bank: ExpertBank) -> None:
     expected = bank.num_experts if source.per_expert else 1
     if source.converter is not None:
-        lacking = [p for p in source.converter.source_patterns if p not in source.names]
-        if lacking and (source.per_expert or len(source.names) < len(source.converter.source_patterns)):
+        optional = _only_if_quantised(source.converter)
+        stored = [name for pattern in optional for name in source.names.get(pattern, ())]
+        if stored:
+            raise UnsupportedError(
+                f"The experts of {source.target} are stored quantised, in a form of their own ({stored[0]}), which is "
+                "not supported.",
+                advice="Load it with transformers, save it in bfloat16 with save_pretrained, and use that.",
+                tensor=stored[0],
+            )
+        lacking = [p for p in source.converter.source_patterns if p not in source.names and p not in optional]
+        if lacking:
             raise TensorMissingError(
                 f"The checkpoint lacks {lacking[0]!r} of {source.target}.",
                 advice="Download the checkpoint again.",
@@ -355,6 +368,12 @@ def _check_complete(source: FieldSource, bank: ExpertBank) -> None:
                 expected=expected,
                 got=len(names),
             )
+
+
+def _only_if_quantised(converter: WeightConverter) -> list[str]:
+    """Patterns of tensors that only a quantised checkpoint has, where a conversion takes others, too."""
+    dequantises = any(type(operation).__name__ in _DEQUANTISING for operation in converter.operations)
+    return list(converter.source_patterns[1:]) if dequantises else []
 
 
 def _all_targets(target: str, converter: WeightConverter | None) -> list[str]:

@@ -115,7 +115,8 @@ def main() -> None:
         answer: Any = _render(json.loads(sys.stdin.buffer.read()))
     except MemoryError:
         answer = "memory"
-    sys.stdout.buffer.write(json.dumps(answer).encode("ascii"))
+    with open(1, "wb") as answers:
+        answers.write(json.dumps(answer).encode("ascii"))
 
 
 if __name__ == "__main__":

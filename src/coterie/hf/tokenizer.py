@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie.errors import LoadError
+from coterie.errors import InputError, LoadError
 from coterie.hf.configs import component_of_class
+from coterie.hf.foreign import foreign
+from coterie.hf.tokenizer_limits import check_tokenizer_files
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_FEW = 64
+"""Tokens without a row that are put up with in the smallest vocabulary."""
 
 _FILES = (
     "tokenizer.json",
@@ -21,6 +28,9 @@ _FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+
+_LONGEST_TOKEN = 65_536
+"""Characters. The longest tokens of released vocabularies have some hundred."""
 
 
 def tokenizer_file(directory: Path) -> str | None:
@@ -49,14 +59,14 @@ def load_tokenizer(path: str | Path, embedding_rows: int | None = None) -> PreTr
     Args:
         path: The directory.
         embedding_rows: Rows of the model's input embedding. Rows beyond the vocabulary are usual (padding to a round
-            number); a token beyond the rows is an error.
+            number); a few tokens beyond the rows are warned of, many are an error.
 
     Raises:
-        LoadError: If there is no tokenizer, it cannot be loaded, or it has a token that the embedding has no row for
-            (facts ``token``, ``token_id``, ``embedding_rows``).
+        LoadError: If there is no tokenizer, it cannot be loaded or asks for too much, or it has many tokens without a
+            row in the embedding (facts ``token``, ``token_id``, ``embedding_rows``).
     """
     # Here, not above: importing transformers takes seconds, and reading a plan or a trace does not need it.
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     directory = Path(path)
     if tokenizer_file(directory) is None:
@@ -65,19 +75,27 @@ def load_tokenizer(path: str | Path, embedding_rows: int | None = None) -> PreTr
             advice="Copy tokenizer.json and tokenizer_config.json from the checkpoint into it.",
             path=directory,
         )
-    try:
+    check_tokenizer_files(directory)
+    with foreign("The tokenizer", directory):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError, TypeError, RecursionError) as error:
-        raise LoadError(f"The tokenizer in {directory} cannot be loaded: {error}", path=directory) from error
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"its class {type(tokenizer).__name__} is no tokenizer")
+        vocabulary = tokenizer.get_vocab()
+        longest = max(map(len, vocabulary), default=0)
+        if not vocabulary or longest > _LONGEST_TOKEN:
+            raise ValueError(f"it has {len(vocabulary)} tokens, the longest of {longest:,} characters")
+        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
     if embedding_rows is not None:
         check_tokenizer(tokenizer, embedding_rows, path=directory)
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, *, path: Path) -> None:
-    """Checks that every token, added ones included, has a row in the embedding.
+    """Checks that tokens, added ones included, have rows in the embedding.
+
+    A few without are usual: a padding token that was added and never trained, whose text no prompt has. A prompt that
+    has it is refused then (see :func:`check_ids`). Many are another model's vocabulary.
 
     Args:
         tokenizer: The tokenizer.
@@ -85,16 +103,48 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, *, 
         path: Where the tokenizer came from; named in the error.
 
     Raises:
-        LoadError: If a token id is not below ``embedding_rows``.
+        LoadError: If many token ids are not below ``embedding_rows``.
     """
-    token, token_id = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if token_id >= embedding_rows:
-        raise LoadError(
-            f"The tokenizer in {path} does not fit the model: token {token!r} has id {token_id}, but the embedding has "
-            f"{embedding_rows} rows.",
-            advice="Use the tokenizer that came with this checkpoint.",
-            path=path,
-            token=token,
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= embedding_rows)
+    if not beyond:
+        return
+    token_id, token = beyond[-1]
+    if len(beyond) <= max(_FEW, embedding_rows // 100):
+        warnings.warn(
+            f"The tokenizer in {path} has {len(beyond)} tokens that the embedding of {embedding_rows} rows has no row "
+            f"for, such as {token!r}: a prompt with one is refused.",
+            stacklevel=2,
+        )
+        return
+    raise LoadError(
+        f"The tokenizer in {path} does not fit the model: {len(beyond)} tokens have no row in its embedding. Token "
+        f"{token!r} has id {token_id}, but the embedding has {embedding_rows} rows.",
+        advice="Use the tokenizer that came with this checkpoint.",
+        path=path,
+        token=token,
+        token_id=token_id,
+        embedding_rows=embedding_rows,
+    )
+
+
+def check_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> None:
+    """Checks that the tokens of a prompt have rows in the embedding.
+
+    Args:
+        ids: Token ids, int64.
+        tokenizer: Where they are from, for the message.
+        embedding_rows: Rows of the model's input embedding.
+
+    Raises:
+        InputError: Naming the first that has none.
+    """
+    beyond = ids[ids >= embedding_rows]
+    if beyond.numel():
+        token_id = int(beyond[0])
+        raise InputError(
+            f"The prompt has the token {tokenizer.convert_ids_to_tokens(token_id)!r} (id {token_id}), for which the "
+            f"model has no row: its embedding has {embedding_rows}.",
+            advice="Leave it out of the prompt.",
             token_id=token_id,
             embedding_rows=embedding_rows,
         )

@@ -81,7 +81,8 @@ class StepClock:
     def install(self, module: nn.Module) -> None:
         """Watches the forward passes of ``module``, the component's outermost module."""
         forward = module.forward
-        reader = CallReader(forward)
+        is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+        reader = CallReader(forward, is_encoder_decoder=is_encoder_decoder)
         note = process_neighbours().note
 
         # A hook would do, at twice the price: with one, torch takes a slower way through every call.

@@ -35,7 +35,7 @@ class ForwardCall:
         phase: What kind of pass it is.
         mask: The attention mask, if there is one.
         caches: The caches given → tokens that each has seen, None where it does not count.
-        cached_new: New tokens that go into a cache: the decoder's, where there is an encoder, too.
+        cached_new: New tokens that go into a cache, of all those that are computed.
         uses_cache: What the caller says: whether keys and values are kept. None if it says nothing.
     """
 
@@ -81,9 +81,11 @@ class CallReader:
 
     Args:
         forward: The forward of a component's outermost module.
+        is_encoder_decoder: Whether its cache keeps what a decoder computes of what an encoder read.
     """
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
+    def __init__(self, forward: Callable[..., Any], *, is_encoder_decoder: bool = False) -> None:
+        self._is_encoder_decoder = is_encoder_decoder
         parameters = inspect.signature(forward).parameters.values()
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         # A wrapper that passes everything on names nothing: tokens come first in every class.
@@ -115,9 +117,18 @@ class CallReader:
             phase="decode" if tokens == 1 and begun else "prefill",
             mask=given.get("attention_mask"),
             caches=caches,
-            cached_new=shapes[-1][1],
+            cached_new=self._cached_new(given, tokens),
             uses_cache=uses_cache,
         )
+
+    def _cached_new(self, given: Mapping[str, Any], tokens: int) -> int:
+        of_decoder = [shape for name in _NEW[2:] if (shape := _shape(given.get(name))) is not None]
+        if not of_decoder:
+            return tokens
+        if self._is_encoder_decoder:
+            return of_decoder[0][1]
+        # A model that writes many tokens at once into a canvas: its decoder reads the cache of what comes before.
+        return tokens if any(_shape(given.get(name)) for name in _NEW[:2]) else 0
 
 
 def _length(cache: Any) -> int | None:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coterie.errors import UsageError
+from coterie.errors import OutputError, UsageError
+from coterie.files.replacing import replacing
 from coterie.plan.disk import disk_identity
 from coterie.plan.machine import SYSTEM_ROOT
 from coterie.plan.queue_depth import ReadTuning, Trial, tune_reads
@@ -127,17 +127,11 @@ class DiskNotes:
             "version": note.version,
             **asdict(note.tuning),
         }
-        with suppress(OSError):
+        with suppress(OSError, OutputError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}-", dir=self._path.parent)
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    json.dump({"schema_version": SCHEMA_VERSION, "disks": disks}, file, indent=1, sort_keys=True)
-                    file.write("\n")
-                Path(name).replace(self._path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            with replacing(self._path) as partial, partial.open("w", encoding="utf-8") as file:
+                json.dump({"schema_version": SCHEMA_VERSION, "disks": disks}, file, indent=1, sort_keys=True)
+                file.write("\n")
 
     def _disks(self) -> dict[str, dict[str, Any]]:
         try:

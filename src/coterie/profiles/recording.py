@@ -135,7 +135,7 @@ class Recording:
         key = mark_key(name)
         return self._fresh_marks.get(key) or self._marks.get(key) or Mark(key, 0, False)
 
-    def mark(self, name: str, position: int, *, done: bool = False) -> None:
+    def mark(self, name: str, position: int, *, done: bool = False, ends_segment: bool = False) -> None:
         """Says that an input has been counted up to a position, and all tokens added so far belong before it.
 
         Ends the segment if it is long enough. The mark is written in one transaction with the counters that it speaks
@@ -145,10 +145,11 @@ class Recording:
             name: Of the input, such as its path.
             position: In units of the caller's choice, such as windows of tokens.
             done: Whether nothing is left of it.
+            ends_segment: Whether the segment is to end here however short it is.
         """
         key = mark_key(name)
         self._fresh_marks[key] = Mark(key, position, done)
-        self._end_segment_if(self._segment_tokens)
+        self._end_segment_if(1 if ends_segment else self._segment_tokens)
 
     def boundary(self) -> None:
         """Says that all banks have seen the same tokens and a segment may end here: between steps of generation."""

@@ -19,9 +19,15 @@ from coterie.routing.steps import Step, step_name
 
 
 def chooses_by_argmax(steps: list[Step]) -> bool:
-    """Whether a forward takes the single best expert of each token and then looks at how much room it has."""
+    """Whether a forward takes the single best expert of each token and then looks at how much room it has.
+
+    Some releases ask for the best expert by ``max``, which gives its probability, too.
+    """
     names = [step.name for step in steps]
-    return names.count("argmax") == 1 and names.count("one_hot") == 1 and "cumsum" in names and "topk" not in names
+    if names.count("one_hot") != 1 or "cumsum" not in names or "topk" in names:
+        return False
+    before = names[: names.index("one_hot")]
+    return [name for name in before if name in ("argmax", "max")] in (["argmax"], ["max"])
 
 
 class CapacityRouter(SelectiveRouter):

@@ -16,7 +16,7 @@ from coterie.spec.events import (
 from coterie.spec.extras import install_advice
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
-from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges, share_nbytes
+from coterie.spec.sizes import format_bytes, format_ranges, parse_bytes, parse_ranges, share_nbytes
 from coterie.spec.source import ExpertSource, Extent
 from coterie.spec.stamp import FileStamp
 
@@ -48,6 +48,7 @@ __all__ = [
     "StepEnded",
     "StepStarted",
     "format_bytes",
+    "format_ranges",
     "install_advice",
     "parse_bytes",
     "parse_ranges",

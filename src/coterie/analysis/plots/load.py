@@ -14,7 +14,11 @@ from coterie.profiles.load import TOP_SHARE
 from coterie.spec import BankKey
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_LIGHTEST = 0.9
+"""How far along its colours the last layer's curve is: yellow does not show on white."""
 
 
 @style()
@@ -58,7 +62,7 @@ def load_figure(
     number_ticks(left, "x", bank_labels([BankKey(one.component, one.layer, one.bank) for one in load.layers]))
     left.legend(loc="upper right")
     shades = optional_package("matplotlib", "Drawing needs").colormaps[SEQUENTIAL](
-        np.linspace(0, 0.9, len(load.layers))
+        np.linspace(0, _LIGHTEST, len(load.layers))
     )
     for layer, shade in zip(load.layers, shades, strict=True):
         curve = layer.lorenz
@@ -66,5 +70,20 @@ def load_figure(
     right.plot([0, 100], [0, 100], color=EQUAL, linewidth=0.8, linestyle=":")
     right.set_xlabel("experts, the least busy first (%)")
     right.set_ylabel("their share of activations (%)")
-    right.set_title("Lorenz curves, dark: first layers; dotted: all alike", fontsize=7.5)
+    right.set_title("Lorenz curves of the layers; dotted: all alike", fontsize=7.5)
+    _layer_scale(figure, right, [layer.layer for layer in load.layers])
     return figure
+
+
+def _layer_scale(figure: Figure, axes: Axes, layers: list[int]) -> None:
+    """Says which shade is which layer."""
+    first, last = min(layers), max(layers)
+    if first == last:
+        return
+    colors = optional_package("matplotlib.colors", "Drawing needs")
+    maps = optional_package("matplotlib.cm", "Drawing needs")
+    # As far along the colours as the curves go.
+    scale = colors.Normalize(first, first + (last - first) / _LIGHTEST)
+    bar = figure.colorbar(maps.ScalarMappable(scale, SEQUENTIAL), ax=axes, label="layer")
+    bar.ax.set_ylim(first, last)
+    bar.ax.locator_params(axis="y", integer=True)

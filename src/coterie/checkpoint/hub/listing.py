@@ -15,7 +15,7 @@ from coterie.checkpoint.hub.failures import Failure, HubFailure
 from coterie.checkpoint.hub.requests import read_json
 
 _LARGEST = 200_000
-"""Files of a repository that are listed."""
+"""Files of a repository; the Hub recommends to stay below half of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +74,13 @@ def list_repository(repo_id: str, revision: str | None, *, tries: int = PATIENCE
         raise _not_a_hub("names no commit")
     files: dict[str, RemoteFile] = {}
     page: str | None = f"{base}/tree/{commit}?recursive=True&expand=False"
-    while page is not None and len(files) < _LARGEST:
+    while page is not None:
         entries, page = read_json(page, repo_id, tries=tries)
         if not isinstance(entries, list):
             raise _not_a_hub("is no list of files")
         files.update((one.name, one) for one in map(_file, entries) if one is not None)
+        if len(files) > _LARGEST:
+            raise _not_a_hub(f"lists more than {_LARGEST:,} files")
     return Listing(repo_id=repo_id, commit=commit, files=files, base_models=_base_models(about.get("tags")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from coterie.checkpoint.headers import TensorInfo, malformed, tensors_of
@@ -19,26 +20,30 @@ from coterie.files.safetensors_header import (
 _FIRST = 100_000
 """Bytes asked for at first: most headers are shorter."""
 
+_PARSING = threading.Lock()
+"""A header may ask for many times its size while it is parsed, and several are read at once."""
 
-def read_remote_header(url: str, path: Path, nbytes: int) -> dict[str, TensorInfo]:
+
+def read_remote_header(url: str, path: Path, nbytes: int, attempts: Attempts) -> dict[str, TensorInfo]:
     """Reads the header of one file by its first bytes, wherever the server ends them.
 
     Args:
         url: The file's address.
         path: Where the file will be once it is downloaded.
         nbytes: Its size.
+        attempts: When it is tried again.
 
     Raises:
         HubFailure: If it cannot be read.
         CheckpointFileError: If it is not a header.
     """
-    attempts = Attempts(path.name)
     data = bytearray()
     while True:
         wanted = _wanted(data, path, nbytes)
         if len(data) >= wanted:
             text = bytes(data[LENGTH_BYTES:wanted])
-            return tensors_of(HeaderText(text=text, length=len(text), size=nbytes), path)
+            with _PARSING:
+                return tensors_of(HeaderText(text=text, length=len(text), size=nbytes), path)
         try:
             with opened(url, first=len(data), last=max(wanted, min(_FIRST, nbytes)) - 1) as answer:
                 if answer.start != len(data):

@@ -59,6 +59,7 @@ def opened(url: str, *, first: int = 0, last: int | None = None) -> Iterator[Ans
         start = _start(response, first) if response.status_code == 206 else 0
         of_hub = [one for one in (*response.history, response) if _origin(str(one.url)) == _origin(url)]
         following = response.links.get("next", {}).get("url")
+        following = urljoin(url, following) if following else None
         yield Answer(start=start, etag=_etag(of_hub[-1].headers), chunks=response.iter_bytes(), following=following)
 
 
@@ -71,7 +72,7 @@ def read_json(url: str, what: str, *, tries: int) -> tuple[Any, str | None]:
         tries: How often it is asked before it is given up.
 
     Returns:
-        The value, and the address of the next page if there is one at the same server.
+        The value, and the address of the next page, or None.
 
     Raises:
         HubFailure: If it cannot be had.
@@ -86,6 +87,8 @@ def read_json(url: str, what: str, *, tries: int) -> tuple[Any, str | None]:
                     if len(body) > _LISTINGS.nbytes:
                         break
                 following = answer.following
+            if following is not None and _origin(following) != _origin(url):
+                raise BrokenAnswer("its list goes on at another server, which is not asked")
             try:
                 value = parse_json(bytes(body), _LISTINGS)
             except JsonProblem as problem:
@@ -93,8 +96,7 @@ def read_json(url: str, what: str, *, tries: int) -> tuple[Any, str | None]:
         except PROBLEMS as error:
             attempts.failed(error)
         else:
-            following = urljoin(url, following) if following else None
-            return value, following if following and _origin(following) == _origin(url) else None
+            return value, following
 
 
 def _start(response: Any, first: int) -> int:

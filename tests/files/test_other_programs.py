@@ -4,11 +4,11 @@ import struct
 from pathlib import Path
 
 import pytest
-from coterie.checkpoint.gguf import original_of
 
 from coterie.checkpoint import Location
 from coterie.errors import CheckpointNotFoundError, CoterieError, StoreNotFoundError, UnsupportedError, UsageError
 from coterie.extraction import inspect
+from coterie.files.gguf import original_of
 
 
 def text(value: str) -> bytes:
