@@ -14,6 +14,7 @@ from coterie.extraction.comparison import Comparison
 from coterie.extraction.dense import dense_tensors
 from coterie.extraction.models import store_path
 from coterie.extraction.progress import Meter, ProgressCallback
+from coterie.extraction.store_model import model_problems
 from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
 from coterie.hf.tokenizer import embedding_rows
 from coterie.store import Leftover, Problem, Store, verify_store
@@ -113,6 +114,8 @@ def verify(
         absent = sum(len(bank.absent) for bank in store.banks.values())
         if not {problem.file for problem in problems} & {facts.file for facts in store.manifest.files}:
             problems += store_tokenizer_problems(path, store.manifest.model.component)
+        if not problems:
+            problems += model_problems(path)
         if against is not None:
             other = Checkpoint.open(
                 against, component=store.manifest.model.component, revision=revision, offline=offline
