@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "/help": "this list",
     "/image PATH": "show a picture with the next message",
-    "/audio PATH": "play a WAV file with the next message",
+    "/audio PATH": "play a sound file with the next message",
     "/system TEXT": "another system message; without a text, none",
     "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7",
     "/retry": "have the last message answered once more",
