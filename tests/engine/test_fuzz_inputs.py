@@ -19,7 +19,7 @@ from coterie.engine.processors import Processors
 from coterie.errors import CoterieError
 from coterie.hf.generation_config import _CHECKS, FILE, read_generation_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.filterwarnings("ignore::UserWarning")]
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you, and whence?"}]
 NAMES = ["m", "messages", "x", "ns.x", "m.content", "m['role']", "bos_token", "loop.index", "undefined"]
