@@ -37,6 +37,7 @@ from coterie.integration import (
 )
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
+from coterie.plan.heap import share_one_heap
 from coterie.plan.machine import default_memory_budget, memory_limits
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch, format_bytes, parse_bytes
 
@@ -78,7 +79,8 @@ def load(
         path: A store (its path, or its name in ``coterie stores``), a checkpoint directory, a Hub id, or ``"bundled"``.
         memory: Ceiling for the whole process, such as ``"8GiB"``. Default: what the machine and the cgroup allow,
             less a margin. To keep it, torch's caches of compiled kernels are bounded through the environment where
-            that does not bound them already (``LRU_CACHE_CAPACITY``, ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``).
+            that does not bound them already (``LRU_CACHE_CAPACITY``, ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``), and threads
+            that begin from then on share one heap, unless ``MALLOC_ARENA_MAX`` is set.
         expert_memory: Sizes the experts' arena alone: bytes, ``"2GiB"``, or ``"25%"`` of the bytes of all experts.
             Without ``memory``, the rest of the process is then not bounded.
         component: ``"thinker"`` or ``"talker"`` of a whole model.
@@ -190,6 +192,7 @@ def _load(
         first = plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=False)
         room = first.arena - minimum
         bound_compiled_kernels(budget)
+        share_one_heap()
     register()
     attachment = Attachment(
         num_experts=source.num_experts,
