@@ -46,11 +46,13 @@ def cached_length(cache: Any) -> int | None:
     Those of linear attention do not: their states have one size, however much they have seen.
     """
     layers = getattr(cache, "layers", None) or ()
+    if not layers or hasattr(layers[0], "get_seq_length"):
+        length = int(cache.get_seq_length())
+        if length or not layers:
+            return length
+    # Most caches ask their first layer, which in some models has a state instead, or stays empty.
     counting = [layer for layer in layers if hasattr(layer, "get_seq_length")]
-    if layers and not counting:
-        return None
-    # Most caches ask their first layer, which in some models has a state instead, and stays empty.
-    return int(cache.get_seq_length()) or max((int(layer.get_seq_length()) for layer in counting), default=0)
+    return max((int(layer.get_seq_length()) for layer in counting), default=0) if counting else None
 
 
 def reserved_length(cache: Any) -> int:
