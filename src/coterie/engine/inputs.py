@@ -252,9 +252,9 @@ def _with_full_processor(
     options: dict[str, Any] = {}
     if images:
         options["images"] = _all_pictures(images)
-    if audios:
-        options["audio"] = _read_sounds(processors, audios)
     if len(texts) > 1:
         options |= {"padding": True, "padding_side": "left"}
     with foreign(f"This input with {type(full).__name__}", processors.path, error=InputError, advice=None):
+        if audios:
+            options["audio"] = _read_sounds(processors, audios)
         return full(text=texts, return_tensors="pt", add_special_tokens=add_special_tokens, **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from coterie.errors import CoterieError
 from coterie.files.naming import BUNDLED
-from coterie.hf.tokenizer import load_tokenizer, tokenizer_file
+from coterie.hf.tokenizer import decode_tokens, load_tokenizer, tokenizer_file
 from coterie.profiles.heavy_tokens import TokenText, plain_id
 
 
@@ -28,7 +28,7 @@ def token_texts(model: str | Path, *, revision: str | None = None, offline: bool
     known = len(tokenizer)
 
     def text_of(token: int) -> str:
-        return str(tokenizer.decode([token])) if token < known else plain_id(token)
+        return decode_tokens(tokenizer, [token]) if token < known else plain_id(token)
 
     return text_of
 

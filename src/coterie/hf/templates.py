@@ -16,9 +16,10 @@ from coterie.errors import InputError, LoadError
 from coterie.files.json_text import read_json_object
 from coterie.files.regular import read_bounded
 
-SECONDS = 4
+SECONDS = 2
 """Seconds of processor time that a template may take; ordinary ones take hundredths."""
-_WALL_SECONDS = 9.0
+_WALL_SECONDS = 4.5
+"""On a clock: a prompt may take two renderings, and nobody is to wait for more than ten seconds."""
 _MEMORY = 384 * 2**20
 """Address space of the process that renders, whose interpreter takes some 60 MiB of it."""
 _LONGEST = 8_000_000
