@@ -9,14 +9,17 @@ BENCHMARKS ?= $(sort $(wildcard benchmarks/bench_*.py))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST ?= .venv-oldest
-OLDEST_STAMP := $(OLDEST)/.installed
+BETWEEN ?= .venv-between
+NEWEST ?= .venv-newest
+AUDIT ?= .venv-audit
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest check fix docs report lock bench clean
+.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs report \
+lock bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
-	while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 NATIVE := src/coterie/native
 
@@ -44,21 +47,44 @@ test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model and router class
 test-slow: $(STAMP) ## Run the slow tests (kill tests, large models)
 	$(BIN)/python -m pytest -m slow
 
-# A second environment with the oldest transformers; what it lacks it finds in the first.
-$(OLDEST_STAMP): $(STAMP) requirements-oldest.lock
-	rm -rf $(OLDEST)
-	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r requirements-oldest.lock
-	$(BIN)/python scripts/borrow.py $(OLDEST)
+# Further environments with other releases of transformers; what they lack they find in the first.
+$(OLDEST)/.installed: requirements-oldest.lock
+$(BETWEEN)/.installed: requirements-between.lock
+$(OLDEST)/.installed $(BETWEEN)/.installed: $(STAMP)
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $(filter requirements%,$^)
+	$(BIN)/python scripts/borrow.py $(@D)
 	@touch $@
 
-# Each of the two environments opens what the other one wrote.
-test-oldest: $(OLDEST_STAMP) ## Run the tests that depend on transformers with the oldest release allowed
-	COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(OLDEST)/bin/python -m pytest -n auto -m "not slow and not matrix" \
-	tests/hf tests/checkpoint tests/routing tests/integration tests/engine tests/profiles tests/analysis tests/versions tests/test_zoo.py
+# Everything that depends on transformers. Each of two environments opens what the other one wrote.
+RELEASE_TESTS_IN = COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(1)/bin/python -m pytest -n auto
+RELEASE_DIRS := tests/hf tests/checkpoint tests/routing tests/integration tests/engine tests/profiles tests/analysis \
+tests/versions tests/test_zoo.py
+
+test-oldest: $(OLDEST)/.installed ## Run the tests that depend on transformers with the oldest release allowed
+	$(call RELEASE_TESTS_IN,$(OLDEST)) -m "not slow and not matrix" $(RELEASE_DIRS)
+
+# What a release between the two ends can break are classes of models and their routers, and how a pass is called.
+test-between: $(BETWEEN)/.installed ## Run the matrix and what sees forward passes with a release between the ends
+	OMP_NUM_THREADS=1 $(call RELEASE_TESTS_IN,$(BETWEEN)) -m "not slow" tests/versions tests/routing tests/engine/test_matrix.py \
+	tests/integration/test_forward_call.py tests/integration/test_token_forwards.py tests/engine/test_statistics.py \
+	tests/engine/test_loader.py tests/engine/test_recording.py
+
+test-newest: $(STAMP) ## Run what test-oldest runs with the newest release below 6, if it is newer than the pinned one
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(BIN)/python scripts/borrow.py $(NEWEST)
+	@$(BIN)/python scripts/newest.py $(NEWEST) $(PIP_ARGS); told=$$?; \
+	if [ $$told = 3 ]; then exit 0; elif [ $$told != 0 ]; then exit $$told; fi; \
+	$(call RELEASE_TESTS_IN,$(NEWEST)) -m "not slow and not matrix" $(RELEASE_DIRS)
 
 check: $(STAMP) ## Format, lint, types, layers, lock and generated docs: all that CI checks
 	$(BIN)/python scripts/check.py
+
+audit: ## Look for known advisories about pinned packages; needs a network
+	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	$(PYTHON) scripts/advisories.py $(AUDIT) $(PIP_ARGS)
 
 fix: $(STAMP) ## Mend formatting and what lint can mend by itself
 	$(BIN)/ruff format .
@@ -78,6 +104,6 @@ bench: $(STAMP) ## Run the benchmarks; each prints its figures with machine and 
 	@test -n "$(BENCHMARKS)" || { echo "There is no benchmarks/bench_*.py." >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
-clean: ## Remove .venv, caches and build results
-	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+clean: ## Remove environments, caches and build results
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from coterie import analysis, errors, evaluate, profiles, survey
     from coterie.engine import load
+    from coterie.engine.chat import chat_inputs
+    from coterie.engine.inputs import build_inputs
+    from coterie.engine.opened import processors
+    from coterie.engine.samples import samples
     from coterie.extraction import extract, inspect, quantize, verify
 
     __version__: str
 
 _HOMES: dict[str, str] = {
+    "build_inputs": "coterie.engine.inputs",
+    "chat_inputs": "coterie.engine.chat",
     "extract": "coterie.extraction",
     "inspect": "coterie.extraction",
     "load": "coterie.engine",
+    "processors": "coterie.engine.opened",
     "quantize": "coterie.extraction",
+    "samples": "coterie.engine.samples",
     "verify": "coterie.extraction",
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
@@ -30,13 +38,17 @@ _SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles", "survey"}
 __all__ = [
     "__version__",
     "analysis",
+    "build_inputs",
+    "chat_inputs",
     "errors",
     "evaluate",
     "extract",
     "inspect",
     "load",
+    "processors",
     "profiles",
     "quantize",
+    "samples",
     "survey",
     "verify",
 ]

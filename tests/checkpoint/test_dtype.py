@@ -84,6 +84,14 @@ def test_an_index_with_another_word_for_a_dtype(stated, silent_shards):
     assert caught.value.path == path
 
 
+def test_an_index_is_not_asked_where_the_configuration_states_a_dtype(silent_shards, tmp_path):
+    edit_config(silent_shards, dtype="bfloat16")
+    path = silent_shards / "model.safetensors.index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": {"dtype": "auto"}}))
+    assert_as_stock(silent_shards, tmp_path / "store", BF16)
+    assert (tmp_path / "store" / "config.json").read_bytes() == (silent_shards / "config.json").read_bytes()
+
+
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("stated", ["auto", "torch.bfloat16", "int8", "float8_e4m3fn", "Tensor"])
 def test_a_configuration_with_another_word_for_a_dtype(key, stated, silent):

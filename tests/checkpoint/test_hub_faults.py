@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import shutil
 import threading
@@ -221,8 +222,8 @@ def test_a_header_that_differs_from_the_file_s_is_an_error(hub, text, waits, tmp
     """It decides what the bytes are taken for, and no checksum tells that it was another when it was sent."""
     read = repository.read_remote_header
 
-    def other(url: str, path: Path, nbytes: int) -> dict[str, TensorInfo]:
-        return {name: replace(info, dtype="F16") for name, info in read(url, path, nbytes).items()}
+    def other(url: str, path: Path, *rest) -> dict[str, TensorInfo]:
+        return {name: replace(info, dtype="F16") for name, info in read(url, path, *rest).items()}
 
     with monkeypatch.context() as patched:
         patched.setattr(repository, "read_remote_header", other)
@@ -257,6 +258,17 @@ def test_a_server_that_sends_less_than_it_lists_is_asked_for_the_rest(hub, text,
     assert same(download(), text)
 
 
+def test_a_file_that_is_shorter_at_the_server_is_an_error(hub, publish, text, waits, tmp_path):
+    checkpoint = Checkpoint.open(REPO)
+    served = shutil.copytree(text, tmp_path / "cut")
+    with (served / a_shard(text)).open("r+b") as file:
+        file.truncate(10_000)
+    found = hub.repositories[REPO]
+    found.commits[found.references["main"]] = served
+    with pytest.raises(CheckpointFileError, match=r"the server has only 10,000 of its 33,680 bytes"):
+        checkpoint.download(checkpoint.tensors)
+
+
 def test_a_part_of_another_content_is_not_gone_on_from(hub, text, waits, cache):
     checkpoint = Checkpoint.open(REPO)
     shard = a_shard(text)
@@ -273,6 +285,18 @@ def test_a_file_in_the_cache_that_was_cut_is_downloaded_again(hub, text, waits):
     with path.open("r+b") as file:
         file.truncate(1000)
     assert same(download(), text)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_verify_compares_what_is_in_the_cache(offline, hub, text, waits):
+    path = download().location.directory / a_shard(text)
+    assert verify(REPO, offline=offline).problems == ()
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    (problem,) = verify(REPO, offline=offline).problems
+    assert (problem.kind, problem.file) == ("corrupt", path.name)
+    assert "SHA-256" in problem.message
 
 
 # --- servers without ranges, and hostile headers ----------------------------------------------------------------------
@@ -327,11 +351,13 @@ def test_what_a_killed_client_left_is_removed(hub, text, waits, cache):
     checkpoint = Checkpoint.open(REPO)
     found = checkpoint.location.repository
     mine = found.listing.files[a_shard(text)].sha256
-    stale = found.cache.blob("x").parent / f"{mine}.0a1b2c3d.incomplete"
-    stale.write_bytes(bytes(5000))
-    checkpoint.download(checkpoint.tensors)
-    assert leftovers(cache) == []
-    assert same(checkpoint, text)
+    (found.cache.blob("x").parent / f"{mine}.0a1b2c3d.incomplete").write_bytes(bytes(5000))
+    old, new = found.cache.partial("cd" * 32), found.cache.partial("ef" * 32)
+    for path in (old, new):
+        path.write_bytes(bytes(5000))
+    os.utime(old, (0, 0))
+    assert same(download(), text)
+    assert leftovers(cache) == [new.name]  # which a try at another commit may go on from
 
 
 def test_what_another_process_downloads_now_stays(hub, text, waits, cache):
@@ -349,7 +375,7 @@ def test_what_another_process_downloads_now_stays(hub, text, waits, cache):
     thread = threading.Thread(target=hold)
     thread.start()
     begun.wait(30)
-    checkpoint.download(checkpoint.tensors)
+    Checkpoint.open(REPO)
     assert leftovers(cache) == [other.name]
     done.set()
     thread.join()
@@ -492,10 +518,10 @@ def test_a_command_ends_in_one_line(hub, text, waits, tmp_path, capsys):
 
 @pytest.mark.parametrize("at", ["shard", "header"])
 def test_an_interrupted_command_says_what_is_kept(at, hub, text, tmp_path, capsys, monkeypatch):
-    def interrupt(seconds: float) -> None:
+    def interrupt(seconds: float, stopped: threading.Event) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coterie.checkpoint.hub.attempts.sleep", interrupt)
+    monkeypatch.setattr("coterie.checkpoint.hub.attempts.pause", interrupt)
     after = 20_000 if at == "shard" else 0
     hub.faults.append(Fault("close", "cdn", after=after))
     assert main(["extract", REPO, str(tmp_path / "store")]) == 130

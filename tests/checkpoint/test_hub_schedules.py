@@ -23,8 +23,8 @@ _FILE = re.compile(
 )
 _CAUSE = re.compile(
     r"answered \d{3}|connection broke|no connection|no answer for|bytes (of its header )?were sent|"
-    r"another part of the file|(SHA-256|git blob id) is|cannot be read|not a valid safetensors file|another header|"
-    r"which does not have it"
+    r"another part of the file|(SHA-256|git blob id) is|cannot be read|"
+    r"the server has only|not a valid safetensors file|another header|which does not have it"
 )
 
 

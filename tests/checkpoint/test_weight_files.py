@@ -193,3 +193,16 @@ def test_the_index_of_a_large_checkpoint(tmp_path):
     names = {f"model.layers.{i}.weight": f"model-{i % 160:05}-of-00160.safetensors" for i in range(124_611)}
     (tmp_path / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": names}, indent=2))
     assert read_index(tmp_path / INDEX, INDEX).weight_map == names
+
+
+def test_shares_of_a_distributed_checkpoint_are_refused(sharded):
+    name = "shard-00000-model-00001-of-00001.safetensors"
+    shutil.copy(min(sharded.glob("model-*.safetensors")), sharded / name)
+    with pytest.raises(UnsupportedError, match="distributed checkpoint"):
+        Checkpoint.open(sharded)
+
+
+def test_an_adapter_beside_the_model_is_told(sharded):
+    (sharded / "adapter_config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="adapter"):
+        load(sharded, expert_memory="50%")

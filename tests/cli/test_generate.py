@@ -250,3 +250,78 @@ def test_a_partial_store_fetches_and_grows(coterie, expected, tmp_path) -> None:
     assert fetched > 10
     assert f"{64 + fetched} of 256" in coterie("inspect", store).out
     assert "fetched" not in coterie("generate", store, PROMPT, *FAST, "--missing", "fetch").err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--temperature", "0"), ("--temp", "0"), ("--temperature", "0", "--top-k", "40", "-q"),
+        ("--greedy", "--top-p", "1"),
+        ("--repeat-penalty", "1.0", "--seed", "-1"), ("--repetition_penalty", "1", "--top_k=0", "--greedy"),
+        ("--n-predict", "4"), ("--max-tokens=4",), ("--num_predict", "4"), ("--ctx-size", "64", "-n", "4"),
+    ],
+)  # fmt: skip
+def test_habits_of_other_programs(coterie, expected, options) -> None:
+    outcome = coterie("generate", "bundled", PROMPT, *FAST, *options)
+    assert (outcome.code, outcome.out.strip("\n")) == (0, expected)
+
+
+def test_model_and_prompt_may_be_options(coterie, expected) -> None:
+    for arguments in (
+        ("-m", "bundled", "-p", PROMPT),
+        ("bundled", "--prompt", PROMPT),
+        (f"--prompt={PROMPT}", "bundled"),
+    ):
+        outcome = coterie("generate", *arguments, *FAST)
+        assert (outcome.code, outcome.out.strip("\n")) == (0, expected)
+
+
+def test_other_names_are_not_in_the_help_and_unknown_ones_still_errors(coterie) -> None:
+    assert "--n-predict" not in coterie("generate", "--help").out
+    assert coterie("generate", "bundled", "a", "--presence-penalty", "1").code == 2
+
+
+def test_a_text_ends_the_answer(coterie, expected) -> None:
+    stop = expected[3:6]
+    outcome = coterie("generate", "bundled", PROMPT, *FAST, "--stop", stop, "--stop", "never said")
+    assert outcome.out == expected[:3] + "\n"
+    assert "(stop)" in outcome.err
+
+
+def test_what_has_no_effect_is_remarked_on(coterie) -> None:
+    outcome = coterie("generate", "bundled", "a", *FAST, "--seed", "1")
+    assert "--seed has no effect" in outcome.err
+    assert "no effect" not in coterie("generate", "bundled", "a", *FAST, "--seed", "1", "--temperature", "1").err
+
+
+def test_statistics_do_not_go_to_a_dash(coterie) -> None:
+    outcome = coterie("generate", "bundled", "a", *FAST, "--stats", "-")
+    assert outcome.code == 2
+    assert "--json" in outcome.err
+
+
+def test_a_model_that_was_trained_to_answer(coterie, omni, tmp_path) -> None:
+    raw = coterie("generate", str(omni), "hello", *FAST)
+    assert "has a chat template, which was not used" in raw.err
+    assert "chat template" not in coterie("generate", str(omni), "hello", *FAST, "--raw").err
+    chat = coterie("generate", str(omni), "hello", *FAST, "--chat", "--json", "-q")
+    assert {"reasoning", "tool_calls"} <= set(json.loads(chat.out))
+    longer = coterie("generate", str(omni), "hello", *FAST, "--system", "Be brief.", "--json", "-q")
+    assert json.loads(longer.out)["prompt_tokens"] > json.loads(chat.out)["prompt_tokens"]
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.content }}{{ x }}{% endfor %}")
+    options = ("--chat-template", str(tmp_path / "mine.jinja"), "--template-option", "x=[1]", "--json", "-q")
+    assert coterie("generate", str(omni), "hello", *FAST, *options).code == 0
+    for wrong in (("--system", "x", "--raw"), ("--template-option", "x"), ("--chat-template", "/nowhere", "--raw")):
+        assert coterie("generate", str(omni), "hello", *FAST, *wrong).code == 2
+
+
+def test_a_prompt_that_is_not_utf8(coterie, monkeypatch) -> None:
+    outcome = coterie("generate", "bundled", "\udcff\udcfe abc", *FAST)
+    assert outcome.code == 1
+    assert "is not UTF-8 text" in outcome.err
+    for encoding, errors in (("utf-8", "strict"), ("ascii", "surrogateescape")):
+        stdin = io.TextIOWrapper(io.BytesIO(b"abc \xff"), encoding=encoding, errors=errors)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        outcome = coterie("generate", "bundled", *FAST)
+        assert outcome.code == 1
+        assert "is not UTF-8 text" in outcome.err

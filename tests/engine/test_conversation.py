@@ -1,12 +1,14 @@
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
 from coterie.engine import conversation as module
+from coterie.engine.answers import ToolCall
 from coterie.engine.completion import Completion
 from coterie.engine.conversation import Conversation
 from coterie.engine.sampling import Sampling
-from coterie.errors import ContextLengthError, InputError
+from coterie.errors import ContextLengthError, InputError, UsageError
 
 
 def answer(text: str, *token_ids: int) -> Completion:
@@ -92,3 +94,85 @@ def test_media_become_part_of_the_conversation(asked, processors, data) -> None:
 def test_an_empty_turn_is_refused(asked, processors) -> None:
     with pytest.raises(InputError):
         Conversation(None, processors).ask("")
+
+
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}{{ ' ' ~ m.reasoning_content if m.reasoning_content }}]{{ m.content }}"
+    "{% endfor %}"
+)
+
+
+def test_what_the_model_thought_is_kept_apart(asked, processors, monkeypatch) -> None:
+    monkeypatch.setattr(processors.tokenizer, "chat_template", CHAT)
+    asked.answers.insert(0, dataclasses.replace(answer("Hi", 1), reasoning="They greet."))
+    talk = Conversation(None, processors)
+    talk.ask("hello")
+    talk.ask("again")
+    assert asked.prompts[-1] == "[user]hello[assistant They greet.]Hi[user]again"
+    assert talk.messages[1]["thinking"] == "They greet."
+
+
+def test_calls_are_kept_as_templates_know_them(asked, processors) -> None:
+    asked.answers.insert(0, dataclasses.replace(answer("", 1), tool_calls=(ToolCall(name="f", arguments='{"a": 1}'),)))
+    talk = Conversation(None, processors)
+    talk.ask("hello")
+    assert talk.messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+
+
+def limited(context: int) -> SimpleNamespace:
+    return SimpleNamespace(coterie=SimpleNamespace(plan=SimpleNamespace(max_context=context)))
+
+
+def test_the_oldest_turns_are_forgotten_when_the_context_is_full(asked, processors) -> None:
+    talk = Conversation(limited(18), processors, sampling=Sampling(max_new_tokens=4), system="Be brief.")
+    talk.ask("first message")
+    assert talk.forgotten == 0
+    talk.ask("and a second message that is long enough")
+    assert talk.forgotten == 2
+    assert asked.prompts[-1] == "Be brief.\nand a second message that is long enough"
+    assert [message["role"] for message in talk.messages] == ["system", "user", "assistant"]
+    with_all_of_it = "a message that is much too long, " * 9
+    talk.ask(with_all_of_it)  # alone, it is the model's to refuse
+    assert asked.prompts[-1] == f"Be brief.\n{with_all_of_it}"
+
+
+def test_a_turn_that_failed_forgets_nothing(asked, processors) -> None:
+    talk = Conversation(limited(24), processors, sampling=Sampling(max_new_tokens=4))
+    talk.ask("first message")
+    asked.answers.insert(0, InputError("No."))
+    with pytest.raises(InputError):
+        talk.ask("and a second message that is long enough, and longer")
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+
+
+def test_undo_retry_and_another_system_message(asked, processors) -> None:
+    talk = Conversation(None, processors)
+    assert not talk.undo()
+    with pytest.raises(UsageError):
+        talk.retry()
+    talk.ask("first")
+    assert talk.retry().text == "two"
+    assert [message["content"] for message in talk.messages[1:]] == ["two"]
+    talk.instruct("Be brief.")
+    asked.answers.insert(0, InputError("No."))
+    with pytest.raises(InputError):
+        talk.retry()
+    assert [message["role"] for message in talk.messages] == ["system", "user", "assistant"]
+    assert talk.undo()
+    talk.instruct(None)
+    assert talk.messages == []
+
+
+def test_a_conversation_is_kept_and_loaded(asked, processors, tmp_path, data) -> None:
+    talk = Conversation(None, processors, system="Be brief.")
+    talk.ask("Größe", images=[data / "sandal.png"])
+    talk.save(tmp_path / "talk.json")
+    other = Conversation(None, processors)
+    other.restore(tmp_path / "talk.json")
+    assert other.messages == talk.messages
+    other.reset()
+    assert [message["role"] for message in other.messages] == ["system"]
+    for text in ("{}", "[]", '{"messages": [5]}', '{"messages": [{"role": "tool", "content": "x"}]}', "{"):
+        (tmp_path / "talk.json").write_text(text)
+        with pytest.raises(InputError, match=r"talk\.json"):
+            other.restore(tmp_path / "talk.json")

@@ -111,7 +111,7 @@ def test_a_very_oblong_picture_is_refused(processors, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (1000, 1)).save(tmp_path / "line.png")
-    with pytest.raises(InputError, match="cannot be prepared"):
+    with pytest.raises(InputError, match="aspect ratio"):
         build_inputs(processors, "a", images=[tmp_path / "line.png"])
 
 
@@ -226,3 +226,15 @@ def test_the_bundled_model_understands_what_it_hears_and_sees(bundled, processor
             greedy = model(**inputs).logits.argmax(-1)
         # What greedy decoding would have said, in one pass: each token of the answer is the best after those before it.
         assert torch.equal(greedy[:, -answer.shape[1] - 1 : -1], answer), expected
+
+
+def test_text_that_is_not_utf8_is_refused_and_what_the_locale_could_not_read_is_read(processors):
+    for text in ("\udcff\udcfe abc", "a\ud800"):
+        with pytest.raises(InputError, match=r"^The prompt is not UTF-8 text \(from character"):
+            build_inputs(processors, text)
+    with pytest.raises(InputError, match=r"^Prompt 2 of 2 is not UTF-8"):
+        build_inputs(processors, ["a", "\udc80"])
+    with pytest.raises(InputError, match="must be a text"):
+        build_inputs(processors, [5])
+    ascii_locale = "Größe".encode().decode("ascii", "surrogateescape")
+    assert build_inputs(processors, ascii_locale)["input_ids"].equal(build_inputs(processors, "Größe")["input_ids"])

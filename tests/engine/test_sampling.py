@@ -1,5 +1,4 @@
 import pytest
-import torch
 from transformers import GenerationConfig
 
 from coterie.engine.sampling import Sampling
@@ -50,18 +49,6 @@ def test_greedy_overrides_a_config_that_samples_and_leaves_nothing_unused() -> N
 
 def test_sample_needs_no_further_option() -> None:
     assert Sampling(greedy=False).generation_config(GenerationConfig()).do_sample is True
-
-
-def test_a_seed_repeats_and_leaves_the_global_numbers_alone() -> None:
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    drawn = []
-    for _ in range(2):
-        with Sampling(seed=5).seeded():
-            drawn.append(torch.rand(3))
-    assert torch.equal(*drawn)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_temperature_of_0_is_greedy_whatever_else_is_said() -> None:

@@ -1,6 +1,7 @@
 """Traces from files: both forms read, and what is wrong with a damaged one."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -103,3 +104,74 @@ def test_damaged_files(tmp_path):
 def test_a_trace_without_decoding(tmp_path):
     with pytest.raises(UsageError, match="holds no decoding"):
         read_trace(recorded(tmp_path / "t.npz", **{"text.phase": np.zeros(3, np.uint8)}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a trace", b"PK\x03\x04", b"\x80\x04K\x01.", b"\x93NUMPY\x01\x00" + b"\xff" * 50],
+)
+@pytest.mark.parametrize("name", ["t.npz", "t.jsonl", "t.json"])
+def test_files_of_anything_are_refused_in_our_words(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_trace(path)
+    assert "pickle" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_objects_that_numpy_would_unpickle_are_refused_in_our_words(tmp_path):
+    path = plain(tmp_path / "t.npz", expert_ids=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="its content is not what a trace holds") as caught:
+        read_trace(path)
+    assert "pickle" not in str(caught.value)
+
+
+STRANGE = [
+    np.array(3), np.array([]), np.array([1.5]), np.array(["x"]), np.array([-1, 2**62]), np.zeros((3, 2, 2, 2), int),
+    np.array([True, False, True]), np.array([b"x"]), np.array([1j]), np.array([2**64 - 1], np.uint64),
+    np.array([[1], [2]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["schema_version", "model", "identity", "components", "text.expert_ids", "text.step", "text.phase", "text.layers",
+     "text.banks", "text.num_experts"],
+)  # fmt: skip
+def test_arrays_of_anything_are_refused(tmp_path, name):
+    for value in STRANGE:
+        path = recorded(tmp_path / "t.npz", **{name: value})
+        try:
+            read_trace(path, phase="all")
+        except (InputError, UsageError):
+            continue
+        assert name in ("schema_version", "model", "identity", "text.phase", "text.step")
+
+
+LINE = {"component": "text", "token": 0, "layer": 0, "bank": "mlp", "step": 0, "phase": "decode", "expert_ids": [0, 1]}
+
+
+@pytest.mark.parametrize("name", list(LINE))
+def test_lines_of_anything_are_refused(tmp_path, name):
+    head = json.dumps({"schema_version": 1, "model": "m", "identity": "i"})
+    path = tmp_path / "t.jsonl"
+    for value in (None, "x", -1, 2**70, 1.5, [], {}, [[1]], [-1, 70000], [2**70], ["x"], "\ud800", True, [None]):
+        path.write_text(head + "\n" + json.dumps(LINE | {name: value}) + "\n")
+        try:
+            read_trace(path, phase="all")
+        except (InputError, UsageError):
+            continue
+        assert name in ("component", "bank", "phase", "step", "layer", "token")
+    for line in ("[" * 100_000, "9" * 5000, "{}", "[]", "3", "x" * (2 << 20)):
+        path.write_text(head + "\n" + line + "\n")
+        with pytest.raises(InputError):
+            read_trace(path)
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "t.npz")
+    os.mkfifo(tmp_path / "t.jsonl")
+    for path in (tmp_path / "t.npz", tmp_path / "t.jsonl", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_trace(path)

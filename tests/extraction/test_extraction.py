@@ -190,6 +190,18 @@ def test_the_name_of_the_bundled_model_is_none_for_a_store(moe: Path, tmp_path: 
     assert extract(moe, tmp_path / "bundled").complete
 
 
+def test_a_store_is_no_checkpoint(moe: Path, tmp_path: Path) -> None:
+    extract(moe, tmp_path / "store")
+    with pytest.raises(UsageError, match=r"is a store.*coterie quantize"):
+        extract(tmp_path / "store", tmp_path / "other")
+    for model in (moe, tmp_path / "store"):
+        with pytest.raises(UsageError, match=r"is a store.*that the store was made from"):
+            coterie.verify(model, against=tmp_path / "store")
+    extract(moe, tmp_path / "part", experts="0")
+    with pytest.raises(UsageError, match=r"is a store.*as source"):
+        coterie.load(tmp_path / "part", missing="fetch", source=tmp_path / "store")
+
+
 def test_four_bits_are_spoken_of_where_nobody_chose_and_it_matters(moe: Path, tmp_path: Path, monkeypatch) -> None:
     told: list[ExtractionReport] = []
     assert extract(moe, tmp_path / "small", planned=told.append).int4_nbytes is None

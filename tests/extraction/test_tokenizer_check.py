@@ -87,7 +87,7 @@ def test_a_damaged_file_is_one_problem(store, monkeypatch):
 def test_one_that_cannot_be_loaded_is_warned_of_and_a_problem(checkpoint, tmp_path):
     source = checkpoint(ROWS)
     (source / "tokenizer.json").write_text("{")
-    with pytest.warns(UserWarning, match=r"cannot be loaded.* The store is made with it as it is"):
+    with pytest.warns(UserWarning, match=r"cannot be used.* The store is made with it as it is"):
         extract(source, tmp_path / "store")
     for path in (source, tmp_path / "store"):
         (problem,) = verify(path).problems

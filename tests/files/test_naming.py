@@ -41,6 +41,11 @@ def test_bundled_is_the_model_in_the_package_whatever_lies_here(stores: Path) ->
     assert resolve_path("./bundled") == "./bundled"
 
 
+def test_a_prompt_without_a_model_is_told_so(stores: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="MODEL comes first"):
+        check_name("And it came to pass")
+
+
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-30B-A3B", ".", "./there", "there", "bundled"])
 def test_what_may_name_a_model_passes(stores: Path, model: str) -> None:
     Path("there").mkdir()

@@ -12,6 +12,7 @@ from coterie.errors import CheckpointFileError, CoterieError, UnsupportedError
 from coterie.hf.config_values import computing_dtype
 from coterie.hf.configs import load_config, read_config, resolve_model
 from coterie.hf.implementations import unavailable_attention
+from zoo import MATRIX
 
 
 @pytest.fixture
@@ -171,3 +172,16 @@ def test_a_broken_reference_to_code(value, directory):
     change(directory, {"auto_map": value})
     with suppress(CoterieError):  # whatever transformers thinks of it
         load_config(directory)
+
+
+def test_a_type_of_model_that_transformers_computes_with_another_class():
+    """Its makers name a class of their own, which is not in transformers."""
+    variant = MATRIX["sarvam_moe"]
+    if reason := variant.why_not:
+        pytest.skip(reason)
+    config = variant.config()
+    config.architectures = ["SarvamMoEForCausalLM"]
+    assert resolve_model(config, None) == (variant.model_class, config)
+    config.architectures = ["SarvamMoEForSomethingElse"]
+    with pytest.raises(UnsupportedError, match="has no class 'SarvamMoEForSomethingElse'"):
+        resolve_model(config, None)

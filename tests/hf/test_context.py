@@ -4,8 +4,10 @@ import pytest
 import torch
 import transformers
 
+from coterie.errors import ContractError
+from coterie.hf.caches import kept_cache
 from coterie.hf.context import context_shape, text_configs
-from zoo import ZOO
+from zoo import MATRIX, ZOO
 
 
 def shape_of(config: str, model: str, **settings: int):
@@ -41,3 +43,51 @@ def test_every_part_with_a_cache_counts() -> None:
     assert text_configs(whole) == [whole.thinker_config.text_config, *talker]
     assert text_configs(whole.thinker_config) == [whole.thinker_config.text_config]
     assert text_configs(whole.talker_config) == talker
+
+
+@pytest.mark.parametrize("name", sorted(MATRIX))
+def test_every_model_says_what_memory_depends_on(name) -> None:
+    variant = MATRIX[name]
+    if reason := variant.why_not:
+        pytest.skip(reason)
+    shape = context_shape(variant.config(), torch.bfloat16, variant.model_class)
+    assert shape.hidden >= 16
+    assert shape.vocabulary >= 64
+    assert shape.kv_per_token > 2
+
+
+def test_layers_that_are_passed_several_times_count_as_often() -> None:
+    variant = MATRIX["inkling2_loop_text"]
+    if reason := variant.why_not:
+        pytest.skip(reason)
+    once, looped = variant.config(), variant.config()
+    once.loop_num_passes = 1
+    of_one, of_three = (
+        context_shape(config, torch.bfloat16, variant.model_class).kv_per_token for config in (once, looped)
+    )
+    assert of_three * 3 == of_one * 5
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_size_under_another_name_is_an_error(name, monkeypatch) -> None:
+    config = ZOO["qwen3_moe"].config()
+    del config.__dict__[name]
+    monkeypatch.delattr(type(config), name, raising=False)
+    with pytest.raises(ContractError, match=f"none of .*{name}"):
+        context_shape(config, torch.bfloat16, ZOO["qwen3_moe"].model_class)
+
+
+def test_layers_that_differ_are_added_up() -> None:
+    variant = MATRIX["gemma4_text"]
+    if reason := variant.why_not:
+        pytest.skip(reason)
+    config = variant.config()
+    shape = context_shape(config, torch.bfloat16, variant.model_class)
+    with torch.no_grad():
+        cache = next(iter(kept_cache(variant.build()(torch.tensor([[3, 4, 5]]), use_cache=True)).values()))
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    needed = kept // 3 * torch.bfloat16.itemsize
+    if hasattr(config, "per_layer_config"):
+        assert shape.kv_per_token == needed
+    else:  # as if all layers were as wide as the widest
+        assert needed <= shape.kv_per_token <= needed * 2

@@ -71,7 +71,7 @@ def test_no_tokenizer(tmp_path):
 
 def test_a_broken_tokenizer(directory):
     (directory / "tokenizer.json").write_text("{")
-    with pytest.raises(LoadError, match="cannot be loaded"):
+    with pytest.raises(LoadError, match="cannot be used"):
         load_tokenizer(directory)
 
 

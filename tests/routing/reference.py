@@ -77,6 +77,7 @@ RULES: dict[str, Rule] = {
             "Qwen3OmniMoeTextTopKRouter",
             "Qwen3VLMoeTextTopKRouter",
             "Qwen3_5MoeTopKRouter",
+            "LaraMiniTopKRouter",
         ),
         _RENORMALISED,
     ),
@@ -114,6 +115,7 @@ RULES: dict[str, Rule] = {
             "Glm5NextTextTopkRouter",
             "GlmMoeDsaTopkRouter",
             "HYV4TopkRouter",
+            "HYV4VLTopkRouter",
             "KimiLinearTopkRouter",
             "MiMoV2FlashTopkRouter",
             "NemotronHTopkRouter",
@@ -125,6 +127,7 @@ RULES: dict[str, Rule] = {
     "AfmoeTokenChoiceRouter": _scaled(_UNGROUPED, "route_scale", bias="expert_bias"),
     "HYV3TopKRouter": _scaled(_UNGROUPED, "router_scaling_factor"),
     "Dots3NoteVisionTopKRouter": _scaled(_UNGROUPED, "router_scaling_factor"),
+    "Inkling2LoopTopKRouter": _scaled(_UNGROUPED, "routed_scaling_factor"),
     "Inkling2TopKRouter": _scaled(_UNGROUPED, "routed_scaling_factor"),
     "MuseSparkTopkRouter": _scaled(_UNGROUPED, "routed_scaling_factor"),
     "Lfm2MoeTopKRouter": Rule(

@@ -52,13 +52,16 @@ CLASSES = {
     "GraniteMoeTopKRouter": "granitemoe",
     "HYV3TopKRouter": "hy_v3",
     "HYV4TopkRouter": "hy_v4",
+    "HYV4VLTopkRouter": "hy_v4_vl",
     "HunYuanMoEV1Gate": "hunyuan_v1_moe",
+    "Inkling2LoopTopKRouter": "inkling2_loop_text",
     "Inkling2TopKRouter": "inkling2_text",
     "InklingTopkRouter": "inkling_text",
     "JambaTopKRouter": "jamba",
     "KimiLinearTopkRouter": "kimi_linear",
     "Kolibri1TopKRouter": "kolibri1",
     "LagunaTopKRouter": "laguna",
+    "LaraMiniTopKRouter": "lara_mini",
     "Lfm2MoeTopKRouter": "lfm2_moe",
     "MellumTopKRouter": "mellum",
     "MiMoV2FlashTopkRouter": "mimo_v2_flash",
@@ -124,7 +127,7 @@ ALONE = {
 """Router class → module of transformers, for those that are made of a configuration's sizes alone."""
 
 _WANTS_3D = frozenset({"AfmoeTokenChoiceRouter", "ZayaRouter"})
-_KEEPS_FLOAT32 = frozenset({"Inkling2TopKRouter"})
+_KEEPS_FLOAT32 = frozenset({"Inkling2LoopTopKRouter", "Inkling2TopKRouter"})
 """Classes whose weights transformers keeps in float32 in models of any dtype."""
 
 

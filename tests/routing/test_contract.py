@@ -13,6 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from coterie.errors import UnsupportedError, UsageError
+from coterie.hf.releases import TESTED
 from coterie.routing import adapt_router, require_family, router_family, router_rows
 from routing.reference import RULES
 from routing.reference import route as reference
@@ -61,7 +62,7 @@ def test_no_class_of_transformers_is_left_out():
                 text = ast.get_source_segment(source, node) or ""
                 if re.search(r"\btopk\(|argmax\(|sparsemixer\(", text):
                     found.add(node.name)
-    if transformers.__version__.startswith("5.23."):
+    if transformers.__version__ == TESTED[-1]:
         assert found <= set(PLAIN) | set(FIXED) | OTHER_OUTPUTS | REFUSED
         assert len(found) > 60
 
@@ -323,9 +324,10 @@ def test_adapting_an_adapter_starts_from_the_stock_router(name):
 def test_a_mask_may_cover_choices_without_an_expert():
     """LongCat-Flash chooses from experts and identities; both lengths of the mask mean something."""
     router = router_of("LongcatFlashTopkRouter")
-    assert (experts_of(router), width_of(router)) == (8, 10)
+    counted = 8 if hasattr(router, "num_experts") else 10  # older releases do not say how many are experts
+    assert (experts_of(router), width_of(router)) == (counted, 10)
     adapter = adapt_router(router, available=torch.tensor([False] * 8 + [True, False]))
     got = route(adapter, inputs(router))
     assert set(got.ids.flatten().tolist()) == {8, 10}
-    with pytest.raises(UsageError, match=r"bool \[8\]"):
+    with pytest.raises(UsageError, match=rf"bool \[{counted}\]"):
         adapt_router(router, available=torch.ones(9, dtype=torch.bool))

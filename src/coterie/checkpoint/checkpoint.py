@@ -19,6 +19,7 @@ from coterie.checkpoint.fingerprints import content_of, samples_of
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import read_tensor
+from coterie.checkpoint.weight_files import WeightFiles
 from coterie.errors import CheckpointFileError, TensorMissingError, UnclaimedTensorError
 from coterie.files.safetensors_header import element_count
 from coterie.hf.banks import ExpertBank
@@ -35,6 +36,8 @@ from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+_ADAPTER = "adapter_config.json"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +69,7 @@ class Checkpoint:
         keymap: The claims.
         tensors: Every tensor by name.
         quantisation: How its weights are quantised, or None.
-        unstated_dtype: The dtype that the weights give a part whose configuration states none.
+        files: Which files are its weights.
         banks: Banks by key.
     """
 
@@ -77,7 +80,7 @@ class Checkpoint:
     keymap: KeyMap
     tensors: Mapping[str, TensorInfo]
     quantisation: Quantisation | None = None
-    unstated_dtype: torch.dtype = torch.float32
+    files: WeightFiles | None = None
     banks: dict[BankKey, CheckpointBank] = field(default_factory=dict)
 
     @classmethod
@@ -107,9 +110,8 @@ class Checkpoint:
         quantisation = load_quantisation(location.directory)
         files = location.weight_files(getattr(model_config, "transformers_weights", None))
         tensors = location.tensors(files)
-        unstated = checkpoint_dtype(location, files, tensors)
         path = location.directory / "config.json"
-        dtype = config_dtype(model_config) or unstated
+        dtype = config_dtype(model_config) or checkpoint_dtype(location, files, tensors)
         skeleton = build_skeleton(model_class, model_config, dtype, path=path, tensors=len(tensors))
         folded = fold_names(quantisation, {name: info.dtype for name, info in tensors.items()})
         with foreign("The model", path, error=CheckpointFileError):
@@ -125,7 +127,7 @@ class Checkpoint:
             keymap=keymap,
             tensors=tensors,
             quantisation=quantisation,
-            unstated_dtype=unstated,
+            files=files,
         )
         self._add_banks()
         dense = self._unread_dense()
@@ -133,8 +135,14 @@ class Checkpoint:
         return self
 
     def warn_left_out(self) -> None:
-        """Warns of tensors that are of no part of the model and that nothing accounts for, as transformers does."""
+        """Warns of what is beside the model and has no part in what it computes: tensors of other parts, an adapter."""
         names = self.keymap.left_out
+        if (self.location.directory / _ADAPTER).exists():
+            warnings.warn(
+                f"{self.location.name} has an adapter beside the model ({_ADAPTER}), which is not applied. Merge it "
+                "into the weights with peft if it is meant.",
+                stacklevel=2,
+            )
         if names:
             warnings.warn(
                 f"{self.location.name} has {len(names)} tensors of parts that its configuration does not describe, "
@@ -153,6 +161,17 @@ class Checkpoint:
         """The dtype in which the model computes."""
         dtype: torch.dtype = self.skeleton.dtype
         return dtype
+
+    @property
+    def unstated_dtype(self) -> torch.dtype:
+        """The dtype that the weights give a part whose configuration states none.
+
+        Raises:
+            CheckpointFileError: If their index states something else than a dtype.
+        """
+        if self.files is None:
+            return self.dtype
+        return checkpoint_dtype(self.location, self.files, self.tensors)
 
     @property
     def dense_nbytes(self) -> int:

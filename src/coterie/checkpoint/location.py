@@ -14,6 +14,7 @@ from coterie.checkpoint.weight_files import (
     is_index,
     no_weights,
     read_index,
+    refuse_distributed,
     weights_name,
 )
 from coterie.errors import CheckpointFileError, CoterieError, UsageError
@@ -86,6 +87,7 @@ class Location:
         Raises:
             CheckpointFileError, UnsupportedError: If there are none that can be opened.
         """
+        refuse_distributed(self.directory, self._files())
         name = weights_name(named, self.directory / "config.json", self._has)
         if name is None:
             raise self._no_weights()
@@ -150,8 +152,18 @@ class Location:
         return tensors
 
     def _no_weights(self) -> CoterieError:
-        if self.repository is None:
-            return no_weights(self.name, self.directory, sorted(path.name for path in self.directory.iterdir()))
-        listing = self.repository.listing
+        listing = None if self.repository is None else self.repository.listing
         models = () if listing is None else listing.base_models
-        return no_weights(self.name, self.directory, self.repository.file_names(), base_models=models)
+        return no_weights(self.name, self.directory, self._files(), base_models=models)
+
+    def _files(self) -> list[str]:
+        if self.repository is not None:
+            return self.repository.file_names()
+        try:
+            return sorted(path.name for path in self.directory.iterdir())
+        except OSError as error:
+            raise CheckpointFileError(
+                f"{self.directory} cannot be listed: {error.strerror}.",
+                advice="Check its permissions.",
+                path=self.directory,
+            ) from error

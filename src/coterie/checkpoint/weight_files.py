@@ -5,6 +5,7 @@ The same for a directory and for a repository: whoever asks says which files the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ INDEX = "model.safetensors.index.json"
 
 _KEY = "transformers_weights"
 _INDEX_END = ".safetensors.index.json"
+_SHARE = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors$")
 _LONGEST_PATH, _LONGEST_NAME = 1024, 255
 _INDEX_LIMITS = JsonLimits(nbytes=64 * 2**20, depth=8, values=2_000_000)
 
@@ -72,6 +74,25 @@ def weights_name(named: object, path: Path, has: Callable[[str], bool]) -> str |
             key=_KEY,
         )
     return named
+
+
+def refuse_distributed(directory: Path, files: Collection[str]) -> None:
+    """Refuses a checkpoint that was saved by several machines, each its share: transformers opens that before all else.
+
+    Args:
+        directory: The checkpoint.
+        files: Names of its files.
+
+    Raises:
+        UnsupportedError: Naming one of the shares.
+    """
+    share = next((name for name in sorted(files) if _SHARE.match(name)), None)
+    if share is not None:
+        raise UnsupportedError(
+            f"{directory / share} is one machine's share of a distributed checkpoint, which is not supported.",
+            advice="Save it with transformers' save_pretrained; or remove the shares if other files are meant.",
+            path=directory / share,
+        )
 
 
 def is_index(name: str) -> bool:
@@ -181,7 +202,7 @@ def no_weights(
     other = unread_format(name, files, directory=directory, base_models=base_models)
     if other is not None:
         return other
-    found = min(file for file in files if file.endswith(".safetensors"))
+    found = min(file for file in files if file.endswith((".safetensors", _INDEX_END)))
     return CheckpointFileError(
         f"{name} has neither {SINGLE} nor {INDEX}. It has {found}, which transformers does not open by itself either.",
         advice="Rename the file that you mean to model.safetensors, or name it in config.json as transformers_weights.",

@@ -31,7 +31,7 @@ from coterie.cli.generation_options import (
     print_unused,
     template_variables,
 )
-from coterie.cli.opening import OpenOptions, open_model
+from coterie.cli.opening import OpenOptions, import_engine, open_model
 from coterie.files.replacing import check_writable
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
@@ -98,10 +98,9 @@ def command(
     if stats is not None:
         check_writable(stats)
     checked_domain = check_domain(domain, record_profile)
-    from coterie.engine.chat import ChatOptions
+    variables = template_variables(template_option)
     from coterie.engine.sampling import Sampling
 
-    template = ChatOptions(template=chat_template, variables=template_variables(template_option))
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -131,9 +130,13 @@ def command(
         offline=offline,
         threads=threads,
     )
-    with open_model(model, options, quiet=quiet) as opened:
-        from coterie.engine.conversation import Conversation
+    options.check()
+    import_engine(quiet=quiet)
+    from coterie.engine.chat import ChatOptions
+    from coterie.engine.conversation import Conversation
 
+    template = ChatOptions(template=chat_template, variables=variables)
+    with open_model(model, options, quiet=quiet) as opened:
         conversation = Conversation(opened.model, opened.processors, sampling=sampling, system=system, options=template)
         if max_new_tokens is None and not conversation.templated:
             conversation.sampling = replace(sampling, max_new_tokens=_ANSWER_TOKENS)

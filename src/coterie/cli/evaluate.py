@@ -18,6 +18,7 @@ from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, ExpertsPerTokenOption, QuietOption, check_adaptation
 from coterie.cli.opening import OpenOptions, import_engine, quiet_terminal
 from coterie.files.replacing import check_writable
+from coterie.files.text import check_text
 from coterie.spec import DEFAULT_POLICY
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def command(
         check_writable(output)
     if resume is not None:
         check_writable(resume, appended=True)
-    OpenOptions(memory=memory, expert_memory=expert_memory, eviction=eviction).check()
+    OpenOptions(memory=memory, expert_memory=expert_memory, eviction=eviction, missing=missing, source=source).check()
+    for path in text:
+        check_text(path)
     import_engine(quiet=quiet or as_json)
     from coterie.evaluate import evaluate
 

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from coterie.cli.console import plain_table, print_json, print_note, print_table, results
-from coterie.cli.options import JsonOption, ProfileArgument, ProfileModelOption
+from coterie.cli.options import JsonOption, ProfileArgument, ProfileModelOption, named_model
 
 if TYPE_CHECKING:
     from coterie.profiles import ExpertCard, Profile, ProfileDatabase, Ranking
 
 command = typer.Typer(add_completion=False, no_args_is_help=True, help="Asks a profile which experts do what.")
 
-_FEW_BLOCKS = "Too few segments: nothing is tested. Record more, at least four segments of each domain."
+_FEW_BLOCKS = (
+    "Too few segments: nothing is tested, which takes four of each domain. Record more, or record again into another "
+    "profile with fewer tokens in a segment: coterie profile record --segment-tokens 64."
+)
 
 DomainOption = Annotated[
     str | None, typer.Option("--domain", "-d", metavar="NAME", show_default=False, help="Such as code.")
@@ -116,6 +119,17 @@ def show(
     bank: Annotated[
         str | None, typer.Option("--bank", metavar="NAME", show_default=False, help="Where a layer has several.")
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="MODEL",
+            show_default=False,
+            callback=named_model,
+            help="The model whose tokenizer says what tokens are: a store, a checkpoint, a Hub id. Default: that which "
+            "the profile names, if it is here.",
+        ),
+    ] = None,
     model: ProfileModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -127,10 +141,10 @@ def show(
     if as_json:
         print_json(card)
     else:
-        _print_card(card)
+        _print_card(card, tokenizer)
 
 
-def _print_card(card: ExpertCard) -> None:
+def _print_card(card: ExpertCard, tokenizer: str | None) -> None:
     out = results()
     out.print(
         f"Expert {card.expert_id} of {card.experts}, {card.component} layer {card.layer} ({card.bank}), {card.model}",
@@ -157,13 +171,32 @@ def _print_card(card: ExpertCard) -> None:
         )
     print_table(table)
     if card.top_tokens:
-        listed = ", ".join(
-            f"{token.token_id} ({token.specialisation:.0%} of {token.occurrences:,})" for token in card.top_tokens
-        )
-        out.print(f"\nInput tokens, by id{f' of {card.tokenizer}' if card.tokenizer else ''}: {listed}")
+        out.print(f"\n{_tokens(card, tokenizer)}")
     if card.companions:
         listed = ", ".join(f"{one.expert_id} (lift {one.lift:.2f})" for one in card.companions)
         out.print(f"\nChosen together with: {listed}")
+
+
+def _tokens(card: ExpertCard, tokenizer: str | None) -> str:
+    """The tokens that the expert is chosen for, as text where a tokenizer is to be had."""
+    from coterie.cli.opening import import_engine
+
+    import_engine(quiet=True)
+    from coterie.engine.token_texts import recorded_token_texts, token_texts
+    from coterie.profiles.heavy_tokens import quoted
+
+    text_of = recorded_token_texts(card.tokenizer) if tokenizer is None else token_texts(tokenizer)
+
+    def name(token: int) -> str:
+        return str(token) if text_of is None else quoted(text_of(token))
+
+    listed = ", ".join(
+        f"{name(token.token_id)} ({token.specialisation:.0%} of {token.occurrences:,})" for token in card.top_tokens
+    )
+    if text_of is not None:
+        return f"Input tokens: {listed}"
+    of = f" of {card.tokenizer}" if card.tokenizer else ""
+    return f"Input tokens, by id{of}: {listed}\n--tokenizer MODEL shows them as text."
 
 
 @command.command()

@@ -17,6 +17,7 @@ from coterie.cli.options import (
     ProfileDomainOption,
     ProfileOption,
     RevisionOption,
+    known_scheme,
 )
 from coterie.cli.transfer import resumable_progress
 from coterie.spec import format_bytes
@@ -72,6 +73,7 @@ def command(
         str | None,
         typer.Option(
             "--scheme",
+            callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
             help="How experts are stored: native (as in the checkpoint), int8 or int4 (smaller, with losses); or, with "
@@ -83,6 +85,7 @@ def command(
         str | None,
         typer.Option(
             "--dense-scheme",
+            callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
             help="How linear layers outside experts are stored (attention, head, encoders): native, int8 or int4. "
@@ -175,7 +178,7 @@ def _print_plan(report: ExtractionReport) -> None:
     out.print(f"disk needed    {format_bytes(report.needed_nbytes)}")
     out.print(f"disk free      {format_bytes(report.free_nbytes)}")
     for disk in report.disks[1:]:
-        out.print(f"cache needed   {format_bytes(disk.needed)} on the disk of {disk.path}", markup=False)
+        out.print(f"cache needed   {format_bytes(disk.needed)} on the disk of {disk.path}")
         out.print(f"cache free     {format_bytes(disk.free)}")
     if report.int4_nbytes is not None:
         print_note(_four_bits(report))

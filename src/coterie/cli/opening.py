@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from coterie.cli.console import notes, print_warning
+from coterie.cli.console import notes, print_note, print_warning
 from coterie.cli.options import MissingPolicy
 from coterie.errors import UsageError
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch, parse_bytes, share_nbytes
@@ -51,6 +51,7 @@ class OpenOptions:
 
         Raises:
             UsageError: If an option has no such value, or needs another one.
+            ProfileError: If there is no such profile.
         """
         from coterie.eviction import check_policy
 
@@ -60,7 +61,17 @@ class OpenOptions:
         for name, size in (("expert_memory", self.expert_memory), ("pin", self.pin)):
             if size is not None:
                 share_nbytes(size, 1, name)
-        if self.profile is None:
+        if self.source is not None and self.missing != "fetch":
+            raise UsageError(
+                f"--source {self.source} says where absent experts are fetched from, but nothing is to be fetched.",
+                advice="Add --missing fetch, or leave --source out.",
+            )
+        if self.profile is not None:
+            from coterie.profiles.database import check_file
+            from coterie.profiles.location import locate
+
+            check_file(locate(self.profile), create=False)
+        else:
             for option, value in (("--warm", self.warm), ("--pin", self.pin)):
                 if value is not None:
                     raise UsageError(f"{option} needs a profile, which was not given.", advice="Add --profile PROFILE.")
@@ -129,7 +140,18 @@ def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Itera
                 offline=options.offline,
                 threads=options.threads,
             )
+        if not quiet and options.max_context is None:
+            _tell_context(model)
         try:
             yield OpenModel.of(model)
         finally:
             model.coterie.close()
+
+
+def _tell_context(model: Any) -> None:
+    """Says how long texts may be, where the model was made for longer ones: memory is set aside for the former."""
+    from coterie.hf.context import model_context
+
+    plan, longest = model.coterie.plan, model_context(model.config)
+    if plan is not None and longest is not None and longest > plan.max_context:
+        print_note(f"context {plan.max_context} of {longest} tokens (--max-context)")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.console import plain_table, print_json, print_note, print_table
+from coterie.cli.console import plain_table, print_json, print_note, print_table, print_warning
 from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
-from coterie.cli.progress import byte_progress
+from coterie.cli.progress import work_progress
 from coterie.errors import UsageError
 from coterie.spec import DEFAULT_LABEL, DEFAULT_POLICY
 
@@ -100,8 +101,8 @@ def record(
             min=1,
             metavar="TOKENS",
             show_default=False,
-            help="Tokens of a segment, of which any finding takes four. Default: 1024. Fewer where there are few "
-            "sounds or pictures.",
+            help="Tokens of a segment, of which any finding takes four. Default: as many as give each domain about 32 "
+            "segments, and 1024 at most.",
         ),
     ] = None,
     several_models: Annotated[
@@ -141,13 +142,14 @@ def record(
         threads=threads,
     )
     options.check()
-    import_engine(quiet=quiet or as_json)
-    from coterie.survey import survey
-
     material = _gather(text, speech, images)
-    total = sum(one.nbytes for one in material)
+    import_engine(quiet=quiet or as_json)
+    from coterie.survey import survey, without_repetitions
+
+    files = without_repetitions(material)
+    total = sum(one.work for one in files)
     with open_model(model, options, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
-        shown = nullcontext(lambda nbytes: None) if quiet else byte_progress("Recording", total)
+        shown = nullcontext(lambda amount: None) if quiet else work_progress("Recording", total)
         with shown as progress:
             found = survey(
                 opened,
@@ -161,7 +163,7 @@ def record(
                 segment_tokens=segment_tokens,
                 several_models=several_models,
                 should_stop=pressed,
-                progress=progress,
+                progress=_by_work(files, progress),
             )
     _print(found, as_json=as_json, quiet=quiet)
     if found.interrupted:
@@ -192,6 +194,21 @@ def _gather(text: list[str] | None, speech: list[str] | None, images: list[str] 
     return found
 
 
+def _by_work(files: Sequence[Material], progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Tells of bytes that are done as work that is done: seconds of sound and of text differ in bytes a hundredfold."""
+    from coterie.survey import work_done
+
+    nbytes = done = 0
+
+    def advance(more: int) -> None:
+        nonlocal nbytes, done
+        nbytes += more
+        before, done = done, work_done(files, nbytes)
+        progress(done - before)
+
+    return advance
+
+
 def _split(place: str) -> tuple[str | None, str]:
     """DOMAIN=PATH; without a domain, or where the equals sign belongs to the path, None and the whole."""
     domain, equals, path = place.partition("=")
@@ -201,8 +218,9 @@ def _split(place: str) -> tuple[str | None, str]:
 def _print(found: Survey, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         tokens = [{**group._asdict(), "tokens": tokens} for group, tokens in found.tokens]
+        few = [{**group._asdict(), "segments": segments} for group, segments in found.too_few]
         facts: dict[str, object] = {name: getattr(found, name) for name in found.__slots__}
-        print_json(facts | {"tokens": tokens})
+        print_json(facts | {"tokens": tokens, "too_few": few})
         return
     table = plain_table("modality", "domain", "phase", "tokens", right=("tokens",))
     for group, count in found.tokens:
@@ -217,3 +235,17 @@ def _print(found: Survey, *, as_json: bool, quiet: bool) -> None:
         print_note(f"All of it is recorded under the label {found.label!r} already. --label NAME begins another run.")
     else:
         print_note(f"{found.profile}: run {found.run}, {found.finished} of {found.files} files.")
+    if not found.interrupted:
+        _warn_of_few_segments(found)
+
+
+def _warn_of_few_segments(found: Survey) -> None:
+    from coterie.profiles.inference import LEAST_SEGMENTS
+
+    names = [f"{group.modality} of {group.domain} ({segments})" for group, segments in found.too_few]
+    if names:
+        print_warning(
+            f"Too few segments for much to be said of: {', '.join(names)}. Findings take at least 4 of a domain or "
+            f"modality, and the report {LEAST_SEGMENTS}. Record more files, or record these again into a new profile "
+            "with fewer tokens in a segment: --segment-tokens 64, or less for pictures and sounds."
+        )

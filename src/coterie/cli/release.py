@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from coterie.cli.console import notes, plain_table, print_json, print_table, results
 from coterie.errors import UsageError
 
@@ -59,13 +61,13 @@ def examine_release(*, path: str | None, disk: str | None, quick: bool, as_json:
 def _print(release: str, tested: tuple[str, ...], verdicts: tuple[Verdict, ...]) -> None:
     table = plain_table("what is relied on", "")
     for verdict in verdicts:
-        table.add_row(verdict.name.replace("[", r"\["), "[green]ok[/green]" if verdict.ok else "[red]failed[/red]")
+        table.add_row(verdict.name, Text("ok", style="green") if verdict.ok else Text("failed", style="red"))
     print_table(table)
     results().print()
     known = (
         "which the tests run with" if release in tested else f"which the tests do not run with ({', '.join(tested)})"
     )
-    results().print(f"transformers {release}, {known}.", markup=False)
+    results().print(f"transformers {release}, {known}.")
     failed = [verdict for verdict in verdicts if not verdict.ok]
     if not failed:
         results().print("It does all that Coterie relies on.", style="green")
@@ -74,5 +76,4 @@ def _print(release: str, tested: tuple[str, ...], verdicts: tuple[Verdict, ...])
         results().print(
             f"- {verdict.name}: {verdict.problem} It is relied on for this: {verdict.protects} {what} "
             f"({verdict.follower} has to follow.)",
-            markup=False,
         )

@@ -34,6 +34,8 @@ def command(
 ) -> None:
     """Checks every checksum, header and rule of a store; or files, headers and claims of a checkpoint.
 
+    What the Hub's cache has of a repository is compared with the Hub's checksums, too.
+
     Names everything that is corrupt, missing, foreign or malformed. The exit code is 1 if there is anything. Experts
     that a partial store does not have by intention are no problem, nor are files that an interrupted growth left.
     """
@@ -69,7 +71,10 @@ def _print_report(report: ModelVerification) -> None:
         _print_leftovers(report)
     else:
         files = "1 file" if report.files == 1 else f"{report.files} files"
-        out.print(f"{files} checked: headers, claims and sizes. Checkpoints have no checksums.")
+        compared = "Checkpoints have no checksums."
+        if report.checked_nbytes:
+            compared = f"{format_bytes(report.checked_nbytes)} compared with the Hub's checksums."
+        out.print(f"{files} checked: headers, claims and sizes. {compared}")
     if report.against is not None:
         experts = f" and {report.compared_experts} experts" if report.kind == "store" else ""
         out.print(f"{report.compared_tensors} tensors{experts} compared bit for bit with {report.against}.")

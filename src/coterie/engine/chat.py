@@ -16,8 +16,8 @@ from coterie.hf.templates import Rendered, choose_template, is_json, processor_t
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
-_MARKER = "coteriesmarker"
-"""Stands in for a text that a template changed, to see whether it shows it at all."""
+_MARKER = "48151623420"
+"""Stands in for a text that a template changed, to see whether it shows it at all: no case, and nothing to quote."""
 _KEPT = ("reasoning_content", "thinking", "tool_calls")
 """What a turn of the assistant may hold besides its content."""
 
@@ -231,7 +231,7 @@ def _render(processors: Processors, template: str, turns: list[_Turn], variables
         text = by_marker.text
         if result.text is None or text is None or not _media_are_there(processors, result, turns):
             continue
-        if all(f"{_MARKER}{i}x" in text.lower() for i, turn in enumerate(turns) if _must_be_seen(turn)):
+        if all(f"{_MARKER}{i}0" in text for i, turn in enumerate(turns) if _must_be_seen(turn)):
             return result.text
     raise _unusable(results, turns)
 
@@ -265,7 +265,7 @@ def _marked(turn: _Turn, number: int) -> _Turn:
     if not _must_be_seen(turn):
         return turn
     media = [part for part in turn.parts if part["type"] != "text"]
-    return _Turn(turn.role, [*media, {"type": "text", "text": f"{_MARKER}{number}x"}], turn.more)
+    return _Turn(turn.role, [*media, {"type": "text", "text": f"{_MARKER}{number}0"}], turn.more)
 
 
 def _must_be_seen(turn: _Turn) -> bool:

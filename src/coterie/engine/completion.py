@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from coterie.engine.answers import AnswerReader, ToolCall
+from coterie.engine.draws import drawing
 from coterie.engine.one_sequence import beams, check_settings, sequences_at_once, settings_named
 from coterie.engine.runtime import Runtime
 from coterie.engine.sampling import Sampling
@@ -134,12 +135,13 @@ def complete(
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop), wishes.seeded(), settings_named(model):
+        with stoppable(model, should_stop), drawing(wishes.seed) as draws, settings_named(model):
+            options = stopping(tokenizer, config, wishes, prompt)
             made = model.generate(
                 **inputs.to(model.dtype),
                 generation_config=config,
                 **streamer,
-                **stopping(tokenizer, config, wishes, prompt),
+                **(options if draws is None else draws.options(options)),
             )
         if not streamer:
             # Which of the beams is the answer is known now.

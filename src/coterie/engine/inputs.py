@@ -12,6 +12,8 @@ from coterie.engine.placeholders import MediaTokens, expand, picture_lengths, pl
 from coterie.engine.processors import Processors
 from coterie.engine.sound import read_sound
 from coterie.errors import InputError
+from coterie.hf.foreign import foreign
+from coterie.hf.processor_limits import MOST_PIXELS
 from coterie.hf.tokenizer import check_ids
 
 if TYPE_CHECKING:
@@ -106,13 +108,14 @@ def _tokenize(processors: Processors, texts: list[str], add_special_tokens: bool
         raise InputError(
             "Several prompts need a padding token, and this tokenizer has none.", advice="Pass one by one."
         )
-    encoded = tokenizer(
-        texts,
-        return_tensors="pt",
-        padding=len(texts) > 1,
-        padding_side="left",
-        add_special_tokens=add_special_tokens,
-    )
+    with foreign("The tokenizer", processors.path, error=InputError):
+        encoded = tokenizer(
+            texts,
+            return_tensors="pt",
+            padding=len(texts) > 1,
+            padding_side="left",
+            add_special_tokens=add_special_tokens,
+        )
     empty = [number for number, mask in enumerate(encoded["attention_mask"]) if not bool(mask.any())]
     if empty:
         which = "The prompt" if len(texts) == 1 else f"Prompt {empty[0] + 1} of {len(texts)}"
@@ -164,27 +167,40 @@ def _one_picture(processors: Processors, path: str | Path) -> Inputs:
     with DECODING:
         room = decoding_room()
         picture = read_picture(path, room=room)
-        try:
+        with foreign(f"The picture {path} with the image processor", processors.path, error=InputError, advice=None):
+            _check_pixels(processors.image_processor, picture, path)
             picture = processors.scaled(picture)
             check_values(picture.width * picture.height, path, room)
             features = processors.image_processor(images=[picture], return_tensors="pt")
-        except ValueError as error:
-            raise InputError(f"The picture {path} cannot be prepared for the model: {error}", path=path) from error
-    return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
+            return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
+
+
+def _check_pixels(processor: Any, picture: Any, path: str | Path) -> None:
+    """Pictures are scaled to what the processor allows before memory for them is known; so it is looked at here."""
+    size = processor.size
+    pixels = min(max(picture.width * picture.height, size["shortest_edge"]), size["longest_edge"])
+    edge = processor.patch_size * processor.merge_size
+    if max(pixels, edge * edge) > MOST_PIXELS:
+        raise InputError(
+            f"The picture {path} would be prepared with {pixels:,} pixels; {MOST_PIXELS:,} are the most.",
+            advice="Scale it down.",
+            path=Path(path),
+        )
 
 
 def _sound_features(processors: Processors, audios: Sequence[str | Path]) -> Inputs:
     extractor = processors.feature_extractor
-    features = extractor(
-        _read_sounds(processors, audios),
-        sampling_rate=extractor.sampling_rate,
-        padding=True,
-        truncation=False,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
-    # The name says whose mask it is: the text has one too.
-    return {"input_features": features["input_features"], "feature_attention_mask": features["attention_mask"]}
+    with foreign("The sounds with the feature extractor", processors.path, error=InputError, advice=None):
+        features = extractor(
+            _read_sounds(processors, audios),
+            sampling_rate=extractor.sampling_rate,
+            padding=True,
+            truncation=False,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        # The name says whose mask it is: the text has one too.
+        return {"input_features": features["input_features"], "feature_attention_mask": features["attention_mask"]}
 
 
 def _read_sounds(processors: Processors, audios: Sequence[str | Path]) -> list[Any]:
@@ -240,7 +256,5 @@ def _with_full_processor(
         options["audio"] = _read_sounds(processors, audios)
     if len(texts) > 1:
         options |= {"padding": True, "padding_side": "left"}
-    try:
+    with foreign(f"This input with {type(full).__name__}", processors.path, error=InputError, advice=None):
         return full(text=texts, return_tensors="pt", add_special_tokens=add_special_tokens, **options)
-    except (ValueError, IndexError, StopIteration) as error:
-        raise InputError(f"{type(full).__name__} cannot make inputs of this: {error}") from error

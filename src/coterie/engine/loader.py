@@ -12,6 +12,8 @@ import torch
 
 from coterie import native
 from coterie.cache import ExpertCache, minimum_capacity
+from coterie.engine.closing import close_by_with
+from coterie.engine.foreign_options import check_others
 from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
@@ -29,12 +31,13 @@ from coterie.integration import (
     check_missing,
     forget,
     install_guards,
+    let_go_after_failure,
     process_neighbours,
     register,
 )
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
-from coterie.plan.machine import default_memory_budget
+from coterie.plan.machine import default_memory_budget, memory_limits
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ def load(
     offline: bool = False,
     threads: int | None = None,
     device: Literal["cpu"] = "cpu",
+    **others: object,
 ) -> PreTrainedModel:
     """Opens a model whose experts are streamed.
 
@@ -71,7 +75,7 @@ def load(
     thread count.
 
     Args:
-        path: A store, a checkpoint directory, a Hub id, or ``"bundled"``.
+        path: A store (its path, or its name in ``coterie stores``), a checkpoint directory, a Hub id, or ``"bundled"``.
         memory: Ceiling for the whole process, such as ``"8GiB"``. Default: what the machine and the cgroup allow,
             less a margin. To keep it, torch's caches of compiled kernels are bounded through the environment where
             that does not bound them already (``LRU_CACHE_CAPACITY``, ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``).
@@ -102,13 +106,16 @@ def load(
         offline: Use only what is on this machine; never ask the Hub.
         threads: torch's intra-op threads, set for the whole process; default: unchanged.
         device: Only ``"cpu"``.
+        others: None; options of ``from_pretrained`` are refused with what to do instead.
 
     Returns:
-        A ``PreTrainedModel`` of the checkpoint's own class. ``model.coterie`` has ``stats()``, observers and traces.
+        A ``PreTrainedModel`` of the checkpoint's own class. ``model.coterie`` has ``stats()``, observers and traces. In
+        a ``with`` block it is closed at the end.
 
     Raises:
         CoterieError: Its subclasses name what is wrong; see :mod:`coterie.errors`.
     """
+    check_others(others, load)
     _check_arguments(
         device=device,
         missing=missing,
@@ -174,6 +181,8 @@ def _load(
     context = default_context(source.config) if max_context is None else max_context
     _warn_long(context, model_context(source.config))
     room = None
+    if memory is not None and budget is not None:
+        _warn_beyond(budget)
     if budget is None:
         leave_kernels_unbounded()
     else:
@@ -220,6 +229,8 @@ def _load(
             clock.max_context = context
     forget(model)
     install_guards(model, attachment.removed)
+    if model.can_generate():
+        let_go_after_failure(model)
     runtime = Runtime(
         source=source,
         attachment=attachment,
@@ -232,6 +243,7 @@ def _load(
     if usage is not None:
         runtime.warm_with(usage, use)
     model.__dict__["coterie"] = runtime
+    close_by_with(model)
     return model
 
 
@@ -323,6 +335,20 @@ def _warn_without_library(source: ModelSource) -> None:
         f"times slower. `coterie doctor` says why it is missing.",
         stacklevel=4,
     )
+
+
+def _warn_beyond(budget: int) -> None:
+    limits = memory_limits()
+    cgroup = None if limits.cgroup is None else limits.cgroup.limit
+    most = limits.total if cgroup is None else min(cgroup, limits.total)
+    if budget > most:
+        whose = "this machine" if most == limits.total else f"the cgroup {limits.cgroup.path}"  # type: ignore[union-attr]
+        warnings.warn(
+            f"memory={format_bytes(budget)} is more than the {format_bytes(most)} that {whose} has: what does not fit "
+            "ends in swapping, or the process is killed. "
+            f"{format_bytes(default_memory_budget(limits))} could be used now.",
+            stacklevel=4,
+        )
 
 
 def _warn_small(capacity: int, working_set: int) -> None:

@@ -7,7 +7,6 @@ feature extractor. Where it is installed, the model's own processor is used.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.engine.placeholders import MediaTokens, sound_lengths
 from coterie.errors import InputError, LoadError
+from coterie.files.json_text import read_json_object
+from coterie.hf.foreign import foreign
+from coterie.hf.processor_limits import check_processor_files
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.spec import install_advice
 from coterie.store import Store, is_store
@@ -42,6 +44,8 @@ _QWEN_MEDIA = {
     "qwen3_vl_moe": _QwenMedia(sounds=False, token_types=True),
     "qwen3_5_moe": _QwenMedia(sounds=False, token_types=True),
 }
+
+_MOST_WINDOW = 100_000
 
 
 class Processors:
@@ -105,7 +109,12 @@ class Processors:
     @property
     def n_window(self) -> int:
         """Half the mel frames of one chunk of the audio encoder."""
-        return int(self.config.get("audio_config", {}).get("n_window", 50))
+        audio = self.config.get("audio_config")
+        value = audio.get("n_window", 50) if isinstance(audio, dict) else 50
+        if not isinstance(value, int) or not 0 < value <= _MOST_WINDOW:
+            file = self.path / "config.json"
+            raise LoadError(f"n_window in {file} must be from 1 to {_MOST_WINDOW}, not {value!r}.", path=file)
+        return value
 
     @cached_property
     def image_processor(self) -> Any:
@@ -176,7 +185,8 @@ class Processors:
 
     def max_seconds(self) -> float | None:
         """Length in seconds of the longest sound that fits the model's positions; None if the config has no limit."""
-        positions = self.config.get("text_config", self.config).get("max_position_embeddings")
+        text = self.config.get("text_config")
+        positions = (text if isinstance(text, dict) else self.config).get("max_position_embeddings")
         if not isinstance(positions, int):
             return None
         import torch
@@ -185,10 +195,9 @@ class Processors:
         return 60.0 * positions / sound_lengths(torch.tensor([minute]), self.n_window)[0]
 
     def _load(self, auto_class: Any, what: str) -> Any:
-        try:
+        check_processor_files(self.path)
+        with foreign(f"The {what}", self.path):
             made = auto_class.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
-        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-            raise LoadError(f"The {what} in {self.path} cannot be loaded: {error}", path=self.path) from error
         self._check_files()
         return made
 
@@ -220,10 +229,8 @@ class Processors:
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"{file} cannot be read: {error}", advice="Is this a model directory?", path=file) from error
-    if not isinstance(config, dict):
-        raise LoadError(f"{file} is not a JSON object.", path=file)
+        config = read_json_object(file, error=LoadError, advice="Is this a model directory?")
+    except FileNotFoundError as error:
+        raise LoadError(f"There is no {file}.", advice="Is this a model directory?", path=file) from error
     thinker = config.get("thinker_config")
     return config | thinker | {"model_type": config.get("model_type")} if isinstance(thinker, dict) else config

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -122,15 +120,3 @@ class Sampling:
         if self.repetition_penalty is not None:
             config.repetition_penalty = float(self.repetition_penalty)
         return config
-
-    @contextmanager
-    def seeded(self) -> Iterator[None]:
-        """Inside, torch's random numbers come from the seed; afterwards they go on as if nothing had been."""
-        if self.seed is None:
-            yield
-            return
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            yield

@@ -15,6 +15,7 @@ from coterie.engine.linears import StoredLinears, stored_linears
 from coterie.errors import LoadError, UsageError
 from coterie.extraction.fetching import FetchingExperts, open_origin
 from coterie.extraction.models import store_path
+from coterie.extraction.origin import tensors_about
 from coterie.extraction.stored_dense import checked_tensors, dense_headers
 from coterie.hf.configs import (
     COMPONENTS,
@@ -31,9 +32,6 @@ from coterie.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-_TENSORS_PER_EXPERT = 6
-"""More than any expert has: three matrices, each with a bias or scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +259,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         num_experts=banks,
         present=_ids_by_bank(store, banks),
         dense=unread_tensors(tensors, load_quantisation(store.path), dtype),
-        tensors=len(tensors) + sum(_TENSORS_PER_EXPERT * count for count in banks.values()),
+        tensors=tensors_about(len(tensors), sum(banks.values())),
         component=component or facts.component,
         linears=linears,
         store=store,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.engine.completion import Completion, Stopped, effective_config, finish, stoppable, stopping
+from coterie.engine.draws import drawing
 from coterie.engine.one_sequence import check_settings, settings_named
 from coterie.engine.sampling import Sampling
 from coterie.engine.streaming import TextStream
@@ -91,7 +92,10 @@ def speak(
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop), wishes.seeded(), settings_named(model):
+        with stoppable(model, should_stop), drawing(wishes.seed) as draws, settings_named(model):
+            if draws is not None:
+                # The talker draws in the middle of its passes, too.
+                draws.begin()
             _, waveform = model.generate(
                 **inputs.to(model.dtype),
                 speaker=voice,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -16,9 +17,13 @@ import numpy as np
 
 from coterie.errors import InputError, UsageError
 from coterie.evaluate.scores import TokenScores
+from coterie.files.json_text import JsonLimits, parse_json
 
 JOURNAL_SCHEMA_VERSION = 1
 _DTYPES = {"loss": float, "full_loss": float, "kld": float, "same_top": bool, "identical": bool}
+
+_LINE = JsonLimits(nbytes=64 << 20, depth=8, values=4_000_000)
+"""A window's scores are some numbers a token."""
 
 
 class Journal:
@@ -47,8 +52,11 @@ class Journal:
         try:
             self._file: IO[bytes] = open(self.path, "a+b")  # noqa: SIM115 - closed by `close`
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}.", path=self.path) from error
+            why = error.strerror or "it is no regular file"
+            raise InputError(f"{self.path} cannot be written: {why}.", path=self.path) from error
         try:
+            if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                raise InputError(f"{self.path} is no regular file.", advice="Use another.", path=self.path)
             self._read()
         except BaseException:
             self.close()
@@ -83,10 +91,10 @@ class Journal:
         whole = content.rfind(b"\n") + 1
         lines = content[:whole].splitlines()
         try:
-            records = [json.loads(line) for line in lines]
+            records = [parse_json(line, _LINE) for line in lines]
             found = dict(records[0]) if records else {}
             self.done = {(record["text"], record["window"]): _scores(record) for record in records[1:]}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise self._foreign() from error
         if not records:
             if content and not self._is_my_beginning(content):
@@ -122,4 +130,7 @@ def _scores(record: Mapping[str, Any]) -> TokenScores:
     columns: dict[str, Any] = {
         name: None if record[name] is None else np.array(record[name], dtype=dtype) for name, dtype in _DTYPES.items()
     }
+    sizes = {column.shape for column in columns.values() if column is not None}
+    if len(sizes) != 1 or len(sizes.pop()) != 1:
+        raise ValueError("scores are of the same tokens, one number each")
     return TokenScores(**columns)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from coterie.errors import InputError, UsageError
+from coterie.errors import CoterieError, InputError, UsageError
 from coterie.eviction.trace import Group
+from coterie.files.json_text import JsonLimits, JsonProblem, parse_json
+from coterie.files.regular import regular_file
 from coterie.spec import ExpertKey
 
 ABSENT = 65535
@@ -22,10 +22,18 @@ ABSENT = 65535
 _MAX_LAYERS = 4096
 TRACE_SCHEMA_VERSION = 1
 
+_MAX_BYTES = 4 << 30
+"""Of all arrays of an npz, expanded."""
+_LINE = JsonLimits(nbytes=1 << 20)
+
 ReplayedPhase = Literal["decode", "all"]
 Ids = npt.NDArray[np.int64]
 _Model = tuple[str, str | None]
 """Name of a model, and its fingerprint if that is known."""
+
+
+class _DamagedError(ValueError):
+    """A trace is not what it must be; the message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,18 +96,30 @@ def read_trace(path: str | Path, *, phase: ReplayedPhase = "decode") -> Recorded
     """
     file = Path(path)
     try:
-        (model, identity), parts = _read_lines(file) if file.suffix == ".jsonl" else _read_arrays(file)
+        return _trace(file, phase)
+    except CoterieError:
+        raise
     except FileNotFoundError:
         raise InputError(f"There is no trace {file}.", path=file) from None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, InputError):
-            raise
-        what = f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    except OSError as error:
+        raise InputError(f"The trace {file} cannot be read: {error.strerror or error}.", path=file) from error
+    except Exception as error:
+        # Whatever NumPy, zipfile or wrong types in a stranger's file raise; their words are not advice for users.
         raise InputError(
-            f"{file} is not a routing trace, or is damaged: {what}",
+            f"{file} is not a routing trace, or is damaged: {_explained(error)}.",
             advice="Record it again with `coterie generate --record-trace FILE.npz`.",
             path=file,
         ) from error
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return f"{str(error.args[0])[:80]!r} is missing"
+    return str(error) if isinstance(error, _DamagedError | JsonProblem) else "its content is not what a trace holds"
+
+
+def _trace(file: Path, phase: ReplayedPhase) -> RecordedTrace:
+    (model, identity), parts = _read_lines(file) if file.suffix == ".jsonl" else _read_arrays(file)
     for part in parts:
         _check(file, part)
     groups = tuple(_groups(parts, keep_prefill=phase == "all"))
@@ -121,9 +141,13 @@ def read_trace(path: str | Path, *, phase: ReplayedPhase = "decode") -> Recorded
 
 
 def _read_arrays(file: Path) -> tuple[_Model, list[_Part]]:
+    with regular_file(file) as opened:
+        if not zipfile.is_zipfile(opened):
+            raise _DamagedError("it is neither an npz nor, by its name, a .jsonl")
+        with zipfile.ZipFile(opened) as packed:
+            if sum(member.file_size for member in packed.infolist()) > _MAX_BYTES:
+                raise _DamagedError(f"it has more than {_MAX_BYTES:,} bytes of arrays")
     with np.load(file, allow_pickle=False) as arrays:
-        if not isinstance(arrays, Mapping):
-            raise ValueError("it is a single array, not an npz")
         if "components" not in arrays:
             return _read_plain(file, arrays)
         _check_version(file, int(arrays["schema_version"]))
@@ -145,7 +169,7 @@ def _read_arrays(file: Path) -> tuple[_Model, list[_Part]]:
 def _read_plain(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[_Model, list[_Part]]:
     ids = _as_ids(arrays["expert_ids"])
     if ids.ndim != 3:
-        raise ValueError(f"expert_ids has the shape {list(ids.shape)} instead of [tokens, layers, k]")
+        raise _DamagedError(f"expert_ids has the shape {list(ids.shape)} instead of [tokens, layers, k]")
     tokens, layers, _ = ids.shape
     lengths = _as_ids(arrays["sequence_lengths"])
     if int(lengths.sum()) != tokens or (lengths < 0).any():
@@ -168,9 +192,12 @@ def _read_plain(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[_Mo
 
 
 def _read_lines(file: Path) -> tuple[_Model, list[_Part]]:
-    with file.open(encoding="utf-8") as text:
-        head = json.loads(text.readline())
-        lines = [json.loads(line) for line in text if line.strip()]
+    with regular_file(file) as opened:
+        head = parse_json(_line(opened), _LINE)
+        lines = []
+        while line := _line(opened):
+            if line.strip():
+                lines.append(parse_json(line, _LINE))
     _check_version(file, int(head["schema_version"]))
     by_component: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
@@ -180,18 +207,28 @@ def _read_lines(file: Path) -> tuple[_Model, list[_Part]]:
     ]
 
 
+def _line(file: BinaryIO) -> bytes:
+    """The next line; an empty one at the end of the file."""
+    line = file.readline(_LINE.nbytes + 1)
+    if len(line) > _LINE.nbytes:
+        raise _DamagedError(f"a line has more than {_LINE.nbytes:,} bytes")
+    return line
+
+
 def _part_of_lines(component: str, lines: list[dict[str, Any]]) -> _Part:
     banks = sorted({(int(line["layer"]), str(line["bank"])) for line in lines})
     place = {bank: index for index, bank in enumerate(banks)}
     tokens = 1 + max(int(line["token"]) for line in lines)
     if tokens > len(lines):
-        raise ValueError(f"it has {len(lines)} lines for {tokens} tokens of {component}")
+        raise _DamagedError(f"it has {len(lines)} lines for {tokens} tokens of {component}")
     width = max(len(line["expert_ids"]) for line in lines)
     ids = np.full((tokens, len(banks), width), ABSENT, dtype=np.int64)
     steps = np.zeros(tokens, dtype=np.int64)
     prefill = np.zeros(tokens, dtype=np.bool_)
     for line in lines:
         row = int(line["token"])
+        if row < 0:
+            raise _DamagedError(f"it has the token {row}")
         ids[row, place[int(line["layer"]), str(line["bank"])], : len(line["expert_ids"])] = line["expert_ids"]
         steps[row], prefill[row] = line["step"], line["phase"] == "prefill"
     return _Part(component, ids, steps, prefill, [layer for layer, _ in banks], [bank for _, bank in banks], None)
@@ -199,7 +236,7 @@ def _part_of_lines(component: str, lines: list[dict[str, Any]]) -> _Part:
 
 def _as_ids(array: npt.NDArray[Any]) -> Ids:
     if array.dtype.kind not in "ui":
-        raise ValueError(f"whole numbers were expected, not {array.dtype}")
+        raise _DamagedError(f"whole numbers were expected, not {array.dtype}")
     return array.astype(np.int64)
 
 
@@ -218,6 +255,10 @@ def _check(file: Path, part: _Part) -> None:
     """Shapes agree and every id is an expert's."""
     if part.ids.ndim != 3 or not part.ids.size:
         raise InputError(f"{file} has no routing of {part.component}: its shape is {part.ids.shape}.", path=file)
+    if not all(isinstance(number, int) and number >= 0 for number in [*part.layers, *(part.num_experts or [])]):
+        raise _DamagedError("its layers and experts are not numbered")
+    if not all(isinstance(name, str) for name in [part.component, *part.banks]):
+        raise _DamagedError("its components and banks have no names")
     tokens, layers, _ = part.ids.shape
     lengths = {
         "step": (part.steps.shape, (tokens,)),

@@ -14,6 +14,7 @@ from coterie.errors import (
     UnclaimedTensorError,
     UnsupportedError,
 )
+from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.hf.configs import read_config
 from coterie.store import Problem
 
@@ -51,6 +52,27 @@ def file_problems(location: Location) -> list[Problem]:
             message = f"{file} has a tensor {name!r} that {files.index} does not list"
             problems.append(Problem(kind="foreign", file=file, place=name, rule="", message=message))
     return problems
+
+
+def checksum_problems(location: Location, progress: ProgressCallback | None) -> tuple[list[Problem], int]:
+    """Files of a repository, as far as they are on this machine, whose bytes are not those of the Hub.
+
+    Returns:
+        The problems, and the bytes that were compared. A directory has no checksums.
+    """
+    repository = location.repository
+    if repository is None:
+        return [], 0
+    sizes = {n: (location.directory / n).stat().st_size for n in repository.file_names() if repository.is_here(n)}
+    meter = Meter("checksums", sum(sizes.values()), progress)
+    problems: list[Problem] = []
+    for name in sizes:
+        wrong = repository.checksum_problem(name, meter.advance)
+        if wrong is not None:
+            blob = (location.directory / name).resolve()
+            message = f"{wrong}; remove {blob}, and it is downloaded again"
+            problems.append(Problem(kind="corrupt", file=name, place="the file itself", rule="", message=message))
+    return problems, meter.done
 
 
 def open_problems(

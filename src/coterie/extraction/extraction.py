@@ -11,6 +11,7 @@ from typing import Literal
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError, ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
+from coterie.extraction.models import need_checkpoint
 from coterie.extraction.origin import SchemeOf
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
@@ -174,6 +175,9 @@ def extract(
         raise UsageError(f"At least one worker is needed, not {workers}.")
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
     _check_selection(experts, layers, top, by_trust, profile, domain, modalities)
+    need_checkpoint(
+        checkpoint, "`coterie quantize` makes a smaller store of a store; what one lacks is added from its checkpoint."
+    )
     source = Checkpoint.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
     undecided = scheme is None and dense_scheme is None and not is_store(root)

@@ -11,6 +11,7 @@ from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
 from coterie.extraction.growth import StoreGrowth
+from coterie.extraction.models import need_checkpoint
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.files.naming import BUNDLED, resolve_path
 from coterie.files.stamps import file_stamps, first_changed
@@ -149,7 +150,7 @@ class FetchingExperts:
         paths = {self._checkpoint.tensors[name].path for name in names}
         self._check_unchanged(key, {path: stamp for path, stamp in self._shards.items() if path in paths})
         with self._download_lock:
-            # A downloaded shard brings its true offsets; two threads must not undo each other's.
+            # One thread downloads a shard; the others find it here.
             self._checkpoint.download(names)
             self._shards = file_stamps(paths) | self._shards
             before = {path: self._shards[path] for path in paths}
@@ -200,6 +201,7 @@ def open_origin(store: Store, checkpoint: str | Path | None, *, offline: bool = 
                 path=store.path,
             )
         checkpoint = facts.name
+    need_checkpoint(checkpoint, "Give the checkpoint that the store was made from as source.")
     is_directory = Path(resolve_path(checkpoint)).is_dir()
     opened = Checkpoint.open(
         checkpoint, component=model.component, revision=None if is_directory else facts.revision, offline=offline

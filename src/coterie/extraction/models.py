@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from coterie.errors import UsageError
 from coterie.files.naming import BUNDLED, check_name, resolve_path
 from coterie.files.other_programs import no_model
 from coterie.store import Store, is_store, is_unfinished
@@ -28,3 +29,17 @@ def store_path(model: str | Path) -> Path | None:
         if not (path / "config.json").exists():
             raise no_model(path)
     return None
+
+
+def need_checkpoint(checkpoint: str | Path, advice: str) -> None:
+    """Refuses a store where a checkpoint is needed.
+
+    Args:
+        checkpoint: Directory, name or Hub id.
+        advice: What to do instead.
+
+    Raises:
+        UsageError: If it is a store.
+    """
+    if is_store(Path(resolve_path(checkpoint)).expanduser()):
+        raise UsageError(f"{checkpoint} is a store, and a checkpoint is needed here.", advice=advice, path=checkpoint)

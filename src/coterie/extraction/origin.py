@@ -31,6 +31,9 @@ from coterie.store.manifest_json import manifest_bytes
 SchemeOf = Callable[[ExpertKey], str]
 """The scheme in which an expert is wanted."""
 
+_TENSORS_PER_EXPERT = 6
+"""More than any expert has: three matrices, each with a bias or scales."""
+
 _BY_SIZE = (NATIVE, "int8", "int4")
 
 
@@ -61,7 +64,11 @@ class StoreOrigin(Checkpoint):
         model_class, model_config = resolve_model(config, facts.model.component)
         tensors = dense_headers(store)
         skeleton = build_skeleton(
-            model_class, model_config, model_dtype(model_config, tensors), path=store.path / "config.json"
+            model_class,
+            model_config,
+            model_dtype(model_config, tensors),
+            path=store.path / "config.json",
+            tensors=tensors_about(len(tensors), sum(bank.num_experts for bank in store.banks.values())),
         )
         lossy = lossy_scheme(facts.dense_scheme)
         names = {} if lossy is None else linear_names(tensors, lossy)
@@ -229,8 +236,13 @@ def files_changed(checkpoint: Checkpoint) -> dict[str, bytes]:
     """
     if isinstance(checkpoint, StoreOrigin):
         return {}
-    config = with_dtype(read_config(checkpoint.location.directory), checkpoint.unstated_dtype)
+    config = with_dtype(read_config(checkpoint.location.directory), lambda: checkpoint.unstated_dtype)
     return {} if config is None else {"config.json": config}
+
+
+def tensors_about(dense: int, experts: int) -> int:
+    """About how many tensors a model was saved as that has so many tensors outside experts, and experts."""
+    return dense + _TENSORS_PER_EXPERT * experts
 
 
 def check_smaller(what: str, have: str, want: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def _is_kept(name: str) -> bool:
     return name.startswith(f"{_TEMPLATES}/") or any(fnmatch(name, pattern) for pattern in _KEPT)
 
 
-def with_dtype(raw: Mapping[str, Any], dtype: torch.dtype) -> bytes | None:
+def with_dtype(raw: Mapping[str, Any], find: Callable[[], torch.dtype]) -> bytes | None:
     """A configuration that states the dtype of its model and of each of its parts, as the file of a store.
 
     Where a checkpoint's configuration is silent, the dtype is that of the first tensor of its first file. A store has
@@ -58,18 +58,18 @@ def with_dtype(raw: Mapping[str, Any], dtype: torch.dtype) -> bytes | None:
 
     Args:
         raw: The content of the checkpoint's ``config.json``.
-        dtype: What the weights say.
+        find: Finds what the weights say.
 
     Returns:
         The new content, or None if the configuration says it all.
     """
-    name = str(dtype).removeprefix("torch.")
-    parts = {f"{part}_config": raw[f"{part}_config"] for part in COMPONENTS if f"{part}_config" in raw}
-    stated = {**raw, **{key: _stating(part, name) for key, part in parts.items()}}
-    stated = _stating(stated, name)
-    return None if stated == raw else json.dumps(stated, indent=2).encode() + b"\n"
+    keys = [key for key in (f"{part}_config" for part in COMPONENTS) if _is_silent(raw.get(key))]
+    if not keys and not _is_silent(raw):
+        return None
+    stated = {"dtype": str(find()).removeprefix("torch.")}
+    parts = {key: {**raw[key], **stated} for key in keys}
+    return json.dumps({**raw, **parts, **(stated if _is_silent(raw) else {})}, indent=2).encode() + b"\n"
 
 
-def _stating(config: Any, dtype: str) -> Any:
-    silent = isinstance(config, Mapping) and all(config.get(key) is None for key in ("dtype", "torch_dtype"))
-    return {**config, "dtype": dtype} if silent else config
+def _is_silent(config: Any) -> bool:
+    return isinstance(config, Mapping) and all(config.get(key) is None for key in ("dtype", "torch_dtype"))

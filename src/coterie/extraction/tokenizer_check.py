@@ -48,17 +48,19 @@ def tokenizer_problems(directory: Path, rows: int | None) -> list[Problem]:
     return [Problem(kind="malformed", file=file, place=place, rule="", message=error.message)]
 
 
-def store_tokenizer_problems(directory: Path, component: str | None) -> list[Problem]:
+def store_tokenizer_problems(directory: Path, component: str | None, tensors: int | None = None) -> list[Problem]:
     """The same for a store, whose model is known by its configuration only.
 
     Args:
         directory: The store.
         component: The part of the model that it holds, or None.
+        tensors: About how many tensors the model was saved as.
     """
     if tokenizer_file(directory) is None:
         return []
     try:
-        model = build_skeleton(*resolve_model(load_config(directory), component), torch.float32)
+        wanted = resolve_model(load_config(directory), component)
+        model = build_skeleton(*wanted, torch.float32, path=directory / "config.json", tensors=tensors)
     except CoterieError as error:
         # Another release of transformers may know the model; the store is none the worse.
         _warn_unchecked(error)

@@ -9,16 +9,20 @@ from typing import Literal
 
 from coterie.checkpoint import Checkpoint, Location
 from coterie.errors import StoreError
-from coterie.extraction.checkpoint_problems import file_problems, open_problems
+from coterie.extraction.checkpoint_problems import checksum_problems, file_problems, open_problems
 from coterie.extraction.comparison import Comparison
 from coterie.extraction.dense import dense_tensors
-from coterie.extraction.models import store_path
+from coterie.extraction.models import need_checkpoint, store_path
+from coterie.extraction.origin import tensors_about
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.store_model import model_problems
 from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
 from coterie.hf.tokenizer import embedding_rows
 from coterie.store import Leftover, Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
+
+_MOST_DENSE = 20_000
+"""More tensors than any model has outside experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +101,8 @@ def verify(
     """
     start = monotonic()
     path = store_path(model)
+    if against is not None:
+        need_checkpoint(against, "Compare with the checkpoint that the store was made from.")
     if path is None:
         return _verify_checkpoint(model, against, component, revision, offline, progress, start)
     meter: Meter | None = None
@@ -113,7 +119,8 @@ def verify(
     if store is not None:
         absent = sum(len(bank.absent) for bank in store.banks.values())
         if not {problem.file for problem in problems} & {facts.file for facts in store.manifest.files}:
-            problems += store_tokenizer_problems(path, store.manifest.model.component)
+            parts = tensors_about(_MOST_DENSE, sum(bank.num_experts for bank in store.banks.values()))
+            problems += store_tokenizer_problems(path, store.manifest.model.component, parts)
         if not problems:
             problems += model_problems(path)
         if against is not None:
@@ -151,7 +158,8 @@ def _verify_checkpoint(
     start: float,
 ) -> ModelVerification:
     location = Location.find(model, revision=revision, offline=offline)
-    problems = file_problems(location)
+    problems, checked = checksum_problems(location, progress)
+    problems += file_problems(location)
     checkpoint, found = open_problems(location, component, problems)
     problems += found
     tensors = 0
@@ -173,7 +181,7 @@ def _verify_checkpoint(
         problems=tuple(problems),
         files=files,
         experts=0,
-        checked_nbytes=0,
+        checked_nbytes=checked,
         compared_tensors=tensors,
         compared_experts=0,
         absent_experts=0,

@@ -70,6 +70,8 @@ def unknown_model(model: str) -> CheckpointNotFoundError:
     store = ", and no store has this name" if stores else ""
     near = _nearest(model, stores)
     hint = f"Did you mean {near!r}? " if near else ""
+    if " " in model.strip() and not near:
+        hint = "MODEL comes first, and what it is to read after it. "
     return CheckpointNotFoundError(
         f"There is no directory {model!r}{store}.",
         advice=f"{hint}Pass a directory, the name of a store in `coterie stores`, or a Hub id like "

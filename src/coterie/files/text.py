@@ -53,6 +53,22 @@ def read_text(path: str | Path, *, filled: bool = False) -> str:
     return text
 
 
+def check_text(path: str | Path) -> None:
+    """Finds out before any work is done that there is no such file; reads nothing of it.
+
+    Raises:
+        InputError: If nothing is there, or a directory.
+    """
+    file = Path(path)
+    try:
+        if stat.S_ISDIR(file.stat().st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except ValueError as error:  # a null byte, or half of a surrogate pair
+        raise _unreadable(file, OSError(errno.EINVAL, "this is not a name of a file")) from error
+
+
 def read_prompt(path: str | Path) -> str:
     """A prompt in a UTF-8 file: its lines end in a newline alone, and the end of the last one is no part of it."""
     return _as_prompt(read_text(path))

@@ -53,6 +53,31 @@ def cached_length(cache: Any) -> int | None:
     return int(cache.get_seq_length()) or max((int(layer.get_seq_length()) for layer in counting), default=0)
 
 
+def reserved_length(cache: Any) -> int:
+    """Tokens of each sequence that a cache has memory for from its first use on; 0 for one that grows."""
+    parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
+    if any(part is not None for part in parts):
+        return sum(reserved_length(part) for part in parts if part is not None)
+    lengths = (getattr(layer, "max_cache_len", None) for layer in getattr(cache, "layers", None) or ())
+    return max((length for length in lengths if isinstance(length, int)), default=0)
+
+
+def empty(cache: Any) -> None:
+    """Frees what a cache holds; it cannot be used afterwards."""
+    for name in ("self_attention_cache", "cross_attention_cache"):
+        if (part := getattr(cache, name, None)) is not None:
+            empty(part)
+    layers = getattr(cache, "layers", None)
+    if isinstance(layers, list):
+        layers.clear()
+
+
+def let_go_of_kept(model: Any) -> None:
+    """Has a model forget the static cache that ``generate`` keeps for the next call, and how long it was."""
+    for name in ("_cache", "_previous_max_cache_length"):
+        model.__dict__.pop(name, None)
+
+
 def holds_state(cache: Any) -> bool:
     """Whether a cache that does not count tokens has seen any."""
     for layer in getattr(cache, "layers", ()):

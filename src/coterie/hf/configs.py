@@ -13,6 +13,7 @@ from coterie.hf.config_values import check_values, computing_dtype
 from coterie.hf.foreign import foreign
 from coterie.hf.implementations import settle_implementations
 from coterie.hf.quantisation import Quantisation, read_quantisation, remove_quantisation
+from coterie.hf.releases import installed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -110,7 +111,7 @@ def resolve_model(config: PreTrainedConfig, component: str | None) -> tuple[type
         raise UnsupportedError(
             "config.json does not name its architecture.", advice='Add "architectures": ["…ForCausalLM"] to it.'
         )
-    whole = _model_class(architectures[0])
+    whole = _model_class(architectures[0]) or _class_of_type(config, architectures[0])
     if whole is None:
         raise UnsupportedError(
             f"transformers {transformers.__version__} has no class {architectures[0]!r}.",
@@ -138,6 +139,24 @@ def _model_class(name: str) -> type[PreTrainedModel] | None:
     except Exception:  # a package that its module imports is not installed
         return None
     return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def _class_of_type(config: PreTrainedConfig, architecture: str) -> type[PreTrainedModel] | None:
+    """The class that transformers has for a type of model under another name than its makers gave it.
+
+    Only of another family: where a family has classes of its own, one that is not among them computes otherwise.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) if architecture.endswith("ForCausalLM") else None
+    if not isinstance(found, type) or _family(found) == _family(type(config)):
+        return None
+    return found
+
+
+def _family(cls: type) -> str:
+    """The package of transformers that a class is defined in, such as ``qwen3_moe``."""
+    return cls.__module__.rpartition(".")[0]
 
 
 def _component_class(architecture: str, component: str) -> str:
@@ -182,7 +201,7 @@ def check_architecture(model: PreTrainedModel, banks: int) -> None:
     suspects = sorted({type(m).__name__ for m in model.modules() if type(m).__name__.endswith("Experts")})
     detail = f" Its experts class {suspects[0]} cannot be hooked." if suspects else " It has no experts."
     raise UnsupportedError(
-        f"{type(model).__name__} cannot be streamed.{detail}",
-        advice="Use transformers itself for it.",
+        f"{type(model).__name__} of transformers {installed()} cannot be streamed.{detail}",
+        advice="Use transformers itself for it, or a newer release of it.",
         architecture=type(model).__name__,
     )

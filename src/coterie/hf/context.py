@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from coterie.hf.configs import COMPONENTS
+from coterie.hf.releases import broken
 from coterie.spec import ContextShape
 
 if TYPE_CHECKING:
@@ -44,16 +45,20 @@ def context_shape(config: PreTrainedConfig, dtype: torch.dtype, model_class: typ
     parts = text_configs(config)
     itemsize = dtype.itemsize
     return ContextShape(
-        hidden=max(_number(p, "hidden_size", "d_model", "n_embd") for p in parts),
+        hidden=max(_needed(p, "hidden_size", "d_model", "n_embd") for p in parts),
         attention=max(_heads(p) * _head_dim(p) for p in parts),
-        kv_per_token=sum(_kv_width(p) * _number(p, "num_hidden_layers", "num_layers", "n_layer") for p in parts)
-        * itemsize,
-        intermediate=max(_number(p, "intermediate_size", "ffn_hidden_size", "d_ff") for p in parts),
+        kv_per_token=sum(_kv_of_layers(p) for p in parts) * itemsize,
+        intermediate=max(
+            _number(p, "intermediate_size", "ffn_hidden_size", "d_ff", "moe_intermediate_size") for p in parts
+        ),
         experts=max(
             _number(p, "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts") for p in parts
         ),
-        top_k=max(_number(p, "num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk") for p in parts),
-        vocabulary=max(_number(p, "vocab_size") for p in parts),
+        top_k=max(
+            _number(p, "num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+            for p in parts
+        ),
+        vocabulary=max(_needed(p, "vocab_size") for p in parts),
         itemsize=itemsize,
         score_heads=max(_heads(p) if _makes_scores(p, model_class) else 0 for p in parts),
         all_logits="logits_to_keep" not in inspect.signature(model_class.forward).parameters,
@@ -91,7 +96,7 @@ def _makes_scores(config: Any, model_class: type[PreTrainedModel]) -> bool:
 
 def _number(config: Any, *names: str) -> int:
     for name in names:
-        value = getattr(config, name, None)
+        value = _value(config, name)
         if isinstance(value, (list, tuple)) and value:
             value = max(value)
         if isinstance(value, int) and value > 0:
@@ -99,26 +104,60 @@ def _number(config: Any, *names: str) -> int:
     return 1
 
 
+def _value(config: Any, name: str) -> Any:
+    """What a configuration says, or None; the largest where it says another thing for each layer."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # transformers' own for what differs from layer to layer is no AttributeError
+        values = [getattr(layer, name, None) for layer in config.per_layer_config]
+        return max((value for value in values if isinstance(value, int)), default=None)
+
+
+def _needed(config: Any, *names: str) -> int:
+    """A size that every model has.
+
+    Raises:
+        ContractError: If the configuration has it under none of these names: the budget would not hold.
+    """
+    if all(_value(config, name) is None for name in names):
+        what = f"A {type(config).__name__} has none of {', '.join(names)}, which memory in use depends on."
+        raise broken("configurations name sizes as they did", what)
+    return _number(config, *names)
+
+
+def _layers(config: Any) -> int:
+    """Layers that keep keys and values; some models pass several times through some, and keep all of it."""
+    return _needed(config, "total_num_hidden_layers", "num_hidden_layers", "num_layers", "n_layer")
+
+
 def _heads(config: Any) -> int:
-    return _number(config, "num_attention_heads", "n_head", "num_heads")
+    return _needed(config, "num_attention_heads", "n_head", "num_heads")
 
 
 def _head_dim(config: Any) -> int:
     if getattr(config, "kv_lora_rank", None):
         # Multi-head latent attention: transformers caches keys and values expanded to all heads.
         return max(_number(config, "qk_head_dim"), _mla_key_dim(config))
-    stated = getattr(config, "head_dim", None)
-    return stated if isinstance(stated, int) else max(1, _number(config, "hidden_size", "d_model") // _heads(config))
+    # Where layers without a window have wider heads, older releases give these a name of their own.
+    stated = [size for name in ("head_dim", "global_head_dim") if isinstance(size := _value(config, name), int)]
+    return max(stated) if stated else max(1, _number(config, "hidden_size", "d_model") // _heads(config))
 
 
 def _mla_key_dim(config: Any) -> int:
     return _number(config, "qk_nope_head_dim") + _number(config, "qk_rope_head_dim")
 
 
+def _kv_of_layers(config: Any) -> int:
+    count, each = _layers(config), getattr(config, "per_layer_config", None)
+    if each is not None and len(each) == count:
+        return sum(map(_kv_width, each))
+    return count * _kv_width(config)
+
+
 def _kv_width(config: Any) -> int:
     if getattr(config, "kv_lora_rank", None):
         return _heads(config) * (_mla_key_dim(config) + _number(config, "v_head_dim"))
-    kv_heads = getattr(config, "num_key_value_heads", None)
+    kv_heads = _value(config, "num_key_value_heads")
     if isinstance(kv_heads, (list, tuple)) and kv_heads:
         kv_heads = max(kv_heads)
     return 2 * (kv_heads if isinstance(kv_heads, int) else _heads(config)) * _head_dim(config)

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
+from importlib import import_module, metadata
 
 from packaging.version import InvalidVersion, Version
 
@@ -18,7 +18,10 @@ TESTED = ("5.7.0", "5.17.0", "5.23.0", "5.24.0")
 
 def installed() -> str:
     """The release of transformers that is installed."""
-    return metadata.version("transformers")
+    try:
+        return metadata.version("transformers")
+    except metadata.PackageNotFoundError:  # run from its sources
+        return str(import_module("transformers").__version__)
 
 
 def newest_tested() -> Version:

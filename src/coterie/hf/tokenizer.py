@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from coterie.errors import InputError, LoadError
 from coterie.hf.configs import component_of_class
+from coterie.hf.foreign import foreign
+from coterie.hf.tokenizer_limits import check_tokenizer_files
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,9 @@ _FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+
+_LONGEST_TOKEN = 65_536
+"""Characters. The longest tokens of released vocabularies have some hundred."""
 
 
 def tokenizer_file(directory: Path) -> str | None:
@@ -57,11 +62,11 @@ def load_tokenizer(path: str | Path, embedding_rows: int | None = None) -> PreTr
             number); a few tokens beyond the rows are warned of, many are an error.
 
     Raises:
-        LoadError: If there is no tokenizer, it cannot be loaded, or it has many tokens without a row in the embedding
-            (facts ``token``, ``token_id``, ``embedding_rows``).
+        LoadError: If there is no tokenizer, it cannot be loaded or asks for too much, or it has many tokens without a
+            row in the embedding (facts ``token``, ``token_id``, ``embedding_rows``).
     """
     # Here, not above: importing transformers takes seconds, and reading a plan or a trace does not need it.
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     directory = Path(path)
     if tokenizer_file(directory) is None:
@@ -70,14 +75,19 @@ def load_tokenizer(path: str | Path, embedding_rows: int | None = None) -> PreTr
             advice="Copy tokenizer.json and tokenizer_config.json from the checkpoint into it.",
             path=directory,
         )
-    try:
+    check_tokenizer_files(directory)
+    with foreign("The tokenizer", directory):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError, TypeError, RecursionError) as error:
-        raise LoadError(f"The tokenizer in {directory} cannot be loaded: {error}", path=directory) from error
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"its class {type(tokenizer).__name__} is no tokenizer")
+        vocabulary = tokenizer.get_vocab()
+        longest = max(map(len, vocabulary), default=0)
+        if not vocabulary or longest > _LONGEST_TOKEN:
+            raise ValueError(f"it has {len(vocabulary)} tokens, the longest of {longest:,} characters")
+        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
     if embedding_rows is not None:
         check_tokenizer(tokenizer, embedding_rows, path=directory)
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

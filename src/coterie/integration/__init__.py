@@ -1,5 +1,6 @@
 """The transformers plug-in: streamed banks in place of stacked experts, router replacement, guards."""
 
+from coterie.integration.admission import let_go_after_failure
 from coterie.integration.attach import Attachment
 from coterie.integration.bank import BankCounters, StreamedBank
 from coterie.integration.governor import Verdict
@@ -27,6 +28,7 @@ __all__ = [
     "check_missing",
     "forget",
     "install_guards",
+    "let_go_after_failure",
     "process_neighbours",
     "quicken_norms",
     "quicken_tokens",

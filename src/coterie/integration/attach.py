@@ -12,8 +12,10 @@ from torch import nn
 from coterie.cache import ExpertCache
 from coterie.errors import LoadError
 from coterie.hf.banks import ExpertBank, find_banks
+from coterie.hf.caches import let_go_of_kept
 from coterie.hf.configs import check_architecture
 from coterie.integration.adapters import Workplace, adapt
+from coterie.integration.admission import Admission
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.decoder import bank_decoders
@@ -95,7 +97,9 @@ class Attachment:
         for bank in banks:
             component = bank.key.component
             if component not in self.clocks:
-                self.clocks[component] = StepClock(component, self.observers)
+                self.clocks[component] = StepClock(
+                    component, self.observers, Admission(functools.partial(let_go_of_kept, model))
+                )
                 self.successions[component] = Succession()
                 self.clocks[component].install(_component_module(model, bank))
                 if self._prefetch != "off":

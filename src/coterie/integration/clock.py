@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from coterie.errors import ContextLengthError
+from coterie.hf.caches import caches_in
+from coterie.integration.admission import Admission, refuse_offloaded
 from coterie.integration.forward_call import CallReader, ForwardCall
 from coterie.integration.limit import ExpertLimit
 from coterie.integration.losses import LossMeter
@@ -44,7 +45,7 @@ class StepClock:
         limit: Leaves out some of the experts that routers choose; None where nobody asked for that.
     """
 
-    def __init__(self, component: str, observers: list[Observer]) -> None:
+    def __init__(self, component: str, observers: list[Observer], admission: Admission | None = None) -> None:
         self.component = component
         self.max_context: int | None = None
         self.observers = observers
@@ -52,6 +53,7 @@ class StepClock:
         self.tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
         self._numbers = itertools.count()
         self._current = _CurrentPass()
+        self._admission = admission or Admission()
         self._lock = threading.Lock()
 
     @property
@@ -88,11 +90,19 @@ class StepClock:
         def watched(*args: Any, **kwargs: Any) -> Any:
             note()
             call = reader.read(args, kwargs)
-            self._begin(call)
+            refuse_offloaded(call)
+            most = self.max_context
+            place = None if most is None else self._admission.enter(call, most)
+            made: list[Any] = []
             try:
+                self._begin(call)
                 result = self._run(forward, args, kwargs)
+                if place is not None and not call.caches and call.uses_cache is not False:
+                    made = caches_in([result])
             finally:
                 self._current.memory = None
+                if place is not None:
+                    self._admission.leave(place, made)
             call.check_end(result)
             losses = self._current.losses
             if losses is not None:
@@ -140,14 +150,7 @@ class StepClock:
                 observer.on_event(event)
 
     def _begin(self, call: ForwardCall) -> None:
-        batch, length = call.batch, call.cached + call.tokens
-        if self.max_context is not None and batch * length > self.max_context:
-            raise ContextLengthError(
-                f"{batch} × {length} tokens are more than the {self.max_context} that the memory budget was made for.",
-                advice="Open the model with a larger max_context, or use a shorter prompt or smaller batch.",
-                tokens=batch * length,
-                max_context=self.max_context,
-            )
+        batch = call.batch
         self._current.step, self._current.phase = next(self._numbers), call.phase
         with self._lock:
             self.tokens[call.phase] += batch * call.tokens

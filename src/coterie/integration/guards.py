@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 _MERGE = "Merge the adapter into the checkpoint first (peft: merge_and_unload), then extract."
 
+_BATCH = (
+    "Continuous batching sizes its cache by the memory that is free, beyond any budget. Call generate() with a padded "
+    "batch, or from several threads: both stay within it."
+)
+
 _REFUSED = {
     "save_pretrained": "Copy the store, or load the checkpoint with transformers to save it.",
     "push_to_hub": "Upload the store's directory with `hf upload`.",
@@ -29,6 +34,9 @@ _REFUSED = {
     "__deepcopy__": "Open the model again with coterie.load(); both then share the files, not the memory.",
     "__reduce_ex__": "Open the model with coterie.load() in the process that needs it.",
     "cuda": "Streamed experts are computed on the CPU.",
+    "generate_batch": _BATCH,
+    "init_continuous_batching": _BATCH,
+    "continuous_batching_context_manager": _BATCH,
     "add_adapter": _MERGE,
     "load_adapter": _MERGE,
     "resize_token_embeddings": "Do it with transformers on the checkpoint, save it, and extract again.",

@@ -12,7 +12,7 @@ from coterie.profiles.profile import BankTable, Profile
 from coterie.profiles.ranking import RankedExpert, ranked_experts
 from coterie.profiles.specialisation import Flags, figure, specialisation
 from coterie.profiles.trust import TrustBasis, trust
-from coterie.spec import ExpertKey
+from coterie.spec import ExpertKey, format_ranges
 
 CARD_SCHEMA_VERSION = 1
 
@@ -155,9 +155,22 @@ def find_bank(profile: Profile, layer: int, *, component: str | None = None, ban
         )
     raise UsageError(
         f"The profile has no such bank of experts in layer {layer}.",
-        advice=f"It has {', '.join(str(key) for key in profile.banks)}.",
+        advice=_banks_there(profile, component=component, bank=bank),
         got=layer,
     )
+
+
+def _banks_there(profile: Profile, *, component: str | None, bank: str | None) -> str:
+    """Which layers there are, of those components and banks that were asked for if there are any."""
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for key in profile.banks:
+        kinds.setdefault((key.component, key.bank), []).append(key.layer)
+    asked = {kind: kinds[kind] for kind in kinds if component in (None, kind[0]) and bank in (None, kind[1])}
+    parts = [
+        f"layers {format_ranges(layers)} of {part}" + ("" if name == "mlp" else f" ({name})")
+        for (part, name), layers in (asked or kinds).items()
+    ]
+    return f"It has {'; '.join(parts)}."
 
 
 def _shares(profile: Profile, key: ExpertKey, masks: dict[str, Flags]) -> tuple[NamedShare, ...]:

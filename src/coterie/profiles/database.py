@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, Connection, cast, func, select
 from coterie.errors import ProfileFormatError, ProfileIdentityError, ProfileNotFoundError, ProfileWriteError, UsageError
 from coterie.profiles import reading, tables, writing
 from coterie.profiles.connection import WRITING, make_engine
-from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary
+from coterie.profiles.facts import Group, Mark, RunFacts, SegmentFacts, Vocabulary
 from coterie.profiles.failures import translated
 from coterie.profiles.location import Location, locate
 from coterie.profiles.reading import RunRows
@@ -56,7 +56,7 @@ class ProfileDatabase:
                 advice="Pull from it with `coterie profile sync FILE URL`.",
                 got=self.name,
             )
-        _check_file(self.location, create=create)
+        check_file(self.location, create=create)
         self._engine = make_engine(self.location)
         try:
             with translated(self.name):
@@ -232,6 +232,11 @@ class ProfileDatabase:
         with self.writing() as connection:
             writing.put_marks(connection, self._rows(connection, uuid), marks)
 
+    def group_segments(self, identity: str) -> dict[Group, int]:
+        """Groups of tokens → in how many segments of a model's runs they have any."""
+        with self.reading() as connection:
+            return reading.read_group_segments(connection, identity)
+
     def state(self) -> tuple[int, int]:
         """Numbers that change whenever a segment is added: for whoever keeps what was computed from a profile."""
         table = tables.segments
@@ -248,7 +253,14 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_LISTED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
-def _check_file(location: Location, *, create: bool) -> None:
+def check_file(location: Location, *, create: bool) -> None:
+    """Finds out, without opening it, that a profile in a file is not there, or cannot be made.
+
+    Raises:
+        ProfileFormatError: If it is a directory.
+        ProfileNotFoundError: If it is not there and not to be made.
+        ProfileWriteError: If it is to be made where there is no directory.
+    """
     path = location.path
     if path is None:
         return

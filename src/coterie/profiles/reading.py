@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -115,6 +115,19 @@ def read_groups(connection: Connection) -> dict[int, Group]:
         except UsageError as error:
             raise ProfileFormatError(f"The profile is damaged: {error.message}") from error
     return found
+
+
+def read_group_segments(connection: Connection, identity: str) -> dict[Group, int]:
+    """Groups of tokens → in how many segments of a model's runs they have any."""
+    counts, runs = tables.counts, tables.runs
+    query = (
+        select(counts.c.group_id, counts.c.run_id, counts.c.segment)
+        .distinct()
+        .join(runs, runs.c.id == counts.c.run_id)
+        .where(runs.c.identity == identity)
+    )
+    groups = read_groups(connection)
+    return Counter(known(groups, row.group_id, "counters") for row in checked_rows(connection, query))
 
 
 def read_digests(connection: Connection, rows: RunRows) -> dict[int, str]:

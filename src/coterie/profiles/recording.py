@@ -16,7 +16,7 @@ import xxhash
 from coterie.errors import ProfileError, ProfileIdentityError
 from coterie.profiles.accumulator import DEFAULT_VOCABULARY, Accumulator
 from coterie.profiles.database import ProfileDatabase
-from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary
+from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary, kept_text
 from coterie.spec import BankKey
 
 SEGMENT_TOKENS = 1024
@@ -135,7 +135,7 @@ class Recording:
         key = mark_key(name)
         return self._fresh_marks.get(key) or self._marks.get(key) or Mark(key, 0, False)
 
-    def mark(self, name: str, position: int, *, done: bool = False) -> None:
+    def mark(self, name: str, position: int, *, done: bool = False, ends_segment: bool = False) -> None:
         """Says that an input has been counted up to a position, and all tokens added so far belong before it.
 
         Ends the segment if it is long enough. The mark is written in one transaction with the counters that it speaks
@@ -145,10 +145,11 @@ class Recording:
             name: Of the input, such as its path.
             position: In units of the caller's choice, such as windows of tokens.
             done: Whether nothing is left of it.
+            ends_segment: Whether the segment is to end here however short it is.
         """
         key = mark_key(name)
         self._fresh_marks[key] = Mark(key, position, done)
-        self._end_segment_if(self._segment_tokens)
+        self._end_segment_if(1 if ends_segment else self._segment_tokens)
 
     def boundary(self) -> None:
         """Says that all banks have seen the same tokens and a segment may end here: between steps of generation."""
@@ -269,7 +270,7 @@ def resumable(database: ProfileDatabase, *, identity: str, label: str) -> RunFac
     Raises:
         ProfileIdentityError: If the label is there for other models only.
     """
-    found = [run for run in database.runs() if run.label == label]
+    found = [run for run in database.runs() if run.label == kept_text(label)]
     mine = [run for run in found if run.identity == identity]
     if found and not mine:
         raise ProfileIdentityError(

@@ -2,7 +2,14 @@
 
 from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
 from coterie.spec.context import ContextShape
-from coterie.spec.defaults import DEFAULT_DOMAIN, DEFAULT_LABEL, DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
+from coterie.spec.defaults import (
+    DEFAULT_DOMAIN,
+    DEFAULT_LABEL,
+    DEFAULT_POLICY,
+    DEFAULT_PREFETCH,
+    SCHEME_NAMES,
+    Prefetch,
+)
 from coterie.spec.events import (
     Event,
     ExpertsContributed,
@@ -16,7 +23,7 @@ from coterie.spec.events import (
 from coterie.spec.extras import install_advice
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
-from coterie.spec.sizes import format_bytes, parse_bytes, parse_ranges, share_nbytes
+from coterie.spec.sizes import format_bytes, format_ranges, parse_bytes, parse_ranges, share_nbytes
 from coterie.spec.source import ExpertSource, Extent
 from coterie.spec.stamp import FileStamp
 
@@ -29,6 +36,7 @@ __all__ = [
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
     "RECORD_ALIGNMENT",
+    "SCHEME_NAMES",
     "AdaptiveExperts",
     "BankKey",
     "ContextShape",
@@ -48,6 +56,7 @@ __all__ = [
     "StepEnded",
     "StepStarted",
     "format_bytes",
+    "format_ranges",
     "install_advice",
     "parse_bytes",
     "parse_ranges",

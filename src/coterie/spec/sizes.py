@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from coterie.errors import UsageError
 
@@ -10,19 +11,23 @@ _UNITS = {
     "": 1, "B": 1,
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+    "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40,
 }  # fmt: skip
+"""A letter alone is a binary unit, as Docker and systemd have it."""
+_LEAST = 2**20
+"""A text without a unit is a number of bytes from here on; below, a unit was forgotten."""
 _PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_bytes(text: str | int, *, what: str = "size") -> int:
-    """Reads a byte count such as ``"8GiB"``, ``"500 MB"`` or ``1073741824``.
+    """Reads a byte count such as ``"8GiB"``, ``"500 MB"``, ``"8g"`` (binary) or ``1073741824``.
 
     Args:
         text: The text, or a number of bytes.
         what: What the size is for, used in the error message.
 
     Raises:
-        UsageError: If it is not a positive size with a known unit.
+        UsageError: If it is not a positive size with a known unit, or a small number whose unit was forgotten.
     """
     if isinstance(text, bool) or not isinstance(text, int | str):
         raise UsageError(f"The {what} must be a number of bytes or a text such as '8GiB', not {text!r}.")
@@ -36,6 +41,11 @@ def parse_bytes(text: str | int, *, what: str = "size") -> int:
                 f"The {what} {text!r} is not a size.", advice="Write it like '8GiB' (2**30), '8GB' (10**9) or '500MB'."
             )
         value = float(match.group(1)) * _UNITS[unit]
+        if not unit and 0 < value < _LEAST:
+            number = match.group(1)
+            raise UsageError(
+                f"The {what} {number!r} would be {number} bytes.", advice=f"Did you mean '{number}GiB'? Write the unit."
+            )
     if value <= 0:
         raise UsageError(f"The {what} must be positive, not {text!r}.")
     return int(value)
@@ -98,3 +108,14 @@ def parse_ranges(text: str, *, what: str, limit: int | None = None) -> tuple[int
             raise UsageError(f"{what} {last} does not exist: the model has {what} 0 to {limit - 1}.", limit=limit)
         chosen.update(range(first, last + 1))
     return tuple(sorted(chosen))
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Writes numbers for people: ``"0 to 7, 12"``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first} to {last}" if last > first else f"{first}" for first, last in runs)

@@ -19,9 +19,12 @@ from coterie.evaluate.texts import beginning, token_ids
 from coterie.evaluate.windows import plan_windows
 from coterie.files.text import text_parts
 from coterie.hf.context import model_context
-from coterie.profiles import Group
+from coterie.profiles import Group, ProfileDatabase
+from coterie.profiles.inference import LEAST_SEGMENTS
 from coterie.spec import DEFAULT_LABEL
+from coterie.survey.fresh import fresh_profile
 from coterie.survey.material import Material, without_repetitions
+from coterie.survey.segments import SegmentEnds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,6 +45,7 @@ class Survey:
         finished: Of these, done now, by earlier surveys or by this one.
         interrupted: Whether it was stopped; the same call goes on.
         tokens: Tokens that this survey recorded, by modality, domain and phase.
+        too_few: Of these groups, those of which the profile has too few segments for a report, and how many.
     """
 
     schema_version: int = 1
@@ -54,6 +58,7 @@ class Survey:
     finished: int
     interrupted: bool
     tokens: tuple[tuple[Group, int], ...]
+    too_few: tuple[tuple[Group, int], ...]
 
 
 @torch.inference_mode()
@@ -88,7 +93,8 @@ def survey(
         limit: The most tokens of each text.
         contributions: Measure what experts add to their layers' output.
         vocabulary: Tokens kept per expert; 0 counts no token ids.
-        segment_tokens: Tokens after which a segment of the profile ends, between windows and files. Default: 1,024.
+        segment_tokens: Tokens after which a segment of the profile ends, between windows and files. Default: as many as
+            give each domain about 32 segments, and 1,024 at most.
         several_models: Allow a profile that is about other models, too.
         should_stop: Asked between windows and files.
         progress: Told the bytes of files that are done since it was last called, earlier surveys' included.
@@ -106,19 +112,23 @@ def survey(
     opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
     room = _room(opened, context, limit)
     finished, interrupted = 0, False
-    with opened.runtime.record_profile(
-        where,
-        domain=files[0].domain,
-        label=label,
-        contributions=contributions,
-        vocabulary=vocabulary,
-        segment_tokens=segment_tokens,
-        resume=True,
-        several_models=several_models,
-        boundaries=False,
-    ) as recorder:
+    with (
+        fresh_profile(where),
+        opened.runtime.record_profile(
+            where,
+            domain=files[0].domain,
+            label=label,
+            contributions=contributions,
+            vocabulary=vocabulary,
+            segment_tokens=segment_tokens,
+            resume=True,
+            several_models=several_models,
+            boundaries=False,
+        ) as recorder,
+    ):
         stops, tell = should_stop or _never, progress or _nobody
-        surveyor = _Surveyor(opened, recorder, room=room, limit=limit, should_stop=stops, progress=tell)
+        ends = None if segment_tokens is not None else SegmentEnds(files, limit)
+        surveyor = _Surveyor(opened, recorder, room=room, limit=limit, ends=ends, should_stop=stops, progress=tell)
         for one in files:
             interrupted = stops() or not surveyor.record(one)
             if interrupted:
@@ -128,6 +138,8 @@ def survey(
         for one in files[finished:]:
             finished += recorder.recording.progress(one.name).done
     run = recorder.recording.run
+    with ProfileDatabase(where) as database:
+        segments = database.group_segments(run.identity)
     return Survey(
         profile=recorder.recording.database.name,
         model=run.model,
@@ -138,6 +150,11 @@ def survey(
         finished=finished,
         interrupted=interrupted,
         tokens=tuple(sorted(recorder.tokens.items())),
+        too_few=tuple(
+            (group, segments.get(group, 0))
+            for group in sorted(recorder.tokens)
+            if segments.get(group, 0) < LEAST_SEGMENTS
+        ),
     )
 
 
@@ -180,6 +197,7 @@ class _Surveyor:
         *,
         room: int,
         limit: int | None,
+        ends: SegmentEnds | None,
         should_stop: Callable[[], bool],
         progress: Callable[[int], None],
     ) -> None:
@@ -190,6 +208,7 @@ class _Surveyor:
         self._prefix = beginning(opened.processors.tokenizer)
         self._room = room
         self._limit = limit
+        self._ends = ends
         self._should_stop = should_stop
         self._progress = progress
         takes = inspect.signature(type(self._model).forward).parameters
@@ -216,7 +235,7 @@ class _Surveyor:
         audios, images = ([one.path] if one.kind == kind else [] for kind in ("speech", "images"))
         inputs = build_inputs(self._processors, "", images=images, audios=audios)
         self._model(**inputs.to(self._model.dtype), **self._options)
-        self._recording.mark(one.name, 1, done=True)
+        self._mark(one, 1, done=True)
         self._progress(one.nbytes)
 
     def _record_text(self, one: Material) -> bool:
@@ -235,7 +254,7 @@ class _Surveyor:
                     if self._should_stop():
                         return False
                     self._read(ids[begin - before : end - before])
-                    self._recording.mark(one.name, end)
+                    self._mark(one, end)
                 done = earlier + nbytes * window.inputs.stop // len(ids)
                 self._progress(done - told)
                 told = done
@@ -243,9 +262,15 @@ class _Surveyor:
                     self._progress(max(0, one.nbytes - told))
                     return True
             before, earlier = before + len(ids), earlier + nbytes
-        self._recording.mark(one.name, before, done=True)
+        self._mark(one, before, done=True)
         self._progress(max(0, one.nbytes - told))
         return True
+
+    def _mark(self, one: Material, position: int, *, done: bool = False) -> None:
+        ends = self._ends is not None and self._ends.after(one, self._recording.tokens, finished=done)
+        self._recording.mark(one.name, position, done=done, ends_segment=ends)
+        if self._ends is not None and not self._recording.tokens:
+            self._ends.ended()
 
     def _read(self, ids: list[int]) -> None:
         tokens = torch.tensor([[*self._prefix, *ids]], dtype=torch.int64)

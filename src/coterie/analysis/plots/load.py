@@ -16,6 +16,9 @@ from coterie.spec import BankKey
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LIGHTEST = 0.9
+"""How far along its colours the last layer's curve is: yellow does not show on white."""
+
 
 @style()
 def load_figure(
@@ -58,7 +61,7 @@ def load_figure(
     number_ticks(left, "x", bank_labels([BankKey(one.component, one.layer, one.bank) for one in load.layers]))
     left.legend(loc="upper right")
     shades = optional_package("matplotlib", "Drawing needs").colormaps[SEQUENTIAL](
-        np.linspace(0, 0.9, len(load.layers))
+        np.linspace(0, _LIGHTEST, len(load.layers))
     )
     for layer, shade in zip(load.layers, shades, strict=True):
         curve = layer.lorenz
@@ -66,5 +69,8 @@ def load_figure(
     right.plot([0, 100], [0, 100], color=EQUAL, linewidth=0.8, linestyle=":")
     right.set_xlabel("experts, the least busy first (%)")
     right.set_ylabel("their share of activations (%)")
-    right.set_title("Lorenz curves, dark: first layers; dotted: all alike", fontsize=7.5)
+    layers = [layer.layer for layer in load.layers]
+    right.set_title(
+        f"Lorenz curves, from layer {min(layers)} (dark) to {max(layers)} (light); dotted: all alike", fontsize=7.5
+    )
     return figure

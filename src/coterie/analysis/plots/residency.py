@@ -64,6 +64,7 @@ def residency_figure(timeline: Timeline, component: str | None = None) -> Figure
     image = draw_map(below, shown, Shading.from_zero(shown))
     image.set_extent((-0.5, len(rates) - 0.5, len(rows) - 0.5, -0.5))
     number_ticks(below, "y", labels)
+    below.locator_params(axis="x", integer=True)
     below.set_xlabel("step of the run, from an empty cache")
     below.set_ylabel("layer")
     figure.colorbar(image, ax=below, label="experts in memory")

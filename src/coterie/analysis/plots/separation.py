@@ -49,7 +49,7 @@ def separation_figure(
                 marker=marker,
                 markerfacecolor="none",
                 alpha=0.7,
-                label=f"{name}: two halves of one of them",
+                label=f"{name}: noise floor",
             )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")

@@ -15,6 +15,7 @@ from coterie.analysis.matrices import Routers
 from coterie.analysis.plots import activation_figure, load_figure, render, separation_figure
 from coterie.analysis.plots.canvas import LINES, Shading, draw_map, new_figure, number_ticks, style
 from coterie.analysis.plots.selection import bank_labels, component_tables
+from coterie.analysis.report.favourites import favourites
 from coterie.analysis.report.findings import Answer, Report
 from coterie.analysis.report.material import PLURALS, Material, divergences, floors
 from coterie.analysis.report.routing import routing
@@ -22,8 +23,9 @@ from coterie.analysis.report.salience import salience, salience_figure
 from coterie.analysis.report.separation import cross_modal, partition
 from coterie.analysis.report.spread import depth, dominance, load, universal
 from coterie.analysis.report.trial import Trial, attention, head_shares
-from coterie.errors import ProfileIdentityError, UnsupportedError, UsageError
+from coterie.errors import LoadError, ProfileIdentityError, UnsupportedError, UsageError
 from coterie.profiles import Profile, ProfileDatabase
+from coterie.profiles.heavy_tokens import TokenText, plain_id
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,6 +91,7 @@ def make_report(
             lambda: salience(None if trial is None else trial.salience),
             lambda: depth(material),
             lambda: universal(material),
+            lambda: favourites(material, database, found, _texts(model, revision, offline)),
             lambda: load(material),
         )
         answers = []
@@ -136,6 +139,16 @@ def _routers(
         ) from error
 
 
+def _texts(model: str | Path, revision: str | None, offline: bool) -> TokenText:
+    # Here: pictures and answers from a profile alone need no torch.
+    from coterie.engine.token_texts import token_texts
+
+    try:
+        return token_texts(model, revision=revision, offline=offline)
+    except LoadError:
+        return plain_id  # not every model reads text
+
+
 def _figure(name: str, material: Material, trial: Trial | None) -> Figure:
     if name == "heads" and trial is not None:
         return _heads_figure(trial)
@@ -173,7 +186,7 @@ def _depth_figure(material: Material) -> Figure:
                 marker=marker,
                 markerfacecolor="none",
                 alpha=0.7,
-                label="two halves of one of them",
+                label=f"{PLURALS[by]}: noise floor",
             )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")

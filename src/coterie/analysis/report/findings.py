@@ -224,7 +224,12 @@ def shown(value: float | None, unit: Unit = "") -> str:
     if value is None:
         return "–"
     if unit == "%":
-        return f"{100 * value:.1f} %"
+        return f"{_unsigned_zero(f'{100 * value:.1f}')} %"
     if unit in ("experts", "heads"):
-        return f"{value:.2f}".rstrip("0").rstrip(".") + f" {unit}"
-    return f"{value:.3f}" + (f" {unit}" if unit else "")
+        return _unsigned_zero(f"{value:.2f}").rstrip("0").rstrip(".") + f" {unit}"
+    return _unsigned_zero(f"{value:.3f}") + (f" {unit}" if unit else "")
+
+
+def _unsigned_zero(text: str) -> str:
+    """What rounds to zero is neither more nor less than that."""
+    return text.lstrip("-") if not text.strip("-0.") else text

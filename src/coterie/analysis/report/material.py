@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from coterie.profiles import Estimate, Profile, Stretches, profile_halves
 from coterie.profiles.halves import group_segments
-from coterie.profiles.inference import LEAST_BLOCKS, Floats
+from coterie.profiles.inference import LEAST_SEGMENTS, Floats
 from coterie.profiles.separation import SeparatedBy, group_masks, group_samples, halves_apart, larger, samples_apart
 from coterie.profiles.specialisation import Specialisation, specialisation
 
@@ -65,7 +65,7 @@ class Material:
                 name: [i for i, group in enumerate(self.profile.groups) if getattr(group, by) == name] for name in names
             }
             # Each half by itself has to have blocks enough.
-            enough = [name for name in names if segments[rows[name]].any(axis=0).sum() >= 2 * LEAST_BLOCKS]
+            enough = [name for name in names if segments[rows[name]].any(axis=0).sum() >= LEAST_SEGMENTS]
             found[by] = tuple(enough)
         return found
 

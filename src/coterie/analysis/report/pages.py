@@ -13,13 +13,16 @@ _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;font-size:.85rem;margin:1rem 0;display:block;overflow-x:auto}"
     "th,td{border:1px solid #ccc;padding:.2rem .5rem;text-align:left}th{background:#f3f3f3}"
-    "img{max-width:100%}.answer{font-weight:600}.note{color:#555;font-size:.85rem}"
+    "img{max-width:100%;background:#fff}.answer{font-weight:600}.note{color:#555;font-size:.85rem}"
+    "@media (prefers-color-scheme:dark){body{background:#181818;color:#ddd}th{background:#2a2a2a}"
+    "th,td{border-color:#444}a{color:#8ab4f8}.note{color:#aaa}}"
 )
 
 
 def markdown_page(report: Report) -> str:
     """The page as Markdown; pictures are ``NAME.svg`` beside it."""
     parts = [f"# What the experts of {_md(report.model)} do", *(_md(line) for line in _introduction(report))]
+    parts.append("\n".join(f"- [{answer.question}](#{_anchor(answer.question)})" for answer in report.answers))
     for answer in report.answers:
         parts += [f"## {answer.question}", f"**{_md(answer.answer)}**"]
         if answer.claims:
@@ -40,11 +43,14 @@ def html_page(report: Report, pictures: Mapping[str, bytes]) -> str:
     """
     title = html.escape(f"What the experts of {report.model} do")
     parts = [f"<h1>{title}</h1>", *(f"<p>{html.escape(line)}</p>" for line in _introduction(report))]
+    links = "".join(f'<li><a href="#{answer.key}">{html.escape(answer.question)}</a></li>' for answer in report.answers)
+    parts.append(f"<nav><ul>{links}</ul></nav>")
     for answer in report.answers:
         parts += _html_answer(answer, pictures)
     body = "\n".join(parts)
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -75,6 +81,11 @@ def _claim_cells(claim: Claim) -> tuple[str, ...]:
     return (claim.name, *numbers, claim.verdict)
 
 
+def _anchor(heading: str) -> str:
+    """What Markdown readers call a heading."""
+    return "".join(c for c in heading.lower().replace(" ", "-") if c.isalnum() or c == "-")
+
+
 def _md(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
 
@@ -85,7 +96,10 @@ def _md_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _html_answer(answer: Answer, pictures: Mapping[str, bytes]) -> list[str]:
-    parts = [f"<h2>{html.escape(answer.question)}</h2>", f'<p class="answer">{html.escape(answer.answer)}</p>']
+    parts = [
+        f'<h2 id="{answer.key}">{html.escape(answer.question)}</h2>',
+        f'<p class="answer">{html.escape(answer.answer)}</p>',
+    ]
     if answer.claims:
         parts.append(_html_table(_CLAIMS, [_claim_cells(claim) for claim in answer.claims]))
     for picture in answer.pictures:

@@ -9,7 +9,7 @@ from coterie.analysis.report.findings import Answer, Claim, Picture, Table, clai
 from coterie.analysis.report.material import PLURALS, Flags, Material, divergences, floors, mean
 from coterie.profiles import Profile
 from coterie.profiles.halves import FOLDS
-from coterie.profiles.inference import ALPHA
+from coterie.profiles.inference import ALPHA, LEAST_SEGMENTS
 from coterie.profiles.separation import SeparatedBy
 from coterie.profiles.specialisation import Specialisation
 
@@ -63,7 +63,10 @@ def _left_out(material: Material, by: SeparatedBy) -> tuple[str, ...]:
     names = material.too_small(by)
     if not names:
         return ()
-    return (f"Left out, because they have fewer than eight segments: {', '.join(names)}.",)
+    return (
+        f"Left out, because they have fewer than {LEAST_SEGMENTS} segments: {', '.join(names)}. Record more of them, "
+        "or record them again with fewer tokens in a segment (--segment-tokens).",
+    )
 
 
 def _share(name: str, flags: Flags, tokens: int) -> Claim:

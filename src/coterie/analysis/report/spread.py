@@ -27,6 +27,8 @@ from coterie.profiles.separation import SeparatedBy
 from coterie.spec import BankKey
 
 _LEAST_LAYERS = 3
+_STEADY = 0.7
+"""Rank correlation of layers' divergences with depth from which on they are said to grow or fall with it."""
 _LISTED = 12
 
 
@@ -65,9 +67,7 @@ def depth(material: Material) -> Answer:
     values = [one for one in layers if one is not None]
     span = f"layers lie between {shown(min(values))} and {shown(max(values), 'bits')}"
     if claims[0].holds:
-        way = "grows" if (trend.value or 0) > 0 else "falls"
-        size = shown(abs(trend.value or 0), "bits")
-        answer = f"No: it {way} with depth, by {size} from the first third of layers to the last; {span}."
+        answer = f"No: {_over_depth(values, trend.value or 0.0)}; {span}."
     elif claims[1].holds:
         answer = (
             f"No, though it neither grows nor falls with depth for sure: {span}, and the same ones stand out in "
@@ -83,6 +83,20 @@ def depth(material: Material) -> Answer:
         answer=answer,
         claims=claims,
         pictures=(Picture(name="depth", title="Divergence over depth"),),
+    )
+
+
+def _over_depth(values: list[float], trend: float) -> str:
+    """How divergence goes with depth; it grows or falls only if most layers follow."""
+    size = shown(abs(trend), "bits")
+    way, more = ("grows", "more") if trend > 0 else ("falls", "less")
+    order = np.argsort(np.argsort(values))
+    followed = float(np.corrcoef(order, np.arange(len(values)))[0, 1]) * (1 if trend > 0 else -1)
+    if followed >= _STEADY:
+        return f"it {way} with depth, by {size} from the first third of layers to the last"
+    return (
+        f"the last third of layers has {size} {more} than the first third on average, but it goes up and down from "
+        "layer to layer"
     )
 
 

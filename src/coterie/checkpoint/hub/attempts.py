@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass, replace
-from time import sleep
 
 from coterie.checkpoint.hub.failures import Failure, HubFailure, failure_of
 
@@ -40,10 +40,12 @@ class Attempts:
     Args:
         what: What is asked for, to be named where the user is told of a wait.
         tries: How often it is tried without progress; None for as often as patience says.
+        stopped: Set when nobody wants it any more.
     """
 
-    def __init__(self, what: str, *, tries: int | None = None) -> None:
+    def __init__(self, what: str, *, tries: int | None = None, stopped: threading.Event | None = None) -> None:
         self._what = what
+        self._stopped = stopped or threading.Event()
         self._patience = PATIENCE if tries is None else replace(PATIENCE, tries=tries)
         self._tries = 0
         self._waited_s = 0.0
@@ -73,9 +75,14 @@ class Attempts:
         if wait_s >= _TOLD_S:
             _log.warning("%s: %s. Trying again in %.0f s.", self._what, failure.cause, wait_s)
         self._waited_s += wait_s
-        sleep(wait_s)
+        pause(wait_s, self._stopped)
 
     def _wait(self, failure: Failure) -> float:
         if failure.retry_after is not None:
             return failure.retry_after
         return float(min(self._patience.longest_s, self._patience.first_s * 2 ** (self._tries - 1)))
+
+
+def pause(seconds: float, stopped: threading.Event) -> None:
+    """Waits, but not longer than anyone wants what it is for."""
+    stopped.wait(seconds)

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from coterie.spec import format_bytes
 _INCOMPLETE = ".incomplete"
 _OF_CLIENT = re.compile(r"(?P<blob>[^.]+)\.[0-9a-f]{8}\.incomplete")
 """What the client downloads to since release 1.18: never taken up again by anyone."""
+_KEPT_S = 14 * 24 * 3600
 _RESERVE = 2**20
 
 
@@ -100,27 +102,28 @@ class RepositoryCache:
 
     def remove(self, pointer: Path) -> None:
         """Removes a file of a snapshot, and the blob that it shows."""
-        blob = pointer.resolve()
+        blob = Path(os.path.normpath(pointer.parent / pointer.readlink())) if pointer.is_symlink() else None
         pointer.unlink(missing_ok=True)
-        if blob.is_relative_to(self._blobs.resolve()):
+        if blob is not None and blob.parent == self._blobs:
             blob.unlink(missing_ok=True)
 
     def remove_stale(self) -> int:
-        """Removes what killed downloads of this repository left and nobody can use; returns the bytes.
+        """Removes what killed downloads of this repository left and nobody goes on from; returns the bytes.
 
-        What is being downloaded now is locked. A part that a next try goes on from stays.
+        What is being downloaded now is locked. A part that a next try goes on from stays, for two weeks.
         """
         removed = 0
         with suppress(OSError):
             for path in sorted(self._blobs.glob(f"*{_INCOMPLETE}")):
                 found = _OF_CLIENT.fullmatch(path.name)
-                blob = found["blob"] if found else path.name.removesuffix(_INCOMPLETE)
-                if found is None and not self.blob(blob).exists():
-                    continue
-                with suppress(OSError, Timeout), WeakFileLock(self._locks / f"{blob}.lock", timeout=0.05):
-                    size = path.stat().st_size
-                    path.unlink()
-                    removed += size
+                tag = found["blob"] if found else path.name.removesuffix(_INCOMPLETE)
+                with suppress(OSError, Timeout):
+                    if found is None and not self.blob(tag).exists() and _age_s(path) < _KEPT_S:
+                        continue
+                    with WeakFileLock(self._locks / f"{tag}.lock", timeout=0.05):
+                        size = path.stat().st_size
+                        path.unlink()
+                        removed += size
         return removed
 
     def kept(self, tag: str | None) -> int:
@@ -167,3 +170,7 @@ class RepositoryCache:
             path=Path(error.filename) if error.filename else self.root,
             errno=error.errno,
         )
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime

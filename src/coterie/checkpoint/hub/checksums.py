@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from collections.abc import Callable
+from pathlib import Path
+
+_PIECE = 2**20
 
 
 class Checksum:
@@ -31,14 +36,32 @@ class Checksum:
         self._digest.update(data)
 
     @property
-    def kind(self) -> str:
-        """What it is called in messages."""
-        return "SHA-256" if len(self.expected) == 64 else "git blob id"
+    def right(self) -> bool:
+        """Whether what came so far is the whole content."""
+        return self._digest.hexdigest() == self.expected
 
     @property
-    def got(self) -> str:
-        """The checksum of what came so far."""
-        return self._digest.hexdigest()
+    def difference(self) -> str:
+        """What is wrong, for people."""
+        kind = "SHA-256" if len(self.expected) == 64 else "git blob id"
+        return f"its {kind} is {self._digest.hexdigest()}, the Hub says {self.expected}"
+
+
+def checksum_of(path: Path, expected: str, advance: Callable[[int], object] | None = None) -> Checksum:
+    """Reads a file and computes its checksum.
+
+    Args:
+        path: The file.
+        expected: What it should be.
+        advance: Told how many more bytes were read.
+    """
+    with path.open("rb") as file:
+        checksum = Checksum(expected, os.fstat(file.fileno()).st_size)
+        while piece := file.read(_PIECE):
+            checksum.update(piece)
+            if advance is not None:
+                advance(len(piece))
+    return checksum
 
 
 def is_checksum(text: str | None) -> bool:

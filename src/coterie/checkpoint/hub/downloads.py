@@ -13,8 +13,8 @@ from huggingface_hub import constants, hf_hub_download, hf_hub_url
 
 from coterie.checkpoint.hub.attempts import Attempts
 from coterie.checkpoint.hub.cache import RepositoryCache
-from coterie.checkpoint.hub.checksums import Checksum, is_checksum
-from coterie.checkpoint.hub.failures import PROBLEMS, BrokenAnswer
+from coterie.checkpoint.hub.checksums import Checksum, checksum_of, is_checksum
+from coterie.checkpoint.hub.failures import PROBLEMS, BrokenAnswer, StatusProblem
 from coterie.checkpoint.hub.listing import RemoteFile, is_plain_name
 from coterie.checkpoint.hub.requests import opened
 
@@ -83,7 +83,9 @@ class _Partial:
                 self._file.close()
 
 
-def download(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFile, advance: Advance) -> Path:
+def download(
+    cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFile, attempts: Attempts, advance: Advance
+) -> Path:
     """Downloads a file into the cache, unless it is there.
 
     Args:
@@ -91,6 +93,7 @@ def download(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFile
         repo_id: The repository.
         commit: The commit.
         file: The file.
+        attempts: When it is tried again.
         advance: Told about progress.
 
     Returns:
@@ -105,30 +108,32 @@ def download(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFile
     if is_whole(pointer, file):
         return pointer
     if file.in_xet and file.sha256 is not None and find_spec("hf_xet") and not constants.HF_HUB_DISABLE_XET:
-        return _by_client(cache, repo_id, commit, file, advance)
+        return _by_client(cache, repo_id, commit, file, attempts)
     key = file.sha256 or file.blob_id or f"coterie-{commit}-{file.name.replace('/', '--')}"[:200]
     with cache.locked(key):
         if is_whole(pointer, file):  # another process was quicker
             return pointer
         blob = cache.blob(key)
         if not is_whole(blob, file):
-            blob = _by_http(cache, hf_hub_url(repo_id, file.name, revision=commit), key, file, advance)
+            blob = _by_http(cache, hf_hub_url(repo_id, file.name, revision=commit), key, file, attempts, advance)
         return cache.link(commit, file.name, blob)
 
 
-def _by_http(cache: RepositoryCache, url: str, key: str, file: RemoteFile, advance: Advance) -> Path:
+def _by_http(
+    cache: RepositoryCache, url: str, key: str, file: RemoteFile, attempts: Attempts, advance: Advance
+) -> Path:
     for last in (False, True):
         path = cache.partial(key)
         partial = _Partial(path, file.nbytes, file.sha256)
         advance(partial.offset)
         try:
-            tag = _receive(partial, url, file, advance)
+            tag = _receive(partial, url, file, attempts, advance)
         finally:
             partial.close()
             if file.sha256 is None and partial.offset != file.nbytes:
                 path.unlink(missing_ok=True)  # nothing says at the next try that it is the same content
         checksum = partial.checksum
-        if checksum is None or checksum.got == checksum.expected:
+        if checksum is None or checksum.right:
             # The name that all clients of the Hub give it: the tag, which is the SHA-256 of a large file.
             name = file.sha256 or (tag if tag and is_plain_name(tag) and "/" not in tag else key)
             blob = cache.blob(name)
@@ -137,13 +142,12 @@ def _by_http(cache: RepositoryCache, url: str, key: str, file: RemoteFile, advan
         path.unlink(missing_ok=True)
         advance(-partial.offset)
         if last:
-            raise OtherBytes(f"its {checksum.kind} is {checksum.got}, the Hub says {checksum.expected}")
+            raise OtherBytes(checksum.difference)
     raise AssertionError("the loop returns or raises")
 
 
-def _receive(partial: _Partial, url: str, file: RemoteFile, advance: Advance) -> str | None:
+def _receive(partial: _Partial, url: str, file: RemoteFile, attempts: Attempts, advance: Advance) -> str | None:
     """Receives what is missing; returns the Hub's tag of the content."""
-    attempts = Attempts(file.name)
     tag: str | None = None
     while partial.offset != file.nbytes or file.nbytes == 0:
         before = partial.offset
@@ -162,6 +166,8 @@ def _receive(partial: _Partial, url: str, file: RemoteFile, advance: Advance) ->
             _check_size(partial, file.nbytes, advance)
             break
         except PROBLEMS as error:
+            if isinstance(error, StatusProblem) and error.status == 416 and before:
+                error = BrokenAnswer(f"the server has only {before:,} of its {file.nbytes:,} bytes")
             attempts.failed(error, partial.offset)
     return tag
 
@@ -177,9 +183,8 @@ def _check_size(partial: _Partial, nbytes: int, advance: Advance) -> None:
     raise BrokenAnswer(f"only {came:,} of its {nbytes:,} bytes were sent")
 
 
-def _by_client(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFile, advance: Advance) -> Path:
+def _by_client(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFile, attempts: Attempts) -> Path:
     """Downloads by the client's Xet transport, which is parallel; it takes the lock and shows progress by itself."""
-    attempts = Attempts(file.name)
     for last in (False, True):
         while True:
             try:
@@ -189,15 +194,12 @@ def _by_client(cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFi
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # of the disk
                 attempts.failed(error)
-        checksum = Checksum(str(file.sha256), pointer.stat().st_size)
-        with pointer.open("rb") as content:
-            while piece := content.read(_PIECE):
-                checksum.update(piece)
-        if checksum.got == checksum.expected:
+        checksum = checksum_of(pointer, str(file.sha256))
+        if checksum.right:
             return pointer
         cache.remove(pointer)
         if last:
-            raise OtherBytes(f"its {checksum.kind} is {checksum.got}, the Hub says {checksum.expected}")
+            raise OtherBytes(checksum.difference)
     raise AssertionError("the loop returns or raises")
 
 

@@ -24,19 +24,19 @@ _PARSING = threading.Lock()
 """A header may ask for many times its size while it is parsed, and several are read at once."""
 
 
-def read_remote_header(url: str, path: Path, nbytes: int) -> dict[str, TensorInfo]:
+def read_remote_header(url: str, path: Path, nbytes: int, attempts: Attempts) -> dict[str, TensorInfo]:
     """Reads the header of one file by its first bytes, wherever the server ends them.
 
     Args:
         url: The file's address.
         path: Where the file will be once it is downloaded.
         nbytes: Its size.
+        attempts: When it is tried again.
 
     Raises:
         HubFailure: If it cannot be read.
         CheckpointFileError: If it is not a header.
     """
-    attempts = Attempts(path.name)
     data = bytearray()
     while True:
         wanted = _wanted(data, path, nbytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from huggingface_hub.utils import tqdm, validate_repo_id
 
 from coterie.checkpoint.formats import unread_format
 from coterie.checkpoint.headers import TensorInfo
-from coterie.checkpoint.hub.attempts import PATIENCE
+from coterie.checkpoint.hub.attempts import PATIENCE, Attempts
 from coterie.checkpoint.hub.cache import RepositoryCache
+from coterie.checkpoint.hub.checksums import checksum_of, is_checksum
 from coterie.checkpoint.hub.downloads import OtherBytes, download, is_whole
 from coterie.checkpoint.hub.failures import Failure, HubFailure
 from coterie.checkpoint.hub.listing import Listing, RemoteFile, is_plain_name, list_repository
@@ -58,7 +60,7 @@ class Repository:
 
     def has(self, name: str) -> bool:
         """Whether the repository has a file, here or at the Hub."""
-        return (self.directory / name).exists() or (self.listing is not None and name in self.listing.files)
+        return (self.directory / name).is_file() or (self.listing is not None and name in self.listing.files)
 
     def is_here(self, name: str) -> bool:
         """Whether a file is on this machine, whole."""
@@ -70,6 +72,24 @@ class Repository:
         """Names of its files, as far as they are known."""
         here = (path.relative_to(self.directory).as_posix() for path in self.directory.rglob("*") if path.is_file())
         return sorted({*here, *(() if self.listing is None else self.listing.files)})
+
+    def checksum_problem(self, name: str, advance: Callable[[int], object]) -> str | None:
+        """Compares a file that is here with the Hub's checksum, which is also the name of its blob in the cache.
+
+        Args:
+            name: The file.
+            advance: Told how many more bytes were read.
+
+        Returns:
+            What is wrong, or None if nothing is, or no checksum is known.
+        """
+        path = self.directory / name
+        listed = None if self.listing is None else self.listing.files.get(name)
+        expected = path.resolve().name if listed is None else listed.sha256 or listed.blob_id
+        if expected is None or not is_checksum(expected):
+            return None
+        checksum = checksum_of(path, expected, advance)
+        return None if checksum.right else checksum.difference
 
     def download_nbytes(self, names: Iterable[str]) -> dict[str, int]:
         """Of those files that are not here, the bytes that still have to be downloaded."""
@@ -87,7 +107,11 @@ class Repository:
         names = [one for one in self.listing.files if any(fnmatch(one, pattern) for pattern in _SIDE_FILES)]
         missing = [name for name in names if not self.is_here(name)]
         self.cache.check_fits(sum(self.download_nbytes(missing).values()))
-        all_together(lambda name: self._download(name, _untold), missing, workers=_WORKERS)
+
+        def fetch(name: str, stopped: threading.Event) -> None:
+            self._download(name, Attempts(name, stopped=stopped), _untold)
+
+        all_together(fetch, missing, workers=_WORKERS)
 
     def download(self, names: Iterable[str]) -> None:
         """Downloads files, one after the other, with the client's bars of progress.
@@ -99,12 +123,11 @@ class Repository:
         needed = self.download_nbytes(names)
         if not needed:
             return
-        self.cache.remove_stale()
         self.cache.check_fits(sum(needed.values()))
         for name in needed:
             file = self._file(name)
             with tqdm(desc=name[-40:], total=file.nbytes, unit="B", unit_scale=True, disable=None) as bar:  # type: ignore[no-untyped-call]
-                self._download(name, bar.update)
+                self._download(name, Attempts(name), bar.update)
 
     def headers(self, names: Collection[str]) -> dict[str, dict[str, TensorInfo]]:
         """Reads headers of files that are not here, a few at once.
@@ -118,18 +141,19 @@ class Repository:
             for file, found in zip(files, all_together(self._header, files, workers=_WORKERS), strict=True)
         }
 
-    def _header(self, file: RemoteFile) -> dict[str, TensorInfo]:
+    def _header(self, file: RemoteFile, stopped: threading.Event) -> dict[str, TensorInfo]:
         url, path = hf_hub_url(self.repo_id, file.name, revision=self.commit), self.directory / file.name
+        attempts = Attempts(file.name, stopped=stopped)
         with self._explained(f"The header of {file.name} of {self.repo_id} could not be read", file.name):
             try:
-                return read_remote_header(url, path, file.nbytes)
+                return read_remote_header(url, path, file.nbytes, attempts)
             except CheckpointFileError:
                 # Nothing says what a part of a file should be: what is no header may have been one when it was sent.
-                return read_remote_header(url, path, file.nbytes)
+                return read_remote_header(url, path, file.nbytes, attempts)
 
-    def _download(self, name: str, advance: Callable[[int], object]) -> None:
+    def _download(self, name: str, attempts: Attempts, advance: Callable[[int], object]) -> None:
         with self._explained(f"{name} of {self.repo_id} could not be downloaded", name):
-            download(self.cache, self.repo_id, self.commit, self._file(name), advance)
+            download(self.cache, self.repo_id, self.commit, self._file(name), attempts, advance)
 
     def _file(self, name: str) -> RemoteFile:
         if self.listing is None:
@@ -213,6 +237,7 @@ def find_repository(repo_id: str, *, revision: str | None = None, offline: bool 
     if problem is not None:
         raise problem
     cache.remember(revision, listing.commit)
+    cache.remove_stale()
     found = Repository(repo_id=repo_id, commit=listing.commit, listing=listing, cache=cache)
     found.download_side_files()
     return found

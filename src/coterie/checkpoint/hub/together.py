@@ -11,19 +11,26 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def all_together(function: Callable[[Item], Result], items: Sequence[Item], *, workers: int) -> list[Result]:
+def all_together(
+    function: Callable[[Item, threading.Event], Result], items: Sequence[Item], *, workers: int
+) -> list[Result]:
     """Applies a function to all items, some at a time, and returns the results in order.
 
     The first error ends it: what has not begun is not begun any more. Who interrupts it need not wait for servers
     that do not answer, since the threads do not keep the process alive.
 
+    Args:
+        function: Told an item, and an event that is set when its result is not wanted any more.
+        items: The items.
+        workers: How many at a time.
+
     Raises:
         Exception: What the function raised first.
     """
-    if len(items) <= 1 or workers <= 1:
-        return [function(item) for item in items]
-    waiting = list(enumerate(items))[::-1]
     stopped = threading.Event()
+    if len(items) <= 1 or workers <= 1:
+        return [function(item, stopped) for item in items]
+    waiting = list(enumerate(items))[::-1]
     done: SimpleQueue[tuple[int, Result | None, BaseException | None]] = SimpleQueue()
 
     def work() -> None:
@@ -33,7 +40,7 @@ def all_together(function: Callable[[Item], Result], items: Sequence[Item], *, w
             except IndexError:
                 return
             try:
-                done.put((index, function(item), None))
+                done.put((index, function(item, stopped), None))
             except BaseException as error:
                 done.put((index, None, error))
 
