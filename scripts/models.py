@@ -41,7 +41,7 @@ def models_page(notice: str) -> str:
     from coterie.hf.families import OUT_OF_SCOPE
 
     releases: dict[str, dict[str, Record]] = json.loads(RECORDS.read_text(encoding="utf-8"))
-    *_, newest = sorted(releases, key=lambda release: tuple(map(int, release.split("."))))
+    *_, newest = sorted(releases, key=_in_order)
     variants = releases[newest]
     equal = [name for name, record in variants.items() if record["dtypes"] == ["bfloat16", "float32"]]
     rows = "\n".join(_row(name, record, releases) for name, record in sorted(variants.items()))
@@ -71,6 +71,10 @@ def models_page(notice: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _in_order(release: str) -> tuple[int, ...]:
+    return tuple(map(int, release.split(".")))
+
+
 def _row(name: str, record: Record, releases: dict[str, dict[str, Record]]) -> str:
     routers = [_router(support) for support in record["routers"].values()]
     cells = [
@@ -80,7 +84,7 @@ def _row(name: str, record: Record, releases: dict[str, dict[str, Record]]) -> s
         "common" if record["common"] else "own",
         ", ".join(record["compared"]),
         "; ".join(dict.fromkeys(routers)),
-        ", ".join(release for release, found in sorted(releases.items()) if name in found),
+        ", ".join(release for release in sorted(releases, key=_in_order) if name in releases[release]),
     ]
     return f"| {' | '.join(cells)} |"
 
