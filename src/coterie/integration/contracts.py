@@ -116,7 +116,7 @@ CONTRACTS: tuple[Contract, ...] = (
              check=_steps_show_their_cache),
     Contract(name="use_cache=False keeps nothing", protects=EXACT, follower="coterie.integration.forward_call",
              check=_without_a_cache_nothing_is_kept),
-    Contract(name="too long a text is refused", protects=MEMORY, follower="coterie.integration.clock",
+    Contract(name="too long a text is refused", protects=MEMORY, follower="coterie.integration.admission",
              check=_too_long_a_text_is_refused),
 )  # fmt: skip
 """All of them, in the order in which they are shown."""
