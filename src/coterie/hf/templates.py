@@ -22,8 +22,8 @@ _WALL_SECONDS = 4.5
 """On a clock: a prompt may take two renderings, and nobody is to wait for more than ten seconds."""
 _MEMORY = 384 * 2**20
 """Address space of the process that renders, whose interpreter takes some 60 MiB of it."""
-_LONGEST = 8_000_000
-"""Characters that a rendered conversation may have, beyond four times its own."""
+_LONGEST = 500_000
+"""Characters that a rendered conversation may have, beyond four times its own: what a template says by itself."""
 _TEMPLATE_LIMIT = 4 * 2**20
 
 Template = str | Mapping[str, str]
