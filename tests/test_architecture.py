@@ -172,7 +172,8 @@ def test_no_module_has_a_vague_name() -> None:
 def test_only_the_command_line_prints() -> None:
     offenders = []
     for path in FILES:
-        if path.is_relative_to(SOURCE / "cli"):
+        # Writes into descriptors that a user names as an output, after what was printed before.
+        if path.is_relative_to(SOURCE / "cli") or path == SOURCE / "files" / "replacing.py":
             continue
         for node in ast.walk(parsed(path)):
             named = (

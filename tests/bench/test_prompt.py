@@ -10,7 +10,7 @@ from coterie.errors import InputError, UsageError
 class Letters:
     """A tokenizer with one token for each letter."""
 
-    def __call__(self, text, add_special_tokens):
+    def __call__(self, text, add_special_tokens, verbose):
         assert not add_special_tokens
         return {"input_ids": [ord(letter) for letter in text]}
 

@@ -15,6 +15,9 @@ from typing import Any
 from coterie.errors import CoterieError
 
 SECONDS = 10
+WAITING = 60
+"""Seconds of the processor, and seconds of the clock: a busy machine is no hang."""
+
 MEMORY = 2**30
 
 
@@ -122,22 +125,25 @@ class Watch:
 
     def check(self) -> None:
         """Fails if a case did; prints how the others ended."""
-        print(dict(self.outcomes))
+        print(dict(self.outcomes), *self.failures[:10], sep="\n")
         assert not self.failures, f"{len(self.failures)} failed, such as " + "; ".join(self.failures[:10])
 
 
 @contextmanager
 def _time_limit() -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise _Hang(f"more than {SECONDS} s")
+    def stop(number: int, _: object) -> None:
+        raise _Hang(f"signal {number}: more than {SECONDS} s of work or {WAITING} s in all")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    timers = {signal.SIGALRM: (signal.ITIMER_REAL, WAITING), signal.SIGPROF: (signal.ITIMER_PROF, SECONDS)}
+    before = {number: signal.signal(number, stop) for number in timers}
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def _reset_peak() -> None:

@@ -59,6 +59,12 @@ def test_other_formats_are_named_by_the_list_of_files(files, said, hub, reposito
     assert hub.asked == []  # only the list was read
 
 
+def test_an_adapter_beside_a_model_is_no_reason_to_refuse_the_model(hub, repository, waits):
+    repository("adapter_model.safetensors", of_checkpoint=("config.json", "model.safetensors"))
+    (hub.repositories[REPO].commits[hub.repositories[REPO].references["main"]] / "adapter_config.json").write_text("{}")
+    assert Checkpoint.open(REPO).banks
+
+
 def test_what_it_was_made_from_is_named(hub, repository, waits):
     repository("model.gguf")
     hub.repositories[REPO].tags = ["gguf", "base_model:Qwen/Qwen3-30B-A3B", "base_model:quantized:Qwen/Qwen3-30B-A3B"]

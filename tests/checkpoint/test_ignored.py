@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from coterie.checkpoint import Checkpoint
@@ -14,8 +16,14 @@ from coterie.extraction import extract
 from coterie.store import Store
 from zoo import MATRIX, load, logits, save
 
+_BAILING = 42 if Version(transformers.__version__) < Version("5.24") else 2
+"""The layer beyond the last; earlier releases ignore that of the released model, whatever number the last one has."""
+
 HEADS = {
-    "bailing_hybrid": ["model.layers.42.eh_proj.weight", "model.layers.42.mlp.experts.3.up_proj.weight"],
+    "bailing_hybrid": [
+        f"model.layers.{_BAILING}.eh_proj.weight",
+        f"model.layers.{_BAILING}.mlp.experts.3.up_proj.weight",
+    ],
     "deepseek_v3": ["model.layers.61.embed_tokens.weight", "model.layers.61.mlp.experts.0.down_proj.weight"],
     "deepseek_v4": ["mtp.0.ffn.experts.1.w1.weight", "mtp.0.norm.weight"],
     "ernie4_5_moe": ["model.mtp_block.0.mlp.experts.2.up_proj.weight", "model.mtp_linear_proj.0.weight"],

@@ -1,5 +1,6 @@
 """Tensors are read as the safetensors library reads them, and what goes wrong is told by name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,19 @@ def test_a_file_that_vanished_is_named(path: Path) -> None:
 
 
 def test_a_file_that_was_cut_is_named(path: Path) -> None:
-    info = max(read_header(path).values(), key=lambda one: one.offset)
+    # Read without its stamp, as a file is that nobody has looked at before.
+    info = replace(max(read_header(path).values(), key=lambda one: one.offset), stamp=None)
     with path.open("r+b") as file:
         file.truncate(info.offset + 1)
     with pytest.raises(CheckpointFileError, match="is truncated") as caught:
         read_tensor(info)
     assert caught.value.tensor == info.name
+
+
+def test_a_file_that_was_written_to_is_named(path: Path) -> None:
+    info = read_header(path)["stack"]
+    with path.open("r+b") as file:
+        file.truncate(info.offset + 1)
+    with pytest.raises(CheckpointFileError, match="was written to after it was first opened") as caught:
+        read_tensor(info)
+    assert (caught.value.path, caught.value.tensor) == (path, "stack")

@@ -127,6 +127,13 @@ def test_several_lines_are_one_message_between_quotes(talk, asked) -> None:
     assert [text for text, _ in asked] == ["one\n\ntwo", "three"]
 
 
+def test_lines_are_utf8_whatever_the_locale_is(coterie, monkeypatch, asked) -> None:
+    data = "\ufeffGröße\r\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="latin-1"))
+    assert coterie("chat", "bundled", *FAST).code == 0
+    assert asked == [("Größe", [])]
+
+
 def test_a_line_that_is_not_utf8_is_a_failed_turn_and_no_more(coterie, monkeypatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\nhi\n"), encoding="utf-8"))
     outcome = coterie("chat", "bundled", *FAST)

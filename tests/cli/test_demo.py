@@ -73,7 +73,10 @@ def test_a_difference_is_an_error(coterie, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("keep", [None, Path("some where")])
-def test_what_it_says_to_try_are_commands_that_exist(keep, tmp_path) -> None:
+def test_what_it_says_to_try_are_commands_that_exist(keep, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for store in ("bundled-8", "some where"):
+        (tmp_path / store).mkdir()  # as the commands before would have done
     steps = demo.next_steps(keep, demonstration.samples_folder() / "dog.wav")
     for line, what in steps:
         program, name, *arguments = shlex.split(line)

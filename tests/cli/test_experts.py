@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from profiles.conftest import planted, write_profile  # noqa: F401 - a fixture
-from profiles.synthetic import Router
+from coterie.spec import BankKey
+from profiles.conftest import favour, planted, write_profile  # noqa: F401 - a fixture
+from profiles.synthetic import Router, run_facts
 
 
 def rows(text: str) -> list[list[str]]:
@@ -50,6 +51,27 @@ def test_shows_one_expert(coterie, tmp_path) -> None:
     assert (found["expert_id"], found["companions"][0]["expert_id"]) == (5, 6)
     assert found["domains"][0]["name"] == "prose"
     assert coterie("experts", "show", str(tmp_path / "p"), "1", "99").code == 2
+
+
+def test_tokens_are_shown_as_text_where_a_tokenizer_is_to_be_had(coterie, tmp_path) -> None:
+    router = Router(planted={(0, "code"): (3,)})
+    write_profile(tmp_path / "p", router, {"code": 40, "law": 40})
+    favour(tmp_path / "p", BankKey("text", 0, "mlp"), 3, 345)
+    by_id = coterie("experts", "show", str(tmp_path / "p"), "0", "3").out
+    assert "Input tokens, by id: 345 (100% of 200)" in by_id
+    assert "--tokenizer MODEL" in by_id
+    given = coterie("experts", "show", str(tmp_path / "p"), "0", "3", "--tokenizer", "bundled").out
+    assert "Input tokens: “" in given
+    write_profile(tmp_path / "q", router, {"code": 40, "law": 40}, run=run_facts(tokenizer="bundled"))
+    favour(tmp_path / "q", BankKey("text", 0, "mlp"), 3, 345)
+    assert "Input tokens: “" in coterie("experts", "show", str(tmp_path / "q"), "0", "3").out
+    assert coterie("experts", "show", str(tmp_path / "q"), "0", "3", "--tokenizer", "./nowhere").code == 1
+
+
+def test_names_the_layers_that_there_are(coterie, planted) -> None:  # noqa: F811
+    outcome = coterie("experts", "show", str(planted), "9", "5")
+    assert outcome.code == 2
+    assert "It has layers 0 to 1 of text." in outcome.err
 
 
 def test_tells_kinds_apart(coterie, planted) -> None:  # noqa: F811

@@ -160,7 +160,7 @@ def test_a_database_that_stays_locked_does_not_keep_generation_waiting(coterie, 
         write(self, *args, **options)
 
     monkeypatch.setattr(ProfileDatabase, "write_segment", wait)
-    monkeypatch.setattr("coterie.cli.generate.write_text", lambda text: (out.append(text), free.set()))
+    monkeypatch.setattr("coterie.cli.answer.write_text", lambda text: (out.append(text), free.set()))
     outcome = coterie("generate", model, "w3 w4", "-n", "4", *FAST, "--record-profile", str(tmp_path / "p.db"))
     assert outcome.code == 0
     assert out

@@ -97,3 +97,15 @@ def test_remove_of_nothing_known_suggests(coterie, folder: Path) -> None:
 def test_wrong_usage(coterie, folder: Path, arguments: tuple[str, ...]) -> None:
     assert coterie("stores", *arguments, "--root", str(folder)).code == 2
     assert (folder / "full").exists()
+
+
+def test_edited_small_files_are_taken_over(coterie, zoo_store, tmp_path) -> None:
+    import shutil
+
+    store = tmp_path / "mine"
+    shutil.copytree(zoo_store("qwen3_moe"), store)
+    (store / "chat_template.jinja").write_text("{{ messages }}")
+    outcome = coterie("stores", "refresh", "mine", "--root", str(tmp_path))
+    assert (outcome.code, outcome.err.strip()) == (0, "chat_template.jinja: new")
+    assert "has the files that it knows" in coterie("stores", "refresh", str(store)).err
+    assert coterie("stores", "refresh").code == 2

@@ -85,5 +85,7 @@ def test_the_reader_is_chosen_by_what_the_model_knows() -> None:
     assert isinstance(reader_for(tokenizer("<|channel|>", "<|message|>"), "{{ messages }}", ""), ChannelReader)
     opened = reader_for(tokenizer("<think>", "</think>"), "{{ messages }}", "user: hi\nassistant: <think>\n")
     assert read(opened, "a</think>b", 100) == ("a", "b")
+    both = reader_for(tokenizer("[THINK]", "[/THINK]"), "{{ '</think>' }}", "")
+    assert read(both, "[THINK]a[/THINK]b", 100) == ("a", "b")
     closed = reader_for(tokenizer(), "[THINK][/THINK]", "[THINK]\n[/THINK]\n")
     assert read(closed, "b", 100) == ("", "b")

@@ -19,7 +19,7 @@ from coterie.engine.processors import Processors
 from coterie.errors import CoterieError
 from coterie.hf.generation_config import _CHECKS, FILE, read_generation_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.filterwarnings("ignore::UserWarning")]
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you, and whence?"}]
 NAMES = ["m", "messages", "x", "ns.x", "m.content", "m['role']", "bos_token", "loop.index", "undefined"]
@@ -84,46 +84,48 @@ def use_text(directory: Path) -> None:
     assert inputs["input_ids"].shape[1] < 2**22
 
 
+def hostile_tokenizer(small: dict[str, bytes], rng: random.Random) -> dict[str, bytes]:
+    """The files of a model whose tokenizer asks for something else."""
+    files = dict(small)
+    kind = rng.random()
+    tokenizer = json.loads(files["tokenizer.json"])
+    if kind < 0.35:
+        part = rng.choice(list(tokenizer))
+        if part == "model":
+            mutate(tokenizer["model"] if rng.random() < 0.5 else tokenizer, rng, extra=("unk_token", "dropout", "type"))
+        else:
+            mutate(tokenizer, rng, extra=("truncation", "padding", part))
+    elif kind < 0.6:
+        tokenizer["normalizer"] = {"type": "Sequence", "normalizers": rng.choices(STEPS, k=rng.randrange(1, 8))}
+    elif kind < 0.7:
+        tokenizer["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": rng.choices(SPLITS, k=rng.randrange(1, 4)),
+        }
+    elif kind < 0.8:
+        tokenizer["decoder"] = {"type": "Sequence", "decoders": rng.choices(DECODERS, k=rng.randrange(1, 6))}
+    elif kind < 0.85:
+        piece = {"Sequence": {"id": "A", "type_id": 0}}
+        tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": [piece] * rng.choice((1, 2, 10**5)),
+                                       "pair": [piece], "special_tokens": {}}  # fmt: skip
+    files["tokenizer.json"] = written(tokenizer)
+    if kind >= 0.85:
+        name = rng.choice(("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"))
+        if rng.random() < 0.4:
+            files[name] = scramble(files.get(name, b"{}"), rng)
+        else:
+            value = json.loads(files.get(name, b"{}"))
+            files[name] = written(
+                mutate(value, rng, extra=("tokenizer_class", "model_max_length", "eos_token", "auto_map"))
+            )
+    return files
+
+
 def test_tokenizers(small, tmp_path) -> None:
     watch, directory = Watch(), tmp_path / "model"
     for case in range(cases(50)):
         rng = random.Random(case)
-        files = dict(small)
-        kind = rng.random()
-        tokenizer = json.loads(files["tokenizer.json"])
-        if kind < 0.35:
-            part = rng.choice(list(tokenizer))
-            if part == "model":
-                mutate(
-                    tokenizer["model"] if rng.random() < 0.5 else tokenizer, rng, extra=("unk_token", "dropout", "type")
-                )
-            else:
-                mutate(tokenizer, rng, extra=("truncation", "padding", part))
-        elif kind < 0.6:
-            tokenizer["normalizer"] = {"type": "Sequence", "normalizers": rng.choices(STEPS, k=rng.randrange(1, 8))}
-        elif kind < 0.7:
-            tokenizer["pre_tokenizer"] = {
-                "type": "Sequence",
-                "pretokenizers": rng.choices(SPLITS, k=rng.randrange(1, 4)),
-            }
-        elif kind < 0.8:
-            tokenizer["decoder"] = {"type": "Sequence", "decoders": rng.choices(DECODERS, k=rng.randrange(1, 6))}
-        elif kind < 0.85:
-            piece = {"Sequence": {"id": "A", "type_id": 0}}
-            tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": [piece] * rng.choice((1, 2, 10**5)),
-                                           "pair": [piece], "special_tokens": {}}  # fmt: skip
-        files["tokenizer.json"] = written(tokenizer)
-        if kind >= 0.85:
-            name = rng.choice(
-                ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-            )
-            if rng.random() < 0.4:
-                files[name] = scramble(files.get(name, b"{}"), rng)
-            else:
-                value = json.loads(files.get(name, b"{}"))
-                files[name] = written(
-                    mutate(value, rng, extra=("tokenizer_class", "model_max_length", "eos_token", "auto_map"))
-                )
+        files = hostile_tokenizer(small, rng)
         prepare(directory, files)
         if rng.random() < 0.03:
             os.mkfifo(directory / "merges.txt")

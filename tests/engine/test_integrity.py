@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 
 import coterie
 from coterie.checkpoint import WholeFile
 from coterie.errors import ChecksumError, CoterieError, ReadError
-from coterie.extraction import extract, quantize
+from coterie.extraction import extract, quantize, verify
+from coterie.store import verify_store
+from coterie.store.manifest_json import seal_manifest
 
 PROMPT = torch.tensor([[5, 900, 33, 71]])
 
@@ -165,3 +169,34 @@ def test_int4_layers_come_from_checked_bytes(pristine: Path, tmp_path: Path) -> 
     flip(small / "dense.safetensors", (small / "dense.safetensors").stat().st_size // 2)
     with pytest.raises(ChecksumError, match=r"dense\.safetensors"):
         coterie.load(small, expert_memory="50%")
+
+
+def rename_tensor(store: Path, old: bytes, new: bytes) -> None:
+    """Gives a dense tensor another name, and has the manifest vouch for it."""
+    path = store / "dense.safetensors"
+    data = path.read_bytes()
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
+    manifest = json.loads((store / "coterie.json").read_bytes())
+    manifest["dense"]["shards"][0]["xxh3"] = xxhash.xxh3_128_hexdigest(path.read_bytes())
+    (store / "coterie.json").write_bytes(seal_manifest(manifest) + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"lm_head.weight"', b'"lm_hexd.weight"'),
+        (b'"model.norm.weight"', b'"model.nosm.weight"'),
+    ],
+)
+def test_dense_tensors_of_another_model_are_a_problem(store: Path, old: bytes, new: bytes) -> None:
+    """What opening refuses, verification finds: every checksum is right."""
+    rename_tensor(store, old, new)
+    assert verify_store(store).ok
+    with pytest.raises(CoterieError):
+        coterie.load(store, expert_memory="25%")
+    (problem,) = verify(store).problems
+    assert (
+        problem.kind,
+        old.decode().strip(chr(34)) in problem.message or new.decode().strip(chr(34)) in problem.message,
+    ) == ("malformed", True)

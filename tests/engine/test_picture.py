@@ -127,8 +127,8 @@ def test_pictures_are_decoded_one_by_one(tmp_path, processors, monkeypatch):
         return extract(images=images, **options)
 
     monkeypatch.setattr(inputs, "read_picture", noted)
-    prepared.merge_size = extract.merge_size
-    prepared.do_resize = False
+    for name in ("merge_size", "patch_size", "size", "do_resize", "resample"):
+        setattr(prepared, name, getattr(extract, name))
     monkeypatch.setitem(processors.__dict__, "image_processor", prepared)
     found = build_inputs(processors, "", images=paths)
     assert order == ["0.png", 1, "1.png", 1, "2.png", 1]

@@ -8,6 +8,8 @@ from coterie.hf.processor_limits import check_processor_files
 TOO_MUCH = [
     ("patch_size", {"patch_size": 10**6}),
     ("shortest_edge", {"size": {"shortest_edge": 10**12, "longest_edge": 10**12}}),
+    ("shortest_edge", {"size": {"shortest_edge": 10**5}}),
+    ("min_pixels", {"min_pixels": 10**7}),
     ("height", {"size": {"height": 16_000, "width": 16_000}}),
     ("size", {"crop_size": {"height": 5}, "size": 10**6}),
     ("feature_size", {"feature_extractor": {"feature_size": 10**6}}),

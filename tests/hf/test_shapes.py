@@ -36,21 +36,21 @@ def change(directory: Path, **changes: object) -> Path:
 TEXT, VISION, AUDIO = (f"thinker_config__{part}_config" for part in ("text", "vision", "audio"))
 LARGE = [
     (f"{TEXT}__vocab_size", 60_000_000),
-    (f"{TEXT}__hidden_size", 900_000),
+    (f"{TEXT}__hidden_size", 90_000),
     (f"{TEXT}__num_attention_heads", 100_000),
     (f"{TEXT}__num_key_value_heads", 65_536),
     (f"{TEXT}__head_dim", 10**6),
     (f"{TEXT}__moe_intermediate_size", 10**9),
     (f"{TEXT}__num_hidden_layers", 10**9),
-    (f"{TEXT}__num_hidden_layers", 900_000),
-    (f"{TEXT}__num_experts", 900_000),
+    (f"{TEXT}__num_hidden_layers", 90_000),
+    (f"{TEXT}__num_experts", 90_000),
     (f"{VISION}__num_position_embeddings", 30_000_000),
-    (f"{VISION}__depth", 900_000),
-    (f"{VISION}__hidden_size", 900_000),
+    (f"{VISION}__depth", 90_000),
+    (f"{VISION}__hidden_size", 90_000),
     (f"{AUDIO}__max_source_positions", 200_000_000),
-    (f"{AUDIO}__encoder_layers", 900_000),
+    (f"{AUDIO}__encoder_layers", 90_000),
     (f"{AUDIO}__d_model", 2**20),
-    ("talker_config__code_predictor_config__num_hidden_layers", 900_000),
+    ("talker_config__code_predictor_config__num_hidden_layers", 90_000),
 ]
 
 

@@ -99,7 +99,13 @@ def test_the_margin_is_a_share_but_never_nothing(budget: int, margin: int) -> No
 def test_a_refusal_says_where_the_bytes_go() -> None:
     with pytest.raises(MemoryBudgetError) as refused:
         divide(300 * MIB)
-    for part in ("300.00 MiB is too small", "400.00 MiB", "cache of 1024 tokens 16.00 MiB", "at least 20.00 MiB"):
+    for part in (
+        "300.00 MiB is too small",
+        "400.00 MiB",
+        "cache of 1024 tokens 16.00 MiB",
+        "fewest experts 20.00 MiB",
+        "make 747.81 MiB",
+    ):
         assert part in str(refused.value)
     assert refused.value.budget == 300 * MIB
 
@@ -118,3 +124,28 @@ def test_what_is_not_fused_or_cut_off_is_counted() -> None:
     least = ContextShape(**shape).activation_bytes(7)
     assert ContextShape(**shape, score_heads=3).activation_bytes(7) - least == 3 * 7 * 7 * (2 * 4 + 2 * 2)
     assert ContextShape(**shape, all_logits=True).activation_bytes(7) - least == 7 * 100 * 2
+
+
+def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
+    import re
+
+    from coterie.errors import MemoryBudgetError
+    from coterie.spec import ContextShape
+
+    shape = ContextShape(
+        hidden=1024, attention=1024, kv_per_token=1 << 14, intermediate=1024, experts=8, top_k=2, vocabulary=1000,
+        itemsize=2,
+    )  # fmt: skip
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan_memory(
+            budget=100 << 20, process=300 << 20, shape=shape, max_context=256, io_buffers=8 << 20, minimum=4 << 20,
+            total=1 << 30, compiled_kernels=40 << 20, kernels_note=" A note.",
+        )  # fmt: skip
+    text = str(caught.value)
+    sizes = [float(number) for number in re.findall(r"([\d.]+) MiB", text)]
+    budget, *parts, total = sizes
+    assert budget == 100
+    assert sum(parts) == pytest.approx(total, abs=0.1)
+    assert "a margin 64.00 MiB" in text
+    assert text.endswith("needs less. A note.")
+    assert caught.value.minimum >= total * 2**20

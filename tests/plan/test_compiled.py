@@ -56,3 +56,18 @@ def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     before = compiled_kernels_nbytes(2 * GIB)
     monkeypatch.setenv(NAMES[0], "8")
     assert compiled_kernels_nbytes(2 * GIB) > before
+
+
+def test_caches_that_are_larger_than_a_budget_would_make_them_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coterie.plan.compiled import unbounded_note
+
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+    assert unbounded_note(1 << 30) == ""
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "1024")
+    said = unbounded_note(1 << 30)
+    assert "LRU_CACHE_CAPACITY=1024" in said
+    assert "ONEDNN" not in said
+    assert "fresh process" in said
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "10")
+    assert unbounded_note(1 << 30) == ""

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from coterie.profiles import ProfileDatabase, RunFacts
+from coterie.profiles import ProfileDatabase, RunFacts, TokenCounts, Vocabulary
+from coterie.spec import BankKey
 from profiles.synthetic import Router, recorded, run_facts, shapes
 
 REQUIRED = "COTERIE_REQUIRE_POSTGRESQL"
@@ -105,6 +107,24 @@ def write_profile(
             database.write_segment(run.uuid, segment)
         database.write_vocabulary(run.uuid, vocabulary)
     return run
+
+
+def favour(where: str | Path, bank: BankKey, expert: int, token: int) -> None:
+    """Says in all runs of a profile that a token, which passed often, always selected an expert."""
+
+    def counts(experts: int, of: int) -> TokenCounts:
+        ids, number = np.array([of], np.uint16), np.array([token], np.uint32)
+        return TokenCounts(
+            segments=1 << 20, experts=ids, tokens=number, counts=np.array([200]), dropped=np.zeros(experts, np.int64)
+        )
+
+    with ProfileDatabase(where) as database:
+        for run in database.runs():
+            (shape,) = (shape for shape in run.banks if shape.bank == bank)
+            found = Vocabulary(
+                banks={bank: counts(shape.experts, expert)}, totals={(bank.component, bank.bank): counts(1, 0)}
+            )
+            database.write_vocabulary(run.uuid, found)
 
 
 @pytest.fixture

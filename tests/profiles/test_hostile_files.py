@@ -1,17 +1,22 @@
 """Files made by strangers: whatever is in their columns, what is raised is a :class:`ProfileError`."""
 
 import contextlib
+import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from coterie.errors import CoterieError, ProfileError
+from coterie.errors import CoterieError, ProfileError, ProfileFormatError
 from coterie.profiles import (
     Profile,
     ProfileDatabase,
@@ -120,6 +125,57 @@ def test_a_column_of_another_type_is_said_to_be_damaged(lawless: Path, tmp_path:
     shutil.copy(lawless, path)
     change(path, table, column, None, "1", expression=STRANGE_TEXT)
     ask_what_was_changed(path)
+
+
+def bomb(nbytes: int) -> bytes:
+    """So many zeros, compressed."""
+    deflate = zlib.compressobj(9)
+    return b"".join([*(deflate.compress(bytes(1 << 20)) for _ in range(nbytes >> 20)), deflate.flush()])
+
+
+READER = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+from coterie.errors import ProfileError
+from coterie.profiles import ProfileDatabase
+with ProfileDatabase(sys.argv[1]) as database:
+    for read in (lambda run: list(database.segments(run)), database.vocabulary):
+        try:
+            read(next(iter(sys.argv[2:])))
+        except ProfileError as error:
+            print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("experts", [8, 4_000, 60_000])
+def test_what_swells_is_refused_in_one_gibibyte(lawless: Path, tmp_path: Path, experts: int) -> None:
+    path = tmp_path / "profile.db"
+    shutil.copy(lawless, path)
+    uuid = ProfileDatabase(path).runs()[0].uuid
+    change(path, "profile_banks", "experts", experts, "1")
+    change(path, "profile_pairs", "counts", bomb(4 * min(experts * (experts - 1) // 2, 1 << 28)), "1")
+    head = np.array([experts, 1 << 25], "<u4").tobytes()
+    for table in ("profile_vocabulary", "profile_token_totals"):
+        change(path, table, "counts", head + bomb(14 << 25), "1")
+    done = subprocess.run(
+        [sys.executable, "-c", READER, str(path), uuid],
+        capture_output=True, text=True, check=False, timeout=200, env={"OMP_NUM_THREADS": "1", "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ProfileFormatError", "ProfileFormatError"]
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for place in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(ProfileFormatError, match="no regular file"):
+            ProfileDatabase(place)
+
+
+def test_names_of_files_may_be_no_text(planted: Path, tmp_path: Path) -> None:
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.db")
+    shutil.copy(planted, strange)
+    assert Profile.open(strange).tokens
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from coterie.quant import NATIVE, SCHEMES, StoredMatrix, find_matrices, lossy_sc
 from coterie.quant.affine import total
 from coterie.quant.grouping import group_count, group_size, whole_and_rest
 from coterie.quant.int4 import pack, unpack
-from coterie.spec import RecordLayout
+from coterie.spec import SCHEME_NAMES, RecordLayout
 
 INT4, INT8 = SCHEMES["int4"], SCHEMES["int8"]
 BY_SCHEME = pytest.mark.parametrize("name", sorted(SCHEMES))
@@ -258,3 +258,7 @@ def test_the_same_bytes_with_every_instruction_set() -> None:
         found[used] = digest
     assert len(found) > 1
     assert len(set(found.values())) == 1
+
+
+def test_names_of_schemes_are_those_of_the_registry() -> None:
+    assert set(SCHEME_NAMES) == {NATIVE, *SCHEMES}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from coterie.errors import InputError, UsageError
+from coterie.hf.tokenizer import encode_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase, length: int, text: str = TEXT)
     """
     if length < 1:
         raise UsageError(f"A prompt has at least one token, not {length}.", got=length)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = encode_text(tokenizer, text)
     if not ids:
         raise InputError("The prompt's text has no tokens.", advice="Give a file with some text.")
     repeated = ids * -(-length // len(ids))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from coterie.errors import UnsupportedError
 from coterie.files.gguf import gguf_error
@@ -69,14 +69,15 @@ def unread_format(
             advice=f"Run `hf download {name} --local-dir DIR`, then open DIR.",
             **facts,
         )
+    weights = [one for one in names if one.endswith((".safetensors", ".safetensors.index.json"))]
+    if any(not PurePosixPath(one).name.startswith("adapter_") for one in weights):
+        return None
     if _ADAPTER in names:
         return UnsupportedError(
             f"{name} is an adapter, a change to another model, and not a model.",
             advice=instead or "Use that model, or merge the adapter into it with peft's merge_and_unload.",
             **facts,
         )
-    if any(one.endswith((".safetensors", ".safetensors.index.json")) for one in names):
-        return None
     for form in _FORMATS:
         found = next((one for one in names if any(fnmatch(one.lower(), pattern) for pattern in form.patterns)), None)
         if found is not None:

@@ -202,7 +202,7 @@ def no_weights(
     other = unread_format(name, files, directory=directory, base_models=base_models)
     if other is not None:
         return other
-    found = min(file for file in files if file.endswith(".safetensors"))
+    found = min(file for file in files if file.endswith((".safetensors", _INDEX_END)))
     return CheckpointFileError(
         f"{name} has neither {SINGLE} nor {INDEX}. It has {found}, which transformers does not open by itself either.",
         advice="Rename the file that you mean to model.safetensors, or name it in config.json as transformers_weights.",

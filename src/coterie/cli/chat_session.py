@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "/help": "this list",
     "/image PATH": "show a picture with the next message",
-    "/audio PATH": "play a WAV file with the next message",
+    "/audio PATH": "play a sound file with the next message",
     "/system TEXT": "another system message; without a text, none",
     "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7",
     "/retry": "have the last message answered once more",
@@ -241,8 +241,8 @@ def _lines() -> Iterator[str]:
     """Lines of input until its end; in a terminal with a prompt, line editing and history."""
     if not sys.stdin.isatty():
         if isinstance(sys.stdin, io.TextIOWrapper):
-            # One line that is not UTF-8 is an error of that line, not the end of all.
-            sys.stdin.reconfigure(errors="surrogateescape")
+            # UTF-8 whatever the locale is, without a byte order mark; a line that is none is an error of that line.
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
         yield from sys.stdin
         return
     with suppress(ImportError):

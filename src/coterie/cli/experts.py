@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from coterie.cli.console import plain_table, print_json, print_note, print_table, results
-from coterie.cli.options import JsonOption, ProfileArgument, ProfileModelOption
+from coterie.cli.options import JsonOption, ProfileArgument, ProfileModelOption, named_model
 
 if TYPE_CHECKING:
     from coterie.profiles import ExpertCard, Profile, ProfileDatabase, Ranking
@@ -125,6 +125,7 @@ def show(
             "--tokenizer",
             metavar="MODEL",
             show_default=False,
+            callback=named_model,
             help="The model whose tokenizer says what tokens are: a store, a checkpoint, a Hub id. Default: that which "
             "the profile names, if it is here.",
         ),
@@ -181,7 +182,8 @@ def _tokens(card: ExpertCard, tokenizer: str | None) -> str:
     from coterie.cli.opening import import_engine
 
     import_engine(quiet=True)
-    from coterie.engine.token_texts import quoted, recorded_token_texts, token_texts
+    from coterie.engine.token_texts import recorded_token_texts, token_texts
+    from coterie.profiles.heavy_tokens import quoted
 
     text_of = recorded_token_texts(card.tokenizer) if tokenizer is None else token_texts(tokenizer)
 

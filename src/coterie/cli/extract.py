@@ -17,6 +17,7 @@ from coterie.cli.options import (
     ProfileDomainOption,
     ProfileOption,
     RevisionOption,
+    known_scheme,
 )
 from coterie.cli.transfer import resumable_progress
 from coterie.spec import format_bytes
@@ -72,6 +73,7 @@ def command(
         str | None,
         typer.Option(
             "--scheme",
+            callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
             help="How experts are stored: native (as in the checkpoint), int8 or int4 (smaller, with losses); or, with "
@@ -83,6 +85,7 @@ def command(
         str | None,
         typer.Option(
             "--dense-scheme",
+            callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
             help="How linear layers outside experts are stored (attention, head, encoders): native, int8 or int4. "

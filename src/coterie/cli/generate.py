@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.answer import AnswerPrinter, summary
-from coterie.cli.console import print_json, print_note
+from coterie.cli.generation import Request, run
 from coterie.cli.generation_options import (
     AdaptExpertsOption,
     AudiosOption,
@@ -40,48 +36,13 @@ from coterie.cli.generation_options import (
     TraceFileOption,
     check_adaptation,
     check_domain,
-    print_unused,
     template_variables,
 )
-from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.opening import OpenOptions, import_engine, open_model
-from coterie.errors import InputError, UsageError
+from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import read_prompt, read_prompt_from_stdin
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
-
-if TYPE_CHECKING:
-    from transformers import BatchFeature
-
-    from coterie.engine.chat import ChatOptions
-    from coterie.engine.completion import Completion
-    from coterie.engine.opened import OpenModel
-    from coterie.engine.salience import SalienceTrace
-    from coterie.engine.sampling import Sampling
-
-JSON_SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """What is to be generated and what is to be written beside it."""
-
-    prompt: str
-    images: tuple[Path, ...]
-    audios: tuple[Path, ...]
-    sampling: Sampling
-    chat: bool | None
-    system: str | None
-    template: ChatOptions
-    speech: Path | None
-    speaker: str | None
-    stats: Path | None
-    per_token: bool
-    trace: Path | None
-    profile: str | None
-    domain: str
-    salience: Path | None
-    adapt_experts: str | None
 
 
 def command(
@@ -221,7 +182,7 @@ def command(
     import_engine(quiet=quiet)
     from coterie.engine.chat import ChatOptions
 
-    request = _Request(
+    request = Request(
         sampling=sampling,
         chat=answers,
         system=system,
@@ -240,104 +201,7 @@ def command(
         adapt_experts=adapt_experts,
     )
     with open_model(model, options, quiet=quiet) as opened:
-        _run(opened, request, as_json=as_json, quiet=quiet)
-
-
-def _run(opened: OpenModel, request: _Request, *, as_json: bool, quiet: bool) -> None:
-    printer = None if as_json else AnswerPrinter(quiet=quiet)
-    if not quiet:
-        print_unused(request.sampling, opened.model)
-    with ctrl_c_requests_stop() as pressed, _recorded(opened, request):
-        completion, extra = _generate(opened, request, printer, pressed, quiet=quiet)
-    statistics = opened.runtime.stats()
-    if printer is None:
-        print_json(_as_json(opened, request, completion) | extra)
-    else:
-        printer.end(completion)
-    if not quiet:
-        print_note(summary(completion, statistics))
-    if completion.finish_reason == "interrupted":
-        raise typer.Exit(EXIT_INTERRUPTED)
-
-
-def _generate(
-    opened: OpenModel,
-    request: _Request,
-    printer: AnswerPrinter | None,
-    pressed: Callable[[], bool],
-    *,
-    quiet: bool,
-) -> tuple[Completion, dict[str, Any]]:
-    """Generates; returns the completion, and what speech adds to the JSON."""
-    from coterie.engine.answers import reader_for
-    from coterie.engine.chat import can_chat, chat_prompt
-    from coterie.engine.completion import complete
-    from coterie.engine.inputs import build_inputs
-
-    tokenizer = opened.processors.tokenizer
-    on_text = None if printer is None else printer.text
-    trained = can_chat(opened.processors) or request.template.template is not None
-    if not request.chat:
-        if request.chat is None and trained and not quiet:
-            print_note(
-                f"{opened.runtime.source.name} has a chat template, which was not used: the prompt is continued as it "
-                f"is. --chat answers it, --raw leaves this remark out."
-            )
-        inputs = build_inputs(opened.processors, request.prompt, images=request.images, audios=request.audios)
-        return complete(opened.model, tokenizer, inputs, request.sampling, on_text=on_text, should_stop=pressed), {}
-    if not trained:
-        why = ", and its talker needs one to know whose turn it is" if request.speech else ""
-        raise InputError(
-            f"{opened.runtime.source.name} has no chat template{why}.",
-            advice=f"Leave {'--speak' if request.speech else '--chat'} out, or pass a template (--chat-template).",
-        )
-    parts = [{"type": "image", "path": str(path)} for path in request.images]
-    parts += [{"type": "audio", "path": str(path)} for path in request.audios]
-    parts += [{"type": "text", "text": request.prompt}] if request.prompt else []
-    system = [{"role": "system", "content": request.system}] if request.system else []
-    prompt = chat_prompt(opened.processors, [*system, {"role": "user", "content": parts}], request.template)
-    inputs = prompt.inputs(opened.processors)
-    if request.speech is not None:
-        return _speak(opened, request, inputs, on_text, pressed, request.speech)
-    reader = reader_for(tokenizer, prompt.template, prompt.text)
-    reader.on_reasoning = None if printer is None else printer.reasoning
-    done = complete(
-        opened.model, tokenizer, inputs, request.sampling, on_text=on_text, should_stop=pressed, reader=reader
-    )
-    return done, {"reasoning": done.reasoning, "tool_calls": [asdict(call) for call in done.tool_calls]}
-
-
-def _speak(
-    opened: OpenModel,
-    request: _Request,
-    inputs: BatchFeature,
-    on_text: Callable[[str], None] | None,
-    pressed: Callable[[], bool],
-    path: Path,
-) -> tuple[Completion, dict[str, Any]]:
-    """Answers in speech, too, and writes it to a file."""
-    from coterie.engine.speech import SPEECH_RATE, speak, write_wav
-
-    speech = speak(
-        opened.model,
-        opened.processors.tokenizer,
-        inputs,
-        request.sampling,
-        speaker=request.speaker,
-        on_text=on_text,
-        should_stop=pressed,
-    )
-    if speech.samples is None:
-        return speech.completion, {"speech": None}
-    write_wav(path, speech.samples)
-    return speech.completion, {
-        "speech": {
-            "file": str(path),
-            "seconds": len(speech.samples) / SPEECH_RATE,
-            "rate": SPEECH_RATE,
-            "made_in_s": speech.seconds,
-        }
-    }
+        run(opened, request, as_json=as_json, quiet=quiet)
 
 
 def _wants_answer(
@@ -357,62 +221,6 @@ def _wants_answer(
     if asked and chat is False:
         raise UsageError(f"{asked[0]} is for answers, and --raw continues the prompt.", advice="Leave one of them out.")
     return True if asked else chat
-
-
-@contextmanager
-def _recorded(opened: OpenModel, request: _Request) -> Iterator[None]:
-    """Writes statistics, trace and profile, also after Ctrl-C or an error."""
-    if request.per_token:
-        opened.runtime.record_tokens()
-    with ExitStack() as stack:
-        if request.stats is not None:
-            stack.callback(opened.runtime.write_stats, request.stats)
-        if request.trace is not None:
-            stack.enter_context(opened.runtime.record_trace(request.trace))
-        if request.profile is not None:
-            stack.enter_context(opened.runtime.record_profile(request.profile, domain=request.domain))
-        if request.adapt_experts is not None:
-            stack.enter_context(opened.runtime.adapt_experts(request.adapt_experts))
-        if request.salience is not None:
-            trace = stack.enter_context(opened.runtime.salience())
-            stack.callback(_save_salience, trace, request.salience)
-        yield
-
-
-def _save_salience(trace: SalienceTrace, path: Path) -> None:
-    """Writes what there is: an error before the first token leaves nothing, and saying so would hide it."""
-    if trace.tokens:
-        trace.save(path)
-
-
-def _as_json(opened: OpenModel, request: _Request, completion: Completion) -> dict[str, Any]:
-    stats = opened.runtime.stats()
-    return {
-        "schema_version": JSON_SCHEMA_VERSION,
-        "model": stats.model,
-        "prompt": request.prompt,
-        "text": completion.text,
-        "token_ids": list(completion.token_ids),
-        "finish_reason": completion.finish_reason,
-        "prompt_tokens": completion.prompt_tokens,
-        "new_tokens": len(completion.token_ids),
-        "prefill_s": completion.prefill_s,
-        "decode_s": completion.decode_s,
-        "prefill_tokens_per_s": completion.prefill_tokens_per_s,
-        "decode_tokens_per_s": completion.decode_tokens_per_s,
-        "stats": {
-            **asdict(stats.total),
-            "capacity": stats.capacity,
-            "resident_bytes": stats.resident_bytes,
-            "total_expert_bytes": stats.total_expert_bytes,
-            "fetched": asdict(stats.fetched),
-            "warmed": stats.warmed,
-            "warmed_used": stats.warmed_used,
-            "warmed_bytes": stats.warmed_bytes,
-            "warmed_for": stats.warmed_for,
-            "pinned": stats.pinned,
-        },
-    }
 
 
 def _check_files(

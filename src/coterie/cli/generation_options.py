@@ -145,7 +145,7 @@ AudiosOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--audio", exists=True, dir_okay=False, readable=True, metavar="FILE", show_default=False,
-        help="A WAV file; may be given several times.",
+        help="A sound file (WAV, FLAC, Ogg, MP3, …); may be given several times.",
     ),
 ]  # fmt: skip
 

@@ -30,8 +30,8 @@ def command(
 ) -> None:
     """Shows what a store or checkpoint holds: completeness by layer and component, bytes on disk and in memory.
 
-    With --memory it says how many experts a budget for the whole process would hold beside the dense part. The cache
-    of keys and values and activations are not counted; they depend on the context that is asked for.
+    With --memory it says how many experts a budget for the whole process would hold beside the dense part, with the
+    context that is provided for where none is asked for.
     """
     if memory is not None:
         parse_bytes(memory, what="memory")  # told before torch is imported
@@ -136,7 +136,8 @@ def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
     out.print(
         f"A budget of {format_bytes(fit.memory)} leaves {format_bytes(fit.expert_nbytes)} for experts, after "
         f"{format_bytes(fit.process_nbytes)} for the process, {format_bytes(fit.dense_nbytes)} for the dense part and "
-        f"{format_bytes(fit.context_nbytes)} for a context of {fit.context} tokens, compiled kernels and a margin."
+        f"{format_bytes(fit.context_nbytes)} for a context of {fit.context} tokens and compiled kernels, and "
+        f"{format_bytes(fit.margin_nbytes)} as a margin."
     )
     if not fit.enough:
         out.print(f"That is too little: about {format_bytes(fit.minimum)} are needed.", style="red")

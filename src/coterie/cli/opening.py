@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from coterie.cli.console import notes, print_warning
+from coterie.cli.console import notes, print_note, print_warning
 from coterie.cli.options import MissingPolicy
 from coterie.errors import UsageError
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch, parse_bytes, share_nbytes
@@ -140,7 +140,18 @@ def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Itera
                 offline=options.offline,
                 threads=options.threads,
             )
+        if not quiet and options.max_context is None:
+            _tell_context(model)
         try:
             yield OpenModel.of(model)
         finally:
             model.coterie.close()
+
+
+def _tell_context(model: Any) -> None:
+    """Says how long texts may be, where the model was made for longer ones: memory is set aside for the former."""
+    from coterie.hf.context import model_context
+
+    plan, longest = model.coterie.plan, model_context(model.config)
+    if plan is not None and longest is not None and longest > plan.max_context:
+        print_note(f"context {plan.max_context} of {longest} tokens (--max-context)")

@@ -14,7 +14,6 @@ _OTHERS = {
     "--chat-template-kwargs": "--template-option",
     "--ctx-size": "--max-context",
     "--max-kv-size": "--max-context",
-    "--max-length": "--max-new-tokens",
     "--max-tokens": "--max-new-tokens",
     "--n-ctx": "--max-context",
     "--n-predict": "--max-new-tokens",

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from coterie.errors import UsageError
 from coterie.files.naming import check_name, check_new_name
-from coterie.spec import Prefetch
+from coterie.spec import SCHEME_NAMES, Prefetch
 
 MissingPolicy = Literal["error", "mask", "drop", "nearest", "fetch"]
 """What to do about an absent expert; without one, a partial store does not open."""
@@ -38,6 +39,17 @@ ModelArgument = Annotated[
         "model in the package).",
     ),
 ]
+
+
+def known_scheme(scheme: str | None) -> str | None:
+    """The callback of everything that names one scheme, or several by trust, which have a colon and are read later.
+
+    Raises:
+        UsageError: If there is no such scheme; names the nearest one.
+    """
+    if scheme is not None and ":" not in scheme and scheme not in SCHEME_NAMES:
+        raise UsageError.unknown("scheme", scheme, SCHEME_NAMES)
+    return scheme
 
 
 def _new_store(store: Path) -> Path:

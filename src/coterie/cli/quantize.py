@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from coterie.cli.extract import print_report
-from coterie.cli.options import JsonOption, ModelArgument, NewStoreArgument, OfflineOption, ProfileOption
+from coterie.cli.options import JsonOption, ModelArgument, NewStoreArgument, OfflineOption, ProfileOption, known_scheme
 from coterie.cli.transfer import resumable_progress
 
 
@@ -18,6 +18,7 @@ def command(
         str | None,
         typer.Option(
             "--scheme",
+            callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
             help="For experts: int8 or int4; or, with --profile, by trust, such as trust:top25%=native,rest=int4. "
@@ -28,6 +29,7 @@ def command(
         str | None,
         typer.Option(
             "--dense-scheme",
+            callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
             help="For linear layers outside experts (attention, head, encoders): int8 or int4. Default: as they are.",

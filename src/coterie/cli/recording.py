@@ -50,7 +50,7 @@ def record(
             "--speech",
             metavar="[DOMAIN=]PATH",
             show_default=False,
-            help="WAV files, likewise; their domain is speech unless you name one.",
+            help="Sound files, likewise; their domain is speech unless you name one.",
         ),
     ] = None,
     images: Annotated[

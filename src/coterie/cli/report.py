@@ -102,6 +102,7 @@ def _trial(model: str, text: Path, options: OpenOptions, *, quiet: bool) -> Tria
     from coterie.analysis import run_trial
     from coterie.evaluate.texts import beginning, token_ids
     from coterie.files.text import read_text
+    from coterie.hf.tokenizer import decode_tokens
 
     with open_model(model, options, quiet=quiet) as opened:
         tokenizer = opened.processors.tokenizer
@@ -111,7 +112,7 @@ def _trial(model: str, text: Path, options: OpenOptions, *, quiet: bool) -> Tria
             token_ids(tokenizer, read_text(text, filled=True)),
             component=options.component or components[0],
             prefix=beginning(tokenizer),
-            text_of=lambda token: str(tokenizer.decode([token])),
+            text_of=lambda token: decode_tokens(tokenizer, [token]),
         )
 
 

@@ -20,19 +20,24 @@ if TYPE_CHECKING:
 
 def command(
     action: Annotated[
-        Literal["list", "remove"], typer.Argument(metavar="ACTION", help="`list`, or `remove` with a NAME.")
+        Literal["list", "remove", "refresh"],
+        typer.Argument(metavar="ACTION", help="`list`, or `remove` or `refresh` with a NAME."),
     ] = "list",
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", show_default=False, help="The store to remove: its name or path.")
+        str | None,
+        typer.Argument(metavar="NAME", show_default=False, help="The store to remove or refresh: its name or path."),
     ] = None,
     root: StoresRootOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Lists the stores of a folder with sizes and completeness, or removes one.
+    """Lists the stores of a folder with sizes and completeness, removes one, or takes over its edited small files.
 
     A store is complete when it has every expert of the model, and partial when it was extracted with some of them.
     Nothing is read but manifests and file sizes: checksums are compared by `coterie verify`.
+
+    A store refuses to open when a file beside its weights was changed. `refresh` says that it was changed on purpose: a
+    chat template, generation_config.json, a tokenizer; all but config.json. Nothing is extracted again.
     """
     from coterie.cli.catalog import list_stores
     from coterie.files.home import stores_folder
@@ -48,7 +53,10 @@ def command(
             _print_entries(folder, entries)
         return
     if name is None:
-        raise UsageError("`coterie stores remove` needs the name of a store.", advice="List them: `coterie stores`.")
+        raise UsageError(f"`coterie stores {action}` needs the name of a store.", advice="List them: `coterie stores`.")
+    if action == "refresh":
+        _refresh(folder, name, as_json)
+        return
     _remove(folder, name, yes, as_json)
 
 
@@ -67,6 +75,23 @@ def _remove(folder: Path, name: str, yes: bool, as_json: bool) -> None:
         print_json({"schema_version": 1, "removed": entry})
     else:
         print_note(f"Removed {entry.path}: {format_bytes(entry.nbytes)} freed.")
+
+
+def _refresh(folder: Path, name: str, as_json: bool) -> None:
+    from coterie.cli.catalog import find_store
+    from coterie.extraction.side_files import side_files
+    from coterie.store import refresh_files
+
+    path = find_store(folder, name).path
+    done = refresh_files(path, side_files(path))
+    if as_json:
+        print_json({"schema_version": 1, "store": path, "refreshed": done})
+        return
+    for what, files in (("changed", done.changed), ("new", done.added), ("gone", done.removed)):
+        for file in files:
+            print_note(f"{file}: {what}")
+    if not (done.changed or done.added or done.removed):
+        print_note(f"{path} has the files that it knows.")
 
 
 def _print_entries(folder: Path, entries: list[StoreEntry]) -> None:

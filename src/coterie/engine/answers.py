@@ -235,9 +235,10 @@ def reader_for(tokenizer: PreTrainedTokenizerBase, template: str | None, prompt:
     known: Collection[str] = getattr(tokenizer, "get_added_vocab", dict)()
     if CHANNEL in known and MESSAGE in known:
         return ChannelReader()
-    for source in (template, known):
+    # A token of its own says more than a template, which may pass marks by that other models write.
+    for sources in ((known, template), (known,), (template,)):
         for opening, closing in REASONING_MARKS:
-            if closing in source:
+            if all(closing in source for source in sources):
                 return TaggedReader(opening, closing, inside=prompt.rstrip().endswith(opening))
     return AnswerReader()
 

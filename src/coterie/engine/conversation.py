@@ -89,7 +89,7 @@ class Conversation:
         Args:
             text: What the user says; may be empty if there is a picture or sound.
             images: Picture files shown before the text.
-            audios: WAV files played before the text.
+            audios: Sound files played before the text.
             on_text: As in :func:`~coterie.engine.completion.complete`.
             on_reasoning: Told what the model thinks before it answers, piece by piece.
             should_stop: As in :func:`~coterie.engine.completion.complete`.

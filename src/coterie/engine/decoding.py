@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence, Sized
 from pathlib import Path
 
 from coterie.engine.promises import spare_nbytes
@@ -17,6 +18,9 @@ FULL_PROCESSOR_NBYTES = 12
 
 _VALUES_NBYTES = 72
 """Bytes per pixel of a scaled picture while it becomes values: floats, their multiples, and patches of them, twice."""
+
+_FEATURES_NBYTES = 56
+"""Bytes per sample of sounds that become features together: padded copies, spectra of overlapping windows, mel bins."""
 
 _KEPT_FREE = 16 << 20
 """What decoders and the heap may leave behind."""
@@ -41,6 +45,23 @@ def check_values(pixels: int, path: str | Path, room: int | None) -> None:
             f"the memory budget leaves {format_bytes(room)}.",
             advice="Scale it down, or raise the budget.",
             path=path,
+            needed=needed,
+            room=room,
+        )
+
+
+def check_features(sounds: Sequence[Sized], room: int | None) -> None:
+    """Refuses sounds whose features would take more than there is; all are padded to the longest.
+
+    Raises:
+        InputError: With what they take.
+    """
+    needed = len(sounds) * max((len(sound) for sound in sounds), default=0) * _FEATURES_NBYTES
+    if room is not None and needed > room:
+        raise InputError(
+            f"The features of {len(sounds)} sounds of up to {max(map(len, sounds)):,} samples take "
+            f"{format_bytes(needed)}; the memory budget leaves {format_bytes(room)}.",
+            advice="Cut them into shorter pieces, pass fewer at once, or raise the budget.",
             needed=needed,
             room=room,
         )

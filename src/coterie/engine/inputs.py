@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.engine.decoding import DECODING, FULL_PROCESSOR_NBYTES, check_values, decoding_room
+from coterie.engine.decoding import DECODING, FULL_PROCESSOR_NBYTES, check_features, check_values, decoding_room
 from coterie.engine.picture import read_picture
 from coterie.engine.placeholders import MediaTokens, expand, picture_lengths, place_media, sound_lengths
 from coterie.engine.processors import Processors
@@ -40,7 +40,7 @@ def build_inputs(
             ``<|audio_start|><|audio_pad|><|audio_end|>`` for a sound. Files of a kind that a single prompt does not
             mention are put in front of it, pictures first.
         images: Picture files.
-        audios: WAV files.
+        audios: Sound files: WAV, FLAC, Ogg, MP3 and others.
         add_special_tokens: Whether the tokenizer adds what it puts around every text; False for rendered chats.
 
     Returns:
@@ -208,7 +208,13 @@ def _read_sounds(processors: Processors, audios: Sequence[str | Path]) -> list[A
     limit = processors.max_seconds() if processors.sounds is not None else None
     # The spectrogram reflects half a window at each end, so a sound must be longer than that.
     shortest = int(getattr(extractor, "n_fft", 0)) // 2 + 1
-    sounds = [read_sound(path, rate=extractor.sampling_rate, max_seconds=limit) for path in audios]
+    with DECODING:
+        room = decoding_room()
+        sounds: list[Any] = []
+        for path in audios:
+            left = None if room is None else room - sum(sound.nbytes for sound in sounds)
+            sounds.append(read_sound(path, rate=extractor.sampling_rate, max_seconds=limit, room=left))
+        check_features(sounds, room)
     for path, sound in zip(audios, sounds, strict=True):
         if len(sound) < shortest:
             raise InputError(
@@ -246,9 +252,9 @@ def _with_full_processor(
     options: dict[str, Any] = {}
     if images:
         options["images"] = _all_pictures(images)
-    if audios:
-        options["audio"] = _read_sounds(processors, audios)
     if len(texts) > 1:
         options |= {"padding": True, "padding_side": "left"}
     with foreign(f"This input with {type(full).__name__}", processors.path, error=InputError, advice=None):
+        if audios:
+            options["audio"] = _read_sounds(processors, audios)
         return full(text=texts, return_tensors="pt", add_special_tokens=add_special_tokens, **options)

@@ -12,6 +12,8 @@ import torch
 
 from coterie import native
 from coterie.cache import ExpertCache, minimum_capacity
+from coterie.engine.closing import close_by_with
+from coterie.engine.foreign_options import check_others
 from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
@@ -35,7 +37,8 @@ from coterie.integration import (
 )
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
-from coterie.plan.machine import default_memory_budget
+from coterie.plan.heap import share_one_heap
+from coterie.plan.machine import default_memory_budget, memory_limits
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -64,6 +67,7 @@ def load(
     offline: bool = False,
     threads: int | None = None,
     device: Literal["cpu"] = "cpu",
+    **others: object,
 ) -> PreTrainedModel:
     """Opens a model whose experts are streamed.
 
@@ -72,10 +76,11 @@ def load(
     thread count.
 
     Args:
-        path: A store, a checkpoint directory, a Hub id, or ``"bundled"``.
+        path: A store (its path, or its name in ``coterie stores``), a checkpoint directory, a Hub id, or ``"bundled"``.
         memory: Ceiling for the whole process, such as ``"8GiB"``. Default: what the machine and the cgroup allow,
             less a margin. To keep it, torch's caches of compiled kernels are bounded through the environment where
-            that does not bound them already (``LRU_CACHE_CAPACITY``, ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``).
+            that does not bound them already (``LRU_CACHE_CAPACITY``, ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``), and threads
+            that begin from then on share one heap, unless ``MALLOC_ARENA_MAX`` is set.
         expert_memory: Sizes the experts' arena alone: bytes, ``"2GiB"``, or ``"25%"`` of the bytes of all experts.
             Without ``memory``, the rest of the process is then not bounded.
         component: ``"thinker"`` or ``"talker"`` of a whole model.
@@ -103,13 +108,16 @@ def load(
         offline: Use only what is on this machine; never ask the Hub.
         threads: torch's intra-op threads, set for the whole process; default: unchanged.
         device: Only ``"cpu"``.
+        others: None; options of ``from_pretrained`` are refused with what to do instead.
 
     Returns:
-        A ``PreTrainedModel`` of the checkpoint's own class. ``model.coterie`` has ``stats()``, observers and traces.
+        A ``PreTrainedModel`` of the checkpoint's own class. ``model.coterie`` has ``stats()``, observers and traces. In
+        a ``with`` block it is closed at the end.
 
     Raises:
         CoterieError: Its subclasses name what is wrong; see :mod:`coterie.errors`.
     """
+    check_others(others, load)
     _check_arguments(
         device=device,
         missing=missing,
@@ -175,6 +183,8 @@ def _load(
     context = default_context(source.config) if max_context is None else max_context
     _warn_long(context, model_context(source.config))
     room = None
+    if memory is not None and budget is not None:
+        _warn_beyond(budget)
     if budget is None:
         leave_kernels_unbounded()
     else:
@@ -182,6 +192,7 @@ def _load(
         first = plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=False)
         room = first.arena - minimum
         bound_compiled_kernels(budget)
+        share_one_heap()
     register()
     attachment = Attachment(
         num_experts=source.num_experts,
@@ -235,6 +246,7 @@ def _load(
     if usage is not None:
         runtime.warm_with(usage, use)
     model.__dict__["coterie"] = runtime
+    close_by_with(model)
     return model
 
 
@@ -326,6 +338,20 @@ def _warn_without_library(source: ModelSource) -> None:
         f"times slower. `coterie doctor` says why it is missing.",
         stacklevel=4,
     )
+
+
+def _warn_beyond(budget: int) -> None:
+    limits = memory_limits()
+    cgroup = None if limits.cgroup is None else limits.cgroup.limit
+    most = limits.total if cgroup is None else min(cgroup, limits.total)
+    if budget > most:
+        whose = "this machine" if most == limits.total else f"the cgroup {limits.cgroup.path}"  # type: ignore[union-attr]
+        warnings.warn(
+            f"memory={format_bytes(budget)} is more than the {format_bytes(most)} that {whose} has: what does not fit "
+            "ends in swapping, or the process is killed. "
+            f"{format_bytes(default_memory_budget(limits))} could be used now.",
+            stacklevel=4,
+        )
 
 
 def _warn_small(capacity: int, working_set: int) -> None:

@@ -7,7 +7,7 @@ from coterie.engine.source import ModelSource
 from coterie.errors import LoadError, MemoryBudgetError
 from coterie.hf.context import context_shape
 from coterie.plan.budget import MemoryPlan, plan_memory
-from coterie.plan.compiled import compiled_kernels_nbytes
+from coterie.plan.compiled import compiled_kernels_nbytes, unbounded_note
 from coterie.plan.machine import process_memory
 from coterie.spec import format_bytes, share_nbytes
 
@@ -45,6 +45,7 @@ def plan_for(
         minimum=minimum,
         total=source.all_expert_nbytes,
         compiled_kernels=compiled_kernels_nbytes(budget),
+        kernels_note=unbounded_note(budget),
     )
 
 

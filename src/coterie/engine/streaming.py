@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.hf.foreign import foreign
+from coterie.hf.tokenizer import decode_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,12 +130,12 @@ class TextStream:
             token_ids = [token_id for token_id in token_ids if token_id not in self._dropped]
         if not token_ids:
             return ""
-        with foreign("The tokenizer", Path(self._tokenizer.name_or_path)):
-            return str(
-                self._tokenizer.decode(
-                    token_ids, skip_special_tokens=self._dropped is None, clean_up_tokenization_spaces=False
-                )
-            )
+        return decode_tokens(
+            self._tokenizer,
+            token_ids,
+            skip_special_tokens=self._dropped is None,
+            clean_up_tokenization_spaces=False,
+        )
 
 
 class StopAtTexts:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from coterie.errors import CoterieError
 from coterie.files.naming import BUNDLED
-from coterie.hf.tokenizer import load_tokenizer, tokenizer_file
-
-TokenText = Callable[[int], str]
+from coterie.hf.tokenizer import decode_tokens, load_tokenizer, tokenizer_file
+from coterie.profiles.heavy_tokens import TokenText, plain_id
 
 
 def token_texts(model: str | Path, *, revision: str | None = None, offline: bool = False) -> TokenText:
@@ -30,14 +28,9 @@ def token_texts(model: str | Path, *, revision: str | None = None, offline: bool
     known = len(tokenizer)
 
     def text_of(token: int) -> str:
-        return str(tokenizer.decode([token])) if token < known else plain_id(token)
+        return decode_tokens(tokenizer, [token]) if token < known else plain_id(token)
 
     return text_of
-
-
-def plain_id(token: int) -> str:
-    """What stands for a token whose text is not known."""
-    return f"id {token}"
 
 
 def recorded_token_texts(name: str) -> TokenText | None:
@@ -53,14 +46,3 @@ def recorded_token_texts(name: str) -> TokenText | None:
         return token_texts(name, offline=True)
     except CoterieError:
         return None
-
-
-def quoted(text: str) -> str:
-    """A token's text with its blanks to be seen, and nothing in it that is not."""
-    return f"“{''.join(_visible(character) for character in text)}”"
-
-
-def _visible(character: str) -> str:
-    if character == "\n":
-        return "⏎"
-    return character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"

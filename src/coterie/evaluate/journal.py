@@ -47,6 +47,8 @@ class Journal:
         self.path = Path(path)
         self.done: dict[tuple[int, int], TokenScores] = {}
         self._header = {"schema_version": JOURNAL_SCHEMA_VERSION, **json.loads(json.dumps(header))}
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"{self.path} is not a regular file.", advice="Name a new file.", path=self.path)
         try:
             self._file: IO[bytes] = open(self.path, "a+b")  # noqa: SIM115 - closed by `close`
         except OSError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.errors import InputError, UsageError
+from coterie.hf.tokenizer import encode_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +55,12 @@ def encode(tokenizer: Any, text: str, *, name: str, limit: int | None = None) ->
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text as one stream, without special ones."""
-    # verbose: the tokenizer would warn that the stream is longer than the model's context, which it is cut for later.
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+    return encode_text(tokenizer, text)
 
 
 def beginning(tokenizer: Any) -> tuple[int, ...]:
     """The token that the tokenizer begins every text with, if it does."""
-    special = tokenizer("", add_special_tokens=True)["input_ids"]
+    special = encode_text(tokenizer, "", add_special_tokens=True)
     return tuple(special[:1]) if special and special[0] == tokenizer.bos_token_id else ()
 
 

@@ -16,15 +16,16 @@ from coterie.extraction.stored_dense import dense_headers
 from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
 from coterie.hf.quantised import decoded_nbytes, encoding_of
-from coterie.plan.budget import context_nbytes
+from coterie.plan.budget import context_nbytes, least_budget, margin_nbytes
 from coterie.plan.compiled import compiled_kernels_nbytes
+from coterie.plan.machine import process_memory
 from coterie.quant import NATIVE, dequantised_nbytes, linear_names, lossy_scheme
 from coterie.spec import RecordLayout, parse_bytes
 from coterie.store import Store
 from coterie.store.names import MANIFEST
 
-PROCESS_NBYTES = 350 * 10**6
-"""What interpreter, libraries and their working memory take before any weight is loaded."""
+PROCESS_NBYTES = 410 * 2**20
+"""What interpreter and libraries take before any weight is loaded, at the least that is counted with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,8 @@ class MemoryFit:
         process_nbytes: Taken by interpreter and libraries.
         dense_nbytes: Taken by everything that is not an expert.
         context: Tokens that the rest is for.
-        context_nbytes: Set aside for them: keys and values, activations, compiled kernels, and a margin.
+        context_nbytes: Set aside for them: keys and values, activations, compiled kernels.
+        margin_nbytes: Left free.
         expert_nbytes: Left for experts.
         experts: Experts that fit there, of those present.
         share: Of the bytes of all experts present, from 0 to 1.
@@ -113,6 +115,7 @@ class MemoryFit:
     dense_nbytes: int
     context: int
     context_nbytes: int
+    margin_nbytes: int
     expert_nbytes: int
     experts: int
     share: float
@@ -234,21 +237,19 @@ def memory_fit(
     record_sizes: list[int],
     working_set_nbytes: int,
 ) -> MemoryFit:
-    """What a budget would hold: ``memory - process - dense`` bytes are left for experts.
-
-    The cache of keys and values, activations and buffers are not counted: they depend on the context that is asked
-    for when the model is opened.
+    """What a budget would hold, divided as loading divides it (:func:`coterie.plan.budget.plan_memory`).
 
     Args:
         memory: Budget for the process in bytes.
         dense_nbytes: Bytes of everything that is not an expert.
         context: Tokens to provide for.
-        context_nbytes: Bytes to set aside for them.
+        context_nbytes: Bytes to set aside for them, margin not included.
         record_sizes: Bytes of the record of every expert present.
         working_set_nbytes: Bytes of one token's experts in all layers.
     """
-    rest = PROCESS_NBYTES + dense_nbytes + context_nbytes
-    left = max(0, memory - rest)
+    process, margin = _process_nbytes(), margin_nbytes(memory)
+    rest = process + dense_nbytes + context_nbytes
+    left = max(0, memory - rest - margin)
     experts = used = 0
     for nbytes in sorted(record_sizes):
         if used + nbytes > left:
@@ -258,17 +259,23 @@ def memory_fit(
     total = sum(record_sizes)
     return MemoryFit(
         memory=memory,
-        process_nbytes=PROCESS_NBYTES,
+        process_nbytes=process,
         dense_nbytes=dense_nbytes,
         context=context,
         context_nbytes=context_nbytes,
+        margin_nbytes=margin,
         expert_nbytes=left,
         experts=experts,
         share=used / total if total else 1.0,
         enough=left >= _least_records(record_sizes),
-        minimum=rest + _least_records(record_sizes),
+        minimum=least_budget(rest + _least_records(record_sizes)),
         comfortable=left >= min(total, 2 * working_set_nbytes),
     )
+
+
+def _process_nbytes() -> int:
+    """What the process takes without weights: as much as now, and what it comes to when a model is opened."""
+    return max(PROCESS_NBYTES, process_memory().total)
 
 
 def _least_records(record_sizes: list[int]) -> int:
@@ -366,7 +373,8 @@ def _context(config: Any, dtype: torch.dtype, model_class: type[Any], budget: in
     """Tokens that loading provides for by default, and the bytes that it sets aside for them."""
     tokens = default_context(config)
     shape = context_shape(config, dtype, model_class)
-    return tokens, context_nbytes(shape, tokens, budget=budget, compiled_kernels=compiled_kernels_nbytes(budget))
+    kernels = compiled_kernels_nbytes(budget)
+    return tokens, context_nbytes(shape, tokens, budget=budget, compiled_kernels=kernels) - margin_nbytes(budget)
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectReport:
@@ -458,7 +466,7 @@ def _report(
         expert_nbytes=sum(records),
         full_nbytes=full if known else None,
         disk_nbytes=disk_nbytes,
-        minimum_nbytes=PROCESS_NBYTES + dense_memory_nbytes + decoding_nbytes + _least_records(records),
+        minimum_nbytes=_process_nbytes() + dense_memory_nbytes + decoding_nbytes + _least_records(records),
         working_set_nbytes=working_set,
         ignored=ignored,
         memory=fit,

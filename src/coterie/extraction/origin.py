@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -19,7 +20,7 @@ from coterie.extraction.stored_dense import dense_headers
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, load_config, load_quantisation, read_config, resolve_model
 from coterie.hf.dtypes import SAFETENSORS_DTYPES
-from coterie.hf.keymap import map_dense
+from coterie.hf.keymap import KeyMap, map_dense
 from coterie.hf.quantised import fold_names, unfold_keymap
 from coterie.hf.skeleton import build_skeleton
 from coterie.quant import NATIVE, linear_names, lossy_scheme
@@ -80,6 +81,7 @@ class StoreOrigin(Checkpoint):
         unfold_keymap(keymap, folded, quantisation)
         keymap.ignored = list(facts.ignored)
         check_architecture(skeleton, len(keymap.banks))
+        _check_dense(store, skeleton, keymap, tensors, parts)
         banks = {bank.key: bank for bank in keymap.banks}
         if keymap.unclaimed or banks.keys() != store.banks.keys():
             odd = keymap.unclaimed[:1] or sorted(map(str, banks.keys() ^ store.banks.keys()))
@@ -139,6 +141,41 @@ class StoreOrigin(Checkpoint):
     def checksum(self, key: ExpertKey) -> str | None:
         """That of the record."""
         return self.store.checksum(key)
+
+
+def _check_dense(
+    store: Store, skeleton: Any, keymap: KeyMap, tensors: Mapping[str, TensorInfo], parts: set[str]
+) -> None:
+    """Refuses dense tensors that opening the model would refuse."""
+    facts = store.manifest.model
+    advice = "config.json and the dense files do not belong together; extract the store again."
+    name = type(skeleton).__name__
+    if name != facts.class_name:
+        raise LoadError(
+            f"{store.path} holds a {facts.class_name}, its config.json describes a {name}.",
+            advice=advice,
+            path=store.path,
+        )
+    if keymap.missing:
+        raise LoadError(
+            f"{store.path} lacks {keymap.missing[0]!r}"
+            + (f" and {len(keymap.missing) - 1} more tensors." if len(keymap.missing) > 1 else "."),
+            advice=advice,
+            path=store.path,
+            missing=keymap.missing,
+        )
+    wanted = skeleton.state_dict()
+    for checkpoint_name, target in keymap.dense.items():
+        info, own = tensors.get(checkpoint_name), wanted.get(target)
+        if info is None or own is None or checkpoint_name in keymap.rearranged or checkpoint_name in parts:
+            continue
+        if info.shape != tuple(own.shape):
+            raise LoadError(
+                f"{checkpoint_name!r} of {store.path} has the shape {info.shape}, the model needs {tuple(own.shape)}.",
+                advice=advice,
+                path=info.path,
+                tensor=checkpoint_name,
+            )
 
 
 def _bank(bank: ExpertBank, facts: Bank, store: Store) -> CheckpointBank:

@@ -15,6 +15,7 @@ from coterie.extraction.dense import dense_tensors
 from coterie.extraction.models import need_checkpoint, store_path
 from coterie.extraction.origin import tensors_about
 from coterie.extraction.progress import Meter, ProgressCallback
+from coterie.extraction.store_model import model_problems
 from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
 from coterie.hf.tokenizer import embedding_rows
 from coterie.store import Leftover, Problem, Store, verify_store
@@ -120,6 +121,8 @@ def verify(
         if not {problem.file for problem in problems} & {facts.file for facts in store.manifest.files}:
             parts = tensors_about(_MOST_DENSE, sum(bank.num_experts for bank in store.banks.values()))
             problems += store_tokenizer_problems(path, store.manifest.model.component, parts)
+        if not problems:
+            problems += model_problems(path)
         if against is not None:
             other = Checkpoint.open(
                 against, component=store.manifest.model.component, revision=revision, offline=offline

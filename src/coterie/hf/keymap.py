@@ -168,13 +168,22 @@ def map_dense(model: PreTrainedModel, names: Iterable[str], *, component: str | 
         model: The skeleton.
         names: Their names.
         component: The component that ``model`` is of a larger checkpoint, or None.
+
+    Returns:
+        With what the model lacks under ``missing``, experts apart.
     """
     keymap = KeyMap(banks=find_banks(model))
     groups, unexpected = _group_by_target(model, list(names), _conversions(model, component))
+    places = [place for bank in keymap.banks for place in (bank, *map(bank.at, bank.tied))]
+    covered = {name for place in places for found in place.targets.values() for name in found}
     for target, group in groups.items():
+        covered.update(_all_targets(target, group.converter))
         keymap.dense.update({name: target for names_ in group.names.values() for name in names_})
         keymap.rearranged.update(_rearranged(group))
     keymap.unclaimed = sorted(name for found in unexpected.values() for name in found)
+    info = SimpleNamespace(missing_keys=_missing(model, covered), unexpected_keys=set())
+    model._adjust_missing_and_unexpected_keys(info)
+    keymap.missing = sorted(info.missing_keys)
     return keymap
 
 
@@ -383,13 +392,17 @@ def _all_targets(target: str, converter: WeightConverter | None) -> list[str]:
     return [target.replace(first, other) for other in converter.target_patterns]
 
 
-def _settle(model: PreTrainedModel, keymap: KeyMap, covered: set[str], unexpected: dict[str, list[str]]) -> None:
-    """Sorts the rest with transformers' own rules of what may be missing or unexpected."""
+def _missing(model: PreTrainedModel, covered: set[str]) -> set[str]:
+    """The model's tensors that nothing gives, directly or by being tied to another."""
     tied = getattr(model, "all_tied_weights_keys", {}) or {}
     missing = set(model.state_dict()) - covered
     missing -= {name for name, other in tied.items() if other in covered or name in covered}
-    missing -= {other for name, other in tied.items() if name in covered}
-    info = SimpleNamespace(missing_keys=missing, unexpected_keys=set(unexpected))
+    return missing - {other for name, other in tied.items() if name in covered}
+
+
+def _settle(model: PreTrainedModel, keymap: KeyMap, covered: set[str], unexpected: dict[str, list[str]]) -> None:
+    """Sorts the rest with transformers' own rules of what may be missing or unexpected."""
+    info = SimpleNamespace(missing_keys=_missing(model, covered), unexpected_keys=set(unexpected))
     model._adjust_missing_and_unexpected_keys(info)
     keymap.missing = sorted(info.missing_keys)
     for renamed, names in unexpected.items():

@@ -17,6 +17,8 @@ from coterie.files.json_text import read_json_object
 FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 MOST_PIXELS = 2**25
 """Pixels at which one picture is prepared: some 400 MB as numbers."""
+_LEAST_PIXELS = 2**22
+"""The most pixels that a small picture may be scaled up to: tens of thousands of tokens come of it already."""
 _EDGE = 16_384
 _MOST_FILTERS = 2**23
 """Numbers in the table of mel filters."""
@@ -25,7 +27,7 @@ _MOST_FRAMES_PER_SECOND = 2_000
 _LIMITS: dict[str, tuple[float, float]] = {
     "height": (1, _EDGE), "width": (1, _EDGE), "max_height": (1, _EDGE), "max_width": (1, _EDGE),
     "size": (1, _EDGE), "crop_size": (1, _EDGE), "pad_size": (1, _EDGE), "image_size": (1, _EDGE),
-    "min_pixels": (1, MOST_PIXELS), "max_pixels": (1, 2**63), "shortest_edge": (1, MOST_PIXELS),
+    "min_pixels": (1, _LEAST_PIXELS), "max_pixels": (1, 2**63), "shortest_edge": (1, _LEAST_PIXELS),
     "longest_edge": (1, 2**63), "patch_size": (1, 512), "merge_size": (1, 64), "spatial_merge_size": (1, 64),
     "temporal_patch_size": (1, 64), "pooling_kernel_size": (1, 64), "size_divisor": (1, 1024),
     "num_frames": (1, 2**20), "min_frames": (1, 2**20), "max_frames": (1, 2**24), "fps": (0, 1000),
@@ -78,6 +80,8 @@ def _check_scope(path: Path, values: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
             raise _beyond(path, key, value, f"a number from {low:,} to {high:,}")
+    if "longest_edge" not in values and _number(values, "shortest_edge", 0) > _EDGE:
+        raise _beyond(path, "shortest_edge", values["shortest_edge"], f"a number from 1 to {_EDGE:,}")
     for one, other in (("height", "width"), ("max_height", "max_width")):
         if _number(values, one, 0) * _number(values, other, 0) > MOST_PIXELS:
             raise _beyond(path, one, values[one], f"at most {MOST_PIXELS:,} pixels together with {other}")

@@ -20,8 +20,8 @@ from coterie.hf.foreign import reason_of
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_FEWEST = 20_000
-_PER_TENSOR = 24
+_FEWEST = 4096
+_PER_TENSOR = 12
 """Modules and parameters for each tensor of a checkpoint: a layer with one weight has containers and an activation."""
 
 

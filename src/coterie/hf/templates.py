@@ -16,13 +16,14 @@ from coterie.errors import InputError, LoadError
 from coterie.files.json_text import read_json_object
 from coterie.files.regular import read_bounded
 
-SECONDS = 4
+SECONDS = 2
 """Seconds of processor time that a template may take; ordinary ones take hundredths."""
-_WALL_SECONDS = 9.0
+_WALL_SECONDS = 4.5
+"""On a clock: a prompt may take two renderings, and nobody is to wait for more than ten seconds."""
 _MEMORY = 384 * 2**20
 """Address space of the process that renders, whose interpreter takes some 60 MiB of it."""
-_LONGEST = 8_000_000
-"""Characters that a rendered conversation may have, beyond four times its own."""
+_LONGEST = 500_000
+"""Characters that a rendered conversation may have, beyond four times its own: what a template says by itself."""
 _TEMPLATE_LIMIT = 4 * 2**20
 
 Template = str | Mapping[str, str]

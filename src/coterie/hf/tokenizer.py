@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coterie.errors import InputError, LoadError
 from coterie.hf.configs import component_of_class
@@ -89,6 +90,37 @@ def load_tokenizer(path: str | Path, embedding_rows: int | None = None) -> PreTr
     if embedding_rows is not None:
         check_tokenizer(tokenizer, embedding_rows, path=directory)
     return tokenizer
+
+
+def encode_text(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    """Tokens of a text, however long it is.
+
+    Raises:
+        InputError: If the tokenizer fails over it; names the tokenizer's directory.
+    """
+    with foreign("The tokenizer", _home(tokenizer), error=InputError):
+        # verbose: it would warn of a text that is longer than the model's context, which is cut for later.
+        ids: list[int] = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        return ids
+
+
+def decode_tokens(tokenizer: Any, token_ids: Sequence[int], **options: bool) -> str:
+    """The text of tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        token_ids: Token ids.
+        **options: As the tokenizer's ``decode`` takes them.
+
+    Raises:
+        InputError: If the tokenizer fails over them; names the tokenizer's directory.
+    """
+    with foreign("The tokenizer", _home(tokenizer), error=InputError):
+        return str(tokenizer.decode(list(token_ids), **options))
+
+
+def _home(tokenizer: Any) -> Path:
+    return Path(str(getattr(tokenizer, "name_or_path", "")))
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, *, path: Path) -> None:

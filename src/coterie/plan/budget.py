@@ -52,12 +52,19 @@ def context_nbytes(shape: ContextShape, max_context: int, *, budget: int, compil
         + shape.activation_bytes(max_context)
         + _FIRST_USE
         + compiled_kernels
-        + _margin(budget)
+        + margin_nbytes(budget)
     )
 
 
-def _margin(budget: int) -> int:
+def margin_nbytes(budget: int) -> int:
+    """Bytes of a budget that are left free."""
     return max(_LEAST_MARGIN, budget // _MARGIN_SHARE)
+
+
+def least_budget(needed: int) -> int:
+    """The least budget for a process that needs so many bytes, margin not included; in whole MiB."""
+    enough = (needed + _LEAST_MARGIN) * _MARGIN_SHARE // (_MARGIN_SHARE - 1) + _LOADING
+    return round_up(enough, 1 << 20)
 
 
 def plan_memory(
@@ -70,6 +77,7 @@ def plan_memory(
     minimum: int,
     total: int,
     compiled_kernels: int = 0,
+    kernels_note: str = "",
 ) -> MemoryPlan:
     """Divides a budget.
 
@@ -82,24 +90,32 @@ def plan_memory(
         minimum: The least arena that works.
         total: Bytes of all experts; the arena is never larger.
         compiled_kernels: Bytes that the kernel compilers' caches take when they are full.
+        kernels_note: What to say about them in a refusal.
 
     Raises:
         MemoryBudgetError: If less than ``minimum`` is left; says which budget would do.
     """
-    margin = _margin(budget)
+    margin = margin_nbytes(budget)
     kv_cache, activations = shape.kv_bytes(max_context), shape.activation_bytes(max_context)
     libraries = _FIRST_USE + compiled_kernels
     rest = process + kv_cache + activations + io_buffers + libraries
     arena = budget - rest - margin
     if arena < minimum:
-        enough = (rest + minimum + _LEAST_MARGIN) * _MARGIN_SHARE // (_MARGIN_SHARE - 1) + _LOADING
-        enough = round_up(enough, 1 << 20)
+        enough = least_budget(rest + minimum)
+        parts = (
+            ("interpreter, libraries and dense weights", process),
+            (f"the cache of {max_context} tokens", kv_cache),
+            ("activations", activations),
+            ("buffers for reading", io_buffers),
+            ("libraries at work, with the kernels that they compile,", libraries),
+            ("a margin", margin),
+            ("the fewest experts", minimum),
+        )
         raise MemoryBudgetError(
-            f"A memory budget of {format_bytes(budget)} is too small: interpreter, libraries and dense weights take "
-            f"{format_bytes(process)}, the cache of {max_context} tokens {format_bytes(kv_cache)}, activations "
-            f"{format_bytes(activations)}, compiled kernels {format_bytes(libraries)}, and experts need at least "
-            f"{format_bytes(minimum)}.",
-            advice=f'memory="{enough >> 20}MiB" would do; a smaller max_context needs less.',
+            f"A memory budget of {format_bytes(budget)} is too small: "
+            + ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in parts if nbytes)
+            + f" make {format_bytes(rest + margin + minimum)}.",
+            advice=f'memory="{enough >> 20}MiB" would do; a smaller max_context needs less.{kernels_note}',
             budget=budget,
             minimum=enough,
         )

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 
+from coterie.spec import format_bytes
+
 _CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 _DEFAULT_ENTRIES = 1024
 _LEAST_ENTRIES = 64
@@ -43,9 +45,30 @@ def leave_kernels_unbounded() -> None:
         os.environ.setdefault(name, str(_DEFAULT_ENTRIES))
 
 
+def unbounded_note(budget: int) -> str:
+    """Why compiled kernels take more of a budget than they would in a fresh process; empty if they do not."""
+    large = [
+        f"{name}={os.environ[name]}"
+        for name in _CACHES
+        if os.environ.get(name) and _entries(name, budget) > _share(budget)
+    ]
+    if not large:
+        return ""
+    return (
+        f" Compiled kernels may take {format_bytes(compiled_kernels_nbytes(budget))} in this process, because "
+        f"{' and '.join(large)} (set by the environment, or by a model that was opened without a budget): in a fresh "
+        "process without these variables they take less."
+    )
+
+
+def _share(budget: int) -> int:
+    """Entries of each cache in a twentieth of a budget."""
+    entries = budget // _SHARE // (len(_CACHES) * _ENTRY_NBYTES)
+    return min(max(entries, _LEAST_ENTRIES), _DEFAULT_ENTRIES)
+
+
 def _entries(name: str, budget: int) -> int:
     stated = os.environ.get(name, "")
     if stated:
         return int(stated) if stated.isdigit() else _DEFAULT_ENTRIES
-    entries = budget // _SHARE // (len(_CACHES) * _ENTRY_NBYTES)
-    return min(max(entries, _LEAST_ENTRIES), _DEFAULT_ENTRIES)
+    return _share(budget)

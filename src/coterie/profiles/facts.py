@@ -74,6 +74,11 @@ def check_group(modality: str, domain: str, phase: str) -> Group:
     return Group(modality, domain, phase)
 
 
+def kept_text(text: str, most: int = 255) -> str:
+    """What a profile keeps of a text about a run."""
+    return STEERING.sub("", text)[:most]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BankShape:
     """One bank of experts as a run used it.

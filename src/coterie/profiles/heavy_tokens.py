@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from coterie.profiles.reading import read_runs, read_vocabulary
 from coterie.profiles.sketch import add_counts
 from coterie.spec import BankKey
 
+TokenText = Callable[[int], str]
+"""What a tokenizer says that a token id is."""
 LEAST_OCCURRENCES = 8
 """Times that a token must have passed before anything is said of it."""
 
@@ -119,3 +122,19 @@ def heavy_tokens(table: TokenTable, expert: int, base: float, *, limit: int = 10
         )
         for place in order
     )
+
+
+def plain_id(token: int) -> str:
+    """What stands for a token whose text is not known."""
+    return f"id {token}"
+
+
+def quoted(text: str) -> str:
+    """A token's text with its blanks to be seen, and nothing in it that is not."""
+    return f"“{''.join(_visible(character) for character in text)}”"
+
+
+def _visible(character: str) -> str:
+    if character == "\n":
+        return "⏎"
+    return character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"

@@ -16,7 +16,7 @@ import xxhash
 from coterie.errors import ProfileError, ProfileIdentityError
 from coterie.profiles.accumulator import DEFAULT_VOCABULARY, Accumulator
 from coterie.profiles.database import ProfileDatabase
-from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary
+from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary, kept_text
 from coterie.spec import BankKey
 
 SEGMENT_TOKENS = 1024
@@ -270,7 +270,7 @@ def resumable(database: ProfileDatabase, *, identity: str, label: str) -> RunFac
     Raises:
         ProfileIdentityError: If the label is there for other models only.
     """
-    found = [run for run in database.runs() if run.label == label]
+    found = [run for run in database.runs() if run.label == kept_text(label)]
     mine = [run for run in found if run.identity == identity]
     if found and not mine:
         raise ProfileIdentityError(

@@ -7,7 +7,7 @@ anything. All rows are read through :func:`checked_rows`, so that what comes aft
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Connection, Double, Integer, LargeBinary, Select, String
@@ -37,16 +37,31 @@ def checked_rows(connection: Connection, query: Select[Any], *, at_once: int | N
     """
     checks = [(str(column.key), _check_of(column.type)) for column in query.selected_columns]
     options = {} if at_once is None else {"yield_per": at_once}
-    for row in connection.execute(query, execution_options=options):
+    for row in _decoded(connection.execute(query, execution_options=options)):
         for (name, is_right), value in zip(checks, row, strict=True):
             if not is_right(value):
                 shown = type(value).__name__ if isinstance(value, bytes) else repr(value)[:_SHOWN]
-                raise ProfileFormatError(
-                    f"The profile is damaged: {shown} is no value of the column {name}.",
-                    advice="Merge an intact copy into a new file, or record again.",
-                    column=name,
-                )
+                raise _damaged(f"{shown} is no value of the column {name}")
         yield row
+
+
+def _decoded(result: Iterable[Any]) -> Iterator[Any]:
+    """Rows as the driver makes them; drivers stumble over values that a column cannot have."""
+    rows = iter(result)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise _damaged(f"a value is of another kind than its column ({type(error).__name__})") from error
+        yield row
+
+
+def _damaged(problem: str) -> ProfileFormatError:
+    return ProfileFormatError(
+        f"The profile is damaged: {problem}.", advice="Merge an intact copy into a new file, or record again."
+    )
 
 
 def _check_of(kind: TypeEngine[Any]) -> _Check:

@@ -11,7 +11,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from coterie.errors import ProfileIdentityError, ProfileWriteError
 from coterie.profiles import tables
 from coterie.profiles.facts import (
-    STEERING,
     BankShape,
     Group,
     Mark,
@@ -22,6 +21,7 @@ from coterie.profiles.facts import (
     join_marks,
     join_segments,
     join_tokens,
+    kept_text,
 )
 from coterie.profiles.packing import pack_counts, pack_pairs, pack_sums, pack_tokens, segment_digest
 from coterie.profiles.reading import (
@@ -49,7 +49,7 @@ def put_run(connection: Connection, run: RunFacts) -> RunRows:
     """
     _check_shapes(connection, run)
     row = {"uuid": run.uuid, "identity": run.identity} | {
-        name: STEERING.sub("", getattr(run, name))[:limit] for name, limit in _RUN_TEXTS.items()
+        name: kept_text(getattr(run, name), limit) for name, limit in _RUN_TEXTS.items()
     }
     _upsert(connection, tables.runs, [row], keys=("uuid",), replace=False)
     found = read_run(connection, run.uuid)

@@ -6,6 +6,7 @@ from coterie.errors import UsageError
 from coterie.quant.int4 import Int4
 from coterie.quant.int8 import Int8
 from coterie.quant.scheme import Scheme
+from coterie.spec import SCHEME_NAMES
 
 NATIVE = "native"
 """The scheme that keeps the checkpoint's own dtype and bits."""
@@ -23,5 +24,5 @@ def lossy_scheme(name: str) -> Scheme | None:
     if name == NATIVE:
         return None
     if name not in SCHEMES:
-        raise UsageError.unknown("scheme", name, [NATIVE, *SCHEMES])
+        raise UsageError.unknown("scheme", name, SCHEME_NAMES)
     return SCHEMES[name]

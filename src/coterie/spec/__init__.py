@@ -2,7 +2,14 @@
 
 from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
 from coterie.spec.context import ContextShape
-from coterie.spec.defaults import DEFAULT_DOMAIN, DEFAULT_LABEL, DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch
+from coterie.spec.defaults import (
+    DEFAULT_DOMAIN,
+    DEFAULT_LABEL,
+    DEFAULT_POLICY,
+    DEFAULT_PREFETCH,
+    SCHEME_NAMES,
+    Prefetch,
+)
 from coterie.spec.events import (
     Event,
     ExpertsContributed,
@@ -29,6 +36,7 @@ __all__ = [
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
     "RECORD_ALIGNMENT",
+    "SCHEME_NAMES",
     "AdaptiveExperts",
     "BankKey",
     "ContextShape",

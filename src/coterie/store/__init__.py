@@ -8,6 +8,7 @@ from coterie.store.manifest_file import is_store, is_unfinished
 from coterie.store.names import side_file_problem
 from coterie.store.plan import BankPlan, PlannedExpert, StorePlan
 from coterie.store.reader import Store
+from coterie.store.refreshing import Refreshed, refresh_files
 from coterie.store.survey import Survey, SurveyedFile, survey
 from coterie.store.verification import Problem, VerificationReport, verify_store
 from coterie.store.writer import StoreWriter
@@ -25,6 +26,7 @@ __all__ = [
     "PlannedExpert",
     "Problem",
     "Record",
+    "Refreshed",
     "Segment",
     "SourceFacts",
     "Store",
@@ -35,6 +37,7 @@ __all__ = [
     "VerificationReport",
     "is_store",
     "is_unfinished",
+    "refresh_files",
     "side_file_problem",
     "survey",
     "verify_store",

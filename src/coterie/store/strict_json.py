@@ -17,7 +17,10 @@ MAX_DEPTH = 16
 MAX_INTEGER = 2**53 - 1
 """Largest integer that every JSON reader represents exactly."""
 
-_LIMITS = JsonLimits(nbytes=64 * 2**20, depth=MAX_DEPTH, values=8_000_000, digits=20, floats=False)
+MAX_VALUES = 3_000_000
+"""Values of a text, counted before it is parsed: some hundred thousand experts, and a third of a GiB at the worst."""
+
+_LIMITS = JsonLimits(nbytes=64 * 2**20, depth=MAX_DEPTH, values=MAX_VALUES, digits=20, floats=False)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 

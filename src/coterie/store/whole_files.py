@@ -42,7 +42,7 @@ def check_whole(root: Path, facts: FileFacts, stamp: FileStamp | None) -> None:
     if digest.hexdigest() != facts.checksum:
         raise ChecksumError(
             f"{path} differs from its checksum: expected {facts.checksum}, got {digest.hexdigest()}.",
-            advice="The file is damaged or was edited: copy it or extract the store again.",
+            advice="If you changed it, run 'coterie stores refresh'; if not, it is damaged: extract the store again.",
             path=path,
             expected=facts.checksum,
             got=digest.hexdigest(),

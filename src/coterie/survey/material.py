@@ -17,7 +17,7 @@ MaterialKind = Literal["text", "speech", "images"]
 
 _ENDINGS: Mapping[MaterialKind, tuple[str, ...]] = {
     "text": (),
-    "speech": (".wav",),
+    "speech": (".wav", ".flac", ".ogg", ".mp3"),
     "images": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
 }
 """Of the files that are taken out of a directory; none: all but hidden ones."""
@@ -32,7 +32,7 @@ class Material:
     """A file to run a model over.
 
     Attributes:
-        kind: ``text``, ``speech`` (a WAV file) or ``images`` (a picture).
+        kind: ``text``, ``speech`` (a sound file) or ``images`` (a picture).
         domain: What its tokens count as.
         path: The file.
         nbytes: Its size.

@@ -96,8 +96,8 @@ def test_separation_draws_curves_and_floors(profile):
         own = [one for one in found.layers if (one.first, one.second) == (first, second)]
         name = f"{first} – {second}"
         assert lines[name].get_ydata() == pytest.approx([one.divergence for one in own])
-        assert lines[f"{name}: two halves of one of them"].get_ydata() == pytest.approx([one.floor for one in own])
-    curves = [line for name, line in lines.items() if "halves" not in name]
+        assert lines[f"{name}: noise floor"].get_ydata() == pytest.approx([one.floor for one in own])
+    curves = [line for name, line in lines.items() if "noise" not in name]
     for look in ("get_color", "get_linestyle", "get_marker"):
         assert len({getattr(line, look)() for line in curves}) == 3
     assert figure.axes[0].get_ylabel() == "Jensen–Shannon divergence (bits)"

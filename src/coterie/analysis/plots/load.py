@@ -14,7 +14,6 @@ from coterie.profiles.load import TOP_SHARE
 from coterie.spec import BankKey
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LIGHTEST = 0.9
@@ -70,20 +69,8 @@ def load_figure(
     right.plot([0, 100], [0, 100], color=EQUAL, linewidth=0.8, linestyle=":")
     right.set_xlabel("experts, the least busy first (%)")
     right.set_ylabel("their share of activations (%)")
-    right.set_title("Lorenz curves of the layers; dotted: all alike", fontsize=7.5)
-    _layer_scale(figure, right, [layer.layer for layer in load.layers])
+    layers = [layer.layer for layer in load.layers]
+    right.set_title(
+        f"Lorenz curves, from layer {min(layers)} (dark) to {max(layers)} (light); dotted: all alike", fontsize=7.5
+    )
     return figure
-
-
-def _layer_scale(figure: Figure, axes: Axes, layers: list[int]) -> None:
-    """Says which shade is which layer."""
-    first, last = min(layers), max(layers)
-    if first == last:
-        return
-    colors = optional_package("matplotlib.colors", "Drawing needs")
-    maps = optional_package("matplotlib.cm", "Drawing needs")
-    # As far along the colours as the curves go.
-    scale = colors.Normalize(first, first + (last - first) / _LIGHTEST)
-    bar = figure.colorbar(maps.ScalarMappable(scale, SEQUENTIAL), ax=axes, label="layer")
-    bar.ax.set_ylim(first, last)
-    bar.ax.locator_params(axis="y", integer=True)

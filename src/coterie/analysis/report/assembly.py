@@ -23,9 +23,9 @@ from coterie.analysis.report.salience import salience, salience_figure
 from coterie.analysis.report.separation import cross_modal, partition
 from coterie.analysis.report.spread import depth, dominance, load, universal
 from coterie.analysis.report.trial import Trial, attention, head_shares
-from coterie.engine.token_texts import TokenText, plain_id, token_texts
 from coterie.errors import LoadError, ProfileIdentityError, UnsupportedError, UsageError
 from coterie.profiles import Profile, ProfileDatabase
+from coterie.profiles.heavy_tokens import TokenText, plain_id
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,6 +140,9 @@ def _routers(
 
 
 def _texts(model: str | Path, revision: str | None, offline: bool) -> TokenText:
+    # Here: pictures and answers from a profile alone need no torch.
+    from coterie.engine.token_texts import token_texts
+
     try:
         return token_texts(model, revision=revision, offline=offline)
     except LoadError:

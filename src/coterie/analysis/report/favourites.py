@@ -8,9 +8,8 @@ import numpy as np
 
 from coterie.analysis.report.findings import Answer, Table, shown
 from coterie.analysis.report.material import PLURALS, Material
-from coterie.engine.token_texts import TokenText, quoted
 from coterie.profiles import Profile, ProfileDatabase
-from coterie.profiles.heavy_tokens import HeavyToken, TokenTable, heavy_tokens, token_table
+from coterie.profiles.heavy_tokens import HeavyToken, TokenTable, TokenText, heavy_tokens, quoted, token_table
 from coterie.profiles.specialisation import Specialisation
 from coterie.spec import BankKey
 
