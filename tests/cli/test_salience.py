@@ -37,7 +37,7 @@ def test_generate_with_fewer_experts(coterie, model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("how", "message"), [("wakes", "Did you mean 'wake'"), ("gate:x", "gate:0.2")])
 def test_an_unknown_way_is_told_before_a_model_is_opened(command, how, message, coterie, tmp_path: Path) -> None:
     argument = ("hello",) if command == "generate" else ("--text", "none.txt")
-    outcome = coterie(command, str(tmp_path / "none"), *argument, "--adapt-experts", how)
+    outcome = coterie(command, str(tmp_path), *argument, "--adapt-experts", how)
     assert (outcome.code, message in outcome.err) == (2, True), outcome.err
 
 

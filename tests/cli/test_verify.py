@@ -68,4 +68,4 @@ def test_what_an_interrupted_growth_left_is_told_and_code_0(coterie, moe: str, t
 def test_what_is_no_model_is_an_error(coterie, tmp_path: Path) -> None:
     outcome = coterie("verify", str(tmp_path))
     assert outcome.code == 1
-    assert "it is not a store" in outcome.err
+    assert "is neither a store nor a checkpoint" in outcome.err

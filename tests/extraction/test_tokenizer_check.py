@@ -18,6 +18,10 @@ ROWS = 128
 """Of the embeddings of the zoo."""
 
 
+OTHERS = ROWS + 100
+"""Tokens of another model's: more than a few without rows."""
+
+
 def give_tokenizer(directory: Path, tokens: int) -> None:
     vocabulary = {f"token{i}": i for i in range(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="token0"))
@@ -57,27 +61,34 @@ def test_a_tokenizer_that_fits(checkpoint, tmp_path):
     assert verify(source).ok
 
 
+def test_a_few_tokens_without_rows_are_warned_of(checkpoint, tmp_path):
+    with pytest.warns(UserWarning, match="has 1 tokens that the embedding of 128 rows has no row for"):
+        extract(checkpoint(ROWS + 1), tmp_path / "store")
+    with pytest.warns(UserWarning, match="has no row for"):
+        assert verify(tmp_path / "store").ok
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_extraction_refuses_another_models_before_it_writes(dry_run, checkpoint, tmp_path):
-    with pytest.raises(LoadError, match=r"'token128' has id 128, but the embedding has 128 rows") as caught:
-        extract(checkpoint(ROWS + 1), tmp_path / "store", dry_run=dry_run)
-    assert (caught.value.token_id, caught.value.embedding_rows) == (ROWS, ROWS)
+    with pytest.raises(LoadError, match=r"'token227' has id 227, but the embedding has 128 rows") as caught:
+        extract(checkpoint(OTHERS), tmp_path / "store", dry_run=dry_run)
+    assert (caught.value.token_id, caught.value.embedding_rows) == (OTHERS - 1, ROWS)
     assert not (tmp_path / "store").exists()
 
 
 def test_it_is_a_problem_of_a_checkpoint(checkpoint):
-    (problem,) = verify(checkpoint(ROWS + 1)).problems
-    assert (problem.kind, problem.file, problem.place) == ("malformed", "tokenizer.json", "token128")
+    (problem,) = verify(checkpoint(OTHERS)).problems
+    assert (problem.kind, problem.file, problem.place) == ("malformed", "tokenizer.json", "token227")
     assert "128 rows" in problem.message
 
 
 def test_it_is_a_problem_of_a_store(store, monkeypatch):
-    (problem,) = verify(store(ROWS + 1, monkeypatch)).problems
-    assert (problem.kind, problem.file, problem.place) == ("malformed", "tokenizer.json", "token128")
+    (problem,) = verify(store(OTHERS, monkeypatch)).problems
+    assert (problem.kind, problem.file, problem.place) == ("malformed", "tokenizer.json", "token227")
 
 
 def test_a_damaged_file_is_one_problem(store, monkeypatch):
-    path = store(ROWS + 1, monkeypatch)
+    path = store(OTHERS, monkeypatch)
     text = (path / "tokenizer.json").read_bytes()
     (path / "tokenizer.json").write_bytes(text.replace(b"token128", b"token1\n8"))
     (problem,) = verify(path).problems

@@ -83,7 +83,7 @@ def test_what_is_computed_beside_the_weights_counts_against_the_budget(omni):
         load(omni, memory=caught.value.minimum + 2**28, max_context=16)
 
 
-@pytest.mark.parametrize("value", [0, -1, 9, 10**6])
+@pytest.mark.parametrize("value", [0, -1, 9, 10**4])
 def test_more_experts_per_token_than_there_are(value, zoo_checkpoint, tmp_path):
     directory = copy_of(zoo_checkpoint("qwen3_moe"), tmp_path)
     change(directory, num_experts_per_tok=value)

@@ -14,7 +14,7 @@ _UNITS = {
     "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40,
 }  # fmt: skip
 """A letter alone is a binary unit, as Docker and systemd have it."""
-_LEAST = 2**20
+_LEAST = 2**16
 """A text without a unit is a number of bytes from here on; below, a unit was forgotten."""
 _PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
@@ -43,8 +43,9 @@ def parse_bytes(text: str | int, *, what: str = "size") -> int:
         value = float(match.group(1)) * _UNITS[unit]
         if not unit and 0 < value < _LEAST:
             number = match.group(1)
+            meant = f"{number}{'GiB' if value < 2**10 else 'MiB'}"
             raise UsageError(
-                f"The {what} {number!r} would be {number} bytes.", advice=f"Did you mean '{number}GiB'? Write the unit."
+                f"The {what} {number!r} would be {number} bytes.", advice=f"Did you mean {meant!r}? Write the unit."
             )
     if value <= 0:
         raise UsageError(f"The {what} must be positive, not {text!r}.")
