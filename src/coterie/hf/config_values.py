@@ -18,9 +18,9 @@ MOST_PARTS = 100_000
 """More layers, experts, heads or the like than this are no model."""
 
 _COUNTED = re.compile(
-    r"layer|depth|block|expert|head|stage|label|group|level|codebook|mtp|nextn|dense_replace|indices|(^|_)(num|n)_"
+    r"layer|depth|block|expert|head|stage|label|group|level|codebook|mtp|nextn|dense_replace|indices|(^|_)num_"
 )
-_NOT_COUNTED = re.compile(r"token|vocab|position|length|_ids?$|size|embed|elements|frames|samples|pixels|params")
+_NOT_COUNTED = re.compile(r"token|vocab|position|length|ctx|context|window|_ids?$|size|embed|elements|frames|samples|pixels|params")
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
