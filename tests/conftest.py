@@ -135,3 +135,10 @@ def open_model() -> Iterator[Callable[..., PreTrainedModel]]:
     yield open_
     for model in opened:
         model.coterie.close()
+
+@pytest.fixture(autouse=True)
+def _a_fresh_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that a test starts do not inherit what models without a budget, opened by other tests, wrote down."""
+    if {"memory", "docs"} & set(request.path.parts):
+        for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+            monkeypatch.delenv(name, raising=False)
