@@ -136,6 +136,7 @@ def open_model() -> Iterator[Callable[..., PreTrainedModel]]:
     for model in opened:
         model.coterie.close()
 
+
 @pytest.fixture(autouse=True)
 def _a_fresh_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that a test starts do not inherit what models without a budget, opened by other tests, wrote down."""

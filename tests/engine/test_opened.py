@@ -14,7 +14,7 @@ def test_a_picture_and_a_word_from_python() -> None:
         said = []
         for options in ({"audios": [samples["dog.wav"]]}, {"images": [samples["sandal.png"]]}):
             inputs = coterie.build_inputs(processors, "", **options)
-            ids = model.generate(**inputs, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
+            ids = model.generate(**inputs.to(model.dtype), max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
             said.append(processors.tokenizer.decode(ids, skip_special_tokens=True))
         assert said == ["dog", "a photo of a sandal"]
     finally:

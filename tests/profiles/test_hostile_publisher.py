@@ -192,7 +192,8 @@ with ProfileDatabase(sys.argv[2], create=True) as here:
         sync(here, RemoteProfile(sys.argv[1]))
     except ProfileError as error:
         print(type(error).__name__, error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+with open("/proc/self/status") as status:
+    print(*(line.split()[1] for line in status if line.startswith("VmHWM")), file=sys.stderr)
 """
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from coterie.engine.source import ModelSource
-from coterie.errors import LoadError, MemoryBudgetError
+from coterie.errors import LoadError, MemoryBudgetError, UnsupportedError
 from coterie.hf.configs import read_config
 from coterie.hf.foreign import foreign
 from coterie.hf.generation_config import read_generation_config
@@ -133,6 +133,16 @@ def _check_loaded(model: Any, info: dict[str, Any], attachment: Attachment, sour
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise LoadError(f"{name} of {source.name} was not loaded.", advice="Please report it.", tensor=name)
+    # Releases before 5.8 leave weights in the dtype in which they are stored, where a quantizer is at work.
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if dtypes and source.dtype not in dtypes:
+        raise UnsupportedError(
+            f"This release of transformers loads weights of {source.name} as {', '.join(sorted(map(str, dtypes)))}; "
+            f"the model computes in {source.dtype}.",
+            advice="Install a newer transformers.",
+            expected=source.dtype,
+            got=dtypes,
+        )
 
 
 def _misshapen(name: str, got: Iterable[int], expected: Iterable[int], source: ModelSource) -> LoadError:

@@ -20,7 +20,9 @@ MOST_PARTS = 100_000
 _COUNTED = re.compile(
     r"layer|depth|block|expert|head|stage|label|group|level|codebook|mtp|nextn|dense_replace|indices|(^|_)num_"
 )
-_NOT_COUNTED = re.compile(r"token|vocab|position|length|ctx|context|window|_ids?$|size|embed|elements|frames|samples|pixels|params")
+_NOT_COUNTED = re.compile(
+    r"token|vocab|position|length|ctx|context|window|_ids?$|size|embed|elements|frames|samples|pixels|params"
+)
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 

@@ -58,7 +58,19 @@ def load_config(directory: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     remove_quantisation(config)
     settle_implementations(config, path)
+    _keep_dtypes_of_parts(config, raw)
     return config
+
+
+def _keep_dtypes_of_parts(config: PreTrainedConfig, raw: dict[str, Any]) -> None:
+    """Early releases of transformers forget the dtype that a part states; a part opened by itself computes in it."""
+    for name in COMPONENTS:
+        part, stated = getattr(config, f"{name}_config", None), raw.get(f"{name}_config")
+        if part is None or not isinstance(stated, dict) or getattr(part, "dtype", None) is not None:
+            continue
+        dtype = computing_dtype(str(stated.get("dtype") or stated.get("torch_dtype")))
+        if dtype is not None:
+            part.dtype = dtype
 
 
 def load_quantisation(directory: Path) -> Quantisation | None:
