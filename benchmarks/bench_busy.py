@@ -39,6 +39,9 @@ SETTINGS: dict[str, dict[str, str | None]] = {
     NOW: {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": None, "OMP_NUM_THREADS": None},
 }
 IDLE, BUSY = "idle", "beside a busy process"
+SETTLE_S = 2.5
+"""Steps for so long come before those that are timed: what other processes do is looked at four times a second, and a
+second without them passes before threads turn on the spot again."""
 
 
 def timed(steps: TimedSteps, state: str, count: int, at_most_s: float) -> float:
@@ -46,7 +49,7 @@ def timed(steps: TimedSteps, state: str, count: int, at_most_s: float) -> float:
     with ExitStack() as stack:
         if state == BUSY:
             stack.enter_context(BusyProcess())
-        return steps.seconds_per_step(count, at_most_s)
+        return steps.seconds_per_step(count, at_most_s, settle_s=SETTLE_S)
 
 
 def measure(

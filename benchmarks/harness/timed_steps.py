@@ -1,8 +1,8 @@
 """Decode steps in a process of its own that keeps its model open, timed on demand.
 
 Settings that a process is born with can so be compared in turn. Run as a program it opens a model and then, for each
-line ``STEPS SECONDS`` on standard input, prints the seconds per step of so many steps, or of those that fit into that
-time.
+line ``STEPS SECONDS SETTLE`` on standard input, prints the seconds per step of so many steps, or of those that fit into
+that time, after steps for ``SETTLE`` seconds that are not timed.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class TimedSteps:
         self._process.kill()
         self._process.communicate()
 
-    def seconds_per_step(self, steps: int, at_most_s: float) -> float:
+    def seconds_per_step(self, steps: int, at_most_s: float, *, settle_s: float = 0.0) -> float:
         """Times steps; see the module."""
         assert self._process.stdin is not None
-        print(steps, at_most_s, file=self._process.stdin, flush=True)
+        print(steps, at_most_s, settle_s, file=self._process.stdin, flush=True)
         return float(self._answer())
 
     def _answer(self) -> str:
@@ -102,7 +102,10 @@ def main() -> int:
     Decoding(model, prompt).steps(4)
     print("ready", flush=True)
     for line in sys.stdin:
-        steps, at_most_s = line.split()
+        steps, at_most_s, settle_s = line.split()
+        began = time.perf_counter()
+        while time.perf_counter() - began < float(settle_s):
+            Decoding(model, prompt).steps(8)
         decoding = Decoding(model, prompt)
         done, began = 0, time.perf_counter()
         while done < int(steps) and time.perf_counter() - began < float(at_most_s):
