@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,10 +33,6 @@ def hub(cache, monkeypatch) -> Iterator[LocalHub]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield served
     served.close()
-    # Requests that nobody waits for any more would use up faults of the next test's Hub, and be counted there.
-    for thread in threading.enumerate():
-        if thread.name.startswith("coterie-hub-"):
-            thread.join(timeout=30)
 
 
 @pytest.fixture
