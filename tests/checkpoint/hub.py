@@ -179,7 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         resolved = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path)
-        what = f"{self.command} {self.server_name} {resolved[3] if resolved else 'api'}"
+        # What else the client asks a Hub for, once in a process, is none of the requests that faults are meant for.
+        name = resolved[3] if resolved else "api" if asked else "other"
+        what = f"{self.command} {self.server_name} {name}"
         fault = self.served.fault(("status",), what)
         if fault is not None:
             self._send(fault.status, b'{"error":"broken"}', dict(fault.headers))
