@@ -15,6 +15,7 @@ from synthetic import Dimensions, write_checkpoint
 
 MIB = 1 << 20
 REASON = why_unavailable()
+MANY_LENGTHS = (200, 100, 60, 30, 50, 10, 3, 40, 77, 140, 220, 180, 33, 61, 99, 230, 111, 47, 19, 150)
 DIMENSIONS = Dimensions(layers=2, experts=32, hidden=2048, expert_hidden=512)
 
 pytestmark = [
@@ -75,6 +76,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ("bundled", 640, 1024, 4, (200, 100, 244), 12, {}),
         # More threads than fit at once, with two sequences each.
         ("bundled", 640, 512, 8, (120, 60), 4, {"num_beams": 2}),
+        # Each thread meets many shapes, and keeps kernels that were compiled for them.
+        ("bundled", 640, 512, 8, MANY_LENGTHS, 2, {"use_cache": False}),
         ("large", 900, 512, 4, (508,), 4, {}),
     ],
     ids=str,

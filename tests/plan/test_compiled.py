@@ -18,7 +18,7 @@ def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("budget", [2 * GIB, 8 * GIB])
+@pytest.mark.parametrize("budget", [2 * GIB, 6 * GIB])
 def test_takes_at_most_a_twentieth_of_the_budget(budget: int) -> None:
     planned = compiled_kernels_nbytes(budget)
     assert budget // 25 < planned <= budget // 20
@@ -34,12 +34,12 @@ def test_a_later_budget_counts_what_an_earlier_one_left() -> None:
 
 def test_small_budgets_keep_room_for_a_decode_step() -> None:
     bound_compiled_kernels(GIB // 4)
-    assert [os.environ[name] for name in NAMES] == ["64", "64"]
+    assert [os.environ[name] for name in NAMES] == ["8", "120"]
 
 
-def test_large_budgets_keep_the_libraries_own_size() -> None:
+def test_large_budgets_keep_the_own_size_of_the_cache_that_threads_share() -> None:
     bound_compiled_kernels(100 * GIB)
-    assert [os.environ[name] for name in NAMES] == ["1024", "1024"]
+    assert [os.environ[name] for name in NAMES] == ["8", "1024"]
 
 
 def test_after_a_model_without_a_budget_the_defaults_are_counted() -> None:
@@ -69,5 +69,5 @@ def test_caches_that_are_larger_than_a_budget_would_make_them_are_named(monkeypa
     assert "LRU_CACHE_CAPACITY=1024" in said
     assert "ONEDNN" not in said
     assert "fresh process" in said
-    monkeypatch.setenv("LRU_CACHE_CAPACITY", "10")
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
     assert unbounded_note(1 << 30) == ""
