@@ -18,7 +18,7 @@ from coterie.checkpoint.weight_files import (
     weights_name,
 )
 from coterie.errors import CheckpointFileError, CoterieError, UsageError
-from coterie.files.naming import check_name, resolve_path
+from coterie.files.naming import check_name, model_path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Location:
             UsageError: If it is named in another way, or a directory with a revision.
         """
         check_name(path_or_id)
-        directory, text = Path(resolve_path(path_or_id)).expanduser(), str(path_or_id)
+        directory, text = model_path(path_or_id), str(path_or_id)
         if directory.is_dir():
             if revision is not None:
                 raise UsageError(

@@ -29,14 +29,14 @@ class WholeFile:
     Safe to use from several threads.
 
     Args:
-        path: The file.
+        path: The file; also an attribute.
         nbytes: Its size.
         checksum: xxh3-128 of its bytes as 32 hex digits.
         stamp: What it was when it was opened.
     """
 
     def __init__(self, path: Path, *, nbytes: int, checksum: str, stamp: FileStamp | None) -> None:
-        self._path = path
+        self.path = path
         self._nbytes = nbytes
         self._checksum = checksum
         self._stamp = stamp
@@ -44,9 +44,9 @@ class WholeFile:
         self._kept: dict[str, torch.Tensor] | None = None
         self._lock = threading.Lock()
 
-    def want(self, tensors: Iterable[TensorInfo]) -> None:
-        """Says which of its tensors will be asked for."""
-        self._wanted.update((info.name, info) for info in tensors)
+    def want(self, info: TensorInfo) -> None:
+        """Says that this tensor of its will be asked for."""
+        self._wanted[info.name] = info
 
     def take(self, info: TensorInfo) -> torch.Tensor | None:
         """See :class:`~coterie.checkpoint.headers.TensorKeeper`.
@@ -57,8 +57,12 @@ class WholeFile:
         """
         with self._lock:
             if self._kept is None:
-                self._kept = self._read()
+                self._kept = self._read(self._wanted.values())
             return self._kept.pop(info.name, None)
+
+    def check(self) -> None:
+        """Compares the file with its checksum and keeps nothing of it. Raises as :meth:`take`."""
+        self._read(())
 
     def let_go(self) -> None:
         """Drops what nobody has asked for."""
@@ -66,14 +70,14 @@ class WholeFile:
             if self._kept is not None:
                 self._kept.clear()
 
-    def _read(self) -> dict[str, torch.Tensor]:
+    def _read(self, wanted: Iterable[TensorInfo]) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
         digest = xxhash.xxh3_128()
         scratch = memoryview(bytearray(min(_PIECE, self._nbytes)))
         try:
-            with FileIO(open_unchanged(self._path, self._stamp), "rb") as file:
+            with FileIO(open_unchanged(self.path, self._stamp), "rb") as file:
                 position = 0
-                for info in sorted(self._wanted.values(), key=lambda one: one.offset):
+                for info in sorted(wanted, key=lambda one: one.offset):
                     if info.offset < position or not info.nbytes:
                         continue  # it has no bytes of its own
                     while position < info.offset:
@@ -84,18 +88,18 @@ class WholeFile:
                     tensors[info.name] = raw.view(TORCH_DTYPES[info.dtype]).view(info.shape)
                 while position < self._nbytes:
                     position = self._fill(file, scratch[: min(len(scratch), self._nbytes - position)], position, digest)
-                check_unchanged(file.fileno(), self._path, self._stamp)
+                check_unchanged(file.fileno(), self.path, self._stamp)
         except OSError as error:
             raise ReadError(
-                f"{self._path} cannot be read: {error.strerror or error}.",
+                f"{self.path} cannot be read: {error.strerror or error}.",
                 advice="Check the disk, and that nobody writes to the store; then open the model again.",
-                path=self._path,
+                path=self.path,
             ) from error
         if digest.hexdigest() != self._checksum:
             raise ChecksumError(
-                f"{self._path} differs from its checksum: expected {self._checksum}, got {digest.hexdigest()}.",
+                f"{self.path} differs from its checksum: expected {self._checksum}, got {digest.hexdigest()}.",
                 advice="The file is damaged: copy it or extract the store again.",
-                path=self._path,
+                path=self.path,
                 expected=self._checksum,
                 got=digest.hexdigest(),
             )

@@ -11,7 +11,7 @@ from coterie.cli.console import facts_table, notes, plain_table, print_json, pri
 from coterie.cli.options import JsonOption
 from coterie.cli.release import examine_release
 from coterie.errors import UsageError
-from coterie.files.naming import resolve_path
+from coterie.files.naming import model_path
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _place(path: str | None) -> Path:
     Raises:
         UsageError: If nothing is there: the disk of whatever lies above would be measured in its place.
     """
-    found = Path(resolve_path(path or ".")).expanduser()
+    found = model_path(path or ".")
     if not found.exists():
         raise UsageError(
             f"There is no directory {path!r}.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -109,9 +108,9 @@ def command(
     larger --top or another profile adds. From the Hub only the shards that are needed are downloaded.
     """
     from coterie.extraction import extract
-    from coterie.files.naming import resolve_path
+    from coterie.files.naming import model_path
 
-    with resumable_progress(store, download=not Path(resolve_path(checkpoint)).is_dir()) as progress:
+    with resumable_progress(store, download=not model_path(checkpoint).is_dir()) as progress:
         report = extract(
             checkpoint,
             store,

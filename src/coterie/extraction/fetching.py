@@ -13,7 +13,7 @@ from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageErro
 from coterie.extraction.growth import StoreGrowth
 from coterie.extraction.models import need_checkpoint
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
-from coterie.files.naming import BUNDLED, resolve_path
+from coterie.files.naming import BUNDLED, model_path
 from coterie.files.stamps import file_stamps, first_changed
 from coterie.quant import NATIVE
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
@@ -202,7 +202,7 @@ def open_origin(store: Store, checkpoint: str | Path | None, *, offline: bool = 
             )
         checkpoint = facts.name
     need_checkpoint(checkpoint, "Give the checkpoint that the store was made from as source.")
-    is_directory = Path(resolve_path(checkpoint)).is_dir()
+    is_directory = model_path(checkpoint).is_dir()
     opened = Checkpoint.open(
         checkpoint, component=model.component, revision=None if is_directory else facts.revision, offline=offline
     )

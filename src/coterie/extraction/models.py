@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coterie.errors import UsageError
-from coterie.files.naming import BUNDLED, check_name, resolve_path
+from coterie.files.naming import BUNDLED, check_name, model_path
 from coterie.files.other_programs import no_model
 from coterie.store import Store, is_store, is_unfinished
 
@@ -20,7 +20,7 @@ def store_path(model: str | Path) -> Path | None:
     if model == BUNDLED:
         return None
     check_name(model)
-    path = Path(resolve_path(model)).expanduser()
+    path = model_path(model)
     if is_store(path):
         return path
     if path.is_dir():
@@ -41,5 +41,5 @@ def need_checkpoint(checkpoint: str | Path, advice: str) -> None:
     Raises:
         UsageError: If it is a store.
     """
-    if is_store(Path(resolve_path(checkpoint)).expanduser()):
+    if is_store(model_path(checkpoint)):
         raise UsageError(f"{checkpoint} is a store, and a checkpoint is needed here.", advice=advice, path=checkpoint)

@@ -22,6 +22,7 @@ from coterie.hf.configs import check_architecture, load_config, load_quantisatio
 from coterie.hf.dtypes import SAFETENSORS_DTYPES
 from coterie.hf.keymap import KeyMap, map_dense
 from coterie.hf.quantised import fold_names, unfold_keymap
+from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.quant import NATIVE, linear_names, lossy_scheme
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
@@ -164,18 +165,8 @@ def _check_dense(
             path=store.path,
             missing=keymap.missing,
         )
-    wanted = skeleton.state_dict()
-    for checkpoint_name, target in keymap.dense.items():
-        info, own = tensors.get(checkpoint_name), wanted.get(target)
-        if info is None or own is None or checkpoint_name in keymap.rearranged or checkpoint_name in parts:
-            continue
-        if info.shape != tuple(own.shape):
-            raise LoadError(
-                f"{checkpoint_name!r} of {store.path} has the shape {info.shape}, the model needs {tuple(own.shape)}.",
-                advice=advice,
-                path=info.path,
-                tensor=checkpoint_name,
-            )
+    shapes = {name: tensors[name].shape for name in keymap.dense if name in tensors and name not in parts}
+    check_shapes(skeleton, keymap, shapes, store.path / "config.json", LoadError)
 
 
 def _bank(bank: ExpertBank, facts: Bank, store: Store) -> CheckpointBank:

@@ -13,12 +13,12 @@ from coterie.extraction.models import store_path
 from coterie.extraction.origin import StoreOrigin, check_smaller
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
+from coterie.extraction.stored_dense import dense_files
 from coterie.files.naming import check_new_name
 from coterie.quant import NATIVE, lossy_scheme
 from coterie.spec import BankKey
 from coterie.store import Store
 from coterie.store.syscalls import SystemCalls
-from coterie.store.whole_files import check_whole
 
 
 def quantize(
@@ -137,5 +137,5 @@ def _warn_lossy(path: Path) -> None:
 
 def _check_dense(store: Store) -> None:
     """Compares the dense shards with their checksums: what is damaged must not get a new, matching one."""
-    for facts in store.manifest.dense:
-        check_whole(store.path, facts, store.stamps.get(facts.file))
+    for file in dense_files(store):
+        file.check()

@@ -42,16 +42,21 @@ def checked_tensors(
     Returns:
         Those that are wanted, and the files, which keep what was read until it is asked for.
     """
-    files = {
-        store.path / facts.file: WholeFile(
+    files = {file.path: file for file in dense_files(store)}
+    chosen = {name: replace(info, keeper=files[info.path]) for name, info in tensors.items() if wanted(name)}
+    for info in chosen.values():
+        files[info.path].want(info)
+    return chosen, tuple(files.values())
+
+
+def dense_files(store: Store) -> tuple[WholeFile, ...]:
+    """The files, each with the checksum and the stamp that it has to have; nothing is read yet."""
+    return tuple(
+        WholeFile(
             store.path / facts.file,
             nbytes=facts.nbytes,
             checksum=facts.checksum,
             stamp=store.stamps.get(facts.file),
         )
         for facts in store.manifest.dense
-    }
-    chosen = {name: replace(info, keeper=files[info.path]) for name, info in tensors.items() if wanted(name)}
-    for path, file in files.items():
-        file.want(info for info in chosen.values() if info.path == path)
-    return chosen, tuple(files.values())
+    )

@@ -30,6 +30,11 @@ def resolve_path(model: str | Path) -> str | Path:
     return model if _exists(Path(model)) else stores_by_name().get(model, model)
 
 
+def model_path(model: str | Path) -> Path:
+    """The same as a path, the home directory of ``~`` written out."""
+    return Path(resolve_path(model)).expanduser()
+
+
 def check_name(model: str | Path) -> None:
     """Finds out, before anything is opened, that this names no model, and says what was probably meant.
 

@@ -90,7 +90,7 @@ def _partial(named: Path) -> Iterator[Path]:
     alone = before is None or (stat.S_ISREG(before.st_mode) and before.st_nlink == 1)
     into = descriptor is not None or not alone
     with ExitStack() as stack:
-        beside = None if into and descriptor is not None else _beside(target, before)
+        beside = None if descriptor is not None else _beside(target, before)
         partial = beside or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coterie-"))) / target.name
         stack.callback(partial.unlink, missing_ok=True)
         yield partial

@@ -80,7 +80,7 @@ def load_quantisation(directory: Path) -> Quantisation | None:
         CheckpointFileError: If there is no valid ``config.json``.
         UnsupportedError: If the quantisation is not supported.
     """
-    return read_quantisation(read_config(directory), directory / "config.json")
+    return _read(directory)[1]
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -90,6 +90,10 @@ def read_config(directory: Path) -> dict[str, Any]:
         CheckpointFileError: If there is none, it is not JSON, or a value is absurd.
         UnsupportedError: If the quantisation is not supported.
     """
+    return _read(directory)[0]
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], Quantisation | None]:
     path = directory / "config.json"
     try:
         raw = read_json_object(path)
@@ -97,9 +101,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointFileError(
             f"{directory} has no config.json.", advice="Pass the directory of a Hugging Face checkpoint.", path=path
         ) from None
-    read_quantisation(raw, path)
+    quantisation = read_quantisation(raw, path)
     check_values(raw, path)
-    return raw
+    return raw, quantisation
 
 
 def resolve_model(config: PreTrainedConfig, component: str | None) -> tuple[type[PreTrainedModel], PreTrainedConfig]:

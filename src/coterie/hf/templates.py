@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import InputError, LoadError
-from coterie.files.json_text import read_json_object
+from coterie.files.json_text import JsonLimits, read_json_object
 from coterie.files.regular import read_bounded
+from coterie.files.text import decode_text
 
 SECONDS = 2
 """Seconds of processor time that a template may take; ordinary ones take hundredths."""
@@ -26,7 +27,6 @@ _LONGEST = 500_000
 """Characters that a rendered conversation may have, beyond four times its own: what a template says by itself."""
 _TEMPLATE_LIMIT = 4 * 2**20
 
-Template = str | Mapping[str, str]
 """A template, or several by name."""
 
 
@@ -96,16 +96,14 @@ def template_of_file(path: Path) -> str:
         InputError: If there is no such file, or it holds something else.
     """
     try:
-        data = read_bounded(path, _TEMPLATE_LIMIT)
         if path.suffix == ".json":
-            value = read_json_object(path, error=InputError, advice="Check the file.").get("chat_template")
-            template = choose_template(value, None, path=path)
+            limits = JsonLimits(nbytes=_TEMPLATE_LIMIT)
+            value = read_json_object(path, limits=limits, error=InputError, advice="Check the file.")
+            template = choose_template(value.get("chat_template"), None, path=path)
         else:
-            template = data.decode("utf-8-sig")
+            template = decode_text(read_bounded(path, _TEMPLATE_LIMIT), str(path), path=path)
     except OSError as error:
         raise InputError(f"The chat template {path} cannot be read: {error.strerror}.", path=path) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).", path=path) from error
     if not template:
         raise InputError(f"{path} holds no chat template.", path=path)
     return template

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import requires
+from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 
 def install_advice(extra: str) -> str:
@@ -15,6 +16,11 @@ def install_advice(extra: str) -> str:
     Args:
         extra: Its name in ``pyproject.toml``, such as ``analysis``.
     """
+    # Here, not above: they take longer to import than all else that a size or a key needs.
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+
     needed = [Requirement(line) for line in requires("coterie") or ()]
     chosen = [one for one in needed if one.marker is not None and one.marker.evaluate({"extra": extra})]
     return f"Install it: pip install {' '.join(_quoted(one) for one in chosen)}."

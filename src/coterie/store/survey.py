@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import StoreError
+from coterie.files.below import files_below
 from coterie.spec import RECORD_ALIGNMENT, round_up
 from coterie.store import names
 from coterie.store.continuation import check_growth, refuse_foreign, refuse_other_plan
@@ -16,7 +17,6 @@ from coterie.store.manifest import Manifest
 from coterie.store.manifest_file import is_store, load_manifest
 from coterie.store.manifest_json import manifest_bytes
 from coterie.store.plan import StorePlan, plan_segments
-from coterie.store.sweep import written_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ def _leftovers(root: Path, kept: set[str]) -> int:
     if not root.is_dir():
         return 0
     try:
-        for name in written_names(root):
+        for name in files_below(root):
             if name not in kept and (
                 names.is_partial_file(name) or names.is_segment_file(name) or names.is_dense_file(name)
             ):

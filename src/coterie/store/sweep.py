@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from coterie.files.below import files_below
 from coterie.store import names
 from coterie.store.disk import Disk
-
-
-def written_names(root: Path) -> Iterator[str]:
-    """Relative names of all files below a directory, links to directories included, sorted."""
-    yield from files_below(root)
 
 
 def sweep(disk: Disk, *, keep: Collection[str], side_files: Collection[str], dense: bool) -> None:
@@ -27,7 +22,7 @@ def sweep(disk: Disk, *, keep: Collection[str], side_files: Collection[str], den
         dense: Whether dense shards are removed too.
     """
     touched: set[Path] = set()
-    for name in list(written_names(disk.root)):
+    for name in files_below(disk.root):
         if name in keep:
             continue
         leftover = _is_own_partial(name, side_files) or names.is_segment_file(name) or name in side_files
@@ -45,7 +40,7 @@ def sweep(disk: Disk, *, keep: Collection[str], side_files: Collection[str], den
 
 def sweep_partial(disk: Disk, side_files: Collection[str]) -> None:
     """Removes the temporary files of a writer that was interrupted and will be continued."""
-    for name in list(written_names(disk.root)):
+    for name in files_below(disk.root):
         if _is_own_partial(name, side_files):
             disk.remove(name)
 

@@ -14,6 +14,7 @@ from typing import Literal
 import xxhash
 
 from coterie.errors import StoreFormatError
+from coterie.files.below import files_below
 from coterie.files.stamps import open_unchanged
 from coterie.store import names
 from coterie.store.dense_index import dense_problems
@@ -22,7 +23,6 @@ from coterie.store.manifest import FileFacts, Manifest, Record, Segment
 from coterie.store.manifest_file import check_file, load_manifest
 from coterie.store.padding import PaddingCheck
 from coterie.store.safetensors_file import read_header
-from coterie.store.sweep import written_names
 
 ProblemKind = Literal["corrupt", "missing", "foreign", "malformed"]
 Progress = Callable[[int, int], None]
@@ -199,7 +199,7 @@ class _Verification:
     def _check_others(self) -> None:
         """What is in the directory beside the store's own files."""
         known = {names.MANIFEST, *self._manifest.file_sizes}
-        for name in written_names(self._root):
+        for name in files_below(self._root):
             if name in known:
                 continue
             try:

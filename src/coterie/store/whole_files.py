@@ -1,4 +1,4 @@
-"""Files of a store that are checked as a whole: what is beside the weights at once, dense files when they are read."""
+"""Files of a store beside its weights, compared with their checksums as a whole."""
 
 from __future__ import annotations
 
