@@ -26,7 +26,7 @@ def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str) -
     """Gives a stock model the weights that a store's linear layers stand for."""
     with torch.no_grad():
         for name, matrix in quantised_linears(checkpoint, scheme).items():
-            rounded = matrix.dequantise(matrix.quantise(checkpoint.read(name)), model.dtype)
+            rounded = matrix.scheme.dequantise(matrix.quantise(checkpoint.read(name)), matrix.shape[1], model.dtype)
             model.get_parameter(checkpoint.keymap.dense[name]).copy_(rounded)
 
 
@@ -94,7 +94,9 @@ def test_a_weight_that_is_used_beside_its_layer_is_the_rounded_one(store: Path, 
     checkpoint = Checkpoint.open(zoo_checkpoint("qwen3_moe", torch.bfloat16))
     name = "model.layers.1.self_attn.o_proj.weight"
     matrix = stored_linear(name, layer.out_features, layer.in_features, SCHEMES["int4"])
-    assert torch.equal(layer.weight, matrix.dequantise(matrix.quantise(checkpoint.read(name)), torch.bfloat16))
+    assert torch.equal(
+        layer.weight, matrix.scheme.dequantise(matrix.quantise(checkpoint.read(name)), matrix.shape[1], torch.bfloat16)
+    )
     assert layer.weight.dtype == torch.bfloat16
     assert "scheme=int4" in repr(layer)
 

@@ -55,7 +55,7 @@ def _io_buffers(source: ModelSource, largest: int, read_threads: int) -> int:
     Reading: a checkpoint's may be decoded, and growing a store is one more. Computing: quantised ones are dequantised
     one at a time, and the one before may not be gone yet.
     """
-    dequantised = 2 * source.decoded_nbytes
+    dequantised = 2 * source.dequantised_nbytes
     if source.kind == "store" and source.fetching is None:
         return dequantised
     return dequantised + 2 * (read_threads + (source.fetching is not None)) * largest

@@ -25,9 +25,7 @@ from coterie.hf.configs import (
     load_quantisation,
     resolve_model,
 )
-from coterie.hf.quantised import decoded_nbytes
-from coterie.quant import dequantised_nbytes
-from coterie.spec import BankKey, ExpertSource
+from coterie.spec import BankKey, ExpertSource, dequantised_nbytes, uses_scheme
 from coterie.store import Store
 
 if TYPE_CHECKING:
@@ -85,17 +83,17 @@ class ModelSource:
         return sizes
 
     @cached_property
-    def decoded_nbytes(self) -> int:
+    def dequantised_nbytes(self) -> int:
         """Bytes that the largest expert takes beside its record while it is computed with; 0 if none is quantised."""
         layouts = {self.experts.layout(key) for key in self.experts.keys()}
         size = self.dtype.itemsize
-        return max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
+        return max((dequantised_nbytes(one, size) for one in layouts), default=0)
 
     @property
     def quantised(self) -> bool:
         """Whether any weight is in one of our lossy schemes."""
         layouts = {self.experts.layout(key) for key in self.experts.keys()}
-        return self.linears is not None or any(dequantised_nbytes(one, self.dtype.itemsize) for one in layouts)
+        return self.linears is not None or any(uses_scheme(one) for one in layouts)
 
     @property
     def dense_nbytes(self) -> int:

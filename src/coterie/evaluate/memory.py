@@ -97,5 +97,5 @@ def _need(source: ModelSource, context: int, budget: int) -> int:
         + margin_nbytes(budget)
         + minimum_capacity(source.experts)
         + _LARGEST_RECORDS * largest
-        + 2 * source.decoded_nbytes
+        + 2 * source.dequantised_nbytes
     )

@@ -15,12 +15,11 @@ from coterie.extraction.models import store_path
 from coterie.extraction.stored_dense import dense_headers
 from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
-from coterie.hf.quantised import decoded_nbytes, encoding_of
 from coterie.plan.budget import context_nbytes, least_budget, margin_nbytes
 from coterie.plan.compiled import compiled_kernels_nbytes
 from coterie.plan.machine import process_memory
-from coterie.quant import NATIVE, dequantised_nbytes, linear_names, lossy_scheme
-from coterie.spec import RecordLayout, parse_bytes
+from coterie.quant import linear_names, lossy_scheme
+from coterie.spec import NATIVE, RecordLayout, checkpoint_encoding, dequantised_nbytes, parse_bytes
 from coterie.store import Store
 from coterie.store.names import MANIFEST
 
@@ -360,13 +359,13 @@ def _dequantised(store: Store) -> tuple[int, int]:
 
 
 def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
-    return tuple(sorted({str(encoding_of(layout)) for layout in layouts} - {"plain"}))
+    return tuple(sorted({found for layout in layouts if (found := checkpoint_encoding(layout))}))
 
 
 def pair_nbytes(layouts: Iterable[RecordLayout], dtype: torch.dtype) -> int:
     """Bytes that quantised experts take while they are computed with: the largest one, twice."""
     size = dtype.itemsize
-    return 2 * max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
+    return 2 * max((dequantised_nbytes(one, size) for one in layouts), default=0)
 
 
 def default_context_nbytes(config: Any, dtype: torch.dtype, model_class: type[Any], budget: int) -> tuple[int, int]:

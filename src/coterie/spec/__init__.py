@@ -7,8 +7,20 @@ from coterie.spec.defaults import (
     DEFAULT_LABEL,
     DEFAULT_POLICY,
     DEFAULT_PREFETCH,
-    SCHEME_NAMES,
     Prefetch,
+)
+from coterie.spec.encodings import (
+    CHECKPOINT_ENCODINGS,
+    FP8,
+    GROUP,
+    MXFP4,
+    NATIVE,
+    SCHEME_FORMATS,
+    SCHEME_NAMES,
+    Encoding,
+    SchemeFormat,
+    group_count,
+    group_size,
 )
 from coterie.spec.events import (
     Event,
@@ -23,23 +35,38 @@ from coterie.spec.events import (
 from coterie.spec.extras import install_advice
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
+from coterie.spec.parameters import (
+    StoredParameter,
+    checkpoint_encoding,
+    dequantised_nbytes,
+    encoded_names,
+    plan_record,
+    uses_scheme,
+)
 from coterie.spec.sizes import format_bytes, format_ranges, parse_bytes, parse_ranges, share_nbytes
 from coterie.spec.source import ExpertSource, Extent
 from coterie.spec.stamp import FileStamp
 
 __all__ = [
     "ADAPTATION_PRESETS",
+    "CHECKPOINT_ENCODINGS",
     "DEFAULT_DOMAIN",
     "DEFAULT_LABEL",
     "DEFAULT_POLICY",
     "DEFAULT_PREFETCH",
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
+    "FP8",
+    "GROUP",
+    "MXFP4",
+    "NATIVE",
     "RECORD_ALIGNMENT",
+    "SCHEME_FORMATS",
     "SCHEME_NAMES",
     "AdaptiveExperts",
     "BankKey",
     "ContextShape",
+    "Encoding",
     "Event",
     "ExpertKey",
     "ExpertSource",
@@ -53,13 +80,22 @@ __all__ = [
     "Phase",
     "Prefetch",
     "RecordLayout",
+    "SchemeFormat",
     "StepEnded",
     "StepStarted",
+    "StoredParameter",
+    "checkpoint_encoding",
+    "dequantised_nbytes",
+    "encoded_names",
     "format_bytes",
     "format_ranges",
+    "group_count",
+    "group_size",
     "install_advice",
     "parse_bytes",
     "parse_ranges",
+    "plan_record",
     "round_up",
     "share_nbytes",
+    "uses_scheme",
 ]

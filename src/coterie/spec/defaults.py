@@ -2,9 +2,6 @@
 
 from typing import Literal
 
-SCHEME_NAMES = ("int4", "int8", "native")
-"""The ways in which weights are stored: with losses, or as in the checkpoint."""
-
 DEFAULT_POLICY = "markov"
 """Name of the eviction policy: the best of them on recorded routing of real models."""
 
