@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from coterie.engine.answers import AnswerReader, ToolCall
 from coterie.engine.draws import drawing
-from coterie.engine.one_sequence import beams, check_settings, sequences_at_once, settings_named
+from coterie.engine.one_sequence import beams, check_settings, longest, settings_named
 from coterie.engine.runtime import Runtime
 from coterie.engine.sampling import Sampling
 from coterie.engine.streaming import StopAtTexts, TextStream
-from coterie.hf.context import DEFAULT_CONTEXT, model_context
+from coterie.hf.context import DEFAULT_CONTEXT
 from coterie.spec import Event, ExpertsSelected
 
 if TYPE_CHECKING:
@@ -211,14 +211,11 @@ def effective_config(
 
 def _room(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> int | None:
     """New tokens that there is room for; None if nothing says so."""
-    plan = model.coterie.plan
-    if plan is not None:
-        # The last token is never run through the model, hence one more; a prompt that is too long fails in the model.
-        return int(plan.max_context) // sequences_at_once(config) - prompt + 1
-    if config.max_new_tokens is not None:
-        return None
-    positions = model_context(model.config)
-    return None if positions is None else positions - prompt + 1
+    if model.coterie.max_context is None and config.max_new_tokens is not None:
+        return None  # whoever asks for more than the model was made for gets it
+    most = longest(model, config)
+    # The last token is never run through the model, hence one more; a prompt that is too long fails in the model.
+    return None if most is None else most - prompt + 1
 
 
 def finish(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from coterie.engine.answers import reader_for
 from coterie.engine.chat import ChatOptions, can_chat, chat_prompt
 from coterie.engine.completion import Completion, complete
+from coterie.engine.one_sequence import longest
 from coterie.engine.processors import Processors
 from coterie.engine.sampling import Sampling
 from coterie.errors import InputError, UsageError
 from coterie.files.json_text import read_json_object
 from coterie.files.replacing import replacing
-from coterie.hf.context import model_context
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -212,7 +212,8 @@ class Conversation:
             length = int(inputs["input_ids"].shape[1])
             if limit is None or length <= limit or not turns:
                 break
-            # Another round costs a rendering: as many as the length suggests are left out at once, a turn at least.
+            # Another round costs a rendering, and what is left out for nothing is lost: half as many messages as the
+            # length suggests go at once, a turn at least.
             excess = max(1, len(turns) * (length - limit) // (2 * length))
             turns = _without_first(turns, excess)
         self.forgotten = len(self.messages) + 1 - len(asked)
@@ -220,11 +221,7 @@ class Conversation:
 
     def _limit(self) -> int | None:
         """The longest prompt that leaves room for an answer; None if nothing limits it."""
-        plan = None if self._model is None else self._model.coterie.plan
-        if plan is not None:
-            context: int | None = plan.max_context
-        else:
-            context = None if self._model is None else model_context(self._model.config)
+        context = longest(self._model, self.sampling.generation_config(self._model.generation_config))
         if context is None:
             return None
         share = context // _LEAST_SHARE
