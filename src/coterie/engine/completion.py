@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,7 +136,7 @@ def complete(
     interrupted = False
     try:
         with stoppable(model, should_stop), drawing(wishes.seed) as draws, settings_named(model):
-            options = stopping(tokenizer, config, wishes, prompt)
+            options = stopping(tokenizer, config, wishes, prompt=prompt, keep=() if reader is None else reader.marks)
             made = model.generate(
                 **inputs.to(model.dtype),
                 generation_config=config,
@@ -171,7 +171,12 @@ def _stream(
 
 
 def stopping(
-    tokenizer: PreTrainedTokenizerBase, config: GenerationConfig, sampling: Sampling, prompt: int
+    tokenizer: PreTrainedTokenizerBase,
+    config: GenerationConfig,
+    sampling: Sampling,
+    *,
+    prompt: int,
+    keep: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What ``generate`` needs to end at a text: the tokenizer for the model's own, a criterion for the caller's.
 
@@ -180,6 +185,8 @@ def stopping(
         config: What is to be done.
         sampling: The caller's wishes.
         prompt: Tokens of the prompt.
+        keep: Special tokens whose text is part of the answer, as :class:`TextStream` takes them: where the stream sees
+            a text, and only there, the sequence ends.
     """
     options: dict[str, Any] = {}
     if config.stop_strings is not None or config.token_healing:
@@ -187,7 +194,8 @@ def stopping(
     if sampling.stop:
         from transformers import StoppingCriteriaList
 
-        options["stopping_criteria"] = StoppingCriteriaList([StopAtTexts(tokenizer, sampling.stop, prompt=prompt)])
+        criterion = StopAtTexts(tokenizer, sampling.stop, keep=keep, prompt=prompt)
+        options["stopping_criteria"] = StoppingCriteriaList([criterion])
     return options
 
 
