@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.engine.answers import reader_for
-from coterie.engine.chat import ChatOptions, can_chat, chat_prompt
+from coterie.engine.chat import can_chat, chat_prompt, user_message
+from coterie.engine.chat_options import ChatOptions
 from coterie.engine.completion import Completion, complete
 from coterie.engine.one_sequence import longest
 from coterie.engine.processors import Processors
@@ -98,13 +99,8 @@ class Conversation:
             InputError: If a file cannot be used or the template refuses the conversation.
             ContextLengthError: If this turn alone is longer than the memory budget was made for.
         """
-        parts = [{"type": "image", "path": str(path)} for path in images]
-        parts += [{"type": "audio", "path": str(path)} for path in audios]
-        if text:
-            parts.append({"type": "text", "text": text})
-        return self._answer(
-            {"role": "user", "content": parts}, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop
-        )
+        message = user_message(text, images=images, audios=audios)
+        return self._answer(message, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
 
     def retry(
         self,
