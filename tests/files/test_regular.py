@@ -36,8 +36,9 @@ def test_nothing_else_is_waited_for_or_read(tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         for name, said in (("fifo", "FIFO"), ("zero", "device"), ("folder", "directory")):
-            with pytest.raises(OSError, match=said):
+            with pytest.raises(OSError, match=said) as told:
                 read_bounded(tmp_path / name, 10)
+            assert isinstance(told.value, IsADirectoryError) == (name == "folder")
         with pytest.raises(OSError):
             read_bounded(tmp_path / "socket", 10)
 

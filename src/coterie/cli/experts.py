@@ -179,9 +179,6 @@ def _print_card(card: ExpertCard, tokenizer: str | None) -> None:
 
 def _tokens(card: ExpertCard, tokenizer: str | None) -> str:
     """The tokens that the expert is chosen for, as text where a tokenizer is to be had."""
-    from coterie.cli.opening import import_engine
-
-    import_engine(quiet=True)
     from coterie.engine.token_texts import recorded_token_texts, token_texts
     from coterie.profiles.heavy_tokens import quoted
 

@@ -54,10 +54,13 @@ class Processors:
     Args:
         path: A store or checkpoint directory.
         embedding_rows: Rows of the model's input embedding; if given, the tokenizer is checked against it.
+        store: The store in that directory, where it is open already: its files have to be what they were then.
 
     Raises:
         LoadError: If the directory has no readable ``config.json`` or tokenizer, or the tokenizer is another model's
             (a token without a row in the embedding, or placeholder tokens with other ids than the config says).
+        StoreError: If it is a store that cannot be opened.
+        ReadError: If one of the store's files is not what it was when the store was opened.
 
     Attributes:
         path: The directory.
@@ -65,10 +68,10 @@ class Processors:
         tokenizer: The tokenizer.
     """
 
-    def __init__(self, path: str | Path, *, embedding_rows: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, embedding_rows: int | None = None, store: Store | None = None) -> None:
         self.path = Path(path)
         # Opening a store compares its files with their checksums; afterwards they have to stay what they are.
-        self._store = Store.open(self.path) if is_store(self.path) else None
+        self._store = Store.open(self.path) if store is None and is_store(self.path) else store
         self.config = _read_config(self.path)
         self.embedding_rows = embedding_rows
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.path, embedding_rows)
