@@ -93,7 +93,7 @@ def test_a_budget_as_text_or_number(budget, store, total, open_model):
 
 
 def test_without_a_budget_the_machine_is_asked(store, monkeypatch):
-    monkeypatch.setattr("coterie.engine.loader.default_memory_budget", lambda: 8 << 30)
+    monkeypatch.setattr("coterie.engine.opening.default_memory_budget", lambda: 8 << 30)
     model = load(store)
     assert model.coterie.plan.budget == 8 << 30
     model.coterie.close()

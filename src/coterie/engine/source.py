@@ -144,12 +144,12 @@ def open_source(
     return _checkpoint_source(Checkpoint.open(path, component=component, revision=revision, offline=offline))
 
 
-def with_fetching(source: ModelSource, checkpoint: str | Path | None, *, offline: bool = False) -> ModelSource:
+def with_fetching(partial: ModelSource, source: str | Path | None, *, offline: bool = False) -> ModelSource:
     """The whole model: what a partial store lacks comes from its checkpoint, and is added to the store.
 
     Args:
-        source: From :func:`open_source`. One that is complete stays what it is, and needs no checkpoint.
-        checkpoint: Directory, Hub id or ``bundled``; None for what the store's manifest names.
+        partial: From :func:`open_source`. One that is complete stays what it is, and needs no checkpoint.
+        source: Its checkpoint: directory, Hub id or ``bundled``; None for what the store's manifest names.
         offline: Use only what is on this machine.
 
     Raises:
@@ -157,15 +157,15 @@ def with_fetching(source: ModelSource, checkpoint: str | Path | None, *, offline
         LoadError: If it is not the one that the store was made from.
         CheckpointError: If it cannot be used.
     """
-    store = source.experts
-    if source.complete or not isinstance(store, Store):
-        return source
-    origin = open_origin(store, checkpoint, offline=offline)
-    experts = FetchingExperts(store, origin, source.num_experts.keys())
+    store = partial.experts
+    if partial.complete or not isinstance(store, Store):
+        return partial
+    origin = open_origin(store, source, offline=offline)
+    experts = FetchingExperts(store, origin, partial.num_experts.keys())
     return replace(
-        source,
+        partial,
         experts=experts,
-        present=_ids_by_bank(experts, source.num_experts),
+        present=_ids_by_bank(experts, partial.num_experts),
         fetching=experts,
     )
 

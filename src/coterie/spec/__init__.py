@@ -7,6 +7,8 @@ from coterie.spec.defaults import (
     DEFAULT_LABEL,
     DEFAULT_POLICY,
     DEFAULT_PREFETCH,
+    DEFAULT_WARM,
+    Missing,
     Prefetch,
 )
 from coterie.spec.encodings import (
@@ -35,6 +37,7 @@ from coterie.spec.events import (
 from coterie.spec.extras import install_advice
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
+from coterie.spec.opening import Opening
 from coterie.spec.parameters import (
     StoredParameter,
     checkpoint_encoding,
@@ -54,6 +57,7 @@ __all__ = [
     "DEFAULT_LABEL",
     "DEFAULT_POLICY",
     "DEFAULT_PREFETCH",
+    "DEFAULT_WARM",
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
     "FP8",
@@ -76,7 +80,9 @@ __all__ = [
     "Extent",
     "Field",
     "FileStamp",
+    "Missing",
     "Observer",
+    "Opening",
     "Phase",
     "Prefetch",
     "RecordLayout",
