@@ -261,7 +261,7 @@ def _holding(model: PreTrainedModel, samples: Sequence[Sample]) -> Holding:
     seconds = sum(sample.completion.decode_s for sample in samples)
     steps = sum(len(sample.completion.token_ids) - 1 for sample in samples)
     return Holding(
-        dense_bytes=model.coterie.source.dense_nbytes,
+        dense_bytes=model.coterie.source.footprint.dense,
         resident_bytes=stats.resident_bytes,
         total_expert_bytes=stats.total_expert_bytes,
         hit_rate=stats.total.hit_rate,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from coterie import native
-from coterie.cache import ExpertCache, minimum_capacity
+from coterie.cache import ExpertCache
 from coterie.engine.caller import warn_caller
 from coterie.engine.closing import close_by_with
 from coterie.engine.memory import arena_nbytes, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
-from coterie.engine.reading import DEFAULT_AT_ONCE, Reading, reading_for
+from coterie.engine.reading import Reading, reading_for
 from coterie.engine.release_check import check_release
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import ModelSource, open_source, with_fetching
@@ -72,7 +72,6 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         source = with_fetching(source, opening.source, offline=opening.offline)
     _check_coverage(source, opening.missing)
     usage = read_usage(opening, source)
-    minimum = minimum_capacity(source.experts)
     budget = _budget(opening)
     context = default_context(source.config) if opening.max_context is None else opening.max_context
     _warn_long(context, model_context(source.config))
@@ -83,8 +82,8 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         leave_kernels_unbounded()
     else:
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
-        first = plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=False)
-        room = first.arena - minimum
+        first = plan_for(source, budget, context, loaded=False)
+        room = first.arena - source.footprint.least_experts
         bound_compiled_kernels(budget)
         share_one_heap()
     register()
@@ -100,8 +99,8 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     plan = None
     if budget is not None:
         gc.collect()  # what loading left behind is not part of the model
-        plan = plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=True)
-    capacity = arena_nbytes(source, plan, opening.expert_memory, minimum)
+        plan = plan_for(source, budget, context, loaded=True)
+    capacity = arena_nbytes(source.footprint, plan, opening.expert_memory)
     working_set = _working_set(source, attachment, opening.experts_per_token)
     reading = Reading() if source.kind == "checkpoint" else reading_for(source.experts, memory=capacity)
     cache = ExpertCache(

@@ -35,6 +35,7 @@ from coterie.spec.events import (
     StepStarted,
 )
 from coterie.spec.extras import install_advice
+from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
 from coterie.spec.opening import Opening
@@ -64,11 +65,13 @@ __all__ = [
     "GROUP",
     "MXFP4",
     "NATIVE",
+    "READS_AT_ONCE",
     "RECORD_ALIGNMENT",
     "SCHEME_FORMATS",
     "SCHEME_NAMES",
     "AdaptiveExperts",
     "BankKey",
+    "BankRecords",
     "ContextShape",
     "Encoding",
     "Event",
@@ -80,6 +83,7 @@ __all__ = [
     "Extent",
     "Field",
     "FileStamp",
+    "Footprint",
     "Missing",
     "Observer",
     "Opening",
