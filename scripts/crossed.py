@@ -109,7 +109,7 @@ def main() -> int:
         print(f"{kind:18} {len(files):3} files of Python")
         if options.names:
             print("".join(f"    {name}\n" for name in files), end="")
-    sources = [path for path in (SOURCE / "native").glob("*.[ch]")]
+    sources = list((SOURCE / "native").glob("*.[ch]"))
     print(f"{'native library':18} {len(sources):3} files of C")
     return 0
 
