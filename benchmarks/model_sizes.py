@@ -23,12 +23,9 @@ import torch
 
 from coterie.checkpoint import Checkpoint
 from coterie.extraction import memory_fit
+from coterie.extraction.inspection import default_context_nbytes, pair_nbytes
 from coterie.extraction.planning import plan_extraction
-from coterie.hf.context import context_shape, default_context
 from coterie.hf.skeleton import build_skeleton
-from coterie.plan.budget import context_nbytes
-from coterie.plan.compiled import compiled_kernels_nbytes
-from coterie.quant import dequantised_nbytes
 from harness.report import RESULTS, Table
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64", torch.bool: "BOOL"}
@@ -151,18 +148,14 @@ def sizes(model: Released, folder: Path) -> Sizes:
     layouts = {one.layout for bank in plan.store.banks for one in bank.experts}
     dense = sum(tensor.nbytes for tensor in plan.dense)
     config = checkpoint.skeleton.config
-    context = default_context(config)
-    shape = context_shape(config, checkpoint.dtype, type(checkpoint.skeleton))
-    decoding = 2 * max(dequantised_nbytes(one, checkpoint.dtype.itemsize) for one in layouts)
 
     def fits(memory: int) -> Any:
-        kernels = compiled_kernels_nbytes(memory)
-        around = context_nbytes(shape, context, budget=memory, compiled_kernels=kernels)
+        context, around = default_context_nbytes(config, checkpoint.dtype, type(checkpoint.skeleton), memory)
         return memory_fit(
             memory,
             dense_nbytes=dense,
             context=context,
-            context_nbytes=around + decoding,
+            context_nbytes=around + pair_nbytes(layouts, checkpoint.dtype),
             record_sizes=records,
             working_set_nbytes=0,
         )

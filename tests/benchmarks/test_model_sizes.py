@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import model_sizes
-from coterie.extraction import extract
+from coterie.extraction import MemoryFit, extract, inspect
 from coterie.hf.configs import load_config
 from model_sizes import Released, smallest
 
@@ -39,7 +39,17 @@ def test_a_file_without_content_tells_what_the_real_one_takes(zoo_checkpoint, tm
     weights = real / "model.safetensors"
     header = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
     assert found.download == weights.stat().st_size - header
-    assert 0 < found.least <= found.all_experts
+    step = 64 << 20
+    assert fits(tmp_path / "store", found.least).enough
+    assert not fits(tmp_path / "store", found.least - step).enough
+    assert fits(tmp_path / "store", found.all_experts).share == 1
+    assert fits(tmp_path / "store", found.all_experts - step).share < 1
+
+
+def fits(store: Path, memory: int) -> MemoryFit:
+    fit = inspect(store, memory=memory).memory
+    assert fit is not None
+    return fit
 
 
 def test_a_shape_that_is_not_the_released_one_is_refused(zoo_checkpoint, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from coterie.engine.promises import promised_nbytes
 from coterie.errors import MemoryBudgetError
 from coterie.evaluate.scores import SLICE_NBYTES
 from coterie.hf.context import context_shape
-from coterie.plan.budget import context_nbytes
+from coterie.plan.budget import context_nbytes, margin_nbytes
 from coterie.plan.compiled import compiled_kernels_nbytes
 from coterie.plan.machine import default_memory_budget, process_memory
 from coterie.spec import format_bytes, parse_bytes, round_up
@@ -89,12 +89,12 @@ def share_memory(
 def _need(source: ModelSource, context: int, budget: int) -> int:
     """An upper bound on what a model needs before it has room for more experts than the least."""
     largest = max(source.record_nbytes.values(), default=0)
+    budget = max(budget, 0)
     shape = context_shape(source.config, source.dtype, source.model_class)
     return (
         source.dense_nbytes
-        + context_nbytes(
-            shape, context, budget=max(budget, 0), compiled_kernels=compiled_kernels_nbytes(max(budget, 0))
-        )
+        + context_nbytes(shape, context, compiled_kernels=compiled_kernels_nbytes(budget))
+        + margin_nbytes(budget)
         + minimum_capacity(source.experts)
         + _LARGEST_RECORDS * largest
         + 2 * source.decoded_nbytes

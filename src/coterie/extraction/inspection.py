@@ -328,7 +328,7 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         ignored=manifest.ignored,
         records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
         budget=budget,
-        context=None if budget is None else _context(*_store_model(store), budget),
+        context=None if budget is None else default_context_nbytes(*_store_model(store), budget),
     )
 
 
@@ -348,7 +348,7 @@ def _dequantised(store: Store) -> tuple[int, int]:
         return sum(facts.nbytes for facts in manifest.dense), 0
     dtype = _store_model(store)[1]
     if quantisation is None:
-        return sum(facts.nbytes for facts in manifest.dense), _decoding(manifest.layouts.values(), dtype)
+        return sum(facts.nbytes for facts in manifest.dense), pair_nbytes(manifest.layouts.values(), dtype)
     tensors = dense_headers(store)
     lossy = lossy_scheme(manifest.dense_scheme)
     pairs = {} if lossy is None else linear_names(tensors, lossy)
@@ -356,25 +356,24 @@ def _dequantised(store: Store) -> tuple[int, int]:
     parts = [tensors.pop(name) for pair in pairs.values() for name in pair]
     dense = sum(part.nbytes for part in parts)
     dense += sum(tensor.nbytes for tensor in unread_tensors(tensors, quantisation, dtype).values())
-    return dense, _decoding(manifest.layouts.values(), dtype)
+    return dense, pair_nbytes(manifest.layouts.values(), dtype)
 
 
 def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
     return tuple(sorted({str(encoding_of(layout)) for layout in layouts} - {"plain"}))
 
 
-def _decoding(layouts: Iterable[RecordLayout], dtype: torch.dtype) -> int:
-    """Bytes that quantised experts take while they are computed with: one, and the one before it."""
+def pair_nbytes(layouts: Iterable[RecordLayout], dtype: torch.dtype) -> int:
+    """Bytes that quantised experts take while they are computed with: the largest one, twice."""
     size = dtype.itemsize
     return 2 * max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
 
 
-def _context(config: Any, dtype: torch.dtype, model_class: type[Any], budget: int) -> tuple[int, int]:
+def default_context_nbytes(config: Any, dtype: torch.dtype, model_class: type[Any], budget: int) -> tuple[int, int]:
     """Tokens that loading provides for by default, and the bytes that it sets aside for them."""
     tokens = default_context(config)
     shape = context_shape(config, dtype, model_class)
-    kernels = compiled_kernels_nbytes(budget)
-    return tokens, context_nbytes(shape, tokens, budget=budget, compiled_kernels=kernels) - margin_nbytes(budget)
+    return tokens, context_nbytes(shape, tokens, compiled_kernels=compiled_kernels_nbytes(budget))
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectReport:
@@ -414,14 +413,14 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         dense_nbytes=checkpoint.dense_nbytes,
         dense_memory_nbytes=checkpoint.dense_memory_nbytes,
         dense_scheme=NATIVE,
-        decoding_nbytes=_decoding((bank.layout for bank in checkpoint.banks.values()), checkpoint.dtype),
+        decoding_nbytes=pair_nbytes((bank.layout for bank in checkpoint.banks.values()), checkpoint.dtype),
         disk_nbytes=sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out),
         ignored=ignored,
         records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
         budget=budget,
         context=None
         if budget is None
-        else _context(checkpoint.skeleton.config, checkpoint.dtype, type(checkpoint.skeleton), budget),
+        else default_context_nbytes(checkpoint.skeleton.config, checkpoint.dtype, type(checkpoint.skeleton), budget),
     )
 
 

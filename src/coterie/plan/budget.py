@@ -42,18 +42,12 @@ class MemoryPlan:
     max_context: int
 
 
-def context_nbytes(shape: ContextShape, max_context: int, *, budget: int, compiled_kernels: int) -> int:
-    """Bytes of a budget that go neither to the process as it is loaded nor to experts.
+def context_nbytes(shape: ContextShape, max_context: int, *, compiled_kernels: int) -> int:
+    """Bytes of a budget that go neither to the process as it is loaded nor to experts, margin not included.
 
-    Keys and values and the activations of ``max_context`` tokens, what libraries take once they compute, the margin.
+    Keys and values and the activations of ``max_context`` tokens, and what libraries take once they compute.
     """
-    return (
-        shape.kv_bytes(max_context)
-        + shape.activation_bytes(max_context)
-        + _FIRST_USE
-        + compiled_kernels
-        + margin_nbytes(budget)
-    )
+    return shape.kv_bytes(max_context) + shape.activation_bytes(max_context) + _FIRST_USE + compiled_kernels
 
 
 def margin_nbytes(budget: int) -> int:

@@ -2,8 +2,8 @@
 
 Prompts have many lengths and an expert gets any number of a prompt's tokens, so shapes keep coming. Two caches hold on
 to what was compiled: oneDNN's own (``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` entries), and torch's in front of it
-(``LRU_CACHE_CAPACITY``), of which *each thread has one*. Both have 1024 entries by default. A long-running process fills
-them with over half a GiB, and each further thread as much again, which a budget for the whole process has to bound.
+(``LRU_CACHE_CAPACITY``), of which *each thread has one*. Both have 1024 entries by default. A long-running process
+fills them with over half a GiB, and each further thread takes as much again: a budget for the process has to bound it.
 
 What torch's cache lacks it finds in oneDNN's, for less than 2 µs, so nearly all goes to the one that threads share. A
 decode step needs a few dozen entries of that; a prompt whose shapes do not fit compiles them again, which costs small
