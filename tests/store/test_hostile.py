@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from coterie.store import Store, verify_store
 from coterie.store.journal import read_journal
 from coterie.store.padding import PaddingCheck
 from coterie.store.strict_json import MAX_VALUES
+from odd_files import ODD, make_odd
 
 from .journals import ENTRY, HEADER, line
 
@@ -49,16 +49,9 @@ def test_the_values_of_a_large_model_are_within_the_limit() -> None:
 
 
 @pytest.mark.parametrize("name", [SHARD, INDEX, "config.json", "experts/talker/mlp-layer-000.safetensors"])
-@pytest.mark.parametrize("what", ["fifo", "link to zeros", "directory"])
-def test_verify_does_not_open_what_it_refuses(store: Path, name: str, what: str) -> None:
-    path = store / name
-    path.unlink()
-    if what == "fifo":
-        os.mkfifo(path)
-    elif what == "directory":
-        path.mkdir()
-    else:
-        path.symlink_to("/dev/zero")
+@pytest.mark.parametrize("kind", ODD)
+def test_verify_does_not_open_what_it_refuses(store: Path, name: str, kind: str) -> None:
+    make_odd(kind, store / name)
     problems = verify_store(store).problems
     assert (name, "R20") in {(one.file, one.rule) for one in problems}
     with pytest.raises(StoreFormatError, match=name):
@@ -130,10 +123,9 @@ def test_a_journal_ends_at_the_first_line_that_is_none(tmp_path: Path, entry: ob
     assert (header.files, list(finished), end) == (("config.json",), ["config.json"], len(good))
 
 
-@pytest.mark.parametrize("what", ["fifo", "directory", "zeros"])
-def test_a_journal_that_is_no_file_is_told(tmp_path: Path, what: str) -> None:
-    path = tmp_path / ".coterie.journal"
-    {"fifo": os.mkfifo, "directory": Path.mkdir, "zeros": lambda path: path.symlink_to("/dev/zero")}[what](path)
+@pytest.mark.parametrize("kind", ODD)
+def test_a_journal_that_is_no_file_is_told(tmp_path: Path, kind: str) -> None:
+    path = make_odd(kind, tmp_path / ".coterie.journal")
     with pytest.raises(StoreError, match=r"\.coterie\.journal cannot be read"):
         read_journal(path)
 
