@@ -15,8 +15,8 @@ import pytest
 
 from coterie.engine.opened import OpenModel
 from coterie.errors import InputError, ReadError, UnsupportedError, UsageError
-from coterie.evaluate.texts import token_ids
 from coterie.files.text import text_parts
+from coterie.hf.tokenizer import encode_text
 from coterie.profiles import Group, Profile, ProfileDatabase, Recording
 from coterie.survey import Material, gather, running, survey
 from zoo.tokenizer import add_tokenizer
@@ -52,7 +52,7 @@ def assert_same(profile: Profile, other: Profile) -> None:
 
 
 def count(opened: OpenModel, path: Path) -> int:
-    return len(token_ids(opened.processors.tokenizer, path.read_text()))
+    return len(encode_text(opened.processors.tokenizer, path.read_text()))
 
 
 def stopping_after(calls: int) -> Any:
@@ -81,7 +81,7 @@ def test_windows_are_what_a_forward_pass_of_them_routes(opened, words, tmp_path)
     import torch
 
     path = words(150)
-    ids = token_ids(opened.processors.tokenizer, path.read_text())
+    ids = encode_text(opened.processors.tokenizer, path.read_text())
     with opened.runtime.record_profile(tmp_path / "by-hand.db", domain="d"), torch.no_grad():
         for begin in range(0, len(ids), 48):
             opened.model(input_ids=torch.tensor([ids[begin : begin + 48]]))

@@ -100,16 +100,16 @@ def command(
 
 def _trial(model: str, text: Path, options: OpenOptions, *, quiet: bool) -> Trial:
     from coterie.analysis import run_trial
-    from coterie.evaluate.texts import beginning, token_ids
+    from coterie.evaluate.texts import beginning
     from coterie.files.text import read_text
-    from coterie.hf.tokenizer import decode_tokens
+    from coterie.hf.tokenizer import decode_tokens, encode_text
 
     with open_model(model, options, quiet=quiet) as opened:
         tokenizer = opened.processors.tokenizer
         components = sorted({bank.component for bank in opened.runtime.banks})
         return run_trial(
             opened.model,
-            token_ids(tokenizer, read_text(text, filled=True)),
+            encode_text(tokenizer, read_text(text, filled=True)),
             component=options.component or components[0],
             prefix=beginning(tokenizer),
             text_of=lambda token: decode_tokens(tokenizer, [token]),

@@ -40,7 +40,7 @@ def encode(tokenizer: Any, text: str, *, name: str, limit: int | None = None) ->
     Raises:
         InputError: If it has fewer than two tokens, so that there is nothing to predict.
     """
-    ids = token_ids(tokenizer, text)
+    ids = encode_text(tokenizer, text)
     if limit is not None:
         ids = ids[: limit + 1]
     if len(ids) < 2:
@@ -51,11 +51,6 @@ def encode(tokenizer: Any, text: str, *, name: str, limit: int | None = None) ->
             tokens=len(ids),
         )
     return Text(name=name, ids=tuple(ids), prefix=beginning(tokenizer))
-
-
-def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text as one stream, without special ones."""
-    return encode_text(tokenizer, text)
 
 
 def beginning(tokenizer: Any) -> tuple[int, ...]:

@@ -147,23 +147,24 @@ def _read_arrays(file: Path) -> tuple[_Model, list[_Part]]:
         with zipfile.ZipFile(opened) as packed:
             if sum(member.file_size for member in packed.infolist()) > _MAX_BYTES:
                 raise _DamagedError(f"it has more than {_MAX_BYTES:,} bytes of arrays")
-    with np.load(file, allow_pickle=False) as arrays:
-        if "components" not in arrays:
-            return _read_plain(file, arrays)
-        _check_version(file, int(arrays["schema_version"]))
-        parts = [
-            _Part(
-                component=name,
-                ids=_as_ids(arrays[f"{name}.expert_ids"]),
-                steps=_as_ids(arrays[f"{name}.step"]),
-                prefill=arrays[f"{name}.phase"] == 0,
-                layers=arrays[f"{name}.layers"].tolist(),
-                banks=arrays[f"{name}.banks"].tolist(),
-                num_experts=arrays[f"{name}.num_experts"].tolist(),
-            )
-            for name in arrays["components"].tolist()
-        ]
-        return (str(arrays["model"]), str(arrays["identity"])), parts
+        opened.seek(0)
+        with np.load(opened, allow_pickle=False) as arrays:
+            if "components" not in arrays:
+                return _read_plain(file, arrays)
+            _check_version(file, int(arrays["schema_version"]))
+            parts = [
+                _Part(
+                    component=name,
+                    ids=_as_ids(arrays[f"{name}.expert_ids"]),
+                    steps=_as_ids(arrays[f"{name}.step"]),
+                    prefill=arrays[f"{name}.phase"] == 0,
+                    layers=arrays[f"{name}.layers"].tolist(),
+                    banks=arrays[f"{name}.banks"].tolist(),
+                    num_experts=arrays[f"{name}.num_experts"].tolist(),
+                )
+                for name in arrays["components"].tolist()
+            ]
+            return (str(arrays["model"]), str(arrays["identity"])), parts
 
 
 def _read_plain(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[_Model, list[_Part]]:

@@ -37,7 +37,7 @@ MOST_BLOCKS = 32
 """Blocks of consecutive segments: enough degrees of freedom, and each as long as can be."""
 LEAST_BLOCKS = 4
 """Blocks without which nothing is called a finding: two in each half."""
-LEAST_SEGMENTS = 8
+LEAST_SEGMENTS = 2 * LEAST_BLOCKS
 """Segments of a group without which reports leave it out: four in each half."""
 
 Floats = npt.NDArray[np.float64]

@@ -24,7 +24,7 @@ from coterie.errors import (
     ProfileNotFoundError,
     UsageError,
 )
-from coterie.profiles.admission import RETRY_AFTER_S, Admission, PunctualProtocol, local_names
+from coterie.profiles.admission import RETRY_AFTER_S, Admission, PunctualProtocol, error_json, local_names
 from coterie.profiles.database import ProfileDatabase
 from coterie.profiles.exchange import (
     EXCHANGE_SCHEMA_VERSION,
@@ -273,7 +273,7 @@ async def _refused(_: Request, error: Exception) -> Response:
         headers = {"Retry-After": str(RETRY_AFTER_S)}
     else:
         status, text = 500, "Something went wrong."
-    return _Json({"schema_version": EXCHANGE_SCHEMA_VERSION, "error": text}, status_code=status, headers=headers)
+    return Response(error_json(text), status_code=status, headers=headers, media_type="application/json")
 
 
 def _only(parameters: Mapping[str, str], *known: str) -> None:

@@ -15,10 +15,11 @@ from coterie.engine.opened import OpenModel
 from coterie.engine.profiling import ProfileRecorder
 from coterie.errors import CoterieError, UnsupportedError, UsageError
 from coterie.evaluate.running import DEFAULT_CONTEXT
-from coterie.evaluate.texts import beginning, token_ids
+from coterie.evaluate.texts import beginning
 from coterie.evaluate.windows import plan_windows
 from coterie.files.text import text_parts
 from coterie.hf.context import model_context
+from coterie.hf.tokenizer import encode_text
 from coterie.profiles import Group, ProfileDatabase
 from coterie.profiles.inference import LEAST_SEGMENTS
 from coterie.spec import DEFAULT_LABEL
@@ -242,7 +243,7 @@ class _Surveyor:
         counted, before = self._recording.progress(one.name).position, 0
         earlier = told = 0
         for part in text_parts(one.path):
-            ids = token_ids(self._processors.tokenizer, part)
+            ids = encode_text(self._processors.tokenizer, part)
             nbytes = len(part.encode("utf-8"))
             # One more than there are: nothing is asked about the last token, and it is to be counted, too.
             for window in plan_windows(len(ids) + 1, self._room):

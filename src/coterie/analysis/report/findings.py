@@ -220,16 +220,11 @@ def _claim(name: str, unit: Unit, found: Estimate, chance: float | None, tokens:
 
 
 def shown(value: float | None, unit: Unit = "") -> str:
-    """A figure for people."""
+    """A figure for people. What rounds to zero has no sign (``z``)."""
     if value is None:
         return "–"
     if unit == "%":
-        return f"{_unsigned_zero(f'{100 * value:.1f}')} %"
+        return f"{100 * value:z.1f} %"
     if unit in ("experts", "heads"):
-        return _unsigned_zero(f"{value:.2f}").rstrip("0").rstrip(".") + f" {unit}"
-    return _unsigned_zero(f"{value:.3f}") + (f" {unit}" if unit else "")
-
-
-def _unsigned_zero(text: str) -> str:
-    """What rounds to zero is neither more nor less than that."""
-    return text.lstrip("-") if not text.strip("-0.") else text
+        return f"{value:z.2f}".rstrip("0").rstrip(".") + f" {unit}"
+    return f"{value:z.3f}" + (f" {unit}" if unit else "")
