@@ -113,10 +113,10 @@ MARK = "<|vision_start|>"
     ids=["the mark", "across the mark", "only without it"],
 )
 def test_texts_with_marks_of_an_answer_end_it_too(model, processors, settings, stop, length, said) -> None:
-    prompt, a, mark, b = (processors.tokenizer.encode(text)[-1] for text in ("pass", " a", MARK, " b"))
+    prompt, a, mark, b = (processors.tokenizer.encode(text)[-1] for text in (" pass", " a", MARK, " b"))
     following = {prompt: a, a: mark, mark: b, b: a}
     settings(sequence_bias=[[[before, after], 1e4] for before, after in following.items()])
-    inputs = build_inputs(processors, "pass")
+    inputs = build_inputs(processors, "And it came to pass")
     wishes = Sampling(max_new_tokens=6, greedy=True, stop=(stop,))
     reader = AnswerReader(marks=(MARK,))
     answer = complete(model, processors.tokenizer, inputs, wishes, reader=reader)

@@ -136,19 +136,9 @@ class Processors:
 
         The processor would make two copies of it first.
         """
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-        made = self.image_processor
-        if picture.width * picture.height < _LARGE_PIXELS or not made.do_resize:
+        if picture.width * picture.height < _LARGE_PIXELS or not self.image_processor.do_resize:
             return picture
-        height, width = smart_resize(
-            picture.height,
-            picture.width,
-            factor=made.patch_size * made.merge_size,
-            min_pixels=made.size["shortest_edge"],
-            max_pixels=made.size["longest_edge"],
-        )
-        return picture.resize((width, height), resample=made.resample)
+        return scaled_ahead(self.image_processor, picture)
 
     @cached_property
     def feature_extractor(self) -> Any:
@@ -227,6 +217,20 @@ class Processors:
                 expected=expected,
                 got=got,
             )
+
+
+def scaled_ahead(image_processor: Any, picture: Image.Image) -> Image.Image:
+    """A picture as an image processor of the Qwen-VL kind scales it, which then leaves it as it is."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    height, width = smart_resize(
+        picture.height,
+        picture.width,
+        factor=image_processor.patch_size * image_processor.merge_size,
+        min_pixels=image_processor.size["shortest_edge"],
+        max_pixels=image_processor.size["longest_edge"],
+    )
+    return picture.resize((width, height), resample=image_processor.resample)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
