@@ -104,7 +104,7 @@ class MemoryFit:
         process_nbytes: Taken by interpreter and libraries.
         dense_nbytes: Taken by everything that is not an expert.
         context: Tokens that the rest is for.
-        context_nbytes: Set aside for them: keys and values, activations, compiled kernels.
+        context_nbytes: Set aside for them: keys and values, activations, buffers, compiled kernels.
         margin_nbytes: Left free.
         expert_nbytes: Left for experts.
         experts: Experts that fit there, of those present.
