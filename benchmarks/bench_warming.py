@@ -136,7 +136,8 @@ def session(memory: str, profile: Path, domain: str, other: str, ids: list[int],
     from coterie.engine import load
     from coterie.hf.caches import kept_cache
     from coterie.profiles import Usage
-    from coterie.spec import DEFAULT_WARM, Opening
+    from coterie.spec import DEFAULT_WARM
+    from coterie.spec.opening import Opening
 
     named = {"own": domain, "other": other}
     warm = named.get(setup["warm"], setup["warm"])

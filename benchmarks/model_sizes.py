@@ -27,7 +27,7 @@ from coterie.extraction import MemoryFit, memory_fit
 from coterie.extraction.planning import plan_extraction
 from coterie.hf.context import context_shape, default_context
 from coterie.hf.skeleton import build_skeleton
-from coterie.spec import BankRecords, Footprint
+from coterie.spec.footprint import BankRecords, Footprint
 from harness.report import RESULTS, Table
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64", torch.bool: "BOOL"}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import coterie
-from coterie.spec import Opening
+from coterie.spec.opening import Opening
 
 SOURCE = Path(coterie.__file__).parent
 PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())

@@ -14,7 +14,8 @@ from coterie.checkpoint import Checkpoint
 from coterie.engine import open_source
 from coterie.extraction import extract, inspect
 from coterie.extraction.inspection import checkpoint_footprint, store_footprint
-from coterie.spec import ContextShape, Footprint
+from coterie.spec import ContextShape
+from coterie.spec.footprint import Footprint
 from coterie.store import Store, is_store
 from zoo import ZOO
 from zoo.quantised import quantised

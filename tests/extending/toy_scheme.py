@@ -3,7 +3,7 @@
 import torch
 
 from coterie.quant.scheme import Parts, Scheme
-from coterie.spec import SCHEME_FORMATS
+from coterie.spec.encodings import SCHEME_FORMATS
 
 
 class Toy(Scheme):

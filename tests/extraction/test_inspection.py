@@ -11,7 +11,8 @@ from coterie.errors import StoreNotFoundError, UsageError
 from coterie.extraction import extract, inspect, memory_fit
 from coterie.extraction.inspection import PROCESS_NBYTES
 from coterie.plan.budget import least_budget
-from coterie.spec import ContextShape, Footprint
+from coterie.spec import ContextShape
+from coterie.spec.footprint import Footprint
 from store.faults import Killed, KillingCalls
 
 

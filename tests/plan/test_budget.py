@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from coterie.errors import MemoryBudgetError
 from coterie.plan.budget import MemoryPlan, least_budget, plan_memory
 from coterie.plan.compiled import compiled_kernels_nbytes
-from coterie.spec import ContextShape, Footprint, parse_bytes
+from coterie.spec import ContextShape, parse_bytes
+from coterie.spec.footprint import Footprint
 
 MIB = 1 << 20
 SHAPE = ContextShape(

@@ -17,7 +17,9 @@ from coterie.quant import SCHEMES, StoredMatrix, dequantise, lossy_scheme
 from coterie.quant.affine import total
 from coterie.quant.grouping import whole_and_rest
 from coterie.quant.int4 import pack, unpack
-from coterie.spec import NATIVE, SCHEME_FORMATS, SCHEME_NAMES, RecordLayout, group_count, group_size, plan_record
+from coterie.spec import SCHEME_NAMES, RecordLayout
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS, group_count, group_size
+from coterie.spec.parameters import plan_record
 
 INT4, INT8 = SCHEMES["int4"], SCHEMES["int8"]
 BY_SCHEME = pytest.mark.parametrize("name", sorted(SCHEMES))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coterie.errors import UsageError
-from coterie.spec import Opening
+from coterie.spec.opening import Opening
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"missing": "maskk"}, "Did you mean 'mask'"),

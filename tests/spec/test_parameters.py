@@ -5,16 +5,9 @@ from __future__ import annotations
 import pytest
 
 from coterie.errors import LoadError
-from coterie.spec import (
-    SCHEME_FORMATS,
-    SCHEME_NAMES,
-    RecordLayout,
-    checkpoint_encoding,
-    dequantised_nbytes,
-    group_count,
-    plan_record,
-    uses_scheme,
-)
+from coterie.spec import SCHEME_NAMES, RecordLayout
+from coterie.spec.encodings import SCHEME_FORMATS, group_count
+from coterie.spec.parameters import checkpoint_encoding, dequantised_nbytes, plan_record, uses_scheme
 
 FIELDS = {
     "fp8": [("up", "F8_E4M3", (256, 128)), ("up_scale_inv", "F32", (2, 1))],

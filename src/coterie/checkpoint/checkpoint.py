@@ -32,7 +32,8 @@ from coterie.hf.quantisation import Quantisation
 from coterie.hf.quantised import fold_names, record_fields, record_layout, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
-from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout, encoded_names
+from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
+from coterie.spec.parameters import encoded_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

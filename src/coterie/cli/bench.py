@@ -16,7 +16,8 @@ from coterie.cli.generation_options import QuietOption
 from coterie.cli.opening import open_model, opens_model
 from coterie.cli.progress import count_progress
 from coterie.files.text import read_prompt
-from coterie.spec import Opening, format_bytes
+from coterie.spec import format_bytes
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.bench import Breakdown, Measurement

@@ -32,7 +32,7 @@ from coterie.cli.generation_options import (
 )
 from coterie.cli.opening import open_model, opens_model
 from coterie.files.replacing import check_writable
-from coterie.spec import Opening
+from coterie.spec.opening import Opening
 
 _ANSWER_TOKENS = 256
 """New tokens per answer of a model that was not trained to chat: it does not end by itself."""

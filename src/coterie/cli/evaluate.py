@@ -19,7 +19,7 @@ from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, chec
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
 from coterie.files.replacing import check_writable
 from coterie.files.text import check_text
-from coterie.spec import Opening
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable

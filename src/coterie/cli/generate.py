@@ -41,7 +41,7 @@ from coterie.cli.opening import open_model, opens_model
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import read_prompt, read_prompt_from_stdin
-from coterie.spec import Opening
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.engine.chat_options import ChatOptions

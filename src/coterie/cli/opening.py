@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from coterie.cli.console import notes, print_note, print_warning
 from coterie.cli.options import OPENING_OPTIONS, EvictionOption
 from coterie.errors import UsageError
-from coterie.spec import DEFAULT_WARM, Opening
+from coterie.spec import DEFAULT_WARM
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.engine.opened import OpenModel

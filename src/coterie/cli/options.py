@@ -257,4 +257,4 @@ OPENING_OPTIONS: dict[str, Any] = {
     "offline": OfflineOption,
     "threads": ThreadsOption,
 }
-"""The options of commands that open a model, by the fields of :class:`coterie.spec.Opening` that they fill."""
+"""The options of commands that open a model, by the fields of :class:`coterie.spec.opening.Opening` that they fill."""

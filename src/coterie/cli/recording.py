@@ -15,7 +15,8 @@ from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.cli.progress import work_progress
 from coterie.errors import UsageError
-from coterie.spec import DEFAULT_LABEL, Opening
+from coterie.spec import DEFAULT_LABEL
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.survey import Material, Survey

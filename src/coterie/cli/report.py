@@ -17,7 +17,7 @@ from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.cli.progress import layer_progress
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
-from coterie.spec import Opening
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.analysis import ReportPages, Trial

@@ -21,7 +21,7 @@ from coterie.engine.processors import Processors
 from coterie.engine.sampling import Sampling
 from coterie.extraction import ProgressCallback, extract
 from coterie.files.naming import BUNDLED, resolve_path
-from coterie.spec import Opening
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     import torch

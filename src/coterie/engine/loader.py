@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from coterie.engine.foreign_options import check_others
 from coterie.engine.opening import open_streamed
 from coterie.errors import UnsupportedError
-from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, DEFAULT_WARM, Missing, Opening, Prefetch
+from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, DEFAULT_WARM, Missing, Prefetch
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,7 +7,8 @@ from coterie.engine.source import ModelSource
 from coterie.errors import LoadError, MemoryBudgetError
 from coterie.plan.budget import MemoryPlan, plan_memory
 from coterie.plan.machine import process_memory
-from coterie.spec import Footprint, format_bytes, share_nbytes
+from coterie.spec import format_bytes, share_nbytes
+from coterie.spec.footprint import Footprint
 
 
 def plan_for(source: ModelSource, budget: int, context: int, *, loaded: bool) -> MemoryPlan:

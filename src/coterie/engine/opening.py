@@ -36,7 +36,8 @@ from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounde
 from coterie.plan.cpu import usable_cores
 from coterie.plan.heap import share_one_heap
 from coterie.plan.machine import default_memory_budget, memory_limits
-from coterie.spec import Opening, format_bytes, parse_bytes
+from coterie.spec import format_bytes, parse_bytes
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

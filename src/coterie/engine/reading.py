@@ -10,7 +10,8 @@ from importlib.metadata import version
 from coterie.errors import UsageError
 from coterie.plan.disk_notes import DiskNotes, Note, forced_reads_at_once
 from coterie.plan.queue_depth import LEAST_RECORDS
-from coterie.spec import READS_AT_ONCE, ExpertSource, Extent
+from coterie.spec import ExpertSource, Extent
+from coterie.spec.footprint import READS_AT_ONCE
 
 WORTH_TUNING = 256 * 2**20
 """Bytes of experts below which all of them are read before a trial of the disk would be over."""

@@ -22,7 +22,8 @@ from coterie.hf.token_roles import token_roles
 from coterie.integration import Attachment, ExpertLimit
 from coterie.plan.budget import MemoryPlan
 from coterie.plan.machine import process_memory
-from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer, Opening
+from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.engine.adaptation import Adaptation

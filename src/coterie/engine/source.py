@@ -27,15 +27,9 @@ from coterie.hf.configs import (
     resolve_model,
 )
 from coterie.hf.context import context_shape
-from coterie.spec import (
-    READS_AT_ONCE,
-    BankKey,
-    BankRecords,
-    ExpertSource,
-    Footprint,
-    RecordLayout,
-    uses_scheme,
-)
+from coterie.spec import BankKey, ExpertSource, RecordLayout
+from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
+from coterie.spec.parameters import uses_scheme
 from coterie.store import Store, StorePart
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from coterie.spec import (
     ExpertKey,
     ExpertsSelected,
     Observer,
-    Opening,
     StepStarted,
     format_bytes,
     share_nbytes,
 )
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ from coterie.errors import MemoryBudgetError
 from coterie.evaluate.scores import SLICE_NBYTES
 from coterie.plan.budget import divide
 from coterie.plan.machine import default_memory_budget, process_memory
-from coterie.spec import Footprint, format_bytes, parse_bytes, round_up
+from coterie.spec import format_bytes, parse_bytes, round_up
+from coterie.spec.footprint import Footprint
 
 _LOGIT_NBYTES = 4
 """Of a logit as it is kept: models give them in their own dtype, at most float32."""

@@ -23,7 +23,8 @@ from coterie.evaluate.texts import Text, check_same_tokens, encode
 from coterie.evaluate.windows import Window, plan_windows
 from coterie.files.text import read_text
 from coterie.hf.context import model_context
-from coterie.spec import DEFAULT_POLICY, AdaptiveExperts, Missing, Opening
+from coterie.spec import DEFAULT_POLICY, AdaptiveExperts, Missing
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from torch import Tensor

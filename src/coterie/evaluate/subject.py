@@ -15,7 +15,8 @@ from coterie.engine import ModelSource, open_source, open_streamed
 from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
 from coterie.hf.tokenizer import check_tokenizer, embedding_rows, load_tokenizer
-from coterie.spec import AdaptiveExperts, Opening
+from coterie.spec import AdaptiveExperts
+from coterie.spec.opening import Opening
 from coterie.store import Store
 from coterie.store import names as store_names
 

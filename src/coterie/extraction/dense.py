@@ -18,7 +18,7 @@ from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
 from coterie.quant import ALIGNMENT, StoredMatrix, lossy_scheme, stored_linear
-from coterie.spec import NATIVE
+from coterie.spec.encodings import NATIVE
 from coterie.store import DenseTensor
 
 _PIECE = 4 * 2**20

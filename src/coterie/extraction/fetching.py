@@ -15,7 +15,8 @@ from coterie.extraction.models import need_checkpoint
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.files.naming import BUNDLED, model_path
 from coterie.files.stamps import file_stamps, first_changed
-from coterie.spec import NATIVE, BankKey, ExpertKey, Extent, FileStamp, RecordLayout
+from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
+from coterie.spec.encodings import NATIVE
 from coterie.store import Store
 from coterie.store.names import MANIFEST
 from coterie.store.syscalls import SystemCalls

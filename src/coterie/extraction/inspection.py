@@ -16,15 +16,10 @@ from coterie.hf.context import context_shape, default_context
 from coterie.plan.budget import divide, least_budget
 from coterie.plan.machine import process_memory
 from coterie.quant import linear_names, lossy_scheme
-from coterie.spec import (
-    NATIVE,
-    READS_AT_ONCE,
-    BankRecords,
-    Footprint,
-    RecordLayout,
-    checkpoint_encoding,
-    parse_bytes,
-)
+from coterie.spec import RecordLayout, parse_bytes
+from coterie.spec.encodings import NATIVE
+from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
+from coterie.spec.parameters import checkpoint_encoding
 from coterie.store import Store
 from coterie.store.names import MANIFEST
 

@@ -15,7 +15,8 @@ import torch
 from coterie.checkpoint import TensorInfo, read_tensor
 from coterie.errors import CheckpointFileError, QuantisationError
 from coterie.quant import ALIGNMENT, Scheme, StoredMatrix, dequantise_fp8
-from coterie.spec import DTYPE_BYTES, FP8
+from coterie.spec import DTYPE_BYTES
+from coterie.spec.encodings import FP8
 from coterie.store import DenseTensor
 
 _VALUES = 2**20

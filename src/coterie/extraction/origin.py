@@ -25,7 +25,8 @@ from coterie.hf.quantised import fold_names, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.quant import linear_names, lossy_scheme
-from coterie.spec import NATIVE, SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec.encodings import NATIVE
 from coterie.store import Bank, Store
 from coterie.store.manifest_json import manifest_bytes
 

@@ -17,7 +17,9 @@ from coterie.extraction.origin import SchemeOf, stored_scheme
 from coterie.hf.banks import ExpertBank
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.quant import Scheme, StoredMatrix, dequantise, lossy_scheme
-from coterie.spec import NATIVE, BankKey, ExpertKey, Extent, RecordLayout, StoredParameter, plan_record
+from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec.encodings import NATIVE
+from coterie.spec.parameters import StoredParameter, plan_record
 
 if TYPE_CHECKING:
     from coterie.store import Store

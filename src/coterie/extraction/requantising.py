@@ -16,7 +16,8 @@ from coterie.extraction.progress import ProgressCallback
 from coterie.extraction.stored_dense import dense_files
 from coterie.files.naming import check_new_name
 from coterie.quant import lossy_scheme
-from coterie.spec import NATIVE, BankKey
+from coterie.spec import BankKey
+from coterie.spec.encodings import NATIVE
 from coterie.store import Store
 from coterie.store.syscalls import SystemCalls
 

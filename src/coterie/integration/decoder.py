@@ -8,7 +8,8 @@ from coterie.cache import Tensors
 from coterie.hf.banks import ExpertBank
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.quant import dequantise
-from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout, plan_record
+from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout
+from coterie.spec.parameters import plan_record
 
 
 class FieldDecoder:

@@ -6,7 +6,7 @@ import torch
 
 from coterie.errors import UsageError
 from coterie.native.library import Library
-from coterie.spec import SCHEME_FORMATS, group_size
+from coterie.spec.encodings import SCHEME_FORMATS, group_size
 
 SCHEMES = ("int4", "int8")
 """Schemes that the library computes with; their order is that of the C code."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from coterie.errors import MemoryBudgetError
 from coterie.plan.compiled import compiled_kernels_nbytes, unbounded_note
-from coterie.spec import Footprint, format_bytes
+from coterie.spec import format_bytes
+from coterie.spec.footprint import Footprint
 
 _LEAST_MARGIN = 64 << 20
 _MARGIN_SHARE = 50

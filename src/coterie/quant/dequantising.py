@@ -9,7 +9,8 @@ import torch
 from coterie.quant.fp8 import dequantise_fp8
 from coterie.quant.mxfp4 import dequantise_mxfp4
 from coterie.quant.registry import SCHEMES
-from coterie.spec import FP8, StoredParameter
+from coterie.spec.encodings import FP8
+from coterie.spec.parameters import StoredParameter
 
 
 def dequantise(stored: StoredParameter, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Rows group by group; which weights share a scale is said by :func:`coterie.spec.group_size`."""
+"""Rows group by group; which weights share a scale is said by :func:`coterie.spec.encodings.group_size`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coterie.spec import group_size
+from coterie.spec.encodings import group_size
 
 
 def has_whole_group(columns: int) -> bool:

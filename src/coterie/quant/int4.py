@@ -13,7 +13,7 @@ from coterie.quant.affine import quantise_groups
 from coterie.quant.grouping import whole_and_rest
 from coterie.quant.rows import row_blocks
 from coterie.quant.scheme import Parts, Scheme
-from coterie.spec import SCHEME_FORMATS, group_count, group_size
+from coterie.spec.encodings import SCHEME_FORMATS, group_count, group_size
 
 _ZERO_CODE = 8
 

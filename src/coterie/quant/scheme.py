@@ -10,7 +10,7 @@ import torch
 from coterie import native
 from coterie.errors import QuantisationError
 from coterie.quant.rows import row_blocks
-from coterie.spec import SchemeFormat
+from coterie.spec.encodings import SchemeFormat
 
 Parts = tuple[torch.Tensor, torch.Tensor]
 """Codes and scales."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coterie.errors import StoreFormatError
 from coterie.files.regular import read_bounded
-from coterie.spec import SCHEME_FORMATS
+from coterie.spec.encodings import SCHEME_FORMATS
 from coterie.store import names
 from coterie.store.manifest import Manifest
 from coterie.store.manifest_file import check_file

@@ -13,17 +13,8 @@ from pathlib import Path
 
 import xxhash
 
-from coterie.spec import (
-    DTYPE_BYTES,
-    FIELD_ALIGNMENT,
-    NATIVE,
-    RECORD_ALIGNMENT,
-    SCHEME_FORMATS,
-    BankKey,
-    Field,
-    RecordLayout,
-    round_up,
-)
+from coterie.spec import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, BankKey, Field, RecordLayout, round_up
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS
 from coterie.store import names
 from coterie.store.manifest import (
     FORMAT_NAME,

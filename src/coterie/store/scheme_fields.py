@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from coterie.spec import SCHEME_FORMATS, Field, RecordLayout
+from coterie.spec import Field, RecordLayout
+from coterie.spec.encodings import SCHEME_FORMATS
 
 Facts = tuple[str, tuple[int, ...]]
 """Dtype and shape."""

@@ -9,7 +9,8 @@ from coterie.errors import CheckpointFileError, LoadError
 from coterie.hf.banks import ExpertBank
 from coterie.hf.keymap import FieldSource
 from coterie.hf.quantised.names import FP8_SCALE
-from coterie.spec import RecordLayout, checkpoint_encoding, encoded_names, plan_record
+from coterie.spec import RecordLayout
+from coterie.spec.parameters import checkpoint_encoding, encoded_names, plan_record
 
 Shape = tuple[int, ...]
 

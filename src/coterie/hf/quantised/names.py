@@ -13,7 +13,7 @@ from coterie.errors import CheckpointFileError, TensorMissingError, UnsupportedE
 from coterie.hf.decoding import is_plain
 from coterie.hf.keymap import FieldSource, KeyMap
 from coterie.hf.quantisation import Quantisation
-from coterie.spec import FP8, MXFP4
+from coterie.spec.encodings import FP8, MXFP4
 
 ((_, FP8_SCALE),) = FP8.ends
 ((MXFP4_BLOCKS, MXFP4_SCALES),) = MXFP4.ends
