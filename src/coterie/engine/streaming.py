@@ -105,7 +105,9 @@ class TextStream:
         if self.stopped:
             return
         until = len(self._decoded)
-        found = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
+        # None begins in what was handed on: it would have been held back.
+        begin = len(self.text)
+        found = [place for stop in self._stops if (place := self._decoded.find(stop, begin)) >= 0]
         if found:
             until, self.stopped = min(found), True
         elif not final:
