@@ -143,12 +143,15 @@ def test_what_is_not_fused_or_cut_off_is_counted() -> None:
     assert ContextShape(**shape, all_logits=True).activation_bytes(7) - least == 7 * 100 * 2
 
 
-def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
-    import re
+@pytest.fixture
+def _a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what other tests wrote down about compiled kernels."""
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
 
-    from coterie.errors import MemoryBudgetError
-    from coterie.spec import ContextShape
 
+@pytest.mark.usefixtures("_a_fresh_process")
+def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = ContextShape(
         hidden=1024, attention=1024, kv_per_token=1 << 14, intermediate=1024, experts=8, top_k=2, vocabulary=1000,
         itemsize=2,
@@ -170,17 +173,17 @@ def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
     assert budget == 100
     assert sum(parts) == pytest.approx(total, abs=0.1)
     assert "a margin 64.00 MiB" in text
-    assert "needs less." in text
+    assert text.endswith("needs less.")
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "1024")
+    with pytest.raises(MemoryBudgetError, match=r"needs less\. Compiled kernels may take .* LRU_CACHE_CAPACITY=1024"):
+        plan_memory(100 << 20, footprint, 256, process=300 << 20)
     assert caught.value.minimum >= total * 2**20
 
 
 @pytest.mark.parametrize("process", [400 * MIB, 3 << 30, 20 << 30])
-def test_the_least_budget_provides_for_its_own_kernels_and_is_the_least(
-    process: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_a_fresh_process")
+def test_the_least_budget_provides_for_its_own_kernels_and_is_the_least(process: int) -> None:
     """Kernels that are compiled may take a share of the budget, so those of a larger one take more."""
-    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        monkeypatch.delenv(name, raising=False)
     footprint = Footprint(
         dense=0, shape=SHAPE, reading=0, dequantising=0, record=10 * MIB, experts=1 << 30, all_experts=1 << 30
     )
