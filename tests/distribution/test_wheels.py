@@ -52,8 +52,9 @@ def module_folder(environment: Bare) -> Path:
 def test_pip_takes_the_wheel_of_the_platform(wheels: Wheels, platform: str, chosen: str, tmp_path: Path) -> None:
     source = ["--no-index", "--no-deps", "--find-links", str(wheels.folder), "--only-binary", ":all:"]
     tags = [word for name in accepted(platform) for word in ("--platform", name)]
-    pip("download", *source, *tags, "--dest", str(tmp_path), "coterie")
-    assert [path.name for path in tmp_path.iterdir()] == [getattr(wheels, chosen).name]
+    told = pip("install", "--dry-run", "--quiet", "--report", "-", *source, *tags, "--target", str(tmp_path), "coterie")
+    (found,) = json.loads(told)["install"]
+    assert Path(found["download_info"]["url"]).name == getattr(wheels, chosen).name
 
 
 def accepted(platform: str) -> list[str]:
