@@ -18,6 +18,12 @@ SHAPE = ContextShape(
 )
 
 
+@pytest.fixture(autouse=True)
+def _no_kernels_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def divide(budget: int, **changes: int) -> MemoryPlan:
     given = {
         "process": 400 * MIB,
@@ -175,12 +181,8 @@ def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
 
 
 @pytest.mark.parametrize("process", [400 * MIB, 3 << 30, 20 << 30])
-def test_the_least_budget_provides_for_its_own_kernels_and_is_the_least(
-    process: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_least_budget_provides_for_its_own_kernels_and_is_the_least(process: int) -> None:
     """Kernels that are compiled may take a share of the budget, so those of a larger one take more."""
-    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        monkeypatch.delenv(name, raising=False)
     footprint = Footprint(
         dense=0, shape=SHAPE, reading=0, dequantising=0, record=10 * MIB, experts=1 << 30, all_experts=1 << 30
     )
