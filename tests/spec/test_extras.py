@@ -22,4 +22,5 @@ def test_nothing_advises_to_install_coterie_from_an_index_that_does_not_have_it(
     """Who follows such a line would get an error today, and perhaps a stranger's package tomorrow."""
     pages = {*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("src/**/*.py")}
     pages.remove(ROOT / "RELEASING.md")  # which says when that ends
-    assert [page.name for page in sorted(pages) if re.search(r"pip install ['\"]?coterie\b(?![-/.])", page.read_text())] == []
+    advice = re.compile(r"pip install ['\"]?coterie\b(?![-/.])")
+    assert [page.name for page in sorted(pages) if advice.search(page.read_text())] == []
