@@ -18,6 +18,12 @@ SHAPE = ContextShape(
 )
 
 
+@pytest.fixture(autouse=True)
+def _no_kernels_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def divide(budget: int, **changes: int) -> MemoryPlan:
     given = {
         "process": 400 * MIB,
@@ -143,15 +149,12 @@ def test_what_is_not_fused_or_cut_off_is_counted() -> None:
     assert ContextShape(**shape, all_logits=True).activation_bytes(7) - least == 7 * 100 * 2
 
 
-@pytest.fixture
-def _a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without what other tests wrote down about compiled kernels."""
-    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.mark.usefixtures("_a_fresh_process")
 def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import re
+
+    from coterie.errors import MemoryBudgetError
+    from coterie.spec import ContextShape
+
     shape = ContextShape(
         hidden=1024, attention=1024, kv_per_token=1 << 14, intermediate=1024, experts=8, top_k=2, vocabulary=1000,
         itemsize=2,
@@ -181,7 +184,6 @@ def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them(monkeypatch
 
 
 @pytest.mark.parametrize("process", [400 * MIB, 3 << 30, 20 << 30])
-@pytest.mark.usefixtures("_a_fresh_process")
 def test_the_least_budget_provides_for_its_own_kernels_and_is_the_least(process: int) -> None:
     """Kernels that are compiled may take a share of the budget, so those of a larger one take more."""
     footprint = Footprint(
