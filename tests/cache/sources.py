@@ -148,6 +148,13 @@ class Failing:
             raise self._error
 
 
+def bring(cache, keys):
+    """Has experts read, as a decode step would."""
+    with cache.lease(keys) as lease:
+        for _ in lease:
+            pass
+
+
 def wait_until(condition):
     """Waits until a condition holds; fails if it never does."""
     deadline = time.monotonic() + PATIENCE_S

@@ -167,7 +167,7 @@ def test_a_hold_ends_it(make):
     with cache._scheduler.lock:
         guesses.announce(threading.get_ident(), LAYERS[1])
         assert guesses.announced
-        with cache.try_hold(LAYERS[0][:2]):
+        with cache.shelf(LAYERS[0][0].bank_key, 16).try_hold([0, 1]):
             assert not guesses.announced
     settle(cache)
     assert not resident(cache, LAYERS[1])

@@ -71,7 +71,7 @@ class TestBudget:
                 cache.lease([KEYS[3]])
             assert caught.value.minimum == 2 * LARGE.nbytes
 
-    @pytest.mark.parametrize("setting", ["read_threads", "queue_depth"])
+    @pytest.mark.parametrize("setting", ["read_threads", "read_nbytes"])
     def test_settings_out_of_range(self, tmp_path, setting):
         with pytest.raises(UsageError, match=setting):
             ExpertCache(TinySource.uniform(tmp_path, 2), capacity=2**20, **{setting: 0})
@@ -136,6 +136,7 @@ class TestEnd:
         before = set(reading_threads())
         source = TinySource.uniform(tmp_path, 4)
         cache = ExpertCache(source, capacity=2**20)
+        shelf = cache.shelf(KEYS[0].bank_key, 4)
         use(cache, source, KEYS[:4])
         mine = set(reading_threads()) - before
         assert mine
@@ -144,9 +145,9 @@ class TestEnd:
         assert not any(thread.is_alive() for thread in mine)
         for attempt in (
             lambda: cache.lease(KEYS[:1]),
-            lambda: cache.hold(KEYS[:1]),
-            lambda: cache.try_hold(KEYS[:1]),
-            lambda: cache.prefetch(KEYS[:1]),
+            lambda: shelf.try_hold([0]),
+            lambda: cache.expect(KEYS[:1]),
+            lambda: cache.warm(KEYS[:1]),
             cache.__enter__,
         ):
             with pytest.raises(UsageError, match="closed"):
@@ -171,10 +172,11 @@ class TestEnd:
         thread.join(PATIENCE_S)
         assert problems == ["woken"]
 
-    def test_tensors_of_an_open_lease_survive_closing(self, tmp_path):
+    def test_tensors_of_an_open_hold_survive_closing(self, tmp_path):
         source = TinySource.uniform(tmp_path, 2)
         cache = ExpertCache(source, capacity=2**20)
-        with cache.hold(KEYS[:2]) as held:
+        use(cache, source, KEYS[:2])
+        with cache.shelf(KEYS[0].bank_key, 2).try_hold([0, 1]) as held:
             cache.close()
             for key, tensors in zip(KEYS, held.tensors, strict=False):
                 assert_is(key, SMALL, tensors)
@@ -203,6 +205,7 @@ class TestEnd:
         source = TinySource.uniform(tmp_path, 2)
         with ExpertCache(source, capacity=2**20) as cache:
             use(cache, source, KEYS[:2])
+            shelf = cache.shelf(KEYS[0].bank_key, 2)
             # The lock is held while the process forks: the child must not wait for it.
             with cache._scheduler.lock:
                 # Nor may the child collect what other tests left: their threads are not there to end.
@@ -210,7 +213,7 @@ class TestEnd:
                 child = os.fork()
                 if child == 0:
                     try:
-                        cache.try_hold(KEYS[:1])
+                        shelf.try_hold([0])
                     except UsageError as error:
                         os._exit(0 if "another process" in str(error) else 2)
                     finally:

@@ -138,7 +138,7 @@ class TestValidity:
         with cache.lease(KEYS[:4]) as lease:
             assert lease.together
             collected = dict(lease)
-            cache.prefetch(KEYS[4:])
+            cache.expect(KEYS[4:])
             for key, tensors in collected.items():
                 assert_is(key, SMALL, tensors)
 
@@ -278,7 +278,7 @@ class TestFailures:
             cache = make(8, gate)
             lease = cache.lease(KEYS[:1])
             if begun_for == "a guess":
-                cache.prefetch(KEYS[:1])
+                cache.expect(KEYS[:1])
             else:
                 lease.__enter__()
             gate.wait_for(KEYS[0])
@@ -301,7 +301,7 @@ class TestFailures:
 
         gate = Fault(KEYS[0])
         cache = make(8, gate)
-        cache.prefetch(KEYS[:1])
+        cache.expect(KEYS[:1])
         gate.wait_for(KEYS[0])
         with cache.lease(KEYS[:1]):
             gate.open()
@@ -371,7 +371,9 @@ class TestMisuse:
         cache = make(4)
         with cache.lease(KEYS[:2]), pytest.raises(UsageError, match="already has a lease"), cache.lease(KEYS[2:]):
             pass
-        with cache.hold(KEYS[:2]), pytest.raises(UsageError, match="already has a lease"), cache.lease(KEYS[2:]):
+        drain(cache, KEYS[:2])
+        held = cache.shelf(KEYS[0].bank_key, 16).try_hold([0, 1])
+        with held, pytest.raises(UsageError, match="already has a lease"), cache.lease(KEYS[2:]):
             pass
         assert_consistent(cache)
 
@@ -380,6 +382,7 @@ class TestMisuse:
 @pytest.mark.parametrize("slots", [2, 5, 16])
 def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
     cache = make(slots)
+    shelf = cache.shelf(KEYS[0].bank_key, 16)
     main = threading.get_ident()
 
     delivered = threading.Event()
@@ -393,7 +396,7 @@ def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
             if delivered.is_set():  # Python swallows what is raised while an object is finalised
                 return
             mine = [KEYS[(step * 5 + n) % 16] for n in range(6)]
-            held = cache.try_hold(mine[:2])
+            held = shelf.try_hold([key.expert for key in mine[:2]])
             if held is not None:
                 held.release()
             with cache.lease(mine, ordered=bool(step % 2), phase="prefill" if step % 3 else "decode") as lease:

@@ -1,4 +1,4 @@
-"""Hints are only hints."""
+"""What a thread will probably ask for is read ahead, and changes no result."""
 
 import threading
 
@@ -44,7 +44,7 @@ def settle(cache, count):
 
 
 def consider_all(cache):
-    """Waits until every hint has been followed or given up."""
+    """Waits until every guess has been followed or given up."""
 
     def considered():
         with cache._scheduler.lock:
@@ -53,9 +53,9 @@ def consider_all(cache):
     wait_until(considered)
 
 
-def test_a_hint_makes_a_later_lease_a_hit(make):
+def test_a_right_guess_makes_a_later_lease_a_hit(make):
     cache = make(8)
-    cache.prefetch(KEYS[:3])
+    cache.expect(KEYS[:3])
     settle(cache, 3)
     stats = use(cache, KEYS[:3])
     assert (stats.hits, stats.bytes_read) == (3, 0)
@@ -64,9 +64,9 @@ def test_a_hint_makes_a_later_lease_a_hit(make):
     assert stats.bytes_read == 3 * SMALL.nbytes
 
 
-def test_a_wrong_hint_is_counted_as_wasted(make):
+def test_a_wrong_guess_is_counted_as_wasted(make):
     cache = make(4)
-    cache.prefetch(KEYS[:2])
+    cache.expect(KEYS[:2])
     settle(cache, 2)
     use(cache, KEYS[2:6])
     assert cache.stats().prefetch_wasted == 2
@@ -76,7 +76,7 @@ def test_a_wrong_hint_is_counted_as_wasted(make):
 def test_a_lease_joins_a_prefetch_on_its_way(make):
     gate = Gate(KEYS[0])
     cache = make(4, gate)
-    cache.prefetch(KEYS[:1])
+    cache.expect(KEYS[:1])
     gate.wait_for(KEYS[0])
     with cache.lease(KEYS[:1]) as lease:
         gate.open()
@@ -85,39 +85,21 @@ def test_a_lease_joins_a_prefetch_on_its_way(make):
     assert cache.stats().prefetch_used == 1
 
 
-def test_it_never_evicts_what_is_leased_or_predicted(make):
+def test_it_never_evicts_what_is_leased(make):
     cache = make(4, eviction="lru")
     with cache.lease(KEYS[:4]) as lease:
         collected = dict(lease)
-        cache.prefetch(KEYS[4:])
+        cache.expect(KEYS[4:])
         consider_all(cache)
         for key, tensors in collected.items():
             assert_is(key, SMALL, tensors)
         assert cache.stats().evictions == 0
-    for key in KEYS[:4]:
-        use(cache, [key])
-    # The expert used longest ago would be the first to go; it was predicted, so the next one goes.
-    cache.prefetch(KEYS[:1])
-    cache.prefetch(KEYS[4:5])
-    settle(cache, 1)
-    assert [key for key in KEYS if key in cache] == [KEYS[0], *KEYS[2:5]]
-
-
-def test_half_of_the_room_at_most_is_promised_to_guesses(make):
-    cache = make(6)
-    use(cache, KEYS[:6])
-    cache.prefetch(KEYS[6:9])
-    settle(cache, 3)
-    assert all(key in cache for key in KEYS[6:9])
-    # Demand takes the unpredicted first.
-    use(cache, KEYS[9:12])
-    assert all(key in cache for key in KEYS[6:9])
 
 
 def test_demand_goes_first_and_guesses_leave_a_thread_free(make):
     gate = Gate(*KEYS[:4])
     cache = make(8, gate, read_threads=2)
-    cache.prefetch(KEYS[:4])
+    cache.expect(KEYS[:4])
     gate.wait_for(KEYS[0])
     use(cache, KEYS[8:12])
     # With two threads only one prefetch is under way at a time, so demand was read at once.
@@ -128,7 +110,7 @@ def test_demand_goes_first_and_guesses_leave_a_thread_free(make):
 
 def test_a_failed_prefetch_bothers_nobody(make):
     cache = make(4, Failing(ReadError("bad sector"), KEYS[0]))
-    cache.prefetch(KEYS[:1])
+    cache.expect(KEYS[:1])
     settle(cache, 1)
     assert KEYS[0] not in cache
     use(cache, KEYS[:1])
@@ -138,26 +120,18 @@ def test_a_failed_prefetch_bothers_nobody(make):
 def test_unknown_and_resident_keys_are_passed_over(make):
     cache = make(4)
     use(cache, KEYS[:1])
-    cache.prefetch([KEYS[0], KEYS[0]._replace(expert=99)])
+    cache.expect([KEYS[0], KEYS[0]._replace(expert=99)])
     assert cache.stats().prefetch_issued == 0
 
 
 @pytest.mark.parametrize("slots", [2, 4])
-def test_results_are_the_same_with_any_hints(make, slots):
+def test_results_are_the_same_whatever_was_expected(make, slots):
     cache = make(slots)
     for step in range(40):
-        cache.prefetch([KEYS[(step * 5 + n) % 12] for n in range(4)])
+        cache.expect([KEYS[(step * 5 + n) % 12] for n in range(4)])
         use(cache, [KEYS[(step * 7 + n) % 12] for n in range(5)])
-    assert_consistent_after_hints(cache)
-
-
-def assert_consistent_after_hints(cache):
-    cache.prefetch([])
     settle(cache, 0)
     assert_consistent(cache)
-
-
-# --- what a thread expects --------------------------------------------------------------------------------------------
 
 
 def test_what_is_expected_is_read_in_order_of_likelihood(make):
@@ -177,7 +151,8 @@ def test_what_is_expected_is_read_in_order_of_likelihood(make):
 def test_letting_go_of_a_hold_is_no_request(make):
     gate = Gate(KEYS[1])
     cache = make(8, gate, read_threads=1)
-    held = cache.hold(KEYS[:1])
+    use(cache, KEYS[:1])
+    held = cache.shelf(KEYS[0].bank_key, 12).try_hold([0])
     cache.expect(KEYS[1:4])
     gate.wait_for(KEYS[1])
     held.release()
@@ -207,7 +182,7 @@ def test_a_hold_drops_it_too(make):
     use(cache, KEYS[8:9])
     cache.expect(KEYS[:3])
     gate.wait_for(KEYS[0])
-    with cache.try_hold(KEYS[8:9]) as held:
+    with cache.shelf(KEYS[0].bank_key, 12).try_hold([8]) as held:
         assert_is(KEYS[8], SMALL, held.tensors[0])
         gate.open()
         settle(cache, 1)
@@ -220,8 +195,7 @@ def test_nothing_is_guessed_while_a_demanded_read_is_under_way(make):
     cache = make(8, gate, read_threads=4)
     with cache.lease(KEYS[:1]) as lease:
         gate.wait_for(KEYS[0])
-        cache.expect(KEYS[4:6])
-        cache.prefetch(KEYS[6:7])
+        cache.expect(KEYS[4:7])
         for _ in range(20):
             with cache._scheduler.lock:
                 assert cache._scheduler.next_entry(ahead=False) is None

@@ -95,7 +95,7 @@ def test_reads_follow_each_other_while_the_consumer_computes(tmp_path, threads):
 def test_a_streaming_lease_reads_ahead_while_its_consumer_computes(tmp_path):
     source = Decoded.uniform(tmp_path, 12)
     with (
-        ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=2, queue_depth=5) as cache,
+        ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=2) as cache,
         cache.lease(KEYS) as lease,
     ):
         assert not lease.together

@@ -1,5 +1,6 @@
 """Shelves: the experts of one bank by id, in step with what is resident."""
 
+import gc
 import threading
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from coterie.cache import ExpertCache
 from coterie.errors import UsageError
 from coterie.native import library
 
-from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of
+from .sources import PATIENCE_S, SMALL, TinySource, assert_consistent, assert_is, bring, keys_of
 
 KEYS = keys_of(8)
 BANK = KEYS[0].bank_key
@@ -31,7 +32,7 @@ def open_cache(tmp_path):
 def test_it_holds_what_is_resident_in_the_order_asked_for(open_cache):
     cache = open_cache(4)
     shelf = cache.shelf(BANK, 8)
-    cache.hold(KEYS[:3]).release()
+    bring(cache, KEYS[:3])
     with shelf.try_hold([2, 0, 2]) as held:
         for expert, tensors in zip([2, 0, 2], held.tensors, strict=True):
             assert_is(KEYS[expert], SMALL, tensors)
@@ -43,16 +44,57 @@ def test_it_holds_what_is_resident_in_the_order_asked_for(open_cache):
 def test_what_is_not_resident_is_not_held_and_counts_nothing(open_cache):
     cache = open_cache(4)
     shelf = cache.shelf(BANK, 8)
-    cache.hold(KEYS[:3]).release()
+    bring(cache, KEYS[:3])
     before = cache.stats()
     assert shelf.try_hold([0, 3]) is None
     assert cache.stats() == before
     assert_consistent(cache)
 
 
+def test_a_hold_of_nothing_leaves_nothing(open_cache):
+    cache = open_cache(4)
+    with cache.shelf(BANK, 8).try_hold([]) as held:
+        assert held.tensors == []
+    assert_consistent(cache)
+
+
+def test_a_held_expert_is_not_evicted(open_cache):
+    cache = open_cache(4)
+    bring(cache, KEYS[:2])
+    with cache.shelf(BANK, 8).try_hold([0, 1]) as held:
+        views = list(held.tensors)
+        done = threading.Event()
+
+        def other():
+            for _ in range(3):
+                with cache.lease(KEYS[2:7]) as lease:
+                    for key, tensors in lease:
+                        assert_is(key, SMALL, tensors)
+            done.set()
+
+        threading.Thread(target=other, daemon=True).start()
+        assert done.wait(PATIENCE_S)
+        for key, tensors in zip(KEYS, views, strict=False):
+            assert_is(key, SMALL, tensors)
+    assert_consistent(cache)
+
+
+def test_a_lost_hold_and_a_repeated_release_do_no_harm(open_cache):
+    cache = open_cache(4)
+    bring(cache, KEYS[:4])
+    shelf = cache.shelf(BANK, 8)
+    held = shelf.try_hold(range(4))
+    del held
+    gc.collect()
+    held = shelf.try_hold(range(4))
+    held.release()
+    held.release()
+    assert_consistent(cache)
+
+
 def test_a_shelf_made_late_knows_what_came_before(open_cache):
     cache = open_cache(4)
-    cache.hold(KEYS[4:6]).release()
+    bring(cache, KEYS[4:6])
     cache.shelf(BANK, 8).try_hold([4, 5]).release()
     assert cache.shelf(KEYS[0]._replace(layer=1).bank_key, 8).try_hold([4]) is None
 
@@ -60,13 +102,13 @@ def test_a_shelf_made_late_knows_what_came_before(open_cache):
 def test_the_evicted_are_gone_and_the_held_are_not_evicted(open_cache):
     cache = open_cache(4)
     shelf = cache.shelf(BANK, 8)
-    cache.hold(KEYS[:4]).release()
+    bring(cache, KEYS[:4])
     held = shelf.try_hold([0, 1])
     views = held.tensors
 
     def other():
         for key in KEYS[4:]:
-            cache.hold([key]).release()
+            bring(cache, [key])
 
     thread = threading.Thread(target=other)
     thread.start()
@@ -81,19 +123,30 @@ def test_the_evicted_are_gone_and_the_held_are_not_evicted(open_cache):
 def test_uses_steer_eviction(open_cache):
     cache = open_cache(4)
     shelf = cache.shelf(BANK, 8)
-    cache.hold(KEYS[:4]).release()
+    bring(cache, KEYS[:4])
     shelf.try_hold([0]).release()
-    cache.hold(KEYS[4:7]).release()
+    bring(cache, KEYS[4:7])
     assert KEYS[0] in cache
+
+
+def test_the_policy_hears_of_more_uses_than_are_kept_for_it(open_cache):
+    cache = open_cache(4)
+    shelf = cache.shelf(BANK, 8)
+    bring(cache, KEYS[:4])
+    for _ in range(600):
+        shelf.try_hold([0]).release()
+    bring(cache, KEYS[4:7])
+    assert KEYS[0] in cache
+    assert cache.stats().hits == 600
 
 
 def test_uses_are_not_remembered_while_everything_fits(open_cache):
     cache = open_cache(8)
     shelf = cache.shelf(BANK, 8)
-    cache.hold(KEYS).release()
+    bring(cache, KEYS)
     shelf.try_hold([0, 1]).release()
     assert not cache._residency.journal
-    cache.prefetch(KEYS[:1])
+    cache.warm(KEYS[:1])
     shelf.try_hold([0, 1]).release()
     assert cache._residency.journal
 
@@ -101,7 +154,7 @@ def test_uses_are_not_remembered_while_everything_fits(open_cache):
 def test_after_closing_it_says_so(open_cache):
     cache = open_cache(4)
     shelf = cache.shelf(BANK, 8)
-    cache.hold(KEYS[:1]).release()
+    bring(cache, KEYS[:1])
     cache.close()
     with pytest.raises(UsageError, match="closed"):
         shelf.try_hold([0])
@@ -121,13 +174,13 @@ def there(berths):
 
 def test_berths_are_in_step_with_what_is_resident(open_cache, loaded):
     cache = open_cache(4)
-    cache.hold(KEYS[:2]).release()
+    bring(cache, KEYS[:2])
     berths = cache.shelf(BANK, 8).berths(loaded, SMALL)
     assert there(berths) == [True, True, *[False] * 6]
-    cache.hold(KEYS[3:6]).release()
+    bring(cache, KEYS[3:6])
     assert sum(there(berths)) == 4
     assert there(berths)[3:6] == [True] * 3
-    with cache.hold(KEYS[5:6]) as held:
+    with cache.shelf(BANK, 8).try_hold([5]) as held:
         first = SMALL.fields[0]
         assert berths[5] == held.tensors[0][0].data_ptr() - first.offset
     cache.close()
@@ -137,19 +190,19 @@ def test_berths_are_in_step_with_what_is_resident(open_cache, loaded):
 def test_records_of_another_layout_have_no_berth(open_cache, loaded):
     cache = open_cache(4)
     berths = cache.shelf(BANK, 8).berths(loaded, replace(SMALL, name="other"))
-    cache.hold(KEYS[:2]).release()
+    bring(cache, KEYS[:2])
     assert there(berths) == [False] * 8
 
 
 def test_what_was_found_without_the_cache_counts_as_hits(open_cache):
     cache = open_cache(4)
-    cache.hold(KEYS[:4]).release()
+    bring(cache, KEYS[:4])
     shelf = cache.shelf(BANK, 8)
     hits = cache.stats().hits
     shelf.turn()
     shelf.note([0, 1])
     assert cache.stats().hits == hits + 2
-    cache.hold(KEYS[4:6]).release()
+    bring(cache, KEYS[4:6])
     assert [shelf.try_hold([expert]) is not None for expert in range(6)] == [True, True, False, False, True, True]
     cache.close()
     with pytest.raises(UsageError, match="closed"):

@@ -79,7 +79,7 @@ LEASE = st.fixed_dictionaries(
     {
         "keys": st.lists(st.integers(0, 11), min_size=0, max_size=12, unique=True),
         "kind": st.sampled_from(
-            ["lease", "ordered", "prefill", "ordered prefill", "hold", "shelf", "abandon", "prefetch"]
+            ["lease", "ordered", "prefill", "ordered prefill", "shelf", "abandon", "expect", "warm"]
         ),
     }
 )
@@ -110,13 +110,10 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
                     assert key in cache
 
             def step(mine, kind):
-                if kind == "prefetch":
-                    cache.prefetch(mine)
-                elif kind == "hold":
-                    if cache.fits(mine):
-                        with cache.hold(mine) as held:
-                            for key, tensors in zip(mine, held.tensors, strict=True):
-                                check(key, tensors)
+                if kind == "expect":
+                    cache.expect(mine)
+                elif kind == "warm":
+                    cache.warm(mine)
                 elif kind == "shelf":
                     held = shelf.try_hold([key.expert for key in mine])
                     if held is not None:
@@ -148,6 +145,5 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
                 return run
 
             run_threads(*(work(script) for script in scripts))
-            cache.prefetch([])
             wait_until(lambda: not cache._residency.loading)
             assert_consistent(cache)

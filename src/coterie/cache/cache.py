@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import NoReturn, Self
 
 from coterie.cache.arena import SlotArena
 from coterie.cache.claims import Claim
-from coterie.cache.lease import Held, Lease
+from coterie.cache.lease import Lease
 from coterie.cache.outstanding import ReadTimes
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
@@ -18,9 +18,9 @@ from coterie.cache.scheduler import Scheduler
 from coterie.cache.shelf import Shelf
 from coterie.cache.statistics import CacheStats
 from coterie.cache.warm_set import WARM_SHARE
-from coterie.errors import MemoryBudgetError, UsageError
+from coterie.errors import UsageError
 from coterie.eviction import EvictionPolicy, TrustPolicy, make_policy
-from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase, format_bytes
+from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase
 
 
 def minimum_capacity(source: ExpertSource) -> int:
@@ -55,9 +55,6 @@ class ExpertCache:
         verify_reads: Compare every record read with its checksum, where the source has one.
         read_threads: Reads at once.
         read_nbytes: Longer records are read in several reads of about the same length; None for one.
-        queue_depth: Records that a lease which does not fit may have read and not yet consumed; default twice
-            as many as are read at once, and one. A scan never has more than an eighth of the capacity, which is its
-            default.
         direct: Whether to read past the page cache where the filesystem can.
 
     Raises:
@@ -74,20 +71,15 @@ class ExpertCache:
         verify_reads: bool = False,
         read_threads: int = 4,
         read_nbytes: int | None = None,
-        queue_depth: int | None = None,
         direct: bool = True,
     ) -> None:
-        for name, value in (
-            ("read_threads", read_threads),
-            ("queue_depth", queue_depth),
-            ("read_nbytes", read_nbytes),
-        ):
+        for name, value in (("read_threads", read_threads), ("read_nbytes", read_nbytes)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
         policy = make_policy(eviction) if isinstance(eviction, str) else eviction
         self._residency = Residency(source, capacity, policy)
         reader = RecordReader(source, verify=verify_reads, direct=direct, read_nbytes=read_nbytes)
-        self._scheduler = Scheduler(self._residency, reader, threads=read_threads, queue_depth=queue_depth)
+        self._scheduler = Scheduler(self._residency, reader, threads=read_threads)
 
     @property
     def capacity(self) -> int:
@@ -112,10 +104,6 @@ class ExpertCache:
     def __contains__(self, key: ExpertKey) -> bool:
         """Whether an expert is resident at this moment."""
         return key in self._residency.loaded
-
-    def fits(self, keys: Iterable[ExpertKey]) -> bool:
-        """Whether these experts can all be resident together."""
-        return self._bytes_of(set(keys)) <= self.capacity
 
     def lease(
         self,
@@ -161,23 +149,6 @@ class ExpertCache:
         )
         return Lease(self._scheduler, claim, self)
 
-    def try_hold(self, keys: Sequence[ExpertKey]) -> Held | None:
-        """Holds experts if all of them are resident; otherwise does nothing and returns None.
-
-        It never waits. Counts as hits; a failed try counts as nothing. A decode step, whose experts are of one bank,
-        asks a :meth:`shelf`.
-        """
-        scheduler = self._scheduler
-        scheduler.check_usable()
-        loaded = self._residency.loaded
-        held = Held(scheduler)
-        with scheduler.lock:
-            try:
-                held.take([loaded[key] for key in keys])
-            except KeyError:
-                return None
-        return held
-
     def shelf(self, bank: BankKey, experts: int) -> Shelf:
         """The experts of one bank by id, for a decode step.
 
@@ -188,49 +159,12 @@ class ExpertCache:
         with self._scheduler.lock:
             return Shelf(self._scheduler, bank, self._residency.shelf(bank, experts))
 
-    def hold(self, keys: Sequence[ExpertKey]) -> Held:
-        """Holds experts together, reading those that are not resident and waiting for them.
-
-        Raises:
-            MemoryBudgetError: If they do not fit in the capacity together; lease them instead.
-            ExpertMissingError, ReadError, ChecksumError, UsageError: As :meth:`lease` and its iteration.
-        """
-        held = self.try_hold(keys)
-        if held is not None:
-            return held
-        lease = self.lease(keys)
-        if not lease.together:
-            needed = self._bytes_of(set(keys))
-            raise MemoryBudgetError(
-                f"{len(set(keys))} experts take {format_bytes(needed)} together, "
-                f"the cache has {format_bytes(self.capacity)}.",
-                advice="Iterate over cache.lease(keys), which works in less.",
-                budget=self.capacity,
-                minimum=needed,
-            )
-        held = Held(self._scheduler)
-        held._lease = lease
-        try:
-            tensors = dict(lease.__enter__())
-        except BaseException:
-            held.release()
-            raise
-        held.tensors = [tensors[key] for key in keys]
-        return held
-
-    def prefetch(self, keys: Iterable[ExpertKey]) -> None:
-        """Says that these experts will probably be needed soon. Advice: it may be dropped, and changes no result.
-
-        Reads them while no lease waits for a read, evicting nothing that is leased or predicted. A later call
-        supersedes what an earlier one has not started.
-        """
-        self._scheduler.hint(keys)
-
     def expect(self, keys: Iterable[ExpertKey]) -> None:
-        """Says what this thread will probably ask for next, likeliest first. Advice, as :meth:`prefetch`.
+        """Says what this thread will probably ask for next, likeliest first. Advice: it changes no result.
 
-        Reads it while no read is under way that somebody asked for. It is over with the thread's next lease or hold,
-        whatever that asks for: what has been started by then is joined or finished, the rest is dropped.
+        Reads it while no read is under way that somebody asked for, evicting nothing that is leased or expected. It is
+        over with the thread's next lease or hold, whatever that asks for: what has been started by then is joined or
+        finished, the rest is dropped.
         """
         self._scheduler.expect(keys)
 
@@ -308,10 +242,6 @@ class ExpertCache:
                 warmed_bytes=counters.warmed_bytes,
                 pinned=len(residency.warm.pinned),
             )
-
-    def huge_page_nbytes(self) -> int:
-        """Bytes of the experts' memory that are on huge pages now, as the kernel tells; takes it milliseconds."""
-        return self._residency.arena.huge_page_nbytes()
 
     def close(self) -> None:
         """Ends the reading threads, closes the files and frees the memory. Harmless when repeated.

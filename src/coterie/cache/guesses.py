@@ -19,11 +19,11 @@ _NEAR = 0.75
 class Guesses:
     """Keys that are worth reading ahead; guarded by the cache's lock.
 
-    There are four kinds. *Hints* are for some time to come, until other ones supersede them. What a thread *expects*
-    is for the next thing that it asks for: with that, whatever it is, the expectation is over, and what has not been
-    started by then is dropped, because the disk has something better to do. What a scan *announces* is an expectation
-    that is as good as certain: it does not wait for the disk to be idle, only until all that is demanded is being read.
-    What is *worth having* comes last, and takes nobody's place who has been of use.
+    There are three kinds. What a thread *expects* is for the next thing that it asks for: with that, whatever it is,
+    the expectation is over, and what has not been started by then is dropped, because the disk has something better to
+    do. What a scan *announces* is an expectation that is as good as certain: it does not wait for the disk to be idle,
+    only until all that is demanded is being read. What is *worth having* comes last, and takes nobody's place who has
+    been of use.
 
     Args:
         residency: What is in memory.
@@ -31,18 +31,11 @@ class Guesses:
 
     def __init__(self, residency: Residency) -> None:
         self._residency = residency
-        self._hints: deque[ExpertKey] = deque()
         self._expected: dict[int, deque[ExpertKey]] = {}
         self._announced: dict[int, deque[ExpertKey]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._hints or self._expected or self._announced or self._residency.warm.todo)
-
-    def hint(self, keys: Sequence[ExpertKey]) -> None:
-        """Supersedes earlier hints."""
-        for key in keys:
-            self._residency.predict(key)
-        self._hints = self._absent(keys)
+        return bool(self._expected or self._announced or self._residency.warm.todo)
 
     def expect(self, thread: int, keys: Sequence[ExpertKey]) -> None:
         """What a thread will probably ask for next, likeliest first; protected until it asks for something."""
@@ -111,7 +104,7 @@ class Guesses:
                 self._expected.pop(thread, None)
             if entry is not None:
                 return entry
-        return self._first(self._hints) or self._first_warm()
+        return self._first_warm()
 
     def _first_warm(self) -> Entry | None:
         residency, warm = self._residency, self._residency.warm

@@ -129,18 +129,17 @@ class Lease:
 
 
 class Held:
-    """Experts that are all resident and stay so until released. Made by :meth:`ExpertCache.hold` and ``try_hold``.
+    """Experts that are all resident and stay so until released. Made by :meth:`Shelf.try_hold`.
 
     Attributes:
-        tensors: The experts' tensors, in the order of the keys asked for.
+        tensors: The experts' tensors, in the order of the ids asked for.
     """
 
-    __slots__ = ("_lease", "_scheduler", "_token", "tensors")
+    __slots__ = ("_scheduler", "_token", "tensors")
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._token: object = None
-        self._lease: Lease | None = None
         self.tensors: list[Tensors] = []
 
     def take(self, entries: Sequence[Entry]) -> None:
@@ -159,10 +158,6 @@ class Held:
 
     def release(self) -> None:
         """Gives the experts up. Harmless when repeated; the context does it by itself."""
-        if self._lease is not None:
-            # Not closed, which would end what the thread expects: that is not over with this.
-            self._lease.__exit__(None, None, None)
-            self._lease = None
         if self._token is not None:
             self._scheduler.release_hold(self._token)
             self._token = None
@@ -176,6 +171,6 @@ class Held:
         self.release()
 
     def __del__(self) -> None:
-        if getattr(self, "_token", None) is not None or getattr(self, "_lease", None) is not None:
+        if getattr(self, "_token", None) is not None:
             with contextlib.suppress(Exception):
                 self.release()

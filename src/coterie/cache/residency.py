@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
@@ -60,9 +60,8 @@ class Residency:
         self.holds: dict[object, tuple[int, Sequence[Entry]]] = {}
         # Hits of decoding, in order, not yet told to the policy.
         self.journal: Journal = deque()
-        # Whether anybody will ask about uses: not while everything fits and nothing is predicted.
+        # Whether anybody will ask about uses: not while everything fits and nothing is warmed.
         self.uses_matter = capacity < self.total_bytes
-        self._predicted: OrderedDict[ExpertKey, None] = OrderedDict()
         # Thread → what it will probably ask for next.
         self.expected: dict[int, frozenset[ExpertKey]] = {}
         self.warm = WarmSet()
@@ -153,7 +152,6 @@ class Residency:
             else:
                 self.counters.prefetch_used += 1
                 self.counters.prefetch_in_time += entry.loaded
-        self._predicted.pop(entry.key, None)
 
     def settle(self) -> None:
         """Tells the policy about the hits in the journal."""
@@ -164,22 +162,13 @@ class Residency:
                 if self.loaded.get(entry.key) is entry:
                     entry.cold = False
                     self.policy.hit(entry.key)
-                    if entry.hinted or self._predicted:
+                    if entry.hinted:
                         self.note_use(entry)
-
-    def predict(self, key: ExpertKey) -> None:
-        """Protects a key from prefetches, and from demand while others can go, until it is used or superseded."""
-        self.uses_matter = True
-        self._predicted[key] = None
-        self._predicted.move_to_end(key)
-        # Half of the room at most: old guesses must not crowd out what is really used.
-        while self._largest and 2 * len(self._predicted) * self._largest > max(self.capacity, 2 * self._largest):
-            self._predicted.popitem(last=False)
 
     def reserve(self, key: ExpertKey, layout: RecordLayout, claim: Claim, others: Sequence[Claim]) -> Entry | None:
         """A slot for a key that a claim needs, or None while everything is held.
 
-        What may go, in this order: free slots; unheld experts in the policy's order, predicted ones last; what this
+        What may go, in this order: free slots; unheld experts in the policy's order, expected ones last; what this
         claim has consumed; what other claims have consumed; what waiting claims hold but cannot use yet; what is
         pinned. A scan gives up what it has consumed first. Where new memory is slow, it is taken after unheld experts,
         and by a scan only when its consumer waits.
@@ -206,7 +195,7 @@ class Residency:
         return None
 
     def reserve_hinted(self, key: ExpertKey, layout: RecordLayout, *, announced: bool = False) -> Entry | None:
-        """A slot for a prefetch: evicts nothing that is held or predicted, nor, for a scan, more than a scan may."""
+        """A slot for a prefetch: evicts nothing that is held or expected, nor, for a scan, more than a scan may."""
         size = SlotArena.slot_nbytes(layout.nbytes)
         victims = self._victims(size, *self._spared())
         if not victims and self._needed(size) > 0:
@@ -269,7 +258,6 @@ class Residency:
         self.loaded.clear()
         self.loading.clear()
         self.journal.clear()
-        self._predicted.clear()
         self.expected.clear()
         self.warm.clear()
         self.arena.close(discard=discard)
@@ -313,7 +301,7 @@ class Residency:
 
     def _spared(self) -> Sequence[Collection[ExpertKey]]:
         """What leaves last: what is guessed, and what is pinned."""
-        return (self._predicted, *self.expected.values(), self.warm.pinned)
+        return (*self.expected.values(), self.warm.pinned)
 
     def _victims(self, size: int, *spared: Collection[ExpertKey], only_cold: bool = False) -> list[ExpertKey]:
         needed = self._needed(size)

@@ -40,15 +40,12 @@ class Scheduler:
         residency: What is in memory.
         reader: Fills slots.
         threads: Reads at once.
-        queue_depth: Records that a streaming claim may have read and not consumed; None for a few, and for a scan all
-            that it may.
     """
 
-    def __init__(self, residency: Residency, reader: RecordReader, *, threads: int, queue_depth: int | None) -> None:
+    def __init__(self, residency: Residency, reader: RecordReader, *, threads: int) -> None:
         self.residency = residency
         self._reader = reader
         self.at_once = threads
-        self._queue_depth = queue_depth
         self.lock = threading.RLock()
         self._waiters = Waiters()
         self.claims: dict[Claim, None] = {}
@@ -179,17 +176,6 @@ class Scheduler:
         if len(journal) > JOURNAL_LIMIT:
             self._readers.notify()
 
-    def hint(self, keys: Iterable[ExpertKey]) -> None:
-        """Queues prefetches; unknown keys are passed over."""
-        with self.lock:
-            self.check_usable()
-            wanted = [key for key in keys if self.residency.has(key)]
-            # Uses are told late, and one from before a hint must not count as its answer.
-            self.residency.settle()
-            self.guesses.hint(wanted)
-            if self.guesses:
-                self._readers.notify()
-
     def expect(self, keys: Iterable[ExpertKey]) -> None:
         """Notes what this thread will probably ask for next; unknown keys are passed over."""
         with self.lock:
@@ -302,7 +288,7 @@ class Scheduler:
         self.residency.settle()
 
     def next_entry(self, *, ahead: bool) -> Entry | None:
-        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, for a hint."""
+        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, a guess."""
         entry = self._failed() or self._demanded() or self._announced() or (None if ahead else self._guessed())
         if entry is not None:
             entry.asked = frozenset(entry.holders)
@@ -311,7 +297,7 @@ class Scheduler:
         return entry
 
     def has_demand(self) -> bool:
-        """Whether a claim wants something read, or a hint is there."""
+        """Whether a claim wants something read, or a guess is there."""
         if self._is_demanded():
             return True
         return bool(self.guesses) and (self.guesses.announced or not self.outstanding.demanded)
@@ -399,11 +385,9 @@ class Scheduler:
     def _may_read_ahead(self, claim: Claim) -> bool:
         if claim.together:
             return True
-        depth = self._queue_depth
         if claim.prefill:
-            most = self.residency.scan_depth(claim.layouts[claim.todo[0]].nbytes)
-            depth = most if depth is None else min(depth, most)
-        return len(claim.ahead) < (2 * self.at_once + 1 if depth is None else depth)
+            return len(claim.ahead) < self.residency.scan_depth(claim.layouts[claim.todo[0]].nbytes)
+        return len(claim.ahead) < 2 * self.at_once + 1
 
     def _announced(self) -> Entry | None:
         """What a scan will ask for, once all that is asked for is being read; in slots that scans are done with."""
