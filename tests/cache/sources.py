@@ -184,21 +184,15 @@ def run_threads(*targets):
 
 
 def assert_consistent(cache):
-    """Nothing is held, and table, policy and arena agree. For a cache at rest."""
-    scheduler, residency = cache._scheduler, cache._residency
-    with scheduler.lock:
-        assert not scheduler.claims
-        assert not residency.holds
-        assert not scheduler._together
-        residency.settle()
-        entries = [*residency.loaded.values(), *residency.loading.values()]
-        assert all(not entry.holders for entry in entries)
-        assert residency.arena.in_use == sum(entry.slot.nbytes for entry in entries)
-        assert residency.arena.in_use <= residency.arena.committed <= cache.capacity
-        for bank, shelf in residency._shelves.items():
-            assert shelf == [residency.loaded.get(bank.expert(expert)) for expert in range(len(shelf))]
-        slots = [(entry.slot.nbytes, entry.slot.index) for entry in entries]
-        assert len(set(slots)) == len(slots)
-        total = sum(entry.slot.nbytes for entry in residency.loaded.values())
-        if total:
-            assert set(residency.policy.victims(total, lambda key: True)) == set(residency.loaded)
+    """Nothing is held, and table, policy and arena agree. For a cache that nobody uses."""
+    found, figures = cache.quiesce(timeout=PATIENCE_S), cache.stats()
+    assert (found.leases, found.queued, found.holds) == (0, 0, 0)
+    assert not found.loading
+    assert not found.held
+    assert figures.resident_bytes == sum(nbytes for nbytes, _ in found.slots)
+    assert figures.resident_bytes <= figures.committed_bytes <= cache.capacity
+    assert len(set(found.slots)) == len(found.slots)
+    for bank, keys in found.shelved.items():
+        resident = (bank.expert(expert) for expert in range(len(keys)))
+        assert keys == tuple(key if key in found.resident else None for key in resident)
+    assert found.ranked == set(found.resident)

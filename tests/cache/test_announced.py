@@ -60,14 +60,7 @@ def walk(cache, wanted=lambda layer, keys: keys, **options):
 
 def settle(cache):
     """Waits until the reading threads find nothing to do."""
-    scheduler = cache._scheduler
-    readers = scheduler._readers
-
-    def settled():
-        with scheduler.lock:
-            return not cache._residency.loading and len(readers._work._waiters) == len(readers._threads)
-
-    wait_until(settled)
+    cache.quiesce()
 
 
 def resident(cache, keys):
@@ -156,21 +149,21 @@ def test_a_scan_that_breaks_off_announces_nothing(make, leave):
     gate.open()
     settle(cache)
     assert resident(cache, ALL) == [LAYERS[0][0], *LAYERS[1][:2]], "only what had begun"
-    assert not cache._residency.expected
+    assert not cache.snapshot().expected
     assert_consistent(cache)
 
 
 def test_a_hold_ends_it(make):
-    cache = make(64)
+    gate = Gate(*LAYERS[1][:2])
+    cache = make(64, gate, read_threads=1)
     scan(cache, LAYERS[0][:2])
-    guesses = cache._scheduler.guesses
-    with cache._scheduler.lock:
-        guesses.announce(threading.get_ident(), LAYERS[1])
-        assert guesses.announced
-        with cache.shelf(LAYERS[0][0].bank_key, 16).try_hold([0, 1]):
-            assert not guesses.announced
-    settle(cache)
-    assert not resident(cache, LAYERS[1])
+    scan(cache, LAYERS[0][:2], LAYERS[1][:4])
+    gate.wait_for(LAYERS[1][1])
+    with cache.shelf(LAYERS[0][0].bank_key, 16).try_hold([0, 1]):
+        assert not cache.snapshot().expected
+        gate.open()
+        settle(cache)
+    assert resident(cache, LAYERS[1]) == LAYERS[1][:2], "only what had begun"
 
 
 def test_closing_the_cache_ends_it(make):
@@ -324,5 +317,5 @@ def test_an_announcement_protects_a_part_of_what_is_there(make):
             list(lease)
     run_threads(lambda: scan(cache, [], [LAYERS[2][0], *LAYERS[0], *LAYERS[1]]))
     settle(cache)
-    protected = set().union(*cache._residency.expected.values())
+    protected = set().union(*cache.snapshot().expected)
     assert len(protected) == 24

@@ -9,7 +9,7 @@ import pytest
 
 from coterie.cache import ExpertCache, minimum_capacity
 from coterie.errors import ChecksumError, MemoryBudgetError, ReadError, UsageError
-from coterie.eviction import LruPolicy
+from coterie.eviction import LruPolicy, TrustPolicy
 
 from .sources import LARGE, PATIENCE_S, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of
 
@@ -203,15 +203,16 @@ class TestEnd:
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_a_forked_child_is_told(self, tmp_path):
         source = TinySource.uniform(tmp_path, 2)
-        with ExpertCache(source, capacity=2**20) as cache:
-            use(cache, source, KEYS[:2])
-            shelf = cache.shelf(KEYS[0].bank_key, 2)
-            # The lock is held while the process forks: the child must not wait for it.
-            with cache._scheduler.lock:
+        children = []
+
+        class Forking(TrustPolicy):
+            """The cache's lock is held while the process forks: the child must not wait for it."""
+
+            def expect(self, expected):
                 # Nor may the child collect what other tests left: their threads are not there to end.
                 gc.disable()
-                child = os.fork()
-                if child == 0:
+                children.append(os.fork())
+                if children[0] == 0:
                     try:
                         shelf.try_hold([0])
                     except UsageError as error:
@@ -219,5 +220,10 @@ class TestEnd:
                     finally:
                         os._exit(1)
                 gc.enable()
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        with ExpertCache(source, capacity=2**20, eviction=Forking({})) as cache:
+            use(cache, source, KEYS[:2])
+            shelf = cache.shelf(KEYS[0].bank_key, 2)
+            cache.expect_use({})
+            assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
             use(cache, source, KEYS[:2])

@@ -116,7 +116,7 @@ def test_figures_of_a_lease(make):
     with cache.lease(KEYS[2:6]) as lease:
 
         def open_when_waited_for():
-            wait_until(lambda: lease._claim.waiting_since is not None)
+            wait_until(lambda: cache.snapshot().waiting)
             gate.open()
 
         opener = threading.Thread(target=open_when_waited_for)
@@ -257,7 +257,7 @@ class TestFailures:
         def opener():
             gate.wait_for(KEYS[0])
             # Until both wait for this very read: one that comes after its failure would read again.
-            wait_until(lambda: len(cache._residency.loading[KEYS[0]].holders) == 2)
+            wait_until(lambda: cache.snapshot().loading.get(KEYS[0]) == 2)
             gate.open()
 
         run_threads(work, work, opener)
@@ -285,7 +285,7 @@ class TestFailures:
             lease.close()
 
             def opener(cache=cache, gate=gate):
-                wait_until(lambda: len(cache._residency.loading[KEYS[0]].holders) == 1)
+                wait_until(lambda: cache.snapshot().loading.get(KEYS[0]) == 1)
                 gate.open()
 
             run_threads(lambda cache=cache: drain(cache, KEYS[:2]), opener)
@@ -306,7 +306,7 @@ class TestFailures:
         with cache.lease(KEYS[:1]):
             gate.open()
         drain(cache, KEYS[1:4])
-        wait_until(lambda: not cache._residency.loading)
+        cache.quiesce()
         assert cache.source.reads.count(KEYS[0]) <= 2
         assert_consistent(cache)
 

@@ -7,7 +7,18 @@ import pytest
 from coterie.cache import ExpertCache, ReadTimes
 from coterie.errors import ReadError
 
-from .sources import SMALL, Failing, Gate, TinySource, assert_consistent, assert_is, keys_of, wait_until
+from .sources import (
+    PATIENCE_S,
+    SMALL,
+    Failing,
+    Gate,
+    TinySource,
+    assert_consistent,
+    assert_is,
+    keys_of,
+    run_threads,
+    wait_until,
+)  # fmt: skip
 
 KEYS = keys_of(12)
 
@@ -34,23 +45,15 @@ def use(cache, keys):
 
 
 def settle(cache, count):
-    """Waits until so many prefetches have been read."""
-
-    def settled():
-        with cache._scheduler.lock:
-            return cache.stats().prefetch_issued >= count and not cache._residency.loading
-
-    wait_until(settled)
+    """Waits until all that is expected has been read or given up: so many reads for guesses in all."""
+    assert not cache.quiesce().loading
+    assert cache.stats().prefetch_issued >= count
 
 
-def consider_all(cache):
-    """Waits until every guess has been followed or given up."""
-
-    def considered():
-        with cache._scheduler.lock:
-            return not cache._scheduler.guesses
-
-    wait_until(considered)
+def considered(cache):
+    """Waits until the reading threads have looked at what they were told of, whatever is under way."""
+    wait_until(lambda: not cache.snapshot().undecided)
+    return cache.snapshot()
 
 
 def test_a_right_guess_makes_a_later_lease_a_hit(make):
@@ -90,7 +93,7 @@ def test_it_never_evicts_what_is_leased(make):
     with cache.lease(KEYS[:4]) as lease:
         collected = dict(lease)
         cache.expect(KEYS[4:])
-        consider_all(cache)
+        cache.quiesce()
         for key, tensors in collected.items():
             assert_is(key, SMALL, tensors)
         assert cache.stats().evictions == 0
@@ -173,7 +176,7 @@ def test_what_was_not_begun_is_dropped_when_something_is_asked_for(make):
     assert gate.arrived == [KEYS[0], KEYS[8], KEYS[9]], "the three that were not begun never are"
     stats = cache.stats()
     assert (stats.prefetch_hinted, stats.prefetch_issued) == (4, 1)
-    assert not cache._residency.expected
+    assert not cache.snapshot().expected
 
 
 def test_a_hold_drops_it_too(make):
@@ -196,9 +199,7 @@ def test_nothing_is_guessed_while_a_demanded_read_is_under_way(make):
     with cache.lease(KEYS[:1]) as lease:
         gate.wait_for(KEYS[0])
         cache.expect(KEYS[4:7])
-        for _ in range(20):
-            with cache._scheduler.lock:
-                assert cache._scheduler.next_entry(ahead=False) is None
+        assert list(considered(cache).loading) == KEYS[:1]
         gate.open()
         next(lease)
         settle(cache, 3)
@@ -213,8 +214,7 @@ def test_a_guess_that_is_late_is_joined_and_then_a_demand(make):
     gate.wait_for(KEYS[0])
     with cache.lease(KEYS[:1]) as lease:
         cache.expect(KEYS[4:6])
-        with cache._scheduler.lock:
-            assert cache._scheduler.next_entry(ahead=False) is None, "somebody waits for the first one now"
+        assert list(considered(cache).loading) == KEYS[:1], "somebody waits for the first one now"
         gate.open()
         assert [key for key, _ in lease] == KEYS[:1]
         settle(cache, 3)
@@ -247,7 +247,7 @@ def test_threads_expect_for_themselves(make):
 
     thread = threading.Thread(target=other)
     thread.start()
-    wait_until(lambda: len(cache._residency.expected) == 1 and cache._scheduler.claims)
+    wait_until(lambda: len(cache.snapshot().expected) == 1 and cache.snapshot().leases)
     gate.open()
     thread.join(120)
     settle(cache, 3)
@@ -257,10 +257,14 @@ def test_threads_expect_for_themselves(make):
 
 def test_threads_that_ended_are_forgotten(make):
     cache = make(4)
-    with cache._scheduler.lock:
-        for thread in range(200):
-            cache._scheduler.guesses.expect(-1 - thread, [])
-        assert len(cache._residency.expected) <= 64
+    together = threading.Barrier(100)
+
+    def other():
+        together.wait(PATIENCE_S)
+        cache.expect([])
+
+    run_threads(*[other] * 100)
+    assert 0 < len(cache.snapshot().expected) <= 64
 
 
 def test_times_of_reads(make):

@@ -8,7 +8,7 @@ import pytest
 from coterie.cache import ExpertCache, RecordReader
 from coterie.cache.arena import SlotArena
 from coterie.cache.files import HAS_PREADV
-from coterie.cache.pieces import split
+from coterie.cache.pieces import Piece, split
 from coterie.errors import ReadError
 from coterie.spec import Extent
 
@@ -200,40 +200,30 @@ class TestSplit:
 
 
 class TestEnds:
-    def test_what_was_prepared_and_never_read_is_closed(self, tmp_path):
+    def test_what_was_prepared_and_never_read_is_closed(self, tmp_path, monkeypatch):
         source = TinySource.uniform(tmp_path, 12)
         entered, leave = threading.Event(), threading.Event()
         cache = ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=1)
-        files = cache._scheduler._reader._files
-        real = type(files).take
+        run = Piece.run
 
-        def take(path, **options):
-            shared = real(files, path, **options)
-            read_at = shared.file.read_at
+        def slow(piece):
+            entered.set()
+            assert leave.wait(PATIENCE_S)
+            run(piece)
 
-            def slow(buffer, offset):
-                entered.set()
-                assert leave.wait(PATIENCE_S)
-                return read_at(buffer, offset)
-
-            shared.file.read_at = slow
-            return shared
-
-        files.take = take
+        monkeypatch.setattr(Piece, "run", slow)
         lease = cache.lease(KEYS[:4])
         lease.__enter__()
         assert entered.wait(PATIENCE_S)
-        readers = cache._scheduler._readers
-        wait_until(lambda: len(readers._staged) == 1)
+        wait_until(lambda: cache.snapshot().prepared == 1)
         closing = threading.Thread(target=cache.close)
         closing.start()
-        wait_until(lambda: cache._scheduler.closed)
+        wait_until(lambda: cache.snapshot().closed)
         leave.set()
         closing.join(PATIENCE_S)
         lease.close()
-        assert files.open_count == 0
-        assert not readers._staged
-        assert not readers._finished
+        left = cache.snapshot()
+        assert (left.open_files, left.prepared, left.finished) == (0, 0, 0)
 
     def test_a_file_that_cannot_be_opened_fails_its_consumer_and_nobody_else(self, tmp_path):
         source = TinySource.uniform(tmp_path, 12)

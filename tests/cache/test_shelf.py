@@ -36,7 +36,7 @@ def test_it_holds_what_is_resident_in_the_order_asked_for(open_cache):
     with shelf.try_hold([2, 0, 2]) as held:
         for expert, tensors in zip([2, 0, 2], held.tensors, strict=True):
             assert_is(KEYS[expert], SMALL, tensors)
-        assert cache._residency.holds
+        assert cache.snapshot().holds == 1
     assert cache.stats().hits == 3
     assert_consistent(cache)
 
@@ -145,10 +145,11 @@ def test_uses_are_not_remembered_while_everything_fits(open_cache):
     shelf = cache.shelf(BANK, 8)
     bring(cache, KEYS)
     shelf.try_hold([0, 1]).release()
-    assert not cache._residency.journal
+    assert not cache.snapshot().untold_uses
     cache.warm(KEYS[:1])
+    cache.quiesce()
     shelf.try_hold([0, 1]).release()
-    assert cache._residency.journal
+    assert cache.snapshot().untold_uses
 
 
 def test_after_closing_it_says_so(open_cache):

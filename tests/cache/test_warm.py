@@ -38,12 +38,7 @@ def use(cache, keys, **options):
 def warm(cache, keys, **options):
     """Warms, and waits until all has been read or given up."""
     cache.warm(keys, **options)
-
-    def done():
-        with cache._scheduler.lock:
-            return not cache._scheduler.guesses and not cache._residency.loading
-
-    wait_until(done)
+    cache.quiesce()
 
 
 def resident(cache):

@@ -7,6 +7,7 @@ from coterie.cache.outstanding import ReadTimes
 from coterie.cache.reads import RecordReader
 from coterie.cache.shelf import Shelf
 from coterie.cache.slots import Slot
+from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, LeaseStats
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Shelf",
     "Slot",
     "SlotArena",
+    "Snapshot",
     "Tensors",
     "minimum_capacity",
 ]

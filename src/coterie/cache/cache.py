@@ -16,6 +16,7 @@ from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.shelf import Shelf
+from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats
 from coterie.cache.warm_set import WARM_SHARE
 from coterie.errors import UsageError
@@ -242,6 +243,26 @@ class ExpertCache:
                 warmed_bytes=counters.warmed_bytes,
                 pinned=len(residency.warm.pinned),
             )
+
+    def snapshot(self) -> Snapshot:
+        """What the cache is doing at this moment: for tests and benchmarks. It changes nothing."""
+        return self._scheduler.snapshot()
+
+    def quiesce(self, *, timeout: float = 60.0) -> Snapshot:
+        """Waits until the reading threads have nothing left to do, and says what is there then.
+
+        For tests and benchmarks: until something else is asked for, what was announced, expected or is worth having
+        has been read, or given up because there is no room for it.
+
+        Args:
+            timeout: Seconds that this may take.
+
+        Raises:
+            UsageError: If it takes longer.
+        """
+        if not self._scheduler.quiesce(timeout):
+            raise UsageError(f"The expert cache is still reading after {timeout} seconds.", got=timeout)
+        return self._scheduler.snapshot()
 
     def close(self) -> None:
         """Ends the reading threads, closes the files and frees the memory. Harmless when repeated.

@@ -251,6 +251,23 @@ class Residency:
         del self.loading[entry.key]
         self.arena.release(entry.slot)
 
+    def held(self) -> set[ExpertKey]:
+        """What must stay because a lease or a hold has it."""
+        entries = (*self.loaded.values(), *self.loading.values())
+        return self._held() | {entry.key for entry in entries if entry.holders}
+
+    def shelved(self) -> dict[BankKey, tuple[ExpertKey | None, ...]]:
+        """What each shelf names, by expert id."""
+        return {
+            bank: tuple(None if entry is None else entry.key for entry in shelf)
+            for bank, shelf in self._shelves.items()
+        }
+
+    def ranked(self) -> frozenset[ExpertKey]:
+        """What the policy names when everything is to leave."""
+        total = sum(entry.slot.nbytes for entry in self.loaded.values())
+        return frozenset(self.policy.victims(total, lambda key: True)) if total else frozenset()
+
     def close(self, *, discard: bool) -> None:
         """Forgets everything and lets go of the memory."""
         for key in self.loaded:

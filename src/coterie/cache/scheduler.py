@@ -18,6 +18,7 @@ from coterie.cache.outstanding import Outstanding
 from coterie.cache.readers import Readers
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
+from coterie.cache.snapshot import Snapshot
 from coterie.cache.waiting import Waiters
 from coterie.errors import CoterieError, ReadError, UsageError
 from coterie.spec import ExpertKey
@@ -193,6 +194,39 @@ class Scheduler:
             self.residency.warm_up(wanted, share, pinned_nbytes)
             if self.guesses:
                 self._readers.notify()
+
+    def quiesce(self, timeout: float) -> bool:
+        """Waits until the reading threads have nothing to do; returns whether that came about in time."""
+        with self.lock:
+            return self._readers.wait_for_rest(timeout)
+
+    def snapshot(self) -> Snapshot:
+        """What is going on now."""
+        with self.lock:
+            residency, readers, claims = self.residency, self._readers, tuple(self.claims)
+            entries = (*residency.loaded.values(), *residency.loading.values())
+            return Snapshot(
+                resident=tuple(residency.loaded),
+                shelved=residency.shelved(),
+                ranked=residency.ranked(),
+                loading={key: len(entry.holders) for key, entry in residency.loading.items()},
+                slots=tuple((entry.slot.nbytes, entry.slot.index) for entry in entries),
+                held=frozenset(residency.held()),
+                leases=len(claims),
+                queued=len(self._together),
+                waiting=sum(claim.waiting_since is not None for claim in claims),
+                holds=len(residency.holds),
+                expected=tuple(residency.expected.values()),
+                untold_uses=len(residency.journal),
+                undecided=readers.undecided,
+                prepared=readers.prepared,
+                finished=readers.finished,
+                open_files=self._reader.open_files,
+                growing_bytes=residency.arena.growing,
+                memory_owed=residency.growth.is_owed,
+                memory_is_slow=residency.growth.apart,
+                closed=self.closed,
+            )
 
     def close(self, *, wait: bool) -> None:
         """Ends the reading threads and wakes all consumers; with ``wait``, frees the memory too."""

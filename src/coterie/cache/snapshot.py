@@ -1,0 +1,57 @@
+"""What a cache is doing at one moment, for tests and benchmarks: they have no other way to look inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coterie.spec import BankKey, ExpertKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A consistent picture of a cache, taken by :meth:`ExpertCache.snapshot`.
+
+    Attributes:
+        resident: Experts that are ready for use.
+        shelved: What each bank's shelf names, by expert id; it should agree with ``resident``.
+        ranked: Experts that the eviction policy could name; they should be those of ``resident``.
+        loading: Experts that are being read, with the number of leases that wait for each.
+        slots: Size and number of every slot that an expert has, in the order of ``resident`` and then ``loading``.
+        held: Experts that must stay because a lease or a hold has them.
+        leases: Leases that are open.
+        queued: Of these, leases that wait for their turn to have all their experts together.
+        waiting: Of these, leases whose consumer is waiting now.
+        holds: Holds that are open.
+        expected: What each thread is expected to ask for next; it is protected until it asks for something.
+        untold_uses: Leases and holds whose hits the eviction policy has not been told about yet.
+        undecided: Whether the reading threads have yet to look at something that they were woken for.
+        prepared: Reads that are ready to begin.
+        finished: Reads that have ended, whose leases have yet to be told.
+        open_files: Files that are open.
+        growing_bytes: Bytes of the slots that are being given memory apart from any read.
+        memory_owed: Whether reads did without new memory that the arena is still to be given.
+        memory_is_slow: Whether reads take used memory rather than wait for new memory.
+        closed: Whether the cache is closed.
+    """
+
+    resident: tuple[ExpertKey, ...]
+    shelved: Mapping[BankKey, tuple[ExpertKey | None, ...]]
+    ranked: frozenset[ExpertKey]
+    loading: Mapping[ExpertKey, int]
+    slots: tuple[tuple[int, int], ...]
+    held: frozenset[ExpertKey]
+    leases: int
+    queued: int
+    waiting: int
+    holds: int
+    expected: tuple[frozenset[ExpertKey], ...]
+    untold_uses: int
+    undecided: bool
+    prepared: int
+    finished: int
+    open_files: int
+    growing_bytes: int
+    memory_owed: bool
+    memory_is_slow: bool
+    closed: bool
