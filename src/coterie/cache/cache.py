@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import NoReturn, Self
 
 from coterie.cache.arena import SlotArena
+from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim
 from coterie.cache.lease import Lease
 from coterie.cache.outstanding import ReadTimes
@@ -215,14 +217,13 @@ class ExpertCache:
         counters = residency.counters
         with self._scheduler.lock:
             # A prefetch that has been used counts from then on, not from when the policy hears of it.
-            fresh = {entry for batch in tuple(residency.journal) for entry in batch if entry.hinted}
-            warmed = sum(entry.warmed for entry in fresh)
-            used = sum(not entry.announced for entry in fresh) - warmed
+            fresh = {entry for batch in tuple(residency.journal) for entry in batch if entry.unclaimed}
+            untold = Counter(entry.cause for entry in fresh)
             return CacheStats(
-                requests=counters.hits + counters.misses,
+                requests=counters.requests,
                 hits=counters.hits,
                 misses=counters.misses,
-                bytes_read=counters.bytes_read,
+                bytes_read=sum(counters.nbytes.values()),
                 wait_s=counters.wait_s,
                 evictions=counters.evictions,
                 capacity=residency.capacity,
@@ -230,17 +231,17 @@ class ExpertCache:
                 resident_count=len(residency.loaded),
                 committed_bytes=residency.arena.committed,
                 new_slots=residency.arena.new_slots,
-                prefetch_hinted=counters.prefetch_hinted,
-                prefetch_issued=counters.prefetch_issued,
-                prefetch_used=counters.prefetch_used + used,
-                prefetch_in_time=counters.prefetch_in_time + used,
-                prefetch_wasted=counters.prefetch_wasted,
-                prefetch_bytes=counters.prefetch_bytes,
-                announced_issued=counters.announced_issued,
-                announced_used=counters.announced_used,
-                warmed=counters.warmed,
-                warmed_used=counters.warmed_used + warmed,
-                warmed_bytes=counters.warmed_bytes,
+                prefetch_hinted=counters.predicted,
+                prefetch_issued=counters.issued[Cause.PREDICTION],
+                prefetch_used=counters.used[Cause.PREDICTION] + untold[Cause.PREDICTION],
+                prefetch_in_time=counters.in_time[Cause.PREDICTION] + untold[Cause.PREDICTION],
+                prefetch_wasted=counters.wasted[Cause.PREDICTION],
+                prefetch_bytes=counters.nbytes[Cause.PREDICTION],
+                announced_issued=counters.issued[Cause.ANNOUNCEMENT],
+                announced_used=counters.used[Cause.ANNOUNCEMENT] + untold[Cause.ANNOUNCEMENT],
+                warmed=counters.issued[Cause.WARMING],
+                warmed_used=counters.used[Cause.WARMING] + untold[Cause.WARMING],
+                warmed_bytes=counters.nbytes[Cause.WARMING],
                 pinned=len(residency.warm.pinned),
             )
 

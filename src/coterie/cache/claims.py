@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from coterie.cache.cause import Cause
 from coterie.cache.slots import Slot
 from coterie.errors import CoterieError
 from coterie.spec import ExpertKey, RecordLayout
@@ -25,33 +26,38 @@ class Entry:
             between two steps, does no harm.
         loaded: Whether the record is complete.
         cold: Whether nobody but scans has asked for it so far.
-        hinted: Whether it was prefetched and nobody has asked for it since.
-        announced: Whether it was read because a scan had announced that it would ask for it.
-        warmed: Whether it was read because it is worth having.
+        cause: Why it is read.
+        unclaimed: Whether it is read for no claim and nobody has asked for it since.
         reader: The claim that it is read for, if any.
         asked: The claims that waited for it when its read began.
         unclaimed_nbytes: Bytes that were read for it before a claim asked for it, if that was announced.
     """
 
     __slots__ = (
-        "announced", "asked", "cold", "hinted", "holders", "key", "layout", "loaded", "reader", "slot", "tensors",
-        "unclaimed_nbytes", "warmed",
+        "asked", "cause", "cold", "holders", "key", "layout", "loaded", "reader", "slot", "tensors", "unclaimed",
+        "unclaimed_nbytes",
     )  # fmt: skip
 
-    def __init__(self, key: ExpertKey, layout: RecordLayout, slot: Slot, reader: Claim | None) -> None:
+    def __init__(
+        self, key: ExpertKey, layout: RecordLayout, slot: Slot, *, cause: Cause, reader: Claim | None, cold: bool
+    ) -> None:
         self.key = key
         self.layout = layout
         self.slot = slot
         self.tensors: tuple[torch.Tensor, ...] = ()
         self.holders: set[Claim] = set()
         self.loaded = False
-        self.cold = False
-        self.hinted = False
-        self.announced = False
-        self.warmed = False
+        self.cold = cold
+        self.cause = cause
+        self.unclaimed = cause is not Cause.DEMAND
         self.reader = reader
         self.asked: frozenset[Claim] = frozenset()
         self.unclaimed_nbytes = 0
+
+    @property
+    def announced(self) -> bool:
+        """Whether it is there, or comes, only because a scan has announced it."""
+        return self.unclaimed and self.cause is Cause.ANNOUNCEMENT
 
 
 class Claim:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from coterie.cache.cause import Cause
 from coterie.cache.claims import Entry
 from coterie.cache.residency import Residency
 from coterie.spec import ExpertKey
@@ -59,7 +60,7 @@ class Guesses:
             entry = residency.find(key)
             if entry is None:
                 absent.append(key)
-            ahead += entry is None or (entry.hinted and entry.announced)
+            ahead += entry is None or entry.announced
             nbytes = residency.slot_nbytes(key)
             room -= nbytes
             if ahead >= residency.scan_depth(nbytes) or room < nbytes:
@@ -89,7 +90,7 @@ class Guesses:
             if not keys:
                 self._announced.pop(thread, None)
                 continue
-            entry = residency.reserve_hinted(keys[0], residency.layout(keys[0]), announced=True)
+            entry = residency.reserve_ahead(keys[0], residency.layout(keys[0]), Cause.ANNOUNCEMENT)
             if entry is not None:
                 keys.popleft()
                 return entry
@@ -128,7 +129,7 @@ class Guesses:
 
     def _absent(self, keys: Sequence[ExpertKey]) -> deque[ExpertKey]:
         absent = deque(key for key in keys if self._residency.find(key) is None)
-        self._residency.counters.prefetch_hinted += len(absent)
+        self._residency.counters.predicted += len(absent)
         return absent
 
     def _first(self, keys: deque[ExpertKey]) -> Entry | None:
@@ -136,7 +137,7 @@ class Guesses:
         while keys:
             key = keys.popleft()
             if residency.find(key) is None:
-                entry = residency.reserve_hinted(key, residency.layout(key))
+                entry = residency.reserve_ahead(key, residency.layout(key), Cause.PREDICTION)
                 if entry is not None:
                     return entry
         return None

@@ -40,9 +40,9 @@ class Outstanding:
         self.guessed: set[Entry] = set()
 
     def begin(self, entry: Entry) -> None:
-        """A read begins; it is for a guess if the entry is hinted."""
+        """A read begins; it is for a guess if nobody has asked for the entry."""
         self._advance()
-        (self.guessed if entry.hinted else self.demanded).add(entry)
+        (self.guessed if entry.unclaimed else self.demanded).add(entry)
 
     def demand(self, entry: Entry) -> None:
         """Somebody asked for an entry that may be under way for a guess: from now on it is waited for."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import torch
 
 from coterie.cache.arena import SlotArena
+from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry
 from coterie.cache.growth import Growth, native_touch
 from coterie.cache.statistics import Counters
@@ -142,16 +143,11 @@ class Residency:
                 self._shelve(key, entry)
 
     def note_use(self, entry: Entry) -> None:
-        """Somebody asked for an entry: a hint that led to it was right."""
-        if entry.hinted:
-            entry.hinted = False
-            if entry.announced:
-                self.counters.announced_used += 1
-            elif entry.warmed:
-                self.counters.warmed_used += 1
-            else:
-                self.counters.prefetch_used += 1
-                self.counters.prefetch_in_time += entry.loaded
+        """Somebody asked for an entry: if it was read before that, this was right."""
+        if entry.unclaimed:
+            entry.unclaimed = False
+            self.counters.used[entry.cause] += 1
+            self.counters.in_time[entry.cause] += entry.loaded
 
     def settle(self) -> None:
         """Tells the policy about the hits in the journal."""
@@ -162,7 +158,7 @@ class Residency:
                 if self.loaded.get(entry.key) is entry:
                     entry.cold = False
                     self.policy.hit(entry.key)
-                    if entry.hinted:
+                    if entry.unclaimed:
                         self.note_use(entry)
 
     def reserve(self, key: ExpertKey, layout: RecordLayout, claim: Claim, others: Sequence[Claim]) -> Entry | None:
@@ -187,29 +183,26 @@ class Residency:
                 return None
             if victims or not full:
                 claim.evictions += len(victims)
-                return self._enter(key, layout, size, victims, claim)
+                return self._enter(key, layout, size, victims, claim=claim)
         if claim.starving and (victims := self._victims(size, self.warm.pinned) or self._victims(size)):
             # It must go on, even at the cost of what it needs itself later, or of what is pinned.
             claim.evictions += len(victims)
-            return self._enter(key, layout, size, victims, claim)
+            return self._enter(key, layout, size, victims, claim=claim)
         return None
 
-    def reserve_hinted(self, key: ExpertKey, layout: RecordLayout, *, announced: bool = False) -> Entry | None:
-        """A slot for a prefetch: evicts nothing that is held or expected, nor, for a scan, more than a scan may."""
+    def reserve_ahead(self, key: ExpertKey, layout: RecordLayout, cause: Cause) -> Entry | None:
+        """A slot for what is not asked for yet: evicts nothing that is held or expected.
+
+        For what a scan has announced it evicts no more than a scan may.
+        """
+        announced = cause is Cause.ANNOUNCEMENT
         size = SlotArena.slot_nbytes(layout.nbytes)
         victims = self._victims(size, *self._spared())
         if not victims and self._needed(size) > 0:
             return None
         if announced and victims and self._should_wait(victims, size):
             return None
-        entry = self._enter(key, layout, size, victims, None)
-        entry.hinted = True
-        if announced:
-            entry.announced = entry.cold = True
-            self.counters.announced_issued += 1
-        else:
-            self.counters.prefetch_issued += 1
-        return entry
+        return self._enter(key, layout, size, victims, cause=cause, cold=announced)
 
     def warm_up(self, keys: Iterable[ExpertKey], share: float, pinned_nbytes: int) -> None:
         """Says what is worth having, most valuable first, and how much of that is to stay."""
@@ -232,10 +225,7 @@ class Residency:
         victims = self._victims(size, *self._spared(), members, only_cold=not pinned) if full else []
         if full and not victims:
             return None
-        entry = self._enter(key, layout, size, victims, None)
-        entry.hinted = entry.warmed = entry.cold = True
-        self.counters.warmed += 1
-        return entry
+        return self._enter(key, layout, size, victims, cause=Cause.WARMING, cold=True)
 
     def complete(self, entry: Entry, tensors: tuple[torch.Tensor, ...]) -> None:
         """An entry has been read."""
@@ -356,7 +346,15 @@ class Residency:
             berths.fill(key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
 
     def _enter(
-        self, key: ExpertKey, layout: RecordLayout, size: int, victims: Sequence[ExpertKey], claim: Claim | None
+        self,
+        key: ExpertKey,
+        layout: RecordLayout,
+        size: int,
+        victims: Sequence[ExpertKey],
+        *,
+        cause: Cause = Cause.DEMAND,
+        claim: Claim | None = None,
+        cold: bool = False,
     ) -> Entry:
         could_grow, new_slots = self.arena.shortage(size) <= 0, self.arena.new_slots
         for victim in victims:
@@ -368,7 +366,8 @@ class Residency:
             self.growth.owe(size)
         elif self.arena.new_slots > new_slots and self._asked < self.total_bytes:
             self.growth.taken(size)
-        entry = self.loading[key] = Entry(key, layout, slot, claim)
+        self.counters.issued[cause] += 1
+        entry = self.loading[key] = Entry(key, layout, slot, cause=cause, reader=claim, cold=cold)
         return entry
 
     def _evict(self, key: ExpertKey) -> None:
@@ -380,8 +379,8 @@ class Residency:
         self.policy.remove(key)
         self.arena.release(entry.slot)
         self.counters.evictions += 1
-        if entry.hinted and not entry.announced and not entry.warmed:
-            self.counters.prefetch_wasted += 1
+        if entry.unclaimed:
+            self.counters.wasted[entry.cause] += 1
 
 
 def _nothing() -> None:

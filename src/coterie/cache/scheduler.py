@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry
 from coterie.cache.forks import watch_forks
 from coterie.cache.growth import QUIET_S, Grower
@@ -276,7 +277,7 @@ class Scheduler:
             if entry.loaded:
                 hits.append(entry)
                 # What this scan has announced is a miss all the same, that was mended in time.
-                claim.hits += not (claim.prefill and entry.announced and entry.hinted)
+                claim.hits += not (claim.prefill and entry.announced)
             if not entry.loaded or claim.prefill:
                 self._ask(claim, entry)
         claim.admitted = True
@@ -398,7 +399,7 @@ class Scheduler:
             self._together.remove(claim)
 
     def _ask(self, claim: Claim, entry: Entry) -> None:
-        if entry.announced and entry.hinted:
+        if entry.announced:
             claim.bytes_read += entry.unclaimed_nbytes
             entry.unclaimed_nbytes = 0
             if not entry.loaded:
@@ -445,16 +446,12 @@ class Scheduler:
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
     ) -> None:
         waiting = [holder for holder in tuple(entry.holders) if isinstance(holder, Claim)]
-        self.residency.counters.bytes_read += nbytes
+        self.residency.counters.nbytes[entry.cause] += nbytes
         if entry.reader is not None:
             entry.reader.bytes_read += nbytes
             entry.reader = None
         elif entry.announced:
             entry.unclaimed_nbytes = nbytes
-        elif entry.warmed:
-            self.residency.counters.warmed_bytes += nbytes
-        else:
-            self.residency.counters.prefetch_bytes += nbytes
         if error is not None:
             self._refuse(entry, waiting, error)
             return
@@ -472,6 +469,6 @@ class Scheduler:
         if not later:
             self.residency.abandon(entry)
             return
-        entry.reader = later[0]
+        entry.reader, entry.cause = later[0], Cause.DEMAND
         self._again.append(entry)
         self._readers.notify()
