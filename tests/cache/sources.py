@@ -7,6 +7,7 @@ import time
 import torch
 import xxhash
 
+from coterie.cache import Consumer
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.spec import ExpertKey, Extent, RecordLayout
 
@@ -148,9 +149,32 @@ class Failing:
             raise self._error
 
 
+class Own(threading.local):
+    def __init__(self):
+        self.consumer = Consumer()
+
+
+_own = Own()
+
+
+def me():
+    """The consumer of this thread."""
+    return _own.consumer
+
+
+def leased(cache, keys, **options):
+    """A lease of this thread's consumer, unless another is given."""
+    return cache.lease(keys, **{"consumer": me()} | options)
+
+
+def predict(cache, keys):
+    """What this thread's consumer will probably ask for."""
+    cache.predict(keys, consumer=me())
+
+
 def bring(cache, keys):
     """Has experts read, as a decode step would."""
-    with cache.lease(keys) as lease:
+    with leased(cache, keys) as lease:
         for _ in lease:
             pass
 

@@ -11,13 +11,25 @@ from coterie.cache import ExpertCache, minimum_capacity
 from coterie.errors import ChecksumError, MemoryBudgetError, ReadError, UsageError
 from coterie.eviction import LruPolicy, TrustPolicy
 
-from .sources import LARGE, PATIENCE_S, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of
+from .sources import (
+    LARGE,
+    PATIENCE_S,
+    SMALL,
+    Gate,
+    TinySource,
+    assert_consistent,
+    assert_is,
+    keys_of,
+    leased,
+    me,
+    predict,
+)
 
 KEYS = keys_of(9)
 
 
 def use(cache, source, keys):
-    with cache.lease(keys) as lease:
+    with leased(cache, keys) as lease:
         for key, tensors in lease:
             assert_is(key, source.layout(key), tensors)
     return lease.stats
@@ -68,7 +80,7 @@ class TestBudget:
         with ExpertCache(source, capacity=2 * SMALL.nbytes) as cache:
             source._layouts[KEYS[3]] = LARGE
             with pytest.raises(MemoryBudgetError) as caught:
-                cache.lease([KEYS[3]])
+                leased(cache, [KEYS[3]])
             assert caught.value.minimum == 2 * LARGE.nbytes
 
     @pytest.mark.parametrize("setting", ["read_threads", "read_nbytes"])
@@ -144,9 +156,9 @@ class TestEnd:
         cache.close()
         assert not any(thread.is_alive() for thread in mine)
         for attempt in (
-            lambda: cache.lease(KEYS[:1]),
-            lambda: shelf.try_hold([0]),
-            lambda: cache.expect(KEYS[:1]),
+            lambda: leased(cache, KEYS[:1]),
+            lambda: shelf.try_hold([0], me()),
+            lambda: predict(cache, KEYS[:1]),
             lambda: cache.warm(KEYS[:1]),
             cache.__enter__,
         ):
@@ -176,7 +188,7 @@ class TestEnd:
         source = TinySource.uniform(tmp_path, 2)
         cache = ExpertCache(source, capacity=2**20)
         use(cache, source, KEYS[:2])
-        with cache.shelf(KEYS[0].bank_key, 2).try_hold([0, 1]) as held:
+        with cache.shelf(KEYS[0].bank_key, 2).try_hold([0, 1], me()) as held:
             cache.close()
             for key, tensors in zip(KEYS, held.tensors, strict=False):
                 assert_is(key, SMALL, tensors)
@@ -214,7 +226,7 @@ class TestEnd:
                 children.append(os.fork())
                 if children[0] == 0:
                     try:
-                        shelf.try_hold([0])
+                        shelf.try_hold([0], me())
                     except UsageError as error:
                         os._exit(0 if "another process" in str(error) else 2)
                     finally:

@@ -12,7 +12,7 @@ from coterie.cache.arena import SlotArena
 from coterie.cache.growth import LEAST_CAPACITY, PATIENCE_S, PROBE_EVERY, Growth
 from coterie.plan.new_memory import SLOW
 
-from .sources import LARGE, SMALL, TinySource, assert_consistent, assert_is, keys_of, run_threads, wait_until
+from .sources import LARGE, SMALL, TinySource, assert_consistent, assert_is, keys_of, leased, run_threads, wait_until
 from .sources import PATIENCE_S as TEST_PATIENCE_S
 
 MIB = 2**20
@@ -210,7 +210,7 @@ def use(cache, keys, phase="decode"):
     """A scan of all keys, or decode steps of four each."""
     width = len(keys) if phase == "prefill" else 4
     for start in range(0, len(keys), width):
-        with cache.lease(keys[start : start + width], phase=phase) as lease:
+        with leased(cache, keys[start : start + width], phase=phase) as lease:
             for key, tensors in lease:
                 assert_is(key, cache.source.layout(key), tensors)
 
@@ -315,7 +315,7 @@ def test_nothing_is_found_while_somebody_computes(make, monkeypatch):
     slow(cache)
     monkeypatch.setattr("coterie.cache.scheduler.QUIET_S", 1000.0)
     use(cache, keys_of(32))
-    with cache.lease(keys_of(32)[:2]) as lease:
+    with leased(cache, keys_of(32)[:2]) as lease:
         next(iter(lease))
         before = touch.touched
         time.sleep(0.1)

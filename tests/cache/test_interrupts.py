@@ -15,7 +15,7 @@ import coterie.cache
 from coterie.cache import ExpertCache
 from coterie.cache.waiting import Waiters
 
-from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of
+from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of, leased
 
 FOLDER = str(Path(coterie.cache.__file__).parent)
 KEYS = keys_of(12)
@@ -48,7 +48,7 @@ class Injected:
 
 
 def drain(cache, keys, phase="decode"):
-    with cache.lease(keys, phase=phase) as lease:
+    with leased(cache, keys, phase=phase) as lease:
         for key, tensors in lease:
             assert_is(key, SMALL, tensors)
 

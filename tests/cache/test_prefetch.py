@@ -16,9 +16,12 @@ from .sources import (
     assert_consistent,
     assert_is,
     keys_of,
+    leased,
+    me,
+    predict,
     run_threads,
     wait_until,
-)  # fmt: skip
+)
 
 KEYS = keys_of(12)
 
@@ -38,7 +41,7 @@ def make(tmp_path):
 
 
 def use(cache, keys):
-    with cache.lease(keys) as lease:
+    with leased(cache, keys) as lease:
         for key, tensors in lease:
             assert_is(key, SMALL, tensors)
     return lease.stats
@@ -58,7 +61,7 @@ def considered(cache):
 
 def test_a_right_guess_makes_a_later_lease_a_hit(make):
     cache = make(8)
-    cache.expect(KEYS[:3])
+    predict(cache, KEYS[:3])
     settle(cache, 3)
     stats = use(cache, KEYS[:3])
     assert (stats.hits, stats.bytes_read) == (3, 0)
@@ -69,7 +72,7 @@ def test_a_right_guess_makes_a_later_lease_a_hit(make):
 
 def test_a_wrong_guess_is_counted_as_wasted(make):
     cache = make(4)
-    cache.expect(KEYS[:2])
+    predict(cache, KEYS[:2])
     settle(cache, 2)
     use(cache, KEYS[2:6])
     assert cache.stats().prefetch_wasted == 2
@@ -79,9 +82,9 @@ def test_a_wrong_guess_is_counted_as_wasted(make):
 def test_a_lease_joins_a_prefetch_on_its_way(make):
     gate = Gate(KEYS[0])
     cache = make(4, gate)
-    cache.expect(KEYS[:1])
+    predict(cache, KEYS[:1])
     gate.wait_for(KEYS[0])
-    with cache.lease(KEYS[:1]) as lease:
+    with leased(cache, KEYS[:1]) as lease:
         gate.open()
         assert [key for key, _ in lease] == KEYS[:1]
     assert gate.arrived == KEYS[:1]
@@ -90,9 +93,9 @@ def test_a_lease_joins_a_prefetch_on_its_way(make):
 
 def test_it_never_evicts_what_is_leased(make):
     cache = make(4, eviction="lru")
-    with cache.lease(KEYS[:4]) as lease:
+    with leased(cache, KEYS[:4]) as lease:
         collected = dict(lease)
-        cache.expect(KEYS[4:])
+        predict(cache, KEYS[4:])
         cache.quiesce()
         for key, tensors in collected.items():
             assert_is(key, SMALL, tensors)
@@ -102,7 +105,7 @@ def test_it_never_evicts_what_is_leased(make):
 def test_demand_goes_first_and_guesses_leave_a_thread_free(make):
     gate = Gate(*KEYS[:4])
     cache = make(8, gate, read_threads=2)
-    cache.expect(KEYS[:4])
+    predict(cache, KEYS[:4])
     gate.wait_for(KEYS[0])
     use(cache, KEYS[8:12])
     # With two threads only one prefetch is under way at a time, so demand was read at once.
@@ -113,7 +116,7 @@ def test_demand_goes_first_and_guesses_leave_a_thread_free(make):
 
 def test_a_failed_prefetch_bothers_nobody(make):
     cache = make(4, Failing(ReadError("bad sector"), KEYS[0]))
-    cache.expect(KEYS[:1])
+    predict(cache, KEYS[:1])
     settle(cache, 1)
     assert KEYS[0] not in cache
     use(cache, KEYS[:1])
@@ -123,7 +126,7 @@ def test_a_failed_prefetch_bothers_nobody(make):
 def test_unknown_and_resident_keys_are_passed_over(make):
     cache = make(4)
     use(cache, KEYS[:1])
-    cache.expect([KEYS[0], KEYS[0]._replace(expert=99)])
+    predict(cache, [KEYS[0], KEYS[0]._replace(expert=99)])
     assert cache.stats().prefetch_issued == 0
 
 
@@ -131,7 +134,7 @@ def test_unknown_and_resident_keys_are_passed_over(make):
 def test_results_are_the_same_whatever_was_expected(make, slots):
     cache = make(slots)
     for step in range(40):
-        cache.expect([KEYS[(step * 5 + n) % 12] for n in range(4)])
+        predict(cache, [KEYS[(step * 5 + n) % 12] for n in range(4)])
         use(cache, [KEYS[(step * 7 + n) % 12] for n in range(5)])
     settle(cache, 0)
     assert_consistent(cache)
@@ -140,7 +143,7 @@ def test_results_are_the_same_whatever_was_expected(make, slots):
 def test_what_is_expected_is_read_in_order_of_likelihood(make):
     gate = Gate(KEYS[3])
     cache = make(8, gate, read_threads=1)
-    cache.expect([KEYS[3], KEYS[1], KEYS[2]])
+    predict(cache, [KEYS[3], KEYS[1], KEYS[2]])
     gate.wait_for(KEYS[3])
     gate.open()
     settle(cache, 3)
@@ -155,8 +158,8 @@ def test_letting_go_of_a_hold_is_no_request(make):
     gate = Gate(KEYS[1])
     cache = make(8, gate, read_threads=1)
     use(cache, KEYS[:1])
-    held = cache.shelf(KEYS[0].bank_key, 12).try_hold([0])
-    cache.expect(KEYS[1:4])
+    held = cache.shelf(KEYS[0].bank_key, 12).try_hold([0], me())
+    predict(cache, KEYS[1:4])
     gate.wait_for(KEYS[1])
     held.release()
     gate.open()
@@ -167,25 +170,25 @@ def test_letting_go_of_a_hold_is_no_request(make):
 def test_what_was_not_begun_is_dropped_when_something_is_asked_for(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=1)
-    cache.expect(KEYS[:4])
+    predict(cache, KEYS[:4])
     gate.wait_for(KEYS[0])
-    with cache.lease([KEYS[8]]) as lease:
+    with leased(cache, [KEYS[8]]) as lease:
         gate.open()
         assert [key for key, _ in lease] == [KEYS[8]]
     use(cache, KEYS[9:10])
     assert gate.arrived == [KEYS[0], KEYS[8], KEYS[9]], "the three that were not begun never are"
     stats = cache.stats()
     assert (stats.prefetch_hinted, stats.prefetch_issued) == (4, 1)
-    assert not cache.snapshot().expected
+    assert not cache.snapshot().predicted
 
 
 def test_a_hold_drops_it_too(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=1)
     use(cache, KEYS[8:9])
-    cache.expect(KEYS[:3])
+    predict(cache, KEYS[:3])
     gate.wait_for(KEYS[0])
-    with cache.shelf(KEYS[0].bank_key, 12).try_hold([8]) as held:
+    with cache.shelf(KEYS[0].bank_key, 12).try_hold([8], me()) as held:
         assert_is(KEYS[8], SMALL, held.tensors[0])
         gate.open()
         settle(cache, 1)
@@ -196,9 +199,9 @@ def test_a_hold_drops_it_too(make):
 def test_nothing_is_guessed_while_a_demanded_read_is_under_way(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=4)
-    with cache.lease(KEYS[:1]) as lease:
+    with leased(cache, KEYS[:1]) as lease:
         gate.wait_for(KEYS[0])
-        cache.expect(KEYS[4:7])
+        predict(cache, KEYS[4:7])
         assert list(considered(cache).loading) == KEYS[:1]
         gate.open()
         next(lease)
@@ -210,10 +213,10 @@ def test_nothing_is_guessed_while_a_demanded_read_is_under_way(make):
 def test_a_guess_that_is_late_is_joined_and_then_a_demand(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=4)
-    cache.expect(KEYS[:1])
+    predict(cache, KEYS[:1])
     gate.wait_for(KEYS[0])
-    with cache.lease(KEYS[:1]) as lease:
-        cache.expect(KEYS[4:6])
+    with leased(cache, KEYS[:1]) as lease:
+        predict(cache, KEYS[4:6])
         assert list(considered(cache).loading) == KEYS[:1], "somebody waits for the first one now"
         gate.open()
         assert [key for key, _ in lease] == KEYS[:1]
@@ -226,10 +229,10 @@ def test_a_guess_that_is_late_is_joined_and_then_a_demand(make):
 def test_what_is_expected_is_not_evicted_for_another_guess(make):
     cache = make(4, eviction="lru")
     use(cache, KEYS[:4])
-    cache.expect([KEYS[0], KEYS[1], KEYS[2], KEYS[5]])
+    predict(cache, [KEYS[0], KEYS[1], KEYS[2], KEYS[5]])
     settle(cache, 1)
     assert [key for key in KEYS if key in cache] == [*KEYS[:3], KEYS[5]]
-    cache.expect(KEYS[8:12])
+    predict(cache, KEYS[8:12])
     settle(cache, 5)
     # Neither does a guess take the room of what was guessed beside it.
     assert [key for key in KEYS if key in cache] == KEYS[8:12]
@@ -238,16 +241,16 @@ def test_what_is_expected_is_not_evicted_for_another_guess(make):
 def test_threads_expect_for_themselves(make):
     gate = Gate(KEYS[0])
     cache = make(12, gate, read_threads=1)
-    cache.expect(KEYS[:3])
+    predict(cache, KEYS[:3])
     gate.wait_for(KEYS[0])
 
     def other():
-        cache.expect(KEYS[6:8])
+        predict(cache, KEYS[6:8])
         use(cache, KEYS[9:10])
 
     thread = threading.Thread(target=other)
     thread.start()
-    wait_until(lambda: len(cache.snapshot().expected) == 1 and cache.snapshot().leases)
+    wait_until(lambda: len(cache.snapshot().predicted) == 1 and cache.snapshot().leases)
     gate.open()
     thread.join(120)
     settle(cache, 3)
@@ -255,25 +258,25 @@ def test_threads_expect_for_themselves(make):
     assert set(gate.arrived[2:]) == set(KEYS[1:3]), "what the other thread expected is over, this one's is not"
 
 
-def test_threads_that_ended_are_forgotten(make):
+def test_consumers_that_are_gone_are_forgotten(make):
     cache = make(4)
     together = threading.Barrier(100)
 
     def other():
         together.wait(PATIENCE_S)
-        cache.expect([])
+        predict(cache, [])
 
     run_threads(*[other] * 100)
-    assert 0 < len(cache.snapshot().expected) <= 64
+    wait_until(lambda: not cache.snapshot().predicted)
 
 
 def test_times_of_reads(make):
     gate = Gate(KEYS[0], KEYS[1])
     cache = make(8, gate)
-    cache.expect(KEYS[:1])
+    predict(cache, KEYS[:1])
     gate.wait_for(KEYS[0])
     early = cache.read_times()
-    with cache.lease(KEYS[1:2]) as lease:
+    with leased(cache, KEYS[1:2]) as lease:
         gate.wait_for(KEYS[1])
         gate.open()
         list(lease)

@@ -10,7 +10,7 @@ from coterie.cache import ExpertCache
 from coterie.errors import UsageError
 from coterie.native import library
 
-from .sources import PATIENCE_S, SMALL, TinySource, assert_consistent, assert_is, bring, keys_of
+from .sources import PATIENCE_S, SMALL, TinySource, assert_consistent, assert_is, bring, keys_of, leased, me
 
 KEYS = keys_of(8)
 BANK = KEYS[0].bank_key
@@ -33,7 +33,7 @@ def test_it_holds_what_is_resident_in_the_order_asked_for(open_cache):
     cache = open_cache(4)
     shelf = cache.shelf(BANK, 8)
     bring(cache, KEYS[:3])
-    with shelf.try_hold([2, 0, 2]) as held:
+    with shelf.try_hold([2, 0, 2], me()) as held:
         for expert, tensors in zip([2, 0, 2], held.tensors, strict=True):
             assert_is(KEYS[expert], SMALL, tensors)
         assert cache.snapshot().holds == 1
@@ -46,14 +46,14 @@ def test_what_is_not_resident_is_not_held_and_counts_nothing(open_cache):
     shelf = cache.shelf(BANK, 8)
     bring(cache, KEYS[:3])
     before = cache.stats()
-    assert shelf.try_hold([0, 3]) is None
+    assert shelf.try_hold([0, 3], me()) is None
     assert cache.stats() == before
     assert_consistent(cache)
 
 
 def test_a_hold_of_nothing_leaves_nothing(open_cache):
     cache = open_cache(4)
-    with cache.shelf(BANK, 8).try_hold([]) as held:
+    with cache.shelf(BANK, 8).try_hold([], me()) as held:
         assert held.tensors == []
     assert_consistent(cache)
 
@@ -61,13 +61,13 @@ def test_a_hold_of_nothing_leaves_nothing(open_cache):
 def test_a_held_expert_is_not_evicted(open_cache):
     cache = open_cache(4)
     bring(cache, KEYS[:2])
-    with cache.shelf(BANK, 8).try_hold([0, 1]) as held:
+    with cache.shelf(BANK, 8).try_hold([0, 1], me()) as held:
         views = list(held.tensors)
         done = threading.Event()
 
         def other():
             for _ in range(3):
-                with cache.lease(KEYS[2:7]) as lease:
+                with leased(cache, KEYS[2:7]) as lease:
                     for key, tensors in lease:
                         assert_is(key, SMALL, tensors)
             done.set()
@@ -83,10 +83,10 @@ def test_a_lost_hold_and_a_repeated_release_do_no_harm(open_cache):
     cache = open_cache(4)
     bring(cache, KEYS[:4])
     shelf = cache.shelf(BANK, 8)
-    held = shelf.try_hold(range(4))
+    held = shelf.try_hold(range(4), me())
     del held
     gc.collect()
-    held = shelf.try_hold(range(4))
+    held = shelf.try_hold(range(4), me())
     held.release()
     held.release()
     assert_consistent(cache)
@@ -95,15 +95,15 @@ def test_a_lost_hold_and_a_repeated_release_do_no_harm(open_cache):
 def test_a_shelf_made_late_knows_what_came_before(open_cache):
     cache = open_cache(4)
     bring(cache, KEYS[4:6])
-    cache.shelf(BANK, 8).try_hold([4, 5]).release()
-    assert cache.shelf(KEYS[0]._replace(layer=1).bank_key, 8).try_hold([4]) is None
+    cache.shelf(BANK, 8).try_hold([4, 5], me()).release()
+    assert cache.shelf(KEYS[0]._replace(layer=1).bank_key, 8).try_hold([4], me()) is None
 
 
 def test_the_evicted_are_gone_and_the_held_are_not_evicted(open_cache):
     cache = open_cache(4)
     shelf = cache.shelf(BANK, 8)
     bring(cache, KEYS[:4])
-    held = shelf.try_hold([0, 1])
+    held = shelf.try_hold([0, 1], me())
     views = held.tensors
 
     def other():
@@ -116,7 +116,7 @@ def test_the_evicted_are_gone_and_the_held_are_not_evicted(open_cache):
     for key, tensors in zip(KEYS, views, strict=False):
         assert_is(key, SMALL, tensors)
     held.release()
-    assert [shelf.try_hold([expert]) is not None for expert in (2, 3)] == [False, False]
+    assert [shelf.try_hold([expert], me()) is not None for expert in (2, 3)] == [False, False]
     assert_consistent(cache)
 
 
@@ -124,7 +124,7 @@ def test_uses_steer_eviction(open_cache):
     cache = open_cache(4)
     shelf = cache.shelf(BANK, 8)
     bring(cache, KEYS[:4])
-    shelf.try_hold([0]).release()
+    shelf.try_hold([0], me()).release()
     bring(cache, KEYS[4:7])
     assert KEYS[0] in cache
 
@@ -134,7 +134,7 @@ def test_the_policy_hears_of_more_uses_than_are_kept_for_it(open_cache):
     shelf = cache.shelf(BANK, 8)
     bring(cache, KEYS[:4])
     for _ in range(600):
-        shelf.try_hold([0]).release()
+        shelf.try_hold([0], me()).release()
     bring(cache, KEYS[4:7])
     assert KEYS[0] in cache
     assert cache.stats().hits == 600
@@ -143,13 +143,19 @@ def test_the_policy_hears_of_more_uses_than_are_kept_for_it(open_cache):
 def test_uses_are_not_remembered_while_everything_fits(open_cache):
     cache = open_cache(8)
     shelf = cache.shelf(BANK, 8)
-    bring(cache, KEYS)
-    shelf.try_hold([0, 1]).release()
+    bring(cache, KEYS[:7])
+    shelf.try_hold([0, 1], me()).release()
     assert not cache.snapshot().untold_uses
-    cache.warm(KEYS[:1])
+    # Until somebody has asked for it, it matters whether anybody does.
+    cache.warm(KEYS[7:])
     cache.quiesce()
-    shelf.try_hold([0, 1]).release()
-    assert cache.snapshot().untold_uses
+    shelf.try_hold([0, 1], me()).release()
+    assert cache.snapshot().untold_uses == 1
+    bring(cache, KEYS)
+    cache.warm(())
+    assert cache.stats().warmed_used == 1
+    shelf.try_hold([0, 1], me()).release()
+    assert not cache.snapshot().untold_uses
 
 
 def test_after_closing_it_says_so(open_cache):
@@ -158,7 +164,7 @@ def test_after_closing_it_says_so(open_cache):
     bring(cache, KEYS[:1])
     cache.close()
     with pytest.raises(UsageError, match="closed"):
-        shelf.try_hold([0])
+        shelf.try_hold([0], me())
 
 
 @pytest.fixture
@@ -181,7 +187,7 @@ def test_berths_are_in_step_with_what_is_resident(open_cache, loaded):
     bring(cache, KEYS[3:6])
     assert sum(there(berths)) == 4
     assert there(berths)[3:6] == [True] * 3
-    with cache.shelf(BANK, 8).try_hold([5]) as held:
+    with cache.shelf(BANK, 8).try_hold([5], me()) as held:
         first = SMALL.fields[0]
         assert berths[5] == held.tensors[0][0].data_ptr() - first.offset
     cache.close()
@@ -200,11 +206,11 @@ def test_what_was_found_without_the_cache_counts_as_hits(open_cache):
     bring(cache, KEYS[:4])
     shelf = cache.shelf(BANK, 8)
     hits = cache.stats().hits
-    shelf.turn()
+    shelf.turn(me())
     shelf.note([0, 1])
     assert cache.stats().hits == hits + 2
     bring(cache, KEYS[4:6])
-    assert [shelf.try_hold([expert]) is not None for expert in range(6)] == [True, True, False, False, True, True]
+    assert [shelf.try_hold([expert], me()) is not None for expert in range(6)] == [True, True, False, False, True, True]
     cache.close()
     with pytest.raises(UsageError, match="closed"):
-        shelf.turn()
+        shelf.turn(me())

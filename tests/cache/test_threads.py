@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 from coterie.cache import ExpertCache
 from coterie.errors import ReadError
 
-from .sources import LARGE, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of, run_threads, wait_until
+from .sources import (
+    LARGE,
+    SMALL,
+    Gate,
+    TinySource,
+    assert_consistent,
+    assert_is,
+    keys_of,
+    leased,
+    me,
+    predict,
+    run_threads,
+    wait_until,
+)
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
@@ -24,7 +37,7 @@ def test_two_threads_share_two_slots_for_128_experts_each(tmp_path, phase, order
         def work(ordered, keys):
             def run():
                 seen = []
-                with cache.lease(keys, ordered=ordered, phase=phase) as lease:
+                with leased(cache, keys, ordered=ordered, phase=phase) as lease:
                     for key, tensors in lease:
                         assert_is(key, SMALL, tensors)
                         seen.append(key)
@@ -43,7 +56,7 @@ def test_two_threads_that_miss_the_same_expert_read_it_once(tmp_path):
     with ExpertCache(source, capacity=2**20) as cache:
 
         def work():
-            with cache.lease([key]) as lease:
+            with leased(cache, [key]) as lease:
                 for _, tensors in lease:
                     assert_is(key, SMALL, tensors)
 
@@ -110,18 +123,18 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
 
             def step(mine, kind):
                 if kind == "expect":
-                    cache.expect(mine)
+                    predict(cache, mine)
                 elif kind == "warm":
                     cache.warm(mine)
                 elif kind == "shelf":
-                    held = shelf.try_hold([key.expert for key in mine])
+                    held = shelf.try_hold([key.expert for key in mine], me())
                     if held is not None:
                         with held:
                             for key, tensors in zip(mine, held.tensors, strict=True):
                                 check(key, tensors)
                 else:
                     phase = "prefill" if "prefill" in kind else "decode"
-                    with cache.lease(mine, ordered="ordered" in kind, phase=phase) as lease:
+                    with leased(cache, mine, ordered="ordered" in kind, phase=phase) as lease:
                         seen = {}
                         for key, tensors in lease:
                             check(key, tensors)

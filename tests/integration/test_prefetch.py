@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from coterie.cache import RecordReader
+from coterie.cache import Consumer, RecordReader
 from coterie.engine import resolve_path
 from coterie.errors import UsageError
 from coterie.integration.lookahead import Site
@@ -125,7 +125,7 @@ def test_an_interrupt_leaves_a_model_that_works(open_model):
             tell(model, 30)
     model.coterie.remove_observer(observer)
     assert torch.equal(tell(model, 8), expected)
-    assert len(model.coterie.cache.snapshot().expected) <= 1
+    assert len(model.coterie.cache.snapshot().predicted) <= 1
 
 
 # --- guessing ---------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_nothing_is_guessed_while_everything_is_resident(open_model, monkeypatch
     model = bundled(open_model, "on", "100%")
     tell(model, 3)
     cache = model.coterie.cache
-    with cache.lease(model.coterie.source.experts.keys()) as lease:
+    with cache.lease(model.coterie.source.experts.keys(), consumer=Consumer()) as lease:
         assert sum(1 for _ in lease) == 8 * 32
     assert cache.all_resident
     monkeypatch.setattr(Site, "guess", lambda *_: pytest.fail("a guess was made"))

@@ -166,4 +166,4 @@ def test_an_interrupted_prompt_leaves_a_model_that_works(open_model):
         prompt(model, 1, 256)
     model.coterie.remove_observer(observer)
     assert torch.equal(prompt(model, 1, 256), expected)
-    assert not model.coterie.cache.snapshot().expected
+    assert not model.coterie.cache.snapshot().predicted

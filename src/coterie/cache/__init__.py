@@ -2,6 +2,7 @@
 
 from coterie.cache.arena import SlotArena
 from coterie.cache.cache import ExpertCache, minimum_capacity
+from coterie.cache.consumer import Consumer
 from coterie.cache.lease import Held, Lease, Tensors
 from coterie.cache.outstanding import ReadTimes
 from coterie.cache.reads import RecordReader
@@ -12,6 +13,7 @@ from coterie.cache.statistics import CacheStats, LeaseStats
 
 __all__ = [
     "CacheStats",
+    "Consumer",
     "ExpertCache",
     "Held",
     "Lease",

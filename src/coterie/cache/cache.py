@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import NoReturn, Self
@@ -12,17 +10,19 @@ from typing import NoReturn, Self
 from coterie.cache.arena import SlotArena
 from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim
+from coterie.cache.consumer import Consumer
 from coterie.cache.lease import Lease
 from coterie.cache.outstanding import ReadTimes
+from coterie.cache.predictions import Predictions
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.shelf import Shelf
 from coterie.cache.snapshot import Snapshot
-from coterie.cache.statistics import CacheStats
+from coterie.cache.statistics import CacheStats, Counters
 from coterie.cache.warm_set import WARM_SHARE
 from coterie.errors import UsageError
-from coterie.eviction import EvictionPolicy, TrustPolicy, make_policy
+from coterie.eviction import EvictionPolicy, make_policy
 from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase
 
 
@@ -41,12 +41,12 @@ class ExpertCache:
     A decode step that needs few experts and finds them resident is served by a :meth:`shelf`, which costs a few
     microseconds; where it has not all, :meth:`lease` reads what is missing while the caller computes on the rest::
 
-        held = shelf.try_hold(ids)
+        held = shelf.try_hold(ids, consumer)
         if held is not None:
             with held:
                 compute(held.tensors)
         else:
-            with cache.lease(keys) as lease:
+            with cache.lease(keys, consumer=consumer) as lease:
                 for key, tensors in lease:
                     compute_one(key, tensors)
 
@@ -80,9 +80,11 @@ class ExpertCache:
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
         policy = make_policy(eviction) if isinstance(eviction, str) else eviction
-        self._residency = Residency(source, capacity, policy)
+        self._counters = Counters()
+        self._predictions = Predictions()
+        self._residency = Residency(source, capacity, policy, self._predictions, self._counters)
         reader = RecordReader(source, verify=verify_reads, direct=direct, read_nbytes=read_nbytes)
-        self._scheduler = Scheduler(self._residency, reader, threads=read_threads)
+        self._scheduler = Scheduler(self._residency, self._predictions, reader, self._counters, threads=read_threads)
 
     @property
     def capacity(self) -> int:
@@ -106,33 +108,35 @@ class ExpertCache:
 
     def __contains__(self, key: ExpertKey) -> bool:
         """Whether an expert is resident at this moment."""
-        return key in self._residency.loaded
+        return key in self._residency
 
     def lease(
         self,
         keys: Iterable[ExpertKey],
         *,
+        consumer: Consumer,
         ordered: bool = False,
         phase: Phase = "decode",
-        then: Iterable[ExpertKey] = (),
+        upcoming: Iterable[ExpertKey] = (),
     ) -> Lease:
         """A lease of experts, to be entered with ``with`` and iterated over.
 
-        Works at any capacity from :attr:`minimum` on, for any number of keys and threads. See :class:`Lease` for how
+        Works at any capacity from :attr:`minimum` on, for any number of keys and consumers. See :class:`Lease` for how
         long the tensors are valid.
 
         Args:
             keys: The experts; repeated ones count once.
+            consumer: Who computes with them.
             ordered: Yield in the order of ``keys``, reading ahead, instead of in the order of arrival.
             phase: ``"prefill"`` for scans over most experts: they reuse their own slots when the arena is full and
                 leave what decoding has warmed alone.
-            then: What this thread will almost certainly lease after this, soonest first. Once all reads of this lease
-                have begun, reading goes straight on with that, within what a scan may have read ahead, until the
-                thread's next lease or hold, or until this one is left by an exception. Advice: it changes no result.
+            upcoming: What the consumer will almost certainly lease after this, soonest first. Once all reads of this
+                lease have begun, reading goes straight on with that, within what a scan may have read ahead, until the
+                consumer's next lease or hold, or until this one is left by an exception. Advice: it changes no result.
 
         Raises:
-            ExpertMissingError: If the source does not have one of ``keys``; unknown ones of ``then`` are passed over.
-            UsageError: If the cache is closed, or for an unknown phase; on entering, if this thread already has one.
+            ExpertMissingError: If the source does not have one of ``keys``; those of ``upcoming`` are passed over.
+            UsageError: If the cache is closed, or for an unknown phase; on entering, if the consumer already has one.
         """
         self._scheduler.check_usable()
         if phase not in ("prefill", "decode"):
@@ -147,8 +151,8 @@ class ExpertCache:
             ordered=ordered,
             together=not prefill and self._bytes_of(distinct) <= self.capacity,
             prefill=prefill,
-            thread=threading.get_ident(),
-            then=then,
+            consumer=consumer,
+            upcoming=upcoming,
         )
         return Lease(self._scheduler, claim, self)
 
@@ -160,16 +164,16 @@ class ExpertCache:
             experts: E, how many it has, absent ones included.
         """
         with self._scheduler.lock:
-            return Shelf(self._scheduler, bank, self._residency.shelf(bank, experts))
+            return Shelf(self._scheduler, self._residency.by_bank, bank, experts)
 
-    def expect(self, keys: Iterable[ExpertKey]) -> None:
-        """Says what this thread will probably ask for next, likeliest first. Advice: it changes no result.
+    def predict(self, keys: Iterable[ExpertKey], *, consumer: Consumer) -> None:
+        """Says what a consumer will probably ask for next, likeliest first. Advice: it changes no result.
 
-        Reads it while no read is under way that somebody asked for, evicting nothing that is leased or expected. It is
-        over with the thread's next lease or hold, whatever that asks for: what has been started by then is joined or
+        Reads it while no read is under way that somebody asked for, evicting nothing that is leased or predicted. It is
+        over with the consumer's next lease or hold, whatever that asks for: what has been started by then is joined or
         finished, the rest is dropped.
         """
-        self._scheduler.expect(keys)
+        self._scheduler.predict(consumer, keys)
 
     def warm(self, keys: Iterable[ExpertKey], *, share: float = WARM_SHARE, pinned_nbytes: int = 0) -> None:
         """Says which experts will be used most. Advice: it changes no result. A later call supersedes an earlier one.
@@ -195,9 +199,7 @@ class ExpertCache:
         """Tells a policy that goes by it (``trust``) how often each expert is used per token; others do not listen."""
         self._scheduler.check_usable()
         with self._scheduler.lock:
-            self._residency.settle()
-            if isinstance(self._residency.policy, TrustPolicy):
-                self._residency.policy.expect(expected)
+            self._residency.expect_use(expected)
 
     @property
     def all_resident(self) -> bool:
@@ -209,16 +211,13 @@ class ExpertCache:
         scheduler = self._scheduler
         with scheduler.lock:
             demanded_s, guessed_s = scheduler.outstanding.seconds()
-            return ReadTimes(demanded_s=demanded_s, guessed_s=guessed_s, wait_s=self._residency.counters.wait_s)
+            return ReadTimes(demanded_s=demanded_s, guessed_s=guessed_s, wait_s=self._counters.wait_s)
 
     def stats(self) -> CacheStats:
         """The counts so far and what is resident now."""
-        residency = self._residency
-        counters = residency.counters
+        residency, counters = self._residency, self._counters
         with self._scheduler.lock:
-            # A prefetch that has been used counts from then on, not from when the policy hears of it.
-            fresh = {entry for batch in tuple(residency.journal) for entry in batch if entry.unclaimed}
-            untold = Counter(entry.cause for entry in fresh)
+            untold = residency.untold()
             return CacheStats(
                 requests=counters.requests,
                 hits=counters.hits,
@@ -242,7 +241,7 @@ class ExpertCache:
                 warmed=counters.issued[Cause.WARMING],
                 warmed_used=counters.used[Cause.WARMING] + untold[Cause.WARMING],
                 warmed_bytes=counters.nbytes[Cause.WARMING],
-                pinned=len(residency.warm.pinned),
+                pinned=self._predictions.pinned_count,
             )
 
     def snapshot(self) -> Snapshot:
@@ -252,7 +251,7 @@ class ExpertCache:
     def quiesce(self, *, timeout: float = 60.0) -> Snapshot:
         """Waits until the reading threads have nothing left to do, and says what is there then.
 
-        For tests and benchmarks: until something else is asked for, what was announced, expected or is worth having
+        For tests and benchmarks: until something else is asked for, what was announced, predicted or is worth having
         has been read, or given up because there is no room for it.
 
         Args:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from coterie.cache.cause import Cause
+from coterie.cache.consumer import Consumer
 from coterie.cache.slots import Slot
 from coterie.errors import CoterieError
 from coterie.spec import ExpertKey, RecordLayout
@@ -71,15 +72,15 @@ class Claim:
         ordered: Whether they are yielded in that order.
         together: Whether all must stay until the lease ends.
         prefill: Whether the lease is a scan.
-        then: What its thread will most probably ask for next, soonest first.
-        thread: Identifier of the thread that opened it.
+        consumer: Whose it is.
+        upcoming: What its consumer will most probably ask for next, soonest first.
         ahead: Keys read for this claim and not yet yielded.
         waiting_since: Ticket drawn when its consumer began to wait, or None.
     """
 
     __slots__ = (
-        "admitted", "ahead", "bytes_read", "closed", "consumed", "current", "error", "evictions", "hits", "keys",
-        "layouts", "ordered", "position", "prefill", "reading", "ready", "then", "thread", "todo", "together",
+        "admitted", "ahead", "bytes_read", "closed", "consumed", "consumer", "current", "error", "evictions", "hits",
+        "keys", "layouts", "ordered", "position", "prefill", "reading", "ready", "todo", "together", "upcoming",
         "wait_s", "waiting_since",
     )  # fmt: skip
 
@@ -91,16 +92,16 @@ class Claim:
         ordered: bool,
         together: bool,
         prefill: bool,
-        thread: int,
-        then: Iterable[ExpertKey] = (),
+        consumer: Consumer,
+        upcoming: Iterable[ExpertKey] = (),
     ) -> None:
         self.keys = keys
         self.layouts = dict(zip(keys, layouts, strict=True))
         self.ordered = ordered
         self.together = together
         self.prefill = prefill
-        self.thread = thread
-        self.then = then
+        self.consumer = consumer
+        self.upcoming = upcoming
         self.todo: deque[ExpertKey] = deque()
         self.reading: set[ExpertKey] = set()
         self.ready: OrderedDict[ExpertKey, Entry] = OrderedDict()
@@ -167,10 +168,10 @@ class Claim:
             self.ahead.discard(entry.key)
         return self.current
 
-    def retire_current(self) -> None:
-        """The consumer has come back for more: the current entries are only kept as long as there is room."""
-        self.consumed.extend(self.current)
-        self.current = []
+    def retire_current(self) -> list[Entry]:
+        """The consumer has come back for more: returns what it was given last, which is consumed when it says so."""
+        retired, self.current = self.current, []
+        return retired
 
     def relinquish(self) -> None:
         """Lets go of what has been consumed."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from coterie.cache.open_claims import OpenClaims
+from coterie.cache.predictions import Predictions
+from coterie.cache.readers import Readers
+from coterie.cache.residency import Residency
 from coterie.spec import BankKey, ExpertKey
 
 
@@ -23,7 +27,7 @@ class Snapshot:
         queued: Of these, leases that wait for their turn to have all their experts together.
         waiting: Of these, leases whose consumer is waiting now.
         holds: Holds that are open.
-        expected: What each thread is expected to ask for next; it is protected until it asks for something.
+        predicted: What is predicted of each consumer; it is protected until the consumer asks for something.
         untold_uses: Leases and holds whose hits the eviction policy has not been told about yet.
         undecided: Whether the reading threads have yet to look at something that they were woken for.
         prepared: Reads that are ready to begin.
@@ -45,7 +49,7 @@ class Snapshot:
     queued: int
     waiting: int
     holds: int
-    expected: tuple[frozenset[ExpertKey], ...]
+    predicted: tuple[frozenset[ExpertKey], ...]
     untold_uses: int
     undecided: bool
     prepared: int
@@ -55,3 +59,38 @@ class Snapshot:
     memory_owed: bool
     memory_is_slow: bool
     closed: bool
+
+
+def snapshot_of(
+    residency: Residency,
+    predictions: Predictions,
+    readers: Readers,
+    claims: OpenClaims,
+    *,
+    open_files: int,
+    closed: bool,
+) -> Snapshot:
+    """What is going on in a cache of these parts. Needs its lock."""
+    entries = (*residency.loaded.values(), *residency.loading.values())
+    return Snapshot(
+        resident=tuple(residency.loaded),
+        shelved=residency.by_bank.names(),
+        ranked=residency.ranked(),
+        loading={key: len(entry.holders) for key, entry in residency.loading.items()},
+        slots=tuple((entry.slot.nbytes, entry.slot.index) for entry in entries),
+        held=frozenset(residency.held()),
+        leases=len(tuple(claims)),
+        queued=claims.queued,
+        waiting=sum(claim.waiting_since is not None for claim in claims),
+        holds=len(residency.holds),
+        predicted=tuple(prediction.keys for prediction in predictions.all()),
+        untold_uses=len(residency.journal),
+        undecided=readers.undecided,
+        prepared=readers.prepared,
+        finished=readers.finished,
+        open_files=open_files,
+        growing_bytes=residency.arena.growing,
+        memory_owed=residency.growth.is_owed,
+        memory_is_slow=residency.growth.apart,
+        closed=closed,
+    )

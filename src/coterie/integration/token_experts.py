@@ -7,6 +7,7 @@ import torch
 from coterie import native
 from coterie.cache import Shelf
 from coterie.integration.bank import StreamedBank
+from coterie.integration.consumer import current_consumer
 from coterie.integration.contributions import Written
 from coterie.native import Passage
 
@@ -40,7 +41,7 @@ class TokenExperts:
         streamed = self._streamed
         if streamed.limited or not streamed.may_hold or not self._computed.there(passage):
             return None
-        self._shelf.turn()
+        self._shelf.turn(current_consumer())
         streamed.look_ahead()
         measured = streamed.wants_contributions
         whole = self._computed.compute(passage, norms=measured)
