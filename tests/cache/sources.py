@@ -216,7 +216,7 @@ def assert_consistent(cache):
     assert figures.resident_bytes == sum(nbytes for nbytes, _ in found.slots)
     assert figures.resident_bytes <= figures.committed_bytes <= cache.capacity
     assert len(set(found.slots)) == len(found.slots)
-    for bank, keys in found.shelved.items():
+    for bank, keys in found.by_bank.items():
         resident = (bank.expert(expert) for expert in range(len(keys)))
         assert keys == tuple(key if key in found.resident else None for key in resident)
     assert found.ranked == set(found.resident)

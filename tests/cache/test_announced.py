@@ -161,7 +161,7 @@ def test_a_hold_ends_it(make):
     scan(cache, LAYERS[0][:2])
     scan(cache, LAYERS[0][:2], LAYERS[1][:4])
     gate.wait_for(LAYERS[1][1])
-    with cache.shelf(LAYERS[0][0].bank_key, 16).try_hold([0, 1], me()):
+    with cache.view(LAYERS[0][0].bank_key, 16).try_hold([0, 1], me()):
         assert not cache.snapshot().predicted
         gate.open()
         settle(cache)

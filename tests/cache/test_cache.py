@@ -148,7 +148,7 @@ class TestEnd:
         before = set(reading_threads())
         source = TinySource.uniform(tmp_path, 4)
         cache = ExpertCache(source, capacity=2**20)
-        shelf = cache.shelf(KEYS[0].bank_key, 4)
+        view = cache.view(KEYS[0].bank_key, 4)
         use(cache, source, KEYS[:4])
         mine = set(reading_threads()) - before
         assert mine
@@ -157,7 +157,7 @@ class TestEnd:
         assert not any(thread.is_alive() for thread in mine)
         for attempt in (
             lambda: leased(cache, KEYS[:1]),
-            lambda: shelf.try_hold([0], me()),
+            lambda: view.try_hold([0], me()),
             lambda: predict(cache, KEYS[:1]),
             lambda: cache.warm(KEYS[:1]),
             cache.__enter__,
@@ -188,7 +188,7 @@ class TestEnd:
         source = TinySource.uniform(tmp_path, 2)
         cache = ExpertCache(source, capacity=2**20)
         use(cache, source, KEYS[:2])
-        with cache.shelf(KEYS[0].bank_key, 2).try_hold([0, 1], me()) as held:
+        with cache.view(KEYS[0].bank_key, 2).try_hold([0, 1], me()) as held:
             cache.close()
             for key, tensors in zip(KEYS, held.tensors, strict=False):
                 assert_is(key, SMALL, tensors)
@@ -226,7 +226,7 @@ class TestEnd:
                 children.append(os.fork())
                 if children[0] == 0:
                     try:
-                        shelf.try_hold([0], me())
+                        view.try_hold([0], me())
                     except UsageError as error:
                         os._exit(0 if "another process" in str(error) else 2)
                     finally:
@@ -235,7 +235,7 @@ class TestEnd:
 
         with ExpertCache(source, capacity=2**20, eviction=Forking({})) as cache:
             use(cache, source, KEYS[:2])
-            shelf = cache.shelf(KEYS[0].bank_key, 2)
+            view = cache.view(KEYS[0].bank_key, 2)
             cache.expect_use({})
             assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
             use(cache, source, KEYS[:2])

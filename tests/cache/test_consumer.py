@@ -49,7 +49,7 @@ def test_one_consumer_has_one_lease_or_hold(open_cache):
     cache = open_cache(4)
     bring(cache, KEYS[:2])
     one, other = Consumer(), Consumer()
-    view = cache.shelf(BANK, 8)
+    view = cache.view(BANK, 8)
     with view.try_hold([0, 1], one):
         with pytest.raises(UsageError, match="already has a lease"), cache.lease(KEYS[2:3], consumer=one):
             pass
@@ -74,7 +74,7 @@ def test_a_consumer_may_go_from_thread_to_thread(open_cache):
 def test_a_hold_ends_when_its_consumer_says_so(open_cache):
     cache, device = open_cache(4), Device()
     bring(cache, KEYS[:4])
-    with cache.shelf(BANK, 8).try_hold([0, 1], device) as held:
+    with cache.view(BANK, 8).try_hold([0, 1], device) as held:
         tensors = held.tensors
     bring(cache, KEYS[4:6])
     bring(cache, KEYS[6:8])

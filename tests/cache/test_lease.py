@@ -375,7 +375,7 @@ class TestMisuse:
         with leased(cache, KEYS[:2]), pytest.raises(UsageError, match="already has a lease"), leased(cache, KEYS[2:]):
             pass
         drain(cache, KEYS[:2])
-        held = cache.shelf(KEYS[0].bank_key, 16).try_hold([0, 1], me())
+        held = cache.view(KEYS[0].bank_key, 16).try_hold([0, 1], me())
         with held, pytest.raises(UsageError, match="already has a lease"), leased(cache, KEYS[2:]):
             pass
         assert_consistent(cache)
@@ -385,7 +385,7 @@ class TestMisuse:
 @pytest.mark.parametrize("slots", [2, 5, 16])
 def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
     cache = make(slots)
-    shelf = cache.shelf(KEYS[0].bank_key, 16)
+    view = cache.view(KEYS[0].bank_key, 16)
     main = threading.get_ident()
 
     delivered = threading.Event()
@@ -399,7 +399,7 @@ def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
             if delivered.is_set():  # Python swallows what is raised while an object is finalised
                 return
             mine = [KEYS[(step * 5 + n) % 16] for n in range(6)]
-            held = shelf.try_hold([key.expert for key in mine[:2]], me())
+            held = view.try_hold([key.expert for key in mine[:2]], me())
             if held is not None:
                 held.release()
             with leased(cache, mine, ordered=bool(step % 2), phase="prefill" if step % 3 else "decode") as lease:

@@ -158,7 +158,7 @@ def test_letting_go_of_a_hold_is_no_request(make):
     gate = Gate(KEYS[1])
     cache = make(8, gate, read_threads=1)
     use(cache, KEYS[:1])
-    held = cache.shelf(KEYS[0].bank_key, 12).try_hold([0], me())
+    held = cache.view(KEYS[0].bank_key, 12).try_hold([0], me())
     predict(cache, KEYS[1:4])
     gate.wait_for(KEYS[1])
     held.release()
@@ -188,7 +188,7 @@ def test_a_hold_drops_it_too(make):
     use(cache, KEYS[8:9])
     predict(cache, KEYS[:3])
     gate.wait_for(KEYS[0])
-    with cache.shelf(KEYS[0].bank_key, 12).try_hold([8], me()) as held:
+    with cache.view(KEYS[0].bank_key, 12).try_hold([8], me()) as held:
         assert_is(KEYS[8], SMALL, held.tensors[0])
         gate.open()
         settle(cache, 1)
@@ -283,8 +283,8 @@ def test_times_of_reads(make):
     settle(cache, 1)
     times = cache.read_times()
     assert early.demanded_s == 0
-    assert times.guessed_s >= early.guessed_s > 0
+    assert times.ahead_s >= early.ahead_s > 0
     assert times.demanded_s > 0
     assert times == ReadTimes(
-        demanded_s=cache.read_times().demanded_s, guessed_s=cache.read_times().guessed_s, wait_s=cache.stats().wait_s
+        demanded_s=cache.read_times().demanded_s, ahead_s=cache.read_times().ahead_s, wait_s=cache.stats().wait_s
     ), "while nothing is read no time is counted"

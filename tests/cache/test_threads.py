@@ -92,7 +92,7 @@ LEASE = st.fixed_dictionaries(
     {
         "keys": st.lists(st.integers(0, 11), min_size=0, max_size=12, unique=True),
         "kind": st.sampled_from(
-            ["lease", "ordered", "prefill", "ordered prefill", "shelf", "abandon", "expect", "warm"]
+            ["lease", "ordered", "prefill", "ordered prefill", "view", "abandon", "expect", "warm"]
         ),
     }
 )
@@ -113,7 +113,7 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
         source = TinySource.mixed(Path(root), 12, kind=kind, before_read=Unreliable(extra) if failing else None)
         capacity = 2 * LARGE.nbytes + extra * 4096
         with ExpertCache(source, capacity=capacity, eviction=eviction, read_threads=threads) as cache:
-            shelf = cache.shelf(keys[0].bank_key, len(keys))
+            view = cache.view(keys[0].bank_key, len(keys))
 
             def check(key, tensors):
                 assert_is(key, source.layout(key), tensors)
@@ -126,8 +126,8 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
                     predict(cache, mine)
                 elif kind == "warm":
                     cache.warm(mine)
-                elif kind == "shelf":
-                    held = shelf.try_hold([key.expert for key in mine], me())
+                elif kind == "view":
+                    held = view.try_hold([key.expert for key in mine], me())
                     if held is not None:
                         with held:
                             for key, tensors in zip(mine, held.tensors, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from coterie.cache.claims import Entry
-from coterie.native import Berths
+from coterie.native import Addresses
 from coterie.spec import BankKey, ExpertKey, RecordLayout
 
 
@@ -20,7 +20,7 @@ class ByBank:
         self._loaded = loaded
         self._lists: dict[BankKey, list[Entry | None]] = {}
         # The same for native calls, of the records of one layout.
-        self._berths: dict[BankKey, tuple[Berths, RecordLayout]] = {}
+        self._addresses: dict[BankKey, tuple[Addresses, RecordLayout]] = {}
 
     def list_of(self, bank: BankKey, experts: int) -> list[Entry | None]:
         """What is resident of a bank, by expert id: a list that is kept in step."""
@@ -29,9 +29,9 @@ class ByBank:
             found = self._lists[bank] = [self._loaded.get(bank.expert(expert)) for expert in range(experts)]
         return found
 
-    def moor(self, bank: BankKey, layout: RecordLayout, berths: Berths) -> None:
-        """Keeps berths in step with what is resident of a bank's records of a layout."""
-        self._berths[bank] = (berths, layout)
+    def publish(self, bank: BankKey, layout: RecordLayout, addresses: Addresses) -> None:
+        """Keeps addresses in step with what is resident of a bank's records of a layout."""
+        self._addresses[bank] = (addresses, layout)
         for key, entry in self._loaded.items():
             if key.bank_key == bank:
                 self.put(key, entry)
@@ -41,13 +41,13 @@ class ByBank:
         listed = self._lists.get(key.bank_key)
         if listed is not None:
             listed[key.expert] = entry
-        berths, layout = self._berths.get(key.bank_key, (None, None))
-        if berths is None:
+        addresses, layout = self._addresses.get(key.bank_key, (None, None))
+        if addresses is None:
             return
         if entry is None:
-            berths.clear(key.expert)
+            addresses.withdraw(key.expert)
         elif entry.layout == layout:
-            berths.fill(key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
+            addresses.publish(key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
 
     def names(self) -> dict[BankKey, tuple[ExpertKey | None, ...]]:
         """What each list names, by expert id."""

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from coterie.cache.arena import SlotArena
+from coterie.cache.bank_view import BankView
 from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim
 from coterie.cache.consumer import Consumer
@@ -17,7 +18,6 @@ from coterie.cache.predictions import Predictions
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.scheduler import Scheduler
-from coterie.cache.shelf import Shelf
 from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, Counters
 from coterie.cache.warm_set import WARM_SHARE
@@ -38,10 +38,10 @@ def minimum_capacity(source: ExpertSource) -> int:
 class ExpertCache:
     """Holds experts in memory and reads the others when they are asked for. Safe to use from several threads.
 
-    A decode step that needs few experts and finds them resident is served by a :meth:`shelf`, which costs a few
+    A decode step that needs few experts and finds them resident is served by a :meth:`view`, which costs a few
     microseconds; where it has not all, :meth:`lease` reads what is missing while the caller computes on the rest::
 
-        held = shelf.try_hold(ids, consumer)
+        held = view.try_hold(ids, consumer)
         if held is not None:
             with held:
                 compute(held.tensors)
@@ -156,7 +156,7 @@ class ExpertCache:
         )
         return Lease(self._scheduler, claim, self)
 
-    def shelf(self, bank: BankKey, experts: int) -> Shelf:
+    def view(self, bank: BankKey, experts: int) -> BankView:
         """The experts of one bank by id, for a decode step.
 
         Args:
@@ -164,7 +164,7 @@ class ExpertCache:
             experts: E, how many it has, absent ones included.
         """
         with self._scheduler.lock:
-            return Shelf(self._scheduler, self._residency.by_bank, bank, experts)
+            return BankView(self._scheduler, self._residency.by_bank, bank, experts)
 
     def predict(self, keys: Iterable[ExpertKey], *, consumer: Consumer) -> None:
         """Says what a consumer will probably ask for next, likeliest first. Advice: it changes no result.
@@ -210,8 +210,8 @@ class ExpertCache:
         """How long reads were under way, and how long they were waited for."""
         scheduler = self._scheduler
         with scheduler.lock:
-            demanded_s, guessed_s = scheduler.outstanding.seconds()
-            return ReadTimes(demanded_s=demanded_s, guessed_s=guessed_s, wait_s=self._counters.wait_s)
+            demanded_s, ahead_s = scheduler.outstanding.seconds()
+            return ReadTimes(demanded_s=demanded_s, ahead_s=ahead_s, wait_s=self._counters.wait_s)
 
     def stats(self) -> CacheStats:
         """The counts so far and what is resident now."""

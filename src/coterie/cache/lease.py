@@ -129,7 +129,7 @@ class Lease:
 
 
 class Held:
-    """Experts that are all resident and stay so until released. Made by :meth:`Shelf.try_hold`.
+    """Experts that are all resident and stay so until released. Made by :meth:`BankView.try_hold`.
 
     Attributes:
         tensors: The experts' tensors, in the order of the ids asked for.

@@ -184,7 +184,7 @@ class Residency:
     def reserve(self, key: ExpertKey, layout: RecordLayout, claim: Claim, others: Sequence[Claim]) -> Entry | None:
         """A slot for a key that a claim needs, or None while everything is held.
 
-        What may go, in this order: free slots; unheld experts in the policy's order, expected ones last; what this
+        What may go, in this order: free slots; unheld experts in the policy's order, predicted ones last; what this
         claim has consumed; what other claims have consumed; what waiting claims hold but cannot use yet; what is
         pinned. A scan gives up what it has consumed first. Where new memory is slow, it is taken after unheld experts,
         and by a scan only when its consumer waits.
@@ -196,7 +196,7 @@ class Residency:
             step()
             victims = self._victims(size, predictions.protects) or self._victims(size, predictions.pins)
             if victims and claim.prefill and self._should_wait(victims, size):
-                # Before it takes what is warm, it takes what others only guess.
+                # Before it takes what is warm, it takes what is only predicted of others.
                 victims = self._victims(size, partial(predictions.protects, of=claim.consumer))
                 if not claim.starving and self._should_wait(victims, size):
                     return None
@@ -212,7 +212,7 @@ class Residency:
         return None
 
     def reserve_ahead(self, key: ExpertKey, layout: RecordLayout, cause: Cause) -> Entry | None:
-        """A slot for what is not asked for yet: evicts nothing that is held or expected.
+        """A slot for what is not asked for yet: evicts nothing that is held or predicted.
 
         For what a scan has announced it evicts no more than a scan may.
         """
@@ -233,7 +233,7 @@ class Residency:
     def reserve_warm(self, key: ExpertKey) -> Entry | None:
         """A slot for an expert that is worth having: a free one, or that of an expert which no decode step has used.
 
-        What is pinned takes the place of any other that is not held, guessed or worth having.
+        What is pinned takes the place of any other that is not held, predicted or worth having.
         """
         layout = self._layouts[key]
         size = SlotArena.slot_nbytes(layout.nbytes)

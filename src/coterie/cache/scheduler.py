@@ -351,8 +351,8 @@ class Scheduler:
         self._residency.settle()
 
     def next_entry(self, *, ahead: bool) -> Entry | None:
-        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, a guess."""
-        entry = self._failed() or self._demanded() or self._announced() or (None if ahead else self._guessed())
+        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, a prediction."""
+        entry = self._failed() or self._demanded() or self._announced() or (None if ahead else self._predicted())
         if entry is not None:
             entry.asked = frozenset(entry.holders)
             self.outstanding.begin(entry)
@@ -360,7 +360,7 @@ class Scheduler:
         return entry
 
     def has_demand(self) -> bool:
-        """Whether a claim wants something read, or a guess is there."""
+        """Whether a claim wants something read, or a prediction is there."""
         if self._is_demanded():
             return True
         return bool(self._predictions) and (self._predictions.any_announced or not self.outstanding.demanded)
@@ -444,11 +444,11 @@ class Scheduler:
                     claim.relinquish()
         return self._ahead.take_announced()
 
-    def _guessed(self) -> Entry | None:
-        # The disk serves those who wait, undisturbed; room that somebody waits for is not for guesses either; and one
-        # read stays free for whoever comes next.
+    def _predicted(self) -> Entry | None:
+        # The disk serves those who wait, undisturbed; room that somebody waits for is not for predictions either; and
+        # one read stays free for whoever comes next.
         reads = self.outstanding
-        if reads.demanded or len(reads.guessed) >= max(1, self.at_once - 1) or self._is_demanded():
+        if reads.demanded or len(reads.ahead) >= max(1, self.at_once - 1) or self._is_demanded():
             return None
         return self._ahead.take()
 

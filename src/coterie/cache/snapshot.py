@@ -18,7 +18,7 @@ class Snapshot:
 
     Attributes:
         resident: Experts that are ready for use.
-        shelved: What each bank's shelf names, by expert id; it should agree with ``resident``.
+        by_bank: What each bank's view names, by expert id; it should agree with ``resident``.
         ranked: Experts that the eviction policy could name; they should be those of ``resident``.
         loading: Experts that are being read, with the number of leases that wait for each.
         slots: Size and number of every slot that an expert has, in the order of ``resident`` and then ``loading``.
@@ -40,7 +40,7 @@ class Snapshot:
     """
 
     resident: tuple[ExpertKey, ...]
-    shelved: Mapping[BankKey, tuple[ExpertKey | None, ...]]
+    by_bank: Mapping[BankKey, tuple[ExpertKey | None, ...]]
     ranked: frozenset[ExpertKey]
     loading: Mapping[ExpertKey, int]
     slots: tuple[tuple[int, int], ...]
@@ -74,7 +74,7 @@ def snapshot_of(
     entries = (*residency.loaded.values(), *residency.loading.values())
     return Snapshot(
         resident=tuple(residency.loaded),
-        shelved=residency.by_bank.names(),
+        by_bank=residency.by_bank.names(),
         ranked=residency.ranked(),
         loading={key: len(entry.holders) for key, entry in residency.loading.items()},
         slots=tuple((entry.slot.nbytes, entry.slot.index) for entry in entries),

@@ -37,7 +37,7 @@ class CacheStats:
         requests: Experts asked for: hits + misses.
         hits: Of these, found resident.
         misses: Of these, not yet resident.
-        bytes_read: Bytes read from disk, prefetches included.
+        bytes_read: Bytes read from disk, those read ahead included.
         wait_s: Seconds that consumers waited for experts, added up over threads.
         evictions: Experts evicted.
         capacity: Bytes that experts may take.
@@ -46,14 +46,14 @@ class CacheStats:
         committed_bytes: Bytes of memory that experts have taken so far, whether it holds one now or not.
         new_slots: Experts that were read to memory in which nothing had been before.
         prefetch_hinted: Experts that were not in memory when somebody said that they will probably be asked for.
-        prefetch_issued: Prefetch reads started; the rest was dropped, or read because it was asked for.
+        prefetch_issued: Reads started because of that; the rest was dropped, or read because it was asked for.
         prefetch_used: Of these, asked for before they were evicted.
         prefetch_in_time: Of these, in memory by then; the others were still on their way.
-        prefetch_wasted: Prefetched and evicted without having been asked for.
-        prefetch_bytes: Bytes of ``bytes_read`` that prefetches read.
-        announced_issued: Reads started because a scan had announced what it would lease next; they are no prefetches.
+        prefetch_wasted: Of these, evicted without having been asked for.
+        prefetch_bytes: Bytes of ``bytes_read`` that they read.
+        announced_issued: Reads started because a scan had announced what it would lease next; not among those.
         announced_used: Of these, asked for before they were evicted.
-        warmed: Reads started because somebody said that the expert is worth having; they are no prefetches.
+        warmed: Reads started because somebody said that the expert is worth having; not among those.
         warmed_used: Of these, asked for before they were evicted.
         warmed_bytes: Bytes of ``bytes_read`` that they read.
         pinned: Experts that leave only when nothing else can, resident or not.

@@ -8,12 +8,12 @@ from coterie.cache.by_bank import ByBank
 from coterie.cache.consumer import Consumer
 from coterie.cache.lease import Held
 from coterie.cache.scheduler import Scheduler
-from coterie.native import Berths, Library
+from coterie.native import Addresses, Library
 from coterie.spec import BankKey, RecordLayout
 
 
-class Shelf:
-    """The experts of one bank by id. Made by :meth:`ExpertCache.shelf`.
+class BankView:
+    """The experts of one bank by id. Made by :meth:`ExpertCache.view`.
 
     Ids instead of keys, and a list instead of a table: between two layers of a large model the processor's caches
     forget everything, so what counts is how many objects are touched.
@@ -58,7 +58,7 @@ class Shelf:
             held.take(entries)
         return held
 
-    def berths(self, library: Library, layout: RecordLayout) -> Berths:
+    def addresses(self, library: Library, layout: RecordLayout) -> Addresses:
         """Where the experts are, for native calls that look for themselves; kept in step by the cache.
 
         Such a call is no hold of the cache's: before it, :meth:`turn` is called, and after it :meth:`note`.
@@ -67,10 +67,10 @@ class Shelf:
             library: The native library.
             layout: Records of another layout are left out.
         """
-        berths = Berths(library, len(self._entries))
+        addresses = Addresses(library, len(self._entries))
         with self._scheduler.lock:
-            self._by_bank.moor(self._bank, layout, berths)
-        return berths
+            self._by_bank.publish(self._bank, layout, addresses)
+        return addresses
 
     def turn(self, consumer: Consumer) -> None:
         """A consumer comes to the bank: what was predicted of it is over.

@@ -1,4 +1,4 @@
-"""Shelves: the experts of one bank by id, in step with what is resident."""
+"""Views: the experts of one bank by id, in step with what is resident."""
 
 import gc
 import threading
@@ -31,9 +31,9 @@ def open_cache(tmp_path):
 
 def test_it_holds_what_is_resident_in_the_order_asked_for(open_cache):
     cache = open_cache(4)
-    shelf = cache.shelf(BANK, 8)
+    view = cache.view(BANK, 8)
     bring(cache, KEYS[:3])
-    with shelf.try_hold([2, 0, 2], me()) as held:
+    with view.try_hold([2, 0, 2], me()) as held:
         for expert, tensors in zip([2, 0, 2], held.tensors, strict=True):
             assert_is(KEYS[expert], SMALL, tensors)
         assert cache.snapshot().holds == 1
@@ -43,17 +43,17 @@ def test_it_holds_what_is_resident_in_the_order_asked_for(open_cache):
 
 def test_what_is_not_resident_is_not_held_and_counts_nothing(open_cache):
     cache = open_cache(4)
-    shelf = cache.shelf(BANK, 8)
+    view = cache.view(BANK, 8)
     bring(cache, KEYS[:3])
     before = cache.stats()
-    assert shelf.try_hold([0, 3], me()) is None
+    assert view.try_hold([0, 3], me()) is None
     assert cache.stats() == before
     assert_consistent(cache)
 
 
 def test_a_hold_of_nothing_leaves_nothing(open_cache):
     cache = open_cache(4)
-    with cache.shelf(BANK, 8).try_hold([], me()) as held:
+    with cache.view(BANK, 8).try_hold([], me()) as held:
         assert held.tensors == []
     assert_consistent(cache)
 
@@ -61,7 +61,7 @@ def test_a_hold_of_nothing_leaves_nothing(open_cache):
 def test_a_held_expert_is_not_evicted(open_cache):
     cache = open_cache(4)
     bring(cache, KEYS[:2])
-    with cache.shelf(BANK, 8).try_hold([0, 1], me()) as held:
+    with cache.view(BANK, 8).try_hold([0, 1], me()) as held:
         views = list(held.tensors)
         done = threading.Event()
 
@@ -82,28 +82,28 @@ def test_a_held_expert_is_not_evicted(open_cache):
 def test_a_lost_hold_and_a_repeated_release_do_no_harm(open_cache):
     cache = open_cache(4)
     bring(cache, KEYS[:4])
-    shelf = cache.shelf(BANK, 8)
-    held = shelf.try_hold(range(4), me())
+    view = cache.view(BANK, 8)
+    held = view.try_hold(range(4), me())
     del held
     gc.collect()
-    held = shelf.try_hold(range(4), me())
+    held = view.try_hold(range(4), me())
     held.release()
     held.release()
     assert_consistent(cache)
 
 
-def test_a_shelf_made_late_knows_what_came_before(open_cache):
+def test_a_view_made_late_knows_what_came_before(open_cache):
     cache = open_cache(4)
     bring(cache, KEYS[4:6])
-    cache.shelf(BANK, 8).try_hold([4, 5], me()).release()
-    assert cache.shelf(KEYS[0]._replace(layer=1).bank_key, 8).try_hold([4], me()) is None
+    cache.view(BANK, 8).try_hold([4, 5], me()).release()
+    assert cache.view(KEYS[0]._replace(layer=1).bank_key, 8).try_hold([4], me()) is None
 
 
 def test_the_evicted_are_gone_and_the_held_are_not_evicted(open_cache):
     cache = open_cache(4)
-    shelf = cache.shelf(BANK, 8)
+    view = cache.view(BANK, 8)
     bring(cache, KEYS[:4])
-    held = shelf.try_hold([0, 1], me())
+    held = view.try_hold([0, 1], me())
     views = held.tensors
 
     def other():
@@ -116,25 +116,25 @@ def test_the_evicted_are_gone_and_the_held_are_not_evicted(open_cache):
     for key, tensors in zip(KEYS, views, strict=False):
         assert_is(key, SMALL, tensors)
     held.release()
-    assert [shelf.try_hold([expert], me()) is not None for expert in (2, 3)] == [False, False]
+    assert [view.try_hold([expert], me()) is not None for expert in (2, 3)] == [False, False]
     assert_consistent(cache)
 
 
 def test_uses_steer_eviction(open_cache):
     cache = open_cache(4)
-    shelf = cache.shelf(BANK, 8)
+    view = cache.view(BANK, 8)
     bring(cache, KEYS[:4])
-    shelf.try_hold([0], me()).release()
+    view.try_hold([0], me()).release()
     bring(cache, KEYS[4:7])
     assert KEYS[0] in cache
 
 
 def test_the_policy_hears_of_more_uses_than_are_kept_for_it(open_cache):
     cache = open_cache(4)
-    shelf = cache.shelf(BANK, 8)
+    view = cache.view(BANK, 8)
     bring(cache, KEYS[:4])
     for _ in range(600):
-        shelf.try_hold([0], me()).release()
+        view.try_hold([0], me()).release()
     bring(cache, KEYS[4:7])
     assert KEYS[0] in cache
     assert cache.stats().hits == 600
@@ -142,29 +142,29 @@ def test_the_policy_hears_of_more_uses_than_are_kept_for_it(open_cache):
 
 def test_uses_are_not_remembered_while_everything_fits(open_cache):
     cache = open_cache(8)
-    shelf = cache.shelf(BANK, 8)
+    view = cache.view(BANK, 8)
     bring(cache, KEYS[:7])
-    shelf.try_hold([0, 1], me()).release()
+    view.try_hold([0, 1], me()).release()
     assert not cache.snapshot().untold_uses
     # Until somebody has asked for it, it matters whether anybody does.
     cache.warm(KEYS[7:])
     cache.quiesce()
-    shelf.try_hold([0, 1], me()).release()
+    view.try_hold([0, 1], me()).release()
     assert cache.snapshot().untold_uses == 1
     bring(cache, KEYS)
     cache.warm(())
     assert cache.stats().warmed_used == 1
-    shelf.try_hold([0, 1], me()).release()
+    view.try_hold([0, 1], me()).release()
     assert not cache.snapshot().untold_uses
 
 
 def test_after_closing_it_says_so(open_cache):
     cache = open_cache(4)
-    shelf = cache.shelf(BANK, 8)
+    view = cache.view(BANK, 8)
     bring(cache, KEYS[:1])
     cache.close()
     with pytest.raises(UsageError, match="closed"):
-        shelf.try_hold([0], me())
+        view.try_hold([0], me())
 
 
 @pytest.fixture
@@ -175,42 +175,42 @@ def loaded():
     return found
 
 
-def there(berths):
-    return [berths[expert] != 0 for expert in range(8)]
+def there(addresses):
+    return [addresses[expert] != 0 for expert in range(8)]
 
 
-def test_berths_are_in_step_with_what_is_resident(open_cache, loaded):
+def test_addresses_are_in_step_with_what_is_resident(open_cache, loaded):
     cache = open_cache(4)
     bring(cache, KEYS[:2])
-    berths = cache.shelf(BANK, 8).berths(loaded, SMALL)
-    assert there(berths) == [True, True, *[False] * 6]
+    addresses = cache.view(BANK, 8).addresses(loaded, SMALL)
+    assert there(addresses) == [True, True, *[False] * 6]
     bring(cache, KEYS[3:6])
-    assert sum(there(berths)) == 4
-    assert there(berths)[3:6] == [True] * 3
-    with cache.shelf(BANK, 8).try_hold([5], me()) as held:
+    assert sum(there(addresses)) == 4
+    assert there(addresses)[3:6] == [True] * 3
+    with cache.view(BANK, 8).try_hold([5], me()) as held:
         first = SMALL.fields[0]
-        assert berths[5] == held.tensors[0][0].data_ptr() - first.offset
+        assert addresses[5] == held.tensors[0][0].data_ptr() - first.offset
     cache.close()
-    assert there(berths) == [False] * 8
+    assert there(addresses) == [False] * 8
 
 
-def test_records_of_another_layout_have_no_berth(open_cache, loaded):
+def test_records_of_another_layout_have_no_address(open_cache, loaded):
     cache = open_cache(4)
-    berths = cache.shelf(BANK, 8).berths(loaded, replace(SMALL, name="other"))
+    addresses = cache.view(BANK, 8).addresses(loaded, replace(SMALL, name="other"))
     bring(cache, KEYS[:2])
-    assert there(berths) == [False] * 8
+    assert there(addresses) == [False] * 8
 
 
 def test_what_was_found_without_the_cache_counts_as_hits(open_cache):
     cache = open_cache(4)
     bring(cache, KEYS[:4])
-    shelf = cache.shelf(BANK, 8)
+    view = cache.view(BANK, 8)
     hits = cache.stats().hits
-    shelf.turn(me())
-    shelf.note([0, 1])
+    view.turn(me())
+    view.note([0, 1])
     assert cache.stats().hits == hits + 2
     bring(cache, KEYS[4:6])
-    assert [shelf.try_hold([expert], me()) is not None for expert in range(6)] == [True, True, False, False, True, True]
+    assert [view.try_hold([expert], me()) is not None for expert in range(6)] == [True, True, False, False, True, True]
     cache.close()
     with pytest.raises(UsageError, match="closed"):
-        shelf.turn(me())
+        view.turn(me())
