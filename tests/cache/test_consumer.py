@@ -76,8 +76,11 @@ def test_a_hold_ends_when_its_consumer_says_so(open_cache):
     bring(cache, KEYS[:4])
     with cache.view(BANK, 8).try_hold([0, 1], device) as held:
         tensors = held.tensors
-    bring(cache, KEYS[4:6])
-    bring(cache, KEYS[6:8])
+    # The hold is over: the device may come for something else, in other slots.
+    for keys in (KEYS[4:6], KEYS[6:8]):
+        with cache.lease(keys, consumer=device) as lease:
+            assert dict(lease).keys() == set(keys)
+        device.pending.pop()()
     for key, one in zip(KEYS, tensors, strict=False):
         assert key in cache
         assert_is(key, SMALL, one)

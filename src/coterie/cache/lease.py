@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -153,7 +152,7 @@ class Held:
     def release(self) -> None:
         """Gives the experts up. Harmless when repeated; the context does it by itself."""
         if self._token is not None:
-            self._consumer.fence(partial(self._scheduler.release_hold, self._token))
+            self._scheduler.release_hold(self._token, self._consumer)
             self._token = None
 
     def __enter__(self) -> Self:

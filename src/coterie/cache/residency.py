@@ -70,7 +70,7 @@ class Residency:
         self.by_bank = ByBank(self.loaded)
         # What must stay together until it is given up: token → (consumer, entries). A decode step makes and drops one
         # for every layer, which is why this is not written to each entry.
-        self.holds: dict[object, tuple[Consumer, Sequence[Entry]]] = {}
+        self.holds: dict[object, tuple[Consumer | None, Sequence[Entry]]] = {}
         # Hits of decoding, in order, not yet told to the policy.
         self.journal: deque[Sequence[Entry]] = deque()
         # Whether something may have to leave, and how much is there that nobody has asked for yet: while neither is so,
@@ -146,6 +146,11 @@ class Residency:
     def hold(self, token: object, consumer: Consumer, entries: Sequence[Entry]) -> None:
         """A consumer holds entries that are resident, until it lets go of the token."""
         self.holds[token] = (consumer, entries)
+
+    def give_up(self, token: object) -> None:
+        """What is held stays for a while, but its consumer may hold other things. Harmless when repeated."""
+        if (held := self.holds.get(token)) is not None:
+            self.holds[token] = (None, held[1])
 
     def let_go(self, token: object) -> None:
         """Ends a hold. Harmless when repeated."""

@@ -130,7 +130,7 @@ class Scheduler:
                 with self.lock:
                     if not came_back:
                         came_back = True
-                        if retired := claim.retire_current():
+                        if (retired := claim.retire_current()) and not claim.together:
                             claim.consumer.fence(partial(self._consumed, claim, retired))
                         self._wake_reader()
                     self._check_claim(claim)
@@ -179,14 +179,13 @@ class Scheduler:
             self._predictions.over(consumer)
         self.count_hits(len(entries), entries)
 
-    def release_hold(self, token: object) -> None:
-        """Gives up a hold. Harmless when repeated."""
+    def release_hold(self, token: object, consumer: Consumer) -> None:
+        """Gives up a consumer's hold, as soon as it says so. Harmless when repeated."""
         if self.forked:
             return
         with self.lock:
-            self._residency.let_go(token)
-            if self._claims:
-                self._wake_reader()
+            consumer.fence(partial(self._end_hold, token))
+            self._residency.give_up(token)
 
     def came(self, consumer: Consumer) -> None:
         """A consumer asks for something in a way of its own: what was predicted of it is over."""
@@ -267,6 +266,12 @@ class Scheduler:
                     entry.holders.discard(claim)
             if loaded and claim.closed:
                 # It comes late: a device has read on.
+                self._wake_reader()
+
+    def _end_hold(self, token: object) -> None:
+        with self.lock:
+            self._residency.let_go(token)
+            if self._claims:
                 self._wake_reader()
 
     def _consumed(self, claim: Claim, entries: Sequence[Entry]) -> None:
