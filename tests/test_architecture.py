@@ -1,10 +1,13 @@
 """What the layout promises, checked: layers and cycles are import-linter's job (`make check`), the rest is here."""
 
 import ast
+import dataclasses
 import functools
 import graphlib
 import importlib
+import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,9 +16,11 @@ from pathlib import Path
 import pytest
 
 import coterie
+from coterie.spec.opening import Opening
 
 SOURCE = Path(coterie.__file__).parent
 PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())
+PAGE = (SOURCE.parents[1] / "ARCHITECTURE.md").read_text()
 FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = sorted(
     info.name
@@ -23,6 +28,8 @@ MODULES = sorted(
     if info.name not in ("coterie.__main__", "coterie.native.libcoterie")  # not a module, whatever its name says
 )
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "shared", "base"}
+NAMING = {"component", "source", "profile", "revision", "offline"}
+"""Options that say which model and profile are meant: whatever reads one has them."""
 TORCH_FREE = {"errors", "spec", "plan", "profiles", "eviction"}
 
 
@@ -218,14 +225,93 @@ def test_every_error_stands_in_the_drawn_tree_under_its_parent() -> None:
     assert drawn == actual
 
 
+def spelled(tree: ast.AST) -> set[str]:
+    """Functions, classes, calls and dicts that spell four options or more that only opening has."""
+    options = {field.name for field in dataclasses.fields(Opening)} - NAMING
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            name, names = node.name, {one.arg for one in (*node.args.args, *node.args.kwonlyargs)}
+        elif isinstance(node, ast.ClassDef):
+            name, names = node.name, {ast.unparse(one.target) for one in node.body if isinstance(one, ast.AnnAssign)}
+        elif isinstance(node, ast.Call):
+            name, names = f"{ast.unparse(node.func)}()", {str(keyword.arg) for keyword in node.keywords}
+        elif isinstance(node, ast.Dict):
+            name, names = "{}", {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        else:
+            continue
+        if len(options & names) >= 4:
+            found.add(name)
+    return found
+
+
+def test_options_of_opening_are_spelled_once() -> None:
+    """In the dataclass, in the group of the command line, and in the signatures that users call."""
+    found = {relative(path): spelled(parsed(path)) for path in FILES}
+    assert {path: names for path, names in found.items() if names} == {
+        "spec/opening.py": {"Opening"},
+        "cli/options.py": {"{}"},
+        "engine/loader.py": {"load", "Opening()"},
+        "evaluate/running.py": {"evaluate", "Opening()"},
+    }
+
+
+def test_options_of_opening_are_the_same_everywhere() -> None:
+    from coterie.cli.options import OPENING_OPTIONS
+
+    options = {field.name: field.default for field in dataclasses.fields(Opening)}
+    assert list(OPENING_OPTIONS) == list(options)
+    parameters = inspect.signature(coterie.load).parameters
+    assert {name: one.default for name, one in parameters.items() if name in options} == options
+    own = inspect.signature(coterie.evaluate.evaluate).parameters
+    assert {name: one.default for name, one in own.items() if name in options and one.default != options[name]} == {}
+
+
 def test_torch_free_packages_are_in_the_contract_that_says_so() -> None:
     present = {name for name in TORCH_FREE if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").is_file()}
     listed = {name.removeprefix("coterie.") for name in contract("No torch in")["source_modules"]}
     assert listed == present
 
 
-def test_every_layer_of_the_contract_is_in_the_architecture_page() -> None:
-    page = (SOURCE.parents[1] / "ARCHITECTURE.md").read_text()
-    rows = contract("Layers of")["layers"]
-    names = {name.strip(" ()") for row in rows for name in row.split("|")} - {"__main__"}
-    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+def test_the_table_of_the_architecture_page_is_the_contract() -> None:
+    rows: list[list[str]] = []
+    for number, packages in re.findall(r"^\| *(\d*) *\| (`[\w`, ]+`) \|", PAGE, re.MULTILINE):
+        if number:
+            rows.append([])
+            assert int(number) == len(rows)
+        rows[-1].extend(packages.strip("`").split("`, `"))
+    layers = [{name.strip(" ()") for name in row.split("|")} for row in contract("Layers of")["layers"]]
+    assert list(map(set, rows)) == [layer for layer in layers if layer != {"__main__"}]
+
+
+def toured(text: str) -> tuple[set[str], list[str]]:
+    """The packages that a tour of the files comes to, and what it names that is not there."""
+    packages: set[str] = set()
+    absent, folder = [], SOURCE
+    for place in re.findall(r"`([\w./]+(?:/|\.py|\.c|\.h))`", text):
+        path = place.removeprefix("src/coterie/")
+        if path != place:
+            folder = SOURCE / path
+            packages.add(path.rstrip("/").removesuffix(".py"))
+            found = folder.exists()
+        else:
+            found = (SOURCE / path).exists() if "/" in path.rstrip("/") else any(folder.rglob(path.rstrip("/")))
+        if not found:
+            absent.append(place)
+    return packages, absent
+
+
+def test_the_tour_of_the_architecture_page_comes_to_every_package_and_names_what_is_there() -> None:
+    tour = PAGE[PAGE.index("## A tour of the files") : PAGE.index("`tests/` mirrors `src/`")]
+    packages, absent = toured(tour)
+    assert absent == []
+    there = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert packages == {name for name in there if not name.startswith("_")}
+
+
+def test_a_tour_of_what_is_not_there_is_seen() -> None:
+    assert toured("`src/coterie/checkpoint/`: `naming.py`, `hub/`, `native/openmp.py`, `coterie.load`") == (
+        {"checkpoint"},
+        ["naming.py"],
+    )
+    assert toured("`src/coterie/nowhere/`: `native/gone.py`")[1] == ["src/coterie/nowhere/", "native/gone.py"]

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-import xxhash
 from transformers import AutoModelForCausalLM
 
 import coterie
@@ -29,10 +28,9 @@ from coterie.errors import (
     UnsupportedError,
     UsageError,
 )
-from coterie.store.manifest_json import seal_manifest
 from zoo import ZOO, logits
 
-from .damage import copy_of, edit_config, edit_index, edit_tensors
+from .damage import copy_of, edit_config, edit_index, edit_tensors, register
 
 DENSE = [
     "model.embed_tokens.weight",
@@ -446,7 +444,7 @@ def test_a_directory_has_no_revision(kind, zoo_checkpoint, zoo_store):
 
 
 def test_more_than_makes_sense_is_said(damaged, open_model, monkeypatch):
-    monkeypatch.setattr("coterie.engine.loader.usable_cores", lambda: 1)
+    monkeypatch.setattr("coterie.engine.opening.usable_cores", lambda: 1)
     before = torch.get_num_threads()
     try:
         with pytest.warns(UserWarning, match=r"2 threads wait for each other on 1 cores"):
@@ -506,15 +504,6 @@ def test_a_store_with_another_configuration_of_the_same_length_is_refused(change
     register(config)  # a publisher can make a manifest fit
     with pytest.raises(error, match=r"belong|holds a|shape|does not|another"):
         load(store)
-
-
-def register(file: Path) -> None:
-    """Has the manifest of a store say what is in a file now."""
-    path = file.parent / "coterie.json"
-    manifest = json.loads(path.read_bytes())
-    (entry,) = [one for one in manifest["files"] if one["file"] == file.name]
-    entry["bytes"], entry["xxh3"] = file.stat().st_size, xxhash.xxh3_128_hexdigest(file.read_bytes())
-    path.write_bytes(seal_manifest(manifest))
 
 
 def test_a_store_with_a_changed_configuration_is_refused(store):

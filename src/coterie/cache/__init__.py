@@ -2,7 +2,7 @@
 
 from coterie.cache.arena import SlotArena
 from coterie.cache.bank_view import BankView
-from coterie.cache.cache import ExpertCache, minimum_capacity
+from coterie.cache.cache import ExpertCache
 from coterie.cache.consumer import Consumer
 from coterie.cache.lease import Held, Lease, Tensors
 from coterie.cache.outstanding import ReadTimes
@@ -25,5 +25,4 @@ __all__ = [
     "SlotArena",
     "Snapshot",
     "Tensors",
-    "minimum_capacity",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,6 @@ from coterie.cli.generation_options import (
     AudiosOption,
     ChatTemplateOption,
     DomainOption,
-    ExpertsPerTokenOption,
     GreedyOption,
     ImagesOption,
     MaxNewTokensOption,
@@ -34,17 +33,21 @@ from coterie.cli.generation_options import (
     TopKOption,
     TopPOption,
     TraceFileOption,
+    chat_options,
     check_adaptation,
     check_domain,
-    template_variables,
 )
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import open_model, opens_model
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import read_prompt, read_prompt_from_stdin
-from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
+from coterie.spec.opening import Opening
+
+if TYPE_CHECKING:
+    from coterie.engine.chat_options import ChatOptions
 
 
+@opens_model()
 def command(
     model: shared.ModelArgument,
     prompt: Annotated[
@@ -66,23 +69,9 @@ def command(
     ] = None,
     image: ImagesOption = None,
     audio: AudiosOption = None,
-    memory: shared.MemoryOption = None,
-    expert_memory: shared.ExpertMemoryOption = None,
-    component: shared.ComponentOption = None,
-    missing: shared.MissingOption = None,
-    source: shared.SourceOption = None,
-    eviction: shared.ProfiledEvictionOption = DEFAULT_POLICY,
-    prefetch: shared.PrefetchOption = DEFAULT_PREFETCH,
-    profile: shared.ProfileOption = None,
-    warm: shared.WarmOption = None,
-    pin: shared.PinOption = None,
-    experts_per_token: ExpertsPerTokenOption = None,
+    *,
+    opening: Opening,
     adapt_experts: AdaptExpertsOption = None,
-    max_context: shared.MaxContextOption = None,
-    verify_reads: shared.VerifyReadsOption = False,
-    revision: shared.RevisionOption = None,
-    offline: shared.OfflineOption = False,
-    threads: shared.ThreadsOption = None,
     max_new_tokens: MaxNewTokensOption = 128,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
@@ -143,8 +132,8 @@ def command(
     if salience is not None:
         check_writable(salience)
     checked_domain = check_domain(domain, record_profile)
-    variables = template_variables(template_option)
-    answers = _wants_answer(chat, system, chat_template, variables, speak)
+    template = chat_options(chat_template, template_option)
+    answers = _wants_answer(chat, system, template, speak)
     text = _read_prompt(prompt, file, has_media=bool(image or audio))
     from coterie.engine.sampling import Sampling
 
@@ -159,34 +148,11 @@ def command(
         seed=seed,
         greedy=greedy,
     )
-    options = OpenOptions(
-        memory=memory,
-        expert_memory=expert_memory,
-        component=component,
-        missing=missing,
-        source=source,
-        eviction=eviction,
-        prefetch=prefetch,
-        profile=profile,
-        warm=warm,
-        pin=pin,
-        experts_per_token=experts_per_token,
-        max_context=max_context,
-        verify_reads=verify_reads,
-        revision=revision,
-        offline=offline,
-        threads=threads,
-        whole=speak is not None,
-    )
-    options.check()
-    import_engine(quiet=quiet)
-    from coterie.engine.chat import ChatOptions
-
     request = Request(
         sampling=sampling,
         chat=answers,
         system=system,
-        template=ChatOptions(template=chat_template, variables=variables),
+        template=template,
         prompt=text,
         images=tuple(image or ()),
         audios=tuple(audio or ()),
@@ -200,20 +166,18 @@ def command(
         salience=salience,
         adapt_experts=adapt_experts,
     )
-    with open_model(model, options, quiet=quiet) as opened:
+    with open_model(model, opening, whole=speak is not None, quiet=quiet) as opened:
         run(opened, request, as_json=as_json, quiet=quiet)
 
 
-def _wants_answer(
-    chat: bool | None, system: str | None, template: str | None, variables: dict[str, Any], speech: Path | None
-) -> bool | None:
+def _wants_answer(chat: bool | None, system: str | None, template: ChatOptions, speech: Path | None) -> bool | None:
     """Whether the prompt is to be answered: what only an answer has asks for one."""
     asked = [
         name
         for name, value in (
             ("--system", system),
-            ("--chat-template", template),
-            ("--template-option", variables or None),
+            ("--chat-template", template.template),
+            ("--template-option", template.variables or None),
             ("--speak", speech),
         )
         if value is not None

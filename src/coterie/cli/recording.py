@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import plain_table, print_json, print_note, print_table, print_warning
-from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
+from coterie.cli.generation_options import QuietOption
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.cli.progress import work_progress
 from coterie.errors import UsageError
-from coterie.spec import DEFAULT_LABEL, DEFAULT_POLICY
+from coterie.spec import DEFAULT_LABEL
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.survey import Material, Survey
 
 
+@opens_model(without=("prefetch", "profile", "warm", "pin", "verify_reads"))
 def record(
     model: shared.ModelArgument,
     profile: Annotated[
@@ -108,17 +110,8 @@ def record(
     several_models: Annotated[
         bool, typer.Option("--several-models", help="Allow a profile that is about other models, too.")
     ] = False,
-    memory: shared.MemoryOption = None,
-    expert_memory: shared.ExpertMemoryOption = None,
-    component: shared.ComponentOption = None,
-    missing: shared.MissingOption = None,
-    source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = DEFAULT_POLICY,
-    experts_per_token: ExpertsPerTokenOption = None,
-    max_context: shared.MaxContextOption = None,
-    revision: shared.RevisionOption = None,
-    offline: shared.OfflineOption = False,
-    threads: shared.ThreadsOption = None,
+    *,
+    opening: Opening,
     as_json: shared.JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -128,27 +121,16 @@ def record(
     goes on where it was; more files may be added to it. A file that was recorded under a label is not recorded again
     under that label. Of a whole omni model the thinker is recorded.
     """
-    options = OpenOptions(
-        memory=memory,
-        expert_memory=expert_memory,
-        component=component,
-        missing=missing,
-        source=source,
-        eviction=eviction,
-        experts_per_token=experts_per_token,
-        max_context=max_context if max_context is not None or context is None else max(context, 4096),
-        revision=revision,
-        offline=offline,
-        threads=threads,
-    )
-    options.check()
+    if opening.max_context is None and context is not None:
+        opening = replace(opening, max_context=max(context, 4096))
     material = _gather(text, speech, images)
     import_engine(quiet=quiet or as_json)
-    from coterie.survey import survey, without_repetitions
+    from coterie.survey import WorkDone, survey, without_repetitions
 
     files = without_repetitions(material)
     total = sum(one.work for one in files)
-    with open_model(model, options, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
+    work = WorkDone(files)
+    with open_model(model, opening, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
         shown = nullcontext(lambda amount: None) if quiet else work_progress("Recording", total)
         with shown as progress:
             found = survey(
@@ -163,7 +145,7 @@ def record(
                 segment_tokens=segment_tokens,
                 several_models=several_models,
                 should_stop=pressed,
-                progress=_by_work(files, progress),
+                progress=lambda nbytes: progress(work.add(nbytes)),
             )
     _print(found, as_json=as_json, quiet=quiet)
     if found.interrupted:
@@ -192,21 +174,6 @@ def _gather(text: list[str] | None, speech: list[str] | None, images: list[str] 
             "There is nothing to run the model over.", advice="Give --text DOMAIN=PATH, --speech PATH or --images PATH."
         )
     return found
-
-
-def _by_work(files: Sequence[Material], progress: Callable[[int], None]) -> Callable[[int], None]:
-    """Tells of bytes that are done as work that is done: seconds of sound and of text differ in bytes a hundredfold."""
-    from coterie.survey import work_done
-
-    nbytes = done = 0
-
-    def advance(more: int) -> None:
-        nonlocal nbytes, done
-        nbytes += more
-        before, done = done, work_done(files, nbytes)
-        progress(done - before)
-
-    return advance
 
 
 def _split(place: str) -> tuple[str | None, str]:
@@ -240,12 +207,12 @@ def _print(found: Survey, *, as_json: bool, quiet: bool) -> None:
 
 
 def _warn_of_few_segments(found: Survey) -> None:
-    from coterie.profiles.inference import LEAST_SEGMENTS
+    from coterie.profiles.inference import LEAST_BLOCKS, LEAST_SEGMENTS
 
     names = [f"{group.modality} of {group.domain} ({segments})" for group, segments in found.too_few]
     if names:
         print_warning(
-            f"Too few segments for much to be said of: {', '.join(names)}. Findings take at least 4 of a domain or "
-            f"modality, and the report {LEAST_SEGMENTS}. Record more files, or record these again into a new profile "
-            "with fewer tokens in a segment: --segment-tokens 64, or less for pictures and sounds."
+            f"Too few segments for much to be said of: {', '.join(names)}. Findings take at least {LEAST_BLOCKS} of a "
+            f"domain or modality, and the report {LEAST_SEGMENTS}. Record more files, or record these again into a new "
+            "profile with fewer tokens in a segment: --segment-tokens 64, or less for pictures and sounds."
         )

@@ -296,18 +296,15 @@ def _waiting_advice(waiting: WaitingFacts, cores: int, others: float | None) -> 
     if not waiting.turns_for_long:
         return [f"{advice}."]
     return [
-        f"{advice}, and here threads that wait for each other keep theirs, too, which can make it many times slower: "
-        f"pass --threads {free}, or set OMP_WAIT_POLICY=passive."
+        f"{advice}, and here threads that wait for each other keep theirs, too, which can make it several times "
+        f"slower: pass --threads {free}, or set OMP_WAIT_POLICY=passive."
     ]
 
 
 def _native_advice(native: NativeFacts) -> list[str]:
     if native.level is not None:
         return []
-    return [
-        f"Models in int8 and int4 are computed by torch alone, many times slower: {native.why_not} "
-        "Install Coterie again where there is a C compiler."
-    ]
+    return [f"Models in int8 and int4 are computed by torch alone, many times slower. {native.why_not}"]
 
 
 def _memory_advice(memory: MemoryLimits, budget: int, huge_pages: str | None, works: bool | None) -> list[str]:
