@@ -24,6 +24,7 @@ from coterie.cache import ExpertCache
 from coterie.errors import UnsupportedError
 from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
+from coterie.integration.consumer import current_consumer
 from coterie.integration.governor import Governor, Verdict
 from coterie.integration.token_router import TokenRouter
 from coterie.routing import find_router, preview_of
@@ -229,7 +230,8 @@ class LookAhead:
         if follower is not None and hidden is not None and follower.can_guess:
             limit = self._clock.limit
             most = None if limit is None else limit.most(self._clock.component)
-            cache.expect([follower.streamed.keys[expert] for expert in follower.guess(hidden, most)])
+            keys = [follower.streamed.keys[expert] for expert in follower.guess(hidden, most)]
+            cache.predict(keys, consumer=current_consumer())
 
     @staticmethod
     def _learn(now: _Pass, site: Site, hidden: torch.Tensor) -> None:

@@ -98,13 +98,13 @@ class QuantisedExperts:
 
     def token_experts(self) -> TokenExperts | None:
         """For a single token, by one call; None where experts are absent or their records differ."""
-        layouts, shelf = self._decoder.by_layout, self._streamed.shelf
-        if self._streamed.missing is not None or shelf is None or len(layouts) != 1:
+        layouts, view = self._decoder.by_layout, self._streamed.view
+        if self._streamed.missing is not None or view is None or len(layouts) != 1:
             return None
         ((layout, decoder),) = layouts.items()
         a, b, c, d = (layout.fields[i].offset for name in (_UP, _DOWN) for i in decoder.parameters[name].positions)
-        berths = shelf.berths(self._kernel.library, layout)
-        return TokenExperts(self._streamed, shelf, native.TokenExperts(self._kernel, berths, (a, b, c, d)))
+        addresses = view.addresses(self._kernel.library, layout)
+        return TokenExperts(self._streamed, view, native.TokenExperts(self._kernel, addresses, (a, b, c, d)))
 
     def _locate(self, expert: int, tensors: Tensors) -> tuple[int, int, int, int, int]:
         decoder = self._decoder.of(self._streamed.keys[expert])
