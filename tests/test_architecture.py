@@ -229,3 +229,41 @@ def test_every_layer_of_the_contract_is_in_the_architecture_page() -> None:
     rows = contract("Layers of")["layers"]
     names = {name.strip(" ()") for row in rows for name in row.split("|")} - {"__main__"}
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
+def forwards_touched(tree: ast.AST) -> list[int]:
+    """Lines where something is given, loses, or is asked for a forward of its own, however that is written."""
+    found = []
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Constant) and node.value == "forward"
+        # `del x.forward` and `x.forward = y`; calling or asking a class for its forward is anybody's.
+        written = isinstance(node, ast.Attribute) and node.attr == "forward" and not isinstance(node.ctx, ast.Load)
+        keyword = isinstance(node, ast.keyword) and node.arg == "forward"
+        if named or written or keyword:
+            found.append(node.lineno)
+    return found
+
+
+def test_forwards_of_instances_are_written_and_read_in_one_module() -> None:
+    # The class's method is run under its name.
+    named = {"routing/preview.py": 1, "routing/families.py": 1}
+    offenders = {}
+    for path in FILES:
+        lines = forwards_touched(parsed(path))
+        if len(lines) > named.get(relative(path), 0) and path != SOURCE / "passes" / "forwards.py":
+            offenders[relative(path)] = lines
+    assert offenders == {}
+    assert forwards_touched(parsed(SOURCE / "passes" / "forwards.py"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'module.__dict__["forward"] = f', 'vars(module)["forward"] = f', 'name = "forward"; space[name] = f',
+        "module.forward = f", "del module.forward", "a.forward, b = f, g", 'setattr(module, "forward", f)',
+        "module.__dict__.update(forward=f)", 'module.__dict__.pop("forward")', '"forward" in module.__dict__',
+    ],
+)  # fmt: skip
+def test_a_forward_that_is_touched_is_seen(text: str) -> None:
+    assert forwards_touched(ast.parse(text))
+    assert not forwards_touched(ast.parse("module.forward(x); type(module).forward\ndef forward(self): ..."))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from coterie.bench import breakdown
-from coterie.bench.breakdown import PARTS, _Stopwatch
+from coterie.bench.breakdown import PARTS, _Stopwatch, _Timed
 from coterie.errors import UsageError
 from coterie.extraction import extract
 from coterie.integration import TokenLayer
@@ -118,20 +118,20 @@ def test_nested_time_belongs_to_the_inner_part(monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     watch = _Stopwatch()
-    inner = watch.timing("linear", lambda: work(2))
+    inner = _Timed(watch, "linear", lambda: work(2))
 
     def middle():
         work(3)
         inner()
         inner()
 
-    attention = watch.timing("attention", middle)
+    attention = _Timed(watch, "attention", middle)
 
     def outer():
         work(1)
         attention()
 
-    watch.timing("glue", outer)()
+    _Timed(watch, "glue", outer)()
     assert watch.seconds == {"linear": 4, "attention": 3, "glue": 1}
     assert watch.calls == {"linear": 2, "attention": 1, "glue": 1}
 
@@ -143,10 +143,10 @@ def test_a_failed_call_is_closed_and_other_threads_are_let_through():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        watch.timing("linear", fail)()
+        _Timed(watch, "linear", fail)()
     assert not watch._nested
     layer = nn.Identity()
-    forward = watch.timing("linear", layer.forward)
+    forward = _Timed(watch, "linear", layer.forward)
     thread = threading.Thread(target=forward, args=(torch.ones(1),))
     thread.start()
     thread.join(60)

@@ -21,6 +21,7 @@ from coterie.integration.limit import ExpertLimit
 from coterie.integration.losses import LossMeter
 from coterie.integration.neighbours import process_neighbours
 from coterie.native import PassMemory
+from coterie.passes.forwards import Covering, Forward, install
 from coterie.spec import Event, Observer, Phase, StepEnded, StepStarted
 
 
@@ -80,38 +81,38 @@ class StepClock:
 
     def install(self, module: nn.Module) -> None:
         """Watches the forward passes of ``module``, the component's outermost module."""
-        forward = module.forward
-        is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
-        reader = CallReader(forward, is_encoder_decoder=is_encoder_decoder)
-        note = process_neighbours().note
-
         # A hook would do, at twice the price: with one, torch takes a slower way through every call.
-        @functools.wraps(forward)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            note()
-            call = reader.read(args, kwargs)
-            refuse_offloaded(call)
-            most = self.max_context
-            place = None if most is None else self._admission.enter(call, most)
-            made: list[Any] = []
-            try:
-                self._begin(call)
-                result = self._run(forward, args, kwargs)
-                if place is not None and not call.caches and call.uses_cache is not False:
-                    made = caches_in([result])
-            finally:
-                self._current.memory = None
-                if place is not None:
-                    self._admission.leave(place, made)
-            call.check_end(result)
-            losses = self._current.losses
-            if losses is not None:
-                self._tell(StepEnded(step=self.step, component=self.component, losses=losses.end(result)))
-            return result
+        install(module, "pass", _Watched(self, module))
 
-        module.__dict__["forward"] = watched
+    def run(self, call: ForwardCall, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A forward pass, from its admission to its end.
 
-    def _run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        Args:
+            call: What it is.
+            forward: Computes it.
+            args: What it is called with.
+            kwargs: Likewise.
+        """
+        refuse_offloaded(call)
+        most = self.max_context
+        place = None if most is None else self._admission.enter(call, most)
+        made: list[Any] = []
+        try:
+            self._begin(call)
+            result = self._compute(forward, args, kwargs)
+            if place is not None and not call.caches and call.uses_cache is not False:
+                made = caches_in([result])
+        finally:
+            self._current.memory = None
+            if place is not None:
+                self._admission.leave(place, made)
+        call.check_end(result)
+        losses = self._current.losses
+        if losses is not None:
+            self._tell(StepEnded(step=self.step, component=self.component, losses=losses.end(result)))
+        return result
+
+    def _compute(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.phase != "decode" or not self.observers:
             return forward(*args, **kwargs)
         self._current.pending = []
@@ -178,6 +179,21 @@ class StepClock:
         if now.losses is None:
             now.losses = LossMeter()
         now.losses.begin(call.ids, shape=(call.batch, call.tokens), cached=call.cached)
+
+
+class _Watched(Covering):
+    """The forward of a component's outermost module, which a clock sees."""
+
+    def __init__(self, clock: StepClock, module: nn.Module) -> None:
+        self._clock = clock
+        is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+        self._reader = CallReader(module.forward, is_encoder_decoder=is_encoder_decoder)
+        self._note = process_neighbours().note
+        functools.update_wrapper(self, module.forward, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._note()
+        return self._clock.run(self._reader.read(args, kwargs), self.beneath, args, kwargs)
 
 
 def _attended(mask: object, batch: int, tokens: int) -> npt.NDArray[np.bool_] | None:

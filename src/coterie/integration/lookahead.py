@@ -26,6 +26,7 @@ from coterie.integration.bank import StreamedBank
 from coterie.integration.clock import StepClock
 from coterie.integration.governor import Governor, Verdict
 from coterie.integration.token_router import TokenRouter
+from coterie.passes.forwards import Covering, at, install
 from coterie.routing import find_router, preview_of
 from coterie.spec import Prefetch
 
@@ -120,11 +121,10 @@ class Site:
         """Whether this site's router can be asked ahead of time."""
         if not self._examined:
             self._examined = True
-            watched = find_router(self._block).module.__dict__.get("forward")
-            own = watched.forward if isinstance(watched, WatchedRouter) else None
+            native = at(find_router(self._block).module, "native")
             # Of absent experts a preview knows, but not a router's forward.
-            if isinstance(own, TokenRouter) and self.streamed.missing is None:
-                self._preview = own.preview
+            if isinstance(native, TokenRouter) and self.streamed.missing is None:
+                self._preview = native.preview
             else:
                 try:
                     self._preview = preview_of(self._block)
@@ -141,7 +141,7 @@ class Site:
         self._rest = args, kwargs
 
 
-class WatchedRouter:
+class WatchedRouter(Covering):
     """A router's forward that tells its site of every call.
 
     Args:
@@ -150,21 +150,16 @@ class WatchedRouter:
 
     Attributes:
         site: The site.
-        forward: What computes; None for the class's own.
     """
 
     def __init__(self, site: Site, router: nn.Module) -> None:
         self.site = site
-        self.forward: Callable[..., Any] | None = router.__dict__.get("forward")
-        self._router = router
         functools.update_wrapper(self, router.forward, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the router chooses."""
         self.site.called(args, kwargs)
-        if self.forward is None:
-            return type(self._router).forward(self._router, *args, **kwargs)
-        return self.forward(*args, **kwargs)
+        return self.beneath(*args, **kwargs)
 
 
 class LookAhead:
@@ -198,7 +193,7 @@ class LookAhead:
             return
         site = Site(self, streamed, block)
         self._sites.append(site)
-        router.__dict__["forward"] = WatchedRouter(site, router)
+        install(router, "prediction", WatchedRouter(site, router))
         streamed.look_ahead = functools.partial(self.look_ahead, site)
 
     def connect(self, cache: ExpertCache, clock: Callable[[], float] = time.perf_counter) -> None:

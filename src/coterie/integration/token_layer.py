@@ -33,6 +33,7 @@ from coterie.native import (
     Results,
     StageTimes,
 )
+from coterie.passes.forwards import Seen, at, own
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _IDLE = frozenset(
@@ -124,7 +125,7 @@ class TokenLayer:
         self._attention: Any = attention
         self._block: nn.Module = block
         self._experts: nn.Module | None = block.experts if routed else None
-        self._experts_forward = None if self._experts is None else self._experts.__dict__.get("forward")
+        self._experts_forward = None if self._experts is None else own(self._experts)
         self._native = native
         self.routed = routed
         self._layer_idx: int = attention.layer_idx
@@ -148,7 +149,6 @@ class TokenLayer:
             *self._global_hooks,
             *(hooks for one in self.stands_for for hooks in (one._forward_hooks, one._forward_pre_hooks)),
         )
-        self._forwards: list[tuple[dict[str, Any], object]] = []
         self._group, self._place = group, group.join(self)
         self.examine()
 
@@ -163,7 +163,7 @@ class TokenLayer:
         """
         layer: Any = module
         attention: Any = getattr(module, "self_attn", None)
-        if "forward" in module.__dict__ or attention is None or "forward" in attention.__dict__:
+        if own(module) is not None or attention is None or own(attention) is not None:
             return None
         linears: list[Any] = [getattr(attention, name, None) for name in _LINEARS]
         packed = [one.packed for one in linears if isinstance(one, QuantisedLinear) and one.bias is None]
@@ -186,9 +186,8 @@ class TokenLayer:
     @property
     def intact(self) -> bool:
         """Whether its submodules have the forwards that it stands for, and nothing else says otherwise."""
-        for space, forward in self._forwards:
-            if space.get("forward") is not forward:
-                return False
+        if not self._forwards.unchanged:
+            return False
         for modules, name, module in self._children:
             if modules.get(name) is not module:
                 return False
@@ -206,8 +205,8 @@ class TokenLayer:
 
     def examine(self) -> None:
         """Takes the forwards that its submodules have now for those that it stands for."""
-        self._experts_seen = None if self._experts is None else self._experts.__dict__.get("forward")
-        self._forwards = [(one.__dict__, one.__dict__.get("forward")) for one in self.stands_for]
+        self._forwards = Seen(self.stands_for)
+        self._experts_forwards = Seen(() if self._experts is None else (self._experts,))
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the class computes."""
@@ -262,8 +261,7 @@ class TokenLayer:
     def experts_intact(self) -> bool:
         """Whether the experts' module is as it was when it was examined."""
         experts: Any = self._experts
-        forward = experts.__dict__.get("forward")
-        return forward is self._experts_seen and not (experts._forward_hooks or experts._forward_pre_hooks)
+        return self._experts_forwards.unchanged and not (experts._forward_hooks or experts._forward_pre_hooks)
 
     def _serves(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> bool:
         """Whether this is a token as others, and the layer what it was when it was examined."""
@@ -313,7 +311,7 @@ def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:
 
 
 def _norm_of(module: nn.Module | None) -> LayerNorm | None:
-    forward = None if module is None else module.__dict__.get("forward")
+    forward = None if module is None else own(module)
     weight = None if module is None else module._parameters.get("weight")
     if weight is None or not isinstance(forward, NativeForward):
         return None
@@ -324,17 +322,15 @@ def _router_of(block: nn.Module | None) -> LayerRouter | None:
     """The router of a block that is nothing but a router and experts."""
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-    if block is None or "forward" in block.__dict__ or not same_forward(type(block), Qwen3MoeSparseMoeBlock):
+    if block is None or own(block) is not None or not same_forward(type(block), Qwen3MoeSparseMoeBlock):
         return None
     gate: Any = block.gate
-    forward = gate.__dict__.get("forward")
-    if isinstance(forward, WatchedRouter):
-        forward = forward.forward
+    forward = at(gate, "native")
     return forward.parts if isinstance(forward, TokenRouter) else None
 
 
 def _site_of(gate: nn.Module) -> Site | None:
-    forward = gate.__dict__.get("forward")
+    forward = at(gate, "prediction")
     return forward.site if isinstance(forward, WatchedRouter) else None
 
 

@@ -19,6 +19,7 @@ from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, stand_in
+from coterie.passes.forwards import install
 from coterie.routing import SelectiveRouter
 
 Grouped = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], torch.Tensor]
@@ -56,10 +57,9 @@ class JetMoeExperts:
             if hasattr(module, "top_k"):
                 module.__dict__["top_k"] = self._top_k
         self._route_stock = router.forward
-        router.__dict__["forward"] = self.route
+        install(router, "experts", self.route)
         for position, name in enumerate(place.streamed.bank.parameters):
-            projection = place.module.get_submodule(name)
-            projection.__dict__["forward"] = functools.partial(self._project, position)
+            install(place.module.get_submodule(name), "experts", functools.partial(self._project, position))
 
     def route(self, hidden_TD: torch.Tensor) -> Grouped:
         """What the router gives, after policies."""

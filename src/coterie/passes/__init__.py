@@ -1,0 +1,1 @@
+"""The forward pass: which one is going on, and which forwards of modules it runs through."""
