@@ -264,8 +264,8 @@ def test_sequences_that_grow_beyond_it_together_are_told_so(zoo_store, open_mode
 
 
 def test_a_pass_that_an_interrupt_has_lost_counts_no_longer(zoo_store, open_model):
-    from coterie.integration.admission import Admission
-    from coterie.integration.forward_call import CallReader
+    from coterie.passes.admission import Admission
+    from coterie.passes.forward_call import CallReader
 
     admission = Admission()
     call = CallReader(lambda input_ids, use_cache=None: None).read((), {"input_ids": ids(), "use_cache": False})

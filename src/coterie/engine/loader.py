@@ -31,10 +31,9 @@ from coterie.integration import (
     check_missing,
     forget,
     install_guards,
-    let_go_after_failure,
-    process_neighbours,
     register,
 )
+from coterie.passes import let_go_after_failure, process_neighbours
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
 from coterie.plan.heap import share_one_heap

@@ -10,12 +10,12 @@ from torch import nn
 from coterie import native
 from coterie.cache import Tensors
 from coterie.errors import LoadError
-from coterie.integration.bank import StreamedBank
-from coterie.integration.contributions import Contributions
-from coterie.integration.decoder import BankDecoder, FieldDecoder
 from coterie.integration.token_experts import TokenExperts
 from coterie.native import ExpertsKernel, Library, library
 from coterie.native.experts import ACTIVATIONS
+from coterie.passes.bank import StreamedBank
+from coterie.passes.contributions import Contributions
+from coterie.passes.decoder import BankDecoder, FieldDecoder
 
 _UP, _DOWN = "gate_up_proj", "down_proj"
 

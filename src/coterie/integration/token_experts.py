@@ -6,9 +6,9 @@ import torch
 
 from coterie import native
 from coterie.cache import Shelf
-from coterie.integration.bank import StreamedBank
-from coterie.integration.contributions import Written
 from coterie.native import Passage
+from coterie.passes.bank import StreamedBank
+from coterie.passes.contributions import Written
 
 
 class TokenExperts:

@@ -17,7 +17,6 @@ from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.growing_cache import extend
 from coterie.integration.linear import QuantisedLinear
-from coterie.integration.lookahead import Site, WatchedRouter
 from coterie.integration.norms import NativeForward
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
@@ -34,6 +33,7 @@ from coterie.native import (
     StageTimes,
 )
 from coterie.passes.forwards import Seen, at, own
+from coterie.passes.lookahead import Site, WatchedRouter
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _IDLE = frozenset(

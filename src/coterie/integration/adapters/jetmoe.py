@@ -17,8 +17,8 @@ from torch.nn.functional import linear, pad
 
 from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
-from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, stand_in
+from coterie.passes.contributions import Contributions
 from coterie.passes.forwards import install
 from coterie.routing import SelectiveRouter
 

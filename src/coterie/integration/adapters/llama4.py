@@ -14,9 +14,9 @@ import torch
 
 from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
-from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.kernels import activate_rows
+from coterie.passes.contributions import Contributions
 from coterie.passes.forwards import install
 from coterie.routing import SelectiveRouter
 

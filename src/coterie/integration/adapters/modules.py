@@ -12,8 +12,8 @@ from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.adapters.additions import seen_additions
-from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, StackedStandIn, stand_in_for
+from coterie.passes.contributions import Contributions
 from coterie.passes.forwards import install
 
 

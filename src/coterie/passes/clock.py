@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from coterie.hf.caches import caches_in
-from coterie.integration.admission import Admission, refuse_offloaded
-from coterie.integration.forward_call import CallReader, ForwardCall
-from coterie.integration.limit import ExpertLimit
-from coterie.integration.losses import LossMeter
-from coterie.integration.neighbours import process_neighbours
 from coterie.native import PassMemory
+from coterie.passes.admission import Admission, refuse_offloaded
+from coterie.passes.forward_call import CallReader, ForwardCall
 from coterie.passes.forwards import Covering, Forward, install
+from coterie.passes.limit import ExpertLimit
+from coterie.passes.losses import LossMeter
+from coterie.passes.neighbours import process_neighbours
 from coterie.spec import Event, Observer, Phase, StepEnded, StepStarted
 
 

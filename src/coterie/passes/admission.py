@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.errors import ContextLengthError, UnsupportedError
 from coterie.hf.caches import caches_in, empty, reserved_length
-from coterie.integration.forward_call import ForwardCall
+from coterie.passes.forward_call import ForwardCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from coterie.integration.clock import StepClock
 from coterie.native import PassMemory
+from coterie.passes.clock import StepClock
 
 
 class Outer(nn.Module):

@@ -15,18 +15,17 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
 
 from coterie.cache import ExpertCache
 from coterie.errors import UnsupportedError
-from coterie.integration.bank import StreamedBank
-from coterie.integration.clock import StepClock
-from coterie.integration.governor import Governor, Verdict
-from coterie.integration.token_router import TokenRouter
+from coterie.passes.bank import StreamedBank
+from coterie.passes.clock import StepClock
 from coterie.passes.forwards import Covering, at, install
+from coterie.passes.trial import PrefetchTrial, Verdict
 from coterie.routing import find_router, preview_of
 from coterie.spec import Prefetch
 
@@ -53,6 +52,15 @@ class _Pass(threading.local):
         self.site: Site | None = None
         self.hidden: torch.Tensor | None = None
         self.mean_D: torch.Tensor | None = None
+
+
+@runtime_checkable
+class _Previewing(Protocol):
+    """A router's forward that can be asked ahead of time."""
+
+    def preview(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Ids of the experts that it would choose, [T, K]."""
+        ...
 
 
 class Site:
@@ -123,7 +131,7 @@ class Site:
             self._examined = True
             native = at(find_router(self._block).module, "native")
             # Of absent experts a preview knows, but not a router's forward.
-            if isinstance(native, TokenRouter) and self.streamed.missing is None:
+            if isinstance(native, _Previewing) and self.streamed.missing is None:
                 self._preview = native.preview
             else:
                 try:
@@ -176,14 +184,14 @@ class LookAhead:
         self._sites: list[Site] = []
         self._pass = _Pass()
         self._cache: ExpertCache | None = None
-        self.governor: Governor | None = None
+        self.trial: PrefetchTrial | None = None
 
     @property
     def verdict(self) -> Verdict:
         """What looking ahead was worth lately."""
         if self._cache is not None and self._cache.all_resident:
             return "complete"
-        return "unknown" if self.governor is None else self.governor.verdict
+        return "unknown" if self.trial is None else self.trial.verdict
 
     def watch(self, streamed: StreamedBank, block: nn.Module) -> None:
         """Watches the router of a block, and what its bank asks for. Blocks without one are left alone."""
@@ -199,7 +207,7 @@ class LookAhead:
     def connect(self, cache: ExpertCache, clock: Callable[[], float] = time.perf_counter) -> None:
         """Gives it the cache that guesses go to."""
         self._cache = cache
-        self.governor = Governor(self._mode, cache.read_times, clock)
+        self.trial = PrefetchTrial(self._mode, cache.read_times, clock)
 
     def reached(self, site: Site, hidden: torch.Tensor) -> None:
         """A site's router is called, before it chooses."""
@@ -239,12 +247,12 @@ class LookAhead:
     def _begin(self, now: _Pass, step: int, hidden: torch.Tensor) -> None:
         """A forward pass has come to its first router."""
         now.looks = now.learns = False
-        cache, governor = self._cache, self.governor
-        if cache is None or governor is None or cache.all_resident:
+        cache, trial = self._cache, self.trial
+        if cache is None or trial is None or cache.all_resident:
             return
         if self._clock.phase == "decode" and hidden.numel() <= _MOST_ROWS * hidden.shape[-1]:
-            now.looks = governor.begin_step()
+            now.looks = trial.begin_step()
             now.learns = now.looks and step % _EVERY == 0
         else:
-            governor.interrupt()
+            trial.interrupt()
             now.learns = True

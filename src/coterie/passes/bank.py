@@ -14,11 +14,11 @@ import torch
 from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Shelf, Tensors
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
-from coterie.integration.clock import StepClock
-from coterie.integration.contributions import Contributions, Noted
-from coterie.integration.decoder import BankDecoder
-from coterie.integration.succession import Succession
 from coterie.native import PassMemory
+from coterie.passes.clock import StepClock
+from coterie.passes.contributions import Contributions, Noted
+from coterie.passes.decoder import BankDecoder
+from coterie.passes.order import LayerOrder
 from coterie.routing import Routed
 from coterie.spec import BankKey, ExpertKey, ExpertsContributed, ExpertsSelected, ExpertsServed
 
@@ -91,7 +91,7 @@ class StreamedBank:
             is room for reading meanwhile.
         shelf: The experts in the cache, once there is one.
         try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
-        succession: What the component's forward passes ask for after this bank; None where nobody keeps it.
+        order: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
             done is used for guessing what comes next.
     """
@@ -110,7 +110,7 @@ class StreamedBank:
         self.batch_nbytes = 0
         self.shelf: Shelf | None = None
         self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
-        self.succession: Succession | None = None
+        self.order: LayerOrder | None = None
         self.look_ahead: Callable[[], None] = _nothing
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
@@ -185,8 +185,8 @@ class StreamedBank:
             self._unconnected(experts)
         keys, phase = [self.keys[expert] for expert in experts], self._clock.phase
         then: Iterable[ExpertKey] = ()
-        if phase == "prefill" and self.succession is not None:
-            then = self.succession.reached(self, self._clock.step, len(keys))
+        if phase == "prefill" and self.order is not None:
+            then = self.order.reached(self, self._clock.step, len(keys))
         return self._cache.lease(keys, ordered=ordered, phase=phase, then=then)
 
     @property

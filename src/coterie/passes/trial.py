@@ -52,7 +52,7 @@ class _Last(threading.local):
     guesses: bool = False
 
 
-class Governor:
+class PrefetchTrial:
     """Decides, step by step of decoding, whether guesses are made and read.
 
     Steps with guesses and without follow each other in short blocks, their order alternating, and the medians of their
@@ -60,7 +60,7 @@ class Governor:
     whatever they save is in them. Then the better way is kept for a time.
 
     Args:
-        mode: ``"on"`` or ``"auto"``; ``"off"`` needs no governor.
+        mode: ``"on"`` or ``"auto"``; ``"off"`` needs none.
         read_times: The cache's.
         clock: Gives seconds.
     """

@@ -19,7 +19,7 @@ class _Place(threading.local):
     site: object = None
 
 
-class Succession:
+class LayerOrder:
     """The places of one component where experts are computed, in the order in which forward passes come to them.
 
     Until a pass has gone on from a place, that is the order in which they were added.

@@ -10,7 +10,7 @@ import torch
 
 from coterie.engine import resolve_path
 from coterie.errors import UsageError
-from coterie.integration.lookahead import Site
+from coterie.passes.lookahead import Site
 from zoo import ZOO, stock
 
 BF16 = torch.bfloat16
