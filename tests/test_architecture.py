@@ -267,3 +267,40 @@ def test_forwards_of_instances_are_written_and_read_in_one_module() -> None:
 def test_a_forward_that_is_touched_is_seen(text: str) -> None:
     assert forwards_touched(ast.parse(text))
     assert not forwards_touched(ast.parse("module.forward(x); type(module).forward\ndef forward(self): ..."))
+
+
+def threads_told_apart(tree: ast.AST) -> list[int]:
+    """Lines where something is kept by thread, or threads are told apart."""
+    names = {"local", "get_ident", "current_thread", "get_native_id", "ContextVar"}
+    found = []
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Attribute) and node.attr in names
+        imported = isinstance(node, ast.ImportFrom) and node.module in ("threading", "_thread", "contextvars")
+        if named or (imported and names & {alias.name for alias in node.names}):
+            found.append(node.lineno)
+    return found
+
+
+def test_the_current_pass_is_kept_in_one_place() -> None:
+    running = {"passes", "integration", "kernels", "routing", "native", "hf", "engine", "bench", "evaluate", "survey"}
+    # What else is by thread there is no pass's:
+    others = {
+        "passes/admission.py": "which threads compute, and what each generation has used",
+        "engine/completion.py": "which thread generates",
+        "hf/skeleton.py": "whose model is being built",
+        "bench/breakdown.py": "which thread is timed",
+    }
+    places = {relative(path) for path in FILES if threads_told_apart(parsed(path))}
+    assert {place for place in places if place.partition("/")[0] in running} == {"passes/current.py", *others}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class A(threading.local): ...", "from threading import local", "x[threading.get_ident()]",
+        "import contextvars as c\nc.ContextVar('x')",
+    ],
+)  # fmt: skip
+def test_what_is_kept_by_thread_is_seen(text: str) -> None:
+    assert threads_told_apart(ast.parse(text))
+    assert not threads_told_apart(ast.parse("self.local_dir; threading.Lock(); threading.Thread()"))

@@ -120,7 +120,7 @@ class Attachment:
         streamed = StreamedBank(bank, self.clocks[bank.key.component], policy)
         streamed.order = self.orders[bank.key.component]
         present = sorted(self._present[bank.key])
-        streamed.order.add(streamed, [streamed.keys[expert] for expert in present])
+        streamed.order.add(bank.path, [streamed.keys[expert] for expert in present])
         block = model.get_submodule(bank.router_block)
         adapt(
             Workplace(

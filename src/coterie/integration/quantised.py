@@ -73,10 +73,11 @@ class QuantisedExperts:
     ) -> torch.Tensor:
         """What the experts add, [T, D]; counts and tells how they became resident, and notes what each adds."""
         streamed = self._streamed
+        now = streamed.now()
         norms_TK = None if noted is None else noted.norms_TK
-        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, streamed.memory)
+        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, now.memory)
         ids = computation.experts
-        held = streamed.try_hold(ids) if streamed.may_hold else None
+        held = streamed.try_hold(ids) if streamed.may_hold(now) else None
         if held is not None:
             try:
                 streamed.look_ahead()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from coterie.native import (
     Results,
     StageTimes,
 )
+from coterie.passes.current import current
 from coterie.passes.forwards import Seen, at, own
 from coterie.passes.lookahead import Site, WatchedRouter
 
@@ -43,8 +43,15 @@ _IDLE = frozenset(
 _HELPERS = ("apply_rotary_pos_emb", "rotate_half")
 
 
-class _Pass(threading.local):
-    """The forward pass that this thread is in."""
+class _Round:
+    """How far a stack of layers is; a forward pass may go through it more than once.
+
+    Attributes:
+        cosine: Of the rotary embedding, by which a round is known: it is made anew for each.
+        place: The layer that it came to last.
+        changed: Places of the layers that were not intact when it began.
+        with_changed_experts: Those whose experts were not.
+    """
 
     def __init__(self) -> None:
         self.cosine: torch.Tensor | None = None
@@ -54,7 +61,7 @@ class _Pass(threading.local):
 
 
 class LayerGroup:
-    """The native layers of a stack, looked over once for every forward pass.
+    """The native layers of a stack, looked over once for every time that it is gone through.
 
     Looking at a dozen modules is quick where they were just looked at. After a layer's weights have gone through the
     caches, it takes longer than all that a layer does natively beside its products.
@@ -69,32 +76,27 @@ class LayerGroup:
     def __init__(self, passages: Passages) -> None:
         self.passages = passages
         self._layers: list[TokenLayer] = []
-        self._pass = _Pass()
 
     def join(self, layer: TokenLayer) -> int:
         """Takes a layer in, after those that run before it; returns its place."""
         self._layers.append(layer)
         return len(self._layers) - 1
 
-    def intact(self, place: int, cosine: torch.Tensor) -> bool:
-        """Whether a layer was intact when this forward pass came to the first one.
+    def begun(self, place: int, cosine: torch.Tensor) -> _Round | None:
+        """What is known of a round that comes to a layer; None if this was not intact when it began.
 
         Args:
             place: The layer's.
-            cosine: Of the rotary embedding, which is made once for every pass.
+            cosine: Of the rotary embedding, which is made once for every time.
         """
-        now = self._pass
+        now = current().state(self, _Round)
         if now.cosine is not cosine or place <= now.place:
             now.cosine = cosine
             now.changed = frozenset(i for i, layer in enumerate(self._layers) if not layer.intact)
             routed = ((i, layer) for i, layer in enumerate(self._layers) if layer.routed)
             now.with_changed_experts = frozenset(i for i, layer in routed if not layer.experts_intact)
         now.place = place
-        return place not in now.changed
-
-    def experts_intact(self, place: int) -> bool:
-        """Whether a layer's experts were; to be asked after :meth:`intact`."""
-        return place not in self._pass.with_changed_experts
+        return None if place in now.changed else now
 
 
 class TokenLayer:
@@ -215,7 +217,7 @@ class TokenLayer:
             cache is None
             or embeddings is None
             or hidden_states.shape != self._hidden_shape
-            or not self._serves(hidden_states, *embeddings)
+            or (now := self._begun(hidden_states, *embeddings)) is None
         ):
             return self._class_forward(self._module, hidden_states, *args, **kwargs)
         native = self._native
@@ -227,7 +229,7 @@ class TokenLayer:
             if self._site is not None:
                 self._site.called((results.normed,), {})
             token_experts = self._token_experts
-            if token_experts is not None and self._group.experts_intact(self._place):
+            if token_experts is not None and self._place not in now.with_changed_experts:
                 whole = token_experts.compute(passage)
         native.release(passage)
         if whole is not None:
@@ -263,8 +265,8 @@ class TokenLayer:
         experts: Any = self._experts
         return self._experts_forwards.unchanged and not (experts._forward_hooks or experts._forward_pre_hooks)
 
-    def _serves(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> bool:
-        """Whether this is a token as others, and the layer what it was when it was examined."""
+    def _begun(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> _Round | None:
+        """The round, if this is a token as others, and the layer what it was when it was examined."""
         if (
             hidden.dtype is not torch.bfloat16
             or hidden.requires_grad
@@ -275,8 +277,8 @@ class TokenLayer:
             or not sine.is_contiguous()
             or torch.is_autocast_enabled("cpu")
         ):
-            return False
-        return self._group.intact(self._place, cosine)
+            return None
+        return self._group.begun(self._place, cosine)
 
 
 def _carried(kwargs: dict[str, Any]) -> tuple[Any, tuple[torch.Tensor, torch.Tensor] | None]:

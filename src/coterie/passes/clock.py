@@ -1,4 +1,4 @@
-"""Which forward pass is going on: its number, its phase and how many tokens it may have."""
+"""The watch on a component's forward: lets passes in, makes them current, and says when they begin and end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,35 +14,26 @@ import torch
 from torch import nn
 
 from coterie.hf.caches import caches_in
-from coterie.native import PassMemory
 from coterie.passes.admission import Admission, refuse_offloaded
+from coterie.passes.current import Pass, carried, current, drop_carried, phase_or, unwatched
 from coterie.passes.forward_call import CallReader, ForwardCall
 from coterie.passes.forwards import Covering, Forward, install
 from coterie.passes.limit import ExpertLimit
 from coterie.passes.losses import LossMeter
 from coterie.passes.neighbours import process_neighbours
-from coterie.spec import Event, Observer, Phase, StepEnded, StepStarted
-
-
-class _CurrentPass(threading.local):
-    step = -1
-    phase: Phase = "prefill"
-    contributions = False
-    losses: LossMeter | None = None
-    memory: PassMemory | None = None
-    # What is to be told when a decode step is over; None outside one.
-    pending: list[Callable[[], Event | None]] | None = None
+from coterie.spec import Observer, Phase, StepEnded, StepStarted
 
 
 class StepClock:
-    """Counts the forward passes of one component and announces them. Each thread has its own current pass.
+    """Watches the forward passes of one component: counts them, lets them in, and tells of them.
 
     Attributes:
         component: Name of the component.
         tokens: Phase → tokens computed.
         max_context: Tokens (sequences × length) that the memory budget was made for; None for no limit.
-        observers: Who is told; shared with the banks.
-        limit: Leaves out some of the experts that routers choose; None where nobody asked for that.
+        observers: Who is told; shared with the passes.
+        limit: Leaves out some of the experts that routers choose, of passes that begin from now on; None where nobody
+            asked for that.
     """
 
     def __init__(self, component: str, observers: list[Observer], admission: Admission | None = None) -> None:
@@ -53,31 +43,18 @@ class StepClock:
         self.limit: ExpertLimit | None = None
         self.tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
         self._numbers = itertools.count()
-        self._current = _CurrentPass()
         self._admission = admission or Admission()
         self._lock = threading.Lock()
 
-    @property
-    def step(self) -> int:
-        """Number of this thread's forward pass, from 0; -1 before its first."""
-        return self._current.step
+    def now(self) -> Pass:
+        """This thread's forward pass of the component; where it is in none, one that is not counted."""
+        now = current()
+        return now if now.watch is self else self._further_out()
 
-    @property
-    def phase(self) -> Phase:
-        """Phase of this thread's forward pass."""
-        return self._current.phase
-
-    @property
-    def contributions(self) -> bool:
-        """Whether an observer of this thread's forward pass wants to know what experts contribute."""
-        return self._current.contributions
-
-    @property
-    def memory(self) -> PassMemory:
-        """Working memory of this thread's forward pass, gone when that is over."""
-        if self._current.memory is None:
-            self._current.memory = PassMemory()
-        return self._current.memory
+    def _further_out(self) -> Pass:
+        """As :meth:`now`, where the innermost pass is another component's, or nothing is watched."""
+        now = current(self.component)
+        return now if now.watch is self else unwatched(self.component, self.observers, self.limit)
 
     def install(self, module: nn.Module) -> None:
         """Watches the forward passes of ``module``, the component's outermost module."""
@@ -97,88 +74,69 @@ class StepClock:
         most = self.max_context
         place = None if most is None else self._admission.enter(call, most)
         made: list[Any] = []
-        try:
-            self._begin(call)
-            result = self._compute(forward, args, kwargs)
-            if place is not None and not call.caches and call.uses_cache is not False:
-                made = caches_in([result])
-        finally:
-            self._current.memory = None
-            if place is not None:
-                self._admission.leave(place, made)
-        call.check_end(result)
-        losses = self._current.losses
-        if losses is not None:
-            self._tell(StepEnded(step=self.step, component=self.component, losses=losses.end(result)))
+        with self._make(call) as now:
+            try:
+                self._begin(now, call)
+                result = _compute(now, forward, args, kwargs)
+                if place is not None and not call.caches and call.uses_cache is not False:
+                    made = caches_in([result])
+            finally:
+                now.free_memory()
+                if place is not None:
+                    self._admission.leave(place, made)
+            call.check_end(result)
+            if now.losses is not None:
+                losses = now.losses.end(result)
+                now.announce(StepEnded(step=now.number, component=self.component, losses=losses))
         return result
 
-    def _compute(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.phase != "decode" or not self.observers:
-            return forward(*args, **kwargs)
-        self._current.pending = []
-        try:
-            result = forward(*args, **kwargs)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                self._tell_pending()
-            raise
-        self._tell_pending()
-        return result
+    def _make(self, call: ForwardCall) -> Pass:
+        return Pass(
+            number=next(self._numbers),
+            component=self.component,
+            phase=phase_or(call.phase),
+            batch=call.batch,
+            tokens=call.tokens,
+            cached=call.cached,
+            observers=self.observers,
+            limit=self.limit,
+            watch=self,
+        )
 
-    def tell(self, make: Callable[[], Event | None]) -> None:
-        """Tells observers an event; in a decode step, when that is over.
-
-        Between two layers of a large model the processor's caches forget everything: making and telling an event there
-        takes ten times as long as telling all of a step one after the other.
-
-        Args:
-            make: Makes the event; None if there is nothing to be told.
-        """
-        pending = self._current.pending
-        if pending is None:
-            self._tell(make())
-        else:
-            pending.append(make)
-
-    def _tell_pending(self) -> None:
-        pending, self._current.pending = self._current.pending, None
-        for make in pending or ():
-            self._tell(make())
-
-    def _tell(self, event: Event | None) -> None:
-        if event is not None:
-            for observer in tuple(self.observers):
-                observer.on_event(event)
-
-    def _begin(self, call: ForwardCall) -> None:
-        batch = call.batch
-        self._current.step, self._current.phase = next(self._numbers), call.phase
+    def _begin(self, now: Pass, call: ForwardCall) -> None:
         with self._lock:
-            self.tokens[call.phase] += batch * call.tokens
-        observers = tuple(self.observers)
-        self._current.contributions = any(getattr(observer, "wants_contributions", False) for observer in observers)
-        self._meter(observers, call)
-        if observers:
+            self.tokens[now.phase] += now.batch * now.tokens
+        if any(getattr(observer, "wants_losses", False) for observer in tuple(self.observers)):
+            now.losses = carried(self, LossMeter)
+            now.losses.begin(call.ids, shape=(now.batch, now.tokens), cached=now.cached)
+        else:
+            drop_carried(self)
+        if self.observers:
             ids = call.ids
             event = StepStarted(
-                step=self.step,
+                step=now.number,
                 component=self.component,
-                phase=call.phase,
-                batch=batch,
-                tokens=call.tokens,
+                phase=now.phase,
+                batch=now.batch,
+                tokens=now.tokens,
                 input_ids=None if ids is None else np.asarray(ids.detach().to("cpu", torch.int64).numpy()),
-                attended=_attended(call.mask, batch, call.tokens),
+                attended=_attended(call.mask, now.batch, now.tokens),
             )
-            self._tell(event)
+            now.announce(event)
 
-    def _meter(self, observers: tuple[Observer, ...], call: ForwardCall) -> None:
-        now = self._current
-        if not any(getattr(observer, "wants_losses", False) for observer in observers):
-            now.losses = None
-            return
-        if now.losses is None:
-            now.losses = LossMeter()
-        now.losses.begin(call.ids, shape=(call.batch, call.tokens), cached=call.cached)
+
+def _compute(now: Pass, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not now.decode or not now.observers:
+        return forward(*args, **kwargs)
+    now.hold_back()
+    try:
+        result = forward(*args, **kwargs)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            now.tell_held_back()
+        raise
+    now.tell_held_back()
+    return result
 
 
 class _Watched(Covering):

@@ -12,7 +12,6 @@ early is read from the same place.
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
@@ -24,6 +23,7 @@ from coterie.cache import ExpertCache
 from coterie.errors import UnsupportedError
 from coterie.passes.bank import StreamedBank
 from coterie.passes.clock import StepClock
+from coterie.passes.current import Pass
 from coterie.passes.forwards import Covering, at, install
 from coterie.passes.trial import PrefetchTrial, Verdict
 from coterie.routing import find_router, preview_of
@@ -42,11 +42,11 @@ _EVERY = 4
 """Steps between two updates of the mean difference: it hardly changes, and an update takes a fifth of a guess."""
 
 
-class _Pass(threading.local):
-    """Where this thread's forward pass is."""
+class _Place:
+    """Where a forward pass is."""
 
     def __init__(self) -> None:
-        self.step = -1
+        self.begun = False
         self.looks = False
         self.learns = False
         self.site: Site | None = None
@@ -182,7 +182,6 @@ class LookAhead:
         self._clock = clock
         self._mode: Prefetch = mode
         self._sites: list[Site] = []
-        self._pass = _Pass()
         self._cache: ExpertCache | None = None
         self.trial: PrefetchTrial | None = None
 
@@ -211,48 +210,50 @@ class LookAhead:
 
     def reached(self, site: Site, hidden: torch.Tensor) -> None:
         """A site's router is called, before it chooses."""
-        now, step = self._pass, self._clock.step
-        if now.step != step:
-            now.step, now.site, now.mean_D = step, None, None
-            self._begin(now, step, hidden)
-        before = now.site
+        now = self._clock.now()
+        if now.number < 0:
+            return
+        place = now.state(self, _Place)
+        if not place.begun:
+            place.begun = True
+            self._begin(now, place, hidden)
+        before = place.site
         if before is not None and before is not site:
             before.follower = site
-        if now.learns:
-            self._learn(now, site, hidden)
-        now.site = site
-        now.hidden = hidden if now.looks else None
+        if place.learns:
+            self._learn(place, site, hidden)
+        place.site = site
+        place.hidden = hidden if place.looks else None
 
     def look_ahead(self, site: Site) -> None:
         """A site has asked for experts; what is missing of them is being read. Guesses what comes next."""
-        now, cache = self._pass, self._cache
-        if not now.looks or now.site is not site or cache is None:
+        now, cache = self._clock.now(), self._cache
+        place = now.state(self, _Place)
+        if not place.looks or place.site is not site or cache is None:
             return
-        follower, hidden = site.follower, now.hidden
+        follower, hidden = site.follower, place.hidden
         if follower is not None and hidden is not None and follower.can_guess:
-            limit = self._clock.limit
-            most = None if limit is None else limit.most(self._clock.component)
+            most = None if now.limit is None else now.limit.most(now.component)
             cache.expect([follower.streamed.keys[expert] for expert in follower.guess(hidden, most)])
 
     @staticmethod
-    def _learn(now: _Pass, site: Site, hidden: torch.Tensor) -> None:
+    def _learn(place: _Place, site: Site, hidden: torch.Tensor) -> None:
         with torch.inference_mode():
             last_TD = hidden.reshape(-1, hidden.shape[-1])[-_LEARNING_ROWS:]
             mean_D = last_TD.mean(dim=0, dtype=torch.float32)
-            if now.mean_D is not None:
+            if place.mean_D is not None:
                 rows = last_TD.shape[0]
-                site.learn(now.mean_D, mean_D, 1 - (1 - _RATE) ** max(rows, _EVERY))
-        now.mean_D = mean_D
+                site.learn(place.mean_D, mean_D, 1 - (1 - _RATE) ** max(rows, _EVERY))
+        place.mean_D = mean_D
 
-    def _begin(self, now: _Pass, step: int, hidden: torch.Tensor) -> None:
+    def _begin(self, now: Pass, place: _Place, hidden: torch.Tensor) -> None:
         """A forward pass has come to its first router."""
-        now.looks = now.learns = False
         cache, trial = self._cache, self.trial
         if cache is None or trial is None or cache.all_resident:
             return
-        if self._clock.phase == "decode" and hidden.numel() <= _MOST_ROWS * hidden.shape[-1]:
-            now.looks = trial.begin_step()
-            now.learns = now.looks and step % _EVERY == 0
+        if now.decode and hidden.numel() <= _MOST_ROWS * hidden.shape[-1]:
+            place.looks = trial.begin_step()
+            place.learns = place.looks and now.number % _EVERY == 0
         else:
             trial.interrupt()
-            now.learns = True
+            place.learns = True
