@@ -13,6 +13,7 @@ from coterie.errors import UsageError
 from coterie.extraction import extract
 from coterie.integration import TokenLayer
 from coterie.native import STAGES, NativeLayer, library
+from coterie.passes.forwards import own
 from zoo import ZOO
 
 BF16 = torch.bfloat16
@@ -49,7 +50,7 @@ def test_native_layers_say_themselves_what_they_took(zoo_checkpoint, tmp_path, o
         pytest.skip("the native library was not built")
     extract(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "store", scheme="int4", dense_scheme="int4")
     model = open_model(tmp_path / "store")
-    layers = [one for module in model.modules() if isinstance(one := module.__dict__.get("forward"), TokenLayer)]
+    layers = [one for module in model.modules() if isinstance(one := own(module), TokenLayer)]
     taken, take = [], NativeLayer.take
 
     def noted(self, hidden, cosine, sine, times=None):
@@ -81,12 +82,12 @@ def test_a_layer_that_calls_its_modules_goes_on_doing_so(zoo_checkpoint, tmp_pat
     module.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
     breakdown(model, ZOO["qwen3_moe"].inputs(seed=1)["input_ids"], 3)
     assert len(calls) == 6
-    assert not model.model.layers[0].__dict__["forward"].intact
+    assert not own(model.model.layers[0]).intact
 
 
 def test_the_model_is_as_before(zoo_store, open_model):
     model = open_model(zoo_store("qwen3_moe", BF16))
-    before = {path: module.__dict__.get("forward") for path, module in model.named_modules()}
+    before = {path: own(module) for path, module in model.named_modules()}
     inputs = ZOO["qwen3_moe"].inputs(seed=1)
     expected = model(**inputs).logits
 
@@ -100,7 +101,7 @@ def test_the_model_is_as_before(zoo_store, open_model):
     breakdown(model, inputs["input_ids"], 3)
     with pytest.raises(Stop):
         breakdown(model, inputs["input_ids"], 4, on_token=stop)
-    assert {path: module.__dict__.get("forward") for path, module in model.named_modules()} == before
+    assert {path: own(module) for path, module in model.named_modules()} == before
     assert torch.equal(model(**inputs).logits, expected)
 
 
