@@ -288,7 +288,7 @@ def test_one_of_two_sequences_that_grow_beyond_it_together_is_told_so(
 
     with monkeypatch.context() as patches:
         patches.setattr(admission, "_try", tried)
-        patches.setattr("coterie.integration.admission.time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
+        patches.setattr("coterie.passes.admission.time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
         made, raised = in_threads(2, work)
     (error,) = raised
     assert isinstance(error, ContextLengthError)
