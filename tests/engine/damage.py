@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
+
+from coterie.store.manifest_json import seal_manifest
 
 Tensors = dict[str, torch.Tensor]
 
@@ -34,9 +37,31 @@ def edit_tensors(directory: Path, edit: Callable[[Tensors], None]) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def edit_header(path: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
+    """Changes the header of a safetensors file, and not where its data begin; returns the file."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    edit(header)
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(end - 8)
+    assert len(text) == end - 8
+    path.write_bytes(data[:8] + text + data[end:])
+    return path
+
+
 def edit_index(directory: Path, edit: Callable[[dict[str, str]], None]) -> None:
     """Rewrites the weight map of a sharded checkpoint."""
     path = directory / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     edit(index["weight_map"])
     path.write_text(json.dumps(index))
+
+
+def register(file: Path) -> Path:
+    """Has the manifest of a store say what is in a file now, as a publisher can; returns the file."""
+    path = file.parent / "coterie.json"
+    manifest = json.loads(path.read_bytes())
+    (entry,) = [one for one in (*manifest["files"], *manifest["dense"]["shards"]) if one["file"] == file.name]
+    entry["bytes"], entry["xxh3"] = file.stat().st_size, xxhash.xxh3_128_hexdigest(file.read_bytes())
+    path.write_bytes(seal_manifest(manifest))
+    return file

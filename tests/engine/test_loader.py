@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-import xxhash
 from transformers import AutoModelForCausalLM
 
 import coterie
@@ -29,10 +28,9 @@ from coterie.errors import (
     UnsupportedError,
     UsageError,
 )
-from coterie.store.manifest_json import seal_manifest
 from zoo import ZOO, logits
 
-from .damage import copy_of, edit_config, edit_index, edit_tensors
+from .damage import copy_of, edit_config, edit_index, edit_tensors, register
 
 DENSE = [
     "model.embed_tokens.weight",
@@ -506,15 +504,6 @@ def test_a_store_with_another_configuration_of_the_same_length_is_refused(change
     register(config)  # a publisher can make a manifest fit
     with pytest.raises(error, match=r"belong|holds a|shape|does not|another"):
         load(store)
-
-
-def register(file: Path) -> None:
-    """Has the manifest of a store say what is in a file now."""
-    path = file.parent / "coterie.json"
-    manifest = json.loads(path.read_bytes())
-    (entry,) = [one for one in manifest["files"] if one["file"] == file.name]
-    entry["bytes"], entry["xxh3"] = file.stat().st_size, xxhash.xxh3_128_hexdigest(file.read_bytes())
-    path.write_bytes(seal_manifest(manifest))
 
 
 def test_a_store_with_a_changed_configuration_is_refused(store):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from coterie.errors import ChecksumError, StoreError, UsageError
+from coterie.errors import ChecksumError, LoadError, StoreError, UsageError
 from coterie.extraction import extract, quantize, verify
 from coterie.extraction.quantising import scheme_of_store
 from coterie.store import Store, verify_store
+from engine.damage import edit_header, register
 from store.faults import Killed, KillingCalls, WatchedCalls
 from zoo import ZOO
 from zoo.quantised import quantised
@@ -183,3 +185,20 @@ def test_dry_run_writes_nothing(moe: Path, tmp_path: Path) -> None:
     assert report.status == "planned"
     assert report.store_nbytes < sum(path.stat().st_size for path in (tmp_path / "native").rglob("*") if path.is_file())
     assert not (tmp_path / "got").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "needed"), [("lm_head.weight", (64, 128), (128, 64)), ("model.norm.weight", (8, 8), (64,))]
+)
+def test_a_dense_tensor_of_another_shape_is_refused_before_anything_is_made(
+    name: str, shape: tuple[int, ...], needed: tuple[int, ...], moe: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    extract(moe, store)
+    register(edit_header(store / "dense.safetensors", lambda header: header[name].update(shape=shape)))
+    assert verify_store(store).ok  # every checksum is right
+    words = f"'{name}' has the shape {shape}, the model that {store / 'config.json'} describes needs {needed}"
+    with pytest.raises(LoadError, match=re.escape(words)) as caught:
+        quantize(store, tmp_path / "small", scheme="int4")
+    assert (caught.value.path, caught.value.tensor) == (store / "config.json", name)
+    assert not (tmp_path / "small").exists()

@@ -10,7 +10,7 @@ from coterie.checkpoint import Checkpoint
 from coterie.engine import load
 from coterie.errors import CheckpointFileError, CoterieError, LoadError, MemoryBudgetError, UnsupportedError
 from coterie.extraction import extract, inspect
-from engine.damage import copy_of
+from engine.damage import copy_of, register
 
 
 @pytest.fixture
@@ -64,14 +64,25 @@ def test_sizes_beyond_the_weights_are_refused_before_they_are_allocated(place, v
     assert str(path) in str(caught.value) or "config.json" in str(caught.value)
 
 
+OF_STORES = [
+    (f"{TEXT}__vocab_size", 60_000_000, r"'thinker\..*' has the shape \(.*, .*needs \(60000000, 64\)"),
+    (f"{TEXT}__hidden_size", 90_000, r"'thinker\..*' has the shape \(.*, .*needs \(128, 90000\)"),
+    (f"{TEXT}__num_attention_heads", 100_000, r"self_attn.*' has the shape \(64, 64\), .*needs \(.*1600000.*\)"),
+    (f"{VISION}__num_position_embeddings", 30_000_000, r"pos_embed.*' has the shape .*needs \(30000000, 32\)"),
+    (f"{AUDIO}__max_source_positions", 200_000_000, r"bytes beside the weights, most of them for '.*audio_tower"),
+]
+
+
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("place", "value"), [*LARGE[:3], LARGE[9], LARGE[12]])
-def test_a_store_with_such_a_configuration_is_refused_likewise(place, value, zoo_checkpoint, tmp_path):
+@pytest.mark.parametrize(("place", "value", "words"), OF_STORES, ids=[place for place, _, _ in OF_STORES])
+def test_a_store_with_such_a_configuration_is_refused_likewise(place, value, words, zoo_checkpoint, tmp_path):
     store = tmp_path / "store"
     extract(zoo_checkpoint("qwen3_omni", torch.bfloat16), store)
-    change(store, **{place: value})
-    with pytest.raises(CoterieError):
+    path = register(change(store, **{place: value}))  # a publisher can make a manifest fit
+    with pytest.raises(LoadError, match=words) as caught:
         load(store, expert_memory="50%")
+    assert caught.value.path == path
+    assert str(path) in str(caught.value)
 
 
 def test_what_is_computed_beside_the_weights_counts_against_the_budget(omni):

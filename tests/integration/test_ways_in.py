@@ -252,14 +252,39 @@ def test_prompts_of_several_threads_wait_for_each_other(options, zoo_store, open
     assert max(size for _, size in held) <= most
 
 
-def test_sequences_that_grow_beyond_it_together_are_told_so(zoo_store, open_model):
-    model = open_model(zoo_store(NAME, BF16), expert_memory="50%", max_context=2 * PROMPT + 8)
-    made, raised = in_threads(2, lambda number: generate(model, new=30))
-    # Each would fit alone; whether they ever met is chance.
-    assert all(isinstance(error, ContextLengthError) for error in raised)
-    assert all("do not fit beside" in str(error) for error in raised)
-    assert sum(one is not None for one in made) + len(raised) == 2
-    assert sum(one is not None for one in made) >= 1
+@pytest.mark.parametrize("grows", [0, 1])
+def test_one_of_two_sequences_that_grow_beyond_it_together_is_told_so(grows, zoo_store, open_model, zoo_stock):
+    """Both have read their prompts before either goes on: one grows until there is no room, and then the other does."""
+    most, other = 2 * PROMPT + 8, 1 - grows
+    model = open_model(zoo_store(NAME, BF16), expert_memory="50%", max_context=most)
+    admission = model.coterie._attachment.clocks["text"]._admission
+    prompt_read, over, try_ = (threading.Event(), threading.Event()), threading.Event(), admission._try
+    numbers: dict[int, int] = {}
+
+    def tried(mine, limit):
+        number = numbers[mine.thread]
+        if mine.call.cached:
+            prompt_read[number].set()
+            assert (prompt_read[other] if number == grows else over).wait(timeout=120)
+        return try_(mine, limit)
+
+    def work(number):
+        numbers[threading.get_ident()] = number
+        try:
+            return generate(model, new=30)
+        finally:
+            if number == grows:
+                over.set()
+
+    admission._try = tried
+    made, raised = in_threads(2, work)
+    admission._try = try_
+    (error,) = raised
+    assert isinstance(error, ContextLengthError)
+    assert f"{PROMPT + 9} tokens do not fit beside the {PROMPT} of other sequences" in str(error)
+    assert (error.tokens, error.max_context) == (most + 1, most)
+    assert made[grows] is None
+    assert torch.equal(made[other], generate(zoo_stock(NAME, BF16), new=30))
     assert generate(model, new=30).shape == (1, PROMPT + 30)
 
 

@@ -62,12 +62,27 @@ def test_what_this_process_did_is_taken_off() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_a_busy_child_is_seen() -> None:
+    work = "import time\nwhile time.process_time() < 1: pass"
     before = processor_times()
-    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    subprocess.run([sys.executable, "-c", work], check=True)
     after = processor_times()
-    assert before is not None
-    assert after is not None
+    if before is None or after is None:
+        pytest.skip("this kernel does not tell")
+    # A kernel may count by looking a hundred times a second who is at work: of a second, half is seen in any case.
+    assert after.busy_s - before.busy_s > 0.5
     others = cores_of_others(before, after)
-    assert others is None or others > 0
-    average = load_average()
-    assert average is None or average >= 0
+    assert others is not None
+    assert others > 0
+
+
+def test_the_load_average_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 2.5, 3.5))
+    assert load_average() == 1.5
+
+    def refuse() -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "getloadavg", refuse)
+    assert load_average() is None
+    monkeypatch.delattr(os, "getloadavg")
+    assert load_average() is None
