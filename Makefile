@@ -12,9 +12,10 @@ OLDEST ?= .venv-oldest
 BETWEEN ?= .venv-between
 NEWEST ?= .venv-newest
 AUDIT ?= .venv-audit
+DOCS ?= .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs report \
+.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs site report \
 lock bench clean
 
 help: ## Show this list
@@ -93,6 +94,17 @@ fix: $(STAMP) ## Mend formatting and what lint can mend by itself
 docs: $(STAMP) ## Write the generated docs anew
 	$(BIN)/python scripts/docs.py
 
+# The site has an environment of its own: Coterie needs none of its packages. A broken link or anchor fails.
+$(DOCS)/.installed: requirements-docs.lock
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $<
+	@touch $@
+
+site: $(DOCS)/.installed ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	@echo "Open build/site/index.html."
+
 report: $(STAMP) ## Record the bundled model on MATERIAL=FOLDER and write docs/report anew
 	@test -n "$(MATERIAL)" || { echo "Say where texts, sounds and pictures are: make report MATERIAL=FOLDER" >&2; exit 1; }
 	$(BIN)/python scripts/report.py $(MATERIAL)
@@ -105,5 +117,5 @@ bench: $(STAMP) ## Run the benchmarks; each prints its figures with machine and 
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(AUDIT) $(DOCS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
