@@ -5,6 +5,7 @@ import functools
 import graphlib
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ import coterie
 
 SOURCE = Path(coterie.__file__).parent
 PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())
+PAGE = (SOURCE.parents[1] / "ARCHITECTURE.md").read_text()
 FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = sorted(
     info.name
@@ -224,8 +226,44 @@ def test_torch_free_packages_are_in_the_contract_that_says_so() -> None:
     assert listed == present
 
 
-def test_every_layer_of_the_contract_is_in_the_architecture_page() -> None:
-    page = (SOURCE.parents[1] / "ARCHITECTURE.md").read_text()
-    rows = contract("Layers of")["layers"]
-    names = {name.strip(" ()") for row in rows for name in row.split("|")} - {"__main__"}
-    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+def test_the_table_of_the_architecture_page_is_the_contract() -> None:
+    rows: list[list[str]] = []
+    for number, packages in re.findall(r"^\| *(\d*) *\| (`[\w`, ]+`) \|", PAGE, re.MULTILINE):
+        if number:
+            rows.append([])
+            assert int(number) == len(rows)
+        rows[-1].extend(packages.strip("`").split("`, `"))
+    layers = [{name.strip(" ()") for name in row.split("|")} for row in contract("Layers of")["layers"]]
+    assert list(map(set, rows)) == [layer for layer in layers if layer != {"__main__"}]
+
+
+def toured(text: str) -> tuple[set[str], list[str]]:
+    """The packages that a tour of the files comes to, and what it names that is not there."""
+    packages: set[str] = set()
+    absent, folder = [], SOURCE
+    for place in re.findall(r"`([\w./]+(?:/|\.py|\.c|\.h))`", text):
+        path = place.removeprefix("src/coterie/")
+        if path != place:
+            folder = SOURCE / path
+            packages.add(path.rstrip("/").removesuffix(".py"))
+            found = folder.exists()
+        else:
+            found = (SOURCE / path).exists() if "/" in path.rstrip("/") else any(folder.rglob(path.rstrip("/")))
+        if not found:
+            absent.append(place)
+    return packages, absent
+
+
+def test_what_the_architecture_page_says_to_read_first_is_there_and_little() -> None:
+    start = PAGE[PAGE.index("## Where to start reading") : PAGE.index("`tests/` mirrors `src/`")]
+    places, absent = toured(start)
+    assert absent == []
+    assert 5 <= len(places) <= 8
+
+
+def test_a_tour_of_what_is_not_there_is_seen() -> None:
+    assert toured("`src/coterie/checkpoint/`: `naming.py`, `hub/`, `native/openmp.py`, `coterie.load`") == (
+        {"checkpoint"},
+        ["naming.py"],
+    )
+    assert toured("`src/coterie/nowhere/`: `native/gone.py`")[1] == ["src/coterie/nowhere/", "native/gone.py"]

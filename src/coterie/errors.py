@@ -56,10 +56,10 @@ class CoterieError(Exception):
     """
 
     def __init__(self, message: str, *, advice: str | None = None, **facts: object) -> None:
-        super().__init__(message if advice is None else f"{message} {advice}")
-        self.message = message
-        self.advice = advice
+        self.message = _encodable(message)
+        self.advice = None if advice is None else _encodable(advice)
         self.facts = facts
+        super().__init__(self.message if self.advice is None else f"{self.message} {self.advice}")
 
     def __getattr__(self, name: str) -> object:
         facts = self.__dict__.get("facts", {})
@@ -69,6 +69,11 @@ class CoterieError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.advice, self.facts))
+
+
+def _encodable(text: str) -> str:
+    """A name or value of a strange file may have halves of surrogate pairs, which nothing can print or send."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _rebuild(

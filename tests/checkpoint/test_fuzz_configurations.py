@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import coterie
-from checkpoint.fuzzing import Watch, cases, mutate, scramble
 from coterie.checkpoint import Checkpoint
 from engine.damage import copy_of
+from fuzzing import Watch, cases, mutate, scramble
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(14_400), pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -59,7 +59,6 @@ def test_mutated_configurations(family, zoo_checkpoint, tmp_path):
         if case % LOADED == 0:
             watch.run(case, lambda: loaded(directory))
     watch.check()
-    assert watch.outcomes["opened"]
 
 
 def opened(directory: Path) -> None:

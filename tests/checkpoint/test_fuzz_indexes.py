@@ -6,9 +6,9 @@ import random
 import pytest
 import torch
 
-from checkpoint.fuzzing import Watch, cases, mutate, scramble
 from coterie.checkpoint import Checkpoint
 from engine.damage import copy_of
+from fuzzing import Watch, cases, mutate, scramble
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 

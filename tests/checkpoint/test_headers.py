@@ -1,7 +1,6 @@
 """Headers of safetensors files that are not what they should be: an error that names file and tensor."""
 
 import json
-import os
 import struct
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from coterie.checkpoint import read_header
 from coterie.errors import CheckpointFileError
 from coterie.files.safetensors_header import MAX_ELEMENTS, element_count
+from odd_files import ODD, make_odd
 
 
 def written(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -115,17 +115,9 @@ def test_many_empty_arrays_are_counted_before_they_are_made(tmp_path):
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "name"])
+@pytest.mark.parametrize("kind", [*ODD, "name"])
 def test_what_is_no_regular_file(kind, tmp_path):
-    path = tmp_path / "model.safetensors"
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        path = tmp_path / "a\0b"
+    path = make_odd(kind, tmp_path / "model.safetensors") if kind in ODD else tmp_path / "a\0b"
     with pytest.raises(CheckpointFileError, match=r"not a regular file|not a name") as caught:
         read_header(path)
     assert caught.value.path == path

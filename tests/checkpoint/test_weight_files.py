@@ -1,7 +1,6 @@
 """Which files are the weights: what transformers opens, or a refusal that names the file."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from coterie.engine import load
 from coterie.errors import CheckpointFileError, TensorMissingError, UnsupportedError
 from coterie.extraction import extract, verify
 from engine.damage import copy_of, edit_config, edit_index
+from odd_files import ODD, make_odd
 from zoo import logits
 
 INPUTS = {"input_ids": torch.arange(3, 23)[None]}
@@ -163,15 +163,9 @@ def test_an_index_that_is_none(content, match, tmp_path):
     assert caught.value.path == tmp_path / INDEX
 
 
-@pytest.mark.parametrize("kind", ["fifo", "directory", "device"])
+@pytest.mark.parametrize("kind", ODD)
 def test_an_index_that_is_no_regular_file(kind, tmp_path):
-    path = tmp_path / INDEX
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    else:
-        path.symlink_to("/dev/zero")
+    path = make_odd(kind, tmp_path / INDEX)
     with pytest.raises(CheckpointFileError, match="not a regular file"):
         read_index(path, INDEX)
 

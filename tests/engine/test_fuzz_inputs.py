@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.fuzzing import Watch, cases, hostile, mutate, scramble
 from coterie.engine.chat import chat_inputs
 from coterie.engine.inputs import build_inputs
 from coterie.engine.processors import Processors
 from coterie.errors import CoterieError
 from coterie.hf.generation_config import _CHECKS, FILE, read_generation_config
+from fuzzing import Watch, cases, hostile, mutate, scramble
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -193,11 +193,14 @@ def test_processors(small, tmp_path, data) -> None:
 
     def use() -> None:
         processors = Processors(directory)
+        errors = []
         for options in ({"images": [data / "sandal.png"]}, {"audios": [data / "go.wav"]}):
             try:
                 build_inputs(processors, "", **options)
             except CoterieError as error:
-                str(error)
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     for case in range(cases(50)):
         rng = random.Random(case)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import xxhash
 
 import coterie
-from coterie.checkpoint import WholeFile
+from coterie.checkpoint import TensorInfo, WholeFile
 from coterie.errors import ChecksumError, CoterieError, ReadError
 from coterie.extraction import extract, quantize, verify
 from coterie.store import verify_store
-from coterie.store.manifest_json import seal_manifest
+from odd_files import ODD, make_odd
+
+from .damage import register
 
 PROMPT = torch.tensor([[5, 900, 33, 71]])
 
@@ -60,22 +60,19 @@ def link_outside(path: Path) -> None:
     path.symlink_to(outside)
 
 
-def link_to_zeros(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
 def write_in_place(path: Path) -> None:
     flip(path, path.stat().st_size - 5000, 4000)
 
 
 @pytest.mark.parametrize(
-    "change", [replace_by_another_layer, link_outside, link_to_zeros, fifo, write_in_place, Path.unlink]
+    "change",
+    [
+        replace_by_another_layer,
+        link_outside,
+        write_in_place,
+        Path.unlink,
+        *(pytest.param(partial(make_odd, kind), id=kind) for kind in ODD),
+    ],
 )
 def test_an_expert_file_that_changes_after_loading_is_an_error(store: Path, change: Callable[[Path], None]) -> None:
     model = coterie.load(store, expert_memory="10%")
@@ -130,10 +127,10 @@ def test_a_configuration_of_another_value_does_not_load(store: Path) -> None:
 def test_a_side_file_swapped_while_the_model_is_built_is_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = WholeFile._read
 
-    def swap(self: WholeFile) -> dict[str, torch.Tensor]:
+    def swap(self: WholeFile, wanted: Iterable[TensorInfo]) -> dict[str, torch.Tensor]:
         shutil.copy2(store / "config.json", store / "copy")
         (store / "copy").replace(store / "config.json")
-        return read(self)
+        return read(self, wanted)
 
     monkeypatch.setattr(WholeFile, "_read", swap)
     with pytest.raises(ReadError, match=r"config\.json was replaced or written to"):
@@ -144,9 +141,9 @@ def test_the_dense_file_is_read_once(store: Path, monkeypatch: pytest.MonkeyPatc
     reads: list[Path] = []
     read = WholeFile._read
 
-    def counted(self: WholeFile) -> dict[str, torch.Tensor]:
-        reads.append(self._path)
-        return read(self)
+    def counted(self: WholeFile, wanted: Iterable[TensorInfo]) -> dict[str, torch.Tensor]:
+        reads.append(self.path)
+        return read(self, wanted)
 
     monkeypatch.setattr(WholeFile, "_read", counted)
     monkeypatch.setattr("coterie.checkpoint.reading._fill", lambda *_: pytest.fail("a tensor is read a second time"))
@@ -177,9 +174,7 @@ def rename_tensor(store: Path, old: bytes, new: bytes) -> None:
     data = path.read_bytes()
     assert data.count(old) == 1
     path.write_bytes(data.replace(old, new))
-    manifest = json.loads((store / "coterie.json").read_bytes())
-    manifest["dense"]["shards"][0]["xxh3"] = xxhash.xxh3_128_hexdigest(path.read_bytes())
-    (store / "coterie.json").write_bytes(seal_manifest(manifest) + b"\n")
+    register(path)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 
 import pytest
 
 from coterie.files.regular import open_regular, read_bounded, regular_file
+from odd_files import NAMED, make_odd
 
 
 def test_reads_a_file_up_to_its_limit(tmp_path):
@@ -30,14 +30,12 @@ def test_a_link_is_followed_only_where_it_may_be(tmp_path):
 
 @pytest.mark.timeout(20)
 def test_nothing_else_is_waited_for_or_read(tmp_path):
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "zero").symlink_to("/dev/zero")
-    (tmp_path / "folder").mkdir()
+    for kind, said in NAMED.items():
+        with pytest.raises(OSError, match=said) as told:
+            read_bounded(make_odd(kind, tmp_path / kind), 10)
+        assert isinstance(told.value, IsADirectoryError) == (kind == "directory")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
-        for name, said in (("fifo", "FIFO"), ("zero", "device"), ("folder", "directory")):
-            with pytest.raises(OSError, match=said):
-                read_bounded(tmp_path / name, 10)
         with pytest.raises(OSError):
             read_bounded(tmp_path / "socket", 10)
 

@@ -1,7 +1,6 @@
 """Configurations of strangers: every value that is none is an error that names file and key."""
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from coterie.errors import CheckpointFileError, CoterieError, UnsupportedError
 from coterie.hf.config_values import computing_dtype
 from coterie.hf.configs import load_config, read_config, resolve_model
 from coterie.hf.implementations import unavailable_attention
+from odd_files import ODD, make_odd
 from zoo import MATRIX
 
 
@@ -89,15 +89,11 @@ def test_a_configuration_that_is_not_json(content, directory):
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "huge"])
+@pytest.mark.parametrize("kind", [*ODD, "huge"])
 def test_a_configuration_that_is_no_small_file(kind, tmp_path):
     path = tmp_path / "config.json"
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
+    if kind in ODD:
+        make_odd(kind, path)
     else:
         with path.open("wb") as file:
             file.truncate(2**40)

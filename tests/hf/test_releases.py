@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tomllib
 import warnings
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from coterie.errors import ContractError
 from coterie.hf import releases
 from coterie.hf.releases import TESTED, broken, moved, newer_than_tested, warn_if_newer
+
+ROOT = Path(__file__).parents[2]
+
+
+def minor(release: str) -> str:
+    version = Version(release)
+    return f"{version.major}.{version.minor}"
+
+
+def test_the_list_is_that_of_the_releases_with_a_table_of_models():
+    assert list(TESTED) == sorted(TESTED, key=Version)
+    assert set(TESTED) == json.loads((ROOT / "docs/models.json").read_text()).keys()
+
+
+def test_its_ends_are_those_of_the_locks():
+    def locked(name: str) -> str:
+        (release,) = re.findall(r"^transformers==(\S+)", (ROOT / name).read_text(), re.MULTILINE)
+        return release
+
+    assert locked("requirements-oldest.lock") == TESTED[0]
+    assert locked("requirements-between.lock") in TESTED[1:-1]
+    assert locked("requirements.lock") == TESTED[-1]
+
+
+def test_the_readme_says_the_same():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (wanted,) = [one for one in map(Requirement, dependencies) if one.name == "transformers"]
+    ends = {one.operator: one.version for one in wanted.specifier}
+    assert ends.keys() == {">=", "<"}
+    *most, last = map(minor, TESTED)
+    said = f"transformers {ends['>=']} or newer (below {ends['<']}), tested with {', '.join(most)} and {last}."
+    assert said in " ".join((ROOT / "README.md").read_text().split())
+    assert minor(TESTED[0]) == ends[">="]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,8 +255,13 @@ def test_prompts_of_several_threads_wait_for_each_other(options, zoo_store, open
 
 
 @pytest.mark.parametrize("grows", [0, 1])
-def test_one_of_two_sequences_that_grow_beyond_it_together_is_told_so(grows, zoo_store, open_model, zoo_stock):
-    """Both have read their prompts before either goes on: one grows until there is no room, and then the other does."""
+def test_one_of_two_sequences_that_grow_beyond_it_together_is_told_so(
+    grows, zoo_store, open_model, zoo_stock, monkeypatch
+):
+    """Both have read their prompts before either goes on: one grows until there is no room, and then the other does.
+
+    Neither waits for room: two that go on would wait for each other.
+    """
     most, other = 2 * PROMPT + 8, 1 - grows
     model = open_model(zoo_store(NAME, BF16), expert_memory="50%", max_context=most)
     admission = model.coterie._attachment.clocks["text"]._admission
@@ -276,9 +283,13 @@ def test_one_of_two_sequences_that_grow_beyond_it_together_is_told_so(grows, zoo
             if number == grows:
                 over.set()
 
-    admission._try = tried
-    made, raised = in_threads(2, work)
-    admission._try = try_
+    def wait(seconds):
+        raise AssertionError("it waits for room")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(admission, "_try", tried)
+        patches.setattr("coterie.integration.admission.time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
+        made, raised = in_threads(2, work)
     (error,) = raised
     assert isinstance(error, ContextLengthError)
     assert f"{PROMPT + 9} tokens do not fit beside the {PROMPT} of other sequences" in str(error)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import random
 import resource
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import xxhash
 
-from coterie.errors import CoterieError, StoreError, StoreFormatError
+from coterie.errors import StoreError, StoreFormatError
 from coterie.files.below import DEPTH, directories_below, files_below
 from coterie.spec import RecordLayout
-from coterie.store import Store, StoreWriter, verify_store
+from coterie.store import Store, verify_store
 from coterie.store.journal import read_journal
-from coterie.store.manifest_json import seal_manifest
 from coterie.store.padding import PaddingCheck
 from coterie.store.strict_json import MAX_VALUES
+from odd_files import ODD, make_odd
 
-from .tiny import make_plan
+from .journals import ENTRY, HEADER, line
 
 SHARD = "dense-00001-of-00002.safetensors"
 INDEX = "dense.safetensors.index.json"
@@ -55,16 +49,9 @@ def test_the_values_of_a_large_model_are_within_the_limit() -> None:
 
 
 @pytest.mark.parametrize("name", [SHARD, INDEX, "config.json", "experts/talker/mlp-layer-000.safetensors"])
-@pytest.mark.parametrize("what", ["fifo", "link to zeros", "directory"])
-def test_verify_does_not_open_what_it_refuses(store: Path, name: str, what: str) -> None:
-    path = store / name
-    path.unlink()
-    if what == "fifo":
-        os.mkfifo(path)
-    elif what == "directory":
-        path.mkdir()
-    else:
-        path.symlink_to("/dev/zero")
+@pytest.mark.parametrize("kind", ODD)
+def test_verify_does_not_open_what_it_refuses(store: Path, name: str, kind: str) -> None:
+    make_odd(kind, store / name)
     problems = verify_store(store).problems
     assert (name, "R20") in {(one.file, one.rule) for one in problems}
     with pytest.raises(StoreFormatError, match=name):
@@ -109,15 +96,6 @@ def test_padding_is_looked_at_in_pieces(piece: int, position: int | None, found:
     assert check.nonzero == found
 
 
-def line(value: object) -> bytes:
-    data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    return xxhash.xxh3_64_hexdigest(data).encode() + b" " + data + b"\n"
-
-
-HEADER = {"base": "", "files": ["config.json"], "parts": {"dense": "00" * 16}}
-ENTRY = {"file": "config.json", "bytes": 3, "xxh3": ["00" * 16], "layout": ""}
-
-
 @pytest.mark.parametrize(
     "lines",
     [
@@ -145,97 +123,11 @@ def test_a_journal_ends_at_the_first_line_that_is_none(tmp_path: Path, entry: ob
     assert (header.files, list(finished), end) == (("config.json",), ["config.json"], len(good))
 
 
-@pytest.mark.parametrize("what", ["fifo", "directory", "zeros"])
-def test_a_journal_that_is_no_file_is_told(tmp_path: Path, what: str) -> None:
-    path = tmp_path / ".coterie.journal"
-    {"fifo": os.mkfifo, "directory": Path.mkdir, "zeros": lambda path: path.symlink_to("/dev/zero")}[what](path)
+@pytest.mark.parametrize("kind", ODD)
+def test_a_journal_that_is_no_file_is_told(tmp_path: Path, kind: str) -> None:
+    path = make_odd(kind, tmp_path / ".coterie.journal")
     with pytest.raises(StoreError, match=r"\.coterie\.journal cannot be read"):
         read_journal(path)
-
-
-def mutated(value: object, draw: random.Random) -> object:
-    """The value with one place in it changed."""
-    odd: list[object] = [
-        None,
-        True,
-        -1,
-        0,
-        2**53,
-        2**64,
-        10**30,
-        1.5,
-        "",
-        "x" * 5000,
-        "..",
-        "\0",
-        "\ud800",
-        [],
-        {},
-        [[]],
-        {"a": 1},
-    ]
-    if isinstance(value, dict) and value and draw.random() < 0.9:
-        name = draw.choice(sorted(value))
-        if draw.random() < 0.1:
-            return {key: item for key, item in value.items() if key != name}
-        return {**value, name: mutated(value[name], draw)}
-    if isinstance(value, list) and value and draw.random() < 0.9:
-        place = draw.randrange(len(value))
-        if draw.random() < 0.1:
-            return value[:place] + value[place + 1 :] + [value[place]]
-        return [*value[:place], mutated(value[place], draw), *value[place + 1 :]]
-    if isinstance(value, int) and draw.random() < 0.5:
-        return value + draw.choice((-4096, -1, 1, 4096))
-    return draw.choice(odd)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_mutated_manifests_and_files(pristine_store: Path, tmp_path: Path, seed: int) -> None:
-    draw = random.Random(seed)
-    root = Path(shutil.copytree(pristine_store, tmp_path / "store"))
-    path = root / "coterie.json"
-    manifest = json.loads(path.read_bytes())
-    for number in range(2000):
-        value = manifest
-        for _ in range(draw.choice((1, 1, 2))):
-            value = mutated(value, draw)
-        if isinstance(value, dict):
-            with contextlib.suppress(UnicodeEncodeError, ValueError):
-                path.write_bytes(seal_manifest(value))
-        with contextlib.suppress(CoterieError):
-            store = Store.open(root)
-            for key in list(store.keys())[:3]:
-                store.extents(key)
-        if number % 10 == 0:
-            verify_store(root)
-    path.write_bytes(seal_manifest(manifest) + b"\n")
-    for file in (SHARD, INDEX, "config.json", "experts/talker/mlp-layer-000.safetensors"):
-        whole = (root / file).read_bytes()
-        for _ in range(60):
-            data = bytearray(whole)
-            for _ in range(draw.choice((1, 4))):
-                data[draw.randrange(min(len(data), draw.choice((9, 300, len(data)))))] = draw.randrange(256)
-            (root / file).write_bytes(data)
-            verify_store(root)
-            with contextlib.suppress(CoterieError):
-                Store.open(root)
-        (root / file).write_bytes(whole)
-    assert verify_store(root).ok
-
-
-@pytest.mark.slow
-def test_mutated_journals(tmp_path: Path) -> None:
-    draw = random.Random(0)
-    path = tmp_path / ".coterie.journal"
-    for _ in range(3000):
-        values = [mutated(one, draw) if draw.random() < 0.6 else one for one in (HEADER, ENTRY, ENTRY)]
-        with contextlib.suppress(UnicodeEncodeError):
-            path.write_bytes(b"".join(map(line, values)))
-        read_journal(path)
-    path.write_bytes(line({**HEADER, "parts": {"a": "b"}}))
-    with contextlib.suppress(CoterieError), StoreWriter.open(tmp_path, make_plan()):
-        pass
 
 
 @pytest.mark.slow

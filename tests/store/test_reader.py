@@ -21,6 +21,7 @@ from coterie.errors import (
 )
 from coterie.spec import ExpertKey, ExpertSource
 from coterie.store import Store, StoreWriter, is_store
+from odd_files import ODD, make_odd
 
 from .tiny import INT4, NATIVE, SIDE_FILES, SMALL, TALKER, THINKER, make_plan, record_bytes, write_store
 
@@ -164,7 +165,7 @@ def swap(path: Path) -> None:
     other.replace(path)
 
 
-@pytest.mark.parametrize("how", ["swapped", "written", "link", "fifo", "gone", "directory"])
+@pytest.mark.parametrize("how", ["swapped", "written", "link", "gone", *ODD])
 def test_a_record_is_read_from_the_file_that_was_opened_or_not_at_all(store: Path, tmp_path: Path, how: str) -> None:
     opened = Store.open(store)
     key = THINKER.expert(0)
@@ -181,10 +182,8 @@ def test_a_record_is_read_from_the_file_that_was_opened_or_not_at_all(store: Pat
         path.rename(aside)
         if how == "link":
             path.symlink_to(aside)
-        elif how == "fifo":
-            os.mkfifo(path)
-        elif how == "directory":
-            path.mkdir()
+        elif how in ODD:
+            make_odd(how, path)
     record = memoryview(bytearray(extent.nbytes))
     with pytest.raises(ReadError) as caught:
         opened.read_into(key, record)

@@ -227,9 +227,9 @@ def _load(
     except BaseException:
         cache.close()
         raise
-    if plan is not None or max_context is not None:
-        for clock in attachment.clocks.values():
-            clock.max_context = context
+    limit = max_context if plan is None else context
+    for clock in attachment.clocks.values():
+        clock.max_context = limit
     forget(model)
     install_guards(model, attachment.removed)
     if model.can_generate():
@@ -239,6 +239,7 @@ def _load(
         attachment=attachment,
         cache=cache,
         plan=plan,
+        max_context=limit,
         working_set=working_set,
         experts_per_token=experts_per_token,
     )

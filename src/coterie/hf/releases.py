@@ -13,7 +13,11 @@ from packaging.version import InvalidVersion, Version
 from coterie.errors import ContractError
 
 TESTED = ("5.7.0", "5.17.0", "5.23.0", "5.24.0")
-"""The releases that the tests run with, oldest first."""
+"""The releases that all tests of models have run with, oldest first.
+
+Continuous integration runs those of the three lock files. Others were in ``requirements.lock`` once, and ran everything
+then: they are supported as the releases around them are, but nothing runs them any more.
+"""
 
 
 def installed() -> str:
@@ -25,12 +29,12 @@ def installed() -> str:
 
 
 def newest_tested() -> Version:
-    """The newest release that the tests run with."""
+    """The newest release that the tests have run with."""
     return max(map(Version, TESTED))
 
 
 def newer_than_tested(release: str) -> bool:
-    """Whether a release came after all that the tests run with; a development version of such a one did."""
+    """Whether a release came after all that the tests have run with; a development version of such a one did."""
     try:
         return Version(release) > newest_tested()
     except InvalidVersion:  # built from sources, under a name of its own

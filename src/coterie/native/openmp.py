@@ -2,8 +2,9 @@
 
 At the end of each piece of work threads wait for the last one. Turning on the spot (spinning) is quickest while each
 thread has a processor. Beside another busy process the thread that all wait for may be the one without a processor,
-and those that turn keep theirs for nothing: a model becomes 20 to 100 times slower. Sleeping costs little then, but
-up to half the speed of a small model on an idle machine, because a processor that sleeps takes long to wake.
+and those that turn keep theirs for nothing: a small model becomes several times slower (``benchmarks/bench_busy.py``).
+Sleeping costs little then; on an idle machine it slows a small model, because a processor that sleeps takes long to
+wake.
 
 GNU's runtime (libgomp, which torch's wheels for Linux bring) turns only for a moment where it has more threads than
 there are processors (``GOMP_SPINCOUNT`` in its manual). :class:`Crowd` makes it so for as long as it is wanted: the one

@@ -1,7 +1,8 @@
-"""Hostile values for files of checkpoints, and a watch over what reading them takes. Seeded: a case is a number."""
+"""Hostile values for files of strangers, and a watch over what reading them takes. Seeded: a case is a number."""
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
@@ -36,6 +37,7 @@ def hostile(rng: random.Random) -> Any:
             None, True, False, 0, 1, -1, 2, 3, 7, 100, 4097, 65_537, 10**6, 10**7, 2**31, 2**53, 2**63, -(2**63),
             10**19, 10**30, 0.0, -0.5, 0.5, 1e-300, 1e308, float("inf"), float("-inf"), float("nan"),
             "", "8", "0", "auto", "true", "\x00", "\ud800", "é" * 50, "a" * 5000, "../x", "/etc/passwd", "__name__",
+            "..", "\x1b[2J\x1b]0;x\x07", "0" * 32, "AAAA", "eNoDAAAAAAE=",
             "torch", "bfloat16", "float8_e4m3fn", "int8", "flash_attention_2", "evil/kernel", "full_attention",
             [], {}, [[]], [None], [1], [0, 0], [-1], ["a"], [1.5] * 3, [10**9], list(range(300)), {"a": 1}, {"": {}},
             {"model_type": "qwen3"}, {"rope_type": "yarn"}, {"rope_type": "default", "rope_theta": 0}, deep,
@@ -54,12 +56,27 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def put(value: Any, path: tuple[Any, ...], new: Any) -> None:
     """Replaces the value at a path; takes it out if it is Ellipsis."""
-    for key in path[:-1]:
-        value = value[key]
+    holder, key = inner(value, path[:-1]), path[-1]
     if new is ...:
-        del value[path[-1]]
+        del holder[key]
     else:
-        value[path[-1]] = new
+        holder[key] = new
+
+
+def inner(value: Any, path: tuple[Any, ...]) -> Any:
+    """The value at a path."""
+    for key in path:
+        value = value[key]
+    return value
+
+
+def descent(value: Any, rng: random.Random) -> tuple[Any, ...]:
+    """The path of some value, found from the top: a large part of a file is not more likely than a small one."""
+    path: tuple[Any, ...] = ()
+    while isinstance(value, dict | list) and value and (not path or rng.random() < 0.9):
+        key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        path, value = (*path, key), value[key]
+    return path
 
 
 def mutate(value: Any, rng: random.Random, extra: tuple[str, ...] = ()) -> Any:
@@ -70,10 +87,34 @@ def mutate(value: Any, rng: random.Random, extra: tuple[str, ...] = ()) -> Any:
             if isinstance(value, dict):
                 value[rng.choice((*extra, "x"))] = hostile(rng)
             continue
-        place = rng.choice(places)
-        kind = rng.random()
-        put(value, place, ... if kind < 0.1 and not isinstance(place[-1], int) else hostile(rng))
+        change(value, rng.choice(places) if rng.random() < 0.5 else descent(value, rng), rng)
     return value
+
+
+def change(value: Any, place: tuple[Any, ...], rng: random.Random) -> None:
+    """Changes one place: it goes, comes twice, is a little more or less, or something that nobody expects."""
+    kind, old = rng.random(), inner(value, place)
+    if kind < 0.1:
+        put(value, place, ...)
+    elif kind < 0.2 and isinstance(place[-1], int):
+        inner(value, place[:-1]).append(copy.deepcopy(old))
+    elif kind < 0.35 and type(old) is int:
+        put(value, place, old + rng.choice((-4096, -1, 1, 4096)))
+    elif kind < 0.35 and isinstance(old, str):
+        put(value, place, old[: rng.randrange(len(old) + 1)])
+    else:
+        put(value, place, hostile(rng))
+
+
+def damage(data: bytes, rng: random.Random) -> bytes:
+    """Changes bytes of a binary file, most of them near its beginning, where formats have their headers; may cut it."""
+    damaged = bytearray(data)
+    for _ in range(rng.choice((1, 1, 3, 10))):
+        place = rng.randrange(min(len(damaged), rng.choice((9, 44, 200, len(damaged)))))
+        damaged[place] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+    if rng.random() < 0.2:
+        del damaged[rng.randrange(len(damaged)) :]
+    return bytes(damaged)
 
 
 def scramble(data: bytes, rng: random.Random) -> bytes:
@@ -93,9 +134,14 @@ class _Hang(KeyboardInterrupt):
 
 
 class Watch:
-    """Runs cases and notes which did not end in a result or in an error of Coterie, in time and within memory."""
+    """Runs cases and notes which did not end in a result or in an error of Coterie, in time and within memory.
 
-    def __init__(self) -> None:
+    Args:
+        errors: What a case may raise.
+    """
+
+    def __init__(self, errors: type[CoterieError] = CoterieError) -> None:
+        self._errors = errors
         self.outcomes: Counter[str] = Counter()
         self.failures: list[str] = []
 
@@ -107,7 +153,7 @@ class Watch:
             with _time_limit():
                 call()
             self.outcomes["opened"] += 1
-        except CoterieError as error:
+        except self._errors as error:
             str(error).encode()  # it can be printed
             self.outcomes[type(error).__name__] += 1
         except BaseException as error:
@@ -124,9 +170,15 @@ class Watch:
         self.failures.append(f"case {case}: {what}")
 
     def check(self) -> None:
-        """Fails if a case did; prints how the others ended."""
+        """Fails if a case did, or if none was accepted; prints how they ended."""
         print(dict(self.outcomes), *self.failures[:10], sep="\n")
         assert not self.failures, f"{len(self.failures)} failed, such as " + "; ".join(self.failures[:10])
+        assert self.outcomes["opened"], (
+            f"Nothing was accepted, so what is behind the first look was not reached: {self}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Watch({dict(self.outcomes)})"
 
 
 @contextmanager
