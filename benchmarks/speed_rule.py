@@ -19,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from coterie.quant import lossy_scheme
 from harness.report import RESULTS, Table
 from model_sizes import MODELS, gib, measured, sizes
 
@@ -29,13 +30,15 @@ SHARES = (0.125, 0.25, 0.5)
 """Of the experts, that are in memory; those of bench_peers.py."""
 TARGET = 5.0
 """Tokens per second."""
-GROUP = 64
+PAGE = 4096
+"""Records are aligned to as many bytes."""
 
 
 def record_nbytes(hidden: int, intermediate: int) -> int:
-    """Bytes of an expert in int4: two codes to a byte, and a scale and a zero of two bytes for each group of 64."""
-    weights = 3 * hidden * intermediate
-    return weights // 2 + weights // GROUP * 4
+    """Bytes of a SwiGLU expert in int4."""
+    scheme = lossy_scheme("int4")
+    nbytes = scheme.nbytes(2 * intermediate, hidden) + scheme.nbytes(hidden, intermediate)
+    return -(-nbytes // PAGE) * PAGE
 
 
 def main() -> int:
