@@ -134,9 +134,10 @@ def session(memory: str, profile: Path, domain: str, other: str, ids: list[int],
     import torch
 
     from coterie.engine import load
-    from coterie.engine.warming import ProfileUse
     from coterie.hf.caches import kept_cache
     from coterie.profiles import Usage
+    from coterie.spec import DEFAULT_WARM
+    from coterie.spec.opening import Opening
 
     named = {"own": domain, "other": other}
     warm = named.get(setup["warm"], setup["warm"])
@@ -148,10 +149,7 @@ def session(memory: str, profile: Path, domain: str, other: str, ids: list[int],
     scheduler._reader._source = SlowSource(scheduler._reader._source, read_ms / 1e3)
     usage = Usage.open(profile)
     if warm is not None:
-        use = ProfileUse(
-            profile=profile, warm="auto" if warm == "all" else warm, pin=setup.get("pin"), eviction=setup["eviction"]
-        )
-        runtime.warm_with(usage, use)
+        runtime.warm_with(usage, Opening(warm=DEFAULT_WARM if warm == "all" else warm, pin=setup.get("pin")))
     while idle and (scheduler.guesses or scheduler.residency.loading):
         time.sleep(0.002)
     before = cache.stats()

@@ -22,6 +22,7 @@ TOP_PAGES = {
     "README.md": "readme.md",
     "ARCHITECTURE.md": "architecture.md",
     "CONTRIBUTING.md": "contributing.md",
+    "RELEASING.md": "releasing.md",
     "CHANGELOG.md": "changelog.md",
 }
 """Pages at the root of the repository, and what they are called on the site."""

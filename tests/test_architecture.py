@@ -1,9 +1,11 @@
 """What the layout promises, checked: layers and cycles are import-linter's job (`make check`), the rest is here."""
 
 import ast
+import dataclasses
 import functools
 import graphlib
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import coterie
+from coterie.spec.opening import Opening
 
 SOURCE = Path(coterie.__file__).parent
 PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())
@@ -25,6 +28,8 @@ MODULES = sorted(
     if info.name not in ("coterie.__main__", "coterie.native.libcoterie")  # not a module, whatever its name says
 )
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "shared", "base"}
+NAMING = {"component", "source", "profile", "revision", "offline"}
+"""Options that say which model and profile are meant: whatever reads one has them."""
 TORCH_FREE = {"errors", "spec", "plan", "profiles", "eviction"}
 
 
@@ -218,6 +223,48 @@ def test_every_error_stands_in_the_drawn_tree_under_its_parent() -> None:
         if isinstance(value, type) and issubclass(value, errors.CoterieError) and value is not errors.CoterieError
     }
     assert drawn == actual
+
+
+def spelled(tree: ast.AST) -> set[str]:
+    """Functions, classes, calls and dicts that spell four options or more that only opening has."""
+    options = {field.name for field in dataclasses.fields(Opening)} - NAMING
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            name, names = node.name, {one.arg for one in (*node.args.args, *node.args.kwonlyargs)}
+        elif isinstance(node, ast.ClassDef):
+            name, names = node.name, {ast.unparse(one.target) for one in node.body if isinstance(one, ast.AnnAssign)}
+        elif isinstance(node, ast.Call):
+            name, names = f"{ast.unparse(node.func)}()", {str(keyword.arg) for keyword in node.keywords}
+        elif isinstance(node, ast.Dict):
+            name, names = "{}", {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        else:
+            continue
+        if len(options & names) >= 4:
+            found.add(name)
+    return found
+
+
+def test_options_of_opening_are_spelled_once() -> None:
+    """In the dataclass, in the group of the command line, and in the signatures that users call."""
+    found = {relative(path): spelled(parsed(path)) for path in FILES}
+    assert {path: names for path, names in found.items() if names} == {
+        "spec/opening.py": {"Opening"},
+        "cli/options.py": {"{}"},
+        "engine/loader.py": {"load", "Opening()"},
+        "evaluate/running.py": {"evaluate", "Opening()"},
+    }
+
+
+def test_options_of_opening_are_the_same_everywhere() -> None:
+    from coterie.cli.options import OPENING_OPTIONS
+
+    options = {field.name: field.default for field in dataclasses.fields(Opening)}
+    assert list(OPENING_OPTIONS) == list(options)
+    parameters = inspect.signature(coterie.load).parameters
+    assert {name: one.default for name, one in parameters.items() if name in options} == options
+    own = inspect.signature(coterie.evaluate.evaluate).parameters
+    assert {name: one.default for name, one in own.items() if name in options and one.default != options[name]} == {}
 
 
 def test_torch_free_packages_are_in_the_contract_that_says_so() -> None:

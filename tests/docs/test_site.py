@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from .pages import ROOT
 
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-FROM_THE_ROOT = {"architecture.md", "contributing.md", "changelog.md"}
+FROM_THE_ROOT = {"architecture.md", "contributing.md", "releasing.md", "changelog.md"}
 
 
 def pages_of(entry: Any) -> Iterator[str]:

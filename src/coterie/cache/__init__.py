@@ -1,7 +1,7 @@
 """Residency and I/O: experts in memory under a byte budget, read from any :class:`~coterie.spec.ExpertSource`."""
 
 from coterie.cache.arena import SlotArena
-from coterie.cache.cache import ExpertCache, minimum_capacity
+from coterie.cache.cache import ExpertCache
 from coterie.cache.lease import Held, Lease, Tensors
 from coterie.cache.outstanding import ReadTimes
 from coterie.cache.reads import RecordReader
@@ -21,5 +21,4 @@ __all__ = [
     "Slot",
     "SlotArena",
     "Tensors",
-    "minimum_capacity",
 ]

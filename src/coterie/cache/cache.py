@@ -23,15 +23,6 @@ from coterie.eviction import EvictionPolicy, TrustPolicy, make_policy
 from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase, format_bytes
 
 
-def minimum_capacity(source: ExpertSource) -> int:
-    """The least capacity in bytes for a source: two slots of its largest record, or all its records if they take less.
-
-    One slot is computed on while the other is read.
-    """
-    sizes = [SlotArena.slot_nbytes(source.layout(key).nbytes) for key in source.keys()]
-    return min(2 * max(sizes, default=0), sum(sizes))
-
-
 class ExpertCache:
     """Holds experts in memory and reads the others when they are asked for. Safe to use from several threads.
 

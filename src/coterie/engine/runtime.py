@@ -13,7 +13,7 @@ from coterie.engine.promises import release
 from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
-from coterie.engine.warming import ProfileUse, Warming, modalities_of
+from coterie.engine.warming import Warming, modalities_of
 from coterie.errors import UsageError
 from coterie.extraction.fetching import FetchCounts
 from coterie.files.replacing import replacing
@@ -23,6 +23,7 @@ from coterie.integration import Attachment, ExpertLimit
 from coterie.plan.budget import MemoryPlan
 from coterie.plan.machine import process_memory
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.engine.adaptation import Adaptation
@@ -75,13 +76,13 @@ class Runtime:
         """Where each bank is in the model, and what its experts are made of."""
         return [streamed.bank for streamed in self._attachment.banks.values()]
 
-    def warm_with(self, usage: Usage, use: ProfileUse) -> None:
+    def warm_with(self, usage: Usage, opening: Opening) -> None:
         """Begins to use a profile."""
         experts = self.source.experts
         self.warming = Warming(
             usage,
             self.cache,
-            use,
+            opening,
             nbytes={key: experts.layout(key).nbytes for key in experts.keys()},
             working_set=self.working_set,
             observers=(self.add_observer, self.remove_observer),

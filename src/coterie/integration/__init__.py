@@ -7,7 +7,6 @@ from coterie.integration.governor import Verdict
 from coterie.integration.guards import install_guards
 from coterie.integration.limit import ExpertLimit
 from coterie.integration.linear import QuantisedLinear, QuantisedLinears, round_as_stock
-from coterie.integration.missing import Missing, check_missing
 from coterie.integration.neighbours import process_neighbours
 from coterie.integration.norms import quicken_norms
 from coterie.integration.quantizer import StreamingConfig, forget, register
@@ -18,14 +17,12 @@ __all__ = [
     "Attachment",
     "BankCounters",
     "ExpertLimit",
-    "Missing",
     "QuantisedLinear",
     "QuantisedLinears",
     "StreamedBank",
     "StreamingConfig",
     "TokenLayer",
     "Verdict",
-    "check_missing",
     "forget",
     "install_guards",
     "let_go_after_failure",

@@ -21,10 +21,10 @@ from coterie.integration.clock import StepClock
 from coterie.integration.decoder import bank_decoders
 from coterie.integration.linear import QuantisedLinears
 from coterie.integration.lookahead import LookAhead
-from coterie.integration.missing import Missing, adapt_block
+from coterie.integration.missing import adapt_block
 from coterie.integration.succession import Succession
 from coterie.kernels import StackedProduct, TokenKernel
-from coterie.spec import BankKey, ExpertSource, Observer, Prefetch
+from coterie.spec import BankKey, ExpertSource, Missing, Observer, Prefetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,7 @@ from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
 from coterie.native.layer import KeyValueRoom, LayerNorm, LayerParts, LayerRouter, NativeLayer
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
-from coterie.native.matmul import SCHEMES, PackedMatrix
+from coterie.native.matmul import PART_DTYPES, SCHEMES, PackedMatrix
 from coterie.native.new_memory import touch_when_idle
 from coterie.native.openmp import SETTINGS as WAITING_SETTINGS
 from coterie.native.openmp import Crowd, Waiting, turns_for_long, waiting, waiting_words
@@ -23,6 +23,7 @@ __all__ = [
     "ACTIVATIONS",
     "DEQUANTISED_TO",
     "LEVELS",
+    "PART_DTYPES",
     "QUANTISED_FROM",
     "SCHEMES",
     "STAGES",

@@ -1,5 +1,7 @@
 """Keys, layouts, sizes and events: frozen values that every other package may use. No torch."""
 
+# What is not public is imported from its module: encodings, parameters, opening, footprint.
+
 from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
 from coterie.spec.context import ContextShape
 from coterie.spec.defaults import (
@@ -7,9 +9,11 @@ from coterie.spec.defaults import (
     DEFAULT_LABEL,
     DEFAULT_POLICY,
     DEFAULT_PREFETCH,
-    SCHEME_NAMES,
+    DEFAULT_WARM,
+    Missing,
     Prefetch,
 )
+from coterie.spec.encodings import SCHEME_NAMES
 from coterie.spec.events import (
     Event,
     ExpertsContributed,
@@ -33,6 +37,7 @@ __all__ = [
     "DEFAULT_LABEL",
     "DEFAULT_POLICY",
     "DEFAULT_PREFETCH",
+    "DEFAULT_WARM",
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
     "RECORD_ALIGNMENT",
@@ -49,6 +54,7 @@ __all__ = [
     "Extent",
     "Field",
     "FileStamp",
+    "Missing",
     "Observer",
     "Phase",
     "Prefetch",
