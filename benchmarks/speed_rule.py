@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from coterie.quant import lossy_scheme
+from coterie.spec.encodings import SCHEME_FORMATS
 from harness.report import RESULTS, Table
 from model_sizes import MODELS, gib, measured, sizes
 
@@ -36,7 +36,7 @@ PAGE = 4096
 
 def record_nbytes(hidden: int, intermediate: int) -> int:
     """Bytes of a SwiGLU expert in int4."""
-    scheme = lossy_scheme("int4")
+    scheme = SCHEME_FORMATS["int4"]
     nbytes = scheme.nbytes(2 * intermediate, hidden) + scheme.nbytes(hidden, intermediate)
     return -(-nbytes // PAGE) * PAGE
 
