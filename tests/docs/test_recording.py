@@ -1,8 +1,9 @@
-"""The recording in the README is what the demonstration prints."""
+"""What pages show of commands is what these print."""
 
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -57,8 +58,32 @@ def test_a_check_sees_what_must_not_change(recording: ModuleType) -> None:
         assert recording.comparable(recording.excerpt(PRINTED.replace(old, new))) != kept
 
 
+def test_names_of_folders_and_times_are_shortened(recording: ModuleType, tmp_path: Path) -> None:
+    printed = f"Wrote {tmp_path}/few: 23.50 MiB in 3.8 s (6.19 MiB/s).\nIt has all.   \n"
+    assert recording.shortened(printed, tmp_path) == "Wrote …/few: 23.50 MiB in … s.\nIt has all.\n"
+
+
+def test_commands_are_found_with_what_they_print(recording: ModuleType) -> None:
+    page = "```console\n$ coterie a b\none\n\ntwo\n$ coterie c\n```\n\n```console\n$ other\n```\n"
+    assert [recording.COMMAND.findall(block) for block in recording.BLOCK.findall(page)] == [
+        [("coterie a b", "one\n\ntwo\n"), ("coterie c", "")]
+    ]
+
+
+def test_a_check_compares_errors_and_sizes_but_no_generated_text(recording: ModuleType) -> None:
+    page = (
+        "```console\n$ coterie generate few -q\nError: few\n$ coterie inspect few\nminimum   4 MiB\nsize 3\n"
+        "$ coterie generate few -q --missing drop\nabc\ndef\n```\n"
+    )
+    kept = recording.comparable(page)
+    for old, new in (("abc\ndef", "x"), ("minimum   4", "minimum   5")):
+        assert recording.comparable(page.replace(old, new)) == kept
+    for old, new in (("Error: few", "Error: many"), ("size 3", "size 4")):
+        assert recording.comparable(page.replace(old, new)) != kept
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_readme_shows_what_the_demonstration_prints() -> None:
+def test_the_pages_show_what_the_commands_print() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
