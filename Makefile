@@ -13,9 +13,10 @@ BETWEEN ?= .venv-between
 NEWEST ?= .venv-newest
 WHEELS ?= .venv-wheels
 AUDIT ?= .venv-audit
+DOCS ?= .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs report \
+.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs site report \
 lock bench wheels release-check clean
 
 help: ## Show this list
@@ -95,6 +96,17 @@ fix: $(STAMP) ## Mend formatting and what lint can mend by itself
 docs: $(STAMP) ## Write the generated docs anew
 	$(BIN)/python scripts/docs.py
 
+# The site has an environment of its own: Coterie needs none of its packages. A broken link or anchor fails.
+$(DOCS)/.installed: requirements-docs.lock
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $<
+	@touch $@
+
+site: $(DOCS)/.installed ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	@echo "Open build/site/index.html."
+
 report: $(STAMP) ## Record the bundled model on MATERIAL=FOLDER and write docs/report anew
 	@test -n "$(MATERIAL)" || { echo "Say where texts, sounds and pictures are: make report MATERIAL=FOLDER" >&2; exit 1; }
 	$(BIN)/python scripts/report.py $(MATERIAL)
@@ -113,5 +125,5 @@ release-check: $(STAMP) ## Say what is still missing for a release (RELEASING.md
 	$(BIN)/python scripts/releasing.py
 
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(AUDIT) $(DOCS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
