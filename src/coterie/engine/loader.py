@@ -14,7 +14,7 @@ from coterie import native
 from coterie.cache import ExpertCache, minimum_capacity
 from coterie.engine.closing import close_by_with
 from coterie.engine.foreign_options import check_others
-from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
+from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, logits_room, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
 from coterie.engine.reading import DEFAULT_AT_ONCE, Reading, reading_for
@@ -102,7 +102,9 @@ def load(
             One token's experts always find room beside them.
         experts_per_token: Overrides the routers' k; changes the output.
         max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
-            if the model was made for less; no limit if only ``expert_memory`` is given.
+            if the model was made for less; no limit if only ``expert_memory`` is given. Logits are provided for as
+            ``generate`` needs them: the last position's. A call of the model itself makes those of all positions, and
+            is refused where they do not fit; ``logits_to_keep=1`` asks for the last, of every class that generates.
         verify_reads: Compare every expert read with its checksum (stores only).
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine; never ask the Hub.
@@ -229,7 +231,7 @@ def _load(
         raise
     if plan is not None or max_context is not None:
         for clock in attachment.clocks.values():
-            clock.max_context = context
+            clock.provide(context, None if plan is None else logits_room(source))
     forget(model)
     install_guards(model, attachment.removed)
     if model.can_generate():

@@ -6,6 +6,7 @@ from coterie.engine.promises import promised_nbytes
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError, MemoryBudgetError
 from coterie.hf.context import context_shape
+from coterie.integration import LogitsRoom
 from coterie.plan.budget import MemoryPlan, plan_memory
 from coterie.plan.compiled import compiled_kernels_nbytes, unbounded_note
 from coterie.plan.machine import process_memory
@@ -47,6 +48,16 @@ def plan_for(
         compiled_kernels=compiled_kernels_nbytes(budget),
         kernels_note=unbounded_note(budget),
     )
+
+
+def logits_room(source: ModelSource, *, beside: int = 0) -> LogitsRoom:
+    """What a budget for a model leaves for the logits of many positions.
+
+    Args:
+        source: What is opened.
+        beside: Bytes that were kept free for logits outside the budget.
+    """
+    return LogitsRoom(shape=context_shape(source.config, source.dtype, source.model_class), beside=beside)
 
 
 def _io_buffers(source: ModelSource, largest: int, read_threads: int) -> int:

@@ -7,6 +7,7 @@ from coterie.integration.governor import Verdict
 from coterie.integration.guards import install_guards
 from coterie.integration.limit import ExpertLimit
 from coterie.integration.linear import QuantisedLinear, QuantisedLinears, round_as_stock
+from coterie.integration.logits_room import LogitsRoom
 from coterie.integration.missing import Missing, check_missing
 from coterie.integration.neighbours import process_neighbours
 from coterie.integration.norms import quicken_norms
@@ -18,6 +19,7 @@ __all__ = [
     "Attachment",
     "BankCounters",
     "ExpertLimit",
+    "LogitsRoom",
     "Missing",
     "QuantisedLinear",
     "QuantisedLinears",

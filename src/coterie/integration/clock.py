@@ -18,6 +18,7 @@ from coterie.hf.caches import caches_in
 from coterie.integration.admission import Admission, refuse_offloaded
 from coterie.integration.forward_call import CallReader, ForwardCall
 from coterie.integration.limit import ExpertLimit
+from coterie.integration.logits_room import LogitsRoom
 from coterie.integration.losses import LossMeter
 from coterie.integration.neighbours import process_neighbours
 from coterie.native import PassMemory
@@ -54,6 +55,7 @@ class StepClock:
         self._numbers = itertools.count()
         self._current = _CurrentPass()
         self._admission = admission or Admission()
+        self._makes_logits = False
         self._lock = threading.Lock()
 
     @property
@@ -78,8 +80,24 @@ class StepClock:
             self._current.memory = PassMemory()
         return self._current.memory
 
-    def install(self, module: nn.Module) -> None:
-        """Watches the forward passes of ``module``, the component's outermost module."""
+    def provide(self, max_context: int, logits: LogitsRoom | None) -> None:
+        """Says what the memory budget was made for: more is refused from now on.
+
+        Args:
+            max_context: Tokens (sequences × length).
+            logits: What there is for logits; None where nothing bounds them, or none are made of a vocabulary.
+        """
+        self.max_context = max_context
+        self._admission.logits = logits if self._makes_logits else None
+
+    def install(self, module: nn.Module, *, makes_logits: bool = False) -> None:
+        """Watches forward passes.
+
+        Args:
+            module: The component's outermost module.
+            makes_logits: Whether logits of the whole vocabulary are made of what it computes.
+        """
+        self._makes_logits = makes_logits
         forward = module.forward
         is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
         reader = CallReader(forward, is_encoder_decoder=is_encoder_decoder)

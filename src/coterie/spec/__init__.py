@@ -1,7 +1,7 @@
 """Keys, layouts, sizes and events: frozen values that every other package may use. No torch."""
 
 from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
-from coterie.spec.context import ContextShape
+from coterie.spec.context import LAST_POSITIONS, ContextShape
 from coterie.spec.defaults import (
     DEFAULT_DOMAIN,
     DEFAULT_LABEL,
@@ -35,6 +35,7 @@ __all__ = [
     "DEFAULT_PREFETCH",
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
+    "LAST_POSITIONS",
     "RECORD_ALIGNMENT",
     "SCHEME_NAMES",
     "AdaptiveExperts",
