@@ -330,8 +330,8 @@ def forwards_touched(tree: ast.AST) -> list[int]:
 
 
 def test_forwards_of_instances_are_written_and_read_in_one_module() -> None:
-    # The class's method is run under its name.
-    named = {"routing/preview.py": 1, "routing/families.py": 1}
+    # The class's method is run under its name; a contract tries what a tiny model of its own does with one.
+    named = {"routing/preview.py": 1, "routing/families.py": 1, "hf/contracts.py": 1}
     offenders = {}
     for path in FILES:
         lines = forwards_touched(parsed(path))

@@ -13,7 +13,7 @@ from coterie import native
 from coterie.cache import ExpertCache
 from coterie.engine.caller import warn_caller
 from coterie.engine.closing import close_by_with
-from coterie.engine.memory import arena_nbytes, plan_for
+from coterie.engine.memory import arena_nbytes, logits_room, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
 from coterie.engine.reading import Reading, reading_for
@@ -117,7 +117,7 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         raise
     limit = opening.max_context if plan is None else context
     for clock in attachment.clocks.values():
-        clock.max_context = limit
+        clock.provide(limit, None if plan is None else logits_room(source))
     forget(model)
     install_guards(model, attachment.removed)
     if model.can_generate():
