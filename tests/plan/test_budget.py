@@ -149,7 +149,7 @@ def test_what_is_not_fused_or_cut_off_is_counted() -> None:
     assert ContextShape(**shape, all_logits=True).activation_bytes(7) - least == 7 * 100 * 2
 
 
-def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
+def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     import re
 
     from coterie.errors import MemoryBudgetError
@@ -176,7 +176,10 @@ def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
     assert budget == 100
     assert sum(parts) == pytest.approx(total, abs=0.1)
     assert "a margin 64.00 MiB" in text
-    assert "needs less." in text
+    assert text.endswith("needs less.")
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "1024")
+    with pytest.raises(MemoryBudgetError, match=r"needs less\. Compiled kernels may take .* LRU_CACHE_CAPACITY=1024"):
+        plan_memory(100 << 20, footprint, 256, process=300 << 20)
     assert caught.value.minimum >= total * 2**20
 
 

@@ -24,14 +24,8 @@ from coterie.engine.warming import check_profile_use, eviction_policy, read_usag
 from coterie.errors import CoverageError
 from coterie.hf.context import default_context, model_context
 from coterie.hf.releases import moved
-from coterie.integration import (
-    Attachment,
-    forget,
-    install_guards,
-    let_go_after_failure,
-    process_neighbours,
-    register,
-)
+from coterie.integration import Attachment, forget, install_guards, register
+from coterie.passes import let_go_after_failure, process_neighbours
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
 from coterie.plan.heap import share_one_heap

@@ -19,7 +19,8 @@ from coterie.extraction.fetching import FetchCounts
 from coterie.files.replacing import replacing
 from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles
-from coterie.integration import Attachment, ExpertLimit
+from coterie.integration import Attachment
+from coterie.passes import ExpertLimit
 from coterie.plan.budget import MemoryPlan
 from coterie.plan.machine import process_memory
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer

@@ -10,12 +10,12 @@ from torch import nn
 from coterie import native
 from coterie.cache import Tensors
 from coterie.errors import LoadError
-from coterie.integration.bank import StreamedBank
-from coterie.integration.contributions import Contributions
-from coterie.integration.decoder import BankDecoder, FieldDecoder
 from coterie.integration.token_experts import TokenExperts
 from coterie.native import ExpertsKernel, Library, library
 from coterie.native.experts import ACTIVATIONS
+from coterie.passes.bank import StreamedBank
+from coterie.passes.contributions import Contributions
+from coterie.passes.decoder import BankDecoder, FieldDecoder
 
 _UP, _DOWN = "gate_up_proj", "down_proj"
 
@@ -73,10 +73,11 @@ class QuantisedExperts:
     ) -> torch.Tensor:
         """What the experts add, [T, D]; counts and tells how they became resident, and notes what each adds."""
         streamed = self._streamed
+        now = streamed.now()
         norms_TK = None if noted is None else noted.norms_TK
-        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, streamed.memory)
+        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, now.memory)
         ids = computation.experts
-        held = streamed.try_hold(ids) if streamed.may_hold else None
+        held = streamed.try_hold(ids) if streamed.may_hold(now) else None
         if held is not None:
             try:
                 streamed.look_ahead()
@@ -98,13 +99,13 @@ class QuantisedExperts:
 
     def token_experts(self) -> TokenExperts | None:
         """For a single token, by one call; None where experts are absent or their records differ."""
-        layouts, shelf = self._decoder.by_layout, self._streamed.shelf
-        if self._streamed.missing is not None or shelf is None or len(layouts) != 1:
+        layouts, view = self._decoder.by_layout, self._streamed.view
+        if self._streamed.missing is not None or view is None or len(layouts) != 1:
             return None
         ((layout, decoder),) = layouts.items()
         a, b, c, d = (layout.fields[i].offset for name in (_UP, _DOWN) for i in decoder.parameters[name].positions)
-        berths = shelf.berths(self._kernel.library, layout)
-        return TokenExperts(self._streamed, shelf, native.TokenExperts(self._kernel, berths, (a, b, c, d)))
+        addresses = view.addresses(self._kernel.library, layout)
+        return TokenExperts(self._streamed, view, native.TokenExperts(self._kernel, addresses, (a, b, c, d)))
 
     def _locate(self, expert: int, tensors: Tensors) -> tuple[int, int, int, int, int]:
         decoder = self._decoder.of(self._streamed.keys[expert])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from coterie import native
-from coterie.cache import Shelf
-from coterie.integration.bank import StreamedBank
-from coterie.integration.contributions import Written
+from coterie.cache import BankView
 from coterie.native import Passage
+from coterie.passes.bank import StreamedBank
+from coterie.passes.contributions import Written
 
 
 class TokenExperts:
@@ -16,13 +16,13 @@ class TokenExperts:
 
     Args:
         streamed: The bank, connected, none of whose experts is absent.
-        shelf: Its experts in the cache.
+        view: Its experts in the cache.
         computed: Computes them.
     """
 
-    def __init__(self, streamed: StreamedBank, shelf: Shelf, computed: native.TokenExperts) -> None:
+    def __init__(self, streamed: StreamedBank, view: BankView, computed: native.TokenExperts) -> None:
         self._streamed = streamed
-        self._shelf = shelf
+        self._view = view
         self._computed = computed
 
     def compute(self, passage: Passage) -> torch.Tensor | None:
@@ -38,16 +38,17 @@ class TokenExperts:
             UsageError: If the cache is closed.
         """
         streamed = self._streamed
-        if streamed.limited or not streamed.may_hold or not self._computed.there(passage):
+        now = streamed.now()
+        if now.limit is not None or not streamed.may_hold(now) or not self._computed.there(passage):
             return None
-        self._shelf.turn()
+        self._view.turn(now.consumer)
         streamed.look_ahead()
-        measured = streamed.wants_contributions
-        whole = self._computed.compute(passage, norms=measured)
+        whole = self._computed.compute(passage, norms=now.contributions)
         if whole is not None:
             results = passage.results
             ids: list[int] = results.ids.tolist()[0]
-            self._shelf.note(ids)
-            streamed.chosen(results.ids, results.weights)
-            streamed.served_from_memory(len(ids), 0, Written(results.norms) if measured else None)
+            self._view.note(ids)
+            if now.observers:
+                streamed.chosen(now, results.ids, results.weights)
+            streamed.served_from_memory(len(ids), 0, Written(results.norms) if now.contributions else None)
         return whole

@@ -4,8 +4,8 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 ``coterie.quant`` computes the same with torch. Shape suffixes: M rows, N outputs, K inputs.
 """
 
+from coterie.native.addresses import Addresses
 from coterie.native.attention import attention_served, rotate, token_attention
-from coterie.native.berths import Berths
 from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise, quantise
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
 from coterie.native.layer import KeyValueRoom, LayerNorm, LayerParts, LayerRouter, NativeLayer
@@ -29,7 +29,7 @@ __all__ = [
     "STAGES",
     "VARIABLE",
     "WAITING_SETTINGS",
-    "Berths",
+    "Addresses",
     "Crowd",
     "ExpertsKernel",
     "ExpertsPass",

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from coterie.integration.succession import Succession
+from coterie.cache import RecordReader
+from coterie.passes.order import LayerOrder
 from coterie.spec import ExpertKey
 from zoo import ZOO, logits
 
@@ -21,68 +22,67 @@ def keys(layer: int, count: int = 8) -> list[ExpertKey]:
     return [ExpertKey("text", layer, "mlp", expert) for expert in range(count)]
 
 
-def three_layers() -> Succession:
-    succession = Succession()
+def three_layers() -> LayerOrder:
+    order = LayerOrder()
     for layer in range(3):
-        succession.add(layer, keys(layer))
-    return succession
+        order.add(str(layer), keys(layer))
+    return order
 
 
 def test_the_first_pass_goes_by_the_order_of_the_layers():
-    succession = three_layers()
-    assert list(succession.reached(0, step=0, wanted=8)) == keys(1) + keys(2)
-    assert list(succession.reached(2, step=0, wanted=8)) == []
+    order = three_layers()
+    assert list(order.reached("0", number=0, wanted=8)) == keys(1) + keys(2)
+    assert list(order.reached("2", number=0, wanted=8)) == []
 
 
 def test_the_order_that_turns_out_is_kept():
-    succession = three_layers()
+    order = three_layers()
     for step in range(2):
-        announced = [list(succession.reached(site, step, wanted=8)) for site in (2, 0, 1)]
+        announced = [list(order.reached(site, step, wanted=8)) for site in "201"]
     assert announced == [keys(0) + keys(1), keys(1), []]
 
 
 def test_a_new_pass_follows_nothing():
-    succession = three_layers()
+    order = three_layers()
     for step in range(2):
-        succession.reached(2, step, wanted=8)
-        succession.reached(0, step + 10, wanted=8)
-    assert list(succession.reached(2, step=20, wanted=8)) == []
+        order.reached("2", step, wanted=8)
+        order.reached("0", step + 10, wanted=8)
+    assert list(order.reached("2", number=20, wanted=8)) == []
 
 
 def test_places_in_a_circle_are_announced_once():
-    succession = three_layers()
-    for site in (0, 1, 0, 1):
-        announced = list(succession.reached(site, 0, wanted=8))
+    order = three_layers()
+    for site in "0101":
+        announced = list(order.reached(site, 0, wanted=8))
     assert announced == keys(0)
 
 
 @pytest.mark.parametrize(("wanted", "announces"), [(5, False), (6, True)])
 def test_few_experts_announce_nothing(wanted, announces):
-    assert bool(list(three_layers().reached(0, step=0, wanted=wanted))) is announces
+    assert bool(list(three_layers().reached("0", number=0, wanted=wanted))) is announces
 
 
 def test_threads_do_not_mix():
-    succession = three_layers()
-    succession.reached(2, step=0, wanted=8)
-    thread = threading.Thread(target=succession.reached, args=(0, 0, 8))
+    order = three_layers()
+    order.reached("2", number=0, wanted=8)
+    thread = threading.Thread(target=order.reached, args=("0", 0, 8))
     thread.start()
     thread.join()
-    assert list(succession.reached(2, step=0, wanted=8)) == []
+    assert list(order.reached("2", number=0, wanted=8)) == []
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def slow(model, seconds):
+def slow(monkeypatch, seconds):
     """Has every read of an expert take a while, during which nobody has the interpreter."""
-    reader = model.coterie.cache._scheduler._reader
-    prepare = reader.prepare
+    prepare = RecordReader.prepare
 
     def slowly(*args):
         threading.Event().wait(seconds)
         return prepare(*args)
 
-    reader.prepare = slowly
+    monkeypatch.setattr(RecordReader, "prepare", slowly)
 
 
 def layers_of_memory(model_path, open_model, layers):
@@ -93,13 +93,13 @@ def layers_of_memory(model_path, open_model, layers):
 
 @pytest.mark.parametrize("layers", [1, 1.3, 3])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_logits_of_prompts_are_those_of_stock(name, layers, zoo_store, zoo_stock, open_model):
+def test_logits_of_prompts_are_those_of_stock(name, layers, zoo_store, zoo_stock, open_model, monkeypatch):
     if reason := ZOO[name].why_not:
         pytest.skip(reason)
     path = zoo_store(name, BF16)
     nbytes = layers_of_memory(path, open_model, layers)
     model = open_model(path, expert_memory=max(nbytes, open_model(path).coterie.cache.minimum))
-    slow(model, 0.0005)
+    slow(monkeypatch, 0.0005)
     for seed in (3, 4):
         inputs = ZOO[name].inputs(seed=seed, length=48)
         assert torch.equal(logits(model, inputs), logits(zoo_stock(name, BF16), inputs))
@@ -111,10 +111,10 @@ def prompt(model, seed, length=64):
         return model(input_ids=ids).logits
 
 
-def test_prompts_are_read_ahead_whatever_prefetch_is(open_model):
+def test_prompts_are_read_ahead_whatever_prefetch_is(open_model, monkeypatch):
     model = open_model("bundled", expert_memory="50%")
     expected = prompt(open_model("bundled", expert_memory="100%"), 1, 256)
-    slow(model, 0.001)
+    slow(monkeypatch, 0.001)
     for _ in range(2):
         assert torch.equal(prompt(model, 1, 256), expected)
     cache, stats = model.coterie.cache.stats(), model.coterie.stats()
@@ -166,4 +166,4 @@ def test_an_interrupted_prompt_leaves_a_model_that_works(open_model):
         prompt(model, 1, 256)
     model.coterie.remove_observer(observer)
     assert torch.equal(prompt(model, 1, 256), expected)
-    assert not model.coterie.cache._residency.expected
+    assert not model.coterie.cache.snapshot().predicted
