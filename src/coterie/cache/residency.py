@@ -288,11 +288,6 @@ class Residency:
         entries = (*self.loaded.values(), *self.loading.values())
         return self._held() | {entry.key for entry in entries if entry.holders}
 
-    def ranked(self) -> frozenset[ExpertKey]:
-        """What the policy names when everything is to leave."""
-        total = sum(entry.slot.nbytes for entry in self.loaded.values())
-        return frozenset(self.policy.victims(total, lambda key: True)) if total else frozenset()
-
     def close(self, *, discard: bool) -> None:
         """Forgets everything and lets go of the memory.
 
