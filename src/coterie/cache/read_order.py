@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -110,7 +110,7 @@ class ReadOrder:
     def _is_demanded(self) -> bool:
         return bool(self._again) or self._claims.want_reads
 
-    def note_hits(self, entries: Iterable[Entry]) -> None:
+    def note_hits(self, entries: Sequence[Entry]) -> None:
         """Remembers uses; the reading threads tell the policy."""
         if self._residency.note_hits(entries) > JOURNAL_LIMIT:
             self._notify()

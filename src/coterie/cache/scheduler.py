@@ -180,15 +180,19 @@ class Scheduler:
         self._residency.hold(token, consumer, entries)
         if self._predictions.any_made:
             self._predictions.over(consumer)
-        self.count_hits(len(entries), entries)
+        if self.count_hits(len(entries)):
+            self._order.note_hits(entries)
 
     def release_hold(self, token: object, consumer: Consumer) -> None:
         """Gives up a consumer's hold, as soon as it says so. Harmless when repeated."""
         if self.forked:
             return
         with self.lock:
-            consumer.fence(partial(self._end_hold, token))
-            self._residency.give_up(token)
+            if consumer.reads_on:
+                consumer.fence(partial(self._end_hold, token))
+                self._residency.give_up(token)
+            else:
+                self._end_hold(token)
 
     def came(self, consumer: Consumer) -> None:
         """A consumer asks for something in a way of its own: what was predicted of it is over."""
@@ -196,9 +200,13 @@ class Scheduler:
             with self.lock:
                 self._predictions.over(consumer)
 
-    def count_hits(self, count: int, entries: Iterable[Entry]) -> None:
-        """So many requests were hits; the policy hears of the entries. Needs the lock."""
+    def count_hits(self, count: int) -> bool:
+        """So many requests were hits; returns whether anybody will ask which they were. Needs the lock."""
         self._counters.hits += count
+        return self._residency.uses_matter
+
+    def note_hits(self, entries: Sequence[Entry]) -> None:
+        """Remembers which requests were hits. Needs the lock."""
         self._order.note_hits(entries)
 
     def predict(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
