@@ -13,9 +13,10 @@ BETWEEN ?= .venv-between
 NEWEST ?= .venv-newest
 WHEELS ?= .venv-wheels
 AUDIT ?= .venv-audit
+DOCS ?= .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs report \
+.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs site report \
 lock bench wheels release-check clean
 
 help: ## Show this list
@@ -61,7 +62,7 @@ $(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed: $(STAMP)
 
 # Everything that depends on transformers. Each of two environments opens what the other one wrote.
 RELEASE_TESTS_IN = COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(1)/bin/python -m pytest -n auto
-RELEASE_DIRS := tests/hf tests/checkpoint tests/routing tests/integration tests/engine tests/profiles tests/analysis \
+RELEASE_DIRS := tests/hf tests/checkpoint tests/routing tests/passes tests/integration tests/engine tests/profiles tests/analysis \
 tests/versions tests/test_zoo.py
 
 test-oldest: $(OLDEST)/.installed ## Run the tests that depend on transformers with the oldest release allowed
@@ -70,7 +71,7 @@ test-oldest: $(OLDEST)/.installed ## Run the tests that depend on transformers w
 # What a release between the two ends can break are classes of models and their routers, and how a pass is called.
 test-between: $(BETWEEN)/.installed ## Run the matrix and what sees forward passes with a release between the ends
 	OMP_NUM_THREADS=1 $(call RELEASE_TESTS_IN,$(BETWEEN)) -m "not slow" tests/versions tests/routing tests/engine/test_matrix.py \
-	tests/integration/test_forward_call.py tests/integration/test_token_forwards.py tests/engine/test_statistics.py \
+	tests/passes/test_forward_call.py tests/integration/test_token_forwards.py tests/engine/test_statistics.py \
 	tests/engine/test_loader.py tests/engine/test_recording.py
 
 test-newest: $(STAMP) ## Run what test-oldest runs with the newest release below 6, if it is newer than the pinned one
@@ -95,6 +96,17 @@ fix: $(STAMP) ## Mend formatting and what lint can mend by itself
 docs: $(STAMP) ## Write the generated docs anew
 	$(BIN)/python scripts/docs.py
 
+# The site has an environment of its own: Coterie needs none of its packages. A broken link or anchor fails.
+$(DOCS)/.installed: requirements-docs.lock
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $<
+	@touch $@
+
+site: $(DOCS)/.installed ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	@echo "Open build/site/index.html."
+
 report: $(STAMP) ## Record the bundled model on MATERIAL=FOLDER and write docs/report anew
 	@test -n "$(MATERIAL)" || { echo "Say where texts, sounds and pictures are: make report MATERIAL=FOLDER" >&2; exit 1; }
 	$(BIN)/python scripts/report.py $(MATERIAL)
@@ -113,5 +125,5 @@ release-check: $(STAMP) ## Say what is still missing for a release (RELEASING.md
 	$(BIN)/python scripts/releasing.py
 
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(AUDIT) $(DOCS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -146,10 +146,41 @@ def test_what_is_not_fused_or_cut_off_is_counted() -> None:
     }
     least = ContextShape(**shape).activation_bytes(7)
     assert ContextShape(**shape, score_heads=3).activation_bytes(7) - least == 3 * 7 * 7 * (2 * 4 + 2 * 2)
-    assert ContextShape(**shape, all_logits=True).activation_bytes(7) - least == 7 * 100 * 2
+    assert ContextShape(**shape, all_logits=60).activation_bytes(7) - least == 7 * 60 * 2
+    assert ContextShape(**shape, last_positions=3).activation_bytes(7) - least == 2 * 100 * 2
+    assert ContextShape(**shape, last_positions=64).activation_bytes(7) - least == 6 * 100 * 2
 
 
-def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
+WIDE = ContextShape(
+    hidden=64, attention=64, kv_per_token=1, intermediate=64, experts=4, top_k=2, vocabulary=1 << 20, itemsize=2
+)
+"""A token's logits take 2 MiB, far more than its activations."""
+
+
+def test_logits_of_all_positions_are_provided_for_as_far_as_they_are_small() -> None:
+    assert WIDE.activation_bytes(8) > 8 * (2 << 20)
+    assert WIDE.activation_bytes(1000) < 80 * MIB
+
+
+def test_logits_take_the_room_of_activations() -> None:
+    assert SHAPE.tokens_for_logits(512, 512, 4096) <= 4096
+    assert WIDE.tokens_for_logits(1000, 1000, 1000) > 1000
+    assert WIDE.tokens_for_logits(1000, 1, 1000) < 1000
+    assert WIDE.tokens_for_logits(1000, 1000, 1000, beside=1000 * (2 << 20)) < 1000
+    more = [WIDE.tokens_for_logits(8, positions, 64) for positions in range(9)]
+    assert more == sorted(more)
+
+
+@given(tokens=st.integers(1, 4096), share=st.integers(1, 64), max_context=st.integers(1, 4096))
+def test_what_logits_are_let_in_for_is_in_the_plan(tokens: int, share: int, max_context: int) -> None:
+    """Logits of a pass that counts as so many tokens fit into that share of what was planned."""
+    positions = -(-tokens // share)
+    taken = SHAPE.tokens_for_logits(tokens, positions, max_context)
+    planned = SHAPE.activation_bytes(max_context)
+    assert positions * SHAPE.vocabulary * SHAPE.itemsize * max_context <= taken * planned
+
+
+def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     import re
 
     from coterie.errors import MemoryBudgetError
@@ -176,7 +207,10 @@ def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
     assert budget == 100
     assert sum(parts) == pytest.approx(total, abs=0.1)
     assert "a margin 64.00 MiB" in text
-    assert "needs less." in text
+    assert text.endswith("needs less.")
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "1024")
+    with pytest.raises(MemoryBudgetError, match=r"needs less\. Compiled kernels may take .* LRU_CACHE_CAPACITY=1024"):
+        plan_memory(100 << 20, footprint, 256, process=300 << 20)
     assert caught.value.minimum >= total * 2**20
 
 

@@ -22,6 +22,7 @@ from coterie.hf.contracts import EXACT, SPEED, place, tiny_config
 from coterie.integration import TokenLayer
 from coterie.integration.contracts import CONTRACTS as RUNNING
 from coterie.native import StageTimes, library
+from coterie.passes.forwards import own, remove
 
 _SIZES = {
     "vocab_size": 64, "hidden_size": 64, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 3,
@@ -93,17 +94,18 @@ def _decode_steps_are_native() -> None:
     with _tiny_checkpoint() as directory:
         extract(directory / "checkpoint", directory / "store", scheme="int4", dense_scheme="int4")
         with _opened(directory / "store") as model:
-            layers = [one for one in model.modules() if isinstance(one.__dict__.get("forward"), TokenLayer)]
+            layers = [one for one in model.modules() if isinstance(own(one), TokenLayer)]
             expect(len(layers) == 2, f"{len(layers)} of 2 layers have a native forward.")
             times = StageTimes()
             for layer in layers:
-                layer.__dict__["forward"].times = times
+                forward: Any = own(layer)
+                forward.times = times
             tokens, native = _generate(model)
             expect(times.passes == 2 * (_NEW - 1), f"{times.passes} of {2 * (_NEW - 1)} steps of layers were native.")
             for layer in layers:
-                del layer.__dict__["forward"]
-            again, own = _generate(model)
-    apart = float(((native - own).float().norm(dim=-1) / own.float().norm(dim=-1)).median())
+                remove(layer, "native")
+            again, stock = _generate(model)
+    apart = float(((native - stock).float().norm(dim=-1) / stock.float().norm(dim=-1)).median())
     expect(
         bool((tokens == again).float().mean() > 0.5) and apart < 0.05,
         f"Native layers differ from the class's by {apart:.1%}.",

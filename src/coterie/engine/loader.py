@@ -70,7 +70,9 @@ def load(
             One token's experts always find room beside them.
         experts_per_token: Overrides the routers' k; changes the output.
         max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
-            if the model was made for less; no limit if only ``expert_memory`` is given.
+            if the model was made for less; no limit if only ``expert_memory`` is given. Logits are provided for as
+            ``generate`` needs them: the last position's. A call of the model itself makes those of all positions, and
+            is refused where they do not fit; ``logits_to_keep=1`` asks for the last, of every class that generates.
         verify_reads: Compare every expert read with its checksum (stores only).
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine; never ask the Hub.

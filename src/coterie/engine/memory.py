@@ -5,6 +5,7 @@ from __future__ import annotations
 from coterie.engine.promises import promised_nbytes
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError, MemoryBudgetError
+from coterie.passes import LogitsRoom
 from coterie.plan.budget import MemoryPlan, plan_memory
 from coterie.plan.machine import process_memory
 from coterie.spec import format_bytes, share_nbytes
@@ -26,6 +27,16 @@ def plan_for(source: ModelSource, budget: int, context: int, *, loaded: bool) ->
     footprint = source.footprint
     held = process_memory(exact=loaded).total + (0 if loaded else footprint.dense)
     return plan_memory(budget, footprint, context, process=held + promised_nbytes())
+
+
+def logits_room(source: ModelSource, *, beside: int = 0) -> LogitsRoom:
+    """What a budget for a model leaves for the logits of many positions.
+
+    Args:
+        source: What is opened.
+        beside: Bytes that were kept free for logits outside the budget.
+    """
+    return LogitsRoom(shape=source.footprint.shape, beside=beside)
 
 
 def arena_nbytes(footprint: Footprint, plan: MemoryPlan | None, expert_memory: str | int | None) -> int:

@@ -13,7 +13,7 @@ from coterie import native
 from coterie.cache import ExpertCache
 from coterie.engine.caller import warn_caller
 from coterie.engine.closing import close_by_with
-from coterie.engine.memory import arena_nbytes, plan_for
+from coterie.engine.memory import arena_nbytes, logits_room, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
 from coterie.engine.reading import Reading, reading_for
@@ -24,14 +24,8 @@ from coterie.engine.warming import check_profile_use, eviction_policy, read_usag
 from coterie.errors import CoverageError
 from coterie.hf.context import default_context, model_context
 from coterie.hf.releases import moved
-from coterie.integration import (
-    Attachment,
-    forget,
-    install_guards,
-    let_go_after_failure,
-    process_neighbours,
-    register,
-)
+from coterie.integration import Attachment, forget, install_guards, register
+from coterie.passes import let_go_after_failure, process_neighbours
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
 from coterie.plan.heap import share_one_heap
@@ -123,7 +117,7 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         raise
     limit = opening.max_context if plan is None else context
     for clock in attachment.clocks.values():
-        clock.max_context = limit
+        clock.provide(limit, None if plan is None else logits_room(source))
     forget(model)
     install_guards(model, attachment.removed)
     if model.can_generate():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie.cache import ExpertCache
+from coterie.engine.memory import logits_room
 from coterie.engine.promises import release
 from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.source import ModelSource
@@ -19,7 +20,8 @@ from coterie.extraction.fetching import FetchCounts
 from coterie.files.replacing import replacing
 from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles
-from coterie.integration import Attachment, ExpertLimit
+from coterie.integration import Attachment
+from coterie.passes import ExpertLimit
 from coterie.plan.budget import MemoryPlan
 from coterie.plan.machine import process_memory
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
@@ -322,6 +324,19 @@ class Runtime:
     def _widths(self) -> dict[BankKey, int]:
         """Bank → how many experts a router can choose among, identity experts included."""
         return {bank.key: bank.num_experts + bank.identities for bank in self.expert_banks}
+
+    def keep_for_logits(self, nbytes: int) -> None:
+        """Says that memory was kept free outside the budget for logits of all positions of a forward pass.
+
+        The budget provides for those of the last position, and for others as far as activations leave room.
+
+        Args:
+            nbytes: How much, for all that computes at one time.
+        """
+        if self.plan is not None:
+            room = logits_room(self.source, beside=nbytes)
+            for clock in self._attachment.clocks.values():
+                clock.provide(self.plan.max_context, room)
 
     def unused_nbytes(self) -> int:
         """Bytes that this model was promised and does not hold yet: of its arena, and of a context."""

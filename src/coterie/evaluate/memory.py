@@ -29,9 +29,14 @@ class Shares:
     model: int | None
 
 
+def logits_nbytes(source: ModelSource, context: int) -> int:
+    """Memory for one model's logits of a window."""
+    return context * source.footprint.shape.vocabulary * _LOGIT_NBYTES
+
+
 def workspace_nbytes(source: ModelSource, context: int, *, models: int) -> int:
     """Memory for what evaluation adds to running the models: a window's logits of each, and slices in float64."""
-    return models * context * source.footprint.shape.vocabulary * _LOGIT_NBYTES + SLICE_NBYTES
+    return models * logits_nbytes(source, context) + SLICE_NBYTES
 
 
 def share_memory(

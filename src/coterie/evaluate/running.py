@@ -15,7 +15,7 @@ from coterie.errors import UsageError
 from coterie.evaluate.confidence import block_starts
 from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ProgressCallback
 from coterie.evaluate.journal import Journal
-from coterie.evaluate.memory import share_memory
+from coterie.evaluate.memory import logits_nbytes, share_memory
 from coterie.evaluate.quality import measure
 from coterie.evaluate.scores import TokenScores, predict, predict_in_steps, score
 from coterie.evaluate.subject import Subject
@@ -264,6 +264,9 @@ def _run(
             if full is not None:
                 reference = stack.enter_context(full.open(memory=shares.full, max_context=inputs))
             model = stack.enter_context(subject.open(memory=shares.model, max_context=inputs))
+            for one in (model, reference):
+                if one is not None:
+                    one.coterie.keep_for_logits(logits_nbytes(subject.source, inputs))
             tell = _meter(plans, to_do, progress)
             for t, w in to_do:
                 text, window = texts[t], plans[t][w]

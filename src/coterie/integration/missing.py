@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from coterie.hf.banks import ExpertBank
-from coterie.integration.bank import MissingPolicy
+from coterie.passes.bank import MissingPolicy
 from coterie.routing import (
     Routed,
     adapt_routing,

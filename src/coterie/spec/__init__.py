@@ -3,7 +3,7 @@
 # What is not public is imported from its module: encodings, parameters, opening, footprint.
 
 from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
-from coterie.spec.context import ContextShape
+from coterie.spec.context import LAST_POSITIONS, ContextShape
 from coterie.spec.defaults import (
     DEFAULT_DOMAIN,
     DEFAULT_LABEL,
@@ -40,6 +40,7 @@ __all__ = [
     "DEFAULT_WARM",
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
+    "LAST_POSITIONS",
     "RECORD_ALIGNMENT",
     "SCHEME_NAMES",
     "AdaptiveExperts",

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.errors import ContextLengthError, UnsupportedError
 from coterie.hf.caches import caches_in, empty, reserved_length
-from coterie.integration.forward_call import ForwardCall
+from coterie.passes.forward_call import ForwardCall
+from coterie.passes.logits_room import LogitsRoom
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,16 +37,22 @@ POLL_S = 0.01
 _LARGER = "open the model with a larger max_context."
 
 
-class Pass:
-    """A forward pass that was let in. One that an interrupt has lost counts no longer once it is collected."""
+class Admitted:
+    """A forward pass that was let in. One that an interrupt has lost counts no longer once it is collected.
+
+    Args:
+        call: The pass.
+        size: Tokens of memory that its sequences take when it is over.
+        tokens: Tokens whose activations it takes; its own, or more where it is asked for many logits.
+    """
 
     __slots__ = ("__weakref__", "call", "size", "thread", "tokens")
 
-    def __init__(self, call: ForwardCall, size: int) -> None:
+    def __init__(self, call: ForwardCall, size: int, tokens: int) -> None:
         self.call = call
         self.size = size
         self.thread = threading.get_ident()
-        self.tokens = call.batch * call.tokens
+        self.tokens = tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +76,21 @@ class Admission:
 
     Args:
         make_room: Has transformers let go of caches that it keeps for later; called before anything is refused.
+
+    Attributes:
+        logits: What there is for logits of many positions; None where nothing bounds them.
     """
 
     def __init__(self, make_room: Callable[[], None] | None = None) -> None:
+        self.logits: LogitsRoom | None = None
         self._make_room = make_room or _nothing
         self._lock = threading.Lock()
-        self._passes: list[weakref.ref[Pass]] = []
+        self._passes: list[weakref.ref[Admitted]] = []
         self._kept: dict[int, _Kept] = {}
         # Thread → when its last pass ended.
         self._ended: dict[int, float] = {}
 
-    def enter(self, call: ForwardCall, most: int) -> Pass:
+    def enter(self, call: ForwardCall, most: int) -> Admitted:
         """Waits until there is room for a pass; :meth:`leave` ends it.
 
         Args:
@@ -87,9 +98,12 @@ class Admission:
             most: Tokens that the memory budget was made for.
 
         Raises:
-            ContextLengthError: If the pass is longer than that by itself, or there is no room and none will come.
+            ContextLengthError: If the pass is longer than that by itself, its logits are more than there is room for,
+                or there is no room and none will come.
         """
-        mine = Pass(call, self._size(call, most))
+        size = self._size(call, most)
+        tokens = call.batch * call.tokens
+        mine = Admitted(call, size, tokens if self.logits is None else self.logits.tokens(call, most))
         collected = False
         while not self._try(mine, most):
             if not collected:
@@ -103,7 +117,7 @@ class Admission:
                 time.sleep(POLL_S)
         return mine
 
-    def leave(self, done: Pass, caches: Iterable[Any] = ()) -> None:
+    def leave(self, done: Admitted, caches: Iterable[Any] = ()) -> None:
         """A pass is over.
 
         Args:
@@ -138,7 +152,7 @@ class Admission:
             )
         return call.batch * max(length, reserved)
 
-    def _try(self, mine: Pass, most: int) -> bool:
+    def _try(self, mine: Admitted, most: int) -> bool:
         with self._lock:
             passes = [one for ref in self._passes if (one := ref()) is not None]
             nested = any(one.thread == mine.thread for one in passes)
@@ -151,7 +165,7 @@ class Admission:
             self._passes = [*map(weakref.ref, passes), weakref.ref(mine)]
             return True
 
-    def _held(self, mine: Pass, passes: Iterable[Pass]) -> int:
+    def _held(self, mine: Admitted, passes: Iterable[Admitted]) -> int:
         """Tokens that live caches hold, and that passes will hold which have no cache yet; those of a pass left out."""
         own = {id(cache) for cache, _ in mine.call.caches}
         for key in [key for key, kept in self._kept.items() if kept.cache() is None]:
@@ -178,7 +192,7 @@ class Admission:
             passes = [one for ref in self._passes if (one := ref()) is not None]
             return any(one.thread != me for one in passes) or any(thread != me for thread in self._ended)
 
-    def _refusal(self, mine: Pass, most: int) -> ContextLengthError:
+    def _refusal(self, mine: Admitted, most: int) -> ContextLengthError:
         with self._lock:
             held = self._held(mine, [one for ref in self._passes if (one := ref()) is not None])
         return ContextLengthError(
