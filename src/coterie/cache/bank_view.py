@@ -87,5 +87,6 @@ class BankView:
         """Experts were found resident and used, by a call that looked for them itself. Counts as hits."""
         scheduler, resident = self._scheduler, self._entries
         with scheduler.lock:
-            # One may have left since.
-            scheduler.count_hits(len(experts), (entry for expert in experts if (entry := resident[expert]) is not None))
+            if scheduler.count_hits(len(experts)):
+                # One may have left since.
+                scheduler.note_hits([entry for expert in experts if (entry := resident[expert]) is not None])

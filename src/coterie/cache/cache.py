@@ -199,9 +199,8 @@ class ExpertCache:
 
     def read_times(self) -> ReadTimes:
         """How long reads were under way, and how long they were waited for."""
-        scheduler = self._scheduler
-        with scheduler.lock:
-            demanded_s, ahead_s = scheduler.outstanding.seconds()
+        with self._scheduler.lock:
+            demanded_s, ahead_s = self._scheduler.read_seconds()
             return ReadTimes(demanded_s=demanded_s, ahead_s=ahead_s, wait_s=self._counters.wait_s)
 
     def stats(self) -> CacheStats:

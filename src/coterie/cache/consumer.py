@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 
 class Consumer:
@@ -14,9 +15,18 @@ class Consumer:
 
     What is read from slots after the host has gone on, as an accelerator does, is a consumer of another class, which
     says in :meth:`fence` when its slots may be written again.
+
+    Attributes:
+        reads_on: Whether it is of such a class: all others have read when they give up, and need not be asked.
     """
 
     __slots__ = ("__weakref__",)
+
+    reads_on: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.reads_on = cls.fence is not Consumer.fence
 
     def fence(self, release: Callable[[], None]) -> None:
         """The consumer gives up slots: ``release`` is to be called once nothing that it has begun reads them.

@@ -37,6 +37,8 @@ class Predictions:
 
     def __init__(self) -> None:
         self._of: dict[weakref.ref[Consumer], Prediction] = {}
+        # Consumers that nobody has any more: Python tells of them at any moment, with the lock or without.
+        self._gone: deque[weakref.ref[Consumer]] = deque()
         self._warm = WarmSet()
         # What is protected, set by set: victims are chosen far more often than this changes.
         self._protected: tuple[Collection[ExpertKey], ...] = ()
@@ -47,6 +49,9 @@ class Predictions:
 
     def all(self) -> tuple[Prediction, ...]:
         """The prediction of each consumer that has one, oldest first."""
+        while self._gone:
+            self._of.pop(self._gone.popleft(), None)
+            self._changed()
         return tuple(self._of.values())
 
     @property
@@ -62,7 +67,7 @@ class Predictions:
     def make(self, consumer: Consumer, prediction: Prediction) -> None:
         """A consumer has another prediction than before."""
         self.over(consumer)
-        self._of[weakref.ref(consumer, self._forget)] = prediction
+        self._of[weakref.ref(consumer, self._gone.append)] = prediction
         self._changed()
 
     def over(self, consumer: Consumer) -> None:
@@ -113,11 +118,6 @@ class Predictions:
         self._warm.clear()
         self._changed()
 
-    def _forget(self, consumer: weakref.ref[Consumer]) -> None:
-        # It may come at any moment: what is being iterated over is a copy.
-        self._of.pop(consumer, None)
-        self._changed()
-
     def _changed(self) -> None:
-        sets: tuple[Collection[ExpertKey], ...] = (*(one.keys for one in self.all()), self._warm.pinned)
+        sets: tuple[Collection[ExpertKey], ...] = (*(one.keys for one in self._of.values()), self._warm.pinned)
         self._protected = tuple(keys for keys in sets if keys)

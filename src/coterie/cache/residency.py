@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -39,6 +39,7 @@ class Residency:
         loading: What is on its way.
         by_bank: What is resident, by bank and id.
         holds: What must stay together until it is given up.
+        uses_matter: Whether anybody will ask about uses.
         journal: Hits of decoding, in order, that the policy has not been told of yet.
         policy: Chooses victims.
         arena: The slots.
@@ -75,7 +76,7 @@ class Residency:
         self.journal: deque[Sequence[Entry]] = deque()
         # Whether something may have to leave, and how much is there that nobody has asked for yet: while neither is so,
         # nobody will ask about uses.
-        self._may_evict = capacity < self.total_bytes
+        self._may_evict = self.uses_matter = capacity < self.total_bytes
         self._unclaimed = 0
         if capacity < self.minimum:
             raise MemoryBudgetError(
@@ -129,6 +130,7 @@ class Residency:
         self._largest = max(self._largest, size)
         self.arena.capacity = self.capacity
         self._may_evict = self._may_evict or self._asked < self.total_bytes
+        self._count_unclaimed(0)
         return layout
 
     def has(self, key: ExpertKey) -> bool:
@@ -160,17 +162,17 @@ class Residency:
         """Whether a consumer has a hold."""
         return any(holder is consumer for holder, _ in self.holds.values())
 
-    def note_hits(self, entries: Iterable[Entry]) -> int:
+    def note_hits(self, entries: Sequence[Entry]) -> int:
         """Remembers uses, if they matter; returns how many batches the policy has not heard of."""
-        if self._may_evict or self._unclaimed:
-            self.journal.append(tuple(entries))
+        if self.uses_matter:
+            self.journal.append(entries)
         return len(self.journal)
 
     def note_use(self, entry: Entry) -> None:
         """Somebody asked for an entry: if it was read before that, this was right."""
         if entry.unclaimed:
             entry.unclaimed = False
-            self._unclaimed -= 1
+            self._count_unclaimed(-1)
             self._counters.used[entry.cause] += 1
             self._counters.in_time[entry.cause] += entry.loaded
 
@@ -269,7 +271,7 @@ class Residency:
     def abandon(self, entry: Entry) -> None:
         """An entry could not be read: as if it had never been asked for."""
         del self.loading[entry.key]
-        self._unclaimed -= entry.unclaimed
+        self._count_unclaimed(-entry.unclaimed)
         self.arena.release(entry.slot)
 
     def expect_use(self, expected: Mapping[ExpertKey, float]) -> None:
@@ -287,11 +289,6 @@ class Residency:
         """What must stay because a lease or a hold has it."""
         entries = (*self.loaded.values(), *self.loading.values())
         return self._held() | {entry.key for entry in entries if entry.holders}
-
-    def ranked(self) -> frozenset[ExpertKey]:
-        """What the policy names when everything is to leave."""
-        total = sum(entry.slot.nbytes for entry in self.loaded.values())
-        return frozenset(self.policy.victims(total, lambda key: True)) if total else frozenset()
 
     def close(self, *, discard: bool) -> None:
         """Forgets everything and lets go of the memory.
@@ -368,6 +365,10 @@ class Residency:
         """Bytes that must leave before a record of that size can be read, without waiting for slow new memory."""
         return self.arena.shortage_of_memory(size) if self._grows_apart else self.arena.shortage(size)
 
+    def _count_unclaimed(self, change: int) -> None:
+        self._unclaimed += change
+        self.uses_matter = self._may_evict or self._unclaimed > 0
+
     def _held(self) -> set[ExpertKey]:
         return {entry.key for _, entries in self.holds.values() for entry in entries}
 
@@ -393,7 +394,7 @@ class Residency:
         elif self.arena.new_slots > new_slots and self._asked < self.total_bytes:
             self.growth.taken(size)
         self._counters.issued[cause] += 1
-        self._unclaimed += cause is not Cause.DEMAND
+        self._count_unclaimed(cause is not Cause.DEMAND)
         entry = self.loading[key] = Entry(key, layout, slot, cause=cause, reader=claim, cold=cold)
         return entry
 
@@ -407,7 +408,7 @@ class Residency:
         self.arena.release(entry.slot)
         self._counters.evictions += 1
         if entry.unclaimed:
-            self._unclaimed -= 1
+            self._count_unclaimed(-1)
             self._counters.wasted[entry.cause] += 1
 
 

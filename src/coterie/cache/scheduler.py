@@ -1,35 +1,27 @@
-"""Decides what is read next, and wakes who waits for it: one lock for all that."""
+"""Serves claims: holds what they ask for, has the rest read, and lets their consumers wait for it."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-import torch
-
-from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry
 from coterie.cache.consumer import Consumer
 from coterie.cache.forks import watch_forks
 from coterie.cache.growth import QUIET_S, Grower
 from coterie.cache.open_claims import OpenClaims
-from coterie.cache.outstanding import Outstanding
 from coterie.cache.predictions import Predictions
-from coterie.cache.read_ahead import ReadAhead
+from coterie.cache.read_order import ReadOrder
 from coterie.cache.readers import Readers
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.snapshot import Snapshot, snapshot_of
 from coterie.cache.statistics import Counters
 from coterie.cache.waiting import Waiters
-from coterie.errors import CoterieError, ReadError, UsageError
+from coterie.errors import ReadError, UsageError
 from coterie.spec import ExpertKey
-
-JOURNAL_LIMIT = 256
-"""Leases whose hits the policy may not have been told about yet."""
 
 
 class Scheduler:
@@ -62,26 +54,37 @@ class Scheduler:
     ) -> None:
         self._residency = residency
         self._predictions = predictions
-        self._ahead = ReadAhead(residency, predictions, counters)
         self._reader = reader
         self._counters = counters
         self.at_once = threads
         self.lock = threading.RLock()
         self._waiters = Waiters()
         self._claims = OpenClaims(residency, at_once=threads)
-        self.outstanding = Outstanding()
-        # Read without success before those who wait for them had asked: they are read once more.
-        self._again: deque[Entry] = deque()
-        self._failure: BaseException | None = None
+        self._order = ReadOrder(
+            residency,
+            predictions,
+            self._claims,
+            counters,
+            self._waiters,
+            at_once=threads,
+            notify=self._notify_reader,
+            on_choice=self._notify_grower,
+        )
         self.closed = False
         # Neither closed nor forked: the one thing that the fast path looks at.
         self.usable = True
         self.forked = False
-        self._grower = Grower(residency.growth, self.lock, is_quiet=self._is_quiet, on_grown=self._wake_reader)
+        self._grower = Grower(residency.growth, self.lock, is_quiet=self._is_quiet, on_grown=self._order.wake)
         # Requests so far, and since when it is so many.
         self._requests = (0, 0.0)
-        self._readers = Readers(self, reader, self.lock, at_once=threads)
+        self._readers = Readers(self._order, reader, self.lock, at_once=threads)
         watch_forks(self)
+
+    def _notify_reader(self) -> None:
+        self._readers.notify()
+
+    def _notify_grower(self) -> None:
+        self._grower.notify()
 
     def check_usable(self) -> None:
         """Raises UsageError if the cache is closed or belongs to another process."""
@@ -107,7 +110,7 @@ class Scheduler:
             self._predictions.over(claim.consumer)
             self._claims.add(claim)
             if claim.upcoming:
-                self._ahead.announce(claim.consumer, claim.upcoming)
+                self._order.ahead.announce(claim.consumer, claim.upcoming)
             find = self._residency.find
             must_queue = claim.together and any(find(key) is None for key in claim.keys)
             if not must_queue or self._claims.enqueue(claim):
@@ -132,7 +135,7 @@ class Scheduler:
                         came_back = True
                         if (retired := claim.retire_current()) and not claim.together:
                             claim.consumer.fence(partial(self._consumed, claim, retired))
-                        self._wake_reader()
+                        self._order.wake()
                     self._check_claim(claim)
                     if not claim.admitted and self._claims.is_first(claim):
                         self._admit(claim)
@@ -140,7 +143,7 @@ class Scheduler:
                     if entries or claim.finished:
                         if not claim.together:
                             # Less is ahead of the consumer: more may be read while it computes.
-                            self._wake_reader()
+                            self._order.wake()
                         return entries
                     bar = self._begin_waiting(claim)
                 self._wait(claim, bar)
@@ -166,7 +169,7 @@ class Scheduler:
             claim.consumer.fence(partial(self._let_go, claim))
             self._claims.drop(claim)
             self._waiters.wake_all()
-            self._wake_reader()
+            self._order.wake()
             if self._predictions:
                 self._readers.notify()
             # Last, so that a release that was interrupted is done again when the lease is collected.
@@ -177,15 +180,19 @@ class Scheduler:
         self._residency.hold(token, consumer, entries)
         if self._predictions.any_made:
             self._predictions.over(consumer)
-        self.count_hits(len(entries), entries)
+        if self.count_hits(len(entries)):
+            self._order.note_hits(entries)
 
     def release_hold(self, token: object, consumer: Consumer) -> None:
         """Gives up a consumer's hold, as soon as it says so. Harmless when repeated."""
         if self.forked:
             return
         with self.lock:
-            consumer.fence(partial(self._end_hold, token))
-            self._residency.give_up(token)
+            if consumer.reads_on:
+                consumer.fence(partial(self._end_hold, token))
+                self._residency.give_up(token)
+            else:
+                self._end_hold(token)
 
     def came(self, consumer: Consumer) -> None:
         """A consumer asks for something in a way of its own: what was predicted of it is over."""
@@ -193,16 +200,20 @@ class Scheduler:
             with self.lock:
                 self._predictions.over(consumer)
 
-    def count_hits(self, count: int, entries: Iterable[Entry]) -> None:
-        """So many requests were hits; the policy hears of the entries. Needs the lock."""
+    def count_hits(self, count: int) -> bool:
+        """So many requests were hits; returns whether anybody will ask which they were. Needs the lock."""
         self._counters.hits += count
-        self._note_hits(entries)
+        return self._residency.uses_matter
+
+    def note_hits(self, entries: Sequence[Entry]) -> None:
+        """Remembers which requests were hits. Needs the lock."""
+        self._order.note_hits(entries)
 
     def predict(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
         """Notes what a consumer will probably ask for next; unknown keys are passed over."""
         with self.lock:
             self.check_usable()
-            self._ahead.predict(consumer, [key for key in keys if self._residency.has(key)])
+            self._order.ahead.predict(consumer, [key for key in keys if self._residency.has(key)])
             if self._predictions:
                 self._readers.notify()
 
@@ -220,6 +231,11 @@ class Scheduler:
             )
             if self._predictions:
                 self._readers.notify()
+
+    def read_seconds(self) -> tuple[float, float]:
+        """Time with a read under way that was asked for, and time with others alone, until now."""
+        with self.lock:
+            return self._order.outstanding.seconds()
 
     def quiesce(self, timeout: float) -> bool:
         """Waits until the reading threads have nothing to do; returns whether that came about in time."""
@@ -266,19 +282,19 @@ class Scheduler:
                     entry.holders.discard(claim)
             if loaded and claim.closed:
                 # It comes late: a device has read on.
-                self._wake_reader()
+                self._order.wake()
 
     def _end_hold(self, token: object) -> None:
         with self.lock:
             self._residency.let_go(token)
             if self._claims:
-                self._wake_reader()
+                self._order.wake()
 
     def _consumed(self, claim: Claim, entries: Sequence[Entry]) -> None:
         """A claim's consumer has no need of these any more: they are only kept as long as there is room."""
         with self.lock:
             claim.consumed.extend(entries)
-            self._wake_reader()
+            self._order.wake()
 
     def _refuse_nesting(self, consumer: Consumer) -> None:
         if self._residency.is_holding(consumer) or self._claims.has_one_of(consumer):
@@ -290,17 +306,13 @@ class Scheduler:
     def _check_claim(self, claim: Claim) -> None:
         if self.closed or claim.closed:
             raise UsageError(f"The {'expert cache' if self.closed else 'lease'} is closed.")
-        if self._failure is not None:
+        if self._order.failure is not None:
             raise ReadError(
-                f"A reading thread of the expert cache has ended with {self._failure!r}.",
+                f"A reading thread of the expert cache has ended with {self._order.failure!r}.",
                 advice="Open the model again.",
-            ) from self._failure
+            ) from self._order.failure
         if claim.error is not None:
             raise claim.error
-
-    def _note_hits(self, entries: Iterable[Entry]) -> None:
-        if self._residency.note_hits(entries) > JOURNAL_LIMIT:
-            self._readers.notify()
 
     def _admit(self, claim: Claim) -> None:
         hits: list[Entry] = []
@@ -315,12 +327,12 @@ class Scheduler:
                 # What this scan has announced is a miss all the same, that was mended in time.
                 claim.hits += not (claim.prefill and entry.announced)
             if not entry.loaded or claim.prefill:
-                self._ask(claim, entry)
+                self._order.ask(claim, entry)
         claim.admitted = True
         self._counters.hits += claim.hits
         self._counters.misses += len(claim.keys) - claim.hits
         if hits and not claim.prefill:
-            self._note_hits(hits)
+            self._order.note_hits(hits)
         if claim.todo:
             self._readers.notify()
         elif self._claims.leave_queue(claim):
@@ -350,140 +362,3 @@ class Scheduler:
         if requests != self._requests[0]:
             self._requests = (requests, now)
         return not self._claims and now - self._requests[1] > QUIET_S
-
-    def settle(self) -> None:
-        """Tells the policy what it has not been told about yet."""
-        self._residency.settle()
-
-    def next_entry(self, *, ahead: bool) -> Entry | None:
-        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, a prediction."""
-        entry = self._failed() or self._demanded() or self._announced() or (None if ahead else self._predicted())
-        if entry is not None:
-            entry.asked = frozenset(entry.holders)
-            self.outstanding.begin(entry)
-        self._grower.notify()
-        return entry
-
-    def has_demand(self) -> bool:
-        """Whether a claim wants something read, or a prediction is there."""
-        if self._is_demanded():
-            return True
-        return bool(self._predictions) and (self._predictions.any_announced or not self.outstanding.demanded)
-
-    def conclude(
-        self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
-    ) -> None:
-        """Gives consumers an entry that has been read, or the reason why it could not be."""
-        self.outstanding.end(entry)
-        self._publish(entry, tensors, nbytes, error)
-        self._waiters.wake_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Has every consumer raise: a reading thread is gone."""
-        self._failure = error
-        self._waiters.wake_all()
-
-    def _wake_reader(self) -> None:
-        if self._is_demanded() or self._predictions.any_announced:
-            self._readers.notify()
-
-    def _is_demanded(self) -> bool:
-        return bool(self._again) or self._claims.want_reads
-
-    def _failed(self) -> Entry | None:
-        """What is read once more; nobody may want it any more."""
-        while self._again:
-            entry = self._again.popleft()
-            if entry.holders:
-                return entry
-            self._residency.abandon(entry)
-            self._waiters.wake_all()
-        return None
-
-    def _demanded(self) -> Entry | None:
-        for claim in self._claims.by_urgency():
-            while claim.todo:
-                key = claim.todo[0]
-                entry = self._residency.find(key)
-                read = entry is None
-                if entry is None:
-                    others = [other for other in self._claims if other is not claim]
-                    entry = self._residency.reserve(key, claim.layouts[key], claim, others)
-                    if entry is None:
-                        # Nobody behind it may take the room that it waits for.
-                        return None
-                    entry.cold = claim.prefill and not self._predictions.is_worth_having(key)
-                    claim.ahead.add(key)
-                self._grant(claim, entry)
-                if read:
-                    return entry
-        return None
-
-    def _grant(self, claim: Claim, entry: Entry) -> None:
-        claim.todo.popleft()
-        claim.join(entry)
-        if entry.loaded and not claim.prefill:
-            self._note_hits([entry])
-        self._ask(claim, entry)
-        if entry.loaded or (not claim.todo and claim.together):
-            self._waiters.wake_all()
-        if not claim.todo:
-            self._claims.leave_queue(claim)
-
-    def _ask(self, claim: Claim, entry: Entry) -> None:
-        if entry.announced:
-            claim.bytes_read += entry.unclaimed_nbytes
-            entry.unclaimed_nbytes = 0
-            if not entry.loaded:
-                entry.reader = claim
-        self._residency.note_use(entry)
-        self.outstanding.demand(entry)
-
-    def _announced(self) -> Entry | None:
-        """What a scan will ask for, once all that is asked for is being read; in slots that scans are done with."""
-        if not self._predictions.any_announced or self._is_demanded():
-            return None
-        if self._residency.is_full:
-            for claim in self._claims:
-                if claim.prefill:
-                    claim.relinquish()
-        return self._ahead.take_announced()
-
-    def _predicted(self) -> Entry | None:
-        # The disk serves those who wait, undisturbed; room that somebody waits for is not for predictions either; and
-        # one read stays free for whoever comes next.
-        reads = self.outstanding
-        if reads.demanded or len(reads.ahead) >= max(1, self.at_once - 1) or self._is_demanded():
-            return None
-        return self._ahead.take()
-
-    def _publish(
-        self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
-    ) -> None:
-        waiting = [holder for holder in tuple(entry.holders) if isinstance(holder, Claim)]
-        self._counters.nbytes[entry.cause] += nbytes
-        if entry.reader is not None:
-            entry.reader.bytes_read += nbytes
-            entry.reader = None
-        elif entry.announced:
-            entry.unclaimed_nbytes = nbytes
-        if error is not None:
-            self._refuse(entry, waiting, error)
-            return
-        self._residency.complete(entry, tensors)
-        for claim in waiting:
-            claim.arrive(entry)
-
-    def _refuse(self, entry: Entry, waiting: Sequence[Claim], error: CoterieError) -> None:
-        """A read has failed: for who had asked when it began. Who came later is owed a read of its own."""
-        for claim in waiting:
-            if claim in entry.asked:
-                claim.fail(entry.key, error)
-                entry.holders.discard(claim)
-        later = [claim for claim in waiting if claim not in entry.asked]
-        if not later:
-            self._residency.abandon(entry)
-            return
-        entry.reader, entry.cause = later[0], Cause.DEMAND
-        self._again.append(entry)
-        self._readers.notify()

@@ -1,0 +1,215 @@
+"""What is read next, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+
+from coterie.cache.cause import Cause
+from coterie.cache.claims import Claim, Entry
+from coterie.cache.open_claims import OpenClaims
+from coterie.cache.outstanding import Outstanding
+from coterie.cache.predictions import Predictions
+from coterie.cache.read_ahead import ReadAhead
+from coterie.cache.residency import Residency
+from coterie.cache.statistics import Counters
+from coterie.cache.waiting import Waiters
+from coterie.errors import CoterieError
+
+JOURNAL_LIMIT = 256
+"""Leases whose hits the policy may not have been told about yet."""
+
+
+class ReadOrder:
+    """Chooses what the reading threads read, and gives it to the claims that wait for it: it is their supply.
+
+    First comes what claims ask for, the most urgent first; then what scans have announced; then, while nothing that was
+    asked for is being read, what is predicted; then what is worth having. Guarded by the cache's lock.
+
+    Args:
+        residency: What is in memory.
+        predictions: What is predicted and worth having.
+        claims: The leases that are open.
+        counters: Counts what is read.
+        waiters: Consumers that wait.
+        at_once: Reads outstanding at most.
+        notify: Has a reading thread look.
+        on_choice: Called after each choice.
+
+    Attributes:
+        ahead: Chooses among what nobody has asked for yet.
+        outstanding: The reads that are under way.
+        failure: Why a reading thread came to its end, if one has.
+    """
+
+    def __init__(
+        self,
+        residency: Residency,
+        predictions: Predictions,
+        claims: OpenClaims,
+        counters: Counters,
+        waiters: Waiters,
+        *,
+        at_once: int,
+        notify: Callable[[], None],
+        on_choice: Callable[[], None],
+    ) -> None:
+        self._residency = residency
+        self._predictions = predictions
+        self._claims = claims
+        self._counters = counters
+        self._waiters = waiters
+        self._at_once = at_once
+        self._notify = notify
+        self._on_choice = on_choice
+        self.ahead = ReadAhead(residency, predictions, counters)
+        self.outstanding = Outstanding()
+        # Read without success before those who wait for them had asked: they are read once more.
+        self._again: deque[Entry] = deque()
+        self.failure: BaseException | None = None
+
+    def settle(self) -> None:
+        """Tells the policy what it has not been told about yet."""
+        self._residency.settle()
+
+    def next_entry(self, *, ahead: bool) -> Entry | None:
+        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, a prediction."""
+        entry = self._failed() or self._demanded() or self._announced() or (None if ahead else self._predicted())
+        if entry is not None:
+            entry.asked = frozenset(entry.holders)
+            self.outstanding.begin(entry)
+        self._on_choice()
+        return entry
+
+    def has_demand(self) -> bool:
+        """Whether a claim wants something read, or a prediction is there."""
+        if self._is_demanded():
+            return True
+        return bool(self._predictions) and (self._predictions.any_announced or not self.outstanding.demanded)
+
+    def conclude(
+        self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
+    ) -> None:
+        """Gives consumers an entry that has been read, or the reason why it could not be."""
+        self.outstanding.end(entry)
+        self._publish(entry, tensors, nbytes, error)
+        self._waiters.wake_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Has every consumer raise: a reading thread is gone."""
+        self.failure = error
+        self._waiters.wake_all()
+
+    def wake(self) -> None:
+        """Has a reading thread look, if there is something that it must not put off."""
+        if self._is_demanded() or self._predictions.any_announced:
+            self._notify()
+
+    def _is_demanded(self) -> bool:
+        return bool(self._again) or self._claims.want_reads
+
+    def note_hits(self, entries: Sequence[Entry]) -> None:
+        """Remembers uses; the reading threads tell the policy."""
+        if self._residency.note_hits(entries) > JOURNAL_LIMIT:
+            self._notify()
+
+    def _failed(self) -> Entry | None:
+        """What is read once more; nobody may want it any more."""
+        while self._again:
+            entry = self._again.popleft()
+            if entry.holders:
+                return entry
+            self._residency.abandon(entry)
+            self._waiters.wake_all()
+        return None
+
+    def _demanded(self) -> Entry | None:
+        for claim in self._claims.by_urgency():
+            while claim.todo:
+                key = claim.todo[0]
+                entry = self._residency.find(key)
+                read = entry is None
+                if entry is None:
+                    others = [other for other in self._claims if other is not claim]
+                    entry = self._residency.reserve(key, claim.layouts[key], claim, others)
+                    if entry is None:
+                        # Nobody behind it may take the room that it waits for.
+                        return None
+                    entry.cold = claim.prefill and not self._predictions.is_worth_having(key)
+                    claim.ahead.add(key)
+                self._grant(claim, entry)
+                if read:
+                    return entry
+        return None
+
+    def _grant(self, claim: Claim, entry: Entry) -> None:
+        claim.todo.popleft()
+        claim.join(entry)
+        if entry.loaded and not claim.prefill:
+            self.note_hits([entry])
+        self.ask(claim, entry)
+        if entry.loaded or (not claim.todo and claim.together):
+            self._waiters.wake_all()
+        if not claim.todo:
+            self._claims.leave_queue(claim)
+
+    def ask(self, claim: Claim, entry: Entry) -> None:
+        """A claim asks for an entry that may have been there, or on its way, for another reason."""
+        if entry.announced:
+            claim.bytes_read += entry.unclaimed_nbytes
+            entry.unclaimed_nbytes = 0
+            if not entry.loaded:
+                entry.reader = claim
+        self._residency.note_use(entry)
+        self.outstanding.demand(entry)
+
+    def _announced(self) -> Entry | None:
+        """What a scan will ask for, once all that is asked for is being read; in slots that scans are done with."""
+        if not self._predictions.any_announced or self._is_demanded():
+            return None
+        if self._residency.is_full:
+            for claim in self._claims:
+                if claim.prefill:
+                    claim.relinquish()
+        return self.ahead.take_announced()
+
+    def _predicted(self) -> Entry | None:
+        # The disk serves those who wait, undisturbed; room that somebody waits for is not for predictions either; and
+        # one read stays free for whoever comes next.
+        reads = self.outstanding
+        if reads.demanded or len(reads.ahead) >= max(1, self._at_once - 1) or self._is_demanded():
+            return None
+        return self.ahead.take()
+
+    def _publish(
+        self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
+    ) -> None:
+        waiting = [holder for holder in tuple(entry.holders) if isinstance(holder, Claim)]
+        self._counters.nbytes[entry.cause] += nbytes
+        if entry.reader is not None:
+            entry.reader.bytes_read += nbytes
+            entry.reader = None
+        elif entry.announced:
+            entry.unclaimed_nbytes = nbytes
+        if error is not None:
+            self._refuse(entry, waiting, error)
+            return
+        self._residency.complete(entry, tensors)
+        for claim in waiting:
+            claim.arrive(entry)
+
+    def _refuse(self, entry: Entry, waiting: Sequence[Claim], error: CoterieError) -> None:
+        """A read has failed: for who had asked when it began. Who came later is owed a read of its own."""
+        for claim in waiting:
+            if claim in entry.asked:
+                claim.fail(entry.key, error)
+                entry.holders.discard(claim)
+        later = [claim for claim in waiting if claim not in entry.asked]
+        if not later:
+            self._residency.abandon(entry)
+            return
+        entry.reader, entry.cause = later[0], Cause.DEMAND
+        self._again.append(entry)
+        self._notify()
