@@ -22,6 +22,7 @@ from coterie.integration.norms import NativeForward
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
 from coterie.native import (
+    KeyValueRoom,
     LayerNorm,
     LayerParts,
     LayerRouter,
@@ -222,7 +223,7 @@ class TokenLayer:
         native = self._native
         passage = native.take(hidden_states, *embeddings, self.times)
         room = extend(cache, self._layer_idx, *self._kept)
-        results = self._compute_beside(passage, cache) if room is None else native.compute(passage, room)
+        results = self._compute_beside(passage, cache) if room is None else native.compute(passage, (room,))
         whole = None
         if self._experts is not None:
             if self._site is not None:
@@ -250,7 +251,7 @@ class TokenLayer:
             )
         if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
             keys, values = keys.contiguous(), values.contiguous()
-        return native.finish(passage, keys, values)
+        return native.finish(passage, KeyValueRoom.of(keys, values))
 
     @functools.cached_property
     def _token_experts(self) -> TokenExperts | None:
