@@ -59,7 +59,7 @@ $(OLDEST)/.installed $(BETWEEN)/.installed: $(STAMP)
 
 # Everything that depends on transformers. Each of two environments opens what the other one wrote.
 RELEASE_TESTS_IN = COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(1)/bin/python -m pytest -n auto
-RELEASE_DIRS := tests/hf tests/checkpoint tests/routing tests/integration tests/engine tests/profiles tests/analysis \
+RELEASE_DIRS := tests/hf tests/checkpoint tests/routing tests/passes tests/integration tests/engine tests/profiles tests/analysis \
 tests/versions tests/test_zoo.py
 
 test-oldest: $(OLDEST)/.installed ## Run the tests that depend on transformers with the oldest release allowed
@@ -68,7 +68,7 @@ test-oldest: $(OLDEST)/.installed ## Run the tests that depend on transformers w
 # What a release between the two ends can break are classes of models and their routers, and how a pass is called.
 test-between: $(BETWEEN)/.installed ## Run the matrix and what sees forward passes with a release between the ends
 	OMP_NUM_THREADS=1 $(call RELEASE_TESTS_IN,$(BETWEEN)) -m "not slow" tests/versions tests/routing tests/engine/test_matrix.py \
-	tests/integration/test_forward_call.py tests/integration/test_token_forwards.py tests/engine/test_statistics.py \
+	tests/passes/test_forward_call.py tests/integration/test_token_forwards.py tests/engine/test_statistics.py \
 	tests/engine/test_loader.py tests/engine/test_recording.py
 
 test-newest: $(STAMP) ## Run what test-oldest runs with the newest release below 6, if it is newer than the pinned one

@@ -268,3 +268,78 @@ def test_a_tour_of_what_is_not_there_is_seen() -> None:
         ["naming.py"],
     )
     assert toured("`src/coterie/nowhere/`: `native/gone.py`")[1] == ["src/coterie/nowhere/", "native/gone.py"]
+
+
+def forwards_touched(tree: ast.AST) -> list[int]:
+    """Lines where something is given, loses, or is asked for a forward of its own, however that is written."""
+    found = []
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Constant) and node.value == "forward"
+        # `del x.forward` and `x.forward = y`; calling or asking a class for its forward is anybody's.
+        written = isinstance(node, ast.Attribute) and node.attr == "forward" and not isinstance(node.ctx, ast.Load)
+        keyword = isinstance(node, ast.keyword) and node.arg == "forward"
+        if named or written or keyword:
+            found.append(node.lineno)
+    return found
+
+
+def test_forwards_of_instances_are_written_and_read_in_one_module() -> None:
+    # The class's method is run under its name.
+    named = {"routing/preview.py": 1, "routing/families.py": 1}
+    offenders = {}
+    for path in FILES:
+        lines = forwards_touched(parsed(path))
+        if len(lines) > named.get(relative(path), 0) and path != SOURCE / "passes" / "forwards.py":
+            offenders[relative(path)] = lines
+    assert offenders == {}
+    assert forwards_touched(parsed(SOURCE / "passes" / "forwards.py"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'module.__dict__["forward"] = f', 'vars(module)["forward"] = f', 'name = "forward"; space[name] = f',
+        "module.forward = f", "del module.forward", "a.forward, b = f, g", 'setattr(module, "forward", f)',
+        "module.__dict__.update(forward=f)", 'module.__dict__.pop("forward")', '"forward" in module.__dict__',
+    ],
+)  # fmt: skip
+def test_a_forward_that_is_touched_is_seen(text: str) -> None:
+    assert forwards_touched(ast.parse(text))
+    assert not forwards_touched(ast.parse("module.forward(x); type(module).forward\ndef forward(self): ..."))
+
+
+def threads_told_apart(tree: ast.AST) -> list[int]:
+    """Lines where something is kept by thread, or threads are told apart."""
+    names = {"local", "get_ident", "current_thread", "get_native_id", "ContextVar"}
+    found = []
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Attribute) and node.attr in names
+        imported = isinstance(node, ast.ImportFrom) and node.module in ("threading", "_thread", "contextvars")
+        if named or (imported and names & {alias.name for alias in node.names}):
+            found.append(node.lineno)
+    return found
+
+
+def test_the_current_pass_is_kept_in_one_place() -> None:
+    running = {"passes", "integration", "kernels", "routing", "native", "hf", "engine", "bench", "evaluate", "survey"}
+    # What else is by thread there is no pass's:
+    others = {
+        "passes/admission.py": "which threads compute, and what each generation has used",
+        "engine/completion.py": "which thread generates",
+        "hf/skeleton.py": "whose model is being built",
+        "bench/breakdown.py": "which thread is timed",
+    }
+    places = {relative(path) for path in FILES if threads_told_apart(parsed(path))}
+    assert {place for place in places if place.partition("/")[0] in running} == {"passes/current.py", *others}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class A(threading.local): ...", "from threading import local", "x[threading.get_ident()]",
+        "import contextvars as c\nc.ContextVar('x')",
+    ],
+)  # fmt: skip
+def test_what_is_kept_by_thread_is_seen(text: str) -> None:
+    assert threads_told_apart(ast.parse(text))
+    assert not threads_told_apart(ast.parse("self.local_dir; threading.Lock(); threading.Thread()"))

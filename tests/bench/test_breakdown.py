@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from coterie.bench import breakdown
-from coterie.bench.breakdown import PARTS, _Stopwatch
+from coterie.bench.breakdown import PARTS, _Stopwatch, _Timed
 from coterie.errors import UsageError
 from coterie.extraction import extract
 from coterie.integration import TokenLayer
 from coterie.native import STAGES, NativeLayer, library
+from coterie.passes.forwards import own
 from zoo import ZOO
 
 BF16 = torch.bfloat16
@@ -49,7 +50,7 @@ def test_native_layers_say_themselves_what_they_took(zoo_checkpoint, tmp_path, o
         pytest.skip("the native library was not built")
     extract(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "store", scheme="int4", dense_scheme="int4")
     model = open_model(tmp_path / "store")
-    layers = [one for module in model.modules() if isinstance(one := module.__dict__.get("forward"), TokenLayer)]
+    layers = [one for module in model.modules() if isinstance(one := own(module), TokenLayer)]
     taken, take = [], NativeLayer.take
 
     def noted(self, hidden, cosine, sine, times=None):
@@ -81,12 +82,12 @@ def test_a_layer_that_calls_its_modules_goes_on_doing_so(zoo_checkpoint, tmp_pat
     module.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
     breakdown(model, ZOO["qwen3_moe"].inputs(seed=1)["input_ids"], 3)
     assert len(calls) == 6
-    assert not model.model.layers[0].__dict__["forward"].intact
+    assert not own(model.model.layers[0]).intact
 
 
 def test_the_model_is_as_before(zoo_store, open_model):
     model = open_model(zoo_store("qwen3_moe", BF16))
-    before = {path: module.__dict__.get("forward") for path, module in model.named_modules()}
+    before = {path: own(module) for path, module in model.named_modules()}
     inputs = ZOO["qwen3_moe"].inputs(seed=1)
     expected = model(**inputs).logits
 
@@ -100,7 +101,7 @@ def test_the_model_is_as_before(zoo_store, open_model):
     breakdown(model, inputs["input_ids"], 3)
     with pytest.raises(Stop):
         breakdown(model, inputs["input_ids"], 4, on_token=stop)
-    assert {path: module.__dict__.get("forward") for path, module in model.named_modules()} == before
+    assert {path: own(module) for path, module in model.named_modules()} == before
     assert torch.equal(model(**inputs).logits, expected)
 
 
@@ -118,20 +119,20 @@ def test_nested_time_belongs_to_the_inner_part(monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     watch = _Stopwatch()
-    inner = watch.timing("linear", lambda: work(2))
+    inner = _Timed(watch, "linear", lambda: work(2))
 
     def middle():
         work(3)
         inner()
         inner()
 
-    attention = watch.timing("attention", middle)
+    attention = _Timed(watch, "attention", middle)
 
     def outer():
         work(1)
         attention()
 
-    watch.timing("glue", outer)()
+    _Timed(watch, "glue", outer)()
     assert watch.seconds == {"linear": 4, "attention": 3, "glue": 1}
     assert watch.calls == {"linear": 2, "attention": 1, "glue": 1}
 
@@ -143,10 +144,10 @@ def test_a_failed_call_is_closed_and_other_threads_are_let_through():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        watch.timing("linear", fail)()
+        _Timed(watch, "linear", fail)()
     assert not watch._nested
     layer = nn.Identity()
-    forward = watch.timing("linear", layer.forward)
+    forward = _Timed(watch, "linear", layer.forward)
     thread = threading.Thread(target=forward, args=(torch.ones(1),))
     thread.start()
     thread.join(60)

@@ -102,6 +102,15 @@ def test_turns_are_undone_retried_kept_and_loaded(talk, asked, tmp_path) -> None
     assert talk("/load /nowhere.json", "/retry", "/save").code == 1
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a\0b", "/nowhere/x", "/", ""])
+def test_what_is_no_file_is_told_and_the_conversation_goes_on(talk, asked, path) -> None:
+    outcome = talk(f"/save {path}", f"/load {path}", f"/image {path}", f"/audio {path}", "hi")
+    assert outcome.code == 1
+    assert len(outcome.err.split("Error: ")) == 5
+    assert "bug" not in outcome.err
+    assert [text for text, _ in asked] == ["hi"]
+
+
 def test_settings_and_the_system_message_change(talk, monkeypatch) -> None:
     seen = []
 

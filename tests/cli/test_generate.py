@@ -315,6 +315,16 @@ def test_a_model_that_was_trained_to_answer(coterie, omni, tmp_path) -> None:
         assert coterie("generate", str(omni), "hello", *FAST, *wrong).code == 2
 
 
+def test_a_template_that_is_not_used_may_be_broken(coterie, omni, tmp_path) -> None:
+    broken = shutil.copytree(omni, tmp_path / "broken")
+    config = json.loads((broken / "tokenizer_config.json").read_text())
+    (broken / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": {"a": 5}}))
+    assert coterie("generate", str(broken), "hello", *FAST, "--raw").code == 0
+    chat = coterie("generate", str(broken), "hello", *FAST, "--chat")
+    assert chat.code == 1
+    assert "chat_template" in chat.err
+
+
 def test_a_prompt_that_is_not_utf8(coterie, monkeypatch) -> None:
     outcome = coterie("generate", "bundled", "\udcff\udcfe abc", *FAST)
     assert outcome.code == 1

@@ -14,7 +14,7 @@ def store(zoo_checkpoint, tmp_path: Path) -> str:
 
 
 def test_page_shows_completeness_by_layer_and_what_a_budget_holds(coterie, store: str) -> None:
-    outcome = coterie("inspect", store, "--memory", "2GB")
+    outcome = coterie("inspect", store, "--memory", "8GB")
     assert outcome.code == 0
     for text in ("Qwen3MoeForCausalLM", "10 of 16, partial", "8 (100%)", "2 (25%)", "It holds 10 of 10 experts"):
         assert text in outcome.out

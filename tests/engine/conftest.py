@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 import coterie
+from checkpoint.conftest import cache, hub, publish  # noqa: F401 - fixtures
 from coterie.engine.processors import Processors
 
 DATA = Path(__file__).parents[1] / "data"

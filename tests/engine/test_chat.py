@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from coterie.engine.chat import ChatOptions, chat_inputs, chat_prompt
+from coterie.engine.chat import chat_inputs, chat_prompt
+from coterie.engine.chat_options import ChatOptions
 from coterie.engine.processors import Processors
 from coterie.errors import InputError, LoadError, UsageError
 

@@ -64,10 +64,11 @@ def test_a_prefill_can_be_stopped(model, processors) -> None:
     assert model.coterie.stats().prefill_tokens != before  # it was the forward pass that was stopped
 
 
-def test_generation_ends_where_the_memory_budget_does(bundled, processors) -> None:
+@pytest.mark.parametrize("memory", [{"memory": "8GiB"}, {"expert_memory": "50%"}], ids=["budget", "experts alone"])
+def test_generation_ends_where_the_memory_budget_does(bundled, processors, memory) -> None:
     inputs = build_inputs(processors, "And it came to pass")
     length = inputs["input_ids"].shape[1]
-    model = load(bundled, memory="8GiB", max_context=length + 2)
+    model = load(bundled, **memory, max_context=length + 2)
     try:
         answer = complete(model, processors.tokenizer, inputs, GREEDY)
         assert (len(answer.token_ids), answer.finish_reason) == (3, "context")

@@ -2,6 +2,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+from transformers import GenerationConfig, PreTrainedConfig
 
 from coterie.engine import conversation as module
 from coterie.engine.answers import ToolCall
@@ -15,6 +16,18 @@ def answer(text: str, *token_ids: int) -> Completion:
     return Completion(
         prompt_tokens=1, token_ids=token_ids, text=text, finish_reason="stop", prefill_s=1.0, decode_s=1.0
     )
+
+
+def limited(context: int | None, **settings: object) -> SimpleNamespace:
+    """As much of a model as is looked at before it is asked."""
+    return SimpleNamespace(
+        coterie=SimpleNamespace(max_context=context),
+        config=PreTrainedConfig(),
+        generation_config=GenerationConfig(**settings),
+    )
+
+
+MODEL = limited(None)
 
 
 @pytest.fixture
@@ -35,7 +48,7 @@ def asked(monkeypatch, processors):
 
 
 def test_every_turn_sees_the_whole_conversation(asked, processors) -> None:
-    talk = Conversation(None, processors)
+    talk = Conversation(MODEL, processors)
     assert not talk.templated
     talk.ask("first")
     talk.ask("second")
@@ -44,7 +57,7 @@ def test_every_turn_sees_the_whole_conversation(asked, processors) -> None:
 
 
 def test_reset_forgets_all_but_the_system_message(asked, processors) -> None:
-    talk = Conversation(None, processors, system="Be brief.")
+    talk = Conversation(MODEL, processors, system="Be brief.")
     talk.ask("first")
     talk.reset()
     talk.ask("second")
@@ -57,7 +70,7 @@ def test_a_template_is_used_where_there_is_one(asked, processors, monkeypatch) -
         "chat_template",
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]",
     )
-    talk = Conversation(None, processors)
+    talk = Conversation(MODEL, processors)
     assert talk.templated
     talk.ask("hi")
     assert asked.prompts == ["[user]hi[assistant]"]
@@ -66,7 +79,7 @@ def test_a_template_is_used_where_there_is_one(asked, processors, monkeypatch) -
 @pytest.mark.parametrize("failed", [ContextLengthError("Too long."), answer("")])
 def test_a_turn_that_came_to_nothing_leaves_no_trace(asked, processors, failed) -> None:
     asked.answers.insert(1, failed)
-    talk = Conversation(None, processors)
+    talk = Conversation(MODEL, processors)
     talk.ask("first")
     if isinstance(failed, Exception):
         with pytest.raises(ContextLengthError):
@@ -78,14 +91,14 @@ def test_a_turn_that_came_to_nothing_leaves_no_trace(asked, processors, failed) 
 
 
 def test_each_turn_has_its_own_seed(asked, processors) -> None:
-    talk = Conversation(None, processors, sampling=Sampling(seed=4))
+    talk = Conversation(MODEL, processors, sampling=Sampling(seed=4))
     talk.ask("a")
     talk.ask("b")
     assert asked.seeds == [4, 5]
 
 
 def test_media_become_part_of_the_conversation(asked, processors, data) -> None:
-    talk = Conversation(None, processors)
+    talk = Conversation(MODEL, processors)
     talk.ask("", images=[data / "sandal.png"])
     talk.ask("and this?")
     assert all("<|image_pad|>" in prompt for prompt in asked.prompts)
@@ -93,7 +106,7 @@ def test_media_become_part_of_the_conversation(asked, processors, data) -> None:
 
 def test_an_empty_turn_is_refused(asked, processors) -> None:
     with pytest.raises(InputError):
-        Conversation(None, processors).ask("")
+        Conversation(MODEL, processors).ask("")
 
 
 CHAT = (
@@ -105,7 +118,7 @@ CHAT = (
 def test_what_the_model_thought_is_kept_apart(asked, processors, monkeypatch) -> None:
     monkeypatch.setattr(processors.tokenizer, "chat_template", CHAT)
     asked.answers.insert(0, dataclasses.replace(answer("Hi", 1), reasoning="They greet."))
-    talk = Conversation(None, processors)
+    talk = Conversation(MODEL, processors)
     talk.ask("hello")
     talk.ask("again")
     assert asked.prompts[-1] == "[user]hello[assistant They greet.]Hi[user]again"
@@ -114,17 +127,23 @@ def test_what_the_model_thought_is_kept_apart(asked, processors, monkeypatch) ->
 
 def test_calls_are_kept_as_templates_know_them(asked, processors) -> None:
     asked.answers.insert(0, dataclasses.replace(answer("", 1), tool_calls=(ToolCall(name="f", arguments='{"a": 1}'),)))
-    talk = Conversation(None, processors)
+    talk = Conversation(MODEL, processors)
     talk.ask("hello")
     assert talk.messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
 
 
-def limited(context: int) -> SimpleNamespace:
-    return SimpleNamespace(coterie=SimpleNamespace(plan=SimpleNamespace(max_context=context)))
-
-
-def test_the_oldest_turns_are_forgotten_when_the_context_is_full(asked, processors) -> None:
-    talk = Conversation(limited(18), processors, sampling=Sampling(max_new_tokens=4), system="Be brief.")
+@pytest.mark.parametrize(
+    "model",
+    [
+        limited(18),
+        limited(36, num_beams=2),
+        limited(36, guidance_scale=1.5),
+        limited(72, num_beams=2, guidance_scale=2),
+    ],
+    ids=["one sequence", "beams", "guided", "guided beams"],
+)
+def test_the_oldest_turns_are_forgotten_when_the_context_is_full(asked, processors, model) -> None:
+    talk = Conversation(model, processors, sampling=Sampling(max_new_tokens=4), system="Be brief.")
     talk.ask("first message")
     assert talk.forgotten == 0
     talk.ask("and a second message that is long enough")
@@ -134,6 +153,17 @@ def test_the_oldest_turns_are_forgotten_when_the_context_is_full(asked, processo
     with_all_of_it = "a message that is much too long, " * 9
     talk.ask(with_all_of_it)  # alone, it is the model's to refuse
     assert asked.prompts[-1] == f"Be brief.\n{with_all_of_it}"
+
+
+def test_a_beam_search_talks_on_when_its_memory_is_full(bundled, processors, open_model) -> None:
+    model = open_model(bundled, expert_memory="100%", max_context=64)
+    model.generation_config.num_beams = 2
+    talk = Conversation(model, processors, sampling=Sampling(max_new_tokens=8))
+    forgotten = 0
+    for _ in range(5):
+        assert talk.ask("And it came to pass, that he went up").token_ids
+        forgotten = max(forgotten, talk.forgotten)
+    assert forgotten
 
 
 def test_a_turn_that_failed_forgets_nothing(asked, processors) -> None:
@@ -146,7 +176,7 @@ def test_a_turn_that_failed_forgets_nothing(asked, processors) -> None:
 
 
 def test_undo_retry_and_another_system_message(asked, processors) -> None:
-    talk = Conversation(None, processors)
+    talk = Conversation(MODEL, processors)
     assert not talk.undo()
     with pytest.raises(UsageError):
         talk.retry()
@@ -164,10 +194,10 @@ def test_undo_retry_and_another_system_message(asked, processors) -> None:
 
 
 def test_a_conversation_is_kept_and_loaded(asked, processors, tmp_path, data) -> None:
-    talk = Conversation(None, processors, system="Be brief.")
+    talk = Conversation(MODEL, processors, system="Be brief.")
     talk.ask("Größe", images=[data / "sandal.png"])
     talk.save(tmp_path / "talk.json")
-    other = Conversation(None, processors)
+    other = Conversation(MODEL, processors)
     other.restore(tmp_path / "talk.json")
     assert other.messages == talk.messages
     other.reset()

@@ -5,6 +5,7 @@ from packaging.version import Version
 from transformers import GenerationConfig
 
 from coterie.bench.times import generate
+from coterie.engine.answers import AnswerReader
 from coterie.engine.completion import complete
 from coterie.engine.inputs import build_inputs
 from coterie.engine.loader import load
@@ -101,6 +102,27 @@ def test_texts_of_the_caller_end_before_them(model, processors) -> None:
     assert answer.token_ids == whole.token_ids[:4]
     assert answer.text == whole.text[: whole.text.index(stop)]
     assert answer.finish_reason == "stop"
+
+
+MARK = "<|vision_start|>"
+
+
+@pytest.mark.parametrize(
+    ("stop", "length", "said"),
+    [(MARK, 2, " a"), (f" a{MARK} b", 3, ""), (" a b", 6, f" a{MARK} b a{MARK} b")],
+    ids=["the mark", "across the mark", "only without it"],
+)
+def test_texts_with_marks_of_an_answer_end_it_too(model, processors, settings, stop, length, said) -> None:
+    prompt, a, mark, b = (processors.tokenizer.encode(text)[-1] for text in (" pass", " a", MARK, " b"))
+    following = {prompt: a, a: mark, mark: b, b: a}
+    settings(sequence_bias=[[[before, after], 1e4] for before, after in following.items()])
+    inputs = build_inputs(processors, "And it came to pass")
+    wishes = Sampling(max_new_tokens=6, greedy=True, stop=(stop,))
+    reader = AnswerReader(marks=(MARK,))
+    answer = complete(model, processors.tokenizer, inputs, wishes, reader=reader)
+    assert answer.token_ids == (a, mark, b, a, mark, b)[:length]
+    assert answer.text == said
+    assert answer.finish_reason == ("length" if length == 6 else "stop")
 
 
 def test_the_end_of_the_time_is_told_apart(model, processors, settings) -> None:

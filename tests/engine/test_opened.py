@@ -3,7 +3,9 @@ import shutil
 import pytest
 
 import coterie
-from coterie.errors import CheckpointNotFoundError
+from coterie.errors import CheckpointNotFoundError, ReadError
+from coterie.extraction import extract
+from coterie.store import Store
 
 
 def test_a_picture_and_a_word_from_python() -> None:
@@ -19,6 +21,17 @@ def test_a_picture_and_a_word_from_python() -> None:
         assert said == ["dog", "a photo of a sandal"]
     finally:
         model.coterie.close()
+
+
+def test_the_store_of_a_model_is_not_opened_again(open_model, tmp_path, monkeypatch) -> None:
+    extract("bundled", tmp_path / "store")
+    model = open_model(tmp_path / "store")
+    monkeypatch.setattr(Store, "open", None)
+    assert coterie.processors(model).tokenizer("a")["input_ids"]
+    with (tmp_path / "store" / "tokenizer_config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ReadError, match=r"tokenizer_config\.json was replaced or written to"):
+        coterie.processors(model)
 
 
 def test_processors_of_a_directory_and_of_a_name(directory, tmp_path) -> None:

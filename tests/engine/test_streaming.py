@@ -109,13 +109,44 @@ def test_the_pieces_join_to_the_decoded_text_whatever_the_decoder_does(decoder) 
         assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def test_text_comes_while_tokens_do_also_with_long_texts() -> None:
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
+def test_runs_of_bytes_longer_than_what_is_decoded_together(decoder) -> None:
+    tokenizer, drawn = tokenizer_with(decoder), random.Random(0)
+    for valid in (True, False, True):
+        ids: list[int] = []
+        for length in (100, 40, 200):
+            text = "".join(drawn.choices("aé床🦊", k=length)).encode()
+            ids += [len(WORDS) + (byte if valid else drawn.randrange(256)) for byte in text]
+            ids += [drawn.randrange(2, len(WORDS)) for _ in range(drawn.randrange(1, 40))]
+        streamer = TextStream(tokenizer)
+        for token in ids:
+            streamer.read([token])
+        streamer.end()
+        assert streamer.text == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("keep", [(), ("<mark>",)])
+def test_a_run_of_bytes_goes_on_after_a_token_without_text(keep) -> None:
+    tokenizer = tokenizer_with(DECODERS["byte fallback"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<mark>"]})
+    streamer = TextStream(tokenizer, keep=keep)
+    # "A", a special token, and what is no character: one run, and none of it is a text.
+    for token in (len(WORDS) + 0x41, 1, len(WORDS) + 0x80, 2):
+        streamer.read([token])
+    assert streamer.text == "\N{REPLACEMENT CHARACTER}" * 2 + "a"
+
+
+def test_text_comes_while_tokens_do_also_with_long_texts(monkeypatch) -> None:
     tokenizer = tokenizer_with(DECODERS["Llama"])
+    sizes: list[int] = []
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **how: (sizes.append(len(ids)), decode(ids, **how))[1])
     pieces: list[str] = []
     streamer = TextStream(tokenizer, pieces.append)
     for value in ([5], *([WORDS.index("▁the")] for _ in range(2000))):
         streamer.put(torch.tensor(value))
     assert pieces == ["the", *[" the"] * 1999]
+    assert max(sizes) < 200  # what a token costs does not grow with the text
 
 
 @pytest.mark.parametrize(
@@ -139,6 +170,16 @@ def test_a_stop_ends_the_text_before_it_and_is_not_shown_in_part(stops, expected
     streamer.end()
     assert "".join(pieces) == streamer.text == expected
     assert streamer.stopped == (expected != "a the床床")
+
+
+def test_a_stop_longer_than_what_is_decoded_together() -> None:
+    tokenizer = tokenizer_with(DECODERS["Llama"])
+    streamer = TextStream(tokenizer, stops=[" the" * 300])
+    for word in ("a", *["▁the"] * 299):
+        streamer.read([WORDS.index(word)])
+    assert (streamer.text, streamer.stopped) == ("a", False)
+    streamer.read([WORDS.index("▁the")])
+    assert (streamer.text, streamer.stopped) == ("a", True)
 
 
 def test_marks_are_kept_where_they_are_asked_for() -> None:

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoint.conftest import REPO, Publish
+from checkpoint.hub import LocalHub
 from coterie.engine.token_texts import recorded_token_texts, token_texts
-from coterie.errors import CoterieError, LoadError
+from coterie.errors import CoterieError, LoadError, UsageError
+from coterie.extraction import extract
 from coterie.profiles.heavy_tokens import quoted
 
 
@@ -17,6 +20,30 @@ def test_the_bundled_model_says_what_its_tokens_are() -> None:
     texts = [text_of(token) for token in range(300, 330)]
     assert all(texts)
     assert [named(token) for token in range(300, 330)] == texts
+
+
+def test_no_weights_are_needed(directory: Path) -> None:
+    assert not [*directory.glob("*.safetensors")]
+    assert token_texts(directory)(300) == token_texts("bundled")(300)
+
+
+def test_no_weights_are_asked_of_the_hub(hub: LocalHub, publish: Publish, bundled: Path) -> None:
+    publish(bundled)
+    assert token_texts(REPO)(300) == token_texts("bundled")(300)
+    assert "tokenizer.json" in {one.file for one in hub.asked}
+    assert not [one for one in hub.asked if one.file.endswith(".safetensors")]
+
+
+def test_the_tokenizer_of_a_store_that_was_changed_is_not_used(bundled: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    extract(bundled, store)
+    assert token_texts(store)(300) == token_texts("bundled")(300)
+    with pytest.raises(UsageError, match="is a store"):
+        token_texts(store, revision="main")
+    with (store / "tokenizer_config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(CoterieError, match=r"tokenizer_config\.json"):
+        token_texts(store)
 
 
 @pytest.mark.parametrize("token", [2**31, 2**32 - 1])

@@ -31,8 +31,9 @@ def test_a_link_is_followed_only_where_it_may_be(tmp_path):
 @pytest.mark.timeout(20)
 def test_nothing_else_is_waited_for_or_read(tmp_path):
     for kind, said in NAMED.items():
-        with pytest.raises(OSError, match=said):
+        with pytest.raises(OSError, match=said) as told:
             read_bounded(make_odd(kind, tmp_path / kind), 10)
+        assert isinstance(told.value, IsADirectoryError) == (kind == "directory")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         with pytest.raises(OSError):

@@ -203,3 +203,10 @@ def test_where_nothing_can_be_written(tmp_path, name):
         check_writable(tmp_path / name)
     with pytest.raises(OutputError, match="cannot be written"):
         write(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_what_is_no_name_is_an_output_that_cannot_be_written(tmp_path, name) -> None:
+    with pytest.raises(OutputError, match="not a name"), replacing(f"{tmp_path}/{name}") as partial:
+        partial.write_text("x")
+    assert names(tmp_path) == []

@@ -21,8 +21,8 @@ from coterie.errors import CoverageError, ExpertMissingError, UnsupportedError
 from coterie.extraction import extract, verify
 from coterie.hf.families import ADAPTED, DECORATED
 from coterie.hf.releases import TESTED
-from coterie.integration import StreamedBank
 from coterie.integration.adapters.registry import ADAPTERS
+from coterie.passes import StreamedBank
 from coterie.routing import drop
 from coterie.spec import BankKey
 from zoo import load, logits

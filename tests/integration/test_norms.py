@@ -7,13 +7,14 @@ import torch
 
 from coterie.integration import norms
 from coterie.native import library
+from coterie.passes.forwards import own, remove
 from zoo import ZOO, logits
 
 NAMES = sorted(ZOO)
 
 
 def native_norms(model) -> list[torch.nn.Module]:
-    return [one for one in model.modules() if isinstance(one.__dict__.get("forward"), norms.NativeForward)]
+    return [one for one in model.modules() if isinstance(own(one), norms.NativeForward)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -27,7 +28,7 @@ def test_outputs_do_not_change(name: str, dtype: torch.dtype, zoo_checkpoint, op
     native = native_norms(model)
     got = logits(model, ZOO[name].inputs())
     for module in native:
-        del module.__dict__["forward"]
+        remove(module, "native")
     assert torch.equal(logits(model, ZOO[name].inputs()), got)
 
 

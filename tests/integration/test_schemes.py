@@ -13,7 +13,7 @@ from coterie.errors import LoadError
 from coterie.extraction import extract
 from coterie.hf.banks import find_banks
 from coterie.hf.dtypes import TORCH_DTYPES
-from coterie.integration.decoder import FieldDecoder
+from coterie.passes.decoder import FieldDecoder
 from coterie.quant import SCHEMES, dequantised_nbytes
 from coterie.spec import ExpertKey, RecordLayout
 from coterie.store import Store

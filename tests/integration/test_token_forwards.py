@@ -18,6 +18,7 @@ from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_layer import TokenLayer
 from coterie.integration.token_router import TokenRouter
 from coterie.native import NativeLayer, library, rotate, token_attention
+from coterie.passes.forwards import install, own, remove
 from coterie.routing import Preview, preview_of
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
 
@@ -61,7 +62,7 @@ def store(zoo_checkpoint, tmp_path_factory):
 
 
 def replaced(model: nn.Module, kind: type) -> list[Any]:
-    return [one for one in model.modules() if isinstance(one.__dict__.get("forward"), kind)]
+    return [one for one in model.modules() if isinstance(own(one), kind)]
 
 
 def text(model: Any) -> Any:
@@ -112,9 +113,9 @@ def part_by_part(model: nn.Module) -> list[PartByPart]:
     """Takes the layers' native forwards away; attention is computed by its parts."""
     parts = []
     for layer in replaced(model, TokenLayer):
-        del layer.__dict__["forward"]
+        remove(layer, "native")
         parts.append(PartByPart(layer.self_attn))
-        layer.self_attn.__dict__["forward"] = parts[-1]
+        install(layer.self_attn, "native", parts[-1])
     return parts
 
 
@@ -127,7 +128,7 @@ def test_near_the_class_s_own(name: str, store, open_model, finished) -> None:
     got = continued(model)
     assert len(finished) == 6 * len(layers)
     for module in (*replaced(model, TokenLayer), *replaced(model, TokenRouter)):
-        del module.__dict__["forward"]
+        remove(module, "native")
     assert distance(got, continued(model)) < 0.03
 
 
@@ -147,7 +148,7 @@ def test_the_talker_s_layers_are_native_but_for_their_block(store, open_model) -
     layers = replaced(model.talker, TokenLayer)
     assert layers
     layer = layers[0]
-    assert layer.mlp not in layer.__dict__["forward"].stands_for
+    assert layer.mlp not in own(layer).stands_for
     width, head = layer.self_attn.q_proj.in_features, layer.self_attn.head_dim
     hidden, angles = torch.randn(1, 1, width).bfloat16(), torch.rand(1, 1, head)
 
@@ -220,7 +221,7 @@ def test_hooks_are_called_while_they_are_there(place: str, store, open_model, fi
         handle = getattr(layer.get_submodule(place), register)(lambda *_: seen.append(1))
         continued(model)
         assert len(seen) == 7  # the prompt, too
-        assert finished == [other.__dict__["forward"]._native] * 6
+        assert finished == [own(other)._native] * 6
         handle.remove()
         finished.clear()
         continued(model)
@@ -385,7 +386,7 @@ def chosen(events: list[Any]) -> list[tuple[Any, list[int], list[float]]]:
 def by_their_module(model: nn.Module) -> None:
     """Has the experts' modules called, as if some expert were never resident."""
     for layer in replaced(model, TokenLayer):
-        layer.__dict__["forward"]._token_experts = None
+        own(layer)._token_experts = None
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_omni_thinker"])

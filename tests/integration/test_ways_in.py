@@ -288,7 +288,7 @@ def test_one_of_two_sequences_that_grow_beyond_it_together_is_told_so(
 
     with monkeypatch.context() as patches:
         patches.setattr(admission, "_try", tried)
-        patches.setattr("coterie.integration.admission.time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
+        patches.setattr("coterie.passes.admission.time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
         made, raised = in_threads(2, work)
     (error,) = raised
     assert isinstance(error, ContextLengthError)
@@ -300,8 +300,8 @@ def test_one_of_two_sequences_that_grow_beyond_it_together_is_told_so(
 
 
 def test_a_pass_that_an_interrupt_has_lost_counts_no_longer(zoo_store, open_model):
-    from coterie.integration.admission import Admission
-    from coterie.integration.forward_call import CallReader
+    from coterie.passes.admission import Admission
+    from coterie.passes.forward_call import CallReader
 
     admission = Admission()
     call = CallReader(lambda input_ids, use_cache=None: None).read((), {"input_ids": ids(), "use_cache": False})

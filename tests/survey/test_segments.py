@@ -7,7 +7,7 @@ import pytest
 from coterie.engine.opened import OpenModel
 from coterie.errors import CoterieError
 from coterie.profiles import ProfileDatabase
-from coterie.survey import Material, gather, survey, work_done
+from coterie.survey import Material, WorkDone, gather, survey
 from coterie.survey.segments import SegmentEnds
 
 
@@ -71,7 +71,24 @@ def test_work_is_not_bytes() -> None:
     material = [*files("text", 1, 4_000), *files("images", 1, 1_000_000), *files("speech", 1, 256_000)]
     assert [one.work for one in material] == [1000, 256, 100]
     steps = [0, 2_000, 4_000, 504_000, 1_004_000, 1_260_000, 2_000_000]
-    assert [work_done(material, nbytes) for nbytes in steps] == [0, 500, 1000, 1128, 1256, 1356, 1356]
+    told = [0, 500, 1000, 1128, 1256, 1356, 1356]
+    work, before = WorkDone(material), [0, *steps]
+    added = [work.add(nbytes - last) for nbytes, last in zip(steps, before, strict=False)]
+    assert [sum(added[: number + 1]) for number in range(len(steps))] == told
+    assert [WorkDone(material).add(nbytes) for nbytes in steps] == told
+
+
+def test_progress_over_many_files_looks_at_each_once() -> None:
+    looked = []
+
+    class Counted(list):
+        def __getitem__(self, place):
+            looked.append(place)
+            return super().__getitem__(place)
+
+    work = WorkDone(Counted(files("text", 1000, 4_000)))
+    assert sum(work.add(4_000) for _ in range(1000)) == 1_000_000
+    assert len(looked) <= 3000
 
 
 @pytest.fixture

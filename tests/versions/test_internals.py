@@ -95,6 +95,17 @@ def _attribute_gone(owner, name):
     return lambda monkeypatch: monkeypatch.delattr(owner, name)
 
 
+def _pictures_of_another_size(monkeypatch):
+    """The processor has a rule of its own."""
+    module = import_module("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    own = module.Qwen2VLImageProcessorPil.resize
+
+    def resize(self, image, size, resample, factor, **options):
+        return own(self, image, size, resample, 2 * factor, **options)
+
+    monkeypatch.setattr(module.Qwen2VLImageProcessorPil, "resize", resize)
+
+
 BREAKS = {
     "caches count their tokens": lambda patch: patch.setattr(DynamicLayer, "get_seq_length", lambda self: 7),
     "a layer of a cache is its keys and values": _layers_keep_a_count,
@@ -109,6 +120,10 @@ BREAKS = {
     ),
     "core_model_loading.MergeModulelist is there": lambda patch: patch.setattr(
         "transformers.core_model_loading.MergeModulelist", lambda other: None
+    ),
+    "pictures are scaled as smart_resize says": _pictures_of_another_size,
+    "models.qwen2_vl.image_processing_pil_qwen2_vl.smart_resize is there": lambda patch: patch.setattr(
+        "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.smart_resize", lambda height, width: (28, 28)
     ),
     "configurations name sizes as they did": lambda patch: patch.setattr(
         "transformers.Qwen3MoeConfig.get_text_config", lambda self, **_: object()

@@ -42,6 +42,7 @@ from coterie.errors import UnsupportedError, UsageError
 from coterie.hf.banks import ExpertBank
 from coterie.integration import QuantisedLinear, TokenLayer
 from coterie.native import STAGES, StageTimes
+from coterie.passes.forwards import Covering, install, own, remove
 from coterie.routing.locate import find_router
 
 if TYPE_CHECKING:
@@ -159,26 +160,21 @@ class _Stopwatch:
         self.seconds.clear()
         self.calls.clear()
 
-    def timing(self, part: Part, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A forward that is timed."""
-
-        @functools.wraps(forward)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != self._thread:
-                return forward(*args, **kwargs)
-            nested = self._nested
-            nested.append(0.0)
-            began = time.perf_counter()
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                took = time.perf_counter() - began
-                self.seconds[part] = self.seconds.get(part, 0.0) + took - nested.pop()
-                self.calls[part] = self.calls.get(part, 0) + 1
-                if nested:
-                    nested[-1] += took
-
-        return timed
+    def run(self, part: Part, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a forward computes, timed."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        nested = self._nested
+        nested.append(0.0)
+        began = time.perf_counter()
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            took = time.perf_counter() - began
+            self.seconds[part] = self.seconds.get(part, 0.0) + took - nested.pop()
+            self.calls[part] = self.calls.get(part, 0) + 1
+            if nested:
+                nested[-1] += took
 
     def add(self, times: StageTimes, calls: Mapping[Part, int]) -> None:
         """What the stages of a native layer took within the model's own forward; ``calls`` are those of one pass."""
@@ -190,31 +186,40 @@ class _Stopwatch:
         self.calls["experts"] = self.calls.get("experts", 0) + times.with_experts
 
 
+class _Timed(Covering):
+    """A forward that is timed."""
+
+    def __init__(self, watch: _Stopwatch, part: Part, forward: Callable[..., Any]) -> None:
+        self._watch = watch
+        self._part: Part = part
+        self.beneath = forward
+        functools.update_wrapper(self, forward, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._watch.run(self._part, self.beneath, args, kwargs)
+
+
 @contextlib.contextmanager
 def _timed(
     model: PreTrainedModel, banks: list[ExpertBank], watch: _Stopwatch, native: list[tuple[StageTimes, Counter[Part]]]
 ) -> Iterator[None]:
     """Times the modules of a model inside the context; native layers time themselves, and what they stand for."""
-    before: list[tuple[nn.Module, object]] = []
-    forwards = [module.__dict__.get("forward") for module in model.modules()]
+    begun: list[nn.Module] = []
+    forwards = [own(module) for module in model.modules()]
     layers = [forward for forward in forwards if isinstance(forward, TokenLayer) and forward.intact]
     parts = dict(_parts(model, banks))
     try:
         for module, part in parts.items():
-            own = module.__dict__.get("forward")
-            before.append((module, own))
-            module.__dict__["forward"] = watch.timing(part, module.forward)
+            begun.append(module)
+            install(module, "timing", _Timed(watch, part, module.forward))
         for layer in layers:
             layer.examine()
             layer.times = StageTimes()
             native.append((layer.times, Counter(parts[one] for one in layer.stands_for if one in parts)))
         yield
     finally:
-        for module, own in reversed(before):
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = own
+        for module in begun:
+            remove(module, "timing")
         for layer in layers:
             layer.examine()
             layer.times = None

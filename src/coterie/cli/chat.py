@@ -27,11 +27,11 @@ from coterie.cli.generation_options import (
     TemplateOptionsOption,
     TopKOption,
     TopPOption,
+    chat_options,
     check_domain,
     print_unused,
-    template_variables,
 )
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import OpenOptions, open_model
 from coterie.files.replacing import check_writable
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
 
@@ -98,7 +98,7 @@ def command(
     if stats is not None:
         check_writable(stats)
     checked_domain = check_domain(domain, record_profile)
-    variables = template_variables(template_option)
+    template = chat_options(chat_template, template_option)
     from coterie.engine.sampling import Sampling
 
     sampling = Sampling(
@@ -130,13 +130,10 @@ def command(
         offline=offline,
         threads=threads,
     )
-    options.check()
-    import_engine(quiet=quiet)
-    from coterie.engine.chat import ChatOptions
-    from coterie.engine.conversation import Conversation
-
-    template = ChatOptions(template=chat_template, variables=variables)
     with open_model(model, options, quiet=quiet) as opened:
+        # Here, where torch is imported and the user was told that this takes a moment.
+        from coterie.engine.conversation import Conversation
+
         conversation = Conversation(opened.model, opened.processors, sampling=sampling, system=system, options=template)
         if max_new_tokens is None and not conversation.templated:
             conversation.sampling = replace(sampling, max_new_tokens=_ANSWER_TOKENS)

@@ -140,9 +140,9 @@ class ChatSession:
                 raise UsageError(f"Unknown command {name}. {hint}")
 
     def _attach(self, name: str, argument: str) -> None:
-        path = Path(argument).expanduser()
-        if not argument or not path.is_file():
-            raise UsageError(f"There is no file {argument!r}." if argument else f"{name} needs the path of a file.")
+        path = _path(name, argument)
+        if not path.is_file():
+            raise UsageError(f"There is no file {argument!r}.")
         (self.images if name == "/image" else self.audios).append(path)
         print_note(f"{path.name} goes with your next message; an empty line sends it alone.")
 
@@ -171,17 +171,12 @@ class ChatSession:
         print_note(f"{name} is {text} from now on.")
 
     def _keep(self, name: str, argument: str) -> None:
-        if not argument:
-            raise UsageError(f"{name} needs the path of a file.")
-        path = Path(argument).expanduser()
+        path = _path(name, argument)
         if name == "/load":
             self.conversation.restore(path)
             print_note(f"{len(self.conversation.messages)} messages were loaded.")
             return
-        try:
-            self.conversation.save(path)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}.", path=path) from error
+        self.conversation.save(path)
         print_note(f"The conversation is in {path}.")
 
     def _ask(self, text: str) -> None:
@@ -215,6 +210,16 @@ class ChatSession:
             f"{sum(stats.prefill_tokens.values())} tokens of prompts, {sum(stats.decode_tokens.values())} generated; "
             f"{experts_line(stats)}; {total.misses} reads, waited {total.wait_s:.1f} s for them"
         )
+
+
+def _path(command: str, argument: str) -> Path:
+    """The file that a command names."""
+    if not argument:
+        raise UsageError(f"{command} needs the path of a file.")
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise UsageError(f"There is no file {argument!r}: nobody has that home directory.") from error
 
 
 def _messages(lines: Iterator[str]) -> Iterator[str]:

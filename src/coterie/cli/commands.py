@@ -50,7 +50,7 @@ COMMANDS = (
     CommandEntry("routers", "coterie.cli.routers", "Show what the geometry of a model's routers says, without data."),
     CommandEntry("plot", "coterie.cli.plot", "Draw pictures of profiles and recorded routing."),
     CommandEntry("report", "coterie.cli.report", "Answer on one page what a model's experts do, from a profile."),
-    CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, or remove one."),
+    CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, remove or refresh one."),
 )
 """In the order in which `coterie --help` shows them: from the first thing a newcomer does to the last."""
 

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 
 command = typer.Typer(add_completion=False, no_args_is_help=True, help="Asks a profile which experts do what.")
 
-_FEW_BLOCKS = (
-    "Too few segments: nothing is tested, which takes four of each domain. Record more, or record again into another "
-    "profile with fewer tokens in a segment: coterie profile record --segment-tokens 64."
-)
-
 DomainOption = Annotated[
     str | None, typer.Option("--domain", "-d", metavar="NAME", show_default=False, help="Such as code.")
 ]
@@ -85,6 +80,8 @@ def rank(
 
 
 def _print_ranking(ranking: Ranking) -> None:
+    from coterie.profiles.inference import LEAST_BLOCKS
+
     numbers = ("layer", "expert", "share", "95 %", "× chance", "others", "gate", "q")
     table = plain_table("component", *numbers, "specialist", right=numbers)
     for expert in ranking.experts:
@@ -106,8 +103,11 @@ def _print_ranking(ranking: Ranking) -> None:
         f"{ranking.specialists} specialists of {asked} among {ranking.total:,} experts; {ranking.tokens:,} tokens in "
         f"{ranking.blocks} blocks of segments",
     )
-    if ranking.blocks < 4:
-        print_note(_FEW_BLOCKS)
+    if ranking.blocks < LEAST_BLOCKS:
+        print_note(
+            f"Too few segments: nothing is tested, which takes {LEAST_BLOCKS} of each domain. Record more, or record "
+            f"again into another profile with fewer tokens in a segment: coterie profile record --segment-tokens 64."
+        )
 
 
 @command.command()
@@ -179,9 +179,6 @@ def _print_card(card: ExpertCard, tokenizer: str | None) -> None:
 
 def _tokens(card: ExpertCard, tokenizer: str | None) -> str:
     """The tokens that the expert is chosen for, as text where a tokenizer is to be had."""
-    from coterie.cli.opening import import_engine
-
-    import_engine(quiet=True)
     from coterie.engine.token_texts import recorded_token_texts, token_texts
     from coterie.profiles.heavy_tokens import quoted
 

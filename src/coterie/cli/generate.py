@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,15 +34,18 @@ from coterie.cli.generation_options import (
     TopKOption,
     TopPOption,
     TraceFileOption,
+    chat_options,
     check_adaptation,
     check_domain,
-    template_variables,
 )
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import OpenOptions, open_model
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import read_prompt, read_prompt_from_stdin
 from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
+
+if TYPE_CHECKING:
+    from coterie.engine.chat_options import ChatOptions
 
 
 def command(
@@ -143,8 +146,8 @@ def command(
     if salience is not None:
         check_writable(salience)
     checked_domain = check_domain(domain, record_profile)
-    variables = template_variables(template_option)
-    answers = _wants_answer(chat, system, chat_template, variables, speak)
+    template = chat_options(chat_template, template_option)
+    answers = _wants_answer(chat, system, template, speak)
     text = _read_prompt(prompt, file, has_media=bool(image or audio))
     from coterie.engine.sampling import Sampling
 
@@ -178,15 +181,11 @@ def command(
         threads=threads,
         whole=speak is not None,
     )
-    options.check()
-    import_engine(quiet=quiet)
-    from coterie.engine.chat import ChatOptions
-
     request = Request(
         sampling=sampling,
         chat=answers,
         system=system,
-        template=ChatOptions(template=chat_template, variables=variables),
+        template=template,
         prompt=text,
         images=tuple(image or ()),
         audios=tuple(audio or ()),
@@ -204,16 +203,14 @@ def command(
         run(opened, request, as_json=as_json, quiet=quiet)
 
 
-def _wants_answer(
-    chat: bool | None, system: str | None, template: str | None, variables: dict[str, Any], speech: Path | None
-) -> bool | None:
+def _wants_answer(chat: bool | None, system: str | None, template: ChatOptions, speech: Path | None) -> bool | None:
     """Whether the prompt is to be answered: what only an answer has asks for one."""
     asked = [
         name
         for name, value in (
             ("--system", system),
-            ("--chat-template", template),
-            ("--template-option", variables or None),
+            ("--chat-template", template.template),
+            ("--template-option", template.variables or None),
             ("--speak", speech),
         )
         if value is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +17,7 @@ from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import BatchFeature
-
-    from coterie.engine.chat import ChatOptions
+    from coterie.engine.chat_options import ChatOptions
     from coterie.engine.completion import Completion
     from coterie.engine.opened import OpenModel
     from coterie.engine.salience import SalienceTrace
@@ -77,62 +75,75 @@ def _generate(
     quiet: bool,
 ) -> tuple[Completion, dict[str, Any]]:
     """Generates; returns the completion, and what speech adds to the JSON."""
-    from coterie.engine.answers import reader_for
-    from coterie.engine.chat import can_chat, chat_prompt
-    from coterie.engine.completion import complete
-    from coterie.engine.inputs import build_inputs
+    from coterie.engine.conversation import Conversation
 
-    tokenizer = opened.processors.tokenizer
-    on_text = None if printer is None else printer.text
-    trained = can_chat(opened.processors) or request.template.template is not None
     if not request.chat:
-        if request.chat is None and trained and not quiet:
-            print_note(
-                f"{opened.runtime.source.name} has a chat template, which was not used: the prompt is continued as it "
-                f"is. --chat answers it, --raw leaves this remark out."
-            )
-        inputs = build_inputs(opened.processors, request.prompt, images=request.images, audios=request.audios)
-        return complete(opened.model, tokenizer, inputs, request.sampling, on_text=on_text, should_stop=pressed), {}
-    if not trained:
+        return _continue(opened, request, printer, pressed, quiet=quiet), {}
+    talk = Conversation(
+        opened.model, opened.processors, sampling=request.sampling, system=request.system, options=request.template
+    )
+    if not talk.templated:
         why = ", and its talker needs one to know whose turn it is" if request.speech else ""
         raise InputError(
             f"{opened.runtime.source.name} has no chat template{why}.",
             advice=f"Leave {'--speak' if request.speech else '--chat'} out, or pass a template (--chat-template).",
         )
-    parts = [{"type": "image", "path": str(path)} for path in request.images]
-    parts += [{"type": "audio", "path": str(path)} for path in request.audios]
-    parts += [{"type": "text", "text": request.prompt}] if request.prompt else []
-    system = [{"role": "system", "content": request.system}] if request.system else []
-    prompt = chat_prompt(opened.processors, [*system, {"role": "user", "content": parts}], request.template)
-    inputs = prompt.inputs(opened.processors)
     if request.speech is not None:
-        return _speak(opened, request, inputs, on_text, pressed, request.speech)
-    reader = reader_for(tokenizer, prompt.template, prompt.text)
-    reader.on_reasoning = None if printer is None else printer.reasoning
-    done = complete(
-        opened.model, tokenizer, inputs, request.sampling, on_text=on_text, should_stop=pressed, reader=reader
+        return _speak(opened, request, talk.messages, printer, pressed, request.speech)
+    done = talk.ask(
+        request.prompt,
+        images=request.images,
+        audios=request.audios,
+        on_text=None if printer is None else printer.text,
+        on_reasoning=None if printer is None else printer.reasoning,
+        should_stop=pressed,
     )
     return done, {"reasoning": done.reasoning, "tool_calls": [asdict(call) for call in done.tool_calls]}
+
+
+def _continue(
+    opened: OpenModel, request: Request, printer: AnswerPrinter | None, pressed: Callable[[], bool], *, quiet: bool
+) -> Completion:
+    """Continues the prompt as it is."""
+    from coterie.engine.chat import can_chat
+    from coterie.engine.completion import complete
+    from coterie.engine.inputs import build_inputs
+
+    if request.chat is None and not quiet and can_chat(opened.processors):
+        print_note(
+            f"{opened.runtime.source.name} has a chat template, which was not used: the prompt is continued as it "
+            f"is. --chat answers it, --raw leaves this remark out."
+        )
+    return complete(
+        opened.model,
+        opened.processors.tokenizer,
+        build_inputs(opened.processors, request.prompt, images=request.images, audios=request.audios),
+        request.sampling,
+        on_text=None if printer is None else printer.text,
+        should_stop=pressed,
+    )
 
 
 def _speak(
     opened: OpenModel,
     request: Request,
-    inputs: BatchFeature,
-    on_text: Callable[[str], None] | None,
+    before: Sequence[Mapping[str, Any]],
+    printer: AnswerPrinter | None,
     pressed: Callable[[], bool],
     path: Path,
 ) -> tuple[Completion, dict[str, Any]]:
     """Answers in speech, too, and writes it to a file."""
+    from coterie.engine.chat import chat_inputs, user_message
     from coterie.engine.speech import SPEECH_RATE, speak, write_wav
 
+    message = user_message(request.prompt, images=request.images, audios=request.audios)
     speech = speak(
         opened.model,
         opened.processors.tokenizer,
-        inputs,
+        chat_inputs(opened.processors, [*before, message], request.template),
         request.sampling,
         speaker=request.speaker,
-        on_text=on_text,
+        on_text=None if printer is None else printer.text,
         should_stop=pressed,
     )
     if speech.samples is None:

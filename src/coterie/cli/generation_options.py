@@ -15,6 +15,7 @@ from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from coterie.engine.chat_options import ChatOptions
     from coterie.engine.sampling import Sampling
 
 MaxNewTokensOption = Annotated[
@@ -217,12 +218,20 @@ DomainOption = Annotated[
 ]
 
 
-def template_variables(given: list[str] | None) -> dict[str, Any]:
-    """What ``--template-option`` tells a template: values are JSON where they can be, else texts.
+def chat_options(template: str | None, given: list[str] | None) -> ChatOptions:
+    """What ``--chat-template`` and ``--template-option`` say.
 
     Raises:
-        UsageError: If one is not of the form NAME=VALUE, or of a JSON object of them.
+        UsageError: If an option is not of the form NAME=VALUE, or of a JSON object of them, or no template can be told
+            it.
     """
+    from coterie.engine.chat_options import ChatOptions
+
+    return ChatOptions(template=template, variables=_template_variables(given))
+
+
+def _template_variables(given: list[str] | None) -> dict[str, Any]:
+    """Values are JSON where they can be, else texts."""
     variables: dict[str, Any] = {}
     for one in given or []:
         name, equals, text = one.partition("=")

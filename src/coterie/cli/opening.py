@@ -152,6 +152,6 @@ def _tell_context(model: Any) -> None:
     """Says how long texts may be, where the model was made for longer ones: memory is set aside for the former."""
     from coterie.hf.context import model_context
 
-    plan, longest = model.coterie.plan, model_context(model.config)
-    if plan is not None and longest is not None and longest > plan.max_context:
-        print_note(f"context {plan.max_context} of {longest} tokens (--max-context)")
+    most, longest = model.coterie.max_context, model_context(model.config)
+    if most is not None and longest is not None and longest > most:
+        print_note(f"context {most} of {longest} tokens (--max-context)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,10 +143,11 @@ def record(
     options.check()
     material = _gather(text, speech, images)
     import_engine(quiet=quiet or as_json)
-    from coterie.survey import survey, without_repetitions
+    from coterie.survey import WorkDone, survey, without_repetitions
 
     files = without_repetitions(material)
     total = sum(one.work for one in files)
+    work = WorkDone(files)
     with open_model(model, options, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
         shown = nullcontext(lambda amount: None) if quiet else work_progress("Recording", total)
         with shown as progress:
@@ -163,7 +163,7 @@ def record(
                 segment_tokens=segment_tokens,
                 several_models=several_models,
                 should_stop=pressed,
-                progress=_by_work(files, progress),
+                progress=lambda nbytes: progress(work.add(nbytes)),
             )
     _print(found, as_json=as_json, quiet=quiet)
     if found.interrupted:
@@ -192,21 +192,6 @@ def _gather(text: list[str] | None, speech: list[str] | None, images: list[str] 
             "There is nothing to run the model over.", advice="Give --text DOMAIN=PATH, --speech PATH or --images PATH."
         )
     return found
-
-
-def _by_work(files: Sequence[Material], progress: Callable[[int], None]) -> Callable[[int], None]:
-    """Tells of bytes that are done as work that is done: seconds of sound and of text differ in bytes a hundredfold."""
-    from coterie.survey import work_done
-
-    nbytes = done = 0
-
-    def advance(more: int) -> None:
-        nonlocal nbytes, done
-        nbytes += more
-        before, done = done, work_done(files, nbytes)
-        progress(done - before)
-
-    return advance
 
 
 def _split(place: str) -> tuple[str | None, str]:
@@ -240,12 +225,12 @@ def _print(found: Survey, *, as_json: bool, quiet: bool) -> None:
 
 
 def _warn_of_few_segments(found: Survey) -> None:
-    from coterie.profiles.inference import LEAST_SEGMENTS
+    from coterie.profiles.inference import LEAST_BLOCKS, LEAST_SEGMENTS
 
     names = [f"{group.modality} of {group.domain} ({segments})" for group, segments in found.too_few]
     if names:
         print_warning(
-            f"Too few segments for much to be said of: {', '.join(names)}. Findings take at least 4 of a domain or "
-            f"modality, and the report {LEAST_SEGMENTS}. Record more files, or record these again into a new profile "
-            "with fewer tokens in a segment: --segment-tokens 64, or less for pictures and sounds."
+            f"Too few segments for much to be said of: {', '.join(names)}. Findings take at least {LEAST_BLOCKS} of a "
+            f"domain or modality, and the report {LEAST_SEGMENTS}. Record more files, or record these again into a new "
+            "profile with fewer tokens in a segment: --segment-tokens 64, or less for pictures and sounds."
         )

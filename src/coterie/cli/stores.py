@@ -1,4 +1,4 @@
-"""`coterie stores`: list the stores on this machine, or remove one."""
+"""`coterie stores`: list the stores on this machine, remove one, or take over its edited files."""
 
 from __future__ import annotations
 

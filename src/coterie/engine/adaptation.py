@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from coterie.engine.salience import SalienceMeter
+from coterie.passes.current import carried
 from coterie.profiles.salience import Salience, SalienceRank
 from coterie.routing import Routed, leave_out, light_choices
 from coterie.spec import AdaptiveExperts, BankKey, Event, StepStarted
 
 
-class _Ranks(threading.local):
-    """Rank of the salience of the last token of each of this thread's sequences, by component."""
+class _Ranks:
+    """Rank of the salience of the last token of each of a thread's sequences, by component."""
 
     def __init__(self) -> None:
         self.rows: dict[str, tuple[float | None, ...]] = {}
@@ -59,7 +60,6 @@ class Adaptation:
         # Saliences without surprise are on another scale.
         self._scales: defaultdict[tuple[str, bool], SalienceRank] = defaultdict(SalienceRank)
         self._lock = threading.Lock()
-        self._ranks = _Ranks()
 
     @property
     def reward(self) -> float:
@@ -75,7 +75,7 @@ class Adaptation:
         if isinstance(event, StepStarted):
             if event.phase == "prefill":
                 # Other sequences begin, or several tokens come at once: of what is before each, nothing is known yet.
-                self._ranks.rows.pop(event.component, None)
+                carried(self, _Ranks).rows.pop(event.component, None)
             count, k = event.batch * event.tokens, self._choices[event.component]
             counts = self._counts(event.component, count, k) or [k] * count
             with self._lock:
@@ -103,7 +103,8 @@ class Adaptation:
 
     def most(self, component: str) -> int | None:
         """The most experts that a token of this thread's forward pass gets."""
-        counts = self._counts(component, max(1, len(self._ranks.rows.get(component, ()))), self._choices[component])
+        sequences = len(carried(self, _Ranks).rows.get(component, ()))
+        counts = self._counts(component, max(1, sequences), self._choices[component])
         return None if counts is None else max(counts)
 
     def _counts(self, component: str, tokens: int, k: int) -> list[int] | None:
@@ -112,8 +113,8 @@ class Adaptation:
         if settings.k_min is None and settings.k_max is None:
             return None
         least, most = settings.counts(k)
-        ranks = self._ranks.rows.get(component, ())
-        if not settings.by_salience or len(ranks) != tokens:
+        ranks = carried(self, _Ranks).rows.get(component, ()) if settings.by_salience else ()
+        if len(ranks) != tokens:
             return [most] * tokens
         steps = most - least + 1
         return [most if rank is None else least + min(int(rank * steps), steps - 1) for rank in ranks]
@@ -128,4 +129,4 @@ class Adaptation:
                     if score is not None:
                         rank = self._scales[begun.component, score.surprise is None].rank(score.overall)
                 ranks.append(rank)
-        self._ranks.rows[begun.component] = tuple(ranks)
+        carried(self, _Ranks).rows[begun.component] = tuple(ranks)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from coterie.engine.streaming import overlap
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -105,7 +107,7 @@ class AnswerReader:
     def _take(self, part: Part, mark: str, *, final: bool) -> bool:
         """Hands on what comes before a mark, and says whether it was there; what may be its beginning waits."""
         before, found, rest = self._rest.partition(mark)
-        held = 0 if found or final else _overlap(before, (mark,))
+        held = 0 if found or final else overlap(before, (mark,))
         self._hand_on(part, before[: len(before) - held])
         self._rest = rest if found else before[len(before) - held :]
         return bool(found)
@@ -196,7 +198,7 @@ class ChannelReader(AnswerReader):
     def _read_body(self, *, final: bool) -> None:
         places = [(place, mark) for mark in _ENDS if (place := self._rest.find(mark)) >= 0]
         place, mark = min(places, default=(len(self._rest), ""))
-        held = 0 if mark or final else _overlap(self._rest, _ENDS)
+        held = 0 if mark or final else overlap(self._rest, _ENDS)
         piece, self._rest = self._rest[: place - held], self._rest[place - held :]
         self._body += piece
         if self._recipient() is None:
@@ -241,10 +243,3 @@ def reader_for(tokenizer: PreTrainedTokenizerBase, template: str | None, prompt:
             if all(closing in source for source in sources):
                 return TaggedReader(opening, closing, inside=prompt.rstrip().endswith(opening))
     return AnswerReader()
-
-
-def _overlap(text: str, marks: Collection[str]) -> int:
-    """Characters at the end of the text that one of the marks begins with."""
-    longest = max(map(len, marks)) - 1
-    sizes = range(min(longest, len(text)), 0, -1)
-    return next((size for size in sizes if any(mark.startswith(text[-size:]) for mark in marks)), 0)

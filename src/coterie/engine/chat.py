@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coterie.engine.chat_options import ChatOptions
 from coterie.engine.inputs import build_inputs, check_text
 from coterie.engine.processors import Processors
-from coterie.errors import InputError, UsageError
+from coterie.errors import InputError
 from coterie.hf.foreign import foreign
 from coterie.hf.templates import Rendered, choose_template, is_json, processor_template, render, template_of_file
 
@@ -20,27 +21,6 @@ _MARKER = "48151623420"
 """Stands in for a text that a template changed, to see whether it shows it at all: no case, and nothing to quote."""
 _KEPT = ("reasoning_content", "thinking", "tool_calls")
 """What a turn of the assistant may hold besides its content."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatOptions:
-    """How a conversation becomes a prompt.
-
-    Attributes:
-        template: Another template than the model's: the name of one of several that it has, or a file.
-        variables: What the template is told besides the messages, such as ``enable_thinking``.
-
-    Raises:
-        UsageError: If a variable is none that a template can be told.
-    """
-
-    template: str | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, value in self.variables.items():
-            if name in ("messages", "add_generation_prompt", "tools", "documents") or not is_json(value):
-                raise UsageError(f"A template cannot be told {name} = {value!r}.", advice="Give it JSON values.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +65,21 @@ class _Turn:
     @property
     def has_media(self) -> bool:
         return any(part["type"] != "text" for part in self.parts)
+
+
+def user_message(text: str, *, images: Sequence[str | Path] = (), audios: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """A turn of the user, as :func:`chat_inputs` takes it.
+
+    Args:
+        text: What the user says; may be empty if there is a picture or sound.
+        images: Picture files shown before the text.
+        audios: Sound files played before the text.
+    """
+    parts = [{"type": "image", "path": str(path)} for path in images]
+    parts += [{"type": "audio", "path": str(path)} for path in audios]
+    if text:
+        parts.append({"type": "text", "text": text})
+    return {"role": "user", "content": parts}
 
 
 def chat_inputs(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from coterie.engine.answers import AnswerReader, ToolCall
 from coterie.engine.draws import drawing
-from coterie.engine.one_sequence import beams, check_settings, sequences_at_once, settings_named
+from coterie.engine.one_sequence import beams, check_settings, longest, settings_named
 from coterie.engine.runtime import Runtime
 from coterie.engine.sampling import Sampling
 from coterie.engine.streaming import StopAtTexts, TextStream
-from coterie.hf.context import DEFAULT_CONTEXT, model_context
+from coterie.hf.context import DEFAULT_CONTEXT
 from coterie.spec import Event, ExpertsSelected
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def complete(
     interrupted = False
     try:
         with stoppable(model, should_stop), drawing(wishes.seed) as draws, settings_named(model):
-            options = stopping(tokenizer, config, wishes, prompt)
+            options = stopping(tokenizer, config, wishes, prompt=prompt, keep=() if reader is None else reader.marks)
             made = model.generate(
                 **inputs.to(model.dtype),
                 generation_config=config,
@@ -171,7 +171,12 @@ def _stream(
 
 
 def stopping(
-    tokenizer: PreTrainedTokenizerBase, config: GenerationConfig, sampling: Sampling, prompt: int
+    tokenizer: PreTrainedTokenizerBase,
+    config: GenerationConfig,
+    sampling: Sampling,
+    *,
+    prompt: int,
+    keep: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What ``generate`` needs to end at a text: the tokenizer for the model's own, a criterion for the caller's.
 
@@ -180,6 +185,8 @@ def stopping(
         config: What is to be done.
         sampling: The caller's wishes.
         prompt: Tokens of the prompt.
+        keep: Special tokens whose text is part of the answer, as :class:`TextStream` takes them: where the stream sees
+            a text, and only there, the sequence ends.
     """
     options: dict[str, Any] = {}
     if config.stop_strings is not None or config.token_healing:
@@ -187,7 +194,8 @@ def stopping(
     if sampling.stop:
         from transformers import StoppingCriteriaList
 
-        options["stopping_criteria"] = StoppingCriteriaList([StopAtTexts(tokenizer, sampling.stop, prompt=prompt)])
+        criterion = StopAtTexts(tokenizer, sampling.stop, keep=keep, prompt=prompt)
+        options["stopping_criteria"] = StoppingCriteriaList([criterion])
     return options
 
 
@@ -211,14 +219,11 @@ def effective_config(
 
 def _room(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> int | None:
     """New tokens that there is room for; None if nothing says so."""
-    plan = model.coterie.plan
-    if plan is not None:
-        # The last token is never run through the model, hence one more; a prompt that is too long fails in the model.
-        return int(plan.max_context) // sequences_at_once(config) - prompt + 1
-    if config.max_new_tokens is not None:
-        return None
-    positions = model_context(model.config)
-    return None if positions is None else positions - prompt + 1
+    if model.coterie.max_context is None and config.max_new_tokens is not None:
+        return None  # whoever asks for more than the model was made for gets it
+    most = longest(model, config)
+    # The last token is never run through the model, hence one more; a prompt that is too long fails in the model.
+    return None if most is None else most - prompt + 1
 
 
 def finish(

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from coterie.engine.loader import load
+from coterie.engine.processors import scaled_ahead
 from coterie.engine.quiet import quiet_libraries
 from coterie.extraction import extract
 from coterie.hf.contract import Contract, Verdict, examine, expect
@@ -20,6 +22,7 @@ from coterie.hf.contracts import EXACT, SPEED, place, tiny_config
 from coterie.integration import TokenLayer
 from coterie.integration.contracts import CONTRACTS as RUNNING
 from coterie.native import StageTimes, library
+from coterie.passes.forwards import own, remove
 
 _SIZES = {
     "vocab_size": 64, "hidden_size": 64, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 3,
@@ -27,6 +30,8 @@ _SIZES = {
     "pad_token_id": 0,
 }  # fmt: skip
 _PROMPT, _NEW = 8, 4
+
+PICTURES = "Large pictures, which are scaled before the processor copies them, have the pixels of others."
 
 
 @contextmanager
@@ -89,26 +94,44 @@ def _decode_steps_are_native() -> None:
     with _tiny_checkpoint() as directory:
         extract(directory / "checkpoint", directory / "store", scheme="int4", dense_scheme="int4")
         with _opened(directory / "store") as model:
-            layers = [one for one in model.modules() if isinstance(one.__dict__.get("forward"), TokenLayer)]
+            layers = [one for one in model.modules() if isinstance(own(one), TokenLayer)]
             expect(len(layers) == 2, f"{len(layers)} of 2 layers have a native forward.")
             times = StageTimes()
             for layer in layers:
-                layer.__dict__["forward"].times = times
+                forward: Any = own(layer)
+                forward.times = times
             tokens, native = _generate(model)
             expect(times.passes == 2 * (_NEW - 1), f"{times.passes} of {2 * (_NEW - 1)} steps of layers were native.")
             for layer in layers:
-                del layer.__dict__["forward"]
-            again, own = _generate(model)
-    apart = float(((native - own).float().norm(dim=-1) / own.float().norm(dim=-1)).median())
+                remove(layer, "native")
+            again, stock = _generate(model)
+    apart = float(((native - stock).float().norm(dim=-1) / stock.float().norm(dim=-1)).median())
     expect(
         bool((tokens == again).float().mean() > 0.5) and apart < 0.05,
         f"Native layers differ from the class's by {apart:.1%}.",
     )
 
 
+def _pictures_are_scaled_alike() -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 112 * 112})
+    for size in ((310, 170), (40, 23), (112, 112)):  # too large, too small, and as it is
+        picture = Image.effect_noise(size, 90).convert("RGB")
+        theirs, ours = (
+            processor(images=[one], return_tensors="pt") for one in (picture, scaled_ahead(processor, picture))
+        )
+        same = all(torch.equal(theirs[name], ours[name]) for name in ("image_grid_thw", "pixel_values"))
+        expect(same, f"A picture of {size[0]} × {size[1]} pixels is not scaled as smart_resize says.")
+
+
 ENGINE: tuple[Contract, ...] = (
     place("models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil", (), "engine.processors",
           essential=False),
+    place("models.qwen2_vl.image_processing_pil_qwen2_vl", "smart_resize",
+          ("height", "width", "factor", "min_pixels", "max_pixels"), "engine.processors", essential=False),
+    Contract(name="pictures are scaled as smart_resize says", protects=PICTURES, follower="coterie.engine.processors",
+             check=_pictures_are_scaled_alike, essential=False),
     place("models.qwen3_omni_moe.processing_qwen3_omni_moe", "_get_feat_extract_output_lengths", ("input_lengths",),
           "engine.placeholders", essential=False),
     Contract(name="a streamed model has the bits of stock", protects=EXACT, follower="coterie.engine.model",

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.engine.answers import reader_for
-from coterie.engine.chat import ChatOptions, can_chat, chat_prompt
+from coterie.engine.chat import can_chat, chat_prompt, user_message
+from coterie.engine.chat_options import ChatOptions
 from coterie.engine.completion import Completion, complete
+from coterie.engine.one_sequence import longest
 from coterie.engine.processors import Processors
 from coterie.engine.sampling import Sampling
 from coterie.errors import InputError, UsageError
 from coterie.files.json_text import read_json_object
 from coterie.files.replacing import replacing
-from coterie.hf.context import model_context
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -98,13 +99,8 @@ class Conversation:
             InputError: If a file cannot be used or the template refuses the conversation.
             ContextLengthError: If this turn alone is longer than the memory budget was made for.
         """
-        parts = [{"type": "image", "path": str(path)} for path in images]
-        parts += [{"type": "audio", "path": str(path)} for path in audios]
-        if text:
-            parts.append({"type": "text", "text": text})
-        return self._answer(
-            {"role": "user", "content": parts}, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop
-        )
+        message = user_message(text, images=images, audios=audios)
+        return self._answer(message, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
 
     def retry(
         self,
@@ -212,7 +208,8 @@ class Conversation:
             length = int(inputs["input_ids"].shape[1])
             if limit is None or length <= limit or not turns:
                 break
-            # Another round costs a rendering: as many as the length suggests are left out at once, a turn at least.
+            # Another round costs a rendering, and what is left out for nothing is lost: half as many messages as the
+            # length suggests go at once, a turn at least.
             excess = max(1, len(turns) * (length - limit) // (2 * length))
             turns = _without_first(turns, excess)
         self.forgotten = len(self.messages) + 1 - len(asked)
@@ -220,11 +217,7 @@ class Conversation:
 
     def _limit(self) -> int | None:
         """The longest prompt that leaves room for an answer; None if nothing limits it."""
-        plan = None if self._model is None else self._model.coterie.plan
-        if plan is not None:
-            context: int | None = plan.max_context
-        else:
-            context = None if self._model is None else model_context(self._model.config)
+        context = longest(self._model, self.sampling.generation_config(self._model.generation_config))
         if context is None:
             return None
         share = context // _LEAST_SHARE

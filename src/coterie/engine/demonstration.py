@@ -16,6 +16,7 @@ from coterie.engine.completion import Completion, complete
 from coterie.engine.exactness import Case, Exactness, Likeness, compare_exactly, likeness
 from coterie.engine.inputs import build_inputs
 from coterie.engine.loader import load
+from coterie.engine.opened import OpenModel
 from coterie.engine.processors import Processors
 from coterie.engine.sampling import Sampling
 from coterie.extraction import ProgressCallback, extract
@@ -191,7 +192,7 @@ def demonstrate(
     extracted = _extract(folder / "full", None, progress)
     say(extracted)
     with _opened(extracted.store, expert_memory=EXPERT_MEMORY) as model:
-        processors = Processors(extracted.store)
+        processors = OpenModel.of(model).processors
         say(Stage(name="generate"))
         samples, cases = _make_samples(model, processors, say)
         holding = _holding(model, samples)

@@ -31,10 +31,9 @@ from coterie.integration import (
     check_missing,
     forget,
     install_guards,
-    let_go_after_failure,
-    process_neighbours,
     register,
 )
+from coterie.passes import let_go_after_failure, process_neighbours
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
 from coterie.plan.heap import share_one_heap
@@ -227,9 +226,9 @@ def _load(
     except BaseException:
         cache.close()
         raise
-    if plan is not None or max_context is not None:
-        for clock in attachment.clocks.values():
-            clock.max_context = context
+    limit = max_context if plan is None else context
+    for clock in attachment.clocks.values():
+        clock.max_context = limit
     forget(model)
     install_guards(model, attachment.removed)
     if model.can_generate():
@@ -239,6 +238,7 @@ def _load(
         attachment=attachment,
         cache=cache,
         plan=plan,
+        max_context=limit,
         working_set=working_set,
         experts_per_token=experts_per_token,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import CoterieError, LoadError, UnsupportedError
+from coterie.hf.context import model_context
 from coterie.hf.foreign import reason_of
 from coterie.hf.generation_config import FILE
 
@@ -33,6 +34,20 @@ def sequences_at_once(config: GenerationConfig) -> int:
     """Sequences whose tokens are in memory at once: beams, and twice as many where a second prompt guides the first."""
     guided = config.guidance_scale is not None and config.guidance_scale != 1
     return beams(config) * (2 if guided else 1)
+
+
+def longest(model: PreTrainedModel, config: GenerationConfig) -> int | None:
+    """Tokens that a sequence may have, prompt included: what memory there is for, else what the model was made for.
+
+    Args:
+        model: The model.
+        config: What is to be done, the caller's wishes included: several sequences share the memory.
+
+    Returns:
+        None if nothing limits it.
+    """
+    most = model.coterie.max_context
+    return model_context(model.config) if most is None else most // sequences_at_once(config)
 
 
 def check_settings(model: PreTrainedModel, config: GenerationConfig, *, streamed: bool = False) -> None:

@@ -35,8 +35,9 @@ class OpenModel:
         Raises:
             LoadError: If there is no tokenizer, or it is another model's.
         """
-        directory = model.coterie.source.directory
-        return cls(model=model, processors=Processors(directory, embedding_rows=embedding_rows(model)))
+        source = model.coterie.source
+        made = Processors(source.directory, embedding_rows=embedding_rows(model), store=source.store)
+        return cls(model=model, processors=made)
 
     @property
     def runtime(self) -> Runtime:

@@ -61,8 +61,6 @@ def read_picture(path: str | Path, *, room: int | None = None) -> Image.Image:
     except MemoryError as error:
         raise InputError(f"The picture {path} takes more memory than there is.", path=path) from error
     except Exception as error:  # decoders meet anything in a file, and raise anything over it
-        if path.is_dir():
-            raise InputError(f"There is no picture file {path}.", path=path) from error
         raise InputError(f"The picture {path} cannot be read: {_reason(error)}.", path=path) from error
     if shrunk > 1:
         warnings.warn(

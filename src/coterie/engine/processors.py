@@ -54,10 +54,13 @@ class Processors:
     Args:
         path: A store or checkpoint directory.
         embedding_rows: Rows of the model's input embedding; if given, the tokenizer is checked against it.
+        store: The store in that directory, where it is open already: its files have to be what they were then.
 
     Raises:
         LoadError: If the directory has no readable ``config.json`` or tokenizer, or the tokenizer is another model's
             (a token without a row in the embedding, or placeholder tokens with other ids than the config says).
+        StoreError: If it is a store that cannot be opened.
+        ReadError: If one of the store's files is not what it was when the store was opened.
 
     Attributes:
         path: The directory.
@@ -65,10 +68,10 @@ class Processors:
         tokenizer: The tokenizer.
     """
 
-    def __init__(self, path: str | Path, *, embedding_rows: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, embedding_rows: int | None = None, store: Store | None = None) -> None:
         self.path = Path(path)
         # Opening a store compares its files with their checksums; afterwards they have to stay what they are.
-        self._store = Store.open(self.path) if is_store(self.path) else None
+        self._store = Store.open(self.path) if store is None and is_store(self.path) else store
         self.config = _read_config(self.path)
         self.embedding_rows = embedding_rows
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.path, embedding_rows)
@@ -133,19 +136,9 @@ class Processors:
 
         The processor would make two copies of it first.
         """
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-        made = self.image_processor
-        if picture.width * picture.height < _LARGE_PIXELS or not made.do_resize:
+        if picture.width * picture.height < _LARGE_PIXELS or not self.image_processor.do_resize:
             return picture
-        height, width = smart_resize(
-            picture.height,
-            picture.width,
-            factor=made.patch_size * made.merge_size,
-            min_pixels=made.size["shortest_edge"],
-            max_pixels=made.size["longest_edge"],
-        )
-        return picture.resize((width, height), resample=made.resample)
+        return scaled_ahead(self.image_processor, picture)
 
     @cached_property
     def feature_extractor(self) -> Any:
@@ -224,6 +217,20 @@ class Processors:
                 expected=expected,
                 got=got,
             )
+
+
+def scaled_ahead(image_processor: Any, picture: Image.Image) -> Image.Image:
+    """A picture as an image processor of the Qwen-VL kind scales it, which then leaves it as it is."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    height, width = smart_resize(
+        picture.height,
+        picture.width,
+        factor=image_processor.patch_size * image_processor.merge_size,
+        min_pixels=image_processor.size["shortest_edge"],
+        max_pixels=image_processor.size["longest_edge"],
+    )
+    return picture.resize((width, height), resample=image_processor.resample)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.hf.token_roles import TokenRoles
+from coterie.passes.current import current
 from coterie.profiles import Group, Recording
 from coterie.profiles.counters import NO_EXPERT
 from coterie.profiles.facts import check_group
@@ -24,7 +25,6 @@ _TOWERS = {"vision": "image", "audio": "audio"}
 class _Rows:
     """What is known of the tokens of a step: T rows, of which some are padding."""
 
-    step: int
     count: int
     groups: npt.NDArray[np.uint8] | int
     token_ids: npt.NDArray[np.int64] | int | None
@@ -32,11 +32,11 @@ class _Rows:
     """Rows that are no padding; None for all."""
 
 
-class _Passes(threading.local):
-    """The forward passes that this thread is in, by component, and the banks that are not computed yet."""
+class _Told:
+    """What was told of a forward pass, and of the banks that are not computed yet."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, _Rows] = {}
+        self.rows: _Rows | None = None
         self.selected: dict[BankKey, ExpertsSelected] = {}
         self.contributions: dict[BankKey, npt.NDArray[np.float32]] = {}
 
@@ -79,7 +79,6 @@ class ProfileRecorder:
         self._roles = roles
         self._boundaries = boundaries
         self._lock = threading.Lock()
-        self._passes = _Passes()
         # Where every expert may be chosen, one may be named more than once: NLLB-MoE's routers do so.
         self._repeating = {shape.bank for shape in recording.run.banks if shape.top_k == shape.experts}
         self._tokens: Counter[Group] = Counter()
@@ -107,28 +106,23 @@ class ProfileRecorder:
 
     def on_event(self, event: Event) -> None:
         """Counts a bank when its experts have been served."""
-        now = self._passes
         if isinstance(event, ExpertsSelected):
-            now.selected[event.bank] = event
+            self._told_by(event.bank.component).selected[event.bank] = event
         elif isinstance(event, ExpertsContributed):
-            now.contributions[event.bank] = event.contributions
+            self._told_by(event.bank.component).contributions[event.bank] = event.contributions
         elif isinstance(event, ExpertsServed):
-            selected = now.selected.pop(event.bank, None)
+            told = self._told_by(event.bank.component)
+            selected = told.selected.pop(event.bank, None)
             if selected is not None:
-                self._count(selected, now.contributions.pop(event.bank, None))
+                self._count(told.rows, selected, told.contributions.pop(event.bank, None))
         elif isinstance(event, StepStarted):
-            self._begin(event)
+            self._told_by(event.component).rows = self._rows(event)
+            if self._boundaries:
+                with self._lock:
+                    self.recording.boundary()
 
-    def _begin(self, event: StepStarted) -> None:
-        now = self._passes
-        now.rows[event.component] = self._rows(event)
-        if now.selected:  # of a pass that was stopped
-            for bank in [bank for bank in now.selected if bank.component == event.component]:
-                del now.selected[bank]
-                now.contributions.pop(bank, None)
-        if self._boundaries:
-            with self._lock:
-                self.recording.boundary()
+    def _told_by(self, component: str) -> _Told:
+        return current(component).state(self, _Told)
 
     def _rows(self, event: StepStarted) -> _Rows:
         count, component = event.batch * event.tokens, event.component
@@ -137,15 +131,15 @@ class ProfileRecorder:
         usual = "speech" if component == "talker" and generated else "text"
         ids = event.input_ids
         if component in _TOWERS:
-            return _Rows(event.step, -1, self._group(_TOWERS[component], phase), None, None)
+            return _Rows(-1, self._group(_TOWERS[component], phase), None, None)
         if ids is None or ids.size != count:
             self._add_tokens(usual, phase, count)
-            return _Rows(event.step, count, self._group(usual, phase), None, None)
+            return _Rows(count, self._group(usual, phase), None, None)
         roles, flat = self._roles.get(component, TokenRoles()), ids.reshape(-1)
         if count == 1 and event.attended is None:
             modality = roles.media.get(int(flat[0]), usual)
             self._add_tokens(modality, phase, 1)
-            return _Rows(event.step, 1, self._group(modality, phase), int(flat[0]), None)
+            return _Rows(1, self._group(modality, phase), int(flat[0]), None)
         attended = np.ones(count, np.bool_) if event.attended is None else event.attended.reshape(-1)
         if generated and event.batch > 1 and roles.padding is not None:
             attended = attended & (flat != roles.padding)
@@ -158,14 +152,15 @@ class ProfileRecorder:
                 self._add_tokens(modality, phase, int((found & attended).sum()))
                 left &= ~found
         self._add_tokens(usual, phase, int(left.sum()))
-        return _Rows(event.step, count, groups, flat, None if attended.all() else np.flatnonzero(attended))
+        return _Rows(count, groups, flat, None if attended.all() else np.flatnonzero(attended))
 
-    def _count(self, selected: ExpertsSelected, contributions: npt.NDArray[np.float32] | None) -> None:
+    def _count(
+        self, rows: _Rows | None, selected: ExpertsSelected, contributions: npt.NDArray[np.float32] | None
+    ) -> None:
         bank, ids, weights = selected.bank, selected.expert_ids, selected.weights
         if bank in self._repeating:
             ids, weights, contributions = _named_once(ids, weights, contributions)
-        rows = self._passes.rows.get(bank.component)
-        if rows is None or rows.step != selected.step or rows.count != len(ids):
+        if rows is None or rows.count != len(ids):
             # A tower's rows; or a bank for some of the tokens alone, which does not say for which.
             of_pictures = "vision" in bank.bank
             modality = _TOWERS.get(bank.component, "image" if of_pictures else "text")

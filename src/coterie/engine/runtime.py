@@ -19,7 +19,8 @@ from coterie.extraction.fetching import FetchCounts
 from coterie.files.replacing import replacing
 from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles
-from coterie.integration import Attachment, ExpertLimit
+from coterie.integration import Attachment
+from coterie.passes import ExpertLimit
 from coterie.plan.budget import MemoryPlan
 from coterie.plan.machine import process_memory
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
@@ -38,6 +39,7 @@ class Runtime:
         source: What the model was opened from.
         cache: The experts in memory.
         plan: How the memory budget was divided, or None if ``expert_memory`` sized the arena alone.
+        max_context: Tokens (sequences × length) that there is room for; more are refused. None for no limit.
         working_set: Bytes of layers × experts per token.
         experts_per_token: Override of the routers' k, or None.
         warming: What uses a profile, if the model was opened with one.
@@ -50,12 +52,14 @@ class Runtime:
         attachment: Attachment,
         cache: ExpertCache,
         plan: MemoryPlan | None,
+        max_context: int | None,
         working_set: int,
         experts_per_token: int | None = None,
     ) -> None:
         self.source = source
         self.cache = cache
         self.plan = plan
+        self.max_context = max_context
         self.working_set = working_set
         self.experts_per_token = experts_per_token
         self.warming: Warming | None = None

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from coterie.errors import UsageError
 from coterie.files.replacing import replacing
+from coterie.passes.current import current
 from coterie.profiles.salience import NEUTRAL, Salience, SalienceScale, check_reward
 from coterie.spec import BankKey, Event, ExpertsContributed, ExpertsSelected, Phase, StepEnded, StepStarted
 
@@ -69,11 +70,11 @@ class SalienceReport:
     tokens: tuple[TokenSalience, ...]
 
 
-class _Pass(threading.local):
-    """The forward passes that this thread is in, by component."""
+class _Told:
+    """What was told of a forward pass."""
 
     def __init__(self) -> None:
-        self.begun: dict[str, StepStarted] = {}
+        self.begun: StepStarted | None = None
         self.selected: dict[BankKey, ExpertsSelected] = {}
         self.sizes: dict[BankKey, npt.NDArray[np.float64]] = {}
 
@@ -114,7 +115,6 @@ class SalienceMeter:
         self._tell = tell
         self._reward = NEUTRAL
         self._lock = threading.Lock()
-        self._passes = _Pass()
 
     @property
     def reward(self) -> float:
@@ -133,31 +133,26 @@ class SalienceMeter:
 
     def on_event(self, event: Event) -> None:
         """Keeps a pass's events until it has ended."""
-        now = self._passes
         if isinstance(event, ExpertsSelected):
-            now.selected[event.bank] = event
+            self._told_by(event.bank.component).selected[event.bank] = event
         elif isinstance(event, ExpertsContributed):
             # What is left out, or absent, adds nothing.
-            now.sizes[event.bank] = np.nansum(event.contributions, axis=1, dtype=np.float64)
+            sizes_T: npt.NDArray[np.float64] = np.nansum(event.contributions, axis=1, dtype=np.float64)
+            self._told_by(event.bank.component).sizes[event.bank] = sizes_T
         elif isinstance(event, StepStarted):
-            self._forget(event.component)
-            now.begun[event.component] = event
+            self._told_by(event.component).begun = event
         elif isinstance(event, StepEnded):
-            begun = now.begun.pop(event.component, None)
-            if begun is not None and begun.step == event.step:
-                self._tell(begun, self._scores(begun, event.losses.reshape(-1)))
-            self._forget(event.component)
+            told = self._told_by(event.component)
+            if told.begun is not None:
+                self._tell(told.begun, self._scores(told, told.begun, event.losses.reshape(-1)))
 
-    def _forget(self, component: str) -> None:
-        """Leaves nothing of a pass that was stopped, or has ended."""
-        for bank in self._banks.get(component, ()):
-            self._passes.selected.pop(bank, None)
-            self._passes.sizes.pop(bank, None)
+    def _told_by(self, component: str) -> _Told:
+        return current(component).state(self, _Told)
 
-    def _scores(self, begun: StepStarted, losses_T: npt.NDArray[np.float32]) -> list[Salience | None]:
-        now, count = self._passes, begun.batch * begun.tokens
+    def _scores(self, told: _Told, begun: StepStarted, losses_T: npt.NDArray[np.float32]) -> list[Salience | None]:
+        count = begun.batch * begun.tokens
         banks = self._banks.get(begun.component, [])
-        selected = [now.selected.get(bank) for bank in banks]
+        selected = [told.selected.get(bank) for bank in banks]
         rows = [one if one is not None and len(one.expert_ids) == count else None for one in selected]
         passed = [bank for bank, one in zip(banks, rows, strict=True) if one is not None]
         if not passed:
@@ -165,7 +160,7 @@ class SalienceMeter:
         nothing = np.zeros((count, 0))
         ids = [np.zeros((count, 0), np.int64) if one is None else one.expert_ids for one in rows]
         weights = [nothing if one is None else one.weights for one in rows]
-        sizes_TL = self._sizes(banks, passed, count)
+        sizes_TL = _sizes(told.sizes, banks, passed, count)
         attended = np.ones(count, np.bool_) if begun.attended is None else begun.attended.reshape(-1)
         scale = self._scales[begun.component]
         with self._lock:
@@ -180,14 +175,6 @@ class SalienceMeter:
                 else None
                 for row in range(count)
             ]
-
-    def _sizes(self, banks: Sequence[BankKey], passed: Sequence[BankKey], count: int) -> npt.NDArray[np.float64] | None:
-        """What experts added, [T, L]; None unless all of the banks that were passed tell."""
-        found = self._passes.sizes
-        if any(bank not in found for bank in passed):
-            return None
-        nothing = np.zeros(count)
-        return np.stack([found[bank] if bank in passed else nothing for bank in banks], axis=1)
 
 
 class SalienceTrace:
@@ -262,3 +249,13 @@ class SalienceTrace:
             for position, score in enumerate(scores)
             if score is not None
         ]
+
+
+def _sizes(
+    found: Mapping[BankKey, npt.NDArray[np.float64]], banks: Sequence[BankKey], passed: Sequence[BankKey], count: int
+) -> npt.NDArray[np.float64] | None:
+    """What experts added, [T, L]; None unless all of the banks that were passed tell."""
+    if any(bank not in found for bank in passed):
+        return None
+    nothing = np.zeros(count)
+    return np.stack([found[bank] if bank in passed else nothing for bank in banks], axis=1)

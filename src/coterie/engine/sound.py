@@ -60,8 +60,6 @@ def read_sound(path: str | Path, *, rate: int, max_seconds: float | None = None,
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"There is no sound file {path}.", path=path) from error
     except OSError as error:
-        if path.is_dir():
-            raise InputError(f"There is no sound file {path}.", path=path) from error
         raise InputError(f"The sound {path} cannot be read: {error.strerror or error}.", path=path) from error
     except MemoryError as error:
         raise InputError(f"The sound {path} takes more memory than there is.", path=path) from error

@@ -140,15 +140,9 @@ def open_source(
         CheckpointError, StoreError, UnsupportedError: As their packages say.
         UsageError: If the component is not in the store or model.
     """
-    store = store_path(path)
+    store = _store(path, revision)
     if store is not None:
-        if revision is not None:
-            raise UsageError(
-                f"{store.name} is a store: only repositories of the Hub have revisions.",
-                advice="Leave the revision out.",
-                revision=revision,
-            )
-        return _store_source(Store.open(store), component)
+        return _store_source(store, component)
     return _checkpoint_source(Checkpoint.open(path, component=component, revision=revision, offline=offline))
 
 
@@ -184,15 +178,40 @@ def text_component(path: str | Path, *, revision: str | None = None, offline: bo
     Raises:
         CheckpointError, StoreError, UnsupportedError: As :func:`open_source`.
     """
-    directory = store_path(path)
-    if directory is None:
-        directory = Location.find(path, revision=revision, offline=offline).directory
-    elif Store.open(directory).manifest.model.component is not None:
+    store = _store(path, revision)
+    if store is not None and store.manifest.model.component is not None:
         return None
-    config = load_config(directory)
+    config = load_config(_directory(path, store, revision, offline))
     whole, _ = resolve_model(config, None)
     has_parts = all(hasattr(config, f"{name}_config") for name in COMPONENTS)
     return "thinker" if has_parts and component_of_class(whole, config) == "text" else None
+
+
+def model_directory(path: str | Path, *, revision: str | None = None, offline: bool = False) -> Path:
+    """Where a model's configuration and tokenizer are. Of a Hub id the small files are downloaded, and no weights.
+
+    Raises:
+        CheckpointError, StoreError, UnsupportedError, UsageError: As :func:`open_source`.
+    """
+    return _directory(path, _store(path, revision), revision, offline)
+
+
+def _directory(path: str | Path, store: Store | None, revision: str | None, offline: bool) -> Path:
+    return Location.find(path, revision=revision, offline=offline).directory if store is None else store.path
+
+
+def _store(path: str | Path, revision: str | None) -> Store | None:
+    """The store that is named, opened; None if a checkpoint is."""
+    directory = store_path(path)
+    if directory is None:
+        return None
+    if revision is not None:
+        raise UsageError(
+            f"{directory.name} is a store: only repositories of the Hub have revisions.",
+            advice="Leave the revision out.",
+            revision=revision,
+        )
+    return Store.open(directory)
 
 
 def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:

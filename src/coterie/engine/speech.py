@@ -87,7 +87,7 @@ def speak(
     check_settings(model, config, streamed=True)
     stream = TextStream(tokenizer, on_text, stops=wishes.stop)
     prompt = int(inputs["input_ids"].shape[1])
-    thinker = {f"thinker_{name}": value for name, value in stopping(tokenizer, config, wishes, prompt).items()}
+    thinker = {f"thinker_{name}": value for name, value in stopping(tokenizer, config, wishes, prompt=prompt).items()}
     samples: npt.NDArray[np.float32] | None = None
     start = time.perf_counter()
     interrupted = False

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coterie.extraction.fetching import FetchCounts
-from coterie.integration import BankCounters, StreamedBank, Verdict
+from coterie.passes import BankCounters, StreamedBank, Verdict
 from coterie.spec import BankKey
 
 STATS_SCHEMA_VERSION = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coterie.hf.tokenizer import decode_tokens
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """How vocabularies with byte fallback write a token that is one byte of a character."""
-_WINDOW = 512
-_CONTEXT = 128
-"""Tokens that are decoded together at most, and how many of them are kept as context when the window moves on."""
+_WINDOW = 128
+_CONTEXT = 32
+"""Tokens that are decoded together at most, and how many of them are kept as context when the window moves on.
+
+Every new token has all of them decoded; a run of bytes that is longer is decoded as a whole all the same.
+"""
 
 
 class TextStream:
@@ -54,7 +57,8 @@ class TextStream:
         self._tokenizer = tokenizer
         self._on_text = on_text
         self._stops = tuple(stops)
-        self._dropped = _special_ids(tokenizer, keep) if keep else None
+        self._silent = _special_ids(tokenizer, keep)
+        self._keep = bool(keep)
         self._prompt_seen = False
         # Tokens from _begin on are decoded together; _known is what of their text is known for good.
         self._begin = 0
@@ -101,11 +105,13 @@ class TextStream:
         if self.stopped:
             return
         until = len(self._decoded)
-        found = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
+        # None begins in what was handed on: it would have been held back.
+        begin = len(self.text)
+        found = [place for stop in self._stops if (place := self._decoded.find(stop, begin)) >= 0]
         if found:
             until, self.stopped = min(found), True
         elif not final:
-            until -= max((_overlap(self._decoded, stop) for stop in self._stops), default=0)
+            until -= overlap(self._decoded, self._stops)
         piece = self._decoded[len(self.text) : until]
         if piece:
             self.text += piece
@@ -122,18 +128,20 @@ class TextStream:
                 return
 
     def _ends_in_a_byte(self) -> bool:
-        token = self._tokenizer.convert_ids_to_tokens(self.token_ids[-1]) if self.token_ids else None
+        """Whether the last token is a byte; what leaves no text does not end a run of them."""
+        last = next((one for one in reversed(self.token_ids[self._begin :]) if one not in self._silent), None)
+        token = None if last is None else self._tokenizer.convert_ids_to_tokens(last)
         return isinstance(token, str) and _BYTE.fullmatch(token) is not None
 
     def _decode(self, token_ids: list[int]) -> str:
-        if self._dropped is not None:
-            token_ids = [token_id for token_id in token_ids if token_id not in self._dropped]
+        if self._keep:
+            token_ids = [token_id for token_id in token_ids if token_id not in self._silent]
         if not token_ids:
             return ""
         return decode_tokens(
             self._tokenizer,
             token_ids,
-            skip_special_tokens=self._dropped is None,
+            skip_special_tokens=not self._keep,
             clean_up_tokenization_spaces=False,
         )
 
@@ -170,6 +178,8 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase, keep: Sequence[str]) -> fro
     return frozenset(number for number, token in added.items() if token.special and token.content not in keep)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of the text that ``stop`` begins with."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+def overlap(text: str, marks: Collection[str]) -> int:
+    """Characters at the end of a text that may be the beginning of one of the marks."""
+    longest = max(map(len, marks), default=1) - 1
+    sizes = range(min(longest, len(text)), 0, -1)
+    return next((size for size in sizes if any(mark.startswith(text[-size:]) for mark in marks)), 0)

@@ -11,7 +11,7 @@ from coterie.profiles.heavy_tokens import TokenText, plain_id
 
 
 def token_texts(model: str | Path, *, revision: str | None = None, offline: bool = False) -> TokenText:
-    """What a model's tokenizer says that a token is.
+    """What a model's tokenizer says that a token is. No weights are read, and none are downloaded.
 
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``.
@@ -22,9 +22,10 @@ def token_texts(model: str | Path, *, revision: str | None = None, offline: bool
         CheckpointError, StoreError: If the model cannot be used.
         LoadError: If its tokenizer cannot.
     """
-    from coterie.engine.source import open_source
+    # Here: it imports transformers, which takes seconds, and a model that a profile names is often not at hand.
+    from coterie.engine.source import model_directory
 
-    tokenizer = load_tokenizer(open_source(model, revision=revision, offline=offline).directory)
+    tokenizer = load_tokenizer(model_directory(model, revision=revision, offline=offline))
     known = len(tokenizer)
 
     def text_of(token: int) -> str:

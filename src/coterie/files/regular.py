@@ -24,6 +24,7 @@ def open_regular(path: str | Path, *, links: bool = True, flags: int = 0) -> int
         flags: More flags for the operating system, such as ``O_DIRECT``.
 
     Raises:
+        IsADirectoryError: If it is a directory.
         OSError: If it cannot be opened, or is not a regular file.
     """
     try:
@@ -37,7 +38,8 @@ def open_regular(path: str | Path, *, links: bool = True, flags: int = 0) -> int
     try:
         kind = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(kind):
-            raise OSError(errno.EINVAL, f"{_name_of(kind)}, not a regular file", str(path))
+            number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+            raise OSError(number, f"{_name_of(kind)}, not a regular file", str(path))
     except BaseException:
         os.close(descriptor)
         raise

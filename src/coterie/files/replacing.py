@@ -171,3 +171,5 @@ def _looked_at(path: Path) -> os.stat_result | None:
         return path.stat()
     except FileNotFoundError:
         return None
+    except ValueError as error:  # a null byte, or half of a surrogate pair
+        raise OSError(errno.EINVAL, "this is not a name of a file", str(path)) from error

@@ -15,15 +15,15 @@ from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.caches import let_go_of_kept
 from coterie.hf.configs import check_architecture
 from coterie.integration.adapters import Workplace, adapt
-from coterie.integration.admission import Admission
-from coterie.integration.bank import StreamedBank
-from coterie.integration.clock import StepClock
-from coterie.integration.decoder import bank_decoders
 from coterie.integration.linear import QuantisedLinears
-from coterie.integration.lookahead import LookAhead
 from coterie.integration.missing import Missing, adapt_block
-from coterie.integration.succession import Succession
 from coterie.kernels import StackedProduct, TokenKernel
+from coterie.passes.admission import Admission
+from coterie.passes.bank import StreamedBank
+from coterie.passes.clock import StepClock
+from coterie.passes.decoder import bank_decoders
+from coterie.passes.lookahead import LookAhead
+from coterie.passes.order import LayerOrder
 from coterie.spec import BankKey, ExpertSource, Observer, Prefetch
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Attachment:
     Attributes:
         banks: The banks, once the plug-in has run.
         clocks: Component → its forward passes.
-        successions: Component → which of its banks follows which.
+        orders: Component → which of its banks follows which.
         ahead: Component → who guesses what comes next; none where nothing is prefetched.
         observers: Whoever is told about events.
         removed: Names of the parameters that were taken out.
@@ -67,7 +67,7 @@ class Attachment:
         self.linears = linears
         self.banks: dict[BankKey, StreamedBank] = {}
         self.clocks: dict[str, StepClock] = {}
-        self.successions: dict[str, Succession] = {}
+        self.orders: dict[str, LayerOrder] = {}
         self.observers: list[Observer] = []
         self.removed: set[str] = set()
         self.dense_shapes: dict[str, torch.Size] = {}
@@ -100,7 +100,7 @@ class Attachment:
                 self.clocks[component] = StepClock(
                     component, self.observers, Admission(functools.partial(let_go_of_kept, model))
                 )
-                self.successions[component] = Succession()
+                self.orders[component] = LayerOrder()
                 self.clocks[component].install(_component_module(model, bank))
                 if self._prefetch != "off":
                     self.ahead[component] = LookAhead(self.clocks[component], self._prefetch)
@@ -118,9 +118,9 @@ class Attachment:
         policy = adapt_block(model, bank, self._present[bank.key], self._missing, self._experts_per_token)
         self.removed.update(name for names in bank.targets.values() for name in names)
         streamed = StreamedBank(bank, self.clocks[bank.key.component], policy)
-        streamed.succession = self.successions[bank.key.component]
+        streamed.order = self.orders[bank.key.component]
         present = sorted(self._present[bank.key])
-        streamed.succession.add(streamed, [streamed.keys[expert] for expert in present])
+        streamed.order.add(bank.path, [streamed.keys[expert] for expert in present])
         block = model.get_submodule(bank.router_block)
         adapt(
             Workplace(

@@ -12,7 +12,7 @@ import torch
 from coterie.errors import ContextLengthError
 from coterie.hf.contract import Broken, Contract, expect
 from coterie.hf.contracts import EXACT, MEMORY, READING, place, tiny_config
-from coterie.integration.clock import StepClock
+from coterie.passes.clock import StepClock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,11 +112,11 @@ CONTRACTS: tuple[Contract, ...] = (
     *(place(*row) for row in _PLACES),
     Contract(name="the plug-in sees the skeleton before weights", protects=READING,
              follower="coterie.integration.quantizer", check=_the_plug_in_sees_the_skeleton),
-    Contract(name="decode steps show their cache", protects=MEMORY, follower="coterie.integration.forward_call",
+    Contract(name="decode steps show their cache", protects=MEMORY, follower="coterie.passes.forward_call",
              check=_steps_show_their_cache),
-    Contract(name="use_cache=False keeps nothing", protects=EXACT, follower="coterie.integration.forward_call",
+    Contract(name="use_cache=False keeps nothing", protects=EXACT, follower="coterie.passes.forward_call",
              check=_without_a_cache_nothing_is_kept),
-    Contract(name="too long a text is refused", protects=MEMORY, follower="coterie.integration.admission",
+    Contract(name="too long a text is refused", protects=MEMORY, follower="coterie.passes.admission",
              check=_too_long_a_text_is_refused),
 )  # fmt: skip
 """All of them, in the order in which they are shown."""

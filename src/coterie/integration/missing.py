@@ -11,7 +11,7 @@ from torch import nn
 
 from coterie.errors import UsageError
 from coterie.hf.banks import ExpertBank
-from coterie.integration.bank import MissingPolicy
+from coterie.passes.bank import MissingPolicy
 from coterie.routing import (
     Routed,
     adapt_routing,

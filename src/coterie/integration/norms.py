@@ -9,6 +9,7 @@ from torch import nn
 
 from coterie.kernels.norms import RmsNorm, epsilon_of, exact_rms_norm, serves
 from coterie.native import library
+from coterie.passes.forwards import covers_class, install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,11 +54,11 @@ def quicken_norms(model: PreTrainedModel) -> None:
     tried: dict[tuple[object, ...], RmsNorm | None] = {}
     for module in model.modules():
         weight = module._parameters.get("weight")
-        if "RMSNorm" not in type(module).__name__ or weight is None or "forward" in module.__dict__:
+        if "RMSNorm" not in type(module).__name__ or weight is None or not covers_class(module, "native"):
             continue
         kind = (type(module), weight.shape, weight.dtype, epsilon_of(module))
         if kind not in tried:
             tried[kind] = exact_rms_norm(native, module, type(module).forward)
         norm = tried[kind]
         if norm is not None:
-            module.__dict__["forward"] = NativeForward(module, norm)
+            install(module, "native", NativeForward(module, norm))

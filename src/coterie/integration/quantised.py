@@ -10,12 +10,12 @@ from torch import nn
 from coterie import native
 from coterie.cache import Tensors
 from coterie.errors import LoadError
-from coterie.integration.bank import StreamedBank
-from coterie.integration.contributions import Contributions
-from coterie.integration.decoder import BankDecoder, FieldDecoder
 from coterie.integration.token_experts import TokenExperts
 from coterie.native import ExpertsKernel, Library, library
 from coterie.native.experts import ACTIVATIONS
+from coterie.passes.bank import StreamedBank
+from coterie.passes.contributions import Contributions
+from coterie.passes.decoder import BankDecoder, FieldDecoder
 
 _UP, _DOWN = "gate_up_proj", "down_proj"
 
@@ -73,10 +73,11 @@ class QuantisedExperts:
     ) -> torch.Tensor:
         """What the experts add, [T, D]; counts and tells how they became resident, and notes what each adds."""
         streamed = self._streamed
+        now = streamed.now()
         norms_TK = None if noted is None else noted.norms_TK
-        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, streamed.memory)
+        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, now.memory)
         ids = computation.experts
-        held = streamed.try_hold(ids) if streamed.may_hold else None
+        held = streamed.try_hold(ids) if streamed.may_hold(now) else None
         if held is not None:
             try:
                 streamed.look_ahead()

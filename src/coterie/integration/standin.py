@@ -6,7 +6,6 @@ each parameter with the id; a cursor over an ordered lease follows it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -17,49 +16,55 @@ from torch import nn
 from coterie.cache import Tensors
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
+from coterie.passes.current import current
 from coterie.spec import ExpertKey
 
 
-class ExpertCursor(threading.local):
-    """The expert that this thread is computing with, one at a time, in ascending order."""
+class _Walk:
+    """How far a forward pass is."""
 
-    def __init__(self) -> None:
-        self._experts: Iterator[tuple[ExpertKey, Tensors]] | None = None
-        self._current = -1
-        self._tensors: Tensors = ()
+    experts: Iterator[tuple[ExpertKey, Tensors]] | None = None
+    expert = -1
+    tensors: Tensors = ()
+
+
+class ExpertCursor:
+    """The expert of a bank that a forward pass is computing with, one at a time, in ascending order."""
 
     @contextmanager
     def over(self, experts: Iterator[tuple[ExpertKey, Tensors]]) -> Iterator[None]:
-        """For one forward pass over experts that arrive in ascending id."""
-        self._experts, self._current, self._tensors = experts, -1, ()
+        """For one computation with experts that arrive in ascending id."""
+        walk = current().state(self, _Walk)
+        walk.experts, walk.expert, walk.tensors = experts, -1, ()
         try:
             yield
         finally:
             # The tensors are valid no longer.
-            self._experts, self._current, self._tensors = None, -1, ()
+            walk.experts, walk.expert, walk.tensors = None, -1, ()
 
     @property
     def active(self) -> bool:
-        """Whether this thread is in a forward pass."""
-        return self._experts is not None
+        """Whether experts are there to be computed with."""
+        return current().state(self, _Walk).experts is not None
 
     def seek(self, expert: int) -> Tensors:
         """The tensors of an expert, which must not lie before the current one."""
-        if self._experts is None:
+        walk = current().state(self, _Walk)
+        if walk.experts is None:
             raise UnsupportedError(
                 "An expert's weights were asked for outside the model's forward pass.",
                 advice="The experts of a streamed model are only in memory while they are needed.",
             )
-        while self._current != expert:
-            item = next(self._experts, None)
+        while walk.expert != expert:
+            item = next(walk.experts, None)
             if item is None:
                 raise LoadError(
                     f"The experts class asked for expert {expert} out of order.",
                     advice="Its forward pass is not supported; please report the model's class.",
                     expert=expert,
                 )
-            self._current, self._tensors = item[0].expert, item[1]
-        return self._tensors
+            walk.expert, walk.tensors = item[0].expert, item[1]
+        return walk.tensors
 
 
 class StackedStandIn:

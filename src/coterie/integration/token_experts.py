@@ -6,9 +6,9 @@ import torch
 
 from coterie import native
 from coterie.cache import Shelf
-from coterie.integration.bank import StreamedBank
-from coterie.integration.contributions import Written
 from coterie.native import Passage
+from coterie.passes.bank import StreamedBank
+from coterie.passes.contributions import Written
 
 
 class TokenExperts:
@@ -38,16 +38,17 @@ class TokenExperts:
             UsageError: If the cache is closed.
         """
         streamed = self._streamed
-        if streamed.limited or not streamed.may_hold or not self._computed.there(passage):
+        now = streamed.now()
+        if now.limit is not None or not streamed.may_hold(now) or not self._computed.there(passage):
             return None
         self._shelf.turn()
         streamed.look_ahead()
-        measured = streamed.wants_contributions
-        whole = self._computed.compute(passage, norms=measured)
+        whole = self._computed.compute(passage, norms=now.contributions)
         if whole is not None:
             results = passage.results
             ids: list[int] = results.ids.tolist()[0]
             self._shelf.note(ids)
-            streamed.chosen(results.ids, results.weights)
-            streamed.served_from_memory(len(ids), 0, Written(results.norms) if measured else None)
+            if now.observers:
+                streamed.chosen(now, results.ids, results.weights)
+            streamed.served_from_memory(len(ids), 0, Written(results.norms) if now.contributions else None)
         return whole

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coterie.integration.linear import QuantisedLinear
-from coterie.integration.lookahead import WatchedRouter
 from coterie.integration.token_layer import LayerGroup, TokenLayer
 from coterie.integration.token_router import TokenRouter
 from coterie.native import Passages, library
+from coterie.passes.forwards import covers_class, install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,17 +30,9 @@ def quicken_tokens(model: PreTrainedModel) -> None:
     if native is None or not any(isinstance(module, QuantisedLinear) for module in model.modules()):
         return
     for module in model.modules():
-        own = module.__dict__.get("forward")
-        watched = own if isinstance(own, WatchedRouter) and own.forward is None else None
-        if own is not None and watched is None:
-            continue
-        router = TokenRouter.of(module, native)
-        if router is None:
-            continue
-        if watched is None:
-            module.__dict__["forward"] = router
-        else:
-            watched.forward = router
+        router = TokenRouter.of(module, native) if covers_class(module, "native") else None
+        if router is not None:
+            install(module, "native", router)
     passages = Passages()
     groups: dict[str, LayerGroup] = {}
     # After the routers: a layer computes what its router's forward does.
@@ -48,4 +40,4 @@ def quicken_tokens(model: PreTrainedModel) -> None:
         stack = name.rpartition(".")[0]
         layer = TokenLayer.of(module, native, groups.setdefault(stack, LayerGroup(passages)))
         if layer is not None:
-            module.__dict__["forward"] = layer
+            install(module, "native", layer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.growing_cache import extend
 from coterie.integration.linear import QuantisedLinear
-from coterie.integration.lookahead import Site, WatchedRouter
 from coterie.integration.norms import NativeForward
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
@@ -34,6 +32,9 @@ from coterie.native import (
     Results,
     StageTimes,
 )
+from coterie.passes.current import current
+from coterie.passes.forwards import Seen, at, own
+from coterie.passes.lookahead import Site, WatchedRouter
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _IDLE = frozenset(
@@ -43,8 +44,15 @@ _IDLE = frozenset(
 _HELPERS = ("apply_rotary_pos_emb", "rotate_half")
 
 
-class _Pass(threading.local):
-    """The forward pass that this thread is in."""
+class _Round:
+    """How far a stack of layers is; a forward pass may go through it more than once.
+
+    Attributes:
+        cosine: Of the rotary embedding, by which a round is known: it is made anew for each.
+        place: The layer that it came to last.
+        changed: Places of the layers that were not intact when it began.
+        with_changed_experts: Those whose experts were not.
+    """
 
     def __init__(self) -> None:
         self.cosine: torch.Tensor | None = None
@@ -54,7 +62,7 @@ class _Pass(threading.local):
 
 
 class LayerGroup:
-    """The native layers of a stack, looked over once for every forward pass.
+    """The native layers of a stack, looked over once for every time that it is gone through.
 
     Looking at a dozen modules is quick where they were just looked at. After a layer's weights have gone through the
     caches, it takes longer than all that a layer does natively beside its products.
@@ -69,32 +77,27 @@ class LayerGroup:
     def __init__(self, passages: Passages) -> None:
         self.passages = passages
         self._layers: list[TokenLayer] = []
-        self._pass = _Pass()
 
     def join(self, layer: TokenLayer) -> int:
         """Takes a layer in, after those that run before it; returns its place."""
         self._layers.append(layer)
         return len(self._layers) - 1
 
-    def intact(self, place: int, cosine: torch.Tensor) -> bool:
-        """Whether a layer was intact when this forward pass came to the first one.
+    def begun(self, place: int, cosine: torch.Tensor) -> _Round | None:
+        """What is known of a round that comes to a layer; None if this was not intact when it began.
 
         Args:
             place: The layer's.
-            cosine: Of the rotary embedding, which is made once for every pass.
+            cosine: Of the rotary embedding, which is made once for every time.
         """
-        now = self._pass
+        now = current().state(self, _Round)
         if now.cosine is not cosine or place <= now.place:
             now.cosine = cosine
             now.changed = frozenset(i for i, layer in enumerate(self._layers) if not layer.intact)
             routed = ((i, layer) for i, layer in enumerate(self._layers) if layer.routed)
             now.with_changed_experts = frozenset(i for i, layer in routed if not layer.experts_intact)
         now.place = place
-        return place not in now.changed
-
-    def experts_intact(self, place: int) -> bool:
-        """Whether a layer's experts were; to be asked after :meth:`intact`."""
-        return place not in self._pass.with_changed_experts
+        return None if place in now.changed else now
 
 
 class TokenLayer:
@@ -125,7 +128,7 @@ class TokenLayer:
         self._attention: Any = attention
         self._block: nn.Module = block
         self._experts: nn.Module | None = block.experts if routed else None
-        self._experts_forward = None if self._experts is None else self._experts.__dict__.get("forward")
+        self._experts_forward = None if self._experts is None else own(self._experts)
         self._native = native
         self.routed = routed
         self._layer_idx: int = attention.layer_idx
@@ -149,7 +152,6 @@ class TokenLayer:
             *self._global_hooks,
             *(hooks for one in self.stands_for for hooks in (one._forward_hooks, one._forward_pre_hooks)),
         )
-        self._forwards: list[tuple[dict[str, Any], object]] = []
         self._group, self._place = group, group.join(self)
         self.examine()
 
@@ -164,7 +166,7 @@ class TokenLayer:
         """
         layer: Any = module
         attention: Any = getattr(module, "self_attn", None)
-        if "forward" in module.__dict__ or attention is None or "forward" in attention.__dict__:
+        if own(module) is not None or attention is None or own(attention) is not None:
             return None
         linears: list[Any] = [getattr(attention, name, None) for name in _LINEARS]
         packed = [one.packed for one in linears if isinstance(one, QuantisedLinear) and one.bias is None]
@@ -187,9 +189,8 @@ class TokenLayer:
     @property
     def intact(self) -> bool:
         """Whether its submodules have the forwards that it stands for, and nothing else says otherwise."""
-        for space, forward in self._forwards:
-            if space.get("forward") is not forward:
-                return False
+        if not self._forwards.unchanged:
+            return False
         for modules, name, module in self._children:
             if modules.get(name) is not module:
                 return False
@@ -207,8 +208,8 @@ class TokenLayer:
 
     def examine(self) -> None:
         """Takes the forwards that its submodules have now for those that it stands for."""
-        self._experts_seen = None if self._experts is None else self._experts.__dict__.get("forward")
-        self._forwards = [(one.__dict__, one.__dict__.get("forward")) for one in self.stands_for]
+        self._forwards = Seen(self.stands_for)
+        self._experts_forwards = Seen(() if self._experts is None else (self._experts,))
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the class computes."""
@@ -217,7 +218,7 @@ class TokenLayer:
             cache is None
             or embeddings is None
             or hidden_states.shape != self._hidden_shape
-            or not self._serves(hidden_states, *embeddings)
+            or (now := self._begun(hidden_states, *embeddings)) is None
         ):
             return self._class_forward(self._module, hidden_states, *args, **kwargs)
         native = self._native
@@ -229,7 +230,7 @@ class TokenLayer:
             if self._site is not None:
                 self._site.called((results.normed,), {})
             token_experts = self._token_experts
-            if token_experts is not None and self._group.experts_intact(self._place):
+            if token_experts is not None and self._place not in now.with_changed_experts:
                 whole = token_experts.compute(passage)
         native.release(passage)
         if whole is not None:
@@ -263,11 +264,10 @@ class TokenLayer:
     def experts_intact(self) -> bool:
         """Whether the experts' module is as it was when it was examined."""
         experts: Any = self._experts
-        forward = experts.__dict__.get("forward")
-        return forward is self._experts_seen and not (experts._forward_hooks or experts._forward_pre_hooks)
+        return self._experts_forwards.unchanged and not (experts._forward_hooks or experts._forward_pre_hooks)
 
-    def _serves(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> bool:
-        """Whether this is a token as others, and the layer what it was when it was examined."""
+    def _begun(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> _Round | None:
+        """The round, if this is a token as others, and the layer what it was when it was examined."""
         if (
             hidden.dtype is not torch.bfloat16
             or hidden.requires_grad
@@ -278,8 +278,8 @@ class TokenLayer:
             or not sine.is_contiguous()
             or torch.is_autocast_enabled("cpu")
         ):
-            return False
-        return self._group.intact(self._place, cosine)
+            return None
+        return self._group.begun(self._place, cosine)
 
 
 def _carried(kwargs: dict[str, Any]) -> tuple[Any, tuple[torch.Tensor, torch.Tensor] | None]:
@@ -314,7 +314,7 @@ def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:
 
 
 def _norm_of(module: nn.Module | None) -> LayerNorm | None:
-    forward = None if module is None else module.__dict__.get("forward")
+    forward = None if module is None else own(module)
     weight = None if module is None else module._parameters.get("weight")
     if weight is None or not isinstance(forward, NativeForward):
         return None
@@ -325,17 +325,15 @@ def _router_of(block: nn.Module | None) -> LayerRouter | None:
     """The router of a block that is nothing but a router and experts."""
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-    if block is None or "forward" in block.__dict__ or not same_forward(type(block), Qwen3MoeSparseMoeBlock):
+    if block is None or own(block) is not None or not same_forward(type(block), Qwen3MoeSparseMoeBlock):
         return None
     gate: Any = block.gate
-    forward = gate.__dict__.get("forward")
-    if isinstance(forward, WatchedRouter):
-        forward = forward.forward
+    forward = at(gate, "native")
     return forward.parts if isinstance(forward, TokenRouter) else None
 
 
 def _site_of(gate: nn.Module) -> Site | None:
-    forward = gate.__dict__.get("forward")
+    forward = at(gate, "prediction")
     return forward.site if isinstance(forward, WatchedRouter) else None
 
 

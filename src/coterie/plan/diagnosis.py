@@ -296,8 +296,8 @@ def _waiting_advice(waiting: WaitingFacts, cores: int, others: float | None) -> 
     if not waiting.turns_for_long:
         return [f"{advice}."]
     return [
-        f"{advice}, and here threads that wait for each other keep theirs, too, which can make it many times slower: "
-        f"pass --threads {free}, or set OMP_WAIT_POLICY=passive."
+        f"{advice}, and here threads that wait for each other keep theirs, too, which can make it several times "
+        f"slower: pass --threads {free}, or set OMP_WAIT_POLICY=passive."
     ]
 
 

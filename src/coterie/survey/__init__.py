@@ -9,21 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie.survey.material import Material, MaterialKind, gather, without_repetitions, work_done
+    from coterie.survey.material import Material, MaterialKind, WorkDone, gather, without_repetitions
     from coterie.survey.running import Survey, survey
 
 _HOMES = {
     "Material": "coterie.survey.material",
     "MaterialKind": "coterie.survey.material",
     "Survey": "coterie.survey.running",
+    "WorkDone": "coterie.survey.material",
     "gather": "coterie.survey.material",
     "survey": "coterie.survey.running",
     "without_repetitions": "coterie.survey.material",
-    "work_done": "coterie.survey.material",
 }
 """Public name -> the module that defines it, as under ``TYPE_CHECKING``."""
 
-__all__ = ["Material", "MaterialKind", "Survey", "gather", "survey", "without_repetitions", "work_done"]
+__all__ = ["Material", "MaterialKind", "Survey", "WorkDone", "gather", "survey", "without_repetitions"]
 
 
 def __getattr__(name: str) -> object:

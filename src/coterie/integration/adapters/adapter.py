@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import nn
 
-from coterie.integration.bank import StreamedBank
 from coterie.kernels import StackedProduct, TokenKernel
+from coterie.passes.bank import StreamedBank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

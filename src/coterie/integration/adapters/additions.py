@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from coterie.integration.contributions import Contributions
 from coterie.kernels import Grouping, group_by_expert
+from coterie.passes.contributions import Contributions
 
 
 class _Additions(TorchFunctionMode):

@@ -12,8 +12,9 @@ from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.adapters.additions import seen_additions
-from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, stand_in
+from coterie.passes.contributions import Contributions
+from coterie.passes.forwards import install
 
 
 class ClassForward:
@@ -29,7 +30,7 @@ class ClassForward:
         self._cursor = ExpertCursor()
         self._forward = own_forward(place.module)
         stand_in(place.module, place.streamed.bank, self._cursor)
-        place.module.__dict__["forward"] = self.forward
+        install(place.module, "experts", self.forward)
 
     def forward(self, hidden: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """What the class computes; of the input's shape."""

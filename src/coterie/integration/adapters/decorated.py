@@ -13,10 +13,11 @@ from coterie.errors import LoadError
 from coterie.hf.experts import uses_common_forward
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.adapters.class_forward import ClassForward
-from coterie.integration.contributions import Contributions
 from coterie.integration.quantised import QuantisedExperts
 from coterie.integration.token_experts import TokenExperts
 from coterie.kernels import Accumulator, TokenKernel, group_by_expert, swiglu_rows
+from coterie.passes.contributions import Contributions
+from coterie.passes.forwards import install
 
 
 class DecoratedExperts:
@@ -36,7 +37,7 @@ class DecoratedExperts:
             self._kernel = place.token_kernel(*shapes, bank.dtypes["gate_up_proj"])
         self._act_fn = getattr(place.module, "act_fn", None)
         # Shadows the class's forward, and with it transformers' dispatch to one of its experts implementations.
-        place.module.__dict__["forward"] = self.forward
+        install(place.module, "experts", self.forward)
 
     def forward(
         self, hidden_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor

@@ -8,7 +8,6 @@ per forward pass, and where not all fit in memory they are read twice.
 from __future__ import annotations
 
 import functools
-import threading
 from dataclasses import fields
 from typing import cast
 
@@ -17,8 +16,9 @@ from torch.nn.functional import linear, pad
 
 from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
-from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, stand_in
+from coterie.passes.contributions import Contributions
+from coterie.passes.forwards import install
 from coterie.routing import SelectiveRouter
 
 Grouped = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], torch.Tensor]
@@ -26,8 +26,8 @@ Grouped = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], torch.Tenso
 how many pairs each of the E experts has, and the logits [T, E]."""
 
 
-class _Pass(threading.local):
-    """The forward pass that this thread is in: what the first projection left to tell."""
+class _Pending:
+    """What the first projection of a forward pass left to tell."""
 
     absent = 0
     stats = LeaseStats()
@@ -47,7 +47,6 @@ class JetMoeExperts:
 
     def __init__(self, place: Workplace) -> None:
         self._streamed = place.streamed
-        self._pass = _Pass()
         stand_in(place.module, place.streamed.bank, ExpertCursor())
         router = place.module.get_submodule("router")
         # The attention keeps heads for K experts per token, whatever its config says by now.
@@ -56,10 +55,9 @@ class JetMoeExperts:
             if hasattr(module, "top_k"):
                 module.__dict__["top_k"] = self._top_k
         self._route_stock = router.forward
-        router.__dict__["forward"] = self.route
+        install(router, "experts", self.route)
         for position, name in enumerate(place.streamed.bank.parameters):
-            projection = place.module.get_submodule(name)
-            projection.__dict__["forward"] = functools.partial(self._project, position)
+            install(place.module.get_submodule(name), "experts", functools.partial(self._project, position))
 
     def route(self, hidden_TD: torch.Tensor) -> Grouped:
         """What the router gives, after policies."""
@@ -76,9 +74,9 @@ class JetMoeExperts:
         routed = self._streamed.route(hidden_TD, index_TK, weights_TK)
         if routed.ids is not index_TK or empty:
             grouped = _group(routed.ids, routed.weights, len(sizes), logits_TE)
-        now = self._pass
-        now.absent, now.order_N, now.weights_N = routed.absent, grouped[0], grouped[2]
-        now.noted = self._streamed.contributions(index_TK, routed.ids)
+        pending = self._streamed.now().state(self, _Pending)
+        pending.absent, pending.order_N, pending.weights_N = routed.absent, grouped[0], grouped[2]
+        pending.noted = self._streamed.contributions(index_TK, routed.ids)
         return grouped
 
     def _project(self, position: int, inputs_ND: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -94,18 +92,18 @@ class JetMoeExperts:
                 outputs.append(linear(groups[key.expert], parameters[position]))
             stats = lease.stats
         outputs.append(inputs_ND.new_zeros(groups[-1].shape[0], out_features))
-        outputs_ND, now = torch.cat(outputs), self._pass
+        outputs_ND, pending = torch.cat(outputs), self._streamed.now().state(self, _Pending)
         if position == 0:
-            now.stats = stats
+            pending.stats = stats
             return outputs_ND
-        if now.noted is not None:
+        if pending.noted is not None:
             # The class weighs them next, in these very terms.
-            order_N, choices = now.order_N, now.noted.norms_TK.shape[1]
-            weighted_ND = outputs_ND * now.weights_N[:, None]
-            now.noted.add(order_N.div(choices, rounding_mode="trunc"), order_N.remainder(choices), weighted_ND)
-            now.noted.leave_out()
-        self._streamed.served(_sum(now.stats, stats), now.absent, now.noted)
-        now.noted = None
+            order_N, choices = pending.order_N, pending.noted.norms_TK.shape[1]
+            weighted_ND = outputs_ND * pending.weights_N[:, None]
+            pending.noted.add(order_N.div(choices, rounding_mode="trunc"), order_N.remainder(choices), weighted_ND)
+            pending.noted.leave_out()
+        self._streamed.served(_sum(pending.stats, stats), pending.absent, pending.noted)
+        pending.noted = None
         return outputs_ND
 
 

@@ -14,9 +14,10 @@ import torch
 
 from coterie.cache import LeaseStats
 from coterie.integration.adapters.adapter import Workplace
-from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.kernels import activate_rows
+from coterie.passes.contributions import Contributions
+from coterie.passes.forwards import install
 from coterie.routing import SelectiveRouter
 
 _EXACT_ADDENDS = 2
@@ -40,7 +41,7 @@ class Llama4Block:
         self._act_fn = cast(Callable[[torch.Tensor], torch.Tensor], place.module.act_fn)
         self._product = place.stacked_product(bank.num_experts)
         stand_in(place.module, bank, ExpertCursor())
-        place.block.__dict__["forward"] = self.forward
+        install(place.block, "experts", self.forward)
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The block's output [T, D] and the router's logits [T, E], for any [..., D]."""

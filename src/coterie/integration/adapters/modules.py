@@ -12,8 +12,9 @@ from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
 from coterie.integration.adapters.adapter import Workplace
 from coterie.integration.adapters.additions import seen_additions
-from coterie.integration.contributions import Contributions
 from coterie.integration.standin import ExpertCursor, StackedStandIn, stand_in_for
+from coterie.passes.contributions import Contributions
+from coterie.passes.forwards import install
 
 
 class StreamedLinear(nn.Module):
@@ -60,7 +61,7 @@ class _ExpertModules:
         self._cursor = ExpertCursor()
         self._forward = own_forward(place.module)
         self._replace_layers()
-        place.module.__dict__["forward"] = self.forward
+        install(place.module, "experts", self.forward)
 
     def forward(self, hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

@@ -14,11 +14,11 @@ import torch
 from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Shelf, Tensors
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
-from coterie.integration.clock import StepClock
-from coterie.integration.contributions import Contributions, Noted
-from coterie.integration.decoder import BankDecoder
-from coterie.integration.succession import Succession
-from coterie.native import PassMemory
+from coterie.passes.clock import StepClock
+from coterie.passes.contributions import Contributions, Noted
+from coterie.passes.current import Pass
+from coterie.passes.decoder import BankDecoder
+from coterie.passes.order import LayerOrder
 from coterie.routing import Routed
 from coterie.spec import BankKey, ExpertKey, ExpertsContributed, ExpertsSelected, ExpertsServed
 
@@ -85,13 +85,14 @@ class StreamedBank:
 
     Attributes:
         keys: Key of each expert.
+        now: This thread's forward pass of the component.
         decodes: Whether the fields of a record are not the parameters themselves.
         all_fit: Whether no expert is ever evicted.
         batch_nbytes: Bytes of experts in memory that are best computed with at once: so little of the cache that there
             is room for reading meanwhile.
         shelf: The experts in the cache, once there is one.
         try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
-        succession: What the component's forward passes ask for after this bank; None where nobody keeps it.
+        order: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
             done is used for guessing what comes next.
     """
@@ -102,7 +103,8 @@ class StreamedBank:
         self.missing = missing
         self.keys = [bank.key.expert(e) for e in range(bank.num_experts)]
         self._lock = threading.Lock()
-        self._clock = clock
+        self.now = clock.now
+        self._observers = clock.observers
         self._cache: ExpertCache | None = None
         self._decoder: BankDecoder | None = None
         self.decodes = False
@@ -110,7 +112,7 @@ class StreamedBank:
         self.batch_nbytes = 0
         self.shelf: Shelf | None = None
         self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
-        self.succession: Succession | None = None
+        self.order: LayerOrder | None = None
         self.look_ahead: Callable[[], None] = _nothing
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
@@ -143,23 +145,16 @@ class StreamedBank:
                 "A streamed model cannot be trained: its experts' memory is written again and again.",
                 advice="Run it under torch.no_grad(), or load it with transformers for training.",
             )
-        self.chosen(top_k_index_TK, top_k_weights_TK)
+        now = self.now()
+        if now.observers:
+            self.chosen(now, top_k_index_TK, top_k_weights_TK)
         if self.missing is None:
             routed = Routed(top_k_index_TK, top_k_weights_TK, 0)
         else:
             routed = self.missing(top_k_index_TK, top_k_weights_TK)
-        limit = self._clock.limit
-        return routed if limit is None else limit(self.bank.key, routed, self.bank.num_experts + self.bank.identities)
-
-    @property
-    def memory(self) -> PassMemory:
-        """Working memory that the layers of this forward pass use one after the other."""
-        return self._clock.memory
-
-    @property
-    def wants_contributions(self) -> bool:
-        """Whether somebody wants to know what the experts of this forward pass add."""
-        return self._clock.contributions
+        if now.limit is None:
+            return routed
+        return now.limit(self.bank.key, routed, self.bank.num_experts + self.bank.identities)
 
     def contributions(self, chosen_TK: torch.Tensor, routed_TK: torch.Tensor) -> Contributions | None:
         """Where to note what the experts of this forward pass add; None if nobody wants to know.
@@ -168,7 +163,7 @@ class StreamedBank:
             chosen_TK: As given to :meth:`route`.
             routed_TK: The ids that it gave back.
         """
-        if not self.wants_contributions:
+        if not self._observers or not self.now().contributions:
             return None
         return Contributions(chosen_TK, routed_TK, self.bank.num_experts + self.bank.identities)
 
@@ -183,26 +178,20 @@ class StreamedBank:
         """
         if self._cache is None:
             self._unconnected(experts)
-        keys, phase = [self.keys[expert] for expert in experts], self._clock.phase
+        keys, now = [self.keys[expert] for expert in experts], self.now()
         then: Iterable[ExpertKey] = ()
-        if phase == "prefill" and self.succession is not None:
-            then = self.succession.reached(self, self._clock.step, len(keys))
-        return self._cache.lease(keys, ordered=ordered, phase=phase, then=then)
-
-    @property
-    def limited(self) -> bool:
-        """Whether some of what routers choose may be left out just now."""
-        return self._clock.limit is not None
+        if not now.decode and self.order is not None:
+            then = self.order.reached(self.bank.path, now.number, len(keys))
+        return self._cache.lease(keys, ordered=ordered, phase=now.phase, then=then)
 
     @property
     def decoder(self) -> BankDecoder | None:
         """What makes parameters of the records, or None if they are the parameters."""
         return self._decoder
 
-    @property
-    def may_hold(self) -> bool:
-        """Whether this pass may take all its experts at once: a scan would else push out what decoding has warmed."""
-        return self.all_fit or self._clock.phase == "decode"
+    def may_hold(self, now: Pass) -> bool:
+        """Whether a pass may take all its experts at once: a scan would else push out what decoding has warmed."""
+        return self.all_fit or now.decode
 
     def decoded(self, lease: Lease) -> Iterator[tuple[ExpertKey, Tensors]]:
         """The experts of a lease as they come, with their parameters."""
@@ -210,35 +199,35 @@ class StreamedBank:
 
     def served_from_memory(self, experts: int, absent: int, noted: Noted | None = None) -> None:
         """As :meth:`served`, for a forward pass that found all its experts resident."""
-        counters, decode = self.counters, self._clock.phase == "decode"
+        counters, now = self.counters, self.now()
         with self._lock:
             counters.requested += experts
             counters.hits += experts
-            if decode:
+            if now.decode:
                 counters.decode_requested += experts
                 counters.decode_hits += experts
             if absent:
                 counters.absent += absent
-        if self._clock.observers:
-            self._report(LeaseStats(requested=experts, hits=experts), absent, noted)
+        if now.observers:
+            self._report(now, LeaseStats(requested=experts, hits=experts), absent, noted)
 
     def served(self, stats: LeaseStats, absent: int, noted: Noted | None = None) -> None:
         """Counts and tells how the experts of one forward pass became resident, and what they added, if noted."""
+        now = self.now()
         with self._lock:
-            self.counters.add(stats, absent, decode=self._clock.phase == "decode")
-        if self._clock.observers:
-            self._report(stats, absent, noted)
+            self.counters.add(stats, absent, decode=now.decode)
+        if now.observers:
+            self._report(now, stats, absent, noted)
 
     def _unconnected(self, experts: object) -> NoReturn:
         raise LoadError(f"{self.bank.path} was run before its experts were connected.", module=self.bank.path)
 
-    def chosen(self, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
+    def chosen(self, now: Pass, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
         """Tells observers what the router chose."""
-        if self._clock.observers:
-            self._clock.tell(functools.partial(_selected, self._clock.step, self.bank.key, index_TK, weights_TK))
+        now.tell(functools.partial(_selected, now.number, self.bank.key, index_TK, weights_TK))
 
-    def _report(self, stats: LeaseStats, absent: int, noted: Noted | None) -> None:
-        step, key, tell = self._clock.step, self.bank.key, self._clock.tell
+    def _report(self, now: Pass, stats: LeaseStats, absent: int, noted: Noted | None) -> None:
+        step, key, tell = now.number, self.bank.key, now.tell
         if noted is not None:
             tell(functools.partial(_contributed, step, key, noted))
         tell(functools.partial(_served, step, key, stats, absent))

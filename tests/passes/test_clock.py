@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from coterie.integration.clock import StepClock
 from coterie.native import PassMemory
+from coterie.passes.clock import StepClock
+from coterie.passes.current import current
 
 
 class Outer(nn.Module):
@@ -20,7 +21,7 @@ class Outer(nn.Module):
         self.meet.wait(120)  # both passes have begun
         if isinstance(past_key_values, Cached):
             past_key_values.length += input_ids.shape[1]
-        self.seen.append((self.clock.step, self.clock.phase))
+        self.seen.append((self.clock.now().number, current().phase))
 
 
 class Cached:
@@ -62,7 +63,7 @@ class Layers(nn.Module):
         self.met: list[PassMemory] = []
 
     def forward(self, input_ids: torch.Tensor) -> None:
-        self.met = [self.clock.memory for _ in range(3)]
+        self.met = [self.clock.now().memory for _ in range(3)]
         if self.fail:
             raise RuntimeError("stop")
 

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from coterie.errors import ContextLengthError, ContractError
 from coterie.hf.caches import is_cache
-from coterie.integration.forward_call import CallReader
+from coterie.passes.forward_call import CallReader
 
 IDS = torch.arange(3, 19)[None]
 ONE = IDS[:, :1]

@@ -10,7 +10,8 @@ import torch
 
 from coterie.engine import resolve_path
 from coterie.errors import UsageError
-from coterie.integration.lookahead import Site
+from coterie.passes.forwards import own
+from coterie.passes.lookahead import Site
 from zoo import ZOO, stock
 
 BF16 = torch.bfloat16
@@ -200,7 +201,7 @@ def test_off_leaves_the_routers_alone(open_model):
     model = bundled(open_model, "off")
     assert not model.coterie._attachment.ahead
     block = model.get_submodule(model.coterie.expert_banks[0].router_block)
-    assert "forward" not in block.gate.__dict__
+    assert own(block.gate) is None
 
 
 def test_an_unknown_setting_is_refused():

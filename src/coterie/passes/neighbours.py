@@ -195,7 +195,7 @@ class Onlooker:
         )
         return (
             f"Other processes keep processors busy, and {why}, so threads that wait keep theirs, too: that can make a "
-            f"model many times slower. Use fewer threads, or {cure}."
+            f"model several times slower. Use fewer threads, or {cure}."
         )
 
 

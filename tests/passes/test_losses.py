@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from coterie.integration import losses as module
-from coterie.integration.losses import LossMeter
+from coterie.passes import losses as module
+from coterie.passes.losses import LossMeter
 
 V = 11
 

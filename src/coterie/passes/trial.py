@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from coterie.cache import ReadTimes
+from coterie.passes.current import carried
 from coterie.spec import Prefetch
 
 Verdict = Literal["unknown", "pays", "complete", "slower", "idle"]
@@ -36,8 +37,8 @@ _HOLDS = (256, 4096)
 """Steps that a verdict holds before it is put to the test again; doubles while it stays the same, up to the second."""
 
 
-class _Last(threading.local):
-    """The step that this thread began last.
+class _Last:
+    """The step that a thread began last.
 
     Attributes:
         number: Of all steps and interruptions of all threads; None after an interruption.
@@ -52,7 +53,7 @@ class _Last(threading.local):
     guesses: bool = False
 
 
-class Governor:
+class PrefetchTrial:
     """Decides, step by step of decoding, whether guesses are made and read.
 
     Steps with guesses and without follow each other in short blocks, their order alternating, and the medians of their
@@ -60,7 +61,7 @@ class Governor:
     whatever they save is in them. Then the better way is kept for a time.
 
     Args:
-        mode: ``"on"`` or ``"auto"``; ``"off"`` needs no governor.
+        mode: ``"on"`` or ``"auto"``; ``"off"`` needs none.
         read_times: The cache's.
         clock: Gives seconds.
     """
@@ -73,7 +74,6 @@ class Governor:
         self._clock = clock
         self._lock = threading.Lock()
         self._steps = 0
-        self._last = _Last()
         # Seconds of the steps that are being compared: without guesses, with them.
         self._steps_s: tuple[list[float], list[float]] = ([], [])
         self._waited_s = 0.0
@@ -86,20 +86,20 @@ class Governor:
         if self._mode == "on":
             return True
         with self._lock:
-            self._account()
-            self.reads = self._decide()
-            self._last.guesses = self.reads
+            last = carried(self, _Last)
+            self._account(last)
+            self.reads = last.guesses = self._decide()
             return self.reads
 
     def interrupt(self) -> None:
         """Something else than decode steps follows in this thread: its time is not theirs."""
         with self._lock:
             self._steps += 1
-            self._last.number = None
+            carried(self, _Last).number = None
 
-    def _account(self) -> None:
+    def _account(self, last: _Last) -> None:
         """Notes what this thread's last step took, unless another thread began something meanwhile."""
-        now, waited, last = self._clock(), self._read_times().wait_s, self._last
+        now, waited = self._clock(), self._read_times().wait_s
         if last.number is not None and last.number == self._steps:
             self._steps_s[last.guesses].append(now - last.began)
             if not last.guesses:

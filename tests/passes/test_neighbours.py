@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from coterie.integration import neighbours as module
-from coterie.integration.neighbours import CALM, PERIOD_S, REST_S, Judgement, Neighbours, Onlooker
+from coterie.passes import neighbours as module
+from coterie.passes.neighbours import CALM, PERIOD_S, REST_S, Judgement, Neighbours, Onlooker
 from coterie.plan.busyness import ProcessorTimes
 
 

@@ -12,20 +12,20 @@ early is read from the same place.
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
 
 from coterie.cache import ExpertCache
 from coterie.errors import UnsupportedError
-from coterie.integration.bank import StreamedBank
-from coterie.integration.clock import StepClock
-from coterie.integration.governor import Governor, Verdict
-from coterie.integration.token_router import TokenRouter
+from coterie.passes.bank import StreamedBank
+from coterie.passes.clock import StepClock
+from coterie.passes.current import Pass
+from coterie.passes.forwards import Covering, at, install
+from coterie.passes.trial import PrefetchTrial, Verdict
 from coterie.routing import find_router, preview_of
 from coterie.spec import Prefetch
 
@@ -42,16 +42,25 @@ _EVERY = 4
 """Steps between two updates of the mean difference: it hardly changes, and an update takes a fifth of a guess."""
 
 
-class _Pass(threading.local):
-    """Where this thread's forward pass is."""
+class _Place:
+    """Where a forward pass is."""
 
     def __init__(self) -> None:
-        self.step = -1
+        self.begun = False
         self.looks = False
         self.learns = False
         self.site: Site | None = None
         self.hidden: torch.Tensor | None = None
         self.mean_D: torch.Tensor | None = None
+
+
+@runtime_checkable
+class _Previewing(Protocol):
+    """A router's forward that can be asked ahead of time."""
+
+    def preview(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Ids of the experts that it would choose, [T, K]."""
+        ...
 
 
 class Site:
@@ -120,11 +129,10 @@ class Site:
         """Whether this site's router can be asked ahead of time."""
         if not self._examined:
             self._examined = True
-            watched = find_router(self._block).module.__dict__.get("forward")
-            own = watched.forward if isinstance(watched, WatchedRouter) else None
+            native = at(find_router(self._block).module, "native")
             # Of absent experts a preview knows, but not a router's forward.
-            if isinstance(own, TokenRouter) and self.streamed.missing is None:
-                self._preview = own.preview
+            if isinstance(native, _Previewing) and self.streamed.missing is None:
+                self._preview = native.preview
             else:
                 try:
                     self._preview = preview_of(self._block)
@@ -141,7 +149,7 @@ class Site:
         self._rest = args, kwargs
 
 
-class WatchedRouter:
+class WatchedRouter(Covering):
     """A router's forward that tells its site of every call.
 
     Args:
@@ -150,21 +158,16 @@ class WatchedRouter:
 
     Attributes:
         site: The site.
-        forward: What computes; None for the class's own.
     """
 
     def __init__(self, site: Site, router: nn.Module) -> None:
         self.site = site
-        self.forward: Callable[..., Any] | None = router.__dict__.get("forward")
-        self._router = router
         functools.update_wrapper(self, router.forward, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the router chooses."""
         self.site.called(args, kwargs)
-        if self.forward is None:
-            return type(self._router).forward(self._router, *args, **kwargs)
-        return self.forward(*args, **kwargs)
+        return self.beneath(*args, **kwargs)
 
 
 class LookAhead:
@@ -179,16 +182,15 @@ class LookAhead:
         self._clock = clock
         self._mode: Prefetch = mode
         self._sites: list[Site] = []
-        self._pass = _Pass()
         self._cache: ExpertCache | None = None
-        self.governor: Governor | None = None
+        self.trial: PrefetchTrial | None = None
 
     @property
     def verdict(self) -> Verdict:
         """What looking ahead was worth lately."""
         if self._cache is not None and self._cache.all_resident:
             return "complete"
-        return "unknown" if self.governor is None else self.governor.verdict
+        return "unknown" if self.trial is None else self.trial.verdict
 
     def watch(self, streamed: StreamedBank, block: nn.Module) -> None:
         """Watches the router of a block, and what its bank asks for. Blocks without one are left alone."""
@@ -198,58 +200,60 @@ class LookAhead:
             return
         site = Site(self, streamed, block)
         self._sites.append(site)
-        router.__dict__["forward"] = WatchedRouter(site, router)
+        install(router, "prediction", WatchedRouter(site, router))
         streamed.look_ahead = functools.partial(self.look_ahead, site)
 
     def connect(self, cache: ExpertCache, clock: Callable[[], float] = time.perf_counter) -> None:
         """Gives it the cache that guesses go to."""
         self._cache = cache
-        self.governor = Governor(self._mode, cache.read_times, clock)
+        self.trial = PrefetchTrial(self._mode, cache.read_times, clock)
 
     def reached(self, site: Site, hidden: torch.Tensor) -> None:
         """A site's router is called, before it chooses."""
-        now, step = self._pass, self._clock.step
-        if now.step != step:
-            now.step, now.site, now.mean_D = step, None, None
-            self._begin(now, step, hidden)
-        before = now.site
+        now = self._clock.now()
+        if now.number < 0:
+            return
+        place = now.state(self, _Place)
+        if not place.begun:
+            place.begun = True
+            self._begin(now, place, hidden)
+        before = place.site
         if before is not None and before is not site:
             before.follower = site
-        if now.learns:
-            self._learn(now, site, hidden)
-        now.site = site
-        now.hidden = hidden if now.looks else None
+        if place.learns:
+            self._learn(place, site, hidden)
+        place.site = site
+        place.hidden = hidden if place.looks else None
 
     def look_ahead(self, site: Site) -> None:
         """A site has asked for experts; what is missing of them is being read. Guesses what comes next."""
-        now, cache = self._pass, self._cache
-        if not now.looks or now.site is not site or cache is None:
+        now, cache = self._clock.now(), self._cache
+        place = now.state(self, _Place)
+        if not place.looks or place.site is not site or cache is None:
             return
-        follower, hidden = site.follower, now.hidden
+        follower, hidden = site.follower, place.hidden
         if follower is not None and hidden is not None and follower.can_guess:
-            limit = self._clock.limit
-            most = None if limit is None else limit.most(self._clock.component)
+            most = None if now.limit is None else now.limit.most(now.component)
             cache.expect([follower.streamed.keys[expert] for expert in follower.guess(hidden, most)])
 
     @staticmethod
-    def _learn(now: _Pass, site: Site, hidden: torch.Tensor) -> None:
+    def _learn(place: _Place, site: Site, hidden: torch.Tensor) -> None:
         with torch.inference_mode():
             last_TD = hidden.reshape(-1, hidden.shape[-1])[-_LEARNING_ROWS:]
             mean_D = last_TD.mean(dim=0, dtype=torch.float32)
-            if now.mean_D is not None:
+            if place.mean_D is not None:
                 rows = last_TD.shape[0]
-                site.learn(now.mean_D, mean_D, 1 - (1 - _RATE) ** max(rows, _EVERY))
-        now.mean_D = mean_D
+                site.learn(place.mean_D, mean_D, 1 - (1 - _RATE) ** max(rows, _EVERY))
+        place.mean_D = mean_D
 
-    def _begin(self, now: _Pass, step: int, hidden: torch.Tensor) -> None:
+    def _begin(self, now: Pass, place: _Place, hidden: torch.Tensor) -> None:
         """A forward pass has come to its first router."""
-        now.looks = now.learns = False
-        cache, governor = self._cache, self.governor
-        if cache is None or governor is None or cache.all_resident:
+        cache, trial = self._cache, self.trial
+        if cache is None or trial is None or cache.all_resident:
             return
-        if self._clock.phase == "decode" and hidden.numel() <= _MOST_ROWS * hidden.shape[-1]:
-            now.looks = governor.begin_step()
-            now.learns = now.looks and step % _EVERY == 0
+        if now.decode and hidden.numel() <= _MOST_ROWS * hidden.shape[-1]:
+            place.looks = trial.begin_step()
+            place.learns = place.looks and now.number % _EVERY == 0
         else:
-            governor.interrupt()
-            now.learns = True
+            trial.interrupt()
+            place.learns = True

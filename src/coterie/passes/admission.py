@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.errors import ContextLengthError, UnsupportedError
 from coterie.hf.caches import caches_in, empty, reserved_length
-from coterie.integration.forward_call import ForwardCall
+from coterie.passes.forward_call import ForwardCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,7 @@ POLL_S = 0.01
 _LARGER = "open the model with a larger max_context."
 
 
-class Pass:
+class Admitted:
     """A forward pass that was let in. One that an interrupt has lost counts no longer once it is collected."""
 
     __slots__ = ("__weakref__", "call", "size", "thread", "tokens")
@@ -74,12 +74,12 @@ class Admission:
     def __init__(self, make_room: Callable[[], None] | None = None) -> None:
         self._make_room = make_room or _nothing
         self._lock = threading.Lock()
-        self._passes: list[weakref.ref[Pass]] = []
+        self._passes: list[weakref.ref[Admitted]] = []
         self._kept: dict[int, _Kept] = {}
         # Thread → when its last pass ended.
         self._ended: dict[int, float] = {}
 
-    def enter(self, call: ForwardCall, most: int) -> Pass:
+    def enter(self, call: ForwardCall, most: int) -> Admitted:
         """Waits until there is room for a pass; :meth:`leave` ends it.
 
         Args:
@@ -89,7 +89,7 @@ class Admission:
         Raises:
             ContextLengthError: If the pass is longer than that by itself, or there is no room and none will come.
         """
-        mine = Pass(call, self._size(call, most))
+        mine = Admitted(call, self._size(call, most))
         collected = False
         while not self._try(mine, most):
             if not collected:
@@ -103,7 +103,7 @@ class Admission:
                 time.sleep(POLL_S)
         return mine
 
-    def leave(self, done: Pass, caches: Iterable[Any] = ()) -> None:
+    def leave(self, done: Admitted, caches: Iterable[Any] = ()) -> None:
         """A pass is over.
 
         Args:
@@ -138,7 +138,7 @@ class Admission:
             )
         return call.batch * max(length, reserved)
 
-    def _try(self, mine: Pass, most: int) -> bool:
+    def _try(self, mine: Admitted, most: int) -> bool:
         with self._lock:
             passes = [one for ref in self._passes if (one := ref()) is not None]
             nested = any(one.thread == mine.thread for one in passes)
@@ -151,7 +151,7 @@ class Admission:
             self._passes = [*map(weakref.ref, passes), weakref.ref(mine)]
             return True
 
-    def _held(self, mine: Pass, passes: Iterable[Pass]) -> int:
+    def _held(self, mine: Admitted, passes: Iterable[Admitted]) -> int:
         """Tokens that live caches hold, and that passes will hold which have no cache yet; those of a pass left out."""
         own = {id(cache) for cache, _ in mine.call.caches}
         for key in [key for key, kept in self._kept.items() if kept.cache() is None]:
@@ -178,7 +178,7 @@ class Admission:
             passes = [one for ref in self._passes if (one := ref()) is not None]
             return any(one.thread != me for one in passes) or any(thread != me for thread in self._ended)
 
-    def _refusal(self, mine: Pass, most: int) -> ContextLengthError:
+    def _refusal(self, mine: Admitted, most: int) -> ContextLengthError:
         with self._lock:
             held = self._held(mine, [one for ref in self._passes if (one := ref()) is not None])
         return ContextLengthError(

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from coterie.integration.succession import Succession
+from coterie.passes.order import LayerOrder
 from coterie.spec import ExpertKey
 from zoo import ZOO, logits
 
@@ -21,53 +21,53 @@ def keys(layer: int, count: int = 8) -> list[ExpertKey]:
     return [ExpertKey("text", layer, "mlp", expert) for expert in range(count)]
 
 
-def three_layers() -> Succession:
-    succession = Succession()
+def three_layers() -> LayerOrder:
+    order = LayerOrder()
     for layer in range(3):
-        succession.add(layer, keys(layer))
-    return succession
+        order.add(str(layer), keys(layer))
+    return order
 
 
 def test_the_first_pass_goes_by_the_order_of_the_layers():
-    succession = three_layers()
-    assert list(succession.reached(0, step=0, wanted=8)) == keys(1) + keys(2)
-    assert list(succession.reached(2, step=0, wanted=8)) == []
+    order = three_layers()
+    assert list(order.reached("0", number=0, wanted=8)) == keys(1) + keys(2)
+    assert list(order.reached("2", number=0, wanted=8)) == []
 
 
 def test_the_order_that_turns_out_is_kept():
-    succession = three_layers()
+    order = three_layers()
     for step in range(2):
-        announced = [list(succession.reached(site, step, wanted=8)) for site in (2, 0, 1)]
+        announced = [list(order.reached(site, step, wanted=8)) for site in "201"]
     assert announced == [keys(0) + keys(1), keys(1), []]
 
 
 def test_a_new_pass_follows_nothing():
-    succession = three_layers()
+    order = three_layers()
     for step in range(2):
-        succession.reached(2, step, wanted=8)
-        succession.reached(0, step + 10, wanted=8)
-    assert list(succession.reached(2, step=20, wanted=8)) == []
+        order.reached("2", step, wanted=8)
+        order.reached("0", step + 10, wanted=8)
+    assert list(order.reached("2", number=20, wanted=8)) == []
 
 
 def test_places_in_a_circle_are_announced_once():
-    succession = three_layers()
-    for site in (0, 1, 0, 1):
-        announced = list(succession.reached(site, 0, wanted=8))
+    order = three_layers()
+    for site in "0101":
+        announced = list(order.reached(site, 0, wanted=8))
     assert announced == keys(0)
 
 
 @pytest.mark.parametrize(("wanted", "announces"), [(5, False), (6, True)])
 def test_few_experts_announce_nothing(wanted, announces):
-    assert bool(list(three_layers().reached(0, step=0, wanted=wanted))) is announces
+    assert bool(list(three_layers().reached("0", number=0, wanted=wanted))) is announces
 
 
 def test_threads_do_not_mix():
-    succession = three_layers()
-    succession.reached(2, step=0, wanted=8)
-    thread = threading.Thread(target=succession.reached, args=(0, 0, 8))
+    order = three_layers()
+    order.reached("2", number=0, wanted=8)
+    thread = threading.Thread(target=order.reached, args=("0", 0, 8))
     thread.start()
     thread.join()
-    assert list(succession.reached(2, step=0, wanted=8)) == []
+    assert list(order.reached("2", number=0, wanted=8)) == []
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

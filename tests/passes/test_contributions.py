@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from conftest import realigned
 from coterie.extraction import extract
 from coterie.integration.adapters.additions import seen_additions
-from coterie.integration.contributions import Contributions
 from coterie.native import library
+from coterie.passes.contributions import Contributions
 from coterie.spec import BankKey
 from zoo import ZOO, ZooModel, load, logits
 from zoo.undecorated import UNDECORATED

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 
+from coterie.passes.current import carried
 from coterie.spec import ExpertKey
 
 _SHARE = 0.75
@@ -12,30 +12,29 @@ _SHARE = 0.75
 for. Of what is read early, the rest is for nothing."""
 
 
-class _Place(threading.local):
-    """What this thread's forward pass asked for last."""
+class _Place:
+    """Where a thread's forward passes asked for experts last."""
 
-    step = -1
-    site: object = None
+    number = -1
+    site: str | None = None
 
 
-class Succession:
+class LayerOrder:
     """The places of one component where experts are computed, in the order in which forward passes come to them.
 
     Until a pass has gone on from a place, that is the order in which they were added.
     """
 
     def __init__(self) -> None:
-        self._keys: dict[object, Sequence[ExpertKey]] = {}
-        self._followers: dict[object, object] = {}
-        self._last: object = None
-        self._place = _Place()
+        self._keys: dict[str, Sequence[ExpertKey]] = {}
+        self._followers: dict[str, str | None] = {}
+        self._last: str | None = None
 
-    def add(self, site: object, keys: Sequence[ExpertKey]) -> None:
+    def add(self, site: str, keys: Sequence[ExpertKey]) -> None:
         """Adds a place behind the others.
 
         Args:
-            site: Stands for it.
+            site: Names it.
             keys: All experts that can be asked for there, in the order in which they are computed.
         """
         if self._last is not None:
@@ -43,24 +42,24 @@ class Succession:
         self._keys[site] = keys
         self._last = site
 
-    def reached(self, site: object, step: int, wanted: int) -> Iterable[ExpertKey]:
+    def reached(self, site: str, number: int, wanted: int) -> Iterable[ExpertKey]:
         """A forward pass over a prompt asks for experts.
 
         Args:
             site: Where.
-            step: The pass's number.
+            number: The pass's.
             wanted: How many different experts it asks for.
 
         Returns:
             What the rest of the pass will most probably ask for, soonest first; nothing if too much of it is unsure.
         """
-        place = self._place
+        place = carried(self, _Place)
         if place.site is not None:
-            self._followers[place.site] = site if place.step == step else None
-        place.step, place.site = step, site
+            self._followers[place.site] = site if place.number == number else None
+        place.number, place.site = number, site
         return self._after(site) if wanted >= _SHARE * len(self._keys[site]) else ()
 
-    def _after(self, site: object) -> Iterator[ExpertKey]:
+    def _after(self, site: str) -> Iterator[ExpertKey]:
         seen = {site}
         follower = self._followers.get(site)
         while follower is not None and follower not in seen:

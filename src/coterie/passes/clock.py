@@ -1,0 +1,162 @@
+"""The watch on a component's forward: lets passes in, makes them current, and says when they begin and end."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from coterie.hf.caches import caches_in
+from coterie.passes.admission import Admission, refuse_offloaded
+from coterie.passes.current import Pass, carried, current, drop_carried, phase_or, unwatched
+from coterie.passes.forward_call import CallReader, ForwardCall
+from coterie.passes.forwards import Covering, Forward, install
+from coterie.passes.limit import ExpertLimit
+from coterie.passes.losses import LossMeter
+from coterie.passes.neighbours import process_neighbours
+from coterie.spec import Observer, Phase, StepEnded, StepStarted
+
+
+class StepClock:
+    """Watches the forward passes of one component: counts them, lets them in, and tells of them.
+
+    Attributes:
+        component: Name of the component.
+        tokens: Phase → tokens computed.
+        max_context: Tokens (sequences × length) that the memory budget was made for; None for no limit.
+        observers: Who is told; shared with the passes.
+        limit: Leaves out some of the experts that routers choose, of passes that begin from now on; None where nobody
+            asked for that.
+    """
+
+    def __init__(self, component: str, observers: list[Observer], admission: Admission | None = None) -> None:
+        self.component = component
+        self.max_context: int | None = None
+        self.observers = observers
+        self.limit: ExpertLimit | None = None
+        self.tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
+        self._numbers = itertools.count()
+        self._admission = admission or Admission()
+        self._lock = threading.Lock()
+
+    def now(self) -> Pass:
+        """This thread's forward pass of the component; where it is in none, one that is not counted."""
+        now = current()
+        return now if now.watch is self else self._further_out()
+
+    def _further_out(self) -> Pass:
+        """As :meth:`now`, where the innermost pass is another component's, or nothing is watched."""
+        now = current(self.component)
+        return now if now.watch is self else unwatched(self.component, self.observers, self.limit)
+
+    def install(self, module: nn.Module) -> None:
+        """Watches the forward passes of ``module``, the component's outermost module."""
+        # A hook would do, at twice the price: with one, torch takes a slower way through every call.
+        install(module, "pass", _Watched(self, module))
+
+    def run(self, call: ForwardCall, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A forward pass, from its admission to its end.
+
+        Args:
+            call: What it is.
+            forward: Computes it.
+            args: What it is called with.
+            kwargs: Likewise.
+        """
+        refuse_offloaded(call)
+        most = self.max_context
+        place = None if most is None else self._admission.enter(call, most)
+        made: list[Any] = []
+        with self._make(call) as now:
+            try:
+                self._begin(now, call)
+                result = _compute(now, forward, args, kwargs)
+                if place is not None and not call.caches and call.uses_cache is not False:
+                    made = caches_in([result])
+            finally:
+                now.free_memory()
+                if place is not None:
+                    self._admission.leave(place, made)
+            call.check_end(result)
+            if now.losses is not None:
+                losses = now.losses.end(result)
+                now.announce(StepEnded(step=now.number, component=self.component, losses=losses))
+        return result
+
+    def _make(self, call: ForwardCall) -> Pass:
+        return Pass(
+            number=next(self._numbers),
+            component=self.component,
+            phase=phase_or(call.phase),
+            batch=call.batch,
+            tokens=call.tokens,
+            cached=call.cached,
+            observers=self.observers,
+            limit=self.limit,
+            watch=self,
+        )
+
+    def _begin(self, now: Pass, call: ForwardCall) -> None:
+        with self._lock:
+            self.tokens[now.phase] += now.batch * now.tokens
+        if any(getattr(observer, "wants_losses", False) for observer in tuple(self.observers)):
+            now.losses = carried(self, LossMeter)
+            now.losses.begin(call.ids, shape=(now.batch, now.tokens), cached=now.cached)
+        else:
+            drop_carried(self)
+        if self.observers:
+            ids = call.ids
+            event = StepStarted(
+                step=now.number,
+                component=self.component,
+                phase=now.phase,
+                batch=now.batch,
+                tokens=now.tokens,
+                input_ids=None if ids is None else np.asarray(ids.detach().to("cpu", torch.int64).numpy()),
+                attended=_attended(call.mask, now.batch, now.tokens),
+            )
+            now.announce(event)
+
+
+def _compute(now: Pass, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not now.decode or not now.observers:
+        return forward(*args, **kwargs)
+    now.hold_back()
+    try:
+        result = forward(*args, **kwargs)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            now.tell_held_back()
+        raise
+    now.tell_held_back()
+    return result
+
+
+class _Watched(Covering):
+    """The forward of a component's outermost module, which a clock sees."""
+
+    def __init__(self, clock: StepClock, module: nn.Module) -> None:
+        self._clock = clock
+        is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+        self._reader = CallReader(module.forward, is_encoder_decoder=is_encoder_decoder)
+        self._note = process_neighbours().note
+        functools.update_wrapper(self, module.forward, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._note()
+        return self._clock.run(self._reader.read(args, kwargs), self.beneath, args, kwargs)
+
+
+def _attended(mask: object, batch: int, tokens: int) -> npt.NDArray[np.bool_] | None:
+    """Which new tokens are not padding; None if none is, or if the mask says nothing of single tokens."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < tokens:
+        return None
+    new = np.asarray(mask[:, mask.shape[1] - tokens :].detach().to("cpu", torch.bool).numpy())
+    return None if new.all() else new

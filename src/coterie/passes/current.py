@@ -1,0 +1,215 @@
+"""The forward pass that a thread is in, and what is kept for as long as it lasts: the one place for both.
+
+A watch on a component's forward makes a :class:`Pass` (:mod:`coterie.passes.clock`); whoever works in it asks
+:func:`current`. What a collaborator keeps for the duration of the pass is its :meth:`Pass.state`, which goes with the
+pass however that ends. What it keeps from one pass of a thread to the next is :func:`carried`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
+
+from coterie.native import PassMemory
+from coterie.passes.limit import ExpertLimit
+from coterie.passes.losses import LossMeter
+from coterie.spec import Event, Observer, Phase
+
+_Made = TypeVar("_Made")
+
+
+class Pass:
+    """A forward pass of one component, current in its thread inside the context.
+
+    Where nothing is watched, a thread is in a pass as well: one with number -1, which nobody is told of and which lasts
+    as long as the thread.
+
+    Args:
+        number: Counted by component, from 0.
+        component: The component; "" where nothing is watched.
+        phase: What kind of pass it is.
+        batch: Sequences.
+        tokens: New tokens of each.
+        cached: Tokens of each before them.
+        observers: Who is told; those that are added to it meanwhile, too.
+        limit: Leaves out some of the experts that routers choose; None where nobody asked for that.
+        watch: Who made it.
+        states: What collaborators keep, where that outlasts the pass.
+
+    Attributes:
+        number: That given.
+        component: That given.
+        phase: That given.
+        decode: Whether that is ``decode``.
+        batch: That given.
+        tokens: That given.
+        cached: That given.
+        observers: Those given.
+        limit: That given.
+        watch: That given.
+        contributions: Whether an observer wants to know what experts contribute.
+        losses: Measures how well tokens were predicted; None where no observer wants to know.
+        outer: The pass that this one began in; None before it has begun, and for that of a thread.
+    """
+
+    __slots__ = (
+        "_memory", "_pending", "_states", "batch", "cached", "component", "contributions", "decode", "limit", "losses",
+        "number", "observers", "outer", "phase", "tokens", "watch",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        number: int = -1,
+        component: str = "",
+        phase: Phase = "prefill",
+        batch: int = 0,
+        tokens: int = 0,
+        cached: int = 0,
+        observers: Sequence[Observer] = (),
+        limit: ExpertLimit | None = None,
+        watch: object = None,
+        states: MutableMapping[Any, Any] | None = None,
+    ) -> None:
+        self.number, self.component = number, component
+        self.phase, self.decode = phase, phase == "decode"
+        self.batch, self.tokens, self.cached = batch, tokens, cached
+        self.observers, self.limit, self.watch = observers, limit, watch
+        self.contributions = any(getattr(observer, "wants_contributions", False) for observer in observers)
+        self.losses: LossMeter | None = None
+        self.outer: Pass | None = None
+        self._memory: PassMemory | None = None
+        # What is to be told when a decode step is over; None outside one.
+        self._pending: list[Callable[[], Event | None]] | None = None
+        self._states: MutableMapping[Any, Any] = {} if states is None else states
+
+    @property
+    def memory(self) -> PassMemory:
+        """Working memory that layers use one after the other, gone when the pass is over."""
+        if self.number < 0:
+            return PassMemory()
+        if self._memory is None:
+            self._memory = PassMemory()
+        return self._memory
+
+    def free_memory(self) -> None:
+        """Lets go of :attr:`memory`."""
+        self._memory = None
+
+    def state(self, owner: object, make: Callable[[], _Made]) -> _Made:
+        """What ``owner`` keeps for the duration of the pass; made with ``make`` when it first asks.
+
+        Where nothing is watched it stays as long as its owner, and must not refer to it.
+        """
+        found: _Made | None = self._states.get(owner)
+        if found is None:
+            found = self._states[owner] = make()
+        return found
+
+    def tell(self, make: Callable[[], Event | None]) -> None:
+        """Tells observers an event; in a decode step, when that is over.
+
+        Between two layers of a large model the processor's caches forget everything: making and telling an event there
+        takes ten times as long as telling all of a step one after the other.
+
+        Args:
+            make: Makes the event; None if there is nothing to be told.
+        """
+        if self._pending is None:
+            self.announce(make())
+        else:
+            self._pending.append(make)
+
+    def announce(self, event: Event | None) -> None:
+        """Tells observers an event now."""
+        if event is not None:
+            for observer in tuple(self.observers):
+                observer.on_event(event)
+
+    def hold_back(self) -> None:
+        """From now on :meth:`tell` waits for :meth:`tell_held_back`."""
+        self._pending = []
+
+    def tell_held_back(self) -> None:
+        """Tells what has been waiting, in order."""
+        pending, self._pending = self._pending, None
+        for make in pending or ():
+            self.announce(make())
+
+    def __enter__(self) -> Self:
+        self.outer, _thread.now = _thread.now, self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.outer is not None:
+            _thread.now, self.outer = self.outer, None
+        # An exception's traceback may keep the pass, and for long.
+        self._memory = self._pending = None
+        self._states = {}
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.unwatched: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self.now = Pass(states=self.unwatched)
+        self.stated: Phase | None = None
+        self.carried: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+_thread = _Thread()
+
+
+def current(component: str | None = None) -> Pass:
+    """The innermost forward pass that this thread is in.
+
+    Args:
+        component: The innermost of this component's; without one, that of the thread.
+    """
+    now = _thread.now
+    if component is not None:
+        while now.component != component and now.outer is not None:
+            now = now.outer
+    return now
+
+
+def unwatched(component: str, observers: Sequence[Observer], limit: ExpertLimit | None) -> Pass:
+    """What a component is in where its layers are called outside of a pass of it: not counted, but told of."""
+    return Pass(component=component, observers=observers, limit=limit, states=_thread.unwatched)
+
+
+def carried(owner: object, make: Callable[[], _Made]) -> _Made:
+    """What ``owner`` keeps in this thread from one pass to the next, as long as it lives; it must not refer to it."""
+    found: _Made | None = _thread.carried.get(owner)
+    if found is None:
+        found = _thread.carried[owner] = make()
+    return found
+
+
+def drop_carried(owner: object) -> None:
+    """Forgets what ``owner`` kept in this thread."""
+    _thread.carried.pop(owner, None)
+
+
+@contextmanager
+def stated_phase(phase: Phase) -> Iterator[None]:
+    """Inside, forward passes that this thread begins are of a phase, whatever their shapes say.
+
+    Without it a pass is taken for a decode step if it has one new token after others: right for one sequence, wrong
+    for a step of several requests at once.
+    """
+    before, _thread.stated = _thread.stated, phase
+    try:
+        yield
+    finally:
+        _thread.stated = before
+
+
+def phase_or(rule: Phase) -> Phase:
+    """The phase that was stated for the pass that begins, else what the shapes say."""
+    return _thread.stated or rule

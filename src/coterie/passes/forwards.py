@@ -1,0 +1,128 @@
+"""The forwards that instances of a model's modules have instead of their class's: the one place that writes them.
+
+A module can have several, one over the other, in a stated order whatever the order in which they came. Others may give
+a module a forward, too (``module.forward = …``): what was there lies beneath it, and what comes later lies over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import MethodType
+from typing import Any, Literal, NamedTuple, get_args
+
+from torch import nn
+
+Forward = Callable[..., Any]
+
+Place = Literal["experts", "native", "prediction", "pass", "timing"]
+"""Who has a forward, from the inside out: the ``experts`` of a bank, a ``native`` way to compute what the class does,
+who sees what a router is given (``prediction``), who sees a component's forward passes (``pass``), who times modules
+(``timing``)."""
+
+_RANK = {place: rank for rank, place in enumerate(get_args(Place))}
+
+_STACK = "_coterie_forwards"
+
+
+class Covering:
+    """A forward that calls what lies beneath it; any other calls its class's own where it does not compute itself.
+
+    Attributes:
+        beneath: What that is: another forward, or the class's own. :func:`install` keeps it right.
+    """
+
+    beneath: Forward
+
+
+class _Layer(NamedTuple):
+    place: Place | None
+    """None for somebody else's."""
+    forward: Forward
+
+
+def install(module: nn.Module, place: Place, forward: Forward) -> None:
+    """Gives a module a forward: over those of the same place and of places before it, beneath those after it.
+
+    Args:
+        module: The module.
+        place: Who has it.
+        forward: Called instead of the class's own.
+    """
+    layers = _layers(module)
+    at = len(layers)
+    while at and (over := layers[at - 1].place) is not None and _RANK[over] > _RANK[place]:
+        at -= 1
+    _put(module, [*layers[:at], _Layer(place, forward), *layers[at:]])
+
+
+def remove(module: nn.Module, place: Place) -> None:
+    """Takes the outermost forward of a place off; those of others that were put over it since go with it."""
+    layers = _layers(module)
+    at = max((number for number, layer in enumerate(layers) if layer.place == place), default=None)
+    if at is not None:
+        _put(module, [*layers[:at], *(layer for layer in layers[at + 1 :] if layer.place is not None)])
+
+
+def own(module: nn.Module) -> Forward | None:
+    """The forward that a module has of its own, whoever gave it; None if its class's is called."""
+    return module.__dict__.get("forward")
+
+
+def at(module: nn.Module, place: Place) -> Forward | None:
+    """The outermost forward of a place; None if there is none, or somebody else's lies over it."""
+    for layer in reversed(_layers(module)):
+        if layer.place is None:
+            return None
+        if layer.place == place:
+            return layer.forward
+    return None
+
+
+def covers_class(module: nn.Module, place: Place) -> bool:
+    """Whether nothing but the class's own forward would lie beneath one that was installed at a place."""
+    return all(layer.place is not None and _RANK[layer.place] > _RANK[place] for layer in _layers(module))
+
+
+class Seen:
+    """The forwards that some modules have now, to compare what they have later with.
+
+    Args:
+        modules: The modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._seen = [(module.__dict__, own(module)) for module in modules]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether all have these still."""
+        for space, forward in self._seen:  # noqa: SIM110 - all() is slower, in every decode step
+            if space.get("forward") is not forward:
+                return False
+        return True
+
+
+def _layers(module: nn.Module) -> list[_Layer]:
+    """What a module has, from the inside out. What others put over it, or took off, is seen by what it has now."""
+    now = own(module)
+    if now is None:
+        return []
+    stack: list[_Layer] = module.__dict__.get(_STACK, [])
+    for number, layer in enumerate(stack):
+        if layer.forward is now:
+            return stack[: number + 1]
+    return [*stack, _Layer(None, now)]
+
+
+def _put(module: nn.Module, layers: list[_Layer]) -> None:
+    if not layers:
+        module.__dict__.pop("forward", None)
+        module.__dict__.pop(_STACK, None)
+        return
+    beneath: Forward = MethodType(type(module).forward, module)
+    for layer in layers:
+        if isinstance(layer.forward, Covering):
+            layer.forward.beneath = beneath
+        beneath = layer.forward
+    module.__dict__[_STACK] = layers
+    module.__dict__["forward"] = layers[-1].forward
