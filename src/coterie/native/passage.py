@@ -64,6 +64,16 @@ class KeyValueRoom(NamedTuple):
     value_stride: int
     length: int
 
+    def after(self, tokens: int, width: int) -> KeyValueRoom:
+        """Without the first tokens.
+
+        Args:
+            tokens: How many are left out.
+            width: Values of a head.
+        """
+        skipped = tokens * width * torch.bfloat16.itemsize
+        return self._replace(keys=self.keys + skipped, values=self.values + skipped, length=self.length - tokens)
+
     @classmethod
     def of(cls, keys: torch.Tensor, values: torch.Tensor) -> list[KeyValueRoom]:
         """One for each row.
