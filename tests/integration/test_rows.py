@@ -67,16 +67,16 @@ def tokens(rows: int, step: int, kinds: int) -> torch.Tensor:
 
 
 def alone(model: Any, ids: list[torch.Tensor], kinds: int = 5) -> tuple[torch.Tensor, list[DynamicCache]]:
-    """Last hidden states of each sequence in some steps, [rows, steps, D], and the caches of before."""
+    """Logits of each sequence in some steps, [rows, steps, V], and the caches of before."""
     found, before = [], []
     with torch.no_grad():
         for row, prompt in enumerate(ids):
             before.append(DynamicCache())
-            kept = kept_cache(model.model(prompt, use_cache=True))
+            kept = kept_cache(model(prompt, use_cache=True))
             for i, layer in enumerate(next(iter(kept.values())).layers):
                 before[-1].update(layer.keys.clone(), layer.values.clone(), i)
             outs = [
-                model.model(tokens(len(ids), step, kinds)[row : row + 1], **kept, use_cache=True).last_hidden_state
+                model(tokens(len(ids), step, kinds)[row : row + 1], **kept, use_cache=True).logits
                 for step in range(STEPS)
             ]
             found.append(torch.cat(outs, dim=1))
@@ -103,18 +103,18 @@ def together(model: Any, caches: list[DynamicCache], kinds: int = 5) -> torch.Te
     cache, mask = joined(caches)
     rows, found = len(caches), []
     # Releases differ in its name.
-    name = next(one for one in ("cache", "past_key_values") if one in inspect.signature(model.model.forward).parameters)
+    name = next(one for one in ("cache", "past_key_values") if one in inspect.signature(model.forward).parameters)
     with torch.no_grad():
         for step in range(STEPS):
             mask = torch.cat([mask, torch.ones(rows, 1, dtype=mask.dtype)], dim=1)
-            out = model.model(
+            out = model(
                 tokens(rows, step, kinds),
                 attention_mask=mask,
                 position_ids=mask.sum(dim=1, keepdim=True) - 1,
                 use_cache=True,
                 **{name: cache},
             )
-            found.append(out.last_hidden_state)
+            found.append(out.logits)
     return torch.cat(found, dim=1)
 
 
