@@ -11,11 +11,13 @@ STAMP := $(VENV)/.installed
 OLDEST ?= .venv-oldest
 BETWEEN ?= .venv-between
 NEWEST ?= .venv-newest
+WHEELS ?= .venv-wheels
 AUDIT ?= .venv-audit
+DOCS ?= .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs report \
-lock bench clean
+.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs site report \
+lock bench wheels release-check clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -44,13 +46,14 @@ test: $(STAMP) ## Run the tests, but the slow ones and the matrix of models
 test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model and router class of transformers with stock
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m matrix
 
-test-slow: $(STAMP) ## Run the slow tests (kill tests, large models)
-	$(BIN)/python -m pytest -m slow
+test-slow: $(STAMP) $(WHEELS)/.installed ## Run the slow tests (kill tests, large models, wheels)
+	COTERIE_WHEELS_PYTHON=$(abspath $(WHEELS))/bin/python $(BIN)/python -m pytest -m slow
 
-# Further environments with other releases of transformers; what they lack they find in the first.
+# Further environments: other releases of transformers, and what makes wheels. What they lack they find in the first.
 $(OLDEST)/.installed: requirements-oldest.lock
 $(BETWEEN)/.installed: requirements-between.lock
-$(OLDEST)/.installed $(BETWEEN)/.installed: $(STAMP)
+$(WHEELS)/.installed: requirements-wheels.lock
+$(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed: $(STAMP)
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $(filter requirements%,$^)
@@ -93,6 +96,17 @@ fix: $(STAMP) ## Mend formatting and what lint can mend by itself
 docs: $(STAMP) ## Write the generated docs anew
 	$(BIN)/python scripts/docs.py
 
+# The site has an environment of its own: Coterie needs none of its packages. A broken link or anchor fails.
+$(DOCS)/.installed: requirements-docs.lock
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $<
+	@touch $@
+
+site: $(DOCS)/.installed ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+	@echo "Open build/site/index.html."
+
 report: $(STAMP) ## Record the bundled model on MATERIAL=FOLDER and write docs/report anew
 	@test -n "$(MATERIAL)" || { echo "Say where texts, sounds and pictures are: make report MATERIAL=FOLDER" >&2; exit 1; }
 	$(BIN)/python scripts/report.py $(MATERIAL)
@@ -104,6 +118,12 @@ bench: $(STAMP) ## Run the benchmarks; each prints its figures with machine and 
 	@test -n "$(BENCHMARKS)" || { echo "There is no benchmarks/bench_*.py." >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
+wheels: $(WHEELS)/.installed ## Make everything that a package index gets, in dist/
+	$(WHEELS)/bin/python scripts/wheels.py dist
+
+release-check: $(STAMP) ## Say what is still missing for a release (RELEASING.md)
+	$(BIN)/python scripts/releasing.py
+
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(AUDIT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(AUDIT) $(DOCS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,8 @@
 """Build hook: compiles the native library where there is a C compiler.
 
 Without one the package works all the same, slower; ``COTERIE_NATIVE=require`` makes that an error, and
-``COTERIE_NATIVE=skip`` does not try.
+``COTERIE_NATIVE=skip`` does not try. Where ``CC`` compiles for another platform than this one,
+``COTERIE_WHEEL_PLATFORM`` names it as a tag of wheels (``manylinux_2_28_aarch64``): ``scripts/wheels.py`` sets it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class NativeLibrary(BuildHookInterface[Any]):
             )
             return
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        # No tag of a Python release: the library is loaded by ctypes.
+        here = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{os.environ.get('COTERIE_WHEEL_PLATFORM') or here}"
         relative = library.relative_to(self.root)
         build_data["force_include"][str(relative)] = str(relative.relative_to("src"))

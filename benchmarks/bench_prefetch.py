@@ -35,7 +35,7 @@ from harness.options import options
 from harness.page_cache import drop
 from harness.paired import interleave
 from harness.report import Report
-from harness.slow_source import SlowSource
+from harness.slow_source import slow_disk
 
 MODES = ("off", "on", "auto")
 CAPACITIES = (0.125, 0.25, 0.5)
@@ -236,11 +236,8 @@ def times(
     from coterie.engine import load
     from coterie.engine.opened import OpenModel
 
-    models = {mode: load(path, expert_memory=memory, prefetch=mode, **load_options) for mode in MODES}
-    if slow_ms is not None:
-        for model in models.values():
-            reader = model.coterie.cache._scheduler._reader  # no public setting makes a disk slower
-            reader._source = SlowSource(reader._source, slow_ms / 1e3)
+    with slow_disk(None if slow_ms is None else slow_ms / 1e3):
+        models = {mode: load(path, expert_memory=memory, prefetch=mode, **load_options) for mode in MODES}
     length = 32 + SETTLE + rounds * steps
     if path == "bundled":
         tokenizer = OpenModel.of(models["off"]).processors.tokenizer

@@ -43,16 +43,16 @@ def layer_of(library: Any, passages: Any) -> Any:
 
 def experts_of(library: Any) -> tuple[Any, list[torch.Tensor]]:
     """A bank whose experts are all in memory, and their records."""
-    from coterie.native import Berths, ExpertsKernel, TokenExperts
+    from coterie.native import Addresses, ExpertsKernel, TokenExperts
 
     fields = [[*int4_fields(2 * INNER, WIDTH), *int4_fields(WIDTH, INNER)] for _ in range(EXPERTS)]
     starts = [sum(field.nbytes for field in fields[0][:i]) for i in range(4)]
     records = [torch.cat([field.view(-1).view(torch.uint8) for field in one]) for one in fields]
     kernel = ExpertsKernel(library, scheme="int4", activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
-    berths = Berths(library, EXPERTS)
+    addresses = Addresses(library, EXPERTS)
     for expert, record in enumerate(records):
-        berths.fill(expert, record.data_ptr())
-    return TokenExperts(kernel, berths, (starts[0], starts[1], starts[2], starts[3])), records
+        addresses.publish(expert, record.data_ptr())
+    return TokenExperts(kernel, addresses, (starts[0], starts[1], starts[2], starts[3])), records
 
 
 class Rows(NamedTuple):

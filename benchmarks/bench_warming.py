@@ -35,7 +35,7 @@ import numpy as np
 from harness.machine import wait_until_quiet
 from harness.options import options
 from harness.report import Report
-from harness.slow_source import SlowSource
+from harness.slow_source import slow_disk
 
 DATA = Path(__file__).resolve().parent / "data"
 RESIDENCIES = (0.125, 0.25, 0.5)
@@ -134,26 +134,23 @@ def session(memory: str, profile: Path, domain: str, other: str, ids: list[int],
     import torch
 
     from coterie.engine import load
-    from coterie.engine.warming import ProfileUse
     from coterie.hf.caches import kept_cache
     from coterie.profiles import Usage
+    from coterie.spec import DEFAULT_WARM
+    from coterie.spec.opening import Opening
 
     named = {"own": domain, "other": other}
     warm = named.get(setup["warm"], setup["warm"])
-    model = load("bundled", expert_memory=memory, component="thinker", eviction=setup["eviction"], prefetch="off",
-                 profile=profile, warm=None)  # fmt: skip
+    with slow_disk(read_ms / 1e3):
+        model = load("bundled", expert_memory=memory, component="thinker", eviction=setup["eviction"], prefetch="off",
+                     profile=profile, warm=None)  # fmt: skip
     runtime = model.coterie
     cache = runtime.cache
-    scheduler = cache._scheduler  # no public setting makes a disk slower, or tells when it rests
-    scheduler._reader._source = SlowSource(scheduler._reader._source, read_ms / 1e3)
     usage = Usage.open(profile)
     if warm is not None:
-        use = ProfileUse(
-            profile=profile, warm="auto" if warm == "all" else warm, pin=setup.get("pin"), eviction=setup["eviction"]
-        )
-        runtime.warm_with(usage, use)
-    while idle and (scheduler.guesses or scheduler.residency.loading):
-        time.sleep(0.002)
+        runtime.warm_with(usage, Opening(warm=DEFAULT_WARM if warm == "all" else warm, pin=setup.get("pin")))
+    if idle:
+        cache.quiesce(timeout=600)
     before = cache.stats()
     if warm != "all":
         runtime.expect_request(["input_ids"])

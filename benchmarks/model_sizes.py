@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +23,11 @@ from typing import Any
 import torch
 
 from coterie.checkpoint import Checkpoint
-from coterie.extraction import memory_fit
-from coterie.extraction.inspection import default_context_nbytes, pair_nbytes
+from coterie.extraction import MemoryFit, memory_fit
 from coterie.extraction.planning import plan_extraction
+from coterie.hf.context import context_shape, default_context
 from coterie.hf.skeleton import build_skeleton
+from coterie.spec.footprint import BankRecords, Footprint
 from harness.report import RESULTS, Table
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64", torch.bool: "BOOL"}
@@ -144,26 +146,21 @@ def sizes(model: Released, folder: Path) -> Sizes:
     chosen = {key: tuple(range(bank.bank.num_experts)) for key, bank in checkpoint.banks.items()}
     scheme = "native" if model.mxfp4 else _SCHEME
     plan = plan_extraction(checkpoint, chosen, scheme, _SCHEME)
+    banks = {bank.key: BankRecords(layouts=Counter(one.layout for one in bank.experts)) for bank in plan.store.banks}
     records = [one.layout.nbytes for bank in plan.store.banks for one in bank.experts]
-    layouts = {one.layout for bank in plan.store.banks for one in bank.experts}
     dense = sum(tensor.nbytes for tensor in plan.dense)
     config = checkpoint.skeleton.config
+    shape = context_shape(config, checkpoint.dtype, type(checkpoint.skeleton))
+    footprint = Footprint.of(banks, dense=dense, shape=shape)
+    context = default_context(config)
 
-    def fits(memory: int) -> Any:
-        context, around = default_context_nbytes(config, checkpoint.dtype, type(checkpoint.skeleton), memory)
-        return memory_fit(
-            memory,
-            dense_nbytes=dense,
-            context=context,
-            context_nbytes=around + pair_nbytes(layouts, checkpoint.dtype),
-            record_sizes=records,
-            working_set_nbytes=0,
-        )
+    def fits(memory: int) -> MemoryFit:
+        return memory_fit(memory, footprint, context=context, record_sizes=records, working_set_nbytes=0)
 
     return Sizes(
         weights=weights_of(checkpoint.skeleton),
         download=sum(info.nbytes for info in checkpoint.tensors.values()),
-        store=dense + sum(records),
+        store=dense + footprint.experts,
         least=smallest(lambda memory: fits(memory).enough),
         all_experts=smallest(lambda memory: fits(memory).share == 1.0),
     )

@@ -1,4 +1,4 @@
-"""Copies the benchmarks' results into docs/benchmarks.md and README.md, so that no figure there was typed by hand.
+"""Copies the benchmarks' results into the README and pages of docs, so that no figure there was typed by hand.
 
 python benchmarks/publish.py            writes the pages anew
 python benchmarks/publish.py --check    ends with 1 if a page differs from the results
@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.report import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("benchmarks.md", "sizes.md", "speed.md")))
 _PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 

@@ -23,7 +23,9 @@ def main() -> int:
     python = Path(sys.argv[1]) / "bin" / "python"
     question = "import sysconfig; print(sysconfig.get_path('purelib'))"
     theirs = subprocess.run([str(python), "-c", question], capture_output=True, text=True, check=True).stdout.strip()
-    paths = dict.fromkeys([str(ROOT / "src"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    # This environment may itself have borrowed, and .pth files that lie in borrowed folders are not read.
+    lent = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    paths = dict.fromkeys([str(ROOT / "src"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *lent])
     (Path(theirs) / "borrowed.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
     return 0
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
+
+from coterie.cache import RecordReader
 
 
 class SlowSource:
@@ -34,3 +39,15 @@ class SlowSource:
             done += os.preadv(descriptor, [record[extent.at : extent.at + extent.nbytes]], extent.offset)
             os.close(descriptor)
         return done
+
+
+@contextmanager
+def slow_disk(seconds: float | None) -> Iterator[None]:
+    """Models that are opened meanwhile read each expert as slowly; None for as fast as the disk is."""
+    open_reader = RecordReader.__init__
+
+    def slowly(reader: RecordReader, source: Any, **options: Any) -> None:
+        open_reader(reader, source if seconds is None else SlowSource(source, seconds), **options)
+
+    with patch.object(RecordReader, "__init__", slowly):
+        yield

@@ -157,9 +157,11 @@ def main() -> int:
     runtime = model.coterie
     loaded = time.perf_counter()
     if given.warm:
+        from coterie.cache import Consumer
+
         for bank in runtime.banks:
             keys = [key for key in runtime.source.experts.keys() if key.bank_key == bank]
-            with runtime.cache.lease(keys) as lease:
+            with runtime.cache.lease(keys, consumer=Consumer()) as lease:
                 for _ in lease:
                     pass
     warmed = time.perf_counter()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coterie.quant import SCHEMES
-from coterie.quant.grouping import group_size
+from coterie.spec.encodings import group_size
 
 LEVELS = 15
 Round = Callable[[Tensor], Tensor]

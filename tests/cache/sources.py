@@ -7,6 +7,7 @@ import time
 import torch
 import xxhash
 
+from coterie.cache import Consumer
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.spec import ExpertKey, Extent, RecordLayout
 
@@ -148,6 +149,36 @@ class Failing:
             raise self._error
 
 
+class Own(threading.local):
+    def __init__(self):
+        self.consumer = Consumer()
+
+
+_own = Own()
+
+
+def me():
+    """The consumer of this thread."""
+    return _own.consumer
+
+
+def leased(cache, keys, **options):
+    """A lease of this thread's consumer, unless another is given."""
+    return cache.lease(keys, **{"consumer": me()} | options)
+
+
+def predict(cache, keys):
+    """What this thread's consumer will probably ask for."""
+    cache.predict(keys, consumer=me())
+
+
+def bring(cache, keys):
+    """Has experts read, as a decode step would."""
+    with leased(cache, keys) as lease:
+        for _ in lease:
+            pass
+
+
 def wait_until(condition):
     """Waits until a condition holds; fails if it never does."""
     deadline = time.monotonic() + PATIENCE_S
@@ -177,21 +208,15 @@ def run_threads(*targets):
 
 
 def assert_consistent(cache):
-    """Nothing is held, and table, policy and arena agree. For a cache at rest."""
-    scheduler, residency = cache._scheduler, cache._residency
-    with scheduler.lock:
-        assert not scheduler.claims
-        assert not residency.holds
-        assert not scheduler._together
-        residency.settle()
-        entries = [*residency.loaded.values(), *residency.loading.values()]
-        assert all(not entry.holders for entry in entries)
-        assert residency.arena.in_use == sum(entry.slot.nbytes for entry in entries)
-        assert residency.arena.in_use <= residency.arena.committed <= cache.capacity
-        for bank, shelf in residency._shelves.items():
-            assert shelf == [residency.loaded.get(bank.expert(expert)) for expert in range(len(shelf))]
-        slots = [(entry.slot.nbytes, entry.slot.index) for entry in entries]
-        assert len(set(slots)) == len(slots)
-        total = sum(entry.slot.nbytes for entry in residency.loaded.values())
-        if total:
-            assert set(residency.policy.victims(total, lambda key: True)) == set(residency.loaded)
+    """Nothing is held, and table, policy and arena agree. For a cache that nobody uses."""
+    found, figures = cache.quiesce(timeout=PATIENCE_S), cache.stats()
+    assert (found.leases, found.queued, found.holds) == (0, 0, 0)
+    assert not found.loading
+    assert not found.held
+    assert figures.resident_bytes == sum(nbytes for nbytes, _ in found.slots)
+    assert figures.resident_bytes <= figures.committed_bytes <= cache.capacity
+    assert len(set(found.slots)) == len(found.slots)
+    for bank, keys in found.by_bank.items():
+        resident = (bank.expert(expert) for expert in range(len(keys)))
+        assert keys == tuple(key if key in found.resident else None for key in resident)
+    assert found.ranked == set(found.resident)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from coterie.cache import ExpertCache
+from coterie.cache import Consumer, ExpertCache
 from coterie.errors import ReadError
 
 from .sources import (
@@ -19,9 +19,11 @@ from .sources import (
     assert_consistent,
     assert_is,
     keys_of,
+    leased,
+    me,
     run_threads,
     wait_until,
-)  # fmt: skip
+)
 
 LAYERS = [keys_of(16, layer) for layer in range(4)]
 ALL = [key for layer in LAYERS for key in layer]
@@ -42,8 +44,8 @@ def make(tmp_path):
         cache.close()
 
 
-def scan(cache, keys, then=(), **options):
-    with cache.lease(keys, phase="prefill", then=then, **options) as lease:
+def scan(cache, keys, upcoming=(), **options):
+    with leased(cache, keys, phase="prefill", upcoming=upcoming, **options) as lease:
         for key, tensors in lease:
             assert_is(key, SMALL, tensors)
     return lease.stats
@@ -60,14 +62,7 @@ def walk(cache, wanted=lambda layer, keys: keys, **options):
 
 def settle(cache):
     """Waits until the reading threads find nothing to do."""
-    scheduler = cache._scheduler
-    readers = scheduler._readers
-
-    def settled():
-        with scheduler.lock:
-            return not cache._residency.loading and len(readers._work._waiters) == len(readers._threads)
-
-    wait_until(settled)
+    cache.quiesce()
 
 
 def resident(cache, keys):
@@ -90,7 +85,7 @@ def test_reading_goes_on_with_what_was_announced(make):
 def test_all_that_is_asked_for_is_read_first(make):
     gate = Gate(LAYERS[0][5])
     cache = make(64, gate, read_threads=1)
-    with cache.lease(LAYERS[0][:8], phase="prefill", then=LAYERS[1][:3]) as lease:
+    with leased(cache, LAYERS[0][:8], phase="prefill", upcoming=LAYERS[1][:3]) as lease:
         gate.wait_for(LAYERS[0][5])
         gate.open()
         list(lease)
@@ -102,7 +97,7 @@ def test_it_needs_no_idle_disk(make):
     """While the last read that was asked for is under way, the next one begins."""
     gate = Gate(LAYERS[0][0])
     cache = make(64, gate, read_threads=2)
-    with cache.lease(LAYERS[0][:1], phase="prefill", then=LAYERS[1][:2]) as lease:
+    with leased(cache, LAYERS[0][:1], phase="prefill", upcoming=LAYERS[1][:2]) as lease:
         gate.wait_for(LAYERS[1][0])
         gate.open()
         assert [key for key, _ in lease] == LAYERS[0][:1]
@@ -124,7 +119,7 @@ def test_the_next_lease_joins_what_is_on_its_way(make):
     cache = make(64, gate)
     scan(cache, LAYERS[0][:2], LAYERS[1][:1])
     gate.wait_for(LAYERS[1][0])
-    with cache.lease(LAYERS[1][:2], phase="prefill") as lease:
+    with leased(cache, LAYERS[1][:2], phase="prefill") as lease:
         gate.open()
         assert {key for key, _ in lease} == set(LAYERS[1][:2])
     assert lease.stats.bytes_read == 2 * SMALL.nbytes
@@ -135,7 +130,7 @@ def test_the_next_lease_joins_what_is_on_its_way(make):
 def test_a_scan_that_breaks_off_announces_nothing(make, leave):
     gate = Gate(*LAYERS[1][:2])
     cache = make(64, gate, read_threads=1)
-    lease = cache.lease(LAYERS[0][:1], phase="prefill", then=LAYERS[1][:4])
+    lease = leased(cache, LAYERS[0][:1], phase="prefill", upcoming=LAYERS[1][:4])
     if leave == "exception":
 
         def interrupted():
@@ -156,26 +151,26 @@ def test_a_scan_that_breaks_off_announces_nothing(make, leave):
     gate.open()
     settle(cache)
     assert resident(cache, ALL) == [LAYERS[0][0], *LAYERS[1][:2]], "only what had begun"
-    assert not cache._residency.expected
+    assert not cache.snapshot().predicted
     assert_consistent(cache)
 
 
 def test_a_hold_ends_it(make):
-    cache = make(64)
+    gate = Gate(*LAYERS[1][:2])
+    cache = make(64, gate, read_threads=1)
     scan(cache, LAYERS[0][:2])
-    guesses = cache._scheduler.guesses
-    with cache._scheduler.lock:
-        guesses.announce(threading.get_ident(), LAYERS[1])
-        assert guesses.announced
-        with cache.try_hold(LAYERS[0][:2]):
-            assert not guesses.announced
-    settle(cache)
-    assert not resident(cache, LAYERS[1])
+    scan(cache, LAYERS[0][:2], LAYERS[1][:4])
+    gate.wait_for(LAYERS[1][1])
+    with cache.view(LAYERS[0][0].bank_key, 16).try_hold([0, 1], me()):
+        assert not cache.snapshot().predicted
+        gate.open()
+        settle(cache)
+    assert resident(cache, LAYERS[1]) == LAYERS[1][:2], "only what had begun"
 
 
 def test_closing_the_cache_ends_it(make):
     cache = make(64, lambda key: time.sleep(0.001))
-    with cache.lease(LAYERS[0], phase="prefill", then=ALL[16:]) as lease:
+    with leased(cache, LAYERS[0], phase="prefill", upcoming=ALL[16:]) as lease:
         next(lease)
     cache.close()
     assert set(cache.source.reads) != set(ALL)
@@ -243,7 +238,7 @@ def test_what_decoding_warmed_survives_a_prompt(make, eviction):
     warm = [layer[n] for layer in LAYERS for n in range(8)]
     for _ in range(3):
         for layer in LAYERS:
-            with cache.lease(layer[:8]) as lease:
+            with leased(cache, layer[:8]) as lease:
                 list(lease)
     assert resident(cache, warm) == sorted(warm)
     for _ in range(2):
@@ -259,7 +254,7 @@ def test_a_decode_step_of_another_thread_takes_the_room_it_needs(make):
     settle(cache)
 
     def decode():
-        with cache.lease(LAYERS[2]) as lease:
+        with leased(cache, LAYERS[2]) as lease:
             assert lease.together
             for key, tensors in dict(lease).items():
                 assert_is(key, SMALL, tensors)
@@ -268,12 +263,13 @@ def test_a_decode_step_of_another_thread_takes_the_room_it_needs(make):
     assert resident(cache, ALL) == LAYERS[2]
 
 
-def test_another_scan_takes_what_a_thread_left_behind_and_hardly_what_is_warm(make):
+def test_another_scan_takes_what_a_consumer_left_behind_and_hardly_what_is_warm(make):
     cache = make(16, eviction="lru")
     for _ in range(2):
-        with cache.lease(LAYERS[3][:14]) as lease:
+        with leased(cache, LAYERS[3][:14]) as lease:
             list(lease)
-    run_threads(lambda: scan(cache, [], LAYERS[1]))
+    other = Consumer()
+    scan(cache, [], LAYERS[1], consumer=other)
     settle(cache)
     assert len(resident(cache, LAYERS[1])) == 2
     scan(cache, LAYERS[0])
@@ -296,7 +292,7 @@ def test_threads_scan_and_decode_at_once(make, slots):
         barrier.wait(PATIENCE_S)
         for step in range(60):
             keys = [LAYERS[step % 4][(step * 5 + n * 3) % 16] for n in range(4)]
-            with cache.lease(keys) as lease:
+            with leased(cache, keys) as lease:
                 for key, tensors in lease:
                     assert_is(key, SMALL, tensors)
 
@@ -309,20 +305,21 @@ def test_what_is_announced_never_keeps_a_scan_from_its_own_room(tmp_path):
     big, small = keys_of(2, 0), keys_of(48, 1)
     source = TinySource(tmp_path, dict.fromkeys(big, LARGE) | dict.fromkeys(small, SMALL))
     with ExpertCache(source, capacity=32 * SMALL.nbytes, eviction="lru") as cache:
-        with cache.lease(small[:28]) as lease:
+        with leased(cache, small[:28]) as lease:
             list(lease)
-        with cache.lease(small[28:32], phase="prefill") as lease:
+        with leased(cache, small[28:32], phase="prefill") as lease:
             list(lease)
-        with cache.lease(big, phase="prefill", then=small) as lease:
+        with leased(cache, big, phase="prefill", upcoming=small) as lease:
             assert [key for key, _ in lease] == big
 
 
 def test_an_announcement_protects_a_part_of_what_is_there(make):
     cache = make(32)
     for keys in LAYERS[:2]:
-        with cache.lease(keys) as lease:
+        with leased(cache, keys) as lease:
             list(lease)
-    run_threads(lambda: scan(cache, [], [LAYERS[2][0], *LAYERS[0], *LAYERS[1]]))
+    other = Consumer()
+    scan(cache, [], [LAYERS[2][0], *LAYERS[0], *LAYERS[1]], consumer=other)
     settle(cache)
-    protected = set().union(*cache._residency.expected.values())
+    protected = set().union(*cache.snapshot().predicted)
     assert len(protected) == 24

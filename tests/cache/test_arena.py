@@ -1,5 +1,6 @@
 """Slots of several sizes under one budget, on the kernel's way of returning memory and on the fallback."""
 
+import ctypes
 import gc
 import weakref
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from coterie.cache.arena import KERNEL_TAKES_PAGES_BACK, AddressRange, SlotArena
 from coterie.errors import MemoryBudgetError
-from coterie.plan.huge_pages import HUGE_PAGE, huge_pages_work
+from coterie.plan.huge_pages import HUGE_PAGE, huge_page_nbytes, huge_pages_work
 
 from .sources import SMALL
 
@@ -126,11 +127,12 @@ def test_slots_that_are_written_lie_on_huge_pages():
         pytest.skip("this machine has no huge pages")
     size = 3 * HUGE_PAGE + 4096
     arena = SlotArena(4 * size)
-    assert arena.huge_page_nbytes() == 0
     slots = [arena.acquire(size) for _ in range(4)]
-    assert arena.huge_page_nbytes() == 0
+    memory = slots[0].record.obj
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert huge_page_nbytes(start, len(memory)) == 0
     for slot in slots:
         slot.record[::4096] = bytes(len(slot.record[::4096]))
-    assert arena.huge_page_nbytes() == 4 * size // HUGE_PAGE * HUGE_PAGE
+    assert huge_page_nbytes(start, len(memory)) == 4 * size // HUGE_PAGE * HUGE_PAGE
     arena.close(discard=True)
-    assert arena.huge_page_nbytes() == 0
+    assert huge_page_nbytes(start, len(memory)) == 0

@@ -7,17 +7,29 @@ import threading
 
 import pytest
 
-from coterie.cache import ExpertCache, minimum_capacity
+from coterie.cache import ExpertCache
 from coterie.errors import ChecksumError, MemoryBudgetError, ReadError, UsageError
-from coterie.eviction import LruPolicy
+from coterie.eviction import LruPolicy, TrustPolicy
 
-from .sources import LARGE, PATIENCE_S, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of
+from .sources import (
+    LARGE,
+    PATIENCE_S,
+    SMALL,
+    Gate,
+    TinySource,
+    assert_consistent,
+    assert_is,
+    keys_of,
+    leased,
+    me,
+    predict,
+)
 
 KEYS = keys_of(9)
 
 
 def use(cache, source, keys):
-    with cache.lease(keys) as lease:
+    with leased(cache, keys) as lease:
         for key, tensors in lease:
             assert_is(key, source.layout(key), tensors)
     return lease.stats
@@ -31,7 +43,6 @@ class TestBudget:
     def test_below_two_of_the_largest_it_says_what_would_do(self, tmp_path):
         source = TinySource.mixed(tmp_path, 9)
         minimum = 2 * LARGE.nbytes
-        assert minimum_capacity(source) == minimum
         with pytest.raises(MemoryBudgetError, match=str(minimum)) as caught:
             ExpertCache(source, capacity=minimum - 1)
         assert (caught.value.budget, caught.value.minimum) == (minimum - 1, minimum)
@@ -68,10 +79,10 @@ class TestBudget:
         with ExpertCache(source, capacity=2 * SMALL.nbytes) as cache:
             source._layouts[KEYS[3]] = LARGE
             with pytest.raises(MemoryBudgetError) as caught:
-                cache.lease([KEYS[3]])
+                leased(cache, [KEYS[3]])
             assert caught.value.minimum == 2 * LARGE.nbytes
 
-    @pytest.mark.parametrize("setting", ["read_threads", "queue_depth"])
+    @pytest.mark.parametrize("setting", ["read_threads", "read_nbytes"])
     def test_settings_out_of_range(self, tmp_path, setting):
         with pytest.raises(UsageError, match=setting):
             ExpertCache(TinySource.uniform(tmp_path, 2), capacity=2**20, **{setting: 0})
@@ -136,6 +147,7 @@ class TestEnd:
         before = set(reading_threads())
         source = TinySource.uniform(tmp_path, 4)
         cache = ExpertCache(source, capacity=2**20)
+        view = cache.view(KEYS[0].bank_key, 4)
         use(cache, source, KEYS[:4])
         mine = set(reading_threads()) - before
         assert mine
@@ -143,10 +155,10 @@ class TestEnd:
         cache.close()
         assert not any(thread.is_alive() for thread in mine)
         for attempt in (
-            lambda: cache.lease(KEYS[:1]),
-            lambda: cache.hold(KEYS[:1]),
-            lambda: cache.try_hold(KEYS[:1]),
-            lambda: cache.prefetch(KEYS[:1]),
+            lambda: leased(cache, KEYS[:1]),
+            lambda: view.try_hold([0], me()),
+            lambda: predict(cache, KEYS[:1]),
+            lambda: cache.warm(KEYS[:1]),
             cache.__enter__,
         ):
             with pytest.raises(UsageError, match="closed"):
@@ -171,10 +183,11 @@ class TestEnd:
         thread.join(PATIENCE_S)
         assert problems == ["woken"]
 
-    def test_tensors_of_an_open_lease_survive_closing(self, tmp_path):
+    def test_tensors_of_an_open_hold_survive_closing(self, tmp_path):
         source = TinySource.uniform(tmp_path, 2)
         cache = ExpertCache(source, capacity=2**20)
-        with cache.hold(KEYS[:2]) as held:
+        use(cache, source, KEYS[:2])
+        with cache.view(KEYS[0].bank_key, 2).try_hold([0, 1], me()) as held:
             cache.close()
             for key, tensors in zip(KEYS, held.tensors, strict=False):
                 assert_is(key, SMALL, tensors)
@@ -201,20 +214,27 @@ class TestEnd:
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_a_forked_child_is_told(self, tmp_path):
         source = TinySource.uniform(tmp_path, 2)
-        with ExpertCache(source, capacity=2**20) as cache:
-            use(cache, source, KEYS[:2])
-            # The lock is held while the process forks: the child must not wait for it.
-            with cache._scheduler.lock:
+        children = []
+
+        class Forking(TrustPolicy):
+            """The cache's lock is held while the process forks: the child must not wait for it."""
+
+            def expect(self, expected):
                 # Nor may the child collect what other tests left: their threads are not there to end.
                 gc.disable()
-                child = os.fork()
-                if child == 0:
+                children.append(os.fork())
+                if children[0] == 0:
                     try:
-                        cache.try_hold(KEYS[:1])
+                        view.try_hold([0], me())
                     except UsageError as error:
                         os._exit(0 if "another process" in str(error) else 2)
                     finally:
                         os._exit(1)
                 gc.enable()
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        with ExpertCache(source, capacity=2**20, eviction=Forking({})) as cache:
+            use(cache, source, KEYS[:2])
+            view = cache.view(KEYS[0].bank_key, 2)
+            cache.expect_use({})
+            assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
             use(cache, source, KEYS[:2])

@@ -12,7 +12,7 @@ from coterie.cache.arena import SlotArena
 from coterie.cache.growth import LEAST_CAPACITY, PATIENCE_S, PROBE_EVERY, Growth
 from coterie.plan.new_memory import SLOW
 
-from .sources import LARGE, SMALL, TinySource, assert_consistent, assert_is, keys_of, run_threads, wait_until
+from .sources import LARGE, SMALL, TinySource, assert_consistent, assert_is, keys_of, leased, run_threads, wait_until
 from .sources import PATIENCE_S as TEST_PATIENCE_S
 
 MIB = 2**20
@@ -173,12 +173,14 @@ class Slow:
     def __init__(self, error=None):
         self.touched = 0
         self.error = error
+        self.failed = False
         self.let_through = threading.Event()
         self.let_through.set()
 
     def __call__(self, memory):
         assert self.let_through.wait(TEST_PATIENCE_S)
         if self.error is not None and self.touched:
+            self.failed = True
             raise self.error
         self.touched += memory.nbytes
         memory[::PAGE] = bytes(len(memory[::PAGE]))
@@ -196,6 +198,7 @@ def make(tmp_path, monkeypatch):
         monkeypatch.setattr("coterie.cache.residency.native_touch", lambda: touch)
         source = TinySource(tmp_path, layouts or dict.fromkeys(keys_of(count), SMALL))
         caches.append(ExpertCache(source, capacity=slots * SMALL.nbytes, **options))
+        caches[-1].source = source
         return caches[-1], touch
 
     yield make
@@ -207,15 +210,15 @@ def use(cache, keys, phase="decode"):
     """A scan of all keys, or decode steps of four each."""
     width = len(keys) if phase == "prefill" else 4
     for start in range(0, len(keys), width):
-        with cache.lease(keys[start : start + width], phase=phase) as lease:
+        with leased(cache, keys[start : start + width], phase=phase) as lease:
             for key, tensors in lease:
-                assert_is(key, cache._residency.layout(key), tensors)
+                assert_is(key, cache.source.layout(key), tensors)
 
 
 def slow(cache):
     """Has the cache find out that new memory is slow."""
     use(cache, keys_of(1))
-    wait_until(lambda: cache._residency.growth.apart)
+    wait_until(lambda: cache.snapshot().memory_is_slow)
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
@@ -246,7 +249,7 @@ class TestCache:
     def test_where_new_memory_is_fast_nothing_leaves_before_the_arena_is_full(self, make, phase):
         cache, _ = make(slots=16, touch=lambda memory: memory.nbytes / SLOW / 100)
         use(cache, keys_of(1))
-        wait_until(lambda: not cache._residency.growth.is_owed)
+        wait_until(lambda: not cache.snapshot().memory_owed)
         use(cache, keys_of(16), phase)
         stats = cache.stats()
         assert (stats.evictions, stats.resident_count) == (0, 16)
@@ -258,12 +261,12 @@ class TestCache:
         assert cache.stats().new_slots == 32
 
     def test_when_memory_cannot_be_found_reads_go_on(self, make, phase):
-        cache, _ = make(slots=16, touch=Slow(OSError("no memory")))
+        cache, touch = make(slots=16, touch=Slow(OSError("no memory")))
         slow(cache)
         use(cache, keys_of(32), phase)
-        wait_until(lambda: not cache._residency.growth.is_owed)
+        wait_until(lambda: not cache.snapshot().memory_owed)
         use(cache, keys_of(32), phase)
-        wait_until(lambda: cache._residency.growth.touch is None)
+        wait_until(lambda: touch.failed)
         use(cache, keys_of(32), phase)
         assert_consistent(cache)
 
@@ -274,7 +277,7 @@ class TestCache:
         for _ in range(4):
             use(cache, keys_of(64), phase)
             use(cache, keys_of(64)[::2], phase)
-        wait_until(lambda: not cache._residency.growth.is_owed)
+        wait_until(lambda: not cache.snapshot().memory_owed)
         assert_consistent(cache)
 
     def test_several_threads_go_on_while_it_grows(self, make, phase):
@@ -289,7 +292,7 @@ class TestCache:
             return run
 
         run_threads(work(keys_of(32)), work(keys_of(32)[::-1]), work(keys_of(32)[8:24]))
-        wait_until(lambda: not cache._residency.growth.is_owed)
+        wait_until(lambda: not cache.snapshot().memory_owed)
         assert_consistent(cache)
 
 
@@ -298,7 +301,7 @@ def test_closing_waits_for_the_piece_that_is_being_found(make):
     slow(cache)
     touch.let_through.clear()
     use(cache, keys_of(32))
-    wait_until(lambda: cache._residency.arena.growing)
+    wait_until(lambda: cache.snapshot().growing_bytes)
     closing = threading.Thread(target=cache.close)
     closing.start()
     touch.let_through.set()
@@ -312,7 +315,7 @@ def test_nothing_is_found_while_somebody_computes(make, monkeypatch):
     slow(cache)
     monkeypatch.setattr("coterie.cache.scheduler.QUIET_S", 1000.0)
     use(cache, keys_of(32))
-    with cache.lease(keys_of(32)[:2]) as lease:
+    with leased(cache, keys_of(32)[:2]) as lease:
         next(iter(lease))
         before = touch.touched
         time.sleep(0.1)

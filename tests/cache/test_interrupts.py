@@ -15,7 +15,7 @@ import coterie.cache
 from coterie.cache import ExpertCache
 from coterie.cache.waiting import Waiters
 
-from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of, wait_until
+from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of, leased
 
 FOLDER = str(Path(coterie.cache.__file__).parent)
 KEYS = keys_of(12)
@@ -48,7 +48,7 @@ class Injected:
 
 
 def drain(cache, keys, phase="decode"):
-    with cache.lease(keys, phase=phase) as lease:
+    with leased(cache, keys, phase=phase) as lease:
         for key, tensors in lease:
             assert_is(key, SMALL, tensors)
 
@@ -85,7 +85,6 @@ def test_at_every_point(tmp_path, phase):
             if not injected.happened:
                 break
             is_usable(cache)
-            wait_until(lambda: not cache._residency.loading)
             assert_consistent(cache)
         assert number > 100
 
@@ -108,7 +107,6 @@ def test_by_real_signals_while_it_waits(tmp_path):
             except KeyboardInterrupt:
                 interrupted += 1
             is_usable(cache)
-        wait_until(lambda: not cache._residency.loading)
         assert_consistent(cache)
     assert interrupted > 100
 

@@ -19,6 +19,9 @@ from .sources import (
     assert_consistent,
     assert_is,
     keys_of,
+    leased,
+    me,
+    predict,
     run_threads,
     wait_until,
 )
@@ -47,7 +50,7 @@ def make(tmp_path):
 def drain(cache, keys, **options):
     """Leases keys, checks every byte, and returns the order and the figures."""
     order = []
-    with cache.lease(keys, **options) as lease:
+    with leased(cache, keys, **options) as lease:
         for key, tensors in lease:
             assert_is(key, SMALL, tensors)
             order.append(key)
@@ -72,7 +75,7 @@ def test_resident_experts_come_first_and_the_others_are_read_meanwhile(make):
     gate = Gate(KEYS[0], KEYS[2])
     cache = make(8, gate)
     drain(cache, [KEYS[1], KEYS[3]])
-    with cache.lease(KEYS[:4]) as lease:
+    with leased(cache, KEYS[:4]) as lease:
         assert next(lease)[0] == KEYS[1]
         # Nobody has asked for the misses yet, and they are being read.
         gate.wait_for(KEYS[0])
@@ -87,7 +90,7 @@ def test_resident_experts_come_first_and_the_others_are_read_meanwhile(make):
 def test_an_ordered_lease_waits_for_its_turn(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate)
-    with cache.lease(KEYS[:3], ordered=True) as lease:
+    with leased(cache, KEYS[:3], ordered=True) as lease:
         gate.wait_for(KEYS[2])
         gate.open()
         assert [key for key, _ in lease] == KEYS[:3]
@@ -113,10 +116,10 @@ def test_figures_of_a_lease(make):
     gate = Gate(KEYS[4])
     cache = make(4, gate)
     drain(cache, KEYS[:4])
-    with cache.lease(KEYS[2:6]) as lease:
+    with leased(cache, KEYS[2:6]) as lease:
 
         def open_when_waited_for():
-            wait_until(lambda: lease._claim.waiting_since is not None)
+            wait_until(lambda: cache.snapshot().waiting)
             gate.open()
 
         opener = threading.Thread(target=open_when_waited_for)
@@ -135,10 +138,10 @@ def test_figures_of_a_lease(make):
 class TestValidity:
     def test_what_fits_stays_until_the_context_ends(self, make):
         cache = make(4)
-        with cache.lease(KEYS[:4]) as lease:
+        with leased(cache, KEYS[:4]) as lease:
             assert lease.together
             collected = dict(lease)
-            cache.prefetch(KEYS[4:])
+            predict(cache, KEYS[4:])
             for key, tensors in collected.items():
                 assert_is(key, SMALL, tensors)
 
@@ -147,12 +150,12 @@ class TestValidity:
         got = threading.Event()
 
         def other():
-            with cache.lease(KEYS[8:12], phase="prefill") as lease:
+            with leased(cache, KEYS[8:12], phase="prefill") as lease:
                 for key, tensors in lease:
                     assert_is(key, SMALL, tensors)
                     got.set()
 
-        with cache.lease(KEYS[:2]) as lease:
+        with leased(cache, KEYS[:2]) as lease:
             collected = dict(lease)
             thread = threading.Thread(target=other)
             thread.start()
@@ -164,7 +167,7 @@ class TestValidity:
 
     def test_what_does_not_fit_is_valid_until_the_next_step(self, make):
         cache = make(2)
-        with cache.lease(KEYS) as lease:
+        with leased(cache, KEYS) as lease:
             assert not lease.together
             for key, tensors in lease:
                 assert_is(key, SMALL, tensors)
@@ -177,7 +180,7 @@ class TestValidity:
         def work(mine):
             def run():
                 for _ in range(20):
-                    with cache.lease(mine) as lease:
+                    with leased(cache, mine) as lease:
                         for key, tensors in dict(lease).items():
                             assert_is(key, SMALL, tensors)
 
@@ -228,7 +231,7 @@ class TestFailures:
 
     def test_iterating_on_after_a_failure_raises_again(self, make):
         cache = make(8, Failing(ReadError("gone"), KEYS[0]))
-        with cache.lease(KEYS[:1]) as lease:
+        with leased(cache, KEYS[:1]) as lease:
             for _ in range(2):
                 with pytest.raises(ReadError, match="gone"):
                     next(lease)
@@ -257,7 +260,7 @@ class TestFailures:
         def opener():
             gate.wait_for(KEYS[0])
             # Until both wait for this very read: one that comes after its failure would read again.
-            wait_until(lambda: len(cache._residency.loading[KEYS[0]].holders) == 2)
+            wait_until(lambda: cache.snapshot().loading.get(KEYS[0]) == 2)
             gate.open()
 
         run_threads(work, work, opener)
@@ -276,16 +279,16 @@ class TestFailures:
         for begun_for in ("a guess", "who has left"):
             gate = Fault(KEYS[0])
             cache = make(8, gate)
-            lease = cache.lease(KEYS[:1])
+            lease = leased(cache, KEYS[:1])
             if begun_for == "a guess":
-                cache.prefetch(KEYS[:1])
+                predict(cache, KEYS[:1])
             else:
                 lease.__enter__()
             gate.wait_for(KEYS[0])
             lease.close()
 
             def opener(cache=cache, gate=gate):
-                wait_until(lambda: len(cache._residency.loading[KEYS[0]].holders) == 1)
+                wait_until(lambda: cache.snapshot().loading.get(KEYS[0]) == 1)
                 gate.open()
 
             run_threads(lambda cache=cache: drain(cache, KEYS[:2]), opener)
@@ -301,27 +304,27 @@ class TestFailures:
 
         gate = Fault(KEYS[0])
         cache = make(8, gate)
-        cache.prefetch(KEYS[:1])
+        predict(cache, KEYS[:1])
         gate.wait_for(KEYS[0])
-        with cache.lease(KEYS[:1]):
-            assert len(cache._residency.loading[KEYS[0]].holders) == 1
-        assert not cache._residency.loading[KEYS[0]].holders
+        with leased(cache, KEYS[:1]):
+            assert cache.snapshot().loading[KEYS[0]] == 1
+        assert cache.snapshot().loading[KEYS[0]] == 0
         gate.open()
-        wait_until(lambda: not cache._residency.loading)
+        cache.quiesce()
         drain(cache, KEYS[1:4])
         assert cache.source.reads.count(KEYS[0]) == 1
         assert_consistent(cache)
 
     def test_leaving_early_by_any_way_gives_everything_up(self, make):
         cache = make(4)
-        with pytest.raises(ZeroDivisionError), cache.lease(KEYS) as lease:
+        with pytest.raises(ZeroDivisionError), leased(cache, KEYS) as lease:
             raise ZeroDivisionError(next(lease))
-        with cache.lease(KEYS) as lease:
+        with leased(cache, KEYS) as lease:
             for _ in lease:
                 break
 
         def generate():
-            with cache.lease(KEYS) as lease:
+            with leased(cache, KEYS) as lease:
                 yield from lease
 
         generator = generate()
@@ -334,7 +337,7 @@ class TestFailures:
 
     def test_a_lost_lease_gives_everything_up(self, make):
         cache = make(2)
-        lease = cache.lease(KEYS[:2])
+        lease = leased(cache, KEYS[:2])
         lease.__enter__()
         next(lease)
         del lease
@@ -355,15 +358,15 @@ class TestFailures:
 class TestMisuse:
     def test_an_expert_that_the_source_does_not_have(self, make):
         with pytest.raises(ExpertMissingError, match="00099"):
-            make(4).lease([KEYS[0]._replace(expert=99)])
+            leased(make(4), [KEYS[0]._replace(expert=99)])
 
     def test_an_unknown_phase(self, make):
         with pytest.raises(UsageError, match="Did you mean 'prefill'"):
-            make(4).lease(KEYS, phase="prefil")
+            leased(make(4), KEYS, phase="prefil")
 
     def test_a_lease_must_be_entered_once(self, make):
         cache = make(4)
-        lease = cache.lease(KEYS[:1])
+        lease = leased(cache, KEYS[:1])
         with pytest.raises(UsageError, match="not been entered"):
             next(lease)
         with lease, pytest.raises(UsageError, match="entered once"):
@@ -371,9 +374,11 @@ class TestMisuse:
 
     def test_leases_do_not_nest_in_a_thread(self, make):
         cache = make(4)
-        with cache.lease(KEYS[:2]), pytest.raises(UsageError, match="already has a lease"), cache.lease(KEYS[2:]):
+        with leased(cache, KEYS[:2]), pytest.raises(UsageError, match="already has a lease"), leased(cache, KEYS[2:]):
             pass
-        with cache.hold(KEYS[:2]), pytest.raises(UsageError, match="already has a lease"), cache.lease(KEYS[2:]):
+        drain(cache, KEYS[:2])
+        held = cache.view(KEYS[0].bank_key, 16).try_hold([0, 1], me())
+        with held, pytest.raises(UsageError, match="already has a lease"), leased(cache, KEYS[2:]):
             pass
         assert_consistent(cache)
 
@@ -382,6 +387,7 @@ class TestMisuse:
 @pytest.mark.parametrize("slots", [2, 5, 16])
 def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
     cache = make(slots)
+    view = cache.view(KEYS[0].bank_key, 16)
     main = threading.get_ident()
 
     delivered = threading.Event()
@@ -395,10 +401,10 @@ def test_an_interrupt_at_any_moment_leaves_the_cache_consistent(make, slots):
             if delivered.is_set():  # Python swallows what is raised while an object is finalised
                 return
             mine = [KEYS[(step * 5 + n) % 16] for n in range(6)]
-            held = cache.try_hold(mine[:2])
+            held = view.try_hold([key.expert for key in mine[:2]], me())
             if held is not None:
                 held.release()
-            with cache.lease(mine, ordered=bool(step % 2), phase="prefill" if step % 3 else "decode") as lease:
+            with leased(cache, mine, ordered=bool(step % 2), phase="prefill" if step % 3 else "decode") as lease:
                 for key, tensors in lease:
                     assert_is(key, SMALL, tensors)
 

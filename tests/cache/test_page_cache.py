@@ -10,7 +10,7 @@ from coterie.cache import ExpertCache
 from coterie.plan.disk import disk_facts
 from harness.page_cache import cached_bytes, drop
 
-from .sources import LARGE, TinySource, keys_of
+from .sources import LARGE, TinySource, keys_of, leased
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs mincore and posix_fadvise")
 KEYS = keys_of(40)
@@ -29,7 +29,7 @@ def test_a_run_leaves_no_page_of_the_experts_behind(tmp_path, kind, direct):
     assert cached_bytes(source.path) == 0
     with ExpertCache(source, capacity=4 * LARGE.nbytes, direct=direct, read_threads=3) as cache:
         for _ in range(2):
-            with cache.lease(KEYS) as lease:
+            with leased(cache, KEYS) as lease:
                 assert sum(1 for _ in lease) == len(KEYS)
         assert cache.stats().bytes_read >= 2 * (len(KEYS) - 4) * LARGE.payload_nbytes
     assert cached_bytes(source.path) == 0

@@ -1,4 +1,4 @@
-"""Hints are only hints."""
+"""What a thread will probably ask for is read ahead, and changes no result."""
 
 import threading
 
@@ -7,7 +7,21 @@ import pytest
 from coterie.cache import ExpertCache, ReadTimes
 from coterie.errors import ReadError
 
-from .sources import SMALL, Failing, Gate, TinySource, assert_consistent, assert_is, keys_of, wait_until
+from .sources import (
+    PATIENCE_S,
+    SMALL,
+    Failing,
+    Gate,
+    TinySource,
+    assert_consistent,
+    assert_is,
+    keys_of,
+    leased,
+    me,
+    predict,
+    run_threads,
+    wait_until,
+)
 
 KEYS = keys_of(12)
 
@@ -27,35 +41,27 @@ def make(tmp_path):
 
 
 def use(cache, keys):
-    with cache.lease(keys) as lease:
+    with leased(cache, keys) as lease:
         for key, tensors in lease:
             assert_is(key, SMALL, tensors)
     return lease.stats
 
 
 def settle(cache, count):
-    """Waits until so many prefetches have been read."""
-
-    def settled():
-        with cache._scheduler.lock:
-            return cache.stats().prefetch_issued >= count and not cache._residency.loading
-
-    wait_until(settled)
+    """Waits until all that is expected has been read or given up: so many reads for guesses in all."""
+    assert not cache.quiesce().loading
+    assert cache.stats().prefetch_issued >= count
 
 
-def consider_all(cache):
-    """Waits until every hint has been followed or given up."""
-
-    def considered():
-        with cache._scheduler.lock:
-            return not cache._scheduler.guesses
-
-    wait_until(considered)
+def considered(cache):
+    """Waits until the reading threads have looked at what they were told of, whatever is under way."""
+    wait_until(lambda: not cache.snapshot().undecided)
+    return cache.snapshot()
 
 
-def test_a_hint_makes_a_later_lease_a_hit(make):
+def test_a_right_guess_makes_a_later_lease_a_hit(make):
     cache = make(8)
-    cache.prefetch(KEYS[:3])
+    predict(cache, KEYS[:3])
     settle(cache, 3)
     stats = use(cache, KEYS[:3])
     assert (stats.hits, stats.bytes_read) == (3, 0)
@@ -64,9 +70,9 @@ def test_a_hint_makes_a_later_lease_a_hit(make):
     assert stats.bytes_read == 3 * SMALL.nbytes
 
 
-def test_a_wrong_hint_is_counted_as_wasted(make):
+def test_a_wrong_guess_is_counted_as_wasted(make):
     cache = make(4)
-    cache.prefetch(KEYS[:2])
+    predict(cache, KEYS[:2])
     settle(cache, 2)
     use(cache, KEYS[2:6])
     assert cache.stats().prefetch_wasted == 2
@@ -76,48 +82,30 @@ def test_a_wrong_hint_is_counted_as_wasted(make):
 def test_a_lease_joins_a_prefetch_on_its_way(make):
     gate = Gate(KEYS[0])
     cache = make(4, gate)
-    cache.prefetch(KEYS[:1])
+    predict(cache, KEYS[:1])
     gate.wait_for(KEYS[0])
-    with cache.lease(KEYS[:1]) as lease:
+    with leased(cache, KEYS[:1]) as lease:
         gate.open()
         assert [key for key, _ in lease] == KEYS[:1]
     assert gate.arrived == KEYS[:1]
     assert cache.stats().prefetch_used == 1
 
 
-def test_it_never_evicts_what_is_leased_or_predicted(make):
+def test_it_never_evicts_what_is_leased(make):
     cache = make(4, eviction="lru")
-    with cache.lease(KEYS[:4]) as lease:
+    with leased(cache, KEYS[:4]) as lease:
         collected = dict(lease)
-        cache.prefetch(KEYS[4:])
-        consider_all(cache)
+        predict(cache, KEYS[4:])
+        cache.quiesce()
         for key, tensors in collected.items():
             assert_is(key, SMALL, tensors)
         assert cache.stats().evictions == 0
-    for key in KEYS[:4]:
-        use(cache, [key])
-    # The expert used longest ago would be the first to go; it was predicted, so the next one goes.
-    cache.prefetch(KEYS[:1])
-    cache.prefetch(KEYS[4:5])
-    settle(cache, 1)
-    assert [key for key in KEYS if key in cache] == [KEYS[0], *KEYS[2:5]]
-
-
-def test_half_of_the_room_at_most_is_promised_to_guesses(make):
-    cache = make(6)
-    use(cache, KEYS[:6])
-    cache.prefetch(KEYS[6:9])
-    settle(cache, 3)
-    assert all(key in cache for key in KEYS[6:9])
-    # Demand takes the unpredicted first.
-    use(cache, KEYS[9:12])
-    assert all(key in cache for key in KEYS[6:9])
 
 
 def test_demand_goes_first_and_guesses_leave_a_thread_free(make):
     gate = Gate(*KEYS[:4])
     cache = make(8, gate, read_threads=2)
-    cache.prefetch(KEYS[:4])
+    predict(cache, KEYS[:4])
     gate.wait_for(KEYS[0])
     use(cache, KEYS[8:12])
     # With two threads only one prefetch is under way at a time, so demand was read at once.
@@ -128,7 +116,7 @@ def test_demand_goes_first_and_guesses_leave_a_thread_free(make):
 
 def test_a_failed_prefetch_bothers_nobody(make):
     cache = make(4, Failing(ReadError("bad sector"), KEYS[0]))
-    cache.prefetch(KEYS[:1])
+    predict(cache, KEYS[:1])
     settle(cache, 1)
     assert KEYS[0] not in cache
     use(cache, KEYS[:1])
@@ -138,32 +126,24 @@ def test_a_failed_prefetch_bothers_nobody(make):
 def test_unknown_and_resident_keys_are_passed_over(make):
     cache = make(4)
     use(cache, KEYS[:1])
-    cache.prefetch([KEYS[0], KEYS[0]._replace(expert=99)])
+    predict(cache, [KEYS[0], KEYS[0]._replace(expert=99)])
     assert cache.stats().prefetch_issued == 0
 
 
 @pytest.mark.parametrize("slots", [2, 4])
-def test_results_are_the_same_with_any_hints(make, slots):
+def test_results_are_the_same_whatever_was_expected(make, slots):
     cache = make(slots)
     for step in range(40):
-        cache.prefetch([KEYS[(step * 5 + n) % 12] for n in range(4)])
+        predict(cache, [KEYS[(step * 5 + n) % 12] for n in range(4)])
         use(cache, [KEYS[(step * 7 + n) % 12] for n in range(5)])
-    assert_consistent_after_hints(cache)
-
-
-def assert_consistent_after_hints(cache):
-    cache.prefetch([])
     settle(cache, 0)
     assert_consistent(cache)
-
-
-# --- what a thread expects --------------------------------------------------------------------------------------------
 
 
 def test_what_is_expected_is_read_in_order_of_likelihood(make):
     gate = Gate(KEYS[3])
     cache = make(8, gate, read_threads=1)
-    cache.expect([KEYS[3], KEYS[1], KEYS[2]])
+    predict(cache, [KEYS[3], KEYS[1], KEYS[2]])
     gate.wait_for(KEYS[3])
     gate.open()
     settle(cache, 3)
@@ -177,8 +157,9 @@ def test_what_is_expected_is_read_in_order_of_likelihood(make):
 def test_letting_go_of_a_hold_is_no_request(make):
     gate = Gate(KEYS[1])
     cache = make(8, gate, read_threads=1)
-    held = cache.hold(KEYS[:1])
-    cache.expect(KEYS[1:4])
+    use(cache, KEYS[:1])
+    held = cache.view(KEYS[0].bank_key, 12).try_hold([0], me())
+    predict(cache, KEYS[1:4])
     gate.wait_for(KEYS[1])
     held.release()
     gate.open()
@@ -189,25 +170,25 @@ def test_letting_go_of_a_hold_is_no_request(make):
 def test_what_was_not_begun_is_dropped_when_something_is_asked_for(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=1)
-    cache.expect(KEYS[:4])
+    predict(cache, KEYS[:4])
     gate.wait_for(KEYS[0])
-    with cache.lease([KEYS[8]]) as lease:
+    with leased(cache, [KEYS[8]]) as lease:
         gate.open()
         assert [key for key, _ in lease] == [KEYS[8]]
     use(cache, KEYS[9:10])
     assert gate.arrived == [KEYS[0], KEYS[8], KEYS[9]], "the three that were not begun never are"
     stats = cache.stats()
     assert (stats.prefetch_hinted, stats.prefetch_issued) == (4, 1)
-    assert not cache._residency.expected
+    assert not cache.snapshot().predicted
 
 
 def test_a_hold_drops_it_too(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=1)
     use(cache, KEYS[8:9])
-    cache.expect(KEYS[:3])
+    predict(cache, KEYS[:3])
     gate.wait_for(KEYS[0])
-    with cache.try_hold(KEYS[8:9]) as held:
+    with cache.view(KEYS[0].bank_key, 12).try_hold([8], me()) as held:
         assert_is(KEYS[8], SMALL, held.tensors[0])
         gate.open()
         settle(cache, 1)
@@ -218,13 +199,10 @@ def test_a_hold_drops_it_too(make):
 def test_nothing_is_guessed_while_a_demanded_read_is_under_way(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=4)
-    with cache.lease(KEYS[:1]) as lease:
+    with leased(cache, KEYS[:1]) as lease:
         gate.wait_for(KEYS[0])
-        cache.expect(KEYS[4:6])
-        cache.prefetch(KEYS[6:7])
-        for _ in range(20):
-            with cache._scheduler.lock:
-                assert cache._scheduler.next_entry(ahead=False) is None
+        predict(cache, KEYS[4:7])
+        assert list(considered(cache).loading) == KEYS[:1]
         gate.open()
         next(lease)
         settle(cache, 3)
@@ -235,12 +213,11 @@ def test_nothing_is_guessed_while_a_demanded_read_is_under_way(make):
 def test_a_guess_that_is_late_is_joined_and_then_a_demand(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=4)
-    cache.expect(KEYS[:1])
+    predict(cache, KEYS[:1])
     gate.wait_for(KEYS[0])
-    with cache.lease(KEYS[:1]) as lease:
-        cache.expect(KEYS[4:6])
-        with cache._scheduler.lock:
-            assert cache._scheduler.next_entry(ahead=False) is None, "somebody waits for the first one now"
+    with leased(cache, KEYS[:1]) as lease:
+        predict(cache, KEYS[4:6])
+        assert list(considered(cache).loading) == KEYS[:1], "somebody waits for the first one now"
         gate.open()
         assert [key for key, _ in lease] == KEYS[:1]
         settle(cache, 3)
@@ -252,10 +229,10 @@ def test_a_guess_that_is_late_is_joined_and_then_a_demand(make):
 def test_what_is_expected_is_not_evicted_for_another_guess(make):
     cache = make(4, eviction="lru")
     use(cache, KEYS[:4])
-    cache.expect([KEYS[0], KEYS[1], KEYS[2], KEYS[5]])
+    predict(cache, [KEYS[0], KEYS[1], KEYS[2], KEYS[5]])
     settle(cache, 1)
     assert [key for key in KEYS if key in cache] == [*KEYS[:3], KEYS[5]]
-    cache.expect(KEYS[8:12])
+    predict(cache, KEYS[8:12])
     settle(cache, 5)
     # Neither does a guess take the room of what was guessed beside it.
     assert [key for key in KEYS if key in cache] == KEYS[8:12]
@@ -264,16 +241,16 @@ def test_what_is_expected_is_not_evicted_for_another_guess(make):
 def test_threads_expect_for_themselves(make):
     gate = Gate(KEYS[0])
     cache = make(12, gate, read_threads=1)
-    cache.expect(KEYS[:3])
+    predict(cache, KEYS[:3])
     gate.wait_for(KEYS[0])
 
     def other():
-        cache.expect(KEYS[6:8])
+        predict(cache, KEYS[6:8])
         use(cache, KEYS[9:10])
 
     thread = threading.Thread(target=other)
     thread.start()
-    wait_until(lambda: len(cache._residency.expected) == 1 and cache._scheduler.claims)
+    wait_until(lambda: len(cache.snapshot().predicted) == 1 and cache.snapshot().leases)
     gate.open()
     thread.join(120)
     settle(cache, 3)
@@ -281,29 +258,33 @@ def test_threads_expect_for_themselves(make):
     assert set(gate.arrived[2:]) == set(KEYS[1:3]), "what the other thread expected is over, this one's is not"
 
 
-def test_threads_that_ended_are_forgotten(make):
+def test_consumers_that_are_gone_are_forgotten(make):
     cache = make(4)
-    with cache._scheduler.lock:
-        for thread in range(200):
-            cache._scheduler.guesses.expect(-1 - thread, [])
-        assert len(cache._residency.expected) <= 64
+    together = threading.Barrier(100)
+
+    def other():
+        together.wait(PATIENCE_S)
+        predict(cache, [])
+
+    run_threads(*[other] * 100)
+    wait_until(lambda: not cache.snapshot().predicted)
 
 
 def test_times_of_reads(make):
     gate = Gate(KEYS[0], KEYS[1])
     cache = make(8, gate)
-    cache.expect(KEYS[:1])
+    predict(cache, KEYS[:1])
     gate.wait_for(KEYS[0])
     early = cache.read_times()
-    with cache.lease(KEYS[1:2]) as lease:
+    with leased(cache, KEYS[1:2]) as lease:
         gate.wait_for(KEYS[1])
         gate.open()
         list(lease)
     settle(cache, 1)
     times = cache.read_times()
     assert early.demanded_s == 0
-    assert times.guessed_s >= early.guessed_s > 0
+    assert times.ahead_s >= early.ahead_s > 0
     assert times.demanded_s > 0
     assert times == ReadTimes(
-        demanded_s=cache.read_times().demanded_s, guessed_s=cache.read_times().guessed_s, wait_s=cache.stats().wait_s
+        demanded_s=cache.read_times().demanded_s, ahead_s=cache.read_times().ahead_s, wait_s=cache.stats().wait_s
     ), "while nothing is read no time is counted"

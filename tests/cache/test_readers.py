@@ -8,7 +8,7 @@ import pytest
 from coterie.cache import ExpertCache, RecordReader
 from coterie.cache.arena import SlotArena
 from coterie.cache.files import HAS_PREADV
-from coterie.cache.pieces import split
+from coterie.cache.pieces import Piece, split
 from coterie.errors import ReadError
 from coterie.spec import Extent
 
@@ -21,9 +21,10 @@ from .sources import (
     assert_consistent,
     assert_is,
     keys_of,
+    leased,
     record_bytes,
     wait_until,
-)  # fmt: skip
+)
 
 KEYS = keys_of(12)
 
@@ -59,7 +60,7 @@ class SlowChecksums(Decoded):
 
 
 def warm(cache, keys):
-    with cache.lease(keys) as lease:
+    with leased(cache, keys) as lease:
         for _ in lease:
             pass
 
@@ -69,7 +70,7 @@ def test_all_misses_are_being_read_before_the_first_hit_is_computed(tmp_path):
     source = Decoded.uniform(tmp_path, 12, gate=gate)
     with ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=4) as cache:
         warm(cache, KEYS[:2])
-        with cache.lease(KEYS[:6]) as lease:
+        with leased(cache, KEYS[:6]) as lease:
             key, tensors = next(lease)
             assert key == KEYS[0]
             # Here a consumer would compute.
@@ -85,7 +86,7 @@ def test_reads_follow_each_other_while_the_consumer_computes(tmp_path, threads):
     source = Decoded.uniform(tmp_path, 12)
     with ExpertCache(source, capacity=12 * SMALL.nbytes, read_threads=threads) as cache:
         warm(cache, KEYS[:1])
-        with cache.lease(KEYS) as lease:
+        with leased(cache, KEYS) as lease:
             assert next(lease)[0] == KEYS[0]
             # The consumer never comes back, and all the others arrive.
             wait_until(lambda: all(key in cache for key in KEYS))
@@ -95,8 +96,8 @@ def test_reads_follow_each_other_while_the_consumer_computes(tmp_path, threads):
 def test_a_streaming_lease_reads_ahead_while_its_consumer_computes(tmp_path):
     source = Decoded.uniform(tmp_path, 12)
     with (
-        ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=2, queue_depth=5) as cache,
-        cache.lease(KEYS) as lease,
+        ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=2) as cache,
+        leased(cache, KEYS) as lease,
     ):
         assert not lease.together
         next(lease)
@@ -108,7 +109,7 @@ def test_the_next_record_is_prepared_during_a_read_and_not_read(tmp_path):
     source = Decoded.uniform(tmp_path, 12, gate=gate, before_read=prepared)
     with (
         ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=1) as cache,
-        cache.lease(KEYS[:3]) as lease,
+        leased(cache, KEYS[:3]) as lease,
     ):
         gate.wait_for(KEYS[0])
         prepared.wait_for(KEYS[1])
@@ -126,7 +127,7 @@ def test_the_next_read_does_not_wait_for_the_checksum_of_the_last_one(tmp_path):
     source.checks = Gate(KEYS[0])
     with (
         ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=1, verify_reads=True) as cache,
-        cache.lease(KEYS[:3], ordered=True) as lease,
+        leased(cache, KEYS[:3], ordered=True) as lease,
     ):
         source.checks.wait_for(KEYS[0])
         gate.wait_for(KEYS[1])
@@ -156,7 +157,7 @@ def test_never_more_at_once_than_allowed(tmp_path, monkeypatch, threads, pieces)
     size = -(-LARGE.nbytes // pieces)
     with ExpertCache(source, capacity=4 * LARGE.nbytes, read_threads=threads, read_nbytes=size) as cache:
         for start in range(0, 12, 3):
-            with cache.lease(KEYS[start:] + KEYS[:start]) as lease:
+            with leased(cache, KEYS[start:] + KEYS[:start]) as lease:
                 for key, tensors in lease:
                     assert_is(key, LARGE, tensors)
         assert_consistent(cache)
@@ -200,40 +201,30 @@ class TestSplit:
 
 
 class TestEnds:
-    def test_what_was_prepared_and_never_read_is_closed(self, tmp_path):
+    def test_what_was_prepared_and_never_read_is_closed(self, tmp_path, monkeypatch):
         source = TinySource.uniform(tmp_path, 12)
         entered, leave = threading.Event(), threading.Event()
         cache = ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=1)
-        files = cache._scheduler._reader._files
-        real = type(files).take
+        run = Piece.run
 
-        def take(path, **options):
-            shared = real(files, path, **options)
-            read_at = shared.file.read_at
+        def slow(piece):
+            entered.set()
+            assert leave.wait(PATIENCE_S)
+            run(piece)
 
-            def slow(buffer, offset):
-                entered.set()
-                assert leave.wait(PATIENCE_S)
-                return read_at(buffer, offset)
-
-            shared.file.read_at = slow
-            return shared
-
-        files.take = take
-        lease = cache.lease(KEYS[:4])
+        monkeypatch.setattr(Piece, "run", slow)
+        lease = leased(cache, KEYS[:4])
         lease.__enter__()
         assert entered.wait(PATIENCE_S)
-        readers = cache._scheduler._readers
-        wait_until(lambda: len(readers._staged) == 1)
+        wait_until(lambda: cache.snapshot().prepared == 1)
         closing = threading.Thread(target=cache.close)
         closing.start()
-        wait_until(lambda: cache._scheduler.closed)
+        wait_until(lambda: cache.snapshot().closed)
         leave.set()
         closing.join(PATIENCE_S)
         lease.close()
-        assert files.open_count == 0
-        assert not readers._staged
-        assert not readers._finished
+        left = cache.snapshot()
+        assert (left.open_files, left.prepared, left.finished) == (0, 0, 0)
 
     def test_a_file_that_cannot_be_opened_fails_its_consumer_and_nobody_else(self, tmp_path):
         source = TinySource.uniform(tmp_path, 12)

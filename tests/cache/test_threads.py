@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 from coterie.cache import ExpertCache
 from coterie.errors import ReadError
 
-from .sources import LARGE, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of, run_threads, wait_until
+from .sources import (
+    LARGE,
+    SMALL,
+    Gate,
+    TinySource,
+    assert_consistent,
+    assert_is,
+    keys_of,
+    leased,
+    me,
+    predict,
+    run_threads,
+    wait_until,
+)
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
@@ -24,7 +37,7 @@ def test_two_threads_share_two_slots_for_128_experts_each(tmp_path, phase, order
         def work(ordered, keys):
             def run():
                 seen = []
-                with cache.lease(keys, ordered=ordered, phase=phase) as lease:
+                with leased(cache, keys, ordered=ordered, phase=phase) as lease:
                     for key, tensors in lease:
                         assert_is(key, SMALL, tensors)
                         seen.append(key)
@@ -43,14 +56,14 @@ def test_two_threads_that_miss_the_same_expert_read_it_once(tmp_path):
     with ExpertCache(source, capacity=2**20) as cache:
 
         def work():
-            with cache.lease([key]) as lease:
+            with leased(cache, [key]) as lease:
                 for _, tensors in lease:
                     assert_is(key, SMALL, tensors)
 
         def opener():
             gate.wait_for(key)
             # Until all three wait for this very read: one that comes after it would hit.
-            wait_until(lambda: len(cache._residency.loading[key].holders) == 3)
+            wait_until(lambda: cache.snapshot().loading.get(key) == 3)
             gate.open()
 
         run_threads(work, work, work, opener)
@@ -79,7 +92,7 @@ LEASE = st.fixed_dictionaries(
     {
         "keys": st.lists(st.integers(0, 11), min_size=0, max_size=12, unique=True),
         "kind": st.sampled_from(
-            ["lease", "ordered", "prefill", "ordered prefill", "hold", "shelf", "abandon", "prefetch"]
+            ["lease", "ordered", "prefill", "ordered prefill", "view", "abandon", "expect", "warm"]
         ),
     }
 )
@@ -100,32 +113,28 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
         source = TinySource.mixed(Path(root), 12, kind=kind, before_read=Unreliable(extra) if failing else None)
         capacity = 2 * LARGE.nbytes + extra * 4096
         with ExpertCache(source, capacity=capacity, eviction=eviction, read_threads=threads) as cache:
-            shelf = cache.shelf(keys[0].bank_key, len(keys))
+            view = cache.view(keys[0].bank_key, len(keys))
 
             def check(key, tensors):
                 assert_is(key, source.layout(key), tensors)
-                arena = cache._residency.arena
-                with cache._scheduler.lock:
-                    assert arena.in_use <= arena.committed <= cache.capacity
-                    assert key in cache
+                stats = cache.stats()
+                assert stats.resident_bytes <= stats.committed_bytes <= cache.capacity
+                assert key in cache
 
             def step(mine, kind):
-                if kind == "prefetch":
-                    cache.prefetch(mine)
-                elif kind == "hold":
-                    if cache.fits(mine):
-                        with cache.hold(mine) as held:
-                            for key, tensors in zip(mine, held.tensors, strict=True):
-                                check(key, tensors)
-                elif kind == "shelf":
-                    held = shelf.try_hold([key.expert for key in mine])
+                if kind == "expect":
+                    predict(cache, mine)
+                elif kind == "warm":
+                    cache.warm(mine)
+                elif kind == "view":
+                    held = view.try_hold([key.expert for key in mine], me())
                     if held is not None:
                         with held:
                             for key, tensors in zip(mine, held.tensors, strict=True):
                                 check(key, tensors)
                 else:
                     phase = "prefill" if "prefill" in kind else "decode"
-                    with cache.lease(mine, ordered="ordered" in kind, phase=phase) as lease:
+                    with leased(cache, mine, ordered="ordered" in kind, phase=phase) as lease:
                         seen = {}
                         for key, tensors in lease:
                             check(key, tensors)
@@ -148,6 +157,4 @@ def test_any_interleaving_under_any_budget(scripts, extra, kind, eviction, threa
                 return run
 
             run_threads(*(work(script) for script in scripts))
-            cache.prefetch([])
-            wait_until(lambda: not cache._residency.loading)
             assert_consistent(cache)

@@ -9,7 +9,7 @@ from coterie.cache import ExpertCache
 from coterie.errors import UsageError
 from coterie.eviction import POLICY_NAMES, TrustPolicy
 
-from .sources import LARGE, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of, wait_until
+from .sources import LARGE, SMALL, Gate, TinySource, assert_consistent, assert_is, keys_of, leased, wait_until
 
 KEYS = keys_of(12)
 
@@ -29,7 +29,7 @@ def make(tmp_path):
 
 
 def use(cache, keys, **options):
-    with cache.lease(keys, **options) as lease:
+    with leased(cache, keys, **options) as lease:
         for key, tensors in lease:
             assert_is(key, SMALL, tensors)
     return lease.stats
@@ -38,12 +38,7 @@ def use(cache, keys, **options):
 def warm(cache, keys, **options):
     """Warms, and waits until all has been read or given up."""
     cache.warm(keys, **options)
-
-    def done():
-        with cache._scheduler.lock:
-            return not cache._scheduler.guesses and not cache._residency.loading
-
-    wait_until(done)
+    cache.quiesce()
 
 
 def resident(cache):
@@ -196,7 +191,7 @@ def test_threads_that_lease_scan_and_warm_end_and_keep_the_budget(tmp_path, seed
                 if mine.random() < 0.2:
                     cache.warm(mine.sample(keys, 6), pinned_nbytes=mine.choice([0, LARGE.nbytes, 4 * LARGE.nbytes]))
                 chosen = mine.sample(keys, mine.randint(1, 6))
-                with cache.lease(chosen, phase=mine.choice(["decode", "prefill"])) as lease:
+                with leased(cache, chosen, phase=mine.choice(["decode", "prefill"])) as lease:
                     for key, tensors in lease:
                         assert_is(key, source.layout(key), tensors)
 

@@ -9,6 +9,7 @@ from typer.main import get_command
 
 from coterie.cli import app
 from coterie.cli.commands import COMMANDS, build
+from coterie.cli.option_names import _ARGUMENTS, _OTHERS
 
 from .pages import PAGES, ROOT, coterie_arguments
 
@@ -33,6 +34,8 @@ def check(arguments: list[str]) -> None:
         assert words[0] in command.commands, f"no subcommand {words[0]}"
         command = command.commands[words.pop(0)]
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    # What other programs call them is understood, too.
+    options |= {theirs for theirs, ours in _OTHERS.items() if ours in options} | set(_ARGUMENTS)
     for word in words:
         name = word.partition("=")[0].rstrip(",.:;")
         if re.fullmatch(r"--?[a-z][a-z-]*", name):

@@ -14,7 +14,6 @@ from packaging.version import Version
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from coterie.cache import minimum_capacity
 from coterie.engine import open_source, resolve_path
 from coterie.extraction import extract
 from zoo import ZOO, logits, stock
@@ -82,7 +81,7 @@ def outputs(model: PreTrainedModel, name: str, modality: str = "text") -> tuple[
 
 
 def amount(memory: str, path: Path, **options: Any) -> str | int:
-    return minimum_capacity(open_source(path, **options).experts) if memory == "minimum" else memory
+    return open_source(path, **options).footprint.least_experts if memory == "minimum" else memory
 
 
 def assert_same(got: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]) -> None:

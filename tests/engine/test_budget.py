@@ -10,7 +10,6 @@ import warnings
 import pytest
 import torch
 
-from coterie.cache import minimum_capacity
 from coterie.engine import load, open_source
 from coterie.errors import ContextLengthError, MemoryBudgetError, UsageError
 from zoo import ZOO, logits
@@ -61,7 +60,7 @@ def test_what_is_no_amount_is_refused(given, store):
 def test_below_the_minimum_is_refused_with_the_amount_that_does(given, store, open_model):
     with pytest.raises(MemoryBudgetError) as caught:
         load(store, expert_memory=given)
-    assert caught.value.minimum == minimum_capacity(open_source(store).experts)
+    assert caught.value.minimum == open_source(store).footprint.least_experts
     named = re.search(r"at least (\d+) are needed", str(caught.value))
     model = open_model(store, expert_memory=int(named[1]))
     assert logits(model, ZOO["qwen3_moe"].inputs()).isfinite().all()
@@ -93,7 +92,7 @@ def test_a_budget_as_text_or_number(budget, store, total, open_model):
 
 
 def test_without_a_budget_the_machine_is_asked(store, monkeypatch):
-    monkeypatch.setattr("coterie.engine.loader.default_memory_budget", lambda: 8 << 30)
+    monkeypatch.setattr("coterie.engine.opening.default_memory_budget", lambda: 8 << 30)
     model = load(store)
     assert model.coterie.plan.budget == 8 << 30
     model.coterie.close()

@@ -444,7 +444,7 @@ def test_a_directory_has_no_revision(kind, zoo_checkpoint, zoo_store):
 
 
 def test_more_than_makes_sense_is_said(damaged, open_model, monkeypatch):
-    monkeypatch.setattr("coterie.engine.loader.usable_cores", lambda: 1)
+    monkeypatch.setattr("coterie.engine.opening.usable_cores", lambda: 1)
     before = torch.get_num_threads()
     try:
         with pytest.warns(UserWarning, match=r"2 threads wait for each other on 1 cores"):

@@ -71,6 +71,6 @@ def test_a_name_that_is_gone_is_an_error_of_ours(readable, open_model, monkeypat
     def lacking(*_: object, **__: object) -> None:
         from transformers.core_model_loading import WhatIsNotThere  # noqa: F401
 
-    monkeypatch.setattr("coterie.engine.loader.build_model", lacking)
+    monkeypatch.setattr("coterie.engine.opening.build_model", lacking)
     with pytest.raises(ContractError, match="WhatIsNotThere"):
         open_model(readable)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 
 import pytest
@@ -82,11 +81,7 @@ def opened(bundled, open_model):
 
 
 def wait_for_warming(model):
-    scheduler = model.coterie.cache._scheduler
-    deadline = time.monotonic() + 60
-    while scheduler.guesses or scheduler.residency.loading:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    model.coterie.cache.quiesce()
 
 
 def generated(model, prompt):

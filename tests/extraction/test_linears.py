@@ -190,7 +190,7 @@ def test_quantised_checkpoints_run(name: str, tmp_path: Path, open_model) -> Non
     assert (want - got).norm() < 0.2 * want.norm()
     found = inspect(tmp_path / "store").dense_memory_nbytes
     # What is not dequantised counts with the headers of its files.
-    assert 0 <= found - open_model(tmp_path / "store").coterie.source.dense_nbytes <= 16384
+    assert 0 <= found - open_model(tmp_path / "store").coterie.source.footprint.dense <= 16384
 
 
 def test_weights_that_are_not_finite_are_refused_by_name_and_row(moe: Path, tmp_path: Path, monkeypatch) -> None:

@@ -7,6 +7,7 @@ import transformers
 from coterie.errors import ContractError
 from coterie.hf.caches import kept_cache
 from coterie.hf.context import context_shape, text_configs
+from coterie.spec import LAST_POSITIONS
 from zoo import MATRIX, ZOO
 
 
@@ -32,9 +33,27 @@ def test_latent_attention_of_one_width_is_fused() -> None:
     assert shape_of("DeepseekV3Config", "DeepseekV3ForCausalLM", **widths).score_heads == 0
 
 
-def test_an_omni_model_makes_the_logits_of_every_token() -> None:
-    assert shape_of("Qwen3OmniMoeThinkerConfig", "Qwen3OmniMoeThinkerForConditionalGeneration").all_logits
-    assert not shape_of("Qwen3MoeConfig", "Qwen3MoeForCausalLM").all_logits
+def test_logits_are_provided_for_as_generation_needs_them() -> None:
+    thinker = shape_of("Qwen3OmniMoeThinkerConfig", "Qwen3OmniMoeThinkerForConditionalGeneration")
+    assert (thinker.last_positions, thinker.all_logits) == (LAST_POSITIONS, 0)
+    plain = shape_of("Qwen3MoeConfig", "Qwen3MoeForCausalLM")
+    assert (plain.last_positions, plain.all_logits) == (1, 0)
+
+
+def test_a_whole_omni_model_makes_all_logits_of_speech_alone() -> None:
+    whole = ZOO["qwen3_omni"].config()
+    shape = context_shape(whole, torch.bfloat16, ZOO["qwen3_omni"].model_class)
+    assert shape.all_logits == whole.talker_config.text_config.vocab_size
+    assert shape.last_positions == LAST_POSITIONS
+
+
+def test_a_class_with_another_generate_makes_all_logits() -> None:
+    variant = MATRIX["diffusion_gemma"]
+    if reason := variant.why_not:
+        pytest.skip(reason)
+    config = variant.config()
+    shape = context_shape(config, torch.bfloat16, variant.model_class)
+    assert shape.all_logits == config.get_text_config(decoder=True).vocab_size
 
 
 def test_every_part_with_a_cache_counts() -> None:

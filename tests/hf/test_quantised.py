@@ -10,10 +10,10 @@ from transformers import FineGrainedFP8Config
 from transformers.integrations import finegrained_fp8, mxfp4
 from transformers.quantizers import quantizer_finegrained_fp8, quantizer_mxfp4
 
-from coterie.errors import LoadError, TensorMissingError, UnsupportedError
+from coterie.errors import TensorMissingError, UnsupportedError
 from coterie.hf.quantisation import Quantisation
-from coterie.hf.quantised import decoded_nbytes, dequantise_fp8, dequantise_mxfp4, encoding_of, fold_names, plan_fields
-from coterie.spec import RecordLayout
+from coterie.hf.quantised import fold_names
+from coterie.quant import dequantise_fp8, dequantise_mxfp4
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 FP8 = Quantisation(method="fp8", block=(128, 128))
@@ -154,39 +154,3 @@ def test_weights_without_scales_and_of_other_dtypes_are_refused():
     for dtype in ("F8_E5M2", "I8"):
         with pytest.raises(UnsupportedError, match=f"quantised to {dtype}"):
             fold_names(FP8, {"a.weight": dtype, "a.weight_scale_inv": "F32"})
-
-
-FIELDS = {
-    "fp8": [("up", "F8_E4M3", (256, 128)), ("up_scale_inv", "F32", (2, 1))],
-    "mxfp4": [("up_blocks", "U8", (128, 8, 16)), ("up_scales", "U8", (128, 8))],
-    "plain": [("up", "BF16", (256, 128))],
-}
-
-
-@pytest.mark.parametrize("encoding", FIELDS)
-def test_fields_are_planned_by_their_names(encoding):
-    layout = RecordLayout.build("x", FIELDS[encoding])
-    (step,) = plan_fields(layout, {"up": (256, 128)}, "here")
-    assert (step.encoding, encoding_of(layout)) == (encoding, encoding)
-    assert decoded_nbytes(layout, 2) == (0 if encoding == "plain" else 2 * 256 * 128)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        [("up", "F8_E5M2", (256, 128)), ("up_scale_inv", "F32", (2, 1))],
-        [("up", "F8_E4M3", (256, 128)), ("up_scale_inv", "I32", (2, 1))],
-        [("up", "F8_E4M3", (256, 128)), ("up_scale_inv", "F32", (3, 1))],
-        [("up", "F8_E4M3", (256, 128)), ("up_scale_inv", "F32", (2,))],
-        [("up", "F8_E4M3", (128, 256)), ("up_scale_inv", "F32", (2, 1))],
-        [("up_blocks", "U8", (128, 8, 16))],
-        [("up_blocks", "U8", (128, 8, 8)), ("up_scales", "U8", (128, 8))],
-        [("up_blocks", "U8", (256, 4, 16)), ("up_scales", "U8", (256, 4))],
-        [("up_blocks", "I8", (128, 8, 16)), ("up_scales", "U8", (128, 8))],
-        [("up_scale_inv", "F32", (2, 1))],
-        [("up", "BF16", (256, 128)), ("more", "F32", (2, 1))],
-    ],
-)
-def test_fields_that_make_no_parameter_are_refused(fields):
-    with pytest.raises(LoadError, match="The experts of here have fields"):
-        plan_fields(RecordLayout.build("x", fields), {"up": (256, 128)}, "here")

@@ -15,7 +15,6 @@ from packaging.version import Version
 from transformers import PreTrainedModel
 
 from conftest import realigned
-from coterie.cache import minimum_capacity
 from coterie.engine import open_source
 from coterie.errors import CoverageError, ExpertMissingError, UnsupportedError
 from coterie.extraction import extract, verify
@@ -94,7 +93,7 @@ def banks_of(model: PreTrainedModel) -> dict[BankKey, StreamedBank]:
 
 
 def amount(memory: str, path: Path) -> str | int:
-    return minimum_capacity(open_source(path).experts) if memory == "minimum" else memory
+    return open_source(path).footprint.least_experts if memory == "minimum" else memory
 
 
 @pytest.mark.parametrize("memory", ["25%", "minimum"])

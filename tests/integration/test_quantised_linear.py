@@ -26,7 +26,7 @@ def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str) -
     """Gives a stock model the weights that a store's linear layers stand for."""
     with torch.no_grad():
         for name, matrix in quantised_linears(checkpoint, scheme).items():
-            rounded = matrix.dequantise(matrix.quantise(checkpoint.read(name)), model.dtype)
+            rounded = matrix.scheme.dequantise(matrix.quantise(checkpoint.read(name)), matrix.shape[1], model.dtype)
             model.get_parameter(checkpoint.keymap.dense[name]).copy_(rounded)
 
 
@@ -64,14 +64,13 @@ def test_what_is_in_memory_is_what_is_stored(store: Path, open_model, zoo_checkp
     assert f"{layer}.weight" not in here
     # 4.5 bits instead of 16.
     assert here[f"{layer}.codes"] + here[f"{layer}.scales"] == there[f"{layer}.weight"] * 4.5 / 16
-    assert model.coterie.source.dense_nbytes < 0.6 * whole.coterie.source.dense_nbytes
-    assert model.coterie.source.dense_nbytes == sum(
+    assert model.coterie.source.footprint.dense < 0.6 * whole.coterie.source.footprint.dense
+    assert model.coterie.source.footprint.dense == sum(
         nbytes for name, nbytes in here.items() if not name.endswith("inv_freq")
     )
 
 
 def test_a_smaller_dense_part_leaves_more_for_experts(store: Path, zoo_checkpoint, tmp_path: Path) -> None:
-    from coterie.cache import minimum_capacity
     from coterie.engine.memory import plan_for
     from coterie.engine.source import open_source
 
@@ -79,13 +78,11 @@ def test_a_smaller_dense_part_leaves_more_for_experts(store: Path, zoo_checkpoin
     plans = []
     for path in (store, tmp_path / "native"):
         source = open_source(path)
-        plans.append(
-            plan_for(source, 8 << 30, 64, minimum_capacity(source.experts), read_threads=1, loaded=False).process
-        )
+        plans.append(plan_for(source, 8 << 30, 64, loaded=False).process)
     # Both are the same process, measured twice; what differs is the dense part, and what was allocated in between.
-    native = open_source(tmp_path / "native").dense_nbytes
+    native = open_source(tmp_path / "native").footprint.dense
     assert plans[0] - plans[1] < native
-    assert open_source(store).dense_nbytes < native
+    assert open_source(store).footprint.dense < native
 
 
 def test_a_weight_that_is_used_beside_its_layer_is_the_rounded_one(store: Path, open_model, zoo_checkpoint) -> None:
@@ -94,7 +91,9 @@ def test_a_weight_that_is_used_beside_its_layer_is_the_rounded_one(store: Path, 
     checkpoint = Checkpoint.open(zoo_checkpoint("qwen3_moe", torch.bfloat16))
     name = "model.layers.1.self_attn.o_proj.weight"
     matrix = stored_linear(name, layer.out_features, layer.in_features, SCHEMES["int4"])
-    assert torch.equal(layer.weight, matrix.dequantise(matrix.quantise(checkpoint.read(name)), torch.bfloat16))
+    assert torch.equal(
+        layer.weight, matrix.scheme.dequantise(matrix.quantise(checkpoint.read(name)), matrix.shape[1], torch.bfloat16)
+    )
     assert layer.weight.dtype == torch.bfloat16
     assert "scheme=int4" in repr(layer)
 

@@ -12,7 +12,8 @@ from transformers import DynamicCache
 
 from coterie.extraction import extract
 from coterie.hf.caches import kept_cache
-from coterie.integration.token_layer import TokenLayer, _padding_by
+from coterie.integration.padding import padding_by
+from coterie.integration.token_layer import TokenLayer
 from coterie.native import MOST_ROWS, NativeLayer, library
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
 
@@ -231,10 +232,10 @@ def test_layers_of_other_kinds_are_the_class_s_for_several_sequences(store, open
 
 def test_padding_is_what_is_hidden_at_the_beginning() -> None:
     def found(*rows: list[int]) -> list[int] | None:
-        return _padding_by(torch.tensor(rows).bool()[:, None, None])
+        return padding_by(torch.tensor(rows).bool()[:, None, None])
 
     assert found([0, 0, 1], [1, 1, 1], [0, 1, 1]) == [2, 0, 1]
     assert found([0, 0, 1], [1, 0, 1]) is None
     assert found([1, 1, 0]) is None
     assert found([0, 0, 0]) is None
-    assert _padding_by(torch.ones(2, 1, 3, 3).bool()) is None
+    assert padding_by(torch.ones(2, 1, 3, 3).bool()) is None

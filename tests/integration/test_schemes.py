@@ -14,8 +14,9 @@ from coterie.extraction import extract
 from coterie.hf.banks import find_banks
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.passes.decoder import FieldDecoder
-from coterie.quant import SCHEMES, dequantised_nbytes
+from coterie.quant import SCHEMES
 from coterie.spec import ExpertKey, RecordLayout
+from coterie.spec.parameters import dequantised_nbytes
 from coterie.store import Store
 from zoo import ZOO, logits, stock
 

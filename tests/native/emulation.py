@@ -25,19 +25,31 @@ from coterie.native.library import PROTOTYPES
 REQUIRED = "COTERIE_REQUIRE_AARCH64"
 """Where this is set, a missing cross-compiler or emulator is a failure: CI must not skip these tests."""
 
-COMPILER, EMULATOR, ROOT = "aarch64-linux-gnu-gcc", "qemu-aarch64", "/usr/aarch64-linux-gnu"
+
+class Architecture(NamedTuple):
+    """What programs of a kind of processor are compiled and run with."""
+
+    compiler: str
+    emulator: str
+    root: str
+
+
+AARCH64 = Architecture("aarch64-linux-gnu-gcc", "qemu-aarch64", "/usr/aarch64-linux-gnu")
+X86_64 = Architecture("cc", "qemu-x86_64", "/")
+"""On a machine of that kind: for lesser processors than it has."""
 
 PACKAGES = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
 """Where Debian and Ubuntu have them."""
 
+_SERVER = Path(__file__).with_name("emulated.c")
 _CALL = struct.Struct("=48sq16qf4x")
 _MESSAGE = struct.Struct("=qqq")
 _STARTS = 20
 
 
-def missing() -> str | None:
+def missing(architecture: Architecture = AARCH64) -> str | None:
     """What is not installed here, or None."""
-    lacking = [name for name in (COMPILER, EMULATOR) if shutil.which(name) is None]
+    lacking = [name for name in (architecture.compiler, architecture.emulator) if shutil.which(name) is None]
     return f"{' and '.join(lacking)} not found (Debian and Ubuntu: apt install {PACKAGES})" if lacking else None
 
 
@@ -50,8 +62,7 @@ class Programs(NamedTuple):
 
 def compiled(folder: Path) -> Programs:
     """The library, by its own build script, and the program that serves it; kept until a source changes."""
-    source = Path(__file__).with_name("emulated.c")
-    content = source.read_bytes() + Path(build.__file__).read_bytes()
+    content = _SERVER.read_bytes() + Path(build.__file__).read_bytes()
     kept = folder / hashlib.sha256(build.fingerprint().encode() + content).hexdigest()[:16]
     programs = Programs(kept / "libcoterie.so", kept / "emulated")
     # Processes of the same test session wait for the first one.
@@ -62,34 +73,33 @@ def compiled(folder: Path) -> Programs:
                 shutil.rmtree(old)
             kept.mkdir()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("CC", COMPILER)
+                patch.setenv("CC", AARCH64.compiler)
                 build.build(programs.library)
-            command = [
-                COMPILER,
-                "-std=gnu11",
-                "-O2",
-                "-Wall",
-                "-Werror",
-                str(source),
-                "-ldl",
-                "-o",
-                str(programs.server),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-            assert done.returncode == 0, done.stderr
+            compile_server(programs.server)
     return programs
+
+
+def compile_server(path: Path, architecture: Architecture = AARCH64) -> Path:
+    """The program that serves a library."""
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Werror"]
+    command = [architecture.compiler, *flags, str(_SERVER), "-ldl", "-o", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return path
 
 
 class EmulatedFunctions:
     """The functions of a library, as ``ctypes.CDLL`` would have them.
 
     Args:
-        programs: From :func:`compiled`.
+        programs: Such as those of :func:`compiled`.
         processor: One that the emulator knows.
+        architecture: What the programs were compiled for.
     """
 
-    def __init__(self, programs: Programs, processor: str) -> None:
-        self._command = [EMULATOR, "-L", ROOT, "-cpu", processor, str(programs.server), str(programs.library)]
+    def __init__(self, programs: Programs, processor: str, architecture: Architecture = AARCH64) -> None:
+        emulator = [architecture.emulator, "-L", architecture.root, "-cpu", processor]
+        self._command = [*emulator, str(programs.server), str(programs.library)]
         self._memory = os.open("/proc/self/mem", os.O_RDWR)
         self._lock = threading.Lock()
         self._process = self._started()

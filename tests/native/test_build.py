@@ -92,7 +92,7 @@ def test_a_missing_or_foreign_library_is_explained(tmp_path: Path, monkeypatch: 
         assert isinstance(found, str)
         return found
 
-    assert "was not built" in reason()
+    assert "has no libcoterie" in reason()
     path.write_bytes(b"not a library")
     assert "cannot be loaded" in reason()
     if loaded is not None:

@@ -42,7 +42,7 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def quantised(library: Library, scheme: Scheme, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    parts = tuple(torch.empty(shape, dtype=TORCH_DTYPES[dtype]) for _, dtype, shape in scheme.parts(*weights.shape))
+    parts = tuple(torch.empty(shape, dtype=TORCH_DTYPES[dtype]) for dtype, shape in scheme.form.parts(*weights.shape))
     assert quantise(library, scheme.name, weights, *parts) is None
     return parts
 

@@ -212,7 +212,7 @@ def test_one_expert_that_is_not_there_leaves_all_rows_to_others(native: Library)
     assert bank.experts.compute(passage) is not None
     # Nobody is left inside: nothing waits.
     for expert in range(4):
-        bank.berths.clear(expert)
+        bank.addresses.withdraw(expert)
 
 
 @pytest.mark.parametrize("odd", [[2, 2], [0, EXPERTS], [-1, 2]])

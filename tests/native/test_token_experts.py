@@ -12,7 +12,7 @@ import torch
 from coterie.errors import UsageError
 from coterie.native import (
     STAGES,
-    Berths,
+    Addresses,
     ExpertsKernel,
     LayerShape,
     Library,
@@ -45,12 +45,12 @@ class Bank:
         self.records = [
             torch.cat([field.contiguous().view(-1).view(torch.uint8) for field in fields]) for fields in self.fields
         ]
-        self.berths = Berths(native, EXPERTS)
-        self.experts = TokenExperts(self.kernel, self.berths, (starts[0], starts[1], starts[2], starts[3]))
+        self.addresses = Addresses(native, EXPERTS)
+        self.experts = TokenExperts(self.kernel, self.addresses, (starts[0], starts[1], starts[2], starts[3]))
 
     def fill(self, *experts: int) -> None:
         for expert in experts:
-            self.berths.fill(expert, self.records[expert].data_ptr())
+            self.addresses.publish(expert, self.records[expert].data_ptr())
 
     def wanted(self, passage: Passage) -> torch.Tensor:
         results = passage.results
@@ -95,13 +95,13 @@ def test_nothing_is_computed_unless_all_are_there(native: Library) -> None:
     assert not bank.experts.there(passage)
     assert bank.experts.compute(passage) is None
     bank.fill(8)
-    bank.berths.clear(2)
+    bank.addresses.withdraw(2)
     assert bank.experts.compute(passage) is None
     assert torch.equal(passage.results.out.view(torch.int16), before.view(torch.int16))
-    assert [bank.berths[e] != 0 for e in (0, 2, 5, 8)] == [True, False, True, True]
+    assert [bank.addresses[e] != 0 for e in (0, 2, 5, 8)] == [True, False, True, True]
     # And nobody is left inside: nothing waits.
     for expert in (0, 5, 8):
-        bank.berths.clear(expert)
+        bank.addresses.withdraw(expert)
 
 
 @pytest.mark.parametrize("ids", [[3, 3], [0, EXPERTS], [-1, 2]])
@@ -110,7 +110,7 @@ def test_odd_choices_are_left_to_others(ids: list[int], native: Library) -> None
     bank.fill(*range(EXPERTS))
     assert bank.experts.compute(passage) is None
     for expert in range(EXPERTS):
-        bank.berths.clear(expert)
+        bank.addresses.withdraw(expert)
 
 
 def test_it_is_timed_where_asked(native: Library) -> None:
@@ -138,7 +138,7 @@ def test_who_leaves_waits_for_who_computes(native: Library) -> None:
     def overwrite() -> None:
         while not over.is_set():
             for expert in ids:
-                bank.berths.clear(expert)
+                bank.addresses.withdraw(expert)
                 bank.records[expert].fill_(255)
                 bank.records[expert].copy_(good[expert])
                 bank.fill(expert)
@@ -161,15 +161,15 @@ def test_who_leaves_waits_for_who_computes(native: Library) -> None:
 
 
 def test_a_place_that_is_none_is_refused(native: Library) -> None:
-    berths = Berths(native, 3)
+    addresses = Addresses(native, 3)
     for expert in (-1, 3):
         with pytest.raises(IndexError):
-            berths.fill(expert, 64)
+            addresses.publish(expert, 64)
         with pytest.raises(IndexError):
-            berths.clear(expert)
+            addresses.withdraw(expert)
 
 
-def test_berths_of_another_bank_are_refused(native: Library) -> None:
+def test_addresses_of_another_bank_are_refused(native: Library) -> None:
     bank = Bank(native, "int4")
-    with pytest.raises(UsageError, match="5 berths for 9 experts"):
-        TokenExperts(bank.kernel, Berths(native, 5), (0, 64, 128, 192))
+    with pytest.raises(UsageError, match="5 addresses for 9 experts"):
+        TokenExperts(bank.kernel, Addresses(native, 5), (0, 64, 128, 192))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from coterie.cache import Consumer
 from coterie.passes.clock import StepClock
 from coterie.passes.current import Pass, carried, current, drop_carried, stated_phase
 from coterie.spec import StepStarted
@@ -249,3 +250,17 @@ def test_who_makes_a_pass_says_which_phase_it_is() -> None:
     module(ids(3))
     assert [one.phase for one in found] == ["decode", "prefill", "decode", "prefill"]
     assert clock.tokens == {"decode": 4 + 3, "prefill": 1 + 3}
+
+
+def test_passes_of_a_thread_ask_the_cache_as_one_consumer_and_those_of_another_as_another() -> None:
+    found = []
+    module, clock = watched(lambda: found.append(clock.now().consumer))
+    module(ids(2))
+    thread = threading.Thread(target=module, args=(ids(2),))
+    thread.start()
+    thread.join(60)
+    module(ids(2))
+    assert found[0] is found[2] is clock.now().consumer
+    assert found[1] is not found[0]
+    own = Consumer()
+    assert Pass(consumer=own).consumer is own

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from coterie.cache import Consumer, RecordReader
 from coterie.engine import resolve_path
 from coterie.errors import UsageError
 from coterie.passes.forwards import own
@@ -125,7 +126,7 @@ def test_an_interrupt_leaves_a_model_that_works(open_model):
             tell(model, 30)
     model.coterie.remove_observer(observer)
     assert torch.equal(tell(model, 8), expected)
-    assert len(model.coterie.cache._residency.expected) <= 1
+    assert len(model.coterie.cache.snapshot().predicted) <= 1
 
 
 # --- guessing ---------------------------------------------------------------------------------------------------------
@@ -143,10 +144,10 @@ def test_a_trained_model_is_guessed_right_more_often_than_not(open_model):
     assert plain["prefetch_verdicts"] == {"thinker": "pays"}
 
 
-def test_prefetched_experts_are_hits(open_model):
+def test_prefetched_experts_are_hits(open_model, monkeypatch):
     models = {mode: bundled(open_model, mode, eviction="lru") for mode in ("off", "on")}
+    slow(monkeypatch, 0.002)
     for model in models.values():
-        slow(model, 0.002)
         tell(model, 24)
     off, on = (models[mode].coterie.stats() for mode in ("off", "on"))
     assert off.prefetch_hinted == off.prefetch_issued == off.prefetch_bytes == 0
@@ -154,10 +155,9 @@ def test_prefetched_experts_are_hits(open_model):
     assert 0 < on.prefetch_in_time <= on.prefetch_used <= on.prefetch_issued
 
 
-def slow(model, seconds):
+def slow(monkeypatch, seconds):
     """Has every read of an expert take a while, during which nobody has the interpreter."""
-    reader = model.coterie.cache._scheduler._reader
-    prepare = reader.prepare
+    prepare = RecordReader.prepare
 
     def slowly(*args):
         read = prepare(*args)
@@ -175,14 +175,14 @@ def slow(model, seconds):
         read.steps = [Slow(), *read.steps[1:]]
         return read
 
-    reader.prepare = slowly
+    monkeypatch.setattr(RecordReader, "prepare", slowly)
 
 
 def test_nothing_is_guessed_while_everything_is_resident(open_model, monkeypatch):
     model = bundled(open_model, "on", "100%")
     tell(model, 3)
     cache = model.coterie.cache
-    with cache.lease(model.coterie.source.experts.keys()) as lease:
+    with cache.lease(model.coterie.source.experts.keys(), consumer=Consumer()) as lease:
         assert sum(1 for _ in lease) == 8 * 32
     assert cache.all_resident
     monkeypatch.setattr(Site, "guess", lambda *_: pytest.fail("a guess was made"))

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from coterie.cache import RecordReader
 from coterie.passes.order import LayerOrder
 from coterie.spec import ExpertKey
 from zoo import ZOO, logits
@@ -73,16 +74,15 @@ def test_threads_do_not_mix():
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def slow(model, seconds):
+def slow(monkeypatch, seconds):
     """Has every read of an expert take a while, during which nobody has the interpreter."""
-    reader = model.coterie.cache._scheduler._reader
-    prepare = reader.prepare
+    prepare = RecordReader.prepare
 
     def slowly(*args):
         threading.Event().wait(seconds)
         return prepare(*args)
 
-    reader.prepare = slowly
+    monkeypatch.setattr(RecordReader, "prepare", slowly)
 
 
 def layers_of_memory(model_path, open_model, layers):
@@ -93,13 +93,13 @@ def layers_of_memory(model_path, open_model, layers):
 
 @pytest.mark.parametrize("layers", [1, 1.3, 3])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_logits_of_prompts_are_those_of_stock(name, layers, zoo_store, zoo_stock, open_model):
+def test_logits_of_prompts_are_those_of_stock(name, layers, zoo_store, zoo_stock, open_model, monkeypatch):
     if reason := ZOO[name].why_not:
         pytest.skip(reason)
     path = zoo_store(name, BF16)
     nbytes = layers_of_memory(path, open_model, layers)
     model = open_model(path, expert_memory=max(nbytes, open_model(path).coterie.cache.minimum))
-    slow(model, 0.0005)
+    slow(monkeypatch, 0.0005)
     for seed in (3, 4):
         inputs = ZOO[name].inputs(seed=seed, length=48)
         assert torch.equal(logits(model, inputs), logits(zoo_stock(name, BF16), inputs))
@@ -111,10 +111,10 @@ def prompt(model, seed, length=64):
         return model(input_ids=ids).logits
 
 
-def test_prompts_are_read_ahead_whatever_prefetch_is(open_model):
+def test_prompts_are_read_ahead_whatever_prefetch_is(open_model, monkeypatch):
     model = open_model("bundled", expert_memory="50%")
     expected = prompt(open_model("bundled", expert_memory="100%"), 1, 256)
-    slow(model, 0.001)
+    slow(monkeypatch, 0.001)
     for _ in range(2):
         assert torch.equal(prompt(model, 1, 256), expected)
     cache, stats = model.coterie.cache.stats(), model.coterie.stats()
@@ -166,4 +166,4 @@ def test_an_interrupted_prompt_leaves_a_model_that_works(open_model):
         prompt(model, 1, 256)
     model.coterie.remove_observer(observer)
     assert torch.equal(prompt(model, 1, 256), expected)
-    assert not model.coterie.cache._residency.expected
+    assert not model.coterie.cache.snapshot().predicted

@@ -26,7 +26,7 @@ class Machine:
         self.trial = PrefetchTrial("auto", self.times, lambda: self.now)
 
     def times(self) -> ReadTimes:
-        return ReadTimes(demanded_s=0.0, guessed_s=0.0, wait_s=self.waited)
+        return ReadTimes(demanded_s=0.0, ahead_s=0.0, wait_s=self.waited)
 
     def step(self) -> bool:
         guesses = self.trial.begin_step()

@@ -7,13 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.errors import MemoryBudgetError
-from coterie.plan.budget import MemoryPlan, plan_memory
+from coterie.plan.budget import MemoryPlan, least_budget, plan_memory
+from coterie.plan.compiled import compiled_kernels_nbytes
 from coterie.spec import ContextShape, parse_bytes
+from coterie.spec.footprint import Footprint
 
 MIB = 1 << 20
 SHAPE = ContextShape(
     hidden=2048, attention=4096, kv_per_token=8192, intermediate=3072, experts=128, top_k=8, vocabulary=8192, itemsize=2
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_kernels_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def divide(budget: int, **changes: int) -> MemoryPlan:
@@ -24,8 +32,23 @@ def divide(budget: int, **changes: int) -> MemoryPlan:
         "minimum": 20 * MIB,
         "total": 4 << 30,
         "compiled_kernels": 50 * MIB,
-    }
-    return plan_memory(budget=budget, shape=SHAPE, **{**given, **changes})
+    } | changes
+    footprint = Footprint(
+        dense=0,
+        shape=SHAPE,
+        reading=given["io_buffers"],
+        dequantising=0,
+        record=given["minimum"] // 2,
+        experts=given["minimum"] // 2 * 2,
+        all_experts=given["total"],
+    )
+    return plan_memory(
+        budget,
+        footprint,
+        given["max_context"],
+        process=given["process"],
+        compiled_kernels=lambda _: given["compiled_kernels"],
+    )
 
 
 def test_parts_add_up_to_the_budget() -> None:
@@ -62,7 +85,7 @@ def test_the_advised_budget_would_do(changes: dict[str, int]) -> None:
     process=st.integers(0, 40 << 30),
     max_context=st.integers(1, 50_000),
     io_buffers=st.integers(0, 1 << 30),
-    minimum=st.integers(1, 1 << 30),
+    minimum=st.integers(1, 1 << 29).map(lambda half: 2 * half),
 )
 def test_the_advised_budget_would_do_as_it_is_written(budget: int, **changes: int) -> None:
     """As text, too: rounded to what people read it must not fall short."""
@@ -123,10 +146,41 @@ def test_what_is_not_fused_or_cut_off_is_counted() -> None:
     }
     least = ContextShape(**shape).activation_bytes(7)
     assert ContextShape(**shape, score_heads=3).activation_bytes(7) - least == 3 * 7 * 7 * (2 * 4 + 2 * 2)
-    assert ContextShape(**shape, all_logits=True).activation_bytes(7) - least == 7 * 100 * 2
+    assert ContextShape(**shape, all_logits=60).activation_bytes(7) - least == 7 * 60 * 2
+    assert ContextShape(**shape, last_positions=3).activation_bytes(7) - least == 2 * 100 * 2
+    assert ContextShape(**shape, last_positions=64).activation_bytes(7) - least == 6 * 100 * 2
 
 
-def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
+WIDE = ContextShape(
+    hidden=64, attention=64, kv_per_token=1, intermediate=64, experts=4, top_k=2, vocabulary=1 << 20, itemsize=2
+)
+"""A token's logits take 2 MiB, far more than its activations."""
+
+
+def test_logits_of_all_positions_are_provided_for_as_far_as_they_are_small() -> None:
+    assert WIDE.activation_bytes(8) > 8 * (2 << 20)
+    assert WIDE.activation_bytes(1000) < 80 * MIB
+
+
+def test_logits_take_the_room_of_activations() -> None:
+    assert SHAPE.tokens_for_logits(512, 512, 4096) <= 4096
+    assert WIDE.tokens_for_logits(1000, 1000, 1000) > 1000
+    assert WIDE.tokens_for_logits(1000, 1, 1000) < 1000
+    assert WIDE.tokens_for_logits(1000, 1000, 1000, beside=1000 * (2 << 20)) < 1000
+    more = [WIDE.tokens_for_logits(8, positions, 64) for positions in range(9)]
+    assert more == sorted(more)
+
+
+@given(tokens=st.integers(1, 4096), share=st.integers(1, 64), max_context=st.integers(1, 4096))
+def test_what_logits_are_let_in_for_is_in_the_plan(tokens: int, share: int, max_context: int) -> None:
+    """Logits of a pass that counts as so many tokens fit into that share of what was planned."""
+    positions = -(-tokens // share)
+    taken = SHAPE.tokens_for_logits(tokens, positions, max_context)
+    planned = SHAPE.activation_bytes(max_context)
+    assert positions * SHAPE.vocabulary * SHAPE.itemsize * max_context <= taken * planned
+
+
+def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     import re
 
     from coterie.errors import MemoryBudgetError
@@ -136,16 +190,42 @@ def test_the_parts_of_a_refusal_add_up_and_the_margin_is_one_of_them() -> None:
         hidden=1024, attention=1024, kv_per_token=1 << 14, intermediate=1024, experts=8, top_k=2, vocabulary=1000,
         itemsize=2,
     )  # fmt: skip
+    footprint = Footprint(
+        dense=0,
+        shape=shape,
+        reading=6 << 20,
+        dequantising=2 << 20,
+        record=2 << 20,
+        experts=1 << 30,
+        all_experts=1 << 30,
+    )
     with pytest.raises(MemoryBudgetError) as caught:
-        plan_memory(
-            budget=100 << 20, process=300 << 20, shape=shape, max_context=256, io_buffers=8 << 20, minimum=4 << 20,
-            total=1 << 30, compiled_kernels=40 << 20, kernels_note=" A note.",
-        )  # fmt: skip
+        plan_memory(100 << 20, footprint, 256, process=300 << 20, compiled_kernels=lambda _: 40 << 20)
     text = str(caught.value)
     sizes = [float(number) for number in re.findall(r"([\d.]+) MiB", text)]
     budget, *parts, total = sizes
     assert budget == 100
     assert sum(parts) == pytest.approx(total, abs=0.1)
     assert "a margin 64.00 MiB" in text
-    assert text.endswith("needs less. A note.")
+    assert text.endswith("needs less.")
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "1024")
+    with pytest.raises(MemoryBudgetError, match=r"needs less\. Compiled kernels may take .* LRU_CACHE_CAPACITY=1024"):
+        plan_memory(100 << 20, footprint, 256, process=300 << 20)
     assert caught.value.minimum >= total * 2**20
+
+
+@pytest.mark.parametrize("process", [400 * MIB, 3 << 30, 20 << 30])
+def test_the_least_budget_provides_for_its_own_kernels_and_is_the_least(process: int) -> None:
+    """Kernels that are compiled may take a share of the budget, so those of a larger one take more."""
+    footprint = Footprint(
+        dense=0, shape=SHAPE, reading=0, dequantising=0, record=10 * MIB, experts=1 << 30, all_experts=1 << 30
+    )
+    with pytest.raises(MemoryBudgetError) as refused:
+        plan_memory(256 * MIB, footprint, 1024, process=process)
+    enough = refused.value.minimum
+    assert enough == least_budget(footprint, 1024, process=process)
+    assert plan_memory(enough, footprint, 1024, process=process).arena >= footprint.least_experts + 16 * MIB
+    assert plan_memory(enough - MIB, footprint, 1024, process=process).arena < footprint.least_experts + 16 * MIB
+    with pytest.raises(MemoryBudgetError):
+        plan_memory(enough - 24 * MIB, footprint, 1024, process=process)
+    assert compiled_kernels_nbytes(20 << 30) > compiled_kernels_nbytes(256 * MIB) + 200 * MIB

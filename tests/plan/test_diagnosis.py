@@ -47,10 +47,10 @@ def test_a_healthy_machine_gets_no_advice(healthy: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_native_library_is_named_with_its_reason(healthy: pytest.MonkeyPatch) -> None:
-    absent = NativeFacts(level=None, why_not="libcoterie.so was not built.")
+    absent = NativeFacts(level=None, why_not="This installation has no libcoterie.so.")
     found = diagnose(Path(), torch_capability="AVX2", native=absent, waiting=WAITING, measure=False)
     assert found.native_level is None
-    assert "libcoterie.so was not built" in "".join(found.advice)
+    assert "This installation has no libcoterie.so" in "".join(found.advice)
 
 
 def test_slow_instruction_set_only_where_a_better_one_exists(healthy: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.errors import QuantisationError, UsageError
-from coterie.quant import NATIVE, SCHEMES, StoredMatrix, find_matrices, lossy_scheme
+from coterie.quant import SCHEMES, StoredMatrix, dequantise, lossy_scheme
 from coterie.quant.affine import total
-from coterie.quant.grouping import group_count, group_size, whole_and_rest
+from coterie.quant.grouping import whole_and_rest
 from coterie.quant.int4 import pack, unpack
 from coterie.spec import SCHEME_NAMES, RecordLayout
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS, group_count, group_size
+from coterie.spec.parameters import plan_record
 
 INT4, INT8 = SCHEMES["int4"], SCHEMES["int8"]
 BY_SCHEME = pytest.mark.parametrize("name", sorted(SCHEMES))
@@ -67,15 +69,15 @@ def test_errors_are_those_of_rounding(name: str, shape: tuple[int, int], seed: i
 def test_sizes_are_as_promised(name: str, shape: tuple[int, int], transposed: bool) -> None:
     rows, columns = shape
     parts = SCHEMES[name].quantise(matrix(*shape))
-    assert sum(part.nbytes for part in parts) == SCHEMES[name].nbytes(*shape)
-    assert [tuple(part.shape) for part in parts] == [one for _, _, one in SCHEMES[name].parts(*shape)]
+    assert sum(part.nbytes for part in parts) == SCHEMES[name].form.nbytes(*shape)
+    assert [tuple(part.shape) for part in parts] == [one for _, one in SCHEMES[name].form.parts(*shape)]
     codes = -(-columns // 2) * rows if name == "int4" else rows * columns
-    assert SCHEMES[name].nbytes(*shape) == codes + group_count(columns) * rows * (4 if name == "int4" else 2)
+    assert SCHEMES[name].form.nbytes(*shape) == codes + group_count(columns) * rows * (4 if name == "int4" else 2)
 
 
 def test_bits_per_weight() -> None:
-    assert INT4.nbytes(768, 2048) * 8 == 4.5 * 768 * 2048
-    assert INT8.nbytes(768, 2048) * 8 == 8.25 * 768 * 2048
+    assert INT4.form.nbytes(768, 2048) * 8 == 4.5 * 768 * 2048
+    assert INT8.form.nbytes(768, 2048) * 8 == 8.25 * 768 * 2048
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -216,10 +218,9 @@ def test_sums_are_sums(count: int) -> None:
 def test_a_parameter_goes_into_fields_and_comes_back(name: str, transposed: bool, shape: tuple[int, int]) -> None:
     stored = StoredMatrix(parameter="down_proj", shape=shape, scheme=SCHEMES[name], transposed=transposed)
     layout = RecordLayout.build("x", [("bias", "F32", (4,)), *stored.fields()])
-    found = find_matrices(layout, {"bias": (4,), "down_proj": shape})
-    assert found["down_proj"].matrix == stored
+    found = plan_record(layout, {"bias": (4,), "down_proj": shape}, "here")["down_proj"]
     value = matrix(*shape)
-    decoded = found["down_proj"].decode((torch.zeros(4), *stored.quantise(value)), torch.float32)
+    decoded = dequantise(found, (torch.zeros(4), *stored.quantise(value)), torch.float32)
     assert decoded.shape == shape
     assert decoded.is_contiguous()
     want = through(name, value.t()).t() if transposed else through(name, value)
@@ -262,3 +263,4 @@ def test_the_same_bytes_with_every_instruction_set() -> None:
 
 def test_names_of_schemes_are_those_of_the_registry() -> None:
     assert set(SCHEME_NAMES) == {NATIVE, *SCHEMES}
+    assert {name: scheme.form for name, scheme in SCHEMES.items()} == SCHEME_FORMATS

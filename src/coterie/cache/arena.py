@@ -10,7 +10,7 @@ import sys
 
 from coterie.cache.slots import Slot
 from coterie.errors import MemoryBudgetError
-from coterie.plan.huge_pages import HUGE_PAGE, huge_page_nbytes
+from coterie.plan.huge_pages import HUGE_PAGE
 from coterie.spec import RECORD_ALIGNMENT, format_bytes, round_up
 
 # Not every Python names it; 0x4000 is its value on x86-64 and aarch64 Linux.
@@ -40,17 +40,12 @@ class AddressRange:
             ) from error
         base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.start = -base % HUGE_PAGE if KERNEL_TAKES_PAGES_BACK else 0
-        self._base = base
 
     @staticmethod
     def _map(length: int) -> mmap.mmap:
         if sys.platform == "win32":
             return mmap.mmap(-1, length)
         return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-
-    def huge_page_nbytes(self) -> int:
-        """Bytes of it that are on huge pages; 0 where the kernel does not tell."""
-        return huge_page_nbytes(self._base, len(self.memory)) or 0
 
     def advise(self, name: str, start: int | None = None, length: int | None = None) -> None:
         """Gives the kernel the advice of that name where both know it; advice may be refused without harm."""
@@ -130,10 +125,6 @@ class Region:
         """Gives all memory back; the address space goes with the last tensor that looks into it."""
         for _, address_range in self._ranges:
             address_range.advise("MADV_DONTNEED")
-
-    def huge_page_nbytes(self) -> int:
-        """Bytes of its slots that are on huge pages."""
-        return sum(address_range.huge_page_nbytes() for _, address_range in self._ranges)
 
     def _make(self, index: int, limit: int) -> Slot:
         if not self._returnable:
@@ -232,10 +223,6 @@ class SlotArena:
         """A slot of :meth:`grow` has memory: it is free."""
         self.growing -= slot.nbytes
         self._regions[slot.nbytes].put(slot)
-
-    def huge_page_nbytes(self) -> int:
-        """Bytes that are on huge pages now, as the kernel tells; takes it milliseconds."""
-        return sum(region.huge_page_nbytes() for region in tuple(self._regions.values()))
 
     def close(self, *, discard: bool) -> None:
         """Lets go of all memory.

@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import NoReturn, Self
 
 from coterie.cache.arena import SlotArena
+from coterie.cache.bank_view import BankView
+from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim
-from coterie.cache.lease import Held, Lease
+from coterie.cache.consumer import Consumer
+from coterie.cache.lease import Lease
 from coterie.cache.outstanding import ReadTimes
+from coterie.cache.predictions import Predictions
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.scheduler import Scheduler
-from coterie.cache.shelf import Shelf
-from coterie.cache.statistics import CacheStats
+from coterie.cache.snapshot import Snapshot
+from coterie.cache.statistics import CacheStats, Counters
 from coterie.cache.warm_set import WARM_SHARE
-from coterie.errors import MemoryBudgetError, UsageError
-from coterie.eviction import EvictionPolicy, TrustPolicy, make_policy
-from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase, format_bytes
-
-
-def minimum_capacity(source: ExpertSource) -> int:
-    """The least capacity in bytes for a source: two slots of its largest record, or all its records if they take less.
-
-    One slot is computed on while the other is read.
-    """
-    sizes = [SlotArena.slot_nbytes(source.layout(key).nbytes) for key in source.keys()]
-    return min(2 * max(sizes, default=0), sum(sizes))
+from coterie.errors import UsageError
+from coterie.eviction import EvictionPolicy, make_policy
+from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase
 
 
 class ExpertCache:
     """Holds experts in memory and reads the others when they are asked for. Safe to use from several threads.
 
-    A decode step that needs few experts and finds them resident is served by a :meth:`shelf`, which costs a few
+    A decode step that needs few experts and finds them resident is served by a :meth:`view`, which costs a few
     microseconds; where it has not all, :meth:`lease` reads what is missing while the caller computes on the rest::
 
-        held = shelf.try_hold(ids)
+        held = view.try_hold(ids, consumer)
         if held is not None:
             with held:
                 compute(held.tensors)
         else:
-            with cache.lease(keys) as lease:
+            with cache.lease(keys, consumer=consumer) as lease:
                 for key, tensors in lease:
                     compute_one(key, tensors)
 
@@ -55,9 +49,6 @@ class ExpertCache:
         verify_reads: Compare every record read with its checksum, where the source has one.
         read_threads: Reads at once.
         read_nbytes: Longer records are read in several reads of about the same length; None for one.
-        queue_depth: Records that a lease which does not fit may have read and not yet consumed; default twice
-            as many as are read at once, and one. A scan never has more than an eighth of the capacity, which is its
-            default.
         direct: Whether to read past the page cache where the filesystem can.
 
     Raises:
@@ -74,20 +65,17 @@ class ExpertCache:
         verify_reads: bool = False,
         read_threads: int = 4,
         read_nbytes: int | None = None,
-        queue_depth: int | None = None,
         direct: bool = True,
     ) -> None:
-        for name, value in (
-            ("read_threads", read_threads),
-            ("queue_depth", queue_depth),
-            ("read_nbytes", read_nbytes),
-        ):
+        for name, value in (("read_threads", read_threads), ("read_nbytes", read_nbytes)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
         policy = make_policy(eviction) if isinstance(eviction, str) else eviction
-        self._residency = Residency(source, capacity, policy)
+        self._counters = Counters()
+        self._predictions = Predictions()
+        self._residency = Residency(source, capacity, policy, self._predictions, self._counters)
         reader = RecordReader(source, verify=verify_reads, direct=direct, read_nbytes=read_nbytes)
-        self._scheduler = Scheduler(self._residency, reader, threads=read_threads, queue_depth=queue_depth)
+        self._scheduler = Scheduler(self._residency, self._predictions, reader, self._counters, threads=read_threads)
 
     @property
     def capacity(self) -> int:
@@ -111,37 +99,35 @@ class ExpertCache:
 
     def __contains__(self, key: ExpertKey) -> bool:
         """Whether an expert is resident at this moment."""
-        return key in self._residency.loaded
-
-    def fits(self, keys: Iterable[ExpertKey]) -> bool:
-        """Whether these experts can all be resident together."""
-        return self._bytes_of(set(keys)) <= self.capacity
+        return key in self._residency
 
     def lease(
         self,
         keys: Iterable[ExpertKey],
         *,
+        consumer: Consumer,
         ordered: bool = False,
         phase: Phase = "decode",
-        then: Iterable[ExpertKey] = (),
+        upcoming: Iterable[ExpertKey] = (),
     ) -> Lease:
         """A lease of experts, to be entered with ``with`` and iterated over.
 
-        Works at any capacity from :attr:`minimum` on, for any number of keys and threads. See :class:`Lease` for how
+        Works at any capacity from :attr:`minimum` on, for any number of keys and consumers. See :class:`Lease` for how
         long the tensors are valid.
 
         Args:
             keys: The experts; repeated ones count once.
+            consumer: Who computes with them.
             ordered: Yield in the order of ``keys``, reading ahead, instead of in the order of arrival.
             phase: ``"prefill"`` for scans over most experts: they reuse their own slots when the arena is full and
                 leave what decoding has warmed alone.
-            then: What this thread will almost certainly lease after this, soonest first. Once all reads of this lease
-                have begun, reading goes straight on with that, within what a scan may have read ahead, until the
-                thread's next lease or hold, or until this one is left by an exception. Advice: it changes no result.
+            upcoming: What the consumer will almost certainly lease after this, soonest first. Once all reads of this
+                lease have begun, reading goes straight on with that, within what a scan may have read ahead, until the
+                consumer's next lease or hold, or until this one is left by an exception. Advice: it changes no result.
 
         Raises:
-            ExpertMissingError: If the source does not have one of ``keys``; unknown ones of ``then`` are passed over.
-            UsageError: If the cache is closed, or for an unknown phase; on entering, if this thread already has one.
+            ExpertMissingError: If the source does not have one of ``keys``; those of ``upcoming`` are passed over.
+            UsageError: If the cache is closed, or for an unknown phase; on entering, if the consumer already has one.
         """
         self._scheduler.check_usable()
         if phase not in ("prefill", "decode"):
@@ -156,29 +142,12 @@ class ExpertCache:
             ordered=ordered,
             together=not prefill and self._bytes_of(distinct) <= self.capacity,
             prefill=prefill,
-            thread=threading.get_ident(),
-            then=then,
+            consumer=consumer,
+            upcoming=upcoming,
         )
         return Lease(self._scheduler, claim, self)
 
-    def try_hold(self, keys: Sequence[ExpertKey]) -> Held | None:
-        """Holds experts if all of them are resident; otherwise does nothing and returns None.
-
-        It never waits. Counts as hits; a failed try counts as nothing. A decode step, whose experts are of one bank,
-        asks a :meth:`shelf`.
-        """
-        scheduler = self._scheduler
-        scheduler.check_usable()
-        loaded = self._residency.loaded
-        held = Held(scheduler)
-        with scheduler.lock:
-            try:
-                held.take([loaded[key] for key in keys])
-            except KeyError:
-                return None
-        return held
-
-    def shelf(self, bank: BankKey, experts: int) -> Shelf:
+    def view(self, bank: BankKey, experts: int) -> BankView:
         """The experts of one bank by id, for a decode step.
 
         Args:
@@ -186,53 +155,16 @@ class ExpertCache:
             experts: E, how many it has, absent ones included.
         """
         with self._scheduler.lock:
-            return Shelf(self._scheduler, bank, self._residency.shelf(bank, experts))
+            return BankView(self._scheduler, self._residency.by_bank, bank, experts)
 
-    def hold(self, keys: Sequence[ExpertKey]) -> Held:
-        """Holds experts together, reading those that are not resident and waiting for them.
+    def predict(self, keys: Iterable[ExpertKey], *, consumer: Consumer) -> None:
+        """Says what a consumer will probably ask for next, likeliest first. Advice: it changes no result.
 
-        Raises:
-            MemoryBudgetError: If they do not fit in the capacity together; lease them instead.
-            ExpertMissingError, ReadError, ChecksumError, UsageError: As :meth:`lease` and its iteration.
+        Reads it while no read is under way that somebody asked for, evicting nothing that is leased or predicted. It is
+        over with the consumer's next lease or hold, whatever that asks for: what has been started by then is joined or
+        finished, the rest is dropped.
         """
-        held = self.try_hold(keys)
-        if held is not None:
-            return held
-        lease = self.lease(keys)
-        if not lease.together:
-            needed = self._bytes_of(set(keys))
-            raise MemoryBudgetError(
-                f"{len(set(keys))} experts take {format_bytes(needed)} together, "
-                f"the cache has {format_bytes(self.capacity)}.",
-                advice="Iterate over cache.lease(keys), which works in less.",
-                budget=self.capacity,
-                minimum=needed,
-            )
-        held = Held(self._scheduler)
-        held._lease = lease
-        try:
-            tensors = dict(lease.__enter__())
-        except BaseException:
-            held.release()
-            raise
-        held.tensors = [tensors[key] for key in keys]
-        return held
-
-    def prefetch(self, keys: Iterable[ExpertKey]) -> None:
-        """Says that these experts will probably be needed soon. Advice: it may be dropped, and changes no result.
-
-        Reads them while no lease waits for a read, evicting nothing that is leased or predicted. A later call
-        supersedes what an earlier one has not started.
-        """
-        self._scheduler.hint(keys)
-
-    def expect(self, keys: Iterable[ExpertKey]) -> None:
-        """Says what this thread will probably ask for next, likeliest first. Advice, as :meth:`prefetch`.
-
-        Reads it while no read is under way that somebody asked for. It is over with the thread's next lease or hold,
-        whatever that asks for: what has been started by then is joined or finished, the rest is dropped.
-        """
-        self._scheduler.expect(keys)
+        self._scheduler.predict(consumer, keys)
 
     def warm(self, keys: Iterable[ExpertKey], *, share: float = WARM_SHARE, pinned_nbytes: int = 0) -> None:
         """Says which experts will be used most. Advice: it changes no result. A later call supersedes an earlier one.
@@ -258,9 +190,7 @@ class ExpertCache:
         """Tells a policy that goes by it (``trust``) how often each expert is used per token; others do not listen."""
         self._scheduler.check_usable()
         with self._scheduler.lock:
-            self._residency.settle()
-            if isinstance(self._residency.policy, TrustPolicy):
-                self._residency.policy.expect(expected)
+            self._residency.expect_use(expected)
 
     @property
     def all_resident(self) -> bool:
@@ -271,23 +201,19 @@ class ExpertCache:
         """How long reads were under way, and how long they were waited for."""
         scheduler = self._scheduler
         with scheduler.lock:
-            demanded_s, guessed_s = scheduler.outstanding.seconds()
-            return ReadTimes(demanded_s=demanded_s, guessed_s=guessed_s, wait_s=self._residency.counters.wait_s)
+            demanded_s, ahead_s = scheduler.outstanding.seconds()
+            return ReadTimes(demanded_s=demanded_s, ahead_s=ahead_s, wait_s=self._counters.wait_s)
 
     def stats(self) -> CacheStats:
         """The counts so far and what is resident now."""
-        residency = self._residency
-        counters = residency.counters
+        residency, counters = self._residency, self._counters
         with self._scheduler.lock:
-            # A prefetch that has been used counts from then on, not from when the policy hears of it.
-            fresh = {entry for batch in tuple(residency.journal) for entry in batch if entry.hinted}
-            warmed = sum(entry.warmed for entry in fresh)
-            used = sum(not entry.announced for entry in fresh) - warmed
+            untold = residency.untold()
             return CacheStats(
-                requests=counters.hits + counters.misses,
+                requests=counters.requests,
                 hits=counters.hits,
                 misses=counters.misses,
-                bytes_read=counters.bytes_read,
+                bytes_read=sum(counters.nbytes.values()),
                 wait_s=counters.wait_s,
                 evictions=counters.evictions,
                 capacity=residency.capacity,
@@ -295,23 +221,39 @@ class ExpertCache:
                 resident_count=len(residency.loaded),
                 committed_bytes=residency.arena.committed,
                 new_slots=residency.arena.new_slots,
-                prefetch_hinted=counters.prefetch_hinted,
-                prefetch_issued=counters.prefetch_issued,
-                prefetch_used=counters.prefetch_used + used,
-                prefetch_in_time=counters.prefetch_in_time + used,
-                prefetch_wasted=counters.prefetch_wasted,
-                prefetch_bytes=counters.prefetch_bytes,
-                announced_issued=counters.announced_issued,
-                announced_used=counters.announced_used,
-                warmed=counters.warmed,
-                warmed_used=counters.warmed_used + warmed,
-                warmed_bytes=counters.warmed_bytes,
-                pinned=len(residency.warm.pinned),
+                prefetch_hinted=counters.predicted,
+                prefetch_issued=counters.issued[Cause.PREDICTION],
+                prefetch_used=counters.used[Cause.PREDICTION] + untold[Cause.PREDICTION],
+                prefetch_in_time=counters.in_time[Cause.PREDICTION] + untold[Cause.PREDICTION],
+                prefetch_wasted=counters.wasted[Cause.PREDICTION],
+                prefetch_bytes=counters.nbytes[Cause.PREDICTION],
+                announced_issued=counters.issued[Cause.ANNOUNCEMENT],
+                announced_used=counters.used[Cause.ANNOUNCEMENT] + untold[Cause.ANNOUNCEMENT],
+                warmed=counters.issued[Cause.WARMING],
+                warmed_used=counters.used[Cause.WARMING] + untold[Cause.WARMING],
+                warmed_bytes=counters.nbytes[Cause.WARMING],
+                pinned=self._predictions.pinned_count,
             )
 
-    def huge_page_nbytes(self) -> int:
-        """Bytes of the experts' memory that are on huge pages now, as the kernel tells; takes it milliseconds."""
-        return self._residency.arena.huge_page_nbytes()
+    def snapshot(self) -> Snapshot:
+        """What the cache is doing at this moment: for tests and benchmarks. It changes nothing."""
+        return self._scheduler.snapshot()
+
+    def quiesce(self, *, timeout: float = 60.0) -> Snapshot:
+        """Waits until the reading threads have nothing left to do, and says what is there then.
+
+        For tests and benchmarks: until something else is asked for, what was announced, predicted or is worth having
+        has been read, or given up because there is no room for it.
+
+        Args:
+            timeout: Seconds that this may take.
+
+        Raises:
+            UsageError: If it takes longer.
+        """
+        if not self._scheduler.quiesce(timeout):
+            raise UsageError(f"The expert cache is still reading after {timeout} seconds.", got=timeout)
+        return self._scheduler.snapshot()
 
     def close(self) -> None:
         """Ends the reading threads, closes the files and frees the memory. Harmless when repeated.

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from coterie.cache.cause import Cause
+from coterie.cache.consumer import Consumer
 from coterie.cache.slots import Slot
 from coterie.errors import CoterieError
 from coterie.spec import ExpertKey, RecordLayout
@@ -25,33 +27,38 @@ class Entry:
             between two steps, does no harm.
         loaded: Whether the record is complete.
         cold: Whether nobody but scans has asked for it so far.
-        hinted: Whether it was prefetched and nobody has asked for it since.
-        announced: Whether it was read because a scan had announced that it would ask for it.
-        warmed: Whether it was read because it is worth having.
+        cause: Why it is read.
+        unclaimed: Whether it is read for no claim and nobody has asked for it since.
         reader: The claim that it is read for, if any.
         asked: The claims that waited for it when its read began.
         unclaimed_nbytes: Bytes that were read for it before a claim asked for it, if that was announced.
     """
 
     __slots__ = (
-        "announced", "asked", "cold", "hinted", "holders", "key", "layout", "loaded", "reader", "slot", "tensors",
-        "unclaimed_nbytes", "warmed",
+        "asked", "cause", "cold", "holders", "key", "layout", "loaded", "reader", "slot", "tensors", "unclaimed",
+        "unclaimed_nbytes",
     )  # fmt: skip
 
-    def __init__(self, key: ExpertKey, layout: RecordLayout, slot: Slot, reader: Claim | None) -> None:
+    def __init__(
+        self, key: ExpertKey, layout: RecordLayout, slot: Slot, *, cause: Cause, reader: Claim | None, cold: bool
+    ) -> None:
         self.key = key
         self.layout = layout
         self.slot = slot
         self.tensors: tuple[torch.Tensor, ...] = ()
         self.holders: set[Claim] = set()
         self.loaded = False
-        self.cold = False
-        self.hinted = False
-        self.announced = False
-        self.warmed = False
+        self.cold = cold
+        self.cause = cause
+        self.unclaimed = cause is not Cause.DEMAND
         self.reader = reader
         self.asked: frozenset[Claim] = frozenset()
         self.unclaimed_nbytes = 0
+
+    @property
+    def announced(self) -> bool:
+        """Whether it is there, or comes, only because a scan has announced it."""
+        return self.unclaimed and self.cause is Cause.ANNOUNCEMENT
 
 
 class Claim:
@@ -65,15 +72,15 @@ class Claim:
         ordered: Whether they are yielded in that order.
         together: Whether all must stay until the lease ends.
         prefill: Whether the lease is a scan.
-        then: What its thread will most probably ask for next, soonest first.
-        thread: Identifier of the thread that opened it.
+        consumer: Whose it is.
+        upcoming: What its consumer will most probably ask for next, soonest first.
         ahead: Keys read for this claim and not yet yielded.
         waiting_since: Ticket drawn when its consumer began to wait, or None.
     """
 
     __slots__ = (
-        "admitted", "ahead", "bytes_read", "closed", "consumed", "current", "error", "evictions", "hits", "keys",
-        "layouts", "ordered", "position", "prefill", "reading", "ready", "then", "thread", "todo", "together",
+        "admitted", "ahead", "bytes_read", "closed", "consumed", "consumer", "current", "error", "evictions", "hits",
+        "keys", "layouts", "ordered", "position", "prefill", "reading", "ready", "todo", "together", "upcoming",
         "wait_s", "waiting_since",
     )  # fmt: skip
 
@@ -85,16 +92,16 @@ class Claim:
         ordered: bool,
         together: bool,
         prefill: bool,
-        thread: int,
-        then: Iterable[ExpertKey] = (),
+        consumer: Consumer,
+        upcoming: Iterable[ExpertKey] = (),
     ) -> None:
         self.keys = keys
         self.layouts = dict(zip(keys, layouts, strict=True))
         self.ordered = ordered
         self.together = together
         self.prefill = prefill
-        self.thread = thread
-        self.then = then
+        self.consumer = consumer
+        self.upcoming = upcoming
         self.todo: deque[ExpertKey] = deque()
         self.reading: set[ExpertKey] = set()
         self.ready: OrderedDict[ExpertKey, Entry] = OrderedDict()
@@ -161,10 +168,10 @@ class Claim:
             self.ahead.discard(entry.key)
         return self.current
 
-    def retire_current(self) -> None:
-        """The consumer has come back for more: the current entries are only kept as long as there is room."""
-        self.consumed.extend(self.current)
-        self.current = []
+    def retire_current(self) -> list[Entry]:
+        """The consumer has come back for more: returns what it was given last, which is consumed when it says so."""
+        retired, self.current = self.current, []
+        return retired
 
     def relinquish(self) -> None:
         """Lets go of what has been consumed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
@@ -12,6 +11,7 @@ from typing import Self
 import torch
 
 from coterie.cache.claims import Claim, Entry
+from coterie.cache.consumer import Consumer
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.statistics import LeaseStats
 from coterie.errors import UsageError
@@ -33,7 +33,7 @@ class Lease:
     - If :attr:`together` is true, until the context ends.
     - Else, until the next ``next()`` (or list of :meth:`batches`). After that it may be evicted to make room.
 
-    A lease is used by one thread at a time, and a thread has at most one lease or hold at a time.
+    A lease is its consumer's, which has at most one lease or hold at a time.
     """
 
     def __init__(self, scheduler: Scheduler, claim: Claim, owner: object) -> None:
@@ -69,7 +69,6 @@ class Lease:
         if self._entered:
             raise UsageError("A lease can be entered once.", advice="Make another with cache.lease().")
         self._entered = True
-        self._claim.thread = threading.get_ident()
         try:
             self._scheduler.open(self._claim)
         except BaseException:
@@ -129,42 +128,31 @@ class Lease:
 
 
 class Held:
-    """Experts that are all resident and stay so until released. Made by :meth:`ExpertCache.hold` and ``try_hold``.
+    """Experts that are all resident and stay so until released. Made by :meth:`BankView.try_hold`.
 
     Attributes:
-        tensors: The experts' tensors, in the order of the keys asked for.
+        tensors: The experts' tensors, in the order of the ids asked for.
     """
 
-    __slots__ = ("_lease", "_scheduler", "_token", "tensors")
+    __slots__ = ("_consumer", "_scheduler", "_token", "tensors")
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, consumer: Consumer) -> None:
         self._scheduler = scheduler
+        self._consumer = consumer
         self._token: object = None
-        self._lease: Lease | None = None
         self.tensors: list[Tensors] = []
 
     def take(self, entries: Sequence[Entry]) -> None:
         """Holds entries that are resident. Needs the cache's lock."""
-        residency = self._scheduler.residency
         # The hold knows of its token before the cache does: an interrupt in between then loses nothing.
         token = self._token = object()
-        thread = threading.get_ident()
-        residency.holds[token] = (thread, entries)
-        if residency.expected:
-            self._scheduler.guesses.passed(thread)
-        residency.counters.hits += len(entries)
-        if residency.uses_matter:
-            self._scheduler.note_hits(entries)
+        self._scheduler.hold(token, self._consumer, entries)
         self.tensors = [entry.tensors for entry in entries]
 
     def release(self) -> None:
         """Gives the experts up. Harmless when repeated; the context does it by itself."""
-        if self._lease is not None:
-            # Not closed, which would end what the thread expects: that is not over with this.
-            self._lease.__exit__(None, None, None)
-            self._lease = None
         if self._token is not None:
-            self._scheduler.release_hold(self._token)
+            self._scheduler.release_hold(self._token, self._consumer)
             self._token = None
 
     def __enter__(self) -> Self:
@@ -176,6 +164,6 @@ class Held:
         self.release()
 
     def __del__(self) -> None:
-        if getattr(self, "_token", None) is not None or getattr(self, "_lease", None) is not None:
+        if getattr(self, "_token", None) is not None:
             with contextlib.suppress(Exception):
                 self.release()

@@ -15,12 +15,12 @@ class ReadTimes:
 
     Attributes:
         demanded_s: In which a read was under way that somebody had asked for.
-        guessed_s: In which none was, but one for a guess.
+        ahead_s: In which none was, but one ahead of any request.
         wait_s: That consumers waited, added up over threads.
     """
 
     demanded_s: float
-    guessed_s: float
+    ahead_s: float
     wait_s: float
 
 
@@ -35,37 +35,37 @@ class Outstanding:
         self._clock = clock
         self._since = clock()
         self._demanded_s = 0.0
-        self._guessed_s = 0.0
+        self._ahead_s = 0.0
         self.demanded: set[Entry] = set()
-        self.guessed: set[Entry] = set()
+        self.ahead: set[Entry] = set()
 
     def begin(self, entry: Entry) -> None:
-        """A read begins; it is for a guess if the entry is hinted."""
+        """A read begins; it is ahead of any request if nobody has asked for the entry."""
         self._advance()
-        (self.guessed if entry.hinted else self.demanded).add(entry)
+        (self.ahead if entry.unclaimed else self.demanded).add(entry)
 
     def demand(self, entry: Entry) -> None:
-        """Somebody asked for an entry that may be under way for a guess: from now on it is waited for."""
-        if entry in self.guessed:
+        """Somebody asked for an entry that may be under way ahead of that: from now on it is waited for."""
+        if entry in self.ahead:
             self._advance()
-            self.guessed.discard(entry)
+            self.ahead.discard(entry)
             self.demanded.add(entry)
 
     def end(self, entry: Entry) -> None:
         """A read has ended."""
         self._advance()
-        self.guessed.discard(entry)
+        self.ahead.discard(entry)
         self.demanded.discard(entry)
 
     def seconds(self) -> tuple[float, float]:
-        """Time with a demanded read under way, and time with guesses alone, until now."""
+        """Time with a demanded read under way, and time with none but those ahead of any request, until now."""
         self._advance()
-        return self._demanded_s, self._guessed_s
+        return self._demanded_s, self._ahead_s
 
     def _advance(self) -> None:
         now = self._clock()
         if self.demanded:
             self._demanded_s += now - self._since
-        elif self.guessed:
-            self._guessed_s += now - self._since
+        elif self.ahead:
+            self._ahead_s += now - self._since
         self._since = now

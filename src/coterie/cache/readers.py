@@ -92,6 +92,10 @@ class Readers:
         self._staged: deque[tuple[_Ongoing, Step]] = deque()
         self._finished: deque[_Ongoing] = deque()
         self._closed = False
+        # Threads that wait for something to read, and whether they have been told of something since they looked.
+        self._resting = 0
+        self._told = False
+        self._rested = threading.Condition(lock)
         self._threads = [
             threading.Thread(target=self._run, name=f"coterie-read-{number}", daemon=True)
             for number in range(at_once + 1)
@@ -101,12 +105,38 @@ class Readers:
 
     def notify(self) -> None:
         """There may be something to read. Needs the lock."""
+        self._told = True
         self._work.notify()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether they have yet to look at something that they were told of."""
+        return self._told
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no thread has anything to do."""
+        return self._closed or (self._resting == len(self._threads) and not self._told)
+
+    @property
+    def prepared(self) -> int:
+        """Reads that are ready to begin."""
+        return len(self._staged)
+
+    @property
+    def finished(self) -> int:
+        """Reads that have ended and are not concluded."""
+        return len(self._finished)
+
+    def wait_for_rest(self, timeout: float) -> bool:
+        """Waits until no thread has anything to do; returns whether that came about in time. Needs the lock."""
+        return self._rested.wait_for(lambda: self.at_rest, timeout)
 
     def close(self) -> None:
         """Ends the threads once their reads have ended. Needs the lock."""
         self._closed = True
         self._work.notify_all()
+        self._rested.notify_all()
 
     def join(self) -> None:
         """Waits for the threads to end. Must not have the lock."""
@@ -135,9 +165,14 @@ class Readers:
             if task is not None:
                 # There may be work for one more; each thread that finds some wakes the next.
                 if self._has_work():
-                    self._work.notify()
+                    self.notify()
                 return task
+            self._told = False
+            self._resting += 1
+            if self.at_rest:
+                self._rested.notify_all()
             self._work.wait()
+            self._resting -= 1
         return None
 
     def _choose(self) -> Task | None:
@@ -184,7 +219,7 @@ class Readers:
             self._running += 1
             first = self._staged.popleft()
             if self._staged and self._running < self._at_once:
-                self._work.notify()
+                self.notify()
         self._read_on(*first)
 
     def _read_on(self, ongoing: _Ongoing, step: Step) -> None:
@@ -199,7 +234,7 @@ class Readers:
                     self._running -= 1
                     return
                 ongoing, step = self._staged.popleft()
-                self._work.notify()
+                self.notify()
 
     def _conclude(self, ongoing: _Ongoing) -> None:
         entry = ongoing.entry

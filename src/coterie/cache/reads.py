@@ -192,6 +192,11 @@ class RecordReader:
             raise
         return RecordRead(self._source, key, content, extents, steps, verify=self._verify)
 
+    @property
+    def open_files(self) -> int:
+        """Files open now."""
+        return self._files.open_count
+
     def close(self) -> None:
         """Closes the open files; a later read is an error."""
         self._files.close()

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 
 from coterie.cache.arena import SlotArena
+from coterie.cache.by_bank import ByBank
+from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry
+from coterie.cache.consumer import Consumer
 from coterie.cache.growth import Growth, native_touch
+from coterie.cache.predictions import Predictions
 from coterie.cache.statistics import Counters
-from coterie.cache.warm_set import WarmSet
 from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
-from coterie.eviction import EvictionPolicy
-from coterie.native import Berths
-from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout, format_bytes
-
-Journal = deque[Sequence[Entry]]
+from coterie.eviction import EvictionPolicy, TrustPolicy
+from coterie.spec import ExpertKey, ExpertSource, RecordLayout, format_bytes
 
 
 class Residency:
@@ -30,17 +31,31 @@ class Residency:
         source: Where layouts come from.
         capacity: Bytes asked for.
         policy: Chooses victims.
+        predictions: What leaves last, because it is predicted or worth having.
+        counters: Where evictions and the causes of reads are counted.
 
     Attributes:
-        policy: The same.
-        warm: What is worth having, and what is pinned.
+        loaded: What is resident. This and what follows is changed here alone.
+        loading: What is on its way.
+        by_bank: What is resident, by bank and id.
+        holds: What must stay together until it is given up.
+        journal: Hits of decoding, in order, that the policy has not been told of yet.
+        policy: Chooses victims.
+        arena: The slots.
         growth: Whether reads wait for new memory.
 
     Raises:
         MemoryBudgetError: If the capacity is below :attr:`minimum`.
     """
 
-    def __init__(self, source: ExpertSource, capacity: int, policy: EvictionPolicy[ExpertKey]) -> None:
+    def __init__(
+        self,
+        source: ExpertSource,
+        capacity: int,
+        policy: EvictionPolicy[ExpertKey],
+        predictions: Predictions,
+        counters: Counters,
+    ) -> None:
         self._source = source
         self._layouts = {key: source.layout(key) for key in source.keys()}
         sizes = [SlotArena.slot_nbytes(layout.nbytes) for layout in self._layouts.values()]
@@ -48,24 +63,20 @@ class Residency:
         self._largest = max(sizes, default=0)
         self._asked = capacity
         self.policy = policy
-        self.counters = Counters()
+        self._predictions = predictions
+        self._counters = counters
         self.loaded: dict[ExpertKey, Entry] = {}
         self.loading: dict[ExpertKey, Entry] = {}
-        # The same as in ``loaded``, by bank and id.
-        self._shelves: dict[BankKey, list[Entry | None]] = {}
-        # The same for native calls, of the records of one layout.
-        self._berths: dict[BankKey, tuple[Berths, RecordLayout]] = {}
-        # What must stay together until it is given up: token → (thread, entries). A decode step makes and drops one
+        self.by_bank = ByBank(self.loaded)
+        # What must stay together until it is given up: token → (consumer, entries). A decode step makes and drops one
         # for every layer, which is why this is not written to each entry.
-        self.holds: dict[object, tuple[int, Sequence[Entry]]] = {}
+        self.holds: dict[object, tuple[Consumer | None, Sequence[Entry]]] = {}
         # Hits of decoding, in order, not yet told to the policy.
-        self.journal: Journal = deque()
-        # Whether anybody will ask about uses: not while everything fits and nothing is predicted.
-        self.uses_matter = capacity < self.total_bytes
-        self._predicted: OrderedDict[ExpertKey, None] = OrderedDict()
-        # Thread → what it will probably ask for next.
-        self.expected: dict[int, frozenset[ExpertKey]] = {}
-        self.warm = WarmSet()
+        self.journal: deque[Sequence[Entry]] = deque()
+        # Whether something may have to leave, and how much is there that nobody has asked for yet: while neither is so,
+        # nobody will ask about uses.
+        self._may_evict = capacity < self.total_bytes
+        self._unclaimed = 0
         if capacity < self.minimum:
             raise MemoryBudgetError(
                 f"{format_bytes(capacity)} for experts is too little: two of the largest must fit, "
@@ -75,7 +86,7 @@ class Residency:
                 minimum=self.minimum,
             )
         self.arena = SlotArena(self.capacity)
-        self.growth = Growth(self.arena, native_touch(), waited=lambda: self.counters.wait_s)
+        self.growth = Growth(self.arena, native_touch(), waited=lambda: counters.wait_s)
 
     @property
     def minimum(self) -> int:
@@ -117,43 +128,51 @@ class Residency:
         self.total_bytes += size
         self._largest = max(self._largest, size)
         self.arena.capacity = self.capacity
-        self.uses_matter = self.uses_matter or self._asked < self.total_bytes
+        self._may_evict = self._may_evict or self._asked < self.total_bytes
         return layout
 
     def has(self, key: ExpertKey) -> bool:
         """Whether the source has this key, as far as is known without asking it."""
         return key in self._layouts
 
+    def __contains__(self, key: ExpertKey) -> bool:
+        """Whether a key is resident."""
+        return key in self.loaded
+
     def find(self, key: ExpertKey) -> Entry | None:
         """The entry of a key that is resident or on its way."""
         return self.loaded.get(key) or self.loading.get(key)
 
-    def shelf(self, bank: BankKey, experts: int) -> list[Entry | None]:
-        """What is resident of a bank, by expert id: a list that is kept in step with ``loaded``."""
-        shelf = self._shelves.get(bank)
-        if shelf is None:
-            shelf = self._shelves[bank] = [self.loaded.get(bank.expert(expert)) for expert in range(experts)]
-        return shelf
+    def hold(self, token: object, consumer: Consumer, entries: Sequence[Entry]) -> None:
+        """A consumer holds entries that are resident, until it lets go of the token."""
+        self.holds[token] = (consumer, entries)
 
-    def moor(self, bank: BankKey, layout: RecordLayout, berths: Berths) -> None:
-        """Keeps berths in step with what is resident of a bank's records of a layout."""
-        self._berths[bank] = (berths, layout)
-        for key, entry in self.loaded.items():
-            if key.bank_key == bank:
-                self._shelve(key, entry)
+    def give_up(self, token: object) -> None:
+        """What is held stays for a while, but its consumer may hold other things. Harmless when repeated."""
+        if (held := self.holds.get(token)) is not None:
+            self.holds[token] = (None, held[1])
+
+    def let_go(self, token: object) -> None:
+        """Ends a hold. Harmless when repeated."""
+        self.holds.pop(token, None)
+
+    def is_holding(self, consumer: Consumer) -> bool:
+        """Whether a consumer has a hold."""
+        return any(holder is consumer for holder, _ in self.holds.values())
+
+    def note_hits(self, entries: Iterable[Entry]) -> int:
+        """Remembers uses, if they matter; returns how many batches the policy has not heard of."""
+        if self._may_evict or self._unclaimed:
+            self.journal.append(tuple(entries))
+        return len(self.journal)
 
     def note_use(self, entry: Entry) -> None:
-        """Somebody asked for an entry: a hint that led to it was right."""
-        if entry.hinted:
-            entry.hinted = False
-            if entry.announced:
-                self.counters.announced_used += 1
-            elif entry.warmed:
-                self.counters.warmed_used += 1
-            else:
-                self.counters.prefetch_used += 1
-                self.counters.prefetch_in_time += entry.loaded
-        self._predicted.pop(entry.key, None)
+        """Somebody asked for an entry: if it was read before that, this was right."""
+        if entry.unclaimed:
+            entry.unclaimed = False
+            self._unclaimed -= 1
+            self._counters.used[entry.cause] += 1
+            self._counters.in_time[entry.cause] += entry.loaded
 
     def settle(self) -> None:
         """Tells the policy about the hits in the journal."""
@@ -164,17 +183,8 @@ class Residency:
                 if self.loaded.get(entry.key) is entry:
                     entry.cold = False
                     self.policy.hit(entry.key)
-                    if entry.hinted or self._predicted:
+                    if entry.unclaimed:
                         self.note_use(entry)
-
-    def predict(self, key: ExpertKey) -> None:
-        """Protects a key from prefetches, and from demand while others can go, until it is used or superseded."""
-        self.uses_matter = True
-        self._predicted[key] = None
-        self._predicted.move_to_end(key)
-        # Half of the room at most: old guesses must not crowd out what is really used.
-        while self._largest and 2 * len(self._predicted) * self._largest > max(self.capacity, 2 * self._largest):
-            self._predicted.popitem(last=False)
 
     def reserve(self, key: ExpertKey, layout: RecordLayout, claim: Claim, others: Sequence[Claim]) -> Entry | None:
         """A slot for a key that a claim needs, or None while everything is held.
@@ -186,67 +196,66 @@ class Residency:
         """
         size = SlotArena.slot_nbytes(layout.nbytes)
         full, crowded = self.arena.shortage(size) > 0, self._needed(size) > 0
+        predictions = self._predictions
         for step in self._concessions(claim, others, crowded):
             step()
-            victims = self._victims(size, *self._spared()) or self._victims(size, self.warm.pinned)
+            victims = self._victims(size, predictions.protects) or self._victims(size, predictions.pins)
             if victims and claim.prefill and self._should_wait(victims, size):
-                # Before it takes what is warm, it takes what others only guess.
-                victims = self._victims(size, self.expected.get(claim.thread, frozenset()), self.warm.pinned)
+                # Before it takes what is warm, it takes what is only predicted of others.
+                victims = self._victims(size, partial(predictions.protects, of=claim.consumer))
                 if not claim.starving and self._should_wait(victims, size):
                     return None
             if crowded and not (full or victims) and claim.prefill and not claim.starving:
                 return None
             if victims or not full:
                 claim.evictions += len(victims)
-                return self._enter(key, layout, size, victims, claim)
-        if claim.starving and (victims := self._victims(size, self.warm.pinned) or self._victims(size)):
+                return self._enter(key, layout, size, victims, claim=claim)
+        if claim.starving and (victims := self._victims(size, predictions.pins) or self._victims(size)):
             # It must go on, even at the cost of what it needs itself later, or of what is pinned.
             claim.evictions += len(victims)
-            return self._enter(key, layout, size, victims, claim)
+            return self._enter(key, layout, size, victims, claim=claim)
         return None
 
-    def reserve_hinted(self, key: ExpertKey, layout: RecordLayout, *, announced: bool = False) -> Entry | None:
-        """A slot for a prefetch: evicts nothing that is held or predicted, nor, for a scan, more than a scan may."""
+    def reserve_ahead(self, key: ExpertKey, layout: RecordLayout, cause: Cause) -> Entry | None:
+        """A slot for what is not asked for yet: evicts nothing that is held or predicted.
+
+        For what a scan has announced it evicts no more than a scan may.
+        """
+        announced = cause is Cause.ANNOUNCEMENT
         size = SlotArena.slot_nbytes(layout.nbytes)
-        victims = self._victims(size, *self._spared())
+        victims = self._victims(size, self._predictions.protects)
         if not victims and self._needed(size) > 0:
             return None
         if announced and victims and self._should_wait(victims, size):
             return None
-        entry = self._enter(key, layout, size, victims, None)
-        entry.hinted = True
-        if announced:
-            entry.announced = entry.cold = True
-            self.counters.announced_issued += 1
-        else:
-            self.counters.prefetch_issued += 1
-        return entry
+        return self._enter(key, layout, size, victims, cause=cause, cold=announced)
 
-    def warm_up(self, keys: Iterable[ExpertKey], share: float, pinned_nbytes: int) -> None:
-        """Says what is worth having, most valuable first, and how much of that is to stay."""
-        self.uses_matter = True
-        room = self.capacity - self.minimum if self.capacity < self.total_bytes else self.capacity
-        self.warm.replace(
-            keys, self.slot_nbytes, nbytes=int(share * self.capacity), pinned_nbytes=min(pinned_nbytes, room)
-        )
+    @property
+    def pinnable_nbytes(self) -> int:
+        """Bytes that may be pinned: two slots never, unless everything fits."""
+        return self.capacity - self.minimum if self.capacity < self.total_bytes else self.capacity
 
     def reserve_warm(self, key: ExpertKey) -> Entry | None:
         """A slot for an expert that is worth having: a free one, or that of an expert which no decode step has used.
 
-        What is pinned takes the place of any other that is not held, guessed or worth having.
+        What is pinned takes the place of any other that is not held, predicted or worth having.
         """
         layout = self._layouts[key]
         size = SlotArena.slot_nbytes(layout.nbytes)
-        members, pinned = self.warm.members, key in self.warm.pinned
-        full = self.arena.shortage(size) > 0
+        predictions, full = self._predictions, self.arena.shortage(size) > 0
         # Nobody waits for it: it may well wait for new memory.
-        victims = self._victims(size, *self._spared(), members, only_cold=not pinned) if full else []
+        victims = (
+            self._victims(
+                size,
+                lambda one: predictions.protects(one) or predictions.is_worth_having(one),
+                only_cold=not predictions.pins(key),
+            )
+            if full
+            else []
+        )
         if full and not victims:
             return None
-        entry = self._enter(key, layout, size, victims, None)
-        entry.hinted = entry.warmed = entry.cold = True
-        self.counters.warmed += 1
-        return entry
+        return self._enter(key, layout, size, victims, cause=Cause.WARMING, cold=True)
 
     def complete(self, entry: Entry, tensors: tuple[torch.Tensor, ...]) -> None:
         """An entry has been read."""
@@ -254,24 +263,48 @@ class Residency:
         entry.tensors = tensors
         entry.loaded = True
         self.loaded[entry.key] = entry
-        self._shelve(entry.key, entry)
+        self.by_bank.put(entry.key, entry)
         self.policy.insert(entry.key, entry.slot.nbytes, cold=entry.cold)
 
     def abandon(self, entry: Entry) -> None:
         """An entry could not be read: as if it had never been asked for."""
         del self.loading[entry.key]
+        self._unclaimed -= entry.unclaimed
         self.arena.release(entry.slot)
 
+    def expect_use(self, expected: Mapping[ExpertKey, float]) -> None:
+        """Tells a policy that goes by it how often each expert is used per token."""
+        self.settle()
+        if isinstance(self.policy, TrustPolicy):
+            self.policy.expect(expected)
+
+    def untold(self) -> Counter[Cause]:
+        """How many unclaimed experts have been used of which the policy has not heard yet: they count from now on."""
+        used = {entry for batch in tuple(self.journal) for entry in batch if entry.unclaimed}
+        return Counter(entry.cause for entry in used)
+
+    def held(self) -> set[ExpertKey]:
+        """What must stay because a lease or a hold has it."""
+        entries = (*self.loaded.values(), *self.loading.values())
+        return self._held() | {entry.key for entry in entries if entry.holders}
+
+    def ranked(self) -> frozenset[ExpertKey]:
+        """What the policy names when everything is to leave."""
+        total = sum(entry.slot.nbytes for entry in self.loaded.values())
+        return frozenset(self.policy.victims(total, lambda key: True)) if total else frozenset()
+
     def close(self, *, discard: bool) -> None:
-        """Forgets everything and lets go of the memory."""
+        """Forgets everything and lets go of the memory.
+
+        Args:
+            discard: Free it at once, if nothing is held.
+        """
+        discard = discard and not self.held()
         for key in self.loaded:
-            self._shelve(key, None)
+            self.by_bank.put(key, None)
         self.loaded.clear()
         self.loading.clear()
         self.journal.clear()
-        self._predicted.clear()
-        self.expected.clear()
-        self.warm.clear()
         self.arena.close(discard=discard)
 
     @property
@@ -311,21 +344,21 @@ class Residency:
             if other.ordered and other.starving and not other.together:
                 yield other.revoke
 
-    def _spared(self) -> Sequence[Collection[ExpertKey]]:
-        """What leaves last: what is guessed, and what is pinned."""
-        return (self._predicted, *self.expected.values(), self.warm.pinned)
-
-    def _victims(self, size: int, *spared: Collection[ExpertKey], only_cold: bool = False) -> list[ExpertKey]:
+    def _victims(
+        self, size: int, is_spared: Callable[[ExpertKey], bool] | None = None, *, only_cold: bool = False
+    ) -> list[ExpertKey]:
         needed = self._needed(size)
         if needed <= 0:
             return []
-        loaded, taken = self.loaded, [one for one in (self._held(), *spared) if one]
-        return self.policy.victims(
-            needed,
-            lambda key: (
-                not loaded[key].holders and not any(key in one for one in taken) and (loaded[key].cold or not only_cold)
-            ),
-        )
+        loaded, held = self.loaded, self._held()
+
+        def may_leave(key: ExpertKey) -> bool:
+            entry = loaded[key]
+            if entry.holders or key in held or (only_cold and not entry.cold):
+                return False
+            return is_spared is None or not is_spared(key)
+
+        return self.policy.victims(needed, may_leave)
 
     @property
     def _grows_apart(self) -> bool:
@@ -338,20 +371,16 @@ class Residency:
     def _held(self) -> set[ExpertKey]:
         return {entry.key for _, entries in self.holds.values() for entry in entries}
 
-    def _shelve(self, key: ExpertKey, entry: Entry | None) -> None:
-        shelf = self._shelves.get(key.bank_key)
-        if shelf is not None:
-            shelf[key.expert] = entry
-        berths, layout = self._berths.get(key.bank_key, (None, None))
-        if berths is None:
-            return
-        if entry is None:
-            berths.clear(key.expert)
-        elif entry.layout == layout:
-            berths.fill(key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
-
     def _enter(
-        self, key: ExpertKey, layout: RecordLayout, size: int, victims: Sequence[ExpertKey], claim: Claim | None
+        self,
+        key: ExpertKey,
+        layout: RecordLayout,
+        size: int,
+        victims: Sequence[ExpertKey],
+        *,
+        cause: Cause = Cause.DEMAND,
+        claim: Claim | None = None,
+        cold: bool = False,
     ) -> Entry:
         could_grow, new_slots = self.arena.shortage(size) <= 0, self.arena.new_slots
         for victim in victims:
@@ -363,7 +392,9 @@ class Residency:
             self.growth.owe(size)
         elif self.arena.new_slots > new_slots and self._asked < self.total_bytes:
             self.growth.taken(size)
-        entry = self.loading[key] = Entry(key, layout, slot, claim)
+        self._counters.issued[cause] += 1
+        self._unclaimed += cause is not Cause.DEMAND
+        entry = self.loading[key] = Entry(key, layout, slot, cause=cause, reader=claim, cold=cold)
         return entry
 
     def _evict(self, key: ExpertKey) -> None:
@@ -371,12 +402,13 @@ class Residency:
         if entry.holders or key in self._held():
             self.loaded[key] = entry
             raise UsageError(f"The eviction policy names expert {key}, which is in use.", key=key)
-        self._shelve(key, None)
+        self.by_bank.put(key, None)
         self.policy.remove(key)
         self.arena.release(entry.slot)
-        self.counters.evictions += 1
-        if entry.hinted and not entry.announced and not entry.warmed:
-            self.counters.prefetch_wasted += 1
+        self._counters.evictions += 1
+        if entry.unclaimed:
+            self._unclaimed -= 1
+            self._counters.wasted[entry.cause] += 1
 
 
 def _nothing() -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 
+from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry
+from coterie.cache.consumer import Consumer
 from coterie.cache.forks import watch_forks
 from coterie.cache.growth import QUIET_S, Grower
-from coterie.cache.guesses import Guesses
+from coterie.cache.open_claims import OpenClaims
 from coterie.cache.outstanding import Outstanding
+from coterie.cache.predictions import Predictions
+from coterie.cache.read_ahead import ReadAhead
 from coterie.cache.readers import Readers
 from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
+from coterie.cache.snapshot import Snapshot, snapshot_of
+from coterie.cache.statistics import Counters
 from coterie.cache.waiting import Waiters
 from coterie.errors import CoterieError, ReadError, UsageError
 from coterie.spec import ExpertKey
@@ -31,34 +37,41 @@ class Scheduler:
 
     Why nobody waits for ever: a claim that streams holds nothing that it could not give up while its consumer waits
     (see :meth:`Residency.reserve`). A claim whose members must stay together does hold and wait, so only the one at
-    the head of a queue may: the others hold nothing until it has all its slots. Reads always end. A thread may have
-    one lease or hold at a time, so whoever computes comes to an end without needing more.
+    the head of a queue may: the others hold nothing until it has all its slots. Reads always end. A consumer may have
+    one lease or hold at a time, so whoever computes comes to an end without needing more. What a device still reads
+    when its consumer has given it up ends by itself.
 
     The lock is reentrant because a lease that is garbage-collected releases itself, wherever that happens.
 
     Args:
         residency: What is in memory.
+        predictions: What is predicted and worth having.
         reader: Fills slots.
+        counters: Counts requests and waiting.
         threads: Reads at once.
-        queue_depth: Records that a streaming claim may have read and not consumed; None for a few, and for a scan all
-            that it may.
     """
 
-    def __init__(self, residency: Residency, reader: RecordReader, *, threads: int, queue_depth: int | None) -> None:
-        self.residency = residency
+    def __init__(
+        self,
+        residency: Residency,
+        predictions: Predictions,
+        reader: RecordReader,
+        counters: Counters,
+        *,
+        threads: int,
+    ) -> None:
+        self._residency = residency
+        self._predictions = predictions
+        self._ahead = ReadAhead(residency, predictions, counters)
         self._reader = reader
+        self._counters = counters
         self.at_once = threads
-        self._queue_depth = queue_depth
         self.lock = threading.RLock()
         self._waiters = Waiters()
-        self.claims: dict[Claim, None] = {}
-        # Claims whose members must stay together and that lack slots; the first may hold while it waits for more.
-        self._together: deque[Claim] = deque()
-        self.guesses = Guesses(residency)
+        self._claims = OpenClaims(residency, at_once=threads)
         self.outstanding = Outstanding()
         # Read without success before those who wait for them had asked: they are read once more.
         self._again: deque[Entry] = deque()
-        self._tickets = itertools.count()
         self._failure: BaseException | None = None
         self.closed = False
         # Neither closed nor forked: the one thing that the fast path looks at.
@@ -90,17 +103,15 @@ class Scheduler:
         """Registers a claim, holds what it asks for and is resident, and starts the reads of the rest."""
         with self.lock:
             self.check_usable()
-            self._refuse_nesting(claim.thread)
-            self.guesses.passed(claim.thread)
-            self.claims[claim] = None
-            if claim.then:
-                self.guesses.announce(claim.thread, claim.then)
-            find = self.residency.find
-            if claim.together and any(find(key) is None for key in claim.keys):
-                self._together.append(claim)
-                if self._together[0] is not claim:
-                    return
-            self._admit(claim)
+            self._refuse_nesting(claim.consumer)
+            self._predictions.over(claim.consumer)
+            self._claims.add(claim)
+            if claim.upcoming:
+                self._ahead.announce(claim.consumer, claim.upcoming)
+            find = self._residency.find
+            must_queue = claim.together and any(find(key) is None for key in claim.keys)
+            if not must_queue or self._claims.enqueue(claim):
+                self._admit(claim)
 
     def take(self, claim: Claim, nbytes: int = 0) -> list[Entry]:
         """The next entry of a claim, waiting for it if need be; nothing after the last.
@@ -119,10 +130,11 @@ class Scheduler:
                 with self.lock:
                     if not came_back:
                         came_back = True
-                        claim.retire_current()
+                        if (retired := claim.retire_current()) and not claim.together:
+                            claim.consumer.fence(partial(self._consumed, claim, retired))
                         self._wake_reader()
                     self._check_claim(claim)
-                    if not claim.admitted and self._together[0] is claim:
+                    if not claim.admitted and self._claims.is_first(claim):
                         self._admit(claim)
                     entries = claim.take_ready(nbytes)
                     if entries or claim.finished:
@@ -136,77 +148,95 @@ class Scheduler:
             claim.waiting_since = None
 
     def abort(self, claim: Claim) -> None:
-        """As :meth:`release`, where the thread will not go on as it has announced."""
+        """As :meth:`release`, where the consumer will not go on as it has announced."""
         if self.forked:
             return
         with self.lock:
-            if claim in self.claims:
-                self.guesses.passed(claim.thread)
+            if claim in self._claims:
+                self._predictions.over(claim.consumer)
             self.release(claim)
 
     def release(self, claim: Claim) -> None:
-        """Gives up everything that a claim holds. Harmless when repeated."""
+        """Gives up everything that a claim holds, as soon as its consumer says so. Harmless when repeated."""
         if self.forked:
             return
         with self.lock:
-            for key in claim.keys:
-                entry = self.residency.find(key)
-                if entry is not None:
-                    entry.holders.discard(claim)
-            if claim in self._together:
-                self._together.remove(claim)
-            self.claims.pop(claim, None)
+            # What is not complete nobody can have begun to read.
+            self._let_go(claim, loaded=False)
+            claim.consumer.fence(partial(self._let_go, claim))
+            self._claims.drop(claim)
             self._waiters.wake_all()
             self._wake_reader()
-            if self.guesses:
+            if self._predictions:
                 self._readers.notify()
             # Last, so that a release that was interrupted is done again when the lease is collected.
             claim.closed = True
 
-    def release_hold(self, token: object) -> None:
-        """Gives up a hold. Harmless when repeated."""
+    def hold(self, token: object, consumer: Consumer, entries: Sequence[Entry]) -> None:
+        """A consumer holds entries that are resident: these are hits. Needs the lock."""
+        self._residency.hold(token, consumer, entries)
+        if self._predictions.any_made:
+            self._predictions.over(consumer)
+        self.count_hits(len(entries), entries)
+
+    def release_hold(self, token: object, consumer: Consumer) -> None:
+        """Gives up a consumer's hold, as soon as it says so. Harmless when repeated."""
         if self.forked:
             return
         with self.lock:
-            self.residency.holds.pop(token, None)
-            if self.claims:
-                self._wake_reader()
+            consumer.fence(partial(self._end_hold, token))
+            self._residency.give_up(token)
 
-    def note_hits(self, entries: Sequence[Entry]) -> None:
-        """Remembers uses for the policy. Needs the lock."""
-        journal = self.residency.journal
-        journal.append(entries)
-        if len(journal) > JOURNAL_LIMIT:
-            self._readers.notify()
+    def came(self, consumer: Consumer) -> None:
+        """A consumer asks for something in a way of its own: what was predicted of it is over."""
+        if self._predictions.any_made:
+            with self.lock:
+                self._predictions.over(consumer)
 
-    def hint(self, keys: Iterable[ExpertKey]) -> None:
-        """Queues prefetches; unknown keys are passed over."""
+    def count_hits(self, count: int, entries: Iterable[Entry]) -> None:
+        """So many requests were hits; the policy hears of the entries. Needs the lock."""
+        self._counters.hits += count
+        self._note_hits(entries)
+
+    def predict(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
+        """Notes what a consumer will probably ask for next; unknown keys are passed over."""
         with self.lock:
             self.check_usable()
-            wanted = [key for key in keys if self.residency.has(key)]
-            # Uses are told late, and one from before a hint must not count as its answer.
-            self.residency.settle()
-            self.guesses.hint(wanted)
-            if self.guesses:
-                self._readers.notify()
-
-    def expect(self, keys: Iterable[ExpertKey]) -> None:
-        """Notes what this thread will probably ask for next; unknown keys are passed over."""
-        with self.lock:
-            self.check_usable()
-            self.guesses.expect(threading.get_ident(), [key for key in keys if self.residency.has(key)])
-            if self.guesses:
+            self._ahead.predict(consumer, [key for key in keys if self._residency.has(key)])
+            if self._predictions:
                 self._readers.notify()
 
     def warm(self, keys: Iterable[ExpertKey], *, share: float, pinned_nbytes: int) -> None:
         """Queues what is worth having; unknown keys are passed over."""
         with self.lock:
             self.check_usable()
-            self.residency.settle()
-            wanted = [key for key in keys if self.residency.has(key)]
-            self.residency.warm_up(wanted, share, pinned_nbytes)
-            if self.guesses:
+            residency = self._residency
+            residency.settle()
+            self._predictions.warm(
+                [key for key in keys if residency.has(key)],
+                residency.slot_nbytes,
+                nbytes=int(share * residency.capacity),
+                pinned_nbytes=min(pinned_nbytes, residency.pinnable_nbytes),
+            )
+            if self._predictions:
                 self._readers.notify()
+
+    def quiesce(self, timeout: float) -> bool:
+        """Waits until the reading threads have nothing to do; returns whether that came about in time."""
+        with self.lock:
+            return self._readers.wait_for_rest(timeout)
+
+    def snapshot(self) -> Snapshot:
+        """What is going on now."""
+        with self.lock:
+            return snapshot_of(
+                self._residency,
+                self._predictions,
+                self._readers,
+                self._claims,
+                open_files=self._reader.open_files,
+                closed=self.closed,
+            )
 
     def close(self, *, wait: bool) -> None:
         """Ends the reading threads and wakes all consumers; with ``wait``, frees the memory too."""
@@ -223,14 +253,37 @@ class Scheduler:
         self._readers.join()
         self._grower.join()
         with self.lock:
-            self.residency.close(discard=not self.claims and not self.residency.holds)
+            self._predictions.clear()
+            self._residency.close(discard=not self._claims)
         self._reader.close()
 
-    def _refuse_nesting(self, thread: int) -> None:
-        holding = (thread for thread, _ in self.residency.holds.values())
-        if thread in holding or any(claim.thread == thread for claim in self.claims):
+    def _let_go(self, claim: Claim, *, loaded: bool = True) -> None:
+        """Holds nothing for a claim any more; without ``loaded``, nothing that is still on its way."""
+        with self.lock:
+            for key in claim.keys:
+                entry = self._residency.find(key)
+                if entry is not None and (loaded or not entry.loaded):
+                    entry.holders.discard(claim)
+            if loaded and claim.closed:
+                # It comes late: a device has read on.
+                self._wake_reader()
+
+    def _end_hold(self, token: object) -> None:
+        with self.lock:
+            self._residency.let_go(token)
+            if self._claims:
+                self._wake_reader()
+
+    def _consumed(self, claim: Claim, entries: Sequence[Entry]) -> None:
+        """A claim's consumer has no need of these any more: they are only kept as long as there is room."""
+        with self.lock:
+            claim.consumed.extend(entries)
+            self._wake_reader()
+
+    def _refuse_nesting(self, consumer: Consumer) -> None:
+        if self._residency.is_holding(consumer) or self._claims.has_one_of(consumer):
             raise UsageError(
-                "This thread already has a lease or a hold: a second one could wait for what the first one holds.",
+                "This consumer already has a lease or a hold: a second one could wait for what the first one holds.",
                 advice="Leave the first 'with' block before opening another, or ask for all experts in one lease.",
             )
 
@@ -245,10 +298,14 @@ class Scheduler:
         if claim.error is not None:
             raise claim.error
 
+    def _note_hits(self, entries: Iterable[Entry]) -> None:
+        if self._residency.note_hits(entries) > JOURNAL_LIMIT:
+            self._readers.notify()
+
     def _admit(self, claim: Claim) -> None:
         hits: list[Entry] = []
         for key in claim.keys:
-            entry = self.residency.find(key)
+            entry = self._residency.find(key)
             if entry is None:
                 claim.todo.append(key)
                 continue
@@ -256,23 +313,21 @@ class Scheduler:
             if entry.loaded:
                 hits.append(entry)
                 # What this scan has announced is a miss all the same, that was mended in time.
-                claim.hits += not (claim.prefill and entry.announced and entry.hinted)
+                claim.hits += not (claim.prefill and entry.announced)
             if not entry.loaded or claim.prefill:
                 self._ask(claim, entry)
         claim.admitted = True
-        self.residency.counters.hits += claim.hits
-        self.residency.counters.misses += len(claim.keys) - claim.hits
+        self._counters.hits += claim.hits
+        self._counters.misses += len(claim.keys) - claim.hits
         if hits and not claim.prefill:
-            self.note_hits(hits)
+            self._note_hits(hits)
         if claim.todo:
             self._readers.notify()
-        elif claim in self._together:
-            self._together.remove(claim)
+        elif self._claims.leave_queue(claim):
             self._waiters.wake_all()
 
     def _begin_waiting(self, claim: Claim) -> threading.Lock:
-        if claim.waiting_since is None:
-            claim.waiting_since = next(self._tickets)
+        self._claims.begin_waiting(claim)
         self._readers.notify()
         self._grower.notify()
         return self._waiters.join()
@@ -285,25 +340,24 @@ class Scheduler:
             waited = time.perf_counter() - began
             claim.wait_s += waited
             with self.lock:
-                self.residency.counters.wait_s += waited
+                self._counters.wait_s += waited
 
     def _is_quiet(self) -> bool:
         """Whether nobody is likely to compute: a consumer waits, or nothing has been asked for in a while."""
-        if any(claim.waiting_since is not None for claim in tuple(self.claims)):
+        if any(claim.waiting_since is not None for claim in self._claims):
             return True
-        counters, now = self.residency.counters, time.monotonic()
-        requests = counters.hits + counters.misses
+        requests, now = self._counters.requests, time.monotonic()
         if requests != self._requests[0]:
             self._requests = (requests, now)
-        return not self.claims and now - self._requests[1] > QUIET_S
+        return not self._claims and now - self._requests[1] > QUIET_S
 
     def settle(self) -> None:
         """Tells the policy what it has not been told about yet."""
-        self.residency.settle()
+        self._residency.settle()
 
     def next_entry(self, *, ahead: bool) -> Entry | None:
-        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, for a hint."""
-        entry = self._failed() or self._demanded() or self._announced() or (None if ahead else self._guessed())
+        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, a prediction."""
+        entry = self._failed() or self._demanded() or self._announced() or (None if ahead else self._predicted())
         if entry is not None:
             entry.asked = frozenset(entry.holders)
             self.outstanding.begin(entry)
@@ -311,10 +365,10 @@ class Scheduler:
         return entry
 
     def has_demand(self) -> bool:
-        """Whether a claim wants something read, or a hint is there."""
+        """Whether a claim wants something read, or a prediction is there."""
         if self._is_demanded():
             return True
-        return bool(self.guesses) and (self.guesses.announced or not self.outstanding.demanded)
+        return bool(self._predictions) and (self._predictions.any_announced or not self.outstanding.demanded)
 
     def conclude(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
@@ -330,12 +384,11 @@ class Scheduler:
         self._waiters.wake_all()
 
     def _wake_reader(self) -> None:
-        if self._is_demanded() or self.guesses.announced:
+        if self._is_demanded() or self._predictions.any_announced:
             self._readers.notify()
 
     def _is_demanded(self) -> bool:
-        # A tuple, because collecting a lost lease can change the table at any moment.
-        return bool(self._again) or any(claim.todo for claim in tuple(self.claims))
+        return bool(self._again) or self._claims.want_reads
 
     def _failed(self) -> Entry | None:
         """What is read once more; nobody may want it any more."""
@@ -343,23 +396,23 @@ class Scheduler:
             entry = self._again.popleft()
             if entry.holders:
                 return entry
-            self.residency.abandon(entry)
+            self._residency.abandon(entry)
             self._waiters.wake_all()
         return None
 
     def _demanded(self) -> Entry | None:
-        for claim in self._by_urgency():
+        for claim in self._claims.by_urgency():
             while claim.todo:
                 key = claim.todo[0]
-                entry = self.residency.find(key)
+                entry = self._residency.find(key)
                 read = entry is None
                 if entry is None:
-                    others = [other for other in tuple(self.claims) if other is not claim]
-                    entry = self.residency.reserve(key, claim.layouts[key], claim, others)
+                    others = [other for other in self._claims if other is not claim]
+                    entry = self._residency.reserve(key, claim.layouts[key], claim, others)
                     if entry is None:
                         # Nobody behind it may take the room that it waits for.
                         return None
-                    entry.cold = claim.prefill and key not in self.residency.warm.members
+                    entry.cold = claim.prefill and not self._predictions.is_worth_having(key)
                     claim.ahead.add(key)
                 self._grant(claim, entry)
                 if read:
@@ -370,77 +423,54 @@ class Scheduler:
         claim.todo.popleft()
         claim.join(entry)
         if entry.loaded and not claim.prefill:
-            self.note_hits([entry])
+            self._note_hits([entry])
         self._ask(claim, entry)
         if entry.loaded or (not claim.todo and claim.together):
             self._waiters.wake_all()
-        if not claim.todo and claim in self._together:
-            self._together.remove(claim)
+        if not claim.todo:
+            self._claims.leave_queue(claim)
 
     def _ask(self, claim: Claim, entry: Entry) -> None:
-        if entry.announced and entry.hinted:
+        if entry.announced:
             claim.bytes_read += entry.unclaimed_nbytes
             entry.unclaimed_nbytes = 0
             if not entry.loaded:
                 entry.reader = claim
-        self.residency.note_use(entry)
+        self._residency.note_use(entry)
         self.outstanding.demand(entry)
-
-    def _by_urgency(self) -> list[Claim]:
-        def urgency(claim: Claim) -> tuple[int, int]:
-            if claim.together:
-                return (0, 0)
-            return (1, claim.waiting_since or 0) if claim.starving else (2, 0)
-
-        able = [claim for claim in tuple(self.claims) if claim.todo and (claim.starving or self._may_read_ahead(claim))]
-        able.sort(key=urgency)
-        return able
-
-    def _may_read_ahead(self, claim: Claim) -> bool:
-        if claim.together:
-            return True
-        depth = self._queue_depth
-        if claim.prefill:
-            most = self.residency.scan_depth(claim.layouts[claim.todo[0]].nbytes)
-            depth = most if depth is None else min(depth, most)
-        return len(claim.ahead) < (2 * self.at_once + 1 if depth is None else depth)
 
     def _announced(self) -> Entry | None:
         """What a scan will ask for, once all that is asked for is being read; in slots that scans are done with."""
-        if not self.guesses.announced or self._is_demanded():
+        if not self._predictions.any_announced or self._is_demanded():
             return None
-        if self.residency.is_full:
-            for claim in tuple(self.claims):
+        if self._residency.is_full:
+            for claim in self._claims:
                 if claim.prefill:
                     claim.relinquish()
-        return self.guesses.take_announced()
+        return self._ahead.take_announced()
 
-    def _guessed(self) -> Entry | None:
-        # The disk serves those who wait, undisturbed; room that somebody waits for is not for guesses either; and one
-        # read stays free for whoever comes next.
+    def _predicted(self) -> Entry | None:
+        # The disk serves those who wait, undisturbed; room that somebody waits for is not for predictions either; and
+        # one read stays free for whoever comes next.
         reads = self.outstanding
-        if reads.demanded or len(reads.guessed) >= max(1, self.at_once - 1) or self._is_demanded():
+        if reads.demanded or len(reads.ahead) >= max(1, self.at_once - 1) or self._is_demanded():
             return None
-        return self.guesses.take()
+        return self._ahead.take()
 
     def _publish(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
     ) -> None:
         waiting = [holder for holder in tuple(entry.holders) if isinstance(holder, Claim)]
-        self.residency.counters.bytes_read += nbytes
+        self._counters.nbytes[entry.cause] += nbytes
         if entry.reader is not None:
             entry.reader.bytes_read += nbytes
             entry.reader = None
         elif entry.announced:
             entry.unclaimed_nbytes = nbytes
-        elif entry.warmed:
-            self.residency.counters.warmed_bytes += nbytes
-        else:
-            self.residency.counters.prefetch_bytes += nbytes
         if error is not None:
             self._refuse(entry, waiting, error)
             return
-        self.residency.complete(entry, tensors)
+        self._residency.complete(entry, tensors)
         for claim in waiting:
             claim.arrive(entry)
 
@@ -452,8 +482,8 @@ class Scheduler:
                 entry.holders.discard(claim)
         later = [claim for claim in waiting if claim not in entry.asked]
         if not later:
-            self.residency.abandon(entry)
+            self._residency.abandon(entry)
             return
-        entry.reader = later[0]
+        entry.reader, entry.cause = later[0], Cause.DEMAND
         self._again.append(entry)
         self._readers.notify()

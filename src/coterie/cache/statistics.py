@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coterie.cache.cause import Cause
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseStats:
@@ -35,7 +37,7 @@ class CacheStats:
         requests: Experts asked for: hits + misses.
         hits: Of these, found resident.
         misses: Of these, not yet resident.
-        bytes_read: Bytes read from disk, prefetches included.
+        bytes_read: Bytes read from disk, those read ahead included.
         wait_s: Seconds that consumers waited for experts, added up over threads.
         evictions: Experts evicted.
         capacity: Bytes that experts may take.
@@ -44,14 +46,14 @@ class CacheStats:
         committed_bytes: Bytes of memory that experts have taken so far, whether it holds one now or not.
         new_slots: Experts that were read to memory in which nothing had been before.
         prefetch_hinted: Experts that were not in memory when somebody said that they will probably be asked for.
-        prefetch_issued: Prefetch reads started; the rest was dropped, or read because it was asked for.
+        prefetch_issued: Reads started because of that; the rest was dropped, or read because it was asked for.
         prefetch_used: Of these, asked for before they were evicted.
         prefetch_in_time: Of these, in memory by then; the others were still on their way.
-        prefetch_wasted: Prefetched and evicted without having been asked for.
-        prefetch_bytes: Bytes of ``bytes_read`` that prefetches read.
-        announced_issued: Reads started because a scan had announced what it would lease next; they are no prefetches.
+        prefetch_wasted: Of these, evicted without having been asked for.
+        prefetch_bytes: Bytes of ``bytes_read`` that they read.
+        announced_issued: Reads started because a scan had announced what it would lease next; not among those.
         announced_used: Of these, asked for before they were evicted.
-        warmed: Reads started because somebody said that the expert is worth having; they are no prefetches.
+        warmed: Reads started because somebody said that the expert is worth having; not among those.
         warmed_used: Of these, asked for before they were evicted.
         warmed_bytes: Bytes of ``bytes_read`` that they read.
         pinned: Experts that leave only when nothing else can, resident or not.
@@ -88,41 +90,34 @@ class CacheStats:
 
 
 class Counters:
-    """The running counts behind :class:`CacheStats`; guarded by the cache's lock."""
+    """The running counts behind :class:`CacheStats`; guarded by the cache's lock.
+
+    Attributes:
+        predicted: Experts that were not in memory when it was said that they will probably be asked for.
+        issued: Reads begun, by cause.
+        used: Of these, asked for before they left; of demanded ones none, as they were asked for before they were read.
+        in_time: Of these, in memory by then.
+        wasted: Read and evicted without having been asked for.
+        nbytes: Bytes read.
+    """
 
     __slots__ = (
-        "announced_issued",
-        "announced_used",
-        "bytes_read",
-        "evictions",
-        "hits",
-        "misses",
-        "prefetch_bytes",
-        "prefetch_hinted",
-        "prefetch_in_time",
-        "prefetch_issued",
-        "prefetch_used",
-        "prefetch_wasted",
-        "wait_s",
-        "warmed",
-        "warmed_bytes",
-        "warmed_used",
-    )
+        "evictions", "hits", "in_time", "issued", "misses", "nbytes", "predicted", "used", "wait_s", "wasted",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.hits = 0
         self.misses = 0
-        self.bytes_read = 0
         self.wait_s = 0.0
         self.evictions = 0
-        self.prefetch_hinted = 0
-        self.prefetch_issued = 0
-        self.prefetch_used = 0
-        self.prefetch_in_time = 0
-        self.prefetch_wasted = 0
-        self.prefetch_bytes = 0
-        self.announced_issued = 0
-        self.announced_used = 0
-        self.warmed = 0
-        self.warmed_used = 0
-        self.warmed_bytes = 0
+        self.predicted = 0
+        self.issued = dict.fromkeys(Cause, 0)
+        self.used = dict.fromkeys(Cause, 0)
+        self.in_time = dict.fromkeys(Cause, 0)
+        self.wasted = dict.fromkeys(Cause, 0)
+        self.nbytes = dict.fromkeys(Cause, 0)
+
+    @property
+    def requests(self) -> int:
+        """Experts asked for."""
+        return self.hits + self.misses

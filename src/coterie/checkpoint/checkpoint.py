@@ -29,10 +29,11 @@ from coterie.hf.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
 from coterie.hf.foreign import foreign
 from coterie.hf.keymap import FieldSource, KeyMap, map_keys
 from coterie.hf.quantisation import Quantisation
-from coterie.hf.quantised import encoded_names, fold_names, record_fields, record_layout, unfold_keymap
+from coterie.hf.quantised import fold_names, record_fields, record_layout, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
+from coterie.spec.parameters import encoded_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -13,7 +13,8 @@ from coterie.checkpoint.reading import LazyTensor, read_tensor
 from coterie.errors import CheckpointFileError
 from coterie.hf.dtypes import SAFETENSORS_DTYPES
 from coterie.hf.quantisation import Quantisation
-from coterie.hf.quantised import dequantise_fp8, fold_names
+from coterie.hf.quantised import fold_names
+from coterie.quant import dequantise_fp8
 
 
 @dataclass(frozen=True, slots=True)

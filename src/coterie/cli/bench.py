@@ -12,11 +12,12 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import plain_table, print_json, print_note, print_table, results
-from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
-from coterie.cli.opening import OpenOptions, open_model
+from coterie.cli.generation_options import QuietOption
+from coterie.cli.opening import open_model, opens_model
 from coterie.cli.progress import count_progress
 from coterie.files.text import read_prompt
-from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, format_bytes
+from coterie.spec import format_bytes
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.bench import Breakdown, Measurement
@@ -36,6 +37,7 @@ _MEANING = {
 }
 
 
+@opens_model(without=("profile", "warm", "pin", "verify_reads"))
 def command(
     model: shared.ModelArgument,
     prompt_tokens: Annotated[
@@ -67,18 +69,8 @@ def command(
         bool,
         typer.Option("--breakdown", help="Show where the time of a decode step goes; generates twice more."),
     ] = False,
-    memory: shared.MemoryOption = None,
-    expert_memory: shared.ExpertMemoryOption = None,
-    component: shared.ComponentOption = None,
-    missing: shared.MissingOption = None,
-    source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = DEFAULT_POLICY,
-    prefetch: shared.PrefetchOption = DEFAULT_PREFETCH,
-    experts_per_token: ExpertsPerTokenOption = None,
-    max_context: shared.MaxContextOption = None,
-    revision: shared.RevisionOption = None,
-    offline: shared.OfflineOption = False,
-    threads: shared.ThreadsOption = None,
+    *,
+    opening: Opening,
     as_json: shared.JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -87,23 +79,9 @@ def command(
     The first run starts with no expert in memory; the next ones find what the run before has left. A step's time is
     the median, with the quartiles beside it.
     """
-    options = OpenOptions(
-        memory=memory,
-        expert_memory=expert_memory,
-        component=component,
-        missing=missing,
-        source=source,
-        eviction=eviction,
-        prefetch=prefetch,
-        experts_per_token=experts_per_token,
-        max_context=max_context,
-        revision=revision,
-        offline=offline,
-        threads=threads,
-    )
     text = None if file is None else read_prompt(file)
     began = time.perf_counter()
-    with open_model(model, options, quiet=quiet) as opened:
+    with open_model(model, opening, quiet=quiet) as opened:
         load_s = time.perf_counter() - began
         measured, parts = _run(
             opened, text, prompt_tokens, new_tokens, runs=runs, seed=seed, breakdown=breakdown, quiet=quiet

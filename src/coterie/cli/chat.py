@@ -13,7 +13,6 @@ from coterie.cli.chat_session import ChatSession
 from coterie.cli.generation_options import (
     ChatTemplateOption,
     DomainOption,
-    ExpertsPerTokenOption,
     GreedyOption,
     MinPOption,
     ProfileFileOption,
@@ -31,35 +30,22 @@ from coterie.cli.generation_options import (
     check_domain,
     print_unused,
 )
-from coterie.cli.opening import OpenOptions, open_model
+from coterie.cli.opening import open_model, opens_model
 from coterie.files.replacing import check_writable
-from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
+from coterie.spec.opening import Opening
 
 _ANSWER_TOKENS = 256
 """New tokens per answer of a model that was not trained to chat: it does not end by itself."""
 
 
+@opens_model()
 def command(
     model: shared.ModelArgument,
     system: SystemOption = None,
     chat_template: ChatTemplateOption = None,
     template_option: TemplateOptionsOption = None,
-    memory: shared.MemoryOption = None,
-    expert_memory: shared.ExpertMemoryOption = None,
-    component: shared.ComponentOption = None,
-    missing: shared.MissingOption = None,
-    source: shared.SourceOption = None,
-    eviction: shared.ProfiledEvictionOption = DEFAULT_POLICY,
-    prefetch: shared.PrefetchOption = DEFAULT_PREFETCH,
-    profile: shared.ProfileOption = None,
-    warm: shared.WarmOption = None,
-    pin: shared.PinOption = None,
-    experts_per_token: ExpertsPerTokenOption = None,
-    max_context: shared.MaxContextOption = None,
-    verify_reads: shared.VerifyReadsOption = False,
-    revision: shared.RevisionOption = None,
-    offline: shared.OfflineOption = False,
-    threads: shared.ThreadsOption = None,
+    *,
+    opening: Opening,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
@@ -112,25 +98,7 @@ def command(
         greedy=greedy,
         stop=tuple(stop or ()),
     )
-    options = OpenOptions(
-        memory=memory,
-        expert_memory=expert_memory,
-        component=component,
-        missing=missing,
-        source=source,
-        eviction=eviction,
-        prefetch=prefetch,
-        profile=profile,
-        warm=warm,
-        pin=pin,
-        experts_per_token=experts_per_token,
-        max_context=max_context,
-        verify_reads=verify_reads,
-        revision=revision,
-        offline=offline,
-        threads=threads,
-    )
-    with open_model(model, options, quiet=quiet) as opened:
+    with open_model(model, opening, quiet=quiet) as opened:
         # Here, where torch is imported and the user was told that this takes a moment.
         from coterie.engine.conversation import Conversation
 

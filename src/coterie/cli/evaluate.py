@@ -15,11 +15,11 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
 from coterie.cli.files import write_text_file
-from coterie.cli.generation_options import AdaptExpertsOption, ExpertsPerTokenOption, QuietOption, check_adaptation
-from coterie.cli.opening import OpenOptions, import_engine, quiet_terminal
+from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
+from coterie.cli.opening import import_engine, opens_model, quiet_terminal
 from coterie.files.replacing import check_writable
 from coterie.files.text import check_text
-from coterie.spec import DEFAULT_POLICY
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _PLAIN_PROGRESS_SECONDS = 10.0
 
 
+@opens_model(without=("prefetch", "profile", "warm", "pin", "max_context"))
 def command(
     model: shared.ModelArgument,
     text: Annotated[
@@ -71,18 +72,9 @@ def command(
         int | None,
         typer.Option("--limit", min=1, metavar="TOKENS", show_default=False, help="Predict at most so many per text."),
     ] = None,
-    memory: shared.MemoryOption = None,
-    expert_memory: shared.ExpertMemoryOption = None,
-    component: shared.ComponentOption = None,
-    missing: shared.MissingOption = None,
-    source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = DEFAULT_POLICY,
-    experts_per_token: ExpertsPerTokenOption = None,
+    *,
+    opening: Opening,
     adapt_experts: AdaptExpertsOption = None,
-    verify_reads: shared.VerifyReadsOption = False,
-    revision: shared.RevisionOption = None,
-    offline: shared.OfflineOption = False,
-    threads: shared.ThreadsOption = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -116,32 +108,21 @@ def command(
         check_writable(output)
     if resume is not None:
         check_writable(resume, appended=True)
-    OpenOptions(memory=memory, expert_memory=expert_memory, eviction=eviction, missing=missing, source=source).check()
     for path in text:
         check_text(path)
     import_engine(quiet=quiet or as_json)
-    from coterie.evaluate import evaluate
+    from coterie.evaluate.running import evaluate_opening
 
     with quiet_terminal(quiet=quiet), nullcontext(None) if quiet else _shown_progress() as progress:
-        evaluation = evaluate(
+        evaluation = evaluate_opening(
             model,
             text,
+            opening,
             against=against,
             context=context,
             stride=stride,
             limit=limit,
-            memory=memory,
-            expert_memory=expert_memory,
-            component=component,
-            missing=missing,
-            source=source,
-            eviction=eviction,
-            experts_per_token=experts_per_token,
             adapt_experts=adapt_experts,
-            verify_reads=verify_reads,
-            revision=revision,
-            offline=offline,
-            threads=threads,
             journal=resume,
             progress=progress,
         )

@@ -15,7 +15,6 @@ from coterie.cli.generation_options import (
     AudiosOption,
     ChatTemplateOption,
     DomainOption,
-    ExpertsPerTokenOption,
     GreedyOption,
     ImagesOption,
     MaxNewTokensOption,
@@ -38,16 +37,17 @@ from coterie.cli.generation_options import (
     check_adaptation,
     check_domain,
 )
-from coterie.cli.opening import OpenOptions, open_model
+from coterie.cli.opening import open_model, opens_model
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import read_prompt, read_prompt_from_stdin
-from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.engine.chat_options import ChatOptions
 
 
+@opens_model()
 def command(
     model: shared.ModelArgument,
     prompt: Annotated[
@@ -69,23 +69,9 @@ def command(
     ] = None,
     image: ImagesOption = None,
     audio: AudiosOption = None,
-    memory: shared.MemoryOption = None,
-    expert_memory: shared.ExpertMemoryOption = None,
-    component: shared.ComponentOption = None,
-    missing: shared.MissingOption = None,
-    source: shared.SourceOption = None,
-    eviction: shared.ProfiledEvictionOption = DEFAULT_POLICY,
-    prefetch: shared.PrefetchOption = DEFAULT_PREFETCH,
-    profile: shared.ProfileOption = None,
-    warm: shared.WarmOption = None,
-    pin: shared.PinOption = None,
-    experts_per_token: ExpertsPerTokenOption = None,
+    *,
+    opening: Opening,
     adapt_experts: AdaptExpertsOption = None,
-    max_context: shared.MaxContextOption = None,
-    verify_reads: shared.VerifyReadsOption = False,
-    revision: shared.RevisionOption = None,
-    offline: shared.OfflineOption = False,
-    threads: shared.ThreadsOption = None,
     max_new_tokens: MaxNewTokensOption = 128,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
@@ -162,25 +148,6 @@ def command(
         seed=seed,
         greedy=greedy,
     )
-    options = OpenOptions(
-        memory=memory,
-        expert_memory=expert_memory,
-        component=component,
-        missing=missing,
-        source=source,
-        eviction=eviction,
-        prefetch=prefetch,
-        profile=profile,
-        warm=warm,
-        pin=pin,
-        experts_per_token=experts_per_token,
-        max_context=max_context,
-        verify_reads=verify_reads,
-        revision=revision,
-        offline=offline,
-        threads=threads,
-        whole=speak is not None,
-    )
     request = Request(
         sampling=sampling,
         chat=answers,
@@ -199,7 +166,7 @@ def command(
         salience=salience,
         adapt_experts=adapt_experts,
     )
-    with open_model(model, options, quiet=quiet) as opened:
+    with open_model(model, opening, whole=speak is not None, quiet=quiet) as opened:
         run(opened, request, as_json=as_json, quiet=quiet)
 
 

@@ -111,17 +111,6 @@ TemplateOptionsOption = Annotated[
     ),
 ]
 
-ExpertsPerTokenOption = Annotated[
-    int | None,
-    typer.Option(
-        "--experts-per-token",
-        min=1,
-        metavar="K",
-        show_default=False,
-        help="Use another number of experts per token than the model was trained for. Changes the output.",
-    ),
-]
-
 AdaptExpertsOption = Annotated[
     str | None,
     typer.Option(

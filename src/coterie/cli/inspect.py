@@ -136,7 +136,7 @@ def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
     out.print(
         f"A budget of {format_bytes(fit.memory)} leaves {format_bytes(fit.expert_nbytes)} for experts, after "
         f"{format_bytes(fit.process_nbytes)} for the process, {format_bytes(fit.dense_nbytes)} for the dense part and "
-        f"{format_bytes(fit.context_nbytes)} for a context of {fit.context} tokens and compiled kernels, and "
+        f"{format_bytes(fit.context_nbytes)} for a context of {fit.context} tokens, buffers and compiled kernels, and "
         f"{format_bytes(fit.margin_nbytes)} as a margin."
     )
     if not fit.enough:

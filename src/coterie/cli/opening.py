@@ -4,83 +4,99 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import fields, replace
+from functools import wraps
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 from coterie.cli.console import notes, print_note, print_warning
-from coterie.cli.options import MissingPolicy
+from coterie.cli.options import OPENING_OPTIONS, EvictionOption
 from coterie.errors import UsageError
-from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch, parse_bytes, share_nbytes
+from coterie.spec import DEFAULT_WARM
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.engine.opened import OpenModel
 
 
-_AUTO, _OFF = "auto", "off"
-"""Settings of ``--warm`` that are no domains."""
+_NOT_GIVEN = None
+"""Default of ``--warm`` on the command line: what is said about warming needs a profile."""
+_OFF = "off"
+"""The setting of ``--warm`` by which nothing is read early."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenOptions:
-    """How to open a model; the fields are the options of the same names."""
+def opens_model(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of opening a model, in the place of its parameter ``opening``.
 
-    memory: str | None = None
-    expert_memory: str | None = None
-    component: str | None = None
-    missing: MissingPolicy | None = None
-    source: str | None = None
-    eviction: str = DEFAULT_POLICY
-    prefetch: Prefetch = DEFAULT_PREFETCH
-    profile: str | None = None
-    warm: str | None = None
-    pin: str | None = None
-    experts_per_token: int | None = None
-    max_context: int | None = None
-    verify_reads: bool = False
-    revision: str | None = None
-    offline: bool = False
-    threads: int | None = None
-    whole: bool = False
-    """Open a whole omni model even if no component is named, not only its thinker."""
+    What the options say is checked before the command runs, without importing torch, which takes seconds.
 
-    def check(self) -> None:
-        """Refuses what cannot be, without importing torch, which takes seconds.
+    Args:
+        without: Names of those that the command does not have.
+    """
+    defaults = {field.name: field.default for field in fields(Opening)} | {"warm": _NOT_GIVEN}
+    names = [name for name in OPENING_OPTIONS if name not in without]
+    unknown = set(without) - set(OPENING_OPTIONS)
+    assert not unknown, unknown
 
-        Raises:
-            UsageError: If an option has no such value, or needs another one.
-            ProfileError: If there is no such profile.
-        """
-        from coterie.eviction import check_policy
-
-        check_policy(self.eviction, profile=self.profile is not None)
-        if self.memory is not None:
-            parse_bytes(self.memory, what="memory")
-        for name, size in (("expert_memory", self.expert_memory), ("pin", self.pin)):
-            if size is not None:
-                share_nbytes(size, 1, name)
-        if self.source is not None and self.missing != "fetch":
-            raise UsageError(
-                f"--source {self.source} says where absent experts are fetched from, but nothing is to be fetched.",
-                advice="Add --missing fetch, or leave --source out.",
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        group = [
+            Parameter(
+                name,
+                Parameter.KEYWORD_ONLY,
+                default=defaults[name],
+                annotation=EvictionOption if name == "eviction" and "profile" in without else OPENING_OPTIONS[name],
             )
-        if self.profile is not None:
-            from coterie.profiles.database import check_file
-            from coterie.profiles.location import locate
+            for name in names
+        ]
+        own = signature(command, eval_str=True)
+        parameters = [one for p in own.parameters.values() for one in (group if p.name == "opening" else [p])]
 
-            check_file(locate(self.profile), create=False)
-        else:
-            for option, value in (("--warm", self.warm), ("--pin", self.pin)):
-                if value is not None:
-                    raise UsageError(f"{option} needs a profile, which was not given.", advice="Add --profile PROFILE.")
+        @wraps(command)
+        def run(**values: Any) -> None:
+            opening = _opening({name: values.pop(name) for name in names})
+            command(opening=opening, **values)
+
+        # What Typer reads in the place of the command's own.
+        run.__dict__["__signature__"] = own.replace(parameters=parameters)
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _opening(values: dict[str, Any]) -> Opening:
+    """What the options say.
+
+    Raises:
+        UsageError: If an option has no such value, or needs another one.
+        ProfileError: If there is no such profile.
+    """
+    from coterie.eviction import check_policy
+
+    if values.get("profile") is None:
+        for name in ("warm", "pin"):
+            if values.get(name) is not None:
+                raise UsageError(f"--{name} needs a profile, which was not given.", advice="Add --profile PROFILE.")
+    if "warm" in values:
+        values["warm"] = {_NOT_GIVEN: DEFAULT_WARM, _OFF: None}.get(values["warm"], values["warm"])
+    opening = Opening(**values)
+    check_policy(opening.eviction, profile=opening.profile is not None)
+    opening.check()
+    if opening.profile is not None:
+        from coterie.profiles.database import check_file
+        from coterie.profiles.location import locate
+
+        check_file(locate(opening.profile), create=False)
+    return opening
 
 
 def import_engine(*, quiet: bool = False) -> None:
     """Imports torch and transformers, which takes seconds, while a terminal shows that something is going on."""
     with nullcontext() if quiet else notes().status("starting"):
-        import_module("coterie.engine.loader")
+        import_module("coterie.engine.opening")
 
 
 @contextmanager
@@ -104,43 +120,30 @@ def quiet_terminal(*, quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def open_model(path: str, options: OpenOptions, *, quiet: bool = False) -> Iterator[OpenModel]:
-    """Opens a model inside :func:`quiet_terminal`; frees it at the end. Imports torch after looking at the options.
+def open_model(path: str, opening: Opening, *, whole: bool = False, quiet: bool = False) -> Iterator[OpenModel]:
+    """Opens a model inside :func:`quiet_terminal`; frees it at the end. Imports torch.
+
+    Args:
+        path: The model.
+        opening: How it is opened.
+        whole: Open a whole omni model even if no component is named, not only its thinker.
+        quiet: Say nothing about it.
 
     Raises:
-        CoterieError: As :meth:`OpenOptions.check` and :func:`coterie.load`.
+        CoterieError: As :func:`coterie.load`.
     """
-    options.check()
     import_engine(quiet=quiet)
-    from coterie.engine import load
+    from coterie.engine import open_streamed
     from coterie.engine.opened import OpenModel
     from coterie.engine.source import text_component
 
     with quiet_terminal(quiet=quiet):
         with nullcontext() if quiet else notes().status(f"opening {path}"):
-            component = options.component
-            if component is None and not options.whole:
-                component = text_component(path, revision=options.revision, offline=options.offline)
-            model = load(
-                path,
-                memory=options.memory,
-                expert_memory=options.expert_memory,
-                component=component,
-                missing=options.missing,
-                source=options.source,
-                eviction=options.eviction,
-                prefetch=options.prefetch,
-                profile=options.profile,
-                warm=None if options.warm == _OFF else options.warm or _AUTO,
-                pin=options.pin,
-                experts_per_token=options.experts_per_token,
-                max_context=options.max_context,
-                verify_reads=options.verify_reads,
-                revision=options.revision,
-                offline=options.offline,
-                threads=options.threads,
-            )
-        if not quiet and options.max_context is None:
+            if opening.component is None and not whole:
+                part = text_component(path, revision=opening.revision, offline=opening.offline)
+                opening = replace(opening, component=part)
+            model = open_streamed(path, opening)
+        if not quiet and opening.max_context is None:
             _tell_context(model)
         try:
             yield OpenModel.of(model)

@@ -6,16 +6,13 @@ Sizes stay texts here; :func:`coterie.spec.parse_bytes` reads them where they ar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
 from coterie.errors import UsageError
 from coterie.files.naming import check_name, check_new_name
-from coterie.spec import SCHEME_NAMES, Prefetch
-
-MissingPolicy = Literal["error", "mask", "drop", "nearest", "fetch"]
-"""What to do about an absent expert; without one, a partial store does not open."""
+from coterie.spec import SCHEME_NAMES, Missing, Prefetch
 
 
 def named_model(model: str | None) -> str | None:
@@ -102,7 +99,7 @@ ComponentOption = Annotated[
 ]
 
 MissingOption = Annotated[
-    MissingPolicy | None,
+    Missing | None,
     typer.Option(
         "--missing", show_default=False, help="What to do when the router picks an expert that a partial store lacks."
     ),
@@ -129,6 +126,17 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use what is on t
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, metavar="N", show_default=False, help="Threads for compute. Default: torch's."),
+]
+
+ExpertsPerTokenOption = Annotated[
+    int | None,
+    typer.Option(
+        "--experts-per-token",
+        min=1,
+        metavar="K",
+        show_default=False,
+        help="Use another number of experts per token than the model was trained for. Changes the output.",
+    ),
 ]
 
 MaxContextOption = Annotated[
@@ -230,3 +238,23 @@ PinOption = Annotated[
         help="With --profile: keep so much of that in memory for good, such as 1GiB, or 25% of the expert cache.",
     ),
 ]
+
+OPENING_OPTIONS: dict[str, Any] = {
+    "memory": MemoryOption,
+    "expert_memory": ExpertMemoryOption,
+    "component": ComponentOption,
+    "missing": MissingOption,
+    "source": SourceOption,
+    "eviction": ProfiledEvictionOption,
+    "prefetch": PrefetchOption,
+    "profile": ProfileOption,
+    "warm": WarmOption,
+    "pin": PinOption,
+    "experts_per_token": ExpertsPerTokenOption,
+    "max_context": MaxContextOption,
+    "verify_reads": VerifyReadsOption,
+    "revision": RevisionOption,
+    "offline": OfflineOption,
+    "threads": ThreadsOption,
+}
+"""The options of commands that open a model, by the fields of :class:`coterie.spec.opening.Opening` that they fill."""

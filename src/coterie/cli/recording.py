@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import plain_table, print_json, print_note, print_table, print_warning
-from coterie.cli.generation_options import ExpertsPerTokenOption, QuietOption
+from coterie.cli.generation_options import QuietOption
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.cli.progress import work_progress
 from coterie.errors import UsageError
-from coterie.spec import DEFAULT_LABEL, DEFAULT_POLICY
+from coterie.spec import DEFAULT_LABEL
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.survey import Material, Survey
 
 
+@opens_model(without=("prefetch", "profile", "warm", "pin", "verify_reads"))
 def record(
     model: shared.ModelArgument,
     profile: Annotated[
@@ -107,17 +110,8 @@ def record(
     several_models: Annotated[
         bool, typer.Option("--several-models", help="Allow a profile that is about other models, too.")
     ] = False,
-    memory: shared.MemoryOption = None,
-    expert_memory: shared.ExpertMemoryOption = None,
-    component: shared.ComponentOption = None,
-    missing: shared.MissingOption = None,
-    source: shared.SourceOption = None,
-    eviction: shared.EvictionOption = DEFAULT_POLICY,
-    experts_per_token: ExpertsPerTokenOption = None,
-    max_context: shared.MaxContextOption = None,
-    revision: shared.RevisionOption = None,
-    offline: shared.OfflineOption = False,
-    threads: shared.ThreadsOption = None,
+    *,
+    opening: Opening,
     as_json: shared.JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -127,20 +121,8 @@ def record(
     goes on where it was; more files may be added to it. A file that was recorded under a label is not recorded again
     under that label. Of a whole omni model the thinker is recorded.
     """
-    options = OpenOptions(
-        memory=memory,
-        expert_memory=expert_memory,
-        component=component,
-        missing=missing,
-        source=source,
-        eviction=eviction,
-        experts_per_token=experts_per_token,
-        max_context=max_context if max_context is not None or context is None else max(context, 4096),
-        revision=revision,
-        offline=offline,
-        threads=threads,
-    )
-    options.check()
+    if opening.max_context is None and context is not None:
+        opening = replace(opening, max_context=max(context, 4096))
     material = _gather(text, speech, images)
     import_engine(quiet=quiet or as_json)
     from coterie.survey import WorkDone, survey, without_repetitions
@@ -148,7 +130,7 @@ def record(
     files = without_repetitions(material)
     total = sum(one.work for one in files)
     work = WorkDone(files)
-    with open_model(model, options, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
+    with open_model(model, opening, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
         shown = nullcontext(lambda amount: None) if quiet else work_progress("Recording", total)
         with shown as progress:
             found = survey(

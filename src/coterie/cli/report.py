@@ -13,15 +13,30 @@ from coterie.cli import options as shared
 from coterie.cli.console import print_json, print_note, results
 from coterie.cli.files import write_bytes_file, write_text_file
 from coterie.cli.generation_options import QuietOption
-from coterie.cli.opening import OpenOptions, import_engine, open_model
+from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.cli.progress import layer_progress
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.analysis import ReportPages, Trial
 
 
+@opens_model(
+    without=(
+        "missing",
+        "source",
+        "eviction",
+        "prefetch",
+        "profile",
+        "warm",
+        "pin",
+        "experts_per_token",
+        "max_context",
+        "verify_reads",
+    )
+)
 def command(
     model: shared.ModelArgument,
     profile: Annotated[
@@ -55,12 +70,8 @@ def command(
             help="UTF-8 text for the model to read (4,096 tokens at most): weights within a token, heads, salience.",
         ),
     ] = None,
-    component: shared.ComponentOption = None,
-    memory: shared.MemoryOption = None,
-    expert_memory: shared.ExpertMemoryOption = None,
-    revision: shared.RevisionOption = None,
-    offline: shared.OfflineOption = False,
-    threads: shared.ThreadsOption = None,
+    *,
+    opening: Opening,
     as_json: shared.JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -70,24 +81,21 @@ def command(
     carries the load? Each answer is computed from the data, which may not tell. The same profile gives the same pages.
     """
     _check(output)
-    options = OpenOptions(
-        memory=memory,
-        expert_memory=expert_memory,
-        component=component,
-        revision=revision,
-        offline=offline,
-        threads=threads,
-    )
-    options.check()
     import_engine(quiet=quiet or as_json)
     from coterie.analysis import make_report
 
     trial = None
     if text is not None:
-        trial = _trial(model, text, options, quiet=quiet or as_json)
+        trial = _trial(model, text, opening, quiet=quiet or as_json)
     with layer_progress("Answering") as progress:
         pages = make_report(
-            model, profile, component=component, trial=trial, revision=revision, offline=offline, progress=progress
+            model,
+            profile,
+            component=opening.component,
+            trial=trial,
+            revision=opening.revision,
+            offline=opening.offline,
+            progress=progress,
         )
     _write(pages, output)
     if as_json:
@@ -98,19 +106,19 @@ def command(
     print_note(f"Wrote {output / 'report.md'} and {output / 'report.html'}.")
 
 
-def _trial(model: str, text: Path, options: OpenOptions, *, quiet: bool) -> Trial:
+def _trial(model: str, text: Path, opening: Opening, *, quiet: bool) -> Trial:
     from coterie.analysis import run_trial
     from coterie.evaluate.texts import beginning
     from coterie.files.text import read_text
     from coterie.hf.tokenizer import decode_tokens, encode_text
 
-    with open_model(model, options, quiet=quiet) as opened:
+    with open_model(model, opening, quiet=quiet) as opened:
         tokenizer = opened.processors.tokenizer
         components = sorted({bank.component for bank in opened.runtime.banks})
         return run_trial(
             opened.model,
             encode_text(tokenizer, read_text(text, filled=True)),
-            component=options.component or components[0],
+            component=opening.component or components[0],
             prefix=beginning(tokenizer),
             text_of=lambda token: decode_tokens(tokenizer, [token]),
         )

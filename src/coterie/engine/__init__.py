@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from coterie.engine.loader import load
+    from coterie.engine.opening import open_streamed
     from coterie.engine.recording import TokenRecorder, TraceRecorder
     from coterie.engine.runtime import Runtime
     from coterie.engine.source import ModelSource, open_source
@@ -26,6 +27,7 @@ _HOMES = {
     "TokenStats": "coterie.engine.statistics",
     "TraceRecorder": "coterie.engine.recording",
     "load": "coterie.engine.loader",
+    "open_streamed": "coterie.engine.opening",
     "open_source": "coterie.engine.source",
     "resolve_path": "coterie.files.naming",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "TraceRecorder",
     "load",
     "open_source",
+    "open_streamed",
     "resolve_path",
 ]
 

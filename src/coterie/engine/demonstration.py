@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from coterie.engine.completion import Completion, complete
 from coterie.engine.exactness import Case, Exactness, Likeness, compare_exactly, likeness
 from coterie.engine.inputs import build_inputs
-from coterie.engine.loader import load
 from coterie.engine.opened import OpenModel
+from coterie.engine.opening import open_streamed
 from coterie.engine.processors import Processors
 from coterie.engine.sampling import Sampling
 from coterie.extraction import ProgressCallback, extract
 from coterie.files.naming import BUNDLED, resolve_path
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     import torch
@@ -191,7 +192,7 @@ def demonstrate(
     say(Stage(name="extract"))
     extracted = _extract(folder / "full", None, progress)
     say(extracted)
-    with _opened(extracted.store, expert_memory=EXPERT_MEMORY) as model:
+    with _opened(extracted.store, Opening(expert_memory=EXPERT_MEMORY)) as model:
         processors = OpenModel.of(model).processors
         say(Stage(name="generate"))
         samples, cases = _make_samples(model, processors, say)
@@ -230,8 +231,8 @@ def _extract(store: Path, experts: str | None, progress: ProgressCallback | None
 
 
 @contextmanager
-def _opened(store: Path, **options: Any) -> Iterator[PreTrainedModel]:
-    model = load(store, **options)
+def _opened(store: Path, opening: Opening) -> Iterator[PreTrainedModel]:
+    model = open_streamed(store, opening)
     try:
         yield model
     finally:
@@ -260,7 +261,7 @@ def _holding(model: PreTrainedModel, samples: Sequence[Sample]) -> Holding:
     seconds = sum(sample.completion.decode_s for sample in samples)
     steps = sum(len(sample.completion.token_ids) - 1 for sample in samples)
     return Holding(
-        dense_bytes=model.coterie.source.dense_nbytes,
+        dense_bytes=model.coterie.source.footprint.dense,
         resident_bytes=stats.resident_bytes,
         total_expert_bytes=stats.total_expert_bytes,
         hit_rate=stats.total.hit_rate,
@@ -293,7 +294,7 @@ def _cut(
     texts: dict[str, dict[str, str]] = {sample.prompt: {} for sample in chosen}
     found: dict[str, Likeness] = {}
     for policy in POLICIES:
-        with _opened(store, expert_memory="100%", missing=policy) as model:
+        with _opened(store, Opening(expert_memory="100%", missing=policy)) as model:
             for sample in chosen:
                 inputs = build_inputs(processors, sample.prompt)
                 texts[sample.prompt][policy] = complete(model, processors.tokenizer, inputs, _SAMPLED).text

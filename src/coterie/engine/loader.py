@@ -1,49 +1,18 @@
-"""``coterie.load``: a transformers model whose experts are read when the router picks them."""
+"""``coterie.load``: what a user says about opening a model, and what each option means."""
 
 from __future__ import annotations
 
-import gc
-import threading
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from coterie import native
-from coterie.cache import ExpertCache, minimum_capacity
-from coterie.engine.closing import close_by_with
 from coterie.engine.foreign_options import check_others
-from coterie.engine.memory import arena_nbytes, expert_memory_nbytes, plan_for
-from coterie.engine.model import build_model
-from coterie.engine.promises import promise
-from coterie.engine.reading import DEFAULT_AT_ONCE, Reading, reading_for
-from coterie.engine.release_check import check_release
-from coterie.engine.runtime import Runtime
-from coterie.engine.source import ModelSource, open_source, with_fetching
-from coterie.engine.warming import AUTO, ProfileUse
-from coterie.errors import CoverageError, UnsupportedError, UsageError
-from coterie.hf.context import default_context, model_context
-from coterie.hf.releases import moved
-from coterie.integration import (
-    Attachment,
-    Missing,
-    check_missing,
-    forget,
-    install_guards,
-    register,
-)
-from coterie.passes import let_go_after_failure, process_neighbours
-from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
-from coterie.plan.cpu import usable_cores
-from coterie.plan.heap import share_one_heap
-from coterie.plan.machine import default_memory_budget, memory_limits
-from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, Prefetch, format_bytes, parse_bytes
+from coterie.engine.opening import open_streamed
+from coterie.errors import UnsupportedError
+from coterie.spec import DEFAULT_POLICY, DEFAULT_PREFETCH, DEFAULT_WARM, Missing, Prefetch
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_LOADING = threading.Lock()
 
 
 def load(
@@ -57,7 +26,7 @@ def load(
     eviction: str = DEFAULT_POLICY,
     prefetch: Prefetch = DEFAULT_PREFETCH,
     profile: str | Path | None = None,
-    warm: str | None = AUTO,
+    warm: str | None = DEFAULT_WARM,
     pin: str | int | None = None,
     experts_per_token: int | None = None,
     max_context: int | None = None,
@@ -101,7 +70,9 @@ def load(
             One token's experts always find room beside them.
         experts_per_token: Overrides the routers' k; changes the output.
         max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
-            if the model was made for less; no limit if only ``expert_memory`` is given.
+            if the model was made for less; no limit if only ``expert_memory`` is given. Logits are provided for as
+            ``generate`` needs them: the last position's. A call of the model itself makes those of all positions, and
+            is refused where they do not fit; ``logits_to_keep=1`` asks for the last, of every class that generates.
         verify_reads: Compare every expert read with its checksum (stores only).
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine; never ask the Hub.
@@ -117,247 +88,26 @@ def load(
         CoterieError: Its subclasses name what is wrong; see :mod:`coterie.errors`.
     """
     check_others(others, load)
-    _check_arguments(
-        device=device,
-        missing=missing,
-        source=source,
-        prefetch=prefetch,
-        expert_memory=expert_memory,
-        threads=threads,
-        max_context=max_context,
-    )
-    use = ProfileUse(profile=profile, warm=warm, pin=pin, eviction=eviction)
-    use.check()
-    process_neighbours().begin()
-    # One at a time: what is free is measured and then promised, and transformers changes torch's default dtype.
-    with _LOADING, moved("coterie.engine.loader"):
-        check_release()
-        model = _load(
-            path,
-            memory=memory,
-            expert_memory=expert_memory,
-            component=component,
-            missing=missing,
-            checkpoint=source,
-            use=use,
-            prefetch=prefetch,
-            experts_per_token=experts_per_token,
-            max_context=max_context,
-            verify_reads=verify_reads,
-            revision=revision,
-            offline=offline,
-        )
-    if threads is not None:
-        _warn_many(threads)
-        torch.set_num_threads(threads)
-    busy = process_neighbours().warning()
-    if busy is not None:
-        warnings.warn(busy, stacklevel=2)
-    return model
-
-
-def _load(
-    path: str | Path,
-    *,
-    memory: str | int | None,
-    expert_memory: str | int | None,
-    component: str | None,
-    missing: Missing | None,
-    checkpoint: str | Path | None,
-    use: ProfileUse,
-    prefetch: Prefetch,
-    experts_per_token: int | None,
-    max_context: int | None,
-    verify_reads: bool,
-    revision: str | None,
-    offline: bool,
-) -> PreTrainedModel:
-    source = open_source(path, component=component, revision=revision, offline=offline)
-    if missing == "fetch":
-        source = with_fetching(source, checkpoint, offline=offline)
-    _check_coverage(source, missing)
-    usage = use.read(source)
-    minimum = minimum_capacity(source.experts)
-    budget = _budget(memory, expert_memory)
-    context = default_context(source.config) if max_context is None else max_context
-    _warn_long(context, model_context(source.config))
-    room = None
-    if memory is not None and budget is not None:
-        _warn_beyond(budget)
-    if budget is None:
-        leave_kernels_unbounded()
-    else:
-        # A first look, so that a budget that cannot do is refused before gigabytes are read.
-        first = plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=False)
-        room = first.arena - minimum
-        bound_compiled_kernels(budget)
-        share_one_heap()
-    register()
-    attachment = Attachment(
-        num_experts=source.num_experts,
-        present=source.present,
-        missing=None if source.complete else missing,
-        experts_per_token=experts_per_token,
-        prefetch=prefetch,
-        linears=None if source.linears is None else source.linears.layers(),
-    )
-    model = build_model(source, attachment, room)
-    plan = None
-    if budget is not None:
-        gc.collect()  # what loading left behind is not part of the model
-        plan = plan_for(source, budget, context, minimum, read_threads=DEFAULT_AT_ONCE, loaded=True)
-    capacity = arena_nbytes(source, plan, expert_memory, minimum)
-    working_set = _working_set(source, attachment, experts_per_token)
-    reading = Reading() if source.kind == "checkpoint" else reading_for(source.experts, memory=capacity)
-    cache = ExpertCache(
-        source.experts,
-        capacity=capacity,
-        eviction=use.policy(usage),
-        verify_reads=verify_reads,
-        read_threads=reading.at_once,
-        read_nbytes=reading.read_nbytes,
-    )
-    if cache.capacity < cache.total_bytes:
-        _warn_small(capacity, working_set)
-    if source.quantised and native.library() is None:
-        _warn_without_library(source)
-    try:
-        attachment.connect(cache, source.experts)
-    except BaseException:
-        cache.close()
-        raise
-    limit = max_context if plan is None else context
-    for clock in attachment.clocks.values():
-        clock.max_context = limit
-    forget(model)
-    install_guards(model, attachment.removed)
-    if model.can_generate():
-        let_go_after_failure(model)
-    runtime = Runtime(
-        source=source,
-        attachment=attachment,
-        cache=cache,
-        plan=plan,
-        max_context=limit,
-        working_set=working_set,
-        experts_per_token=experts_per_token,
-    )
-    promise(runtime)
-    if usage is not None:
-        runtime.warm_with(usage, use)
-    model.__dict__["coterie"] = runtime
-    close_by_with(model)
-    return model
-
-
-def _check_arguments(
-    *,
-    device: str,
-    missing: str | None,
-    source: str | Path | None,
-    prefetch: str,
-    expert_memory: str | int | None,
-    threads: int | None,
-    max_context: int | None,
-) -> None:
     if device != "cpu":
         raise UnsupportedError(
             f"device={device!r} is not supported.", advice='Only "cpu" has been run; leave device out.', device=device
         )
-    check_missing(missing)
-    if source is not None and missing != "fetch":
-        raise UsageError(
-            f"source={str(source)!r} says where absent experts are fetched from, but nothing is to be fetched.",
-            advice="Add missing='fetch', or leave source out.",
-            source=source,
-        )
-    if prefetch not in get_args(Prefetch):
-        raise UsageError.unknown("setting of prefetch", prefetch, get_args(Prefetch))
-    if expert_memory is not None:
-        expert_memory_nbytes(expert_memory, 1)
-    for name, value in (("threads", threads), ("max_context", max_context)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
-
-
-def _check_coverage(source: ModelSource, missing: str | None) -> None:
-    if source.complete:
-        return
-    have = sum(len(ids) for ids in source.present.values())
-    want = sum(source.num_experts.values())
-    if missing is None:
-        shares = [len(ids) / source.num_experts[bank] for bank, ids in source.present.items()]
-        percents = dict.fromkeys((f"{min(shares):.0%}", f"{max(shares):.0%}"))
-        raise CoverageError(
-            f"{source.name} holds {have} of {want} experts ({' to '.join(percents)} of each layer's).",
-            advice="Say what to do when an absent one is needed: missing='mask' routes to the best one that is there, "
-            "'drop' leaves it out, 'nearest' lets the most similar one stand in, 'fetch' reads it from the checkpoint, "
-            "'error' stops. Or extract the rest.",
-            present=have,
-            total=want,
-        )
-    if have == 0 and missing != "drop":
-        raise CoverageError(f"{source.name} holds no expert at all.", advice="Only missing='drop' opens it.")
-
-
-def _budget(memory: str | int | None, expert_memory: str | int | None) -> int | None:
-    if memory is not None:
-        return parse_bytes(memory, what="memory")
-    return None if expert_memory is not None else default_memory_budget()
-
-
-def _working_set(source: ModelSource, attachment: Attachment, experts_per_token: int | None) -> int:
-    total = 0
-    for key, bank in attachment.banks.items():
-        top_k = experts_per_token or bank.bank.top_k or 1
-        total += min(top_k, len(source.present[key])) * source.record_nbytes.get(key, 0)
-    return total
-
-
-def _warn_many(threads: int) -> None:
-    cores = usable_cores()
-    if threads > cores:
-        warnings.warn(
-            f"{threads} threads wait for each other on {cores} cores: more threads than cores make a model slower.",
-            stacklevel=3,
-        )
-
-
-def _warn_long(max_context: int, longest: int | None) -> None:
-    if longest is not None and max_context > longest:
-        warnings.warn(
-            f"max_context={max_context} makes room for more tokens than the {longest} that the model was made for; "
-            "that is of use for batches only.",
-            stacklevel=4,
-        )
-
-
-def _warn_without_library(source: ModelSource) -> None:
-    warnings.warn(
-        f"{source.name} is quantised, and the native library that computes with it is not there: torch alone is many "
-        f"times slower. `coterie doctor` says why it is missing.",
-        stacklevel=4,
+    opening = Opening(
+        memory=memory,
+        expert_memory=expert_memory,
+        component=component,
+        missing=missing,
+        source=source,
+        eviction=eviction,
+        prefetch=prefetch,
+        profile=profile,
+        warm=warm,
+        pin=pin,
+        experts_per_token=experts_per_token,
+        max_context=max_context,
+        verify_reads=verify_reads,
+        revision=revision,
+        offline=offline,
+        threads=threads,
     )
-
-
-def _warn_beyond(budget: int) -> None:
-    limits = memory_limits()
-    cgroup = None if limits.cgroup is None else limits.cgroup.limit
-    most = limits.total if cgroup is None else min(cgroup, limits.total)
-    if budget > most:
-        whose = "this machine" if most == limits.total else f"the cgroup {limits.cgroup.path}"  # type: ignore[union-attr]
-        warnings.warn(
-            f"memory={format_bytes(budget)} is more than the {format_bytes(most)} that {whose} has: what does not fit "
-            "ends in swapping, or the process is killed. "
-            f"{format_bytes(default_memory_budget(limits))} could be used now.",
-            stacklevel=4,
-        )
-
-
-def _warn_small(capacity: int, working_set: int) -> None:
-    if capacity < 2 * working_set:
-        warnings.warn(
-            f"The experts have {format_bytes(capacity)}, less than twice the {format_bytes(working_set)} that one "
-            f"token uses: most will be read again for every token. {format_bytes(2 * working_set)} or more is advised.",
-            stacklevel=4,
-        )
+    return open_streamed(path, opening)

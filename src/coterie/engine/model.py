@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from coterie.engine.caller import warn_caller
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError, MemoryBudgetError, UnsupportedError
 from coterie.hf.configs import read_config
@@ -74,10 +74,9 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
 def _warn_attention(source: ModelSource) -> None:
     wish = unavailable_attention(read_config(source.directory))
     if wish is not None:
-        warnings.warn(
+        warn_caller(
             f"config.json of {source.name} asks for attention by {ascii(wish)[:60]}, which this machine does not have: "
             "torch's own is used.",
-            stacklevel=2,
         )
 
 

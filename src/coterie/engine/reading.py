@@ -11,9 +11,7 @@ from coterie.errors import UsageError
 from coterie.plan.disk_notes import DiskNotes, Note, forced_reads_at_once
 from coterie.plan.queue_depth import LEAST_RECORDS
 from coterie.spec import ExpertSource, Extent
-
-DEFAULT_AT_ONCE = 4
-"""Where nothing was measured: enough for disks with queues, little harm for others."""
+from coterie.spec.footprint import READS_AT_ONCE
 
 WORTH_TUNING = 256 * 2**20
 """Bytes of experts below which all of them are read before a trial of the disk would be over."""
@@ -31,7 +29,7 @@ class Reading:
         read_nbytes: The longest single read; None for whole records.
     """
 
-    at_once: int = DEFAULT_AT_ONCE
+    at_once: int = READS_AT_ONCE
     read_nbytes: int | None = None
 
 
@@ -70,7 +68,7 @@ def tune_anew(experts: ExpertSource) -> Note:
         raise UsageError(
             "How many reads at once suit this disk cannot be found out: that takes direct reads and at least "
             f"{LEAST_RECORDS} experts of one size, and a disk that is not too slow.",
-            advice=f"A model is read {DEFAULT_AT_ONCE} at once then; COTERIE_READS_AT_ONCE=N changes that.",
+            advice=f"A model is read {READS_AT_ONCE} at once then; COTERIE_READS_AT_ONCE=N changes that.",
         )
     return note
 

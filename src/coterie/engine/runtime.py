@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie.cache import ExpertCache
+from coterie.engine.memory import logits_room
 from coterie.engine.promises import release
 from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
-from coterie.engine.warming import ProfileUse, Warming, modalities_of
+from coterie.engine.warming import Warming, modalities_of
 from coterie.errors import UsageError
 from coterie.extraction.fetching import FetchCounts
 from coterie.files.replacing import replacing
@@ -24,6 +25,7 @@ from coterie.passes import ExpertLimit
 from coterie.plan.budget import MemoryPlan
 from coterie.plan.machine import process_memory
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.engine.adaptation import Adaptation
@@ -76,13 +78,13 @@ class Runtime:
         """Where each bank is in the model, and what its experts are made of."""
         return [streamed.bank for streamed in self._attachment.banks.values()]
 
-    def warm_with(self, usage: Usage, use: ProfileUse) -> None:
+    def warm_with(self, usage: Usage, opening: Opening) -> None:
         """Begins to use a profile."""
         experts = self.source.experts
         self.warming = Warming(
             usage,
             self.cache,
-            use,
+            opening,
             nbytes={key: experts.layout(key).nbytes for key in experts.keys()},
             working_set=self.working_set,
             observers=(self.add_observer, self.remove_observer),
@@ -322,6 +324,19 @@ class Runtime:
     def _widths(self) -> dict[BankKey, int]:
         """Bank → how many experts a router can choose among, identity experts included."""
         return {bank.key: bank.num_experts + bank.identities for bank in self.expert_banks}
+
+    def keep_for_logits(self, nbytes: int) -> None:
+        """Says that memory was kept free outside the budget for logits of all positions of a forward pass.
+
+        The budget provides for those of the last position, and for others as far as activations leave room.
+
+        Args:
+            nbytes: How much, for all that computes at one time.
+        """
+        if self.plan is not None:
+            room = logits_room(self.source, beside=nbytes)
+            for clock in self._attachment.clocks.values():
+                clock.provide(self.plan.max_context, room)
 
     def unused_nbytes(self) -> int:
         """Bytes that this model was promised and does not hold yet: of its arena, and of a context."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,10 +26,11 @@ from coterie.hf.configs import (
     load_quantisation,
     resolve_model,
 )
-from coterie.hf.quantised import decoded_nbytes
-from coterie.quant import dequantised_nbytes
-from coterie.spec import BankKey, ExpertSource
-from coterie.store import Store
+from coterie.hf.context import context_shape
+from coterie.spec import BankKey, ExpertSource, RecordLayout
+from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
+from coterie.spec.parameters import uses_scheme
+from coterie.store import Store, StorePart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -85,28 +87,33 @@ class ModelSource:
         return sizes
 
     @cached_property
-    def decoded_nbytes(self) -> int:
-        """Bytes that the largest expert takes beside its record while it is computed with; 0 if none is quantised."""
-        layouts = {self.experts.layout(key) for key in self.experts.keys()}
-        size = self.dtype.itemsize
-        return max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
+    def footprint(self) -> Footprint:
+        """What it takes in memory."""
+        layouts: dict[BankKey, Counter[RecordLayout]] = {bank: Counter() for bank in self.num_experts}
+        for key in self.experts.keys():
+            layouts[key.bank_key][self.experts.layout(key)] += 1
+        return Footprint.of(
+            {
+                bank: BankRecords(layouts=found, absent=self.num_experts[bank] - len(self.present[bank]))
+                for bank, found in layouts.items()
+            },
+            dense=sum(tensor.nbytes for tensor in self.dense.values()) + (self.linears.nbytes if self.linears else 0),
+            shape=context_shape(self.config, self.dtype, self.model_class),
+            buffered_reads=self._buffered_reads,
+        )
+
+    @property
+    def _buffered_reads(self) -> int:
+        """Reading a store takes no buffers; a checkpoint's experts may be decoded, and growing a store is one more."""
+        if self.fetching is not None:
+            return READS_AT_ONCE + 1
+        return 0 if self.kind == "store" else READS_AT_ONCE
 
     @property
     def quantised(self) -> bool:
         """Whether any weight is in one of our lossy schemes."""
         layouts = {self.experts.layout(key) for key in self.experts.keys()}
-        return self.linears is not None or any(dequantised_nbytes(one, self.dtype.itemsize) for one in layouts)
-
-    @property
-    def dense_nbytes(self) -> int:
-        """Bytes of everything that is not an expert, in memory."""
-        return sum(tensor.nbytes for tensor in self.dense.values()) + (self.linears.nbytes if self.linears else 0)
-
-    @property
-    def all_expert_nbytes(self) -> int:
-        """Bytes of all the model's experts, absent ones included, at the sizes of those that are here."""
-        typical = max(self.record_nbytes.values(), default=0)
-        return sum(count * self.record_nbytes.get(bank, typical) for bank, count in self.num_experts.items())
+        return self.linears is not None or any(uses_scheme(one) for one in layouts)
 
     def finish_loading(self) -> None:
         """To be called when the dense part is loaded: lets go of what nobody asked for, and looks at the files again.
@@ -146,12 +153,12 @@ def open_source(
     return _checkpoint_source(Checkpoint.open(path, component=component, revision=revision, offline=offline))
 
 
-def with_fetching(source: ModelSource, checkpoint: str | Path | None, *, offline: bool = False) -> ModelSource:
+def with_fetching(partial: ModelSource, source: str | Path | None, *, offline: bool = False) -> ModelSource:
     """The whole model: what a partial store lacks comes from its checkpoint, and is added to the store.
 
     Args:
-        source: From :func:`open_source`. One that is complete stays what it is, and needs no checkpoint.
-        checkpoint: Directory, Hub id or ``bundled``; None for what the store's manifest names.
+        partial: From :func:`open_source`. One that is complete stays what it is, and needs no checkpoint.
+        source: Its checkpoint: directory, Hub id or ``bundled``; None for what the store's manifest names.
         offline: Use only what is on this machine.
 
     Raises:
@@ -159,15 +166,15 @@ def with_fetching(source: ModelSource, checkpoint: str | Path | None, *, offline
         LoadError: If it is not the one that the store was made from.
         CheckpointError: If it cannot be used.
     """
-    store = source.experts
-    if source.complete or not isinstance(store, Store):
-        return source
-    origin = open_origin(store, checkpoint, offline=offline)
-    experts = FetchingExperts(store, origin, source.num_experts.keys())
+    store = partial.store
+    if partial.complete or store is None:
+        return partial
+    origin = open_origin(store, source, offline=offline)
+    experts = FetchingExperts(store, origin, partial.num_experts.keys())
     return replace(
-        source,
+        partial,
         experts=experts,
-        present=_ids_by_bank(experts, source.num_experts),
+        present=_ids_by_bank(experts, partial.num_experts),
         fetching=experts,
     )
 
@@ -251,6 +258,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
     fill_known_gaps(model_config)
     headers = dense_headers(store)
     part = ""
+    experts: ExpertSource = store
     banks = {key: bank.num_experts for key, bank in store.banks.items()}
     if model_class.__name__ != facts.class_name:
         if facts.component is not None:
@@ -261,6 +269,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
             )
         banks = {key: count for key, count in banks.items() if key.component == component}
         part = f"{component}."
+        experts = StorePart(store, banks)
     tensors, dense_files = checked_tensors(store, headers, lambda name: name.startswith(part))
     dtype = model_dtype(model_config, tensors)
     linears = stored_linears(tensors, store.manifest.dense_scheme, component or facts.component)
@@ -274,9 +283,9 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         model_class=model_class,
         config=model_config,
         dtype=dtype,
-        experts=store,
+        experts=experts,
         num_experts=banks,
-        present=_ids_by_bank(store, banks),
+        present=_ids_by_bank(experts, banks),
         dense=unread_tensors(tensors, load_quantisation(store.path), dtype),
         tensors=tensors_about(len(tensors), sum(banks.values())),
         component=component or facts.component,

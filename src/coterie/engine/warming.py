@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coterie.cache import ExpertCache
+from coterie.engine.caller import warn_caller
 from coterie.engine.source import ModelSource
-from coterie.errors import UsageError
 from coterie.eviction import TRUST, EvictionPolicy, check_policy, make_policy
-from coterie.spec import BankKey, Event, ExpertKey, ExpertsSelected, Observer, StepStarted, format_bytes, share_nbytes
+from coterie.spec import (
+    DEFAULT_WARM,
+    BankKey,
+    Event,
+    ExpertKey,
+    ExpertsSelected,
+    Observer,
+    StepStarted,
+    format_bytes,
+    share_nbytes,
+)
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coterie.profiles import ExpectedUse, Usage
     from coterie.profiles.facts import Counts
-
-AUTO = "auto"
-"""The setting of ``warm`` that goes by the request."""
 
 _MODALITIES = {"pixel_values": "image", "pixel_values_videos": "video", "input_features": "audio"}
 """What a model's inputs are called → what they are."""
@@ -34,53 +39,36 @@ def modalities_of(inputs: Iterable[str]) -> set[str]:
     return {"text"} | {_MODALITIES[name] for name in inputs if name in _MODALITIES}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileUse:
-    """What a profile is to be used for, as :func:`coterie.load` is told."""
+def check_profile_use(opening: Opening) -> None:
+    """Refuses a policy that there is not, or that needs a profile, before anything is read.
 
-    profile: str | Path | None
-    warm: str | None
-    pin: str | int | None
-    eviction: str
+    Raises:
+        UsageError: If so.
+    """
+    check_policy(opening.eviction, profile=opening.profile is not None)
+    if opening.profile is not None and opening.warm is None and opening.eviction != TRUST:
+        warn_caller("The profile has no effect: nothing is warmed, and eviction is not trust.")
 
-    def check(self) -> None:
-        """Refuses what cannot be, before anything is read.
 
-        Raises:
-            UsageError: If something needs a profile and there is none, or pins need warming.
-        """
-        check_policy(self.eviction, profile=self.profile is not None)
-        if self.pin is not None:
-            if self.profile is None:
-                raise UsageError(
-                    f"pin={self.pin!r} keeps what a profile says is used most, and none was given.",
-                    advice="Give the model's profile, or leave pin out.",
-                    got=self.pin,
-                )
-            if self.warm is None:
-                raise UsageError("What is pinned is warmed; warm=None says that nothing is.", advice="Leave pin out.")
-            share_nbytes(self.pin, 1, "pin")
-        if self.profile is not None and self.warm is None and self.eviction != TRUST:
-            warnings.warn("The profile has no effect: nothing is warmed, and eviction is not trust.", stacklevel=4)
+def read_usage(opening: Opening, source: ModelSource) -> Usage | None:
+    """What the profile says about the model that is opened; None without one.
 
-    def read(self, source: ModelSource) -> Usage | None:
-        """What the profile says about the model that is opened; None without one.
+    Raises:
+        ProfileError: Its subclasses say what is wrong with the profile, or that it is another model's.
+        UsageError: If the domain is not in it; says which are.
+    """
+    if opening.profile is None:
+        return None
+    from coterie.profiles import Usage
 
-        Raises:
-            ProfileError: Its subclasses say what is wrong with the profile, or that it is another model's.
-            UsageError: If the domain is not in it; says which are.
-        """
-        if self.profile is None:
-            return None
-        from coterie.profiles import Usage
+    usage = Usage.open(opening.profile, source.identity)
+    usage.where(None if opening.warm == DEFAULT_WARM else opening.warm)
+    return usage
 
-        usage = Usage.open(self.profile, source.identity)
-        usage.where(None if self.warm == AUTO else self.warm)
-        return usage
 
-    def policy(self, usage: Usage | None) -> EvictionPolicy[ExpertKey]:
-        """The eviction policy, empty; :class:`Warming` tells it what to expect."""
-        return make_policy(self.eviction, None if usage is None else {})
+def eviction_policy(opening: Opening, usage: Usage | None) -> EvictionPolicy[ExpertKey]:
+    """The eviction policy, empty; :class:`Warming` tells it what to expect."""
+    return make_policy(opening.eviction, None if usage is None else {})
 
 
 class Warming:
@@ -93,7 +81,7 @@ class Warming:
     Args:
         usage: The profile.
         cache: Of the open model.
-        use: What was asked for.
+        opening: What was asked for.
         nbytes: Expert → bytes of its record, for all that are there.
         working_set: Bytes that one token uses; pins leave that much.
         observers: Adds and removes an observer of the model.
@@ -103,7 +91,7 @@ class Warming:
         self,
         usage: Usage,
         cache: ExpertCache,
-        use: ProfileUse,
+        opening: Opening,
         *,
         nbytes: dict[ExpertKey, int],
         working_set: int,
@@ -112,13 +100,13 @@ class Warming:
         self._usage = usage
         self._cache = cache
         self._nbytes = nbytes
-        self._reads = use.warm is not None
-        self._auto = use.warm == AUTO
-        self._pinned_nbytes = _pinned_nbytes(use.pin, cache, working_set)
+        self._reads = opening.warm is not None
+        self._auto = opening.warm == DEFAULT_WARM
+        self._pinned_nbytes = _pinned_nbytes(opening.pin, cache, working_set)
         self._add, self._remove = observers
         self._counts: dict[BankKey, Counts] | None = None
         self._modalities: frozenset[str] | None = None
-        self.domain = None if self._auto else use.warm
+        self.domain = None if self._auto else opening.warm
         self._tell()
 
     @property
@@ -180,9 +168,8 @@ def _pinned_nbytes(pin: str | int | None, cache: ExpertCache, working_set: int) 
         return wanted
     most = max(0, cache.capacity - max(working_set, cache.minimum))
     if wanted > most:
-        warnings.warn(
+        warn_caller(
             f"pin={pin!r} is {format_bytes(wanted)}; {format_bytes(most)} are pinned, because one token uses "
             f"{format_bytes(working_set)} of the {format_bytes(cache.capacity)} that experts have.",
-            stacklevel=5,
         )
     return min(wanted, most)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.cache import minimum_capacity
 from coterie.engine import ModelSource
 from coterie.engine.promises import promised_nbytes
 from coterie.errors import MemoryBudgetError
 from coterie.evaluate.scores import SLICE_NBYTES
-from coterie.hf.context import context_shape
-from coterie.plan.budget import context_nbytes, margin_nbytes
-from coterie.plan.compiled import compiled_kernels_nbytes
+from coterie.plan.budget import divide
 from coterie.plan.machine import default_memory_budget, process_memory
 from coterie.spec import format_bytes, parse_bytes, round_up
+from coterie.spec.footprint import Footprint
 
 _LOGIT_NBYTES = 4
 """Of a logit as it is kept: models give them in their own dtype, at most float32."""
-_LARGEST_RECORDS = 12
-"""Buffers for reading a checkpoint's experts and for dequantising, in records, beside those that fit at the least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +29,14 @@ class Shares:
     model: int | None
 
 
+def logits_nbytes(source: ModelSource, context: int) -> int:
+    """Memory for one model's logits of a window."""
+    return context * source.footprint.shape.vocabulary * _LOGIT_NBYTES
+
+
 def workspace_nbytes(source: ModelSource, context: int, *, models: int) -> int:
     """Memory for what evaluation adds to running the models: a window's logits of each, and slices in float64."""
-    shape = context_shape(source.config, source.dtype, source.model_class)
-    return models * context * shape.vocabulary * _LOGIT_NBYTES + SLICE_NBYTES
+    return models * logits_nbytes(source, context) + SLICE_NBYTES
 
 
 def share_memory(
@@ -70,7 +70,7 @@ def share_memory(
     if full is None or expert_memory is not None:
         return Shares(full=max(budget, 0), model=max(budget, 0))
     process = process_memory().total + promised_nbytes()
-    needs = _need(full, context, budget), _need(model, context, budget)
+    needs = _need(full.footprint, context, budget), _need(model.footprint, context, budget)
     room = budget - process - sum(needs)
     if room < 0:
         enough = round_up(whole - room + (64 << 20), 1 << 20)
@@ -81,21 +81,12 @@ def share_memory(
             budget=whole,
             minimum=enough,
         )
-    totals = full.all_expert_nbytes, model.all_expert_nbytes
+    totals = full.footprint.all_experts, model.footprint.all_experts
     fair = room * totals[0] // max(1, sum(totals))
     return Shares(full=process + needs[0] + max(fair, room - totals[1]), model=budget)
 
 
-def _need(source: ModelSource, context: int, budget: int) -> int:
+def _need(footprint: Footprint, context: int, budget: int) -> int:
     """An upper bound on what a model needs before it has room for more experts than the least."""
-    largest = max(source.record_nbytes.values(), default=0)
-    budget = max(budget, 0)
-    shape = context_shape(source.config, source.dtype, source.model_class)
-    return (
-        source.dense_nbytes
-        + context_nbytes(shape, context, compiled_kernels=compiled_kernels_nbytes(budget))
-        + margin_nbytes(budget)
-        + minimum_capacity(source.experts)
-        + _LARGEST_RECORDS * largest
-        + 2 * source.decoded_nbytes
-    )
+    plan = divide(max(budget, 0), footprint, context, process=footprint.dense)
+    return plan.rest + plan.margin + footprint.least_experts

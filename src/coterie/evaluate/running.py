@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from coterie.errors import UsageError
 from coterie.evaluate.confidence import block_starts
 from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ProgressCallback
 from coterie.evaluate.journal import Journal
-from coterie.evaluate.memory import share_memory
+from coterie.evaluate.memory import logits_nbytes, share_memory
 from coterie.evaluate.quality import measure
 from coterie.evaluate.scores import TokenScores, predict, predict_in_steps, score
 from coterie.evaluate.subject import Subject
@@ -22,8 +23,8 @@ from coterie.evaluate.texts import Text, check_same_tokens, encode
 from coterie.evaluate.windows import Window, plan_windows
 from coterie.files.text import read_text
 from coterie.hf.context import model_context
-from coterie.integration import Missing
-from coterie.spec import DEFAULT_POLICY, AdaptiveExperts
+from coterie.spec import DEFAULT_POLICY, AdaptiveExperts, Missing
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,48 @@ def evaluate(
         UnsupportedError: If a model does not predict next tokens.
         CoterieError: As opening the models does.
     """
+    opening = Opening(
+        memory=memory,
+        expert_memory=expert_memory,
+        component=component,
+        missing=missing,
+        source=source,
+        eviction=eviction,
+        experts_per_token=experts_per_token,
+        verify_reads=verify_reads,
+        revision=revision,
+        offline=offline,
+        threads=threads,
+    )
+    return evaluate_opening(
+        model,
+        texts,
+        opening,
+        against=against,
+        context=context,
+        stride=stride,
+        limit=limit,
+        adapt_experts=adapt_experts,
+        journal=journal,
+        progress=progress,
+    )
+
+
+def evaluate_opening(
+    model: str | Path,
+    texts: Sequence[str | Path],
+    opening: Opening,
+    *,
+    against: str | Path | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+    adapt_experts: str | AdaptiveExperts | None = None,
+    journal: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> Evaluation:
+    """:func:`evaluate`, told how the models are opened in one piece."""
+    opening.check()
     if not texts:
         raise UsageError("There is no text to evaluate with.", advice="Name one or more UTF-8 files.")
     if isinstance(adapt_experts, str):
@@ -99,30 +142,12 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1 token, not {limit}.", got=limit)
     contents = [(str(path), read_text(path, filled=True)) for path in texts]
-    subject = Subject(
-        path=model,
-        component=component,
-        expert_memory=expert_memory,
-        eviction=eviction,
-        verify_reads=verify_reads,
-        offline=offline,
-        threads=threads,
-        missing=missing,
-        origin=source,
-        experts_per_token=experts_per_token,
-        adapt_experts=adapt_experts,
-        revision=revision,
-    )
+    subject = Subject(path=model, opening=opening, adapt_experts=adapt_experts)
     full = None
     if against is not None:
         full = Subject(
             path=against,
-            component=component,
-            expert_memory=expert_memory,
-            eviction=eviction,
-            verify_reads=verify_reads,
-            offline=offline,
-            threads=threads,
+            opening=replace(opening, missing=None, source=None, experts_per_token=None, revision=None),
         )
     inputs = _context(subject, full, context)
     tokenised = _tokenise(subject, full, contents, limit)
@@ -133,7 +158,7 @@ def evaluate(
         if journal is not None:
             header = _header(subject, full, tokenised, inputs, step)
             record = stack.enter_context(Journal(journal, header))
-        scores = _run(subject, full, tokenised, plans, inputs, memory, record, progress)
+        scores = _run(subject, full, tokenised, plans, inputs, record, progress)
     starts = [block_starts([window.tokens for window in plan], room) for plan in plans]
     return Evaluation(
         model=subject.facts,
@@ -141,8 +166,8 @@ def evaluate(
         context=inputs,
         stride=step,
         limit=limit,
-        missing=missing,
-        experts_per_token=experts_per_token,
+        missing=opening.missing,
+        experts_per_token=opening.experts_per_token,
         adapt_experts=None if adapt_experts is None else str(adapt_experts),
         texts=tuple(
             measure(text.name, [one], [begins]) for text, one, begins in zip(tokenised, scores, starts, strict=True)
@@ -206,10 +231,10 @@ def _header(subject: Subject, full: Subject | None, texts: Sequence[Text], input
         "texts": [hashlib.sha256(repr((text.prefix, text.ids)).encode()).hexdigest() for text in texts],
         "context": inputs,
         "stride": step,
-        "missing": subject.missing,
-        "experts_per_token": subject.experts_per_token,
+        "missing": subject.opening.missing,
+        "experts_per_token": subject.opening.experts_per_token,
         "adapt_experts": None if subject.adapt_experts is None else str(subject.adapt_experts),
-        "component": subject.component,
+        "component": subject.opening.component,
         "versions": {name: version(name) for name in ("coterie", "torch", "transformers")},
     }
 
@@ -220,7 +245,6 @@ def _run(
     texts: Sequence[Text],
     plans: Sequence[Sequence[Window]],
     inputs: int,
-    memory: str | int | None,
     journal: Journal | None,
     progress: ProgressCallback | None,
 ) -> list[TokenScores]:
@@ -231,8 +255,8 @@ def _run(
         shares = share_memory(
             subject.source,
             None if full is None else full.source,
-            memory=memory,
-            expert_memory=subject.expert_memory,
+            memory=subject.opening.memory,
+            expert_memory=subject.opening.expert_memory,
             context=inputs,
         )
         with ExitStack() as stack:
@@ -240,6 +264,9 @@ def _run(
             if full is not None:
                 reference = stack.enter_context(full.open(memory=shares.full, max_context=inputs))
             model = stack.enter_context(subject.open(memory=shares.model, max_context=inputs))
+            for one in (model, reference):
+                if one is not None:
+                    one.coterie.keep_for_logits(logits_nbytes(subject.source, inputs))
             tell = _meter(plans, to_do, progress)
             for t, w in to_do:
                 text, window = texts[t], plans[t][w]

@@ -5,47 +5,42 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from coterie.checkpoint import Checkpoint
-from coterie.engine import ModelSource, load, open_source
+from coterie.engine import ModelSource, open_source, open_streamed
 from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
 from coterie.hf.tokenizer import check_tokenizer, embedding_rows, load_tokenizer
-from coterie.integration import Missing
 from coterie.spec import AdaptiveExperts
+from coterie.spec.opening import Opening
 from coterie.store import Store
 from coterie.store import names as store_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model, not open yet; the fields are the parameters of the same names of :func:`coterie.load`.
+    """A model, not open yet.
 
-    ``adapt_experts`` is what :meth:`Runtime.adapt_experts` is told for each window.
-    ``component`` of a whole omni model is its thinker, unless another one is named.
+    Attributes:
+        path: The model.
+        opening: How it is opened. Of a whole omni model its thinker is, unless another component is named.
+        adapt_experts: What :meth:`Runtime.adapt_experts` is told for each window.
     """
 
     path: str | Path
-    component: str | None
-    expert_memory: str | int | None
-    eviction: str
-    verify_reads: bool
-    offline: bool
-    threads: int | None
-    missing: Missing | None = None
-    origin: str | Path | None = None
-    experts_per_token: int | None = None
+    opening: Opening
     adapt_experts: str | AdaptiveExperts | None = None
-    revision: str | None = None
 
     @cached_property
     def source(self) -> ModelSource:
         """Where it is opened from; reads no expert."""
-        return open_source(self.path, component=self._part, revision=self.revision, offline=self.offline)
+        return open_source(
+            self.path, component=self._part, revision=self.opening.revision, offline=self.opening.offline
+        )
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -54,9 +49,9 @@ class Subject:
 
     @cached_property
     def _part(self) -> str | None:
-        if self.component is not None:
-            return self.component
-        return text_component(self.path, revision=self.revision, offline=self.offline)
+        if self.opening.component is not None:
+            return self.opening.component
+        return text_component(self.path, revision=self.opening.revision, offline=self.opening.offline)
 
     @property
     def facts(self) -> ModelFacts:
@@ -79,7 +74,7 @@ class Subject:
         if isinstance(experts, Checkpoint):
             return experts.integrity
         directory = self.source.directory
-        if self.missing == "fetch":
+        if self.opening.missing == "fetch":
             return Store.open(directory).manifest.source.integrity
         return hashlib.sha256((directory / store_names.MANIFEST).read_bytes()).hexdigest()
 
@@ -91,21 +86,8 @@ class Subject:
             LoadError: If its tokenizer does not fit its embedding.
             CoterieError: As :func:`coterie.load`.
         """
-        model = load(
-            self.path,
-            memory=memory,
-            expert_memory=self.expert_memory,
-            component=self._part,
-            missing=self.missing,
-            source=self.origin,
-            eviction=self.eviction,
-            experts_per_token=self.experts_per_token,
-            max_context=max_context,
-            verify_reads=self.verify_reads,
-            revision=self.revision,
-            offline=self.offline,
-            threads=self.threads,
-        )
+        opening = replace(self.opening, memory=memory, component=self._part, max_context=max_context)
+        model = open_streamed(self.path, opening)
         try:
             rows = embedding_rows(model)
             if rows is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from coterie.errors import UsageError
@@ -13,7 +13,7 @@ from coterie.eviction.markov import MarkovPolicy
 from coterie.eviction.protocol import EvictionPolicy
 from coterie.eviction.trust import TrustPolicy
 
-_POLICIES: dict[str, type[LruPolicy[Any]] | type[LfuPolicy[Any]] | type[LfruPolicy[Any]] | type[MarkovPolicy[Any]]] = {
+_POLICIES: dict[str, Callable[[], EvictionPolicy[Any]]] = {
     "lru": LruPolicy,
     "lfu": LfuPolicy,
     "lfru": LfruPolicy,

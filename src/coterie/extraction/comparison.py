@@ -17,8 +17,9 @@ from coterie.extraction.origin import files_beside, files_changed
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts
 from coterie.files.regular import read_bounded
-from coterie.quant import NATIVE, SCHEMES
+from coterie.quant import SCHEMES
 from coterie.spec import ExpertKey, RecordLayout
+from coterie.spec.encodings import NATIVE
 from coterie.store import DenseTensor, Problem, Store
 from coterie.store.names import MAX_SIDE_FILE_BYTES
 from coterie.store.verification import ProblemKind

@@ -22,8 +22,8 @@ from coterie.extraction.origin import SchemeOf
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts, one_scheme
 from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
-from coterie.quant import NATIVE
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
+from coterie.spec.encodings import NATIVE
 from coterie.store import BankWriter, DenseTensor, StoreWriter
 
 BUFFER_BYTES = 512 * 2**20

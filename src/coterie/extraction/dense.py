@@ -17,7 +17,8 @@ from coterie.files.stamps import check_unchanged, open_unchanged
 from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
-from coterie.quant import ALIGNMENT, NATIVE, StoredMatrix, lossy_scheme, stored_linear
+from coterie.quant import ALIGNMENT, StoredMatrix, lossy_scheme, stored_linear
+from coterie.spec.encodings import NATIVE
 from coterie.store import DenseTensor
 
 _PIECE = 4 * 2**20

@@ -15,8 +15,8 @@ from coterie.extraction.models import need_checkpoint
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.files.naming import BUNDLED, model_path
 from coterie.files.stamps import file_stamps, first_changed
-from coterie.quant import NATIVE
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
+from coterie.spec.encodings import NATIVE
 from coterie.store import Store
 from coterie.store.names import MANIFEST
 from coterie.store.syscalls import SystemCalls
@@ -179,12 +179,12 @@ class FetchingExperts:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def open_origin(store: Store, checkpoint: str | Path | None, *, offline: bool = False) -> Checkpoint:
+def open_origin(store: Store, source: str | Path | None, *, offline: bool = False) -> Checkpoint:
     """Opens the checkpoint that a store was made from.
 
     Args:
         store: The store; its manifest has the checkpoint's fingerprint.
-        checkpoint: Directory, Hub id or ``bundled``; None for the repository and commit that the manifest names.
+        source: Directory, Hub id or ``bundled``; None for the repository and commit that the manifest names.
         offline: Use only what is on this machine.
 
     Raises:
@@ -193,24 +193,24 @@ def open_origin(store: Store, checkpoint: str | Path | None, *, offline: bool = 
         CheckpointError: If it cannot be used.
     """
     facts, model = store.manifest.source, store.manifest.model
-    if checkpoint is None:
+    if source is None:
         if facts.revision is None and facts.name != BUNDLED:
             raise UsageError(
                 f"{store.path} was made from a directory named {facts.name!r}; where that is, a store does not know.",
                 advice="Pass its path as source; missing='fetch' reads from it what the store lacks.",
                 path=store.path,
             )
-        checkpoint = facts.name
-    need_checkpoint(checkpoint, "Give the checkpoint that the store was made from as source.")
-    is_directory = model_path(checkpoint).is_dir()
+        source = facts.name
+    need_checkpoint(source, "Give the checkpoint that the store was made from as source.")
+    is_directory = model_path(source).is_dir()
     opened = Checkpoint.open(
-        checkpoint, component=model.component, revision=None if is_directory else facts.revision, offline=offline
+        source, component=model.component, revision=None if is_directory else facts.revision, offline=offline
     )
     integrity = opened.integrity if is_directory else opened.integrity_given(model.identity)
     if integrity != facts.integrity or type(opened.skeleton).__name__ != model.class_name:
         made_from = facts.name if facts.revision is None else f"{facts.name} at {facts.revision}"
         raise LoadError(
-            f"{checkpoint} is not the checkpoint that {store.path} was made from ({made_from}): its fingerprint is "
+            f"{source} is not the checkpoint that {store.path} was made from ({made_from}): its fingerprint is "
             f"{integrity}, not {facts.integrity}.",
             advice="Pass the very checkpoint as source: the same repository, or an unchanged copy of the directory.",
             path=store.path,

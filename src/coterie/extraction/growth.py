@@ -21,8 +21,8 @@ from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError, StoreBusyError, StoreError
 from coterie.extraction.planning import bank_plans
 from coterie.extraction.quantising import record_layouts
-from coterie.quant import NATIVE
 from coterie.spec import BankKey, ExpertKey
+from coterie.spec.encodings import NATIVE
 from coterie.store import Store, StorePlan, StoreWriter, is_store
 from coterie.store.syscalls import SystemCalls
 

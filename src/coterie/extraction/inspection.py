@@ -8,19 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from coterie.checkpoint import Checkpoint, model_dtype, unread_tensors
 from coterie.extraction.models import store_path
 from coterie.extraction.stored_dense import dense_headers
 from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
-from coterie.hf.quantised import decoded_nbytes, encoding_of
-from coterie.plan.budget import context_nbytes, least_budget, margin_nbytes
-from coterie.plan.compiled import compiled_kernels_nbytes
+from coterie.plan.budget import divide, least_budget
 from coterie.plan.machine import process_memory
-from coterie.quant import NATIVE, dequantised_nbytes, linear_names, lossy_scheme
+from coterie.quant import linear_names, lossy_scheme
 from coterie.spec import RecordLayout, parse_bytes
+from coterie.spec.encodings import NATIVE
+from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
+from coterie.spec.parameters import checkpoint_encoding
 from coterie.store import Store
 from coterie.store.names import MANIFEST
 
@@ -100,7 +99,7 @@ class MemoryFit:
         process_nbytes: Taken by interpreter and libraries.
         dense_nbytes: Taken by everything that is not an expert.
         context: Tokens that the rest is for.
-        context_nbytes: Set aside for them: keys and values, activations, compiled kernels.
+        context_nbytes: Set aside for them: keys and values, activations, buffers, compiled kernels.
         margin_nbytes: Left free.
         expert_nbytes: Left for experts.
         experts: Experts that fit there, of those present.
@@ -170,7 +169,7 @@ class InspectReport:
         full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
         disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint.
         minimum_nbytes: The least budget for the process that can work, without any context: process, dense part, two
-            records.
+            records, and buffers.
         working_set_nbytes: Bytes that one token's experts take in all layers.
         ignored: Checkpoint tensors that transformers does not use.
         memory: What the budget that was asked about would hold.
@@ -229,27 +228,21 @@ def inspect(
 
 
 def memory_fit(
-    memory: int,
-    *,
-    dense_nbytes: int,
-    context: int,
-    context_nbytes: int,
-    record_sizes: list[int],
-    working_set_nbytes: int,
+    memory: int, footprint: Footprint, *, context: int, record_sizes: list[int], working_set_nbytes: int
 ) -> MemoryFit:
-    """What a budget would hold, divided as loading divides it (:func:`coterie.plan.budget.plan_memory`).
+    """What a budget would hold, divided as loading divides it.
 
     Args:
         memory: Budget for the process in bytes.
-        dense_nbytes: Bytes of everything that is not an expert.
+        footprint: What the model takes.
         context: Tokens to provide for.
-        context_nbytes: Bytes to set aside for them, margin not included.
         record_sizes: Bytes of the record of every expert present.
         working_set_nbytes: Bytes of one token's experts in all layers.
     """
-    process, margin = _process_nbytes(), margin_nbytes(memory)
-    rest = process + dense_nbytes + context_nbytes
-    left = max(0, memory - rest - margin)
+    process = _process_nbytes() + footprint.dense
+    plan = divide(memory, footprint, context, process=process)
+    minimum = least_budget(footprint, context, process=process)
+    left = max(0, plan.arena)
     experts = used = 0
     for nbytes in sorted(record_sizes):
         if used + nbytes > left:
@@ -259,16 +252,16 @@ def memory_fit(
     total = sum(record_sizes)
     return MemoryFit(
         memory=memory,
-        process_nbytes=process,
-        dense_nbytes=dense_nbytes,
+        process_nbytes=process - footprint.dense,
+        dense_nbytes=footprint.dense,
         context=context,
-        context_nbytes=context_nbytes,
-        margin_nbytes=margin,
+        context_nbytes=plan.rest - process,
+        margin_nbytes=plan.margin,
         expert_nbytes=left,
         experts=experts,
         share=used / total if total else 1.0,
-        enough=left >= _least_records(record_sizes),
-        minimum=least_budget(rest + _least_records(record_sizes)),
+        enough=memory >= minimum,
+        minimum=minimum,
         comfortable=left >= min(total, 2 * working_set_nbytes),
     )
 
@@ -276,11 +269,6 @@ def memory_fit(
 def _process_nbytes() -> int:
     """What the process takes without weights: as much as now, and what it comes to when a model is opened."""
     return max(PROCESS_NBYTES, process_memory().total)
-
-
-def _least_records(record_sizes: list[int]) -> int:
-    """Two slots of the largest record, or all records if they take less: one is computed on while one is read."""
-    return min(2 * max(record_sizes, default=0), sum(record_sizes))
 
 
 def _inspect_store(store: Store, budget: int | None) -> InspectReport:
@@ -306,7 +294,7 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         for bank in manifest.banks
     )
     files = sum(manifest.file_sizes.values())
-    dense_memory, decoding = _dequantised(store)
+    footprint = store_footprint(store)
     return _report(
         Model(
             kind="store",
@@ -321,59 +309,53 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         ),
         banks,
         dense_nbytes=sum(facts.nbytes for facts in manifest.dense),
-        dense_memory_nbytes=dense_memory,
         dense_scheme=manifest.dense_scheme,
-        decoding_nbytes=decoding,
+        footprint=footprint,
         disk_nbytes=files + (store.path / MANIFEST).stat().st_size,
         ignored=manifest.ignored,
         records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
         budget=budget,
-        context=None if budget is None else default_context_nbytes(*_store_model(store), budget),
+        context=default_context(_store_model(store)[1]),
     )
 
 
-def _store_model(store: Store) -> tuple[Any, torch.dtype, type[Any]]:
-    """Configuration, dtype and class of the model that a store holds."""
-    config = load_config(store.path)
-    model_class, part = resolve_model(config, store.manifest.model.component)
-    return part, model_dtype(part, dense_headers(store)), model_class
+def _store_model(store: Store) -> tuple[type[Any], Any]:
+    """Class and configuration of the model that a store holds."""
+    return resolve_model(load_config(store.path), store.manifest.model.component)
 
 
-def _dequantised(store: Store) -> tuple[int, int]:
-    """Bytes of the dense part in memory, and bytes that quantised experts take while they are computed with."""
+def store_footprint(store: Store) -> Footprint:
+    """What the model of a store takes in memory."""
     manifest = store.manifest
-    has_config = any(facts.file == "config.json" for facts in manifest.files)
-    quantisation = load_quantisation(store.path) if has_config else None
-    if not has_config:
-        return sum(facts.nbytes for facts in manifest.dense), 0
-    dtype = _store_model(store)[1]
-    if quantisation is None:
-        return sum(facts.nbytes for facts in manifest.dense), pair_nbytes(manifest.layouts.values(), dtype)
+    model_class, config = _store_model(store)
     tensors = dense_headers(store)
+    dtype = model_dtype(config, tensors)
     lossy = lossy_scheme(manifest.dense_scheme)
     pairs = {} if lossy is None else linear_names(tensors, lossy)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
     parts = [tensors.pop(name) for pair in pairs.values() for name in pair]
     dense = sum(part.nbytes for part in parts)
-    dense += sum(tensor.nbytes for tensor in unread_tensors(tensors, quantisation, dtype).values())
-    return dense, pair_nbytes(manifest.layouts.values(), dtype)
+    dense += sum(tensor.nbytes for tensor in unread_tensors(tensors, load_quantisation(store.path), dtype).values())
+    banks = {
+        bank.key: BankRecords(
+            layouts=Counter(manifest.layouts[record.layout] for record in bank.records.values()),
+            absent=bank.num_experts - len(bank.records),
+        )
+        for bank in manifest.banks
+    }
+    return Footprint.of(banks, dense=dense, shape=context_shape(config, dtype, model_class))
 
 
 def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
-    return tuple(sorted({str(encoding_of(layout)) for layout in layouts} - {"plain"}))
+    return tuple(sorted({found for layout in layouts if (found := checkpoint_encoding(layout))}))
 
 
-def pair_nbytes(layouts: Iterable[RecordLayout], dtype: torch.dtype) -> int:
-    """Bytes that quantised experts take while they are computed with: the largest one, twice."""
-    size = dtype.itemsize
-    return 2 * max((decoded_nbytes(one, size) + dequantised_nbytes(one, size) for one in layouts), default=0)
-
-
-def default_context_nbytes(config: Any, dtype: torch.dtype, model_class: type[Any], budget: int) -> tuple[int, int]:
-    """Tokens that loading provides for by default, and the bytes that it sets aside for them."""
-    tokens = default_context(config)
-    shape = context_shape(config, dtype, model_class)
-    return tokens, context_nbytes(shape, tokens, compiled_kernels=compiled_kernels_nbytes(budget))
+def checkpoint_footprint(checkpoint: Checkpoint) -> Footprint:
+    """What the model of a checkpoint takes in memory."""
+    banks = {key: BankRecords(layouts={bank.layout: bank.bank.num_experts}) for key, bank in checkpoint.banks.items()}
+    skeleton = checkpoint.skeleton
+    shape = context_shape(skeleton.config, checkpoint.dtype, type(skeleton))
+    return Footprint.of(banks, dense=checkpoint.dense_memory_nbytes, shape=shape, buffered_reads=READS_AT_ONCE)
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectReport:
@@ -411,16 +393,13 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         ),
         banks,
         dense_nbytes=checkpoint.dense_nbytes,
-        dense_memory_nbytes=checkpoint.dense_memory_nbytes,
         dense_scheme=NATIVE,
-        decoding_nbytes=pair_nbytes((bank.layout for bank in checkpoint.banks.values()), checkpoint.dtype),
+        footprint=checkpoint_footprint(checkpoint),
         disk_nbytes=sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out),
         ignored=ignored,
         records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
         budget=budget,
-        context=None
-        if budget is None
-        else default_context_nbytes(checkpoint.skeleton.config, checkpoint.dtype, type(checkpoint.skeleton), budget),
+        context=default_context(checkpoint.skeleton.config),
     )
 
 
@@ -429,29 +408,21 @@ def _report(
     banks: tuple[BankFacts, ...],
     *,
     dense_nbytes: int,
-    dense_memory_nbytes: int,
     dense_scheme: str,
-    decoding_nbytes: int,
+    footprint: Footprint,
     disk_nbytes: int,
     ignored: tuple[str, ...],
     records: list[int],
     budget: int | None,
-    context: tuple[int, int] | None,
+    context: int,
 ) -> InspectReport:
     working_set = sum(bank.working_set_nbytes for bank in banks)
     known = all(bank.record_nbytes for bank in banks if bank.experts)
     full = dense_nbytes + sum(bank.full_nbytes for bank in banks)
     experts, present = sum(bank.experts for bank in banks), sum(bank.present for bank in banks)
     fit = None
-    if budget is not None and context is not None:
-        fit = memory_fit(
-            budget,
-            dense_nbytes=dense_memory_nbytes,
-            context=context[0],
-            context_nbytes=context[1] + decoding_nbytes,
-            record_sizes=records,
-            working_set_nbytes=working_set,
-        )
+    if budget is not None:
+        fit = memory_fit(budget, footprint, context=context, record_sizes=records, working_set_nbytes=working_set)
     return InspectReport(
         model=model,
         complete=present == experts,
@@ -460,12 +431,12 @@ def _report(
         banks=banks,
         components=tuple(_component(name, banks) for name in sorted({bank.component for bank in banks})),
         dense_nbytes=dense_nbytes,
-        dense_memory_nbytes=dense_memory_nbytes,
+        dense_memory_nbytes=footprint.dense,
         dense_scheme=dense_scheme,
-        expert_nbytes=sum(records),
+        expert_nbytes=footprint.experts,
         full_nbytes=full if known else None,
         disk_nbytes=disk_nbytes,
-        minimum_nbytes=_process_nbytes() + dense_memory_nbytes + decoding_nbytes + _least_records(records),
+        minimum_nbytes=_process_nbytes() + footprint.dense + footprint.buffers + footprint.least_experts,
         working_set_nbytes=working_set,
         ignored=ignored,
         memory=fit,

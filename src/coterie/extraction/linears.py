@@ -14,9 +14,9 @@ import torch
 
 from coterie.checkpoint import TensorInfo, read_tensor
 from coterie.errors import CheckpointFileError, QuantisationError
-from coterie.hf.quantised import check_grid, dequantise_fp8
-from coterie.quant import ALIGNMENT, Scheme, StoredMatrix
+from coterie.quant import ALIGNMENT, Scheme, StoredMatrix, dequantise_fp8
 from coterie.spec import DTYPE_BYTES
+from coterie.spec.encodings import FP8
 from coterie.store import DenseTensor
 
 _VALUES = 2**20
@@ -116,7 +116,7 @@ def fp8_rows(
     """
     grid = read_tensor(scales)
     try:
-        if grid.dim() == 2 and check_grid(weight.shape, tuple(grid.shape)):
+        if grid.dim() == 2 and FP8.divides(weight.shape, tuple(grid.shape)):
             height = weight.shape[0] // len(grid)
             blocks = max(1, _VALUES // (height * weight.shape[1]))
             for number, part in enumerate(_bands(weight, height * blocks)):
@@ -145,10 +145,10 @@ def stored_rows(codes: TensorInfo, scales: TensorInfo, scheme: Scheme, dtype: to
     Raises:
         CheckpointFileError: If it cannot be read.
     """
-    columns = codes.shape[1] * scheme.codes_per_element
+    columns = codes.shape[1] * scheme.form.values_per_element
     height = max(1, _VALUES // columns)
     for pair in zip(_bands(codes, height), _bands(scales, height), strict=True):
-        yield scheme.dequantise(tuple(read_tensor(part) for part in pair), columns, dtype)
+        yield scheme.dequantise((read_tensor(pair[0]), read_tensor(pair[1])), columns, dtype)
 
 
 def _bands(info: TensorInfo, height: int) -> Iterator[TensorInfo]:

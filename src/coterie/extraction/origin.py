@@ -24,8 +24,9 @@ from coterie.hf.keymap import KeyMap, map_dense
 from coterie.hf.quantised import fold_names, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
-from coterie.quant import NATIVE, linear_names, lossy_scheme
-from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.quant import linear_names, lossy_scheme
+from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec.encodings import NATIVE
 from coterie.store import Bank, Store
 from coterie.store.manifest_json import manifest_bytes
 
@@ -35,7 +36,7 @@ SchemeOf = Callable[[ExpertKey], str]
 _TENSORS_PER_EXPERT = 6
 """More than any expert has: three matrices, each with a bias or scales."""
 
-_BY_SIZE = (NATIVE, "int8", "int4")
+_BY_SIZE = SCHEME_NAMES[::-1]
 
 
 @dataclass(kw_only=True)

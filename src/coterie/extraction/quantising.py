@@ -16,9 +16,10 @@ from coterie.errors import QuantisationError
 from coterie.extraction.origin import SchemeOf, stored_scheme
 from coterie.hf.banks import ExpertBank
 from coterie.hf.dtypes import TORCH_DTYPES
-from coterie.hf.quantised import FieldSteps, plan_fields
-from coterie.quant import NATIVE, FoundMatrix, Scheme, StoredMatrix, find_matrices, lossy_scheme
+from coterie.quant import Scheme, StoredMatrix, dequantise, lossy_scheme
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec.encodings import NATIVE
+from coterie.spec.parameters import StoredParameter, plan_record
 
 if TYPE_CHECKING:
     from coterie.store import Store
@@ -65,16 +66,14 @@ class BankQuantiser:
     Attributes:
         layout: Layout of what is made.
         stored: Layout of what it is made of.
-        steps: How each parameter comes out of the stored record.
-        others: Indices of the stored record's fields that are not of a scheme; positions in steps count these only.
+        parameters: How the stored record has each parameter.
         dtypes: Dtype of each parameter in the model.
         matrices: The parameters that are quantised; the others (biases) stay as they are.
     """
 
     layout: RecordLayout
     stored: RecordLayout
-    steps: tuple[FieldSteps | FoundMatrix, ...]
-    others: tuple[int, ...]
+    parameters: Mapping[str, StoredParameter]
     dtypes: Mapping[str, torch.dtype]
     matrices: Mapping[str, StoredMatrix] = field(default_factory=dict)
 
@@ -82,12 +81,7 @@ class BankQuantiser:
     def of(cls, bank: ExpertBank, stored: RecordLayout, scheme: Scheme) -> BankQuantiser:
         """For the records of one layout of a bank."""
         transposed = "transposed" in bank.variant
-        found = find_matrices(stored, bank.parameters)
-        taken = {position for one in found.values() for position in one.positions}
-        others = tuple(index for index in range(len(stored.fields)) if index not in taken)
-        rest = replace(stored, fields=tuple(stored.fields[index] for index in others))
-        plain = {name: shape for name, shape in bank.parameters.items() if name not in found}
-        steps = {step.parameter: step for step in plan_fields(rest, plain, str(bank.key))}
+        parameters = plan_record(stored, bank.parameters, str(bank.key))
         matrices = {
             name: StoredMatrix(parameter=name, shape=shape, scheme=scheme, transposed=transposed)
             for name, shape in bank.parameters.items()
@@ -97,7 +91,7 @@ class BankQuantiser:
         for name in bank.parameters:
             matrix = matrices.get(name)
             if matrix is None:
-                place = rest.fields[steps[name].position]
+                place = stored.fields[parameters[name].positions[0]]
                 fields.append((place.name, place.dtype, place.shape))
             else:
                 fields += matrix.fields()
@@ -106,8 +100,7 @@ class BankQuantiser:
         return cls(
             layout=RecordLayout.build(name, fields),
             stored=stored,
-            steps=tuple(found[name] if name in found else steps[name] for name in bank.parameters),
-            others=others,
+            parameters=parameters,
             dtypes=bank.dtypes,
             matrices=matrices,
         )
@@ -124,28 +117,18 @@ class BankQuantiser:
             .view(place.shape)
             for place in self.stored.fields
         )
-        others = tuple(tensors[index] for index in self.others)
         places = iter(self.layout.fields)
-        for (name, dtype), step in zip(self.dtypes.items(), self.steps, strict=True):
-            for part in self._fields(key, name, step, tensors, others, dtype):
+        for name in self.dtypes:
+            for part in self._fields(key, name, tensors):
                 place = next(places)
                 record[place.offset : place.offset + place.nbytes] = part.view(-1).view(torch.uint8).numpy().data
 
-    def _fields(
-        self,
-        key: ExpertKey,
-        name: str,
-        step: FieldSteps | FoundMatrix,
-        tensors: Sequence[torch.Tensor],
-        others: Sequence[torch.Tensor],
-        dtype: torch.dtype,
-    ) -> tuple[torch.Tensor, ...]:
+    def _fields(self, key: ExpertKey, name: str, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """What is stored of one parameter."""
-        if isinstance(step, FoundMatrix):
-            return self._parts(key, self.matrices[name], step.decode(tensors, dtype))
+        stored = self.parameters[name]
         if name not in self.matrices:
-            return (others[step.position],)
-        return self._parts(key, self.matrices[name], step.decode(others, dtype))
+            return (tensors[stored.positions[0]],)
+        return self._parts(key, self.matrices[name], dequantise(stored, tensors, self.dtypes[name]))
 
     def _parts(self, key: ExpertKey, matrix: StoredMatrix, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         try:

@@ -15,8 +15,9 @@ from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
 from coterie.extraction.stored_dense import dense_files
 from coterie.files.naming import check_new_name
-from coterie.quant import NATIVE, lossy_scheme
+from coterie.quant import lossy_scheme
 from coterie.spec import BankKey
+from coterie.spec.encodings import NATIVE
 from coterie.store import Store
 from coterie.store.syscalls import SystemCalls
 

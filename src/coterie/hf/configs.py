@@ -146,6 +146,16 @@ def resolve_model(config: PreTrainedConfig, component: str | None) -> tuple[type
     return found, part
 
 
+def parts_of(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig
+) -> list[tuple[type[PreTrainedModel] | None, Any]]:
+    """Each component of a whole model with its class, None where that is not known; else the model itself."""
+    parts = {name: part for name in COMPONENTS if (part := getattr(config, f"{name}_config", None)) is not None}
+    if not parts:
+        return [(model_class, config)]
+    return [(_model_class(_component_class(model_class.__name__, name)), part) for name, part in parts.items()]
+
+
 def _model_class(name: str) -> type[PreTrainedModel] | None:
     """The model class that transformers has under a name."""
     import transformers

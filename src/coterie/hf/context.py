@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coterie.hf.configs import COMPONENTS
+from coterie.hf.configs import COMPONENTS, parts_of
+from coterie.hf.last_logits import can_be_given, makes_all
 from coterie.hf.releases import broken
-from coterie.spec import ContextShape
+from coterie.spec import LAST_POSITIONS, ContextShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -43,6 +43,7 @@ def model_context(config: PreTrainedConfig) -> int | None:
 def context_shape(config: PreTrainedConfig, dtype: torch.dtype, model_class: type[PreTrainedModel]) -> ContextShape:
     """The dimensions that memory in use depends on; for several parts, the largest of each (caches are added up)."""
     parts = text_configs(config)
+    classes = parts_of(model_class, config)
     itemsize = dtype.itemsize
     return ContextShape(
         hidden=max(_needed(p, "hidden_size", "d_model", "n_embd") for p in parts),
@@ -61,7 +62,11 @@ def context_shape(config: PreTrainedConfig, dtype: torch.dtype, model_class: typ
         vocabulary=max(_needed(p, "vocab_size") for p in parts),
         itemsize=itemsize,
         score_heads=max(_heads(p) if _makes_scores(p, model_class) else 0 for p in parts),
-        all_logits="logits_to_keep" not in inspect.signature(model_class.forward).parameters,
+        last_positions=LAST_POSITIONS if any(one is not None and can_be_given(one) for one, _ in classes) else 1,
+        all_logits=max(
+            _needed(part.get_text_config(decoder=True), "vocab_size") if one is None or makes_all(one) else 0
+            for one, part in classes
+        ),
         encoder_per_token=_encoder_per_token(config, itemsize),
     )
 

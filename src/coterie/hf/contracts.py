@@ -197,6 +197,27 @@ def _sizes_are_named_as_they_were() -> None:
     expect(bool(model_context(model.config)), "Configurations have no max_position_embeddings.")
 
 
+def _generation_asks_for_the_last_logits() -> None:
+    from transformers import GenerationMixin, Qwen3OmniMoeThinkerForConditionalGeneration
+
+    from coterie.hf.last_logits import PARAMETER, can_be_given, output_head
+
+    model = tiny_skeleton()
+    expect(output_head(model) is model.lm_head, "The head of the tiny model is not found.")
+    expect(can_be_given(Qwen3OmniMoeThinkerForConditionalGeneration), "The thinker does not end in an lm_head.")
+    asks = GenerationMixin._supports_logits_to_keep
+    known: Any = inspect.signature(lambda **kwargs: None)
+    parameter = inspect.Parameter(PARAMETER, inspect.Parameter.KEYWORD_ONLY, default=0)
+
+    def forward(**kwargs: Any) -> None:
+        """Takes anything."""
+
+    model.__dict__["forward"] = forward
+    expect(not asks(model), "A forward that takes anything counts as one that takes logits_to_keep.")
+    forward.__dict__["__signature__"] = known.replace(parameters=[parameter, *known.parameters.values()])
+    expect(asks(model), "A signature with logits_to_keep does not count.")
+
+
 def _recorders_are_known() -> None:
     from transformers import Qwen3MoeForCausalLM
 
@@ -234,6 +255,8 @@ CONTRACTS: tuple[Contract, ...] = (
              follower="coterie.integration.growing_cache", check=_a_plain_layer_is_its_keys_and_values),
     Contract(name="configurations name sizes as they did", protects=MEMORY, follower="coterie.hf.context",
              check=_sizes_are_named_as_they_were),
+    Contract(name="generation asks for the last logits", protects=MEMORY, follower="coterie.hf.last_logits",
+             check=_generation_asks_for_the_last_logits, essential=False),
     Contract(name="recorded outputs leave known hooks", protects=SPEED, follower="coterie.hf.recorders",
              check=_recorders_are_known, essential=False),
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from coterie.integration.attach import Attachment
 from coterie.integration.guards import install_guards
 from coterie.integration.linear import QuantisedLinear, QuantisedLinears, round_as_stock
-from coterie.integration.missing import Missing, check_missing
 from coterie.integration.norms import quicken_norms
 from coterie.integration.quantizer import StreamingConfig, forget, register
 from coterie.integration.token_forwards import quicken_tokens
@@ -11,12 +10,10 @@ from coterie.integration.token_layer import TokenLayer
 
 __all__ = [
     "Attachment",
-    "Missing",
     "QuantisedLinear",
     "QuantisedLinears",
     "StreamingConfig",
     "TokenLayer",
-    "check_missing",
     "forget",
     "install_guards",
     "quicken_norms",

@@ -14,17 +14,19 @@ from coterie.errors import LoadError
 from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.caches import let_go_of_kept
 from coterie.hf.configs import check_architecture
+from coterie.hf.last_logits import output_head
 from coterie.integration.adapters import Workplace, adapt
 from coterie.integration.linear import QuantisedLinears
-from coterie.integration.missing import Missing, adapt_block
+from coterie.integration.missing import adapt_block
 from coterie.kernels import StackedProduct, TokenKernel
 from coterie.passes.admission import Admission
 from coterie.passes.bank import StreamedBank
 from coterie.passes.clock import StepClock
 from coterie.passes.decoder import bank_decoders
+from coterie.passes.last_logits import give_parameter
 from coterie.passes.lookahead import LookAhead
 from coterie.passes.order import LayerOrder
-from coterie.spec import BankKey, ExpertSource, Observer, Prefetch
+from coterie.spec import BankKey, ExpertSource, Missing, Observer, Prefetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,6 +96,9 @@ class Attachment:
             self.linears.replace(model)
         # Layers of the same shape share one.
         kernels = (functools.cache(TokenKernel), functools.cache(StackedProduct))
+        parts = {id(part): part for part in (model, *(_component_module(model, bank) for bank in banks))}
+        for part in parts.values():
+            give_parameter(part)
         for bank in banks:
             component = bank.key.component
             if component not in self.clocks:
@@ -101,7 +106,9 @@ class Attachment:
                     component, self.observers, Admission(functools.partial(let_go_of_kept, model))
                 )
                 self.orders[component] = LayerOrder()
-                self.clocks[component].install(_component_module(model, bank))
+                part = _component_module(model, bank)
+                makes_logits = output_head(part if component != "decoder" else model) is not None
+                self.clocks[component].install(part, makes_logits=makes_logits)
                 if self._prefetch != "off":
                     self.ahead[component] = LookAhead(self.clocks[component], self._prefetch)
             first, *twins = (self._stream(model, place, kernels) for place in (bank, *map(bank.at, bank.tied)))

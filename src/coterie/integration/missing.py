@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from typing import Literal, get_args
 
 import torch
 from torch import nn
 
-from coterie.errors import UsageError
 from coterie.hf.banks import ExpertBank
 from coterie.passes.bank import MissingPolicy
 from coterie.routing import (
@@ -22,15 +20,7 @@ from coterie.routing import (
     router_rows,
     substitution_table,
 )
-
-Missing = Literal["error", "mask", "drop", "nearest", "fetch"]
-"""What to do when an absent expert would be routed to. With ``fetch`` no expert is absent here: the source has all."""
-
-
-def check_missing(missing: str | None) -> None:
-    """Raises UsageError unless ``missing`` is None or a known policy."""
-    if missing is not None and missing not in get_args(Missing):
-        raise UsageError.unknown("missing policy", missing, get_args(Missing))
+from coterie.spec import Missing
 
 
 def adapt_block(

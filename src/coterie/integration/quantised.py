@@ -104,13 +104,13 @@ class QuantisedExperts:
 
     def token_experts(self) -> TokenExperts | None:
         """For a decode step, by one call; None where experts are absent or their records differ."""
-        layouts, shelf = self._decoder.by_layout, self._streamed.shelf
-        if self._streamed.missing is not None or shelf is None or len(layouts) != 1:
+        layouts, view = self._decoder.by_layout, self._streamed.view
+        if self._streamed.missing is not None or view is None or len(layouts) != 1:
             return None
         ((layout, decoder),) = layouts.items()
-        a, b, c, d = (layout.fields[i].offset for name in (_UP, _DOWN) for i in decoder.matrices[name].positions)
-        berths = shelf.berths(self._kernel.library, layout)
-        return TokenExperts(self._streamed, shelf, native.TokenExperts(self._kernel, berths, (a, b, c, d)))
+        a, b, c, d = (layout.fields[i].offset for name in (_UP, _DOWN) for i in decoder.parameters[name].positions)
+        addresses = view.addresses(self._kernel.library, layout)
+        return TokenExperts(self._streamed, view, native.TokenExperts(self._kernel, addresses, (a, b, c, d)))
 
     def _locate(self, expert: int, tensors: Tensors) -> tuple[int, int, int, int, int]:
         decoder = self._decoder.of(self._streamed.keys[expert])
@@ -128,7 +128,7 @@ class QuantisedExperts:
                 advice="The store has changed since it was opened; open it again.",
                 key=key,
             )
-        up, down = (tuple(tensors[i] for i in decoder.matrices[name].positions) for name in (_UP, _DOWN))
+        up, down = (tuple(tensors[i] for i in decoder.parameters[name].positions) for name in (_UP, _DOWN))
         _, *places = self._kernel.locate(expert, up, down)
         first = tensors[0].data_ptr()
         a, b, c, d = (place - first for place in places)
@@ -146,8 +146,8 @@ def _kernel(loaded: Library, scheme: str, activation: str, num_experts: int, wid
 
 def scheme_of(decoder: FieldDecoder) -> str | None:
     """The one scheme in which a record holds both matrices as [outputs, inputs]; None if it is otherwise."""
-    found = [decoder.matrices.get(name) for name in (_UP, _DOWN)]
-    schemes = {None if one is None or one.matrix.transposed else one.matrix.scheme.name for one in found}
+    found = [decoder.parameters[name] for name in (_UP, _DOWN)]
+    schemes = {None if one.encoding is None or one.transposed else one.encoding.name for one in found}
     return schemes.pop() if len(schemes) == 1 else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from coterie import native
-from coterie.cache import Shelf
+from coterie.cache import BankView
 from coterie.native import Passage
 from coterie.passes.bank import StreamedBank
 from coterie.passes.contributions import Written
@@ -16,13 +16,13 @@ class TokenExperts:
 
     Args:
         streamed: The bank, connected, none of whose experts is absent.
-        shelf: Its experts in the cache.
+        view: Its experts in the cache.
         computed: Computes them.
     """
 
-    def __init__(self, streamed: StreamedBank, shelf: Shelf, computed: native.TokenExperts) -> None:
+    def __init__(self, streamed: StreamedBank, view: BankView, computed: native.TokenExperts) -> None:
         self._streamed = streamed
-        self._shelf = shelf
+        self._view = view
         self._computed = computed
 
     def compute(self, passage: Passage) -> torch.Tensor | None:
@@ -41,13 +41,13 @@ class TokenExperts:
         now = streamed.now()
         if now.limit is not None or not streamed.may_hold(now) or not self._computed.there(passage):
             return None
-        self._shelf.turn()
+        self._view.turn(now.consumer)
         streamed.look_ahead()
         whole = self._computed.compute(passage, norms=now.contributions)
         if whole is not None:
             results = passage.results
             ids: list[int] = results.ids.tolist()[0] if passage.rows == 1 else streamed.experts_in(results.ids)
-            self._shelf.note(ids)
+            self._view.note(ids)
             if now.observers:
                 streamed.chosen(now, results.ids, results.weights)
             streamed.served_from_memory(len(ids), 0, Written(results.norms) if now.contributions else None)

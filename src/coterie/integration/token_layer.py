@@ -17,6 +17,7 @@ from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.growing_cache import extend
 from coterie.integration.linear import QuantisedLinear
 from coterie.integration.norms import NativeForward
+from coterie.integration.padding import padding_by
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
 from coterie.native import (
@@ -70,7 +71,7 @@ class _Round:
     def padding_by(self, mask: torch.Tensor) -> list[int] | None:
         """What a mask hides, looked for once."""
         if self.mask is not mask:
-            self.mask, self.padding = mask, _padding_by(mask)
+            self.mask, self.padding = mask, padding_by(mask)
         return self.padding
 
 
@@ -325,17 +326,6 @@ class TokenLayer:
         if rows == 1 or self._token_experts is None or self._place in now.with_changed_experts:
             return None
         return now if mask is None or len(now.padding_by(mask) or ()) == rows else None
-
-
-def _padding_by(mask: torch.Tensor) -> list[int] | None:
-    """How many tokens at the beginning of each row are hidden by a mask [T, 1, 1, tokens]; None if others are."""
-    if mask.shape[1:3] != (1, 1):
-        return None
-    seen = mask[:, 0, 0]
-    hidden = seen.int().argmax(dim=1)
-    # From the first token that is seen on, all are.
-    whole = (seen.sum(dim=1) + hidden == seen.shape[1]) & seen[:, -1]
-    return hidden.tolist() if whole.all() else None
 
 
 def _carried(kwargs: dict[str, Any]) -> _Carried | None:

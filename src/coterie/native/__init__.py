@@ -4,13 +4,13 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 ``coterie.quant`` computes the same with torch. Shape suffixes: M rows, N outputs, K inputs.
 """
 
+from coterie.native.addresses import Addresses
 from coterie.native.attention import attention_served, rotate, token_attention
-from coterie.native.berths import Berths
 from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise, quantise
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
 from coterie.native.layer import LayerNorm, LayerParts, LayerRouter, NativeLayer
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
-from coterie.native.matmul import SCHEMES, PackedMatrix
+from coterie.native.matmul import PART_DTYPES, SCHEMES, PackedMatrix
 from coterie.native.new_memory import touch_when_idle
 from coterie.native.openmp import SETTINGS as WAITING_SETTINGS
 from coterie.native.openmp import Crowd, Waiting, turns_for_long, waiting, waiting_words
@@ -33,12 +33,13 @@ __all__ = [
     "DEQUANTISED_TO",
     "LEVELS",
     "MOST_ROWS",
+    "PART_DTYPES",
     "QUANTISED_FROM",
     "SCHEMES",
     "STAGES",
     "VARIABLE",
     "WAITING_SETTINGS",
-    "Berths",
+    "Addresses",
     "Crowd",
     "ExpertsKernel",
     "ExpertsPass",

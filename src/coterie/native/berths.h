@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-/* Mirrored in berths.py. */
+/* Mirrored in addresses.py. */
 typedef struct {
     /* Of the record, or 0 where the expert is not in memory. */
     int64_t address;

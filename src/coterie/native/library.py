@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shlex
+import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import torch
 
 from coterie.errors import UnsupportedError, UsageError
+from coterie.native import build
 from coterie.native.build import LIBRARY, fingerprint
 from coterie.native.openmp import runtime_symbols
 
@@ -32,6 +35,9 @@ def levels_of(machine: str) -> tuple[str, ...]:
 
 LEVELS = levels_of(platform.machine())
 """Levels of this architecture: AVX2 with FMA, AVX-512 with BF16, AMX; or NEON, and that with dot products."""
+
+_BUILT_BY = f"A C compiler builds it: {shlex.join([sys.executable, build.__file__])}"
+"""What to do about a library that is not there. The sources are in every wheel."""
 
 VARIABLE = "COTERIE_CPU_CAPABILITY"
 """Environment variable that lowers the level."""
@@ -143,13 +149,13 @@ def _at(level: str) -> Library:
 def _load() -> Library | str:
     wanted = _level_of(os.environ.get(VARIABLE) or LEVELS[-1])
     if not LIBRARY.exists():
-        return f"{LIBRARY.name} was not built: installing Coterie where there is a C compiler builds it."
+        return f"This installation has no {LIBRARY.name}. {_BUILT_BY}"
     try:
         functions = opened(LIBRARY)
     except (OSError, AttributeError) as error:
-        return f"{LIBRARY} cannot be loaded: {error}"
+        return f"{LIBRARY} cannot be loaded: {error}. {_BUILT_BY}"
     if functions.coterie_fingerprint().decode() != fingerprint():
-        return f"{LIBRARY} was built from other sources: install Coterie again."
+        return f"{LIBRARY} was built from other sources. {_BUILT_BY}"
     return Library(functions, int(functions.coterie_level(wanted)), _share_threads(functions))
 
 

@@ -6,16 +6,19 @@ import torch
 
 from coterie.errors import UsageError
 from coterie.native.library import Library
+from coterie.spec.encodings import SCHEME_FORMATS, group_size
 
 SCHEMES = ("int4", "int8")
 """Schemes that the library computes with; their order is that of the C code."""
 
-_CODES = {"int4": torch.uint8, "int8": torch.int8}
+PART_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16}
+"""Dtypes of codes and scales by the names that safetensors gives them."""
 
 
 def group_of(columns: int) -> int | None:
     """How many weights of a row share a scale, or None for rows that the library does not serve."""
-    return 64 if columns % 64 == 0 else 32 if columns % 32 == 0 else None
+    size = group_size(columns)
+    return size if columns % size == 0 else None
 
 
 class PackedMatrix:
@@ -39,7 +42,7 @@ class PackedMatrix:
     def __init__(self, library: Library, scheme: str, codes: torch.Tensor, scales: torch.Tensor) -> None:
         if codes.dim() != 2:
             raise UsageError(f"Codes must be a matrix, not {list(codes.shape)}.", got=list(codes.shape))
-        columns = codes.shape[1] * (2 if scheme == "int4" else 1)
+        columns = codes.shape[1] * (SCHEME_FORMATS[scheme].values_per_element if scheme in SCHEMES else 1)
         if not self.served(library, scheme, columns):
             raise UsageError(f"Rows of {columns} weights in scheme {scheme!r} are not served.", columns=columns)
         self.shape = (codes.shape[0], columns)
@@ -98,13 +101,9 @@ def check_fields(scheme: str, shape: tuple[int, int], codes: torch.Tensor, scale
     Raises:
         UsageError: If not.
     """
-    rows, columns = shape
-    groups = (rows, columns // (group_of(columns) or columns))
-    wanted = (
-        ("codes", codes, _CODES[scheme], (rows, columns // 2 if scheme == "int4" else columns)),
-        ("scales", scales, torch.bfloat16, (*groups, 2) if scheme == "int4" else groups),
-    )
-    for name, tensor, dtype, size in wanted:
+    wanted = zip(("codes", "scales"), (codes, scales), SCHEME_FORMATS[scheme].parts(*shape), strict=True)
+    for name, tensor, (stored, size) in wanted:
+        dtype = PART_DTYPES[stored]
         if tensor.dtype != dtype or tuple(tensor.shape) != size or not tensor.is_contiguous():
             got = f"{tensor.dtype} {list(tensor.shape)}, strides {list(tensor.stride())}"
             raise UsageError(f"The {name} of {scheme} must be contiguous {dtype} {list(size)}, not {got}.", got=got)

@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from coterie.errors import UsageError
-from coterie.native.berths import Berths
+from coterie.native.addresses import Addresses
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel
 from coterie.native.matmul import SCHEMES, group_of
 from coterie.native.passage import Passage
@@ -26,25 +26,27 @@ class TokenExperts:
 
     Args:
         kernel: What would compute them for any number of tokens.
-        berths: Where they are. All records are alike.
+        addresses: Where they are. All records are alike.
         places: Where the fields are in a record.
 
     Raises:
-        UsageError: If there are more or fewer berths than experts.
+        UsageError: If there are more or fewer addresses than experts.
     """
 
-    def __init__(self, kernel: ExpertsKernel, berths: Berths, places: Places) -> None:
-        if berths.count != kernel.num_experts:
-            raise UsageError(f"There are {berths.count} berths for {kernel.num_experts} experts.", got=berths.count)
+    def __init__(self, kernel: ExpertsKernel, addresses: Addresses, places: Places) -> None:
+        if addresses.count != kernel.num_experts:
+            raise UsageError(
+                f"There are {addresses.count} addresses for {kernel.num_experts} experts.", got=addresses.count
+            )
         library = kernel.library
         functions = library.functions
         if functions.coterie_token_bank_bytes() != ctypes.sizeof(_Bank):
             raise AssertionError("token_experts.h and its mirror differ")
-        self._berths = berths  # held, because C is given its address
+        self._addresses = addresses  # held, because C is given its address
         self._bank = _Bank(
             scheme=SCHEMES.index(kernel.scheme), level=library.level, activation=ACTIVATIONS.index(kernel.activation),
             width=kernel.width, inner=kernel.inner, width_group=group_of(kernel.width),
-            inner_group=group_of(kernel.inner), experts=kernel.num_experts, berths=berths.address, places=places,
+            inner_group=group_of(kernel.inner), experts=kernel.num_experts, berths=addresses.address, places=places,
         )  # fmt: skip
         self._address = ctypes.addressof(self._bank)
         self._row_nbytes = 4 * kernel.width + 2 * kernel.inner

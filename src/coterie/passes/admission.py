@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.errors import ContextLengthError, UnsupportedError
 from coterie.hf.caches import caches_in, empty, reserved_length
 from coterie.passes.forward_call import ForwardCall
+from coterie.passes.logits_room import LogitsRoom
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,15 +38,21 @@ _LARGER = "open the model with a larger max_context."
 
 
 class Admitted:
-    """A forward pass that was let in. One that an interrupt has lost counts no longer once it is collected."""
+    """A forward pass that was let in. One that an interrupt has lost counts no longer once it is collected.
+
+    Args:
+        call: The pass.
+        size: Tokens of memory that its sequences take when it is over.
+        tokens: Tokens whose activations it takes; its own, or more where it is asked for many logits.
+    """
 
     __slots__ = ("__weakref__", "call", "size", "thread", "tokens")
 
-    def __init__(self, call: ForwardCall, size: int) -> None:
+    def __init__(self, call: ForwardCall, size: int, tokens: int) -> None:
         self.call = call
         self.size = size
         self.thread = threading.get_ident()
-        self.tokens = call.batch * call.tokens
+        self.tokens = tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +76,13 @@ class Admission:
 
     Args:
         make_room: Has transformers let go of caches that it keeps for later; called before anything is refused.
+
+    Attributes:
+        logits: What there is for logits of many positions; None where nothing bounds them.
     """
 
     def __init__(self, make_room: Callable[[], None] | None = None) -> None:
+        self.logits: LogitsRoom | None = None
         self._make_room = make_room or _nothing
         self._lock = threading.Lock()
         self._passes: list[weakref.ref[Admitted]] = []
@@ -87,9 +98,12 @@ class Admission:
             most: Tokens that the memory budget was made for.
 
         Raises:
-            ContextLengthError: If the pass is longer than that by itself, or there is no room and none will come.
+            ContextLengthError: If the pass is longer than that by itself, its logits are more than there is room for,
+                or there is no room and none will come.
         """
-        mine = Admitted(call, self._size(call, most))
+        size = self._size(call, most)
+        tokens = call.batch * call.tokens
+        mine = Admitted(call, size, tokens if self.logits is None else self.logits.tokens(call, most))
         collected = False
         while not self._try(mine, most):
             if not collected:

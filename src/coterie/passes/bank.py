@@ -11,7 +11,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from coterie.cache import ExpertCache, Held, Lease, LeaseStats, Shelf, Tensors
+from coterie.cache import BankView, ExpertCache, Held, Lease, LeaseStats, Tensors
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
 from coterie.passes.clock import StepClock
@@ -90,8 +90,7 @@ class StreamedBank:
         all_fit: Whether no expert is ever evicted.
         batch_nbytes: Bytes of experts in memory that are best computed with at once: so little of the cache that there
             is room for reading meanwhile.
-        shelf: The experts in the cache, once there is one.
-        try_hold: Holds experts by id if all of them are resident; see :meth:`Shelf.try_hold`.
+        view: The experts in the cache, once there is one.
         order: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
             done is used for guessing what comes next.
@@ -110,16 +109,14 @@ class StreamedBank:
         self.decodes = False
         self.all_fit = False
         self.batch_nbytes = 0
-        self.shelf: Shelf | None = None
-        self.try_hold: Callable[[Sequence[int]], Held | None] = self._unconnected
+        self.view: BankView | None = None
         self.order: LayerOrder | None = None
         self.look_ahead: Callable[[], None] = _nothing
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
         """Gives the bank its cache, and what makes parameters of the records in it."""
         self._cache = cache
-        self.shelf = cache.shelf(self.bank.key, self.bank.num_experts)
-        self.try_hold = self.shelf.try_hold
+        self.view = cache.view(self.bank.key, self.bank.num_experts)
         self.all_fit = cache.total_bytes <= cache.capacity
         self.batch_nbytes = min(cache.capacity // _BATCHES, _BATCH_NBYTES)
         self.decodes = decoder.changes
@@ -171,18 +168,24 @@ class StreamedBank:
         """Ascending ids of the experts with weights that are among these ids."""
         return [expert for expert in torch.unique(index_TK).tolist() if expert < self.bank.num_experts]
 
+    def try_hold(self, experts: Sequence[int]) -> Held | None:
+        """Holds experts by id if all of them are resident; see :meth:`BankView.try_hold`."""
+        if self.view is None:
+            self._unconnected()
+        return self.view.try_hold(experts, self.now().consumer)
+
     def lease(self, experts: Iterable[int], *, ordered: bool = False) -> Lease:
         """A lease of experts by id; ``ordered`` yields them in this order.
 
         A prompt's also says what it will ask for next.
         """
         if self._cache is None:
-            self._unconnected(experts)
+            self._unconnected()
         keys, now = [self.keys[expert] for expert in experts], self.now()
-        then: Iterable[ExpertKey] = ()
+        upcoming: Iterable[ExpertKey] = ()
         if not now.decode and self.order is not None:
-            then = self.order.reached(self.bank.path, now.number, len(keys))
-        return self._cache.lease(keys, ordered=ordered, phase=now.phase, then=then)
+            upcoming = self.order.reached(self.bank.path, now.number, len(keys))
+        return self._cache.lease(keys, consumer=now.consumer, ordered=ordered, phase=now.phase, upcoming=upcoming)
 
     @property
     def decoder(self) -> BankDecoder | None:
@@ -219,7 +222,7 @@ class StreamedBank:
         if now.observers:
             self._report(now, stats, absent, noted)
 
-    def _unconnected(self, experts: object) -> NoReturn:
+    def _unconnected(self) -> NoReturn:
         raise LoadError(f"{self.bank.path} was run before its experts were connected.", module=self.bank.path)
 
     def chosen(self, now: Pass, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:

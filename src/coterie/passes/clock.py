@@ -19,6 +19,7 @@ from coterie.passes.current import Pass, carried, current, drop_carried, phase_o
 from coterie.passes.forward_call import CallReader, ForwardCall
 from coterie.passes.forwards import Covering, Forward, install
 from coterie.passes.limit import ExpertLimit
+from coterie.passes.logits_room import LogitsRoom
 from coterie.passes.losses import LossMeter
 from coterie.passes.neighbours import process_neighbours
 from coterie.spec import Observer, Phase, StepEnded, StepStarted
@@ -44,6 +45,7 @@ class StepClock:
         self.tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
         self._numbers = itertools.count()
         self._admission = admission or Admission()
+        self._makes_logits = False
         self._lock = threading.Lock()
 
     def now(self) -> Pass:
@@ -56,8 +58,24 @@ class StepClock:
         now = current(self.component)
         return now if now.watch is self else unwatched(self.component, self.observers, self.limit)
 
-    def install(self, module: nn.Module) -> None:
-        """Watches the forward passes of ``module``, the component's outermost module."""
+    def provide(self, max_context: int | None, logits: LogitsRoom | None) -> None:
+        """Says what the memory budget was made for: more is refused from now on.
+
+        Args:
+            max_context: Tokens (sequences × length); None for no limit.
+            logits: What there is for logits; None where nothing bounds them, or none are made of a vocabulary.
+        """
+        self.max_context = max_context
+        self._admission.logits = logits if self._makes_logits else None
+
+    def install(self, module: nn.Module, *, makes_logits: bool = False) -> None:
+        """Watches forward passes.
+
+        Args:
+            module: The component's outermost module.
+            makes_logits: Whether logits of the whole vocabulary are made of what it computes.
+        """
+        self._makes_logits = makes_logits
         # A hook would do, at twice the price: with one, torch takes a slower way through every call.
         install(module, "pass", _Watched(self, module))
 

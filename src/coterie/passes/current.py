@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
+from coterie.cache import Consumer
 from coterie.native import PassMemory
 from coterie.passes.limit import ExpertLimit
 from coterie.passes.losses import LossMeter
@@ -38,6 +39,7 @@ class Pass:
         observers: Who is told; those that are added to it meanwhile, too.
         limit: Leaves out some of the experts that routers choose; None where nobody asked for that.
         watch: Who made it.
+        consumer: As whom the cache is asked for experts; that of the thread, if it is not given.
         states: What collaborators keep, where that outlasts the pass.
 
     Attributes:
@@ -51,14 +53,15 @@ class Pass:
         observers: Those given.
         limit: That given.
         watch: That given.
+        consumer: As whom the cache is asked for experts.
         contributions: Whether an observer wants to know what experts contribute.
         losses: Measures how well tokens were predicted; None where no observer wants to know.
         outer: The pass that this one began in; None before it has begun, and for that of a thread.
     """
 
     __slots__ = (
-        "_memory", "_pending", "_states", "batch", "cached", "component", "contributions", "decode", "limit", "losses",
-        "number", "observers", "outer", "phase", "tokens", "watch",
+        "_memory", "_pending", "_states", "batch", "cached", "component", "consumer", "contributions", "decode",
+        "limit", "losses", "number", "observers", "outer", "phase", "tokens", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -73,12 +76,14 @@ class Pass:
         observers: Sequence[Observer] = (),
         limit: ExpertLimit | None = None,
         watch: object = None,
+        consumer: Consumer | None = None,
         states: MutableMapping[Any, Any] | None = None,
     ) -> None:
         self.number, self.component = number, component
         self.phase, self.decode = phase, phase == "decode"
         self.batch, self.tokens, self.cached = batch, tokens, cached
         self.observers, self.limit, self.watch = observers, limit, watch
+        self.consumer = consumer or _thread.consumer
         self.contributions = any(getattr(observer, "wants_contributions", False) for observer in observers)
         self.losses: LossMeter | None = None
         self.outer: Pass | None = None
@@ -157,7 +162,8 @@ class Pass:
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.unwatched: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        self.now = Pass(states=self.unwatched)
+        self.consumer = Consumer()
+        self.now = Pass(consumer=self.consumer, states=self.unwatched)
         self.stated: Phase | None = None
         self.carried: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 
 from coterie.cache import Tensors
 from coterie.hf.banks import ExpertBank
-from coterie.hf.quantised import FieldSteps, plan_fields
-from coterie.quant import FoundMatrix, find_matrices
+from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.quant import dequantise
 from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout
+from coterie.spec.parameters import plan_record
 
 
 class FieldDecoder:
@@ -21,38 +21,27 @@ class FieldDecoder:
 
     Attributes:
         changes: Whether anything is to be done; if not, a record's tensors are the parameters.
-        matrices: The parameters that the record holds in a lossy scheme.
+        parameters: By name, how the record has each.
 
     Raises:
         LoadError: If the record's fields do not make the bank's parameters.
     """
 
     def __init__(self, layout: RecordLayout, bank: ExpertBank) -> None:
+        self.parameters = plan_record(layout, bank.parameters, str(bank.key))
         self._dtypes = tuple(bank.dtypes.values())
-        self.matrices = matrices = find_matrices(layout, bank.parameters)
-        if not matrices:
-            steps = plan_fields(layout, bank.parameters, str(bank.key))
-            self._steps: tuple[FieldSteps | FoundMatrix, ...] = steps
-            self._others: tuple[int, ...] | None = None
-            self.changes = any(
-                step.encoding != "plain" or step.position != index or step.stored != dtype
-                for index, (step, dtype) in enumerate(zip(steps, self._dtypes, strict=True))
-            )
-            return
-        taken = {position for found in matrices.values() for position in found.positions}
-        self._others = tuple(index for index in range(len(layout.fields)) if index not in taken)
-        rest = replace(layout, fields=tuple(layout.fields[index] for index in self._others))
-        plain = {name: shape for name, shape in bank.parameters.items() if name not in matrices}
-        others = {step.parameter: step for step in plan_fields(rest, plain, str(bank.key))}
-        self._steps = tuple(matrices[name] if name in matrices else others[name] for name in bank.parameters)
-        self.changes = True
+        self._stored = tuple(self.parameters.values())
+        self.changes = any(
+            stored.encoding is not None
+            or stored.positions != (index,)
+            or TORCH_DTYPES[layout.fields[index].dtype] != dtype
+            for index, (stored, dtype) in enumerate(zip(self._stored, self._dtypes, strict=True))
+        )
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """The parameters of one expert: views of the record where it has them, else fresh tensors."""
-        others = tensors if self._others is None else tuple(tensors[index] for index in self._others)
         return tuple(
-            step.decode(tensors if isinstance(step, FoundMatrix) else others, dtype)
-            for step, dtype in zip(self._steps, self._dtypes, strict=True)
+            dequantise(stored, tensors, dtype) for stored, dtype in zip(self._stored, self._dtypes, strict=True)
         )
 
 

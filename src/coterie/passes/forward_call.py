@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from coterie.hf.caches import cached_length, caches_in, holds_state, strangers_in
+from coterie.hf.last_logits import PARAMETER
 from coterie.hf.releases import broken
+from coterie.passes.last_logits import asked_for
 from coterie.spec import Phase
 
 _CONTRACT = "forward pass"
@@ -37,6 +39,7 @@ class ForwardCall:
         caches: The caches given → tokens that each has seen, None where it does not count.
         cached_new: New tokens that go into a cache, of all those that are computed.
         uses_cache: What the caller says: whether keys and values are kept. None if it says nothing.
+        logits: Positions of each sequence whose logits are asked for.
     """
 
     ids: torch.Tensor | None
@@ -48,6 +51,7 @@ class ForwardCall:
     caches: tuple[tuple[Any, int | None], ...]
     cached_new: int
     uses_cache: bool | None
+    logits: int
 
     def check_end(self, result: object) -> None:
         """Holds what the pass left behind against what it was called with.
@@ -119,6 +123,7 @@ class CallReader:
             caches=caches,
             cached_new=self._cached_new(given, tokens),
             uses_cache=uses_cache,
+            logits=_logits(given),
         )
 
     def _cached_new(self, given: Mapping[str, Any], tokens: int) -> int:
@@ -129,6 +134,15 @@ class CallReader:
             return of_decoder[0][1]
         # A model that writes many tokens at once into a canvas: its decoder reads the cache of what comes before.
         return tokens if any(_shape(given.get(name)) for name in _NEW[:2]) else 0
+
+
+def _logits(given: Mapping[str, Any]) -> int:
+    """Positions whose logits are asked for; a decoder's, where there is one."""
+    lengths = [shape[1] for name in (*_NEW[2:], *_NEW[:2]) if (shape := _shape(given.get(name))) is not None]
+    kept = given.get(PARAMETER, asked_for())
+    if isinstance(kept, torch.Tensor):
+        return min(kept.numel(), lengths[0])
+    return min(kept, lengths[0]) if isinstance(kept, int) and kept > 0 else lengths[0]
 
 
 def _length(cache: Any) -> int | None:

@@ -234,7 +234,8 @@ class LookAhead:
         follower, hidden = site.follower, place.hidden
         if follower is not None and hidden is not None and follower.can_guess:
             most = None if now.limit is None else now.limit.most(now.component)
-            cache.expect([follower.streamed.keys[expert] for expert in follower.guess(hidden, most)])
+            keys = [follower.streamed.keys[expert] for expert in follower.guess(hidden, most)]
+            cache.predict(keys, consumer=now.consumer)
 
     @staticmethod
     def _learn(place: _Place, site: Site, hidden: torch.Tensor) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from coterie.errors import MemoryBudgetError
-from coterie.spec import ContextShape, format_bytes, round_up
+from coterie.plan.compiled import compiled_kernels_nbytes, unbounded_note
+from coterie.spec import format_bytes
+from coterie.spec.footprint import Footprint
 
 _LEAST_MARGIN = 64 << 20
 _MARGIN_SHARE = 50
@@ -41,13 +44,10 @@ class MemoryPlan:
     arena: int
     max_context: int
 
-
-def context_nbytes(shape: ContextShape, max_context: int, *, compiled_kernels: int) -> int:
-    """Bytes of a budget that go neither to the process as it is loaded nor to experts, margin not included.
-
-    Keys and values and the activations of ``max_context`` tokens, and what libraries take once they compute.
-    """
-    return shape.kv_bytes(max_context) + shape.activation_bytes(max_context) + _FIRST_USE + compiled_kernels
+    @property
+    def rest(self) -> int:
+        """All that goes neither to experts nor to the margin."""
+        return self.process + self.kv_cache + self.activations + self.io_buffers + self.libraries
 
 
 def margin_nbytes(budget: int) -> int:
@@ -55,72 +55,101 @@ def margin_nbytes(budget: int) -> int:
     return max(_LEAST_MARGIN, budget // _MARGIN_SHARE)
 
 
-def least_budget(needed: int) -> int:
-    """The least budget for a process that needs so many bytes, margin not included; in whole MiB."""
-    enough = (needed + _LEAST_MARGIN) * _MARGIN_SHARE // (_MARGIN_SHARE - 1) + _LOADING
-    return round_up(enough, 1 << 20)
-
-
-def plan_memory(
-    *,
+def divide(
     budget: int,
-    process: int,
-    shape: ContextShape,
+    footprint: Footprint,
     max_context: int,
-    io_buffers: int,
-    minimum: int,
-    total: int,
-    compiled_kernels: int = 0,
-    kernels_note: str = "",
+    *,
+    process: int,
+    compiled_kernels: Callable[[int], int] = compiled_kernels_nbytes,
 ) -> MemoryPlan:
-    """Divides a budget.
+    """Divides a budget, however small.
 
     Args:
         budget: Ceiling for the process in bytes.
-        process: Bytes that the process holds with dense weights loaded.
-        shape: The model's dimensions.
+        footprint: What the model takes.
         max_context: Tokens to provide for.
-        io_buffers: Bytes for reads in flight.
-        minimum: The least arena that works.
-        total: Bytes of all experts; the arena is never larger.
-        compiled_kernels: Bytes that the kernel compilers' caches take when they are full.
-        kernels_note: What to say about them in a refusal.
+        process: Bytes that the process holds with dense weights loaded.
+        compiled_kernels: Bytes that the kernel compilers' caches take when they are full, by the budget.
+
+    Returns:
+        The plan. Its arena is what is left, which may be more than all experts take, or less than nothing.
+    """
+    plan = MemoryPlan(
+        budget=budget,
+        process=process,
+        kv_cache=footprint.shape.kv_bytes(max_context),
+        activations=footprint.shape.activation_bytes(max_context),
+        io_buffers=footprint.buffers,
+        libraries=_FIRST_USE + compiled_kernels(budget),
+        margin=margin_nbytes(budget),
+        arena=0,
+        max_context=max_context,
+    )
+    return replace(plan, arena=budget - plan.rest - plan.margin)
+
+
+def least_budget(
+    footprint: Footprint,
+    max_context: int,
+    *,
+    process: int,
+    compiled_kernels: Callable[[int], int] = compiled_kernels_nbytes,
+) -> int:
+    """The least budget, in whole MiB, with which a model opens, whatever loading leaves behind; as :func:`divide`."""
+    needed = footprint.least_experts + _LOADING
+
+    def suffices(mebibytes: int) -> bool:
+        # The larger the budget, the larger margin and caches, but by less than it grows.
+        budget = mebibytes << 20
+        plan = divide(budget, footprint, max_context, process=process, compiled_kernels=compiled_kernels)
+        return plan.arena >= needed
+
+    high = 1
+    while not suffices(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high << 20
+
+
+def plan_memory(
+    budget: int,
+    footprint: Footprint,
+    max_context: int,
+    *,
+    process: int,
+    compiled_kernels: Callable[[int], int] = compiled_kernels_nbytes,
+) -> MemoryPlan:
+    """Divides a budget that has to suffice; as :func:`divide`.
+
+    Returns:
+        The plan. Its arena is never larger than all experts.
 
     Raises:
-        MemoryBudgetError: If less than ``minimum`` is left; says which budget would do.
+        MemoryBudgetError: If less is left than the fewest experts take; says which budget would do.
     """
-    margin = margin_nbytes(budget)
-    kv_cache, activations = shape.kv_bytes(max_context), shape.activation_bytes(max_context)
-    libraries = _FIRST_USE + compiled_kernels
-    rest = process + kv_cache + activations + io_buffers + libraries
-    arena = budget - rest - margin
-    if arena < minimum:
-        enough = least_budget(rest + minimum)
+    plan = divide(budget, footprint, max_context, process=process, compiled_kernels=compiled_kernels)
+    minimum = footprint.least_experts
+    if plan.arena < minimum:
+        enough = least_budget(footprint, max_context, process=process, compiled_kernels=compiled_kernels)
         parts = (
-            ("interpreter, libraries and dense weights", process),
-            (f"the cache of {max_context} tokens", kv_cache),
-            ("activations", activations),
-            ("buffers for reading", io_buffers),
-            ("libraries at work, with the kernels that they compile,", libraries),
-            ("a margin", margin),
+            ("interpreter, libraries and dense weights", plan.process),
+            (f"the cache of {max_context} tokens", plan.kv_cache),
+            ("activations", plan.activations),
+            ("buffers for reading", plan.io_buffers),
+            ("libraries at work, with the kernels that they compile,", plan.libraries),
+            ("a margin", plan.margin),
             ("the fewest experts", minimum),
         )
         raise MemoryBudgetError(
             f"A memory budget of {format_bytes(budget)} is too small: "
             + ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in parts if nbytes)
-            + f" make {format_bytes(rest + margin + minimum)}.",
-            advice=f'memory="{enough >> 20}MiB" would do; a smaller max_context needs less.{kernels_note}',
+            + f" make {format_bytes(plan.rest + plan.margin + minimum)}.",
+            advice=f'memory="{enough >> 20}MiB" would do; a smaller max_context needs less.{unbounded_note(budget)}',
             budget=budget,
             minimum=enough,
         )
-    return MemoryPlan(
-        budget=budget,
-        process=process,
-        kv_cache=kv_cache,
-        activations=activations,
-        io_buffers=io_buffers,
-        libraries=libraries,
-        margin=margin,
-        arena=min(arena, total),
-        max_context=max_context,
-    )
+    return replace(plan, arena=min(plan.arena, footprint.all_experts))

@@ -1,27 +1,10 @@
-"""Which weights of a row share a scale."""
+"""Rows group by group; which weights share a scale is said by :func:`coterie.spec.encodings.group_size`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-GROUP = 64
-"""Weights along the input that share a scale."""
-
-_SMALLER = 32
-
-
-def group_size(columns: int) -> int:
-    """How many neighbouring weights of a row of ``columns`` form a group.
-
-    64 if that divides the row, else 32 if that does (128 divides no row that 64 does not), else 64 with a shorter group
-    at the end. A pure function of the row's length, so that a record need not say it.
-    """
-    return _SMALLER if columns % GROUP and columns % _SMALLER == 0 else GROUP
-
-
-def group_count(columns: int) -> int:
-    """Groups of a row, a shorter one at the end included."""
-    return -(-columns // group_size(columns))
+from coterie.spec.encodings import group_size
 
 
 def has_whole_group(columns: int) -> bool:

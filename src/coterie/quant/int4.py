@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 
 from coterie.quant.affine import quantise_groups
-from coterie.quant.grouping import group_count, group_size, whole_and_rest
+from coterie.quant.grouping import whole_and_rest
 from coterie.quant.rows import row_blocks
-from coterie.quant.scheme import PartFields, Parts, Scheme
+from coterie.quant.scheme import Parts, Scheme
+from coterie.spec.encodings import SCHEME_FORMATS, group_count, group_size
 
 _ZERO_CODE = 8
 
@@ -20,12 +21,7 @@ _ZERO_CODE = 8
 class Int4(Scheme):
     """4.5 bits per weight in groups of 64."""
 
-    name = "int4"
-    codes_per_element = 2
-
-    def parts(self, rows: int, columns: int) -> PartFields:
-        """``""``: codes [rows, ⌈columns / 2⌉] U8; ``_scales``: [rows, groups, 2] BF16."""
-        return (("", "U8", (rows, -(-columns // 2))), ("_scales", "BF16", (rows, group_count(columns), 2)))
+    form = SCHEME_FORMATS["int4"]
 
     def _quantise(self, weights: torch.Tensor) -> Parts:
         rows, columns = weights.shape

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from coterie.quant.grouping import group_count, group_size, whole_and_rest
+from coterie.quant.grouping import whole_and_rest
 from coterie.quant.rows import row_blocks
-from coterie.quant.scheme import PartFields, Parts, Scheme
+from coterie.quant.scheme import Parts, Scheme
+from coterie.spec.encodings import SCHEME_FORMATS, group_count, group_size
 
 _LARGEST = 127
 
@@ -18,12 +19,7 @@ _LARGEST = 127
 class Int8(Scheme):
     """8.25 bits per weight in groups of 64."""
 
-    name = "int8"
-    codes_per_element = 1
-
-    def parts(self, rows: int, columns: int) -> PartFields:
-        """``""``: codes [rows, columns] I8; ``_scales``: [rows, groups] BF16."""
-        return (("", "I8", (rows, columns)), ("_scales", "BF16", (rows, group_count(columns))))
+    form = SCHEME_FORMATS["int8"]
 
     def _quantise(self, weights: torch.Tensor) -> Parts:
         rows, columns = weights.shape

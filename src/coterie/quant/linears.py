@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from coterie.quant.grouping import has_whole_group
-from coterie.quant.parameters import StoredMatrix
+from coterie.quant.matrices import StoredMatrix
 from coterie.quant.scheme import Scheme
 
 ALIGNMENT = 2
@@ -29,17 +29,16 @@ def stored_linear(name: str, rows: int, columns: int, scheme: Scheme) -> StoredM
     return StoredMatrix(parameter=name, shape=(rows, columns), scheme=scheme, transposed=False)
 
 
-def linear_names(names: Iterable[str], scheme: Scheme) -> dict[str, tuple[str, ...]]:
+def linear_names(names: Iterable[str], scheme: Scheme) -> dict[str, tuple[str, str]]:
     """The weights that are stored in a scheme among tensors of these names: name → names of codes and scales.
 
     Pairs of which one is not there are not among them.
     """
     given = set(names)
-    suffixes = [suffix for suffix, _, _ in scheme.parts(1, 1)]
-    found: dict[str, tuple[str, ...]] = {}
+    of_codes, of_scales = scheme.form.ends[0]
+    found: dict[str, tuple[str, str]] = {}
     for name in given:
-        base = name.removesuffix(f"_{scheme.name}")
-        parts = tuple(f"{base}_{scheme.name}{suffix}" for suffix in suffixes)
-        if base != name and given.issuperset(parts):
-            found[base] = parts
+        base = name.removesuffix(of_codes)
+        if base != name and base + of_scales in given:
+            found[base] = name, base + of_scales
     return dict(sorted(found.items()))

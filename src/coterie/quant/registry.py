@@ -7,12 +7,10 @@ from coterie.quant.int4 import Int4
 from coterie.quant.int8 import Int8
 from coterie.quant.scheme import Scheme
 from coterie.spec import SCHEME_NAMES
-
-NATIVE = "native"
-"""The scheme that keeps the checkpoint's own dtype and bits."""
+from coterie.spec.encodings import NATIVE
 
 SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (Int4(), Int8())}
-"""The lossy schemes."""
+"""The lossy schemes; each name of :data:`coterie.spec.encodings.SCHEME_FORMATS` has one."""
 
 
 def lossy_scheme(name: str) -> Scheme | None:

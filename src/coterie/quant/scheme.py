@@ -1,9 +1,8 @@
-"""What a lossy scheme is: a matrix [rows, columns] as a few tensors of known shapes, and back."""
+"""What a lossy scheme does: a matrix [rows, columns] becomes two tensors of known shapes, and a matrix again."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import prod
 from typing import ClassVar
 
 import torch
@@ -11,29 +10,22 @@ import torch
 from coterie import native
 from coterie.errors import QuantisationError
 from coterie.quant.rows import row_blocks
-from coterie.spec import DTYPE_BYTES
+from coterie.spec.encodings import SchemeFormat
 
-Parts = tuple[torch.Tensor, ...]
-PartFields = tuple[tuple[str, str, tuple[int, ...]], ...]
-"""For each part: what is appended to its name, dtype by safetensors' name, shape."""
-
-_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16}
+Parts = tuple[torch.Tensor, torch.Tensor]
+"""Codes and scales."""
 
 
 class Scheme(ABC):
     """A way of storing matrices in fewer bits. Rows are outputs, columns inputs; groups run along a row."""
 
-    name: ClassVar[str]
-    codes_per_element: ClassVar[int]
-    """Weights that one element of the first part stands for."""
+    form: ClassVar[SchemeFormat]
+    """Name, dtypes and shapes."""
 
-    @abstractmethod
-    def parts(self, rows: int, columns: int) -> PartFields:
-        """The tensors that store a matrix of this shape, in order."""
-
-    def nbytes(self, rows: int, columns: int) -> int:
-        """Bytes of a matrix of this shape, scales included."""
-        return sum(prod(shape) * DTYPE_BYTES[dtype] for _, dtype, shape in self.parts(rows, columns))
+    @property
+    def name(self) -> str:
+        """As manifests and users write it."""
+        return self.form.name
 
     def quantise(self, weights: torch.Tensor) -> Parts:
         """Quantises a matrix.
@@ -42,7 +34,7 @@ class Scheme(ABC):
             weights: [rows, columns] of a floating dtype, finite.
 
         Returns:
-            The tensors of :meth:`parts`. The same weights give the same bytes on every machine.
+            The tensors that :attr:`form` describes. The same weights give the same bytes on every machine.
 
         Raises:
             QuantisationError: If a weight is infinite or not a number, or too large for a scale in bfloat16.
@@ -52,9 +44,11 @@ class Scheme(ABC):
                 f"Only a matrix of floating numbers can be quantised, not {weights.dtype} {list(weights.shape)}.",
                 shape=tuple(weights.shape),
             )
-        library = native.library()
+        library = native.library() if self.name in native.SCHEMES else None
         if library is not None and weights.is_cpu and weights.dtype in native.QUANTISED_FROM and weights.numel():
-            codes, scales = (torch.empty(shape, dtype=_DTYPES[dtype]) for _, dtype, shape in self.parts(*weights.shape))
+            codes, scales = (
+                torch.empty(shape, dtype=native.PART_DTYPES[dtype]) for dtype, shape in self.form.parts(*weights.shape)
+            )
             row = native.quantise(library, self.name, weights, codes, scales)
             if row is not None:
                 raise self._refusal(row)
@@ -80,7 +74,7 @@ class Scheme(ABC):
 
     def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
         """The matrix [rows, ``columns``] that the parts stand for, computed in float32 and rounded to ``dtype``."""
-        library = native.library()
+        library = native.library() if self.name in native.SCHEMES else None
         if library is None or dtype not in native.DEQUANTISED_TO or not self._is_plain(parts, columns):
             return self._dequantise(parts, columns, dtype)
         codes, scales = parts
@@ -93,9 +87,12 @@ class Scheme(ABC):
         """:meth:`dequantise` by torch: the definition of the result."""
 
     def _is_plain(self, parts: Parts, columns: int) -> bool:
-        """Whether the parts are just as :meth:`parts` says, in memory."""
-        wanted = self.parts(len(parts[0]), columns)
+        """Whether the parts are just as :attr:`form` says, in memory."""
+        wanted = self.form.parts(len(parts[0]), columns)
         return all(
-            part.dtype == _DTYPES[dtype] and tuple(part.shape) == shape and part.is_contiguous() and part.is_cpu
-            for part, (_, dtype, shape) in zip(parts, wanted, strict=True)
+            part.dtype == native.PART_DTYPES[dtype]
+            and tuple(part.shape) == shape
+            and part.is_contiguous()
+            and part.is_cpu
+            for part, (dtype, shape) in zip(parts, wanted, strict=True)
         )

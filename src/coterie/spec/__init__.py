@@ -1,15 +1,19 @@
 """Keys, layouts, sizes and events: frozen values that every other package may use. No torch."""
 
+# What is not public is imported from its module: encodings, parameters, opening, footprint.
+
 from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
-from coterie.spec.context import ContextShape
+from coterie.spec.context import LAST_POSITIONS, ContextShape
 from coterie.spec.defaults import (
     DEFAULT_DOMAIN,
     DEFAULT_LABEL,
     DEFAULT_POLICY,
     DEFAULT_PREFETCH,
-    SCHEME_NAMES,
+    DEFAULT_WARM,
+    Missing,
     Prefetch,
 )
+from coterie.spec.encodings import SCHEME_NAMES
 from coterie.spec.events import (
     Event,
     ExpertsContributed,
@@ -33,8 +37,10 @@ __all__ = [
     "DEFAULT_LABEL",
     "DEFAULT_POLICY",
     "DEFAULT_PREFETCH",
+    "DEFAULT_WARM",
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
+    "LAST_POSITIONS",
     "RECORD_ALIGNMENT",
     "SCHEME_NAMES",
     "AdaptiveExperts",
@@ -49,6 +55,7 @@ __all__ = [
     "Extent",
     "Field",
     "FileStamp",
+    "Missing",
     "Observer",
     "Phase",
     "Prefetch",

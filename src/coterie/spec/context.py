@@ -7,6 +7,17 @@ from dataclasses import dataclass
 ENCODER_TOKENS = 1024
 """Tokens that come of pictures and sounds, in one forward pass, for which a plan provides."""
 
+LAST_POSITIONS = 64
+"""Positions whose logits are computed where those of the last one are wanted and the class would compute all.
+
+A product of one row rounds otherwise than the same row of a product of many, so the last row is computed among others.
+From 16 rows on its bits were those of any larger product, in float32 and bfloat16, with 1 to 16 threads; this is four
+times as many.
+"""
+
+_ANY_LOGITS = 32 << 20
+"""Bytes of logits that a plan provides for in any case, for a forward pass that is asked for those of all positions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextShape:
@@ -22,7 +33,8 @@ class ContextShape:
         vocabulary: Rows of the output head.
         itemsize: Bytes per element of activations.
         score_heads: Heads whose whole matrices of attention scores are in memory at once; 0 where attention is fused.
-        all_logits: Whether a prefill computes the logits of every token, and not only of the last.
+        last_positions: Positions at the end of a prompt whose logits are computed.
+        all_logits: Rows of the widest head that computes the logits of every token of a prompt; 0 if none does.
         encoder_per_token: Bytes that the widest encoder of pictures or sounds takes per token that comes of them.
     """
 
@@ -35,7 +47,8 @@ class ContextShape:
     vocabulary: int
     itemsize: int
     score_heads: int = 0
-    all_logits: bool = False
+    last_positions: int = 1
+    all_logits: int = 0
     encoder_per_token: int = 0
 
     def kv_bytes(self, tokens: int) -> int:
@@ -47,13 +60,39 @@ class ContextShape:
 
         Counted are the tensors that live at once in one layer: ten of the residual's width, four of the attention's,
         three of the feed-forward's, two rows per chosen expert, three float32 rows of router scores, the attention
-        mask, and float32 logits of the last position; and where the model makes them, the scores of all heads (twice in
-        float32, twice in its own dtype) and the logits of all positions. An encoder runs before the layers do, so the
-        larger of the two counts; it is provided for up to ``ENCODER_TOKENS`` tokens of pictures and sounds at once.
+        mask, float32 logits of the last position, and those of a few before it where these are computed with it; and
+        where the model makes them, the scores of all heads (twice in float32, twice in its own dtype) and the logits of
+        all positions.
+
+        An encoder runs before the layers do, and logits that a caller wants of all positions are made after them, so
+        the largest of the three counts. An encoder is provided for up to ``ENCODER_TOKENS`` tokens of pictures and
+        sounds at once, logits of all positions only as far as they are small.
         """
         width = 10 * self.hidden + 4 * self.attention + 3 * self.intermediate + 2 * self.top_k * self.hidden
         router = 3 * 4 * self.experts + 4 * 8 * self.top_k
         square = self.itemsize + self.score_heads * (2 * 4 + 2 * self.itemsize)
-        logits = 2 * 4 * self.vocabulary + (tokens * self.vocabulary * self.itemsize if self.all_logits else 0)
+        last = (min(tokens, self.last_positions) - 1) * self.vocabulary * self.itemsize
+        logits = 2 * 4 * self.vocabulary + last + tokens * self.all_logits * self.itemsize
         layers = tokens * (width * self.itemsize + router) + tokens * tokens * square + logits
-        return max(layers, min(tokens, ENCODER_TOKENS) * self.encoder_per_token)
+        wanted = self._after_layers(tokens) + min(tokens * self.vocabulary * self.itemsize, _ANY_LOGITS)
+        return max(layers, min(tokens, ENCODER_TOKENS) * self.encoder_per_token, wanted)
+
+    def tokens_for_logits(self, tokens: int, positions: int, max_context: int, *, beside: int = 0) -> int:
+        """What a pass that is asked for many logits takes of a plan's activations, as tokens.
+
+        Args:
+            tokens: Of the pass, of all its sequences.
+            positions: Of them, those whose logits are computed.
+            max_context: Tokens that the plan is made for.
+            beside: Bytes for logits that there are beside the plan.
+
+        Returns:
+            Tokens whose share of the activations of ``max_context`` tokens is enough for the logits, and for what is
+            there beside them when they are made; more than ``max_context`` if the plan has no room for them.
+        """
+        logits = max(0, positions * self.vocabulary * self.itemsize - beside)
+        return -(-max_context * (self._after_layers(tokens) + logits) // self.activation_bytes(max_context))
+
+    def _after_layers(self, tokens: int) -> int:
+        """Bytes that a pass holds when its logits are made: the last layer's output, normalised and copied."""
+        return 3 * tokens * self.hidden * self.itemsize

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-SCHEME_NAMES = ("int4", "int8", "native")
-"""The ways in which weights are stored: with losses, or as in the checkpoint."""
-
 DEFAULT_POLICY = "markov"
 """Name of the eviction policy: the best of them on recorded routing of real models."""
+
+Missing = Literal["error", "mask", "drop", "nearest", "fetch"]
+"""What to do when an absent expert would be routed to. With ``fetch`` it is read from the checkpoint."""
 
 Prefetch = Literal["auto", "on", "off"]
 """When the experts that the next layer will probably ask for are read before it does; ``auto``: where steps are
@@ -14,6 +14,9 @@ shorter for it."""
 
 DEFAULT_PREFETCH: Prefetch = "auto"
 """Both ways are tried, and the faster one is kept."""
+
+DEFAULT_WARM = "auto"
+"""The setting of ``warm`` that goes by the request."""
 
 DEFAULT_LABEL = "survey"
 """The run that recording files goes on with where nobody names one."""

@@ -6,6 +6,7 @@ from coterie.store.leftovers import Leftover
 from coterie.store.manifest import Bank, FileFacts, Manifest, ModelFacts, Record, Segment, SourceFacts
 from coterie.store.manifest_file import is_store, is_unfinished
 from coterie.store.names import side_file_problem
+from coterie.store.part import StorePart
 from coterie.store.plan import BankPlan, PlannedExpert, StorePlan
 from coterie.store.reader import Store
 from coterie.store.refreshing import Refreshed, refresh_files
@@ -30,6 +31,7 @@ __all__ = [
     "Segment",
     "SourceFacts",
     "Store",
+    "StorePart",
     "StorePlan",
     "StoreWriter",
     "Survey",

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from coterie.errors import StoreFormatError
 from coterie.files.regular import read_bounded
+from coterie.spec.encodings import SCHEME_FORMATS
 from coterie.store import names
 from coterie.store.manifest import Manifest
 from coterie.store.manifest_file import check_file
 from coterie.store.safetensors_file import MAX_HEADER_BYTES, MAX_TENSORS, read_header
-from coterie.store.scheme_fields import LOSSY, dense_scheme_problems
+from coterie.store.scheme_fields import dense_scheme_problems
 from coterie.store.strict_json import format_error, parse_json
 
 _FORMAT = {"format": "pt"}
@@ -46,7 +47,7 @@ def dense_problems(root: Path, manifest: Manifest) -> Iterator[StoreFormatError]
             first = shard_of.setdefault(tensor.name, facts.file)
             if first != facts.file:
                 yield format_error(path, "R25", f"header.{tensor.name}", f"the tensor is in {first!r} as well")
-    if readable and manifest.dense_scheme in LOSSY:
+    if readable and manifest.dense_scheme in SCHEME_FORMATS:
         for name, what in dense_scheme_problems(manifest.dense_scheme, facts_of):
             yield format_error(root / shard_of[name], "R32", f"header.{name[:80]}", what)
     if manifest.dense_index is not None and readable:

@@ -14,6 +14,7 @@ from pathlib import Path
 import xxhash
 
 from coterie.spec import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, BankKey, Field, RecordLayout, round_up
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS
 from coterie.store import names
 from coterie.store.manifest import (
     FORMAT_NAME,
@@ -26,7 +27,7 @@ from coterie.store.manifest import (
     Segment,
     SourceFacts,
 )
-from coterie.store.scheme_fields import LOSSY, NATIVE, scheme_problem
+from coterie.store.scheme_fields import scheme_problem
 from coterie.store.strict_json import Node, dump_json, parse_json
 
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -333,8 +334,8 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
 def _dense(node: Node) -> tuple[tuple[FileFacts, ...], FileFacts | None, str]:
     value = node.fields("shards", "index", optional=("scheme",))
     scheme = value["scheme"].text(_SCHEME, rule="R32") if "scheme" in value else NATIVE
-    if "scheme" in value and scheme not in LOSSY:
-        raise value["scheme"].error("R32", f"{scheme!r} is not one of {', '.join(LOSSY)}")
+    if "scheme" in value and scheme not in SCHEME_FORMATS:
+        raise value["scheme"].error("R32", f"{scheme!r} is not one of {', '.join(SCHEME_FORMATS)}")
     shards = tuple(_file(item, "R17") for item in value["shards"].items(limit=99_999))
     for item, facts, expected in zip(
         value["shards"].items(limit=99_999), shards, names.dense_files(len(shards)), strict=True

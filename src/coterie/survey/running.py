@@ -212,7 +212,8 @@ class _Surveyor:
         self._ends = ends
         self._should_stop = should_stop
         self._progress = progress
-        takes = inspect.signature(type(self._model).forward).parameters
+        # That of an instance, which may take more than its class's.
+        takes = inspect.signature(self._model.forward).parameters
         # No logits are wanted; those of the last token are the fewest there are.
         self._options = {"use_cache": False} | ({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
 

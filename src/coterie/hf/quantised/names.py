@@ -13,11 +13,10 @@ from coterie.errors import CheckpointFileError, TensorMissingError, UnsupportedE
 from coterie.hf.decoding import is_plain
 from coterie.hf.keymap import FieldSource, KeyMap
 from coterie.hf.quantisation import Quantisation
+from coterie.spec.encodings import FP8, MXFP4
 
-FP8_SCALE = "_scale_inv"
-"""What transformers appends to the name of an FP8 parameter for the name of its scales."""
-
-MXFP4_BLOCKS, MXFP4_SCALES = "_blocks", "_scales"
+((_, FP8_SCALE),) = FP8.ends
+((MXFP4_BLOCKS, MXFP4_SCALES),) = MXFP4.ends
 
 _FP8_DTYPE = "F8_E4M3"
 # Names of scales that some releases have, in place of `weight` and all behind it.
@@ -146,7 +145,7 @@ def _unfold_source(
             advice="Use the model's original bf16 checkpoint.",
             tensor=quantised[0],
         )
-    ends = ("", FP8_SCALE) if quantisation.method == "fp8" else (MXFP4_BLOCKS, MXFP4_SCALES)
+    (ends,) = FP8.ends if quantisation.method == "fp8" else MXFP4.ends
     return {f"{parameter}{end}": _stored_part(source, folded, part) for part, end in enumerate(ends)}
 
 

@@ -9,10 +9,10 @@ from coterie.native.library import Library
 _long = ctypes.c_int64
 
 
-class Berths:
+class Addresses:
     """A table of addresses, written by whoever reads and evicts experts, read by calls that compute.
 
-    A call that finds an expert here has it until the call ends, without a lock: :meth:`clear` waits for it.
+    A call that finds an expert here has it until the call ends, without a lock: :meth:`withdraw` waits for it.
 
     Args:
         library: The library.
@@ -24,18 +24,18 @@ class Berths:
     """
 
     def __init__(self, library: Library, count: int) -> None:
-        self._table = (_Berth * count)()
-        self._fill, self._clear = library.functions.coterie_fill_berth, library.functions.coterie_clear_berth
+        self._table = (_Address * count)()
+        self._publish, self._withdraw = library.functions.coterie_fill_berth, library.functions.coterie_clear_berth
         self.address = ctypes.addressof(self._table)
         self.count = count
 
-    def fill(self, expert: int, address: int) -> None:
-        """An expert's record is complete, and stays at an address until :meth:`clear`."""
-        self._fill(self._place(expert), address)
+    def publish(self, expert: int, address: int) -> None:
+        """An expert's record is complete, and stays at an address until :meth:`withdraw`."""
+        self._publish(self._place(expert), address)
 
-    def clear(self, expert: int) -> None:
+    def withdraw(self, expert: int) -> None:
         """An expert is about to leave its place. Returns when no call computes with it any more."""
-        self._clear(self._place(expert))
+        self._withdraw(self._place(expert))
 
     def __getitem__(self, expert: int) -> int:
         """Address of an expert's record; 0 if it is not there."""
@@ -44,10 +44,10 @@ class Berths:
     def _place(self, expert: int) -> int:
         if not 0 <= expert < self.count:
             raise IndexError(expert)
-        return self.address + expert * ctypes.sizeof(_Berth)
+        return self.address + expert * ctypes.sizeof(_Address)
 
 
-class _Berth(ctypes.Structure):
+class _Address(ctypes.Structure):
     """``coterie_berth`` of ``berths.h``."""
 
     _fields_ = (("address", _long), ("readers", _long))

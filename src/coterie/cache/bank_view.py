@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
-from coterie.cache.claims import Entry
+from coterie.cache.by_bank import ByBank
+from coterie.cache.consumer import Consumer
 from coterie.cache.lease import Held
 from coterie.cache.scheduler import Scheduler
-from coterie.native import Berths, Library
+from coterie.native import Addresses, Library
 from coterie.spec import BankKey, RecordLayout
 
 
-class Shelf:
-    """The experts of one bank by id. Made by :meth:`ExpertCache.shelf`.
+class BankView:
+    """The experts of one bank by id. Made by :meth:`ExpertCache.view`.
 
     Ids instead of keys, and a list instead of a table: between two layers of a large model the processor's caches
     forget everything, so what counts is how many objects are touched.
 
     Args:
         scheduler: The cache's.
+        by_bank: What is resident.
         bank: The bank.
-        entries: By expert id; None where an expert is not resident. Kept in step by the cache.
+        experts: E, how many it has.
     """
 
-    __slots__ = ("_bank", "_entries", "_scheduler")
+    __slots__ = ("_bank", "_by_bank", "_entries", "_scheduler")
 
-    def __init__(self, scheduler: Scheduler, bank: BankKey, entries: Sequence[Entry | None]) -> None:
+    def __init__(self, scheduler: Scheduler, by_bank: ByBank, bank: BankKey, experts: int) -> None:
         self._scheduler = scheduler
+        self._by_bank = by_bank
         self._bank = bank
-        self._entries = entries
+        # By expert id; None where an expert is not resident.
+        self._entries = by_bank.list_of(bank, experts)
 
-    def try_hold(self, experts: Sequence[int]) -> Held | None:
+    def try_hold(self, experts: Sequence[int], consumer: Consumer) -> Held | None:
         """Holds experts if all of them are resident; otherwise does nothing and returns None.
 
         It never waits. Counts as hits; a failed try counts as nothing.
 
         Args:
             experts: Ids from 0 to E - 1.
+            consumer: Who computes with them.
 
         Raises:
             UsageError: If the cache is closed.
@@ -46,7 +50,7 @@ class Shelf:
         if not scheduler.usable:
             scheduler.check_usable()
         resident = self._entries
-        held = Held(scheduler)
+        held = Held(scheduler, consumer)
         with scheduler.lock:
             entries = [entry for expert in experts if (entry := resident[expert]) is not None]
             if len(entries) < len(experts):
@@ -54,7 +58,7 @@ class Shelf:
             held.take(entries)
         return held
 
-    def berths(self, library: Library, layout: RecordLayout) -> Berths:
+    def addresses(self, library: Library, layout: RecordLayout) -> Addresses:
         """Where the experts are, for native calls that look for themselves; kept in step by the cache.
 
         Such a call is no hold of the cache's: before it, :meth:`turn` is called, and after it :meth:`note`.
@@ -63,13 +67,13 @@ class Shelf:
             library: The native library.
             layout: Records of another layout are left out.
         """
-        berths = Berths(library, len(self._entries))
+        addresses = Addresses(library, len(self._entries))
         with self._scheduler.lock:
-            self._scheduler.residency.moor(self._bank, layout, berths)
-        return berths
+            self._by_bank.publish(self._bank, layout, addresses)
+        return addresses
 
-    def turn(self) -> None:
-        """This thread comes to the bank: what it was expected to ask for is over.
+    def turn(self, consumer: Consumer) -> None:
+        """A consumer comes to the bank: what was predicted of it is over.
 
         Raises:
             UsageError: If the cache is closed.
@@ -77,16 +81,11 @@ class Shelf:
         scheduler = self._scheduler
         if not scheduler.usable:
             scheduler.check_usable()
-        if scheduler.residency.expected:
-            with scheduler.lock:
-                scheduler.guesses.passed(threading.get_ident())
+        scheduler.came(consumer)
 
     def note(self, experts: Sequence[int]) -> None:
         """Experts were found resident and used, by a call that looked for them itself. Counts as hits."""
-        scheduler = self._scheduler
-        residency, resident = scheduler.residency, self._entries
+        scheduler, resident = self._scheduler, self._entries
         with scheduler.lock:
-            residency.counters.hits += len(experts)
-            if residency.uses_matter:
-                # One may have left since.
-                scheduler.note_hits([entry for expert in experts if (entry := resident[expert]) is not None])
+            # One may have left since.
+            scheduler.count_hits(len(experts), (entry for expert in experts if (entry := resident[expert]) is not None))

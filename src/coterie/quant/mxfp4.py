@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import torch
 
-VALUES_PER_SCALE = 32
-"""Values that share an exponent: two in each of the 16 bytes of a block."""
-
 _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 

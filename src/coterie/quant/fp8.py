@@ -16,15 +16,6 @@ _AT_ONCE = 1 << 16
 """Elements that are converted together: their intermediate forms stay in the processor's cache."""
 
 
-def check_grid(shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
-    """Whether a weight ``[..., N, K]`` divides into the blocks of a grid of scales ``[..., n, k]``.
-
-    transformers takes the size of a block from the grid, whatever the configuration states.
-    """
-    rows, columns = _grid(scales)
-    return shape[-2] % rows == 0 and shape[-1] % columns == 0
-
-
 def dequantise_fp8(
     weight_NK: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype, block: tuple[int, int] | None = None
 ) -> torch.Tensor:

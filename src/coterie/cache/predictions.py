@@ -1,0 +1,123 @@
+"""What will probably be asked for, and what is worth having whoever asks: it leaves the memory last."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+
+from coterie.cache.consumer import Consumer
+from coterie.cache.warm_set import WarmSet
+from coterie.spec import ExpertKey
+
+
+class Prediction:
+    """What one consumer will probably ask for next.
+
+    Attributes:
+        keys: All of it, resident or not.
+        todo: What is still to be read, soonest or likeliest first.
+        announced: Whether the consumer has announced it itself, so that it is as good as certain.
+    """
+
+    __slots__ = ("announced", "keys", "todo")
+
+    def __init__(self, keys: Iterable[ExpertKey], todo: Iterable[ExpertKey], *, announced: bool) -> None:
+        self.keys = frozenset(keys)
+        self.todo = deque(todo)
+        self.announced = announced
+
+
+class Predictions:
+    """The predictions of all consumers, and the experts worth having; guarded by the cache's lock.
+
+    A prediction is for the next thing that a consumer asks for: with that, whatever it is, it is over. It is over, too,
+    when nobody has the consumer any more.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[weakref.ref[Consumer], Prediction] = {}
+        self._warm = WarmSet()
+        # What is protected, set by set: victims are chosen far more often than this changes.
+        self._protected: tuple[Collection[ExpertKey], ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether something is to be read."""
+        return bool(self._warm.todo) or any(one.todo for one in self.all())
+
+    def all(self) -> tuple[Prediction, ...]:
+        """The prediction of each consumer that has one, oldest first."""
+        return tuple(self._of.values())
+
+    @property
+    def any_made(self) -> bool:
+        """Whether any consumer has a prediction: without one, nothing is over when a consumer asks."""
+        return bool(self._of)
+
+    @property
+    def any_announced(self) -> bool:
+        """Whether something that was announced is still to be read."""
+        return any(one.announced and one.todo for one in self.all())
+
+    def make(self, consumer: Consumer, prediction: Prediction) -> None:
+        """A consumer has another prediction than before."""
+        self.over(consumer)
+        self._of[weakref.ref(consumer, self._forget)] = prediction
+        self._changed()
+
+    def over(self, consumer: Consumer) -> None:
+        """A consumer has asked for something."""
+        if self._of.pop(weakref.ref(consumer), None) is not None:
+            self._changed()
+
+    def warm(
+        self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int, pinned_nbytes: int
+    ) -> None:
+        """Other experts are worth having than before; see :meth:`WarmSet.replace`."""
+        self._warm.replace(keys, size_of, nbytes=nbytes, pinned_nbytes=pinned_nbytes)
+        self._changed()
+
+    @property
+    def to_warm(self) -> deque[ExpertKey]:
+        """What is worth having and still to be read, most valuable first."""
+        return self._warm.todo
+
+    @property
+    def pinned_count(self) -> int:
+        """Experts that are pinned, resident or not."""
+        return len(self._warm.pinned)
+
+    def protects(self, key: ExpertKey, *, of: Consumer | None = None) -> bool:
+        """Whether a key leaves only when nothing else can: it is predicted, or pinned.
+
+        Args:
+            key: The key.
+            of: Only what is predicted of this consumer.
+        """
+        if of is None:
+            return any(key in keys for keys in self._protected)
+        own = self._of.get(weakref.ref(of))
+        return self.pins(key) or (own is not None and key in own.keys)
+
+    def pins(self, key: ExpertKey) -> bool:
+        """Whether a key leaves only when nothing else can, whatever is asked for."""
+        return key in self._warm.pinned
+
+    def is_worth_having(self, key: ExpertKey) -> bool:
+        """Whether a key is one of those that are worth having."""
+        return key in self._warm.members
+
+    def clear(self) -> None:
+        """Nothing is predicted or worth having any more."""
+        self._of.clear()
+        self._warm.clear()
+        self._changed()
+
+    def _forget(self, consumer: weakref.ref[Consumer]) -> None:
+        # It may come at any moment: what is being iterated over is a copy.
+        self._of.pop(consumer, None)
+        self._changed()
+
+    def _changed(self) -> None:
+        sets: tuple[Collection[ExpertKey], ...] = (*(one.keys for one in self.all()), self._warm.pinned)
+        self._protected = tuple(keys for keys in sets if keys)

@@ -1,0 +1,73 @@
+"""How a model is opened: the one place where the options of opening have their names and defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from coterie.errors import UsageError
+from coterie.spec.defaults import DEFAULT_POLICY, DEFAULT_PREFETCH, DEFAULT_WARM, Missing, Prefetch
+from coterie.spec.sizes import parse_bytes, share_nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """The options of :func:`coterie.load`, which describes each; the command line has them under the same names."""
+
+    memory: str | int | None = None
+    expert_memory: str | int | None = None
+    component: str | None = None
+    missing: Missing | None = None
+    source: str | Path | None = None
+    eviction: str = DEFAULT_POLICY
+    prefetch: Prefetch = DEFAULT_PREFETCH
+    profile: str | Path | None = None
+    warm: str | None = DEFAULT_WARM
+    pin: str | int | None = None
+    experts_per_token: int | None = None
+    max_context: int | None = None
+    verify_reads: bool = False
+    revision: str | None = None
+    offline: bool = False
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Refuses what cannot be, whatever the model.
+
+        Raises:
+            UsageError: If an option has no such value, or needs another one.
+        """
+        for what, value, known in (
+            ("missing policy", self.missing, get_args(Missing)),
+            ("setting of prefetch", self.prefetch, get_args(Prefetch)),
+        ):
+            if value is not None and value not in known:
+                raise UsageError.unknown(what, value, known)
+        if self.source is not None and self.missing != "fetch":
+            raise UsageError(
+                f"source={str(self.source)!r} says where absent experts are fetched from, but nothing is to be "
+                "fetched.",
+                advice="Add missing='fetch', or leave the source out.",
+                source=self.source,
+            )
+        if self.memory is not None:
+            parse_bytes(self.memory, what="memory")
+        if self.expert_memory is not None:
+            share_nbytes(self.expert_memory, 1, "expert_memory")
+        for name, number in (("threads", self.threads), ("max_context", self.max_context)):
+            if number is not None and number < 1:
+                raise UsageError(f"{name} must be at least 1, not {number}.", got=number)
+        if self.pin is not None:
+            self._check_pin(self.pin)
+
+    def _check_pin(self, pin: str | int) -> None:
+        if self.profile is None:
+            raise UsageError(
+                f"pin={pin!r} keeps what a profile says is used most, and none was given.",
+                advice="Give the model's profile, or leave pin out.",
+                got=pin,
+            )
+        if self.warm is None:
+            raise UsageError("What is pinned is warmed; warm=None says that nothing is.", advice="Leave pin out.")
+        share_nbytes(pin, 1, "pin")

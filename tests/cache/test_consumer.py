@@ -1,0 +1,164 @@
+"""Consumers: what one leases and holds is its own, until it says that nothing reads it any more."""
+
+import gc
+import threading
+
+import pytest
+
+from coterie.cache import Consumer, ExpertCache
+from coterie.errors import UsageError
+
+from .sources import PATIENCE_S, SMALL, TinySource, assert_consistent, assert_is, bring, keys_of, wait_until
+
+KEYS = keys_of(8)
+BANK = KEYS[0].bank_key
+
+
+class Device(Consumer):
+    """Reads slots after the host has gone on, until it is told to have finished."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self):
+        self.pending = []
+
+    def fence(self, release):
+        self.pending.append(release)
+
+    def finish(self):
+        while self.pending:
+            release = self.pending.pop(0)
+            release()
+            release()
+
+
+@pytest.fixture
+def open_cache(tmp_path):
+    caches = []
+
+    def open_cache(slots):
+        caches.append(ExpertCache(TinySource.uniform(tmp_path, 8), capacity=slots * SMALL.nbytes, eviction="lru"))
+        return caches[-1]
+
+    yield open_cache
+    for cache in caches:
+        cache.close()
+
+
+def test_one_consumer_has_one_lease_or_hold(open_cache):
+    cache = open_cache(4)
+    bring(cache, KEYS[:2])
+    one, other = Consumer(), Consumer()
+    view = cache.view(BANK, 8)
+    with view.try_hold([0, 1], one):
+        with pytest.raises(UsageError, match="already has a lease"), cache.lease(KEYS[2:3], consumer=one):
+            pass
+        with cache.lease(KEYS[2:3], consumer=other) as lease:
+            assert [key for key, _ in lease] == KEYS[2:3]
+    assert_consistent(cache)
+
+
+def test_a_consumer_may_go_from_thread_to_thread(open_cache):
+    cache, one = open_cache(4), Consumer()
+    lease = cache.lease(KEYS[:2], consumer=one)
+    lease.__enter__()
+    got = []
+    thread = threading.Thread(target=lambda: got.extend(lease))
+    thread.start()
+    thread.join(PATIENCE_S)
+    lease.close()
+    assert {key for key, _ in got} == set(KEYS[:2])
+    assert_consistent(cache)
+
+
+def test_a_hold_ends_when_its_consumer_says_so(open_cache):
+    cache, device = open_cache(4), Device()
+    bring(cache, KEYS[:4])
+    with cache.view(BANK, 8).try_hold([0, 1], device) as held:
+        tensors = held.tensors
+    # The hold is over: the device may come for something else, in other slots.
+    for keys in (KEYS[4:6], KEYS[6:8]):
+        with cache.lease(keys, consumer=device) as lease:
+            assert dict(lease).keys() == set(keys)
+        device.pending.pop()()
+    for key, one in zip(KEYS, tensors, strict=False):
+        assert key in cache
+        assert_is(key, SMALL, one)
+    device.finish()
+    bring(cache, KEYS[4:8])
+    assert not any(key in cache for key in KEYS[:4])
+    assert_consistent(cache)
+
+
+def test_a_lease_ends_when_its_consumer_says_so(open_cache):
+    cache, device = open_cache(4), Device()
+    with cache.lease(KEYS[:2], consumer=device) as lease:
+        tensors = dict(lease)
+    # The lease is over: the next one may begin, in other slots.
+    with cache.lease(KEYS[2:4], consumer=device) as lease:
+        assert dict(lease).keys() == set(KEYS[2:4])
+    assert cache.snapshot().leases == 0
+    assert cache.snapshot().held == set(KEYS[:4])
+    for key, one in tensors.items():
+        assert_is(key, SMALL, one)
+    device.finish()
+    bring(cache, KEYS[4:8])
+    assert_consistent(cache)
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_a_stream_waits_for_room_until_its_device_has_read(open_cache, phase):
+    cache, device = open_cache(2), Device()
+    ended = threading.Event()
+
+    def finish_now_and_then():
+        while not ended.wait(0.001):
+            device.finish()
+
+    thread = threading.Thread(target=finish_now_and_then)
+    thread.start()
+    seen = []
+    with cache.lease(KEYS, consumer=device, phase=phase) as lease:
+        for key, tensors in lease:
+            assert_is(key, SMALL, tensors)
+            seen.append(key)
+    ended.set()
+    thread.join(PATIENCE_S)
+    device.finish()
+    assert sorted(seen) == KEYS
+    assert_consistent(cache)
+
+
+def test_another_consumer_waits_for_what_a_device_still_reads(open_cache):
+    cache, device = open_cache(2), Device()
+    with cache.lease(KEYS[:2], consumer=device) as lease:
+        list(lease)
+    thread = threading.Thread(target=bring, args=(cache, KEYS[2:4]))
+    thread.start()
+    wait_until(lambda: cache.snapshot().waiting)
+    assert all(key in cache for key in KEYS[:2])
+    device.finish()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert_consistent(cache)
+
+
+def test_closing_frees_no_memory_that_a_device_still_reads(open_cache):
+    cache, device = open_cache(2), Device()
+    with cache.lease(KEYS[:2], consumer=device) as lease:
+        tensors = dict(lease)
+    cache.close()
+    for key, one in tensors.items():
+        assert_is(key, SMALL, one)
+    device.finish()
+
+
+def test_what_is_predicted_of_a_consumer_ends_with_it(open_cache):
+    cache, one = open_cache(4), Consumer()
+    cache.predict(KEYS[:2], consumer=one)
+    assert cache.quiesce().predicted == (frozenset(KEYS[:2]),)
+    bring(cache, KEYS[4:6])
+    assert cache.snapshot().predicted, "another consumer's lease does not end it"
+    del one
+    gc.collect()
+    assert not cache.snapshot().predicted
