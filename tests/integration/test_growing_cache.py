@@ -9,19 +9,21 @@ import torch
 from transformers import DynamicCache
 
 from coterie.integration.growing_cache import extend
+from coterie.native import KeyValueRoom
 
 
 def append(
     cache: DynamicCache, key: torch.Tensor, value: torch.Tensor, layer: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As a layer that is computed natively does it."""
-    room = extend(cache, layer, key.shape[1], key.shape[3])
-    if room is None:
+    rows, heads, _, width = key.shape
+    rooms = extend(cache, layer, rows, heads, width)
+    if rooms is None:
         return cache.update(key, value, layer)
     kept = cache.layers[layer]
     longer = kept.keys, kept.values
-    for whole, new, address, stride in zip(longer, (key, value), room[:2], room[2:4], strict=True):
-        assert (whole.data_ptr(), whole.stride(1), whole.shape[2]) == (address, stride, room.length)
+    assert rooms == KeyValueRoom.of(*longer)
+    for whole, new in zip(longer, (key, value), strict=True):
         whole[:, :, -1:] = new
     return longer
 
@@ -144,3 +146,26 @@ def test_caches_of_another_kind_do_it_their_way() -> None:
     for t in range(3):
         append(cache, *token(t), 0)
     assert cache.updates == 3
+
+
+def test_every_sequence_of_a_batch_grows() -> None:
+    ours, theirs = DynamicCache(), DynamicCache()
+    for t in range(270):
+        key, value = (torch.cat(parts) for parts in zip(token(t), token(t + 1000), token(t + 2000), strict=True))
+        append(ours, key, value, 0)
+        theirs.update(key, value, 0)
+    same(ours, theirs)
+    ours.reorder_cache(torch.tensor([2, 0, 0]))
+    theirs.reorder_cache(torch.tensor([2, 0, 0]))
+    append(ours, key, value, 0)
+    theirs.update(key, value, 0)
+    same(ours, theirs)
+
+
+def test_another_length_than_is_meant_is_left_alone() -> None:
+    cache = filled(4, layers=1)
+    assert extend(cache, 0, 1, 2, 8, length=4) is None
+    assert extend(cache, 0, 2, 2, 8, length=5) is None
+    assert cache.get_seq_length() == 4
+    assert extend(cache, 0, 1, 2, 8, length=5) is not None
+    assert cache.get_seq_length() == 5

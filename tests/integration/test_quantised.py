@@ -30,9 +30,9 @@ def computed(monkeypatch) -> list[int]:
     found: list[int] = []
     compute = quantised.QuantisedExperts.compute
 
-    def counted(self, hidden_TD, *rest):
+    def counted(self, hidden_TD, *rest, **options):
         found.append(hidden_TD.shape[0])
-        return compute(self, hidden_TD, *rest)
+        return compute(self, hidden_TD, *rest, **options)
 
     monkeypatch.setattr(quantised.QuantisedExperts, "compute", counted)
     return found

@@ -17,7 +17,7 @@ from coterie.native import Library, PackedMatrix, dequantise, library, rotate, r
 from coterie.native.library import levels_of
 from coterie.quant import SCHEMES
 
-from . import emulation, test_conversion, test_experts, test_layer, test_matmul, test_token_experts
+from . import emulation, test_conversion, test_experts, test_layer, test_matmul, test_rows, test_token_experts
 from .emulation import EmulatedFunctions, Programs
 from .matrices import activations, random_matrix
 
@@ -158,6 +158,14 @@ def test_a_layer_has_the_bits_of_its_parts(native: Library, case: test_layer.Cas
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_experts_of_one_token_in_one_call_have_the_bits_of_the_kernel(native: Library, scheme: str) -> None:
     test_token_experts.test_bits_are_those_of_the_kernel(scheme, [5, 0, 8, 2], native)
+
+
+@pytest.mark.parametrize("rows", [3, 16])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_have_the_bits_that_they_have_alone(native: Library, scheme: str, rows: int) -> None:
+    case = test_rows.INT8 if scheme == "int8" else test_layer.SMALL
+    test_rows.test_a_layer_gives_each_row_what_it_gives_it_alone(case, rows, native)
+    test_rows.test_experts_give_each_row_what_they_give_it_alone(scheme, rows, 4, native)
 
 
 def test_memory_that_is_not_there_is_an_error(programs: Programs) -> None:

@@ -109,7 +109,7 @@ def one_by_one(parts: LayerParts, token: Token, length: int, native: Library) ->
 def passed(layer: NativeLayer, token: Token, length: int, times: StageTimes | None = None) -> list[torch.Tensor]:
     passage = layer.take(token.hidden, token.cosine, token.sine, times)
     key, value, *_ = layer.begin(passage)
-    results = layer.finish(passage, *extended(token, key, value, length))
+    results = layer.finish(passage, KeyValueRoom.of(*extended(token, key, value, length)))
     layer.release(passage)
     return given(results)
 
@@ -151,8 +151,7 @@ def test_both_halves_at_once_append_the_token(case: Case, native: Library) -> No
         cache[:, :, 19] = torch.nan
     passage = layer.take(token.hidden, token.cosine, token.sine)
     keys, values = token.keys, token.values
-    room = KeyValueRoom(keys.data_ptr(), values.data_ptr(), keys.stride(1), values.stride(1), 20)
-    results = layer.compute(passage, room)
+    results = layer.compute(passage, KeyValueRoom.of(keys[:, :, :20], values[:, :, :20]))
     layer.release(passage)
     assert all(torch.equal(a, b) for a, b in zip(given(results), want, strict=True))
     assert torch.equal(token.keys, written[0])
@@ -180,7 +179,8 @@ def test_two_passages_at_once_do_not_meet(native: Library) -> None:
     for passage in open_:
         layer.begin(passage)
     for token, passage, expected in zip(tokens, open_, want, strict=True):
-        results = layer.finish(passage, *extended(token, passage.results.key, passage.results.value, 9))
+        longer = extended(token, passage.results.key, passage.results.value, 9)
+        results = layer.finish(passage, KeyValueRoom.of(*longer))
         assert torch.equal(results.residual, expected)
     for passage in open_:
         layer.release(passage)

@@ -30,11 +30,11 @@ class _Room:
     """Tensors that a layer's keys and values lie at the start of.
 
     Args:
-        keys: What is there, [1, heads, tokens, width].
+        keys: What is there, [rows, heads, tokens, width].
         values: Likewise.
     """
 
-    __slots__ = ("_coming", "_given", "_keys", "_most", "_strides", "_used", "_values")
+    __slots__ = ("_coming", "_given", "_keys", "_most", "_row_nbytes", "_rows", "_strides", "_used", "_values")
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self._used = keys.shape[2]
@@ -42,7 +42,7 @@ class _Room:
         # Written in later steps too, whether or not these are in inference mode.
         with torch.inference_mode(False):
             self._keys, self._values = (
-                torch.empty(1, one.shape[1], self._most, one.shape[3], dtype=one.dtype, device="cpu")
+                torch.empty(*one.shape[:2], self._most, one.shape[3], dtype=one.dtype, device="cpu")
                 for one in (keys, values)
             )
         self._keys[:, :, : self._used] = keys
@@ -50,6 +50,8 @@ class _Room:
         self._given: _Views | None = None
         # Views for the lengths that come next, the next one last.
         self._coming: list[_Views] = []
+        self._rows = keys.shape[0]
+        self._row_nbytes = self._keys.stride(0) * self._keys.element_size()
         self._strides = self._keys.stride(1), self._values.stride(1)
 
     def serves(self, keys: torch.Tensor, values: torch.Tensor) -> bool:
@@ -58,7 +60,7 @@ class _Room:
         return given is not None and keys is given[0] and values is given[1] and self._used < self._most
 
     def longer(self) -> _Views:
-        """Keys and values with one more token, which the caller writes."""
+        """Keys and values with one more token of each row, which the caller writes."""
         if not self._coming:
             last = min(self._used + _AHEAD, self._most)
             self._coming = [
@@ -69,43 +71,54 @@ class _Room:
         return given
 
     @property
-    def place(self) -> KeyValueRoom:
-        """Where they lie, and how many tokens they are."""
+    def places(self) -> list[KeyValueRoom]:
+        """Where those of each row lie, and how many tokens they are."""
         # Addresses are not kept: a copy of this has other ones.
-        return KeyValueRoom(self._keys.data_ptr(), self._values.data_ptr(), *self._strides, self._used)
+        keys, values, step = self._keys.data_ptr(), self._values.data_ptr(), self._row_nbytes
+        return [
+            KeyValueRoom(keys + row * step, values + row * step, *self._strides, self._used)
+            for row in range(self._rows)
+        ]
 
 
-def extend(cache: Any, layer_idx: int, heads: int, width: int) -> KeyValueRoom | None:
-    """Makes a layer of a plain dynamic cache longer by one token, whose key and value the caller writes.
+def extend(
+    cache: Any, layer_idx: int, rows: int, heads: int, width: int, *, length: int | None = None
+) -> list[KeyValueRoom] | None:
+    """Makes a layer of a plain dynamic cache longer by one token, whose keys and values the caller writes.
 
     Args:
         cache: Of transformers.
         layer_idx: Layer of the cache.
+        rows: Sequences.
         heads: Heads of the key that will be written.
         width: Values of each.
+        length: Tokens that it has then; None for any number.
 
     Returns:
-        Where all keys and values lie; None if the cache is of another kind, empty, or keeps other things than bfloat16
-        of that shape, and nothing was done.
+        Where all keys and values of each sequence lie; None if the cache is of another kind, empty, has another length,
+        or keeps other things than bfloat16 of that shape, and nothing was done.
     """
     layer = _plain_layer(cache, layer_idx)
     if layer is None:
         return None
     room: _Room | None = layer.__dict__.get(_PLACE)
     keys, values = layer.keys, layer.values
+    if length is not None and keys.shape[2] + 1 != length:
+        return None
     if room is None or not room.serves(keys, values):
-        if not _like(keys, heads, width) or not _like(values, heads, width) or keys.shape != values.shape:
+        like = _like(keys, rows, heads, width) and _like(values, rows, heads, width)
+        if not like or keys.shape != values.shape:
             return None
         room = layer.__dict__[_PLACE] = _Room(keys, values)
     layer.keys, layer.values = room.longer()
-    return room.place
+    return room.places
 
 
-def _like(kept: torch.Tensor, heads: int, width: int) -> bool:
+def _like(kept: torch.Tensor, rows: int, heads: int, width: int) -> bool:
     """Whether a layer keeps tensors that such a key can be appended to."""
     return (
         kept.dim() == 4
-        and kept.shape[0] == 1
+        and kept.shape[0] == rows
         and kept.shape[2] > 0
         and kept.shape[1] == heads
         and kept.shape[3] == width

@@ -11,7 +11,7 @@ from torch import nn
 from coterie.errors import LoadError
 from coterie.hf.keymap import plain_targets
 from coterie.kernels import quantised_linear, stock_linear
-from coterie.native import PackedMatrix, library
+from coterie.native import MOST_ROWS, PackedMatrix, library
 from coterie.passes.forwards import own
 from coterie.quant import Scheme, StoredMatrix
 
@@ -99,7 +99,9 @@ class QuantisedLinear(nn.Module):
         """[…, in] → […, out]."""
         packed, bias = self._packed, self._parameters["bias"]
         if packed is not None and input.dtype is torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
-            output = packed(input.reshape(-1, self.in_features)).view(*input.shape[:-1], self.out_features)
+            # One token of each of a few sequences: none may see what the others are.
+            rows = input.dim() == 3 and input.shape[1] == 1 and input.shape[0] <= MOST_ROWS
+            output = packed(input.reshape(-1, self.in_features), rows=rows).view(*input.shape[:-1], self.out_features)
             return output if bias is None else output + bias
         buffers: dict[str, Any] = self._buffers
         return quantised_linear(input, buffers["codes"], buffers["scales"], self.scheme, bias)

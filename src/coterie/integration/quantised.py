@@ -70,12 +70,17 @@ class QuantisedExperts:
         weights_TK: torch.Tensor,
         absent: int,
         noted: Contributions | None = None,
+        *,
+        rows: bool = False,
     ) -> torch.Tensor:
-        """What the experts add, [T, D]; counts and tells how they became resident, and notes what each adds."""
+        """What the experts add, [T, D]; counts and tells how they became resident, and notes what each adds.
+
+        With ``rows``, each token has the bits that it has alone.
+        """
         streamed = self._streamed
         now = streamed.now()
         norms_TK = None if noted is None else noted.norms_TK
-        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, now.memory)
+        computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, now.memory, rows=rows)
         ids = computation.experts
         held = streamed.try_hold(ids) if streamed.may_hold(now) else None
         if held is not None:
@@ -98,7 +103,7 @@ class QuantisedExperts:
         return result
 
     def token_experts(self) -> TokenExperts | None:
-        """For a single token, by one call; None where experts are absent or their records differ."""
+        """For a decode step, by one call; None where experts are absent or their records differ."""
         layouts, view = self._decoder.by_layout, self._streamed.view
         if self._streamed.missing is not None or view is None or len(layouts) != 1:
             return None

@@ -1,4 +1,4 @@
-"""The experts of one token in one native call, where all that it chose are resident."""
+"""The experts of a decode step in one native call, where all that was chosen are resident."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class TokenExperts:
         self._computed = computed
 
     def compute(self, passage: Passage) -> torch.Tensor | None:
-        """The residual with what the experts add, [1, 1, D]; counts and tells as the experts module would.
+        """The residual with what the experts add, [T, 1, D]; counts and tells as the experts module would.
 
         Args:
             passage: Through the layer, with its results.
 
         Returns:
-            None if not all that the token chose are resident, or some may be left out: then nothing was done.
+            None if not all that was chosen are resident, or some may be left out: then nothing was done.
 
         Raises:
             UsageError: If the cache is closed.
@@ -46,7 +46,7 @@ class TokenExperts:
         whole = self._computed.compute(passage, norms=now.contributions)
         if whole is not None:
             results = passage.results
-            ids: list[int] = results.ids.tolist()[0]
+            ids: list[int] = results.ids.tolist()[0] if passage.rows == 1 else streamed.experts_in(results.ids)
             self._view.note(ids)
             if now.observers:
                 streamed.chosen(now, results.ids, results.weights)

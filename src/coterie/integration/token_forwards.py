@@ -2,8 +2,8 @@
 
 In such a model output is the rounded weights' within rounding, not to the bit; so what is between its products may be
 computed with fewer roundings and without the cost of some thirty operations of torch for every layer. Which classes
-compute what is computed here is decided by their source. Whatever is unusual about a call (several tokens, masks,
-autocast, hooks, other caches) goes to the class's own forward.
+compute what is computed here is decided by their source. Whatever is unusual about a call (several tokens of a
+sequence, masks of more than padding, autocast, hooks, other caches) goes to the class's own forward.
 """
 
 from __future__ import annotations

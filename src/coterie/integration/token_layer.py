@@ -1,4 +1,4 @@
-"""A decoder layer's forward that is two native calls, one of them its experts, for one token after others."""
+"""A decoder layer's forward that is two native calls, one of them its experts, in decode steps of a few sequences."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.growing_cache import extend
 from coterie.integration.linear import QuantisedLinear
 from coterie.integration.norms import NativeForward
+from coterie.integration.padding import padding_by
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
 from coterie.native import (
+    MOST_ROWS,
+    KeyValueRoom,
     LayerNorm,
     LayerParts,
     LayerRouter,
@@ -40,6 +43,8 @@ _IDLE = frozenset(
     {"position_ids", "cache_position", "use_cache", "output_router_logits", "output_hidden_states", "return_dict"}
 )
 """Arguments of a layer that change nothing in what it returns: the rotary embedding has the positions in it."""
+_Carried = tuple[Any, tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]
+"""A cache, cosine and sine, and a mask."""
 _HELPERS = ("apply_rotary_pos_emb", "rotate_half")
 
 
@@ -51,6 +56,8 @@ class _Round:
         place: The layer that it came to last.
         changed: Places of the layers that were not intact when it began.
         with_changed_experts: Those whose experts were not.
+        mask: The mask that ``padding`` was found in.
+        padding: Tokens before each sequence that are hidden from it; None if the mask hides others.
     """
 
     def __init__(self) -> None:
@@ -58,6 +65,14 @@ class _Round:
         self.place = 0
         self.changed: frozenset[int] = frozenset()
         self.with_changed_experts: frozenset[int] = frozenset()
+        self.mask: torch.Tensor | None = None
+        self.padding: list[int] | None = None
+
+    def padding_by(self, mask: torch.Tensor) -> list[int] | None:
+        """What a mask hides, looked for once."""
+        if self.mask is not mask:
+            self.mask, self.padding = mask, padding_by(mask)
+        return self.padding
 
 
 class LayerGroup:
@@ -100,12 +115,15 @@ class LayerGroup:
 
 
 class TokenLayer:
-    """A decoder layer's forward: native for one token after others, else the class's own.
+    """A decoder layer's forward: native for one token after others, of one sequence or a few, else the class's own.
+
+    Several sequences go through it where their experts are all in the store and computed natively, each with the bits
+    that it has alone. They may be padded at their beginning.
 
     Where the block of experts is nothing but a router and experts, it stands for both, and for the experts, too, while
     all that the router chose are resident; else the block is called as the class calls it. It stands for the forwards
-    that its submodules had when it was made, or last examined: where one
-    has another since, or a hook, the class's own forward runs and calls them.
+    that its submodules had when it was made, or last examined: where one has another since, or a hook, the class's own
+    forward runs and calls them.
 
     Args:
         module: The layer.
@@ -131,8 +149,8 @@ class TokenLayer:
         self._native = native
         self.routed = routed
         self._layer_idx: int = attention.layer_idx
-        self._hidden_shape = (1, 1, attention.q_proj.in_features)
-        self._head_shape = (1, 1, attention.head_dim)
+        self._hidden_shape = (1, attention.q_proj.in_features)
+        self._head_shape = (1, attention.head_dim)
         self._strides = (attention.head_dim, 1)
         self._kept = (attention.k_proj.out_features // attention.head_dim, attention.head_dim)
         self.times: StageTimes | None = None
@@ -212,18 +230,18 @@ class TokenLayer:
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the class computes."""
-        cache, embeddings = (None, None) if args else _carried(kwargs)
+        carried = None if args else _carried(kwargs)
+        rows = hidden_states.shape[0]
         if (
-            cache is None
-            or embeddings is None
-            or hidden_states.shape != self._hidden_shape
-            or (now := self._begun(hidden_states, *embeddings)) is None
+            carried is None
+            or hidden_states.shape[1:] != self._hidden_shape
+            or (now := self._begun(hidden_states, carried)) is None
+            or ((rooms := self._rooms(rows, carried, now)) is None and rows > 1)
         ):
             return self._class_forward(self._module, hidden_states, *args, **kwargs)
         native = self._native
-        passage = native.take(hidden_states, *embeddings, self.times)
-        room = extend(cache, self._layer_idx, *self._kept)
-        results = self._compute_beside(passage, cache) if room is None else native.compute(passage, room)
+        passage = native.take(hidden_states, *carried[1], self.times)
+        results = self._compute_beside(passage, carried[0]) if rooms is None else native.compute(passage, rooms)
         whole = None
         if self._experts is not None:
             if self._site is not None:
@@ -234,9 +252,23 @@ class TokenLayer:
         native.release(passage)
         if whole is not None:
             return whole
+        adapter = self._adapter
+        if rows > 1 and adapter is not None:
+            added = adapter.forward(results.normed, results.ids, results.weights, rows=True)
+            return results.residual + added[:, None]
         if self._experts is None:
             return results.residual + self._block(results.normed[None])
         return results.residual + self._experts(results.normed, results.ids, results.weights)
+
+    def _rooms(self, rows: int, carried: _Carried, now: _Round) -> list[KeyValueRoom] | None:
+        """Places in the cache, with one more for each sequence; None if it takes keys and values itself."""
+        cache, _, mask = carried
+        length = None if mask is None else mask.shape[-1]
+        rooms = extend(cache, self._layer_idx, rows, *self._kept, length=length)
+        if rooms is None or mask is None or now.padding is None:
+            return rooms
+        width = self._head_shape[1]
+        return [room.after(hidden, width) for room, hidden in zip(rooms, now.padding, strict=True)]
 
     def _compute_beside(self, passage: Passage, cache: Any) -> Results:
         """With a cache that takes key and value itself."""
@@ -251,13 +283,18 @@ class TokenLayer:
             )
         if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
             keys, values = keys.contiguous(), values.contiguous()
-        return native.finish(passage, keys, values)
+        return native.finish(passage, KeyValueRoom.of(keys, values))
+
+    @functools.cached_property
+    def _adapter(self) -> DecoratedExperts | None:
+        """What computes the experts, if it is one that may compute them natively."""
+        adapter = getattr(self._experts_forward, "__self__", None)
+        return adapter if isinstance(adapter, DecoratedExperts) else None
 
     @functools.cached_property
     def _token_experts(self) -> TokenExperts | None:
         """Made with the first token, when the experts have their cache."""
-        adapter = getattr(self._experts_forward, "__self__", None)
-        return adapter.token_experts if isinstance(adapter, DecoratedExperts) else None
+        return None if self._adapter is None else self._adapter.token_experts
 
     @property
     def experts_intact(self) -> bool:
@@ -265,29 +302,40 @@ class TokenLayer:
         experts: Any = self._experts
         return self._experts_forwards.unchanged and not (experts._forward_hooks or experts._forward_pre_hooks)
 
-    def _begun(self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> _Round | None:
-        """The round, if this is a token as others, and the layer what it was when it was examined."""
+    def _begun(self, hidden: torch.Tensor, carried: _Carried) -> _Round | None:
+        """The round, if these are tokens as others, and the layer what it was when it was examined."""
+        _, (cosine, sine), mask = carried
+        rows = hidden.shape[0]
         if (
             hidden.dtype is not torch.bfloat16
             or hidden.requires_grad
             or not hidden.is_contiguous()
-            or cosine.shape != self._head_shape
+            or not 1 <= rows <= MOST_ROWS
+            or cosine.shape[1:] != self._head_shape
+            or cosine.shape[0] not in (1, rows)
+            or sine.shape != cosine.shape
             or cosine.dtype is not torch.bfloat16
             or not cosine.is_contiguous()
             or not sine.is_contiguous()
             or torch.is_autocast_enabled("cpu")
         ):
             return None
-        return self._group.begun(self._place, cosine)
+        now = self._group.begun(self._place, cosine)
+        if now is None or (rows == 1 and mask is None):
+            return now
+        if rows == 1 or self._token_experts is None or self._place in now.with_changed_experts:
+            return None
+        return now if mask is None or len(now.padding_by(mask) or ()) == rows else None
 
 
-def _carried(kwargs: dict[str, Any]) -> tuple[Any, tuple[torch.Tensor, torch.Tensor] | None]:
-    """The cache and the rotary embedding that a layer is called with: (None, None) if it is given anything else.
+def _carried(kwargs: dict[str, Any]) -> _Carried | None:
+    """The cache, the rotary embedding and the mask that a layer is called with; None if it is given anything else.
 
     Neither is looked for by its name, which releases change; what changes nothing in the output is passed over.
     """
     cache: Any = None
     embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
+    mask: torch.Tensor | None = None
     for name, value in kwargs.items():
         if value is None or value is False or name in _IDLE:
             continue
@@ -295,9 +343,11 @@ def _carried(kwargs: dict[str, Any]) -> tuple[Any, tuple[torch.Tensor, torch.Ten
             embeddings = value
         elif cache is None and is_cache(value):
             cache = value
+        elif mask is None and isinstance(value, torch.Tensor) and value.dtype is torch.bool and value.dim() == 4:
+            mask = value
         else:
-            return None, None
-    return cache, embeddings
+            return None
+    return None if cache is None or embeddings is None else (cache, embeddings, mask)
 
 
 def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:

@@ -8,13 +8,22 @@ from coterie.native.addresses import Addresses
 from coterie.native.attention import attention_served, rotate, token_attention
 from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise, quantise
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
-from coterie.native.layer import KeyValueRoom, LayerNorm, LayerParts, LayerRouter, NativeLayer
+from coterie.native.layer import LayerNorm, LayerParts, LayerRouter, NativeLayer
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.matmul import PART_DTYPES, SCHEMES, PackedMatrix
 from coterie.native.new_memory import touch_when_idle
 from coterie.native.openmp import SETTINGS as WAITING_SETTINGS
 from coterie.native.openmp import Crowd, Waiting, turns_for_long, waiting, waiting_words
-from coterie.native.passage import STAGES, LayerShape, Passage, Passages, Results, StageTimes
+from coterie.native.passage import (
+    MOST_ROWS,
+    STAGES,
+    KeyValueRoom,
+    LayerShape,
+    Passage,
+    Passages,
+    Results,
+    StageTimes,
+)
 from coterie.native.router import route
 from coterie.native.token_experts import Places, TokenExperts
 from coterie.native.workspace import Located, PassMemory
@@ -23,6 +32,7 @@ __all__ = [
     "ACTIVATIONS",
     "DEQUANTISED_TO",
     "LEVELS",
+    "MOST_ROWS",
     "PART_DTYPES",
     "QUANTISED_FROM",
     "SCHEMES",

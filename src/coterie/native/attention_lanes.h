@@ -77,14 +77,14 @@ static TARGET void NAME(attend)(const coterie_attention *task, int64_t kv_head) 
     const uint16_t *keys = task->keys + kv_head * task->key_stride;
     const uint16_t *values = task->values + kv_head * task->value_stride;
     int64_t first = kv_head * sharing, g = 0;
-    float *scores = task->scores + first * length, queries[SHARING * MOST_WIDTH];
+    float queries[SHARING * MOST_WIDTH];
     const uint16_t *query = task->query + first * width;
     uint16_t *out = task->out + first * width;
     while (g < sharing) {
         int count = sharing - g < SHARING ? 1 : SHARING;
         for (int64_t i = 0; i < count * width; i++)
             queries[i] = coterie_from_bf16(query[g * width + i]) * task->scale;
-        float *own = scores + g * length;
+        float *own = task->scores + g * length;
         if (count == SHARING)
             NAME(score)(queries, keys, width, length, own, SHARING);
         else

@@ -30,8 +30,14 @@ enum { COTERIE_PORTABLE, COTERIE_LEVELS };
 
 enum { COTERIE_INT4, COTERIE_INT8, COTERIE_SCHEMES };
 
-/* Tokens that one pass over weights serves. */
+/* Tokens of one call of a kernel. */
 #define COTERIE_TOKENS 8
+
+/* Rows of a decode step, at the most: tokens of different sequences. Mirrored in passage.py. */
+#define COTERIE_ROWS 16
+
+/* A kernel's tokens had better stay in the first-level cache. */
+#define COTERIE_NEAR_BYTES (40 * 1024)
 
 /* Bytes on a thread's stack for the tokens of a pass as a kernel wants them. */
 #define COTERIE_PREPARED_BYTES (256 * 1024)
@@ -78,6 +84,20 @@ extern const coterie_kernel coterie_avx512bf16[COTERIE_SCHEMES];
 extern const coterie_kernel coterie_neon[COTERIE_SCHEMES];
 extern const coterie_kernel coterie_dotprod[COTERIE_SCHEMES];
 #endif
+
+/* As many tokens as fit a thread's stack. */
+COTERIE_INLINE int coterie_tokens_that_fit(const coterie_kernel *kernel, int64_t columns) {
+    int64_t fit = COTERIE_PREPARED_BYTES / kernel->prepared_bytes(columns);
+    return fit < COTERIE_ROWS ? (int)fit : COTERIE_ROWS;
+}
+
+/* A kernel's rows for any number of tokens, a few at a time. */
+COTERIE_INLINE void coterie_rows(const coterie_kernel *kernel, const coterie_matrix *matrix, int64_t begin, int64_t end,
+                                 const void *const *prepared, int tokens, float *out, int64_t stride) {
+    int few = COTERIE_TOKENS * kernel->prepared_bytes(matrix->columns) > COTERIE_NEAR_BYTES ? 4 : COTERIE_TOKENS;
+    for (int t = 0; t < tokens; t += few)
+        kernel->rows(matrix, begin, end, prepared + t, tokens - t < few ? tokens - t : few, out + t * stride, stride);
+}
 
 enum { COTERIE_SILU, COTERIE_GELU, COTERIE_GELU_TANH, COTERIE_RELU };
 

@@ -20,6 +20,8 @@
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 #define NAME(x) x##_avx512
+#define SIXTEEN_AT_ONCE
 #include "vectors.h"
 #include LEVELLED
+#undef SIXTEEN_AT_ONCE
 #endif

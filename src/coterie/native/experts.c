@@ -18,13 +18,8 @@ typedef struct {
     int shared;
     int block;
     char *buffer;
-    const void *prepared[COTERIE_TOKENS];
+    const void *prepared[COTERIE_ROWS];
 } worker;
-
-static int tokens_that_fit(const coterie_kernel *kernel, int64_t columns) {
-    int64_t fit = COTERIE_PREPARED_BYTES / kernel->prepared_bytes(columns);
-    return fit < COTERIE_TOKENS ? (int)fit : COTERIE_TOKENS;
-}
 
 static void prepare_token(const worker *own, int64_t token, int at) {
     const experts_call *call = own->call;
@@ -37,7 +32,7 @@ static void gate_and_up(worker *own, const coterie_matrix *matrix, int64_t first
                         int64_t end) {
     const experts_call *call = own->call;
     const int64_t bytes = own->kernel->prepared_bytes(call->width);
-    float gate[COTERIE_TOKENS * CHUNK], up[COTERIE_TOKENS * CHUNK];
+    float gate[COTERIE_ROWS * CHUNK], up[COTERIE_ROWS * CHUNK];
     for (int r = 0; r < count; r++) {
         int64_t token = call->row_token[first + r];
         if (!own->shared) prepare_token(own, token, r);
@@ -45,8 +40,8 @@ static void gate_and_up(worker *own, const coterie_matrix *matrix, int64_t first
     }
     for (int64_t from = begin; from < end; from += CHUNK) {
         int64_t to = from + CHUNK < end ? from + CHUNK : end, inner = call->inner;
-        own->kernel->rows(matrix, from, to, own->prepared, count, gate, CHUNK);
-        own->kernel->rows(matrix, inner + from, inner + to, own->prepared, count, up, CHUNK);
+        coterie_rows(own->kernel, matrix, from, to, own->prepared, count, gate, CHUNK);
+        coterie_rows(own->kernel, matrix, inner + from, inner + to, own->prepared, count, up, CHUNK);
         for (int r = 0; r < count; r++)
             own->gate((int)call->activation, gate + r * CHUNK, up + r * CHUNK,
                       call->hidden + (first + r) * inner + from, to - from);
@@ -63,7 +58,10 @@ static void down(worker *own, const coterie_matrix *matrix, int64_t first, int c
                              own->buffer + r * bytes);
     }
     float *out = call->rows + first * call->width + begin;
-    own->kernel->rows(matrix, begin, end, own->prepared, count, out, call->width);
+    for (int64_t from = begin; from < end; from += CHUNK) {
+        int64_t to = from + CHUNK < end ? from + CHUNK : end;
+        coterie_rows(own->kernel, matrix, from, to, own->prepared, count, out + from - begin, call->width);
+    }
     for (int r = 0; r < count; r++)
         for (int64_t i = 0; i < end - begin; i++) out[r * call->width + i] *= call->row_weight[first + r];
 }
@@ -117,7 +115,7 @@ static void part_of_experts(void *context, int thread, int threads) {
     worker own = {.call = call, .kernel = kernel, .gate = coterie_gate_of((int)call->level), .buffer = buffer};
     int64_t begin, end;
 
-    own.block = tokens_that_fit(kernel, call->width);
+    own.block = coterie_tokens_that_fit(kernel, call->width);
     own.shared = call->tokens <= own.block;
     coterie_share(call->inner, GRAIN, thread, threads, &begin, &end);
     if (own.shared && call->count && begin < end)
@@ -132,7 +130,7 @@ static void part_of_experts(void *context, int thread, int threads) {
     }
     coterie_barrier(threads);
 
-    own.block = tokens_that_fit(kernel, call->inner);
+    own.block = coterie_tokens_that_fit(kernel, call->inner);
     coterie_share(call->width, GRAIN, thread, threads, &begin, &end);
     for (int64_t e = 0; e < call->count && begin < end; e++) {
         const int64_t *entry = call->table + e * TABLE_WIDTH;

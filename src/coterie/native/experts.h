@@ -60,6 +60,13 @@ COTERIE_INLINE int64_t position_of(const experts_call *call, int64_t expert) {
     return low < call->used && call->experts[low] == expert ? low : -1;
 }
 
+enum { WEIGHTS_FLOAT32, WEIGHTS_BFLOAT16 };
+
+/* See route.c. */
+int64_t coterie_route(const int64_t *ids, const void *weights, int kind, int64_t tokens, int64_t choices,
+                      int64_t num_experts, int64_t *experts, int32_t *offsets, int32_t *row_token, float *row_weight,
+                      int32_t *token_rows, int32_t *counts, int32_t *filled, uint8_t *done);
+
 /* See experts.c. */
 int64_t coterie_experts(experts_call *call);
 

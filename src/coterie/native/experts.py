@@ -96,6 +96,8 @@ class ExpertsKernel:
         index_TK: torch.Tensor,
         weights_TK: torch.Tensor,
         memory: PassMemory | None = None,
+        *,
+        rows: bool = False,
     ) -> ExpertsPass:
         """Starts a pass.
 
@@ -104,6 +106,7 @@ class ExpertsKernel:
             index_TK: The experts of each token, integers [T, K]; ids of E or more are left out.
             weights_TK: Gate weights [T, K]; float32 and bfloat16 are used as they are.
             memory: Shared by the layers of a forward pass; without it, many tokens take new memory in each of them.
+            rows: Whether each token is to have the bits that it has alone, so that none are multiplied as a matrix.
 
         Raises:
             UsageError: If the tensors are something else, or an id is negative.
@@ -128,7 +131,10 @@ class ExpertsKernel:
         if experts is None:
             self._idle.append(workspace)
             raise UsageError("An expert's id is negative.")
-        return ExpertsPass(self, workspace, x_TD.contiguous(), index_TK, experts, memory)
+        going = ExpertsPass(self, workspace, x_TD.contiguous(), index_TK, experts, memory)
+        if not rows and tokens >= self.least_rows:
+            workspace.make_scratch()
+        return going
 
     def _workspace(self, tokens: int, choices: int) -> Workspace:
         try:
@@ -180,8 +186,6 @@ class ExpertsPass:
         # For the whole pass, because scratch is made for so many.
         call.threads = kernel.library.threads
         call.scratch = None
-        if call.tokens >= kernel.least_rows:
-            workspace.make_scratch()
 
     def compute(self, located: Sequence[Located]) -> None:
         """Computes some of the experts; those of the last call are better given to :meth:`finish`.

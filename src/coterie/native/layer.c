@@ -1,10 +1,12 @@
-/* A decoder layer of one token but for its experts: all at once, or in two halves, before the cache takes key and value
- * and after. Every part is the one that is called by itself elsewhere, on values rounded at the same places, so the bits are
- * the same; and they do not depend on threads.
+/* A decoder layer of a few rows but for its experts: all at once, or in two halves, before the cache takes keys and
+ * values and after. Every part is the one that is called by itself elsewhere, on values rounded at the same places, so
+ * the bits are the same; and they depend neither on threads nor on other rows (layer.h).
  */
 #include "layer.h"
 
-enum { CHUNK = 128, GRAIN = 32, ROUTER_GRAIN = 4, MOST_WIDTH = 16384 };
+#include "product.h"
+
+enum { GRAIN = 32, ROUTER_GRAIN = 4, MOST_WIDTH = 16384 };
 
 typedef struct {
     const layer *fixed;
@@ -13,12 +15,6 @@ typedef struct {
     double since;
 } passage;
 
-/* What a thread needs for products. */
-typedef struct {
-    _Alignas(64) char prepared[COTERIE_PREPARED_BYTES];
-    int64_t scheme;
-} desk;
-
 static void lap(passage *own, int thread, int stage) {
     if (thread || !own->call->times) return;
     double time = coterie_now();
@@ -26,39 +22,50 @@ static void lap(passage *own, int thread, int stage) {
     own->since = time;
 }
 
-static void normalise(const passage *own, const layer_norm *norm, const uint16_t *values, int64_t columns,
+static void normalise(const passage *own, const layer_norm *norm, const uint16_t *values, int64_t rows, int64_t columns,
                       uint16_t *out) {
-    coterie_normalisation task = {values, norm->weight, out, 1, columns, (float)norm->epsilon, (int)norm->form, 1};
+    coterie_normalisation task = {values,  norm->weight,         out,             rows,
+                                  columns, (float)norm->epsilon, (int)norm->form, 1};
     coterie_normalise((int)own->fixed->level, (int)norm->lanes, &task);
 }
 
-/* out[row] = matrix row · x for rows [begin, end); added to a residual, if there is one. */
-static void product(const passage *own, desk *at, const layer_matrix *matrix, const uint16_t *x, int64_t begin,
-                    int64_t end, const uint16_t *residual, uint16_t *out) {
-    const coterie_kernel *kernel = coterie_kernel_of((int)matrix->scheme, (int)own->fixed->level);
-    const coterie_matrix view = {matrix->codes, matrix->scales, matrix->columns, matrix->group};
-    const void *prepared = at->prepared;
-    float sums[CHUNK];
-    if (begin < end && at->scheme != matrix->scheme) {
-        kernel->prepare(x, matrix->columns, matrix->group, at->prepared);
-        at->scheme = matrix->scheme;
+/* All hidden states, normalised. One row is normalised by every thread for itself, in memory of its own: that takes less
+ * time than waiting for one of them. Several are divided among them, and go where the results do. */
+static const uint16_t *normalised(const passage *own, const layer_norm *norm, const uint16_t *values, uint16_t *alone,
+                                  int thread, int threads) {
+    int64_t begin, end, width = own->fixed->width;
+    uint16_t *shared = own->call->results->normed;
+    if (own->call->rows == 1) {
+        normalise(own, norm, values, 1, width, alone);
+        return alone;
     }
-    for (int64_t from = begin; from < end; from += CHUNK) {
-        int64_t to = from + CHUNK < end ? from + CHUNK : end;
-        kernel->rows(&view, from, to, &prepared, 1, sums, CHUNK);
-        for (int64_t n = from; n < to; n++) out[n] = coterie_to_bf16(sums[n - from]);
-        if (residual)
-            for (int64_t n = from; n < to; n++)
-                out[n] = coterie_to_bf16(coterie_from_bf16(residual[n]) + coterie_from_bf16(out[n]));
-    }
+    coterie_share(own->call->rows, 1, thread, threads, &begin, &end);
+    normalise(own, norm, values + begin * width, end - begin, width, shared + begin * width);
+    coterie_barrier(threads);
+    return shared;
 }
 
-/* Where the i-th head of query, key and value goes. */
-static uint16_t *head_at(const passage *own, int64_t i) {
+/* Outputs [begin, end) of a matrix for all rows; added to a residual, if there is one. */
+static void multiply(const passage *own, coterie_desk *desk, const layer_matrix *matrix, const uint16_t *x,
+                     int64_t begin, int64_t end, const uint16_t *residual, uint16_t *out) {
+    const coterie_product task = {.scheme = (int)matrix->scheme,
+                                  .level = (int)own->fixed->level,
+                                  .matrix = {matrix->codes, matrix->scales, matrix->columns, matrix->group},
+                                  .x = x,
+                                  .residual = residual,
+                                  .out = out,
+                                  .tokens = own->call->rows,
+                                  .outputs = matrix->rows};
+    coterie_multiply(&task, desk, begin, end);
+}
+
+/* Where the i-th head of a row's query, key and value goes. */
+static uint16_t *head_at(const passage *own, int64_t row, int64_t i) {
     int64_t heads = own->fixed->heads, kv_heads = own->fixed->kv_heads, width = own->fixed->head_width;
-    if (i < heads) return own->call->query + i * width;
+    if (i < heads) return own->call->query + (row * heads + i) * width;
     i -= heads;
-    return i < kv_heads ? own->call->results->key + i * width : own->call->results->value + (i - kv_heads) * width;
+    if (i < kv_heads) return own->call->results->key + (row * kv_heads + i) * width;
+    return own->call->results->value + (row * kv_heads + i - kv_heads) * width;
 }
 
 /* Whole heads fall to a thread, so that none waits for another before it goes on with them. */
@@ -67,95 +74,121 @@ static void first_half(void *context, int thread, int threads) {
     const layer *fixed = own->fixed;
     const layer_call *call = own->call;
     const layer_matrix *matrices[] = {&fixed->query, &fixed->key, &fixed->value};
-    uint16_t *outs[] = {call->query, call->results->key, call->results->value}, normed[MOST_WIDTH];
+    uint16_t *outs[] = {call->query, call->results->key, call->results->value}, alone[MOST_WIDTH];
     int64_t begin, end, first = 0, width = fixed->head_width, rotated = fixed->heads + fixed->kv_heads;
-    desk at;
+    coterie_desk desk;
 
-    /* By every thread for itself: that takes less time than waiting for one of them. */
-    normalise(own, &fixed->before, call->hidden, fixed->width, normed);
+    const uint16_t *normed = normalised(own, &fixed->before, call->hidden, alone, thread, threads);
     lap(own, thread, STAGE_NORMS);
 
-    at.scheme = -1;
+    desk.of = NULL;
     coterie_share((rotated + fixed->kv_heads) * width, width, thread, threads, &begin, &end);
     for (int m = 0; m < 3; m++) {
         int64_t rows = matrices[m]->rows, from = begin - first, to = end - first;
-        product(own, &at, matrices[m], normed, from > 0 ? from : 0, to < rows ? to : rows, NULL, outs[m]);
+        multiply(own, &desk, matrices[m], normed, from > 0 ? from : 0, to < rows ? to : rows, NULL, outs[m]);
         first += rows;
     }
     lap(own, thread, STAGE_LINEAR);
 
     begin /= width;
     end = end / width < rotated ? end / width : rotated;
-    for (int64_t i = begin; i < end; i++)
-        normalise(own, i < fixed->heads ? &fixed->of_query : &fixed->of_key, head_at(own, i), width, head_at(own, i));
+    for (int64_t row = 0; row < call->rows; row++)
+        for (int64_t i = begin; i < end; i++) {
+            const layer_norm *norm = i < fixed->heads ? &fixed->of_query : &fixed->of_key;
+            normalise(own, norm, head_at(own, row, i), 1, width, head_at(own, row, i));
+        }
     lap(own, thread, STAGE_NORMS);
-    for (int64_t i = begin; i < end; i++)
-        coterie_rotate_head((int)fixed->level, head_at(own, i), width, call->cosine, call->sine);
+    for (int64_t row = 0; row < call->rows; row++)
+        for (int64_t i = begin; i < end; i++)
+            coterie_rotate_head((int)fixed->level, head_at(own, row, i), width,
+                                call->cosine + row * call->position_stride, call->sine + row * call->position_stride);
 }
 
-static void attend(const passage *own, int thread, int threads) {
+/* One key head of a row with the query heads that share it, after the row's token has been written to the cache. */
+static void attend_head(const passage *own, int64_t row, int64_t head, float *scores) {
     const layer *fixed = own->fixed;
     const layer_call *call = own->call;
-    const coterie_attention task = {.query = call->query,
-                                    .keys = call->keys,
-                                    .values = call->values,
+    const layer_room *room = &call->rooms[row];
+    const coterie_attention task = {.query = head_at(own, row, 0),
+                                    .keys = room->keys,
+                                    .values = room->values,
                                     .heads = fixed->heads,
                                     .kv_heads = fixed->kv_heads,
                                     .width = fixed->head_width,
-                                    .length = call->length,
-                                    .key_stride = call->key_stride,
-                                    .value_stride = call->value_stride,
+                                    .length = room->length,
+                                    .key_stride = room->key_stride,
+                                    .value_stride = room->value_stride,
                                     .scale = (float)fixed->scale,
-                                    .scores = call->scores,
-                                    .out = call->mixed};
-    int64_t begin, end;
-    coterie_share(fixed->kv_heads, 1, thread, threads, &begin, &end);
-    for (int64_t head = begin; head < end; head++) {
-        int64_t width = fixed->head_width, last = (call->length - 1) * width;
-        if (call->append) {
-            memcpy(call->keys + head * call->key_stride + last, call->results->key + head * width, 2 * width);
-            memcpy(call->values + head * call->value_stride + last, call->results->value + head * width, 2 * width);
-        }
-        coterie_attend((int)fixed->level, &task, head);
+                                    .scores = scores,
+                                    .out = call->mixed + row * fixed->heads * fixed->head_width};
+    if (call->append) {
+        int64_t width = fixed->head_width, last = (room->length - 1) * width, from = fixed->heads + head;
+        memcpy(room->keys + head * room->key_stride + last, head_at(own, row, from), 2 * width);
+        from += fixed->kv_heads;
+        memcpy(room->values + head * room->value_stride + last, head_at(own, row, from), 2 * width);
     }
+    coterie_attend((int)fixed->level, &task, head);
+}
+
+/* Key heads of rows fall to threads by how many tokens are attended to. */
+static void attend(const passage *own, int thread, int threads) {
+    const layer_call *call = own->call;
+    int64_t heads = own->fixed->kv_heads, all = 0, before = 0;
+    float *scores = call->scores + thread * (own->fixed->heads / heads) * call->longest;
+    for (int64_t row = 0; row < call->rows; row++) all += call->rooms[row].length * heads;
+    for (int64_t row = 0; row < call->rows; row++)
+        for (int64_t head = 0; head < heads; head++) {
+            int64_t length = call->rooms[row].length;
+            /* Where its middle falls. */
+            if ((2 * before + length) * threads / (2 * all) == thread) attend_head(own, row, head, scores);
+            before += length;
+        }
+}
+
+static coterie_routing routing_of(const passage *own, const uint16_t *normed) {
+    const layer *fixed = own->fixed;
+    const layer_call *call = own->call;
+    return (coterie_routing){.tokens = normed,
+                             .weight = fixed->router,
+                             .count = call->rows,
+                             .width = fixed->width,
+                             .experts = fixed->experts,
+                             .top_k = fixed->top_k,
+                             .normalise = (int)fixed->normalise,
+                             .logits = call->logits,
+                             .weights = call->results->weights,
+                             .ids = call->results->ids};
 }
 
 static void second_half(void *context, int thread, int threads) {
     passage *own = context;
     const layer *fixed = own->fixed;
     const layer_call *call = own->call;
-    uint16_t normed[MOST_WIDTH];
+    uint16_t alone[MOST_WIDTH];
     int64_t begin, end;
-    desk at;
+    coterie_desk desk;
 
     attend(own, thread, threads);
     coterie_barrier(threads);
     lap(own, thread, STAGE_ATTENTION);
 
-    at.scheme = -1;
+    desk.of = NULL;
     coterie_share(fixed->width, GRAIN, thread, threads, &begin, &end);
-    product(own, &at, &fixed->output, call->mixed, begin, end, call->hidden, call->results->residual);
+    multiply(own, &desk, &fixed->output, call->mixed, begin, end, call->hidden, call->results->residual);
     coterie_barrier(threads);
     lap(own, thread, STAGE_LINEAR);
 
-    uint16_t *whole = thread ? normed : call->results->normed;
-    if (thread == 0 || fixed->router) normalise(own, &fixed->after, call->results->residual, fixed->width, whole);
+    const uint16_t *normed = normalised(own, &fixed->after, call->results->residual,
+                                        thread ? alone : call->results->normed, thread, threads);
     lap(own, thread, STAGE_NORMS);
     if (!fixed->router) return;
 
-    const coterie_routing routing = {.token = whole,
-                                     .weight = fixed->router,
-                                     .width = fixed->width,
-                                     .experts = fixed->experts,
-                                     .top_k = fixed->top_k,
-                                     .normalise = (int)fixed->normalise,
-                                     .logits = call->logits,
-                                     .weights = call->results->weights,
-                                     .ids = call->results->ids};
+    const coterie_routing routing = routing_of(own, normed);
     coterie_share(fixed->experts, ROUTER_GRAIN, thread, threads, &begin, &end);
     coterie_route_logits((int)fixed->level, &routing, begin, end);
     coterie_barrier(threads);
-    if (thread == 0) coterie_route_choice((int)fixed->level, &routing);
+    coterie_share(call->rows, 1, thread, threads, &begin, &end);
+    coterie_route_choice((int)fixed->level, &routing, begin, end);
 }
 
 static void whole(void *context, int thread, int threads) {

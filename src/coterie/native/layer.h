@@ -1,4 +1,16 @@
-/* A decoder layer and a token's way through it; both mirrored in layer.py. */
+/* A decoder layer and the way of some rows through it; mirrored in layer.py and passage.py.
+ *
+ * A row is one token of one sequence. A call has T of them, up to COTERIE_ROWS, of different sequences; one token is the
+ * case T = 1.
+ *
+ * Of each row: the hidden state, the position (cosine and sine), the keys and values before it and how many they are,
+ * and all results. Shared: the weights and the threads. A piece of the weights is read from memory once and meets all
+ * rows while it is in the cache; an expert that several rows chose is read once.
+ *
+ * The bits of a row are those of a call with this row alone, for every T, on any number of threads: products, norms,
+ * rotations, sums over the cache and over experts never mix rows, and each adds up in its own order, whoever computes it.
+ * Threads divide outputs of matrices, heads and rows among them, never a sum.
+ */
 #ifndef COTERIE_LAYER_H
 #define COTERIE_LAYER_H
 
@@ -40,7 +52,7 @@ typedef struct {
     int64_t passes, with_experts;
 } layer_times;
 
-/* Where results go; all activations are bfloat16. */
+/* Where results go; all activations are bfloat16. [T] of each. */
 typedef struct {
     /* Of the first half: [kv_heads, head_width]. */
     uint16_t *key, *value;
@@ -54,24 +66,30 @@ typedef struct {
     float *norms;
 } layer_results;
 
-/* One token, and working memory. */
+/* A row's cache with this token: [kv_heads, length, head_width], heads so many elements apart. */
 typedef struct {
-    int64_t threads;
-    /* [width]; [head_width]. */
-    const uint16_t *hidden, *cosine, *sine;
-    const layer_results *results;
-    /* Work: [heads, head_width]. */
-    uint16_t *query;
-    /* The cache with this token: [kv_heads, length, head_width], heads so many elements apart. */
     uint16_t *keys, *values;
-    int64_t length, key_stride, value_stride;
-    /* Whether this token is still to be written there, from the results. */
+    int64_t key_stride, value_stride, length;
+} layer_room;
+
+/* The rows, and working memory. */
+typedef struct {
+    int64_t threads, rows;
+    /* [T, width]; [T, head_width], or [1, head_width] for all rows, which are so many elements apart. */
+    const uint16_t *hidden, *cosine, *sine;
+    int64_t position_stride;
+    const layer_results *results;
+    /* [T]. */
+    const layer_room *rooms;
+    /* Whether the tokens are still to be written there, from the results. */
     int64_t append;
-    /* Work: float32 [heads, length]; [heads, head_width]; [experts]. */
+    /* Work: [T, heads, head_width] twice; [T, experts]. */
+    uint16_t *query, *mixed, *logits;
+    /* Work: float32 [threads, heads / kv_heads, the greatest length]. */
     float *scores;
-    uint16_t *mixed, *logits;
-    /* Work of the experts: float32 [top_k, width], then bfloat16 [top_k, inner width]. */
-    float *rows;
+    int64_t longest;
+    /* Work of the experts: float32 [T top_k, width], then bfloat16 [T top_k, inner width]. */
+    float *contributions;
     /* This pass is added to these; or NULL. */
     layer_times *times;
 } layer_call;

@@ -1,8 +1,9 @@
-"""A decoder layer of one token but for its experts: in one call, or before the cache takes key and value and after."""
+"""A decoder layer of a few rows but for its experts: in one call, or before the cache takes keys and after."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,16 @@ from coterie.errors import UsageError
 from coterie.native.attention import attention_served
 from coterie.native.library import Library
 from coterie.native.matmul import PackedMatrix
-from coterie.native.passage import LayerCall, LayerResults, LayerShape, Passage, Passages, Results, StageTimes
+from coterie.native.passage import (
+    KeyValueRoom,
+    LayerCall,
+    LayerResults,
+    LayerShape,
+    Passage,
+    Passages,
+    Results,
+    StageTimes,
+)
 from coterie.native.router import MOST_CHOICES, MOST_EXPERTS
 
 _MOST_WIDTH = 16384
@@ -47,24 +57,6 @@ class LayerRouter(NamedTuple):
     weight: torch.Tensor
     top_k: int
     normalise: bool
-
-
-class KeyValueRoom(NamedTuple):
-    """Where a layer's keys and values lie in memory: bfloat16 [kv_heads, length, width], a head's tokens side by side.
-
-    Attributes:
-        keys: Address of the keys.
-        values: Address of the values.
-        key_stride: Elements from one head's keys to the next one's.
-        value_stride: Elements from one head's values to the next one's.
-        length: Tokens.
-    """
-
-    keys: int
-    values: int
-    key_stride: int
-    value_stride: int
-    length: int
 
 
 class LayerParts(NamedTuple):
@@ -164,10 +156,11 @@ class _Layer(ctypes.Structure):
 
 
 class NativeLayer:
-    """A decoder layer of one token but for its experts: attention with its residual, the norms, and the router.
+    """A decoder layer but for its experts: attention with its residual, the norms, and the router.
 
-    Every product, norm, rotation and choice has the bits of those that the library computes one by one, whatever the
-    number of threads. Can be used by several threads at once.
+    It takes rows: the next token of each of up to ``MOST_ROWS`` sequences. Every product, norm, rotation and choice has
+    the bits of those that the library computes one by one, whatever the number of threads and of rows. Can be used by
+    several threads at once.
 
     Args:
         library: The library.
@@ -210,15 +203,18 @@ class NativeLayer:
     def take(
         self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, times: StageTimes | None = None
     ) -> Passage:
-        """Working memory for a token, to be given back by :meth:`release`.
+        """Working memory for some rows, to be given back by :meth:`release`.
 
         Args:
-            hidden: bfloat16, contiguous, of D values; stays until the layer is over.
-            cosine: bfloat16, contiguous, as many values as a head has.
+            hidden: bfloat16, contiguous, [T, 1, D]; stays until the layer is over.
+            cosine: bfloat16, contiguous, [T, 1, values of a head], or [1, 1, …] for rows that are all at one position.
             sine: The same.
             times: What stages take is added to these; they stay until the layer is over.
+
+        Raises:
+            UsageError: If there are more rows than ``MOST_ROWS``.
         """
-        passage = self._passages.take(self._shape)
+        passage = self._passages.take(self._shape, hidden.shape[0])
         call = passage.call
         call.times = None if times is None else ctypes.addressof(times)
         passage.make_results()
@@ -227,23 +223,23 @@ class NativeLayer:
             # The same for all layers of a forward pass.
             passage.cosine, passage.sine = cosine, sine
             call.cosine, call.sine = cosine.data_ptr(), sine.data_ptr()
+            call.position_stride = self._shape.head_width if cosine.shape[0] > 1 else 0
             call.threads = self._library.threads
         return passage
 
-    def compute(self, passage: Passage, room: KeyValueRoom) -> Results:
-        """Both halves at once; key and value are written to the cache, too.
+    def compute(self, passage: Passage, rooms: Sequence[KeyValueRoom]) -> Results:
+        """Both halves at once; keys and values are written to the caches, too.
 
         Args:
             passage: From :meth:`take`.
-            room: The cache's, with a place for this token at the end.
+            rooms: Each row's, with a place for its token at the end.
         """
-        self._attend_to(passage, *room)
-        passage.call.append = 1
+        passage.attend_to(rooms, append=True)
         self._both(self._address, passage.address)
         return passage.results
 
     def begin(self, passage: Passage) -> Results:
-        """The first half: results have key and value, for a cache that takes them itself.
+        """The first half: results have keys and values, for a cache that takes them itself.
 
         Args:
             passage: From :meth:`take`.
@@ -251,25 +247,16 @@ class NativeLayer:
         self._begin(self._address, passage.address)
         return passage.results
 
-    def finish(self, passage: Passage, keys: torch.Tensor, values: torch.Tensor) -> Results:
-        """The second half: attention over the cache, the residual, and what the experts get.
+    def finish(self, passage: Passage, rooms: Sequence[KeyValueRoom]) -> Results:
+        """The second half: attention over the caches, the residual, and what the experts get.
 
         Args:
             passage: From :meth:`take`, after :meth:`begin`.
-            keys: bfloat16 [1, kv_heads, length, width] with this token's, tokens side by side.
-            values: The same.
+            rooms: Each row's, with its token at the end.
         """
-        self._attend_to(passage, keys.data_ptr(), values.data_ptr(), keys.stride(1), values.stride(1), keys.shape[2])
-        passage.call.append = 0
+        passage.attend_to(rooms, append=False)
         self._finish(self._address, passage.address)
         return passage.results
-
-    @staticmethod
-    def _attend_to(passage: Passage, keys: int, values: int, key_stride: int, value_stride: int, length: int) -> None:
-        passage.make_room(length)
-        call = passage.call
-        call.keys, call.values, call.length = keys, values, length
-        call.key_stride, call.value_stride = key_stride, value_stride
 
     def release(self, passage: Passage) -> None:
         """Takes a passage back that is over."""

@@ -66,27 +66,28 @@ class PackedMatrix:
         codes, scales = self._fields
         return (self._scheme, *self.shape, self._group, codes.data_ptr(), scales.data_ptr())
 
-    def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_MK: torch.Tensor, *, rows: bool = False) -> torch.Tensor:
         """The product with each row of ``x``, bfloat16 [M, N].
 
         Args:
             x_MK: bfloat16 [M, K].
+            rows: Whether each row is to have the bits that it has alone, whatever their number.
 
         Raises:
             UsageError: If ``x`` is something else.
         """
-        rows, columns = self.shape
+        outputs, columns = self.shape
         if x_MK.dtype != torch.bfloat16 or x_MK.dim() != 2 or x_MK.shape[1] != columns or x_MK.device.type != "cpu":
             got = f"{x_MK.dtype} {list(x_MK.shape)} on {x_MK.device}"
             raise UsageError(f"Activations must be bfloat16 [M, {columns}] in memory, not {got}.", got=got)
         x_MK = x_MK.contiguous()
-        out_MN = torch.empty(x_MK.shape[0], rows, dtype=torch.bfloat16, device="cpu")
+        out_MN = torch.empty(x_MK.shape[0], outputs, dtype=torch.bfloat16, device="cpu")
         codes, scales = self._fields
         library, tokens, threads = self._library, x_MK.shape[0], self._library.threads
         functions, way = library.functions, (self._scheme, library.level, threads)
         fields = (x_MK.data_ptr(), codes.data_ptr(), scales.data_ptr())
-        shape = (tokens, rows, columns, self._group)
-        if tokens < self.least_rows:
+        shape = (tokens, outputs, columns, self._group)
+        if rows or tokens < self.least_rows:
             functions.coterie_matmul(*way, *fields, *shape, out_MN.data_ptr())
         else:
             scratch = torch.empty(functions.coterie_gemm_bytes(*way, tokens, columns), dtype=torch.uint8, device="cpu")

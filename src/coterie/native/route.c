@@ -1,8 +1,6 @@
 /* Which tokens go to which expert: rows grouped by expert, in ascending order of ids. */
 #include "bfloat16.h"
-#include "coterie.h"
-
-enum { WEIGHTS_FLOAT32, WEIGHTS_BFLOAT16 };
+#include "experts.h"
 
 /* Groups what a router chose.
  *

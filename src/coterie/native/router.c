@@ -13,8 +13,8 @@ void coterie_route_logits(int level, const coterie_routing *task, int64_t begin,
     COTERIE_BY_LEVEL(level, all_logits, task, begin, end);
 }
 
-void coterie_route_choice(int level, const coterie_routing *task) {
-    COTERIE_BY_LEVEL(level, choose, task);
+void coterie_route_choice(int level, const coterie_routing *task, int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; token++) COTERIE_BY_LEVEL(level, choose, task, token);
 }
 
 /* The experts of a few tokens, highest share first; of equal shares, the lower id.
@@ -29,10 +29,7 @@ void coterie_route_choice(int level, const coterie_routing *task) {
 COTERIE_API void coterie_router(int level, const uint16_t *tokens, const uint16_t *weight, int64_t count,
                                 int64_t width, int64_t experts, int64_t top_k, int normalise, uint16_t *logits,
                                 int64_t *ids, uint16_t *weights) {
-    for (int64_t token = 0; token < count; token++) {
-        coterie_routing task = {tokens + token * width, weight, width, experts, top_k, normalise,
-                                logits + token * experts, weights + token * top_k, ids + token * top_k};
-        coterie_route_logits(level, &task, 0, experts);
-        coterie_route_choice(level, &task);
-    }
+    const coterie_routing task = {tokens, weight, count, width, experts, top_k, normalise, logits, weights, ids};
+    coterie_route_logits(level, &task, 0, experts);
+    coterie_route_choice(level, &task, 0, count);
 }

@@ -19,17 +19,24 @@ INLINE void NAME(logits)(const uint16_t *token, const uint16_t *weight, int64_t 
     }
 }
 
+/* All tokens meet a few rows of the weight while these are in the cache. */
 static TARGET void NAME(all_logits)(const coterie_routing *task, int64_t begin, int64_t end) {
-    int64_t e = begin, width = task->width;
+    int64_t e = begin, width = task->width, experts = task->experts;
     for (; e + ROWS <= end; e += ROWS)
-        NAME(logits)(task->token, task->weight + e * width, width, task->logits + e, ROWS);
-    for (; e < end; e++) NAME(logits)(task->token, task->weight + e * width, width, task->logits + e, 1);
+        for (int64_t t = 0; t < task->count; t++)
+            NAME(logits)(task->tokens + t * width, task->weight + e * width, width, task->logits + t * experts + e, ROWS);
+    for (; e < end; e++)
+        for (int64_t t = 0; t < task->count; t++)
+            NAME(logits)(task->tokens + t * width, task->weight + e * width, width, task->logits + t * experts + e, 1);
 }
 
-static TARGET void NAME(choose)(const coterie_routing *task) {
+static TARGET void NAME(choose)(const coterie_routing *task, int64_t token) {
+    const uint16_t *logits = task->logits + token * task->experts;
+    int64_t *ids = task->ids + token * task->top_k;
+    uint16_t *weights = task->weights + token * task->top_k;
     float shares[MOST_EXPERTS], picked[MOST_CHOICES], highest = -INFINITY, total = 0, chosen = 0;
     for (int64_t e = 0; e < task->experts; e++) {
-        shares[e] = coterie_from_bf16(task->logits[e]);
+        shares[e] = coterie_from_bf16(logits[e]);
         highest = shares[e] > highest ? shares[e] : highest;
     }
     for (int64_t e = 0; e < task->experts; e++) shares[e] = coterie_exp(shares[e] - highest);
@@ -41,11 +48,11 @@ static TARGET void NAME(choose)(const coterie_routing *task) {
     for (int64_t k = 0; k < task->top_k; k++) {
         int64_t best = 0;
         for (int64_t e = 1; e < task->experts; e++) best = shares[e] > shares[best] ? e : best;
-        task->ids[k] = best;
+        ids[k] = best;
         picked[k] = shares[best] / total;
         chosen += picked[k];
         shares[best] = -1;
     }
     for (int64_t k = 0; k < task->top_k; k++)
-        task->weights[k] = coterie_to_bf16(task->normalise ? picked[k] / chosen : picked[k]);
+        weights[k] = coterie_to_bf16(task->normalise ? picked[k] / chosen : picked[k]);
 }

@@ -1,4 +1,4 @@
-/* The parts of one token's way through a layer, each for a thread that calls it: what layer.c puts together. */
+/* The parts of the way through a layer, each for a thread that calls it: what layer.c puts together. */
 #ifndef COTERIE_TOKEN_H
 #define COTERIE_TOKEN_H
 
@@ -33,6 +33,7 @@ typedef struct {
     const uint16_t *query, *keys, *values;
     int64_t heads, kv_heads, width, length, key_stride, value_stride;
     float scale;
+    /* [heads / kv_heads, length], for one key head after the other. */
     float *scores;
     uint16_t *out;
 } coterie_attention;
@@ -40,19 +41,19 @@ typedef struct {
 /* The query heads of one key head. */
 void coterie_attend(int level, const coterie_attention *task, int64_t kv_head);
 
-/* One token; see coterie_router. */
+/* See coterie_router. */
 typedef struct {
-    const uint16_t *token, *weight;
-    int64_t width, experts, top_k;
+    const uint16_t *tokens, *weight;
+    int64_t count, width, experts, top_k;
     int normalise;
     uint16_t *logits, *weights;
     int64_t *ids;
 } coterie_routing;
 
-/* Logits of experts [begin, end). */
+/* Logits of experts [begin, end) for all tokens. */
 void coterie_route_logits(int level, const coterie_routing *task, int64_t begin, int64_t end);
 
-/* Ids and weights, by the logits of all experts. */
-void coterie_route_choice(int level, const coterie_routing *task);
+/* Ids and weights of tokens [begin, end), by the logits of all experts. */
+void coterie_route_choice(int level, const coterie_routing *task, int64_t begin, int64_t end);
 
 #endif

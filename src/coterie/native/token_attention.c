@@ -38,7 +38,11 @@ static void attend_some(void *context, int thread, int threads) {
     const attention *own = context;
     int64_t begin, end;
     coterie_share(own->task.kv_heads, 1, thread, threads, &begin, &end);
-    for (int64_t head = begin; head < end; head++) coterie_attend(own->level, &own->task, head);
+    coterie_attention task = own->task;
+    for (int64_t head = begin; head < end; head++) {
+        task.scores = own->task.scores + head * (task.heads / task.kv_heads) * task.length;
+        coterie_attend(own->level, &task, head);
+    }
 }
 
 /* One token's attention over all tokens of a cache: softmax(query keys scale) values.

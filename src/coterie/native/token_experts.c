@@ -1,44 +1,55 @@
-/* One token's experts in one call, from the router's choice to the sum with the residual: nothing is asked of Python.
+/* The experts of a few rows in one call, from the router's choice to the sums with the residuals: nothing is asked of
+ * Python.
  *
- * The arithmetic is that of experts.c, in the same order, so the bits are the same.
+ * The arithmetic is that of experts.c, in the same order, so the bits are the same; none is ever multiplied as a matrix
+ * of many rows, so they do not depend on other rows. An expert that several rows chose is read once.
  */
 #include "token_experts.h"
 
 #include "experts.h"
 #include "layer.h"
 
-enum { MOST_CHOICES = 64 };
+enum { MOST_EXPERTS = 1024, MOST_CHOICES = 64, MOST_PAIRS = COTERIE_ROWS * MOST_CHOICES };
 
-/* The places of the chosen experts by ascending id; false if one was chosen twice or is none of the bank's. */
-static int in_order(const token_bank *bank, const int64_t *ids, int64_t count, int *order) {
-    for (int i = 0; i < count; i++) {
-        int at = i;
-        if (ids[i] < 0 || ids[i] >= bank->experts) return 0;
-        for (; at > 0 && ids[order[at - 1]] >= ids[i]; at--) {
-            if (ids[order[at - 1]] == ids[i]) return 0;
-            order[at] = order[at - 1];
-        }
-        order[at] = i;
+/* What coterie_route writes, and where the experts are. */
+typedef struct {
+    int64_t used, experts[MOST_PAIRS], addresses[MOST_PAIRS];
+    int32_t offsets[MOST_PAIRS + 1], row_token[MOST_PAIRS], token_rows[MOST_PAIRS];
+    float row_weight[MOST_PAIRS];
+    uint8_t done[MOST_EXPERTS];
+} grouping;
+
+/* Whether a row chose an expert twice, or one that is none of the bank's. */
+static int odd(const token_bank *bank, const int64_t *ids, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        if (ids[i] < 0 || ids[i] >= bank->experts) return 1;
+        for (int64_t k = 0; k < i; k++)
+            if (ids[k] == ids[i]) return 1;
     }
+    return 0;
+}
+
+/* Rows by expert; false where they are left to others. */
+static int grouped(const token_bank *bank, const layer_call *call, int64_t count, grouping *of) {
+    int32_t counts[MOST_EXPERTS], filled[COTERIE_ROWS];
+    const layer_results *results = call->results;
+    if (call->rows > COTERIE_ROWS || count < 1 || count > MOST_CHOICES || bank->experts > MOST_EXPERTS) return 0;
+    for (int64_t row = 0; row < call->rows; row++)
+        if (odd(bank, results->ids + row * count, count)) return 0;
+    of->used = coterie_route(results->ids, results->weights, WEIGHTS_BFLOAT16, call->rows, count, bank->experts,
+                             of->experts, of->offsets, of->row_token, of->row_weight, of->token_rows, counts, filled,
+                             of->done);
     return 1;
 }
 
-static void compute(const token_bank *bank, const layer_call *call, const int *order, const int64_t *addresses,
-                    int64_t count, int64_t norms) {
+static void compute(const token_bank *bank, const layer_call *call, grouping *of, int64_t count, int64_t norms) {
     const layer_results *results = call->results;
-    int64_t experts[MOST_CHOICES], table[MOST_CHOICES * TABLE_WIDTH];
-    int32_t offsets[MOST_CHOICES + 1], row_token[MOST_CHOICES], token_rows[MOST_CHOICES];
-    float row_weight[MOST_CHOICES];
-    uint8_t done[MOST_CHOICES] = {0};
-    for (int64_t i = 0; i < count; i++) {
-        experts[i] = table[i * TABLE_WIDTH + TABLE_ID] = results->ids[order[i]];
+    int64_t table[MOST_PAIRS * TABLE_WIDTH];
+    for (int64_t i = 0; i < of->used; i++) {
+        table[i * TABLE_WIDTH + TABLE_ID] = of->experts[i];
         for (int field = 0; field < 4; field++)
-            table[i * TABLE_WIDTH + TABLE_GATE_UP + field] = addresses[i] + bank->places[field];
-        offsets[i] = token_rows[i] = (int32_t)i;
-        row_token[i] = 0;
-        row_weight[i] = coterie_from_bf16(results->weights[order[i]]);
+            table[i * TABLE_WIDTH + TABLE_GATE_UP + field] = of->addresses[i] + bank->places[field];
     }
-    offsets[count] = (int32_t)count;
     experts_call pass = {.scheme = bank->scheme,
                          .level = bank->level,
                          .threads = call->threads,
@@ -47,53 +58,52 @@ static void compute(const token_bank *bank, const layer_call *call, const int *o
                          .inner = bank->inner,
                          .width_group = bank->width_group,
                          .inner_group = bank->inner_group,
-                         .used = count,
+                         .used = of->used,
                          .choices = count,
-                         .experts = experts,
-                         .offsets = offsets,
-                         .row_token = row_token,
-                         .row_weight = row_weight,
-                         .token_rows = token_rows,
-                         .done = done,
-                         .count = count,
+                         .experts = of->experts,
+                         .offsets = of->offsets,
+                         .row_token = of->row_token,
+                         .row_weight = of->row_weight,
+                         .token_rows = of->token_rows,
+                         .done = of->done,
+                         .count = of->used,
                          .table = table,
-                         .tokens = 1,
+                         .tokens = call->rows,
                          .x = results->normed,
-                         .rows = call->rows,
-                         .hidden = (uint16_t *)(call->rows + count * bank->width),
+                         .rows = call->contributions,
+                         .hidden = (uint16_t *)(call->contributions + call->rows * count * bank->width),
                          .out = results->out,
                          .ids = results->ids,
                          .norms = norms ? results->norms : NULL};
     coterie_experts(&pass);
-    for (int64_t i = 0; i < bank->width; i++)
+    for (int64_t i = 0; i < call->rows * bank->width; i++)
         results->out[i] =
             coterie_to_bf16(coterie_from_bf16(results->residual[i]) + coterie_from_bf16(results->out[i]));
 }
 
-/* Whether all that the router chose are in memory, at this moment. */
+/* Whether all that the router chose for any row are in memory, at this moment. */
 COTERIE_API int64_t coterie_token_experts_there(const token_bank *bank, const layer_call *call, int64_t count) {
     const int64_t *ids = call->results->ids;
-    for (int64_t i = 0; i < count; i++)
+    for (int64_t i = 0; i < call->rows * count; i++)
         if (ids[i] < 0 || ids[i] >= bank->experts || !__atomic_load_n(&bank->berths[ids[i]].address, __ATOMIC_RELAXED))
             return 0;
     return count > 0;
 }
 
-/* Computes what a layer's experts add to the residual, if all that the router chose are in memory; returns whether.
- * If norms are wanted, the results are given the Euclidean norm of what each choice adds. */
+/* Computes what a layer's experts add to the residuals, if all that the router chose are in memory; returns whether.
+ * `count` is how many a row chose. If norms are wanted, the results are given the Euclidean norm of what each choice adds. */
 COTERIE_API int64_t coterie_token_experts(const token_bank *bank, const layer_call *call, int64_t count,
                                           int64_t norms) {
-    const int64_t *ids = call->results->ids;
-    int64_t addresses[MOST_CHOICES], entered = 0, there = 1;
-    int order[MOST_CHOICES];
+    grouping of;
+    int64_t entered = 0, there = 1;
     double began = call->times ? coterie_now() : 0;
-    if (count < 1 || count > MOST_CHOICES || !in_order(bank, ids, count, order)) return 0;
-    for (; entered < count && there; entered++) {
-        addresses[entered] = coterie_enter(&bank->berths[ids[order[entered]]]);
-        there = addresses[entered] != 0;
+    if (!grouped(bank, call, count, &of)) return 0;
+    for (; entered < of.used && there; entered++) {
+        of.addresses[entered] = coterie_enter(&bank->berths[of.experts[entered]]);
+        there = of.addresses[entered] != 0;
     }
-    if (there) compute(bank, call, order, addresses, count, norms);
-    for (int64_t i = 0; i < entered; i++) coterie_leave(&bank->berths[ids[order[i]]]);
+    if (there) compute(bank, call, &of, count, norms);
+    for (int64_t i = 0; i < entered; i++) coterie_leave(&bank->berths[of.experts[i]]);
     if (there && call->times) {
         call->times->seconds[STAGE_EXPERTS] += coterie_now() - began;
         call->times->with_experts++;

@@ -1,4 +1,4 @@
-/* The experts of one token, where all that it chose are in memory; mirrored in token_experts.py. */
+/* The experts of a few rows, where all that they chose are in memory; mirrored in token_experts.py. */
 #ifndef COTERIE_TOKEN_EXPERTS_H
 #define COTERIE_TOKEN_EXPERTS_H
 

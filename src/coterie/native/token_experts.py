@@ -1,4 +1,4 @@
-"""The experts of one token in one call, where all that it chose are in memory."""
+"""The experts of a few rows in one call, where all that they chose are in memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
 class TokenExperts:
-    """The experts of a bank for a token whose layer :class:`NativeLayer` computed.
+    """The experts of a bank for rows whose layer :class:`NativeLayer` computed.
 
-    They have the bits of :class:`ExpertsKernel`. Can be used by several threads at once.
+    Each row has the bits that :class:`ExpertsKernel` gives a token by itself. An expert that several rows chose is read
+    once. Can be used by several threads at once.
 
     Args:
         kernel: What would compute them for any number of tokens.
@@ -52,11 +53,13 @@ class TokenExperts:
         self._there, self._compute = functions.coterie_token_experts_there, functions.coterie_token_experts
 
     def there(self, passage: Passage) -> bool:
-        """Whether all that a token chose are in memory, at this moment."""
+        """Whether all that any row chose are in memory, at this moment."""
         return bool(self._there(self._address, passage.address, passage.results.ids.shape[1]))
 
     def compute(self, passage: Passage, *, norms: bool = False) -> torch.Tensor | None:
-        """The residual with what the experts add, bfloat16 [1, 1, D]; None if one is not there or was chosen twice.
+        """The residual with what the experts add, bfloat16 [T, 1, D].
+
+        None if one is not there, or a row chose one twice.
 
         Args:
             passage: Through the layer, with its results.
@@ -64,7 +67,7 @@ class TokenExperts:
         """
         results = passage.results
         choices = results.ids.shape[1]
-        passage.make_rows(choices * self._row_nbytes)
+        passage.make_contributions(passage.rows * choices * self._row_nbytes)
         return results.out if self._compute(self._address, passage.address, choices, norms) else None
 
 

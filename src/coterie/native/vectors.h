@@ -1,7 +1,7 @@
 /* Vectors of 16 floats, the same sums at every level; included once for each instruction set.
  *
- * Before: TARGET, and NAME(x), which makes x the name of one set. A vector function without its target attribute would
- * be taken to pieces before it is inlined.
+ * Before: TARGET, NAME(x), which makes x the name of one set, and SIXTEEN_AT_ONCE where its registers hold 16 floats. A
+ * vector function without its target attribute would be taken to pieces before it is inlined.
  */
 #ifndef COTERIE_VECTORS_H
 #define COTERIE_VECTORS_H
@@ -16,6 +16,8 @@ enum { LANES = 16 };
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t eight_halves __attribute__((vector_size(16)));
+typedef uint32_t eight_words __attribute__((vector_size(32)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 #if defined(__clang__)
@@ -33,11 +35,21 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
-/* 16 values of bfloat16. */
+/* 16 values of bfloat16. Where registers hold fewer, compilers convert 16 one by one, and 8 at once. */
 INLINE floats NAME(widened)(const uint16_t *values) {
+#if defined(SIXTEEN_AT_ONCE)
     halves narrow;
     memcpy(&narrow, values, sizeof narrow);
     return (floats)(__builtin_convertvector(narrow, words) << 16);
+#else
+    eight_halves narrow[2];
+    eight_words wide[2];
+    floats whole;
+    memcpy(narrow, values, sizeof narrow);
+    for (int i = 0; i < 2; i++) wide[i] = __builtin_convertvector(narrow[i], eight_words) << 16;
+    memcpy(&whole, wide, sizeof whole);
+    return whole;
+#endif
 }
 
 INLINE floats NAME(loaded)(const float *values) {

@@ -40,16 +40,28 @@ class DecoratedExperts:
         install(place.module, "experts", self.forward)
 
     def forward(
-        self, hidden_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
+        self,
+        hidden_TD: torch.Tensor,
+        top_k_index_TK: torch.Tensor,
+        top_k_weights_TK: torch.Tensor,
+        *,
+        rows: bool = False,
     ) -> torch.Tensor:
-        """What the experts module computes; returns [T, D]."""
+        """What the experts module computes; returns [T, D].
+
+        Args:
+            hidden_TD: The tokens.
+            top_k_index_TK: What the router chose.
+            top_k_weights_TK: Gate weights.
+            rows: Whether quantised experts compute each token as they compute it alone, whatever the number of tokens.
+        """
         streamed = self._streamed
         index_TK, weights_TK, absent = streamed.route(hidden_TD, top_k_index_TK, top_k_weights_TK)
         noted = streamed.contributions(top_k_index_TK, index_TK)
         kernel = self._kernel
         quantised = self._quantised
         if quantised is not None and quantised.serves(hidden_TD):
-            return quantised.compute(hidden_TD, index_TK, weights_TK, absent, noted)
+            return quantised.compute(hidden_TD, index_TK, weights_TK, absent, noted, rows=rows)
         # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
         # that only one is in memory at a time.
         together = not streamed.decodes and not torch.is_autocast_enabled("cpu")
@@ -134,7 +146,7 @@ class DecoratedExperts:
 
     @functools.cached_property
     def token_experts(self) -> TokenExperts | None:
-        """For one token beside :meth:`forward`, by one native call; None where that does not serve these experts."""
+        """For a decode step beside :meth:`forward`, by one native call; None where that does not serve them."""
         return None if self._quantised is None else self._quantised.token_experts()
 
     @functools.cached_property
