@@ -212,7 +212,7 @@ def wide(zoo_checkpoint, open_model) -> Callable[..., Any]:
     """A model whose logits are far larger than its budget's activations."""
 
     def make(**options: Any) -> Any:
-        model = open_model(zoo_checkpoint("qwen3_omni_thinker", BF16), memory="2GiB", **options)
+        model = open_model(zoo_checkpoint("qwen3_omni_thinker", BF16), memory="8GiB", **options)
         clock = model.coterie._attachment.clocks["thinker"]
         clock.provide(clock.max_context, widened(model))
         return model
