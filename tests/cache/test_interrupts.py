@@ -89,9 +89,17 @@ def test_at_every_point(tmp_path, phase):
         assert number > 100
 
 
+@pytest.fixture
+def _ctrl_c():
+    """What a shell runs in the background begins with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_by_real_signals_while_it_waits(tmp_path):
     """Each read takes a moment, in which the main thread waits; the signal comes when it likes."""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     source = TinySource.uniform(tmp_path, 12, before_read=lambda key: time.sleep(0.0005))
     draw = random.Random(1)
     interrupted = 0
