@@ -6,27 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from coterie.cache import ExpertCache
 from coterie.errors import UsageError
 from coterie.native import library
 
-from .sources import PATIENCE_S, SMALL, TinySource, assert_consistent, assert_is, bring, keys_of, leased, me
+from .sources import PATIENCE_S, SMALL, assert_consistent, assert_is, bring, keys_of, leased, me
 
 KEYS = keys_of(8)
 BANK = KEYS[0].bank_key
-
-
-@pytest.fixture
-def open_cache(tmp_path):
-    caches = []
-
-    def open_cache(slots):
-        caches.append(ExpertCache(TinySource.uniform(tmp_path, 8), capacity=slots * SMALL.nbytes, eviction="lru"))
-        return caches[-1]
-
-    yield open_cache
-    for cache in caches:
-        cache.close()
 
 
 def test_it_holds_what_is_resident_in_the_order_asked_for(open_cache):

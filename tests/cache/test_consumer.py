@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from coterie.cache import Consumer, ExpertCache
+from coterie.cache import Consumer
 from coterie.errors import UsageError
 
-from .sources import PATIENCE_S, SMALL, TinySource, assert_consistent, assert_is, bring, keys_of, wait_until
+from .sources import PATIENCE_S, SMALL, assert_consistent, assert_is, bring, keys_of, wait_until
 
 KEYS = keys_of(8)
 BANK = KEYS[0].bank_key
@@ -30,19 +30,6 @@ class Device(Consumer):
             release = self.pending.pop(0)
             release()
             release()
-
-
-@pytest.fixture
-def open_cache(tmp_path):
-    caches = []
-
-    def open_cache(slots):
-        caches.append(ExpertCache(TinySource.uniform(tmp_path, 8), capacity=slots * SMALL.nbytes, eviction="lru"))
-        return caches[-1]
-
-    yield open_cache
-    for cache in caches:
-        cache.close()
 
 
 def test_one_consumer_has_one_lease_or_hold(open_cache):

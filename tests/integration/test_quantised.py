@@ -9,19 +9,14 @@ import torch
 
 from coterie.extraction import extract
 from coterie.integration import quantised
-from coterie.native import library
 from coterie.quant import SCHEMES
 from zoo import ZOO, logits
+
+pytestmark = pytest.mark.usefixtures("native")
 
 # SiLU and GELU, shared experts, several components, sigmoid routers.
 NAMES = ["deepseek_v3", "mixtral", "olmoe", "qwen3_moe", "qwen3_omni"]
 BY_SCHEME = pytest.mark.parametrize("scheme", sorted(SCHEMES))
-
-
-@pytest.fixture(autouse=True)
-def native() -> None:
-    if library() is None:
-        pytest.skip("the native library was not built")
 
 
 @pytest.fixture

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from coterie.extraction import extract
 from coterie.hf.caches import kept_cache
 from coterie.integration.padding import padding_by
 from coterie.integration.token_layer import TokenLayer
-from coterie.native import MOST_ROWS, NativeLayer, library
+from coterie.native import MOST_ROWS, NativeLayer
+from coterie.passes.forwards import own, remove
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
+
+pytestmark = pytest.mark.usefixtures("native")
 
 LENGTHS = [5, 1, 12, 7, 3, 12, 9, 2, 4, 6, 8, 10, 11, 1, 2, 20]
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def native() -> None:
-    if library() is None:
-        pytest.skip("the native library was not built")
 
 
 @pytest.fixture
@@ -41,22 +36,8 @@ def finished(monkeypatch) -> list[int]:
     return calls
 
 
-@pytest.fixture(scope="module")
-def store(zoo_checkpoint, tmp_path_factory):
-    """Gives a store of a zoo model in a scheme."""
-    root, made = tmp_path_factory.mktemp("rows"), {}
-
-    def make(name: str = "qwen3_moe", scheme: str = "int4") -> Path:
-        if (name, scheme) not in made:
-            made[name, scheme] = root / f"{name}-{scheme}"
-            extract(zoo_checkpoint(name, torch.bfloat16), made[name, scheme], scheme=scheme, dense_scheme=scheme)
-        return made[name, scheme]
-
-    return make
-
-
 def layers_of(model: Any) -> int:
-    return sum(isinstance(one.__dict__.get("forward"), TokenLayer) for one in model.modules())
+    return sum(isinstance(own(one), TokenLayer) for one in model.modules())
 
 
 def prompts(rows: int) -> list[torch.Tensor]:
@@ -187,8 +168,8 @@ def test_a_padded_batch_generates_what_the_class_does(store, open_model, finishe
     out = model.generate(ids, **options, output_logits=True, return_dict_in_generate=True)
     assert finished == [3] * (5 * layers_of(model))
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), TokenLayer):
-            del module.__dict__["forward"]
+        if isinstance(own(module), TokenLayer):
+            remove(module, "native")
     theirs = model.generate(ids, **options, output_logits=True, return_dict_in_generate=True)
     for got, want in zip(out.logits[:2], theirs.logits[:2], strict=True):
         assert ((got - want).norm(dim=-1) / want.norm(dim=-1)).median() < 0.03
@@ -217,7 +198,7 @@ def test_what_hides_more_than_padding_goes_to_the_class(store, open_model, finis
 def test_layers_of_other_kinds_are_the_class_s_for_several_sequences(store, open_model, finished) -> None:
     """The talker's layers have a block of their own."""
     model = open_model(store("qwen3_omni"))
-    layer = next(one for one in model.talker.modules() if isinstance(one.__dict__.get("forward"), TokenLayer))
+    layer = next(one for one in model.talker.modules() if isinstance(own(one), TokenLayer))
     width, head = layer.self_attn.q_proj.in_features, layer.self_attn.head_dim
     angles = torch.rand(2, 1, head)
     cache = DynamicCache(config=model.talker.model.config)

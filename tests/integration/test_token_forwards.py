@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from torch import nn
 
 from coterie.errors import UsageError
-from coterie.extraction import extract
 from coterie.hf.caches import caches_in, kept_cache
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_layer import TokenLayer
@@ -22,14 +20,10 @@ from coterie.passes.forwards import install, own, remove
 from coterie.routing import Preview, preview_of
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
 
+pytestmark = pytest.mark.usefixtures("native")
+
 NAMES = ["qwen3_moe", "qwen3_vl_moe", "qwen3_omni_thinker", "qwen3_omni"]
 IDS = torch.arange(3, 19)[None]
-
-
-@pytest.fixture(autouse=True)
-def native() -> None:
-    if library() is None:
-        pytest.skip("the native library was not built")
 
 
 @pytest.fixture
@@ -44,21 +38,6 @@ def finished(monkeypatch) -> list[NativeLayer]:
 
     monkeypatch.setattr(NativeLayer, "release", release)
     return calls
-
-
-@pytest.fixture(scope="module")
-def store(zoo_checkpoint, tmp_path_factory):
-    """Gives a store of a zoo model with int4 experts: ``store(name, dense_scheme="int4")``."""
-    root, made = tmp_path_factory.mktemp("lossy"), {}
-
-    def make(name: str, dense_scheme: str = "int4") -> Path:
-        key = (name, dense_scheme)
-        if key not in made:
-            made[key] = root / "-".join(key)
-            extract(zoo_checkpoint(name, torch.bfloat16), made[key], scheme="int4", dense_scheme=dense_scheme)
-        return made[key]
-
-    return make
 
 
 def replaced(model: nn.Module, kind: type) -> list[Any]:
