@@ -85,8 +85,7 @@ def _select(head: nn.Module, args: tuple[Any, ...], logits: torch.Tensor) -> tor
 
 
 def _with_parameter(signature: inspect.Signature) -> inspect.Signature:
-    kinds = (inspect.Parameter.VAR_KEYWORD,)
     added = inspect.Parameter(PARAMETER, inspect.Parameter.KEYWORD_ONLY, default=0, annotation=Kept)
-    parameters = list(signature.parameters.values())
-    rest = [one for one in parameters if one.kind in kinds]
-    return signature.replace(parameters=[*(one for one in parameters if one.kind not in kinds), added, *rest])
+    # What takes any other keyword comes last.
+    parameters = sorted((*signature.parameters.values(), added), key=lambda one: one.kind)
+    return signature.replace(parameters=parameters)
