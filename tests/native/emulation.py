@@ -2,6 +2,9 @@
 
 The emulated process (emulated.c) has no memory of ours. It asks for pages when they are touched and sends back which
 bytes have changed, so every pointer means the same to both, and the wrappers in ``coterie.native`` notice nothing.
+
+Nothing is sent back before a call has ended. So a call that could not get a page is made once more, in a process of its
+own: such calls are rare, and never the same. A warning says what was mapped there.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import shutil
 import struct
 import subprocess
 import threading
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +92,10 @@ def compile_server(path: Path, architecture: Architecture = AARCH64) -> Path:
     return path
 
 
+class PageError(AssertionError):
+    """The emulated process could not have a page."""
+
+
 class EmulatedFunctions:
     """The functions of a library, as ``ctypes.CDLL`` would have them.
 
@@ -106,10 +114,7 @@ class EmulatedFunctions:
 
     def close(self) -> None:
         """Ends the process."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-        self._process.wait(timeout=10)
+        self._end()
         os.close(self._memory)
 
     def __getattr__(self, name: str) -> Any:
@@ -117,51 +122,63 @@ class EmulatedFunctions:
             raise AttributeError(name)
         return lambda *arguments: self._call(name, arguments)
 
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=10)
+
     def _started(self) -> subprocess.Popen[bytes]:
         # With a stack of any size the emulator's own memory lies in the middle of the address space, far from ours.
         command = ["sh", "-c", 'ulimit -s unlimited 2>/dev/null; exec "$@"', "sh", *self._command]
         for _ in range(_STARTS):
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            assert self._call("coterie_fingerprint", ()).decode() == build.fingerprint()
+            _, fingerprint = self._answer("coterie_fingerprint", _packed("coterie_fingerprint", ()))
+            assert fingerprint.decode() == build.fingerprint()
             ours, theirs = _mapped("self"), _mapped(str(self._process.pid))
             if not any(a < d and c < b for a, b in ours for c, d in theirs):
                 return self._process
-            self._process.kill()
-            self._process.wait()
+            self._end()
         raise AssertionError("the emulator's memory lies where ours does, time and again")
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        result, types = PROTOTYPES[name]
-        assert len(arguments) == len(types), name
-        floats = [value for value, kind in zip(arguments, types, strict=True) if kind is ctypes.c_float]
-        wholes = [int(value or 0) for value, kind in zip(arguments, types, strict=True) if kind is not ctypes.c_float]
-        assert len(floats) <= 1
-        is_text = result is ctypes.c_char_p
-        wholes += [0] * (16 - len(wholes))
+        call = _packed(name, arguments)
         with self._lock:
-            self._send(_CALL.pack(name.encode(), is_text, *wholes, *floats or (0.0,)))
-            while True:
-                kind, at, size = _MESSAGE.unpack(self._receive(_MESSAGE.size))
-                if chr(kind) == "D":
-                    text = self._receive(size)
-                    break
-                self._serve(chr(kind), name, at, size)
-        if result is None or is_text:
-            return text if is_text and at else None
-        return result(at).value
+            try:
+                at, text = self._answer(name, call)
+            except PageError as error:
+                warnings.warn(f"{error}; called once more", stacklevel=3)
+                self._end()
+                self._process = self._started()
+                at, text = self._answer(name, call)
+        result, _ = PROTOTYPES[name]
+        if result is ctypes.c_char_p:
+            return text if at else None
+        return None if result is None else result(at).value
+
+    def _answer(self, name: str, call: bytes) -> tuple[int, bytes]:
+        """What a call returns, and the text at that address; PageError before any of our memory has changed."""
+        self._why = ""
+        self._send(call)
+        while True:
+            kind, at, size = _MESSAGE.unpack(self._receive(_MESSAGE.size))
+            if chr(kind) == "D":
+                return at, self._receive(size)
+            self._serve(chr(kind), name, at, size)
 
     def _serve(self, kind: str, name: str, at: int, size: int) -> None:
         if kind == "R":
             try:
                 pages = os.pread(self._memory, size, at)
-            except OSError:
-                pages = b""
+            except OSError as error:
+                pages, self._why = b"", f" ({error})"
             self._send(struct.pack("=q", len(pages)) + pages)
         elif kind == "W":
             os.pwrite(self._memory, self._receive(size), at)
         else:
             reasons = {"F": "touched memory that is not there", "C": "cannot have our page", "N": "is not there"}
-            raise AssertionError(f"{name} {reasons.get(kind, 'needs too many pages')}: {at:#x}")
+            problem = f"{name} {reasons.get(kind, 'needs too many pages')}: {at:#x}{self._why}"
+            here, there = _beside(at, "self"), _beside(at, str(self._process.pid))
+            # Far from any memory of ours it is the library's fault.
+            raise (PageError if here and kind in "FC" else AssertionError)(f"{problem}; here: {here}; there: {there}")
 
     def _send(self, data: bytes) -> None:
         assert self._process.stdin is not None
@@ -173,6 +190,22 @@ class EmulatedFunctions:
         data = self._process.stdout.read(size)
         assert len(data) == size, f"{self._command} ended: {data!r}"
         return data
+
+
+def _packed(name: str, arguments: tuple[Any, ...]) -> bytes:
+    """A call as it is sent."""
+    result, types = PROTOTYPES[name]
+    assert len(arguments) == len(types), name
+    floats = [value for value, kind in zip(arguments, types, strict=True) if kind is ctypes.c_float]
+    wholes = [int(value or 0) for value, kind in zip(arguments, types, strict=True) if kind is not ctypes.c_float]
+    assert len(floats) <= 1
+    wholes += [0] * (16 - len(wholes))
+    return _CALL.pack(name.encode(), result is ctypes.c_char_p, *wholes, *floats or (0.0,))
+
+
+def _beside(address: int, process: str) -> list[str]:
+    """What a process has mapped within a mebibyte of an address."""
+    return [f"{begin:x}-{end:x}" for begin, end in _mapped(process) if begin - (1 << 20) < address < end + (1 << 20)]
 
 
 def _mapped(process: str) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ Nothing here is timed: an emulator says nothing about speed.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -59,6 +60,25 @@ def test_levels_are_those_of_the_processor(programs: Programs) -> None:
         assert set(found[len(names) :]) == {highest}
         assert functions.coterie_level_name(len(names)) is None
         functions.close()
+
+
+def test_a_call_that_gets_no_page_is_made_once_more(
+    native: Library, twin: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, x = random_matrix("int4", 37, 192), activations(2, 192)
+    reads = []
+
+    def pread(*arguments: int) -> bytes:
+        reads.append(arguments)
+        if len(reads) == 3:
+            raise OSError(errno.EIO, "not now")
+        return read(*arguments)
+
+    read = os.pread
+    monkeypatch.setattr(emulation.os, "pread", pread)
+    with pytest.warns(UserWarning, match="memory that is not there.*not now.*called once more"):
+        product = PackedMatrix(Library(native.functions, 0, threaded=False), *matrix)(x)
+    assert torch.equal(product, PackedMatrix(twin, *matrix)(x))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
