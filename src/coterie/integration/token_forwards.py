@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def quicken_tokens(model: PreTrainedModel) -> None:
+def install_native_layers(model: PreTrainedModel) -> None:
     """Gives decoder layers and routers their native forwards where linear layers are in a scheme.
 
     Args:
