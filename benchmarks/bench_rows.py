@@ -29,7 +29,7 @@ def normal(*size: int, scale: float = 1.0) -> torch.Tensor:
     return (scale * torch.randn(*size)).bfloat16()
 
 
-def layer_of(library: Any, passages: Any) -> Any:
+def layer_of(library: Any, states: Any) -> Any:
     """A layer with random weights."""
     from coterie.native import LayerNorm, LayerParts, LayerRouter, NativeLayer, PackedMatrix
 
@@ -38,7 +38,7 @@ def layer_of(library: Any, passages: Any) -> Any:
     matrices = [PackedMatrix(library, "int4", *int4_fields(*size)) for size in sizes]
     norms = [LayerNorm(1 + normal(size, scale=0.1), 8, 0, 1e-6) for size in (WIDTH, HEAD, HEAD, WIDTH)]
     router = LayerRouter(normal(EXPERTS, WIDTH, scale=0.05), TOP_K, True)
-    return NativeLayer(library, LayerParts(*norms, *matrices, HEAD**-0.5, router), passages)
+    return NativeLayer(library, LayerParts(*norms, *matrices, HEAD**-0.5, router), states)
 
 
 def experts_of(library: Any) -> tuple[Any, list[torch.Tensor]]:
@@ -90,10 +90,10 @@ class Step(NamedTuple):
 
         hidden = rows.hidden
         for layer, (keys, values) in zip(self.layers, rows.caches, strict=True):
-            passage = layer.take(hidden, rows.cosine, rows.sine)
-            layer.compute(passage, KeyValueRoom.of(keys, values))
-            after = self.experts.compute(passage)
-            layer.release(passage)
+            state = layer.take(hidden, rows.cosine, rows.sine)
+            layer.compute(state, KeyValueRoom.of(keys, values))
+            after = self.experts.compute(state)
+            layer.release(state)
             if after is None:
                 raise AssertionError("all experts are there")
             # Random weights do not keep a residual in bounds.
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--length", type=int, default=1024, help="tokens of each sequence")
     given = parser.parse_args()
-    from coterie.native import Passages, library, why_not
+    from coterie.native import TokenStates, library, why_not
 
     loaded = library()
     if loaded is None:
@@ -115,9 +115,9 @@ def main() -> int:
     wait_until_quiet(given.wait_quiet)
     report = Report("rows", "Rows of several sequences", work=given.work_dir.parent, quick=given.quick)
     torch.manual_seed(0)
-    passages, rounds = Passages(), 3 if given.quick else 15
+    states, rounds = TokenStates(), 3 if given.quick else 15
     experts, records = experts_of(loaded)
-    step = Step([layer_of(loaded, passages) for _ in range(LAYERS)], experts)
+    step = Step([layer_of(loaded, states) for _ in range(LAYERS)], experts)
 
     def timed(sequences: Sequence[Rows]) -> float:
         began = time.perf_counter()
