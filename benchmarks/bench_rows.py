@@ -38,7 +38,7 @@ def normal(*size: int, scale: float = 1.0) -> torch.Tensor:
     return (scale * torch.randn(*size)).bfloat16()
 
 
-def layer_of(library: Any, passages: Any) -> Any:
+def layer_of(library: Any, states: Any) -> Any:
     """A layer with random weights."""
     from coterie.native import LayerNorm, LayerParts, LayerRouter, NativeLayer, PackedMatrix
 
@@ -47,7 +47,7 @@ def layer_of(library: Any, passages: Any) -> Any:
     matrices = [PackedMatrix(library, "int4", *int4_fields(*size)) for size in sizes]
     norms = [LayerNorm(1 + normal(size, scale=0.1), 8, 0, 1e-6) for size in (WIDTH, HEAD, HEAD, WIDTH)]
     router = LayerRouter(normal(EXPERTS, WIDTH, scale=0.05), TOP_K, True)
-    return NativeLayer(library, LayerParts(*norms, *matrices, HEAD**-0.5, router), passages)
+    return NativeLayer(library, LayerParts(*norms, *matrices, HEAD**-0.5, router), states)
 
 
 def experts_of(library: Any) -> tuple[Any, list[torch.Tensor]]:
@@ -99,10 +99,10 @@ class Step(NamedTuple):
 
         hidden = rows.hidden
         for layer, (keys, values) in zip(self.layers, rows.caches, strict=True):
-            passage = layer.take(hidden, rows.cosine, rows.sine)
-            layer.compute(passage, KeyValueRoom.of(keys, values))
-            after = self.experts.compute(passage)
-            layer.release(passage)
+            state = layer.take(hidden, rows.cosine, rows.sine)
+            layer.compute(state, KeyValueRoom.of(keys, values))
+            after = self.experts.compute(state)
+            layer.release(state)
             if after is None:
                 raise AssertionError("all experts are there")
             # Random weights do not keep a residual in bounds.
@@ -112,14 +112,14 @@ class Step(NamedTuple):
 
 def measure_layers(report: Report, counts: Sequence[int], *, length: int, rounds: int) -> None:
     """Adds what a layer takes."""
-    from coterie.native import Passages, library, why_not
+    from coterie.native import TokenStates, library, why_not
 
     loaded = library()
     if loaded is None:
         raise SystemExit(f"There is no native library to measure: {why_not()}")
-    passages = Passages()
+    states = TokenStates()
     experts, records = experts_of(loaded)
-    step = Step([layer_of(loaded, passages) for _ in range(LAYERS)], experts)
+    step = Step([layer_of(loaded, states) for _ in range(LAYERS)], experts)
 
     def timed(sequences: Sequence[Rows]) -> float:
         began = time.perf_counter()
