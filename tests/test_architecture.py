@@ -30,7 +30,7 @@ MODULES = sorted(
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "shared", "base"}
 NAMING = {"component", "source", "profile", "revision", "offline"}
 """Options that say which model and profile are meant: whatever reads one has them."""
-TORCH_FREE = {"errors", "spec", "plan", "profiles", "eviction"}
+TORCH_FREE = {"errors", "spec", "records", "plan", "profiles", "eviction"}
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from coterie.cache import RecordReader
+from coterie.records import RecordReader
 
 
 class SlowSource:

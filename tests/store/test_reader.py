@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from coterie.cache import RecordReader
 from coterie.errors import (
     ChecksumError,
     ExpertMissingError,
@@ -19,6 +18,7 @@ from coterie.errors import (
     StoreNotFoundError,
     UsageError,
 )
+from coterie.records import RecordReader
 from coterie.spec import ExpertKey, ExpertSource
 from coterie.store import Store, StoreWriter, is_store
 from odd_files import ODD, make_odd

@@ -6,7 +6,6 @@ from coterie.cache.cache import ExpertCache
 from coterie.cache.consumer import Consumer
 from coterie.cache.lease import Held, Lease, Tensors
 from coterie.cache.outstanding import ReadTimes
-from coterie.cache.reads import RecordReader
 from coterie.cache.slots import Slot
 from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, LeaseStats
@@ -20,7 +19,6 @@ __all__ = [
     "Lease",
     "LeaseStats",
     "ReadTimes",
-    "RecordReader",
     "Slot",
     "SlotArena",
     "Snapshot",

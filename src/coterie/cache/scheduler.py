@@ -14,13 +14,13 @@ from coterie.cache.growth import QUIET_S, Grower
 from coterie.cache.open_claims import OpenClaims
 from coterie.cache.predictions import Predictions
 from coterie.cache.read_order import ReadOrder
-from coterie.cache.readers import Readers
-from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.snapshot import Snapshot, snapshot_of
 from coterie.cache.statistics import Counters
 from coterie.cache.waiting import Waiters
 from coterie.errors import ReadError, UsageError
+from coterie.records.readers import Readers
+from coterie.records.reads import RecordReader
 from coterie.spec import ExpertKey
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from coterie.cache.claims import Entry
 from coterie.cache.open_claims import OpenClaims
 from coterie.cache.predictions import Predictions
-from coterie.cache.readers import Readers
 from coterie.cache.residency import Residency
+from coterie.records.readers import Readers
 from coterie.spec import BankKey, ExpertKey
 
 
@@ -64,7 +65,7 @@ class Snapshot:
 def snapshot_of(
     residency: Residency,
     predictions: Predictions,
-    readers: Readers,
+    readers: Readers[Entry],
     claims: OpenClaims,
     *,
     open_files: int,

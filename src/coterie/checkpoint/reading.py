@@ -10,8 +10,8 @@ import torch
 
 from coterie.checkpoint.headers import TensorInfo
 from coterie.errors import CheckpointFileError
-from coterie.files.stamps import check_unchanged, open_unchanged
 from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.records.stamps import check_unchanged, open_unchanged
 
 _CHUNK = 64 << 20
 

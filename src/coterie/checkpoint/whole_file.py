@@ -13,8 +13,8 @@ import xxhash
 
 from coterie.checkpoint.headers import TensorInfo
 from coterie.errors import ChecksumError, ReadError
-from coterie.files.stamps import check_unchanged, open_unchanged
 from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.records.stamps import check_unchanged, open_unchanged
 from coterie.spec import FileStamp
 
 _PIECE = 8 << 20

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint, TensorInfo, read_header
 from coterie.errors import CheckpointFileError, ReadError, UnsupportedError
 from coterie.extraction.dense import as_stored, dense_tensors, tensor_pieces
@@ -18,6 +17,7 @@ from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts
 from coterie.files.regular import read_bounded
 from coterie.quant import SCHEMES
+from coterie.records import RecordReader
 from coterie.spec import ExpertKey, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.store import DenseTensor, Problem, Store

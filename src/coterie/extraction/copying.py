@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError
 from coterie.extraction.origin import SchemeOf
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts, one_scheme
-from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
+from coterie.records import RecordReader
+from coterie.records.spans import SCRATCH_BYTES, SpanReader
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
 from coterie.spec.encodings import NATIVE
 from coterie.store import BankWriter, DenseTensor, StoreWriter

@@ -28,9 +28,9 @@ from coterie.extraction.target import (
 )
 from coterie.extraction.tokenizer_check import check_tokenizer
 from coterie.files.naming import check_new_name
-from coterie.files.stamps import file_stamps, first_changed
 from coterie.hf.tokenizer import embedding_rows
 from coterie.quant import lossy_scheme
+from coterie.records.stamps import file_stamps, first_changed
 from coterie.spec import BankKey
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store, StoreWriter, Survey, SurveyedFile, is_store, survey

@@ -7,14 +7,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
 from coterie.extraction.growth import StoreGrowth
 from coterie.extraction.models import need_checkpoint
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.files.naming import BUNDLED, model_path
-from coterie.files.stamps import file_stamps, first_changed
+from coterie.records import RecordReader
+from coterie.records.stamps import file_stamps, first_changed
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store

@@ -17,8 +17,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from coterie.files.stamps import open_unchanged
 from coterie.plan.huge_pages import HUGE_PAGE
+from coterie.records.stamps import open_unchanged
 from coterie.spec import RECORD_ALIGNMENT, Extent, round_up
 
 DEPTHS = (1, 2, 4, 8)

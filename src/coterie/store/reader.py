@@ -8,7 +8,7 @@ from io import FileIO
 from pathlib import Path
 
 from coterie.errors import ExpertMissingError, ReadError, UsageError
-from coterie.files.stamps import check_unchanged, first_changed, open_unchanged
+from coterie.records.stamps import check_unchanged, first_changed, open_unchanged
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
 from coterie.store import names
 from coterie.store.manifest import Bank, Manifest, Record

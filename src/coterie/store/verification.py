@@ -15,7 +15,7 @@ import xxhash
 
 from coterie.errors import StoreFormatError
 from coterie.files.below import files_below
-from coterie.files.stamps import open_unchanged
+from coterie.records.stamps import open_unchanged
 from coterie.store import names
 from coterie.store.dense_index import dense_problems
 from coterie.store.leftovers import Leftover, find_leftover

@@ -9,7 +9,7 @@ from pathlib import Path
 import xxhash
 
 from coterie.errors import ChecksumError, ReadError
-from coterie.files.stamps import check_unchanged, open_unchanged
+from coterie.records.stamps import check_unchanged, open_unchanged
 from coterie.spec import FileStamp
 from coterie.store.manifest import FileFacts
 

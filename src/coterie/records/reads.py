@@ -8,9 +8,9 @@ from typing import Protocol
 
 import xxhash
 
-from coterie.cache.files import HAS_PREADV, FileCache
-from coterie.cache.pieces import REPAIR, Piece, read_error, split
 from coterie.errors import ChecksumError, CoterieError, ReadError
+from coterie.records.files import HAS_PREADV, FileCache
+from coterie.records.pieces import REPAIR, Piece, read_error, split
 from coterie.spec import ExpertKey, ExpertSource, Extent, RecordLayout
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from coterie.cache.files import FileCache, SharedFile
 from coterie.errors import ReadError
+from coterie.records.files import FileCache, SharedFile
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, Extent, round_up
 
 REPAIR = "Verify the file; copy or extract it again if it is damaged."

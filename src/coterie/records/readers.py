@@ -6,25 +6,58 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-
-from coterie.cache.claims import Entry
-from coterie.cache.reads import RecordRead, RecordReader, Step
 from coterie.errors import CoterieError, ReadError
+from coterie.records.reads import RecordRead, RecordReader, Step
+from coterie.spec import ExpertKey, RecordLayout
 
 Task = Callable[[], None]
 
 
-class Supply(Protocol):
+class Room(Protocol):
+    """Where a record goes."""
+
+    @property
+    def record(self) -> memoryview:
+        """The memory, writable."""
+        ...
+
+    def views(self, layout: RecordLayout) -> tuple[Any, ...]:
+        """What the record is seen as; made by the thread that has read it, without the lock."""
+        ...
+
+
+class Wanted(Protocol):
+    """A record that is to be read, and the room that it has."""
+
+    @property
+    def key(self) -> ExpertKey:
+        """Which expert."""
+        ...
+
+    @property
+    def layout(self) -> RecordLayout:
+        """How the record is laid out."""
+        ...
+
+    @property
+    def slot(self) -> Room:
+        """Where it goes."""
+        ...
+
+
+WantedT = TypeVar("WantedT", bound=Wanted)
+
+
+class Supply(Protocol[WantedT]):
     """Says what is to be read and takes what was read. Everything here is called with the lock held."""
 
     def settle(self) -> None:
         """Does what is due before the next choice."""
         ...
 
-    def next_entry(self, *, ahead: bool) -> Entry | None:
+    def next_entry(self, *, ahead: bool) -> WantedT | None:
         """What to read next, with a slot of its own.
 
         Args:
@@ -36,9 +69,7 @@ class Supply(Protocol):
         """Whether it is worth asking for an entry."""
         ...
 
-    def conclude(
-        self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
-    ) -> None:
+    def conclude(self, entry: WantedT, tensors: tuple[Any, ...], nbytes: int, error: CoterieError | None) -> None:
         """An entry has been read, or could not be."""
         ...
 
@@ -47,12 +78,12 @@ class Supply(Protocol):
         ...
 
 
-class _Ongoing:
+class _Ongoing(Generic[WantedT]):
     """An entry that is being read."""
 
     __slots__ = ("entry", "error", "left", "read")
 
-    def __init__(self, entry: Entry, read: RecordRead) -> None:
+    def __init__(self, entry: WantedT, read: RecordRead) -> None:
         self.entry = entry
         self.read = read
         self.left = len(read.steps)
@@ -66,7 +97,7 @@ class _Ongoing:
             self.error = error
 
 
-class Readers:
+class Readers(Generic[WantedT]):
     """Reads what the supply asks for.
 
     Choosing a record, making room for it, opening its file, comparing checksums, telling consumers: in Python, on cold
@@ -81,7 +112,7 @@ class Readers:
         at_once: Reads outstanding at most.
     """
 
-    def __init__(self, supply: Supply, reader: RecordReader, lock: threading.RLock, *, at_once: int) -> None:
+    def __init__(self, supply: Supply[WantedT], reader: RecordReader, lock: threading.RLock, *, at_once: int) -> None:
         self._supply = supply
         self._reader = reader
         self._lock = lock
@@ -89,8 +120,8 @@ class Readers:
         self._at_once = at_once
         self._running = 0
         self._preparing = 0
-        self._staged: deque[tuple[_Ongoing, Step]] = deque()
-        self._finished: deque[_Ongoing] = deque()
+        self._staged: deque[tuple[_Ongoing[WantedT], Step]] = deque()
+        self._finished: deque[_Ongoing[WantedT]] = deque()
         self._closed = False
         # Threads that wait for something to read, and whether they have been told of something since they looked.
         self._resting = 0
@@ -199,7 +230,7 @@ class Readers:
             return True
         return self._in_hand <= self._at_once and self._supply.has_demand()
 
-    def _begin(self, entry: Entry) -> None:
+    def _begin(self, entry: WantedT) -> None:
         """Prepares the read of an entry, and begins with it if the disk is free."""
         try:
             read = self._reader.prepare(entry.key, entry.layout, entry.slot.record)
@@ -222,7 +253,7 @@ class Readers:
                 self.notify()
         self._read_on(*first)
 
-    def _read_on(self, ongoing: _Ongoing, step: Step) -> None:
+    def _read_on(self, ongoing: _Ongoing[WantedT], step: Step) -> None:
         """Runs a step, then whatever is staged."""
         while True:
             ongoing.run(step)
@@ -236,9 +267,9 @@ class Readers:
                 ongoing, step = self._staged.popleft()
                 self.notify()
 
-    def _conclude(self, ongoing: _Ongoing) -> None:
+    def _conclude(self, ongoing: _Ongoing[WantedT]) -> None:
         entry = ongoing.entry
-        tensors: tuple[torch.Tensor, ...] = ()
+        tensors: tuple[Any, ...] = ()
         nbytes, problem = 0, ongoing.error
         try:
             if problem is None:
@@ -262,7 +293,7 @@ class Readers:
             self._finished.popleft().read.close()
 
 
-def _explained(entry: Entry, error: BaseException) -> CoterieError:
+def _explained(entry: Wanted, error: BaseException) -> CoterieError:
     if isinstance(error, CoterieError):
         return error
     problem = ReadError(f"Expert {entry.key} could not be read: {error!r}.", key=entry.key)

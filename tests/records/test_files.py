@@ -4,10 +4,9 @@ import errno
 
 import pytest
 
-from coterie.cache.files import FileCache
+from cache.sources import run_threads
 from coterie.errors import CoterieError
-
-from .sources import run_threads
+from coterie.records.files import FileCache
 
 
 @pytest.fixture

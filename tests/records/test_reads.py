@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.cache import RecordReader
+from cache.sources import LAYOUTS, SCALED, SMALL, TinySource, keys_of, record_bytes
 from coterie.cache.arena import SlotArena
-from coterie.cache.files import HAS_PREADV
 from coterie.errors import ChecksumError, CoterieError, ReadError, StoreFormatError
+from coterie.records import RecordReader
+from coterie.records.files import HAS_PREADV
 from coterie.spec import Extent, RecordLayout
-
-from .sources import LAYOUTS, SCALED, SMALL, TinySource, keys_of, record_bytes
 
 KINDS = ("aligned", "odd", "decoded")
 WAYS = {

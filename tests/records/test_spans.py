@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.cache import files
 from coterie.errors import CheckpointFileError
-from coterie.extraction.spans import SpanReader, join_extents
+from coterie.records import files
+from coterie.records.spans import SpanReader, join_extents
 from coterie.spec import BankKey, Extent, RecordLayout
 
 KEY = BankKey("text", 0, "mlp").expert(0)

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from coterie.cache.files import FileCache
 from coterie.errors import CheckpointFileError
+from coterie.records.files import FileCache
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, Extent, FileStamp, RecordLayout, round_up
-from coterie.store.padding import padding_ranges
 
 SCRATCH_BYTES = 64 * 2**20
 """Most bytes that a worker reads at once."""
@@ -88,7 +87,7 @@ class SpanReader:
         Raises:
             CheckpointFileError: If a file cannot be read or ends too early.
         """
-        for begin, end in padding_ranges(layout):
+        for begin, end in layout.padding:
             record[begin:end] = bytes(end - begin)
         for span in join_extents(extents):
             try:

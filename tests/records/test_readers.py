@@ -5,14 +5,7 @@ import threading
 
 import pytest
 
-from coterie.cache import ExpertCache, RecordReader
-from coterie.cache.arena import SlotArena
-from coterie.cache.files import HAS_PREADV
-from coterie.cache.pieces import Piece, split
-from coterie.errors import ReadError
-from coterie.spec import Extent
-
-from .sources import (
+from cache.sources import (
     LARGE,
     PATIENCE_S,
     SMALL,
@@ -25,6 +18,13 @@ from .sources import (
     record_bytes,
     wait_until,
 )
+from coterie.cache import ExpertCache
+from coterie.cache.arena import SlotArena
+from coterie.errors import ReadError
+from coterie.records import RecordReader
+from coterie.records.files import HAS_PREADV
+from coterie.records.pieces import Piece, split
+from coterie.spec import Extent
 
 KEYS = keys_of(12)
 

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-from coterie.files.stamps import check_unchanged, open_unchanged
+from coterie.records.stamps import check_unchanged, open_unchanged
 from coterie.spec import FileStamp
 
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)

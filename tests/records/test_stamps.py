@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coterie.cache.files import FileCache
-from coterie.files.stamps import FileChanged, file_stamps
+from coterie.records.files import FileCache
+from coterie.records.stamps import FileChanged, file_stamps
 
 
 @pytest.fixture(params=[True, False], ids=["positioned", "seeking"])
