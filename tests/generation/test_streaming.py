@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from coterie.engine.streaming import TextStream
+from coterie.generation.streaming import TextStream
 
 DECODERS = {
     "none": None,

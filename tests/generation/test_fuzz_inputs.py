@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from coterie.engine.chat import chat_inputs
-from coterie.engine.inputs import build_inputs
-from coterie.engine.processors import Processors
 from coterie.errors import CoterieError
+from coterie.generation.chat import chat_inputs
+from coterie.generation.inputs import build_inputs
+from coterie.generation.processors import Processors
 from coterie.hf.generation_config import _CHECKS, FILE, read_generation_config
 from fuzzing import Watch, cases, hostile, mutate, scramble
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from coterie.engine.streaming import overlap
+from coterie.generation.streaming import overlap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,11 +8,11 @@ import pytest
 import soundfile
 import soxr
 
-from coterie.engine import inputs
-from coterie.engine import sound as module
-from coterie.engine.inputs import build_inputs
-from coterie.engine.sound import read_sound
 from coterie.errors import InputError
+from coterie.generation import inputs
+from coterie.generation import sound as module
+from coterie.generation.inputs import build_inputs
+from coterie.generation.sound import read_sound
 
 RATE = 16000
 TONE = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE // 4) / RATE)

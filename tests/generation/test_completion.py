@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from coterie.engine.completion import Completion, complete
-from coterie.engine.inputs import build_inputs
 from coterie.engine.loader import load
-from coterie.engine.sampling import Sampling
 from coterie.errors import ContextLengthError
+from coterie.generation.completion import Completion, complete
+from coterie.generation.inputs import build_inputs
+from coterie.generation.sampling import Sampling
 
 GREEDY = Sampling(max_new_tokens=6, greedy=True)
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from coterie.engine.completion import Completion, Stopped, effective_config, finish, stoppable, stopping
-from coterie.engine.draws import drawing
-from coterie.engine.one_sequence import check_settings, settings_named
-from coterie.engine.sampling import Sampling
-from coterie.engine.streaming import TextStream
 from coterie.errors import UnsupportedError, UsageError
 from coterie.files.replacing import replacing
+from coterie.generation.completion import Completion, Stopped, effective_config, finish, stoppable, stopping
+from coterie.generation.draws import drawing
+from coterie.generation.one_sequence import check_settings, settings_named
+from coterie.generation.sampling import Sampling
+from coterie.generation.streaming import TextStream
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
@@ -62,11 +62,11 @@ def speak(
     Args:
         model: A whole omni model from :func:`coterie.load`.
         tokenizer: Its tokenizer.
-        inputs: From :func:`~coterie.engine.chat.chat_inputs`: the talker needs to see whose turn is whose.
+        inputs: From :func:`~coterie.generation.chat.chat_inputs`: the talker needs to see whose turn is whose.
         sampling: How the thinker's tokens are chosen; the talker samples as it does in transformers.
         speaker: One of the model's voices; by default its first.
-        on_text: As in :func:`~coterie.engine.completion.complete`.
-        should_stop: As in :func:`~coterie.engine.completion.complete`.
+        on_text: As in :func:`~coterie.generation.completion.complete`.
+        should_stop: As in :func:`~coterie.generation.completion.complete`.
 
     Raises:
         UnsupportedError: If the model has no talker, or the generation config asks for what one sequence cannot do.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coterie.engine import pixels
-from coterie.engine.picture import read_picture
 from coterie.errors import InputError
+from coterie.generation import pixels
+from coterie.generation.picture import read_picture
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 

@@ -7,9 +7,9 @@ import torch
 
 from checkpoint.conftest import REPO, Publish
 from checkpoint.hub import LocalHub
-from coterie.engine.token_texts import recorded_token_texts, token_texts
 from coterie.errors import CoterieError, LoadError, UsageError
 from coterie.extraction import extract
+from coterie.generation.token_texts import recorded_token_texts, token_texts
 from coterie.profiles.heavy_tokens import quoted
 
 

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 import pytest
 from transformers import GenerationConfig, PreTrainedConfig
 
-from coterie.engine import conversation as module
-from coterie.engine.answers import ToolCall
-from coterie.engine.completion import Completion
-from coterie.engine.conversation import Conversation
-from coterie.engine.sampling import Sampling
 from coterie.errors import ContextLengthError, InputError, UsageError
+from coterie.generation import conversation as module
+from coterie.generation.answers import ToolCall
+from coterie.generation.completion import Completion
+from coterie.generation.conversation import Conversation
+from coterie.generation.sampling import Sampling
 
 
 def answer(text: str, *token_ids: int) -> Completion:

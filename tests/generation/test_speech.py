@@ -6,13 +6,13 @@ import pytest
 import transformers
 from packaging.version import Version
 
-from coterie.engine.chat import chat_inputs
 from coterie.engine.loader import load
-from coterie.engine.processors import Processors
-from coterie.engine.sampling import Sampling
 from coterie.engine.source import text_component
-from coterie.engine.speech import SPEECH_RATE, can_speak, speak, write_wav
 from coterie.errors import UnsupportedError, UsageError
+from coterie.generation.chat import chat_inputs
+from coterie.generation.processors import Processors
+from coterie.generation.sampling import Sampling
+from coterie.generation.speech import SPEECH_RATE, can_speak, speak, write_wav
 from zoo.tokenizer import add_tokenizer
 
 ASKED = [{"role": "user", "content": "w5 w6 w7"}]

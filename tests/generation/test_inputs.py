@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from coterie.engine.inputs import build_inputs
-from coterie.engine.picture import read_picture
-from coterie.engine.processors import Processors
-from coterie.engine.sound import read_sound
 from coterie.errors import InputError, LoadError
+from coterie.generation.inputs import build_inputs
+from coterie.generation.picture import read_picture
+from coterie.generation.processors import Processors
+from coterie.generation.sound import read_sound
 
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 SOUND = "<|audio_start|><|audio_pad|><|audio_end|>"

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from coterie.engine.answers import AnswerReader, ChannelReader, TaggedReader, ToolCall, reader_for
+from coterie.generation.answers import AnswerReader, ChannelReader, TaggedReader, ToolCall, reader_for
 
 THINK = ("<think>", "</think>")
 CHANNELS = (

@@ -5,13 +5,13 @@ from packaging.version import Version
 from transformers import GenerationConfig
 
 from coterie.bench.times import generate
-from coterie.engine.answers import AnswerReader
-from coterie.engine.completion import complete
-from coterie.engine.inputs import build_inputs
 from coterie.engine.loader import load
-from coterie.engine.one_sequence import settings_named
-from coterie.engine.sampling import Sampling
 from coterie.errors import LoadError, UnsupportedError
+from coterie.generation.answers import AnswerReader
+from coterie.generation.completion import complete
+from coterie.generation.inputs import build_inputs
+from coterie.generation.one_sequence import settings_named
+from coterie.generation.sampling import Sampling
 
 OLD = Version(transformers.__version__) < Version("5.8")
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from coterie.engine.answers import AnswerReader, ToolCall
-from coterie.engine.draws import drawing
-from coterie.engine.one_sequence import beams, check_settings, longest, settings_named
 from coterie.engine.runtime import Runtime
-from coterie.engine.sampling import Sampling
-from coterie.engine.streaming import StopAtTexts, TextStream
+from coterie.generation.answers import AnswerReader, ToolCall
+from coterie.generation.draws import drawing
+from coterie.generation.one_sequence import beams, check_settings, longest, settings_named
+from coterie.generation.sampling import Sampling
+from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
 from coterie.spec import Event, ExpertsSelected
 
@@ -113,7 +113,7 @@ def complete(
     Args:
         model: From :func:`coterie.load`; one that generates text.
         tokenizer: Its tokenizer.
-        inputs: From :func:`~coterie.engine.inputs.build_inputs`, a batch of one.
+        inputs: From :func:`~coterie.generation.inputs.build_inputs`, a batch of one.
         sampling: How tokens are chosen; by default as the model's generation config says.
         on_text: Told the text piece by piece, whole characters only.
         should_stop: Asked before every layer; True ends generation and keeps what is there.

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.engine.wav_header import SoundBytes, survey_wav
 from coterie.errors import InputError
 from coterie.files.regular import regular_file
+from coterie.generation.wav_header import SoundBytes, survey_wav
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:

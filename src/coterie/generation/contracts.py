@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from coterie.engine.loader import load
-from coterie.engine.processors import scaled_ahead
 from coterie.engine.quiet import quiet_libraries
 from coterie.extraction import extract
+from coterie.generation.processors import scaled_ahead
 from coterie.hf.contract import Contract, Verdict, examine, expect
 from coterie.hf.contracts import CONTRACTS as READING
 from coterie.hf.contracts import EXACT, SPEED, place, tiny_config
@@ -125,22 +125,22 @@ def _pictures_are_scaled_alike() -> None:
         expect(same, f"A picture of {size[0]} × {size[1]} pixels is not scaled as smart_resize says.")
 
 
-ENGINE: tuple[Contract, ...] = (
-    place("models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil", (), "engine.processors",
+GENERATION: tuple[Contract, ...] = (
+    place("models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil", (), "generation.processors",
           essential=False),
     place("models.qwen2_vl.image_processing_pil_qwen2_vl", "smart_resize",
-          ("height", "width", "factor", "min_pixels", "max_pixels"), "engine.processors", essential=False),
-    Contract(name="pictures are scaled as smart_resize says", protects=PICTURES, follower="coterie.engine.processors",
-             check=_pictures_are_scaled_alike, essential=False),
+          ("height", "width", "factor", "min_pixels", "max_pixels"), "generation.processors", essential=False),
+    Contract(name="pictures are scaled as smart_resize says", protects=PICTURES,
+             follower="coterie.generation.processors", check=_pictures_are_scaled_alike, essential=False),
     place("models.qwen3_omni_moe.processing_qwen3_omni_moe", "_get_feat_extract_output_lengths", ("input_lengths",),
-          "engine.placeholders", essential=False),
+          "generation.placeholders", essential=False),
     Contract(name="a streamed model has the bits of stock", protects=EXACT, follower="coterie.engine.model",
              check=_streamed_is_stock),
     Contract(name="decode steps take the native way", protects=SPEED, follower="coterie.integration.token_layer",
              check=_decode_steps_are_native, essential=False),
 )  # fmt: skip
 
-CONTRACTS: tuple[Contract, ...] = (*READING, *RUNNING, *ENGINE)
+CONTRACTS: tuple[Contract, ...] = (*READING, *RUNNING, *GENERATION)
 """All of them, in the order in which they are shown."""
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.engine.decoding import DECODING, FULL_PROCESSOR_NBYTES, check_features, check_values, decoding_room
-from coterie.engine.picture import read_picture
-from coterie.engine.placeholders import MediaTokens, expand, picture_lengths, place_media, sound_lengths
-from coterie.engine.processors import Processors
-from coterie.engine.sound import read_sound
 from coterie.errors import InputError
+from coterie.generation.decoding import DECODING, FULL_PROCESSOR_NBYTES, check_features, check_values, decoding_room
+from coterie.generation.picture import read_picture
+from coterie.generation.placeholders import MediaTokens, expand, picture_lengths, place_media, sound_lengths
+from coterie.generation.processors import Processors
+from coterie.generation.sound import read_sound
 from coterie.hf.foreign import foreign
 from coterie.hf.processor_limits import MOST_PIXELS
 from coterie.hf.tokenizer import check_ids

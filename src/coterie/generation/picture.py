@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coterie.engine.pixels import as_rgb, pixel_nbytes
 from coterie.errors import InputError
 from coterie.files.regular import regular_file
+from coterie.generation.pixels import as_rgb, pixel_nbytes
 from coterie.spec import format_bytes
 
 MAX_PIXELS = 178_956_970

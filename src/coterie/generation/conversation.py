@@ -8,21 +8,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.engine.answers import reader_for
-from coterie.engine.chat import can_chat, chat_prompt, user_message
-from coterie.engine.chat_options import ChatOptions
-from coterie.engine.completion import Completion, complete
-from coterie.engine.one_sequence import longest
-from coterie.engine.processors import Processors
-from coterie.engine.sampling import Sampling
 from coterie.errors import InputError, UsageError
 from coterie.files.json_text import read_json_object
 from coterie.files.replacing import replacing
+from coterie.generation.answers import reader_for
+from coterie.generation.chat import can_chat, chat_prompt, user_message
+from coterie.generation.chat_options import ChatOptions
+from coterie.generation.completion import Completion, complete
+from coterie.generation.one_sequence import longest
+from coterie.generation.processors import Processors
+from coterie.generation.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
 
-    from coterie.engine.answers import AnswerReader
+    from coterie.generation.answers import AnswerReader
 
 _LEAST_SHARE = 4
 """One part in so many of the context is kept for the answer, or as much of it as the answer may take."""
@@ -45,7 +45,7 @@ class Conversation:
     Attributes:
         templated: Whether the model has a chat template.
         sampling: How tokens are chosen.
-        messages: The turns so far, as :func:`~coterie.engine.chat.chat_inputs` takes them.
+        messages: The turns so far, as :func:`~coterie.generation.chat.chat_inputs` takes them.
         forgotten: Messages that the last answer could not take into account, because the context was full.
 
     Raises:
@@ -91,9 +91,9 @@ class Conversation:
             text: What the user says; may be empty if there is a picture or sound.
             images: Picture files shown before the text.
             audios: Sound files played before the text.
-            on_text: As in :func:`~coterie.engine.completion.complete`.
+            on_text: As in :func:`~coterie.generation.completion.complete`.
             on_reasoning: Told what the model thinks before it answers, piece by piece.
-            should_stop: As in :func:`~coterie.engine.completion.complete`.
+            should_stop: As in :func:`~coterie.generation.completion.complete`.
 
         Raises:
             InputError: If a file cannot be used or the template refuses the conversation.

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from coterie.engine import inputs, picture
-from coterie.engine.inputs import build_inputs
 from coterie.errors import InputError
+from coterie.generation import inputs, picture
+from coterie.generation.inputs import build_inputs
 
 
 def test_pictures_become_rgb(tmp_path, data):

@@ -1,8 +1,8 @@
 import pytest
 from transformers import GenerationConfig
 
-from coterie.engine.sampling import Sampling
 from coterie.errors import UsageError
+from coterie.generation.sampling import Sampling
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from coterie.engine.picture import read_picture
-from coterie.engine.sound import read_sound
 from coterie.errors import InputError
+from coterie.generation.picture import read_picture
+from coterie.generation.sound import read_sound
 from fuzzing import Watch, cases, damage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.filterwarnings("ignore")]

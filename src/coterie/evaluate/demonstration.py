@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from coterie.engine.completion import Completion, complete
-from coterie.engine.exactness import Case, Exactness, Likeness, compare_exactly, likeness
-from coterie.engine.inputs import build_inputs
-from coterie.engine.opened import OpenModel
 from coterie.engine.opening import open_streamed
-from coterie.engine.processors import Processors
-from coterie.engine.sampling import Sampling
+from coterie.evaluate.exactness import Case, Exactness, Likeness, compare_exactly, likeness
 from coterie.extraction import ProgressCallback, extract
 from coterie.files.naming import BUNDLED, resolve_path
+from coterie.generation.completion import Completion, complete
+from coterie.generation.inputs import build_inputs
+from coterie.generation.opened import OpenModel
+from coterie.generation.processors import Processors
+from coterie.generation.sampling import Sampling
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from coterie.engine.exactness import Case, compare_exactly, likeness, sequence_logits
-from coterie.engine.inputs import build_inputs
 from coterie.engine.loader import load
+from coterie.evaluate.exactness import Case, compare_exactly, likeness, sequence_logits
+from coterie.generation.inputs import build_inputs
 from zoo.files import stock
 
 

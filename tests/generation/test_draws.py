@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from coterie.engine.completion import complete
-from coterie.engine.draws import Draws, drawing
-from coterie.engine.inputs import build_inputs
 from coterie.engine.loader import load
-from coterie.engine.processors import Processors
-from coterie.engine.sampling import Sampling
+from coterie.generation.completion import complete
+from coterie.generation.draws import Draws, drawing
+from coterie.generation.inputs import build_inputs
+from coterie.generation.processors import Processors
+from coterie.generation.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.engine.placeholders import MediaTokens, sound_lengths
 from coterie.errors import InputError, LoadError
 from coterie.files.json_text import read_json_object
+from coterie.generation.placeholders import MediaTokens, sound_lengths
 from coterie.hf.foreign import foreign
 from coterie.hf.processor_limits import check_processor_files
 from coterie.hf.tokenizer import load_tokenizer

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.engine.chat_options import ChatOptions
-from coterie.engine.inputs import build_inputs, check_text
-from coterie.engine.processors import Processors
 from coterie.errors import InputError
+from coterie.generation.chat_options import ChatOptions
+from coterie.generation.inputs import build_inputs, check_text
+from coterie.generation.processors import Processors
 from coterie.hf.foreign import foreign
 from coterie.hf.templates import Rendered, choose_template, is_json, processor_template, render, template_of_file
 
@@ -40,7 +40,7 @@ class ChatPrompt:
     audios: tuple[str, ...]
 
     def inputs(self, processors: Processors) -> BatchFeature:
-        """The model's inputs. Raises as :func:`~coterie.engine.inputs.build_inputs`."""
+        """The model's inputs. Raises as :func:`~coterie.generation.inputs.build_inputs`."""
         return build_inputs(
             processors,
             self.text,

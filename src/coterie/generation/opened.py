@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie.engine.processors import Processors
 from coterie.engine.runtime import Runtime
 from coterie.errors import CheckpointNotFoundError
 from coterie.files.naming import resolve_path
+from coterie.generation.processors import Processors
 from coterie.hf.tokenizer import embedding_rows
 
 if TYPE_CHECKING:

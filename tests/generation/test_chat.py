@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from coterie.engine.chat import chat_inputs, chat_prompt
-from coterie.engine.chat_options import ChatOptions
-from coterie.engine.processors import Processors
 from coterie.errors import InputError, LoadError, UsageError
+from coterie.generation.chat import chat_inputs, chat_prompt
+from coterie.generation.chat_options import ChatOptions
+from coterie.generation.processors import Processors
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
