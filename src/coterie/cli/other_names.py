@@ -12,8 +12,8 @@ _EXTRACT = "Use `coterie extract CHECKPOINT STORE`: it downloads what is needed 
 _STORES = "Use `coterie stores`, which lists the stores on this machine."
 _REMOVE = "Use `coterie stores remove NAME`."
 _INSPECT = "Use `coterie inspect MODEL`."
-_SERVE = "Coterie has no server yet. From Python, coterie.load gives a transformers model that a server can call."
-_NO_SERVICE = "Coterie has no service that keeps models loaded: a model is open as long as its command runs."
+_SERVE = "Use `coterie serve MODEL`."
+_NO_SERVICE = "A model is loaded as long as its command runs: `coterie serve MODEL` keeps it, and Ctrl-C ends it."
 _HELP = "`coterie --help` lists the commands, `coterie COMMAND --help` explains one."
 _VERSION = "Use `coterie --version`."
 _CONVERT = "Use `coterie extract CHECKPOINT STORE`, and `coterie quantize MODEL STORE` for a smaller store."
@@ -36,7 +36,6 @@ _HINTS = {
     "remove": _REMOVE,
     "rm": _REMOVE,
     "run": _GENERATE,
-    "serve": _SERVE,
     "server": _SERVE,
     "show": _INSPECT,
     "start": _SERVE,

@@ -73,6 +73,30 @@ def build_inputs(
     return BatchFeature(_from_parts(processors, texts, images, audios, add_special_tokens))
 
 
+def token_inputs(processors: Processors, ids: Sequence[int]) -> BatchFeature:
+    """Makes a model's inputs of tokens that somebody else has made.
+
+    Args:
+        processors: Of the model.
+        ids: The tokens of one prompt.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` int64 [1, tokens].
+
+    Raises:
+        InputError: If there are none, or the model has no row for one.
+    """
+    import torch
+    from transformers import BatchFeature
+
+    if not ids:
+        raise InputError("The prompt is empty.", advice="Give the model at least one token to continue.")
+    made = torch.tensor([list(ids)], dtype=torch.int64)
+    if processors.embedding_rows is not None:
+        check_ids(made, processors.tokenizer, processors.embedding_rows)
+    return BatchFeature({"input_ids": made, "attention_mask": torch.ones_like(made)})
+
+
 def check_text(text: str, what: str) -> str:
     """Returns a text that is one.
 

@@ -1,0 +1,116 @@
+"""Completions in Anthropic's shapes, whole and as streams."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from coterie.hf.tokenizer import decode_tokens
+from coterie.server.refusals import refusal_of
+from coterie.server.schemas.answers import AnsweredMessage, Block
+from coterie.server.streams import event
+from coterie.server.tickets import Done, Event, Failed, Part, Piece, Ticket
+
+if TYPE_CHECKING:
+    from coterie.generation.completion import Completion
+    from coterie.server.service import Service
+
+
+def message(service: Service, completion: Completion, stops: Sequence[str]) -> AnsweredMessage:
+    """A whole answer."""
+    content: list[Block] = []
+    if completion.reasoning:
+        content.append({"type": "thinking", "thinking": completion.reasoning, "signature": ""})
+    if completion.text or not content:
+        content.append({"type": "text", "text": completion.text})
+    reason, sequence = _stop(service, completion, stops)
+    return {
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "model": service.name,
+        "content": content,
+        "stop_reason": reason,
+        "stop_sequence": sequence,
+        "usage": {"input_tokens": completion.prompt_tokens, "output_tokens": len(completion.token_ids)},
+    }
+
+
+class AnthropicStream:
+    """Writes a stream: the message as it begins, its blocks, why it ended.
+
+    Args:
+        service: Who answers.
+        stops: Texts that end the answer.
+    """
+
+    def __init__(self, service: Service, stops: Sequence[str]) -> None:
+        self._service = service
+        self._stops = stops
+        self._open: Part | None = None
+        self._number = -1
+
+    async def __call__(self, events: AsyncGenerator[Event], ticket: Ticket) -> AsyncGenerator[bytes]:
+        """The events of the stream."""
+        begun: dict[str, Any] = {
+            "id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": self._service.name,
+            "content": [], "stop_reason": None, "stop_sequence": None,
+            # Of pictures and sounds it is known when they are decoded; the end of the stream says it again.
+            "usage": {"input_tokens": ticket.prompt_tokens or 0, "output_tokens": 0},
+        }  # fmt: skip
+        yield event({"type": "message_start", "message": begun}, "message_start")
+        async for one in events:
+            match one:
+                case Piece(part, text):
+                    for data in self._piece(part, text):
+                        yield data
+                case Done(completion):
+                    for data in self._end(completion):
+                        yield data
+                case Failed(error):
+                    yield event(refusal_of(error).body("anthropic", ticket.request_id), "error")
+                case _:
+                    pass
+
+    def _piece(self, part: Part, text: str) -> list[bytes]:
+        kind = "text" if part == "text" else "thinking"
+        told: list[bytes] = []
+        if self._open != part:
+            told += self._close()
+            self._open, self._number = part, self._number + 1
+            block = {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {})
+            start = {"type": "content_block_start", "index": self._number, "content_block": block}
+            told.append(event(start, "content_block_start"))
+        delta = {"type": f"{kind}_delta", kind: text}
+        told.append(
+            event({"type": "content_block_delta", "index": self._number, "delta": delta}, "content_block_delta")
+        )
+        return told
+
+    def _close(self) -> list[bytes]:
+        if self._open is None:
+            return []
+        return [event({"type": "content_block_stop", "index": self._number}, "content_block_stop")]
+
+    def _end(self, completion: Completion) -> list[bytes]:
+        told = [] if self._open is not None else self._piece("text", "")
+        reason, sequence = _stop(self._service, completion, self._stops)
+        delta = {"stop_reason": reason, "stop_sequence": sequence}
+        usage = {"input_tokens": completion.prompt_tokens, "output_tokens": len(completion.token_ids)}
+        return [
+            *told,
+            *self._close(),
+            event({"type": "message_delta", "delta": delta, "usage": usage}, "message_delta"),
+            event({"type": "message_stop"}, "message_stop"),
+        ]
+
+
+def _stop(service: Service, completion: Completion, stops: Sequence[str]) -> tuple[str, str | None]:
+    """Why it ended, in Anthropic's words."""
+    if completion.finish_reason != "stop":
+        return "max_tokens", None
+    tokenizer = service.engine.opened.processors.tokenizer
+    text = decode_tokens(tokenizer, completion.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    found = [(place, stop) for stop in stops if (place := text.find(stop)) >= 0]
+    return ("stop_sequence", min(found)[1]) if found else ("end_turn", None)

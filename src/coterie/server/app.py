@@ -1,0 +1,76 @@
+"""The server as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import coterie
+from coterie.server import openapi
+from coterie.server.bodies import Bodies
+from coterie.server.engine import Engine
+from coterie.server.gate import Gate, Hosts
+from coterie.server.keys import Keys
+from coterie.server.operations import Operation
+from coterie.server.refusals import Refusal
+from coterie.server.routes import chat, completions, health, messages, models, tokens
+from coterie.server.service import Service
+from coterie.server.streams import PING_S
+
+_GROUPS = (chat, completions, messages, models, tokens, health)
+
+
+def make_app(
+    engine: Engine,
+    *,
+    names: Sequence[str],
+    hosts: Hosts,
+    keys: Keys | None = None,
+    bodies: Bodies | None = None,
+    ping_s: float = PING_S,
+) -> ASGIApp:
+    """Everything that a server answers.
+
+    Args:
+        engine: Runs the model.
+        names: What requests may call it.
+        hosts: Who requests may be meant for.
+        keys: What opens it; None for anybody.
+        bodies: Reads requests.
+        ping_s: Seconds of silence in a stream before something is sent.
+    """
+    service = Service(engine, names, bodies or Bodies(), ping_s=ping_s)
+    operations = [one for group in _GROUPS for one in group.operations(service)]
+
+    async def describe(_: Request) -> dict[str, Any]:
+        return openapi.document(operations, version=coterie.__version__, keys=keys is not None)
+
+    operations.append(
+        Operation(path="/openapi.json", summary="This document.", method="GET", handler=describe, answered=dict)
+    )
+    router = Router([one.route() for one in operations], redirect_slashes=False)
+    paths = [one.path for one in operations]
+    return Gate(_Routes(router), hosts=hosts, keys=keys, meters=engine.meters, paths=paths)
+
+
+class _Routes:
+    """A router whose refusals are ours."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A router in an application raises what it would else answer itself.
+        scope["app"] = self
+        try:
+            await self._router(scope, receive, send)
+        except HTTPException as error:
+            message = {404: "There is nothing at this address.", 405: "This address is not asked by this method."}
+            raise Refusal(
+                error.status_code, message.get(error.status_code, str(error.detail)), headers=error.headers
+            ) from None

@@ -1,0 +1,137 @@
+"""Completions in OpenAI's shapes, whole and as streams."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from coterie.server.refusals import refusal_of
+from coterie.server.schemas.answers import (
+    AnswerMessage,
+    Call,
+    ChatCompletion,
+    Chunk,
+    Finish,
+    TextCompletion,
+    Usage,
+)
+from coterie.server.streams import DONE, event
+from coterie.server.tickets import Done, Event, Failed, Piece, Ticket
+
+if TYPE_CHECKING:
+    from coterie.generation.completion import Completion
+    from coterie.server.service import Service
+
+Kind = Literal["chat", "text"]
+_PREFIXES = {"chat": "chatcmpl", "text": "cmpl"}
+_CHUNKS = {"chat": "chat.completion.chunk", "text": "text_completion"}
+
+
+def chat_completion(service: Service, completion: Completion) -> ChatCompletion:
+    """A whole answer."""
+    calls = _calls(completion)
+    message: AnswerMessage = {"role": "assistant", "content": completion.text or None if calls else completion.text}
+    if completion.reasoning:
+        message["reasoning_content"] = completion.reasoning
+    if calls:
+        message["tool_calls"] = calls
+    return {
+        "id": _new_id("chat"),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": service.name,
+        "system_fingerprint": service.fingerprint,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(completion)}],
+        "usage": _usage(completion),
+        "coterie": {"finish_reason": completion.finish_reason},
+    }
+
+
+def text_completion(service: Service, completion: Completion) -> TextCompletion:
+    """A whole continuation."""
+    return {
+        "id": _new_id("text"),
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": service.name,
+        "system_fingerprint": service.fingerprint,
+        "choices": [{"index": 0, "text": completion.text, "logprobs": None, "finish_reason": _finish(completion)}],
+        "usage": _usage(completion),
+        "coterie": {"finish_reason": completion.finish_reason},
+    }
+
+
+class OpenAIStream:
+    """Writes a stream: the role first, then pieces, then why it ended, and, if it is wanted, what it took.
+
+    Args:
+        service: Who answers.
+        kind: Whether a conversation is answered or a text continued.
+        usage: Whether what it took is told at the end.
+    """
+
+    def __init__(self, service: Service, kind: Kind, *, usage: bool) -> None:
+        self._kind = kind
+        self._usage = usage
+        self._same: Chunk = {
+            "id": _new_id(kind),
+            "object": _CHUNKS[kind],
+            "created": int(time.time()),
+            "model": service.name,
+            "system_fingerprint": service.fingerprint,
+        }
+
+    async def __call__(self, events: AsyncGenerator[Event], ticket: Ticket) -> AsyncGenerator[bytes]:
+        """The events of the stream."""
+        if self._kind == "chat":
+            yield self._chunk({"role": "assistant", "content": None})
+        async for one in events:
+            match one:
+                case Piece(part, text):
+                    yield self._chunk({"content" if part == "text" else "reasoning_content": text}, text)
+                case Done(completion):
+                    if calls := _calls(completion):
+                        yield self._chunk({"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
+                    yield self._chunk({}, finish=completion)
+                    if self._usage:
+                        yield event({**self._same, "choices": [], "usage": _usage(completion)})
+                case Failed(error):
+                    yield event(refusal_of(error).body("openai", ticket.request_id))
+                case _:
+                    pass
+        yield DONE
+
+    def _chunk(self, delta: Mapping[str, Any], text: str = "", *, finish: Completion | None = None) -> bytes:
+        choice: Chunk = {"index": 0, "logprobs": None, "finish_reason": None if finish is None else _finish(finish)}
+        choice |= {"delta": delta} if self._kind == "chat" else {"text": text}
+        chunk = {**self._same, "choices": [choice]}
+        if self._usage:
+            chunk["usage"] = None
+        if finish is not None:
+            chunk["coterie"] = {"finish_reason": finish.finish_reason}
+        return event(chunk)
+
+
+def _new_id(kind: Kind) -> str:
+    return f"{_PREFIXES[kind]}-{uuid.uuid4().hex}"
+
+
+def _usage(completion: Completion) -> Usage:
+    prompt, new = completion.prompt_tokens, len(completion.token_ids)
+    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+
+def _finish(completion: Completion) -> Finish:
+    """Why it ended, in the three words that clients know."""
+    if completion.tool_calls:
+        return "tool_calls"
+    return "stop" if completion.finish_reason == "stop" else "length"
+
+
+def _calls(completion: Completion) -> list[Call]:
+    return [
+        {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        for c in completion.tool_calls
+    ]

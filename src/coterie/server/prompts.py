@@ -1,0 +1,149 @@
+"""From the messages and texts of requests to what the model continues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from coterie.errors import ContextLengthError
+from coterie.generation.answers import reader_for
+from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt
+from coterie.generation.inputs import build_inputs, token_inputs
+from coterie.generation.one_sequence import longest
+from coterie.generation.opened import OpenModel
+from coterie.server.media import Media
+from coterie.server.schemas.chat import AudioPart, ImagePart, Message, TextPart
+from coterie.server.schemas.messages import ImageBlock, System, TextBlock, ThinkingBlock, Turn
+from coterie.server.tickets import Prompt
+
+Messages = list[dict[str, Any]]
+"""A conversation as :func:`coterie.generation.chat.chat_prompt` takes it."""
+
+
+class Prompts:
+    """Makes prompts for one model.
+
+    Args:
+        opened: The model.
+
+    Attributes:
+        can_chat: Whether the model was trained to chat.
+        context: Tokens that a sequence may have; None if nothing says so.
+    """
+
+    def __init__(self, opened: OpenModel) -> None:
+        self._processors = opened.processors
+        self.can_chat = can_chat(opened.processors)
+        self.context = longest(opened.model, opened.model.generation_config)
+
+    def of_messages(self, messages: Messages, media: Media) -> Prompt:
+        """The next turn of a conversation, ready for the model but for its pictures and sounds.
+
+        Raises:
+            CoterieError: If the template refuses the conversation, or it is too long.
+        """
+        made = self.rendered(messages)
+        reader = reader_for(self._processors.tokenizer, made.template, made.text)
+        if not media:
+            return self._ready(made.inputs(self._processors), reader=reader)
+
+        def inputs() -> Any:
+            with media.files() as (images, audios):
+                # In the order in which the prompt mentions them, which is that of the messages.
+                return self._checked(replace(made, images=images, audios=audios).inputs(self._processors))
+
+        return Prompt(inputs=inputs, tokens=None, reader=reader)
+
+    def rendered(self, messages: Messages) -> ChatPrompt:
+        """A conversation as the text that the model continues."""
+        return chat_prompt(self._processors, messages)
+
+    def of_text(self, text: str) -> Prompt:
+        """A text to continue as it is."""
+        return self._ready(build_inputs(self._processors, text))
+
+    def of_ids(self, ids: Sequence[int]) -> Prompt:
+        """Tokens to continue as they are."""
+        return self._ready(token_inputs(self._processors, ids))
+
+    def _ready(self, inputs: Any, **more: Any) -> Prompt:
+        checked = self._checked(inputs)
+        return Prompt(inputs=lambda: checked, tokens=_length(checked), **more)
+
+    def _checked(self, inputs: Any) -> Any:
+        """What is too long is told before it waits for the model."""
+        length = _length(inputs)
+        if self.context is not None and length > self.context:
+            raise ContextLengthError(
+                f"The prompt has {length} tokens; there is room for {self.context}.",
+                tokens=length,
+                max_context=self.context,
+            )
+        return inputs
+
+
+def _length(inputs: Mapping[str, Any]) -> int:
+    return int(inputs["input_ids"].shape[1])
+
+
+def from_openai(messages: Sequence[Message]) -> tuple[Messages, Media]:
+    """Messages in OpenAI's shape as the model's template takes them, and what they show and play.
+
+    Raises:
+        Refusal: If a picture or sound is none that is taken.
+    """
+    made: Messages = []
+    media = Media()
+    for number, message in enumerate(messages):
+        role = "system" if message.role == "developer" else message.role
+        content: str | list[dict[str, Any]]
+        if isinstance(message.content, str):
+            content = message.content
+        else:
+            content = [
+                _openai_part(part, f"messages.{number}.content.{place}", media)
+                for place, part in enumerate(message.content)
+            ]
+        turn: dict[str, Any] = {"role": role, "content": content}
+        thought = getattr(message, "reasoning_content", None)
+        made.append(turn if thought is None else turn | {"reasoning_content": thought, "thinking": thought})
+    return made, media
+
+
+def _openai_part(part: TextPart | ImagePart | AudioPart, param: str, media: Media) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, ImagePart):
+        return {"type": "image", "path": media.add_picture_url(f"{param}.image_url.url", part.image_url.url)}
+    sound = part.input_audio
+    return {"type": "audio", "path": media.add_sound(f"{param}.input_audio.data", sound.data, sound.format)}
+
+
+def from_anthropic(turns: Sequence[Turn], system: System | None) -> tuple[Messages, Media]:
+    """Messages in Anthropic's shape; otherwise as :func:`from_openai`."""
+    made: Messages = []
+    media = Media()
+    if system is not None:
+        text = system if isinstance(system, str) else "\n".join(block.text for block in system)
+        made.append({"role": "system", "content": text})
+    for number, turn in enumerate(turns):
+        if isinstance(turn.content, str):
+            made.append({"role": turn.role, "content": turn.content})
+            continue
+        thought = "".join(block.thinking for block in turn.content if isinstance(block, ThinkingBlock))
+        content = [
+            _anthropic_part(block, f"messages.{number}.content.{place}", media)
+            for place, block in enumerate(turn.content)
+            if not isinstance(block, ThinkingBlock)
+        ]
+        message: dict[str, Any] = {"role": turn.role, "content": content}
+        made.append(message | {"reasoning_content": thought, "thinking": thought} if thought else message)
+    return made, media
+
+
+def _anthropic_part(block: TextBlock | ImageBlock, param: str, media: Media) -> dict[str, Any]:
+    if isinstance(block, TextBlock):
+        return {"type": "text", "text": block.text}
+    source = block.source
+    return {"type": "image", "path": media.add_picture(f"{param}.source.data", source.data, source.media_type)}

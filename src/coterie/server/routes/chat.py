@@ -1,0 +1,53 @@
+"""Conversations, as OpenAI's clients ask."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+
+from coterie.server.openai_answers import OpenAIStream, chat_completion
+from coterie.server.operations import Operation
+from coterie.server.prompts import from_openai
+from coterie.server.schemas.answers import ChatCompletion, RenderedPrompt
+from coterie.server.schemas.chat import ChatRequest, TemplateRequest
+from coterie.server.schemas.fields import read
+from coterie.server.service import Service
+from coterie.server.streams import COMMENT_PING
+from coterie.server.tickets import Wish
+
+
+def operations(service: Service) -> list[Operation]:
+    """The addresses."""
+    return [
+        Operation(
+            path="/v1/chat/completions", summary="Answers a conversation.", handler=partial(_chat, service),
+            asked=ChatRequest, answered=ChatCompletion, streams=True,
+        ),
+        Operation(
+            path="/apply-template", summary="Shows a conversation as the text that the model continues.",
+            handler=partial(_template, service), asked=TemplateRequest, answered=RenderedPrompt,
+        ),
+    ]  # fmt: skip
+
+
+async def _chat(service: Service, request: Request) -> Any:
+    async with service.bodies.json(request) as body:
+        asked = read(ChatRequest, body)
+        service.check_model(asked.model)
+        messages, media = from_openai(asked.messages)
+    wish = Wish(
+        prepare=partial(service.prompts.of_messages, messages, media), sampling=asked.wishes(service.most(asked.most))
+    )
+    if asked.stream:
+        events = OpenAIStream(service, "chat", usage=asked.wants_usage)
+        return await service.stream(request, wish, events, ping=COMMENT_PING)
+    return chat_completion(service, await service.whole(request, wish))
+
+
+async def _template(service: Service, request: Request) -> RenderedPrompt:
+    async with service.bodies.json(request) as body:
+        messages, _ = from_openai(read(TemplateRequest, body).messages)
+    prompt = await service.engine.aside(partial(service.prompts.rendered, messages))
+    return {"prompt": prompt.text}

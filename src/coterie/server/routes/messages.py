@@ -1,0 +1,60 @@
+"""Conversations, as Anthropic's clients ask."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+
+from coterie.server.anthropic_answers import AnthropicStream, message
+from coterie.server.operations import Operation
+from coterie.server.prompts import from_anthropic
+from coterie.server.refusals import Refusal
+from coterie.server.schemas.answers import AnsweredMessage, TokenCount
+from coterie.server.schemas.fields import read
+from coterie.server.schemas.messages import CountRequest, MessagesRequest
+from coterie.server.service import Service
+from coterie.server.streams import NAMED_PING
+from coterie.server.tickets import Wish
+
+
+def operations(service: Service) -> list[Operation]:
+    """The addresses."""
+    return [
+        Operation(
+            path="/v1/messages", summary="Answers a conversation.", handler=partial(_answer, service),
+            asked=MessagesRequest, answered=AnsweredMessage, streams=True, dialect="anthropic",
+        ),
+        Operation(
+            path="/v1/messages/count_tokens", summary="Says how many tokens a conversation has.",
+            handler=partial(_count, service), asked=CountRequest, answered=TokenCount, dialect="anthropic",
+        ),
+    ]  # fmt: skip
+
+
+async def _answer(service: Service, request: Request) -> Any:
+    async with service.bodies.json(request) as body:
+        asked = read(MessagesRequest, body)
+        service.check_model(asked.model)
+        messages, media = from_anthropic(asked.messages, asked.system)
+    stops = asked.stop_sequences or ()
+    wish = Wish(
+        prepare=partial(service.prompts.of_messages, messages, media),
+        sampling=asked.sampling(most=asked.max_tokens, stop=stops),
+    )
+    if asked.stream:
+        return await service.stream(request, wish, AnthropicStream(service, stops), ping=NAMED_PING)
+    return message(service, await service.whole(request, wish), stops)
+
+
+async def _count(service: Service, request: Request) -> TokenCount:
+    async with service.bodies.json(request) as body:
+        asked = read(CountRequest, body)
+        service.check_model(asked.model)
+        messages, media = from_anthropic(asked.messages, asked.system)
+    if media:
+        param = next(iter(media.pictures))
+        raise Refusal(400, f"{param}: the tokens of pictures are not counted yet.", param=param, code="unsupported")
+    prompt = await service.engine.aside(partial(service.prompts.of_messages, messages, media))
+    return {"input_tokens": prompt.tokens or 0}

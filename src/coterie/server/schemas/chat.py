@@ -1,0 +1,135 @@
+"""``/v1/chat/completions``: what may be asked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from coterie.server.schemas.fields import (
+    Fields,
+    Nothing,
+    NotYet,
+    Off,
+    OpenAISamplingFields,
+    PlainText,
+    TextOnly,
+    Tokens,
+    Unforced,
+    Zero,
+)
+
+MOST_MESSAGES = 4096
+MOST_PARTS = 1024
+LONGEST_TEXT = 16 << 20
+
+
+class TextPart(Fields):
+    """Text."""
+
+    type: Literal["text"]
+    text: Annotated[str, Field(max_length=LONGEST_TEXT)]
+
+
+class ImageUrl(Fields):
+    """A picture, in itself: ``data:image/png;base64,...``. Nothing is fetched."""
+
+    url: str
+    detail: Literal["auto"] | None = None
+
+
+class ImagePart(Fields):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(Fields):
+    """A sound, in base64."""
+
+    data: str
+    format: Literal["wav", "mp3", "flac"]
+
+
+class AudioPart(Fields):
+    """A sound."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+
+
+def _text_or_parts(value: Any) -> str:
+    return "parts" if isinstance(value, list) else "text"
+
+
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
+Content = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Annotated[list[Part], Field(max_length=MOST_PARTS)], Tag("parts")],
+    Discriminator(_text_or_parts),
+]
+TextContent = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[Annotated[list[TextPart], Field(max_length=MOST_PARTS)], Tag("parts")],
+    Discriminator(_text_or_parts),
+]
+
+
+class SystemMessage(Fields):
+    """What the model is told to be."""
+
+    role: Literal["system", "developer"]
+    content: TextContent
+
+
+class UserMessage(Fields):
+    """What the user says and shows."""
+
+    role: Literal["user"]
+    content: Content
+
+
+class AssistantMessage(Fields):
+    """What the model answered before."""
+
+    role: Literal["assistant"]
+    content: TextContent
+    reasoning_content: Text | None = None
+    tool_calls: Nothing = None
+    function_call: NotYet = None
+    refusal: NotYet = None
+    audio: NotYet = None
+    annotations: Nothing = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
+
+
+class ChatRequest(OpenAISamplingFields):
+    """A conversation that is to be gone on with."""
+
+    messages: Messages
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    logprobs: Off = None
+    top_logprobs: Zero = None
+    tools: Nothing = None
+    tool_choice: Unforced = None
+    response_format: PlainText = None
+    modalities: TextOnly = None
+    audio: NotYet = None
+    store: Off = None
+
+    @property
+    def most(self) -> int | None:
+        """New tokens at most, as it was asked; the smaller one of two names for it."""
+        return min((one for one in (self.max_tokens, self.max_completion_tokens) if one is not None), default=None)
+
+
+class TemplateRequest(Fields):
+    """A conversation that is to be shown as the model sees it."""
+
+    messages: Messages

@@ -1,0 +1,181 @@
+"""What the fields of all requests have in common: strict types, bounds on every number, no field that nobody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from coterie.generation.sampling import Sampling
+from coterie.server.refusals import Refusal
+
+NOT_YET = frozenset({
+    "audio", "best_of", "cache_control", "chat_template", "chat_template_kwargs", "container", "context_management",
+    "echo", "extra_body", "file", "function_call", "functions", "grammar", "guided_json", "ignore_eos",
+    "json_schema", "logit_bias", "logprobs", "max_thinking_tokens", "mcp_servers", "min_tokens", "mirostat",
+    "mm_processor_kwargs", "modalities", "n_probs", "output_config", "prediction", "reasoning", "reasoning_effort",
+    "refusal", "return_progress", "service_tier", "stop_token_ids", "suffix", "thinking", "tool_calls",
+    "tool_choice", "tools", "top_logprobs", "typical_p", "verbosity", "web_search_options",
+})  # fmt: skip
+"""Fields that other servers have and this one has not."""
+
+_LONGEST_MESSAGE = 500
+MOST_TOKENS = 1 << 24
+MOST_STOPS = 16
+LONGEST_STOP = 256
+
+
+class Fields(BaseModel):
+    """A JSON object with these fields and no others."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Asked = TypeVar("Asked", bound=Fields)
+
+
+def _not_yet(value: Any) -> None:
+    if value is not None:
+        raise PydanticCustomError("not_supported", "is not supported yet")
+
+
+def _only(*neutral: Any) -> BeforeValidator:
+    """Lets pass what changes nothing."""
+
+    def check(value: Any) -> Any:
+        if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
+            return None
+        return _not_yet(value)
+
+    return BeforeValidator(check)
+
+
+NotYet = Annotated[None, BeforeValidator(_not_yet)]
+"""A field of other servers that has to be null here."""
+Off = Annotated[None, _only(False), WithJsonSchema({"anyOf": [{"const": False}, {"type": "null"}]})]
+Zero = Annotated[None, _only(0), WithJsonSchema({"anyOf": [{"const": 0}, {"type": "null"}]})]
+One = Annotated[None, _only(1), WithJsonSchema({"anyOf": [{"const": 1}, {"type": "null"}]})]
+Nothing = Annotated[None, _only({}, []), WithJsonSchema({"anyOf": [{"const": {}}, {"const": []}, {"type": "null"}]})]
+TextOnly = Annotated[None, _only(["text"]), WithJsonSchema({"anyOf": [{"const": ["text"]}, {"type": "null"}]})]
+PlainText = Annotated[
+    None, _only({"type": "text"}), WithJsonSchema({"anyOf": [{"const": {"type": "text"}}, {"type": "null"}]})
+]
+Unforced = Annotated[
+    None, _only("auto", "none"), WithJsonSchema({"anyOf": [{"enum": ["auto", "none"]}, {"type": "null"}]})
+]
+"""Values of fields of other servers that change nothing, and may be said."""
+
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+StopText = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+StopTexts = Annotated[list[StopText], Field(max_length=MOST_STOPS)]
+ModelName = Annotated[str, Field(max_length=512)]
+
+
+class SamplingFields(Fields):
+    """How tokens are chosen, as far as all requests may say it. What is left out is as the model's files say."""
+
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MOST_TOKENS)] | None = None
+
+    def sampling(self, *, most: int | None, stop: Sequence[str] = (), **more: Any) -> Sampling:
+        """The same for the engine.
+
+        Args:
+            most: New tokens; None until the model ends or there is no more room.
+            stop: Texts that end the answer.
+            **more: What else there is.
+        """
+        return Sampling(
+            max_new_tokens=most, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=tuple(stop),
+            **more,
+        )  # fmt: skip
+
+
+class StreamOptions(Fields):
+    """What a stream has besides the answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Off = None
+
+
+class OpenAISamplingFields(SamplingFields):
+    """What both of OpenAI's ways of asking have; and what changes nothing and may be said."""
+
+    model: ModelName | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
+    stop: StopText | StopTexts | None = None
+    n: One = None
+    frequency_penalty: Zero = None
+    presence_penalty: Zero = None
+    logit_bias: Nothing = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    """Whom the caller asks for; nothing is kept of it."""
+
+    def wishes(self, most: int | None) -> Sampling:
+        """How tokens are chosen."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or ()
+        return self.sampling(
+            most=most, stop=stop, min_p=self.min_p, repetition_penalty=self.repetition_penalty, seed=self.seed
+        )
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with what it took."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def read(kind: type[Asked], value: Mapping[str, Any]) -> Asked:
+    """A request as its type.
+
+    Raises:
+        Refusal: Naming the first field that is wrong.
+    """
+    try:
+        asked = kind.model_validate(value)
+    except ValidationError as error:
+        raise _refusal(error, value) from None
+    if getattr(asked, "stream_options", None) is not None and not getattr(asked, "stream", None):
+        raise Refusal(400, "stream_options is for streams.", param="stream_options")
+    return asked
+
+
+def _refusal(error: ValidationError, value: Mapping[str, Any]) -> Refusal:
+    """The error that says most: the deepest, where a value could have been several things."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    places = [(_place(one["loc"], value), one) for one in found]
+    place, first = max(places, key=lambda pair: len(pair[0]))
+    param = ".".join(map(str, place))
+    kind, name = first["type"], str(place[-1]) if place else "The request"
+    if kind == "extra_forbidden":
+        message = f"{param} is not supported yet." if name in NOT_YET else f"{param} is not a field that is known here."
+    elif kind == "not_supported":
+        message = f"{param} is not supported yet: leave it out."
+    elif kind == "missing":
+        message = f"{param} is missing."
+    else:
+        message = f"{param or 'The request'}: {first['msg']}."
+    message = message[:_LONGEST_MESSAGE]
+    code = "unsupported" if "not supported" in message or kind == "extra_forbidden" else None
+    return Refusal(400, message, param=param or None, code=code)
+
+
+def _place(steps: Sequence[str | int], value: Any) -> tuple[str | int, ...]:
+    """Where in a request something is: without the names that alternatives have in the schema."""
+    place: list[str | int] = []
+    for number, step in enumerate(steps):
+        is_last = number == len(steps) - 1
+        if isinstance(value, Mapping) and (step in value or is_last):
+            value = value.get(str(step))
+        elif isinstance(value, Sequence) and not isinstance(value, str) and isinstance(step, int):
+            value = value[step] if step < len(value) else None
+        else:
+            continue
+        place.append(step)
+    return tuple(place)

@@ -1,0 +1,133 @@
+"""A request on its way through the engine: what has become of it, told from the model's thread to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from coterie.generation.answers import AnswerReader
+    from coterie.generation.completion import Completion
+    from coterie.generation.sampling import Sampling
+
+Phase = Literal["queue", "prefill", "decode", "over"]
+"""Where a request is: waiting, having its prompt read, being answered, or neither any more."""
+Part = Literal["text", "reasoning"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a model is to continue, made ready as far as it can be while the model works for others.
+
+    Attributes:
+        inputs: Makes the model's inputs; decodes pictures and sounds, for which there is room when nothing else runs.
+        tokens: Its length, where it is known before.
+        reader: Tells the parts of the answer apart, where it has parts.
+    """
+
+    inputs: Callable[[], Any]
+    tokens: int | None
+    reader: AnswerReader | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is asked of the engine.
+
+    Attributes:
+        prepare: Makes the prompt, in a thread of its own.
+        sampling: How tokens are chosen.
+    """
+
+    prepare: Callable[[], Prompt]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The request is sound and waits for the model."""
+
+    tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some of the answer."""
+
+    part: Part
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer is whole."""
+
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There will be no (more of an) answer."""
+
+    error: BaseException
+
+
+Event = Prepared | Piece | Done | Failed
+
+
+class Ticket:
+    """One request. Belongs to the event loop; the model's thread tells it things.
+
+    Args:
+        wish: What is wanted.
+        request_id: What the request is called in answers and logs.
+
+    Attributes:
+        wish: What is wanted.
+        request_id: What the request is called.
+        phase: Where it is.
+        submitted: When it came, on :func:`time.monotonic`.
+        begun: When the model began with it; None before.
+        prompt: What it became, once it is prepared.
+        cancelled: Whether nobody waits for the answer any more.
+        prompt_tokens: Its length, once it is known.
+    """
+
+    def __init__(self, wish: Wish, request_id: str) -> None:
+        self.wish = wish
+        self.request_id = request_id
+        self.phase: Phase = "queue"
+        self.submitted = time.monotonic()
+        self.begun: float | None = None
+        self.prompt: Prompt | None = None
+        self.prompt_tokens: int | None = None
+        self.cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds that it waited, so far or until the model began."""
+        return (time.monotonic() if self.begun is None else self.begun) - self.submitted
+
+    def tell(self, event: Event) -> None:
+        """Passes an event on, from whatever thread."""
+        if isinstance(event, Prepared) and event.tokens is not None:
+            self.prompt_tokens = event.tokens
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def next(self) -> Event:
+        """The next event."""
+        return await self._events.get()
+
+    async def first(self, seconds: float) -> Event | None:
+        """The next event, if there is one soon."""
+        try:
+            return await asyncio.wait_for(self._events.get(), seconds)
+        except TimeoutError:
+            return None
