@@ -52,7 +52,8 @@ def test_beyond_the_queue_clients_are_told_when_to_come_again(serve, brake) -> N
     assert (third.status, third.error["code"], third.error["type"]) == (429, "queue_full", "rate_limit_error")
     assert int(third.headers["retry-after"]) >= 1
     brake.release()
-    assert first[1].read() and second[1].read()
+    assert first[1].read()
+    assert second[1].read()
     assert server.post(PATH, ask()).status == 200
 
 

@@ -36,11 +36,12 @@ def picture(kind: str, size=(32, 32)) -> bytes:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://169.254.169.254/latest/meta-data", "https://example.org/a.png", "http://2130706433/", "http://0177.0.0.1/",
-        "http://[::ffff:127.0.0.1]/", "file:///etc/passwd", "/etc/passwd", "C:\\boot.ini", "../../etc/passwd", "ftp://x/y",
-        "data:image/png,AAAA", "data:image/png;base64", "data:image/gif;base64,R0lGODlh", "data:image/svg+xml;base64,AAAA",
-        "data:text/plain;base64,AAAA", "data:image/png;charset=utf-8;base64,AAAA", "data:image/png;base64,!!!!",
-        "data:image/png;base64,", "", "data:image/png;base64,AAAA", "DATA:image/png;base64,AAAA",
+        "http://169.254.169.254/latest/meta-data", "https://example.org/a.png", "http://2130706433/",
+        "http://0177.0.0.1/", "http://[::ffff:127.0.0.1]/", "file:///etc/passwd", "/etc/passwd",
+        "C:\\boot.ini", "../../etc/passwd", "ftp://x/y", "data:image/png,AAAA", "data:image/png;base64",
+        "data:image/gif;base64,R0lGODlh", "data:image/svg+xml;base64,AAAA", "data:text/plain;base64,AAAA",
+        "data:image/png;charset=utf-8;base64,AAAA", "data:image/png;base64,!!!!", "data:image/png;base64,",
+        "", "data:image/png;base64,AAAA", "DATA:image/png;base64,AAAA",
     ],
 )  # fmt: skip
 def test_only_pictures_in_the_request_are_taken(server: Served, url: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -92,21 +92,24 @@ def command(
     keys = None if api_key_file is None else Keys.read(api_key_file)
     if keys is None and not is_local(host):
         raise UsageError(f"Others can reach {host}, and there is no key.", advice="Add --api-key-file FILE.", host=host)
-    with open_model(model, opening) as opened, _log_lines():
+    from coterie.server.running import listening_socket, serve
+
+    # Before the model, which takes its time: an address that is taken is told at once.
+    with closing(listening_socket(host, port)) as address, open_model(model, opening) as opened, _log_lines():
         from coterie.server.app import make_app
         from coterie.server.engine import Engine
         from coterie.server.gate import Hosts
-        from coterie.server.running import serve
 
-        names = [*(alias or ()), opened.runtime.source.name]
+        names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
         engine = Engine(opened, most_waiting=queue, longest_wait_s=queue_timeout)
         engine.meters.watch(engine)
         app = make_app(engine, names=names, hosts=Hosts(host, allow_host or ()), keys=keys)
 
-        def say(url: str) -> None:
-            print_note(f"{names[0]} at {url}/v1. Ctrl-C ends it.")
+        def say() -> None:
+            name = f"[{host}]" if ":" in host else host
+            print_note(f"{names[0]} at http://{name}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
 
-        interrupted = serve(app, engine, host=host, port=port, drain_s=drain, on_ready=say)
+        interrupted = serve(app, engine, address, drain_s=drain, on_ready=say)
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
 

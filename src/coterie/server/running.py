@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,45 +24,64 @@ _LINGER_S = 2.0
 """For streams that were cut to say so."""
 
 
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket with an address; nobody is listened to yet.
+
+    Args:
+        host: Address to listen at.
+        port: Port; 0 for any that is free.
+
+    Raises:
+        UsageError: If the address cannot be listened at.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+        except BaseException:
+            made.close()
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"{host}:{port} cannot be listened at: {error.strerror}.", advice="Choose another port: --port.",
+            host=host, port=port,
+        ) from error  # fmt: skip
+    return made
+
+
 def serve(
-    app: ASGIApp,
-    engine: Engine,
-    *,
-    host: str,
-    port: int,
-    drain_s: float,
-    on_ready: Callable[[str], None],
+    app: ASGIApp, engine: Engine, address: socket.socket, *, drain_s: float, on_ready: Callable[[], None]
 ) -> bool:
     """Serves until SIGINT or SIGTERM, and then finishes what runs; another signal cuts it.
 
     Args:
         app: From :func:`~coterie.server.app.make_app`.
         engine: Runs its model; it is started here, and closed.
-        host: Address to listen at.
-        port: Port; 0 for any that is free.
+        address: Where it listens, from :func:`listening_socket`; it is closed here.
         drain_s: Seconds that requests have to finish.
-        on_ready: Told the server's URL.
+        on_ready: Called once requests are served.
 
     Returns:
         Whether SIGINT ended it.
-
-    Raises:
-        UsageError: If the address cannot be listened at.
     """
     server = _Server(
         Config(
-            app, host=host, port=port, http=_Protocol, ws="none", lifespan="off", log_level="critical",
+            app, http=_Protocol, ws="none", lifespan="off", log_level="critical",
             access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=int(_LINGER_S),
         )
     )  # fmt: skip
     engine.start()
     try:
-        return asyncio.run(_serve(server, engine, drain_s, on_ready))
+        return asyncio.run(_serve(server, engine, address, drain_s, on_ready))
     finally:
         engine.close()
 
 
-async def _serve(server: _Server, engine: Engine, drain_s: float, on_ready: Callable[[str], None]) -> bool:
+async def _serve(
+    server: _Server, engine: Engine, address: socket.socket, drain_s: float, on_ready: Callable[[], None]
+) -> bool:
     ending, hurry = asyncio.Event(), asyncio.Event()
     interrupted = False
 
@@ -74,7 +94,7 @@ async def _serve(server: _Server, engine: Engine, drain_s: float, on_ready: Call
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end, number)
-    serving = asyncio.create_task(server.listen(on_ready))
+    serving = asyncio.create_task(server.listen(address, on_ready))
     asked = asyncio.create_task(ending.wait())
     await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
@@ -97,32 +117,14 @@ class _Server(Server):
         """Leaves signals alone."""
         yield
 
-    async def listen(self, on_ready: Callable[[str], None]) -> None:
-        """Serves; says so once it does.
-
-        Raises:
-            UsageError: If the address cannot be listened at.
-        """
-        config = self.config
-        serving = asyncio.create_task(self.serve())
+    async def listen(self, address: socket.socket, on_ready: Callable[[], None]) -> None:
+        """Serves; says so once it does."""
+        serving = asyncio.create_task(self.serve(sockets=[address]))
         while not self.started and not serving.done():
             await asyncio.sleep(0.01)
         if self.started:
-            host = f"[{config.host}]" if ":" in config.host else config.host
-            on_ready(f"http://{host}:{self.servers[0].sockets[0].getsockname()[1]}")
-        try:
-            await serving
-        except SystemExit:
-            raise _cannot_listen(config) from None
-        if not self.started:
-            raise _cannot_listen(config)
-
-
-def _cannot_listen(config: Config) -> UsageError:
-    return UsageError(
-        f"{config.host}:{config.port} cannot be listened at.", advice="Choose another port: --port.",
-        host=config.host, port=config.port,
-    )  # fmt: skip
+            on_ready()
+        await serving
 
 
 class _Protocol(PunctualProtocol):

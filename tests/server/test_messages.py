@@ -1,0 +1,144 @@
+"""``/v1/messages`` and ``/v1/messages/count_tokens``."""
+
+import base64
+
+import pytest
+
+from server.conftest import DATA, PROMPT, Served, chat
+
+PATH = "/v1/messages"
+
+
+def ask(content=PROMPT, **more):
+    return {
+        "model": "bundled", "max_tokens": 3, "temperature": 0, "messages": [{"role": "user", "content": content}]
+    } | more  # fmt: skip
+
+
+def test_an_answer_is_that_of_the_other_api(server: Served) -> None:
+    expected = server.post("/v1/chat/completions", chat(max_tokens=3)).json["choices"][0]["message"]["content"]
+    found = server.post(PATH, ask([{"type": "text", "text": PROMPT}])).json
+    assert found.pop("id").startswith("msg_")
+    assert found == {
+        "type": "message",
+        "role": "assistant",
+        "model": "bundled",
+        "content": [{"type": "text", "text": expected}],
+        "stop_reason": "max_tokens",
+        "stop_sequence": None,
+        "usage": {"input_tokens": 5, "output_tokens": 3},
+    }
+
+
+def test_a_stream_has_the_shape_that_clients_know(server: Served) -> None:
+    """A golden transcript."""
+    events = server.post(PATH, ask(stream=True)).events
+    message = events[0][1]["message"]
+    assert message.pop("id").startswith("msg_")
+    assert all(name == data["type"] for name, data in events)
+
+    def delta(text: str):
+        return {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+
+    assert [data for _, data in events] == [
+        {
+            "type": "message_start",
+            "message": {
+                "type": "message", "role": "assistant", "model": "bundled", "content": [], "stop_reason": None,
+                "stop_sequence": None, "usage": {"input_tokens": 5, "output_tokens": 0},
+            },
+        },
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        delta(","),
+        delta(" that"),
+        delta(" he"),
+        {"type": "content_block_stop", "index": 0},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "max_tokens", "stop_sequence": None},
+            "usage": {"input_tokens": 5, "output_tokens": 3},
+        },
+        {"type": "message_stop"},
+    ]  # fmt: skip
+
+
+def test_it_is_said_which_text_ended_an_answer(server: Served) -> None:
+    found = server.post(PATH, ask(max_tokens=20, stop_sequences=["zzz", " had"])).json
+    assert (found["stop_reason"], found["stop_sequence"]) == ("stop_sequence", " had")
+    events = server.post(PATH, ask(max_tokens=20, stop_sequences=[" had"], stream=True)).events
+    assert events[-2][1]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": " had"}
+
+
+def test_the_model_may_end_by_itself(server: Served) -> None:
+    url = {"type": "base64", "media_type": "image/png", "data": encoded("sandal.png")}
+    found = server.post(PATH, ask([{"type": "image", "source": url}], max_tokens=40)).json
+    assert (found["stop_reason"], found["stop_sequence"]) == ("end_turn", None)
+    assert found["usage"]["input_tokens"] > 5
+
+
+def encoded(name: str) -> str:
+    return base64.b64encode((DATA / name).read_bytes()).decode()
+
+
+def test_the_system_comes_first(server: Served) -> None:
+    for system in ("And it", [{"type": "text", "text": "And it"}]):
+        found = server.post(PATH, ask("came to pass", system=system)).json
+        assert found["usage"]["input_tokens"] == server.post(f"{PATH}/count_tokens", {
+            "model": "bundled", "system": system, "messages": [{"role": "user", "content": "came to pass"}],
+        }).json["input_tokens"]  # fmt: skip
+
+
+def test_earlier_thoughts_are_taken_back(server: Served) -> None:
+    turn = {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": ""},
+                                             {"type": "text", "text": "it came"}]}  # fmt: skip
+    messages = [{"role": "user", "content": "And"}, turn, {"role": "user", "content": "to pass"}]
+    assert server.post(PATH, ask() | {"messages": messages}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"model": None}, "model"),
+        ({"tools": [{"name": "x"}]}, "tools is not supported"),
+        ({"tool_choice": {"type": "auto"}}, "tool_choice is not supported"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is not supported"),
+        ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://x"}}]}]},
+         "messages.0.content.0.source.type"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "messages.0.content.0"),
+        ({"foo": 1}, "foo is not a field"),
+        ({"seed": 1}, "seed is not a field"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(server: Served, more, message: str) -> None:
+    refused = server.post(PATH, ask() | more)
+    assert (refused.status, refused.json["type"]) == (400, "error")
+    assert refused.error["type"] == "invalid_request_error"
+    assert message in refused.error["message"]
+    assert refused.json["request_id"] == refused.headers["request-id"]
+
+
+def test_tokens_of_pictures_are_not_guessed(server: Served) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": encoded("sandal.png")}
+    messages = [{"role": "user", "content": [{"type": "image", "source": source}]}]
+    refused = server.post(f"{PATH}/count_tokens", {"model": "bundled", "messages": messages})
+    assert refused.status == 400
+    assert "messages.0.content.0.source.data" in refused.error["message"]
+
+
+def test_another_model_is_refused(server: Served) -> None:
+    refused = server.post(PATH, ask(model="claude"))
+    assert (refused.status, refused.error["type"]) == (404, "not_found_error")
+
+
+def test_an_error_within_a_stream_is_an_event(server: Served, brake) -> None:
+    brake.hold()
+    connection, response = server.begin(PATH, ask(stream=True))
+    assert brake.reached.wait(30)
+    brake.error = RuntimeError("x")
+    brake.release()
+    text = response.read().decode()
+    connection.close()
+    assert 'event: error\ndata: {"type": "error", "error": {"type": "api_error"' in text

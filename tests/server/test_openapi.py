@@ -1,0 +1,27 @@
+"""The OpenAPI document."""
+
+import re
+
+from server.conftest import Served
+
+
+def test_the_document_describes_every_address(server: Served) -> None:
+    document = server.get("/openapi.json").json
+    assert document["openapi"] == "3.1.0"
+    assert {
+        "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/models",
+        "/v1/models/{model}", "/tokenize", "/detokenize", "/apply-template", "/healthz", "/readyz", "/metrics",
+        "/openapi.json",
+    } == set(document["paths"])  # fmt: skip
+    chat = document["components"]["schemas"]["ChatRequest"]
+    assert chat["additionalProperties"] is False
+    assert chat["required"] == ["messages"]
+    assert {"temperature", "max_tokens", "stream_options"} <= set(chat["properties"])
+
+
+def test_nothing_is_referred_to_that_is_not_there(server: Served) -> None:
+    answer = server.get("/openapi.json")
+    schemas = answer.json["components"]["schemas"]
+    wanted = set(re.findall(r'"#/components/schemas/([^"]+)"', answer.body.decode()))
+    assert wanted
+    assert wanted <= set(schemas)
