@@ -52,7 +52,7 @@ def test_every_command_and_option_exists(page: Path) -> None:
 
 
 def test_a_command_or_option_that_does_not_exist_is_seen() -> None:
-    for arguments in (["serve"], ["generate", "m", "--nope"], ["profile", "records", "m"], ["--verbose", "demo"]):
+    for arguments in (["server"], ["generate", "m", "--nope"], ["profile", "records", "m"], ["--verbose", "demo"]):
         with pytest.raises(AssertionError):
             check(arguments)
 
