@@ -372,6 +372,7 @@ def test_the_current_pass_is_kept_in_one_place() -> None:
     others = {
         "passes/admission.py": "which threads compute, and what each generation has used",
         "engine/completion.py": "which thread generates",
+        "engine/store_growth.py": "which thread writes, and does not wait for itself",
         "hf/skeleton.py": "whose model is being built",
         "bench/breakdown.py": "which thread is timed",
     }

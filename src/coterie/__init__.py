@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from coterie.engine.inputs import build_inputs
     from coterie.engine.opened import processors
     from coterie.engine.samples import samples
-    from coterie.extraction import extract, inspect, quantize, verify
+    from coterie.extraction import extract, quantize
+    from coterie.inspection import inspect, verify
 
     __version__: str
 
@@ -24,12 +25,12 @@ _HOMES: dict[str, str] = {
     "build_inputs": "coterie.engine.inputs",
     "chat_inputs": "coterie.engine.chat",
     "extract": "coterie.extraction",
-    "inspect": "coterie.extraction",
+    "inspect": "coterie.inspection",
     "load": "coterie.engine",
     "processors": "coterie.engine.opened",
     "quantize": "coterie.extraction",
     "samples": "coterie.engine.samples",
-    "verify": "coterie.extraction",
+    "verify": "coterie.inspection",
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
