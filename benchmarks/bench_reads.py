@@ -162,7 +162,7 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 4, 8])
     given = parser.parse_args()
-    from coterie.engine.reading import record_places
+    from coterie.engine.disk_tuning import record_places
     from coterie.plan.queue_depth import tune_reads
     from coterie.store import Store
 

@@ -192,8 +192,8 @@ def test_native_layers_leave_the_experts_to_their_module(zoo_checkpoint, tmp_pat
     computed = []
     original = TokenExperts.compute
 
-    def compute(self, passage):
-        whole = original(self, passage)
+    def compute(self, state):
+        whole = original(self, state)
         computed.append(whole is not None)
         return whole
 

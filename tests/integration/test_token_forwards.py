@@ -32,9 +32,9 @@ def finished(monkeypatch) -> list[NativeLayer]:
     calls: list[NativeLayer] = []
     original = NativeLayer.release
 
-    def release(self, passage):
+    def release(self, state):
         calls.append(self)
-        original(self, passage)
+        original(self, state)
 
     monkeypatch.setattr(NativeLayer, "release", release)
     return calls
@@ -332,8 +332,8 @@ def in_one_call(monkeypatch) -> list[bool]:
     calls: list[bool] = []
     original = TokenExperts.compute
 
-    def compute(self, passage):
-        whole = original(self, passage)
+    def compute(self, state):
+        whole = original(self, state)
         calls.append(whole is not None)
         return whole
 

@@ -15,7 +15,7 @@ from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.caches import let_go_of_kept
 from coterie.hf.configs import check_architecture
 from coterie.hf.last_logits import output_head
-from coterie.integration.adapters import Workplace, adapt
+from coterie.integration.adapters import AdapterSite, adapt
 from coterie.integration.linear import QuantisedLinears
 from coterie.integration.missing import adapt_block
 from coterie.kernels import StackedProduct, TokenKernel
@@ -130,7 +130,7 @@ class Attachment:
         streamed.order.add(bank.path, [streamed.keys[expert] for expert in present])
         block = model.get_submodule(bank.router_block)
         adapt(
-            Workplace(
+            AdapterSite(
                 streamed=streamed,
                 module=model.get_submodule(bank.path),
                 block=block,

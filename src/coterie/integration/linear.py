@@ -12,7 +12,7 @@ from coterie.errors import LoadError
 from coterie.hf.keymap import plain_targets
 from coterie.kernels import quantised_linear, stock_linear
 from coterie.native import MOST_ROWS, PackedMatrix, library
-from coterie.passes.forwards import own
+from coterie.passes.forwards import change_class
 from coterie.quant import Scheme, StoredMatrix
 
 if TYPE_CHECKING:
@@ -173,6 +173,6 @@ class QuantisedLinears:
 def round_as_stock(model: nn.Module) -> None:
     """Makes every plain linear layer of this model a :class:`StockLinear`; its weights, name and hooks stay."""
     for module in model.modules():
-        # Only what computes by nn.Linear's own forward: subclasses, and instances with a forward of theirs, stay.
-        if type(module) is nn.Linear and own(module) is None:
-            module.__class__ = StockLinear
+        # Only what computes by nn.Linear's own forward: subclasses, and instances with a stranger's forward, stay.
+        if type(module) is nn.Linear:
+            change_class(module, StockLinear)

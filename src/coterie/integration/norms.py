@@ -40,7 +40,7 @@ class NativeForward:
         return self.norm(hidden_states, weight)
 
 
-def quicken_norms(model: PreTrainedModel) -> None:
+def install_native_norms(model: PreTrainedModel) -> None:
     """Gives normalisation layers a native forward where it has the bits of their own.
 
     Does nothing where the native library was not built.

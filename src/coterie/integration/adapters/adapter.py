@@ -13,7 +13,7 @@ from coterie.passes.bank import StreamedBank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workplace:
+class AdapterSite:
     """Where an adapter works.
 
     Attributes:
@@ -41,6 +41,6 @@ class Adapter(Protocol):
     the class's own order, and calls :meth:`StreamedBank.served` once. It is called by several threads at a time.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        """Takes the experts out of ``place.module``."""
+    def __init__(self, site: AdapterSite) -> None:
+        """Takes the experts out of ``site.module``."""
         ...

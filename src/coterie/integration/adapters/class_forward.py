@@ -10,7 +10,7 @@ import torch
 
 from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.adapters.additions import seen_additions
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.passes.contributions import Contributions
@@ -21,16 +21,16 @@ class ClassForward:
     """Step-3.7, LongCat-Flash, DBRX, and the decorated classes whose arithmetic is their own.
 
     Args:
-        place: Where to work.
+        site: Where to work.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        self._streamed = place.streamed
-        self._module = place.module
+    def __init__(self, site: AdapterSite) -> None:
+        self._streamed = site.streamed
+        self._module = site.module
         self._cursor = ExpertCursor()
-        self._forward = own_forward(place.module)
-        stand_in(place.module, place.streamed.bank, self._cursor)
-        install(place.module, "experts", self.forward)
+        self._forward = own_forward(site.module)
+        stand_in(site.module, site.streamed.bank, self._cursor)
+        install(site.module, "experts", self.forward)
 
     def forward(self, hidden: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """What the class computes; of the input's shape."""

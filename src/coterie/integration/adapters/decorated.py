@@ -11,7 +11,7 @@ import torch
 from coterie.cache import LeaseStats
 from coterie.errors import LoadError
 from coterie.hf.experts import uses_common_forward
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.adapters.class_forward import ClassForward
 from coterie.integration.quantised import QuantisedExperts
 from coterie.integration.token_experts import TokenExperts
@@ -24,20 +24,20 @@ class DecoratedExperts:
     """What transformers' dispatch to an experts implementation is replaced by.
 
     Args:
-        place: Where to work.
+        site: Where to work.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        self._streamed = place.streamed
-        self._bank = bank = place.streamed.bank
-        self._class_forward = ClassForward(place)
+    def __init__(self, site: AdapterSite) -> None:
+        self._streamed = site.streamed
+        self._bank = bank = site.streamed.bank
+        self._class_forward = ClassForward(site)
         self._kernel: TokenKernel | None = None
-        if uses_common_forward(place.module):
+        if uses_common_forward(site.module):
             shapes = (bank.parameters["gate_up_proj"], bank.parameters["down_proj"])
-            self._kernel = place.token_kernel(*shapes, bank.dtypes["gate_up_proj"])
-        self._act_fn = getattr(place.module, "act_fn", None)
+            self._kernel = site.token_kernel(*shapes, bank.dtypes["gate_up_proj"])
+        self._act_fn = getattr(site.module, "act_fn", None)
         # Shadows the class's forward, and with it transformers' dispatch to one of its experts implementations.
-        install(place.module, "experts", self.forward)
+        install(site.module, "experts", self.forward)
 
     def forward(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import linear, pad
 
 from coterie.cache import LeaseStats
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.passes.contributions import Contributions
 from coterie.passes.forwards import install
@@ -42,22 +42,22 @@ class JetMoeExperts:
     Pairs that a policy leaves out come after all groups and count for no expert; their projections are zero.
 
     Args:
-        place: Where to work.
+        site: Where to work.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        self._streamed = place.streamed
-        stand_in(place.module, place.streamed.bank, ExpertCursor())
-        router = place.module.get_submodule("router")
+    def __init__(self, site: AdapterSite) -> None:
+        self._streamed = site.streamed
+        stand_in(site.module, site.streamed.bank, ExpertCursor())
+        router = site.module.get_submodule("router")
         # The attention keeps heads for K experts per token, whatever its config says by now.
         self._top_k = router.selection.top_k if isinstance(router, SelectiveRouter) else cast(int, router.top_k)
-        for module in (place.module, place.parent):
+        for module in (site.module, site.parent):
             if hasattr(module, "top_k"):
                 module.__dict__["top_k"] = self._top_k
         self._route_stock = router.forward
         install(router, "experts", self.route)
-        for position, name in enumerate(place.streamed.bank.parameters):
-            install(place.module.get_submodule(name), "experts", functools.partial(self._project, position))
+        for position, name in enumerate(site.streamed.bank.parameters):
+            install(site.module.get_submodule(name), "experts", functools.partial(self._project, position))
 
     def route(self, hidden_TD: torch.Tensor) -> Grouped:
         """What the router gives, after policies."""

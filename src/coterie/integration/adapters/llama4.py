@@ -13,7 +13,7 @@ from typing import cast
 import torch
 
 from coterie.cache import LeaseStats
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.kernels import activate_rows
 from coterie.passes.contributions import Contributions
@@ -31,17 +31,17 @@ class Llama4Block:
     change its rounding.
 
     Args:
-        place: Where to work.
+        site: Where to work.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        bank = place.streamed.bank
-        self._streamed = place.streamed
-        self._block = place.block
-        self._act_fn = cast(Callable[[torch.Tensor], torch.Tensor], place.module.act_fn)
-        self._product = place.stacked_product(bank.num_experts)
-        stand_in(place.module, bank, ExpertCursor())
-        install(place.block, "experts", self.forward)
+    def __init__(self, site: AdapterSite) -> None:
+        bank = site.streamed.bank
+        self._streamed = site.streamed
+        self._block = site.block
+        self._act_fn = cast(Callable[[torch.Tensor], torch.Tensor], site.module.act_fn)
+        self._product = site.stacked_product(bank.num_experts)
+        stand_in(site.module, bank, ExpertCursor())
+        install(site.block, "experts", self.forward)
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The block's output [T, D] and the router's logits [T, E], for any [..., D]."""

@@ -10,7 +10,7 @@ from torch.nn.functional import linear, one_hot
 
 from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.adapters.additions import seen_additions
 from coterie.integration.standin import ExpertCursor, StackedStandIn, stand_in_for
 from coterie.passes.contributions import Contributions
@@ -55,13 +55,13 @@ class StreamedLinear(nn.Module):
 class _ExpertModules:
     """What Switch Transformers and NLLB-MoE share: their forward visits experts in ascending id, and only those hit."""
 
-    def __init__(self, place: Workplace) -> None:
-        self._streamed = place.streamed
-        self._module = place.module
+    def __init__(self, site: AdapterSite) -> None:
+        self._streamed = site.streamed
+        self._module = site.module
         self._cursor = ExpertCursor()
-        self._forward = own_forward(place.module)
+        self._forward = own_forward(site.module)
         self._replace_layers()
-        install(place.module, "experts", self.forward)
+        install(site.module, "experts", self.forward)
 
     def forward(self, hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

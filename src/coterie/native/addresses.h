@@ -3,8 +3,8 @@
  * Who computes adds itself to the readers, then looks whether there is an address. Who evicts takes the address away, then
  * waits until there are no readers. In whichever order that happens, one of the two sees the other.
  */
-#ifndef COTERIE_BERTHS_H
-#define COTERIE_BERTHS_H
+#ifndef COTERIE_ADDRESSES_H
+#define COTERIE_ADDRESSES_H
 
 #include <stdint.h>
 
@@ -14,16 +14,16 @@ typedef struct {
     int64_t address;
     /* Calls that compute with it. */
     int64_t readers;
-} coterie_berth;
+} coterie_address;
 
 /* The address of a record that stays until coterie_leave; 0 if it is not there. To be left in either case. */
-static inline int64_t coterie_enter(coterie_berth *berth) {
-    __atomic_fetch_add(&berth->readers, 1, __ATOMIC_SEQ_CST);
-    return __atomic_load_n(&berth->address, __ATOMIC_SEQ_CST);
+static inline int64_t coterie_enter(coterie_address *entry) {
+    __atomic_fetch_add(&entry->readers, 1, __ATOMIC_SEQ_CST);
+    return __atomic_load_n(&entry->address, __ATOMIC_SEQ_CST);
 }
 
-static inline void coterie_leave(coterie_berth *berth) {
-    __atomic_fetch_sub(&berth->readers, 1, __ATOMIC_SEQ_CST);
+static inline void coterie_leave(coterie_address *entry) {
+    __atomic_fetch_sub(&entry->readers, 1, __ATOMIC_SEQ_CST);
 }
 
 #endif

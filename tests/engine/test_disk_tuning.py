@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import coterie
-from coterie.engine import reading
-from coterie.engine.reading import Reading, reading_for, record_places
+from coterie.engine import disk_tuning
+from coterie.engine.disk_tuning import Reading, reading_for, record_places
 from coterie.errors import UsageError
 from coterie.plan import disk_notes
 from coterie.plan.queue_depth import ReadTuning
@@ -40,7 +40,7 @@ def test_a_small_store_is_read_without_a_trial(store: Store, trials: list[int], 
 def test_the_disk_of_a_large_one_is_tried_once(
     store: Store, trials: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "WORTH_TUNING", 1)
+    monkeypatch.setattr(disk_tuning, "WORTH_TUNING", 1)
     record = store.layout(next(iter(store.keys()))).nbytes
     for _ in range(2):
         found = reading_for(store, memory=2**30)
@@ -51,7 +51,7 @@ def test_the_disk_of_a_large_one_is_tried_once(
 
 
 def test_where_the_trial_has_no_result_the_default_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "WORTH_TUNING", 1)
+    monkeypatch.setattr(disk_tuning, "WORTH_TUNING", 1)
     monkeypatch.setattr(disk_notes, "tune_reads", lambda extents, *, memory: None)
     assert reading_for(store, memory=2**30) == Reading()
 
@@ -59,14 +59,14 @@ def test_where_the_trial_has_no_result_the_default_holds(store: Store, monkeypat
 def test_places_are_spread_over_all_experts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = [store.extents(key)[0] for key in store.keys()]
     assert list(record_places(store)) == everything
-    monkeypatch.setattr(reading, "_MOST_PLACES", 3)
+    monkeypatch.setattr(disk_tuning, "_MOST_PLACES", 3)
     some = record_places(store)
     assert 1 <= len(some) <= 3
     assert some[-1].path == everything[-1].path
 
 
 def test_a_model_reads_as_was_found(zoo_store, store: Store, trials, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "WORTH_TUNING", 1)
+    monkeypatch.setattr(disk_tuning, "WORTH_TUNING", 1)
     model = coterie.load(zoo_store("mixtral"), expert_memory="50%")
     assert trials
     assert model.coterie.cache.reads_at_once == 3
@@ -75,7 +75,7 @@ def test_a_model_reads_as_was_found(zoo_store, store: Store, trials, monkeypatch
 
 
 def test_the_environment_overrides_all(zoo_store, store: Store, trials, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "WORTH_TUNING", 1)
+    monkeypatch.setattr(disk_tuning, "WORTH_TUNING", 1)
     monkeypatch.setenv("COTERIE_READS_AT_ONCE", "7")
     model = coterie.load(zoo_store("mixtral"), expert_memory="50%")
     assert trials == []

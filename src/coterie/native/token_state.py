@@ -1,4 +1,4 @@
-"""The way of some rows through a decoder layer: what is passed to C, what comes back, and the memory between."""
+"""What a layer works with while some rows go through it: what is passed to C, what comes back, the memory between."""
 
 from __future__ import annotations
 
@@ -157,8 +157,8 @@ class StageTimes(ctypes.Structure):
         ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
 
 
-class Passage:
-    """The way of some rows through a layer, and the working memory that it takes; from :meth:`NativeLayer.take`.
+class TokenState:
+    """Some rows on their way through a layer, and the working memory of that; from :meth:`NativeLayer.take`.
 
     Args:
         shape: The layer's.
@@ -254,19 +254,19 @@ class Passage:
         return [Results(*row) for row in zip(*(tensor.unbind(0) for tensor in whole), addresses, strict=True)]
 
 
-class Passages:
+class TokenStates:
     """Working memory that layers share: taken out while in use, so that no two threads have the same one."""
 
     def __init__(self) -> None:
-        self._idle: dict[tuple[LayerShape, int], list[Passage]] = {}
+        self._idle: dict[tuple[LayerShape, int], list[TokenState]] = {}
 
-    def take(self, shape: LayerShape, rows: int) -> Passage:
+    def take(self, shape: LayerShape, rows: int) -> TokenState:
         """For so many rows through a layer of a shape."""
         try:
             return self._idle[shape, rows].pop()
         except (KeyError, IndexError):
-            return Passage(shape, rows)
+            return TokenState(shape, rows)
 
-    def give(self, shape: LayerShape, passage: Passage) -> None:
+    def give(self, shape: LayerShape, state: TokenState) -> None:
         """Takes one back."""
-        self._idle.setdefault((shape, passage.rows), []).append(passage)
+        self._idle.setdefault((shape, state.rows), []).append(state)
