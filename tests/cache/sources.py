@@ -8,7 +8,7 @@ import torch
 import xxhash
 
 from coterie.cache import Consumer
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import ExpertKey, Extent, RecordLayout
 
 SMALL = RecordLayout.build("gate_up|down", [("gate_up_proj", "BF16", (24, 40)), ("down_proj", "BF16", (40, 12))])

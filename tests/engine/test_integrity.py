@@ -13,7 +13,8 @@ import torch
 import coterie
 from coterie.checkpoint import TensorInfo, WholeFile
 from coterie.errors import ChecksumError, CoterieError, ReadError
-from coterie.extraction import extract, quantize, verify
+from coterie.extraction import extract, quantize
+from coterie.inspection import verify
 from coterie.store import verify_store
 from odd_files import ODD, make_odd
 

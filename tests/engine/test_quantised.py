@@ -21,7 +21,8 @@ from coterie.errors import (
     UnclaimedTensorError,
     UnsupportedError,
 )
-from coterie.extraction import extract, inspect, verify
+from coterie.extraction import extract
+from coterie.inspection import inspect, verify
 from coterie.spec import ExpertKey
 from coterie.store import Store
 from zoo import logits

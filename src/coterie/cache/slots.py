@@ -7,7 +7,7 @@ from mmap import mmap
 
 import torch
 
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import RecordLayout
 
 

@@ -10,7 +10,7 @@ import torch
 
 from coterie.checkpoint.headers import TensorInfo
 from coterie.errors import CheckpointFileError
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.records.stamps import check_unchanged, open_unchanged
 
 _CHUNK = 64 << 20

@@ -13,7 +13,7 @@ import xxhash
 
 from coterie.checkpoint.headers import TensorInfo
 from coterie.errors import ChecksumError, ReadError
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.records.stamps import check_unchanged, open_unchanged
 from coterie.spec import FileStamp
 

@@ -17,9 +17,9 @@ from typing import Literal
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError
-from coterie.extraction.origin import SchemeOf
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts, one_scheme
+from coterie.origins.origin import SchemeOf
 from coterie.records import RecordReader
 from coterie.records.spans import SCRATCH_BYTES, SpanReader
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up

@@ -12,11 +12,11 @@ import torch
 from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.errors import CheckpointFileError
 from coterie.extraction.linears import QuantisedPair, ReadRows, fp8_rows, plain_rows, stored_rows
-from coterie.extraction.origin import StoreOrigin, check_smaller, dense_scheme_of
-from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
+from coterie.origins.origin import StoreOrigin, check_smaller, dense_scheme_of
 from coterie.quant import ALIGNMENT, StoredMatrix, lossy_scheme, stored_linear
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.records.stamps import check_unchanged, open_unchanged
 from coterie.spec.encodings import NATIVE
 from coterie.store import DenseTensor

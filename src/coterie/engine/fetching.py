@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.checkpoint import Checkpoint
+from coterie.engine.store_growth import StoreGrowth
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
-from coterie.extraction.growth import StoreGrowth
-from coterie.extraction.models import need_checkpoint
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.files.naming import BUNDLED, model_path
+from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.records import RecordReader
 from coterie.records.stamps import file_stamps, first_changed
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
@@ -44,7 +44,7 @@ class FetchingExperts:
 
     What the store has is read from it, also what other processes have added to it meanwhile. The rest is read from
     the checkpoint, in the scheme of the store's experts if they are all alike, and handed to a
-    :class:`~coterie.extraction.growth.StoreGrowth`.
+    :class:`~coterie.engine.store_growth.StoreGrowth`.
 
     Args:
         store: The opened store.

@@ -9,15 +9,15 @@ from typing import Literal
 
 from coterie.checkpoint import Checkpoint, Location
 from coterie.errors import StoreError
-from coterie.extraction.checkpoint_problems import checksum_problems, file_problems, open_problems
-from coterie.extraction.comparison import Comparison
 from coterie.extraction.dense import dense_tensors
-from coterie.extraction.models import need_checkpoint, store_path
-from coterie.extraction.origin import tensors_about
 from coterie.extraction.progress import Meter, ProgressCallback
-from coterie.extraction.store_model import model_problems
 from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
 from coterie.hf.tokenizer import embedding_rows
+from coterie.inspection.checkpoint_problems import checksum_problems, file_problems, open_problems
+from coterie.inspection.comparison import Comparison
+from coterie.inspection.store_model import model_problems
+from coterie.origins.origin import tensors_about
+from coterie.origins.store_or_checkpoint import need_checkpoint, store_path
 from coterie.store import Leftover, Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
 

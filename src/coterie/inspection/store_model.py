@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from coterie.errors import CoterieError, LoadError
-from coterie.extraction.origin import StoreOrigin
+from coterie.origins.origin import StoreOrigin
 from coterie.store import Problem
 
 

@@ -15,16 +15,16 @@ import xxhash
 
 from coterie.checkpoint import Checkpoint, CheckpointBank, Location, TensorInfo, model_dtype
 from coterie.errors import LoadError, UsageError
-from coterie.extraction.side_files import side_files, with_dtype
-from coterie.extraction.stored_dense import dense_headers
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, load_config, load_quantisation, read_config, resolve_model
-from coterie.hf.dtypes import SAFETENSORS_DTYPES
 from coterie.hf.keymap import KeyMap, map_dense
 from coterie.hf.quantised import fold_names, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
+from coterie.origins.side_files import side_files, with_dtype
+from coterie.origins.stored_dense import dense_headers
 from coterie.quant import linear_names, lossy_scheme
+from coterie.quant.dtypes import SAFETENSORS_DTYPES
 from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.store import Bank, Store

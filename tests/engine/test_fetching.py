@@ -20,14 +20,14 @@ import pytest
 import torch
 
 from coterie.checkpoint import Checkpoint
+from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.errors import CheckpointFileError, CheckpointNotFoundError, LoadError, StoreBusyError, UsageError
-from coterie.extraction import extract, verify
-from coterie.extraction.fetching import FetchingExperts, open_origin
+from coterie.extraction import extract
+from coterie.inspection import verify
 from coterie.spec import ExpertKey
 from coterie.store import Store, StoreWriter
+from extraction.stores import decoded, present, snapshot
 from store.faults import Killed, KillingCalls, WatchedCalls
-
-from .stores import decoded, present, snapshot
 
 ALL = {0: set(range(8)), 1: set(range(8))}
 ABSENT = [ExpertKey("text", layer, "mlp", expert) for layer in (0, 1) for expert in range(2, 8)]
@@ -180,7 +180,7 @@ def test_while_another_writes_everything_can_be_had(moe, partial, fetching):
 
 
 def test_the_end_waits_for_the_other_and_then_gives_up_with_a_warning(partial, fetching, monkeypatch):
-    monkeypatch.setattr("coterie.extraction.growth._PATIENCE_S", 0.0)
+    monkeypatch.setattr("coterie.engine.store_growth._PATIENCE_S", 0.0)
     experts = fetching(partial)
     fetch(experts, ABSENT[:2])
     with (
@@ -390,7 +390,7 @@ def test_processes_at_once_grow_one_store_and_end_without_closing(moe, partial, 
 
 KILLED = """
 import os, signal, sys, torch
-from coterie.extraction.fetching import FetchingExperts, open_origin
+from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.store import Store
 from coterie.store.syscalls import SystemCalls
 

@@ -12,10 +12,10 @@ import numpy as np
 from coterie.checkpoint import Checkpoint, TensorInfo, read_header
 from coterie.errors import CheckpointFileError, ReadError, UnsupportedError
 from coterie.extraction.dense import as_stored, dense_tensors, tensor_pieces
-from coterie.extraction.origin import files_beside, files_changed
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts
 from coterie.files.regular import read_bounded
+from coterie.origins.origin import files_beside, files_changed
 from coterie.quant import SCHEMES
 from coterie.records import RecordReader
 from coterie.spec import ExpertKey, RecordLayout
