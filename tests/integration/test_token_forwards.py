@@ -460,10 +460,10 @@ def test_native_routers_are_asked_ahead_as_others_are(store, open_model) -> None
     assert sites
     hidden = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     for site in sites:
-        assert site.can_guess
+        assert site.can_predict
         assert not isinstance(site._preview, Preview)
         usual = preview_of(site._block)
         assert usual is not None
         with torch.inference_mode():
             expected = usual((hidden + site._drift_D).to(hidden.dtype))
-        assert site.guess(hidden) == expected[0].tolist()
+        assert site.predict(hidden) == expected[0].tolist()

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from coterie.engine.contracts import CONTRACTS, ENGINE
+from coterie.generation.contracts import CONTRACTS, GENERATION
 from coterie.hf.caches import is_cache
 from coterie.hf.contract import examine
 from coterie.hf.releases import TESTED
@@ -146,7 +146,7 @@ def test_a_break_is_found(name, monkeypatch):
 def test_experts_that_compute_otherwise_are_found(monkeypatch):
     own = Qwen3MoeExperts.forward
     monkeypatch.setattr(Qwen3MoeExperts, "forward", lambda self, *args: own(self, *args) * 1.5)
-    verdicts = {verdict.name: verdict for verdict in examine(ENGINE)}
+    verdicts = {verdict.name: verdict for verdict in examine(GENERATION)}
     assert not verdicts["decode steps take the native way"].ok
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from coterie.engine.one_sequence import check_settings, settings_named
+from coterie.generation.one_sequence import check_settings, settings_named
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel

@@ -119,11 +119,12 @@ class ExpertCache:
             keys: The experts; repeated ones count once.
             consumer: Who computes with them.
             ordered: Yield in the order of ``keys``, reading ahead, instead of in the order of arrival.
-            phase: ``"prefill"`` for scans over most experts: they reuse their own slots when the arena is full and
+            phase: ``"prefill"`` for passes over most experts: they reuse their own slots when the arena is full and
                 leave what decoding has warmed alone.
-            upcoming: What the consumer will almost certainly lease after this, soonest first. Once all reads of this
-                lease have begun, reading goes straight on with that, within what a scan may have read ahead, until the
-                consumer's next lease or hold, or until this one is left by an exception. Advice: it changes no result.
+            upcoming: What the consumer will almost certainly lease after this, soonest first. Once all reads of
+                this lease have begun, reading goes straight on with that, within what a prefill may have read ahead,
+                until the consumer's next lease or hold, or until this one is left by an exception. Advice: it changes
+                no result.
 
         Raises:
             ExpertMissingError: If the source does not have one of ``keys``; those of ``upcoming`` are passed over.
@@ -171,7 +172,7 @@ class ExpertCache:
 
         As many of them as fit in a share of the capacity are read while nothing else is to be read, into free slots
         and those of experts that no decode step has asked for. Until one does, they leave before those that have been
-        of use, the least valuable first. What a scan reads of them stays as if decoding had asked for it.
+        of use, the least valuable first. What a prefill reads of them stays as if decoding had asked for it.
 
         Args:
             keys: Most valuable first; those that the source does not have are passed over.

@@ -26,7 +26,7 @@ class Entry:
         holders: The claims for which it must stay. A set instead of a count: giving up twice, or after an interrupt
             between two steps, does no harm.
         loaded: Whether the record is complete.
-        cold: Whether nobody but scans has asked for it so far.
+        cold: Whether nobody but prefills has asked for it so far.
         cause: Why it is read.
         unclaimed: Whether it is read for no claim and nobody has asked for it since.
         reader: The claim that it is read for, if any.
@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def announced(self) -> bool:
-        """Whether it is there, or comes, only because a scan has announced it."""
+        """Whether it is there, or comes, only because a prefill has announced it."""
         return self.unclaimed and self.cause is Cause.ANNOUNCEMENT
 
 
@@ -71,7 +71,7 @@ class Claim:
         keys: Distinct keys in the caller's order.
         ordered: Whether they are yielded in that order.
         together: Whether all must stay until the lease ends.
-        prefill: Whether the lease is a scan.
+        prefill: Whether the lease is a prefill's.
         consumer: Whose it is.
         upcoming: What its consumer will most probably ask for next, soonest first.
         ahead: Keys read for this claim and not yet yielded.

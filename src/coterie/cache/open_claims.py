@@ -18,7 +18,7 @@ class OpenClaims:
     for more.
 
     Args:
-        residency: Says how far a scan may read ahead.
+        residency: Says how far a prefill may read ahead.
         at_once: Reads outstanding at most.
     """
 

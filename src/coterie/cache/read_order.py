@@ -25,8 +25,8 @@ JOURNAL_LIMIT = 256
 class ReadOrder:
     """Chooses what the reading threads read, and gives it to the claims that wait for it: it is their supply.
 
-    First comes what claims ask for, the most urgent first; then what scans have announced; then, while nothing that was
-    asked for is being read, what is predicted; then what is worth having. Guarded by the cache's lock.
+    First comes what claims ask for, the most urgent first; then what prefills have announced; then, while nothing that
+    was asked for is being read, what is predicted; then what is worth having. Guarded by the cache's lock.
 
     Args:
         residency: What is in memory.
@@ -166,7 +166,7 @@ class ReadOrder:
         self.outstanding.demand(entry)
 
     def _announced(self) -> Entry | None:
-        """What a scan will ask for, once all that is asked for is being read; in slots that scans are done with."""
+        """What a prefill will ask for, once all that is asked for is being read; in slots that prefills have used."""
         if not self._predictions.any_announced or self._is_demanded():
             return None
         if self._residency.is_full:

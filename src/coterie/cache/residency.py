@@ -193,8 +193,8 @@ class Residency:
 
         What may go, in this order: free slots; unheld experts in the policy's order, predicted ones last; what this
         claim has consumed; what other claims have consumed; what waiting claims hold but cannot use yet; what is
-        pinned. A scan gives up what it has consumed first. Where new memory is slow, it is taken after unheld experts,
-        and by a scan only when its consumer waits.
+        pinned. A prefill gives up what it has consumed first. Where new memory is slow, it is taken after unheld
+        experts, and by a prefill only when its consumer waits.
         """
         size = SlotArena.slot_nbytes(layout.nbytes)
         full, crowded = self.arena.shortage(size) > 0, self._needed(size) > 0
@@ -221,7 +221,7 @@ class Residency:
     def reserve_ahead(self, key: ExpertKey, layout: RecordLayout, cause: Cause) -> Entry | None:
         """A slot for what is not asked for yet: evicts nothing that is held or predicted.
 
-        For what a scan has announced it evicts no more than a scan may.
+        For what a prefill has announced it evicts no more than a prefill may.
         """
         announced = cause is Cause.ANNOUNCEMENT
         size = SlotArena.slot_nbytes(layout.nbytes)
@@ -319,11 +319,11 @@ class Residency:
         return self.arena.committed - self.arena.growing if self._grows_apart else self.capacity
 
     def scan_depth(self, size: int) -> int:
-        """Records of that many bytes that a scan may have read ahead: it may push an eighth of the arena out."""
+        """Records of that many bytes that a prefill may have read ahead: it may push an eighth of the arena out."""
         return max(1, min(self.capacity // 8, self.room // 2) // size)
 
     def _should_wait(self, victims: Sequence[ExpertKey], size: int) -> bool:
-        """Whether a scan that reads ahead is to wait for its own slots, rather than take one that is warm."""
+        """Whether a prefill that reads ahead is to wait for its own slots, rather than take one that is warm."""
         if all(self.loaded[key].cold for key in victims):
             return False
         entries = (*self.loaded.values(), *self.loading.values())

@@ -324,7 +324,7 @@ class Scheduler:
             claim.join(entry)
             if entry.loaded:
                 hits.append(entry)
-                # What this scan has announced is a miss all the same, that was mended in time.
+                # What this prefill has announced is a miss all the same, that was mended in time.
                 claim.hits += not (claim.prefill and entry.announced)
             if not entry.loaded or claim.prefill:
                 self._order.ask(claim, entry)

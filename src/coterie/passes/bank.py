@@ -93,7 +93,7 @@ class StreamedBank:
         view: The experts in the cache, once there is one.
         order: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
-            done is used for guessing what comes next.
+            done is used to predict what comes next.
     """
 
     def __init__(self, bank: ExpertBank, clock: StepClock, missing: MissingPolicy | None) -> None:
@@ -177,7 +177,7 @@ class StreamedBank:
     def lease(self, experts: Iterable[int], *, ordered: bool = False) -> Lease:
         """A lease of experts by id; ``ordered`` yields them in this order.
 
-        A prompt's also says what it will ask for next.
+        A prefill also says what it will ask for next.
         """
         if self._cache is None:
             self._unconnected()
@@ -193,7 +193,7 @@ class StreamedBank:
         return self._decoder
 
     def may_hold(self, now: Pass) -> bool:
-        """Whether a pass may take all its experts at once: a scan would else push out what decoding has warmed."""
+        """Whether a pass may take all its experts at once: a prefill would else push out what decoding has warmed."""
         return self.all_fit or now.decode
 
     def decoded(self, lease: Lease) -> Iterator[tuple[ExpertKey, Tensors]]:
