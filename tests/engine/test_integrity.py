@@ -147,7 +147,9 @@ def test_the_dense_file_is_read_once(store: Path, monkeypatch: pytest.MonkeyPatc
         return read(self, wanted)
 
     monkeypatch.setattr(WholeFile, "_read", counted)
-    monkeypatch.setattr("coterie.checkpoint.reading._fill", lambda *_: pytest.fail("a tensor is read a second time"))
+    monkeypatch.setattr(
+        "coterie.checkpoint.reading.read_range", lambda *_: pytest.fail("a tensor is read a second time")
+    )
     model = coterie.load(store, expert_memory="25%")
     assert reads == [store / "dense.safetensors"]
     assert not any(file._kept for file in model.coterie.source.dense_files)

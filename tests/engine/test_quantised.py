@@ -165,7 +165,7 @@ def small_files(store: Store) -> int:
 
 def record(store: Store, key: ExpertKey) -> bytes:
     (extent,) = store.extents(key)
-    return extent.path.read_bytes()[extent.offset : extent.offset + extent.nbytes]
+    return extent.source.path.read_bytes()[extent.offset : extent.offset + extent.nbytes]
 
 
 def layout(store: Path):
@@ -203,7 +203,7 @@ def test_records_hold_weights_and_scales_as_they_are(stores, checkpoints):
             source.read_into(key, record)
             ours = memoryview(bytearray(store.layout(key).nbytes))
             (extent,) = store.extents(key)
-            with extent.path.open("rb") as file:
+            with extent.source.path.open("rb") as file:
                 file.seek(extent.offset)
                 file.readinto(ours)
             assert bytes(ours) == bytes(record)

@@ -246,7 +246,7 @@ class Checkpoint:
                 info = self.tensors[name]
                 size = info.nbytes if source.per_expert else info.nbytes // bank.bank.num_experts
                 start = info.offset if source.per_expert else info.offset + key.expert * size
-                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at, stamp=info.stamp))
+                found.append(Extent(source=info.source, offset=start, nbytes=size, at=at))
                 at += size
         return tuple(found)
 

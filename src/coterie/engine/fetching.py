@@ -14,7 +14,7 @@ from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.files.naming import BUNDLED, model_path
 from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.records import RecordReader
-from coterie.records.stamps import file_stamps, first_changed
+from coterie.records.files import file_stamps, first_changed
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store

@@ -155,7 +155,7 @@ class Copier:
     def _place(self, key: ExpertKey) -> tuple[str, int]:
         """Where an expert begins in the source: read in that order, the disk is read in order."""
         extents = self._checkpoint.extents(key)
-        return (str(extents[0].path), extents[0].offset) if extents else ("", key.expert)
+        return (str(extents[0].source.place), extents[0].offset) if extents else ("", key.expert)
 
     def _work(self, jobs: Iterator[_Job]) -> None:
         planned = (one.layout.nbytes for bank in self._writer.plan.banks for one in bank.experts)

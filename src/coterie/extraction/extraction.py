@@ -30,7 +30,7 @@ from coterie.hf.tokenizer import embedding_rows
 from coterie.origins.origin import SchemeOf
 from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.quant import lossy_scheme
-from coterie.records.stamps import file_stamps, first_changed
+from coterie.records.files import file_stamps, first_changed
 from coterie.spec import BankKey
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store, StoreWriter, Survey, SurveyedFile, is_store, survey

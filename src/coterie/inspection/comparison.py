@@ -125,7 +125,7 @@ class Comparison:
         ours: RecordReader,
         theirs: RecordReader,
     ) -> None:
-        file = store.extents(key)[0].path.relative_to(store.path).as_posix()
+        file = store.manifest.places[key][0].file
         place = f"expert {key.expert:05d}"
         layout = store.layout(key)
         if layout.fields != wanted.fields:
