@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 _CACHES = ("quantized", "offloaded", "offloaded_static", "offloaded_hybrid", "offloaded_hybrid_chunked")
+_GENERATING = ("transformers.generation", "transformers.cache_utils", "coterie.hf.generation_steps", "torch")
+"""Where settings are used, in the loop of transformers' own and in ours."""
 _DEFAULT_TOP_K = 50
 """What transformers takes where nothing is said."""
 
@@ -136,4 +138,4 @@ def _of_settings(error: BaseException) -> bool:
         if last.startswith("torch.nn.modules"):
             return False
         trace = trace.tb_next
-    return last.startswith(("transformers.generation", "transformers.cache_utils", "torch"))
+    return last.startswith(_GENERATING)
