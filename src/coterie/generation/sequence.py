@@ -11,6 +11,7 @@ from torch import Tensor
 from coterie.generation.draws import Draws
 from coterie.hf.caches import caches_in
 from coterie.hf.generation_steps import (
+    Positions,
     Prepared,
     after_pass,
     choose,
@@ -85,6 +86,7 @@ class Sequence:
         self._choose = chooser or self._as_settings_say
         self._keep = keep
         self._caches = CachesUsed()
+        self._positions = Positions(prepared.model)
         if stream is not None:
             stream.put(self.ids.cpu())
 
@@ -111,12 +113,13 @@ class Sequence:
     def run(self) -> Any:
         """Its next forward pass, alone; returns what the model returns."""
         model = self._prepared.model
+        self._positions.put_back()
         # Models may run others to prepare a pass: those are not of its phase.
         inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
         with Stated(self.request, phase=self.phase, rows=(self.row,)), self._caches:
-            if inputs is None:
-                return prefill(self._prepared, self._kwargs)
-            return model(**inputs, return_dict=True)
+            outputs = prefill(self._prepared, self._kwargs) if inputs is None else model(**inputs, return_dict=True)
+        self._positions.note()
+        return outputs
 
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
