@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from coterie.generation.steps import generated
+from coterie.generation.steps import Steps, generated
+from coterie.hf.caches import caches_in
 
 from .going import NEW, Failing, ids, sequence
 
@@ -48,6 +51,21 @@ class Collecting:
 
     def end(self) -> None:
         self.ended += 1
+
+
+def test_one_that_nobody_wants_any_more_is_gone_at_once(model) -> None:
+    steps, one = Steps(), sequence(model, 1)
+    steps.add(one)
+    for _ in range(3):
+        steps.step()
+    cache = weakref.ref(caches_in(one._kwargs.values())[0])
+    steps.remove(one)
+    gc.disable()
+    try:
+        del one
+        assert cache() is None
+    finally:
+        gc.enable()
 
 
 def test_a_stream_gets_the_prompt_then_token_by_token(model) -> None:

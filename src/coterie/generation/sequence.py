@@ -51,7 +51,7 @@ class Sequence:
         stream: Given its tokens.
         draws: Its random numbers; without them, it draws from the process's.
         chooser: Chooses its tokens; by default as its settings say.
-        keep: Given what each pass returned, to keep of it what is wanted.
+        keep: Given what each pass returned, to keep of it what is wanted. It must not refer to the sequence.
 
     Attributes:
         request: As whom its passes are known.
@@ -83,7 +83,7 @@ class Sequence:
         self._position = 0
         self._stream = stream
         self._draws = draws
-        self._choose = chooser or self._as_settings_say
+        self._chooser = chooser
         self._keep = keep
         self._caches = CachesUsed()
         self._positions = Positions(prepared.model)
@@ -134,7 +134,7 @@ class Sequence:
         # Some processors run the model once more.
         with Stated(self.request), self._caches:
             scores = prepared.processors(self.ids, logits)
-        token = self._choose(scores)
+        token = self._choose(scores) if self._chooser is None else self._chooser(scores)
         self.ids = torch.cat([self.ids, token[:, None]], dim=-1)
         done = bool(prepared.criteria(self.ids, None))
         if self._stream is not None:
@@ -165,7 +165,7 @@ class Sequence:
         self._prepared.kwargs.clear()
         self._kwargs = {}
 
-    def _as_settings_say(self, scores: Tensor) -> Tensor:
+    def _choose(self, scores: Tensor) -> Tensor:
         sample = bool(self._prepared.config.do_sample)
         if self._draws is None or not sample:
             return choose(scores, sample=sample)
