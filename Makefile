@@ -62,8 +62,8 @@ $(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed: $(STAMP)
 
 # Everything that depends on transformers. Each of two environments opens what the other one wrote.
 RELEASE_TESTS_IN = COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(1)/bin/python -m pytest -n auto
-RELEASE_DIRS := tests/hf tests/checkpoint tests/routing tests/passes tests/integration tests/engine tests/profiles tests/analysis \
-tests/versions tests/test_zoo.py
+RELEASE_DIRS := tests/hf tests/checkpoint tests/routing tests/passes tests/integration tests/engine tests/generation \
+tests/profiles tests/analysis tests/versions tests/test_zoo.py
 
 test-oldest: $(OLDEST)/.installed ## Run the tests that depend on transformers with the oldest release allowed
 	$(call RELEASE_TESTS_IN,$(OLDEST)) -m "not slow and not matrix" $(RELEASE_DIRS)

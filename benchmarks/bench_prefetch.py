@@ -154,7 +154,7 @@ def ways(model: Any) -> dict[str, Callable[[list[Any], int], Any]]:
 def predictions(report: Report, quick: bool) -> None:
     """Compares ways of predicting on the bundled model."""
     from coterie.engine import load
-    from coterie.engine.opened import OpenModel
+    from coterie.generation.opened import OpenModel
     from coterie.routing import find_router
 
     model = load("bundled", expert_memory="100%", prefetch="off")
@@ -234,7 +234,7 @@ def times(
     import torch
 
     from coterie.engine import load
-    from coterie.engine.opened import OpenModel
+    from coterie.generation.opened import OpenModel
 
     with slow_disk(None if slow_ms is None else slow_ms / 1e3):
         models = {mode: load(path, expert_memory=memory, prefetch=mode, **load_options) for mode in MODES}

@@ -182,8 +182,8 @@ def measure_model(
     report: Report, texts: Sequence[Path], sessions: int, tokens: int, read_ms: float, residencies: Sequence[float]
 ) -> None:
     """Sessions of the bundled model with all contestants, in turn."""
-    from coterie.engine.processors import Processors
     from coterie.engine.source import open_source
+    from coterie.generation.processors import Processors
 
     source = open_source("bundled", component="thinker")
     split = halves(Processors(source.directory).tokenizer, texts, tokens)

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from coterie.checkpoint import Checkpoint
-from coterie.extraction import MemoryFit, memory_fit
 from coterie.extraction.planning import plan_extraction
 from coterie.hf.context import context_shape, default_context
 from coterie.hf.skeleton import build_skeleton
+from coterie.inspection import MemoryFit, memory_fit
 from coterie.spec.footprint import BankRecords, Footprint
 from harness.report import RESULTS, Table
 

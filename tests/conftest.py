@@ -79,6 +79,12 @@ def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ZooCheckpoint:
     return make
 
 
+@pytest.fixture
+def moe(zoo_checkpoint) -> Path:
+    """A Qwen3-MoE of 2 layers with 8 experts each, one tensor per expert: bytes go straight from file to file."""
+    return zoo_checkpoint("qwen3_moe", torch.bfloat16)
+
+
 @pytest.fixture(scope="session")
 def zoo_store(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Gives a store of a zoo model: ``zoo_store(name, dtype, experts=None, layers=None)``; read it only."""

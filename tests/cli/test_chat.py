@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coterie.engine.completion import complete
-from coterie.engine.conversation import Conversation
+from coterie.generation.completion import complete
+from coterie.generation.conversation import Conversation
 
 DATA = Path(__file__).parents[1] / "data"
 FAST = ("--expert-memory", "100%", "-n", "4")
@@ -168,7 +168,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(talk, monkeypatch) -> Non
 
         return complete(*arguments, on_text=on_piece, **options)
 
-    monkeypatch.setattr("coterie.engine.conversation.complete", press_after_the_first_piece)
+    monkeypatch.setattr("coterie.generation.conversation.complete", press_after_the_first_piece)
     before = signal.getsignal(signal.SIGINT)
     outcome = talk("Hello, how are you", "And you")
     assert outcome.code == 0

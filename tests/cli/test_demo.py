@@ -6,8 +6,8 @@ import pytest
 
 from coterie.cli import demo
 from coterie.cli.commands import COMMANDS, build
-from coterie.engine import demonstration
-from coterie.engine.sampling import Sampling
+from coterie.evaluate import demonstration
+from coterie.generation.sampling import Sampling
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ def contracts(monkeypatch):
                      check=lambda is_kept=is_kept: expect(is_kept, "It is blue."), essential=place == 0)
             for place, is_kept in enumerate(kept)
         ]  # fmt: skip
-        monkeypatch.setattr("coterie.engine.contracts.CONTRACTS", tuple(found))
+        monkeypatch.setattr("coterie.generation.contracts.CONTRACTS", tuple(found))
 
     return make
 

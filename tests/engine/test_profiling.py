@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from coterie.engine.completion import Stopped, stoppable
 from coterie.errors import (
     ProfileFormatError,
     ProfileIdentityError,
@@ -18,6 +17,7 @@ from coterie.errors import (
     UsageError,
 )
 from coterie.extraction import extract
+from coterie.generation.completion import Stopped, stoppable
 from coterie.native import library
 from coterie.profiles import Group, Profile, ProfileDatabase
 from coterie.spec import BankKey

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from coterie.engine.completion import Stopped, stoppable
 from coterie.engine.salience import SalienceReport
 from coterie.errors import UsageError
 from coterie.extraction import extract
+from coterie.generation.completion import Stopped, stoppable
 from coterie.native import library
 from coterie.profiles.salience import SalienceScale
 from coterie.spec.json_schema import json_schema

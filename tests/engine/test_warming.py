@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 
-from coterie.engine.completion import complete
-from coterie.engine.inputs import build_inputs
-from coterie.engine.sampling import Sampling
 from coterie.engine.warming import modalities_of
 from coterie.errors import ProfileIdentityError, ProfileNotFoundError, UsageError
+from coterie.generation.completion import complete
+from coterie.generation.inputs import build_inputs
+from coterie.generation.sampling import Sampling
 from coterie.profiles import BankShape, ProfileDatabase, Recording, RunFacts, Usage
 from coterie.spec import ExpertsSelected
 

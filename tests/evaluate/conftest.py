@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from generation.conftest import bundled, data, processors  # noqa: F401 - fixtures
 from zoo.sizes import TEXT_IDS
 
 

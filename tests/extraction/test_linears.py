@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import QuantisationError, StoreError, UsageError
-from coterie.extraction import extract, inspect, verify
+from coterie.extraction import extract
 from coterie.extraction.dense import dense_tensors, quantised_linears
+from coterie.inspection import inspect, verify
 from coterie.quant import SCHEMES
 from coterie.store import Store, verify_store
 from coterie.store.dense_writer import plan_shards

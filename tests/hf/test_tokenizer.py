@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import coterie
-from coterie.engine.inputs import build_inputs
-from coterie.engine.processors import Processors
 from coterie.errors import InputError, LoadError
+from coterie.generation.inputs import build_inputs
+from coterie.generation.processors import Processors
 from coterie.hf.configs import load_config, resolve_model
 from coterie.hf.skeleton import build_skeleton
 from coterie.hf.tokenizer import check_ids, embedding_rows, load_tokenizer, tokenizer_file

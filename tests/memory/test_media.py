@@ -26,8 +26,8 @@ PROGRAM = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
 import torch, coterie
-from coterie.engine.inputs import build_inputs
-from coterie.engine.opened import OpenModel
+from coterie.generation.inputs import build_inputs
+from coterie.generation.opened import OpenModel
 from coterie.errors import InputError
 options, files = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 opened = OpenModel.of(coterie.load("bundled", **options))

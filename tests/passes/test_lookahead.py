@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from coterie.cache import Consumer, RecordReader
+from coterie.cache import Consumer
 from coterie.engine import resolve_path
 from coterie.errors import UsageError
 from coterie.passes.forwards import own
 from coterie.passes.lookahead import Site
+from coterie.records import RecordReader
 from zoo import ZOO, stock
 
 BF16 = torch.bfloat16

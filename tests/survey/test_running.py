@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coterie.engine.opened import OpenModel
 from coterie.errors import InputError, ReadError, UnsupportedError, UsageError
 from coterie.files.text import text_parts
+from coterie.generation.opened import OpenModel
 from coterie.hf.tokenizer import encode_text
 from coterie.profiles import Group, Profile, ProfileDatabase, Recording
 from coterie.survey import Material, gather, running, survey
@@ -148,7 +148,7 @@ def parcels_until_closed(parcel: Any) -> Any:
 _KILLED = """
 import os, signal, sys
 from coterie.engine import load
-from coterie.engine.opened import OpenModel
+from coterie.generation.opened import OpenModel
 from coterie.profiles import ProfileDatabase
 from coterie.survey import gather, survey
 write = ProfileDatabase.write_segment

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from coterie.engine.opened import OpenModel
 from coterie.errors import CoterieError
+from coterie.generation.opened import OpenModel
 from coterie.profiles import ProfileDatabase
 from coterie.survey import Material, WorkDone, gather, survey
 from coterie.survey.segments import SegmentEnds

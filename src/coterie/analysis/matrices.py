@@ -87,9 +87,9 @@ class Routers:
         """
         # Here, because pictures of a profile need no torch.
         from coterie.checkpoint import Checkpoint
-        from coterie.extraction.models import store_path
-        from coterie.extraction.origin import StoreOrigin
         from coterie.hf.configs import COMPONENTS
+        from coterie.origins.origin import StoreOrigin
+        from coterie.origins.store_or_checkpoint import store_path
 
         store = store_path(model)
         if store is not None:

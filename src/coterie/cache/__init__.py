@@ -6,7 +6,6 @@ from coterie.cache.cache import ExpertCache
 from coterie.cache.claims import Tensors
 from coterie.cache.consumer import Consumer
 from coterie.cache.lease import Lease
-from coterie.cache.reads import RecordReader
 from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, LeaseStats, ReadTimes
 
@@ -19,7 +18,6 @@ __all__ = [
     "Lease",
     "LeaseStats",
     "ReadTimes",
-    "RecordReader",
     "Slot",
     "SlotArena",
     "Snapshot",

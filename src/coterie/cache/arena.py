@@ -13,8 +13,8 @@ from math import prod
 import torch
 
 from coterie.errors import MemoryBudgetError
-from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.plan.huge_pages import HUGE_PAGE
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import RECORD_ALIGNMENT, RecordLayout, format_bytes, round_up
 
 # Not every Python names it; 0x4000 is its value on x86-64 and aarch64 Linux.

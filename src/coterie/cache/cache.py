@@ -15,7 +15,6 @@ from coterie.cache.consumer import Consumer
 from coterie.cache.guard import Guard
 from coterie.cache.lease import Lease
 from coterie.cache.predictions import Predictions
-from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.snapshot import Snapshot
@@ -23,6 +22,7 @@ from coterie.cache.statistics import CacheStats, Counters, ReadTimes
 from coterie.cache.warm_set import WARM_SHARE
 from coterie.errors import UsageError
 from coterie.eviction import EvictionPolicy, make_policy
+from coterie.records.reads import RecordReader
 from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase
 
 

@@ -14,12 +14,12 @@ from coterie.cache.growth import QUIET_S, Grower
 from coterie.cache.guard import Guard
 from coterie.cache.predictions import Predictions
 from coterie.cache.read_order import ReadOrder
-from coterie.cache.readers import Readers
-from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.snapshot import Snapshot, snapshot_of
 from coterie.cache.statistics import Counters
 from coterie.errors import ReadError, UsageError
+from coterie.records.readers import Readers
+from coterie.records.reads import RecordReader
 from coterie.spec import ExpertKey
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coterie.cache.bank_view import Holds
-from coterie.cache.claims import OpenClaims
+from coterie.cache.claims import Entry, OpenClaims
 from coterie.cache.predictions import Predictions
-from coterie.cache.readers import Readers
 from coterie.cache.residency import Residency
+from coterie.records.readers import Readers
 from coterie.spec import BankKey, ExpertKey
 
 
@@ -65,7 +65,7 @@ class Snapshot:
 def snapshot_of(
     residency: Residency,
     predictions: Predictions,
-    readers: Readers,
+    readers: Readers[Entry],
     claims: OpenClaims,
     holds: Holds,
     *,

@@ -25,13 +25,13 @@ from coterie.files.safetensors_header import element_count
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, config_dtype, load_config, load_quantisation, resolve_model
 from coterie.hf.decoding import ReadTensor, decode_field, is_plain
-from coterie.hf.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
 from coterie.hf.foreign import foreign
 from coterie.hf.keymap import FieldSource, KeyMap, map_keys
 from coterie.hf.quantisation import Quantisation
 from coterie.hf.quantised import fold_names, record_fields, record_layout, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
+from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
 from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
 from coterie.spec.parameters import encoded_names
 
@@ -259,7 +259,7 @@ class Checkpoint:
                 info = self.tensors[each[key.expert if per_expert else 0]]
                 size = info.nbytes if per_expert else info.nbytes // bank.bank.num_experts
                 start = info.offset if per_expert else info.offset + key.expert * size
-                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at, stamp=info.stamp))
+                found.append(Extent(source=info.source, offset=start, nbytes=size, at=at))
                 at += size
         return tuple(found)
 

@@ -11,7 +11,7 @@ from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
     from coterie.engine import ModelStats
-    from coterie.engine.completion import Completion
+    from coterie.generation.completion import Completion
 
 
 def write_text(text: str) -> None:

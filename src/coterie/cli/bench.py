@@ -21,7 +21,7 @@ from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.bench import Breakdown, Measurement
-    from coterie.engine.opened import OpenModel
+    from coterie.generation.opened import OpenModel
 
 JSON_SCHEMA_VERSION = 1
 

@@ -85,7 +85,7 @@ def command(
         check_writable(stats)
     checked_domain = check_domain(domain, record_profile)
     template = chat_options(chat_template, template_option)
-    from coterie.engine.sampling import Sampling
+    from coterie.generation.sampling import Sampling
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
@@ -100,7 +100,7 @@ def command(
     )
     with open_model(model, opening, quiet=quiet) as opened:
         # Here, where torch is imported and the user was told that this takes a moment.
-        from coterie.engine.conversation import Conversation
+        from coterie.generation.conversation import Conversation
 
         conversation = Conversation(opened.model, opened.processors, sampling=sampling, system=system, options=template)
         if max_new_tokens is None and not conversation.templated:

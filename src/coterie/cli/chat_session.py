@@ -18,9 +18,9 @@ from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.errors import ContextLengthError, CoterieError, UsageError
 
 if TYPE_CHECKING:
-    from coterie.engine.completion import Completion
-    from coterie.engine.conversation import Conversation
-    from coterie.engine.opened import OpenModel
+    from coterie.generation.completion import Completion
+    from coterie.generation.conversation import Conversation
+    from coterie.generation.opened import OpenModel
 
 _COMMANDS = {
     "/help": "this list",

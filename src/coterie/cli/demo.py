@@ -24,7 +24,7 @@ from coterie.cli.terminal import Terminal
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
-    from coterie.engine.demonstration import (
+    from coterie.evaluate.demonstration import (
         Demonstration,
         Extracted,
         Happening,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         PartialView,
         Sample,
     )
-    from coterie.engine.exactness import Exactness
+    from coterie.evaluate.exactness import Exactness
     from coterie.extraction import Progress
 
 _PLAIN_WIDTH = 80
@@ -81,7 +81,7 @@ def command(
 
 
 def _run(folder: Path, screen: _Screen | None) -> Demonstration:
-    from coterie.engine.demonstration import demonstrate
+    from coterie.evaluate.demonstration import demonstrate
 
     if screen is None:
         return demonstrate(folder)
@@ -130,8 +130,8 @@ class _Screen:
 
     def show(self, happening: Happening) -> None:
         """Prints a heading or a result."""
-        from coterie.engine import demonstration as demo
-        from coterie.engine.exactness import Exactness
+        from coterie.evaluate import demonstration as demo
+        from coterie.evaluate.exactness import Exactness
 
         if self._bar is not None and not isinstance(happening, demo.Stage):
             self._bar.close()
@@ -215,7 +215,7 @@ class _Screen:
 
 
 def _print_next(result: Demonstration, keep: Path | None) -> None:
-    from coterie.engine.demonstration import samples_folder
+    from coterie.evaluate.demonstration import samples_folder
 
     console = _console()
     console.print()

@@ -179,7 +179,7 @@ def _print_card(card: ExpertCard, tokenizer: str | None) -> None:
 
 def _tokens(card: ExpertCard, tokenizer: str | None) -> str:
     """The tokens that the expert is chosen for, as text where a tokenizer is to be had."""
-    from coterie.engine.token_texts import recorded_token_texts, token_texts
+    from coterie.generation.token_texts import recorded_token_texts, token_texts
     from coterie.profiles.heavy_tokens import quoted
 
     text_of = recorded_token_texts(card.tokenizer) if tokenizer is None else token_texts(tokenizer)

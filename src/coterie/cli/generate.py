@@ -44,7 +44,7 @@ from coterie.files.text import read_prompt, read_prompt_from_stdin
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
-    from coterie.engine.chat_options import ChatOptions
+    from coterie.generation.chat_options import ChatOptions
 
 
 @opens_model()
@@ -135,7 +135,7 @@ def command(
     template = chat_options(chat_template, template_option)
     answers = _wants_answer(chat, system, template, speak)
     text = _read_prompt(prompt, file, has_media=bool(image or audio))
-    from coterie.engine.sampling import Sampling
+    from coterie.generation.sampling import Sampling
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens,

@@ -17,11 +17,11 @@ from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.errors import InputError
 
 if TYPE_CHECKING:
-    from coterie.engine.chat_options import ChatOptions
-    from coterie.engine.completion import Completion
-    from coterie.engine.opened import OpenModel
     from coterie.engine.salience import SalienceTrace
-    from coterie.engine.sampling import Sampling
+    from coterie.generation.chat_options import ChatOptions
+    from coterie.generation.completion import Completion
+    from coterie.generation.opened import OpenModel
+    from coterie.generation.sampling import Sampling
 
 JSON_SCHEMA_VERSION = 1
 
@@ -75,7 +75,7 @@ def _generate(
     quiet: bool,
 ) -> tuple[Completion, dict[str, Any]]:
     """Generates; returns the completion, and what speech adds to the JSON."""
-    from coterie.engine.conversation import Conversation
+    from coterie.generation.conversation import Conversation
 
     if not request.chat:
         return _continue(opened, request, printer, pressed, quiet=quiet), {}
@@ -105,9 +105,9 @@ def _continue(
     opened: OpenModel, request: Request, printer: AnswerPrinter | None, pressed: Callable[[], bool], *, quiet: bool
 ) -> Completion:
     """Continues the prompt as it is."""
-    from coterie.engine.chat import can_chat
-    from coterie.engine.completion import complete
-    from coterie.engine.inputs import build_inputs
+    from coterie.generation.chat import can_chat
+    from coterie.generation.completion import complete
+    from coterie.generation.inputs import build_inputs
 
     if request.chat is None and not quiet and can_chat(opened.processors):
         print_note(
@@ -133,8 +133,8 @@ def _speak(
     path: Path,
 ) -> tuple[Completion, dict[str, Any]]:
     """Answers in speech, too, and writes it to a file."""
-    from coterie.engine.chat import chat_inputs, user_message
-    from coterie.engine.speech import SPEECH_RATE, speak, write_wav
+    from coterie.generation.chat import chat_inputs, user_message
+    from coterie.generation.speech import SPEECH_RATE, speak, write_wav
 
     message = user_message(request.prompt, images=request.images, audios=request.audios)
     speech = speak(

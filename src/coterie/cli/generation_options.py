@@ -15,8 +15,8 @@ from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from coterie.engine.chat_options import ChatOptions
-    from coterie.engine.sampling import Sampling
+    from coterie.generation.chat_options import ChatOptions
+    from coterie.generation.sampling import Sampling
 
 MaxNewTokensOption = Annotated[
     int,
@@ -214,7 +214,7 @@ def chat_options(template: str | None, given: list[str] | None) -> ChatOptions:
         UsageError: If an option is not of the form NAME=VALUE, or of a JSON object of them, or no template can be told
             it.
     """
-    from coterie.engine.chat_options import ChatOptions
+    from coterie.generation.chat_options import ChatOptions
 
     return ChatOptions(template=template, variables=_template_variables(given))
 

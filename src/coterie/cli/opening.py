@@ -19,7 +19,7 @@ from coterie.spec import DEFAULT_WARM
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
-    from coterie.engine.opened import OpenModel
+    from coterie.generation.opened import OpenModel
 
 
 _NOT_GIVEN = None
@@ -134,8 +134,8 @@ def open_model(path: str, opening: Opening, *, whole: bool = False, quiet: bool 
     """
     import_engine(quiet=quiet)
     from coterie.engine import open_streamed
-    from coterie.engine.opened import OpenModel
     from coterie.engine.source import text_component
+    from coterie.generation.opened import OpenModel
 
     with quiet_terminal(quiet=quiet):
         with nullcontext() if quiet else notes().status(f"opening {path}"):

@@ -35,7 +35,7 @@ def examine_release(*, path: str | None, disk: str | None, quick: bool, as_json:
         raise UsageError(
             f"{name} is about the machine, --transformers is not.", advice="Run the two one after the other."
         )
-    from coterie.engine.contracts import examine_transformers
+    from coterie.generation.contracts import examine_transformers
     from coterie.hf.releases import TESTED, installed, newer_than_tested
 
     with notes().status("trying what Coterie relies on"):

@@ -1,4 +1,4 @@
-"""Opens a model under a budget, builds its inputs, generates and records.
+"""Opens a model under a budget, and observes and records what it does.
 
 Names are looked up when they are first used: what a command line says about sampling is checked without torch.
 """

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coterie.extraction.fetching import FetchCounts
+from coterie.engine.fetching import FetchCounts
 from coterie.passes import BankCounters, StreamedBank, Verdict
 from coterie.spec import BankKey
 

@@ -5,7 +5,7 @@ Letters: S input tokens of a window, T tokens predicted in it, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from torch import Tensor
 from coterie.errors import LoadError, UnsupportedError, UsageError
 from coterie.evaluate.texts import Text
 from coterie.evaluate.windows import Window
-from coterie.hf.caches import kept_cache
+from coterie.generation.sequence import Sequence
+from coterie.generation.steps import Steps
+from coterie.hf.generation_steps import plain
 
 SLICE_NBYTES = 64 << 20
 """Memory that the float64 copies of a slice of logits take, whatever T is (more only where one row takes more)."""
@@ -45,7 +47,7 @@ class TokenScores:
     identical: NDArray[np.bool_] | None = None
 
     @classmethod
-    def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
+    def join(cls, parts: abc.Sequence[TokenScores]) -> TokenScores:
         """All of them, one after the other."""
         columns: dict[str, Any] = {}
         for name in cls.__slots__:
@@ -86,18 +88,24 @@ def predict_in_steps(model: Any, text: Text, window: Window) -> Tensor:
     """
     ids = _input_ids(model, text, window)
     first = ids[:, : ids.shape[1] - window.tokens + 1]
-    output = model(input_ids=first, use_cache=True)
-    rows = [_logits(model, output, first)[0, -1:].clone()]
-    for position in range(first.shape[1], ids.shape[1]):
-        kept = kept_cache(output)
-        if not kept:
+    given = iter(ids[0, first.shape[1] :, None])
+    rows: list[Tensor] = []
+
+    def keep(output: Any) -> None:
+        length = 1 if rows else first.shape[1]
+        rows.append(_logits(model, output, ids[:, :length])[0, -1:].clone())
+
+    steps = Steps()
+    sequence = Sequence(plain(model, first), chooser=lambda scores: next(given, ids[0, -1:]), keep=keep)
+    steps.add(sequence)
+    for _ in range(window.tokens):
+        if rows and not sequence.keeps_tokens:
             raise UnsupportedError(
                 f"{type(model).__name__} keeps nothing of the tokens before, so it cannot be run token by token.",
                 advice="Evaluate it without adapting experts by salience.",
             )
-        one = ids[:, position : position + 1]
-        output = model(input_ids=one, use_cache=True, **kept)
-        rows.append(_logits(model, output, one)[0].clone())
+        steps.step()
+        sequence.check()
     return torch.cat(rows)
 
 
@@ -122,7 +130,7 @@ def _logits(model: Any, output: Any, ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def score(logits_TV: Tensor, next_T: Sequence[int], full_TV: Tensor | None = None) -> TokenScores:
+def score(logits_TV: Tensor, next_T: abc.Sequence[int], full_TV: Tensor | None = None) -> TokenScores:
     """Scores predictions, in float64, slice by slice.
 
     Beside the logits it takes ``SLICE_NBYTES``. For logits that are the same numbers the divergence is exactly 0; where

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError
-from coterie.extraction.origin import SchemeOf
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts, one_scheme
-from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
+from coterie.origins.origin import SchemeOf
+from coterie.records import RecordReader
+from coterie.records.spans import SCRATCH_BYTES, SpanReader
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
 from coterie.spec.encodings import NATIVE
 from coterie.store import BankWriter, DenseTensor, StoreWriter
@@ -155,7 +155,7 @@ class Copier:
     def _place(self, key: ExpertKey) -> tuple[str, int]:
         """Where an expert begins in the source: read in that order, the disk is read in order."""
         extents = self._checkpoint.extents(key)
-        return (str(extents[0].path), extents[0].offset) if extents else ("", key.expert)
+        return (str(extents[0].source.place), extents[0].offset) if extents else ("", key.expert)
 
     def _work(self, jobs: Iterator[_Job]) -> None:
         planned = (one.layout.nbytes for bank in self._writer.plan.banks for one in bank.experts)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import suppress
-from io import FileIO
 
 import torch
 
 from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.errors import CheckpointFileError
 from coterie.extraction.linears import QuantisedPair, ReadRows, fp8_rows, plain_rows, stored_rows
-from coterie.extraction.origin import StoreOrigin, check_smaller, dense_scheme_of
-from coterie.files.stamps import check_unchanged, open_unchanged
-from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
+from coterie.origins.origin import StoreOrigin, check_smaller, dense_scheme_of
 from coterie.quant import ALIGNMENT, StoredMatrix, lossy_scheme, stored_linear
+from coterie.quant.dtypes import TORCH_DTYPES
+from coterie.records import pieces_of
 from coterie.spec.encodings import NATIVE
 from coterie.store import DenseTensor
-
-_PIECE = 4 * 2**20
-_AHEAD = 4 * _PIECE
 
 
 def dense_tensors(checkpoint: Checkpoint, scheme: str = NATIVE) -> tuple[DenseTensor, ...]:
@@ -129,27 +123,11 @@ def tensor_pieces(info: TensorInfo) -> Iterator[memoryview]:
     Raises:
         CheckpointFileError: If the file cannot be read or is shorter than its header says.
     """
-    buffer = memoryview(bytearray(min(_PIECE, info.nbytes)))
-    end = info.offset + info.nbytes
+    position, end = info.offset, info.offset + info.nbytes
     try:
-        with FileIO(open_unchanged(info.path, info.stamp), "rb") as file:
-            position = file.seek(info.offset)
-            while position < end:
-                _advise(file.fileno(), position + len(buffer), min(_AHEAD, end - position), "WILLNEED")
-                count = file.readinto(buffer[: min(len(buffer), end - position)])
-                if not count:
-                    raise CheckpointFileError(
-                        f"{info.path} is truncated: {info.name!r} ends at byte {end}, the file at {position}.",
-                        advice="Download the file again, then repeat the command: what is finished is kept.",
-                        path=info.path,
-                        tensor=info.name,
-                        expected=end,
-                        got=position,
-                    )
-                check_unchanged(file.fileno(), info.path, info.stamp)
-                yield buffer[:count]
-                _advise(file.fileno(), position, count, "DONTNEED")
-                position += count
+        for piece in pieces_of(info.source, position, info.nbytes):
+            yield piece
+            position += len(piece)
     except OSError as error:
         raise CheckpointFileError(
             f"{info.path} cannot be read: {error.strerror}.",
@@ -157,10 +135,12 @@ def tensor_pieces(info: TensorInfo) -> Iterator[memoryview]:
             path=info.path,
             tensor=info.name,
         ) from error
-
-
-def _advise(descriptor: int, offset: int, nbytes: int, advice: str) -> None:
-    """Tells the kernel which bytes come next and which are done with, where it listens."""
-    if hasattr(os, "posix_fadvise") and nbytes > 0:
-        with suppress(OSError):
-            os.posix_fadvise(descriptor, offset, nbytes, getattr(os, f"POSIX_FADV_{advice}"))
+    if position < end:
+        raise CheckpointFileError(
+            f"{info.path} is truncated: {info.name!r} ends at byte {end}, the file at {position}.",
+            advice="Download the file again, then repeat the command: what is finished is kept.",
+            path=info.path,
+            tensor=info.name,
+            expected=end,
+            got=position,
+        )

@@ -11,8 +11,6 @@ from typing import Literal
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError, ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
-from coterie.extraction.models import need_checkpoint
-from coterie.extraction.origin import SchemeOf
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import Meter, ProgressCallback
@@ -28,9 +26,11 @@ from coterie.extraction.target import (
 )
 from coterie.extraction.tokenizer_check import check_tokenizer
 from coterie.files.naming import check_new_name
-from coterie.files.stamps import file_stamps, first_changed
 from coterie.hf.tokenizer import embedding_rows
+from coterie.origins.origin import SchemeOf
+from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.quant import lossy_scheme
+from coterie.records.files import file_stamps, first_changed
 from coterie.spec import BankKey
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store, StoreWriter, Survey, SurveyedFile, is_store, survey

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from coterie.checkpoint import Checkpoint, CheckpointBank
 from coterie.extraction.dense import dense_tensors
-from coterie.extraction.origin import SchemeOf, bank_sources, files_beside, files_changed, made_from
 from coterie.extraction.quantising import SchemedExperts, one_scheme
+from coterie.origins.origin import SchemeOf, bank_sources, files_beside, files_changed, made_from
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.encodings import NATIVE
 from coterie.store import BankPlan, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from coterie.cache import RecordReader
 from coterie.checkpoint import Checkpoint
 from coterie.errors import QuantisationError
-from coterie.extraction.origin import SchemeOf, stored_scheme
 from coterie.hf.banks import ExpertBank
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.origins.origin import SchemeOf, stored_scheme
 from coterie.quant import Scheme, StoredMatrix, dequantise, lossy_scheme
+from coterie.quant.dtypes import TORCH_DTYPES
+from coterie.records import RecordReader
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.spec.parameters import StoredParameter, plan_record

@@ -9,12 +9,12 @@ from time import monotonic
 
 from coterie.errors import UsageError
 from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
-from coterie.extraction.models import store_path
-from coterie.extraction.origin import StoreOrigin, check_smaller
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
-from coterie.extraction.stored_dense import dense_files
 from coterie.files.naming import check_new_name
+from coterie.origins.origin import StoreOrigin, check_smaller
+from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.stored_dense import dense_files
 from coterie.quant import lossy_scheme
 from coterie.spec import BankKey
 from coterie.spec.encodings import NATIVE

@@ -11,7 +11,7 @@ from torch import nn
 from coterie.errors import LoadError
 from coterie.hf.keymap import plain_targets
 from coterie.kernels import QuantisedLinear, StockLinear
-from coterie.passes.forwards import own
+from coterie.passes.forwards import change_class
 from coterie.quant import Scheme, StoredMatrix
 
 if TYPE_CHECKING:
@@ -82,6 +82,6 @@ class QuantisedLinears:
 def round_as_stock(model: nn.Module) -> None:
     """Makes every plain linear layer of this model a :class:`StockLinear`; its weights, name and hooks stay."""
     for module in model.modules():
-        # Only what computes by nn.Linear's own forward: subclasses, and instances with a forward of theirs, stay.
-        if type(module) is nn.Linear and own(module) is None:
-            module.__class__ = StockLinear
+        # Only what computes by nn.Linear's own forward: subclasses, and instances with a stranger's forward, stay.
+        if type(module) is nn.Linear:
+            change_class(module, StockLinear)

@@ -15,7 +15,7 @@ from torch import nn
 
 from coterie.hf.caches import caches_in
 from coterie.passes.admission import Admission
-from coterie.passes.current import Pass, carried, current, drop_carried, phase_or, unwatched
+from coterie.passes.current import Pass, carried, current, drop_carried, phase_or, rows_or, unwatched
 from coterie.passes.forward_call import CallReader, ForwardCall
 from coterie.passes.forwards import Covering, Forward, install
 from coterie.passes.limit import ExpertLimit
@@ -116,6 +116,7 @@ class StepClock:
             batch=call.batch,
             tokens=call.tokens,
             cached=call.cached,
+            rows=rows_or(call.batch, call.cached),
             observers=self.observers,
             limit=self.limit,
             watch=self,

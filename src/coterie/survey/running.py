@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coterie.engine.inputs import build_inputs
-from coterie.engine.opened import OpenModel
 from coterie.engine.profiling import ProfileRecorder
 from coterie.errors import CoterieError, UnsupportedError, UsageError
 from coterie.evaluate.running import DEFAULT_CONTEXT
 from coterie.evaluate.texts import beginning
 from coterie.evaluate.windows import plan_windows
 from coterie.files.text import text_parts
+from coterie.generation.inputs import build_inputs
+from coterie.generation.opened import OpenModel
 from coterie.hf.context import model_context
 from coterie.hf.tokenizer import encode_text
 from coterie.profiles import Group, ProfileDatabase

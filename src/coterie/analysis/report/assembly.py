@@ -141,7 +141,7 @@ def _routers(
 
 def _texts(model: str | Path, revision: str | None, offline: bool) -> TokenText:
     # Here: pictures and answers from a profile alone need no torch.
-    from coterie.engine.token_texts import token_texts
+    from coterie.generation.token_texts import token_texts
 
     try:
         return token_texts(model, revision=revision, offline=offline)

@@ -1,0 +1,337 @@
+"""Generates the continuation of one prompt, as a stream that can be stopped, with times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from coterie.engine.runtime import Runtime
+from coterie.generation.answers import AnswerReader, ToolCall
+from coterie.generation.draws import Draws, drawing
+from coterie.generation.one_sequence import beams, check_settings, longest, settings_named
+from coterie.generation.sampling import Sampling
+from coterie.generation.sequence import Sequence
+from coterie.generation.steps import generated
+from coterie.generation.streaming import StopAtTexts, TextStream
+from coterie.hf.context import DEFAULT_CONTEXT
+from coterie.hf.generation_steps import one_by_one, prepare
+from coterie.passes.current import Request, Stated, current
+from coterie.spec import Event, ExpertsSelected
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+FinishReason = Literal["stop", "length", "context", "time", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What was generated after a prompt.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, pictures and sounds included.
+        token_ids: The new tokens, end token included.
+        text: Their text without special tokens, and before what ended it of the caller's ``stop``; of an answer with
+            parts, what the model says.
+        reasoning: What it thought before, where the answer has parts.
+        tool_calls: What it wants called, likewise.
+        finish_reason: ``stop`` (the model ended, or a text came that ends the answer), ``length`` (``max_new_tokens``
+            reached), ``context`` (the memory budget was made for no longer sequence), ``time`` (``max_time`` of the
+            generation config is over) or ``interrupted`` (the caller stopped it).
+        prefill_s: Seconds until the first new token was there (until the end, if none came).
+        decode_s: Seconds from the first to the last new token.
+    """
+
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    prefill_s: float
+    decode_s: float
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Tokens of the prompt per second."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """New tokens after the first per second; 0 if there is only one."""
+        return (len(self.token_ids) - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+class Stopped(Exception):
+    """Ends a forward pass because the caller wants no more; never leaves this package."""
+
+
+class StopWatch:
+    """An observer that ends a request's forward pass at the next layer once the caller wants it to end.
+
+    Of a decode step, which is told of once it is over, it ends the next one. A pass that computes others' tokens as
+    well is not ended.
+    """
+
+    def __init__(self, should_stop: Callable[[], bool], request: Request) -> None:
+        self._should_stop = should_stop
+        self._request = request
+
+    def on_event(self, event: Event) -> None:
+        """Asks before each layer's experts are computed: a long prefill can be stopped, and no lease is open then."""
+        if not isinstance(event, ExpertsSelected):
+            return
+        rows = current().rows
+        if rows and all(row.request is self._request for row in rows) and self._should_stop():
+            raise Stopped
+
+
+@contextmanager
+def stoppable(model: PreTrainedModel, should_stop: Callable[[], bool] | None) -> Iterator[Request]:
+    """Inside, this thread's forward passes are of one request, and raise :class:`Stopped` when it is to end.
+
+    Args:
+        model: From :func:`coterie.load`.
+        should_stop: Asked before every layer; soon after it says True, a pass is ended. None never does.
+
+    Yields:
+        The request.
+    """
+    request = Request()
+    runtime: Runtime = model.coterie
+    watch = None if should_stop is None else StopWatch(should_stop, request)
+    if watch is not None:
+        runtime.add_observer(watch)
+    try:
+        with Stated(request):
+            yield request
+    finally:
+        if watch is not None:
+            runtime.remove_observer(watch)
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: BatchFeature,
+    sampling: Sampling | None = None,
+    *,
+    on_text: Callable[[str], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    reader: AnswerReader | None = None,
+) -> Completion:
+    """Generates after one prompt.
+
+    Args:
+        model: From :func:`coterie.load`; one that generates text.
+        tokenizer: Its tokenizer.
+        inputs: From :func:`~coterie.generation.inputs.build_inputs`, a batch of one.
+        sampling: How tokens are chosen; by default as the model's generation config says.
+        on_text: Told the text piece by piece, whole characters only.
+        should_stop: Asked before every layer; True ends generation and keeps what is there.
+        reader: Tells the parts of an answer apart; without one, all of it is text.
+
+    Raises:
+        ContextLengthError: If the prompt is longer than the memory budget was made for.
+        UnsupportedError: If the generation config asks for what one sequence cannot do.
+        LoadError: If transformers cannot generate with it.
+        CoterieError: As reading experts does.
+    """
+    wishes = sampling or Sampling()
+    model.coterie.expect_request(inputs)
+    config = effective_config(model, tokenizer, inputs, wishes)
+    check_settings(model, config)
+    stream = _stream(tokenizer, on_text, wishes, reader)
+    marks = () if reader is None else reader.marks
+    start = time.perf_counter()
+    interrupted = False
+    try:
+        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, settings_named(model):
+            if one_by_one(model, config):
+                options = generating(model, tokenizer, inputs, config, wishes, keep=marks)
+                generated(Sequence(prepare(model, **options), request=request, stream=stream, draws=draws))
+            else:
+                _search(model, tokenizer, inputs, config, wishes, keep=marks, stream=stream, draws=draws)
+    except Stopped:
+        interrupted = True
+    done = finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
+    if reader is None:
+        return done
+    reader.end()
+    return replace(done, text=reader.text, reasoning=reader.reasoning, tool_calls=tuple(reader.calls))
+
+
+def _stream(
+    tokenizer: PreTrainedTokenizerBase,
+    on_text: Callable[[str], None] | None,
+    sampling: Sampling,
+    reader: AnswerReader | None,
+) -> TextStream:
+    """The streamer, which the reader stands behind if there is one."""
+    if reader is None:
+        return TextStream(tokenizer, on_text, stops=sampling.stop)
+    reader.on_text = on_text
+    return TextStream(tokenizer, reader.feed, keep=reader.marks, stops=sampling.stop)
+
+
+def _search(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: BatchFeature,
+    config: GenerationConfig,
+    wishes: Sampling,
+    *,
+    keep: tuple[str, ...],
+    stream: TextStream,
+    draws: Draws | None,
+) -> None:
+    """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
+    options = generating(model, tokenizer, inputs, config, wishes, keep=keep)
+    if config.token_healing:
+        options["tokenizer"] = tokenizer
+    if beams(config) == 1:
+        options["streamer"] = stream
+    if draws is not None:
+        draws.begin()
+    made = model.generate(**options)
+    if beams(config) > 1:
+        # Which of the beams is the answer is known now.
+        sequence, prompt = getattr(made, "sequences", made)[0].cpu(), prompt_tokens(model, inputs)
+        stream.put(sequence[:prompt])
+        stream.put(sequence[prompt:])
+
+
+def prompt_tokens(model: PreTrainedModel, inputs: BatchFeature) -> int:
+    """Tokens of the prompt that stand before what is generated: none where an encoder reads it."""
+    return 0 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
+
+
+def generating(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: BatchFeature,
+    config: GenerationConfig,
+    sampling: Sampling,
+    *,
+    keep: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Options of ``generate`` for one prompt, the texts that end it included.
+
+    Args:
+        model: The model.
+        tokenizer: The tokenizer.
+        inputs: Those of the prompt.
+        config: What is to be done.
+        sampling: The caller's wishes.
+        keep: Special tokens whose text is part of the answer, as :class:`TextStream` takes them: where the stream sees
+            a text, and only there, the sequence ends.
+    """
+    return {
+        **inputs.to(model.dtype),
+        "generation_config": config,
+        **stopping(tokenizer, config, sampling, prompt=prompt_tokens(model, inputs), keep=keep),
+    }
+
+
+def stopping(
+    tokenizer: PreTrainedTokenizerBase,
+    config: GenerationConfig,
+    sampling: Sampling,
+    *,
+    prompt: int,
+    keep: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """What ``generate`` needs to end at a text, without a tokenizer: a criterion for the model's own and the caller's.
+
+    Args:
+        tokenizer: The tokenizer.
+        config: What is to be done.
+        sampling: The caller's wishes.
+        prompt: Tokens of the prompt.
+        keep: As :func:`generating` takes it.
+    """
+    from transformers import StoppingCriteriaList, StopStringCriteria
+
+    options: dict[str, Any] = {}
+    criteria = StoppingCriteriaList()
+    if config.stop_strings is not None:
+        criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
+        # Said beside the config: of what a config says None, the model's own is taken.
+        options["stop_strings"] = None
+    if sampling.stop:
+        criteria.append(StopAtTexts(tokenizer, sampling.stop, keep=keep, prompt=prompt))
+    if criteria:
+        options["stopping_criteria"] = criteria
+    return options
+
+
+def effective_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: BatchFeature, sampling: Sampling
+) -> GenerationConfig:
+    """The generation config for one prompt: with an end token, and no longer than the memory budget allows."""
+    config = sampling.generation_config(model.generation_config)
+    if config.eos_token_id is None:
+        # Some released configs leave the end of a turn to the tokenizer.
+        config.eos_token_id = tokenizer.eos_token_id
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    room = _room(model, config, int(inputs["input_ids"].shape[1]))
+    wanted = sampling.max_new_tokens
+    if wanted is None:
+        wanted = DEFAULT_CONTEXT if room is None else room
+    config.max_new_tokens = max(1, wanted if room is None else min(wanted, room))
+    return config
+
+
+def _room(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> int | None:
+    """New tokens that there is room for; None if nothing says so."""
+    if model.coterie.max_context is None and config.max_new_tokens is not None:
+        return None  # whoever asks for more than the model was made for gets it
+    most = longest(model, config)
+    # The last token is never run through the model, hence one more; a prompt that is too long fails in the model.
+    return None if most is None else most - prompt + 1
+
+
+def finish(
+    stream: TextStream,
+    inputs: BatchFeature,
+    config: GenerationConfig,
+    sampling: Sampling,
+    *,
+    start: float,
+    interrupted: bool,
+) -> Completion:
+    """Closes the stream and says what came out of it."""
+    end = time.perf_counter()
+    stream.end()
+    first = end if stream.first_at is None else stream.first_at
+    last = first if stream.last_at is None else stream.last_at
+    return Completion(
+        prompt_tokens=int(inputs["input_ids"].shape[1]),
+        token_ids=tuple(stream.token_ids),
+        text=stream.text,
+        finish_reason="interrupted" if interrupted else _reason(stream, config, sampling, end - start),
+        prefill_s=first - start,
+        decode_s=last - first,
+    )
+
+
+def _reason(stream: TextStream, config: GenerationConfig, sampling: Sampling, seconds: float) -> FinishReason:
+    """Why it ended, when nobody stopped it."""
+    if stream.stopped or (stream.token_ids and stream.token_ids[-1] in _end_tokens(config.eos_token_id)):
+        return "stop"
+    if sampling.max_new_tokens is not None and len(stream.token_ids) >= sampling.max_new_tokens:
+        return "length"
+    if len(stream.token_ids) >= (config.max_new_tokens or 0):
+        return "context"
+    # Nothing else ends a sequence before its length.
+    return "time" if config.max_time is not None and seconds >= config.max_time else "stop"
+
+
+def _end_tokens(value: Any) -> set[int]:
+    if value is None:
+        return set()
+    return {value} if isinstance(value, int) else set(value)

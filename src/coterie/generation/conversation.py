@@ -1,0 +1,259 @@
+"""A conversation with a model: remembers the turns, streams the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coterie.errors import InputError, UsageError
+from coterie.files.json_text import read_json_object
+from coterie.files.replacing import replacing
+from coterie.generation.answers import reader_for
+from coterie.generation.chat import can_chat, chat_prompt, user_message
+from coterie.generation.chat_options import ChatOptions
+from coterie.generation.completion import Completion, complete
+from coterie.generation.one_sequence import longest
+from coterie.generation.processors import Processors
+from coterie.generation.sampling import Sampling
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedModel
+
+    from coterie.generation.answers import AnswerReader
+
+_LEAST_SHARE = 4
+"""One part in so many of the context is kept for the answer, or as much of it as the answer may take."""
+
+
+class Conversation:
+    """The turns between a user and a model.
+
+    Every answer is generated from the whole conversation. Where the model has no chat template, the turns so far, one
+    per line, are the text that it continues. What a model thought before it answered, and the marks around it, are told
+    apart from the answer and kept as its template expects them.
+
+    Args:
+        model: From :func:`coterie.load`.
+        processors: Of its directory.
+        sampling: How tokens are chosen. With a seed, turn n uses seed + n.
+        system: A system message, kept over :meth:`reset`.
+        options: Another template than the model's, and what it is told.
+
+    Attributes:
+        templated: Whether the model has a chat template.
+        sampling: How tokens are chosen.
+        messages: The turns so far, as :func:`~coterie.generation.chat.chat_inputs` takes them.
+        forgotten: Messages that the last answer could not take into account, because the context was full.
+
+    Raises:
+        InputError: If the template that was asked for cannot be read.
+        LoadError: If the model's cannot.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processors: Processors,
+        *,
+        sampling: Sampling | None = None,
+        system: str | None = None,
+        options: ChatOptions | None = None,
+    ) -> None:
+        self._model = model
+        self._processors = processors
+        self._options = options or ChatOptions()
+        self._turn = 0
+        self._first: list[dict[str, Any]] = _system_message(system)
+        self.sampling = sampling or Sampling()
+        self.templated = self._options.template is not None or can_chat(processors)
+        self.messages = list(self._first)
+        self.forgotten = 0
+
+    def ask(
+        self,
+        text: str,
+        *,
+        images: Sequence[str | Path] = (),
+        audios: Sequence[str | Path] = (),
+        on_text: Callable[[str], None] | None = None,
+        on_reasoning: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Completion:
+        """Takes a turn and returns the answer.
+
+        An answer that was stopped is kept as far as it came; a turn that failed, or was stopped before the first
+        token, is as if it had not been. When the context is full, the oldest turns are forgotten.
+
+        Args:
+            text: What the user says; may be empty if there is a picture or sound.
+            images: Picture files shown before the text.
+            audios: Sound files played before the text.
+            on_text: As in :func:`~coterie.generation.completion.complete`.
+            on_reasoning: Told what the model thinks before it answers, piece by piece.
+            should_stop: As in :func:`~coterie.generation.completion.complete`.
+
+        Raises:
+            InputError: If a file cannot be used or the template refuses the conversation.
+            ContextLengthError: If this turn alone is longer than the memory budget was made for.
+        """
+        message = user_message(text, images=images, audios=audios)
+        return self._answer(message, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
+
+    def retry(
+        self,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        on_reasoning: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Completion:
+        """Has the last turn answered once more, in place of the answer that it had.
+
+        Raises:
+            UsageError: If there was none.
+            CoterieError: As :meth:`ask`; the answer that there was is kept then.
+        """
+        before = self.messages
+        asked = self._without_last()
+        if asked is None:
+            raise UsageError("Nothing was asked yet that could be asked again.")
+        message = before[len(asked)]
+        self.messages = asked
+        answer = None
+        try:
+            answer = self._answer(message, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
+        finally:
+            if answer is None or not answer.token_ids:
+                self.messages = before
+        return answer
+
+    def undo(self) -> bool:
+        """Forgets the last turn; returns whether there was one."""
+        left = self._without_last()
+        if left is None:
+            return False
+        self.messages = left
+        return True
+
+    def reset(self) -> None:
+        """Forgets all turns but the system message."""
+        self.messages = list(self._first)
+        self._turn = 0
+
+    def instruct(self, system: str | None) -> None:
+        """Changes the system message, from the next answer on; None or an empty text removes it."""
+        turns = self.messages[len(self._first) :]
+        self._first = _system_message(system)
+        self.messages = [*self._first, *turns]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the turns to a JSON file, whole or not at all."""
+        text = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=2) + "\n"
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+    def restore(self, path: str | Path) -> None:
+        """Goes on with turns that were saved; those so far are forgotten.
+
+        Raises:
+            InputError: If the file cannot be read or holds no conversation.
+        """
+        file = Path(path)
+        try:
+            messages = read_json_object(file, error=InputError, advice="Is it one that was saved?").get("messages")
+        except FileNotFoundError as error:
+            raise InputError(f"There is no file {file}.", path=file) from error
+        if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
+            raise InputError(f"{file} holds no conversation.", advice="Is it one that was saved?", path=file)
+        self._first = [message for message in messages[:1] if message["role"] == "system"]
+        self.messages = messages
+
+    def _answer(
+        self,
+        message: dict[str, Any],
+        *,
+        on_text: Callable[[str], None] | None,
+        on_reasoning: Callable[[str], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> Completion:
+        asked, inputs, reader = self._prepare(message)
+        reader.on_reasoning = on_reasoning
+        sampling = self.sampling
+        if sampling.seed is not None:
+            sampling = dataclasses.replace(sampling, seed=(sampling.seed + self._turn) % 2**63)
+        answer = complete(
+            self._model,
+            self._processors.tokenizer,
+            inputs,
+            sampling,
+            on_text=on_text,
+            should_stop=should_stop,
+            reader=reader,
+        )
+        if answer.token_ids:
+            self.messages = [*asked, _as_message(answer)]
+            self._turn += 1
+        return answer
+
+    def _prepare(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], BatchFeature, AnswerReader]:
+        """The messages that fit, the inputs of the next turn, and what reads the answer."""
+        turns = self.messages[len(self._first) :]
+        limit = self._limit()
+        while True:
+            asked = [*self._first, *turns, message]
+            prompt = chat_prompt(self._processors, asked, self._options)
+            inputs = prompt.inputs(self._processors)
+            length = int(inputs["input_ids"].shape[1])
+            if limit is None or length <= limit or not turns:
+                break
+            # Another round costs a rendering, and what is left out for nothing is lost: half as many messages as the
+            # length suggests go at once, a turn at least.
+            excess = max(1, len(turns) * (length - limit) // (2 * length))
+            turns = _without_first(turns, excess)
+        self.forgotten = len(self.messages) + 1 - len(asked)
+        return asked, inputs, reader_for(self._processors.tokenizer, prompt.template, prompt.text)
+
+    def _limit(self) -> int | None:
+        """The longest prompt that leaves room for an answer; None if nothing limits it."""
+        context = longest(self._model, self.sampling.generation_config(self._model.generation_config))
+        if context is None:
+            return None
+        share = context // _LEAST_SHARE
+        wanted = self.sampling.max_new_tokens
+        return context - (share if wanted is None else min(share, wanted))
+
+    def _without_last(self) -> list[dict[str, Any]] | None:
+        """The messages before the user's last one; None if there is none."""
+        users = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
+        return self.messages[: users[-1]] if users else None
+
+
+def _without_first(turns: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Turns without the first ``count`` messages, and on to the next that is the user's."""
+    begins = (number for number in range(count, len(turns)) if turns[number]["role"] == "user")
+    return turns[next(begins, len(turns)) :]
+
+
+def _system_message(text: str | None) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _as_message(answer: Completion) -> dict[str, Any]:
+    """An answer as a turn, in the form that templates know."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if answer.reasoning:
+        # Which of the two names a template reads differs; transformers fills in both.
+        message |= {"reasoning_content": answer.reasoning, "thinking": answer.reasoning}
+    if answer.tool_calls:
+        message["tool_calls"] = [call.as_message() for call in answer.tool_calls]
+    return message
+
+
+def _is_message(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.get("role") in ("system", "user", "assistant")
+        and isinstance(value.get("content"), str | list)
+    )

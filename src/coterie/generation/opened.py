@@ -1,0 +1,70 @@
+"""An open model with what makes its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coterie.engine.runtime import Runtime
+from coterie.errors import CheckpointNotFoundError
+from coterie.files.naming import resolve_path
+from coterie.generation.processors import Processors
+from coterie.hf.tokenizer import embedding_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenModel:
+    """A model and the processors of its directory.
+
+    Attributes:
+        model: From :func:`coterie.load`.
+        processors: Checked against its embedding.
+    """
+
+    model: PreTrainedModel
+    processors: Processors
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> OpenModel:
+        """Adds the processors to a model.
+
+        Raises:
+            LoadError: If there is no tokenizer, or it is another model's.
+        """
+        source = model.coterie.source
+        made = Processors(source.directory, embedding_rows=embedding_rows(model), store=source.store)
+        return cls(model=model, processors=made)
+
+    @property
+    def runtime(self) -> Runtime:
+        """The streaming side of the model."""
+        runtime: Runtime = self.model.coterie
+        return runtime
+
+
+def processors(model: str | Path | PreTrainedModel) -> Processors:
+    """What makes a model's inputs of texts, pictures and sounds; for ``coterie.build_inputs`` and ``chat_inputs``.
+
+    Unlike ``AutoProcessor``, it needs no torchvision for models that know video.
+
+    Args:
+        model: From :func:`coterie.load`; or a store, a checkpoint directory or ``bundled``.
+
+    Raises:
+        LoadError: If there is no tokenizer, or it is another model's.
+        CheckpointNotFoundError: If there is no such directory.
+    """
+    if not isinstance(model, str | Path):
+        return OpenModel.of(model).processors
+    path = Path(resolve_path(model))
+    if not path.is_dir():
+        raise CheckpointNotFoundError(
+            f"There is no directory {str(model)!r}.",
+            advice="Of a model from the Hub: load it, and pass the model instead of its name.",
+            path=path,
+        )
+    return Processors(path)

@@ -1,0 +1,35 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+import coterie
+from checkpoint.conftest import cache, hub, publish  # noqa: F401 - fixtures
+from coterie.generation.processors import Processors
+
+DATA = Path(__file__).parents[1] / "data"
+BUNDLED = Path(coterie.__file__).parent / "bundled"
+SMALL_FILES = [file.name for file in BUNDLED.glob("*.json")]
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Path:
+    return BUNDLED
+
+
+@pytest.fixture(scope="session")
+def processors() -> Processors:
+    return Processors(BUNDLED, embedding_rows=8192)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A copy of the bundled model's directory without its weights."""
+    for name in SMALL_FILES:
+        shutil.copy(BUNDLED / name, tmp_path / name)
+    return tmp_path
