@@ -18,8 +18,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # On processors that are not Intel's, MKL adds float32 sums in an order that depends on where tensors lie in memory, and
 # stock is not the same twice (docs/concepts.md). Set before MKL is loaded, this ends it.
 os.environ.setdefault("MKL_CBWR", "" if INTEL else "AUTO")
-# Importing makes hundreds of thousands of objects that stay. To look through them for garbage took a seventh of the time.
-gc.set_threshold(10_000, 10, 10)
 
 import pytest
 import torch
@@ -41,8 +39,13 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+def pytest_configure() -> None:
+    """To import and to open models makes many objects and little garbage."""
+    gc.set_threshold(10_000, 10, 10)
+
+
 def pytest_collection_finish() -> None:
-    """What is there before the first test is no garbage later: nobody looks at it again."""
+    """Garbage is not looked for in what was imported, which stays: that took a seventh of the suite's time."""
     gc.collect()
     gc.freeze()
 
