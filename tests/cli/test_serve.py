@@ -121,7 +121,8 @@ def test_an_address_that_is_taken_is_an_error(start) -> None:
         capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"COLUMNS": "200"},
     )  # fmt: skip
     assert done.returncode == 2
-    assert f"127.0.0.1:{port} cannot be listened at: Address already in use. Choose another port: --port." in " ".join(done.stderr.split())
+    said = " ".join(done.stderr.split())
+    assert f"127.0.0.1:{port} cannot be listened at: Address already in use. Choose another port: --port." in said
     assert "Traceback" not in done.stderr
 
 

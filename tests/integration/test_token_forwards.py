@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from coterie.errors import UsageError
-from coterie.hf.caches import caches_in, kept_cache
+from coterie.hf.caches import caches_in
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_layer import TokenLayer
 from coterie.integration.token_router import TokenRouter
@@ -19,6 +19,7 @@ from coterie.native import NativeLayer, library, rotate, token_attention
 from coterie.passes.forwards import install, own, remove
 from coterie.routing import Preview, preview_of
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
+from harness.kept_cache import kept_cache
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -460,10 +461,10 @@ def test_native_routers_are_asked_ahead_as_others_are(store, open_model) -> None
     assert sites
     hidden = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     for site in sites:
-        assert site.can_guess
+        assert site.can_predict
         assert not isinstance(site._preview, Preview)
         usual = preview_of(site._block)
         assert usual is not None
         with torch.inference_mode():
             expected = usual((hidden + site._drift_D).to(hidden.dtype))
-        assert site.guess(hidden) == expected[0].tolist()
+        assert site.predict(hidden) == expected[0].tolist()

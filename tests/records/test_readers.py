@@ -21,9 +21,9 @@ from cache.sources import (
 from coterie.cache import ExpertCache
 from coterie.cache.arena import SlotArena
 from coterie.errors import ReadError
-from coterie.records import RecordReader
+from coterie.records import LocalFile, RecordReader
 from coterie.records.files import HAS_PREADV
-from coterie.records.pieces import Piece, split
+from coterie.records.reads import Piece, split
 from coterie.spec import Extent
 
 KEYS = keys_of(12)
@@ -165,7 +165,7 @@ def test_never_more_at_once_than_allowed(tmp_path, monkeypatch, threads, pieces)
 
 
 class TestSplit:
-    EXTENT = Extent(path=None, offset=8192, nbytes=10 * 4096, at=4096)
+    EXTENT = Extent(source=None, offset=8192, nbytes=10 * 4096, at=4096)
 
     @pytest.mark.parametrize("longest", [1, 4096, 3 * 4096, 3 * 4096 + 1, 10 * 4096 - 1])
     def test_the_parts_are_the_whole(self, longest):
@@ -184,7 +184,7 @@ class TestSplit:
         assert list(split(self.EXTENT, longest)) == [self.EXTENT]
 
     def test_what_is_not_aligned_stays_whole(self):
-        odd = Extent(path=None, offset=1, nbytes=10 * 4096)
+        odd = Extent(source=None, offset=1, nbytes=10 * 4096)
         assert list(split(odd, 4096)) == [odd]
 
     @pytest.mark.skipif(not HAS_PREADV, reason="uses preadv")
@@ -228,7 +228,7 @@ class TestEnds:
 
     def test_a_file_that_cannot_be_opened_fails_its_consumer_and_nobody_else(self, tmp_path):
         source = TinySource.uniform(tmp_path, 12)
-        source._extents[KEYS[1]] = (Extent(path=tmp_path / "gone", offset=0, nbytes=SMALL.nbytes),)
+        source._extents[KEYS[1]] = (Extent(source=LocalFile(tmp_path / "gone"), offset=0, nbytes=SMALL.nbytes),)
         with ExpertCache(source, capacity=8 * SMALL.nbytes, read_threads=1) as cache:
             with pytest.raises(ReadError, match="gone"):
                 warm(cache, KEYS[:4])

@@ -10,16 +10,21 @@ from hypothesis import strategies as st
 from cache.sources import LAYOUTS, SCALED, SMALL, TinySource, keys_of, record_bytes
 from coterie.cache.arena import SlotArena
 from coterie.errors import ChecksumError, CoterieError, ReadError, StoreFormatError
-from coterie.records import RecordReader
+from coterie.records import LocalFile, RecordReader, files
 from coterie.records.files import HAS_PREADV
 from coterie.spec import Extent, RecordLayout
 
 KINDS = ("aligned", "odd", "decoded")
-WAYS = {
-    "direct": {"direct": True},
-    "buffered": {"direct": False},
-    "readinto": {"positioned": False},
-}
+WAYS = ("direct", "buffered", "readinto")
+
+
+@pytest.fixture(params=WAYS)
+def options(request, monkeypatch):
+    """How a reader is made that reads in this way."""
+    if request.param == "readinto":
+        monkeypatch.setattr(files, "HAS_PREADV", False)
+        monkeypatch.setattr(files, "HAS_DIRECT", False)
+    return {"direct": request.param != "buffered"}
 
 
 def slot_for(layout):
@@ -36,11 +41,10 @@ def has_o_direct(path):
     return True
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_record_is_its_bytes_and_zeros_between_them(tmp_path, kind, way):
+def test_a_record_is_its_bytes_and_zeros_between_them(tmp_path, kind, options):
     source = TinySource.mixed(tmp_path, 6, kind=kind)
-    reader = RecordReader(source, verify=True, **WAYS[way])
+    reader = RecordReader(source, verify=True, **options)
     for key in keys_of(6):
         layout = source.layout(key)
         slot = slot_for(layout)
@@ -142,15 +146,14 @@ def test_short_reads_are_gone_on_with(tmp_path, pieces, kind):
 
 
 class TestErrors:
-    @pytest.mark.parametrize("way", WAYS)
     @pytest.mark.parametrize("cut", [1, 4096 - 3, 4096])
     @pytest.mark.parametrize("kind", ["aligned", "odd"])
-    def test_a_truncated_file(self, tmp_path, kind, cut, way):
+    def test_a_truncated_file(self, tmp_path, kind, cut, options):
         source = TinySource.uniform(tmp_path, 2, kind=kind, layout=SCALED)
         os.truncate(source.path, source.path.stat().st_size - cut)
         key = keys_of(2)[1]
         with pytest.raises(ReadError, match="the file ends at") as caught:
-            RecordReader(source, **WAYS[way]).read(key, SCALED, slot_for(SCALED).record)
+            RecordReader(source, **options).read(key, SCALED, slot_for(SCALED).record)
         error = caught.value
         assert error.key == key
         assert error.path == source.path
@@ -160,12 +163,11 @@ class TestErrors:
         assert str(key) in str(error)
         assert str(source.path) in str(error)
 
-    @pytest.mark.parametrize("way", WAYS)
-    def test_a_file_that_is_gone(self, tmp_path, way):
+    def test_a_file_that_is_gone(self, tmp_path, options):
         source = TinySource.uniform(tmp_path, 1)
         source.path.unlink()
         with pytest.raises(ReadError, match="No such file") as caught:
-            RecordReader(source, **WAYS[way]).read(keys_of(1)[0], SMALL, slot_for(SMALL).record)
+            RecordReader(source, **options).read(keys_of(1)[0], SMALL, slot_for(SMALL).record)
         assert caught.value.got == 0
         assert isinstance(caught.value.__cause__, FileNotFoundError)
 
@@ -186,7 +188,7 @@ class TestErrors:
     def test_an_extent_that_leaves_the_record(self, tmp_path, at):
         source = TinySource.uniform(tmp_path, 1)
         key = keys_of(1)[0]
-        source._extents[key] = (Extent(path=source.path, offset=0, nbytes=SMALL.nbytes, at=at),)
+        source._extents[key] = (Extent(source=LocalFile(source.path), offset=0, nbytes=SMALL.nbytes, at=at),)
         with pytest.raises(ReadError, match="outside"):
             RecordReader(source).read(key, SMALL, slot_for(SMALL).record)
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from coterie.errors import UsageError
 from coterie.plan.disk_notes import DiskNotes, Note, forced_reads_at_once
 from coterie.plan.queue_depth import LEAST_RECORDS
+from coterie.records import LocalFile
 from coterie.spec import ExpertSource, Extent
 from coterie.spec.footprint import READS_AT_ONCE
 
@@ -78,7 +79,10 @@ def _tuned(experts: ExpertSource, *, memory: int, anew: bool) -> Note | None:
     if not places:
         return None
     record = statistics.mode(place.nbytes for place in places)
-    return DiskNotes().tuned(places[0].path, record, places, memory=memory, version=version("coterie"), anew=anew)
+    file = places[0].source
+    if not isinstance(file, LocalFile):
+        return None
+    return DiskNotes().tuned(file.path, record, places, memory=memory, version=version("coterie"), anew=anew)
 
 
 def record_places(experts: ExpertSource) -> Sequence[Extent]:

@@ -49,7 +49,7 @@ class Attachment:
         banks: The banks, once the plug-in has run.
         clocks: Component → its forward passes.
         orders: Component → which of its banks follows which.
-        ahead: Component → who guesses what comes next; none where nothing is prefetched.
+        ahead: Component → who predicts what comes next; none where nothing is prefetched.
         observers: Whoever is told about events.
         removed: Names of the parameters that were taken out.
         dense_shapes: Name → shape of the parameters that were left in.

@@ -1,17 +1,18 @@
-"""Brings a record from its source into memory, or says exactly why it cannot."""
+"""Brings a record from its source into memory, in pieces, or says exactly why it cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import errno
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import xxhash
 
 from coterie.errors import ChecksumError, CoterieError, ReadError
-from coterie.records.files import HAS_PREADV, FileCache
-from coterie.records.pieces import REPAIR, Piece, read_error, split
-from coterie.spec import ExpertKey, ExpertSource, Extent, RecordLayout
+from coterie.records.files import FileCache, SharedBytes, pages_around
+from coterie.spec import RECORD_ALIGNMENT, ExpertKey, ExpertSource, Extent, RecordLayout, round_up
+
+REPAIR = "Verify the file; copy or extract it again if it is damaged."
 
 
 class Step(Protocol):
@@ -24,6 +25,90 @@ class Step(Protocol):
     def close(self) -> None:
         """Lets go of what it needed. Harmless when repeated."""
         ...
+
+
+class Piece:
+    """What one system call brings into a record: its file is open, and its place in memory is known.
+
+    Args:
+        files: Where files are kept open.
+        key: The expert, for messages.
+        extent: Which bytes.
+        target: Where they go: as many bytes of memory.
+
+    Raises:
+        ReadError: If the file cannot be opened.
+    """
+
+    __slots__ = ("_extent", "_file", "_files", "_key", "_target")
+
+    def __init__(self, files: FileCache, key: ExpertKey, extent: Extent, target: memoryview) -> None:
+        self._files = files
+        self._key = key
+        self._extent = extent
+        self._target = target
+        self._file = self._open_direct() if is_aligned(extent) and files.may_be_direct(extent.source) else None
+
+    def run(self) -> None:
+        """Reads the bytes.
+
+        Past the page cache as far as that works; the rest, and the error if there is one, by way of the page cache.
+
+        Raises:
+            ReadError: With facts ``key``, ``path``, ``offset``, ``expected`` and ``got`` (bytes).
+        """
+        extent = self._extent
+        done = 0
+        if self._file is not None:
+            try:
+                done = self._file.file.read_at(self._target, extent.offset)
+                if done == extent.nbytes:
+                    return
+                done = self._go_on(done)
+            except OSError as error:
+                self._refused(error, done)
+        if done < extent.nbytes:
+            self._read_buffered(done)
+
+    def close(self) -> None:
+        """Gives the file back. Harmless when repeated."""
+        if self._file is not None:
+            self._files.give_back(self._file)
+            self._file = None
+
+    def _open_direct(self) -> SharedBytes | None:
+        try:
+            return self._files.take(self._extent.source, "direct")
+        except OSError as error:
+            self._refused(error, 0)
+            return None
+
+    def _refused(self, error: OSError, done: int) -> None:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise read_error(self._key, self._extent, done, str(error)) from error
+        self._files.refuse_direct(self._extent.source)
+
+    def _go_on(self, done: int) -> int:
+        """After a short read: as long as each goes on at an address that direct reads can start from."""
+        assert self._file is not None
+        extent, count = self._extent, done
+        while count and done < extent.nbytes and not done % RECORD_ALIGNMENT:
+            count = self._file.file.read_at(self._target[done:], extent.offset + done)
+            done += count
+        return done
+
+    def _read_buffered(self, done: int) -> None:
+        extent = self._extent
+        try:
+            with self._files.reading(extent.source) as file:
+                while done < extent.nbytes:
+                    count = file.read_at(self._target[done:], extent.offset + done)
+                    if count == 0:
+                        raise read_error(self._key, extent, done, f"the file ends at {file.size()}")
+                    done += count
+                file.drop(*pages_around(extent.offset, extent.nbytes))
+        except OSError as error:
+            raise read_error(self._key, extent, done, str(error)) from error
 
 
 class Decoding:
@@ -104,7 +189,7 @@ class RecordRead:
         if got == expected:
             return
         extents = self._extents
-        path: Path | None = extents[0].path if extents else None
+        path = extents[0].source.place if extents else None
         offset = extents[0].offset if extents else None
         place = f" in {path} at offset {offset}" if extents else ""
         raise ChecksumError(
@@ -128,7 +213,6 @@ class RecordReader:
         source: Where the bytes are.
         verify: Compare every record that has a checksum with it.
         direct: Whether to try O_DIRECT.
-        positioned: Whether to use preadv (else seek and readinto).
         max_files: Files kept open.
         read_nbytes: Longer aligned extents are read in several steps of about the same length; None for one.
     """
@@ -139,14 +223,13 @@ class RecordReader:
         *,
         verify: bool = False,
         direct: bool = True,
-        positioned: bool = HAS_PREADV,
         max_files: int = 64,
         read_nbytes: int | None = None,
     ) -> None:
         self._source = source
         self._verify = verify
         self._read_nbytes = read_nbytes
-        self._files = FileCache(limit=max_files, direct=direct, positioned=positioned)
+        self._files = FileCache(limit=max_files, direct=direct)
 
     def read(self, key: ExpertKey, layout: RecordLayout, record: memoryview) -> int:
         """Fills ``record`` (at least ``layout.nbytes`` bytes, on a 4096-byte address) and returns the bytes read.
@@ -210,3 +293,38 @@ def _zero_gaps(record: memoryview, filled: Iterable[tuple[int, int]]) -> None:
         end = max(end, start + nbytes)
     if end < len(record):
         record[end:] = bytes(len(record) - end)
+
+
+def is_aligned(extent: Extent) -> bool:
+    """Whether an extent can be read past the page cache, where the filesystem can."""
+    return not (extent.offset % RECORD_ALIGNMENT or extent.nbytes % RECORD_ALIGNMENT or extent.at % RECORD_ALIGNMENT)
+
+
+def split(extent: Extent, longest: int | None) -> Iterator[Extent]:
+    """An aligned extent as runs of about equal length, none longer than ``longest`` bytes rounded up to 4096."""
+    if longest is None or extent.nbytes <= longest or not is_aligned(extent):
+        yield extent
+        return
+    count = -(-extent.nbytes // longest)
+    step = round_up(-(-extent.nbytes // count), RECORD_ALIGNMENT)
+    for start in range(0, extent.nbytes, step):
+        yield Extent(
+            source=extent.source,
+            offset=extent.offset + start,
+            nbytes=min(step, extent.nbytes - start),
+            at=extent.at + start,
+        )
+
+
+def read_error(key: ExpertKey, extent: Extent, got: int, why: str) -> ReadError:
+    """The error for an extent of which only ``got`` bytes could be read."""
+    return ReadError(
+        f"Expert {key} could not be read: {extent.source.place} at offset {extent.offset}: "
+        f"expected {extent.nbytes} bytes, got {got}: {why}.",
+        advice=REPAIR,
+        key=key,
+        path=extent.source.place,
+        offset=extent.offset,
+        expected=extent.nbytes,
+        got=got,
+    )

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from coterie.errors import CheckpointFileError
-from coterie.records.files import FileCache
-from coterie.spec import RECORD_ALIGNMENT, ExpertKey, Extent, FileStamp, RecordLayout, round_up
+from coterie.records.files import FileCache, pages_around
+from coterie.spec import RECORD_ALIGNMENT, ByteSource, ExpertKey, Extent, RecordLayout, round_up
 
 SCRATCH_BYTES = 64 * 2**20
 """Most bytes that a worker reads at once."""
@@ -30,30 +30,28 @@ class Span:
     """Neighbouring extents of one file.
 
     Attributes:
-        path: The file.
+        source: The file.
         start: Offset of the first byte.
         end: Offset after the last byte.
         extents: In ascending order of offset.
-        stamp: What the file was when they were located.
     """
 
-    path: Path
+    source: ByteSource
     start: int
     end: int
     extents: tuple[Extent, ...]
-    stamp: FileStamp | None = None
 
 
 def join_extents(extents: Iterable[Extent], gap: int = _GAP) -> tuple[Span, ...]:
     """The fewest spans that hold the extents, leaving out gaps larger than ``gap`` bytes."""
     spans: list[Span] = []
-    for extent in sorted(extents, key=lambda one: (str(one.path), one.offset)):
+    for extent in sorted(extents, key=lambda one: (str(one.source.place), one.offset)):
         end = extent.offset + extent.nbytes
         last = spans[-1] if spans else None
-        if last is not None and last.path == extent.path and extent.offset - last.end <= gap:
-            spans[-1] = Span(last.path, last.start, max(last.end, end), (*last.extents, extent), last.stamp)
+        if last is not None and last.source == extent.source and extent.offset - last.end <= gap:
+            spans[-1] = Span(last.source, last.start, max(last.end, end), (*last.extents, extent))
         else:
-            spans.append(Span(extent.path, extent.offset, end, (extent,), extent.stamp))
+            spans.append(Span(extent.source, extent.offset, end, (extent,)))
     return tuple(spans)
 
 
@@ -93,7 +91,7 @@ class SpanReader:
             try:
                 self._read_span(key, span, record, scratch)
             except OSError as error:
-                raise _error(key, span.path, span.end, str(error)) from error
+                raise _error(key, span.source.place, span.end, str(error)) from error
 
     def close(self) -> None:
         """Closes the open files."""
@@ -101,31 +99,31 @@ class SpanReader:
 
     def _read_span(self, key: ExpertKey, span: Span, record: memoryview, scratch: memoryview) -> None:
         position = span.start - span.start % RECORD_ALIGNMENT
-        if self._files.may_be_direct(span.path):
+        if self._files.may_be_direct(span.source):
             position = self._copy(span, position, record, scratch, direct=True)
         if position < span.end:
             # Without O_DIRECT, and to tell a file that ends early from one that direct reads cannot finish.
             position = self._copy(span, position, record, scratch, direct=False)
         if position < span.end:
-            raise _error(key, span.path, span.end, f"the file ends at {position}")
+            raise _error(key, span.source.place, span.end, f"the file ends at {position}")
 
     def _copy(self, span: Span, position: int, record: memoryview, scratch: memoryview, *, direct: bool) -> int:
         """Reads from a page boundary on, as far as it goes; returns the offset that it got to."""
         stop = round_up(span.end, RECORD_ALIGNMENT) if direct else span.end
         try:
-            with self._files.reading(span.path, direct=direct, stamp=span.stamp) as file:
+            with self._files.reading(span.source, "direct" if direct else "scattered") as file:
                 while position < stop:
                     count = file.read_at(scratch[: min(len(scratch), stop - position)], position)
                     _distribute(span, position, count, record, scratch)
                     if not direct:
-                        file.drop(position, count)
+                        file.drop(*pages_around(position, count))
                     position += count
                     if count == 0 or (direct and count % RECORD_ALIGNMENT):
                         break
         except OSError as error:
             if not direct or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
-            self._files.refuse_direct(span.path)
+            self._files.refuse_direct(span.source)
         # A page at the end of the file is not whole: go on from its start.
         return position if position >= span.end else position - position % RECORD_ALIGNMENT if direct else position
 
@@ -141,11 +139,11 @@ def _distribute(span: Span, position: int, count: int, record: memoryview, scrat
             np.copyto(target[at : at + end - begin], source[begin - position : end - position])
 
 
-def _error(key: ExpertKey, path: Path, expected: int, why: str) -> CheckpointFileError:
+def _error(key: ExpertKey, place: Path | str, expected: int, why: str) -> CheckpointFileError:
     return CheckpointFileError(
-        f"Expert {key} could not be read: {path} should reach byte {expected}: {why}.",
+        f"Expert {key} could not be read: {place} should reach byte {expected}: {why}.",
         advice="The checkpoint is damaged or not readable; mend it and repeat the command: what is finished is kept.",
-        path=path,
+        path=place,
         key=key,
         expected=expected,
     )

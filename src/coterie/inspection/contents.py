@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from coterie.checkpoint import Checkpoint, model_dtype, unread_tensors
-from coterie.extraction.models import store_path
-from coterie.extraction.stored_dense import dense_headers
 from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
-from coterie.plan.budget import divide, least_budget
-from coterie.plan.machine import process_memory
+from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
+from coterie.inspection.what_fits import memory_fit, process_nbytes
+from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.stored_dense import dense_headers
 from coterie.quant import linear_names, lossy_scheme
 from coterie.spec import RecordLayout, parse_bytes
 from coterie.spec.encodings import NATIVE
@@ -22,180 +21,6 @@ from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import checkpoint_encoding
 from coterie.store import Store
 from coterie.store.names import MANIFEST
-
-PROCESS_NBYTES = 410 * 2**20
-"""What interpreter and libraries take before any weight is loaded, at the least that is counted with."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BankFacts:
-    """One bank of experts.
-
-    Attributes:
-        component: Part of the model.
-        layer: Layer.
-        bank: Bank within the layer, almost always ``mlp``.
-        experts: Experts with weights that the model has.
-        present: Experts that are here.
-        top_k: Experts per token, or None if it is not fixed.
-        schemes: Experts present by scheme.
-        encodings: How quantised weights of those present are encoded: ``fp8``, ``mxfp4``; empty if none are.
-        present_nbytes: Bytes of the records of those present.
-        record_nbytes: Bytes of the largest record; where none is present, that of the component's other banks, 0 if
-            they have none either.
-    """
-
-    component: str
-    layer: int
-    bank: str
-    experts: int
-    present: int
-    top_k: int | None
-    schemes: dict[str, int]
-    encodings: tuple[str, ...]
-    present_nbytes: int
-    record_nbytes: int
-
-    @property
-    def full_nbytes(self) -> int:
-        """Bytes of all records if every expert were here, the absent ones as large as the largest present."""
-        return self.present_nbytes + (self.experts - self.present) * self.record_nbytes
-
-    @property
-    def working_set_nbytes(self) -> int:
-        """Bytes of the experts that one token needs."""
-        return (self.top_k or self.experts) * self.record_nbytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComponentFacts:
-    """All banks of one component.
-
-    Attributes:
-        component: Part of the model.
-        banks: Banks.
-        experts: Experts with weights that the model has.
-        present: Experts that are here.
-        present_nbytes: Bytes of the records of those present.
-        full_nbytes: Bytes of all records if every expert were here; None if no expert tells the size.
-        working_set_nbytes: Bytes that one token's experts take in all layers: Σ top-k × record.
-    """
-
-    component: str
-    banks: int
-    experts: int
-    present: int
-    present_nbytes: int
-    full_nbytes: int | None
-    working_set_nbytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryFit:
-    """What a memory budget for the process would hold.
-
-    Attributes:
-        memory: The budget in bytes.
-        process_nbytes: Taken by interpreter and libraries.
-        dense_nbytes: Taken by everything that is not an expert.
-        context: Tokens that the rest is for.
-        context_nbytes: Set aside for them: keys and values, activations, buffers, compiled kernels.
-        margin_nbytes: Left free.
-        expert_nbytes: Left for experts.
-        experts: Experts that fit there, of those present.
-        share: Of the bytes of all experts present, from 0 to 1.
-        enough: Whether the model can run at all.
-        minimum: About the least budget with which it can.
-        comfortable: Whether at least twice the working set is left, below which hits may be few.
-    """
-
-    memory: int
-    process_nbytes: int
-    dense_nbytes: int
-    context: int
-    context_nbytes: int
-    margin_nbytes: int
-    expert_nbytes: int
-    experts: int
-    share: float
-    enough: bool
-    minimum: int
-    comfortable: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """Which model a store or checkpoint is.
-
-    Attributes:
-        kind: ``store`` or ``checkpoint``.
-        model: Path or Hub id.
-        source: Name of the checkpoint that it is, or was made from.
-        revision: Commit of the Hub repository, or None.
-        model_class: transformers class.
-        model_type: ``model_type`` of its configuration.
-        component: The part of a larger model that it is, or None.
-        identity: Fingerprint of the model: the same for every store of it. None if the routers are not downloaded.
-        integrity: Fingerprint of the source. None likewise.
-    """
-
-    kind: Literal["store", "checkpoint"]
-    model: str
-    source: str
-    revision: str | None
-    model_class: str
-    model_type: str
-    component: str | None
-    identity: str | None
-    integrity: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectReport:
-    """What a model holds.
-
-    Attributes:
-        schema_version: Version of this form.
-        model: Which model it is.
-        complete: Whether every expert is present.
-        experts: Experts with weights that the model has.
-        present: Experts that are here.
-        banks: By component, layer and bank.
-        components: By name.
-        dense_nbytes: Bytes of everything that is not an expert, as stored.
-        dense_memory_nbytes: Bytes of it in memory, always resident: more where quantised weights are dequantised.
-        dense_scheme: Scheme of linear layers outside experts.
-        expert_nbytes: Bytes of the experts present.
-        full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
-        disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint.
-        minimum_nbytes: The least budget for the process that can work, without any context: process, dense part, two
-            records, and buffers.
-        working_set_nbytes: Bytes that one token's experts take in all layers.
-        ignored: Checkpoint tensors that transformers does not use.
-        memory: What the budget that was asked about would hold.
-    """
-
-    schema_version: int = 1
-    model: Model
-    complete: bool
-    experts: int
-    present: int
-    banks: tuple[BankFacts, ...]
-    components: tuple[ComponentFacts, ...]
-    dense_nbytes: int
-    dense_memory_nbytes: int
-    dense_scheme: str
-    expert_nbytes: int
-    full_nbytes: int | None
-    disk_nbytes: int
-    minimum_nbytes: int
-    working_set_nbytes: int
-    ignored: tuple[str, ...]
-    memory: MemoryFit | None
-
-    def to_json(self) -> dict[str, object]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 def inspect(
@@ -225,50 +50,6 @@ def inspect(
     if path is not None:
         return _inspect_store(Store.open(path), budget)
     return _inspect_checkpoint(Checkpoint.open(model, component=component, revision=revision, offline=offline), budget)
-
-
-def memory_fit(
-    memory: int, footprint: Footprint, *, context: int, record_sizes: list[int], working_set_nbytes: int
-) -> MemoryFit:
-    """What a budget would hold, divided as loading divides it.
-
-    Args:
-        memory: Budget for the process in bytes.
-        footprint: What the model takes.
-        context: Tokens to provide for.
-        record_sizes: Bytes of the record of every expert present.
-        working_set_nbytes: Bytes of one token's experts in all layers.
-    """
-    process = _process_nbytes() + footprint.dense
-    plan = divide(memory, footprint, context, process=process)
-    minimum = least_budget(footprint, context, process=process)
-    left = max(0, plan.arena)
-    experts = used = 0
-    for nbytes in sorted(record_sizes):
-        if used + nbytes > left:
-            break
-        used += nbytes
-        experts += 1
-    total = sum(record_sizes)
-    return MemoryFit(
-        memory=memory,
-        process_nbytes=process - footprint.dense,
-        dense_nbytes=footprint.dense,
-        context=context,
-        context_nbytes=plan.rest - process,
-        margin_nbytes=plan.margin,
-        expert_nbytes=left,
-        experts=experts,
-        share=used / total if total else 1.0,
-        enough=memory >= minimum,
-        minimum=minimum,
-        comfortable=left >= min(total, 2 * working_set_nbytes),
-    )
-
-
-def _process_nbytes() -> int:
-    """What the process takes without weights: as much as now, and what it comes to when a model is opened."""
-    return max(PROCESS_NBYTES, process_memory().total)
 
 
 def _inspect_store(store: Store, budget: int | None) -> InspectReport:
@@ -436,7 +217,7 @@ def _report(
         expert_nbytes=footprint.experts,
         full_nbytes=full if known else None,
         disk_nbytes=disk_nbytes,
-        minimum_nbytes=_process_nbytes() + footprint.dense + footprint.buffers + footprint.least_experts,
+        minimum_nbytes=process_nbytes() + footprint.dense + footprint.buffers + footprint.least_experts,
         working_set_nbytes=working_set,
         ignored=ignored,
         memory=fit,

@@ -8,10 +8,10 @@ import pytest
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CheckpointNotFoundError, StoreNotFoundError
-from coterie.extraction import Progress, extract, verify
+from coterie.extraction import Progress, extract
+from coterie.inspection import verify
 from coterie.store import Store
-
-from .test_interruption import flip
+from extraction.test_interruption import flip
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import StoreNotFoundError, UsageError
-from coterie.extraction import extract, inspect, memory_fit
-from coterie.extraction.inspection import PROCESS_NBYTES
+from coterie.extraction import extract
+from coterie.inspection import inspect, memory_fit
+from coterie.inspection.what_fits import PROCESS_NBYTES
 from coterie.plan.budget import least_budget
 from coterie.spec import ContextShape
 from coterie.spec.footprint import Footprint
@@ -31,7 +32,7 @@ def test_a_checkpoint_and_its_whole_store_hold_the_same(moe: Path, tmp_path: Pat
 
 
 def test_a_partial_store(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coterie.extraction.inspection.process_memory", lambda: SimpleNamespace(total=0))
+    monkeypatch.setattr("coterie.inspection.what_fits.process_memory", lambda: SimpleNamespace(total=0))
     extract(moe, tmp_path / "store", experts="0-1", layers="1")
     report = inspect(tmp_path / "store")
     nbytes = next(iter(Checkpoint.open(moe).banks.values())).layout.nbytes
@@ -54,7 +55,7 @@ def test_components_are_told_apart(zoo_checkpoint) -> None:
 
 
 def test_what_a_budget_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coterie.extraction.inspection.process_memory", lambda: SimpleNamespace(total=0))
+    monkeypatch.setattr("coterie.inspection.what_fits.process_memory", lambda: SimpleNamespace(total=0))
     sizes, margin = [100] * 10, 64 * 2**20
     shape = ContextShape(
         hidden=1, attention=1, kv_per_token=1, intermediate=1, experts=10, top_k=2, vocabulary=10, itemsize=2

@@ -20,14 +20,15 @@ import pytest
 import torch
 
 from coterie.checkpoint import Checkpoint
+from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.errors import CheckpointFileError, CheckpointNotFoundError, LoadError, StoreBusyError, UsageError
-from coterie.extraction import extract, verify
-from coterie.extraction.fetching import FetchingExperts, open_origin
+from coterie.extraction import extract
+from coterie.inspection import verify
+from coterie.origins import CheckpointOrigin
 from coterie.spec import ExpertKey
 from coterie.store import Store, StoreWriter
+from extraction.stores import decoded, present, snapshot
 from store.faults import Killed, KillingCalls, WatchedCalls
-
-from .stores import decoded, present, snapshot
 
 ALL = {0: set(range(8)), 1: set(range(8))}
 ABSENT = [ExpertKey("text", layer, "mlp", expert) for layer in (0, 1) for expert in range(2, 8)]
@@ -43,11 +44,11 @@ def partial(moe: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def fetching(moe: Path) -> Iterator[Callable[..., FetchingExperts]]:
     made: list[FetchingExperts] = []
-    checkpoint = Checkpoint.open(moe)
+    origin = CheckpointOrigin.open(moe)
 
     def make(path: Path, **options: object) -> FetchingExperts:
         store = Store.open(path)
-        made.append(FetchingExperts(store, checkpoint, store.banks.keys(), **options))
+        made.append(FetchingExperts(store, origin, store.banks.keys(), **options))
         return made[-1]
 
     yield make
@@ -180,7 +181,7 @@ def test_while_another_writes_everything_can_be_had(moe, partial, fetching):
 
 
 def test_the_end_waits_for_the_other_and_then_gives_up_with_a_warning(partial, fetching, monkeypatch):
-    monkeypatch.setattr("coterie.extraction.growth._PATIENCE_S", 0.0)
+    monkeypatch.setattr("coterie.engine.store_growth._PATIENCE_S", 0.0)
     experts = fetching(partial)
     fetch(experts, ABSENT[:2])
     with (
@@ -317,7 +318,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_named(how, moe, partial, tmp_pat
 
 def test_a_copy_of_the_checkpoint_will_do(moe, partial, tmp_path):
     copy = shutil.copytree(moe, tmp_path / "another name")
-    assert open_origin(Store.open(partial), copy).location.directory == copy
+    assert open_origin(Store.open(partial), copy).directory == copy
 
 
 def test_a_directory_has_to_be_named(partial, moe):
@@ -327,7 +328,7 @@ def test_a_directory_has_to_be_named(partial, moe):
 
 def test_the_bundled_model_is_known(tmp_path):
     extract("bundled", tmp_path / "store", experts="0")
-    assert open_origin(Store.open(tmp_path / "store"), None).location.name == "bundled"
+    assert open_origin(Store.open(tmp_path / "store"), None).model.name == "bundled"
 
 
 def test_a_missing_checkpoint_is_named(partial, tmp_path):
@@ -390,7 +391,7 @@ def test_processes_at_once_grow_one_store_and_end_without_closing(moe, partial, 
 
 KILLED = """
 import os, signal, sys, torch
-from coterie.extraction.fetching import FetchingExperts, open_origin
+from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.store import Store
 from coterie.store.syscalls import SystemCalls
 
