@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _MARKER = "48151623420"
 """Stands in for a text that a template changed, to see whether it shows it at all: no case, and nothing to quote."""
-_KEPT = ("reasoning_content", "thinking", "tool_calls")
-"""What a turn of the assistant may hold besides its content."""
+_KEPT = ("reasoning_content", "thinking", "tool_calls", "tool_call_id", "name")
+"""What a turn of the assistant, or of a tool, may hold besides its content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +93,9 @@ def chat_inputs(
 
     Args:
         source: A model directory or its :class:`Processors`.
-        messages: Each with ``role`` (``system``, ``user``, ``assistant``) and ``content``: a text, or a list of parts
-            ``{"type": "text", "text": ...}``, ``{"type": "image", "path": ...}``, ``{"type": "audio", "path": ...}``.
-            A turn of the assistant may have ``reasoning_content`` and ``tool_calls``, too.
+        messages: Each with ``role`` (``system``, ``user``, ``assistant``, ``tool``) and ``content``: a text, or a list
+            of parts ``{"type": "text", "text": ...}``, ``{"type": "image", "path": ...}``, ``{"type": "audio", "path":
+            ...}``. A turn of the assistant may have ``reasoning_content`` and ``tool_calls``, too.
         options: Another template, and what it is told.
 
     Returns:
@@ -111,9 +111,20 @@ def chat_inputs(
 
 
 def chat_prompt(
-    processors: Processors, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    processors: Processors,
+    messages: Sequence[Mapping[str, Any]],
+    options: ChatOptions | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> ChatPrompt:
-    """Makes the text of the next turn; arguments and errors as of :func:`chat_inputs`."""
+    """Makes the text of the next turn; arguments and errors as of :func:`chat_inputs`.
+
+    Args:
+        processors: Of the model.
+        messages: The turns so far; those of the role ``tool`` are what tools answered.
+        options: Another template, and what it is told.
+        tools: What the model may call, each as ``{"type": "function", "function": {"name": ...}}``.
+    """
     wishes = options or ChatOptions()
     images: list[str] = []
     audios: list[str] = []
@@ -127,7 +138,9 @@ def chat_prompt(
     elif template is None:
         text = "\n".join("".join(_as_text(processors, part) for part in turn.parts) for turn in turns)
     else:
-        text = _render(processors, template, turns, wishes.variables)
+        text = _render(processors, template, turns, {**wishes.variables, **({"tools": list(tools)} if tools else {})})
+    if any(str(tool["function"]["name"]) not in text for tool in tools):
+        raise InputError("This model cannot be told of tools: its chat template does not show them.")
     return ChatPrompt(text=text, template=template, images=tuple(images), audios=tuple(audios))
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from coterie.generation.completion import complete
@@ -243,15 +244,22 @@ class Engine:
 
         if prompt.reader is not None:
             prompt.reader.on_reasoning = teller("reasoning")
-        return complete(
+        on_text = teller("text")
+        if prompt.calls is not None:
+            prompt.calls.on_text, on_text = on_text, prompt.calls.feed
+        completion = complete(
             opened.model,
             opened.processors.tokenizer,
             inputs,
             ticket.wish.sampling,
-            on_text=teller("text"),
+            on_text=on_text,
             should_stop=should_stop,
             reader=prompt.reader,
         )
+        if prompt.calls is None:
+            return completion
+        prompt.calls.end()
+        return replace(completion, text=prompt.calls.text, tool_calls=(*completion.tool_calls, *prompt.calls.calls))
 
     def _fail(self, ticket: Ticket, error: BaseException) -> None:
         """Ends a request without an answer; the lock is held."""

@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from coterie.errors import ContextLengthError
-from coterie.generation.answers import reader_for
+from coterie.generation.answers import ToolCall, reader_for
 from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt
 from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.one_sequence import longest
 from coterie.generation.opened import OpenModel
+from coterie.generation.tool_calls import CallText
 from coterie.server.media import Media
-from coterie.server.schemas.chat import AudioPart, ImagePart, Message, TextPart
+from coterie.server.refusals import Refusal
+from coterie.server.schemas.chat import AssistantMessage, AudioPart, ImagePart, Message, TextPart, ToolMessage
 from coterie.server.schemas.messages import ImageBlock, System, TextBlock, ThinkingBlock, Turn
 from coterie.server.tickets import Prompt
 
@@ -37,27 +39,28 @@ class Prompts:
         self.can_chat = can_chat(opened.processors)
         self.context = longest(opened.model, opened.model.generation_config)
 
-    def of_messages(self, messages: Messages, media: Media) -> Prompt:
+    def of_messages(self, messages: Messages, media: Media, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """The next turn of a conversation, ready for the model but for its pictures and sounds.
 
         Raises:
             CoterieError: If the template refuses the conversation, or it is too long.
         """
-        made = self.rendered(messages)
+        made = self.rendered(messages, tools)
         reader = reader_for(self._processors.tokenizer, made.template, made.text)
+        calls = CallText(tools) if tools else None
         if not media:
-            return self._ready(made.inputs(self._processors), reader=reader)
+            return self._ready(made.inputs(self._processors), reader=reader, calls=calls)
 
         def inputs() -> Any:
             with media.files() as (images, audios):
                 # In the order in which the prompt mentions them, which is that of the messages.
                 return self._checked(replace(made, images=images, audios=audios).inputs(self._processors))
 
-        return Prompt(inputs=inputs, tokens=None, reader=reader)
+        return Prompt(inputs=inputs, tokens=None, reader=reader, calls=calls)
 
-    def rendered(self, messages: Messages) -> ChatPrompt:
+    def rendered(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> ChatPrompt:
         """A conversation as the text that the model continues."""
-        return chat_prompt(self._processors, messages)
+        return chat_prompt(self._processors, messages, tools=tools)
 
     def of_text(self, text: str) -> Prompt:
         """A text to continue as it is."""
@@ -95,20 +98,44 @@ def from_openai(messages: Sequence[Message]) -> tuple[Messages, Media]:
     """
     made: Messages = []
     media = Media()
+    names: dict[str, str] = {}
     for number, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
         content: str | list[dict[str, Any]]
-        if isinstance(message.content, str):
-            content = message.content
+        if message.content is None or isinstance(message.content, str):
+            content = message.content or ""
         else:
             content = [
                 _openai_part(part, f"messages.{number}.content.{place}", media)
                 for place, part in enumerate(message.content)
             ]
         turn: dict[str, Any] = {"role": role, "content": content}
-        thought = getattr(message, "reasoning_content", None)
-        made.append(turn if thought is None else turn | {"reasoning_content": thought, "thinking": thought})
+        if isinstance(message, AssistantMessage):
+            turn |= _answered(message, f"messages.{number}", names)
+        elif isinstance(message, ToolMessage):
+            turn |= {"tool_call_id": message.tool_call_id}
+            if message.tool_call_id not in names:
+                param = f"messages.{number}.tool_call_id"
+                raise Refusal(400, f"{param}: there is no call with this id before.", param=param)
+            turn["name"] = names[message.tool_call_id]
+        made.append(turn)
     return made, media
+
+
+def _answered(message: AssistantMessage, param: str, names: dict[str, str]) -> dict[str, Any]:
+    """What an answer had besides its text; notes the names of the tools that it called."""
+    if message.content is None and not message.tool_calls:
+        raise Refusal(400, f"{param}.content is missing.", param=f"{param}.content")
+    more: dict[str, Any] = {}
+    if message.reasoning_content is not None:
+        more |= {"reasoning_content": message.reasoning_content, "thinking": message.reasoning_content}
+    if message.tool_calls:
+        more["tool_calls"] = [
+            {"id": one.id, **ToolCall(name=one.function.name, arguments=one.function.arguments).as_message()}
+            for one in message.tool_calls
+        ]
+        names |= {one.id: one.function.name for one in message.tool_calls}
+    return more
 
 
 def _openai_part(part: TextPart | ImagePart | AudioPart, param: str, media: Media) -> dict[str, Any]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from coterie.generation.answers import AnswerReader
     from coterie.generation.completion import Completion
     from coterie.generation.sampling import Sampling
+    from coterie.generation.tool_calls import CallText
 
 Phase = Literal["queue", "prefill", "decode", "over"]
 """Where a request is: waiting, having its prompt read, being answered, or neither any more."""
@@ -27,11 +28,13 @@ class Prompt:
         inputs: Makes the model's inputs; decodes pictures and sounds, for which there is room when nothing else runs.
         tokens: Its length, where it is known before.
         reader: Tells the parts of the answer apart, where it has parts.
+        calls: Takes the calls of tools out of the text, where there are tools.
     """
 
     inputs: Callable[[], Any]
     tokens: int | None
     reader: AnswerReader | None = None
+    calls: CallText | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,8 @@ async def _chat(service: Service, request: Request) -> Any:
         service.check_model(asked.model)
         messages, media = from_openai(asked.messages)
     wish = Wish(
-        prepare=partial(service.prompts.of_messages, messages, media), sampling=asked.wishes(service.most(asked.most))
+        prepare=partial(service.prompts.of_messages, messages, media, asked.shown_tools),
+        sampling=asked.wishes(service.most(asked.most)),
     )
     if asked.stream:
         events = OpenAIStream(service, "chat", usage=asked.wants_usage)
@@ -48,6 +49,8 @@ async def _chat(service: Service, request: Request) -> Any:
 
 async def _template(service: Service, request: Request) -> RenderedPrompt:
     async with service.bodies.json(request) as body:
-        messages, _ = from_openai(read(TemplateRequest, body).messages)
-    prompt = await service.engine.aside(partial(service.prompts.rendered, messages))
+        asked = read(TemplateRequest, body)
+        messages, _ = from_openai(asked.messages)
+    tools = [tool.plain() for tool in asked.tools or ()]
+    prompt = await service.engine.aside(partial(service.prompts.rendered, messages, tools))
     return {"prompt": prompt.text}

@@ -11,13 +11,15 @@ from coterie.server.schemas.fields import (
     Nothing,
     NotYet,
     Off,
+    On,
     OpenAISamplingFields,
     PlainText,
     TextOnly,
     Tokens,
-    Unforced,
+    ToolChoice,
     Zero,
 )
+from coterie.server.schemas.tools import CallId, Calls, Tools
 
 MOST_MESSAGES = 4096
 MOST_PARTS = 1024
@@ -95,16 +97,25 @@ class AssistantMessage(Fields):
     """What the model answered before."""
 
     role: Literal["assistant"]
-    content: TextContent
+    content: TextContent | None = None
     reasoning_content: Text | None = None
-    tool_calls: Nothing = None
+    tool_calls: Calls | None = None
     function_call: NotYet = None
     refusal: NotYet = None
     audio: NotYet = None
     annotations: Nothing = None
+    parsed: NotYet = None
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+class ToolMessage(Fields):
+    """What came of a call."""
+
+    role: Literal["tool"]
+    content: TextContent
+    tool_call_id: CallId
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
 
 
@@ -116,8 +127,9 @@ class ChatRequest(OpenAISamplingFields):
     max_completion_tokens: Tokens | None = None
     logprobs: Off = None
     top_logprobs: Zero = None
-    tools: Nothing = None
-    tool_choice: Unforced = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: On = None
     response_format: PlainText = None
     modalities: TextOnly = None
     audio: NotYet = None
@@ -128,8 +140,14 @@ class ChatRequest(OpenAISamplingFields):
         """New tokens at most, as it was asked; the smaller one of two names for it."""
         return min((one for one in (self.max_tokens, self.max_completion_tokens) if one is not None), default=None)
 
+    @property
+    def shown_tools(self) -> list[dict[str, Any]]:
+        """The tools that the model is told of."""
+        return [] if self.tool_choice == "none" else [tool.plain() for tool in self.tools or ()]
+
 
 class TemplateRequest(Fields):
     """A conversation that is to be shown as the model sees it."""
 
     messages: Messages
+    tools: Tools | None = None

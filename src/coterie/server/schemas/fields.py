@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -62,11 +62,16 @@ TextOnly = Annotated[None, _only(["text"]), WithJsonSchema({"anyOf": [{"const": 
 PlainText = Annotated[
     None, _only({"type": "text"}), WithJsonSchema({"anyOf": [{"const": {"type": "text"}}, {"type": "null"}]})
 ]
-Unforced = Annotated[
-    None, _only("auto", "none"), WithJsonSchema({"anyOf": [{"enum": ["auto", "none"]}, {"type": "null"}]})
-]
+On = Annotated[None, _only(True), WithJsonSchema({"anyOf": [{"const": True}, {"type": "null"}]})]
 """Values of fields of other servers that change nothing, and may be said."""
 
+
+def _choice(value: Any) -> Any:
+    return value if value in ("auto", "none") else _not_yet(value)
+
+
+ToolChoice = Annotated[Literal["auto", "none"], BeforeValidator(_choice)]
+"""Whether tools may be called; that one must be is not supported yet."""
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 StopText = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 StopTexts = Annotated[list[StopText], Field(max_length=MOST_STOPS)]

@@ -1,0 +1,136 @@
+"""Tools: what the model is told of them, and what becomes of its calls."""
+
+import json
+
+import openai
+import pytest
+
+from coterie.generation.completion import Completion
+from coterie.server import engine as engine_module
+from server.conftest import Served
+
+PATH = "/v1/chat/completions"
+TEMPLATE = (
+    "{% if tools %}Tools:{% for tool in tools %} {{ tool | tojson }}{% endfor %}{{ '\n' }}{% endif %}"
+    "{% for m in messages %}{{ m.role }}{{ ' ' ~ m.name if m.name }}: {{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "What it is like outside.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+QUESTION = {"role": "user", "content": "Is it wet?"}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
+SAID = 'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+
+
+@pytest.fixture
+def templated(opened, monkeypatch, serve) -> Served:
+    monkeypatch.setattr(opened.processors.tokenizer, "chat_template", TEMPLATE)
+    return serve()
+
+
+@pytest.fixture
+def saying(monkeypatch) -> None:
+    """A model that calls a tool, token by token."""
+
+    def complete(model, tokenizer, inputs, sampling, *, on_text, should_stop, reader) -> Completion:
+        reader.on_text = on_text
+        for letter in SAID:
+            reader.feed(letter)
+        reader.end()
+        return Completion(
+            prompt_tokens=3, token_ids=(1, 2), text=reader.text, finish_reason="stop", prefill_s=0.1, decode_s=0.1
+        )
+
+    monkeypatch.setattr(engine_module, "complete", complete)
+
+
+def ask(**more):
+    return {"messages": [QUESTION], "tools": [WEATHER], "max_tokens": 4, "temperature": 0} | more
+
+
+def test_the_model_is_told_of_tools_calls_and_what_came_of_them(templated: Served) -> None:
+    messages = [
+        QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "Rain."},
+    ]
+    prompt = templated.post("/apply-template", {"messages": messages, "tools": [WEATHER]}).json["prompt"]
+    first, *rest = prompt.splitlines()
+    assert json.loads(first.removeprefix("Tools: ")) == WEATHER
+    assert rest == [
+        "user: Is it wet?",
+        'assistant: <tool_call>{"name": "weather", "arguments": {"city": "Ulm"}}</tool_call>',
+        "tool weather: Rain.",
+        "assistant: ",
+    ]
+    assert templated.post(PATH, ask(messages=messages)).status == 200
+
+
+def test_none_tells_the_model_of_no_tools(templated: Served) -> None:
+    told, untold = (templated.post(PATH, ask(tool_choice=choice)).json["usage"] for choice in ("auto", "none"))
+    without = templated.post(PATH, ask(tools=None)).json["usage"]
+    assert told["prompt_tokens"] > untold["prompt_tokens"] == without["prompt_tokens"]
+
+
+def test_a_call_is_answered_as_clients_know_it(templated: Served, saying) -> None:
+    choice = templated.post(PATH, ask()).json["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "I look."
+    (call,) = choice["message"]["tool_calls"]
+    assert call.pop("id").startswith("call_")
+    assert call == {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
+
+
+def test_a_stream_has_calls_at_its_end(templated: Served, saying) -> None:
+    chunks = [data["choices"][0] for _, data in templated.post(PATH, ask(stream=True)).events[:-1]]
+    assert "".join(chunk["delta"].get("content") or "" for chunk in chunks) == "I look."
+    (call,) = chunks[-2]["delta"]["tool_calls"]
+    assert (call["index"], call["type"], call["function"]["name"]) == (0, "function", "weather")
+    assert (chunks[-1]["finish_reason"], chunks[-1]["delta"]) == ("tool_calls", {})
+
+
+def test_openai_s_client_reads_calls(templated: Served, saying) -> None:
+    with openai.OpenAI(base_url=f"{templated.url}/v1", api_key="none", max_retries=0) as client:
+        with client.chat.completions.stream(model="bundled", messages=[QUESTION], tools=[WEATHER]) as stream:
+            message = stream.get_final_completion().choices[0].message
+        assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Ulm"}
+        messages = [QUESTION, message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Rain."}]
+        assert client.chat.completions.create(model="bundled", messages=messages, tools=[WEATHER]).choices
+
+
+def test_without_tools_the_text_stays_as_it_is(templated: Served, saying) -> None:
+    message = templated.post(PATH, ask(tools=None)).json["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": SAID}
+
+
+def test_a_model_that_cannot_be_told_of_tools_says_so(server: Served) -> None:
+    refused = server.post(PATH, ask())
+    assert refused.status == 400
+    assert "cannot be told of tools" in refused.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools.0.function.strict"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [WEATHER] * 129}, "tools"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages.0.tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+    ],
+)
+def test_what_is_wrong_is_named(templated: Served, more, param: str) -> None:
+    refused = templated.post(PATH, ask() | more)
+    assert (refused.status, refused.error["param"]) == (400, param), refused.body
