@@ -108,7 +108,7 @@ def test_anthropic_pings_are_no_trouble(serve, brake, expected: str) -> None:
 
 def test_anthropic_errors(of_anthropic) -> None:
     with pytest.raises(anthropic.BadRequestError) as bad:
-        of_anthropic.messages.create(model="bundled", messages=USER, max_tokens=5, tools=[{"name": "x"}])
+        of_anthropic.messages.create(model="bundled", messages=USER, max_tokens=5, stop_sequences=[""])
     assert bad.value.body["error"]["type"] == "invalid_request_error"
     with pytest.raises(anthropic.NotFoundError):
         of_anthropic.messages.create(model="claude", messages=USER, max_tokens=5)

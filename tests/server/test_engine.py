@@ -1,7 +1,9 @@
 """Requests that wait, are given up, fail, and what that does to the others: nothing."""
 
+import gc
 import json
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +13,7 @@ from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.sampling import Sampling
 from coterie.server import engine as engine_module
+from coterie.server.tickets import Ticket
 from server.conftest import PROMPT, Answer, Served, chat, drop, until
 
 PATH = "/v1/completions"
@@ -186,3 +189,27 @@ def test_cutting_ends_what_runs_with_a_reason(serve, brake) -> None:
     brake.release()
     for _, response in (running, waiting):
         assert b'"code": "shutting_down"' in response.read()
+
+
+def test_nothing_is_kept_of_a_request_that_is_over(serve) -> None:
+    """Its prompt, pictures and all, would else stay for as long as it might have waited."""
+    server = serve(engine={"longest_wait_s": 1000.0})
+    tickets: list[weakref.ref[Ticket]] = []
+    submit = server.engine.submit
+
+    def noted(*arguments):
+        ticket = submit(*arguments)
+        tickets.append(weakref.ref(ticket))
+        return ticket
+
+    server.engine.submit = noted
+    assert server.post(PATH, ask()).status == 200
+    assert server.post(PATH, ask(stream=True)).events[-1][1] == "[DONE]"
+    assert server.post(PATH, ask([8192])).status == 400
+    assert len(tickets) == 3
+
+    def gone() -> bool:
+        gc.collect()
+        return all(ticket() is None for ticket in tickets)
+
+    until(gone, 10)

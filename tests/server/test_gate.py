@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import socket
+from contextlib import ExitStack
 
 import pytest
 
@@ -143,3 +145,12 @@ def test_unknown_addresses_and_methods_are_told_in_json(server: Served) -> None:
     wrong = server.get(PATH)
     assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
     assert json.loads(wrong.body)["error"]["type"] == "invalid_request_error"
+
+
+def test_connections_that_say_nothing_keep_nobody_out(server: Served) -> None:
+    with ExitStack() as stack:
+        for number in range(200):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-Slow: "[: 10 + number % 50])
+        assert server.get("/healthz").status == 200
+        assert server.post(PATH, chat(max_tokens=1)).status == 200

@@ -2,18 +2,24 @@
 
 import json
 
+import anthropic
 import openai
 import pytest
 
 from coterie.generation.completion import Completion
 from coterie.server import engine as engine_module
+from coterie.server.prompts import from_anthropic, from_openai
+from coterie.server.schemas.chat import ChatRequest
+from coterie.server.schemas.fields import read
+from coterie.server.schemas.messages import CountRequest
 from server.conftest import Served
 
 PATH = "/v1/chat/completions"
 TEMPLATE = (
     "{% if tools %}Tools:{% for tool in tools %} {{ tool | tojson }}{% endfor %}{{ '\n' }}{% endif %}"
     "{% for m in messages %}{{ m.role }}{{ ' ' ~ m.name if m.name }}: {{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{{ '\n' }}{% endfor %}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 WEATHER = {
@@ -103,6 +109,43 @@ def test_openai_s_client_reads_calls(templated: Served, saying) -> None:
         assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Ulm"}
         messages = [QUESTION, message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Rain."}]
         assert client.chat.completions.create(model="bundled", messages=messages, tools=[WEATHER]).choices
+
+
+ANTHROPIC_TOOL = {"name": "weather", "description": "What it is like outside.",
+                  "input_schema": WEATHER["function"]["parameters"]}  # fmt: skip
+
+
+def test_anthropic_s_client_reads_calls_and_brings_results(templated: Served, saying) -> None:
+    with anthropic.Anthropic(base_url=templated.url, api_key="none", max_retries=0) as client:
+        asked = {"model": "bundled", "messages": [QUESTION], "tools": [ANTHROPIC_TOOL], "max_tokens": 9}
+        whole = client.messages.create(**asked)
+        with client.messages.stream(**asked) as stream:
+            streamed = stream.get_final_message()
+        for message in (whole, streamed):
+            assert message.stop_reason == "tool_use"
+            assert message.content[0].text == "I look."
+            assert (message.content[1].name, message.content[1].input) == ("weather", {"city": "Ulm"})
+        result = {"type": "tool_result", "tool_use_id": whole.content[1].id, "content": "Rain.", "is_error": True}
+        turns = [QUESTION, {"role": "assistant", "content": whole.content}, {"role": "user", "content": [result]}]
+        assert client.messages.create(**asked | {"messages": turns}).content
+
+
+def test_anthropic_s_turns_are_those_of_the_other_api() -> None:
+    ours, _ = from_openai(read(ChatRequest, {"messages": [
+        QUESTION, {"role": "assistant", "content": [{"type": "text", "text": "I look."}], "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "Rain."},
+    ]}).messages)  # fmt: skip
+    theirs, _ = from_anthropic(
+        read(CountRequest, {"model": "x", "messages": [
+            QUESTION,
+            {"role": "assistant", "content": [
+                {"type": "text", "text": "I look.", "cache_control": {"type": "ephemeral"}},
+                {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "Ulm"}},
+            ]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_1", "content": "Rain."}]},
+        ]}).messages, None,
+    )  # fmt: skip
+    assert theirs == ours
 
 
 def test_without_tools_the_text_stays_as_it_is(templated: Served, saying) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from coterie.server.streams import event
 from coterie.server.tickets import Done, Event, Failed, Part, Piece, Ticket
 
 if TYPE_CHECKING:
+    from coterie.generation.answers import ToolCall
     from coterie.generation.completion import Completion
     from coterie.server.service import Service
 
@@ -22,8 +24,9 @@ def message(service: Service, completion: Completion, stops: Sequence[str]) -> A
     content: list[Block] = []
     if completion.reasoning:
         content.append({"type": "thinking", "thinking": completion.reasoning, "signature": ""})
-    if completion.text or not content:
+    if completion.text or not (content or completion.tool_calls):
         content.append({"type": "text", "text": completion.text})
+    content += [_call(one) for one in completion.tool_calls]
     reason, sequence = _stop(service, completion, stops)
     return {
         "id": f"msg_{uuid.uuid4().hex}",
@@ -93,21 +96,43 @@ class AnthropicStream:
             return []
         return [event({"type": "content_block_stop", "index": self._number}, "content_block_stop")]
 
+    def _called(self, block: Block) -> list[bytes]:
+        partial = json.dumps(block["input"], ensure_ascii=False)
+        delta = {"type": "input_json_delta", "partial_json": partial}
+        start = {"type": "content_block_start", "index": self._number, "content_block": {**block, "input": {}}}
+        return [
+            event(start, "content_block_start"),
+            event({"type": "content_block_delta", "index": self._number, "delta": delta}, "content_block_delta"),
+            event({"type": "content_block_stop", "index": self._number}, "content_block_stop"),
+        ]
+
     def _end(self, completion: Completion) -> list[bytes]:
-        told = [] if self._open is not None else self._piece("text", "")
+        told = [] if self._open is not None or completion.tool_calls else self._piece("text", "")
+        told += self._close()
+        for one in completion.tool_calls:
+            self._number += 1
+            told += self._called(_call(one))
         reason, sequence = _stop(self._service, completion, self._stops)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         usage = {"input_tokens": completion.prompt_tokens, "output_tokens": len(completion.token_ids)}
         return [
             *told,
-            *self._close(),
             event({"type": "message_delta", "delta": delta, "usage": usage}, "message_delta"),
             event({"type": "message_stop"}, "message_stop"),
         ]
 
 
+def _call(call: ToolCall) -> Block:
+    """A call, as an object is wanted; what the model wrote may be none."""
+    arguments = call.as_message()["function"]["arguments"]
+    given = arguments if isinstance(arguments, dict) else {"arguments": arguments}
+    return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex}", "name": call.name, "input": given}
+
+
 def _stop(service: Service, completion: Completion, stops: Sequence[str]) -> tuple[str, str | None]:
     """Why it ended, in Anthropic's words."""
+    if completion.tool_calls:
+        return "tool_use", None
     if completion.finish_reason != "stop":
         return "max_tokens", None
     tokenizer = service.engine.opened.processors.tokenizer

@@ -120,7 +120,7 @@ class Engine:
             ticket = Ticket(wish, request_id)
             self._waiting.append(ticket)
         self._preparer.submit(self._prepare, ticket)
-        asyncio.get_running_loop().call_later(self._longest_wait_s, self._expire, ticket)
+        ticket.expire_after(self._longest_wait_s, self._expire)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -181,10 +181,8 @@ class Engine:
     def _work(self) -> None:
         """The model's thread."""
         try:
-            while (ticket := self._take()) is not None:
-                self._serve(ticket)
-                with self._changed:
-                    self._running = None
+            while self._serve_next():
+                pass
         except BaseException as error:
             _log.critical("the model's thread has ended", exc_info=error)
             with self._changed:
@@ -193,6 +191,16 @@ class Engine:
                     self._fail(one, Refusal(503, "The model's thread has ended.", code="unavailable"))
                 self._running = None
 
+    def _serve_next(self) -> bool:
+        """Serves a request, once there is one; returns False at the end. Nothing of it is kept afterwards."""
+        ticket = self._take()
+        if ticket is None:
+            return False
+        self._serve(ticket)
+        with self._changed:
+            self._running = None
+        return True
+
     def _take(self) -> Ticket | None:
         """The next request, once there is one; None at the end."""
         with self._changed:
@@ -200,6 +208,7 @@ class Engine:
                 ready = next((one for one in self._waiting if one.prompt is not None), None)
                 if ready is not None:
                     self._waiting.remove(ready)
+                    ready.settle()
                     self._running = ready
                     ready.phase, ready.begun, self._beat = "prefill", time.monotonic(), time.monotonic()
                     return ready
@@ -278,6 +287,7 @@ class Engine:
         """Has it wait no longer; the lock is held."""
         if ticket in self._waiting:
             self._waiting.remove(ticket)
+            ticket.settle()
             ticket.phase = "over"
 
     def _expire(self, ticket: Ticket) -> None:

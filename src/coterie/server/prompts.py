@@ -16,7 +16,15 @@ from coterie.generation.tool_calls import CallText
 from coterie.server.media import Media
 from coterie.server.refusals import Refusal
 from coterie.server.schemas.chat import AssistantMessage, AudioPart, ImagePart, Message, TextPart, ToolMessage
-from coterie.server.schemas.messages import ImageBlock, System, TextBlock, ThinkingBlock, Turn
+from coterie.server.schemas.messages import (
+    ImageBlock,
+    TextBlock,
+    Texts,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    Turn,
+)
 from coterie.server.tickets import Prompt
 
 Messages = list[dict[str, Any]]
@@ -147,30 +155,57 @@ def _openai_part(part: TextPart | ImagePart | AudioPart, param: str, media: Medi
     return {"type": "audio", "path": media.add_sound(f"{param}.input_audio.data", sound.data, sound.format)}
 
 
-def from_anthropic(turns: Sequence[Turn], system: System | None) -> tuple[Messages, Media]:
+def from_anthropic(turns: Sequence[Turn], system: Texts | None) -> tuple[Messages, Media]:
     """Messages in Anthropic's shape; otherwise as :func:`from_openai`."""
     made: Messages = []
     media = Media()
+    names: dict[str, str] = {}
     if system is not None:
-        text = system if isinstance(system, str) else "\n".join(block.text for block in system)
-        made.append({"role": "system", "content": text})
+        made.append({"role": "system", "content": _plain(system)})
     for number, turn in enumerate(turns):
         if isinstance(turn.content, str):
             made.append({"role": turn.role, "content": turn.content})
             continue
-        thought = "".join(block.thinking for block in turn.content if isinstance(block, ThinkingBlock))
-        content = [
-            _anthropic_part(block, f"messages.{number}.content.{place}", media)
-            for place, block in enumerate(turn.content)
-            if not isinstance(block, ThinkingBlock)
-        ]
-        message: dict[str, Any] = {"role": turn.role, "content": content}
-        made.append(message | {"reasoning_content": thought, "thinking": thought} if thought else message)
+        content: list[dict[str, Any]] = []
+        more: dict[str, Any] = {}
+        for place, block in enumerate(turn.content):
+            param = f"messages.{number}.content.{place}"
+            match block:
+                case TextBlock():
+                    content.append({"type": "text", "text": block.text})
+                case ImageBlock():
+                    source = block.source
+                    name = media.add_picture(f"{param}.source.data", source.data, source.media_type)
+                    content.append({"type": "image", "path": name})
+                case ThinkingBlock():
+                    thought = more.get("thinking", "") + block.thinking
+                    more |= {"reasoning_content": thought, "thinking": thought}
+                case ToolUseBlock():
+                    names[block.id] = block.name
+                    function = {"name": block.name, "arguments": block.input}
+                    more.setdefault("tool_calls", []).append({"id": block.id, "type": "function", "function": function})
+                case ToolResultBlock():
+                    made.append(_result(block, param, names))
+        # A turn that has only brought results is none of the user's.
+        if content or more or not turn.content or turn.role == "assistant":
+            made.append({"role": turn.role, "content": content, **more})
     return made, media
 
 
-def _anthropic_part(block: TextBlock | ImageBlock, param: str, media: Media) -> dict[str, Any]:
-    if isinstance(block, TextBlock):
-        return {"type": "text", "text": block.text}
-    source = block.source
-    return {"type": "image", "path": media.add_picture(f"{param}.source.data", source.data, source.media_type)}
+def _result(block: ToolResultBlock, param: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """What came of a call, as a turn of the tool."""
+    if block.tool_use_id not in names:
+        param = f"{param}.tool_use_id"
+        raise Refusal(400, f"{param}: there is no call with this id before.", param=param)
+    text = _plain(block.content)
+    return {
+        "role": "tool",
+        # Templates have no other place for it.
+        "content": f"Error: {text}" if block.is_error else text,
+        "tool_call_id": block.tool_use_id,
+        "name": names[block.tool_use_id],
+    }
+
+
+def _plain(texts: Texts) -> str:
+    return texts if isinstance(texts, str) else "\n".join(block.text for block in texts)

@@ -111,6 +111,7 @@ class Ticket:
         self.cancelled = False
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._timer = self._loop.call_later(0, _nothing)
 
     @property
     def queue_s(self) -> float:
@@ -124,6 +125,15 @@ class Ticket:
         with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
+    def expire_after(self, seconds: float, expire: Callable[[Ticket], None]) -> None:
+        """Has something done with it if it still waits then."""
+        self._timer = self._loop.call_later(seconds, expire, self)
+
+    def settle(self) -> None:
+        """It waits no longer: nothing keeps it for the sake of that, nor what it consists of."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._timer.cancel)
+
     async def next(self) -> Event:
         """The next event."""
         return await self._events.get()
@@ -134,3 +144,7 @@ class Ticket:
             return await asyncio.wait_for(self._events.get(), seconds)
         except TimeoutError:
             return None
+
+
+def _nothing() -> None:
+    """What a ticket does that nobody waits for."""

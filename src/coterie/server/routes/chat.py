@@ -7,9 +7,10 @@ from typing import Any
 
 from starlette.requests import Request
 
+from coterie.server.media import Media
 from coterie.server.openai_answers import OpenAIStream, chat_completion
 from coterie.server.operations import Operation
-from coterie.server.prompts import from_openai
+from coterie.server.prompts import Messages, from_openai
 from coterie.server.schemas.answers import ChatCompletion, RenderedPrompt
 from coterie.server.schemas.chat import ChatRequest, TemplateRequest
 from coterie.server.schemas.fields import read
@@ -33,10 +34,7 @@ def operations(service: Service) -> list[Operation]:
 
 
 async def _chat(service: Service, request: Request) -> Any:
-    async with service.bodies.json(request) as body:
-        asked = read(ChatRequest, body)
-        service.check_model(asked.model)
-        messages, media = from_openai(asked.messages)
+    asked, messages, media = await _understood(service, request)
     wish = Wish(
         prepare=partial(service.prompts.of_messages, messages, media, asked.shown_tools),
         sampling=asked.wishes(service.most(asked.most)),
@@ -54,3 +52,13 @@ async def _template(service: Service, request: Request) -> RenderedPrompt:
     tools = [tool.plain() for tool in asked.tools or ()]
     prompt = await service.engine.aside(partial(service.prompts.rendered, messages, tools))
     return {"prompt": prompt.text}
+
+
+async def _understood(service: Service, request: Request) -> tuple[ChatRequest, Messages, Media]:
+    """A request, and its conversation apart. What pictures were as text is in neither."""
+    async with service.bodies.json(request) as body:
+        asked = read(ChatRequest, body)
+        service.check_model(asked.model)
+        messages, media = from_openai(asked.messages)
+    asked.messages.clear()
+    return asked, messages, media

@@ -8,8 +8,9 @@ from typing import Any
 from starlette.requests import Request
 
 from coterie.server.anthropic_answers import AnthropicStream, message
+from coterie.server.media import Media
 from coterie.server.operations import Operation
-from coterie.server.prompts import from_anthropic
+from coterie.server.prompts import Messages, from_anthropic
 from coterie.server.refusals import Refusal
 from coterie.server.schemas.answers import AnsweredMessage, TokenCount
 from coterie.server.schemas.fields import read
@@ -34,13 +35,10 @@ def operations(service: Service) -> list[Operation]:
 
 
 async def _answer(service: Service, request: Request) -> Any:
-    async with service.bodies.json(request) as body:
-        asked = read(MessagesRequest, body)
-        service.check_model(asked.model)
-        messages, media = from_anthropic(asked.messages, asked.system)
+    asked, messages, media = await _understood(service, request)
     stops = asked.stop_sequences or ()
     wish = Wish(
-        prepare=partial(service.prompts.of_messages, messages, media),
+        prepare=partial(service.prompts.of_messages, messages, media, asked.shown_tools),
         sampling=asked.sampling(most=asked.max_tokens, stop=stops),
     )
     if asked.stream:
@@ -56,5 +54,15 @@ async def _count(service: Service, request: Request) -> TokenCount:
     if media:
         param = next(iter(media.pictures))
         raise Refusal(400, f"{param}: the tokens of pictures are not counted yet.", param=param, code="unsupported")
-    prompt = await service.engine.aside(partial(service.prompts.of_messages, messages, media))
+    prompt = await service.engine.aside(partial(service.prompts.of_messages, messages, media, asked.shown_tools))
     return {"input_tokens": prompt.tokens or 0}
+
+
+async def _understood(service: Service, request: Request) -> tuple[MessagesRequest, Messages, Media]:
+    """A request, and its conversation apart. What pictures were as text is in neither."""
+    async with service.bodies.json(request) as body:
+        asked = read(MessagesRequest, body)
+        service.check_model(asked.model)
+        messages, media = from_anthropic(asked.messages, asked.system)
+    asked.messages.clear()
+    return asked, messages, media

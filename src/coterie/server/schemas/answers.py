@@ -94,8 +94,11 @@ class TextCompletion(TypedDict):
 class Block(TypedDict):
     """A part of an answer in Anthropic's shape."""
 
-    type: Literal["text", "thinking"]
+    type: Literal["text", "thinking", "tool_use"]
     text: NotRequired[str]
+    id: NotRequired[str]
+    name: NotRequired[str]
+    input: NotRequired[dict[str, Any]]
     thinking: NotRequired[str]
     signature: NotRequired[str]
 

@@ -36,7 +36,8 @@ class Fields(BaseModel):
 Asked = TypeVar("Asked", bound=Fields)
 
 
-def _not_yet(value: Any) -> None:
+def not_yet(value: Any) -> None:
+    """Refuses what other servers have."""
     if value is not None:
         raise PydanticCustomError("not_supported", "is not supported yet")
 
@@ -47,12 +48,12 @@ def _only(*neutral: Any) -> BeforeValidator:
     def check(value: Any) -> Any:
         if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
             return None
-        return _not_yet(value)
+        return not_yet(value)
 
     return BeforeValidator(check)
 
 
-NotYet = Annotated[None, BeforeValidator(_not_yet)]
+NotYet = Annotated[None, BeforeValidator(not_yet)]
 """A field of other servers that has to be null here."""
 Off = Annotated[None, _only(False), WithJsonSchema({"anyOf": [{"const": False}, {"type": "null"}]})]
 Zero = Annotated[None, _only(0), WithJsonSchema({"anyOf": [{"const": 0}, {"type": "null"}]})]
@@ -66,11 +67,12 @@ On = Annotated[None, _only(True), WithJsonSchema({"anyOf": [{"const": True}, {"t
 """Values of fields of other servers that change nothing, and may be said."""
 
 
-def _choice(value: Any) -> Any:
-    return value if value in ("auto", "none") else _not_yet(value)
+def check_choice(value: Any) -> Any:
+    """Lets tools be called or not, but not have to be."""
+    return value if value in ("auto", "none") else not_yet(value)
 
 
-ToolChoice = Annotated[Literal["auto", "none"], BeforeValidator(_choice)]
+ToolChoice = Annotated[Literal["auto", "none"], BeforeValidator(check_choice)]
 """Whether tools may be called; that one must be is not supported yet."""
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 StopText = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]

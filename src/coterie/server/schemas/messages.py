@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from coterie.server.schemas.chat import MOST_MESSAGES, MOST_PARTS, Text
-from coterie.server.schemas.fields import Fields, ModelName, Nothing, SamplingFields, StopTexts, Tokens
+from coterie.server.schemas.fields import (
+    Fields,
+    ModelName,
+    Nothing,
+    Off,
+    SamplingFields,
+    StopTexts,
+    Tokens,
+    check_choice,
+    not_yet,
+)
+from coterie.server.schemas.tools import MOST_TOOLS, CallId, ToolName
+
+
+class CacheControl(Fields):
+    """Where a cache of prompts may be cut. There is none yet, and no answer would differ."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
 
 
 class TextBlock(Fields):
@@ -15,6 +33,8 @@ class TextBlock(Fields):
 
     type: Literal["text"]
     text: Text
+    cache_control: CacheControl | None = None
+    citations: Nothing = None
 
 
 class ThinkingBlock(Fields):
@@ -38,16 +58,42 @@ class ImageBlock(Fields):
 
     type: Literal["image"]
     source: ImageSource
+    cache_control: CacheControl | None = None
 
 
-UserBlock = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
-AnswerBlock = Annotated[TextBlock | ThinkingBlock, Field(discriminator="type")]
-UserBlocks = Annotated[list[UserBlock], Field(max_length=MOST_PARTS)]
-AnswerBlocks = Annotated[list[AnswerBlock], Field(max_length=MOST_PARTS)]
+class ToolUseBlock(Fields):
+    """A call that the model wanted made."""
+
+    type: Literal["tool_use"]
+    id: CallId
+    name: ToolName
+    input: dict[str, Any]
+    cache_control: CacheControl | None = None
 
 
 def _text_or_blocks(value: Any) -> str:
     return "blocks" if isinstance(value, list) else "text"
+
+
+TextBlocks = Annotated[list[TextBlock], Field(max_length=MOST_PARTS)]
+Texts = Annotated[Annotated[Text, Tag("text")] | Annotated[TextBlocks, Tag("blocks")], Discriminator(_text_or_blocks)]
+"""A text, or blocks of it."""
+
+
+class ToolResultBlock(Fields):
+    """What came of a call."""
+
+    type: Literal["tool_result"]
+    tool_use_id: CallId
+    content: Texts = ""
+    is_error: bool | None = None
+    cache_control: CacheControl | None = None
+
+
+UserBlock = Annotated[TextBlock | ImageBlock | ToolResultBlock, Field(discriminator="type")]
+AnswerBlock = Annotated[TextBlock | ThinkingBlock | ToolUseBlock, Field(discriminator="type")]
+UserBlocks = Annotated[list[UserBlock], Field(max_length=MOST_PARTS)]
+AnswerBlocks = Annotated[list[AnswerBlock], Field(max_length=MOST_PARTS)]
 
 
 class UserTurn(Fields):
@@ -69,10 +115,28 @@ class AssistantTurn(Fields):
 
 
 Turn = Annotated[UserTurn | AssistantTurn, Field(discriminator="role")]
-System = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[Annotated[list[TextBlock], Field(max_length=MOST_PARTS)], Tag("blocks")],
-    Discriminator(_text_or_blocks),
-]
+
+
+class MessagesTool(Fields):
+    """A tool that the model may call."""
+
+    type: Literal["custom"] | None = None
+    name: ToolName
+    description: Annotated[str, Field(max_length=1 << 20)] | None = None
+    input_schema: dict[str, Any]
+    cache_control: CacheControl | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As templates take it."""
+        described = {} if self.description is None else {"description": self.description}
+        return {"type": "function", "function": {"name": self.name, **described, "parameters": self.input_schema}}
+
+
+class MessagesToolChoice(Fields):
+    """Whether tools may be called; that one must be is not supported yet."""
+
+    type: Annotated[Literal["auto", "none"], BeforeValidator(check_choice)]
+    disable_parallel_tool_use: Off = None
 
 
 class Metadata(Fields):
@@ -81,10 +145,14 @@ class Metadata(Fields):
     user_id: Annotated[str, Field(max_length=512)] | None = None
 
 
+def _no_thinking(value: Any) -> Any:
+    return value if value == "disabled" else not_yet(value)
+
+
 class NoThinking(Fields):
     """As is: whether a model thinks is up to its template."""
 
-    type: Literal["disabled"]
+    type: Annotated[Literal["disabled"], BeforeValidator(_no_thinking)]
 
 
 class CountRequest(Fields):
@@ -92,8 +160,17 @@ class CountRequest(Fields):
 
     model: ModelName
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MOST_MESSAGES)]
-    system: System | None = None
-    tools: Nothing = None
+    system: Texts | None = None
+    tools: Annotated[list[MessagesTool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: MessagesToolChoice | None = None
+    thinking: NoThinking | None = None
+
+    @property
+    def shown_tools(self) -> list[dict[str, Any]]:
+        """The tools that the model is told of."""
+        if self.tool_choice is not None and self.tool_choice.type == "none":
+            return []
+        return [tool.plain() for tool in self.tools or ()]
 
 
 class MessagesRequest(SamplingFields, CountRequest):
