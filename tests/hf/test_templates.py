@@ -5,7 +5,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from coterie.errors import InputError, LoadError
 from coterie.hf import templates
-from coterie.hf.templates import choose_template, processor_template, render, template_of_file
+from coterie.hf.templates import choose_template, processor_template, render, settings_of, template_of_file
 
 TALK = [{"role": "user", "content": "Größe <b> \U0001f98a"}, {"role": "assistant", "content": "x\ny"}]
 SAME = [
@@ -119,3 +119,25 @@ def test_a_clock_stops_what_takes_no_processor_time(monkeypatch) -> None:
     monkeypatch.setattr(templates, "_WALL_SECONDS", 0.0)
     with pytest.raises(InputError, match="takes more than"):
         render("x", [TALK], {})
+
+
+@pytest.mark.parametrize(
+    ("template", "names"),
+    [
+        (
+            "{{ enable_thinking }}{% if x.y %}{{ 'quoted' }}{{ z | trim }}{# remark #}{% endif %} outside",
+            "enable_thinking x z",
+        ),
+        ("{% for m in messages %}{{ m.role }}{{ loop.index }}{% endfor %}", ""),
+        ("{% if a is not defined %}{% set a = true %}{% endif %}{{ a }}", "a"),
+        ("{% set a = b %}{{ a }}", "b"),
+        ("{{ strftime_now('%d') }}{{ raise_exception('no') }}{{ tools | tojson }}", ""),
+        ("{{ broken", "broken"),
+        ("{{ ' }}", ""),
+        ("{{" + "(" * 100_000 + "a", "a"),
+        ("", ""),
+    ],
+    ids=range(9),
+)
+def test_what_a_template_can_be_told_is_found(template: str, names: str) -> None:
+    assert settings_of(template) == set(names.split())

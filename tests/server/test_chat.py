@@ -6,8 +6,9 @@ import json
 import pytest
 
 from coterie.generation.chat import chat_inputs, user_message
-from coterie.generation.completion import complete
+from coterie.generation.completion import Completion, complete
 from coterie.generation.sampling import Sampling
+from coterie.server import engine as engine_module
 from server.conftest import DATA, PROMPT, Served, chat
 
 PATH = "/v1/chat/completions"
@@ -155,9 +156,8 @@ def test_a_conversation_is_read_as_a_whole(server: Served, opened) -> None:
         ("modalities", ["text", "audio"], ["text"]),
         ("audio", {"voice": "Cherry", "format": "wav"}, None),
         ("store", True, False),
-        ("reasoning_effort", "low", ...),
+        ("verbosity", "low", ...),
         ("chat_template", "{{ 1 }}", ...),
-        ("chat_template_kwargs", {"tokenize": True}, ...),
         ("ignore_eos", True, ...),
         ("min_tokens", 3, ...),
         ("parallel_tool_calls", False, True),
@@ -271,3 +271,64 @@ def test_the_template_is_shown(server: Served) -> None:
     assert server.post("/apply-template", {"messages": [{"role": "user", "content": "x"}]}).json == {"prompt": "x"}
     refused = server.post("/apply-template", {"messages": [{"role": "user", "content": "x"}], "template": "{{ 1 }}"})
     assert (refused.status, refused.error["param"]) == (400, "template")
+
+
+THINKING = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think>' if enable_thinking else '' }}"
+    " {{ reasoning_effort }}"
+)
+
+
+@pytest.fixture
+def thinking(opened, monkeypatch, serve) -> Served:
+    monkeypatch.setattr(opened.processors.tokenizer, "chat_template", THINKING)
+    return serve()
+
+
+def test_a_template_is_told_what_it_asks_for(thinking: Served) -> None:
+    def tokens(**more) -> int:
+        return thinking.post(PATH, chat(max_tokens=1, **more)).json["usage"]["prompt_tokens"]
+
+    plain = tokens()
+    assert tokens(chat_template_kwargs={"enable_thinking": True}) > plain
+    assert tokens(chat_template_kwargs={"enable_thinking": False}) == plain
+    assert tokens(reasoning_effort="very much of it") > plain
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenize", "chat_template", "messages", "tools", "add_generation_prompt", "eos_token", "m", "think", "x"]
+)
+def test_a_template_is_told_nothing_else(thinking: Served, server: Served, name: str) -> None:
+    refused = thinking.post(PATH, chat(chat_template_kwargs={name: True}))
+    assert (refused.status, refused.error["param"]) == (400, f"chat_template_kwargs.{name}")
+    for value in ([1], {"a": 1}, None, "x" * 300):
+        assert thinking.post(PATH, chat(chat_template_kwargs={name: value})).status == 400
+    assert server.post(PATH, chat(chat_template_kwargs={name: True})).status == 400
+
+
+def test_reasoning_and_answer_come_apart(thinking: Served, monkeypatch) -> None:
+    """As a model writes them that reasons between marks."""
+
+    def complete(model, tokenizer, inputs, sampling, *, on_text, should_stop, reader) -> Completion:
+        reader.on_text = on_text
+        for piece in ("<thi", "nk>\nhm", "m\n</think>\n\nDry", "."):
+            reader.feed(piece)
+        reader.end()
+        return Completion(prompt_tokens=3, token_ids=(1, 2), text=reader.text, reasoning=reader.reasoning,
+                          finish_reason="stop", prefill_s=0.1, decode_s=0.1)  # fmt: skip
+
+    monkeypatch.setattr(engine_module, "complete", complete)
+    monkeypatch.setattr(thinking.engine.opened.processors.tokenizer, "chat_template", THINKING + "{# </think> #}")
+    message = thinking.post(PATH, chat()).json["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "Dry.", "reasoning_content": "hmm"}
+    deltas = [data["choices"][0]["delta"] for _, data in thinking.post(PATH, chat(stream=True)).events[:-1]]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas).strip() == "hmm"
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Dry."
+    asked = chat(model="bundled")
+    blocks = thinking.post("/v1/messages", asked).json["content"]
+    assert [(block["type"], block[block["type"]]) for block in blocks] == [("thinking", "hmm"), ("text", "Dry.")]
+    events = [data for name, data in thinking.post("/v1/messages", asked | {"stream": True}).events]
+    starts = [event["content_block"]["type"] for event in events if event["type"] == "content_block_start"]
+    assert starts == ["thinking", "text"]
+    stops = [event["index"] for event in events if event["type"] == "content_block_stop"]
+    assert stops == [0, 1]

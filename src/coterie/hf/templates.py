@@ -30,6 +30,18 @@ _TEMPLATE_LIMIT = 4 * 2**20
 """A template, or several by name."""
 
 
+_MAKING = ("set", "for", "macro", "block")
+"""Words after which a template gives a name itself."""
+_WORDS = frozenset({
+    "and", "as", "block", "break", "call", "continue", "do", "elif", "else", "endblock", "endcall", "endfilter",
+    "endfor", "endgeneration", "endif", "endmacro", "endset", "false", "filter", "for", "from", "generation", "if",
+    "import", "in", "include", "is", "macro", "not", "none", "or", "recursive", "set", "true", "with", "without",
+    "endwith", "False", "None", "True", "dict", "loop", "namespace", "range", "raise_exception", "strftime_now",
+    "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
+})  # fmt: skip
+"""Names in templates that are no settings."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
     """What a template made of one form of a conversation.
@@ -182,6 +194,31 @@ def _places() -> list[str]:
             raise InputError(f"Chat templates need {package}, which is not installed.", advice=f"pip install {package}")
         places.append(str(Path(spec.origin).parents[1]))
     return list(dict.fromkeys(places))
+
+
+def settings_of(template: str) -> frozenset[str]:
+    """Names that a template reads and does not make itself: what it can be told.
+
+    The template is cut into tokens and not parsed, which a hostile one could make endless.
+
+    Args:
+        template: The template.
+    """
+    from jinja2 import Environment, TemplateSyntaxError
+
+    read: set[str] = set()
+    made: set[str] = set()
+    before = earlier = ""
+    try:
+        for _, kind, text in Environment().lex(template):
+            is_test = before == "is" or (earlier, before) == ("is", "not")
+            if kind == "name" and before not in (".", "|") and not is_test:
+                (made if before in _MAKING and text not in read else read).add(text)
+            if kind != "whitespace":
+                earlier, before = before, text
+    except TemplateSyntaxError:
+        return frozenset()
+    return frozenset(read - made - _WORDS)
 
 
 def is_json(value: object) -> bool:

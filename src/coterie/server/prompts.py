@@ -8,11 +8,13 @@ from typing import Any
 
 from coterie.errors import ContextLengthError
 from coterie.generation.answers import ToolCall, reader_for
-from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt
+from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, chat_template
+from coterie.generation.chat_options import ChatOptions
 from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.one_sequence import longest
 from coterie.generation.opened import OpenModel
 from coterie.generation.tool_calls import CallText
+from coterie.hf.templates import settings_of
 from coterie.server.media import Media
 from coterie.server.refusals import Refusal
 from coterie.server.schemas.chat import AssistantMessage, AudioPart, ImagePart, Message, TextPart, ToolMessage
@@ -45,15 +47,42 @@ class Prompts:
     def __init__(self, opened: OpenModel) -> None:
         self._processors = opened.processors
         self.can_chat = can_chat(opened.processors)
+        template = chat_template(opened.processors)
+        own = opened.processors.tokenizer.special_tokens_map
+        self._settings = frozenset() if template is None else settings_of(template) - set(own)
         self.context = longest(opened.model, opened.model.generation_config)
 
-    def of_messages(self, messages: Messages, media: Media, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+    def options(self, variables: Mapping[str, Any]) -> ChatOptions:
+        """What the template is told, if it asks for it: a client may say nothing that has no effect.
+
+        Args:
+            variables: Values, by the field of the request that says them.
+
+        Raises:
+            Refusal: Naming the first that the template knows nothing of, or that is not the client's to say.
+        """
+        told: dict[str, Any] = {}
+        for param, value in variables.items():
+            name = param.rpartition(".")[2]
+            if name not in self._settings:
+                raise Refusal(400, f"{param}: this model's chat template has no such setting.", param=param,
+                              code="unsupported")  # fmt: skip
+            told[name] = value
+        return ChatOptions(variables=told)
+
+    def of_messages(
+        self,
+        messages: Messages,
+        media: Media,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: ChatOptions | None = None,
+    ) -> Prompt:
         """The next turn of a conversation, ready for the model but for its pictures and sounds.
 
         Raises:
             CoterieError: If the template refuses the conversation, or it is too long.
         """
-        made = self.rendered(messages, tools)
+        made = self.rendered(messages, tools, options)
         reader = reader_for(self._processors.tokenizer, made.template, made.text)
         calls = CallText(tools) if tools else None
         if not media:
@@ -66,9 +95,11 @@ class Prompts:
 
         return Prompt(inputs=inputs, tokens=None, reader=reader, calls=calls)
 
-    def rendered(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> ChatPrompt:
+    def rendered(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] = (), options: ChatOptions | None = None
+    ) -> ChatPrompt:
         """A conversation as the text that the model continues."""
-        return chat_prompt(self._processors, messages, tools=tools)
+        return chat_prompt(self._processors, messages, options, tools=tools)
 
     def of_text(self, text: str) -> Prompt:
         """A text to continue as it is."""

@@ -35,8 +35,9 @@ def operations(service: Service) -> list[Operation]:
 
 async def _chat(service: Service, request: Request) -> Any:
     asked, messages, media = await _understood(service, request)
+    options = service.prompts.options(asked.variables)
     wish = Wish(
-        prepare=partial(service.prompts.of_messages, messages, media, asked.shown_tools),
+        prepare=partial(service.prompts.of_messages, messages, media, asked.shown_tools, options),
         sampling=asked.wishes(service.most(asked.most)),
     )
     if asked.stream:

@@ -79,6 +79,12 @@ TextContent = Annotated[
 ]
 
 
+Scalar = bool | int | float | Annotated[str, Field(max_length=256)]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+Variables = Annotated[dict[VariableName, Scalar], Field(max_length=16)]
+"""What a template may be told besides the messages."""
+
+
 class SystemMessage(Fields):
     """What the model is told to be."""
 
@@ -134,6 +140,14 @@ class ChatRequest(OpenAISamplingFields):
     modalities: TextOnly = None
     audio: NotYet = None
     store: Off = None
+    chat_template_kwargs: Variables | None = None
+    reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
+
+    @property
+    def variables(self) -> dict[str, Scalar]:
+        """What the template is told, by the field that says it."""
+        said: dict[str, Scalar] = {f"chat_template_kwargs.{k}": v for k, v in (self.chat_template_kwargs or {}).items()}
+        return said if self.reasoning_effort is None else said | {"reasoning_effort": self.reasoning_effort}
 
     @property
     def most(self) -> int | None:

@@ -12,10 +12,10 @@ from coterie.generation.sampling import Sampling
 from coterie.server.refusals import Refusal
 
 NOT_YET = frozenset({
-    "audio", "best_of", "cache_control", "chat_template", "chat_template_kwargs", "container", "context_management",
+    "audio", "best_of", "cache_control", "chat_template", "container", "context_management",
     "echo", "extra_body", "file", "function_call", "functions", "grammar", "guided_json", "ignore_eos",
     "json_schema", "logit_bias", "logprobs", "max_thinking_tokens", "mcp_servers", "min_tokens", "mirostat",
-    "mm_processor_kwargs", "modalities", "n_probs", "output_config", "prediction", "reasoning", "reasoning_effort",
+    "mm_processor_kwargs", "modalities", "n_probs", "output_config", "prediction", "reasoning",
     "refusal", "return_progress", "service_tier", "stop_token_ids", "suffix", "thinking", "tool_calls",
     "tool_choice", "tools", "top_logprobs", "typical_p", "verbosity", "web_search_options",
 })  # fmt: skip
