@@ -332,3 +332,18 @@ def test_reasoning_and_answer_come_apart(thinking: Served, monkeypatch) -> None:
     assert starts == ["thinking", "text"]
     stops = [event["index"] for event in events if event["type"] == "content_block_stop"]
     assert stops == [0, 1]
+
+
+def test_an_answer_can_say_what_was_read_for_it(server: Served) -> None:
+    before = server.engine.opened.runtime.stats().total
+    whole = server.post(PATH, chat(coterie={"provenance": True})).json["coterie"]["provenance"]
+    after = server.engine.opened.runtime.stats().total
+    assert whole["experts_requested"] == after.requested - before.requested > 0
+    assert whole["bytes_read"] == after.bytes_read - before.bytes_read
+    assert whole["experts_read"] == after.misses - before.misses
+    assert 0 <= whole["hit_rate"] <= 1
+    assert whole["experts_absent"] == 0
+    last = server.post(PATH, chat(coterie={"provenance": True}, stream=True)).events[-2][1]
+    assert last["coterie"]["provenance"]["experts_requested"] == whole["experts_requested"]
+    assert "provenance" not in server.post(PATH, chat()).json["coterie"]
+    assert server.post(PATH, chat(coterie={"x": 1})).error["param"] == "coterie.x"

@@ -204,7 +204,10 @@ def settings_of(template: str) -> frozenset[str]:
     Args:
         template: The template.
     """
-    from jinja2 import Environment, TemplateSyntaxError
+    try:
+        from jinja2 import Environment, TemplateSyntaxError
+    except ImportError:
+        return frozenset()  # whoever renders it is told what is missing
 
     read: set[str] = set()
     made: set[str] = set()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from coterie.generation.completion import complete
 from coterie.server.meters import Meters
 from coterie.server.refusals import Refusal, refusal_of
-from coterie.server.tickets import Done, Failed, Part, Piece, Prepared, Ticket, Wish
+from coterie.server.tickets import Done, Failed, Part, Piece, Prepared, Provenance, Ticket, Wish
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
@@ -219,7 +219,9 @@ class Engine:
     def _serve(self, ticket: Ticket) -> None:
         begun = time.monotonic()
         try:
+            before = self.opened.runtime.stats().total if ticket.wish.provenance else None
             completion = self._complete(ticket)
+            took = None if before is None else Provenance.between(before, self.opened.runtime.stats().total)
         except BaseException as error:  # whatever is raised over one request ends that one alone
             with self._changed:
                 self._fail(ticket, error)
@@ -231,7 +233,7 @@ class Engine:
             elif ticket.phase != "over":
                 ticket.phase = "over"
                 self.meters.finished(ticket, completion)
-                ticket.tell(Done(completion))
+                ticket.tell(Done(completion, took))
 
     def _complete(self, ticket: Ticket) -> Completion:
         prompt, opened = ticket.prompt, self.opened

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from coterie.server.refusals import refusal_of
@@ -14,6 +15,7 @@ from coterie.server.schemas.answers import (
     ChatCompletion,
     Chunk,
     Finish,
+    More,
     TextCompletion,
     Usage,
 )
@@ -29,8 +31,9 @@ _PREFIXES = {"chat": "chatcmpl", "text": "cmpl"}
 _CHUNKS = {"chat": "chat.completion.chunk", "text": "text_completion"}
 
 
-def chat_completion(service: Service, completion: Completion) -> ChatCompletion:
+def chat_completion(service: Service, done: Done) -> ChatCompletion:
     """A whole answer."""
+    completion = done.completion
     calls = _calls(completion)
     message: AnswerMessage = {"role": "assistant", "content": completion.text or None if calls else completion.text}
     if completion.reasoning:
@@ -45,12 +48,13 @@ def chat_completion(service: Service, completion: Completion) -> ChatCompletion:
         "system_fingerprint": service.fingerprint,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(completion)}],
         "usage": _usage(completion),
-        "coterie": {"finish_reason": completion.finish_reason},
+        "coterie": _more(done),
     }
 
 
-def text_completion(service: Service, completion: Completion) -> TextCompletion:
+def text_completion(service: Service, done: Done) -> TextCompletion:
     """A whole continuation."""
+    completion = done.completion
     return {
         "id": _new_id("text"),
         "object": "text_completion",
@@ -59,7 +63,7 @@ def text_completion(service: Service, completion: Completion) -> TextCompletion:
         "system_fingerprint": service.fingerprint,
         "choices": [{"index": 0, "text": completion.text, "logprobs": None, "finish_reason": _finish(completion)}],
         "usage": _usage(completion),
-        "coterie": {"finish_reason": completion.finish_reason},
+        "coterie": _more(done),
     }
 
 
@@ -92,9 +96,10 @@ class OpenAIStream:
                 case Piece(part, text):
                     yield self._chunk({"content" if part == "text" else "reasoning_content": text}, text)
                 case Done(completion):
+                    more = _more(one)
                     if calls := _calls(completion):
                         yield self._chunk({"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
-                    yield self._chunk({}, finish=completion)
+                    yield self._chunk({}, finish=completion, more=more)
                     if self._usage:
                         yield event({**self._same, "choices": [], "usage": _usage(completion)})
                 case Failed(error):
@@ -103,19 +108,29 @@ class OpenAIStream:
                     pass
         yield DONE
 
-    def _chunk(self, delta: Mapping[str, Any], text: str = "", *, finish: Completion | None = None) -> bytes:
+    def _chunk(
+        self, delta: Mapping[str, Any], text: str = "", *, finish: Completion | None = None, more: Any = None
+    ) -> bytes:
         choice: Chunk = {"index": 0, "logprobs": None, "finish_reason": None if finish is None else _finish(finish)}
         choice |= {"delta": delta} if self._kind == "chat" else {"text": text}
         chunk = {**self._same, "choices": [choice]}
         if self._usage:
             chunk["usage"] = None
-        if finish is not None:
-            chunk["coterie"] = {"finish_reason": finish.finish_reason}
+        if more is not None:
+            chunk["coterie"] = more
         return event(chunk)
 
 
 def _new_id(kind: Kind) -> str:
     return f"{_PREFIXES[kind]}-{uuid.uuid4().hex}"
+
+
+def _more(done: Done) -> More:
+    """What OpenAI's shape has no room for."""
+    more: More = {"finish_reason": done.completion.finish_reason}
+    if done.provenance is not None:
+        more["provenance"] = asdict(done.provenance)
+    return more
 
 
 def _usage(completion: Completion) -> Usage:

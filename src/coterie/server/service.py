@@ -19,7 +19,7 @@ from coterie.server.tickets import Done, Event, Failed, Ticket, Wish
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
 
-HEADERS_WITHIN_S = 0.08
+HEADERS_WITHIN_S = 0.05
 """A stream begins so soon, if it is not known by then that the request is none."""
 
 UNTRAINED_TOKENS = 256
@@ -70,7 +70,7 @@ class Service:
         """New tokens of an answer: a model that was not trained to answer does not end by itself."""
         return wanted if wanted is not None or self.prompts.can_chat else UNTRAINED_TOKENS
 
-    async def whole(self, request: Request, wish: Wish) -> Completion:
+    async def whole(self, request: Request, wish: Wish) -> Done:
         """The answer, once it is whole.
 
         Raises:
@@ -78,13 +78,13 @@ class Service:
             ClientDisconnect: If nobody waits for it any more.
         """
         ticket = self.engine.submit(wish, request.state.request_id)
-        done: list[Completion] = []
+        done: list[Done] = []
 
         async def wait() -> None:
-            while True:
+            while not done:
                 match await ticket.next():
-                    case Done(completion):
-                        return done.append(completion)
+                    case Done() as one:
+                        done.append(one)
                     case Failed(error):
                         raise error
                     case _:
@@ -93,7 +93,7 @@ class Service:
         try:
             await unless_gone(request.receive, wait())
         finally:
-            self._leave(request, ticket, done[0] if done else None)
+            self._leave(request, ticket, done[0].completion if done else None)
         if not done:
             raise ClientDisconnect
         return done[0]

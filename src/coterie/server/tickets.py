@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from coterie.engine.statistics import BankStats
     from coterie.generation.answers import AnswerReader
     from coterie.generation.completion import Completion
     from coterie.generation.sampling import Sampling
@@ -44,10 +45,12 @@ class Wish:
     Attributes:
         prepare: Makes the prompt, in a thread of its own.
         sampling: How tokens are chosen.
+        provenance: Whether it is told what experts were read for it.
     """
 
     prepare: Callable[[], Prompt]
     sampling: Sampling
+    provenance: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +68,46 @@ class Piece:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What an answer took of experts. As the model serves nobody else meanwhile, it is this answer's alone.
+
+    Attributes:
+        experts_requested: Experts that layers asked for.
+        experts_read: Of these, read from disk.
+        hit_rate: Share of them that was in memory.
+        bytes_read: Bytes read for them.
+        read_wait_s: Seconds that the model waited for that.
+        experts_absent: Choices of experts that the store does not have.
+    """
+
+    experts_requested: int
+    experts_read: int
+    hit_rate: float
+    bytes_read: int
+    read_wait_s: float
+    experts_absent: int
+
+    @classmethod
+    def between(cls, before: BankStats, after: BankStats) -> Provenance:
+        """What was counted from one time to another."""
+        requested, hits = after.requested - before.requested, after.hits - before.hits
+        return cls(
+            experts_requested=requested,
+            experts_read=after.misses - before.misses,
+            hit_rate=round(hits / requested, 4) if requested else 0.0,
+            bytes_read=after.bytes_read - before.bytes_read,
+            read_wait_s=round(after.wait_s - before.wait_s, 6),
+            experts_absent=after.absent - before.absent,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """The answer is whole."""
 
     completion: Completion
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ async def _chat(service: Service, request: Request) -> Any:
     wish = Wish(
         prepare=partial(service.prompts.of_messages, messages, media, asked.shown_tools, options),
         sampling=asked.wishes(service.most(asked.most)),
+        provenance=asked.wants_provenance,
     )
     if asked.stream:
         events = OpenAIStream(service, "chat", usage=asked.wants_usage)

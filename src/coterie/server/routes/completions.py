@@ -33,7 +33,7 @@ async def _complete(service: Service, request: Request) -> Any:
         service.check_model(asked.model)
     prompts, prompt = service.prompts, asked.prompt
     prepare = partial(prompts.of_text, prompt) if isinstance(prompt, str) else partial(prompts.of_ids, prompt)
-    wish = Wish(prepare=prepare, sampling=asked.wishes(asked.max_tokens))
+    wish = Wish(prepare=prepare, sampling=asked.wishes(asked.max_tokens), provenance=asked.wants_provenance)
     if asked.stream:
         events = OpenAIStream(service, "text", usage=asked.wants_usage)
         return await service.stream(request, wish, events, ping=COMMENT_PING)

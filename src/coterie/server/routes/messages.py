@@ -43,7 +43,7 @@ async def _answer(service: Service, request: Request) -> Any:
     )
     if asked.stream:
         return await service.stream(request, wish, AnthropicStream(service, stops), ping=NAMED_PING)
-    return message(service, await service.whole(request, wish), stops)
+    return message(service, (await service.whole(request, wish)).completion, stops)
 
 
 async def _count(service: Service, request: Request) -> TokenCount:

@@ -17,10 +17,11 @@ class Usage(TypedDict):
     total_tokens: int
 
 
-class Provenance(TypedDict):
+class More(TypedDict):
     """What OpenAI's shape has no room for."""
 
     finish_reason: str
+    provenance: NotRequired[dict[str, float]]
 
 
 class CalledFunction(TypedDict):
@@ -66,7 +67,7 @@ class ChatCompletion(TypedDict):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
-    coterie: Provenance
+    coterie: More
 
 
 class TextChoice(TypedDict):
@@ -88,7 +89,7 @@ class TextCompletion(TypedDict):
     system_fingerprint: str
     choices: list[TextChoice]
     usage: Usage
-    coterie: Provenance
+    coterie: More
 
 
 class Block(TypedDict):

@@ -108,6 +108,13 @@ class StreamOptions(Fields):
     include_obfuscation: Off = None
 
 
+class CoterieFields(Fields):
+    """What no other server has."""
+
+    provenance: bool | None = None
+    """Whether the answer says what experts were read for it."""
+
+
 class OpenAISamplingFields(SamplingFields):
     """What both of OpenAI's ways of asking have; and what changes nothing and may be said."""
 
@@ -124,6 +131,7 @@ class OpenAISamplingFields(SamplingFields):
     logit_bias: Nothing = None
     user: Annotated[str, Field(max_length=512)] | None = None
     """Whom the caller asks for; nothing is kept of it."""
+    coterie: CoterieFields | None = None
 
     def wishes(self, most: int | None) -> Sampling:
         """How tokens are chosen."""
@@ -131,6 +139,11 @@ class OpenAISamplingFields(SamplingFields):
         return self.sampling(
             most=most, stop=stop, min_p=self.min_p, repetition_penalty=self.repetition_penalty, seed=self.seed
         )
+
+    @property
+    def wants_provenance(self) -> bool:
+        """Whether the answer says what experts were read for it."""
+        return self.coterie is not None and bool(self.coterie.provenance)
 
     @property
     def wants_usage(self) -> bool:
