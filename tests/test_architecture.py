@@ -354,6 +354,47 @@ def test_a_forward_that_is_touched_is_seen(text: str) -> None:
     assert not forwards_touched(ast.parse("module.forward(x); type(module).forward\ndef forward(self): ..."))
 
 
+def decodes(tree: ast.AST) -> list[int]:
+    """Lines where a model is asked to generate, or something decodes on its own."""
+    calls = {"generate", "generate_batch", "_prefill", "prepare_inputs_for_generation",
+             "_update_model_kwargs_for_generation"}  # fmt: skip
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        asked = isinstance(node.func, ast.Attribute) and node.func.attr in calls
+        # A pass that is to keep what it computes, or goes on with what one has kept.
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        keeps = given.get("use_cache") == "True" or "past_key_values" in given
+        if asked or keeps:
+            found.append(node.lineno)
+    return found
+
+
+def test_nobody_decodes_but_the_loop() -> None:
+    others = {
+        "generation/completion.py": "a search over several beams is one call",
+        "generation/speech.py": "the whole omni model's, whose thinker and talker generate in the loop",
+        "generation/contracts.py": "what the loop and a streamed model are compared with",
+        "integration/contracts.py": "what passes of transformers' own loop look like",
+        "evaluate/exactness.py": "the stock model that a streamed one is compared with",
+    }
+    places = {relative(path) for path in FILES if decodes(parsed(path))}
+    assert places == {"hf/generation_steps.py", *others}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model.generate(x)", "self._model.generate(**inputs)", "model(ids, past_key_values=kept)",
+        "model(ids, use_cache=True)", "model._prefill(ids)",
+    ],
+)  # fmt: skip
+def test_what_decodes_is_seen(text: str) -> None:
+    assert decodes(ast.parse(text))
+    assert not decodes(ast.parse("generate(model); generated(one); model(ids, use_cache=False); self._cache.lease(x)"))
+
+
 def threads_told_apart(tree: ast.AST) -> list[int]:
     """Lines where something is kept by thread, or threads are told apart."""
     names = {"local", "get_ident", "current_thread", "get_native_id", "ContextVar"}
@@ -384,7 +425,6 @@ def test_the_current_pass_is_kept_in_one_place() -> None:
     others = {
         "passes/admission.py": "which threads compute, and what each generation has used",
         "engine/store_growth.py": "which thread writes, and does not wait for itself",
-        "generation/completion.py": "which thread generates",
         "hf/skeleton.py": "whose model is being built",
         "bench/breakdown.py": "which thread is timed",
     }

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from coterie.integration.linear import StockLinear, round_as_stock
+from coterie.integration.linear import round_as_stock
+from coterie.kernels import StockLinear
 from coterie.passes.forwards import Covering, install
 
 INPUTS = {

@@ -14,7 +14,8 @@ from coterie.checkpoint import Checkpoint
 from coterie.errors import LoadError
 from coterie.extraction import extract
 from coterie.extraction.dense import quantised_linears
-from coterie.integration import QuantisedLinear, QuantisedLinears
+from coterie.integration import QuantisedLinears
+from coterie.kernels import QuantisedLinear
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES, stored_linear
 from zoo import ZOO, logits, stock

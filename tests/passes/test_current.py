@@ -13,7 +13,7 @@ from torch import nn
 
 from coterie.cache import Consumer
 from coterie.passes.clock import StepClock
-from coterie.passes.current import Pass, carried, current, drop_carried, stated_phase
+from coterie.passes.current import Pass, Request, Row, Stated, carried, current, drop_carried
 from coterie.spec import StepStarted
 
 
@@ -238,9 +238,9 @@ def test_who_makes_a_pass_says_which_phase_it_is() -> None:
     module, clock = watched(lambda: found.append(current()))
 
     def run() -> None:
-        with stated_phase("decode"):
+        with Stated(phase="decode"):
             module(ids(1, batch=4))
-            with stated_phase("prefill"):
+            with Stated(phase="prefill"):
                 module(ids(1), past_key_values=Cached())
             module(ids(3))
             raise ZeroDivisionError
@@ -250,6 +250,43 @@ def test_who_makes_a_pass_says_which_phase_it_is() -> None:
     module(ids(3))
     assert [one.phase for one in found] == ["decode", "prefill", "decode", "prefill"]
     assert clock.tokens == {"decode": 4 + 3, "prefill": 1 + 3}
+
+
+def test_a_pass_has_the_rows_that_its_shapes_tell_or_that_are_stated() -> None:
+    found: list[tuple[Row, ...]] = []
+    module, _ = watched(lambda: found.append(current().rows))
+    one, two = Request(), Request()
+    stated = (Row(one, 5), Row(two, 9))
+    module(ids(3, batch=2))
+    module(ids(1), past_key_values=Cached())
+    with Stated(rows=stated):
+        module(ids(1, batch=2))
+        with Stated(one):
+            module(ids(1), past_key_values=Cached())
+        module(ids(1, batch=3))
+    module(ids(1))
+    nobody = Row(None, 0)
+    assert found == [(nobody,) * 2, (Row(None, 7),), stated, (Row(one, 7),), (nobody,) * 3, (nobody,)]
+    assert current().rows == ()
+
+
+def test_what_is_carried_is_a_requests_own_where_it_is_stated() -> None:
+    owner, found = Owner(), []
+
+    def inside() -> None:
+        state = carried(owner, Kept)
+        state.times += 1
+        found.append(state.times)
+
+    module, _ = watched(inside)
+    one = Request()
+    for request in (one, Request(), one, None, None):
+        with Stated(request):
+            module(ids(2))
+    assert found == [1, 1, 2, 1, 2]
+    kept = weakref.ref(one.carried[owner])
+    del one, request
+    assert kept() is None
 
 
 def test_passes_of_a_thread_ask_the_cache_as_one_consumer_and_those_of_another_as_another() -> None:

@@ -14,7 +14,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from coterie.errors import ContextLengthError
 from coterie.hf.last_logits import can_be_given, output_head, takes_parameter
-from coterie.integration.linear import QuantisedLinear, StockLinear
+from coterie.kernels import QuantisedLinear, StockLinear
 from coterie.quant import SCHEMES, StoredMatrix, lossy_scheme
 from coterie.spec import LAST_POSITIONS
 from zoo import MATRIX, ZOO

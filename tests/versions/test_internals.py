@@ -15,7 +15,7 @@ import pytest
 import transformers
 from packaging.requirements import Requirement
 from packaging.version import Version
-from transformers import PreTrainedModel, Qwen3MoeForCausalLM
+from transformers import GenerationMixin, PreTrainedModel, Qwen3MoeForCausalLM
 from transformers.cache_utils import DynamicLayer
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
@@ -106,7 +106,20 @@ def _pictures_of_another_size(monkeypatch):
     monkeypatch.setattr(module.Qwen2VLImageProcessorPil, "resize", resize)
 
 
+def _a_loop_that_does_more(monkeypatch):
+    """Transformers' own takes the least likely token."""
+    own = GenerationMixin._sample
+
+    def sample(self, input_ids, logits_processor, **options):
+        logits_processor.append(lambda ids, scores: -scores)
+        return own(self, input_ids, logits_processor=logits_processor, **options)
+
+    monkeypatch.setattr(GenerationMixin, "_sample", sample)
+
+
 BREAKS = {
+    "sequences go on as in transformers": _a_loop_that_does_more,
+    "generation.utils.GenerationMixin._prefill is there": _attribute_gone(GenerationMixin, "_prefill"),
     "caches count their tokens": lambda patch: patch.setattr(DynamicLayer, "get_seq_length", lambda self: 7),
     "a layer of a cache is its keys and values": _layers_keep_a_count,
     "decode steps show their cache": _no_cache_in_steps,

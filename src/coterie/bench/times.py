@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
-from coterie.generation.one_sequence import check_settings, settings_named
+from coterie.generation.one_sequence import check_settings, files_named
+from coterie.generation.sequence import Sequence
+from coterie.generation.steps import generated
+from coterie.hf.generation_steps import prepare
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -74,29 +76,26 @@ def generate(
         UnsupportedError: If the model's generation config asks for what one streamed sequence cannot do.
     """
     times = TokenTimes(on_token)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _no_end(model), settings_named(model):
+    _check(model)
+    with torch.random.fork_rng(devices=[]), files_named(model):
         if seed is not None:
             torch.manual_seed(seed)
-        out = model.generate(
-            prompt,
+        # Nothing in the model's generation config ends it before its length.
+        prepared = prepare(
+            model,
+            input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=tokens,
             min_new_tokens=tokens,
             do_sample=seed is not None,
-            streamer=times,
+            stop_strings=None,
+            max_time=None,
         )
-    return getattr(out, "sequences", out)[0, -tokens:].tolist(), times
+        sequence = generated(Sequence(prepared, stream=times))
+    return sequence.new_ids.tolist(), times
 
 
-@contextmanager
-def _no_end(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, nothing in the model's generation config ends a sequence before its length."""
-    own: GenerationConfig = model.generation_config
-    config = copy.deepcopy(own)
+def _check(model: PreTrainedModel) -> None:
+    config: GenerationConfig = copy.deepcopy(model.generation_config)
     config.stop_strings = config.max_time = None
     check_settings(model, config, streamed=True)
-    model.generation_config = config
-    try:
-        yield
-    finally:
-        model.generation_config = own

@@ -8,17 +8,17 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from coterie.cache.arena import SlotArena
-from coterie.cache.bank_view import BankView
+from coterie.cache.bank_view import BankView, Holds
 from coterie.cache.cause import Cause
-from coterie.cache.claims import Claim
+from coterie.cache.claims import Claim, OpenClaims
 from coterie.cache.consumer import Consumer
+from coterie.cache.guard import Guard
 from coterie.cache.lease import Lease
-from coterie.cache.outstanding import ReadTimes
 from coterie.cache.predictions import Predictions
 from coterie.cache.residency import Residency
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.snapshot import Snapshot
-from coterie.cache.statistics import CacheStats, Counters
+from coterie.cache.statistics import CacheStats, Counters, ReadTimes
 from coterie.cache.warm_set import WARM_SHARE
 from coterie.errors import UsageError
 from coterie.eviction import EvictionPolicy, make_policy
@@ -73,9 +73,21 @@ class ExpertCache:
         policy = make_policy(eviction) if isinstance(eviction, str) else eviction
         self._counters = Counters()
         self._predictions = Predictions()
-        self._residency = Residency(source, capacity, policy, self._predictions, self._counters)
+        self._guard = Guard()
+        claims = OpenClaims(at_once=read_threads)
+        self._holds = holds = Holds(self._guard, self._predictions, claims, self._counters)
+        self._residency = Residency(source, capacity, policy, self._predictions, holds, self._counters)
         reader = RecordReader(source, verify=verify_reads, direct=direct, read_nbytes=read_nbytes)
-        self._scheduler = Scheduler(self._residency, self._predictions, reader, self._counters, threads=read_threads)
+        self._scheduler = Scheduler(
+            self._guard,
+            self._residency,
+            self._predictions,
+            claims,
+            holds,
+            reader,
+            self._counters,
+            threads=read_threads,
+        )
 
     @property
     def capacity(self) -> int:
@@ -130,11 +142,12 @@ class ExpertCache:
             ExpertMissingError: If the source does not have one of ``keys``; those of ``upcoming`` are passed over.
             UsageError: If the cache is closed, or for an unknown phase; on entering, if the consumer already has one.
         """
-        self._scheduler.check_usable()
+        if not self._guard.usable:
+            self._guard.check()
         if phase not in ("prefill", "decode"):
             raise UsageError.unknown("phase", phase, ("prefill", "decode"))
         distinct = tuple(dict.fromkeys(keys))
-        with self._scheduler.lock:
+        with self._guard.lock:
             layouts = [self._residency.layout(key) for key in distinct]
         prefill = phase == "prefill"
         claim = Claim(
@@ -155,8 +168,8 @@ class ExpertCache:
             bank: The bank.
             experts: E, how many it has, absent ones included.
         """
-        with self._scheduler.lock:
-            return BankView(self._scheduler, self._residency.by_bank, bank, experts)
+        with self._guard.lock:
+            return BankView(self._holds, self._residency.by_bank, bank, experts)
 
     def predict(self, keys: Iterable[ExpertKey], *, consumer: Consumer) -> None:
         """Says what a consumer will probably ask for next, likeliest first. Advice: it changes no result.
@@ -189,8 +202,8 @@ class ExpertCache:
 
     def expect_use(self, expected: Mapping[ExpertKey, float]) -> None:
         """Tells a policy that goes by it (``trust``) how often each expert is used per token; others do not listen."""
-        self._scheduler.check_usable()
-        with self._scheduler.lock:
+        self._guard.check()
+        with self._guard.lock:
             self._residency.expect_use(expected)
 
     @property
@@ -200,14 +213,14 @@ class ExpertCache:
 
     def read_times(self) -> ReadTimes:
         """How long reads were under way, and how long they were waited for."""
-        with self._scheduler.lock:
+        with self._guard.lock:
             demanded_s, ahead_s = self._scheduler.read_seconds()
             return ReadTimes(demanded_s=demanded_s, ahead_s=ahead_s, wait_s=self._counters.wait_s)
 
     def stats(self) -> CacheStats:
         """The counts so far and what is resident now."""
         residency, counters = self._residency, self._counters
-        with self._scheduler.lock:
+        with self._guard.lock:
             untold = residency.untold()
             return CacheStats(
                 requests=counters.requests,
@@ -264,7 +277,7 @@ class ExpertCache:
         self._scheduler.close(wait=True)
 
     def __enter__(self) -> Self:
-        self._scheduler.check_usable()
+        self._guard.check()
         return self
 
     def __exit__(
@@ -275,7 +288,7 @@ class ExpertCache:
     def __del__(self) -> None:
         # Collection can happen on a reading thread, which cannot wait for itself: they are told, not awaited.
         scheduler = getattr(self, "_scheduler", None)
-        if scheduler is not None and not scheduler.closed:
+        if scheduler is not None and not self._guard.closed:
             with contextlib.suppress(Exception):
                 scheduler.close(wait=False)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coterie.cache.claims import Entry
-from coterie.cache.open_claims import OpenClaims
+from coterie.cache.bank_view import Holds
+from coterie.cache.claims import Entry, OpenClaims
 from coterie.cache.predictions import Predictions
 from coterie.cache.residency import Residency
 from coterie.records.readers import Readers
@@ -67,6 +67,7 @@ def snapshot_of(
     predictions: Predictions,
     readers: Readers[Entry],
     claims: OpenClaims,
+    holds: Holds,
     *,
     open_files: int,
     closed: bool,
@@ -85,9 +86,9 @@ def snapshot_of(
         leases=len(tuple(claims)),
         queued=claims.queued,
         waiting=sum(claim.waiting_since is not None for claim in claims),
-        holds=len(residency.holds),
+        holds=len(holds.held),
         predicted=tuple(prediction.keys for prediction in predictions.all()),
-        untold_uses=len(residency.journal),
+        untold_uses=len(holds.journal),
         undecided=readers.undecided,
         prepared=readers.prepared,
         finished=readers.finished,

@@ -89,6 +89,21 @@ class CacheStats:
         return self.hits / self.requests if self.requests else 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadTimes:
+    """Seconds since the cache was made.
+
+    Attributes:
+        demanded_s: In which a read was under way that somebody had asked for.
+        ahead_s: In which none was, but one ahead of any request.
+        wait_s: That consumers waited, added up over threads.
+    """
+
+    demanded_s: float
+    ahead_s: float
+    wait_s: float
+
+
 class Counters:
     """The running counts behind :class:`CacheStats`; guarded by the cache's lock.
 

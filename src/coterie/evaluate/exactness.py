@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from coterie.generation import sequence
+from coterie.generation.steps import generated
+from coterie.hf.generation_steps import last_logits, prepare
+
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
 
@@ -100,7 +104,7 @@ def compare_exactly(
     different = []
     for case, ours, theirs in zip(cases, logits, sequence_logits(stock, cases), strict=True):
         our_ids, our_steps = _decode(streamed, case, greedy_tokens)
-        their_ids, their_steps = _decode(stock, case, greedy_tokens)
+        their_ids, their_steps = _decode_in_transformers(stock, case, greedy_tokens)
         sequence_count += ours.numel()
         decoded_count += our_steps.numel()
         token_count += our_ids.numel()
@@ -140,6 +144,16 @@ def likeness(model: PreTrainedModel, cases: Sequence[Case], full: Sequence[torch
 
 def _decode(model: PreTrainedModel, case: Case, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """New tokens of greedy decoding, and their logits [tokens, vocabulary] as the model gave them."""
+    logits: list[torch.Tensor] = []
+    prepared = prepare(model, **case.inputs.to(model.dtype), do_sample=False, max_new_tokens=tokens)
+    done = generated(
+        sequence.Sequence(prepared, keep=lambda outputs: logits.append(last_logits(outputs, prepared.ids)))
+    )
+    return done.new_ids, torch.cat(logits)
+
+
+def _decode_in_transformers(model: PreTrainedModel, case: Case, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in transformers' own loop."""
     result = model.generate(
         **case.inputs.to(model.dtype),
         do_sample=False,

@@ -17,7 +17,8 @@ from torch import Tensor
 from coterie.errors import LoadError, UnsupportedError, UsageError
 from coterie.evaluate.texts import Text
 from coterie.evaluate.windows import Window
-from coterie.hf.caches import kept_cache
+from coterie.generation import sequence, steps
+from coterie.hf.generation_steps import plain
 
 SLICE_NBYTES = 64 << 20
 """Memory that the float64 copies of a slice of logits take, whatever T is (more only where one row takes more)."""
@@ -86,18 +87,24 @@ def predict_in_steps(model: Any, text: Text, window: Window) -> Tensor:
     """
     ids = _input_ids(model, text, window)
     first = ids[:, : ids.shape[1] - window.tokens + 1]
-    output = model(input_ids=first, use_cache=True)
-    rows = [_logits(model, output, first)[0, -1:].clone()]
-    for position in range(first.shape[1], ids.shape[1]):
-        kept = kept_cache(output)
-        if not kept:
+    given = iter(ids[0, first.shape[1] :, None])
+    rows: list[Tensor] = []
+
+    def keep(output: Any) -> None:
+        length = 1 if rows else first.shape[1]
+        rows.append(_logits(model, output, ids[:, :length])[0, -1:].clone())
+
+    loop = steps.Steps()
+    one = sequence.Sequence(plain(model, first), chooser=lambda scores: next(given, ids[0, -1:]), keep=keep)
+    loop.add(one)
+    for _ in range(window.tokens):
+        if rows and not one.keeps_tokens:
             raise UnsupportedError(
                 f"{type(model).__name__} keeps nothing of the tokens before, so it cannot be run token by token.",
                 advice="Evaluate it without adapting experts by salience.",
             )
-        one = ids[:, position : position + 1]
-        output = model(input_ids=one, use_cache=True, **kept)
-        rows.append(_logits(model, output, one)[0].clone())
+        loop.step()
+        one.check()
     return torch.cat(rows)
 
 

@@ -1,1 +1,4 @@
-"""One request to a model: its inputs, how tokens are chosen, the text that comes of them, turns of a conversation."""
+"""Requests to a model: its inputs, how tokens are chosen, the loop that generates them, what becomes of them.
+
+:mod:`coterie.generation.steps` is the loop.
+"""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from coterie.engine.runtime import Runtime
 from coterie.generation.answers import AnswerReader, ToolCall
-from coterie.generation.draws import drawing
-from coterie.generation.one_sequence import beams, check_settings, longest, settings_named
+from coterie.generation.draws import Draws, drawing
+from coterie.generation.one_sequence import beams, check_settings, files_named, longest
 from coterie.generation.sampling import Sampling
+from coterie.generation.sequence import Sequence
+from coterie.generation.steps import generated
 from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
+from coterie.hf.generation_steps import one_by_one, prepare
+from coterie.passes.current import Request, Stated, current
 from coterie.spec import Event, ExpertsSelected
 
 if TYPE_CHECKING:
@@ -67,35 +70,47 @@ class Stopped(Exception):
 
 
 class StopWatch:
-    """An observer that ends this thread's forward pass at the next layer once the caller wants it to end.
+    """An observer that ends a request's forward pass at the next layer once the caller wants it to end.
 
-    Of a decode step, which is told of once it is over, it ends the next one.
+    Of a decode step, which is told of once it is over, it ends the next one. A pass that computes others' tokens as
+    well is not ended.
     """
 
-    def __init__(self, should_stop: Callable[[], bool]) -> None:
+    def __init__(self, should_stop: Callable[[], bool], request: Request) -> None:
         self._should_stop = should_stop
-        # Others may be generating with the same model.
-        self._thread = threading.get_ident()
+        self._request = request
 
     def on_event(self, event: Event) -> None:
         """Asks before each layer's experts are computed: a long prefill can be stopped, and no lease is open then."""
-        if isinstance(event, ExpertsSelected) and threading.get_ident() == self._thread and self._should_stop():
+        if not isinstance(event, ExpertsSelected):
+            return
+        rows = current().rows
+        if rows and all(row.request is self._request for row in rows) and self._should_stop():
             raise Stopped
 
 
 @contextmanager
-def stoppable(model: PreTrainedModel, should_stop: Callable[[], bool] | None) -> Iterator[None]:
-    """Inside, forward passes raise :class:`Stopped` soon after ``should_stop`` says True."""
-    if should_stop is None:
-        yield
-        return
+def stoppable(model: PreTrainedModel, should_stop: Callable[[], bool] | None) -> Iterator[Request]:
+    """Inside, this thread's forward passes are of one request, and raise :class:`Stopped` when it is to end.
+
+    Args:
+        model: From :func:`coterie.load`.
+        should_stop: Asked before every layer; soon after it says True, a pass is ended. None never does.
+
+    Yields:
+        The request.
+    """
+    request = Request()
     runtime: Runtime = model.coterie
-    watch = StopWatch(should_stop)
-    runtime.add_observer(watch)
+    watch = None if should_stop is None else StopWatch(should_stop, request)
+    if watch is not None:
+        runtime.add_observer(watch)
     try:
-        yield
+        with Stated(request):
+            yield request
     finally:
-        runtime.remove_observer(watch)
+        if watch is not None:
+            runtime.remove_observer(watch)
 
 
 def complete(
@@ -130,24 +145,16 @@ def complete(
     config = effective_config(model, tokenizer, inputs, wishes)
     check_settings(model, config)
     stream = _stream(tokenizer, on_text, wishes, reader)
-    prompt = 0 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
-    streamer = {} if beams(config) > 1 else {"streamer": stream}
+    marks = () if reader is None else reader.marks
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop), drawing(wishes.seed) as draws, settings_named(model):
-            options = stopping(tokenizer, config, wishes, prompt=prompt, keep=() if reader is None else reader.marks)
-            made = model.generate(
-                **inputs.to(model.dtype),
-                generation_config=config,
-                **streamer,
-                **(options if draws is None else draws.options(options)),
-            )
-        if not streamer:
-            # Which of the beams is the answer is known now.
-            sequence = getattr(made, "sequences", made)[0].cpu()
-            stream.put(sequence[:prompt])
-            stream.put(sequence[prompt:])
+        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
+            if one_by_one(model, config):
+                options = generating(model, tokenizer, inputs, config, wishes, keep=marks)
+                generated(Sequence(prepare(model, **options), request=request, stream=stream, draws=draws))
+            else:
+                _search(model, tokenizer, inputs, config, wishes, keep=marks, stream=stream, draws=draws)
     except Stopped:
         interrupted = True
     done = finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
@@ -170,32 +177,94 @@ def _stream(
     return TextStream(tokenizer, reader.feed, keep=reader.marks, stops=sampling.stop)
 
 
+def _search(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: BatchFeature,
+    config: GenerationConfig,
+    wishes: Sampling,
+    *,
+    keep: tuple[str, ...],
+    stream: TextStream,
+    draws: Draws | None,
+) -> None:
+    """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
+    options = generating(model, tokenizer, inputs, config, wishes, keep=keep)
+    if config.token_healing:
+        options["tokenizer"] = tokenizer
+    if beams(config) == 1:
+        options["streamer"] = stream
+    if draws is not None:
+        draws.begin()
+    made = model.generate(**options)
+    if beams(config) > 1:
+        # Which of the beams is the answer is known now.
+        sequence, prompt = getattr(made, "sequences", made)[0].cpu(), prompt_tokens(model, inputs)
+        stream.put(sequence[:prompt])
+        stream.put(sequence[prompt:])
+
+
+def prompt_tokens(model: PreTrainedModel, inputs: BatchFeature) -> int:
+    """Tokens of the prompt that stand before what is generated: none where an encoder reads it."""
+    return 0 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
+
+
+def generating(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: BatchFeature,
+    config: GenerationConfig,
+    sampling: Sampling,
+    *,
+    keep: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Options of ``generate`` for one prompt, the texts that end it included.
+
+    Args:
+        model: The model.
+        tokenizer: The tokenizer.
+        inputs: Those of the prompt.
+        config: What is to be done.
+        sampling: The caller's wishes.
+        keep: Special tokens whose text is part of the answer, as :class:`TextStream` takes them: where the stream sees
+            a text, and only there, the sequence ends.
+    """
+    return {
+        **inputs.to(model.dtype),
+        "generation_config": config,
+        **stopping(tokenizer, config, sampling, prompt=prompt_tokens(model, inputs), keep=keep),
+    }
+
+
 def stopping(
     tokenizer: PreTrainedTokenizerBase,
     config: GenerationConfig,
     sampling: Sampling,
     *,
     prompt: int,
-    keep: Sequence[str] = (),
+    keep: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """What ``generate`` needs to end at a text: the tokenizer for the model's own, a criterion for the caller's.
+    """What ``generate`` needs to end at a text, without a tokenizer: a criterion for the model's own and the caller's.
 
     Args:
         tokenizer: The tokenizer.
         config: What is to be done.
         sampling: The caller's wishes.
         prompt: Tokens of the prompt.
-        keep: Special tokens whose text is part of the answer, as :class:`TextStream` takes them: where the stream sees
-            a text, and only there, the sequence ends.
+        keep: As :func:`generating` takes it.
     """
-    options: dict[str, Any] = {}
-    if config.stop_strings is not None or config.token_healing:
-        options["tokenizer"] = tokenizer
-    if sampling.stop:
-        from transformers import StoppingCriteriaList
+    from transformers import StoppingCriteriaList, StopStringCriteria
 
-        criterion = StopAtTexts(tokenizer, sampling.stop, keep=keep, prompt=prompt)
-        options["stopping_criteria"] = StoppingCriteriaList([criterion])
+    options: dict[str, Any] = {}
+    criteria = StoppingCriteriaList()
+    if config.stop_strings is not None:
+        criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
+        # Said beside the config: of what a config says None, the model's own is taken.
+        options["stop_strings"] = None
+    if sampling.stop:
+        criteria.append(StopAtTexts(tokenizer, sampling.stop, keep=keep, prompt=prompt))
+    if criteria:
+        options["stopping_criteria"] = criteria
     return options
 
 

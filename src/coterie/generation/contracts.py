@@ -16,9 +16,12 @@ from coterie.engine.loader import load
 from coterie.engine.quiet import quiet_libraries
 from coterie.extraction import extract
 from coterie.generation.processors import scaled_ahead
+from coterie.generation.sequence import Sequence
+from coterie.generation.steps import generated
 from coterie.hf.contract import Contract, Verdict, examine, expect
 from coterie.hf.contracts import CONTRACTS as READING
 from coterie.hf.contracts import EXACT, SPEED, place, tiny_config
+from coterie.hf.generation_steps import last_logits, one_by_one, prepare
 from coterie.integration import TokenLayer
 from coterie.integration.contracts import CONTRACTS as RUNNING
 from coterie.native import StageTimes, library
@@ -30,6 +33,18 @@ _SIZES = {
     "pad_token_id": 0,
 }  # fmt: skip
 _PROMPT, _NEW = 8, 4
+
+STEPS = "Answers are generated step by step, with the tokens that transformers' own loop gives."
+_UTILS = "generation.utils"
+_STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (_UTILS, "GenerationMixin.generate", ("custom_generate",)),
+    (_UTILS, "GenerationMixin._sample", ()),
+    (_UTILS, "GenerationMixin._prefill", ("input_ids", "generation_config", "model_kwargs", "is_first_iteration")),
+    (_UTILS, "GenerationMixin.prepare_inputs_for_generation", ("input_ids", "next_sequence_length")),
+    (_UTILS, "GenerationMixin._update_model_kwargs_for_generation", ("outputs", "model_kwargs", "is_encoder_decoder")),
+    ("generation.configuration_utils", "GenerationConfig.get_generation_mode", ()),
+)
+"""Module, name, parameters that are used by ``hf.generation_steps``."""
 
 PICTURES = "Large pictures, which are scaled before the processor copies them, have the pixels of others."
 
@@ -112,6 +127,31 @@ def _decode_steps_are_native() -> None:
     )
 
 
+def _generate_in_steps(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and their logits, in our own loop."""
+    prepared, logits = prepare(model, **options), list[torch.Tensor]()
+    sequence = Sequence(prepared, keep=lambda outputs: logits.append(last_logits(outputs, prepared.ids)))
+    return generated(sequence).ids, torch.cat(logits)
+
+
+def _sequences_go_on_as_in_transformers() -> None:
+    from transformers import Qwen3MoeForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen3MoeForCausalLM(tiny_config(**_SIZES)).eval()
+        ids = torch.arange(1, _PROMPT + 1)[None]
+        expect(one_by_one(model, model.generation_config), "Models have a loop of their own, or another mode.")
+        for wishes in ({"do_sample": False}, {"do_sample": True, "temperature": 2.0}, {"use_cache": False}):
+            options = {"input_ids": ids, "max_new_tokens": _NEW, **wishes}
+            torch.manual_seed(1)
+            theirs = model.generate(**options, output_logits=True, return_dict_in_generate=True)
+            torch.manual_seed(1)
+            ours, logits = _generate_in_steps(model, **options)
+            expect(torch.equal(ours, theirs.sequences), f"Its loop gives other tokens ({wishes}).")
+            expect(torch.equal(logits, torch.cat(theirs.logits)), f"Its loop gives other logits ({wishes}).")
+
+
 def _pictures_are_scaled_alike() -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -134,6 +174,9 @@ GENERATION: tuple[Contract, ...] = (
              follower="coterie.generation.processors", check=_pictures_are_scaled_alike, essential=False),
     place("models.qwen3_omni_moe.processing_qwen3_omni_moe", "_get_feat_extract_output_lengths", ("input_lengths",),
           "generation.placeholders", essential=False),
+    *(place(*row, "hf.generation_steps", protects=STEPS, essential=False) for row in _STEPS),
+    Contract(name="sequences go on as in transformers", protects=STEPS, follower="coterie.hf.generation_steps",
+             check=_sequences_go_on_as_in_transformers),
     Contract(name="a streamed model has the bits of stock", protects=EXACT, follower="coterie.engine.model",
              check=_streamed_is_stock),
     Contract(name="decode steps take the native way", protects=SPEED, follower="coterie.integration.token_layer",

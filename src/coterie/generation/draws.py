@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-
-if TYPE_CHECKING:
-    from transformers import LogitsProcessorList, StoppingCriteriaList
 
 _DRAWING: frozenset[Any] = frozenset(
     getattr(owner, name)
@@ -57,8 +54,8 @@ class _OwnNumbers(TorchFunctionMode):
 class Draws:
     """The random numbers of one generation, in the thread that begins it.
 
-    While they are used every call of torch takes a little longer, which a small model feels. So they are used from the
-    moment at which a step's logits are there until the next pass begins.
+    While they are used every call of torch takes a little longer, which a small model feels. So they are used where a
+    token is drawn, and nowhere else.
 
     Args:
         seed: As for ``torch.manual_seed``.
@@ -79,46 +76,6 @@ class Draws:
         if self._in_use:
             self._in_use = False
             self._numbers.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    def processors(self) -> LogitsProcessorList:
-        """What ``generate`` calls with a step's logits."""
-        from transformers import LogitsProcessor, LogitsProcessorList
-
-        draws = self
-
-        class Begin(LogitsProcessor):  # type: ignore[misc, unused-ignore]
-            """Changes nothing."""
-
-            def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-                draws.begin()
-                return scores
-
-        return LogitsProcessorList([Begin()])
-
-    def criteria(self) -> StoppingCriteriaList:
-        """What it calls when the step's token is chosen."""
-        from transformers import StoppingCriteria, StoppingCriteriaList
-
-        draws = self
-
-        class End(StoppingCriteria):  # type: ignore[misc, unused-ignore]
-            """Stops nothing."""
-
-            def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-                draws.end()
-                return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-        return StoppingCriteriaList([End()])
-
-    def options(self, others: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of ``generate`` by which its steps use these numbers.
-
-        Args:
-            others: The options so far, which may have stopping criteria.
-        """
-        criteria = self.criteria()
-        criteria.extend(others.get("stopping_criteria", ()))
-        return {**others, "logits_processor": self.processors(), "stopping_criteria": criteria}
 
 
 @contextmanager

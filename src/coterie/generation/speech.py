@@ -7,21 +7,26 @@ import wave
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from coterie.errors import UnsupportedError, UsageError
 from coterie.files.replacing import replacing
 from coterie.generation.completion import Completion, Stopped, effective_config, finish, stoppable, stopping
 from coterie.generation.draws import drawing
-from coterie.generation.one_sequence import check_settings, settings_named
+from coterie.generation.one_sequence import check_settings, files_named
 from coterie.generation.sampling import Sampling
+from coterie.generation.sequence import Sequence, Stream
+from coterie.generation.steps import generated
 from coterie.generation.streaming import TextStream
+from coterie.hf.generation_steps import Prepared, hand_over, one_by_one
+from coterie.passes.current import Request
 
 if TYPE_CHECKING:
-    from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SPEECH_RATE = 24_000
 """Samples per second that Qwen3-Omni's code2wav makes; no config states it."""
@@ -87,12 +92,12 @@ def speak(
     check_settings(model, config, streamed=True)
     stream = TextStream(tokenizer, on_text, stops=wishes.stop)
     prompt = int(inputs["input_ids"].shape[1])
-    thinker = {f"thinker_{name}": value for name, value in stopping(tokenizer, config, wishes, prompt=prompt).items()}
+    options = stopping(tokenizer, config, wishes, prompt=prompt)
     samples: npt.NDArray[np.float32] | None = None
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop), drawing(wishes.seed) as draws, settings_named(model):
+        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
             if draws is not None:
                 # The talker draws in the middle of its passes, too.
                 draws.begin()
@@ -103,8 +108,8 @@ def speak(
                 thinker_generation_config=config,
                 thinker_max_new_tokens=config.max_new_tokens,
                 thinker_eos_token_id=config.eos_token_id,
-                thinker_streamer=stream,
-                **thinker,
+                **{f"thinker_{name}": value for name, value in options.items()},
+                **_loops(model, config, request, stream),
             )
         samples = waveform.reshape(-1).float().numpy()
     except Stopped:
@@ -112,6 +117,43 @@ def speak(
     end = time.perf_counter()
     completion = finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
     return Speech(completion=completion, samples=samples, seconds=end - (stream.last_at or end))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Generated:
+    """What the talker reads of the thinker, and the sound of the talker, under transformers' names.
+
+    Attributes:
+        sequences: Tokens [1, T], prompt included.
+        hidden_states: Of each pass, what the model returned as such.
+    """
+
+    sequences: Tensor
+    hidden_states: tuple[Any, ...]
+
+
+def _loops(model: PreTrainedModel, config: GenerationConfig, request: Request, stream: TextStream) -> dict[str, Any]:
+    """Options of the whole model's ``generate`` by which its thinker and its talker generate in our loop."""
+    options: dict[str, Any] = {}
+    if one_by_one(model.thinker, config):
+        options["thinker_custom_generate"] = _loop(request, stream)
+    else:
+        options["thinker_streamer"] = stream
+    if one_by_one(model.talker, model.talker.generation_config):
+        options["talker_custom_generate"] = _loop(request, None)
+    return options
+
+
+def _loop(request: Request, stream: Stream | None) -> Callable[..., _Generated]:
+    def generate(*args: Any, **kwargs: Any) -> _Generated:
+        prepared: Prepared = hand_over(*args, **kwargs)
+        hidden: list[Any] = []
+        sequence = Sequence(
+            prepared, request=request, stream=stream, keep=lambda outputs: hidden.append(outputs.hidden_states)
+        )
+        return _Generated(sequences=generated(sequence).ids, hidden_states=tuple(hidden))
+
+    return generate
 
 
 def write_wav(path: str | Path, samples: npt.NDArray[np.float32], rate: int = SPEECH_RATE) -> None:

@@ -36,7 +36,15 @@ _PLACES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
 """Module, name, parameters that are used, follower."""
 
 
-def place(module: str, name: str, parameters: tuple[str, ...], follower: str, *, essential: bool = True) -> Contract:
+def place(
+    module: str,
+    name: str,
+    parameters: tuple[str, ...],
+    follower: str,
+    *,
+    protects: str = "Checkpoints are read with transformers' own functions.",
+    essential: bool = True,
+) -> Contract:
     """The contract that something is where it was, and takes what it took.
 
     Args:
@@ -44,7 +52,8 @@ def place(module: str, name: str, parameters: tuple[str, ...], follower: str, *,
         name: In it, with dots.
         parameters: Those that Coterie gives.
         follower: Below ``coterie``.
-        essential: As of every contract.
+        protects: As of every contract.
+        essential: Likewise.
     """
 
     def check() -> None:
@@ -56,7 +65,7 @@ def place(module: str, name: str, parameters: tuple[str, ...], follower: str, *,
 
     return Contract(
         name=f"{module}.{name} is there",
-        protects="Checkpoints are read with transformers' own functions.",
+        protects=protects,
         follower=f"coterie.{follower}",
         check=check,
         essential=essential,

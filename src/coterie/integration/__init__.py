@@ -2,7 +2,7 @@
 
 from coterie.integration.attach import Attachment
 from coterie.integration.guards import install_guards
-from coterie.integration.linear import QuantisedLinear, QuantisedLinears, round_as_stock
+from coterie.integration.linear import QuantisedLinears, round_as_stock
 from coterie.integration.norms import install_native_norms
 from coterie.integration.quantizer import StreamingConfig, register, strip_plugin_marks
 from coterie.integration.token_forwards import install_native_layers
@@ -10,7 +10,6 @@ from coterie.integration.token_layer import TokenLayer
 
 __all__ = [
     "Attachment",
-    "QuantisedLinear",
     "QuantisedLinears",
     "StreamingConfig",
     "TokenLayer",

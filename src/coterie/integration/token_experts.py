@@ -50,5 +50,5 @@ class TokenExperts:
             self._view.note(ids)
             if now.observers:
                 streamed.chosen(now, results.ids, results.weights)
-            streamed.served_from_memory(len(ids), 0, Written(results.norms) if now.contributions else None)
+            streamed.served_from_memory(now, len(ids), 0, Written(results.norms) if now.contributions else None)
         return whole

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coterie.integration.linear import QuantisedLinear
 from coterie.integration.token_layer import LayerGroup, TokenLayer
 from coterie.integration.token_router import TokenRouter
+from coterie.kernels import QuantisedLinear
 from coterie.native import TokenStates, library
 from coterie.passes.forwards import covers_class, install
 

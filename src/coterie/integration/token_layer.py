@@ -15,11 +15,11 @@ from coterie.hf.forwards import same_forward
 from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.growing_cache import extend
-from coterie.integration.linear import QuantisedLinear
-from coterie.integration.norms import NativeForward
 from coterie.integration.padding import padding_by
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
+from coterie.kernels import QuantisedLinear
+from coterie.kernels.norms import NormForward
 from coterie.native import (
     MOST_ROWS,
     KeyValueRoom,
@@ -365,7 +365,7 @@ def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:
 def _norm_of(module: nn.Module | None) -> LayerNorm | None:
     forward = None if module is None else own(module)
     weight = None if module is None else module._parameters.get("weight")
-    if weight is None or not isinstance(forward, NativeForward):
+    if weight is None or not isinstance(forward, NormForward):
         return None
     return LayerNorm(weight, forward.norm.lanes, forward.norm.form, forward.norm.epsilon)
 

@@ -18,9 +18,10 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from coterie.errors import ContextLengthError, UnsupportedError
+from coterie.errors import ContextLengthError
 from coterie.hf.caches import caches_in, empty, reserved_length
 from coterie.passes.forward_call import ForwardCall
 from coterie.passes.logits_room import LogitsRoom
@@ -205,45 +206,52 @@ class Admission:
         )
 
 
-def refuse_offloaded(call: ForwardCall) -> None:
-    """A cache that moves from the accelerator to memory and back has nowhere to move to.
-
-    Raises:
-        UnsupportedError: If the pass has one.
-    """
-    for cache, _ in call.caches:
-        if getattr(cache, "offloading", False):
-            raise UnsupportedError(
-                "An offloaded cache moves between an accelerator and memory; a streamed model is on the CPU.",
-                advice="Use the default cache: leave cache_implementation out.",
-                operation="cache_implementation",
-            )
-
-
-def let_go_after_failure(model: PreTrainedModel) -> None:
-    """Has ``model.generate`` empty the caches that it has made if it fails.
+class CachesUsed:
+    """The caches that one generation uses, to be emptied if it fails. Its passes are computed inside the context.
 
     What is remembered of an exception (a traceback in a notebook, a future) would keep them, and there would be no room
     for the next generation. Nobody else can have them; caches that the caller gave are left alone.
+
+    Args:
+        given: What the caller gave.
     """
+
+    __slots__ = ("_given", "_seen")
+
+    def __init__(self, given: Iterable[object] = ()) -> None:
+        self._given = caches_in(given)
+        self._seen: list[tuple[Admission, weakref.ref[Any]]] = []
+
+    def __enter__(self) -> None:
+        _generations.seen.append(self._seen)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _generations.seen.pop()
+
+    def let_go(self) -> None:
+        """Empties them."""
+        for admission, known in self._seen:
+            cache = known()
+            if cache is not None and all(cache is not one for one in self._given):
+                empty(cache)
+                admission.forget(cache)
+
+
+def let_go_after_failure(model: PreTrainedModel) -> None:
+    """Has ``model.generate`` empty the caches that it has made if it fails."""
     original = model.generate
 
     @functools.wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
-        given = caches_in((*args, *kwargs.values()))
-        seen: list[tuple[Admission, weakref.ref[Any]]] = []
-        _generations.seen.append(seen)
+        caches = CachesUsed((*args, *kwargs.values()))
         try:
-            return original(*args, **kwargs)
+            with caches:
+                return original(*args, **kwargs)
         except BaseException:
-            for admission, known in seen:
-                cache = known()
-                if cache is not None and all(cache is not one for one in given):
-                    empty(cache)
-                    admission.forget(cache)
+            caches.let_go()
             raise
-        finally:
-            _generations.seen.pop()
 
     model.__dict__["generate"] = generate
 

@@ -2,16 +2,17 @@
 
 A watch on a component's forward makes a :class:`Pass` (:mod:`coterie.passes.clock`); whoever works in it asks
 :func:`current`. What a collaborator keeps for the duration of the pass is its :meth:`Pass.state`, which goes with the
-pass however that ends. What it keeps from one pass of a thread to the next is :func:`carried`.
+pass however that ends. What it keeps from one pass of a request to the next is :func:`carried`.
+
+Whoever begins a pass may say what it is (:class:`Stated`). Where nobody does, the shapes tell.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, MutableMapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from coterie.cache import Consumer
@@ -21,6 +22,27 @@ from coterie.passes.losses import LossMeter
 from coterie.spec import Event, Observer, Phase
 
 _Made = TypeVar("_Made")
+
+
+class Request:
+    """Whose passes follow one another: what is carried from one to the next goes with it."""
+
+    __slots__ = ("__weakref__", "carried")
+
+    def __init__(self) -> None:
+        self.carried: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+class Row(NamedTuple):
+    """A sequence in a pass.
+
+    Attributes:
+        request: Whose it is; None where nobody said.
+        position: Tokens of it before the first of this pass.
+    """
+
+    request: Request | None
+    position: int
 
 
 class Pass:
@@ -35,7 +57,8 @@ class Pass:
         phase: What kind of pass it is.
         batch: Sequences.
         tokens: New tokens of each.
-        cached: Tokens of each before them.
+        cached: Tokens of each before them; of the longest, where they differ.
+        rows: The sequences, one after the other; as the numbers say, if they are not given.
         observers: Who is told; those that are added to it meanwhile, too.
         limit: Leaves out some of the experts that routers choose; None where nobody asked for that.
         watch: Who made it.
@@ -50,6 +73,7 @@ class Pass:
         batch: That given.
         tokens: That given.
         cached: That given.
+        rows: The sequences, one after the other.
         observers: Those given.
         limit: That given.
         watch: That given.
@@ -61,7 +85,7 @@ class Pass:
 
     __slots__ = (
         "_memory", "_pending", "_states", "batch", "cached", "component", "consumer", "contributions", "decode",
-        "limit", "losses", "number", "observers", "outer", "phase", "tokens", "watch",
+        "limit", "losses", "number", "observers", "outer", "phase", "rows", "tokens", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +97,7 @@ class Pass:
         batch: int = 0,
         tokens: int = 0,
         cached: int = 0,
+        rows: tuple[Row, ...] | None = None,
         observers: Sequence[Observer] = (),
         limit: ExpertLimit | None = None,
         watch: object = None,
@@ -82,6 +107,7 @@ class Pass:
         self.number, self.component = number, component
         self.phase, self.decode = phase, phase == "decode"
         self.batch, self.tokens, self.cached = batch, tokens, cached
+        self.rows = (Row(None, cached),) * batch if rows is None else rows
         self.observers, self.limit, self.watch = observers, limit, watch
         self.consumer = consumer or _thread.consumer
         self.contributions = any(getattr(observer, "wants_contributions", False) for observer in observers)
@@ -164,7 +190,7 @@ class _Thread(threading.local):
         self.unwatched: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self.consumer = Consumer()
         self.now = Pass(consumer=self.consumer, states=self.unwatched)
-        self.stated: Phase | None = None
+        self.stated: Stated | None = None
         self.carried: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -190,7 +216,10 @@ def unwatched(component: str, observers: Sequence[Observer], limit: ExpertLimit 
 
 
 def carried(owner: object, make: Callable[[], _Made]) -> _Made:
-    """What ``owner`` keeps in this thread from one pass to the next, as long as it lives; it must not refer to it."""
+    """What ``owner`` keeps from one pass to the next, as long as it lives; it must not refer to it.
+
+    The passes are those of a request where it is stated whose they are, and of this thread where it is not.
+    """
     found: _Made | None = _thread.carried.get(owner)
     if found is None:
         found = _thread.carried[owner] = make()
@@ -198,24 +227,60 @@ def carried(owner: object, make: Callable[[], _Made]) -> _Made:
 
 
 def drop_carried(owner: object) -> None:
-    """Forgets what ``owner`` kept in this thread."""
+    """Forgets what ``owner`` kept of the last pass."""
     _thread.carried.pop(owner, None)
 
 
-@contextmanager
-def stated_phase(phase: Phase) -> Iterator[None]:
-    """Inside, forward passes that this thread begins are of a phase, whatever their shapes say.
+class Stated:
+    """Inside, what forward passes are that this thread begins is said, whatever their shapes tell.
 
     Without it a pass is taken for a decode step if it has one new token after others: right for one sequence, wrong
     for a step of several requests at once.
+
+    Args:
+        request: Whose passes they are; None for those of several, or where that is not known.
+        phase: What kind of pass each is; None to tell by its shapes.
+        rows: The sequences of each; None to tell by its shapes. A pass of another number of them tells by its shapes.
     """
-    before, _thread.stated = _thread.stated, phase
-    try:
-        yield
-    finally:
-        _thread.stated = before
+
+    __slots__ = ("_before", "_carried", "phase", "request", "rows")
+
+    def __init__(
+        self, request: Request | None = None, *, phase: Phase | None = None, rows: tuple[Row, ...] | None = None
+    ) -> None:
+        self.request, self.phase, self.rows = request, phase, rows
+        self._before: Stated | None = None
+        self._carried = _thread.carried
+
+    def __enter__(self) -> Self:
+        self._before, self._carried = _thread.stated, _thread.carried
+        _thread.stated = self
+        if self.request is not None:
+            _thread.carried = self.request.carried
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _thread.stated, _thread.carried = self._before, self._carried
 
 
 def phase_or(rule: Phase) -> Phase:
-    """The phase that was stated for the pass that begins, else what the shapes say."""
-    return _thread.stated or rule
+    """The phase that was stated for the pass that begins, else what the shapes tell."""
+    said = _thread.stated
+    return rule if said is None or said.phase is None else said.phase
+
+
+def rows_or(batch: int, cached: int) -> tuple[Row, ...]:
+    """The sequences that were stated for the pass that begins, else what the shapes tell.
+
+    Args:
+        batch: Sequences.
+        cached: Tokens of each before those of the pass.
+    """
+    said = _thread.stated
+    if said is None:
+        return (Row(None, cached),) * batch
+    if said.rows is not None and len(said.rows) == batch:
+        return said.rows
+    return (Row(said.request, cached),) * batch

@@ -14,6 +14,7 @@ from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.adapters.additions import seen_additions
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.passes.contributions import Contributions
+from coterie.passes.current import Pass
 from coterie.passes.forwards import install
 
 
@@ -34,14 +35,16 @@ class ClassForward:
 
     def forward(self, hidden: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """What the class computes; of the input's shape."""
-        routed = self._streamed.route(hidden, index_TK, weights_TK)
-        noted = self._streamed.contributions(index_TK, routed.ids)
-        result, stats = self.compute(hidden, routed.ids, routed.weights, noted)
-        self._streamed.served(stats, routed.absent, noted)
+        now = self._streamed.now()
+        routed = self._streamed.route(now, hidden, index_TK, weights_TK)
+        noted = self._streamed.contributions(now, index_TK, routed.ids)
+        result, stats = self.compute(now, hidden, routed.ids, routed.weights, noted)
+        self._streamed.served(now, stats, routed.absent, noted)
         return result
 
     def compute(
         self,
+        now: Pass,
         hidden: torch.Tensor,
         index_TK: torch.Tensor,
         weights_TK: torch.Tensor,
@@ -62,7 +65,10 @@ class ClassForward:
         with seen_additions(noted, index_TK, end):
             if not experts:  # experts without weights are all that was chosen
                 return self._forward(self._module, hidden, index_TK, weights_TK), LeaseStats()
-            with self._streamed.lease(experts, ordered=True) as lease, self._cursor.over(self._streamed.decoded(lease)):
+            with (
+                self._streamed.lease(now, experts, ordered=True) as lease,
+                self._cursor.over(self._streamed.decoded(lease)),
+            ):
                 self._streamed.look_ahead()
                 result = self._forward(self._module, hidden, index_TK, weights_TK)
                 return result, lease.stats

@@ -71,12 +71,13 @@ class JetMoeExperts:
         if empty:  # fewer than K experts are available
             index_TK = pad(index_TK, (0, empty), value=len(sizes))
             weights_TK = pad(weights_TK, (0, empty), value=0.0)
-        routed = self._streamed.route(hidden_TD, index_TK, weights_TK)
+        now = self._streamed.now()
+        routed = self._streamed.route(now, hidden_TD, index_TK, weights_TK)
         if routed.ids is not index_TK or empty:
             grouped = _group(routed.ids, routed.weights, len(sizes), logits_TE)
-        pending = self._streamed.now().state(self, _Pending)
+        pending = now.state(self, _Pending)
         pending.absent, pending.order_N, pending.weights_N = routed.absent, grouped[0], grouped[2]
-        pending.noted = self._streamed.contributions(index_TK, routed.ids)
+        pending.noted = self._streamed.contributions(now, index_TK, routed.ids)
         return grouped
 
     def _project(self, position: int, inputs_ND: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -85,14 +86,15 @@ class JetMoeExperts:
         groups = torch.split(inputs_ND, [*sizes, inputs_ND.shape[0] - sum(sizes)])
         outputs = []
         experts = [e for e, size in enumerate(sizes) if size]
-        with self._streamed.lease(experts, ordered=True) as lease:
+        now = self._streamed.now()
+        with self._streamed.lease(now, experts, ordered=True) as lease:
             if position:  # what comes after the first projection is the second one
                 self._streamed.look_ahead()
             for key, parameters in self._streamed.decoded(lease):
                 outputs.append(linear(groups[key.expert], parameters[position]))
             stats = lease.stats
         outputs.append(inputs_ND.new_zeros(groups[-1].shape[0], out_features))
-        outputs_ND, pending = torch.cat(outputs), self._streamed.now().state(self, _Pending)
+        outputs_ND, pending = torch.cat(outputs), now.state(self, _Pending)
         if position == 0:
             pending.stats = stats
             return outputs_ND
@@ -102,7 +104,7 @@ class JetMoeExperts:
             weighted_ND = outputs_ND * pending.weights_N[:, None]
             pending.noted.add(order_N.div(choices, rounding_mode="trunc"), order_N.remainder(choices), weighted_ND)
             pending.noted.leave_out()
-        self._streamed.served(_sum(pending.stats, stats), pending.absent, pending.noted)
+        self._streamed.served(now, _sum(pending.stats, stats), pending.absent, pending.noted)
         pending.noted = None
         return outputs_ND
 

@@ -1,4 +1,4 @@
-"""Matrix–vector products of a single token with several experts: the same bits, by the fastest way.
+"""The experts of a single token: few calls, and the bits of the eager forward, by the fastest way.
 
 Which library routine serves a product with one row, and what a call costs, depends on dtype, shape and processor. The
 ways below all compute every product by itself; whether they also round alike is not for us to assume, so
@@ -15,6 +15,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn.functional import linear
 
+from coterie.kernels.swiglu import ELEMENTWISE_GRAIN, Activation, swiglu_rows
+from coterie.kernels.telling import Telling
+
 Products = Callable[[torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
 """(rows [K, n], or [1, n] for all; K weights [m, n]) → [K, m]."""
 
@@ -26,6 +29,75 @@ _COMPARED = 1024
 
 _LONGEST = 1 << 18
 """... unless their rows take this many: where so many products are added, few sums tell as much."""
+
+
+class TokenKernel:
+    """The experts of a single token: few calls, and the bits of the eager forward.
+
+    Args:
+        gate_up_shape: (2F, D).
+        down_shape: (D, F).
+        dtype: Of weights and activations.
+    """
+
+    def __init__(self, gate_up_shape: tuple[int, ...], down_shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._gate_up_shape = gate_up_shape
+        self._down_shape = down_shape
+        self._dtype = dtype
+        # By number of experts and by the settings on which rounding can depend.
+        self._products: dict[tuple[int, int, str], tuple[Products, Products]] = {}
+        # On the CPU, whatever the device that the skeleton is made on.
+        self._zero_1D = torch.zeros(1, down_shape[0], dtype=dtype, device="cpu")
+
+    def __call__(
+        self,
+        token_1D: torch.Tensor,
+        gate_ups: Sequence[torch.Tensor],
+        downs: Sequence[torch.Tensor],
+        weights_K1: torch.Tensor,
+        activation: Activation,
+        order: Sequence[int],
+        tell: Callable[[torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """Computes the experts and adds them up in ``order``; returns [1, D].
+
+        Args:
+            token_1D: The token.
+            gate_ups: K tensors [2F, D], in any order of experts.
+            downs: K tensors [D, F], in the same order.
+            weights_K1: Gate weights [K, 1] in the same order.
+            activation: The class's activation function.
+            order: Positions of the experts in ascending id.
+            tell: Told what is added up: the weighted outputs [K, D], in the order of the experts.
+        """
+        if len(gate_ups) * self._down_shape[1] > ELEMENTWISE_GRAIN:
+            rows = [swiglu_rows(token_1D, up, down, activation) for up, down in zip(gate_ups, downs, strict=True)]
+            outputs_KD = torch.cat(rows)
+        else:
+            precision = torch.get_float32_matmul_precision() if self._dtype == torch.float32 else ""
+            settings = (len(gate_ups), torch.get_num_threads(), precision)
+            up, down = self._products.get(settings) or self._choose(settings)
+            gate_KF, up_KF = up(token_1D, gate_ups).chunk(2, dim=-1)
+            outputs_KD = down(activation(gate_KF) * up_KF, downs)
+        weighted_KD = outputs_KD * weights_K1
+        if weighted_KD.dtype != token_1D.dtype:
+            weighted_KD = weighted_KD.to(token_1D.dtype)
+        if tell is not None:
+            tell(weighted_KD)
+        weighted = weighted_KD.unbind(0)
+        # From zero as in the eager forward, which makes a negative zero positive.
+        result_1D = self._zero_1D + weighted[order[0]]
+        for position in order[1:]:
+            result_1D += weighted[position]
+        return result_1D
+
+    def _choose(self, settings: tuple[int, int, str]) -> tuple[Products, Products]:
+        top_k = settings[0]
+        chosen = self._products[settings] = (
+            exact_products(self._gate_up_shape, top_k, self._dtype, shared_row=True),
+            exact_products(self._down_shape, top_k, self._dtype, shared_row=False),
+        )
+        return chosen
 
 
 def by_linear(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -82,35 +154,3 @@ def exact_products(weight_shape: tuple[int, ...], count: int, dtype: torch.dtype
         if all(torch.equal(way(rows, weights), expected) for rows, weights, expected in rounds):
             return way
     return by_linear
-
-
-class Telling:
-    """Rows and weights whose products have many magnitudes and cancel in pairs at random places.
-
-    Args:
-        weight_shape: (m, n).
-        dtype: Of rows and weights.
-
-    Attributes:
-        weights: Two of shape [m, n].
-    """
-
-    def __init__(self, weight_shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._generator = torch.Generator().manual_seed(0)
-        width = weight_shape[1]
-        self._here, self._there = torch.randperm(width, generator=self._generator)[: width // 2 * 2].view(2, -1)
-        weight = torch.randn(weight_shape, generator=self._generator)
-        weight[:, self._there] = -weight[:, self._here]
-        first = weight.to(dtype)
-        self.weights = (first, first.flip(0))
-
-    def rows(self, count: int) -> torch.Tensor:
-        """New rows [count, n]."""
-        width = self.weights[0].shape[1]
-        # Wide enough that most of a small product is lost beside a large one, and within the range of float16.
-        scale = 2.0 ** torch.randint(-12, 13, (width,), generator=self._generator)
-        rows = torch.randn(count, width, generator=self._generator)
-        rows[:, self._here] *= scale[self._here]
-        rows[:, self._there] = rows[:, self._here]
-        return rows.to(self._dtype)

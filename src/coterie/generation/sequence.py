@@ -1,0 +1,176 @@
+"""A prompt and what is generated after it: its own tokens, cache, choice of tokens, end, and random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from coterie.generation.draws import Draws
+from coterie.hf.caches import caches_in
+from coterie.hf.generation_steps import (
+    Positions,
+    Prepared,
+    after_pass,
+    choose,
+    last_logits,
+    next_inputs,
+    prefill,
+    prompt_length,
+)
+from coterie.passes.admission import CachesUsed
+from coterie.passes.current import Request, Row, Stated
+from coterie.spec import Phase
+
+
+class Stream(Protocol):
+    """Is given tokens as they come, as a streamer of transformers."""
+
+    def put(self, value: Tensor) -> None:
+        """Takes the prompt first, then each new token, [1]."""
+
+    def end(self) -> None:
+        """No more will come."""
+
+
+Chooser = Callable[[Tensor], Tensor]
+"""Given the logits of a step, float32 [1, V], says the next token, [1]."""
+
+
+class Sequence:
+    """One request on its way: what a forward pass is called with, and what becomes of what it returns.
+
+    A :class:`~coterie.generation.steps.Steps` takes it from pass to pass until it ends. It computes what transformers'
+    own loop would, to the bit.
+
+    Args:
+        prepared: The request, ready for its first pass.
+        request: As whom its passes are known; by default as one that nobody else knows.
+        stream: Given its tokens.
+        draws: Its random numbers; without them, it draws from the process's.
+        chooser: Chooses its tokens; by default as its settings say.
+        keep: Given what each pass returned, to keep of it what is wanted. It must not refer to the sequence.
+
+    Attributes:
+        request: As whom its passes are known.
+        ids: All its tokens so far [1, T], prompt included.
+        prompt: How many of them are the prompt.
+        ended: Whether it has ended, for whatever reason.
+        error: What ended it before its time.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        request: Request | None = None,
+        stream: Stream | None = None,
+        draws: Draws | None = None,
+        chooser: Chooser | None = None,
+        keep: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.request = request or Request()
+        self.ids = prepared.ids
+        self.prompt = int(prepared.ids.shape[1])
+        self.ended = False
+        self.error: BaseException | None = None
+        self._prepared = prepared
+        self._kwargs = prepared.kwargs
+        self._cached = bool(prepared.kwargs["use_cache"])
+        self._begun = False
+        self._position = 0
+        self._stream = stream
+        self._draws = draws
+        self._chooser = chooser
+        self._keep = keep
+        self._caches = CachesUsed()
+        self._positions = Positions(prepared.model)
+        if stream is not None:
+            stream.put(self.ids.cpu())
+
+    @property
+    def new_ids(self) -> Tensor:
+        """The tokens after the prompt, int64 [N]."""
+        return self.ids[0, self.prompt :]
+
+    @property
+    def phase(self) -> Phase:
+        """What kind of pass its next one is."""
+        return "decode" if self._begun and self._cached else "prefill"
+
+    @property
+    def row(self) -> Row:
+        """Where its next pass goes on."""
+        return Row(self.request, self._position)
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether it has a cache: what came before is not computed again."""
+        return bool(caches_in(self._kwargs.values()))
+
+    def run(self) -> Any:
+        """Its next forward pass, alone; returns what the model returns."""
+        model = self._prepared.model
+        self._positions.put_back()
+        # Models may run others to prepare a pass: those are not of its phase.
+        inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
+        with Stated(self.request, phase=self.phase, rows=(self.row,)), self._caches:
+            outputs = prefill(self._prepared, self._kwargs) if inputs is None else model(**inputs, return_dict=True)
+        self._positions.note()
+        return outputs
+
+    def take(self, outputs: Any) -> None:
+        """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
+        prepared = self._prepared
+        self._kwargs = after_pass(prepared.model, outputs, self._kwargs)
+        if self._cached:
+            self._position += 1 if self._begun else prompt_length(prepared)
+        self._begun = True
+        logits = last_logits(outputs, self.ids)
+        if self._keep is not None:
+            self._keep(outputs)
+        # Some processors run the model once more.
+        with Stated(self.request), self._caches:
+            scores = prepared.processors(self.ids, logits)
+        token = self._choose(scores) if self._chooser is None else self._chooser(scores)
+        self.ids = torch.cat([self.ids, token[:, None]], dim=-1)
+        done = bool(prepared.criteria(self.ids, None))
+        if self._stream is not None:
+            self._stream.put(token.cpu())
+        if done:
+            self._end()
+            if self._stream is not None:
+                self._stream.end()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends it before its time, and frees what its caches hold, whoever remembers the error."""
+        self.error = error
+        self._caches.let_go()
+        self._end()
+
+    def check(self) -> None:
+        """Raises what ended it before its time, once."""
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame
+
+    def _end(self) -> None:
+        self.ended = True
+        # Whoever reads its tokens need not keep its cache.
+        self._prepared.kwargs.clear()
+        self._kwargs = {}
+
+    def _choose(self, scores: Tensor) -> Tensor:
+        sample = bool(self._prepared.config.do_sample)
+        if self._draws is None or not sample:
+            return choose(scores, sample=sample)
+        self._draws.begin()
+        try:
+            return choose(scores, sample=True)
+        finally:
+            self._draws.end()

@@ -1,0 +1,95 @@
+"""The loop of generation: which sequences come next, a forward pass, a token for each of them.
+
+Whatever generates does it here: a completion, a turn of a conversation, an answer in speech, a measurement.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+
+from coterie.generation.sequence import Sequence
+
+
+class Steps:
+    """Sequences that are generated side by side, in one thread.
+
+    They join and leave between two steps, and each ends as it wishes. What is raised over one ends that one alone.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Sequence] = deque()
+
+    @property
+    def going(self) -> bool:
+        """Whether there is a sequence that has not ended."""
+        return bool(self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Has a sequence take part from the next step on."""
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Has it take no part any more; harmless if it has ended."""
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One forward pass, and a token for each sequence in it.
+
+        Raises:
+            BaseException: Only what no program is to go on after, such as an interrupt: what else ends a sequence is
+                its :attr:`~coterie.generation.sequence.Sequence.error`.
+        """
+        batch = self._schedule()
+        try:
+            self._postprocess(batch, self._run(batch))
+        except BaseException as error:
+            for sequence in batch:
+                sequence.fail(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._waiting.extend(sequence for sequence in batch if not sequence.ended)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Steps until a sequence has ended, the others with it.
+
+        Args:
+            sequence: One that was added.
+
+        Raises:
+            BaseException: What ended it before its time.
+        """
+        while not sequence.ended:
+            self.step()
+        sequence.check()
+
+    def _schedule(self) -> tuple[Sequence, ...]:
+        """The sequences of the next pass: whichever has waited longest. One for now, as a pass takes one's rows."""
+        return (self._waiting.popleft(),)
+
+    def _run(self, batch: tuple[Sequence, ...]) -> Any:
+        """The forward pass."""
+        (sequence,) = batch
+        return sequence.run()
+
+    def _postprocess(self, batch: tuple[Sequence, ...], outputs: Any) -> None:
+        """The next token of each."""
+        (sequence,) = batch
+        sequence.take(outputs)
+
+
+def generated(sequence: Sequence) -> Sequence:
+    """Takes one sequence to its end, with nobody beside it.
+
+    Raises:
+        BaseException: What ended it before its time.
+    """
+    steps = Steps()
+    steps.add(sequence)
+    steps.finish(sequence)
+    return sequence

@@ -1,0 +1,201 @@
+"""Generation one token at a time, as transformers computes it: the calls that are its own business, in one place.
+
+``generate`` makes much of a request before the first forward pass: settings, a cache, logits processors, stopping
+criteria, positions. A function that is given to it as ``custom_generate``, which is public, gets all that instead of
+transformers' own loop. Here it is handed over (:class:`Prepared`), and what that loop does to one sequence afterwards
+is given in steps, to the bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from coterie.hf.caches import let_go_of_kept
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
+_POSITIONS = "rope_deltas"
+"""What models with pictures keep on themselves of the sequence that they saw last. Releases differ in who reads it."""
+_ONE_BY_ONE = ("greedy_search", "sample")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request that is ready for its first forward pass.
+
+    Attributes:
+        model: The model.
+        ids: Tokens of the prompt, int64 [1, T]; none where it is given as embeddings.
+        processors: Change the logits of a step before a token is chosen.
+        criteria: Say when it ends.
+        config: Its settings.
+        kwargs: What forward passes are called with, its cache included.
+    """
+
+    model: PreTrainedModel
+    ids: Tensor
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    config: GenerationConfig
+    kwargs: dict[str, Any]
+
+
+def one_by_one(model: PreTrainedModel, config: GenerationConfig) -> bool:
+    """Whether tokens are chosen one after the other, in transformers' common way.
+
+    They are not by a search over several sequences, by guesses that are checked, by a class with a loop of its own, or
+    where passes are compiled. Healing tokens generates one before it begins.
+
+    Args:
+        model: The model.
+        config: Its settings.
+    """
+    from transformers import GenerationMixin
+
+    common = all(getattr(type(model), name, None) is getattr(GenerationMixin, name) for name in ("generate", "_sample"))
+    return (
+        common
+        and config.get_generation_mode() in _ONE_BY_ONE
+        and config.compile_config is None
+        and not config.token_healing
+    )
+
+
+def prepare(model: PreTrainedModel, **options: Any) -> Prepared:
+    """Prepares a request.
+
+    Args:
+        model: The model.
+        options: Those of ``generate``, inputs included. It is not told of a ``tokenizer`` or ``streamer``.
+    """
+    prepared: Prepared = model.generate(custom_generate=hand_over, **options)
+    return prepared
+
+
+def hand_over(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs: Any,
+) -> Prepared:
+    """The function for ``custom_generate``: names what it is given."""
+    # Else the next request would take this one's static cache, and empty it.
+    let_go_of_kept(model)
+    return Prepared(
+        model=model,
+        ids=input_ids,
+        processors=logits_processor,
+        criteria=stopping_criteria,
+        config=generation_config,
+        kwargs=model_kwargs,
+    )
+
+
+def plain(model: PreTrainedModel, ids: Tensor) -> Prepared:
+    """A request for nothing but what the model computes of a prompt, the logits of all its tokens included.
+
+    Args:
+        model: The model.
+        ids: The prompt, int64 [1, T].
+    """
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+    return Prepared(
+        model=model,
+        ids=ids,
+        processors=LogitsProcessorList(),
+        criteria=StoppingCriteriaList(),
+        config=GenerationConfig(),
+        kwargs={"use_cache": True},
+    )
+
+
+class Positions:
+    """Where a sequence's positions are, as its model keeps it on itself: several sequences have one model.
+
+    Args:
+        model: A model that has just prepared the sequence.
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        modules = (one for one in (model, *model.children()) if _POSITIONS in vars(one))
+        self._kept = [(one, getattr(one, _POSITIONS)) for one in modules]
+
+    def put_back(self) -> None:
+        """Has the model keep what it kept."""
+        for module, value in self._kept:
+            setattr(module, _POSITIONS, value)
+
+    def note(self) -> None:
+        """Remembers what it keeps now."""
+        self._kept = [(module, getattr(module, _POSITIONS)) for module, _ in self._kept]
+
+
+def prompt_length(prepared: Prepared) -> int:
+    """Tokens of the prompt that the decoder computes, embeddings included."""
+    given = prepared.kwargs.get("inputs_embeds")
+    if given is None or prepared.model.config.is_encoder_decoder:
+        return int(prepared.ids.shape[1])
+    return int(given.shape[1])
+
+
+def prefill(prepared: Prepared, kwargs: dict[str, Any]) -> Any:
+    """The first forward pass, over the prompt; several where the settings ask for pieces of it."""
+    return prepared.model._prefill(prepared.ids, prepared.config, kwargs, is_first_iteration=True)
+
+
+def next_inputs(model: PreTrainedModel, ids: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What the next forward pass is called with.
+
+    Args:
+        model: The model.
+        ids: All tokens so far [1, T].
+        kwargs: As :func:`after_pass` returned them.
+    """
+    length = 1 if kwargs["use_cache"] else None
+    inputs: dict[str, Any] = model.prepare_inputs_for_generation(ids, next_sequence_length=length, **kwargs)
+    return inputs
+
+
+def after_pass(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What passes are called with from now on.
+
+    Args:
+        model: The model.
+        outputs: What the last pass returned.
+        kwargs: What it was called with, before :func:`next_inputs`.
+    """
+    following: dict[str, Any] = model._update_model_kwargs_for_generation(
+        outputs, kwargs, is_encoder_decoder=model.config.is_encoder_decoder
+    )
+    return following
+
+
+def last_logits(outputs: Any, ids: Tensor) -> Tensor:
+    """Logits of the next token, float32 [1, V]: a copy, so that those of a whole prompt can go."""
+    logits: Tensor = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=ids.device)
+    return logits
+
+
+def choose(scores: Tensor, *, sample: bool) -> Tensor:
+    """Chooses a token.
+
+    Args:
+        scores: Logits as the processors left them, float32 [1, V].
+        sample: Whether to draw it, with torch's random numbers; else the first of the likeliest.
+
+    Returns:
+        Its id, [1].
+    """
+    if not sample:
+        return torch.argmax(scores, dim=-1)
+    return torch.multinomial(torch.nn.functional.softmax(scores, dim=-1), num_samples=1).squeeze(1)
