@@ -14,18 +14,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import UsageError
 from coterie.files.nearest import nearest_directory
-from coterie.files.regular import open_regular
 from coterie.plan.machine import SYSTEM_ROOT
+from coterie.records import LocalFile
+from coterie.records.files import HAS_DIRECT
 
 _ALIGNMENT = 4096
 _SEQUENTIAL_BLOCK = 8 * 2**20
-_DIRECT_FLAG: int = getattr(os, "O_DIRECT", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ def _first_line(path: Path) -> str:
 
 def supports_direct_io(directory: Path) -> bool | None:
     """Whether a file in ``directory`` can be read with O_DIRECT; None if no file can be written there."""
-    if not _DIRECT_FLAG:
+    if not HAS_DIRECT:
         return False
     try:
         with _scratch_file(directory, _ALIGNMENT) as path:
@@ -207,30 +207,21 @@ def _read_blocks(path: Path, offsets: list[int], block: int, direct: bool, deadl
     """Reads blocks until the deadline, at least one; returns the bytes read."""
     done = 0
     # An anonymous mapping is page-aligned, as O_DIRECT requires of the buffer.
-    with mmap.mmap(-1, block) as buffer, memoryview(buffer) as view:
-        descriptor = open_regular(path, flags=_DIRECT_FLAG if direct else 0)
-        try:
-            for offset in offsets:
-                done += _read_at(descriptor, view, offset)
-                if deadline is not None and time.perf_counter() >= deadline:
-                    break
-        finally:
-            os.close(descriptor)
+    with (
+        mmap.mmap(-1, block) as buffer,
+        memoryview(buffer) as view,
+        closing(LocalFile(path).open("direct" if direct else "in order")) as file,
+    ):
+        for offset in offsets:
+            done += file.read_at(view, offset)
+            if deadline is not None and time.perf_counter() >= deadline:
+                break
     return done
-
-
-def _read_at(descriptor: int, view: memoryview, offset: int) -> int:
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [view], offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    data = os.read(descriptor, len(view))
-    view[: len(data)] = data
-    return len(data)
 
 
 def _reads_directly(path: Path) -> bool:
     try:
-        return bool(_DIRECT_FLAG) and _read_blocks(path, [0], _ALIGNMENT, True, None) == _ALIGNMENT
+        return HAS_DIRECT and _read_blocks(path, [0], _ALIGNMENT, True, None) == _ALIGNMENT
     except OSError:
         return False
 
