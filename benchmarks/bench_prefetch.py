@@ -1,21 +1,21 @@
 """Reading what the next layer will probably ask for: how often that is right, and what it saves.
 
 While a layer's experts are computed the disk has nothing to do, and while they are read the processor has not. Reading
-the next layer's experts early lets the two overlap: at best a step takes the longer of the two instead of their sum,
-so there is most to be had where they are equally long, and nothing where either is all there is. A wrong guess costs
-the disk one read, which the next demand may have to wait for; an expert that is guessed right but late costs nothing.
+the next layer's experts early lets the two overlap: at best a step takes the longer of the two instead of their sum, so
+there is most to be had where they are equally long, and nothing where either is all there is. A wrong prediction costs
+the disk one read, which the next demand may have to wait for; an expert that is predicted right but late costs nothing.
 
-*Guesses*: the bundled model generates from prompts; every layer's router input is kept, and ways of guessing are
-compared with what the routers chose: how many of a layer's experts are among the guessed, and, replayed with a global
-LRU at several capacities, how many of the misses, and how many of the guessed that were not in memory were right. The
-first layer of a step is never guessed, so 1/8 of this model's experts and misses cannot be.
+*Predictions*: the bundled model generates from prompts; every layer's router input is kept, and ways of predicting are
+compared with what the routers chose: how many of a layer's experts are among the predicted, and, replayed with a global
+LRU at several capacities, how many of the misses, and how many of the predicted that were not in memory were right. The
+first layer of a step is never predicted, so 1/8 of this model's experts and misses cannot be.
 
 *Time*: one process has the model open three times, with ``prefetch`` off, on and auto; they take a few decode steps
 each in turn, along the same text (what a small model writes by itself soon repeats itself, and then nothing is
 missing), and must give the same likeliest tokens. The bundled model's experts come from a source that takes some
 milliseconds for each, because on a disk they would be there at once; the generated layers of a 30B model are read from
 the disk past the page cache. Their weights are random, so their routers know nothing: what they would do with each
-other's input says little about a trained model, and the guesses' quality is printed with the times.
+other's input says little about a trained model, and the predictions' quality is printed with the times.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def drifted(before: Any, after: Any) -> Any:
 
 
 def ways(model: Any) -> dict[str, Callable[[list[Any], int], Any]]:
-    """Ways of guessing: name → function of the inputs and a layer, giving what its router is applied to."""
+    """Ways of predicting: name → function of the inputs and a layer, giving what its router is applied to."""
     import torch
 
     norms = [model.get_submodule(b.router_block.rpartition(".")[0]).post_attention_layernorm
@@ -151,8 +151,8 @@ def ways(model: Any) -> dict[str, Callable[[list[Any], int], Any]]:
     }
 
 
-def guesses(report: Report, quick: bool) -> None:
-    """Compares ways of guessing on the bundled model."""
+def predictions(report: Report, quick: bool) -> None:
+    """Compares ways of predicting on the bundled model."""
     from coterie.engine import load
     from coterie.generation.opened import OpenModel
     from coterie.routing import find_router
@@ -163,10 +163,10 @@ def guesses(report: Report, quick: bool) -> None:
                for b in model.coterie.expert_banks]  # fmt: skip
     top_k = runs[0][1][0].shape[1]
     table = report.table(
-        f"Share of a layer's {top_k} experts that are among the guessed, {len(runs)} generations:",
+        f"Share of a layer's {top_k} experts that are among the predicted, {len(runs)} generations:",
         (
             "the router is applied to",
-            *(f"best {top_k + m} guessed" for m in (0, 2, 4)),
+            *(f"best {top_k + m} predicted" for m in (0, 2, 4)),
             f"worst layer and text, best {top_k}",
         ),
     )
@@ -191,7 +191,7 @@ def guesses(report: Report, quick: bool) -> None:
     name = "input of the layer before + mean difference"
     table = report.table(
         f"Of {name}, with a global LRU:",
-        ("residency", "hit rate", "guessed", "misses that were guessed", "guessed and not in memory: right"),
+        ("residency", "hit rate", "predicted", "misses that were predicted", "predicted and not in memory: right"),
     )
     for capacity in CAPACITIES:
         for extra in (0, 2):
@@ -203,17 +203,17 @@ def guesses(report: Report, quick: bool) -> None:
     model.coterie.close()
 
 
-def replay(runs: Any, guessed: Any, layers: int, capacity: float, width: int) -> tuple[int, int, int, int, int]:
-    """Hits, requests, misses that were guessed, guesses not in memory, and how many of these were right."""
+def replay(runs: Any, predicted: Any, layers: int, capacity: float, width: int) -> tuple[int, int, int, int, int]:
+    """Hits, requests, misses that were predicted, predictions not in memory, and how many of these were right."""
     room = int(capacity * layers * 32)
     resident: OrderedDict[tuple[int, int], None] = OrderedDict()
     hits = requests = caught = made = right = 0
-    for (_, chosen), ahead in zip(runs, guessed, strict=True):
+    for (_, chosen), ahead in zip(runs, predicted, strict=True):
         for t in range(chosen[0].shape[0]):
             for n in range(layers):
                 wanted = chosen[n][t].tolist()
-                guess = [] if ahead[n] is None else ahead[n][t, :width].tolist()
-                absent = [e for e in guess if (n, e) not in resident]
+                prediction = [] if ahead[n] is None else ahead[n][t, :width].tolist()
+                absent = [e for e in prediction if (n, e) not in resident]
                 made += len(absent)
                 right += sum(e in wanted for e in absent)
                 caught += sum(e in wanted for e in absent)
@@ -291,7 +291,7 @@ def main() -> int:
     wait_until_quiet(given.wait_quiet)
     report = Report("prefetch", "Reading the next layer's experts early", work=given.work_dir.parent, quick=given.quick)
     torch.set_num_threads(given.threads)
-    guesses(report, given.quick)
+    predictions(report, given.quick)
     rounds, steps = (3, 4) if given.quick else (given.rounds, 8)
     ratios = []
     for memory, slow_ms in SLOW[:1] if given.quick else SLOW:

@@ -57,7 +57,7 @@ class RawReads:
         self._extents = {key: source.extents(key) for key in keys}
         if any(len(extents) != 1 for extents in self._extents.values()):
             raise SystemExit("A record of this store is not one extent.")
-        paths = {extent.path for (extent,) in self._extents.values()}
+        paths = {extent.source.path for (extent,) in self._extents.values()}
         self._files = {path: os.open(path, os.O_RDONLY | os.O_DIRECT) for path in paths}
         longest = max(extent.nbytes for (extent,) in self._extents.values())
         self._buffers = [_buffer(longest) for _ in range(depth)]
@@ -94,9 +94,11 @@ class RawReads:
                     return
                 done = 0
                 while done < extent.nbytes:
-                    count = os.preadv(self._files[extent.path], [view[done : extent.nbytes]], extent.offset + done)
+                    count = os.preadv(
+                        self._files[extent.source.path], [view[done : extent.nbytes]], extent.offset + done
+                    )
                     if count == 0:
-                        raise SystemExit(f"{extent.path} ends too early.")
+                        raise SystemExit(f"{extent.source.path} ends too early.")
                     done += count
         except BaseException as error:
             failures.append(error)
@@ -162,7 +164,7 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 4, 8])
     given = parser.parse_args()
-    from coterie.engine.reading import record_places
+    from coterie.engine.disk_tuning import record_places
     from coterie.plan.queue_depth import tune_reads
     from coterie.store import Store
 

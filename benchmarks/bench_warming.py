@@ -319,16 +319,16 @@ def measure_replay(report: Report, traces: Path, sessions: int) -> None:
     for task in TASKS:
         prompt = 32
         held_out = [ids for ids in found[task][len(found[task]) // 2 :] if len(ids) > prompt + 16][:sessions]
-        guessed = []
+        chosen = []
         for ids in held_out:
             counts = {
                 BankKey("text", layer, "mlp"): np.bincount(ids[:prompt, layer].ravel(), minlength=experts)
                 for layer in range(ids.shape[1])
             }
-            guessed.append(usage.likeliest_domain(counts) or "all")
+            chosen.append(usage.likeliest_domain(counts) or "all")
         table = report.table(
             f"Replay, DeepSeek-V2-Lite shape, {task}: {len(held_out)} held-out sequences, hit rates in % of up to "
-            f"{DECODE} tokens after a prompt of {prompt}; auto takes the right domain {guessed.count(task)} times:",
+            f"{DECODE} tokens after a prompt of {prompt}; auto takes the right domain {chosen.count(task)} times:",
             ("residency", *CONTESTANTS_OF_REPLAY),
         )
         other = next(name for name in TASKS if name != task)
@@ -337,8 +337,8 @@ def measure_replay(report: Report, traces: Path, sessions: int) -> None:
             rates = {}
             for name, (policy, warm) in CONTESTANTS_OF_REPLAY.items():
                 hits = requests = 0
-                for ids, guess in zip(held_out, guessed, strict=True):
-                    use = expected.get({"own": task, "other": other, "auto": guess}.get(warm, warm))
+                for ids, choice in zip(held_out, chosen, strict=True):
+                    use = expected.get({"own": task, "other": other, "auto": choice}.get(warm, warm))
                     keys = {} if use is None else use.values()
                     outcome = simulate(
                         steps(ids[prompt : prompt + DECODE]),

@@ -4,7 +4,8 @@
 
 Who wants to understand a step has to read these. Counted are the Python files below ``src`` in which a function is
 entered between the beginning and the end of a step, in any thread: with all experts in memory, with at least one that
-has to be read, and of a store in four bits. C is counted apart: the files that the native library is built of.
+has to be read, and of a store in four bits. Those that compute a layer's experts, or bring them into memory, are
+counted apart, too. C is counted for itself: the files that the native library is built of.
 """
 
 from __future__ import annotations
@@ -17,44 +18,71 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "coterie"
+EXPERTS = (str(SOURCE / "integration" / "adapters"), str(SOURCE / "integration" / "token_experts.py"))
+"""Beginnings of the names of files by which a layer comes to its experts."""
+
+
+@dataclass
+class Files:
+    """Names below the package.
+
+    Attributes:
+        all: Of everything that is entered.
+        experts: Of these, what is entered from where a layer comes to its experts, and in other threads.
+    """
+
+    all: set[str] = field(default_factory=set)
+    experts: set[str] = field(default_factory=set)
 
 
 class Crossed:
-    """Collects the files while :attr:`counting` is set; install it before threads begin."""
+    """Collects the files while it counts; install it before threads begin."""
 
     def __init__(self) -> None:
-        self.counting = False
-        self.files: set[str] = set()
+        self._files: Files | None = None
+        self._thread = threading.get_ident()
+        # The call by which this thread came to a layer's experts.
+        self._experts: FrameType | None = None
 
     def install(self) -> None:
         """Listens in this thread and in all that begin from now on."""
-        threading.setprofile(self._entered)
-        sys.setprofile(self._entered)
+        threading.setprofile(self._event)
+        sys.setprofile(self._event)
 
-    def _entered(self, frame: FrameType, event: str, argument: Any) -> None:
-        if self.counting and event == "call":
-            self.files.add(frame.f_code.co_filename)
+    def _event(self, frame: FrameType, event: str, argument: Any) -> None:
+        files = self._files
+        if files is None:
+            return
+        here = threading.get_ident() == self._thread
+        if event == "return" and here and frame is self._experts:
+            self._experts = None
+        name = frame.f_code.co_filename
+        if event != "call" or not name.startswith(str(SOURCE)):
+            return
+        if here and self._experts is None and name.startswith(EXPERTS):
+            self._experts = frame
+        name = Path(name).relative_to(SOURCE).as_posix()
+        files.all.add(name)
+        if self._experts is not None or not here:
+            files.experts.add(name)
 
     @contextmanager
-    def step(self) -> Iterator[set[str]]:
-        """Names below the package, of what is entered within the block."""
-        self.files = set()
-        names: set[str] = set()
-        self.counting = True
+    def step(self) -> Iterator[Files]:
+        """What is entered within the block."""
+        self._files = files = Files()
         try:
-            yield names
+            yield files
         finally:
-            self.counting = False
-            own = {Path(name) for name in self.files if name.startswith(str(SOURCE))}
-            names.update(path.relative_to(SOURCE).as_posix() for path in own)
+            self._files = self._experts = None
 
 
-def steps(crossed: Crossed, model: Any, count: int) -> Iterator[tuple[int, set[str]]]:
+def steps(crossed: Crossed, model: Any, count: int) -> Iterator[tuple[int, Files]]:
     """Experts read, and files, of one decode step after the other."""
     import torch
 
@@ -65,18 +93,18 @@ def steps(crossed: Crossed, model: Any, count: int) -> Iterator[tuple[int, set[s
         for _ in range(count):
             token = made.logits[:, -1:].argmax(-1)
             before = model.coterie.stats().total.misses
-            with crossed.step() as names:
+            with crossed.step() as files:
                 made = model(token, past_key_values=made.past_key_values, use_cache=True)
-            yield model.coterie.stats().total.misses - before, names
+            yield model.coterie.stats().total.misses - before, files
 
 
-def measure() -> dict[str, list[str]]:
-    """Kind of step → the files that it crosses, sorted."""
+def measure() -> dict[str, Files]:
+    """Kind of step → the files that it crosses: the step with the fewest."""
     crossed = Crossed()
     crossed.install()
     import coterie
 
-    found: dict[str, list[str]] = {}
+    found: dict[str, Files] = {}
     with tempfile.TemporaryDirectory() as folder:
         coterie.extract("bundled", Path(folder) / "int4", scheme="int4", dense_scheme="int4")
         for name, path, share, missing in (
@@ -87,10 +115,10 @@ def measure() -> dict[str, list[str]]:
         ):
             with coterie.load(path, expert_memory=share, prefetch="off") as model:
                 # The first steps read what is not there yet, or try ways out.
-                own = [names for missed, names in list(steps(crossed, model, 40))[8:] if (missed > 0) == missing]
+                own = [files for missed, files in list(steps(crossed, model, 40))[8:] if (missed > 0) == missing]
             if not own:
                 raise SystemExit(f"No step is {name}.")
-            found[name] = sorted(min(own, key=len))
+            found[name] = min(own, key=lambda files: len(files.all))
     return found
 
 
@@ -98,17 +126,19 @@ def main() -> int:
     """Prints the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", action="store_true", help="print the files, too")
-    parser.add_argument("--json", action="store_true", help="print kind → files as JSON")
+    parser.add_argument("--json", action="store_true", help="print kind → which files → names as JSON")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     found = measure()
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(
+            json.dumps({kind: {name: sorted(of) for name, of in vars(files).items()} for kind, files in found.items()})
+        )
         return 0
     for kind, files in found.items():
-        print(f"{kind:18} {len(files):3} files of Python")
+        print(f"{kind:18} {len(files.all):3} files of Python, {len(files.experts)} of them for a layer's experts (*)")
         if options.names:
-            print("".join(f"    {name}\n" for name in files), end="")
+            print("".join(f"  {'*' if name in files.experts else ' '} {name}\n" for name in sorted(files.all)), end="")
     sources = list((SOURCE / "native").glob("*.[ch]"))
     print(f"{'native library':18} {len(sources):3} files of C")
     return 0

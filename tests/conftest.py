@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: offline, one thread, tiny checkpoints made once per session."""
 
+import gc
 import os
 import random
 import warnings
@@ -36,6 +37,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    """To import and to open models makes many objects and little garbage."""
+    gc.set_threshold(10_000, 10, 10)
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is not looked for in what was imported, which stays: that took a seventh of the suite's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,6 +89,12 @@ def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ZooCheckpoint:
         return checkpoint(name, dtype, root, max_shard_size=max_shard_size)
 
     return make
+
+
+@pytest.fixture
+def moe(zoo_checkpoint) -> Path:
+    """A Qwen3-MoE of 2 layers with 8 experts each, one tensor per expert: bytes go straight from file to file."""
+    return zoo_checkpoint("qwen3_moe", torch.bfloat16)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from coterie.cache import RecordReader
+from coterie.records import RecordReader
 
 
 class SlowSource:
@@ -35,7 +35,7 @@ class SlowSource:
         time.sleep(self._seconds)
         done = 0
         for extent in self._source.extents(key):
-            descriptor = os.open(extent.path, os.O_RDONLY)
+            descriptor = os.open(extent.source.path, os.O_RDONLY)
             done += os.preadv(descriptor, [record[extent.at : extent.at + extent.nbytes]], extent.offset)
             os.close(descriptor)
         return done

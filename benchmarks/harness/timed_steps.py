@@ -25,15 +25,25 @@ class TimedSteps:
 
     Args:
         model: A store, a checkpoint, or ``bundled``.
-        memory: Its budget, or None for the default.
+        memory: Its budget, or the share of experts that it has room for, such as ``25%``; None for the default.
         threads: Of torch.
         env: Changes to the environment; None removes a variable.
+        source: A directory with the Coterie to use; by default, the one that is installed.
     """
 
-    def __init__(self, model: str | Path, *, memory: str | None, threads: int, env: Mapping[str, str | None]) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        memory: str | None,
+        threads: int,
+        env: Mapping[str, str | None],
+        source: Path | None = None,
+    ) -> None:
         command = [sys.executable, "-m", "harness.timed_steps", str(model), "--threads", str(threads)]
-        command += [] if memory is None else ["--memory", memory]
-        environment = {**os.environ, **env, "PYTHONPATH": str(BENCHMARKS)}
+        command += [] if memory is None else ["--share" if memory.endswith("%") else "--memory", memory]
+        paths = [str(BENCHMARKS)] if source is None else [str(BENCHMARKS), str(source)]
+        environment = {**os.environ, **env, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -86,6 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--memory")
+    parser.add_argument("--share")
     parser.add_argument("--threads", type=int, required=True)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -96,7 +107,13 @@ def main() -> int:
     from coterie.engine.source import text_component
     from harness.generation import Decoding
 
-    model = load(given.model, component=text_component(given.model), memory=given.memory, threads=given.threads)
+    model = load(
+        given.model,
+        component=text_component(given.model),
+        memory=given.memory,
+        expert_memory=given.share,
+        threads=given.threads,
+    )
     vocabulary = model.config.get_text_config().vocab_size
     prompt = torch.randint(16, vocabulary, (1, 16), generator=torch.Generator().manual_seed(1))
     Decoding(model, prompt).steps(4)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from coterie import analysis, errors, evaluate, profiles, survey
     from coterie.engine import load
-    from coterie.extraction import extract, inspect, quantize, verify
+    from coterie.extraction import extract, quantize
     from coterie.generation.chat import chat_inputs
     from coterie.generation.inputs import build_inputs
     from coterie.generation.opened import processors
     from coterie.generation.samples import samples
+    from coterie.inspection import inspect, verify
 
     __version__: str
 
@@ -24,12 +25,12 @@ _HOMES: dict[str, str] = {
     "build_inputs": "coterie.generation.inputs",
     "chat_inputs": "coterie.generation.chat",
     "extract": "coterie.extraction",
-    "inspect": "coterie.extraction",
+    "inspect": "coterie.inspection",
     "load": "coterie.engine",
     "processors": "coterie.generation.opened",
     "quantize": "coterie.extraction",
     "samples": "coterie.generation.samples",
-    "verify": "coterie.extraction",
+    "verify": "coterie.inspection",
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 

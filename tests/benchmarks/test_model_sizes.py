@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import model_sizes
-from coterie.extraction import MemoryFit, extract, inspect
+from coterie.extraction import extract
 from coterie.hf.configs import load_config
+from coterie.inspection import MemoryFit, inspect
 from model_sizes import Released, smallest
 
 

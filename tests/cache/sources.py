@@ -8,7 +8,8 @@ import torch
 import xxhash
 
 from coterie.cache import Consumer
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.quant.dtypes import TORCH_DTYPES
+from coterie.records import LocalFile
 from coterie.spec import ExpertKey, Extent, RecordLayout
 
 SMALL = RecordLayout.build("gate_up|down", [("gate_up_proj", "BF16", (24, 40)), ("down_proj", "BF16", (40, 12))])
@@ -75,10 +76,10 @@ class TinySource:
         if self.kind == "odd":
             for field in reversed(layout.fields):
                 file.write(b"?" * 7)
-                yield Extent(path=self.path, offset=file.tell(), nbytes=field.nbytes, at=field.offset)
+                yield Extent(source=LocalFile(self.path), offset=file.tell(), nbytes=field.nbytes, at=field.offset)
                 file.write(field_bytes(key, field))
         else:
-            yield Extent(path=self.path, offset=file.tell(), nbytes=layout.nbytes)
+            yield Extent(source=LocalFile(self.path), offset=file.tell(), nbytes=layout.nbytes)
             file.write(record_bytes(key, layout))
 
     def keys(self):

@@ -1,4 +1,4 @@
-"""A scan that says what it will lease next is read ahead of, and takes nothing for it that others need."""
+"""A prefill that says what it will lease next is read ahead of, and takes nothing for it that others need."""
 
 import gc
 import threading
@@ -44,7 +44,7 @@ def make(tmp_path):
         cache.close()
 
 
-def scan(cache, keys, upcoming=(), **options):
+def prefill(cache, keys, upcoming=(), **options):
     with leased(cache, keys, phase="prefill", upcoming=upcoming, **options) as lease:
         for key, tensors in lease:
             assert_is(key, SMALL, tensors)
@@ -56,7 +56,7 @@ def walk(cache, wanted=lambda layer, keys: keys, **options):
     stats = []
     for layer, keys in enumerate(LAYERS):
         then = (key for later in LAYERS[layer + 1 :] for key in later)
-        stats.append(scan(cache, wanted(layer, keys), then, **options))
+        stats.append(prefill(cache, wanted(layer, keys), then, **options))
     return stats
 
 
@@ -71,9 +71,9 @@ def resident(cache, keys):
 
 def test_reading_goes_on_with_what_was_announced(make):
     cache = make(64)
-    scan(cache, LAYERS[0], LAYERS[1][:5])
+    prefill(cache, LAYERS[0], LAYERS[1][:5])
     wait_until(lambda: len(resident(cache, LAYERS[1])) == 5)
-    stats = scan(cache, LAYERS[1][:6])
+    stats = prefill(cache, LAYERS[1][:6])
     assert (stats.requested, stats.hits, stats.misses) == (6, 0, 6), "mended in time, and misses all the same"
     assert stats.bytes_read == 6 * SMALL.nbytes
     figures = cache.stats()
@@ -105,11 +105,11 @@ def test_it_needs_no_idle_disk(make):
 
 def test_an_eighth_of_the_cache_at_most_is_ahead(make):
     cache = make(32)
-    scan(cache, LAYERS[0][:2], ALL[16:])
+    prefill(cache, LAYERS[0][:2], ALL[16:])
     settle(cache)
     assert resident(cache, ALL[16:]) == LAYERS[1][:4]
     # What is ahead already counts.
-    scan(cache, LAYERS[0][2:4], ALL[16:])
+    prefill(cache, LAYERS[0][2:4], ALL[16:])
     settle(cache)
     assert resident(cache, ALL[16:]) == LAYERS[1][:4]
 
@@ -117,7 +117,7 @@ def test_an_eighth_of_the_cache_at_most_is_ahead(make):
 def test_the_next_lease_joins_what_is_on_its_way(make):
     gate = Gate(LAYERS[1][0])
     cache = make(64, gate)
-    scan(cache, LAYERS[0][:2], LAYERS[1][:1])
+    prefill(cache, LAYERS[0][:2], LAYERS[1][:1])
     gate.wait_for(LAYERS[1][0])
     with leased(cache, LAYERS[1][:2], phase="prefill") as lease:
         gate.open()
@@ -158,8 +158,8 @@ def test_a_scan_that_breaks_off_announces_nothing(make, leave):
 def test_a_hold_ends_it(make):
     gate = Gate(*LAYERS[1][:2])
     cache = make(64, gate, read_threads=1)
-    scan(cache, LAYERS[0][:2])
-    scan(cache, LAYERS[0][:2], LAYERS[1][:4])
+    prefill(cache, LAYERS[0][:2])
+    prefill(cache, LAYERS[0][:2], LAYERS[1][:4])
     gate.wait_for(LAYERS[1][1])
     with cache.view(LAYERS[0][0].bank_key, 16).try_hold([0, 1], me()):
         assert not cache.snapshot().predicted
@@ -178,17 +178,17 @@ def test_closing_the_cache_ends_it(make):
 
 def test_a_failed_read_bothers_nobody_before_it_is_asked_for(make):
     cache = make(64, Failing(ReadError("bad sector"), LAYERS[1][0]))
-    scan(cache, LAYERS[0], LAYERS[1][:2])
+    prefill(cache, LAYERS[0], LAYERS[1][:2])
     settle(cache)
     assert resident(cache, LAYERS[1]) == LAYERS[1][1:2]
-    scan(cache, LAYERS[1])
+    prefill(cache, LAYERS[1])
     assert_consistent(cache)
 
 
 def test_unknown_keys_are_passed_over(make):
     cache = make(64)
     unknown = LAYERS[1][0]._replace(expert=99)
-    scan(cache, LAYERS[0], [unknown, LAYERS[1][0]])
+    prefill(cache, LAYERS[0], [unknown, LAYERS[1][0]])
     settle(cache)
     assert resident(cache, LAYERS[1]) == LAYERS[1][:1]
 
@@ -223,10 +223,10 @@ def test_what_was_announced_in_vain_costs_no_more_than_its_read(make, slots):
 def test_what_the_pass_still_needs_is_not_evicted_for_it(make):
     """In a second pass the first layers are there already, and what comes after them takes the place of none."""
     cache = make(32, eviction="lru")
-    scan(cache, LAYERS[0])
-    scan(cache, LAYERS[1])
+    prefill(cache, LAYERS[0])
+    prefill(cache, LAYERS[1])
     assert len(resident(cache, ALL)) == 32
-    scan(cache, LAYERS[0], ALL[16:])
+    prefill(cache, LAYERS[0], ALL[16:])
     settle(cache)
     assert resident(cache, LAYERS[1]) == LAYERS[1]
     assert len(resident(cache, LAYERS[2])) == 4, "in slots of the first layer"
@@ -244,13 +244,13 @@ def test_what_decoding_warmed_survives_a_prompt(make, eviction):
     for _ in range(2):
         walk(cache)
         settle(cache)
-    # An eighth and the one that is computed with, as for a scan that announces nothing.
+    # An eighth and the one that is computed with, as for a prefill that announces nothing.
     assert len(resident(cache, warm)) >= 32 - 4 - 2
 
 
 def test_a_decode_step_of_another_thread_takes_the_room_it_needs(make):
     cache = make(16)
-    scan(cache, LAYERS[0][:4], LAYERS[1])
+    prefill(cache, LAYERS[0][:4], LAYERS[1])
     settle(cache)
 
     def decode():
@@ -269,10 +269,10 @@ def test_another_scan_takes_what_a_consumer_left_behind_and_hardly_what_is_warm(
         with leased(cache, LAYERS[3][:14]) as lease:
             list(lease)
     other = Consumer()
-    scan(cache, [], LAYERS[1], consumer=other)
+    prefill(cache, [], LAYERS[1], consumer=other)
     settle(cache)
     assert len(resident(cache, LAYERS[1])) == 2
-    scan(cache, LAYERS[0])
+    prefill(cache, LAYERS[0])
     # One of each, or both of what was left behind: that depends on how soon it gives back what it has consumed.
     assert len(resident(cache, LAYERS[3][:14])) >= 13
     assert len(resident(cache, LAYERS[1])) <= 1
@@ -319,7 +319,7 @@ def test_an_announcement_protects_a_part_of_what_is_there(make):
         with leased(cache, keys) as lease:
             list(lease)
     other = Consumer()
-    scan(cache, [], [LAYERS[2][0], *LAYERS[0], *LAYERS[1]], consumer=other)
+    prefill(cache, [], [LAYERS[2][0], *LAYERS[0], *LAYERS[1]], consumer=other)
     settle(cache)
     protected = set().union(*cache.snapshot().predicted)
     assert len(protected) == 24

@@ -207,7 +207,7 @@ def make(tmp_path, monkeypatch):
 
 
 def use(cache, keys, phase="decode"):
-    """A scan of all keys, or decode steps of four each."""
+    """A prefill over all keys, or decode steps of four each."""
     width = len(keys) if phase == "prefill" else 4
     for start in range(0, len(keys), width):
         with leased(cache, keys[start : start + width], phase=phase) as lease:

@@ -13,7 +13,7 @@ import pytest
 
 import coterie.cache
 from coterie.cache import ExpertCache
-from coterie.cache.waiting import Waiters
+from coterie.cache.claims import Waiters
 
 from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of, leased
 

@@ -201,7 +201,7 @@ class TestScanResistance:
             drain(cache, KEYS, phase="prefill")
         _, stats = drain(cache, warm)
         assert stats.hits == 6
-        # The same scan as a decode takes their places.
+        # The same keys as a decode takes their places.
         drain(cache, KEYS[6:])
         _, stats = drain(cache, warm)
         assert stats.hits < 6
@@ -276,11 +276,11 @@ class TestFailures:
                 if key == KEYS[0] and self.arrived.count(key) == 1:
                     raise ReadError("a passing fault")
 
-        for begun_for in ("a guess", "who has left"):
+        for begun_for in ("a prediction", "who has left"):
             gate = Fault(KEYS[0])
             cache = make(8, gate)
             lease = leased(cache, KEYS[:1])
-            if begun_for == "a guess":
+            if begun_for == "a prediction":
                 predict(cache, KEYS[:1])
             else:
                 lease.__enter__()

@@ -48,7 +48,7 @@ def use(cache, keys):
 
 
 def settle(cache, count):
-    """Waits until all that is expected has been read or given up: so many reads for guesses in all."""
+    """Waits until all that is expected has been read or given up: so many reads for predictions in all."""
     assert not cache.quiesce().loading
     assert cache.stats().prefetch_issued >= count
 
@@ -59,7 +59,7 @@ def considered(cache):
     return cache.snapshot()
 
 
-def test_a_right_guess_makes_a_later_lease_a_hit(make):
+def test_a_right_prediction_makes_a_later_lease_a_hit(make):
     cache = make(8)
     predict(cache, KEYS[:3])
     settle(cache, 3)
@@ -70,7 +70,7 @@ def test_a_right_guess_makes_a_later_lease_a_hit(make):
     assert stats.bytes_read == 3 * SMALL.nbytes
 
 
-def test_a_wrong_guess_is_counted_as_wasted(make):
+def test_a_wrong_prediction_is_counted_as_wasted(make):
     cache = make(4)
     predict(cache, KEYS[:2])
     settle(cache, 2)
@@ -102,7 +102,7 @@ def test_it_never_evicts_what_is_leased(make):
         assert cache.stats().evictions == 0
 
 
-def test_demand_goes_first_and_guesses_leave_a_thread_free(make):
+def test_demand_goes_first_and_predictions_leave_a_thread_free(make):
     gate = Gate(*KEYS[:4])
     cache = make(8, gate, read_threads=2)
     predict(cache, KEYS[:4])
@@ -196,7 +196,7 @@ def test_a_hold_drops_it_too(make):
     assert gate.arrived == [KEYS[8], KEYS[0], KEYS[9]]
 
 
-def test_nothing_is_guessed_while_a_demanded_read_is_under_way(make):
+def test_nothing_is_predicted_while_a_demanded_read_is_under_way(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=4)
     with leased(cache, KEYS[:1]) as lease:
@@ -210,7 +210,7 @@ def test_nothing_is_guessed_while_a_demanded_read_is_under_way(make):
     assert set(gate.arrived[1:]) == set(KEYS[4:7])
 
 
-def test_a_guess_that_is_late_is_joined_and_then_a_demand(make):
+def test_a_prediction_that_is_late_is_joined_and_then_a_demand(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=4)
     predict(cache, KEYS[:1])
@@ -226,7 +226,7 @@ def test_a_guess_that_is_late_is_joined_and_then_a_demand(make):
     assert (stats.prefetch_issued, stats.prefetch_used, stats.prefetch_in_time) == (3, 1, 0)
 
 
-def test_what_is_expected_is_not_evicted_for_another_guess(make):
+def test_what_is_expected_is_not_evicted_for_another_prediction(make):
     cache = make(4, eviction="lru")
     use(cache, KEYS[:4])
     predict(cache, [KEYS[0], KEYS[1], KEYS[2], KEYS[5]])
@@ -234,7 +234,7 @@ def test_what_is_expected_is_not_evicted_for_another_guess(make):
     assert [key for key in KEYS if key in cache] == [*KEYS[:3], KEYS[5]]
     predict(cache, KEYS[8:12])
     settle(cache, 5)
-    # Neither does a guess take the room of what was guessed beside it.
+    # Neither does a prediction take the room of what was predicted beside it.
     assert [key for key in KEYS if key in cache] == KEYS[8:12]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from coterie.cache.arena import SlotArena
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import DTYPE_BYTES, RecordLayout
 
 from .sources import LARGE, SMALL, assert_is, keys_of, record_bytes

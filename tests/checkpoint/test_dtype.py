@@ -15,7 +15,8 @@ from transformers import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
 from coterie.checkpoint import Checkpoint
 from coterie.engine import load
 from coterie.errors import CheckpointFileError, UnsupportedError
-from coterie.extraction import extract, verify
+from coterie.extraction import extract
+from coterie.inspection import verify
 from engine.damage import copy_of, edit_config, edit_tensors
 from zoo import logits
 

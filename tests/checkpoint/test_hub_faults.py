@@ -28,7 +28,8 @@ from coterie.errors import (
     DiskSpaceError,
     StoreNotFoundError,
 )
-from coterie.extraction import extract, verify
+from coterie.extraction import extract
+from coterie.inspection import verify
 from coterie.store import Store
 
 from .conftest import REPO

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from coterie.errors import CoterieError
-from coterie.extraction import extract, verify
+from coterie.extraction import extract
+from coterie.inspection import verify
 
 from .conftest import REPO
 from .hub import Fault, Kind, LocalHub

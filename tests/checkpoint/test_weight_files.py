@@ -13,7 +13,8 @@ from coterie.checkpoint import Checkpoint, Location
 from coterie.checkpoint.weight_files import INDEX, SINGLE, is_inside, read_index, weights_name
 from coterie.engine import load
 from coterie.errors import CheckpointFileError, TensorMissingError, UnsupportedError
-from coterie.extraction import extract, verify
+from coterie.extraction import extract
+from coterie.inspection import verify
 from engine.damage import copy_of, edit_config, edit_index
 from odd_files import ODD, make_odd
 from zoo import logits

@@ -192,8 +192,8 @@ def test_native_layers_leave_the_experts_to_their_module(zoo_checkpoint, tmp_pat
     computed = []
     original = TokenExperts.compute
 
-    def compute(self, passage):
-        whole = original(self, passage)
+    def compute(self, state):
+        whole = original(self, state)
         computed.append(whole is not None)
         return whole
 
@@ -214,5 +214,5 @@ def test_what_is_read_early_is_no_more_than_what_is_computed(zoo_store, open_mod
     with model.coterie.adapt_experts(AdaptiveExperts(k_max=1)):
         generate(model)
     few = model.coterie.stats().prefetch_hinted - before
-    # One guess for each of the layers after the first, of every token.
+    # One prediction for each of the layers after the first, of every token.
     assert 0 < few <= NEW * (LAYERS - 1) + LAYERS

@@ -11,7 +11,8 @@ import torch
 
 from coterie.engine import load
 from coterie.errors import CoverageError, LoadError, UsageError
-from coterie.extraction import extract, inspect, verify
+from coterie.extraction import extract
+from coterie.inspection import inspect, verify
 from coterie.store import Store
 from zoo import ZOO, logits
 

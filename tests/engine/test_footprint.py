@@ -12,8 +12,9 @@ import torch
 import coterie
 from coterie.checkpoint import Checkpoint
 from coterie.engine import open_source
-from coterie.extraction import extract, inspect
-from coterie.extraction.inspection import checkpoint_footprint, store_footprint
+from coterie.extraction import extract
+from coterie.inspection import inspect
+from coterie.inspection.contents import checkpoint_footprint, store_footprint
 from coterie.spec import ContextShape
 from coterie.spec.footprint import Footprint
 from coterie.store import Store, is_store

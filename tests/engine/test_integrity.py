@@ -13,7 +13,8 @@ import torch
 import coterie
 from coterie.checkpoint import TensorInfo, WholeFile
 from coterie.errors import ChecksumError, CoterieError, ReadError
-from coterie.extraction import extract, quantize, verify
+from coterie.extraction import extract, quantize
+from coterie.inspection import verify
 from coterie.store import verify_store
 from odd_files import ODD, make_odd
 
@@ -146,7 +147,9 @@ def test_the_dense_file_is_read_once(store: Path, monkeypatch: pytest.MonkeyPatc
         return read(self, wanted)
 
     monkeypatch.setattr(WholeFile, "_read", counted)
-    monkeypatch.setattr("coterie.checkpoint.reading._fill", lambda *_: pytest.fail("a tensor is read a second time"))
+    monkeypatch.setattr(
+        "coterie.checkpoint.reading.read_range", lambda *_: pytest.fail("a tensor is read a second time")
+    )
     model = coterie.load(store, expert_memory="25%")
     assert reads == [store / "dense.safetensors"]
     assert not any(file._kept for file in model.coterie.source.dense_files)

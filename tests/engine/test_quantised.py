@@ -21,7 +21,8 @@ from coterie.errors import (
     UnclaimedTensorError,
     UnsupportedError,
 )
-from coterie.extraction import extract, inspect, verify
+from coterie.extraction import extract
+from coterie.inspection import inspect, verify
 from coterie.spec import ExpertKey
 from coterie.store import Store
 from zoo import logits
@@ -164,7 +165,7 @@ def small_files(store: Store) -> int:
 
 def record(store: Store, key: ExpertKey) -> bytes:
     (extent,) = store.extents(key)
-    return extent.path.read_bytes()[extent.offset : extent.offset + extent.nbytes]
+    return extent.source.path.read_bytes()[extent.offset : extent.offset + extent.nbytes]
 
 
 def layout(store: Path):
@@ -202,7 +203,7 @@ def test_records_hold_weights_and_scales_as_they_are(stores, checkpoints):
             source.read_into(key, record)
             ours = memoryview(bytearray(store.layout(key).nbytes))
             (extent,) = store.extents(key)
-            with extent.path.open("rb") as file:
+            with extent.source.path.open("rb") as file:
                 file.seek(extent.offset)
                 file.readinto(ours)
             assert bytes(ours) == bytes(record)

@@ -24,7 +24,8 @@ from coterie.errors import (
     StoreError,
     StoreNotFoundError,
 )
-from coterie.extraction import extract, verify
+from coterie.extraction import extract
+from coterie.inspection import verify
 from coterie.store import Store, StoreWriter, is_store
 from store.faults import FailingCalls, Killed, KillingCalls, ShortWrites, WatchedCalls
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from coterie.errors import ProfileIdentityError, UsageError
-from coterie.extraction import extract, quantize, verify
+from coterie.extraction import extract, quantize
 from coterie.extraction.precision import SchemesByTrust
+from coterie.inspection import verify
 from coterie.spec import BankKey
 from coterie.store import Store
 from zoo import ZOO, logits

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from coterie.errors import ChecksumError, LoadError, StoreError, UsageError
-from coterie.extraction import extract, quantize, verify
+from coterie.extraction import extract, quantize
 from coterie.extraction.quantising import scheme_of_store
+from coterie.inspection import verify
 from coterie.store import Store, verify_store
 from engine.damage import edit_header, register
 from store.faults import Killed, KillingCalls, WatchedCalls

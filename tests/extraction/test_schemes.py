@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from coterie.checkpoint import Checkpoint
 from coterie.engine import load
 from coterie.errors import QuantisationError, StoreError, UnsupportedError, UsageError
-from coterie.extraction import extract, inspect, verify
+from coterie.extraction import extract
 from coterie.extraction.quantising import scheme_of_store
+from coterie.inspection import inspect, verify
 from coterie.quant import SCHEMES
 from coterie.store import Store, verify_store
 from zoo.quantised import quantised

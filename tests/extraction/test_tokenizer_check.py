@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer, models
 
 from coterie.errors import LoadError
-from coterie.extraction import extract, verify
+from coterie.extraction import extract
+from coterie.inspection import verify
 
 ROWS = 128
 """Of the embeddings of the zoo."""

@@ -7,8 +7,8 @@ import pytest
 
 from coterie.checkpoint import Location
 from coterie.errors import CheckpointNotFoundError, CoterieError, StoreNotFoundError, UnsupportedError, UsageError
-from coterie.extraction import inspect
 from coterie.files.gguf import original_of
+from coterie.inspection import inspect
 
 
 def text(value: str) -> bytes:

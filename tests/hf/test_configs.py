@@ -47,6 +47,13 @@ def change(directory: Path, changes: dict[str, object]) -> Path:
         ({"architectures": [1]}, "architectures"),
         ({"architectures": {"0": "Qwen3MoeForCausalLM"}}, "architectures"),
         ({"architectures": 5}, "architectures"),
+        ({"pad_token_id": 2**63}, "pad_token_id"),
+        ({"is_encoder_decoder": 65537}, "is_encoder_decoder"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 2}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"mrope_section": 5}}, "mrope_section"),
+        ({"rope_parameters": {"mrope_section": [4, [1], 2]}}, "mrope_section"),
+        ({"rope_parameters": {"mrope_section": [4, 2, "2"]}}, "mrope_section"),
     ],
 )
 def test_a_value_that_is_none_is_named(changes, key, directory):
@@ -55,6 +62,25 @@ def test_a_value_that_is_none_is_named(changes, key, directory):
         load_config(directory)
     assert str(path) in str(caught.value)
     assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"n_group": 3}, "n_group"),
+        ({"n_group": 0}, "n_group"),
+        ({"n_group": 8}, "n_group"),
+        ({"topk_group": 5}, "topk_group"),
+        ({"topk_group": 0}, "topk_group"),
+    ],
+)
+def test_groups_of_experts_have_to_agree(changes, key, zoo_checkpoint, tmp_path):
+    (tmp_path / "config.json").write_bytes((zoo_checkpoint("deepseek_v3") / "config.json").read_bytes())
+    assert load_config(tmp_path).n_routed_experts == 8
+    path = change(tmp_path, changes)
+    with pytest.raises(CheckpointFileError, match=f"for {key}") as caught:
+        load_config(tmp_path)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["__name__", "torch", "AutoModel", "Qwen3MoeConfig", "Qwen9MoeForCausalLM", ""])

@@ -9,7 +9,8 @@ import torch
 from coterie.checkpoint import Checkpoint
 from coterie.engine import load
 from coterie.errors import CheckpointFileError, CoterieError, LoadError, MemoryBudgetError, UnsupportedError
-from coterie.extraction import extract, inspect
+from coterie.extraction import extract
+from coterie.inspection import inspect
 from engine.damage import copy_of, register
 
 

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from conftest import realigned
 from coterie.engine import open_source
 from coterie.errors import CoverageError, ExpertMissingError, UnsupportedError
-from coterie.extraction import extract, verify
+from coterie.extraction import extract
 from coterie.hf.families import ADAPTED, DECORATED
 from coterie.hf.releases import TESTED
+from coterie.inspection import verify
 from coterie.integration.adapters.registry import ADAPTERS
 from coterie.passes import StreamedBank
 from coterie.routing import drop

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from coterie.integration.linear import StockLinear, round_as_stock
+from coterie.integration.linear import round_as_stock
+from coterie.kernels import StockLinear
+from coterie.passes.forwards import Covering, install
 
 INPUTS = {
     "rows": lambda x: x[0],
@@ -39,6 +41,21 @@ def test_it_rounds_as_a_layer_that_wants_gradients(form, bias, dtype):
             expected = stock(x)
             assert torch.equal(ours(x), expected)
             assert ours(x).shape == expected.shape
+
+
+def test_a_watched_layer_rounds_so_too():
+    class Watch(Covering):
+        def __call__(self, *inputs):
+            return self.beneath(*inputs)
+
+    torch.manual_seed(0)
+    stock = nn.Linear(64, 96, bias=False)
+    ours = copy.deepcopy(stock).requires_grad_(False)
+    install(ours, "prediction", Watch())
+    round_as_stock(ours)
+    with torch.no_grad():
+        for x in [torch.randn(3, 24, 64)[:, -1:] for _ in range(20)]:
+            assert torch.equal(ours(x), stock(x))
 
 
 def test_without_it_they_differ():

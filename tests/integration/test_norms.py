@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie.integration import norms
+from coterie.kernels import norms
 from coterie.native import library
 from coterie.passes.forwards import own, remove
 from zoo import ZOO, logits
@@ -14,7 +14,7 @@ NAMES = sorted(ZOO)
 
 
 def native_norms(model) -> list[torch.nn.Module]:
-    return [one for one in model.modules() if isinstance(own(one), norms.NativeForward)]
+    return [one for one in model.modules() if isinstance(own(one), norms.NormForward)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -57,6 +57,6 @@ def test_long_inputs_and_autocast_go_to_the_class(zoo_checkpoint, open_model, mo
 
 
 def test_without_the_library_nothing_is_replaced(zoo_checkpoint, open_model, monkeypatch) -> None:
-    monkeypatch.setattr(norms, "library", lambda: None)
+    monkeypatch.setattr("coterie.integration.norms.library", lambda: None)
     model = open_model(zoo_checkpoint("qwen3_moe", torch.bfloat16))
     assert native_norms(model) == []

@@ -25,9 +25,9 @@ def computed(monkeypatch) -> list[int]:
     found: list[int] = []
     compute = quantised.QuantisedExperts.compute
 
-    def counted(self, hidden_TD, *rest, **options):
+    def counted(self, now, hidden_TD, *rest, **options):
         found.append(hidden_TD.shape[0])
-        return compute(self, hidden_TD, *rest, **options)
+        return compute(self, now, hidden_TD, *rest, **options)
 
     monkeypatch.setattr(quantised.QuantisedExperts, "compute", counted)
     return found

@@ -28,9 +28,9 @@ def finished(monkeypatch) -> list[int]:
     calls: list[int] = []
     original = NativeLayer.release
 
-    def release(self, passage):
-        calls.append(passage.rows)
-        original(self, passage)
+    def release(self, state):
+        calls.append(state.rows)
+        original(self, state)
 
     monkeypatch.setattr(NativeLayer, "release", release)
     return calls

@@ -12,9 +12,9 @@ from conftest import realigned
 from coterie.errors import LoadError
 from coterie.extraction import extract
 from coterie.hf.banks import find_banks
-from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.passes.decoder import FieldDecoder
 from coterie.quant import SCHEMES
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import ExpertKey, RecordLayout
 from coterie.spec.parameters import dequantised_nbytes
 from coterie.store import Store

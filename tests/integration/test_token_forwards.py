@@ -33,9 +33,9 @@ def finished(monkeypatch) -> list[NativeLayer]:
     calls: list[NativeLayer] = []
     original = NativeLayer.release
 
-    def release(self, passage):
+    def release(self, state):
         calls.append(self)
-        original(self, passage)
+        original(self, state)
 
     monkeypatch.setattr(NativeLayer, "release", release)
     return calls
@@ -333,8 +333,8 @@ def in_one_call(monkeypatch) -> list[bool]:
     calls: list[bool] = []
     original = TokenExperts.compute
 
-    def compute(self, passage):
-        whole = original(self, passage)
+    def compute(self, state):
+        whole = original(self, state)
         calls.append(whole is not None)
         return whole
 
@@ -461,10 +461,10 @@ def test_native_routers_are_asked_ahead_as_others_are(store, open_model) -> None
     assert sites
     hidden = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     for site in sites:
-        assert site.can_guess
+        assert site.can_predict
         assert not isinstance(site._preview, Preview)
         usual = preview_of(site._block)
         assert usual is not None
         with torch.inference_mode():
             expected = usual((hidden + site._drift_D).to(hidden.dtype))
-        assert site.guess(hidden) == expected[0].tolist()
+        assert site.predict(hidden) == expected[0].tolist()

@@ -13,8 +13,8 @@ from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from coterie.hf.experts import own_forward
-from coterie.kernels import Accumulator, TokenKernel, group_by_expert, products, swiglu_rows
-from coterie.kernels.products import by_batch, by_columns, by_linear, by_vector, exact_products
+from coterie.kernels import Accumulator, TokenKernel, group_by_expert, swiglu_rows, token_kernel
+from coterie.kernels.token_kernel import by_batch, by_columns, by_linear, by_vector, exact_products
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = st.integers(1, 96)
@@ -162,7 +162,7 @@ WAYS = (by_columns, by_batch, by_vector)
 def replace_ways(monkeypatch, way):
     """Makes every way but ``by_linear`` compute something else."""
     for one in WAYS:
-        monkeypatch.setattr(products, one.__name__, way)
+        monkeypatch.setattr(token_kernel, one.__name__, way)
 
 
 @pytest.mark.parametrize("way", [by_linear, *WAYS])
@@ -214,7 +214,7 @@ def test_products_are_chosen_once_for_each_setting(two_threads, monkeypatch):
         chosen.append((torch.get_num_threads(), torch.get_float32_matmul_precision(), arguments[1]))
         return by_linear
 
-    monkeypatch.setattr("coterie.kernels.swiglu.exact_products", choose)
+    monkeypatch.setattr("coterie.kernels.token_kernel.exact_products", choose)
     kernel = TokenKernel((8, 6), (6, 4), torch.float32)
 
     def run(top_k):

@@ -18,9 +18,9 @@ from coterie.native import (
     Library,
     NativeLayer,
     PackedMatrix,
-    Passages,
     Results,
     StageTimes,
+    TokenStates,
     rotate,
     route,
     token_attention,
@@ -107,10 +107,10 @@ def one_by_one(parts: LayerParts, token: Token, length: int, native: Library) ->
 
 
 def passed(layer: NativeLayer, token: Token, length: int, times: StageTimes | None = None) -> list[torch.Tensor]:
-    passage = layer.take(token.hidden, token.cosine, token.sine, times)
-    key, value, *_ = layer.begin(passage)
-    results = layer.finish(passage, KeyValueRoom.of(*extended(token, key, value, length)))
-    layer.release(passage)
+    state = layer.take(token.hidden, token.cosine, token.sine, times)
+    key, value, *_ = layer.begin(state)
+    results = layer.finish(state, KeyValueRoom.of(*extended(token, key, value, length)))
+    layer.release(state)
     return given(results)
 
 
@@ -124,7 +124,7 @@ def given(results: Results) -> list[torch.Tensor]:
 def test_bits_are_those_of_the_parts(case: Case, length: int, native: Library) -> None:
     parts, token = parts_of(case, native), token_of(case, length)
     want = one_by_one(parts, token, length, native)
-    got = passed(NativeLayer(native, parts, Passages()), token, length)
+    got = passed(NativeLayer(native, parts, TokenStates()), token, length)
     assert len(got) == len(want)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert all(tensor.isfinite().all() for tensor in got)
@@ -132,7 +132,7 @@ def test_bits_are_those_of_the_parts(case: Case, length: int, native: Library) -
 
 @pytest.mark.parametrize("case", [SMALL, WIDE])
 def test_threads_change_nothing(case: Case, native: Library) -> None:
-    layer, before, found = NativeLayer(native, parts_of(case, native), Passages()), torch.get_num_threads(), []
+    layer, before, found = NativeLayer(native, parts_of(case, native), TokenStates()), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
@@ -144,23 +144,23 @@ def test_threads_change_nothing(case: Case, native: Library) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_halves_at_once_append_the_token(case: Case, native: Library) -> None:
-    layer, token = NativeLayer(native, parts_of(case, native), Passages()), token_of(case, 20)
+    layer, token = NativeLayer(native, parts_of(case, native), TokenStates()), token_of(case, 20)
     want = passed(layer, token, 20)
     written = [cache.clone() for cache in (token.keys, token.values)]
     for cache in (token.keys, token.values):
         cache[:, :, 19] = torch.nan
-    passage = layer.take(token.hidden, token.cosine, token.sine)
+    state = layer.take(token.hidden, token.cosine, token.sine)
     keys, values = token.keys, token.values
-    results = layer.compute(passage, KeyValueRoom.of(keys[:, :, :20], values[:, :, :20]))
-    layer.release(passage)
+    results = layer.compute(state, KeyValueRoom.of(keys[:, :, :20], values[:, :, :20]))
+    layer.release(state)
     assert all(torch.equal(a, b) for a, b in zip(given(results), want, strict=True))
     assert torch.equal(token.keys, written[0])
     assert torch.equal(token.values, written[1])
 
 
 def test_results_stay_what_they_were(native: Library) -> None:
-    passages = Passages()
-    layers = [NativeLayer(native, parts_of(case, native), passages) for case in (SMALL, CASES[3])]
+    states = TokenStates()
+    layers = [NativeLayer(native, parts_of(case, native), states) for case in (SMALL, CASES[3])]
     kept, copies = [], []
     for i in range(40):
         found = passed(layers[i % 2], token_of((SMALL, CASES[3])[i % 2], 3, seed=i), 3)
@@ -169,25 +169,25 @@ def test_results_stay_what_they_were(native: Library) -> None:
     assert all(torch.equal(a, b) for x, y in zip(kept, copies, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def test_two_passages_at_once_do_not_meet(native: Library) -> None:
+def test_two_states_at_once_do_not_meet(native: Library) -> None:
     layer, tokens = (
-        NativeLayer(native, parts_of(SMALL, native), Passages()),
+        NativeLayer(native, parts_of(SMALL, native), TokenStates()),
         [token_of(SMALL, 9, seed=i) for i in (1, 2)],
     )
     want = [passed(layer, token, 9)[2] for token in tokens]
     open_ = [layer.take(token.hidden, token.cosine, token.sine) for token in tokens]
-    for passage in open_:
-        layer.begin(passage)
-    for token, passage, expected in zip(tokens, open_, want, strict=True):
-        longer = extended(token, passage.results.key, passage.results.value, 9)
-        results = layer.finish(passage, KeyValueRoom.of(*longer))
+    for state in open_:
+        layer.begin(state)
+    for token, state, expected in zip(tokens, open_, want, strict=True):
+        longer = extended(token, state.results.key, state.results.value, 9)
+        results = layer.finish(state, KeyValueRoom.of(*longer))
         assert torch.equal(results.residual, expected)
-    for passage in open_:
-        layer.release(passage)
+    for state in open_:
+        layer.release(state)
 
 
 def test_stages_are_timed_where_asked(native: Library) -> None:
-    layer, token = NativeLayer(native, parts_of(WIDE, native), Passages()), token_of(WIDE, 30)
+    layer, token = NativeLayer(native, parts_of(WIDE, native), TokenStates()), token_of(WIDE, 30)
     plain = passed(layer, token, 30)
     times = StageTimes()
     for passes in (1, 2):
@@ -220,4 +220,4 @@ def test_what_is_not_served_is_refused(native: Library) -> None:
     for one in odd:
         assert not one.served
         with pytest.raises(UsageError, match="not served"):
-            NativeLayer(native, one, Passages())
+            NativeLayer(native, one, TokenStates())

@@ -14,9 +14,9 @@ from coterie.native import (
     Library,
     NativeLayer,
     PackedMatrix,
-    Passage,
-    Passages,
     Results,
+    TokenState,
+    TokenStates,
     route,
 )
 
@@ -60,9 +60,9 @@ class Step(NamedTuple):
     def together(self, layer: NativeLayer) -> Results:
         """All at once, into the caches."""
         hidden = self.hidden  # stays until the layer is over
-        passage = layer.take(hidden, *self.angles)
-        results = layer.compute(passage, self.rooms)
-        layer.release(passage)
+        state = layer.take(hidden, *self.angles)
+        results = layer.compute(state, self.rooms)
+        layer.release(state)
         return results
 
 
@@ -78,7 +78,7 @@ def assert_equal(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("case", CASES)
 def test_a_layer_gives_each_row_what_it_gives_it_alone(case: Case, rows: int, native: Library) -> None:
-    layer = NativeLayer(native, parts_of(case, native), Passages())
+    layer = NativeLayer(native, parts_of(case, native), TokenStates())
     alone, together = Step.of(case, rows), Step.of(case, rows)
     want = [
         row_of(Step([token], [length]).together(layer), 0)
@@ -94,7 +94,7 @@ def test_a_layer_gives_each_row_what_it_gives_it_alone(case: Case, rows: int, na
 
 
 def test_a_wide_layer_gives_each_row_what_it_gives_it_alone(native: Library) -> None:
-    layer = NativeLayer(native, parts_of(test_layer.WIDE, native), Passages())
+    layer = NativeLayer(native, parts_of(test_layer.WIDE, native), TokenStates())
     step = Step.of(test_layer.WIDE, 5)
     results = step.together(layer)
     for row, (token, length) in enumerate(zip(*step, strict=True)):
@@ -104,29 +104,29 @@ def test_a_wide_layer_gives_each_row_what_it_gives_it_alone(native: Library) -> 
 @pytest.mark.parametrize("rows", [3, MOST_ROWS])
 def test_halves_with_a_cache_that_takes_keys_itself(rows: int, native: Library) -> None:
     case, length = test_layer.SMALL, 21
-    layer = NativeLayer(native, parts_of(case, native), Passages())
+    layer = NativeLayer(native, parts_of(case, native), TokenStates())
     tokens = [token_of(case, length, seed=row) for row in range(rows)]
     step = Step(tokens, [length] * rows)
     hidden = step.hidden
-    passage = layer.take(hidden, *step.angles)
-    begun = layer.begin(passage)
+    state = layer.take(hidden, *step.angles)
+    begun = layer.begin(state)
     keys, values = (torch.cat([getattr(token, name) for token in tokens]) for name in ("keys", "values"))
     keys[:, :, length - 1 : length], values[:, :, length - 1 : length] = begun.key, begun.value
-    results = layer.finish(passage, KeyValueRoom.of(keys[:, :, :length], values[:, :, :length]))
-    layer.release(passage)
+    results = layer.finish(state, KeyValueRoom.of(keys[:, :, :length], values[:, :, :length]))
+    layer.release(state)
     for row, token in enumerate(tokens):
         assert_equal(row_of(results, row), test_layer.passed(layer, token, length))
 
 
 def test_rows_at_one_position_need_one_rotation(native: Library) -> None:
     case = test_layer.SMALL
-    layer, step = NativeLayer(native, parts_of(case, native), Passages()), Step.of(case, 4)
+    layer, step = NativeLayer(native, parts_of(case, native), TokenStates()), Step.of(case, 4)
     cosine, sine = (part[:1].contiguous() for part in step.angles)
     hidden, found = step.hidden, []
     for angles in ((cosine, sine), (cosine.repeat(4, 1, 1), sine.repeat(4, 1, 1))):
-        passage = layer.take(hidden, *angles)
-        results = layer.compute(passage, step.rooms)
-        layer.release(passage)
+        state = layer.take(hidden, *angles)
+        results = layer.compute(state, step.rooms)
+        layer.release(state)
         found.append([tensor.clone() for tensor in row_of(results, 3)])
     assert_equal(*found)
 
@@ -134,7 +134,7 @@ def test_rows_at_one_position_need_one_rotation(native: Library) -> None:
 @pytest.mark.parametrize("rows", [2, 7, MOST_ROWS])
 def test_threads_change_nothing(rows: int, native: Library) -> None:
     case, found = INT8, []
-    layer = NativeLayer(native, parts_of(case, native), Passages())
+    layer = NativeLayer(native, parts_of(case, native), TokenStates())
     for threads in (1, 2, 3, 5):
         with_threads(threads, lambda: found.append(Step.of(case, rows).together(layer)))
     for other in found[1:]:
@@ -158,25 +158,25 @@ def test_choices_of_a_row_are_those_of_it_alone(native: Library) -> None:
     assert_equal(list(route(native, x, weight, 4, normalise=True)), want)
 
 
-def passage_of(choices: torch.Tensor, seed: int = 0) -> Passage:
+def token_state_of(choices: torch.Tensor, seed: int = 0) -> TokenState:
     """As a layer leaves it, with these choices."""
     rows, top_k = choices.shape
     generator = torch.Generator().manual_seed(seed)
-    passage = Passage(test_token_experts.LayerShape(WIDTH, 2, 1, 64, EXPERTS, top_k), rows)
-    passage.make_results()
-    passage.call.threads = torch.get_num_threads()
-    results = passage.results
+    state = TokenState(test_token_experts.LayerShape(WIDTH, 2, 1, 64, EXPERTS, top_k), rows)
+    state.make_results()
+    state.call.threads = torch.get_num_threads()
+    results = state.results
     results.ids.copy_(choices)
     results.weights.copy_(torch.rand(rows, top_k, generator=generator))
     for values in (results.normed, results.residual):
         values.copy_(torch.randn(rows, WIDTH, generator=generator).view_as(values))
-    return passage
+    return state
 
 
-def alone(passage: Passage, row: int) -> Passage:
-    one = passage_of(passage.results.ids[row : row + 1])
+def alone(state: TokenState, row: int) -> TokenState:
+    one = token_state_of(state.results.ids[row : row + 1])
     for name in ("weights", "normed", "residual"):
-        getattr(one.results, name).copy_(getattr(passage.results, name)[row : row + 1])
+        getattr(one.results, name).copy_(getattr(state.results, name)[row : row + 1])
     return one
 
 
@@ -188,28 +188,28 @@ def choices_of(rows: int, top_k: int, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("scheme", test_token_experts.SCHEMES)
 def test_experts_give_each_row_what_they_give_it_alone(scheme: str, rows: int, top_k: int, native: Library) -> None:
-    bank, passage = Bank(native, scheme), passage_of(choices_of(rows, top_k))
-    bank.fill(*passage.results.ids.unique().tolist())
-    assert bank.experts.there(passage)
+    bank, state = Bank(native, scheme), token_state_of(choices_of(rows, top_k))
+    bank.fill(*state.results.ids.unique().tolist())
+    assert bank.experts.there(state)
     for threads in (1, 3):
-        passage.call.threads = threads
-        passage.results.norms.fill_(-1)
-        got = bank.experts.compute(passage, norms=True)
+        state.call.threads = threads
+        state.results.norms.fill_(-1)
+        got = bank.experts.compute(state, norms=True)
         assert got is not None
         assert got.shape == (rows, 1, WIDTH)
         for row in range(rows):
-            one = alone(passage, row)
+            one = alone(state, row)
             assert torch.equal(got[row : row + 1], bank.experts.compute(one, norms=True))
-            assert torch.equal(passage.results.norms[row : row + 1], one.results.norms)
+            assert torch.equal(state.results.norms[row : row + 1], one.results.norms)
 
 
 def test_one_expert_that_is_not_there_leaves_all_rows_to_others(native: Library) -> None:
-    bank, passage = Bank(native, "int4"), passage_of(torch.tensor([[0, 1], [1, 2], [3, 0]]))
+    bank, state = Bank(native, "int4"), token_state_of(torch.tensor([[0, 1], [1, 2], [3, 0]]))
     bank.fill(0, 1, 2)
-    assert not bank.experts.there(passage)
-    assert bank.experts.compute(passage) is None
+    assert not bank.experts.there(state)
+    assert bank.experts.compute(state) is None
     bank.fill(3)
-    assert bank.experts.compute(passage) is not None
+    assert bank.experts.compute(state) is not None
     # Nobody is left inside: nothing waits.
     for expert in range(4):
         bank.addresses.withdraw(expert)
@@ -217,22 +217,22 @@ def test_one_expert_that_is_not_there_leaves_all_rows_to_others(native: Library)
 
 @pytest.mark.parametrize("odd", [[2, 2], [0, EXPERTS], [-1, 2]])
 def test_odd_choices_of_one_row_leave_all_to_others(odd: list[int], native: Library) -> None:
-    bank, passage = Bank(native, "int4"), passage_of(torch.tensor([[0, 1], odd]))
+    bank, state = Bank(native, "int4"), token_state_of(torch.tensor([[0, 1], odd]))
     bank.fill(*range(EXPERTS))
-    assert bank.experts.compute(passage) is None
+    assert bank.experts.compute(state) is None
 
 
 def test_more_rows_than_are_served_are_refused(native: Library) -> None:
     case = test_layer.SMALL
-    layer, many = NativeLayer(native, parts_of(case, native), Passages()), MOST_ROWS + 1
+    layer, many = NativeLayer(native, parts_of(case, native), TokenStates()), MOST_ROWS + 1
     angles = normal(many, 1, case.head, seed=1)
     with pytest.raises(UsageError, match=f"1 to {MOST_ROWS} rows at once, not {many}"):
         layer.take(normal(many, 1, case.width, seed=2), angles, angles)
 
 
 def test_rows_take_turns_with_single_tokens_in_the_same_memory(native: Library) -> None:
-    case, passages = test_layer.SMALL, Passages()
-    layer = NativeLayer(native, parts_of(case, native), passages)
+    case, states = test_layer.SMALL, TokenStates()
+    layer = NativeLayer(native, parts_of(case, native), states)
     want = [row_of(Step.of(case, rows).together(layer), 0) for rows in (1, 5)]
     copies = [[tensor.clone() for tensor in one] for one in want]
     for rows in (1, 5, 2, 1, 5):
@@ -244,9 +244,9 @@ def test_rows_take_turns_with_single_tokens_in_the_same_memory(native: Library) 
 
 def test_experts_of_rows_have_room_for_all(native: Library) -> None:
     """Rows of one expert that all chose: more than a kernel takes at once."""
-    bank, passage = Bank(native, "int8"), passage_of(torch.full((MOST_ROWS, 1), 4))
+    bank, state = Bank(native, "int8"), token_state_of(torch.full((MOST_ROWS, 1), 4))
     bank.fill(4)
-    got = bank.experts.compute(passage)
+    got = bank.experts.compute(state)
     assert got is not None
-    want = torch.cat([bank.experts.compute(alone(passage, row)) for row in range(MOST_ROWS)])
+    want = torch.cat([bank.experts.compute(alone(state, row)) for row in range(MOST_ROWS)])
     assert torch.equal(got, want)

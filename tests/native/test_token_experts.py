@@ -16,9 +16,9 @@ from coterie.native import (
     ExpertsKernel,
     LayerShape,
     Library,
-    Passage,
     StageTimes,
     TokenExperts,
+    TokenState,
 )
 
 from .matrices import Matrix, random_matrix
@@ -52,52 +52,52 @@ class Bank:
         for expert in experts:
             self.addresses.publish(expert, self.records[expert].data_ptr())
 
-    def wanted(self, passage: Passage) -> torch.Tensor:
-        results = passage.results
+    def wanted(self, state: TokenState) -> torch.Tensor:
+        results = state.results
         going = self.kernel.begin(results.normed, results.ids, results.weights)
         located = [self.kernel.locate(e, self.fields[e][:2], self.fields[e][2:]) for e in going.experts]
         return results.residual + going.finish(located)
 
 
-def passage_of(ids: list[int], seed: int = 0) -> Passage:
+def token_state_of(ids: list[int], seed: int = 0) -> TokenState:
     """As a layer leaves it."""
     generator = torch.Generator().manual_seed(seed)
-    passage = Passage(LayerShape(WIDTH, 2, 1, 64, EXPERTS, len(ids)))
-    passage.make_results()
-    passage.call.threads = torch.get_num_threads()
-    results = passage.results
+    state = TokenState(LayerShape(WIDTH, 2, 1, 64, EXPERTS, len(ids)))
+    state.make_results()
+    state.call.threads = torch.get_num_threads()
+    results = state.results
     results.ids[0] = torch.tensor(ids)
     results.weights[0] = torch.rand(len(ids), generator=generator)
     for values in (results.normed, results.residual):
         values.copy_(torch.randn(WIDTH, generator=generator))
-    return passage
+    return state
 
 
 @pytest.mark.parametrize("ids", [[3], [5, 0, 8, 2], list(range(9)), [8, 7, 6, 5, 4, 3, 2, 1, 0]])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_bits_are_those_of_the_kernel(scheme: str, ids: list[int], native: Library) -> None:
-    bank, passage = Bank(native, scheme), passage_of(ids)
+    bank, state = Bank(native, scheme), token_state_of(ids)
     bank.fill(*ids)
-    want = bank.wanted(passage)
-    assert bank.experts.there(passage)
+    want = bank.wanted(state)
+    assert bank.experts.there(state)
     for threads in (1, 2, 5):
-        passage.call.threads = threads
-        got = bank.experts.compute(passage)
+        state.call.threads = threads
+        got = bank.experts.compute(state)
         assert got is not None
         assert got.shape == (1, 1, WIDTH)
         assert torch.equal(got, want)
 
 
 def test_nothing_is_computed_unless_all_are_there(native: Library) -> None:
-    bank, passage = Bank(native, "int4"), passage_of([5, 0, 8, 2])
-    before = passage.results.out.clone()
+    bank, state = Bank(native, "int4"), token_state_of([5, 0, 8, 2])
+    before = state.results.out.clone()
     bank.fill(5, 0, 2)
-    assert not bank.experts.there(passage)
-    assert bank.experts.compute(passage) is None
+    assert not bank.experts.there(state)
+    assert bank.experts.compute(state) is None
     bank.fill(8)
     bank.addresses.withdraw(2)
-    assert bank.experts.compute(passage) is None
-    assert torch.equal(passage.results.out.view(torch.int16), before.view(torch.int16))
+    assert bank.experts.compute(state) is None
+    assert torch.equal(state.results.out.view(torch.int16), before.view(torch.int16))
     assert [bank.addresses[e] != 0 for e in (0, 2, 5, 8)] == [True, False, True, True]
     # And nobody is left inside: nothing waits.
     for expert in (0, 5, 8):
@@ -106,21 +106,21 @@ def test_nothing_is_computed_unless_all_are_there(native: Library) -> None:
 
 @pytest.mark.parametrize("ids", [[3, 3], [0, EXPERTS], [-1, 2]])
 def test_odd_choices_are_left_to_others(ids: list[int], native: Library) -> None:
-    bank, passage = Bank(native, "int4"), passage_of(ids)
+    bank, state = Bank(native, "int4"), token_state_of(ids)
     bank.fill(*range(EXPERTS))
-    assert bank.experts.compute(passage) is None
+    assert bank.experts.compute(state) is None
     for expert in range(EXPERTS):
         bank.addresses.withdraw(expert)
 
 
 def test_it_is_timed_where_asked(native: Library) -> None:
-    bank, passage, times = Bank(native, "int4"), passage_of([1, 2]), StageTimes()
-    passage.call.times = ctypes.addressof(times)
+    bank, state, times = Bank(native, "int4"), token_state_of([1, 2]), StageTimes()
+    state.call.times = ctypes.addressof(times)
     bank.fill(1)
-    assert bank.experts.compute(passage) is None
+    assert bank.experts.compute(state) is None
     assert times.with_experts == 0
     bank.fill(2)
-    assert bank.experts.compute(passage) is not None
+    assert bank.experts.compute(state) is not None
     assert times.with_experts == 1
     assert times.passes == 0
     assert times.seconds[STAGES.index("experts")] == sum(times.seconds) > 0
@@ -130,8 +130,8 @@ def test_who_leaves_waits_for_who_computes(native: Library) -> None:
     """Records are overwritten as soon as they may be: whoever computes must not see it."""
     bank, ids = Bank(native, "int4"), [1, 4, 6]
     bank.fill(*ids)
-    passage = passage_of(ids)
-    want = bank.wanted(passage)
+    state = token_state_of(ids)
+    want = bank.wanted(state)
     good = {expert: bank.records[expert].clone() for expert in ids}
     over, failures = threading.Event(), []
 
@@ -148,7 +148,7 @@ def test_who_leaves_waits_for_who_computes(native: Library) -> None:
     computed, end = 0, time.monotonic() + 20
     try:
         while computed < 300 and time.monotonic() < end:
-            got = bank.experts.compute(passage)
+            got = bank.experts.compute(state)
             if got is not None:
                 computed += 1
                 if not torch.equal(got, want):

@@ -14,7 +14,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from coterie.errors import ContextLengthError
 from coterie.hf.last_logits import can_be_given, output_head, takes_parameter
-from coterie.integration.linear import QuantisedLinear, StockLinear
+from coterie.kernels import QuantisedLinear, StockLinear
 from coterie.quant import SCHEMES, StoredMatrix, lossy_scheme
 from coterie.spec import LAST_POSITIONS
 from zoo import MATRIX, ZOO
@@ -100,11 +100,11 @@ def test_generation_has_stocks_bits(name, dtype, batch, pair) -> None:
 @pytest.mark.parametrize(
     "way",
     [
-        {"prompt_lookup_num_tokens": 3, "eos_token_id": 10_000},  # transformers 5.7 guesses only with one
+        {"prompt_lookup_num_tokens": 3, "eos_token_id": 10_000},  # transformers 5.7 looks up only with one
         {"num_beams": 3},
         {"num_return_sequences": 2, "num_beams": 2},
     ],
-    ids=["guesses", "beams", "several"],
+    ids=["candidates", "beams", "several"],
 )
 def test_other_ways_of_generating_have_stocks_tokens(way, pair) -> None:
     streamed, stock = pair("qwen3_omni_thinker")
@@ -116,7 +116,7 @@ def test_other_ways_of_generating_have_stocks_tokens(way, pair) -> None:
     assert torch.equal(got, stock.generate(**inputs, **options))
     assert seen[0][0] == LAST_POSITIONS
     if "prompt_lookup_num_tokens" in way:
-        assert max(logits for _, logits in seen) > 1  # a guess is checked by the logits of each of its tokens
+        assert max(logits for _, logits in seen) > 1  # a candidate is checked by the logits of each of its tokens
     else:
         assert {logits for _, logits in seen} == {1}
 

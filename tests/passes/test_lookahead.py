@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from coterie.cache import Consumer, RecordReader
+from coterie.cache import Consumer
 from coterie.engine import resolve_path
 from coterie.errors import UsageError
 from coterie.passes.forwards import own
 from coterie.passes.lookahead import Site
+from coterie.records import RecordReader
 from zoo import ZOO, stock
 
 BF16 = torch.bfloat16
@@ -59,7 +60,7 @@ def test_outputs_are_those_of_stock(name, memory, zoo_store, zoo_stock, open_mod
     expected = continued(zoo_stock(name, BF16), name)
     assert torch.equal(continued(model, name), expected)
     stats = model.coterie.stats()
-    assert stats.prefetch_hinted > 0, "nothing was guessed, so nothing was tested"
+    assert stats.prefetch_hinted > 0, "nothing was predicted, so nothing was tested"
     assert stats.prefetch_issued >= stats.prefetch_used >= stats.prefetch_in_time
 
 
@@ -129,10 +130,10 @@ def test_an_interrupt_leaves_a_model_that_works(open_model):
     assert len(model.coterie.cache.snapshot().predicted) <= 1
 
 
-# --- guessing ---------------------------------------------------------------------------------------------------------
+# --- predicting -------------------------------------------------------------------------------------------------------
 
 
-def test_a_trained_model_is_guessed_right_more_often_than_not(open_model):
+def test_a_trained_model_is_predicted_right_more_often_than_not(open_model):
     model = bundled(open_model, "on")
     tell(model, 40)
     stats = model.coterie.stats()
@@ -178,14 +179,14 @@ def slow(monkeypatch, seconds):
     monkeypatch.setattr(RecordReader, "prepare", slowly)
 
 
-def test_nothing_is_guessed_while_everything_is_resident(open_model, monkeypatch):
+def test_nothing_is_predicted_while_everything_is_resident(open_model, monkeypatch):
     model = bundled(open_model, "on", "100%")
     tell(model, 3)
     cache = model.coterie.cache
     with cache.lease(model.coterie.source.experts.keys(), consumer=Consumer()) as lease:
         assert sum(1 for _ in lease) == 8 * 32
     assert cache.all_resident
-    monkeypatch.setattr(Site, "guess", lambda *_: pytest.fail("a guess was made"))
+    monkeypatch.setattr(Site, "predict", lambda *_: pytest.fail("a prediction was made"))
     tell(model, 5)
     assert model.coterie.stats().prefetch_verdicts == {"thinker": "complete"}
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from coterie.cache import RecordReader
 from coterie.passes.order import LayerOrder
+from coterie.records import RecordReader
 from coterie.spec import ExpertKey
 from zoo import ZOO, logits
 

@@ -1,4 +1,4 @@
-"""Guesses are made where steps are shorter with them, whatever the reason."""
+"""Predictions are made where steps are shorter with them, whatever the reason."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Machine:
         return ReadTimes(demanded_s=0.0, ahead_s=0.0, wait_s=self.waited)
 
     def step(self) -> bool:
-        guesses = self.trial.begin_step()
-        took = self.with_s if guesses else self.without_s
+        predictions = self.trial.begin_step()
+        took = self.with_s if predictions else self.without_s
         self.now += took * self.random.uniform(1 - self.scatter, 1 + self.scatter)
         self.waited += self.wait_s
-        return guesses
+        return predictions
 
     def share(self, steps: int) -> float:
         return sum(self.step() for _ in range(steps)) / steps

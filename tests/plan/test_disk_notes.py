@@ -10,6 +10,7 @@ from coterie.plan import disk_notes
 from coterie.plan.disk import disk_identity
 from coterie.plan.disk_notes import DiskNotes, forced_reads_at_once
 from coterie.plan.queue_depth import ReadTuning, Trial
+from coterie.records import LocalFile
 from coterie.spec import Extent
 
 RECORD = 9437184
@@ -31,7 +32,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def ask(notes: DiskNotes, place: Path, record: int = RECORD, **options: bool) -> int:
-    extents = [Extent(path=place, offset=0, nbytes=record)]
+    extents = [Extent(source=LocalFile(place), offset=0, nbytes=record)]
     note = notes.tuned(place, record, extents, memory=2**30, version="1", **options)
     assert note is not None
     return note.tuning.at_once

@@ -11,6 +11,7 @@ import pytest
 from coterie.plan import queue_depth
 from coterie.plan.disk import supports_direct_io
 from coterie.plan.queue_depth import DEPTHS, PARTS, Round, choose, tune_reads
+from coterie.records import LocalFile
 from coterie.spec import Extent
 
 RECORD = 64 * 1024
@@ -29,7 +30,7 @@ def chosen(*rounds: Round) -> tuple[int, int]:
 def places(directory: Path, number: int, record: int = RECORD) -> list[Extent]:
     path = directory / "records"
     path.write_bytes(os.urandom(number * record))
-    return [Extent(path=path, offset=place * record, nbytes=record) for place in range(number)]
+    return [Extent(source=LocalFile(path), offset=place * record, nbytes=record) for place in range(number)]
 
 
 def open_files() -> int:
@@ -141,13 +142,13 @@ class TestTrial:
     def test_where_it_cannot_be_tried(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
         extents = places(tmp_path, 15 if why == "few" else 16)
         if why == "unaligned":
-            extents = [Extent(path=each.path, offset=each.offset + 1, nbytes=each.nbytes) for each in extents]
+            extents = [Extent(source=each.source, offset=each.offset + 1, nbytes=each.nbytes) for each in extents]
         if why == "no direct reads":
-            monkeypatch.setattr(queue_depth, "_DIRECT_FLAG", 0)
+            monkeypatch.setattr(queue_depth, "HAS_DIRECT", False)
         assert tune_reads(extents, memory=2**30) is None
 
     def test_a_file_that_is_gone_is_an_error(self, tmp_path: Path) -> None:
         extents = places(tmp_path, 16)
-        extents[0].path.unlink()
+        extents[0].source.path.unlink()
         with pytest.raises(FileNotFoundError):
             tune_reads(extents, memory=2**30)

@@ -55,7 +55,7 @@ def test_every_family_that_can_be_masked_can_be_asked_ahead(name):
     arguments = inputs(find_router(block).module)
     if not routing_support(block).mask:
         assert preview_of(block) is None
-    elif name == "PhimoeTopKRouter":  # which chooses one expert after the other: the best by logits is a guess
+    elif name == "PhimoeTopKRouter":  # which chooses one expert after the other: the best by logits may differ
         assert all(len(a & b) for a, b in zip(previewed(block, arguments), chosen(block, arguments), strict=True))
     else:
         assert_as_chosen(block, arguments)
@@ -63,7 +63,7 @@ def test_every_family_that_can_be_masked_can_be_asked_ahead(name):
 
 @pytest.mark.parametrize("name", ["Qwen3MoeTopKRouter", "MixtralTopKRouter", "GptOssTopKRouter"])
 @pytest.mark.parametrize("present", [[0, 2, 3, 6], [1, 5], []])
-def test_absent_experts_are_not_guessed(name, present):
+def test_absent_experts_are_not_predicted(name, present):
     block = block_of(name)
     arguments = inputs(find_router(block).module)
     adapt_routing(block, available=torch.tensor([e in present for e in range(8)]))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from coterie.cache import RecordReader
 from coterie.errors import (
     ChecksumError,
     ExpertMissingError,
@@ -19,6 +18,7 @@ from coterie.errors import (
     StoreNotFoundError,
     UsageError,
 )
+from coterie.records import RecordReader
 from coterie.spec import ExpertKey, ExpertSource
 from coterie.store import Store, StoreWriter, is_store
 from odd_files import ODD, make_odd
@@ -35,7 +35,7 @@ def test_every_record_reads_back(pristine_store: Path) -> None:
         assert source.read_into(key, memoryview(buffer)) == layout.nbytes
         assert buffer == record_bytes(key.bank_key, key.expert, layout)
         (extent,) = source.extents(key) or ()
-        with extent.path.open("rb") as file:
+        with extent.source.path.open("rb") as file:
             file.seek(extent.offset)
             assert file.read(extent.nbytes) == buffer
 
@@ -100,7 +100,7 @@ def test_a_wrong_buffer_is_refused(pristine_store: Path) -> None:
 
 def test_a_file_that_shrinks_after_opening_is_a_read_error(store: Path) -> None:
     opened = Store.open(store)
-    path = opened.extents(TALKER.expert(4))[0].path
+    path = opened.extents(TALKER.expert(4))[0].source.path
     os.truncate(path, 20_490)
     with pytest.raises(ReadError, match="written to after it was first opened"):
         opened.read_into(TALKER.expert(4), memoryview(bytearray(4096)))
@@ -170,7 +170,7 @@ def test_a_record_is_read_from_the_file_that_was_opened_or_not_at_all(store: Pat
     opened = Store.open(store)
     key = THINKER.expert(0)
     (extent,) = opened.extents(key)
-    path = extent.path
+    path = extent.source.path
     if how == "swapped":
         swap(path)
     elif how == "written":

@@ -5,7 +5,7 @@ import pytest
 
 import coterie
 from coterie.errors import ChecksumError, CoterieError, StoreError
-from coterie.extraction.side_files import side_files
+from coterie.origins.side_files import side_files
 from coterie.store import Refreshed, Store, refresh_files, verify_store
 
 

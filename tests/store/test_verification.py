@@ -40,13 +40,13 @@ def test_a_flipped_bit_in_any_record_is_found(spoilt: Path, data: st.DataObject,
     key = data.draw(st.sampled_from(sorted(store.keys())))
     (extent,) = store.extents(key)
     offset = extent.offset + data.draw(st.integers(0, extent.nbytes - 1))
-    flip(extent.path, offset, bit)
+    flip(extent.source.path, offset, bit)
     try:
         (problem,) = verify_store(spoilt).problems
     finally:
-        flip(extent.path, offset, bit)
+        flip(extent.source.path, offset, bit)
     assert (problem.kind, problem.rule) == ("corrupt", "R27")
-    assert problem.file == extent.path.relative_to(store.path).as_posix()
+    assert problem.file == extent.source.path.relative_to(store.path).as_posix()
     assert problem.place == f"expert {key.expert:05d}, offset {extent.offset}"
 
 

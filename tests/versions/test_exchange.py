@@ -15,7 +15,7 @@ import torch
 import transformers
 from packaging.version import Version
 
-from coterie.extraction import verify
+from coterie.inspection import verify
 from zoo import ZOO, logits
 
 OTHER = os.environ.get("COTERIE_OTHER_PYTHON")

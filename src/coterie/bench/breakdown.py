@@ -40,7 +40,8 @@ from coterie.bench.times import generate
 from coterie.engine.runtime import Runtime
 from coterie.errors import UnsupportedError, UsageError
 from coterie.hf.banks import ExpertBank
-from coterie.integration import QuantisedLinear, TokenLayer
+from coterie.integration import TokenLayer
+from coterie.kernels import QuantisedLinear
 from coterie.native import STAGES, StageTimes
 from coterie.passes.forwards import Covering, install, own, remove
 from coterie.routing.locate import find_router

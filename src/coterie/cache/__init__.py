@@ -1,15 +1,13 @@
 """Residency and I/O: experts in memory under a byte budget, read from any :class:`~coterie.spec.ExpertSource`."""
 
-from coterie.cache.arena import SlotArena
-from coterie.cache.bank_view import BankView
+from coterie.cache.arena import Slot, SlotArena
+from coterie.cache.bank_view import BankView, Held
 from coterie.cache.cache import ExpertCache
+from coterie.cache.claims import Tensors
 from coterie.cache.consumer import Consumer
-from coterie.cache.lease import Held, Lease, Tensors
-from coterie.cache.outstanding import ReadTimes
-from coterie.cache.reads import RecordReader
-from coterie.cache.slots import Slot
+from coterie.cache.lease import Lease
 from coterie.cache.snapshot import Snapshot
-from coterie.cache.statistics import CacheStats, LeaseStats
+from coterie.cache.statistics import CacheStats, LeaseStats, ReadTimes
 
 __all__ = [
     "BankView",
@@ -20,7 +18,6 @@ __all__ = [
     "Lease",
     "LeaseStats",
     "ReadTimes",
-    "RecordReader",
     "Slot",
     "SlotArena",
     "Snapshot",

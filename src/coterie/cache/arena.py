@@ -4,20 +4,67 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import heapq
 import mmap
 import sys
+from math import prod
 
-from coterie.cache.slots import Slot
+import torch
+
 from coterie.errors import MemoryBudgetError
 from coterie.plan.huge_pages import HUGE_PAGE
-from coterie.spec import RECORD_ALIGNMENT, format_bytes, round_up
+from coterie.quant.dtypes import TORCH_DTYPES
+from coterie.spec import RECORD_ALIGNMENT, RecordLayout, format_bytes, round_up
 
 # Not every Python names it; 0x4000 is its value on x86-64 and aarch64 Linux.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 KERNEL_TAKES_PAGES_BACK = sys.platform == "linux" and hasattr(mmap.mmap, "madvise")
 """Whether MADV_DONTNEED frees memory at once. Elsewhere every slot is a mapping of its own and is unmapped."""
+
+
+class Slot:
+    """Memory for one record.
+
+    Attributes:
+        offset: Byte offset of the slot in its mapping.
+        nbytes: Size of the slot, a multiple of 4096.
+        index: Number of the slot among those of its size.
+        record: The memory, writable.
+    """
+
+    __slots__ = ("_memory", "_views", "index", "nbytes", "offset", "record")
+
+    def __init__(self, memory: mmap.mmap, offset: int, nbytes: int, index: int) -> None:
+        self._memory = memory
+        self.offset = offset
+        self._views: dict[RecordLayout, tuple[torch.Tensor, ...]] = {}
+        self.nbytes = nbytes
+        self.index = index
+        self.record = memoryview(memory)[offset : offset + nbytes]
+
+    def views(self, layout: RecordLayout) -> tuple[torch.Tensor, ...]:
+        """The fields of ``layout`` as tensors that share this slot's memory, in the layout's order.
+
+        They are made once and show whatever record the slot holds. They keep its memory mapped while they live.
+        """
+        views = self._views.get(layout)
+        if views is None:
+            # Made in inference mode they could not be used outside it, and slots outlive the caller's mode.
+            with torch.inference_mode(False):
+                views = tuple(
+                    self._view(TORCH_DTYPES[field.dtype], field.shape, field.offset) for field in layout.fields
+                )
+            self._views[layout] = views
+        return views
+
+    def _view(self, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> torch.Tensor:
+        count = prod(shape)
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=self.offset + offset)
+        return flat.view(shape)
 
 
 class AddressRange:
@@ -175,6 +222,7 @@ class SlotArena:
         self._regions: dict[int, Region] = {}
 
     @staticmethod
+    @functools.cache
     def slot_nbytes(record_nbytes: int) -> int:
         """Bytes of the slot for a record."""
         return round_up(record_nbytes, RECORD_ALIGNMENT)

@@ -1,34 +1,218 @@
-"""The experts of one bank by id: the fast way for a decode step, which asks for a few of them in every layer."""
+"""The experts of banks by id, and who holds them: the fast way for a decode step, which asks for a few in every layer.
+
+Between two layers of a large model the processor's caches forget everything, so what counts is how many objects are
+touched: ids instead of keys, a list instead of a table, and one table of holds instead of a mark on each expert.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Self
 
-from coterie.cache.by_bank import ByBank
+from coterie.cache.claims import Entry, OpenClaims, Tensors
 from coterie.cache.consumer import Consumer
-from coterie.cache.lease import Held
-from coterie.cache.scheduler import Scheduler
+from coterie.cache.guard import Guard
+from coterie.cache.predictions import Predictions
+from coterie.cache.statistics import Counters
 from coterie.native import Addresses, Library
-from coterie.spec import BankKey, RecordLayout
+from coterie.spec import BankKey, ExpertKey, RecordLayout
+
+JOURNAL_LIMIT = 256
+"""Leases and holds whose hits the policy may not have been told about yet."""
+
+
+class Holds:
+    """What is held by decode steps that found all they need, and the hits of decoding; guarded by the cache's lock.
+
+    Args:
+        guard: The cache's lock.
+        predictions: They are over when their consumer holds something.
+        claims: The leases that are open: a hold that ends may make room for one.
+        counters: Where hits are counted.
+
+    Attributes:
+        guard: That given.
+        held: What must stay together until it is given up: token → (consumer, entries).
+        uses_matter: Whether anybody will ask which requests were hits.
+        journal: These hits, in order, that the policy has not been told of yet.
+        wake: Called when a hold has ended while leases are open.
+        notify: Called when the journal is long.
+    """
+
+    def __init__(self, guard: Guard, predictions: Predictions, claims: OpenClaims, counters: Counters) -> None:
+        self.guard = guard
+        self._predictions = predictions
+        self._claims = claims
+        self._counters = counters
+        self.held: dict[object, tuple[Consumer | None, Sequence[Entry]]] = {}
+        self.uses_matter = False
+        self.journal: deque[Sequence[Entry]] = deque()
+        self.wake: Callable[[], None] = _nothing
+        self.notify: Callable[[], None] = _nothing
+
+    def begin(self, token: object, consumer: Consumer, entries: Sequence[Entry]) -> None:
+        """A consumer holds entries that are resident, until it lets go of the token: these are hits. Needs the lock."""
+        self.held[token] = (consumer, entries)
+        if self._predictions.made:
+            self._predictions.over(consumer)
+        self._counters.hits += len(entries)
+        if self.uses_matter:
+            self.note(entries)
+
+    def end(self, token: object, consumer: Consumer) -> None:
+        """Gives up a consumer's hold, as soon as it says so. Harmless when repeated."""
+        if self.guard.forked:
+            return
+        with self.guard.lock:
+            if not consumer.reads_on:
+                self._let_go(token)
+                return
+            consumer.fence(partial(self._let_go, token))
+            # It stays for a while, but its consumer may hold other things.
+            if (held := self.held.get(token)) is not None:
+                self.held[token] = (None, held[1])
+
+    def _let_go(self, token: object) -> None:
+        with self.guard.lock:
+            self.held.pop(token, None)
+            if self._claims.open:
+                self.wake()
+
+    def came(self, consumer: Consumer) -> None:
+        """A consumer asks for something in a way of its own: what was predicted of it is over."""
+        if self._predictions.made:
+            with self.guard.lock:
+                self._predictions.over(consumer)
+
+    def note(self, entries: Sequence[Entry]) -> None:
+        """Remembers hits, if they matter; the reading threads tell the policy. Needs the lock."""
+        if self.uses_matter:
+            self.journal.append(entries)
+            if len(self.journal) > JOURNAL_LIMIT:
+                self.notify()
+
+    def count(self, hits: int) -> None:
+        """So many requests were hits. Needs the lock."""
+        self._counters.hits += hits
+
+    def one_of(self, consumer: Consumer) -> bool:
+        """Whether a consumer has a hold."""
+        return any(holder is consumer for holder, _ in self.held.values())
+
+    def keys(self) -> set[ExpertKey]:
+        """What is held."""
+        return {entry.key for _, entries in self.held.values() for entry in entries}
+
+
+class Held:
+    """Experts that are all resident and stay so until released. Made by :meth:`BankView.try_hold`.
+
+    Attributes:
+        tensors: The experts' tensors, in the order of the ids asked for.
+    """
+
+    __slots__ = ("_consumer", "_holds", "_token", "tensors")
+
+    def __init__(self, holds: Holds, consumer: Consumer) -> None:
+        self._holds = holds
+        self._consumer = consumer
+        self._token: object = None
+        self.tensors: list[Tensors] = []
+
+    def take(self, entries: Sequence[Entry]) -> None:
+        """Holds entries that are resident. Needs the cache's lock."""
+        # The hold knows of its token before the cache does: an interrupt in between then loses nothing.
+        token = self._token = object()
+        self._holds.begin(token, self._consumer, entries)
+        self.tensors = [entry.tensors for entry in entries]
+
+    def release(self) -> None:
+        """Gives the experts up. Harmless when repeated; the context does it by itself."""
+        if self._token is not None:
+            self._holds.end(self._token, self._consumer)
+            self._token = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_token", None) is not None:
+            with contextlib.suppress(Exception):
+                self.release()
+
+
+class ByBank:
+    """Lists of the resident experts of banks, kept in step with the table; guarded by the cache's lock.
+
+    Args:
+        loaded: The table.
+    """
+
+    def __init__(self, loaded: Mapping[ExpertKey, Entry]) -> None:
+        self._loaded = loaded
+        self._lists: dict[BankKey, list[Entry | None]] = {}
+        # The same for native calls, of the records of one layout.
+        self._addresses: dict[BankKey, tuple[Addresses, RecordLayout]] = {}
+
+    def list_of(self, bank: BankKey, experts: int) -> list[Entry | None]:
+        """What is resident of a bank, by expert id: a list that is kept in step."""
+        found = self._lists.get(bank)
+        if found is None:
+            found = self._lists[bank] = [self._loaded.get(bank.expert(expert)) for expert in range(experts)]
+        return found
+
+    def publish(self, bank: BankKey, layout: RecordLayout, addresses: Addresses) -> None:
+        """Keeps addresses in step with what is resident of a bank's records of a layout."""
+        self._addresses[bank] = (addresses, layout)
+        for key, entry in self._loaded.items():
+            if key.bank_key == bank:
+                self.put(key, entry)
+
+    def put(self, key: ExpertKey, entry: Entry | None) -> None:
+        """An expert has become resident, or has left."""
+        bank = key.bank_key
+        listed = self._lists.get(bank)
+        if listed is not None:
+            listed[key.expert] = entry
+        addresses, layout = self._addresses.get(bank, (None, None))
+        if addresses is None:
+            return
+        if entry is None:
+            addresses.withdraw(key.expert)
+        elif entry.layout == layout:
+            addresses.publish(key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
+
+    def names(self) -> dict[BankKey, tuple[ExpertKey | None, ...]]:
+        """What each list names, by expert id."""
+        return {
+            bank: tuple(None if entry is None else entry.key for entry in listed)
+            for bank, listed in self._lists.items()
+        }
 
 
 class BankView:
     """The experts of one bank by id. Made by :meth:`ExpertCache.view`.
 
-    Ids instead of keys, and a list instead of a table: between two layers of a large model the processor's caches
-    forget everything, so what counts is how many objects are touched.
-
     Args:
-        scheduler: The cache's.
+        holds: What is held.
         by_bank: What is resident.
         bank: The bank.
         experts: E, how many it has.
     """
 
-    __slots__ = ("_bank", "_by_bank", "_entries", "_scheduler")
+    __slots__ = ("_bank", "_by_bank", "_entries", "_holds")
 
-    def __init__(self, scheduler: Scheduler, by_bank: ByBank, bank: BankKey, experts: int) -> None:
-        self._scheduler = scheduler
+    def __init__(self, holds: Holds, by_bank: ByBank, bank: BankKey, experts: int) -> None:
+        self._holds = holds
         self._by_bank = by_bank
         self._bank = bank
         # By expert id; None where an expert is not resident.
@@ -46,12 +230,11 @@ class BankView:
         Raises:
             UsageError: If the cache is closed.
         """
-        scheduler = self._scheduler
-        if not scheduler.usable:
-            scheduler.check_usable()
-        resident = self._entries
-        held = Held(scheduler, consumer)
-        with scheduler.lock:
+        holds, resident = self._holds, self._entries
+        if not holds.guard.usable:
+            holds.guard.check()
+        held = Held(holds, consumer)
+        with holds.guard.lock:
             entries = [entry for expert in experts if (entry := resident[expert]) is not None]
             if len(entries) < len(experts):
                 return None
@@ -68,7 +251,7 @@ class BankView:
             layout: Records of another layout are left out.
         """
         addresses = Addresses(library, len(self._entries))
-        with self._scheduler.lock:
+        with self._holds.guard.lock:
             self._by_bank.publish(self._bank, layout, addresses)
         return addresses
 
@@ -78,15 +261,20 @@ class BankView:
         Raises:
             UsageError: If the cache is closed.
         """
-        scheduler = self._scheduler
-        if not scheduler.usable:
-            scheduler.check_usable()
-        scheduler.came(consumer)
+        holds = self._holds
+        if not holds.guard.usable:
+            holds.guard.check()
+        holds.came(consumer)
 
     def note(self, experts: Sequence[int]) -> None:
         """Experts were found resident and used, by a call that looked for them itself. Counts as hits."""
-        scheduler, resident = self._scheduler, self._entries
-        with scheduler.lock:
-            if scheduler.count_hits(len(experts)):
+        holds, resident = self._holds, self._entries
+        with holds.guard.lock:
+            holds.count(len(experts))
+            if holds.uses_matter:
                 # One may have left since.
-                scheduler.note_hits([entry for expert in experts if (entry := resident[expert]) is not None])
+                holds.note([entry for expert in experts if (entry := resident[expert]) is not None])
+
+
+def _nothing() -> None:
+    """Until the cache reads."""

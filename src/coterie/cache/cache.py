@@ -8,21 +8,21 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from coterie.cache.arena import SlotArena
-from coterie.cache.bank_view import BankView
+from coterie.cache.bank_view import BankView, Holds
 from coterie.cache.cause import Cause
-from coterie.cache.claims import Claim
+from coterie.cache.claims import Claim, OpenClaims
 from coterie.cache.consumer import Consumer
+from coterie.cache.guard import Guard
 from coterie.cache.lease import Lease
-from coterie.cache.outstanding import ReadTimes
 from coterie.cache.predictions import Predictions
-from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.snapshot import Snapshot
-from coterie.cache.statistics import CacheStats, Counters
+from coterie.cache.statistics import CacheStats, Counters, ReadTimes
 from coterie.cache.warm_set import WARM_SHARE
 from coterie.errors import UsageError
 from coterie.eviction import EvictionPolicy, make_policy
+from coterie.records.reads import RecordReader
 from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase
 
 
@@ -73,9 +73,21 @@ class ExpertCache:
         policy = make_policy(eviction) if isinstance(eviction, str) else eviction
         self._counters = Counters()
         self._predictions = Predictions()
-        self._residency = Residency(source, capacity, policy, self._predictions, self._counters)
+        self._guard = Guard()
+        claims = OpenClaims(at_once=read_threads)
+        self._holds = holds = Holds(self._guard, self._predictions, claims, self._counters)
+        self._residency = Residency(source, capacity, policy, self._predictions, holds, self._counters)
         reader = RecordReader(source, verify=verify_reads, direct=direct, read_nbytes=read_nbytes)
-        self._scheduler = Scheduler(self._residency, self._predictions, reader, self._counters, threads=read_threads)
+        self._scheduler = Scheduler(
+            self._guard,
+            self._residency,
+            self._predictions,
+            claims,
+            holds,
+            reader,
+            self._counters,
+            threads=read_threads,
+        )
 
     @property
     def capacity(self) -> int:
@@ -119,21 +131,23 @@ class ExpertCache:
             keys: The experts; repeated ones count once.
             consumer: Who computes with them.
             ordered: Yield in the order of ``keys``, reading ahead, instead of in the order of arrival.
-            phase: ``"prefill"`` for scans over most experts: they reuse their own slots when the arena is full and
+            phase: ``"prefill"`` for passes over most experts: they reuse their own slots when the arena is full and
                 leave what decoding has warmed alone.
-            upcoming: What the consumer will almost certainly lease after this, soonest first. Once all reads of this
-                lease have begun, reading goes straight on with that, within what a scan may have read ahead, until the
-                consumer's next lease or hold, or until this one is left by an exception. Advice: it changes no result.
+            upcoming: What the consumer will almost certainly lease after this, soonest first. Once all reads of
+                this lease have begun, reading goes straight on with that, within what a prefill may have read ahead,
+                until the consumer's next lease or hold, or until this one is left by an exception. Advice: it changes
+                no result.
 
         Raises:
             ExpertMissingError: If the source does not have one of ``keys``; those of ``upcoming`` are passed over.
             UsageError: If the cache is closed, or for an unknown phase; on entering, if the consumer already has one.
         """
-        self._scheduler.check_usable()
+        if not self._guard.usable:
+            self._guard.check()
         if phase not in ("prefill", "decode"):
             raise UsageError.unknown("phase", phase, ("prefill", "decode"))
         distinct = tuple(dict.fromkeys(keys))
-        with self._scheduler.lock:
+        with self._guard.lock:
             layouts = [self._residency.layout(key) for key in distinct]
         prefill = phase == "prefill"
         claim = Claim(
@@ -154,8 +168,8 @@ class ExpertCache:
             bank: The bank.
             experts: E, how many it has, absent ones included.
         """
-        with self._scheduler.lock:
-            return BankView(self._scheduler, self._residency.by_bank, bank, experts)
+        with self._guard.lock:
+            return BankView(self._holds, self._residency.by_bank, bank, experts)
 
     def predict(self, keys: Iterable[ExpertKey], *, consumer: Consumer) -> None:
         """Says what a consumer will probably ask for next, likeliest first. Advice: it changes no result.
@@ -171,7 +185,7 @@ class ExpertCache:
 
         As many of them as fit in a share of the capacity are read while nothing else is to be read, into free slots
         and those of experts that no decode step has asked for. Until one does, they leave before those that have been
-        of use, the least valuable first. What a scan reads of them stays as if decoding had asked for it.
+        of use, the least valuable first. What a prefill reads of them stays as if decoding had asked for it.
 
         Args:
             keys: Most valuable first; those that the source does not have are passed over.
@@ -188,8 +202,8 @@ class ExpertCache:
 
     def expect_use(self, expected: Mapping[ExpertKey, float]) -> None:
         """Tells a policy that goes by it (``trust``) how often each expert is used per token; others do not listen."""
-        self._scheduler.check_usable()
-        with self._scheduler.lock:
+        self._guard.check()
+        with self._guard.lock:
             self._residency.expect_use(expected)
 
     @property
@@ -199,14 +213,14 @@ class ExpertCache:
 
     def read_times(self) -> ReadTimes:
         """How long reads were under way, and how long they were waited for."""
-        with self._scheduler.lock:
+        with self._guard.lock:
             demanded_s, ahead_s = self._scheduler.read_seconds()
             return ReadTimes(demanded_s=demanded_s, ahead_s=ahead_s, wait_s=self._counters.wait_s)
 
     def stats(self) -> CacheStats:
         """The counts so far and what is resident now."""
         residency, counters = self._residency, self._counters
-        with self._scheduler.lock:
+        with self._guard.lock:
             untold = residency.untold()
             return CacheStats(
                 requests=counters.requests,
@@ -263,7 +277,7 @@ class ExpertCache:
         self._scheduler.close(wait=True)
 
     def __enter__(self) -> Self:
-        self._scheduler.check_usable()
+        self._guard.check()
         return self
 
     def __exit__(
@@ -274,7 +288,7 @@ class ExpertCache:
     def __del__(self) -> None:
         # Collection can happen on a reading thread, which cannot wait for itself: they are told, not awaited.
         scheduler = getattr(self, "_scheduler", None)
-        if scheduler is not None and not scheduler.closed:
+        if scheduler is not None and not self._guard.closed:
             with contextlib.suppress(Exception):
                 scheduler.close(wait=False)
 

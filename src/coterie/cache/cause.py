@@ -11,7 +11,7 @@ class Cause(Enum):
     Attributes:
         DEMAND: A lease asks for it.
         PREDICTION: It will probably be asked for next.
-        ANNOUNCEMENT: A scan has said that it will ask for it.
+        ANNOUNCEMENT: A prefill has said that it will ask for it.
         WARMING: It is worth having, whoever asks for it.
     """
 

@@ -1,18 +1,23 @@
-"""What is resident or on its way, and who has a claim to it."""
+"""What is resident or on its way, and who has a claim to it: the leases that are open, and who waits for theirs."""
 
 from __future__ import annotations
 
 import copy
+import itertools
+import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
+from coterie.cache.arena import Slot
 from coterie.cache.cause import Cause
 from coterie.cache.consumer import Consumer
-from coterie.cache.slots import Slot
 from coterie.errors import CoterieError
 from coterie.spec import ExpertKey, RecordLayout
+
+Tensors = tuple[torch.Tensor, ...]
+"""The fields of one expert in its layout's order, as views into a slot. They must only be read."""
 
 
 class Entry:
@@ -26,7 +31,7 @@ class Entry:
         holders: The claims for which it must stay. A set instead of a count: giving up twice, or after an interrupt
             between two steps, does no harm.
         loaded: Whether the record is complete.
-        cold: Whether nobody but scans has asked for it so far.
+        cold: Whether nobody but prefills has asked for it so far.
         cause: Why it is read.
         unclaimed: Whether it is read for no claim and nobody has asked for it since.
         reader: The claim that it is read for, if any.
@@ -45,7 +50,7 @@ class Entry:
         self.key = key
         self.layout = layout
         self.slot = slot
-        self.tensors: tuple[torch.Tensor, ...] = ()
+        self.tensors: Tensors = ()
         self.holders: set[Claim] = set()
         self.loaded = False
         self.cold = cold
@@ -57,7 +62,7 @@ class Entry:
 
     @property
     def announced(self) -> bool:
-        """Whether it is there, or comes, only because a scan has announced it."""
+        """Whether it is there, or comes, only because a prefill has announced it."""
         return self.unclaimed and self.cause is Cause.ANNOUNCEMENT
 
 
@@ -71,7 +76,7 @@ class Claim:
         keys: Distinct keys in the caller's order.
         ordered: Whether they are yielded in that order.
         together: Whether all must stay until the lease ends.
-        prefill: Whether the lease is a scan.
+        prefill: Whether the lease is a prefill's.
         consumer: Whose it is.
         upcoming: What its consumer will most probably ask for next, soonest first.
         ahead: Keys read for this claim and not yet yielded.
@@ -186,3 +191,130 @@ class Claim:
             self.ready.pop(key).holders.discard(self)
         waiting = revoked.union(self.todo)
         self.todo = deque(key for key in self.keys[self.position :] if key in waiting)
+
+
+class OpenClaims:
+    """The claims of the leases that are open; guarded by the cache's lock.
+
+    Of the claims whose members must stay together and that lack slots only the first in a queue may hold while it waits
+    for more.
+
+    Args:
+        at_once: Reads outstanding at most.
+
+    Attributes:
+        open: The claims, oldest first. It is changed here alone.
+    """
+
+    def __init__(self, *, at_once: int) -> None:
+        self._at_once = at_once
+        self.open: dict[Claim, None] = {}
+        self._queue: deque[Claim] = deque()
+        self._tickets = itertools.count()
+
+    def __iter__(self) -> Iterator[Claim]:
+        # A copy, because collecting a lost lease can change the table at any moment.
+        return iter(tuple(self.open))
+
+    def __contains__(self, claim: Claim) -> bool:
+        return claim in self.open
+
+    @property
+    def queued(self) -> int:
+        """Claims in the queue."""
+        return len(self._queue)
+
+    @property
+    def want_reads(self) -> bool:
+        """Whether any of them still needs slots."""
+        return any(claim.todo for claim in self)
+
+    def add(self, claim: Claim) -> None:
+        """A lease is opened."""
+        self.open[claim] = None
+
+    def enqueue(self, claim: Claim) -> bool:
+        """A claim that must have all its members together takes its turn; returns whether that has come."""
+        self._queue.append(claim)
+        return self.is_first(claim)
+
+    def is_first(self, claim: Claim) -> bool:
+        """Whether it is the turn of a claim that is in the queue."""
+        return self._queue[0] is claim
+
+    def leave_queue(self, claim: Claim) -> bool:
+        """A claim has all its slots, or needs them no more; returns whether it was in the queue."""
+        if claim not in self._queue:
+            return False
+        self._queue.remove(claim)
+        return True
+
+    def drop(self, claim: Claim) -> None:
+        """A lease is closed. Harmless when repeated."""
+        self.leave_queue(claim)
+        self.open.pop(claim, None)
+
+    def has_one_of(self, consumer: Consumer) -> bool:
+        """Whether a consumer has a lease open."""
+        return any(claim.consumer is consumer for claim in self)
+
+    def begin_waiting(self, claim: Claim) -> None:
+        """A claim's consumer waits, from now on if it has not before."""
+        if claim.waiting_since is None:
+            claim.waiting_since = next(self._tickets)
+
+    def by_urgency(self, scan_depth: Callable[[int], int]) -> list[Claim]:
+        """Those that may have something read now, most urgent first.
+
+        Args:
+            scan_depth: Records of so many bytes that a prefill may have read ahead.
+        """
+
+        def urgency(claim: Claim) -> tuple[int, int]:
+            if claim.together:
+                return (0, 0)
+            return (1, claim.waiting_since or 0) if claim.starving else (2, 0)
+
+        able = [claim for claim in self if claim.todo and (claim.starving or self._may_read_ahead(claim, scan_depth))]
+        able.sort(key=urgency)
+        return able
+
+    def _may_read_ahead(self, claim: Claim, scan_depth: Callable[[int], int]) -> bool:
+        if claim.together:
+            return True
+        if claim.prefill:
+            return len(claim.ahead) < scan_depth(claim.layouts[claim.todo[0]].nbytes)
+        return len(claim.ahead) < 2 * self._at_once + 1
+
+
+class Waiters:
+    """Threads that wait for a change of what a lock guards, in a way that an interrupt cannot turn into another error.
+
+    A thread looks at it with the lock, joins, lets go of the lock and waits; then it looks again. So nobody waits while
+    it has a lock that it must give back. ``Condition.wait`` gives its lock up before it has made sure of taking it
+    again: a KeyboardInterrupt that arrives in between leaves the ``with`` block around it to release a lock that its
+    thread does not have, and becomes a RuntimeError.
+    """
+
+    def __init__(self) -> None:
+        self._bars: list[threading.Lock] = []
+
+    def join(self) -> threading.Lock:
+        """A bar to wait at. Needs the lock; what changes from now on lifts it."""
+        bar = threading.Lock()
+        bar.acquire()
+        self._bars.append(bar)
+        return bar
+
+    @staticmethod
+    def wait(bar: threading.Lock) -> None:
+        """Waits until the bar is lifted. Must not have the lock."""
+        bar.acquire()
+
+    def wake_all(self) -> None:
+        """Lifts all bars. Needs the lock."""
+        # In this order, and looking first: whoever was interrupted in the middle has lifted none for good, or twice.
+        for bar in self._bars:
+            if bar.locked():
+                bar.release()
+        self._bars.clear()

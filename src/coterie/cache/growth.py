@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from coterie.cache.arena import SlotArena
-from coterie.cache.slots import Slot
+from coterie.cache.arena import Slot, SlotArena
 from coterie.native import library, touch_when_idle
 from coterie.plan.new_memory import SLOW
 
@@ -44,6 +43,11 @@ class Growth:
         arena: What grows.
         touch: Gives free memory pages, and says how many seconds of processor time that took; None for never.
         waited: Gives the seconds that consumers have waited so far.
+
+    Attributes:
+        touch: That given, until it could not be done.
+        is_slow: Whether new memory was found to be slow.
+        is_owed: Whether there is memory to be found.
     """
 
     def __init__(self, arena: SlotArena, touch: Touch | None, *, waited: Callable[[], float]) -> None:
@@ -54,18 +58,15 @@ class Growth:
         self._until_probe = 0
         self._seconds_per_byte: float | None = None
         self._began = 0.0
+        self.is_slow = False
+        self.is_owed = False
 
     @property
     def apart(self) -> bool:
         """Whether a miss takes what another expert has rather than wait for new memory."""
-        if self._seconds_per_byte is None or self._seconds_per_byte * SLOW < 1:
+        if not self.is_slow:
             return False
         return not self._arena.growing or self._waited() - self._began < PATIENCE_S
-
-    @property
-    def is_owed(self) -> bool:
-        """Whether there is memory to be found."""
-        return bool(self._owed or self._arena.growing)
 
     def taken(self, nbytes: int) -> None:
         """A read takes a slot that has no memory yet."""
@@ -79,6 +80,7 @@ class Growth:
     def owe(self, nbytes: int) -> None:
         """A read did without a new slot of that size."""
         self._owed[nbytes] = self._owed.get(nbytes, 0) + 1
+        self.is_owed = True
 
     def begin(self) -> Slot | None:
         """A slot to be given memory, as large as a read would have taken; None if no memory is owed."""
@@ -93,6 +95,7 @@ class Growth:
             if slot is not None:
                 self._began = self._waited()
                 return slot
+        self._look()
         return None
 
     def end(self, slot: Slot, seconds: float) -> None:
@@ -101,6 +104,7 @@ class Growth:
         found = seconds / slot.nbytes
         before = self._seconds_per_byte
         self._seconds_per_byte = found if before is None else before + _NEWEST * (found - before)
+        self._look()
 
     def give_up(self, slot: Slot | None) -> None:
         """Memory could not be found, for the slot if there is one: from now on it comes with reads."""
@@ -108,6 +112,12 @@ class Growth:
         self._owed.clear()
         if slot is not None:
             self._arena.grown(slot)
+        self._look()
+
+    def _look(self) -> None:
+        """Keeps what others look at in step."""
+        self.is_owed = bool(self._owed or self._arena.growing)
+        self.is_slow = self._seconds_per_byte is not None and self._seconds_per_byte * SLOW >= 1
 
 
 def native_touch() -> Touch | None:

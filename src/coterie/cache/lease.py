@@ -1,24 +1,18 @@
-"""What a caller has of the cache while it computes: a lease that yields, or a hold that has everything at once."""
+"""What a caller has of the cache while experts are read: a lease, which yields each as it arrives."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-import torch
-
-from coterie.cache.claims import Claim, Entry
-from coterie.cache.consumer import Consumer
+from coterie.cache.claims import Claim, Entry, Tensors
 from coterie.cache.scheduler import Scheduler
 from coterie.cache.statistics import LeaseStats
 from coterie.errors import UsageError
 from coterie.spec import ExpertKey
-
-Tensors = tuple[torch.Tensor, ...]
-"""The fields of one expert in its layout's order, as views into a slot. They must only be read."""
 
 
 class Lease:
@@ -125,45 +119,3 @@ class Lease:
         if claim is not None and not claim.closed:
             with contextlib.suppress(Exception):
                 self.close()
-
-
-class Held:
-    """Experts that are all resident and stay so until released. Made by :meth:`BankView.try_hold`.
-
-    Attributes:
-        tensors: The experts' tensors, in the order of the ids asked for.
-    """
-
-    __slots__ = ("_consumer", "_scheduler", "_token", "tensors")
-
-    def __init__(self, scheduler: Scheduler, consumer: Consumer) -> None:
-        self._scheduler = scheduler
-        self._consumer = consumer
-        self._token: object = None
-        self.tensors: list[Tensors] = []
-
-    def take(self, entries: Sequence[Entry]) -> None:
-        """Holds entries that are resident. Needs the cache's lock."""
-        # The hold knows of its token before the cache does: an interrupt in between then loses nothing.
-        token = self._token = object()
-        self._scheduler.hold(token, self._consumer, entries)
-        self.tensors = [entry.tensors for entry in entries]
-
-    def release(self) -> None:
-        """Gives the experts up. Harmless when repeated; the context does it by itself."""
-        if self._token is not None:
-            self._scheduler.release_hold(self._token, self._consumer)
-            self._token = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.release()
-
-    def __del__(self) -> None:
-        if getattr(self, "_token", None) is not None:
-            with contextlib.suppress(Exception):
-                self.release()

@@ -33,31 +33,32 @@ class Predictions:
 
     A prediction is for the next thing that a consumer asks for: with that, whatever it is, it is over. It is over, too,
     when nobody has the consumer any more.
+
+    Attributes:
+        made: The prediction of each consumer that has one. It is changed here alone.
+        idle: Whether nothing is predicted or worth having: then there is nothing to ask for here.
     """
 
     def __init__(self) -> None:
-        self._of: dict[weakref.ref[Consumer], Prediction] = {}
+        self.made: dict[weakref.ref[Consumer], Prediction] = {}
         # Consumers that nobody has any more: Python tells of them at any moment, with the lock or without.
         self._gone: deque[weakref.ref[Consumer]] = deque()
         self._warm = WarmSet()
         # What is protected, set by set: victims are chosen far more often than this changes.
         self._protected: tuple[Collection[ExpertKey], ...] = ()
+        self.idle = True
 
-    def __bool__(self) -> bool:
+    @property
+    def any_to_read(self) -> bool:
         """Whether something is to be read."""
         return bool(self._warm.todo) or any(one.todo for one in self.all())
 
     def all(self) -> tuple[Prediction, ...]:
         """The prediction of each consumer that has one, oldest first."""
         while self._gone:
-            self._of.pop(self._gone.popleft(), None)
+            self.made.pop(self._gone.popleft(), None)
             self._changed()
-        return tuple(self._of.values())
-
-    @property
-    def any_made(self) -> bool:
-        """Whether any consumer has a prediction: without one, nothing is over when a consumer asks."""
-        return bool(self._of)
+        return tuple(self.made.values())
 
     @property
     def any_announced(self) -> bool:
@@ -67,12 +68,12 @@ class Predictions:
     def make(self, consumer: Consumer, prediction: Prediction) -> None:
         """A consumer has another prediction than before."""
         self.over(consumer)
-        self._of[weakref.ref(consumer, self._gone.append)] = prediction
+        self.made[weakref.ref(consumer, self._gone.append)] = prediction
         self._changed()
 
     def over(self, consumer: Consumer) -> None:
         """A consumer has asked for something."""
-        if self._of.pop(weakref.ref(consumer), None) is not None:
+        if self.made.pop(weakref.ref(consumer), None) is not None:
             self._changed()
 
     def warm(
@@ -101,7 +102,7 @@ class Predictions:
         """
         if of is None:
             return any(key in keys for keys in self._protected)
-        own = self._of.get(weakref.ref(of))
+        own = self.made.get(weakref.ref(of))
         return self.pins(key) or (own is not None and key in own.keys)
 
     def pins(self, key: ExpertKey) -> bool:
@@ -114,10 +115,11 @@ class Predictions:
 
     def clear(self) -> None:
         """Nothing is predicted or worth having any more."""
-        self._of.clear()
+        self.made.clear()
         self._warm.clear()
         self._changed()
 
     def _changed(self) -> None:
-        sets: tuple[Collection[ExpertKey], ...] = (*(one.keys for one in self._of.values()), self._warm.pinned)
+        sets: tuple[Collection[ExpertKey], ...] = (*(one.keys for one in self.made.values()), self._warm.pinned)
         self._protected = tuple(keys for keys in sets if keys)
+        self.idle = not (self.made or self._warm.members)

@@ -22,9 +22,9 @@ class ReadAhead:
 
     There are three kinds. What is *predicted* of a consumer is for the next thing that it asks for: with that, whatever
     it is, the prediction is over, and what has not been started by then is dropped, because the disk has something
-    better to do. What a scan *announces* is a prediction that is as good as certain: it does not wait for the disk to
-    be idle, only until all that is demanded is being read. What is *worth having* comes last, and takes nobody's place
-    who has been of use.
+    better to do. What a prefill *announces* is a prediction that is as good as certain: it does not wait for the disk
+    to be idle, only until all that is demanded is being read. What is *worth having* comes last, and takes nobody's
+    place who has been of use.
 
     Args:
         residency: What is in memory.
@@ -44,7 +44,7 @@ class ReadAhead:
         self._predictions.make(consumer, Prediction(keys, absent, announced=False))
 
     def announce(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
-        """What a consumer that scans asks for next, soonest first: as much of it as a scan may have read ahead."""
+        """What a consumer in a prefill asks for next, soonest first: as much of it as a prefill may have read ahead."""
         residency = self._residency
         if residency.all_resident:
             return
@@ -67,7 +67,7 @@ class ReadAhead:
             self._predictions.make(consumer, Prediction(near, absent, announced=True))
 
     def take_announced(self) -> Entry | None:
-        """The next announced one to read, with a slot; None if there is none, or no room that a scan may take yet."""
+        """The next announced one to read, with a slot; None if there is none, or no room yet for a prefill."""
         residency = self._residency
         for prediction in self._predictions.all():
             keys = prediction.todo

@@ -1,35 +1,79 @@
-"""What is read next, and what becomes of it."""
+"""What is read next, what is being read, and what becomes of it."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
 
+from coterie.cache.bank_view import Holds
 from coterie.cache.cause import Cause
-from coterie.cache.claims import Claim, Entry
-from coterie.cache.open_claims import OpenClaims
-from coterie.cache.outstanding import Outstanding
+from coterie.cache.claims import Claim, Entry, OpenClaims, Waiters
 from coterie.cache.predictions import Predictions
 from coterie.cache.read_ahead import ReadAhead
 from coterie.cache.residency import Residency
 from coterie.cache.statistics import Counters
-from coterie.cache.waiting import Waiters
 from coterie.errors import CoterieError
 
-JOURNAL_LIMIT = 256
-"""Leases whose hits the policy may not have been told about yet."""
+
+class Outstanding:
+    """Keeps apart what is read because it was asked for, and what is read because it might be; guarded by the lock.
+
+    Args:
+        clock: Gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._demanded_s = 0.0
+        self._ahead_s = 0.0
+        self.demanded: set[Entry] = set()
+        self.ahead: set[Entry] = set()
+
+    def begin(self, entry: Entry) -> None:
+        """A read begins; it is ahead of any request if nobody has asked for the entry."""
+        self._advance()
+        (self.ahead if entry.unclaimed else self.demanded).add(entry)
+
+    def demand(self, entry: Entry) -> None:
+        """Somebody asked for an entry that may be under way ahead of that: from now on it is waited for."""
+        if entry in self.ahead:
+            self._advance()
+            self.ahead.discard(entry)
+            self.demanded.add(entry)
+
+    def end(self, entry: Entry) -> None:
+        """A read has ended."""
+        self._advance()
+        self.ahead.discard(entry)
+        self.demanded.discard(entry)
+
+    def seconds(self) -> tuple[float, float]:
+        """Time with a demanded read under way, and time with none but those ahead of any request, until now."""
+        self._advance()
+        return self._demanded_s, self._ahead_s
+
+    def _advance(self) -> None:
+        now = self._clock()
+        if self.demanded:
+            self._demanded_s += now - self._since
+        elif self.ahead:
+            self._ahead_s += now - self._since
+        self._since = now
 
 
 class ReadOrder:
     """Chooses what the reading threads read, and gives it to the claims that wait for it: it is their supply.
 
-    First comes what claims ask for, the most urgent first; then what scans have announced; then, while nothing that was
-    asked for is being read, what is predicted; then what is worth having. Guarded by the cache's lock.
+    First comes what claims ask for, the most urgent first; then what prefills have announced; then, while nothing that
+    was asked for is being read, what is predicted; then what is worth having. Guarded by the cache's lock.
 
     Args:
         residency: What is in memory.
+        holds: Where hits are noted.
         predictions: What is predicted and worth having.
         claims: The leases that are open.
         counters: Counts what is read.
@@ -47,6 +91,7 @@ class ReadOrder:
     def __init__(
         self,
         residency: Residency,
+        holds: Holds,
         predictions: Predictions,
         claims: OpenClaims,
         counters: Counters,
@@ -57,6 +102,7 @@ class ReadOrder:
         on_choice: Callable[[], None],
     ) -> None:
         self._residency = residency
+        self._holds = holds
         self._predictions = predictions
         self._claims = claims
         self._counters = counters
@@ -76,7 +122,9 @@ class ReadOrder:
 
     def next_entry(self, *, ahead: bool) -> Entry | None:
         """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, a prediction."""
-        entry = self._failed() or self._demanded() or self._announced() or (None if ahead else self._predicted())
+        entry = self._failed() or self._demanded()
+        if entry is None and not self._predictions.idle:
+            entry = self._announced() or (None if ahead else self._predicted())
         if entry is not None:
             entry.asked = frozenset(entry.holders)
             self.outstanding.begin(entry)
@@ -87,7 +135,10 @@ class ReadOrder:
         """Whether a claim wants something read, or a prediction is there."""
         if self._is_demanded():
             return True
-        return bool(self._predictions) and (self._predictions.any_announced or not self.outstanding.demanded)
+        predictions = self._predictions
+        if predictions.idle or not predictions.any_to_read:
+            return False
+        return predictions.any_announced or not self.outstanding.demanded
 
     def conclude(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
@@ -104,16 +155,11 @@ class ReadOrder:
 
     def wake(self) -> None:
         """Has a reading thread look, if there is something that it must not put off."""
-        if self._is_demanded() or self._predictions.any_announced:
+        if self._is_demanded() or (not self._predictions.idle and self._predictions.any_announced):
             self._notify()
 
     def _is_demanded(self) -> bool:
         return bool(self._again) or self._claims.want_reads
-
-    def note_hits(self, entries: Sequence[Entry]) -> None:
-        """Remembers uses; the reading threads tell the policy."""
-        if self._residency.note_hits(entries) > JOURNAL_LIMIT:
-            self._notify()
 
     def _failed(self) -> Entry | None:
         """What is read once more; nobody may want it any more."""
@@ -126,7 +172,7 @@ class ReadOrder:
         return None
 
     def _demanded(self) -> Entry | None:
-        for claim in self._claims.by_urgency():
+        for claim in self._claims.by_urgency(self._residency.scan_depth):
             while claim.todo:
                 key = claim.todo[0]
                 entry = self._residency.find(key)
@@ -148,7 +194,7 @@ class ReadOrder:
         claim.todo.popleft()
         claim.join(entry)
         if entry.loaded and not claim.prefill:
-            self.note_hits([entry])
+            self._holds.note([entry])
         self.ask(claim, entry)
         if entry.loaded or (not claim.todo and claim.together):
             self._waiters.wake_all()
@@ -166,7 +212,7 @@ class ReadOrder:
         self.outstanding.demand(entry)
 
     def _announced(self) -> Entry | None:
-        """What a scan will ask for, once all that is asked for is being read; in slots that scans are done with."""
+        """What a prefill will ask for, once all that is asked for is being read; in slots that prefills have used."""
         if not self._predictions.any_announced or self._is_demanded():
             return None
         if self._residency.is_full:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 
 from coterie.cache.arena import SlotArena
-from coterie.cache.by_bank import ByBank
+from coterie.cache.bank_view import ByBank, Holds
 from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry
-from coterie.cache.consumer import Consumer
 from coterie.cache.growth import Growth, native_touch
 from coterie.cache.predictions import Predictions
 from coterie.cache.statistics import Counters
@@ -32,15 +31,13 @@ class Residency:
         capacity: Bytes asked for.
         policy: Chooses victims.
         predictions: What leaves last, because it is predicted or worth having.
+        holds: What must not leave, beside what leases hold; and the hits that the policy is to be told of.
         counters: Where evictions and the causes of reads are counted.
 
     Attributes:
         loaded: What is resident. This and what follows is changed here alone.
         loading: What is on its way.
         by_bank: What is resident, by bank and id.
-        holds: What must stay together until it is given up.
-        uses_matter: Whether anybody will ask about uses.
-        journal: Hits of decoding, in order, that the policy has not been told of yet.
         policy: Chooses victims.
         arena: The slots.
         growth: Whether reads wait for new memory.
@@ -55,6 +52,7 @@ class Residency:
         capacity: int,
         policy: EvictionPolicy[ExpertKey],
         predictions: Predictions,
+        holds: Holds,
         counters: Counters,
     ) -> None:
         self._source = source
@@ -65,18 +63,14 @@ class Residency:
         self._asked = capacity
         self.policy = policy
         self._predictions = predictions
+        self._holds = holds
         self._counters = counters
         self.loaded: dict[ExpertKey, Entry] = {}
         self.loading: dict[ExpertKey, Entry] = {}
         self.by_bank = ByBank(self.loaded)
-        # What must stay together until it is given up: token → (consumer, entries). A decode step makes and drops one
-        # for every layer, which is why this is not written to each entry.
-        self.holds: dict[object, tuple[Consumer | None, Sequence[Entry]]] = {}
-        # Hits of decoding, in order, not yet told to the policy.
-        self.journal: deque[Sequence[Entry]] = deque()
         # Whether something may have to leave, and how much is there that nobody has asked for yet: while neither is so,
         # nobody will ask about uses.
-        self._may_evict = self.uses_matter = capacity < self.total_bytes
+        self._may_evict = holds.uses_matter = capacity < self.total_bytes
         self._unclaimed = 0
         if capacity < self.minimum:
             raise MemoryBudgetError(
@@ -145,29 +139,6 @@ class Residency:
         """The entry of a key that is resident or on its way."""
         return self.loaded.get(key) or self.loading.get(key)
 
-    def hold(self, token: object, consumer: Consumer, entries: Sequence[Entry]) -> None:
-        """A consumer holds entries that are resident, until it lets go of the token."""
-        self.holds[token] = (consumer, entries)
-
-    def give_up(self, token: object) -> None:
-        """What is held stays for a while, but its consumer may hold other things. Harmless when repeated."""
-        if (held := self.holds.get(token)) is not None:
-            self.holds[token] = (None, held[1])
-
-    def let_go(self, token: object) -> None:
-        """Ends a hold. Harmless when repeated."""
-        self.holds.pop(token, None)
-
-    def is_holding(self, consumer: Consumer) -> bool:
-        """Whether a consumer has a hold."""
-        return any(holder is consumer for holder, _ in self.holds.values())
-
-    def note_hits(self, entries: Sequence[Entry]) -> int:
-        """Remembers uses, if they matter; returns how many batches the policy has not heard of."""
-        if self.uses_matter:
-            self.journal.append(entries)
-        return len(self.journal)
-
     def note_use(self, entry: Entry) -> None:
         """Somebody asked for an entry: if it was read before that, this was right."""
         if entry.unclaimed:
@@ -178,7 +149,7 @@ class Residency:
 
     def settle(self) -> None:
         """Tells the policy about the hits in the journal."""
-        journal = self.journal
+        journal = self._holds.journal
         while journal:
             for entry in journal.popleft():
                 # It may have left since: hits are told late, and a hold may have ended in between.
@@ -193,15 +164,15 @@ class Residency:
 
         What may go, in this order: free slots; unheld experts in the policy's order, predicted ones last; what this
         claim has consumed; what other claims have consumed; what waiting claims hold but cannot use yet; what is
-        pinned. A scan gives up what it has consumed first. Where new memory is slow, it is taken after unheld experts,
-        and by a scan only when its consumer waits.
+        pinned. A prefill gives up what it has consumed first. Where new memory is slow, it is taken after unheld
+        experts, and by a prefill only when its consumer waits.
         """
         size = SlotArena.slot_nbytes(layout.nbytes)
         full, crowded = self.arena.shortage(size) > 0, self._needed(size) > 0
         predictions = self._predictions
         for step in self._concessions(claim, others, crowded):
             step()
-            victims = self._victims(size, predictions.protects) or self._victims(size, predictions.pins)
+            victims = self._unneeded(size)
             if victims and claim.prefill and self._should_wait(victims, size):
                 # Before it takes what is warm, it takes what is only predicted of others.
                 victims = self._victims(size, partial(predictions.protects, of=claim.consumer))
@@ -221,7 +192,7 @@ class Residency:
     def reserve_ahead(self, key: ExpertKey, layout: RecordLayout, cause: Cause) -> Entry | None:
         """A slot for what is not asked for yet: evicts nothing that is held or predicted.
 
-        For what a scan has announced it evicts no more than a scan may.
+        For what a prefill has announced it evicts no more than a prefill may.
         """
         announced = cause is Cause.ANNOUNCEMENT
         size = SlotArena.slot_nbytes(layout.nbytes)
@@ -282,13 +253,13 @@ class Residency:
 
     def untold(self) -> Counter[Cause]:
         """How many unclaimed experts have been used of which the policy has not heard yet: they count from now on."""
-        used = {entry for batch in tuple(self.journal) for entry in batch if entry.unclaimed}
+        used = {entry for batch in tuple(self._holds.journal) for entry in batch if entry.unclaimed}
         return Counter(entry.cause for entry in used)
 
     def held(self) -> set[ExpertKey]:
         """What must stay because a lease or a hold has it."""
         entries = (*self.loaded.values(), *self.loading.values())
-        return self._held() | {entry.key for entry in entries if entry.holders}
+        return self._holds.keys() | {entry.key for entry in entries if entry.holders}
 
     def close(self, *, discard: bool) -> None:
         """Forgets everything and lets go of the memory.
@@ -301,7 +272,7 @@ class Residency:
             self.by_bank.put(key, None)
         self.loaded.clear()
         self.loading.clear()
-        self.journal.clear()
+        self._holds.journal.clear()
         self.arena.close(discard=discard)
 
     @property
@@ -319,15 +290,22 @@ class Residency:
         return self.arena.committed - self.arena.growing if self._grows_apart else self.capacity
 
     def scan_depth(self, size: int) -> int:
-        """Records of that many bytes that a scan may have read ahead: it may push an eighth of the arena out."""
+        """Records of that many bytes that a prefill may have read ahead: it may push an eighth of the arena out."""
         return max(1, min(self.capacity // 8, self.room // 2) // size)
 
     def _should_wait(self, victims: Sequence[ExpertKey], size: int) -> bool:
-        """Whether a scan that reads ahead is to wait for its own slots, rather than take one that is warm."""
+        """Whether a prefill that reads ahead is to wait for its own slots, rather than take one that is warm."""
         if all(self.loaded[key].cold for key in victims):
             return False
         entries = (*self.loaded.values(), *self.loading.values())
         return sum(entry.cold for entry in entries) > self.scan_depth(size)
+
+    def _unneeded(self, size: int) -> list[ExpertKey]:
+        """Victims for what is asked for: those that are predicted last, and none that is pinned."""
+        predictions = self._predictions
+        if predictions.idle:
+            return self._victims(size)
+        return self._victims(size, predictions.protects) or self._victims(size, predictions.pins)
 
     @staticmethod
     def _concessions(claim: Claim, others: Sequence[Claim], full: bool) -> Iterator[Callable[[], None]]:
@@ -347,7 +325,7 @@ class Residency:
         needed = self._needed(size)
         if needed <= 0:
             return []
-        loaded, held = self.loaded, self._held()
+        loaded, held = self.loaded, self._holds.keys()
 
         def may_leave(key: ExpertKey) -> bool:
             entry = loaded[key]
@@ -359,7 +337,7 @@ class Residency:
 
     @property
     def _grows_apart(self) -> bool:
-        return self._asked < self.total_bytes and self.growth.apart
+        return self.growth.is_slow and self._asked < self.total_bytes and self.growth.apart
 
     def _needed(self, size: int) -> int:
         """Bytes that must leave before a record of that size can be read, without waiting for slow new memory."""
@@ -367,10 +345,7 @@ class Residency:
 
     def _count_unclaimed(self, change: int) -> None:
         self._unclaimed += change
-        self.uses_matter = self._may_evict or self._unclaimed > 0
-
-    def _held(self) -> set[ExpertKey]:
-        return {entry.key for _, entries in self.holds.values() for entry in entries}
+        self._holds.uses_matter = self._may_evict or self._unclaimed > 0
 
     def _enter(
         self,
@@ -400,7 +375,7 @@ class Residency:
 
     def _evict(self, key: ExpertKey) -> None:
         entry = self.loaded.pop(key)
-        if entry.holders or key in self._held():
+        if entry.holders or key in self._holds.keys():
             self.loaded[key] = entry
             raise UsageError(f"The eviction policy names expert {key}, which is in use.", key=key)
         self.by_bank.put(key, None)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from coterie.cache.claims import Claim, Entry
+from coterie.cache.bank_view import Holds
+from coterie.cache.claims import Claim, Entry, OpenClaims, Waiters
 from coterie.cache.consumer import Consumer
-from coterie.cache.forks import watch_forks
 from coterie.cache.growth import QUIET_S, Grower
-from coterie.cache.open_claims import OpenClaims
+from coterie.cache.guard import Guard
 from coterie.cache.predictions import Predictions
 from coterie.cache.read_order import ReadOrder
-from coterie.cache.readers import Readers
-from coterie.cache.reads import RecordReader
 from coterie.cache.residency import Residency
 from coterie.cache.snapshot import Snapshot, snapshot_of
 from coterie.cache.statistics import Counters
-from coterie.cache.waiting import Waiters
 from coterie.errors import ReadError, UsageError
+from coterie.records.readers import Readers
+from coterie.records.reads import RecordReader
 from coterie.spec import ExpertKey
 
 
@@ -33,11 +32,12 @@ class Scheduler:
     one lease or hold at a time, so whoever computes comes to an end without needing more. What a device still reads
     when its consumer has given it up ends by itself.
 
-    The lock is reentrant because a lease that is garbage-collected releases itself, wherever that happens.
-
     Args:
+        guard: The cache's lock.
         residency: What is in memory.
         predictions: What is predicted and worth having.
+        claims: The leases that are open.
+        holds: What is held beside them.
         reader: Fills slots.
         counters: Counts requests and waiting.
         threads: Reads at once.
@@ -45,69 +45,58 @@ class Scheduler:
 
     def __init__(
         self,
+        guard: Guard,
         residency: Residency,
         predictions: Predictions,
+        claims: OpenClaims,
+        holds: Holds,
         reader: RecordReader,
         counters: Counters,
         *,
         threads: int,
     ) -> None:
+        self.guard = guard
         self._residency = residency
         self._predictions = predictions
+        self._claims = claims
+        self._holds = holds
         self._reader = reader
         self._counters = counters
         self.at_once = threads
-        self.lock = threading.RLock()
+        self.lock = guard.lock
         self._waiters = Waiters()
-        self._claims = OpenClaims(residency, at_once=threads)
         self._order = ReadOrder(
             residency,
+            holds,
             predictions,
-            self._claims,
+            claims,
             counters,
             self._waiters,
             at_once=threads,
             notify=self._notify_reader,
             on_choice=self._notify_grower,
         )
-        self.closed = False
-        # Neither closed nor forked: the one thing that the fast path looks at.
-        self.usable = True
-        self.forked = False
         self._grower = Grower(residency.growth, self.lock, is_quiet=self._is_quiet, on_grown=self._order.wake)
         # Requests so far, and since when it is so many.
         self._requests = (0, 0.0)
         self._readers = Readers(self._order, reader, self.lock, at_once=threads)
-        watch_forks(self)
+        holds.wake, holds.notify = self._order.wake, self._readers.notify
 
     def _notify_reader(self) -> None:
         self._readers.notify()
 
     def _notify_grower(self) -> None:
-        self._grower.notify()
-
-    def check_usable(self) -> None:
-        """Raises UsageError if the cache is closed or belongs to another process."""
-        if self.usable:
-            return
-        if self.closed and not self.forked:
-            raise UsageError("The expert cache is closed.", advice="Open the model again.")
-        raise UsageError(
-            "The expert cache was made in another process: its reading threads do not survive a fork.",
-            advice="Open the model in the process that uses it.",
-        )
-
-    def on_forked(self) -> None:
-        """The lock may be held by a thread that does not exist here: nothing works any more, and says so."""
-        self.forked = True
-        self.usable = False
+        if self._residency.growth.is_owed:
+            self._grower.notify()
 
     def open(self, claim: Claim) -> None:
         """Registers a claim, holds what it asks for and is resident, and starts the reads of the rest."""
         with self.lock:
-            self.check_usable()
+            if not self.guard.usable:
+                self.guard.check()
             self._refuse_nesting(claim.consumer)
-            self._predictions.over(claim.consumer)
+            if self._predictions.made:
+                self._predictions.over(claim.consumer)
             self._claims.add(claim)
             if claim.upcoming:
                 self._order.ahead.announce(claim.consumer, claim.upcoming)
@@ -134,7 +123,7 @@ class Scheduler:
                     if not came_back:
                         came_back = True
                         if (retired := claim.retire_current()) and not claim.together:
-                            claim.consumer.fence(partial(self._consumed, claim, retired))
+                            self._when_read(claim.consumer, partial(self._consumed, claim, retired))
                         self._order.wake()
                     self._check_claim(claim)
                     if not claim.admitted and self._claims.is_first(claim):
@@ -152,75 +141,42 @@ class Scheduler:
 
     def abort(self, claim: Claim) -> None:
         """As :meth:`release`, where the consumer will not go on as it has announced."""
-        if self.forked:
+        if self.guard.forked:
             return
         with self.lock:
-            if claim in self._claims:
+            if claim in self._claims.open:
                 self._predictions.over(claim.consumer)
             self.release(claim)
 
     def release(self, claim: Claim) -> None:
         """Gives up everything that a claim holds, as soon as its consumer says so. Harmless when repeated."""
-        if self.forked:
+        if self.guard.forked:
             return
         with self.lock:
-            # What is not complete nobody can have begun to read.
-            self._let_go(claim, loaded=False)
-            claim.consumer.fence(partial(self._let_go, claim))
+            if claim.consumer.reads_on:
+                # What is not complete nobody can have begun to read.
+                self._let_go(claim, loaded=False)
+            self._when_read(claim.consumer, partial(self._let_go, claim))
             self._claims.drop(claim)
             self._waiters.wake_all()
             self._order.wake()
-            if self._predictions:
+            if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
             # Last, so that a release that was interrupted is done again when the lease is collected.
             claim.closed = True
 
-    def hold(self, token: object, consumer: Consumer, entries: Sequence[Entry]) -> None:
-        """A consumer holds entries that are resident: these are hits. Needs the lock."""
-        self._residency.hold(token, consumer, entries)
-        if self._predictions.any_made:
-            self._predictions.over(consumer)
-        if self.count_hits(len(entries)):
-            self._order.note_hits(entries)
-
-    def release_hold(self, token: object, consumer: Consumer) -> None:
-        """Gives up a consumer's hold, as soon as it says so. Harmless when repeated."""
-        if self.forked:
-            return
-        with self.lock:
-            if consumer.reads_on:
-                consumer.fence(partial(self._end_hold, token))
-                self._residency.give_up(token)
-            else:
-                self._end_hold(token)
-
-    def came(self, consumer: Consumer) -> None:
-        """A consumer asks for something in a way of its own: what was predicted of it is over."""
-        if self._predictions.any_made:
-            with self.lock:
-                self._predictions.over(consumer)
-
-    def count_hits(self, count: int) -> bool:
-        """So many requests were hits; returns whether anybody will ask which they were. Needs the lock."""
-        self._counters.hits += count
-        return self._residency.uses_matter
-
-    def note_hits(self, entries: Sequence[Entry]) -> None:
-        """Remembers which requests were hits. Needs the lock."""
-        self._order.note_hits(entries)
-
     def predict(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
         """Notes what a consumer will probably ask for next; unknown keys are passed over."""
         with self.lock:
-            self.check_usable()
+            self.guard.check()
             self._order.ahead.predict(consumer, [key for key in keys if self._residency.has(key)])
-            if self._predictions:
+            if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
     def warm(self, keys: Iterable[ExpertKey], *, share: float, pinned_nbytes: int) -> None:
         """Queues what is worth having; unknown keys are passed over."""
         with self.lock:
-            self.check_usable()
+            self.guard.check()
             residency = self._residency
             residency.settle()
             self._predictions.warm(
@@ -229,7 +185,7 @@ class Scheduler:
                 nbytes=int(share * residency.capacity),
                 pinned_nbytes=min(pinned_nbytes, residency.pinnable_nbytes),
             )
-            if self._predictions:
+            if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
     def read_seconds(self) -> tuple[float, float]:
@@ -250,17 +206,17 @@ class Scheduler:
                 self._predictions,
                 self._readers,
                 self._claims,
+                self._holds,
                 open_files=self._reader.open_files,
-                closed=self.closed,
+                closed=self.guard.closed,
             )
 
     def close(self, *, wait: bool) -> None:
         """Ends the reading threads and wakes all consumers; with ``wait``, frees the memory too."""
-        if self.forked:
+        if self.guard.forked:
             return
         with self.lock:
-            self.closed = True
-            self.usable = False
+            self.guard.close()
             self._waiters.wake_all()
             self._readers.close()
             self._grower.close()
@@ -270,7 +226,7 @@ class Scheduler:
         self._grower.join()
         with self.lock:
             self._predictions.clear()
-            self._residency.close(discard=not self._claims)
+            self._residency.close(discard=not self._claims.open)
         self._reader.close()
 
     def _let_go(self, claim: Claim, *, loaded: bool = True) -> None:
@@ -284,28 +240,30 @@ class Scheduler:
                 # It comes late: a device has read on.
                 self._order.wake()
 
-    def _end_hold(self, token: object) -> None:
-        with self.lock:
-            self._residency.let_go(token)
-            if self._claims:
-                self._order.wake()
-
     def _consumed(self, claim: Claim, entries: Sequence[Entry]) -> None:
         """A claim's consumer has no need of these any more: they are only kept as long as there is room."""
         with self.lock:
             claim.consumed.extend(entries)
             self._order.wake()
 
+    @staticmethod
+    def _when_read(consumer: Consumer, release: Callable[[], None]) -> None:
+        """Calls ``release`` once the consumer has read what it gives up: now, unless it reads on."""
+        if consumer.reads_on:
+            consumer.fence(release)
+        else:
+            release()
+
     def _refuse_nesting(self, consumer: Consumer) -> None:
-        if self._residency.is_holding(consumer) or self._claims.has_one_of(consumer):
+        if self._holds.one_of(consumer) or self._claims.has_one_of(consumer):
             raise UsageError(
                 "This consumer already has a lease or a hold: a second one could wait for what the first one holds.",
                 advice="Leave the first 'with' block before opening another, or ask for all experts in one lease.",
             )
 
     def _check_claim(self, claim: Claim) -> None:
-        if self.closed or claim.closed:
-            raise UsageError(f"The {'expert cache' if self.closed else 'lease'} is closed.")
+        if self.guard.closed or claim.closed:
+            raise UsageError(f"The {'expert cache' if self.guard.closed else 'lease'} is closed.")
         if self._order.failure is not None:
             raise ReadError(
                 f"A reading thread of the expert cache has ended with {self._order.failure!r}.",
@@ -324,7 +282,7 @@ class Scheduler:
             claim.join(entry)
             if entry.loaded:
                 hits.append(entry)
-                # What this scan has announced is a miss all the same, that was mended in time.
+                # What this prefill has announced is a miss all the same, that was mended in time.
                 claim.hits += not (claim.prefill and entry.announced)
             if not entry.loaded or claim.prefill:
                 self._order.ask(claim, entry)
@@ -332,7 +290,7 @@ class Scheduler:
         self._counters.hits += claim.hits
         self._counters.misses += len(claim.keys) - claim.hits
         if hits and not claim.prefill:
-            self._order.note_hits(hits)
+            self._holds.note(hits)
         if claim.todo:
             self._readers.notify()
         elif self._claims.leave_queue(claim):
@@ -341,7 +299,7 @@ class Scheduler:
     def _begin_waiting(self, claim: Claim) -> threading.Lock:
         self._claims.begin_waiting(claim)
         self._readers.notify()
-        self._grower.notify()
+        self._notify_grower()
         return self._waiters.join()
 
     def _wait(self, claim: Claim, bar: threading.Lock) -> None:
@@ -361,4 +319,4 @@ class Scheduler:
         requests, now = self._counters.requests, time.monotonic()
         if requests != self._requests[0]:
             self._requests = (requests, now)
-        return not self._claims and now - self._requests[1] > QUIET_S
+        return not self._claims.open and now - self._requests[1] > QUIET_S

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coterie.cache.open_claims import OpenClaims
+from coterie.cache.bank_view import Holds
+from coterie.cache.claims import Entry, OpenClaims
 from coterie.cache.predictions import Predictions
-from coterie.cache.readers import Readers
 from coterie.cache.residency import Residency
+from coterie.records.readers import Readers
 from coterie.spec import BankKey, ExpertKey
 
 
@@ -64,8 +65,9 @@ class Snapshot:
 def snapshot_of(
     residency: Residency,
     predictions: Predictions,
-    readers: Readers,
+    readers: Readers[Entry],
     claims: OpenClaims,
+    holds: Holds,
     *,
     open_files: int,
     closed: bool,
@@ -84,9 +86,9 @@ def snapshot_of(
         leases=len(tuple(claims)),
         queued=claims.queued,
         waiting=sum(claim.waiting_since is not None for claim in claims),
-        holds=len(residency.holds),
+        holds=len(holds.held),
         predicted=tuple(prediction.keys for prediction in predictions.all()),
-        untold_uses=len(residency.journal),
+        untold_uses=len(holds.journal),
         undecided=readers.undecided,
         prepared=readers.prepared,
         finished=readers.finished,

@@ -14,8 +14,8 @@ class LeaseStats:
     Attributes:
         requested: Distinct experts asked for.
         hits: Of these, resident when the lease began.
-        misses: The others, whether read for this lease or already on their way for another; for a scan also those that
-            were read early because it had announced them.
+        misses: The others, whether read for this lease or already on their way for another; for a prefill also those
+            that were read early because it had announced them.
         bytes_read: Bytes read from disk for this lease, so far.
         wait_s: Seconds that its consumer waited.
         evictions: Experts evicted to make room for it.
@@ -51,7 +51,7 @@ class CacheStats:
         prefetch_in_time: Of these, in memory by then; the others were still on their way.
         prefetch_wasted: Of these, evicted without having been asked for.
         prefetch_bytes: Bytes of ``bytes_read`` that they read.
-        announced_issued: Reads started because a scan had announced what it would lease next; not among those.
+        announced_issued: Reads started because a prefill had announced what it would lease next; not among those.
         announced_used: Of these, asked for before they were evicted.
         warmed: Reads started because somebody said that the expert is worth having; not among those.
         warmed_used: Of these, asked for before they were evicted.
@@ -87,6 +87,21 @@ class CacheStats:
     def hit_rate(self) -> float:
         """Hits per request; 0 before the first."""
         return self.hits / self.requests if self.requests else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadTimes:
+    """Seconds since the cache was made.
+
+    Attributes:
+        demanded_s: In which a read was under way that somebody had asked for.
+        ahead_s: In which none was, but one ahead of any request.
+        wait_s: That consumers waited, added up over threads.
+    """
+
+    demanded_s: float
+    ahead_s: float
+    wait_s: float
 
 
 class Counters:

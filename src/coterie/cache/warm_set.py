@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from coterie.spec import ExpertKey
 
 WARM_SHARE = 0.875
-"""Share of the capacity that is warmed at most: the rest is what a scan may turn over."""
+"""Share of the capacity that is warmed at most: the rest is what a prefill may turn over."""
 
 
 class WarmSet:

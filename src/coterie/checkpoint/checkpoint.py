@@ -25,13 +25,13 @@ from coterie.files.safetensors_header import element_count
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, config_dtype, load_config, load_quantisation, resolve_model
 from coterie.hf.decoding import ReadTensor, decode_field, is_plain
-from coterie.hf.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
 from coterie.hf.foreign import foreign
 from coterie.hf.keymap import FieldSource, KeyMap, map_keys
 from coterie.hf.quantisation import Quantisation
 from coterie.hf.quantised import fold_names, record_fields, record_layout, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
+from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
 from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
 from coterie.spec.parameters import encoded_names
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _ADAPTER = "adapter_config.json"
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class CheckpointBank:
     """One bank of experts in a checkpoint.
 
@@ -56,6 +56,20 @@ class CheckpointBank:
     fields: dict[str, FieldSource]
     layout: RecordLayout
     mixed: frozenset[str] = frozenset()
+
+    @cached_property
+    def plain_fields(self) -> list[tuple[int, list[list[str]], bool]] | None:
+        """Of each field: its place in a record, what it is put together of, and whether that is one tensor per expert.
+
+        None if transformers does not merely put tensors together.
+        """
+        found: list[tuple[int, list[list[str]], bool]] = []
+        for place in self.layout.fields:
+            source = self.fields[place.name]
+            if not is_plain(source) or place.name in self.mixed:
+                return None
+            found.append((place.offset, list(source.names.values()), source.per_expert))
+        return found
 
 
 @dataclass(kw_only=True)
@@ -83,6 +97,8 @@ class Checkpoint:
     quantisation: Quantisation | None = None
     files: WeightFiles | None = None
     banks: dict[BankKey, CheckpointBank] = field(default_factory=dict)
+    # What was found once is asked for with every read.
+    _extents: dict[ExpertKey, tuple[Extent, ...] | None] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(
@@ -235,18 +251,22 @@ class Checkpoint:
 
     def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         """Where the expert's bytes lie, or None if transformers transposes or interleaves them on loading."""
+        if key not in self._extents:
+            self._extents[key] = self._find(key)
+        return self._extents[key]
+
+    def _find(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         bank = self.banks[key.bank_key]
+        plain = bank.plain_fields
+        if plain is None:
+            return None
         found: list[Extent] = []
-        for place in bank.layout.fields:
-            source = bank.fields[place.name]
-            if not is_plain(source) or place.name in bank.mixed:
-                return None
-            at = place.offset
-            for name in source.names_of(key.expert):
-                info = self.tensors[name]
-                size = info.nbytes if source.per_expert else info.nbytes // bank.bank.num_experts
-                start = info.offset if source.per_expert else info.offset + key.expert * size
-                found.append(Extent(path=info.path, offset=start, nbytes=size, at=at, stamp=info.stamp))
+        for at, names, per_expert in plain:
+            for each in names:
+                info = self.tensors[each[key.expert if per_expert else 0]]
+                size = info.nbytes if per_expert else info.nbytes // bank.bank.num_experts
+                start = info.offset if per_expert else info.offset + key.expert * size
+                found.append(Extent(source=info.source, offset=start, nbytes=size, at=at))
                 at += size
         return tuple(found)
 

@@ -11,10 +11,10 @@ import torch
 from coterie.checkpoint.headers import TensorInfo
 from coterie.checkpoint.reading import LazyTensor, read_tensor
 from coterie.errors import CheckpointFileError
-from coterie.hf.dtypes import SAFETENSORS_DTYPES
 from coterie.hf.quantisation import Quantisation
 from coterie.hf.quantised import fold_names
 from coterie.quant import dequantise_fp8
+from coterie.quant.dtypes import SAFETENSORS_DTYPES
 
 
 @dataclass(frozen=True, slots=True)

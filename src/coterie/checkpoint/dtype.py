@@ -13,7 +13,7 @@ from coterie.checkpoint.weight_files import WeightFiles
 from coterie.errors import CheckpointFileError
 from coterie.hf.config_values import computing_dtype
 from coterie.hf.configs import config_dtype
-from coterie.hf.dtypes import TORCH_DTYPES
+from coterie.quant.dtypes import TORCH_DTYPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -16,6 +16,7 @@ from coterie.files.safetensors_header import (
     parse_entries,
     read_header_text,
 )
+from coterie.records import LocalFile
 from coterie.spec import FileStamp
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class TensorInfo:
     nbytes: int
     stamp: FileStamp | None = field(default=None, compare=False, repr=False)
     keeper: TensorKeeper | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def source(self) -> LocalFile:
+        """Where its bytes come from."""
+        return LocalFile(self.path, self.stamp)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from io import FileIO
 
 import torch
 
 from coterie.checkpoint.headers import TensorInfo
 from coterie.errors import CheckpointFileError
-from coterie.files.stamps import check_unchanged, open_unchanged
-from coterie.hf.dtypes import TORCH_DTYPES
-
-_CHUNK = 64 << 20
+from coterie.quant.dtypes import TORCH_DTYPES
+from coterie.records import read_range
 
 
 def read_tensor(info: TensorInfo, index: int | None = None) -> torch.Tensor:
@@ -41,7 +37,7 @@ def read_tensor(info: TensorInfo, index: int | None = None) -> torch.Tensor:
     dtype = TORCH_DTYPES[info.dtype]
     raw = torch.empty(nbytes, dtype=torch.uint8)
     try:
-        _fill(raw.numpy().data, info, offset)
+        got = read_range(info.source, offset, raw.numpy().data)
     except OSError as error:
         raise CheckpointFileError(
             f"{info.path} cannot be read: {error.strerror}.",
@@ -49,29 +45,16 @@ def read_tensor(info: TensorInfo, index: int | None = None) -> torch.Tensor:
             path=info.path,
             tensor=info.name,
         ) from error
+    if got < nbytes:
+        raise CheckpointFileError(
+            f"{info.path} is truncated: {info.name!r} ends at byte {offset + nbytes}.",
+            advice="Download the file again.",
+            path=info.path,
+            tensor=info.name,
+            expected=nbytes,
+            got=got,
+        )
     return raw.view(dtype).view(shape) if nbytes else torch.empty(shape, dtype=dtype)
-
-
-def _fill(buffer: memoryview, info: TensorInfo, offset: int) -> None:
-    done = 0
-    with FileIO(open_unchanged(info.path, info.stamp), "rb") as file:
-        descriptor = file.fileno()
-        file.seek(offset)
-        while done < len(buffer):
-            count = file.readinto(buffer[done : done + _CHUNK])
-            if not count:
-                raise CheckpointFileError(
-                    f"{info.path} is truncated: {info.name!r} ends at byte {offset + len(buffer)}.",
-                    advice="Download the file again.",
-                    path=info.path,
-                    tensor=info.name,
-                    expected=len(buffer),
-                    got=done,
-                )
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(descriptor, offset + done, count, os.POSIX_FADV_DONTNEED)
-            done += count
-        check_unchanged(descriptor, info.path, info.stamp)
 
 
 @dataclass(frozen=True, slots=True)

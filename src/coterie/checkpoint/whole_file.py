@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable
-from io import FileIO
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -13,9 +12,9 @@ import xxhash
 
 from coterie.checkpoint.headers import TensorInfo
 from coterie.errors import ChecksumError, ReadError
-from coterie.files.stamps import check_unchanged, open_unchanged
-from coterie.hf.dtypes import TORCH_DTYPES
-from coterie.spec import FileStamp
+from coterie.quant.dtypes import TORCH_DTYPES
+from coterie.records import LocalFile
+from coterie.spec import FileStamp, OpenBytes
 
 _PIECE = 8 << 20
 _AHEAD = 4 * _PIECE
@@ -75,7 +74,7 @@ class WholeFile:
         digest = xxhash.xxh3_128()
         scratch = memoryview(bytearray(min(_PIECE, self._nbytes)))
         try:
-            with FileIO(open_unchanged(self.path, self._stamp), "rb") as file:
+            with closing(LocalFile(self.path, self._stamp).open("in order")) as file:
                 position = 0
                 for info in sorted(wanted, key=lambda one: one.offset):
                     if info.offset < position or not info.nbytes:
@@ -88,7 +87,6 @@ class WholeFile:
                     tensors[info.name] = raw.view(TORCH_DTYPES[info.dtype]).view(info.shape)
                 while position < self._nbytes:
                     position = self._fill(file, scratch[: min(len(scratch), self._nbytes - position)], position, digest)
-                check_unchanged(file.fileno(), self.path, self._stamp)
         except OSError as error:
             raise ReadError(
                 f"{self.path} cannot be read: {error.strerror or error}.",
@@ -105,21 +103,16 @@ class WholeFile:
             )
         return tensors
 
-    def _fill(self, file: FileIO, buffer: memoryview, position: int, digest: xxhash.xxh3_128) -> int:
+    def _fill(self, file: OpenBytes, buffer: memoryview, position: int, digest: xxhash.xxh3_128) -> int:
         """Reads and hashes the next bytes; returns the position behind them. They leave the page cache."""
         done = 0
         while done < len(buffer):
-            self._advise(file, position + _PIECE, _AHEAD, "WILLNEED")
-            count = file.readinto(buffer[done : done + _PIECE])
+            file.will_read(position + _PIECE, _AHEAD)
+            count = file.read_at(buffer[done : done + _PIECE], position)
             if not count:
                 raise OSError(None, f"it ends at byte {position} of {self._nbytes}")
             digest.update(buffer[done : done + count])
-            self._advise(file, position, count, "DONTNEED")
+            file.drop(position, count)
             done += count
             position += count
         return position
-
-    @staticmethod
-    def _advise(file: FileIO, offset: int, nbytes: int, advice: str) -> None:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), offset, nbytes, getattr(os, f"POSIX_FADV_{advice}"))

@@ -102,7 +102,7 @@ def _place(path: str | None) -> Path:
 
 def _tune(path: Path) -> None:
     """Tries the disk under a store, and keeps the result."""
-    from coterie.engine.reading import tune_anew
+    from coterie.engine.disk_tuning import tune_anew
     from coterie.store import Store
 
     tune_anew(Store.open(path))

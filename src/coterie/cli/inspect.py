@@ -11,8 +11,8 @@ from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, Offl
 from coterie.spec import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from coterie.extraction import InspectReport, MemoryFit
-    from coterie.extraction.inspection import BankFacts
+    from coterie.inspection import InspectReport, MemoryFit
+    from coterie.inspection.report import BankFacts
 
 
 def command(
@@ -35,7 +35,7 @@ def command(
     """
     if memory is not None:
         parse_bytes(memory, what="memory")  # told before torch is imported
-    from coterie.extraction import inspect
+    from coterie.inspection import inspect
 
     report = inspect(model, memory=memory, component=component, revision=revision, offline=offline)
     if as_json:

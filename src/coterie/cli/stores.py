@@ -79,7 +79,7 @@ def _remove(folder: Path, name: str, yes: bool, as_json: bool) -> None:
 
 def _refresh(folder: Path, name: str, as_json: bool) -> None:
     from coterie.cli.catalog import find_store
-    from coterie.extraction.side_files import side_files
+    from coterie.origins.side_files import side_files
     from coterie.store import refresh_files
 
     path = find_store(folder, name).path

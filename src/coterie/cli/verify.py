@@ -12,7 +12,7 @@ from coterie.cli.transfer import shown_progress
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
-    from coterie.extraction import ModelVerification
+    from coterie.inspection import ModelVerification
 
 
 def command(
@@ -39,7 +39,7 @@ def command(
     Names everything that is corrupt, missing, foreign or malformed. The exit code is 1 if there is anything. Experts
     that a partial store does not have by intention are no problem, nor are files that an interrupted growth left.
     """
-    from coterie.extraction import verify
+    from coterie.inspection import verify
 
     with shown_progress() as progress:
         report = verify(

@@ -14,7 +14,7 @@ from coterie.hf.generation_config import read_generation_config
 from coterie.hf.implementations import unavailable_attention
 from coterie.hf.shapes import check_dense_shapes, rest_nbytes
 from coterie.hf.skeleton import bounded_parts
-from coterie.integration import Attachment, StreamingConfig, quicken_norms, quicken_tokens, round_as_stock
+from coterie.integration import Attachment, StreamingConfig, install_native_layers, install_native_norms, round_as_stock
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
     model.config.name_or_path = str(source.directory)
     model.requires_grad_(False)
     round_as_stock(model)
-    quicken_norms(model)
-    quicken_tokens(model)
+    install_native_norms(model)
+    install_native_layers(model)
     return model
 
 

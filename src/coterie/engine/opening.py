@@ -13,10 +13,10 @@ from coterie import native
 from coterie.cache import ExpertCache
 from coterie.engine.caller import warn_caller
 from coterie.engine.closing import close_by_with
+from coterie.engine.disk_tuning import Reading, reading_for
 from coterie.engine.memory import arena_nbytes, logits_room, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.promises import promise
-from coterie.engine.reading import Reading, reading_for
 from coterie.engine.release_check import check_release
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import ModelSource, open_source, with_fetching
@@ -24,7 +24,7 @@ from coterie.engine.warming import check_profile_use, eviction_policy, read_usag
 from coterie.errors import CoverageError
 from coterie.hf.context import default_context, model_context
 from coterie.hf.releases import moved
-from coterie.integration import Attachment, forget, install_guards, register
+from coterie.integration import Attachment, install_guards, register, strip_plugin_marks
 from coterie.passes import let_go_after_failure, process_neighbours
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
@@ -118,7 +118,7 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     limit = opening.max_context if plan is None else context
     for clock in attachment.clocks.values():
         clock.provide(limit, None if plan is None else logits_room(source))
-    forget(model)
+    strip_plugin_marks(model)
     install_guards(model, attachment.removed)
     if model.can_generate():
         let_go_after_failure(model)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie.cache import ExpertCache
+from coterie.engine.fetching import FetchCounts
 from coterie.engine.memory import logits_room
 from coterie.engine.promises import release
 from coterie.engine.recording import TokenRecorder, TraceRecorder
@@ -16,7 +17,6 @@ from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
 from coterie.engine.warming import Warming, modalities_of
 from coterie.errors import UsageError
-from coterie.extraction.fetching import FetchCounts
 from coterie.files.replacing import replacing
 from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles

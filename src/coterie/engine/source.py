@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from coterie.checkpoint import Checkpoint, Location, UnreadTensor, WholeFile, model_dtype, unread_tensors
+from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.engine.linears import StoredLinears, stored_linears
 from coterie.errors import LoadError, UsageError
-from coterie.extraction.fetching import FetchingExperts, open_origin
-from coterie.extraction.models import store_path
-from coterie.extraction.origin import tensors_about
-from coterie.extraction.stored_dense import checked_tensors, dense_headers
 from coterie.hf.configs import (
     COMPONENTS,
     component_of_class,
@@ -27,6 +24,9 @@ from coterie.hf.configs import (
     resolve_model,
 )
 from coterie.hf.context import context_shape
+from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_origin import tensors_about
+from coterie.origins.stored_dense import checked_tensors, dense_headers
 from coterie.spec import BankKey, ExpertSource, RecordLayout
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import uses_scheme

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coterie.extraction.fetching import FetchCounts
+from coterie.engine.fetching import FetchCounts
 from coterie.passes import BankCounters, StreamedBank, Verdict
 from coterie.spec import BankKey
 
@@ -109,7 +109,7 @@ class ModelStats:
         minimum: The least capacity that works.
         working_set: Bytes of layers × experts per token: below twice this, a global LRU can fall to 0 % hits.
         reads_at_once: Reads outstanding at most.
-        prefetch_hinted: Experts that were not in memory when they were guessed to be asked for next.
+        prefetch_hinted: Experts that were not in memory when they were predicted to be asked for next.
         prefetch_issued: Prefetch reads started; the disk had other things to do for the rest.
         prefetch_used: Of these, asked for before they were evicted.
         prefetch_in_time: Of these, in memory by then; the others were still on their way.

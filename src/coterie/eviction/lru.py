@@ -13,7 +13,7 @@ from coterie.eviction.selection import take_until
 class LruPolicy(Generic[K]):
     """Evicts what was used the longest ago; every call but a victim search takes constant time.
 
-    A cold insertion goes to the end that leaves first, in front of earlier cold ones: a scan then turns over its own
+    A cold insertion goes to the end that leaves first, in front of earlier cold ones: a prefill then turns over its own
     few slots instead of the warm set. A later hit makes it as warm as any other.
     """
 

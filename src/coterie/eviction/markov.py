@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from coterie.eviction.protocol import K
 from coterie.eviction.selection import take_until
-from coterie.eviction.transitions import Transitions
-from coterie.eviction.visit import Visit
+from coterie.eviction.transitions import Transitions, Visit
 
 _PHASE_DISCOUNT = 0.6
 """How much less a use one forward pass later is worth."""

@@ -16,7 +16,7 @@ class EvictionPolicy(Protocol[K]):
     """
 
     def insert(self, key: K, nbytes: int, *, cold: bool = False) -> None:
-        """A record of ``nbytes`` became resident; ``cold`` ones (scans, such as a prefill) are to leave first."""
+        """A record of ``nbytes`` became resident; ``cold`` ones (of a prefill) are to leave first."""
         ...
 
     def hit(self, key: K) -> None:

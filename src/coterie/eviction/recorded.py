@@ -88,7 +88,7 @@ def read_trace(path: str | Path, *, phase: ReplayedPhase = "decode") -> Recorded
 
     Args:
         path: The file.
-        phase: ``"decode"`` leaves prefills out; ``"all"`` keeps them, as scans.
+        phase: ``"decode"`` leaves prefills out; ``"all"`` keeps them: their misses are inserted cold.
 
     Raises:
         InputError: If the file is missing, damaged or contradicts itself.

@@ -21,7 +21,7 @@ class Group(Generic[K]):
         step: Forward pass.
         layer: Number of the layer (unique across components, where there are several).
         keys: Distinct keys.
-        prefill: Whether it is a scan: misses are then inserted cold, and hits do not count as use.
+        prefill: Whether it is a prefill's: misses are then inserted cold, and hits do not count as use.
     """
 
     step: int

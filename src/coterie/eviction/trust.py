@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from coterie.eviction.markov import MarkovPolicy
 from coterie.eviction.protocol import K
-from coterie.eviction.visit import Visit
+from coterie.eviction.transitions import Visit
 
 
 class TrustPolicy(MarkovPolicy[K]):

@@ -9,7 +9,7 @@ import torch
 
 from coterie.errors import CheckpointFileError, UnsupportedError, UsageError
 from coterie.files.json_text import read_json_object
-from coterie.hf.config_values import check_values, computing_dtype
+from coterie.hf.config_values import check_agreement, check_values, computing_dtype
 from coterie.hf.foreign import foreign
 from coterie.hf.implementations import settle_implementations
 from coterie.hf.quantisation import Quantisation, read_quantisation, remove_quantisation
@@ -56,6 +56,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
     config: PreTrainedConfig
     with foreign("The configuration", path, error=CheckpointFileError, advice=_MEND):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    check_agreement(config, path)
     remove_quantisation(config)
     settle_implementations(config, path)
     _keep_dtypes_of_parts(config, raw)

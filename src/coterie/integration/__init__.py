@@ -2,22 +2,21 @@
 
 from coterie.integration.attach import Attachment
 from coterie.integration.guards import install_guards
-from coterie.integration.linear import QuantisedLinear, QuantisedLinears, round_as_stock
-from coterie.integration.norms import quicken_norms
-from coterie.integration.quantizer import StreamingConfig, forget, register
-from coterie.integration.token_forwards import quicken_tokens
+from coterie.integration.linear import QuantisedLinears, round_as_stock
+from coterie.integration.norms import install_native_norms
+from coterie.integration.quantizer import StreamingConfig, register, strip_plugin_marks
+from coterie.integration.token_forwards import install_native_layers
 from coterie.integration.token_layer import TokenLayer
 
 __all__ = [
     "Attachment",
-    "QuantisedLinear",
     "QuantisedLinears",
     "StreamingConfig",
     "TokenLayer",
-    "forget",
     "install_guards",
-    "quicken_norms",
-    "quicken_tokens",
+    "install_native_layers",
+    "install_native_norms",
     "register",
     "round_as_stock",
+    "strip_plugin_marks",
 ]

@@ -15,7 +15,7 @@ from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.caches import let_go_of_kept
 from coterie.hf.configs import check_architecture
 from coterie.hf.last_logits import output_head
-from coterie.integration.adapters import Workplace, adapt
+from coterie.integration.adapters import AdapterSite, adapt
 from coterie.integration.linear import QuantisedLinears
 from coterie.integration.missing import adapt_block
 from coterie.kernels import StackedProduct, TokenKernel
@@ -49,7 +49,7 @@ class Attachment:
         banks: The banks, once the plug-in has run.
         clocks: Component → its forward passes.
         orders: Component → which of its banks follows which.
-        ahead: Component → who guesses what comes next; none where nothing is prefetched.
+        ahead: Component → who predicts what comes next; none where nothing is prefetched.
         observers: Whoever is told about events.
         removed: Names of the parameters that were taken out.
         dense_shapes: Name → shape of the parameters that were left in.
@@ -130,7 +130,7 @@ class Attachment:
         streamed.order.add(bank.path, [streamed.keys[expert] for expert in present])
         block = model.get_submodule(bank.router_block)
         adapt(
-            Workplace(
+            AdapterSite(
                 streamed=streamed,
                 module=model.get_submodule(bank.path),
                 block=block,

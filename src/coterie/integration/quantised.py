@@ -15,6 +15,7 @@ from coterie.native import ExpertsKernel, Library, library
 from coterie.native.experts import ACTIVATIONS
 from coterie.passes.bank import StreamedBank
 from coterie.passes.contributions import Contributions
+from coterie.passes.current import Pass
 from coterie.passes.decoder import BankDecoder, FieldDecoder
 
 _UP, _DOWN = "gate_up_proj", "down_proj"
@@ -65,6 +66,7 @@ class QuantisedExperts:
 
     def compute(
         self,
+        now: Pass,
         hidden_TD: torch.Tensor,
         index_TK: torch.Tensor,
         weights_TK: torch.Tensor,
@@ -78,11 +80,10 @@ class QuantisedExperts:
         With ``rows``, each token has the bits that it has alone.
         """
         streamed = self._streamed
-        now = streamed.now()
         norms_TK = None if noted is None else noted.norms_TK
         computation = self._kernel.begin(hidden_TD, index_TK, weights_TK, now.memory, rows=rows)
         ids = computation.experts
-        held = streamed.try_hold(ids) if streamed.may_hold(now) else None
+        held = streamed.try_hold(now, ids) if streamed.may_hold(now) else None
         if held is not None:
             try:
                 streamed.look_ahead()
@@ -91,15 +92,15 @@ class QuantisedExperts:
                 )
             finally:
                 held.release()
-            streamed.served_from_memory(len(ids), absent, noted)
+            streamed.served_from_memory(now, len(ids), absent, noted)
             return result
-        with streamed.lease(ids) as lease:
+        with streamed.lease(now, ids) as lease:
             streamed.look_ahead()
             # One call for all that are there, while the others are read.
             for batch in lease.batches(streamed.batch_nbytes):
                 computation.compute([self._locate(key.expert, tensors) for key, tensors in batch])
             result, stats = computation.finish(norms_TK=norms_TK), lease.stats
-        streamed.served(stats, absent, noted)
+        streamed.served(now, stats, absent, noted)
         return result
 
     def token_experts(self) -> TokenExperts | None:

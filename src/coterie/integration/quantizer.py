@@ -79,7 +79,7 @@ def register() -> None:
         register_quantizer(METHOD)(StreamingQuantizer)
 
 
-def forget(model: PreTrainedModel) -> None:
+def strip_plugin_marks(model: PreTrainedModel) -> None:
     """Removes the traces of the plug-in: the marks change arithmetic in some models (jamba, falcon_mamba)."""
     for module in model.modules():
         config = getattr(module, "config", None)

@@ -6,7 +6,7 @@ import torch
 
 from coterie import native
 from coterie.cache import BankView
-from coterie.native import Passage
+from coterie.native import TokenState
 from coterie.passes.bank import StreamedBank
 from coterie.passes.contributions import Written
 
@@ -25,11 +25,11 @@ class TokenExperts:
         self._view = view
         self._computed = computed
 
-    def compute(self, passage: Passage) -> torch.Tensor | None:
+    def compute(self, state: TokenState) -> torch.Tensor | None:
         """The residual with what the experts add, [T, 1, D]; counts and tells as the experts module would.
 
         Args:
-            passage: Through the layer, with its results.
+            state: Through the layer, with its results.
 
         Returns:
             None if not all that was chosen are resident, or some may be left out: then nothing was done.
@@ -39,16 +39,16 @@ class TokenExperts:
         """
         streamed = self._streamed
         now = streamed.now()
-        if now.limit is not None or not streamed.may_hold(now) or not self._computed.there(passage):
+        if now.limit is not None or not streamed.may_hold(now) or not self._computed.there(state):
             return None
         self._view.turn(now.consumer)
         streamed.look_ahead()
-        whole = self._computed.compute(passage, norms=now.contributions)
+        whole = self._computed.compute(state, norms=now.contributions)
         if whole is not None:
-            results = passage.results
-            ids: list[int] = results.ids.tolist()[0] if passage.rows == 1 else streamed.experts_in(results.ids)
+            results = state.results
+            ids: list[int] = results.ids.tolist()[0] if state.rows == 1 else streamed.experts_in(results.ids)
             self._view.note(ids)
             if now.observers:
                 streamed.chosen(now, results.ids, results.weights)
-            streamed.served_from_memory(len(ids), 0, Written(results.norms) if now.contributions else None)
+            streamed.served_from_memory(now, len(ids), 0, Written(results.norms) if now.contributions else None)
         return whole

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coterie.integration.linear import QuantisedLinear
 from coterie.integration.token_layer import LayerGroup, TokenLayer
 from coterie.integration.token_router import TokenRouter
-from coterie.native import Passages, library
+from coterie.kernels import QuantisedLinear
+from coterie.native import TokenStates, library
 from coterie.passes.forwards import covers_class, install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def quicken_tokens(model: PreTrainedModel) -> None:
+def install_native_layers(model: PreTrainedModel) -> None:
     """Gives decoder layers and routers their native forwards where linear layers are in a scheme.
 
     Args:
@@ -33,11 +33,11 @@ def quicken_tokens(model: PreTrainedModel) -> None:
         router = TokenRouter.of(module, native) if covers_class(module, "native") else None
         if router is not None:
             install(module, "native", router)
-    passages = Passages()
+    states = TokenStates()
     groups: dict[str, LayerGroup] = {}
     # After the routers: a layer computes what its router's forward does.
     for name, module in model.named_modules():
         stack = name.rpartition(".")[0]
-        layer = TokenLayer.of(module, native, groups.setdefault(stack, LayerGroup(passages)))
+        layer = TokenLayer.of(module, native, groups.setdefault(stack, LayerGroup(states)))
         if layer is not None:
             install(module, "native", layer)

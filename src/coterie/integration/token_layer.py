@@ -15,11 +15,11 @@ from coterie.hf.forwards import same_forward
 from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.growing_cache import extend
-from coterie.integration.linear import QuantisedLinear
-from coterie.integration.norms import NativeForward
 from coterie.integration.padding import padding_by
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
+from coterie.kernels import QuantisedLinear
+from coterie.kernels.norms import NormForward
 from coterie.native import (
     MOST_ROWS,
     KeyValueRoom,
@@ -29,10 +29,10 @@ from coterie.native import (
     Library,
     NativeLayer,
     PackedMatrix,
-    Passage,
-    Passages,
     Results,
     StageTimes,
+    TokenState,
+    TokenStates,
 )
 from coterie.passes.current import current
 from coterie.passes.forwards import Seen, at, own
@@ -82,14 +82,14 @@ class LayerGroup:
     caches, it takes longer than all that a layer does natively beside its products.
 
     Args:
-        passages: Working memory.
+        states: Working memory.
 
     Attributes:
-        passages: Working memory.
+        states: Working memory.
     """
 
-    def __init__(self, passages: Passages) -> None:
-        self.passages = passages
+    def __init__(self, states: TokenStates) -> None:
+        self.states = states
         self._layers: list[TokenLayer] = []
 
     def join(self, layer: TokenLayer) -> int:
@@ -201,7 +201,7 @@ class TokenLayer:
         parts = _parts(found, matrices, attention.scaling, router)
         if found[1].weight.shape[0] != attention.head_dim or not parts.served:
             return None
-        return cls(module, NativeLayer(library, parts, group.passages), group, routed=router is not None)
+        return cls(module, NativeLayer(library, parts, group.states), group, routed=router is not None)
 
     @property
     def intact(self) -> bool:
@@ -240,16 +240,16 @@ class TokenLayer:
         ):
             return self._class_forward(self._module, hidden_states, *args, **kwargs)
         native = self._native
-        passage = native.take(hidden_states, *carried[1], self.times)
-        results = self._compute_beside(passage, carried[0]) if rooms is None else native.compute(passage, rooms)
+        state = native.take(hidden_states, *carried[1], self.times)
+        results = self._compute_beside(state, carried[0]) if rooms is None else native.compute(state, rooms)
         whole = None
         if self._experts is not None:
             if self._site is not None:
                 self._site.called((results.normed,), {})
             token_experts = self._token_experts
             if token_experts is not None and self._place not in now.with_changed_experts:
-                whole = token_experts.compute(passage)
-        native.release(passage)
+                whole = token_experts.compute(state)
+        native.release(state)
         if whole is not None:
             return whole
         adapter = self._adapter
@@ -270,10 +270,10 @@ class TokenLayer:
         width = self._head_shape[1]
         return [room.after(hidden, width) for room, hidden in zip(rooms, now.padding, strict=True)]
 
-    def _compute_beside(self, passage: Passage, cache: Any) -> Results:
+    def _compute_beside(self, state: TokenState, cache: Any) -> Results:
         """With a cache that takes key and value itself."""
         native = self._native
-        begun = native.begin(passage)
+        begun = native.begin(state)
         keys, values = cache.update(begun.key, begun.value, self._layer_idx)
         if keys.dtype is not torch.bfloat16 or values.dtype is not torch.bfloat16:
             raise UsageError(
@@ -283,7 +283,7 @@ class TokenLayer:
             )
         if keys.stride()[2:] != self._strides or values.stride()[2:] != self._strides:
             keys, values = keys.contiguous(), values.contiguous()
-        return native.finish(passage, KeyValueRoom.of(keys, values))
+        return native.finish(state, KeyValueRoom.of(keys, values))
 
     @functools.cached_property
     def _adapter(self) -> DecoratedExperts | None:
@@ -365,7 +365,7 @@ def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:
 def _norm_of(module: nn.Module | None) -> LayerNorm | None:
     forward = None if module is None else own(module)
     weight = None if module is None else module._parameters.get("weight")
-    if weight is None or not isinstance(forward, NativeForward):
+    if weight is None or not isinstance(forward, NormForward):
         return None
     return LayerNorm(weight, forward.norm.lanes, forward.norm.form, forward.norm.epsilon)
 

@@ -4,14 +4,17 @@ Shape suffixes: T tokens, D model dimension, F expert dimension, E experts, K ex
 """
 
 from coterie.kernels.grouping import Grouping, group_by_expert
-from coterie.kernels.linear import quantised_linear, stock_linear
+from coterie.kernels.linear import QuantisedLinear, StockLinear, quantised_linear, stock_linear
 from coterie.kernels.stacked import StackedProduct, activate_rows
-from coterie.kernels.swiglu import Accumulator, TokenKernel, swiglu_rows
+from coterie.kernels.swiglu import Accumulator, swiglu_rows
+from coterie.kernels.token_kernel import TokenKernel
 
 __all__ = [
     "Accumulator",
     "Grouping",
+    "QuantisedLinear",
     "StackedProduct",
+    "StockLinear",
     "TokenKernel",
     "activate_rows",
     "group_by_expert",

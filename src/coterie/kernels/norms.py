@@ -78,6 +78,31 @@ def serves(values: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
+class NormForward:
+    """A normalisation's forward: native for what was tried, the class's own for everything else.
+
+    Attributes:
+        norm: How it is computed natively.
+    """
+
+    __slots__ = ("_class_forward", "_module", "_parameters", "norm")
+
+    def __init__(self, module: nn.Module, norm: RmsNorm) -> None:
+        self._module = module
+        self.norm = norm
+        self._class_forward = type(module).forward
+        # Module.__getattr__, by which module.weight is found, costs more than the check.
+        self._parameters: dict[str, Any] = module._parameters
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the class computes."""
+        weight = self._parameters.get("weight")
+        if weight is None or not serves(hidden_states, weight) or torch.is_autocast_enabled("cpu"):
+            result: torch.Tensor = self._class_forward(self._module, hidden_states)
+            return result
+        return self.norm(hidden_states, weight)
+
+
 def exact_rms_norm(
     library: Library, module: nn.Module, forward: Callable[[Any, torch.Tensor], torch.Tensor]
 ) -> RmsNorm | None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from coterie.kernels.products import Telling
 from coterie.kernels.swiglu import ELEMENTWISE_GRAIN, Activation
+from coterie.kernels.telling import Telling
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(rows [N, n], weight [n, m]) → [N, m]."""
@@ -44,7 +44,7 @@ def activate_rows(activation: Activation, rows_NF: torch.Tensor) -> torch.Tensor
 class StackedProduct:
     """``bmm(rows [E, N, n], weights [E, n, m])[e]``, rounded alike, for one expert.
 
-    Ways are tried on data of the very shape at the first use (as :func:`~coterie.kernels.products.exact_products`
+    Ways are tried on data of the very shape at the first use (as :func:`~coterie.kernels.token_kernel.exact_products`
     does), and the cheapest that gives the bits of the whole batch is kept for the number of rows and of threads.
 
     Args:

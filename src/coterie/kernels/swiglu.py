@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn.functional import linear
 
-from coterie.kernels.products import Products, exact_products
-
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 ELEMENTWISE_GRAIN = 32768
@@ -27,75 +25,6 @@ def swiglu_rows(
     """One expert on N rows: ``(act(x Wg) * (x Wu)) Wd``; returns [N, D]."""
     gate_NF, up_NF = linear(rows_ND, gate_up_2FD).chunk(2, dim=-1)
     return linear(activation(gate_NF) * up_NF, down_DF)
-
-
-class TokenKernel:
-    """The experts of a single token: few calls, and the bits of the eager forward.
-
-    Args:
-        gate_up_shape: (2F, D).
-        down_shape: (D, F).
-        dtype: Of weights and activations.
-    """
-
-    def __init__(self, gate_up_shape: tuple[int, ...], down_shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self._gate_up_shape = gate_up_shape
-        self._down_shape = down_shape
-        self._dtype = dtype
-        # By number of experts and by the settings on which rounding can depend.
-        self._products: dict[tuple[int, int, str], tuple[Products, Products]] = {}
-        # On the CPU, whatever the device that the skeleton is made on.
-        self._zero_1D = torch.zeros(1, down_shape[0], dtype=dtype, device="cpu")
-
-    def __call__(
-        self,
-        token_1D: torch.Tensor,
-        gate_ups: Sequence[torch.Tensor],
-        downs: Sequence[torch.Tensor],
-        weights_K1: torch.Tensor,
-        activation: Activation,
-        order: Sequence[int],
-        tell: Callable[[torch.Tensor], None] | None = None,
-    ) -> torch.Tensor:
-        """Computes the experts and adds them up in ``order``; returns [1, D].
-
-        Args:
-            token_1D: The token.
-            gate_ups: K tensors [2F, D], in any order of experts.
-            downs: K tensors [D, F], in the same order.
-            weights_K1: Gate weights [K, 1] in the same order.
-            activation: The class's activation function.
-            order: Positions of the experts in ascending id.
-            tell: Told what is added up: the weighted outputs [K, D], in the order of the experts.
-        """
-        if len(gate_ups) * self._down_shape[1] > ELEMENTWISE_GRAIN:
-            rows = [swiglu_rows(token_1D, up, down, activation) for up, down in zip(gate_ups, downs, strict=True)]
-            outputs_KD = torch.cat(rows)
-        else:
-            precision = torch.get_float32_matmul_precision() if self._dtype == torch.float32 else ""
-            settings = (len(gate_ups), torch.get_num_threads(), precision)
-            up, down = self._products.get(settings) or self._choose(settings)
-            gate_KF, up_KF = up(token_1D, gate_ups).chunk(2, dim=-1)
-            outputs_KD = down(activation(gate_KF) * up_KF, downs)
-        weighted_KD = outputs_KD * weights_K1
-        if weighted_KD.dtype != token_1D.dtype:
-            weighted_KD = weighted_KD.to(token_1D.dtype)
-        if tell is not None:
-            tell(weighted_KD)
-        weighted = weighted_KD.unbind(0)
-        # From zero as in the eager forward, which makes a negative zero positive.
-        result_1D = self._zero_1D + weighted[order[0]]
-        for position in order[1:]:
-            result_1D += weighted[position]
-        return result_1D
-
-    def _choose(self, settings: tuple[int, int, str]) -> tuple[Products, Products]:
-        top_k = settings[0]
-        chosen = self._products[settings] = (
-            exact_products(self._gate_up_shape, top_k, self._dtype, shared_row=True),
-            exact_products(self._down_shape, top_k, self._dtype, shared_row=False),
-        )
-        return chosen
 
 
 class Accumulator:

@@ -14,18 +14,18 @@ from coterie.native.matmul import PART_DTYPES, SCHEMES, PackedMatrix
 from coterie.native.new_memory import touch_when_idle
 from coterie.native.openmp import SETTINGS as WAITING_SETTINGS
 from coterie.native.openmp import Crowd, Waiting, turns_for_long, waiting, waiting_words
-from coterie.native.passage import (
+from coterie.native.router import route
+from coterie.native.token_experts import Places, TokenExperts
+from coterie.native.token_state import (
     MOST_ROWS,
     STAGES,
     KeyValueRoom,
     LayerShape,
-    Passage,
-    Passages,
     Results,
     StageTimes,
+    TokenState,
+    TokenStates,
 )
-from coterie.native.router import route
-from coterie.native.token_experts import Places, TokenExperts
 from coterie.native.workspace import Located, PassMemory
 
 __all__ = [
@@ -53,12 +53,12 @@ __all__ = [
     "NativeLayer",
     "PackedMatrix",
     "PassMemory",
-    "Passage",
-    "Passages",
     "Places",
     "Results",
     "StageTimes",
     "TokenExperts",
+    "TokenState",
+    "TokenStates",
     "Waiting",
     "attention_served",
     "dequantise",

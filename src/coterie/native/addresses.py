@@ -25,7 +25,10 @@ class Addresses:
 
     def __init__(self, library: Library, count: int) -> None:
         self._table = (_Address * count)()
-        self._publish, self._withdraw = library.functions.coterie_fill_berth, library.functions.coterie_clear_berth
+        self._publish, self._withdraw = (
+            library.functions.coterie_publish_address,
+            library.functions.coterie_withdraw_address,
+        )
         self.address = ctypes.addressof(self._table)
         self.count = count
 
@@ -48,6 +51,6 @@ class Addresses:
 
 
 class _Address(ctypes.Structure):
-    """``coterie_berth`` of ``berths.h``."""
+    """``coterie_address`` of ``addresses.h``."""
 
     _fields_ = (("address", _long), ("readers", _long))

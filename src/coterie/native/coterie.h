@@ -33,7 +33,7 @@ enum { COTERIE_INT4, COTERIE_INT8, COTERIE_SCHEMES };
 /* Tokens of one call of a kernel. */
 #define COTERIE_TOKENS 8
 
-/* Rows of a decode step, at the most: tokens of different sequences. Mirrored in passage.py. */
+/* Rows of a decode step, at the most: tokens of different sequences. Mirrored in token_state.py. */
 #define COTERIE_ROWS 16
 
 /* A kernel's tokens had better stay in the first-level cache. */

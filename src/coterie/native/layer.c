@@ -13,17 +13,17 @@ typedef struct {
     layer_call *call;
     /* When the last stage ended; of thread 0. */
     double since;
-} passage;
+} token_state;
 
-static void lap(passage *own, int thread, int stage) {
+static void lap(token_state *own, int thread, int stage) {
     if (thread || !own->call->times) return;
     double time = coterie_now();
     own->call->times->seconds[stage] += time - own->since;
     own->since = time;
 }
 
-static void normalise(const passage *own, const layer_norm *norm, const uint16_t *values, int64_t rows, int64_t columns,
-                      uint16_t *out) {
+static void normalise(const token_state *own, const layer_norm *norm, const uint16_t *values, int64_t rows,
+                      int64_t columns, uint16_t *out) {
     coterie_normalisation task = {values,  norm->weight,         out,             rows,
                                   columns, (float)norm->epsilon, (int)norm->form, 1};
     coterie_normalise((int)own->fixed->level, (int)norm->lanes, &task);
@@ -31,8 +31,8 @@ static void normalise(const passage *own, const layer_norm *norm, const uint16_t
 
 /* All hidden states, normalised. One row is normalised by every thread for itself, in memory of its own: that takes less
  * time than waiting for one of them. Several are divided among them, and go where the results do. */
-static const uint16_t *normalised(const passage *own, const layer_norm *norm, const uint16_t *values, uint16_t *alone,
-                                  int thread, int threads) {
+static const uint16_t *normalised(const token_state *own, const layer_norm *norm, const uint16_t *values,
+                                  uint16_t *alone, int thread, int threads) {
     int64_t begin, end, width = own->fixed->width;
     uint16_t *shared = own->call->results->normed;
     if (own->call->rows == 1) {
@@ -46,7 +46,7 @@ static const uint16_t *normalised(const passage *own, const layer_norm *norm, co
 }
 
 /* Outputs [begin, end) of a matrix for all rows; added to a residual, if there is one. */
-static void multiply(const passage *own, coterie_desk *desk, const layer_matrix *matrix, const uint16_t *x,
+static void multiply(const token_state *own, coterie_desk *desk, const layer_matrix *matrix, const uint16_t *x,
                      int64_t begin, int64_t end, const uint16_t *residual, uint16_t *out) {
     const coterie_product task = {.scheme = (int)matrix->scheme,
                                   .level = (int)own->fixed->level,
@@ -60,7 +60,7 @@ static void multiply(const passage *own, coterie_desk *desk, const layer_matrix 
 }
 
 /* Where the i-th head of a row's query, key and value goes. */
-static uint16_t *head_at(const passage *own, int64_t row, int64_t i) {
+static uint16_t *head_at(const token_state *own, int64_t row, int64_t i) {
     int64_t heads = own->fixed->heads, kv_heads = own->fixed->kv_heads, width = own->fixed->head_width;
     if (i < heads) return own->call->query + (row * heads + i) * width;
     i -= heads;
@@ -70,7 +70,7 @@ static uint16_t *head_at(const passage *own, int64_t row, int64_t i) {
 
 /* Whole heads fall to a thread, so that none waits for another before it goes on with them. */
 static void first_half(void *context, int thread, int threads) {
-    passage *own = context;
+    token_state *own = context;
     const layer *fixed = own->fixed;
     const layer_call *call = own->call;
     const layer_matrix *matrices[] = {&fixed->query, &fixed->key, &fixed->value};
@@ -105,7 +105,7 @@ static void first_half(void *context, int thread, int threads) {
 }
 
 /* One key head of a row with the query heads that share it, after the row's token has been written to the cache. */
-static void attend_head(const passage *own, int64_t row, int64_t head, float *scores) {
+static void attend_head(const token_state *own, int64_t row, int64_t head, float *scores) {
     const layer *fixed = own->fixed;
     const layer_call *call = own->call;
     const layer_room *room = &call->rooms[row];
@@ -131,7 +131,7 @@ static void attend_head(const passage *own, int64_t row, int64_t head, float *sc
 }
 
 /* Key heads of rows fall to threads by how many tokens are attended to. */
-static void attend(const passage *own, int thread, int threads) {
+static void attend(const token_state *own, int thread, int threads) {
     const layer_call *call = own->call;
     int64_t heads = own->fixed->kv_heads, all = 0, before = 0;
     float *scores = call->scores + thread * (own->fixed->heads / heads) * call->longest;
@@ -145,7 +145,7 @@ static void attend(const passage *own, int thread, int threads) {
         }
 }
 
-static coterie_routing routing_of(const passage *own, const uint16_t *normed) {
+static coterie_routing routing_of(const token_state *own, const uint16_t *normed) {
     const layer *fixed = own->fixed;
     const layer_call *call = own->call;
     return (coterie_routing){.tokens = normed,
@@ -161,7 +161,7 @@ static coterie_routing routing_of(const passage *own, const uint16_t *normed) {
 }
 
 static void second_half(void *context, int thread, int threads) {
-    passage *own = context;
+    token_state *own = context;
     const layer *fixed = own->fixed;
     const layer_call *call = own->call;
     uint16_t alone[MOST_WIDTH];
@@ -199,7 +199,7 @@ static void whole(void *context, int thread, int threads) {
 }
 
 static void run(coterie_body body, const layer *fixed, layer_call *call, int last_stage) {
-    passage own = {fixed, call, call->times ? coterie_now() : 0};
+    token_state own = {fixed, call, call->times ? coterie_now() : 0};
     coterie_parallel(body, &own, (int)call->threads);
     lap(&own, 0, last_stage);
 }

@@ -1,4 +1,4 @@
-/* A decoder layer and the way of some rows through it; mirrored in layer.py and passage.py.
+/* A decoder layer and the way of some rows through it; mirrored in layer.py and token_state.py.
  *
  * A row is one token of one sequence. A call has T of them, up to COTERIE_ROWS, of different sequences; one token is the
  * case T = 1.

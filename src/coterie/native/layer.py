@@ -12,17 +12,17 @@ from coterie.errors import UsageError
 from coterie.native.attention import attention_served
 from coterie.native.library import Library
 from coterie.native.matmul import PackedMatrix
-from coterie.native.passage import (
+from coterie.native.router import MOST_CHOICES, MOST_EXPERTS
+from coterie.native.token_state import (
     KeyValueRoom,
     LayerCall,
     LayerResults,
     LayerShape,
-    Passage,
-    Passages,
     Results,
     StageTimes,
+    TokenState,
+    TokenStates,
 )
-from coterie.native.router import MOST_CHOICES, MOST_EXPERTS
 
 _MOST_WIDTH = 16384
 
@@ -165,13 +165,13 @@ class NativeLayer:
     Args:
         library: The library.
         parts: What the layer consists of.
-        passages: Working memory.
+        states: Working memory.
 
     Raises:
         UsageError: If the library does not serve such a layer (see :attr:`LayerParts.served`).
     """
 
-    def __init__(self, library: Library, parts: LayerParts, passages: Passages) -> None:
+    def __init__(self, library: Library, parts: LayerParts, states: TokenStates) -> None:
         if not parts.served:
             raise UsageError(f"A layer of this shape is not served: {parts.shape}.", shape=parts.shape)
         functions = library.functions
@@ -185,7 +185,7 @@ class NativeLayer:
                 raise AssertionError(f"layer.h and its mirror {mirror.__name__} differ")
         # Held, because C is given addresses.
         self._parts = tuple(weight.detach() for weight in parts.weights), parts
-        self._library, self._passages = library, passages
+        self._library, self._states = library, states
         self._shape, router = parts.shape, parts.router
         self._layer = _Layer(
             level=library.level, width=self._shape.width, heads=self._shape.heads, kv_heads=self._shape.kv_heads,
@@ -202,7 +202,7 @@ class NativeLayer:
 
     def take(
         self, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, times: StageTimes | None = None
-    ) -> Passage:
+    ) -> TokenState:
         """Working memory for some rows, to be given back by :meth:`release`.
 
         Args:
@@ -214,53 +214,53 @@ class NativeLayer:
         Raises:
             UsageError: If there are more rows than ``MOST_ROWS``.
         """
-        passage = self._passages.take(self._shape, hidden.shape[0])
-        call = passage.call
+        state = self._states.take(self._shape, hidden.shape[0])
+        call = state.call
         call.times = None if times is None else ctypes.addressof(times)
-        passage.make_results()
+        state.make_results()
         call.hidden = hidden.data_ptr()
-        if passage.cosine is not cosine or passage.sine is not sine:
+        if state.cosine is not cosine or state.sine is not sine:
             # The same for all layers of a forward pass.
-            passage.cosine, passage.sine = cosine, sine
+            state.cosine, state.sine = cosine, sine
             call.cosine, call.sine = cosine.data_ptr(), sine.data_ptr()
             call.position_stride = self._shape.head_width if cosine.shape[0] > 1 else 0
             call.threads = self._library.threads
-        return passage
+        return state
 
-    def compute(self, passage: Passage, rooms: Sequence[KeyValueRoom]) -> Results:
+    def compute(self, state: TokenState, rooms: Sequence[KeyValueRoom]) -> Results:
         """Both halves at once; keys and values are written to the caches, too.
 
         Args:
-            passage: From :meth:`take`.
+            state: From :meth:`take`.
             rooms: Each row's, with a place for its token at the end.
         """
-        passage.attend_to(rooms, append=True)
-        self._both(self._address, passage.address)
-        return passage.results
+        state.attend_to(rooms, append=True)
+        self._both(self._address, state.address)
+        return state.results
 
-    def begin(self, passage: Passage) -> Results:
+    def begin(self, state: TokenState) -> Results:
         """The first half: results have keys and values, for a cache that takes them itself.
 
         Args:
-            passage: From :meth:`take`.
+            state: From :meth:`take`.
         """
-        self._begin(self._address, passage.address)
-        return passage.results
+        self._begin(self._address, state.address)
+        return state.results
 
-    def finish(self, passage: Passage, rooms: Sequence[KeyValueRoom]) -> Results:
+    def finish(self, state: TokenState, rooms: Sequence[KeyValueRoom]) -> Results:
         """The second half: attention over the caches, the residual, and what the experts get.
 
         Args:
-            passage: From :meth:`take`, after :meth:`begin`.
+            state: From :meth:`take`, after :meth:`begin`.
             rooms: Each row's, with its token at the end.
         """
-        passage.attend_to(rooms, append=False)
-        self._finish(self._address, passage.address)
-        return passage.results
+        state.attend_to(rooms, append=False)
+        self._finish(self._address, state.address)
+        return state.results
 
-    def release(self, passage: Passage) -> None:
-        """Takes a passage back that is over."""
-        self._passages.give(self._shape, passage)
+    def release(self, state: TokenState) -> None:
+        """Takes back a state that is no longer used."""
+        self._states.give(self._shape, state)
 
 
 def _norm(norm: LayerNorm) -> _Norm:

@@ -85,7 +85,8 @@ static void compute(const token_bank *bank, const layer_call *call, grouping *of
 COTERIE_API int64_t coterie_token_experts_there(const token_bank *bank, const layer_call *call, int64_t count) {
     const int64_t *ids = call->results->ids;
     for (int64_t i = 0; i < call->rows * count; i++)
-        if (ids[i] < 0 || ids[i] >= bank->experts || !__atomic_load_n(&bank->berths[ids[i]].address, __ATOMIC_RELAXED))
+        if (ids[i] < 0 || ids[i] >= bank->experts ||
+            !__atomic_load_n(&bank->addresses[ids[i]].address, __ATOMIC_RELAXED))
             return 0;
     return count > 0;
 }
@@ -99,11 +100,11 @@ COTERIE_API int64_t coterie_token_experts(const token_bank *bank, const layer_ca
     double began = call->times ? coterie_now() : 0;
     if (!grouped(bank, call, count, &of)) return 0;
     for (; entered < of.used && there; entered++) {
-        of.addresses[entered] = coterie_enter(&bank->berths[of.experts[entered]]);
+        of.addresses[entered] = coterie_enter(&bank->addresses[of.experts[entered]]);
         there = of.addresses[entered] != 0;
     }
     if (there) compute(bank, call, &of, count, norms);
-    for (int64_t i = 0; i < entered; i++) coterie_leave(&bank->berths[of.experts[i]]);
+    for (int64_t i = 0; i < entered; i++) coterie_leave(&bank->addresses[of.experts[i]]);
     if (there && call->times) {
         call->times->seconds[STAGE_EXPERTS] += coterie_now() - began;
         call->times->with_experts++;

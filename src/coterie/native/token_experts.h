@@ -2,7 +2,7 @@
 #ifndef COTERIE_TOKEN_EXPERTS_H
 #define COTERIE_TOKEN_EXPERTS_H
 
-#include "berths.h"
+#include "addresses.h"
 #include "coterie.h"
 
 /* What stays the same of a bank. */
@@ -12,7 +12,7 @@ typedef struct {
     int64_t width, inner, width_group, inner_group;
     /* E, and where they are. */
     int64_t experts;
-    coterie_berth *berths;
+    coterie_address *addresses;
     /* In a record: gate_up's codes and scales, and down's. */
     int64_t places[4];
 } token_bank;

@@ -10,7 +10,7 @@ from coterie.errors import UsageError
 from coterie.native.addresses import Addresses
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel
 from coterie.native.matmul import SCHEMES, group_of
-from coterie.native.passage import Passage
+from coterie.native.token_state import TokenState
 
 Places = tuple[int, int, int, int]
 """Bytes from a record's start to gate_up's codes and scales and to down's."""
@@ -46,29 +46,29 @@ class TokenExperts:
         self._bank = _Bank(
             scheme=SCHEMES.index(kernel.scheme), level=library.level, activation=ACTIVATIONS.index(kernel.activation),
             width=kernel.width, inner=kernel.inner, width_group=group_of(kernel.width),
-            inner_group=group_of(kernel.inner), experts=kernel.num_experts, berths=addresses.address, places=places,
+            inner_group=group_of(kernel.inner), experts=kernel.num_experts, addresses=addresses.address, places=places,
         )  # fmt: skip
         self._address = ctypes.addressof(self._bank)
         self._row_nbytes = 4 * kernel.width + 2 * kernel.inner
         self._there, self._compute = functions.coterie_token_experts_there, functions.coterie_token_experts
 
-    def there(self, passage: Passage) -> bool:
+    def there(self, state: TokenState) -> bool:
         """Whether all that any row chose are in memory, at this moment."""
-        return bool(self._there(self._address, passage.address, passage.results.ids.shape[1]))
+        return bool(self._there(self._address, state.address, state.results.ids.shape[1]))
 
-    def compute(self, passage: Passage, *, norms: bool = False) -> torch.Tensor | None:
+    def compute(self, state: TokenState, *, norms: bool = False) -> torch.Tensor | None:
         """The residual with what the experts add, bfloat16 [T, 1, D].
 
         None if one is not there, or a row chose one twice.
 
         Args:
-            passage: Through the layer, with its results.
+            state: Through the layer, with its results.
             norms: Whether the Euclidean norm of what each choice adds is wanted, in the results' ``norms``.
         """
-        results = passage.results
+        results = state.results
         choices = results.ids.shape[1]
-        passage.make_contributions(passage.rows * choices * self._row_nbytes)
-        return results.out if self._compute(self._address, passage.address, choices, norms) else None
+        state.make_contributions(state.rows * choices * self._row_nbytes)
+        return results.out if self._compute(self._address, state.address, choices, norms) else None
 
 
 class _Bank(ctypes.Structure):
@@ -77,6 +77,6 @@ class _Bank(ctypes.Structure):
     _fields_ = (
         *((name, _long) for name in ("scheme", "level", "activation")),
         *((name, _long) for name in ("width", "inner", "width_group", "inner_group", "experts")),
-        ("berths", _pointer),
+        ("addresses", _pointer),
         ("places", _long * 4),
     )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from coterie.errors import ContextLengthError, UnsupportedError
+from coterie.errors import ContextLengthError
 from coterie.hf.caches import caches_in, empty, reserved_length
 from coterie.passes.forward_call import ForwardCall
 from coterie.passes.logits_room import LogitsRoom
@@ -204,21 +204,6 @@ class Admission:
             tokens=mine.size + held,
             max_context=most,
         )
-
-
-def refuse_offloaded(call: ForwardCall) -> None:
-    """A cache that moves from the accelerator to memory and back has nowhere to move to.
-
-    Raises:
-        UnsupportedError: If the pass has one.
-    """
-    for cache, _ in call.caches:
-        if getattr(cache, "offloading", False):
-            raise UnsupportedError(
-                "An offloaded cache moves between an accelerator and memory; a streamed model is on the CPU.",
-                advice="Use the default cache: leave cache_implementation out.",
-                operation="cache_implementation",
-            )
 
 
 class CachesUsed:

@@ -75,8 +75,9 @@ class BankCounters:
 class StreamedBank:
     """The experts of one bank, for the adapter that computes with them.
 
-    An adapter calls :meth:`route` with what the router chose, :meth:`contributions` for where to note what experts add,
-    :meth:`lease` for the experts that are left, and :meth:`served` when it has computed.
+    An adapter looks at :attr:`now` once. With that it calls :meth:`route` with what the router chose,
+    :meth:`contributions` for where to note what experts add, :meth:`lease` for the experts that are left, and
+    :meth:`served` when it has computed.
 
     Args:
         bank: Identity and shapes.
@@ -93,7 +94,7 @@ class StreamedBank:
         view: The experts in the cache, once there is one.
         order: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
-            done is used for guessing what comes next.
+            done is used to predict what comes next.
     """
 
     def __init__(self, bank: ExpertBank, clock: StepClock, missing: MissingPolicy | None) -> None:
@@ -103,7 +104,6 @@ class StreamedBank:
         self.keys = [bank.key.expert(e) for e in range(bank.num_experts)]
         self._lock = threading.Lock()
         self.now = clock.now
-        self._observers = clock.observers
         self._cache: ExpertCache | None = None
         self._decoder: BankDecoder | None = None
         self.decodes = False
@@ -126,8 +126,16 @@ class StreamedBank:
         """Adds to the counters of a bank whose experts these are too."""
         self.counters, self._lock = other.counters, other._lock
 
-    def route(self, hidden: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor) -> Routed:
+    def route(
+        self, now: Pass, hidden: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
+    ) -> Routed:
         """Announces what the router chose; applies the policy for absent experts, then the limit on their number.
+
+        Args:
+            now: The pass.
+            hidden: What the experts are given.
+            top_k_index_TK: What the router chose.
+            top_k_weights_TK: Gate weights.
 
         Returns:
             The very tensors that were given if nothing is left out; slots that are have the id E, or the one after
@@ -142,7 +150,6 @@ class StreamedBank:
                 "A streamed model cannot be trained: its experts' memory is written again and again.",
                 advice="Run it under torch.no_grad(), or load it with transformers for training.",
             )
-        now = self.now()
         if now.observers:
             self.chosen(now, top_k_index_TK, top_k_weights_TK)
         if self.missing is None:
@@ -153,14 +160,15 @@ class StreamedBank:
             return routed
         return now.limit(self.bank.key, routed, self.bank.num_experts + self.bank.identities)
 
-    def contributions(self, chosen_TK: torch.Tensor, routed_TK: torch.Tensor) -> Contributions | None:
+    def contributions(self, now: Pass, chosen_TK: torch.Tensor, routed_TK: torch.Tensor) -> Contributions | None:
         """Where to note what the experts of this forward pass add; None if nobody wants to know.
 
         Args:
+            now: The pass.
             chosen_TK: As given to :meth:`route`.
             routed_TK: The ids that it gave back.
         """
-        if not self._observers or not self.now().contributions:
+        if not now.contributions:
             return None
         return Contributions(chosen_TK, routed_TK, self.bank.num_experts + self.bank.identities)
 
@@ -168,20 +176,20 @@ class StreamedBank:
         """Ascending ids of the experts with weights that are among these ids."""
         return [expert for expert in torch.unique(index_TK).tolist() if expert < self.bank.num_experts]
 
-    def try_hold(self, experts: Sequence[int]) -> Held | None:
+    def try_hold(self, now: Pass, experts: Sequence[int]) -> Held | None:
         """Holds experts by id if all of them are resident; see :meth:`BankView.try_hold`."""
         if self.view is None:
             self._unconnected()
-        return self.view.try_hold(experts, self.now().consumer)
+        return self.view.try_hold(experts, now.consumer)
 
-    def lease(self, experts: Iterable[int], *, ordered: bool = False) -> Lease:
+    def lease(self, now: Pass, experts: Iterable[int], *, ordered: bool = False) -> Lease:
         """A lease of experts by id; ``ordered`` yields them in this order.
 
-        A prompt's also says what it will ask for next.
+        A prefill also says what it will ask for next.
         """
         if self._cache is None:
             self._unconnected()
-        keys, now = [self.keys[expert] for expert in experts], self.now()
+        keys = [self.keys[expert] for expert in experts]
         upcoming: Iterable[ExpertKey] = ()
         if not now.decode and self.order is not None:
             upcoming = self.order.reached(self.bank.path, now.number, len(keys))
@@ -193,16 +201,16 @@ class StreamedBank:
         return self._decoder
 
     def may_hold(self, now: Pass) -> bool:
-        """Whether a pass may take all its experts at once: a scan would else push out what decoding has warmed."""
+        """Whether a pass may take all its experts at once: a prefill would else push out what decoding has warmed."""
         return self.all_fit or now.decode
 
     def decoded(self, lease: Lease) -> Iterator[tuple[ExpertKey, Tensors]]:
         """The experts of a lease as they come, with their parameters."""
         return lease if self._decoder is None else self._decoder.each(lease)
 
-    def served_from_memory(self, experts: int, absent: int, noted: Noted | None = None) -> None:
+    def served_from_memory(self, now: Pass, experts: int, absent: int, noted: Noted | None = None) -> None:
         """As :meth:`served`, for a forward pass that found all its experts resident."""
-        counters, now = self.counters, self.now()
+        counters = self.counters
         with self._lock:
             counters.requested += experts
             counters.hits += experts
@@ -214,9 +222,8 @@ class StreamedBank:
         if now.observers:
             self._report(now, LeaseStats(requested=experts, hits=experts), absent, noted)
 
-    def served(self, stats: LeaseStats, absent: int, noted: Noted | None = None) -> None:
+    def served(self, now: Pass, stats: LeaseStats, absent: int, noted: Noted | None = None) -> None:
         """Counts and tells how the experts of one forward pass became resident, and what they added, if noted."""
-        now = self.now()
         with self._lock:
             self.counters.add(stats, absent, decode=now.decode)
         if now.observers:

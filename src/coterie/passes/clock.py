@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from coterie.hf.caches import caches_in
-from coterie.passes.admission import Admission, refuse_offloaded
+from coterie.passes.admission import Admission
 from coterie.passes.current import Pass, current, current_request, phase_or, rows_or, unwatched
 from coterie.passes.forward_call import CallReader, ForwardCall
 from coterie.passes.forwards import Covering, Forward, install
@@ -88,7 +88,7 @@ class StepClock:
             args: What it is called with.
             kwargs: Likewise.
         """
-        refuse_offloaded(call)
+        call.check_begin()
         most = self.max_context
         place = None if most is None else self._admission.enter(call, most)
         made: list[Any] = []
@@ -165,11 +165,12 @@ class _Watched(Covering):
         self._clock = clock
         is_encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
         self._reader = CallReader(module.forward, is_encoder_decoder=is_encoder_decoder)
-        self._note = process_neighbours().note
+        self._neighbours = process_neighbours()
         functools.update_wrapper(self, module.forward, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._note()
+        if not self._neighbours.heard:
+            self._neighbours.note()
         return self._clock.run(self._reader.read(args, kwargs), self.beneath, args, kwargs)
 
 

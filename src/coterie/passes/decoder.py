@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from coterie.cache import Tensors
 from coterie.hf.banks import ExpertBank
-from coterie.hf.dtypes import TORCH_DTYPES
 from coterie.quant import dequantise
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout
 from coterie.spec.parameters import plan_record
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from coterie.errors import UnsupportedError
 from coterie.hf.caches import cached_length, caches_in, holds_state, strangers_in
 from coterie.hf.last_logits import PARAMETER
 from coterie.hf.releases import broken
@@ -52,6 +53,20 @@ class ForwardCall:
     cached_new: int
     uses_cache: bool | None
     logits: int
+
+    def check_begin(self) -> None:
+        """Refuses a cache that moves from the accelerator to memory and back: it has nowhere to move to.
+
+        Raises:
+            UnsupportedError: If the pass has one.
+        """
+        for cache, _ in self.caches:
+            if getattr(cache, "offloading", False):
+                raise UnsupportedError(
+                    "An offloaded cache moves between an accelerator and memory; a streamed model is on the CPU.",
+                    advice="Use the default cache: leave cache_implementation out.",
+                    operation="cache_implementation",
+                )
 
     def check_end(self, result: object) -> None:
         """Holds what the pass left behind against what it was called with.
@@ -139,6 +154,8 @@ class CallReader:
 def _logits(given: Mapping[str, Any]) -> int:
     """Positions whose logits are asked for; a decoder's, where there is one."""
     lengths = [shape[1] for name in (*_NEW[2:], *_NEW[:2]) if (shape := _shape(given.get(name))) is not None]
+    if lengths[0] == 1:
+        return 1
     kept = given.get(PARAMETER, asked_for())
     if isinstance(kept, torch.Tensor):
         return min(kept.numel(), lengths[0])

@@ -83,6 +83,20 @@ def covers_class(module: nn.Module, place: Place) -> bool:
     return all(layer.place is not None and _RANK[layer.place] > _RANK[place] for layer in _layers(module))
 
 
+def change_class(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Makes a module one of another class, whose forward then lies beneath all that it has.
+
+    Returns:
+        Whether it was: a forward of somebody else's stands for what the class computed, so nothing is changed then.
+    """
+    layers = _layers(module)
+    if any(layer.place is None for layer in layers):
+        return False
+    module.__class__ = cls
+    _put(module, layers)
+    return True
+
+
 class Seen:
     """The forwards that some modules have now, to compare what they have later with.
 

@@ -1,7 +1,7 @@
 """Gives a forward that computes the logits of every position the parameter ``logits_to_keep``.
 
 ``generate`` looks for that parameter and asks for the last position alone; for those of a few more where it checks
-guesses. What it asks for is all it reads. A caller may use the parameter, too.
+candidates. What it asks for is all it reads. A caller may use the parameter, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Guesses what the next layer will ask for, while the disk has nothing else to do.
+"""Predicts what the next layer will ask for, while the disk has nothing else to do.
 
 Two layers' routers get hidden states that differ little: each layer adds little to the residual stream. So the next
 layer's router, given this layer's input early, mostly chooses what it will choose in earnest. What does differ, the
@@ -30,16 +30,16 @@ from coterie.routing import find_router, preview_of
 from coterie.spec import Prefetch
 
 _MOST_ROWS = 16
-"""Tokens of a step up to which guesses are made: more of them ask for most of a layer anyway."""
+"""Tokens of a step up to which predictions are made: more of them ask for most of a layer anyway."""
 
 _LEARNING_ROWS = 64
-"""Tokens of a prompt, the last ones, that the mean difference between inputs is learned from."""
+"""Tokens of a prefill, the last ones, that the mean difference between inputs is learned from."""
 
 _RATE = 0.05
 """What one token counts for in the mean difference."""
 
 _EVERY = 4
-"""Steps between two updates of the mean difference: it hardly changes, and an update takes a fifth of a guess."""
+"""Steps between two updates of the mean difference: it hardly changes, and an update takes a fifth of a prediction."""
 
 
 class _Place:
@@ -100,7 +100,7 @@ class Site:
         same = old_D is not None and old_D.shape == new_D.shape
         self._drift_D = torch.lerp(cast(torch.Tensor, old_D), new_D, weight) if same else new_D
 
-    def guess(self, before: torch.Tensor, most: int | None = None) -> list[int]:
+    def predict(self, before: torch.Tensor, most: int | None = None) -> list[int]:
         """Ids of the experts that this site will probably ask for, likeliest first, by the input of the one before.
 
         Args:
@@ -125,7 +125,7 @@ class Site:
         return [expert for expert in ranked if expert < count]
 
     @property
-    def can_guess(self) -> bool:
+    def can_predict(self) -> bool:
         """Whether this site's router can be asked ahead of time."""
         if not self._examined:
             self._examined = True
@@ -204,7 +204,7 @@ class LookAhead:
         streamed.look_ahead = functools.partial(self.look_ahead, site)
 
     def connect(self, cache: ExpertCache, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Gives it the cache that guesses go to."""
+        """Gives it the cache that predictions go to."""
         self._cache = cache
         self.trial = PrefetchTrial(self._mode, cache.read_times, clock)
 
@@ -226,15 +226,15 @@ class LookAhead:
         place.hidden = hidden if place.looks else None
 
     def look_ahead(self, site: Site) -> None:
-        """A site has asked for experts; what is missing of them is being read. Guesses what comes next."""
+        """A site has asked for experts; what is missing of them is being read. Predicts what comes next."""
         now, cache = self._clock.now(), self._cache
         place = now.state(self, _Place)
         if not place.looks or place.site is not site or cache is None:
             return
         follower, hidden = site.follower, place.hidden
-        if follower is not None and hidden is not None and follower.can_guess:
+        if follower is not None and hidden is not None and follower.can_predict:
             most = None if now.limit is None else now.limit.most(now.component)
-            keys = [follower.streamed.keys[expert] for expert in follower.guess(hidden, most)]
+            keys = [follower.streamed.keys[expert] for expert in follower.predict(hidden, most)]
             cache.predict(keys, consumer=now.consumer)
 
     @staticmethod

@@ -95,6 +95,9 @@ class Neighbours:
         threads: Changes how threads wait.
         times: Gives the processor times.
         pause: Waits so many seconds.
+
+    Attributes:
+        heard: Whether it need not be told of another forward pass for now.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class Neighbours:
         self._times = times
         self._pause = pause
         self._lock = threading.Lock()
-        self._heard = threading.Event()
+        self.heard = False
         self._watcher: threading.Thread | None = None
         self._last: ProcessorTimes | None = None
         self._team = 1
@@ -122,13 +125,11 @@ class Neighbours:
         return None
 
     def note(self) -> None:
-        """A forward pass begins. Costs nothing where all has been said already."""
-        if self._heard.is_set():
-            return
+        """A forward pass begins; to be called while that is not :attr:`heard`."""
         self._team = torch.get_num_threads()
         if self._team < 2:
             return
-        self._heard.set()
+        self.heard = True
         if self._watcher is None:
             with self._lock:
                 if self._watcher is None:
@@ -145,13 +146,13 @@ class Neighbours:
             others = cores_of_others(last, now)
             if others is not None:
                 own = (now.own_s - last.own_s) / (now.at_s - last.at_s)
-                rested = 0.0 if self._heard.is_set() or own > _LEAST_OWN else rested + now.at_s - last.at_s
+                rested = 0.0 if self.heard or own > _LEAST_OWN else rested + now.at_s - last.at_s
                 if judgement.look(others, self._team):
                     self._crowd.gather()
                 else:
                     self._crowd.scatter()
                 self._last = last = now
-                self._heard.clear()
+                self.heard = False
             if rested > REST_S:
                 break
             self._pause(PERIOD_S)
@@ -159,7 +160,7 @@ class Neighbours:
             self._crowd.scatter()
             self._watcher = None
             # Who is heard from now on starts another one.
-            self._heard.clear()
+            self.heard = False
 
 
 class Onlooker:
@@ -167,7 +168,12 @@ class Onlooker:
 
     Args:
         times: Gives the processor times.
+
+    Attributes:
+        heard: It never needs to be told of a forward pass.
     """
+
+    heard = True
 
     def __init__(self, *, times: Callable[[], ProcessorTimes | None] = processor_times) -> None:
         self._times = times

@@ -1,4 +1,4 @@
-"""Which experts follow which in a forward pass: what a prompt will ask for next."""
+"""Which experts follow which in a forward pass: what a prefill will ask for next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from coterie.passes.current import carried
 from coterie.spec import ExpertKey
 
 _SHARE = 0.75
-"""Share of a layer's experts that a prompt uses, from which on those of the next layer are read before they are asked
+"""Share of a layer's experts that a prefill uses, from which on those of the next layer are read before they are asked
 for. Of what is read early, the rest is for nothing."""
 
 
@@ -43,7 +43,7 @@ class LayerOrder:
         self._last = site
 
     def reached(self, site: str, number: int, wanted: int) -> Iterable[ExpertKey]:
-        """A forward pass over a prompt asks for experts.
+        """A prefill asks for experts.
 
         Args:
             site: Where.

@@ -16,19 +16,19 @@ Verdict = Literal["unknown", "pays", "complete", "slower", "idle"]
 too little to wait for (``idle``), every expert is in memory (``complete``). ``unknown`` until it was tried once."""
 
 _BLOCK = 4
-"""Steps of a trial that follow each other with guesses, or without."""
+"""Steps of a trial that follow each other with predictions, or without."""
 
 _PAIRS = (4, 12)
-"""Pairs of blocks, one with and one without guesses, after which a trial may end, and after which it does."""
+"""Pairs of blocks, one with and one without predictions, after which a trial may end, and after which it does."""
 
 _CLEAR = 0.07
 """How much shorter or longer steps have to be for a trial to end early."""
 
 _WORTH = 0.97
-"""Share of the time of steps without guesses below which steps with them are shorter."""
+"""Share of the time of steps without predictions below which steps with them are shorter."""
 
 _WATCHED = 8
-"""Steps without guesses that show how much there is to wait for."""
+"""Steps without predictions that show how much there is to wait for."""
 
 _LEAST_WAIT = 0.03
 """Share of the time spent waiting below which nothing is tried."""
@@ -44,21 +44,21 @@ class _Last:
         number: Of all steps and interruptions of all threads; None after an interruption.
         began: When.
         waited: What all had waited by then.
-        guesses: Whether guesses are made in it.
+        predicts: Whether predictions are made in it.
     """
 
     number: int | None = None
     began: float = 0.0
     waited: float = 0.0
-    guesses: bool = False
+    predicts: bool = False
 
 
 class PrefetchTrial:
-    """Decides, step by step of decoding, whether guesses are made and read.
+    """Decides, step by step of decoding, whether predictions are made and read.
 
-    Steps with guesses and without follow each other in short blocks, their order alternating, and the medians of their
-    times are compared: whatever guesses cost (asking routers, waking threads, memory bandwidth, a slower disk) and
-    whatever they save is in them. Then the better way is kept for a time.
+    Steps with predictions and without follow each other in short blocks, their order alternating, and the medians of
+    their times are compared: whatever predictions cost (asking routers, waking threads, memory bandwidth, a slower
+    disk) and whatever they save is in them. Then the better way is kept for a time.
 
     Args:
         mode: ``"on"`` or ``"auto"``; ``"off"`` needs none.
@@ -74,7 +74,7 @@ class PrefetchTrial:
         self._clock = clock
         self._lock = threading.Lock()
         self._steps = 0
-        # Seconds of the steps that are being compared: without guesses, with them.
+        # Seconds of the steps that are being compared: without predictions, with them.
         self._steps_s: tuple[list[float], list[float]] = ([], [])
         self._waited_s = 0.0
         self._trying = False
@@ -82,13 +82,13 @@ class PrefetchTrial:
         self._left = 0
 
     def begin_step(self) -> bool:
-        """A decode step begins; returns whether guesses are made in it."""
+        """A decode step begins; returns whether predictions are made in it."""
         if self._mode == "on":
             return True
         with self._lock:
             last = carried(self, _Last)
             self._account(last)
-            self.reads = last.guesses = self._decide()
+            self.reads = last.predicts = self._decide()
             return self.reads
 
     def interrupt(self) -> None:
@@ -101,14 +101,14 @@ class PrefetchTrial:
         """Notes what this thread's last step took, unless another thread began something meanwhile."""
         now, waited = self._clock(), self._read_times().wait_s
         if last.number is not None and last.number == self._steps:
-            self._steps_s[last.guesses].append(now - last.began)
-            if not last.guesses:
+            self._steps_s[last.predicts].append(now - last.began)
+            if not last.predicts:
                 self._waited_s += waited - last.waited
         self._steps += 1
         last.number, last.began, last.waited = self._steps, now, waited
 
     def _decide(self) -> bool:
-        """Whether the next step has guesses."""
+        """Whether the next step has predictions."""
         if self._left:
             self._left -= 1
             self._forget()

@@ -7,19 +7,18 @@ file on a host's disk, or a hard disk, can give less with many than with one. No
 from __future__ import annotations
 
 import mmap
-import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from coterie.files.stamps import open_unchanged
 from coterie.plan.huge_pages import HUGE_PAGE
-from coterie.spec import RECORD_ALIGNMENT, Extent, round_up
+from coterie.records.files import HAS_DIRECT
+from coterie.spec import RECORD_ALIGNMENT, ByteSource, Extent, OpenBytes, round_up
 
 DEPTHS = (1, 2, 4, 8)
 PARTS = (1, 2, 4)
@@ -38,7 +37,6 @@ model that computes, a reading thread waits for its core between reads, and a se
 has to do meanwhile."""
 _PATIENCE = 3
 _LEAST_ROUNDS = 3
-_DIRECT_FLAG: int = getattr(os, "O_DIRECT", 0)
 
 Way = tuple[int, int, bool]
 """Reads at once, reads that a record is divided into, whether only one record is outstanding."""
@@ -100,7 +98,7 @@ def tune_reads(extents: Sequence[Extent], *, memory: int, seconds: float = 1.0) 
         OSError: If a file cannot be read.
     """
     usable = _usable(extents)
-    if not _DIRECT_FLAG or len(usable) < LEAST_RECORDS:
+    if not HAS_DIRECT or len(usable) < LEAST_RECORDS:
         return None
     record = usable[0].nbytes
     lanes = min(DEPTHS[-1], memory // record)
@@ -155,9 +153,9 @@ def _usable(extents: Sequence[Extent]) -> list[Extent]:
     if not sizes:
         return []
     size = statistics.mode(sizes)
-    files = sorted({each.path for each in aligned})
+    files = sorted({each.source for each in aligned}, key=lambda source: str(source.place))
     some = set(random.Random(0).sample(files, min(_MOST_FILES, len(files))))
-    return [each for each in aligned if each.nbytes == size and each.path in some]
+    return [each for each in aligned if each.nbytes == size and each.source in some]
 
 
 def _rounds(reading: _Lanes, record: int, seconds: float) -> list[Round]:
@@ -200,7 +198,7 @@ class _Lanes:
         self._draw = random.Random(0)
         self._resources = ExitStack()
         try:
-            self._files = {each.path: self._open(each) for each in {each.path: each for each in extents}.values()}
+            self._files = {source: self._open(source) for source in {each.source for each in extents}}
             size = round_up(extents[0].nbytes, HUGE_PAGE)
             buffer = self._resources.enter_context(mmap.mmap(-1, lanes * size))
             with suppress(OSError, AttributeError):
@@ -252,11 +250,11 @@ class _Lanes:
         return sum(each.nbytes for each in extents) / (time.perf_counter() - began)
 
     def _read(self, extent: Extent, lane: int, start: int, end: int) -> None:
-        view, descriptor = self._buffers[lane], self._files[extent.path]
+        view, file = self._buffers[lane], self._files[extent.source]
         while start < end:
-            got = os.preadv(descriptor, [view[: end - start]], extent.offset + start)
+            got = file.read_at(view[: end - start], extent.offset + start)
             if got <= 0:
-                raise OSError(f"{extent.path} ends too early")
+                raise OSError(f"{extent.source.place} ends too early")
             start += got
 
     def _some(self, count: int) -> list[Extent]:
@@ -268,7 +266,5 @@ class _Lanes:
             drawn.append(self._deck.pop())
         return drawn
 
-    def _open(self, extent: Extent) -> int:
-        descriptor = open_unchanged(extent.path, extent.stamp, flags=_DIRECT_FLAG)
-        self._resources.callback(os.close, descriptor)
-        return descriptor
+    def _open(self, source: ByteSource) -> OpenBytes:
+        return self._resources.enter_context(closing(source.open("direct")))

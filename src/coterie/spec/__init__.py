@@ -28,7 +28,7 @@ from coterie.spec.extras import install_advice
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
 from coterie.spec.sizes import format_bytes, format_ranges, parse_bytes, parse_ranges, share_nbytes
-from coterie.spec.source import ExpertSource, Extent
+from coterie.spec.source import Access, ByteSource, ExpertSource, Extent, OpenBytes
 from coterie.spec.stamp import FileStamp
 
 __all__ = [
@@ -43,8 +43,10 @@ __all__ = [
     "LAST_POSITIONS",
     "RECORD_ALIGNMENT",
     "SCHEME_NAMES",
+    "Access",
     "AdaptiveExperts",
     "BankKey",
+    "ByteSource",
     "ContextShape",
     "Event",
     "ExpertKey",
@@ -57,6 +59,7 @@ __all__ = [
     "FileStamp",
     "Missing",
     "Observer",
+    "OpenBytes",
     "Phase",
     "Prefetch",
     "RecordLayout",

@@ -77,3 +77,16 @@ class RecordLayout:
     def payload_nbytes(self) -> int:
         """Bytes of the fields, without padding: what a lossless store may not exceed."""
         return sum(field.nbytes for field in self.fields)
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """``(begin, end)`` of the bytes that belong to no field: zero, so that equal experts are equal records."""
+        ranges: list[tuple[int, int]] = []
+        position = 0
+        for field in self.fields:
+            if field.offset > position:
+                ranges.append((position, field.offset))
+            position = field.offset + field.nbytes
+        if self.nbytes > position:
+            ranges.append((position, self.nbytes))
+        return tuple(ranges)

@@ -5,30 +5,82 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from coterie.spec.keys import ExpertKey
 from coterie.spec.layout import RecordLayout
-from coterie.spec.stamp import FileStamp
+
+Access = Literal["direct", "scattered", "in order"]
+"""How bytes will be asked for: past every cache, in whole aligned blocks; here and there; one after the other."""
+
+
+class OpenBytes(Protocol):
+    """Bytes that are open for reading, by several threads at once."""
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """Reads up to ``len(buffer)`` bytes from ``offset``; returns how many, 0 at the end.
+
+        Raises:
+            OSError: If they cannot be read, or are not what they were when they were located.
+        """
+        ...
+
+    def will_read(self, offset: int, nbytes: int) -> None:
+        """Says that these bytes are read soon."""
+        ...
+
+    def drop(self, offset: int, nbytes: int) -> None:
+        """Says that whole pages among these bytes need not stay in any cache."""
+        ...
+
+    def size(self) -> int:
+        """How many bytes there are now."""
+        ...
+
+    def close(self) -> None:
+        """Closes them."""
+        ...
+
+
+class ByteSource(Protocol):
+    """Where bytes come from, and what they have to be: equal sources have equal bytes.
+
+    The one there is, :class:`coterie.records.LocalFile`, is a file of this machine; one that asks a server for ranges
+    is another class in a file of its own beside it, and nobody who reads has to know.
+    """
+
+    @property
+    def place(self) -> Path | str:
+        """What people call it."""
+        ...
+
+    def open(self, access: Access) -> OpenBytes:
+        """Opens it; whoever asked closes it.
+
+        Raises:
+            OSError: If it cannot be opened, or is not what it was when its bytes were located; EINVAL or EOPNOTSUPP if
+                it cannot be read in this way.
+        """
+        ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """A run of bytes of a file and its place in a record.
+    """A run of bytes and its place in a record.
 
     Attributes:
-        path: The file.
-        offset: Byte offset in the file.
-        nbytes: Number of bytes.
+        source: Where the bytes come from.
+        offset: Their offset there.
+        nbytes: How many.
         at: Byte offset in the record.
-        stamp: What the file was when its bytes were located; None if nobody looked. Another file is never read.
     """
 
-    path: Path
+    source: ByteSource
     offset: int
     nbytes: int
     at: int = 0
-    stamp: FileStamp | None = None
 
 
 class ExpertSource(Protocol):

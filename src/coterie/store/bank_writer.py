@@ -10,7 +10,7 @@ from coterie.errors import UsageError
 from coterie.spec import BankKey, RecordLayout
 from coterie.store.disk import Disk, NewFile
 from coterie.store.journal import FinishedFile, Journal
-from coterie.store.padding import first_nonzero, padding_ranges
+from coterie.store.padding import first_nonzero
 from coterie.store.plan import SegmentPlan
 
 
@@ -29,7 +29,7 @@ class BankWriter:
         self._plan = plan
         self._records = {record.expert: record for record in plan.segment.records}
         self._padding: dict[str, tuple[tuple[int, int], ...]] = {
-            layout.name: padding_ranges(layout) for layout in plan.layouts.values()
+            layout.name: layout.padding for layout in plan.layouts.values()
         }
         self._checksums: dict[int, str] = {}
         self._started: set[int] = set()

@@ -1,21 +1,8 @@
-"""Bytes of a record that belong to no field. They are zero, so that equal experts are equal records."""
+"""Whether the bytes of a record that belong to no field are zero."""
 
 from __future__ import annotations
 
 from coterie.spec import RecordLayout
-
-
-def padding_ranges(layout: RecordLayout) -> tuple[tuple[int, int], ...]:
-    """``(begin, end)`` byte ranges of the record outside every field."""
-    ranges: list[tuple[int, int]] = []
-    position = 0
-    for field in layout.fields:
-        if field.offset > position:
-            ranges.append((position, field.offset))
-        position = field.offset + field.nbytes
-    if layout.nbytes > position:
-        ranges.append((position, layout.nbytes))
-    return tuple(ranges)
 
 
 class PaddingCheck:
@@ -27,7 +14,7 @@ class PaddingCheck:
 
     def __init__(self, layout: RecordLayout) -> None:
         self.nonzero: int | None = None
-        self._ranges = padding_ranges(layout)
+        self._ranges = layout.padding
         self._position = 0
 
     def look(self, piece: memoryview | bytes) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
-from io import FileIO
 from pathlib import Path
 
 from coterie.errors import ExpertMissingError, ReadError, UsageError
-from coterie.files.stamps import check_unchanged, first_changed, open_unchanged
+from coterie.records import LocalFile, read_range
+from coterie.records.files import first_changed
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
 from coterie.store import names
 from coterie.store.manifest import Bank, Manifest, Record
@@ -33,13 +32,9 @@ class Store:
         self.path = path
         self.manifest = manifest
         self.stamps = stamps or {}
+        files = {segment.file: self.file(segment.file) for bank in manifest.banks for segment in bank.segments}
         self._extents = {
-            key: Extent(
-                path=path / segment.file,
-                offset=record.offset,
-                nbytes=record.nbytes,
-                stamp=self.stamps.get(segment.file),
-            )
+            key: Extent(source=files[segment.file], offset=record.offset, nbytes=record.nbytes)
             for key, (segment, record) in manifest.places.items()
         }
 
@@ -76,6 +71,10 @@ class Store:
                 advice="Open it again when nobody writes to it.",
                 path=changed,
             )
+
+    def file(self, name: str) -> LocalFile:
+        """One of its files, as it was when the store was opened."""
+        return LocalFile(self.path / name, self.stamps.get(name))
 
     @property
     def banks(self) -> Mapping[BankKey, Bank]:
@@ -135,25 +134,15 @@ class Store:
         if len(view) != extent.nbytes:
             raise UsageError(f"A buffer of {extent.nbytes} bytes is needed for {key}, not {len(view)}.")
         try:
-            with FileIO(open_unchanged(extent.path, extent.stamp), "rb") as file:
-                file.seek(extent.offset)
-                done = 0
-                while done < len(view):
-                    got = file.readinto(view[done:])
-                    if not got:
-                        break
-                    done += got
-                check_unchanged(file.fileno(), extent.path, extent.stamp)
-                if hasattr(os, "posix_fadvise"):
-                    # The record lives in the caller's memory now; a second copy in the page cache only costs.
-                    os.posix_fadvise(file.fileno(), extent.offset, extent.nbytes, os.POSIX_FADV_DONTNEED)
+            done = read_range(extent.source, extent.offset, view)
         except OSError as error:
-            raise ReadError(f"{extent.path} cannot be read: {error.strerror}.", path=extent.path, key=key) from error
+            place = extent.source.place
+            raise ReadError(f"{place} cannot be read: {error.strerror}.", path=place, key=key) from error
         if done < len(view):
             raise ReadError(
-                f"{extent.path} ends within the record of {key}: {done} of {len(view)} bytes.",
+                f"{extent.source.place} ends within the record of {key}: {done} of {len(view)} bytes.",
                 advice="Run 'coterie verify' on the store.",
-                path=extent.path,
+                path=extent.source.place,
                 key=key,
                 expected=len(view),
                 got=done,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,8 @@ import xxhash
 
 from coterie.errors import StoreFormatError
 from coterie.files.below import files_below
-from coterie.files.stamps import open_unchanged
+from coterie.records import LocalFile, pieces
+from coterie.spec import OpenBytes
 from coterie.store import names
 from coterie.store.dense_index import dense_problems
 from coterie.store.leftovers import Leftover, find_leftover
@@ -26,8 +26,6 @@ from coterie.store.safetensors_file import read_header
 
 ProblemKind = Literal["corrupt", "missing", "foreign", "malformed"]
 Progress = Callable[[int, int], None]
-
-_READ_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +130,7 @@ class _Verification:
         file = self._usable(segment.file, segment.nbytes)
         if file is None:
             return
-        with file:
+        with closing(file):
             self._check_segment_header(segment)
             for record in segment.records:
                 try:
@@ -159,7 +157,7 @@ class _Verification:
             self._report("malformed", segment.file, "header", "R24", what)
             return
 
-    def _check_record(self, file: FileIO, segment: Segment, record: Record) -> None:
+    def _check_record(self, file: OpenBytes, segment: Segment, record: Record) -> None:
         place = f"expert {record.expert:05d}, offset {record.offset}"
         digest = xxhash.xxh3_128()
         padding = PaddingCheck(self._manifest.layouts[record.layout])
@@ -181,7 +179,7 @@ class _Verification:
         if file is None:
             return
         digest = xxhash.xxh3_128()
-        with file:
+        with closing(file):
             try:
                 for piece in self._pieces(file, 0, facts.nbytes):
                     digest.update(piece)
@@ -214,11 +212,11 @@ class _Verification:
             else:
                 self._leftovers.append(leftover)
 
-    def _usable(self, name: str, nbytes: int) -> FileIO | None:
+    def _usable(self, name: str, nbytes: int) -> OpenBytes | None:
         """The opened file; None, with a problem noted, if it is not what the manifest says."""
         try:
             stamp = check_file(self._root, name, nbytes)
-            return FileIO(open_unchanged(self._root / name, stamp), "rb")
+            return LocalFile(self._root / name, stamp).open("in order")
         except StoreFormatError as error:
             self._add(_from_error(self._root, error))
             return None
@@ -226,19 +224,10 @@ class _Verification:
             self._report("missing", name, "the file itself", "R20", _unreadable(error))
             return None
 
-    def _pieces(self, file: FileIO, offset: int, nbytes: int) -> Iterator[bytes]:
-        """The bytes of a range; shorter if the file ends. What was read leaves the page cache."""
-        file.seek(offset)
-        position = offset
-        end = offset + nbytes
-        while position < end:
-            piece = file.read(min(_READ_BYTES, end - position))
-            if not piece:
-                return
+    def _pieces(self, file: OpenBytes, offset: int, nbytes: int) -> Iterator[memoryview]:
+        """The bytes of a range; fewer if the file ends. What was read leaves the page cache."""
+        for piece in pieces(file, offset, nbytes):
             yield piece
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), position, len(piece), os.POSIX_FADV_DONTNEED)
-            position += len(piece)
             self._advance(len(piece))
 
     def _advance(self, nbytes: int) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from io import FileIO
+from contextlib import closing
 from pathlib import Path
 
 import xxhash
 
 from coterie.errors import ChecksumError, ReadError
-from coterie.files.stamps import check_unchanged, open_unchanged
+from coterie.records import LocalFile
 from coterie.spec import FileStamp
 from coterie.store.manifest import FileFacts
 
@@ -30,9 +29,14 @@ def check_whole(root: Path, facts: FileFacts, stamp: FileStamp | None) -> None:
     """
     path = root / facts.file
     digest = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(min(_PIECE, facts.nbytes + 1)))
     try:
-        for piece in _pieces(path, stamp):
-            digest.update(piece)
+        with closing(LocalFile(path, stamp).open("in order")) as file:
+            # It stays in the page cache: whoever asked for this is about to have it read.
+            position = 0
+            while count := file.read_at(buffer, position):
+                digest.update(buffer[:count])
+                position += count
     except OSError as error:
         raise ReadError(
             f"{path} cannot be read: {error.strerror or error}.",
@@ -47,10 +51,3 @@ def check_whole(root: Path, facts: FileFacts, stamp: FileStamp | None) -> None:
             expected=facts.checksum,
             got=digest.hexdigest(),
         )
-
-
-def _pieces(path: Path, stamp: FileStamp | None) -> Iterator[bytes]:
-    with FileIO(open_unchanged(path, stamp), "rb") as file:
-        while piece := file.read(_PIECE):
-            yield piece
-        check_unchanged(file.fileno(), path, stamp)

@@ -13,7 +13,7 @@ from coterie.passes.bank import StreamedBank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workplace:
+class AdapterSite:
     """Where an adapter works.
 
     Attributes:
@@ -37,10 +37,11 @@ class Adapter(Protocol):
     """Computes what a class of transformers computes, bit for bit, asking only for the experts that are routed to.
 
     Making one takes the experts' parameters out of the module and puts the adapter's own ``forward`` on an instance.
-    That forward calls :meth:`StreamedBank.route` once, leases what is left of its choice, adds the experts' outputs in
-    the class's own order, and calls :meth:`StreamedBank.served` once. It is called by several threads at a time.
+    That forward looks at :attr:`StreamedBank.now` and calls :meth:`StreamedBank.route` once, leases what is left of its
+    choice, adds the experts' outputs in the class's own order, and calls :meth:`StreamedBank.served` once. It is called
+    by several threads at a time.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        """Takes the experts out of ``place.module``."""
+    def __init__(self, site: AdapterSite) -> None:
+        """Takes the experts out of ``site.module``."""
         ...

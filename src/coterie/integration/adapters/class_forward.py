@@ -10,10 +10,11 @@ import torch
 
 from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.adapters.additions import seen_additions
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.passes.contributions import Contributions
+from coterie.passes.current import Pass
 from coterie.passes.forwards import install
 
 
@@ -21,27 +22,29 @@ class ClassForward:
     """Step-3.7, LongCat-Flash, DBRX, and the decorated classes whose arithmetic is their own.
 
     Args:
-        place: Where to work.
+        site: Where to work.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        self._streamed = place.streamed
-        self._module = place.module
+    def __init__(self, site: AdapterSite) -> None:
+        self._streamed = site.streamed
+        self._module = site.module
         self._cursor = ExpertCursor()
-        self._forward = own_forward(place.module)
-        stand_in(place.module, place.streamed.bank, self._cursor)
-        install(place.module, "experts", self.forward)
+        self._forward = own_forward(site.module)
+        stand_in(site.module, site.streamed.bank, self._cursor)
+        install(site.module, "experts", self.forward)
 
     def forward(self, hidden: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """What the class computes; of the input's shape."""
-        routed = self._streamed.route(hidden, index_TK, weights_TK)
-        noted = self._streamed.contributions(index_TK, routed.ids)
-        result, stats = self.compute(hidden, routed.ids, routed.weights, noted)
-        self._streamed.served(stats, routed.absent, noted)
+        now = self._streamed.now()
+        routed = self._streamed.route(now, hidden, index_TK, weights_TK)
+        noted = self._streamed.contributions(now, index_TK, routed.ids)
+        result, stats = self.compute(now, hidden, routed.ids, routed.weights, noted)
+        self._streamed.served(now, stats, routed.absent, noted)
         return result
 
     def compute(
         self,
+        now: Pass,
         hidden: torch.Tensor,
         index_TK: torch.Tensor,
         weights_TK: torch.Tensor,
@@ -62,7 +65,10 @@ class ClassForward:
         with seen_additions(noted, index_TK, end):
             if not experts:  # experts without weights are all that was chosen
                 return self._forward(self._module, hidden, index_TK, weights_TK), LeaseStats()
-            with self._streamed.lease(experts, ordered=True) as lease, self._cursor.over(self._streamed.decoded(lease)):
+            with (
+                self._streamed.lease(now, experts, ordered=True) as lease,
+                self._cursor.over(self._streamed.decoded(lease)),
+            ):
                 self._streamed.look_ahead()
                 result = self._forward(self._module, hidden, index_TK, weights_TK)
                 return result, lease.stats

@@ -11,12 +11,13 @@ import torch
 from coterie.cache import LeaseStats
 from coterie.errors import LoadError
 from coterie.hf.experts import uses_common_forward
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.adapters.class_forward import ClassForward
 from coterie.integration.quantised import QuantisedExperts
 from coterie.integration.token_experts import TokenExperts
 from coterie.kernels import Accumulator, TokenKernel, group_by_expert, swiglu_rows
 from coterie.passes.contributions import Contributions
+from coterie.passes.current import Pass
 from coterie.passes.forwards import install
 
 
@@ -24,20 +25,20 @@ class DecoratedExperts:
     """What transformers' dispatch to an experts implementation is replaced by.
 
     Args:
-        place: Where to work.
+        site: Where to work.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        self._streamed = place.streamed
-        self._bank = bank = place.streamed.bank
-        self._class_forward = ClassForward(place)
+    def __init__(self, site: AdapterSite) -> None:
+        self._streamed = site.streamed
+        self._bank = bank = site.streamed.bank
+        self._class_forward = ClassForward(site)
         self._kernel: TokenKernel | None = None
-        if uses_common_forward(place.module):
+        if uses_common_forward(site.module):
             shapes = (bank.parameters["gate_up_proj"], bank.parameters["down_proj"])
-            self._kernel = place.token_kernel(*shapes, bank.dtypes["gate_up_proj"])
-        self._act_fn = getattr(place.module, "act_fn", None)
+            self._kernel = site.token_kernel(*shapes, bank.dtypes["gate_up_proj"])
+        self._act_fn = getattr(site.module, "act_fn", None)
         # Shadows the class's forward, and with it transformers' dispatch to one of its experts implementations.
-        install(place.module, "experts", self.forward)
+        install(site.module, "experts", self.forward)
 
     def forward(
         self,
@@ -56,12 +57,13 @@ class DecoratedExperts:
             rows: Whether quantised experts compute each token as they compute it alone, whatever the number of tokens.
         """
         streamed = self._streamed
-        index_TK, weights_TK, absent = streamed.route(hidden_TD, top_k_index_TK, top_k_weights_TK)
-        noted = streamed.contributions(top_k_index_TK, index_TK)
+        now = streamed.now()
+        index_TK, weights_TK, absent = streamed.route(now, hidden_TD, top_k_index_TK, top_k_weights_TK)
+        noted = streamed.contributions(now, top_k_index_TK, index_TK)
         kernel = self._kernel
         quantised = self._quantised
         if quantised is not None and quantised.serves(hidden_TD):
-            return quantised.compute(hidden_TD, index_TK, weights_TK, absent, noted, rows=rows)
+            return quantised.compute(now, hidden_TD, index_TK, weights_TK, absent, noted, rows=rows)
         # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
         # that only one is in memory at a time.
         together = not streamed.decodes and not torch.is_autocast_enabled("cpu")
@@ -69,16 +71,17 @@ class DecoratedExperts:
             ids = index_TK.tolist()[0]
             order = sorted(range(len(ids)), key=ids.__getitem__)
             if ids[order[-1]] < self._bank.num_experts and len(set(ids)) == len(ids):
-                return self._forward_token(kernel, hidden_TD, ids, weights_TK.mT, order, absent, noted)
+                return self._forward_token(now, kernel, hidden_TD, ids, weights_TK.mT, order, absent, noted)
         if kernel is not None:
-            result, stats = self._forward_rows(hidden_TD, index_TK, weights_TK, noted)
+            result, stats = self._forward_rows(now, hidden_TD, index_TK, weights_TK, noted)
         else:
-            result, stats = self._class_forward.compute(hidden_TD, index_TK, weights_TK, noted)
-        streamed.served(stats, absent, noted)
+            result, stats = self._class_forward.compute(now, hidden_TD, index_TK, weights_TK, noted)
+        streamed.served(now, stats, absent, noted)
         return result
 
     def _forward_token(
         self,
+        now: Pass,
         kernel: TokenKernel,
         hidden_1D: torch.Tensor,
         ids: list[int],
@@ -90,7 +93,7 @@ class DecoratedExperts:
         """One token: no grouping, no padding; a single lock operation if all its experts are resident."""
         streamed = self._streamed
         tell = None if noted is None else noted.add_token
-        held = streamed.try_hold(ids)
+        held = streamed.try_hold(now, ids)
         if held is not None:
             try:
                 streamed.look_ahead()
@@ -98,9 +101,9 @@ class DecoratedExperts:
                 result = kernel(hidden_1D, gate_ups, downs, weights_K1, self._activation, order, tell)
             finally:
                 held.release()
-            streamed.served_from_memory(len(ids), absent, noted)
+            streamed.served_from_memory(now, len(ids), absent, noted)
             return result
-        with streamed.lease(ids) as lease:
+        with streamed.lease(now, ids) as lease:
             streamed.look_ahead()
             if lease.together and not self._overlap_pays(hidden_1D):
                 arrived = {key.expert: tensors for key, tensors in lease}
@@ -118,7 +121,7 @@ class DecoratedExperts:
                         noted.add(token, torch.tensor([slot]), rows.to(hidden_1D.dtype))
                 result = outputs.result_TD
             stats = lease.stats
-        streamed.served(stats, absent, noted)
+        streamed.served(now, stats, absent, noted)
         return result
 
     def _overlap_pays(self, hidden_1D: torch.Tensor) -> bool:
@@ -126,13 +129,18 @@ class DecoratedExperts:
         return self._bank.parameters["gate_up_proj"][0] * hidden_1D.shape[1] >= 1 << 18
 
     def _forward_rows(
-        self, hidden_TD: torch.Tensor, index_TK: torch.Tensor, weights_TK: torch.Tensor, noted: Contributions | None
+        self,
+        now: Pass,
+        hidden_TD: torch.Tensor,
+        index_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        noted: Contributions | None,
     ) -> tuple[torch.Tensor, LeaseStats]:
         """Many tokens, expert-major: each needed expert is read once."""
         grouping = group_by_expert(index_TK, self._bank.num_experts)
         outputs = Accumulator(hidden_TD, grouping.experts)
         place = {expert: i for i, expert in enumerate(grouping.experts)}
-        with self._streamed.lease(grouping.experts) as lease:
+        with self._streamed.lease(now, grouping.experts) as lease:
             self._streamed.look_ahead()
             for key, (gate_up, down) in self._streamed.decoded(lease):
                 i = place[key.expert]

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import linear, pad
 
 from coterie.cache import LeaseStats
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.passes.contributions import Contributions
 from coterie.passes.forwards import install
@@ -42,22 +42,22 @@ class JetMoeExperts:
     Pairs that a policy leaves out come after all groups and count for no expert; their projections are zero.
 
     Args:
-        place: Where to work.
+        site: Where to work.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        self._streamed = place.streamed
-        stand_in(place.module, place.streamed.bank, ExpertCursor())
-        router = place.module.get_submodule("router")
+    def __init__(self, site: AdapterSite) -> None:
+        self._streamed = site.streamed
+        stand_in(site.module, site.streamed.bank, ExpertCursor())
+        router = site.module.get_submodule("router")
         # The attention keeps heads for K experts per token, whatever its config says by now.
         self._top_k = router.selection.top_k if isinstance(router, SelectiveRouter) else cast(int, router.top_k)
-        for module in (place.module, place.parent):
+        for module in (site.module, site.parent):
             if hasattr(module, "top_k"):
                 module.__dict__["top_k"] = self._top_k
         self._route_stock = router.forward
         install(router, "experts", self.route)
-        for position, name in enumerate(place.streamed.bank.parameters):
-            install(place.module.get_submodule(name), "experts", functools.partial(self._project, position))
+        for position, name in enumerate(site.streamed.bank.parameters):
+            install(site.module.get_submodule(name), "experts", functools.partial(self._project, position))
 
     def route(self, hidden_TD: torch.Tensor) -> Grouped:
         """What the router gives, after policies."""
@@ -71,12 +71,13 @@ class JetMoeExperts:
         if empty:  # fewer than K experts are available
             index_TK = pad(index_TK, (0, empty), value=len(sizes))
             weights_TK = pad(weights_TK, (0, empty), value=0.0)
-        routed = self._streamed.route(hidden_TD, index_TK, weights_TK)
+        now = self._streamed.now()
+        routed = self._streamed.route(now, hidden_TD, index_TK, weights_TK)
         if routed.ids is not index_TK or empty:
             grouped = _group(routed.ids, routed.weights, len(sizes), logits_TE)
-        pending = self._streamed.now().state(self, _Pending)
+        pending = now.state(self, _Pending)
         pending.absent, pending.order_N, pending.weights_N = routed.absent, grouped[0], grouped[2]
-        pending.noted = self._streamed.contributions(index_TK, routed.ids)
+        pending.noted = self._streamed.contributions(now, index_TK, routed.ids)
         return grouped
 
     def _project(self, position: int, inputs_ND: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -85,14 +86,15 @@ class JetMoeExperts:
         groups = torch.split(inputs_ND, [*sizes, inputs_ND.shape[0] - sum(sizes)])
         outputs = []
         experts = [e for e, size in enumerate(sizes) if size]
-        with self._streamed.lease(experts, ordered=True) as lease:
+        now = self._streamed.now()
+        with self._streamed.lease(now, experts, ordered=True) as lease:
             if position:  # what comes after the first projection is the second one
                 self._streamed.look_ahead()
             for key, parameters in self._streamed.decoded(lease):
                 outputs.append(linear(groups[key.expert], parameters[position]))
             stats = lease.stats
         outputs.append(inputs_ND.new_zeros(groups[-1].shape[0], out_features))
-        outputs_ND, pending = torch.cat(outputs), self._streamed.now().state(self, _Pending)
+        outputs_ND, pending = torch.cat(outputs), now.state(self, _Pending)
         if position == 0:
             pending.stats = stats
             return outputs_ND
@@ -102,7 +104,7 @@ class JetMoeExperts:
             weighted_ND = outputs_ND * pending.weights_N[:, None]
             pending.noted.add(order_N.div(choices, rounding_mode="trunc"), order_N.remainder(choices), weighted_ND)
             pending.noted.leave_out()
-        self._streamed.served(_sum(pending.stats, stats), pending.absent, pending.noted)
+        self._streamed.served(now, _sum(pending.stats, stats), pending.absent, pending.noted)
         pending.noted = None
         return outputs_ND
 

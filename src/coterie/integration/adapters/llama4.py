@@ -13,10 +13,11 @@ from typing import cast
 import torch
 
 from coterie.cache import LeaseStats
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.standin import ExpertCursor, stand_in
 from coterie.kernels import activate_rows
 from coterie.passes.contributions import Contributions
+from coterie.passes.current import Pass
 from coterie.passes.forwards import install
 from coterie.routing import SelectiveRouter
 
@@ -31,17 +32,17 @@ class Llama4Block:
     change its rounding.
 
     Args:
-        place: Where to work.
+        site: Where to work.
     """
 
-    def __init__(self, place: Workplace) -> None:
-        bank = place.streamed.bank
-        self._streamed = place.streamed
-        self._block = place.block
-        self._act_fn = cast(Callable[[torch.Tensor], torch.Tensor], place.module.act_fn)
-        self._product = place.stacked_product(bank.num_experts)
-        stand_in(place.module, bank, ExpertCursor())
-        install(place.block, "experts", self.forward)
+    def __init__(self, site: AdapterSite) -> None:
+        bank = site.streamed.bank
+        self._streamed = site.streamed
+        self._block = site.block
+        self._act_fn = cast(Callable[[torch.Tensor], torch.Tensor], site.module.act_fn)
+        self._product = site.stacked_product(bank.num_experts)
+        stand_in(site.module, bank, ExpertCursor())
+        install(site.block, "experts", self.forward)
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The block's output [T, D] and the router's logits [T, E], for any [..., D]."""
@@ -51,18 +52,20 @@ class Llama4Block:
         # As the router chose: its scores alone do not tell a chosen expert whose score is rounded to zero.
         choices_TE = router.exclude(logits_TE) if isinstance(router, SelectiveRouter) else logits_TE
         index_TK = torch.topk(choices_TE, cast(int, router.top_k), dim=1).indices
-        routed = self._streamed.route(hidden_TD, index_TK, scores_TE.gather(1, index_TK))
+        now = self._streamed.now()
+        routed = self._streamed.route(now, hidden_TD, index_TK, scores_TE.gather(1, index_TK))
         if routed.ids is not index_TK:
             scores_TE = _scattered(routed.ids, routed.weights, scores_TE)
-        noted = self._streamed.contributions(index_TK, routed.ids)
-        summed_TD, stats = self._compute(hidden_TD, routed.ids, scores_TE, noted)
+        noted = self._streamed.contributions(now, index_TK, routed.ids)
+        summed_TD, stats = self._compute(now, hidden_TD, routed.ids, scores_TE, noted)
         output_TD = self._block.get_submodule("shared_expert")(hidden_TD)
         output_TD.add_(summed_TD)
-        self._streamed.served(stats, routed.absent, noted)
+        self._streamed.served(now, stats, routed.absent, noted)
         return output_TD, logits_TE
 
     def _compute(
         self,
+        now: Pass,
         hidden_TD: torch.Tensor,
         index_TK: torch.Tensor,
         scores_TE: torch.Tensor,
@@ -74,7 +77,7 @@ class Llama4Block:
             return torch.zeros_like(hidden_TD), LeaseStats()
         few = index_TK.shape[1] <= _EXACT_ADDENDS
         sums = torch.zeros_like(hidden_TD) if few else hidden_TD.new_zeros(count, *hidden_TD.shape)
-        with self._streamed.lease(experts, ordered=True) as lease:
+        with self._streamed.lease(now, experts, ordered=True) as lease:
             self._streamed.look_ahead()
             for key, (gate_up, down) in self._streamed.decoded(lease):
                 rows_TD = hidden_TD * scores_TE[:, key.expert, None]

@@ -10,10 +10,11 @@ from torch.nn.functional import linear, one_hot
 
 from coterie.cache import LeaseStats
 from coterie.hf.experts import own_forward
-from coterie.integration.adapters.adapter import Workplace
+from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.adapters.additions import seen_additions
 from coterie.integration.standin import ExpertCursor, StackedStandIn, stand_in_for
 from coterie.passes.contributions import Contributions
+from coterie.passes.current import Pass
 from coterie.passes.forwards import install
 
 
@@ -55,19 +56,20 @@ class StreamedLinear(nn.Module):
 class _ExpertModules:
     """What Switch Transformers and NLLB-MoE share: their forward visits experts in ascending id, and only those hit."""
 
-    def __init__(self, place: Workplace) -> None:
-        self._streamed = place.streamed
-        self._module = place.module
+    def __init__(self, site: AdapterSite) -> None:
+        self._streamed = site.streamed
+        self._module = site.module
         self._cursor = ExpertCursor()
-        self._forward = own_forward(place.module)
+        self._forward = own_forward(site.module)
         self._replace_layers()
-        install(place.module, "experts", self.forward)
+        install(site.module, "experts", self.forward)
 
     def forward(self, hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
     def _compute(
         self,
+        now: Pass,
         experts: list[int],
         hidden_TD: torch.Tensor,
         chosen: torch.Tensor,
@@ -80,7 +82,7 @@ class _ExpertModules:
             return torch.zeros_like(hidden_TD), LeaseStats()
         with (
             seen_additions(noted, index_TK, self._streamed.bank.num_experts),
-            self._streamed.lease(experts, ordered=True) as lease,
+            self._streamed.lease(now, experts, ordered=True) as lease,
             self._cursor.over(self._streamed.decoded(lease)),
         ):
             self._streamed.look_ahead()
@@ -116,13 +118,14 @@ class SwitchExperts(_ExpertModules):
         """What the class computes, [T, D], for a mask [T, 1, E] and weights [T, 1]."""
         count = self._streamed.bank.num_experts
         index_T1 = chosen.argmax(-1).masked_fill(chosen.sum(-1) == 0, count)
-        routed = self._streamed.route(hidden_TD, index_T1, weights)
-        noted = self._streamed.contributions(index_T1, routed.ids)
+        now = self._streamed.now()
+        routed = self._streamed.route(now, hidden_TD, index_T1, weights)
+        noted = self._streamed.contributions(now, index_T1, routed.ids)
         if routed.ids is not index_T1:
             chosen = one_hot(routed.ids, count + 1)[..., :count]
         experts = self._streamed.experts_in(routed.ids)
-        result, stats = self._compute(experts, hidden_TD, chosen, routed.weights, routed.ids, noted)
-        self._streamed.served(stats, routed.absent, noted)
+        result, stats = self._compute(now, experts, hidden_TD, chosen, routed.weights, routed.ids, noted)
+        self._streamed.served(now, stats, routed.absent, noted)
         return result
 
 
@@ -136,8 +139,9 @@ class NllbExperts(_ExpertModules):
 
     def forward(self, hidden_TD: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What the class computes, [T, D], for a mask [T, E] and probabilities [T, E]."""
-        routed = self._streamed.route(hidden_TD, chosen, weights)
-        noted = self._streamed.contributions(chosen, routed.ids)
+        now = self._streamed.now()
+        routed = self._streamed.route(now, hidden_TD, chosen, weights)
+        noted = self._streamed.contributions(now, chosen, routed.ids)
         index_TE, weights_TE = routed.ids, routed.weights
         experts = self._streamed.experts_in(index_TE)
         left_out_TE = index_TE >= self._streamed.bank.num_experts
@@ -145,6 +149,6 @@ class NllbExperts(_ExpertModules):
             # The class has no id for "none": an expert that is read anyway takes weight 0.
             index_TE = index_TE.masked_fill(left_out_TE, experts[0])
             weights_TE = weights_TE.masked_fill(left_out_TE, 0)
-        result, stats = self._compute(experts, hidden_TD, index_TE, weights_TE, index_TE, noted)
-        self._streamed.served(stats, routed.absent, noted)
+        result, stats = self._compute(now, experts, hidden_TD, index_TE, weights_TE, index_TE, noted)
+        self._streamed.served(now, stats, routed.absent, noted)
         return result

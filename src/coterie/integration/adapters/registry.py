@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coterie.hf.families import DECORATED
-from coterie.integration.adapters.adapter import Adapter, Workplace
+from coterie.integration.adapters.adapter import Adapter, AdapterSite
 from coterie.integration.adapters.class_forward import ClassForward
 from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.adapters.jetmoe import JetMoeExperts
@@ -24,6 +24,6 @@ ADAPTERS: dict[str, type[Adapter]] = {
 """Family → adapter; one for every family of :mod:`coterie.hf.families`."""
 
 
-def adapt(place: Workplace) -> Adapter:
+def adapt(site: AdapterSite) -> Adapter:
     """Takes the experts out of a module and puts its family's adapter in their place."""
-    return ADAPTERS[place.streamed.bank.family](place)
+    return ADAPTERS[site.streamed.bank.family](site)

@@ -1,0 +1,89 @@
+"""What a memory budget would hold of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.plan.budget import divide, least_budget
+from coterie.plan.machine import process_memory
+from coterie.spec.footprint import Footprint
+
+PROCESS_NBYTES = 410 * 2**20
+"""What interpreter and libraries take before any weight is loaded, at the least that is counted with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryFit:
+    """What a memory budget for the process would hold.
+
+    Attributes:
+        memory: The budget in bytes.
+        process_nbytes: Taken by interpreter and libraries.
+        dense_nbytes: Taken by everything that is not an expert.
+        context: Tokens that the rest is for.
+        context_nbytes: Set aside for them: keys and values, activations, buffers, compiled kernels.
+        margin_nbytes: Left free.
+        expert_nbytes: Left for experts.
+        experts: Experts that fit there, of those present.
+        share: Of the bytes of all experts present, from 0 to 1.
+        enough: Whether the model can run at all.
+        minimum: About the least budget with which it can.
+        comfortable: Whether at least twice the working set is left, below which hits may be few.
+    """
+
+    memory: int
+    process_nbytes: int
+    dense_nbytes: int
+    context: int
+    context_nbytes: int
+    margin_nbytes: int
+    expert_nbytes: int
+    experts: int
+    share: float
+    enough: bool
+    minimum: int
+    comfortable: bool
+
+
+def memory_fit(
+    memory: int, footprint: Footprint, *, context: int, record_sizes: list[int], working_set_nbytes: int
+) -> MemoryFit:
+    """What a budget would hold, divided as loading divides it.
+
+    Args:
+        memory: Budget for the process in bytes.
+        footprint: What the model takes.
+        context: Tokens to provide for.
+        record_sizes: Bytes of the record of every expert present.
+        working_set_nbytes: Bytes of one token's experts in all layers.
+    """
+    process = process_nbytes() + footprint.dense
+    plan = divide(memory, footprint, context, process=process)
+    minimum = least_budget(footprint, context, process=process)
+    left = max(0, plan.arena)
+    experts = used = 0
+    for nbytes in sorted(record_sizes):
+        if used + nbytes > left:
+            break
+        used += nbytes
+        experts += 1
+    total = sum(record_sizes)
+    return MemoryFit(
+        memory=memory,
+        process_nbytes=process - footprint.dense,
+        dense_nbytes=footprint.dense,
+        context=context,
+        context_nbytes=plan.rest - process,
+        margin_nbytes=plan.margin,
+        expert_nbytes=left,
+        experts=experts,
+        share=used / total if total else 1.0,
+        enough=memory >= minimum,
+        minimum=minimum,
+        comfortable=left >= min(total, 2 * working_set_nbytes),
+    )
+
+
+def process_nbytes() -> int:
+    """What the process takes without weights: as much as now, and what it comes to when a model is opened."""
+    return max(PROCESS_NBYTES, process_memory().total)

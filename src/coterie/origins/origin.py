@@ -1,0 +1,167 @@
+"""What a store is made of: the contract between whoever has a model's bytes and whoever makes something of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from coterie.checkpoint import TensorInfo
+from coterie.hf.banks import ExpertBank
+from coterie.hf.keymap import KeyMap
+from coterie.hf.quantisation import Quantisation
+from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginBank:
+    """One bank of experts.
+
+    Attributes:
+        bank: The bank in the model.
+        layout: Record layout of its experts as the checkpoint has them.
+    """
+
+    bank: ExpertBank
+    layout: RecordLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginModel:
+    """Which model it is.
+
+    Attributes:
+        name: Name of the checkpoint.
+        revision: Commit of the Hub repository, or None.
+        component: The component that was asked for, or None for the model as it is.
+        model_type: ``model_type`` of its configuration.
+        config: The whole configuration.
+        skeleton: The model on the meta device.
+        banks: Banks by key.
+        keymap: Where in the model each tensor that is no expert has its place.
+    """
+
+    name: str
+    revision: str | None
+    component: str | None
+    model_type: str
+    config: PreTrainedConfig
+    skeleton: PreTrainedModel
+    banks: Mapping[BankKey, OriginBank]
+    keymap: KeyMap
+
+    @property
+    def class_name(self) -> str:
+        """Transformers class."""
+        return type(self.skeleton).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the model computes."""
+        dtype: torch.dtype = self.skeleton.dtype
+        return dtype
+
+
+class Origin(ExpertSource, Protocol):
+    """A checkpoint, or a store in its place."""
+
+    @property
+    def model(self) -> OriginModel:
+        """Which model it is."""
+        ...
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the model: the same for every store of it. May download the routers and read them."""
+        ...
+
+    @property
+    def integrity(self) -> str:
+        """Fingerprint of the checkpoint. Costs what :attr:`identity` does."""
+        ...
+
+    @property
+    def made_from(self) -> str:
+        """What a store that is made of this differs by from one made of the checkpoint; empty if by nothing."""
+        ...
+
+    def scheme(self, key: ExpertKey) -> str:
+        """The scheme in which an expert lies here."""
+        ...
+
+    def sources(self, bank: BankKey) -> tuple[str, ...]:
+        """The checkpoint's tensors that a bank comes from, with ``*`` for the expert's number."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Tensors by name."""
+        ...
+
+    @property
+    def dense_scheme(self) -> str:
+        """The scheme in which linear layers outside experts lie here."""
+        ...
+
+    @property
+    def pairs(self) -> Mapping[str, tuple[TensorInfo, TensorInfo]]:
+        """Weights in that scheme: name of the weight → codes and scales, whose names are in :attr:`tensors`."""
+        ...
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """How the checkpoint itself quantised its weights, or None."""
+        ...
+
+    def side_files(self) -> Mapping[str, Path]:
+        """The files beside the weights that a store keeps, by their relative name there.
+
+        Raises:
+            CheckpointFileError: If the directory cannot be listed.
+        """
+        ...
+
+    def changed_files(self) -> Mapping[str, bytes]:
+        """Those of :meth:`side_files` that a store has with another content, which is given.
+
+        Raises:
+            CheckpointFileError: If the configuration cannot be read.
+        """
+        ...
+
+    def names_of(self, key: ExpertKey) -> list[str]:
+        """The tensors that hold an expert; none where experts are records of their own."""
+        ...
+
+    @property
+    def cache(self) -> Path | None:
+        """Where :meth:`download` puts files; None where everything is here."""
+        ...
+
+    def missing(self, names: Iterable[str]) -> Mapping[Path, int]:
+        """The files with these tensors that are not here yet → what is still to come of each."""
+        ...
+
+    def download(self, names: Iterable[str]) -> None:
+        """Makes the files with these tensors local.
+
+        Raises:
+            CheckpointFileError: If one cannot be had, or is another than was announced.
+            DiskSpaceError: If there is no room for it.
+        """
+        ...
+
+    def warn_left_out(self) -> None:
+        """Warns of what is beside the model and has no part in what it computes."""
+        ...
