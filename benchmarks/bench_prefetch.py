@@ -84,7 +84,7 @@ class Following:
     def _step(self, tokens: int) -> None:
         import torch
 
-        from coterie.hf.caches import kept_cache
+        from harness.kept_cache import kept_cache
 
         ids = self._ids[:, self._at : self._at + tokens]
         with torch.inference_mode():

@@ -134,10 +134,10 @@ def session(memory: str, profile: Path, domain: str, other: str, ids: list[int],
     import torch
 
     from coterie.engine import load
-    from coterie.hf.caches import kept_cache
     from coterie.profiles import Usage
     from coterie.spec import DEFAULT_WARM
     from coterie.spec.opening import Opening
+    from harness.kept_cache import kept_cache
 
     named = {"own": domain, "other": other}
     warm = named.get(setup["warm"], setup["warm"])

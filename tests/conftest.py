@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: offline, one thread, tiny checkpoints made once per session."""
 
+import gc
 import os
 import random
 import warnings
@@ -36,6 +37,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    """To import and to open models makes many objects and little garbage."""
+    gc.set_threshold(10_000, 10, 10)
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is not looked for in what was imported, which stays: that took a seventh of the suite's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,7 +45,7 @@ class Decoding:
     def _step(self, ids: torch.Tensor) -> None:
         import torch
 
-        from coterie.hf.caches import kept_cache
+        from harness.kept_cache import kept_cache
 
         with torch.inference_mode():
             out = self._model(ids, **self._kept, use_cache=True, logits_to_keep=1)

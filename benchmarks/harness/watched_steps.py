@@ -32,7 +32,7 @@ class WatchedSteps:
     def __init__(self, model: Any, prompt: int) -> None:
         import torch
 
-        from coterie.hf.caches import kept_cache
+        from harness.kept_cache import kept_cache
 
         self.model = model
         self._vocabulary = model.config.get_text_config().vocab_size

@@ -14,6 +14,7 @@ import torch
 
 import coterie
 from coterie.checkpoint import Checkpoint
+from coterie.generation.one_sequence import files_named
 from engine.damage import copy_of
 from fuzzing import Watch, cases, mutate, scramble
 
@@ -70,5 +71,9 @@ def opened(directory: Path) -> None:
 def loaded(directory: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.no_grad():
-            coterie.load(directory, expert_memory="50%", max_context=64)
+        with coterie.load(directory, expert_memory="50%", max_context=64) as model, files_named(model):
+            ids = torch.arange(1, 6)[None]
+            voice = {"return_audio": False} if getattr(model, "has_talker", False) else {}
+            model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, **voice
+            )

@@ -24,6 +24,7 @@ from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.errors import CheckpointFileError, CheckpointNotFoundError, LoadError, StoreBusyError, UsageError
 from coterie.extraction import extract
 from coterie.inspection import verify
+from coterie.origins import CheckpointOrigin
 from coterie.spec import ExpertKey
 from coterie.store import Store, StoreWriter
 from extraction.stores import decoded, present, snapshot
@@ -43,11 +44,11 @@ def partial(moe: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def fetching(moe: Path) -> Iterator[Callable[..., FetchingExperts]]:
     made: list[FetchingExperts] = []
-    checkpoint = Checkpoint.open(moe)
+    origin = CheckpointOrigin.open(moe)
 
     def make(path: Path, **options: object) -> FetchingExperts:
         store = Store.open(path)
-        made.append(FetchingExperts(store, checkpoint, store.banks.keys(), **options))
+        made.append(FetchingExperts(store, origin, store.banks.keys(), **options))
         return made[-1]
 
     yield make
@@ -317,7 +318,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_named(how, moe, partial, tmp_pat
 
 def test_a_copy_of_the_checkpoint_will_do(moe, partial, tmp_path):
     copy = shutil.copytree(moe, tmp_path / "another name")
-    assert open_origin(Store.open(partial), copy).location.directory == copy
+    assert open_origin(Store.open(partial), copy).directory == copy
 
 
 def test_a_directory_has_to_be_named(partial, moe):
@@ -327,7 +328,7 @@ def test_a_directory_has_to_be_named(partial, moe):
 
 def test_the_bundled_model_is_known(tmp_path):
     extract("bundled", tmp_path / "store", experts="0")
-    assert open_origin(Store.open(tmp_path / "store"), None).location.name == "bundled"
+    assert open_origin(Store.open(tmp_path / "store"), None).model.name == "bundled"
 
 
 def test_a_missing_checkpoint_is_named(partial, tmp_path):

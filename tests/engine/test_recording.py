@@ -10,8 +10,8 @@ import torch
 
 from coterie.engine import TraceRecorder
 from coterie.errors import UsageError
-from coterie.hf.caches import kept_cache
 from coterie.spec import BankKey, ExpertsSelected, StepStarted
+from harness.kept_cache import kept_cache
 from zoo import ZOO, logits
 
 BF16 = torch.bfloat16

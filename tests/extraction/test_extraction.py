@@ -254,6 +254,7 @@ def test_buffers_stay_within_bounds_whatever_the_size_of_an_expert(moe: Path) ->
 
     class Sized:
         def __init__(self, nbytes: int, plain: bool) -> None:
+            self.model = self
             self.banks = {next(iter(Checkpoint.open(moe).banks)): Bank(nbytes)}
             self.plain = plain
 

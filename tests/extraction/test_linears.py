@@ -15,6 +15,7 @@ from coterie.errors import QuantisationError, StoreError, UsageError
 from coterie.extraction import extract
 from coterie.extraction.dense import dense_tensors, quantised_linears
 from coterie.inspection import inspect, verify
+from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES
 from coterie.store import Store, verify_store
 from coterie.store.dense_writer import plan_shards
@@ -43,7 +44,7 @@ def test_every_family_is_stored_and_compares_with_its_checkpoint(
     report = verify(tmp_path / "store", against=directory)
     assert report.ok
     checkpoint = Checkpoint.open(directory)
-    matrices = quantised_linears(checkpoint, scheme)
+    matrices = quantised_linears(CheckpointOrigin(checkpoint), scheme)
     assert report.compared_tensors == len(checkpoint.keymap.dense) + len(matrices)
 
 
@@ -51,11 +52,13 @@ def test_the_stock_library_reads_codes_scales_and_what_stays(moe: Path, tmp_path
     extract(moe, tmp_path / "store", dense_scheme="int4")
     found = load_file(tmp_path / "store" / "dense.safetensors")
     checkpoint = Checkpoint.open(moe)
-    for name, matrix in quantised_linears(checkpoint, "int4").items():
+    for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), "int4").items():
         assert name not in found
         for (field, _, _), part in zip(matrix.fields(), matrix.quantise(checkpoint.read(name)), strict=True):
             assert torch.equal(found.pop(field), part)
-    assert found.keys() == checkpoint.keymap.dense.keys() - quantised_linears(checkpoint, "int4").keys()
+    assert (
+        found.keys() == checkpoint.keymap.dense.keys() - quantised_linears(CheckpointOrigin(checkpoint), "int4").keys()
+    )
     for name, value in found.items():
         assert torch.equal(value, checkpoint.read(name))
 
@@ -103,7 +106,7 @@ def test_stopped_at_every_change_of_the_disk(moe: Path, tmp_path: Path, monkeypa
 
 
 def test_scales_are_the_same_without_the_codes_before_them(moe: Path) -> None:
-    tensors = {tensor.name: tensor for tensor in dense_tensors(Checkpoint.open(moe), "int4")}
+    tensors = {tensor.name: tensor for tensor in dense_tensors(CheckpointOrigin.open(moe), "int4")}
     codes, scales = tensors[f"{Q_PROJ}_int4"], tensors[f"{Q_PROJ}_int4_scales"]
     alone = b"".join(scales.chunks())
     assert len(b"".join(codes.chunks())) == codes.nbytes
@@ -112,7 +115,7 @@ def test_scales_are_the_same_without_the_codes_before_them(moe: Path) -> None:
 
 
 def test_codes_lie_directly_before_their_scales_and_everything_is_aligned(moe: Path) -> None:
-    shards = plan_shards(dense_tensors(Checkpoint.open(moe), "int4"), limit=20_000)
+    shards = plan_shards(dense_tensors(CheckpointOrigin.open(moe), "int4"), limit=20_000)
     assert len(shards) > 1
     for shard in shards:
         offset = 0
@@ -161,7 +164,11 @@ def test_fp8_weights_are_dequantised_first(tmp_path: Path) -> None:
     assert verify(tmp_path / "store", against=directory).ok
     checkpoint = Checkpoint.open(directory)
     state = checkpoint.dense_state_dict()
-    fp8 = [name for name in quantised_linears(checkpoint, "int8") if checkpoint.tensors[name].dtype == "F8_E4M3"]
+    fp8 = [
+        name
+        for name in quantised_linears(CheckpointOrigin(checkpoint), "int8")
+        if checkpoint.tensors[name].dtype == "F8_E4M3"
+    ]
     assert len(fp8) > 5
     with safe_open(tmp_path / "store" / "dense.safetensors", "pt") as file:
         names = set(file.keys())

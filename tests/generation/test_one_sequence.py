@@ -10,7 +10,7 @@ from coterie.errors import LoadError, UnsupportedError
 from coterie.generation.answers import AnswerReader
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
-from coterie.generation.one_sequence import settings_named
+from coterie.generation.one_sequence import files_named
 from coterie.generation.sampling import Sampling
 
 OLD = Version(transformers.__version__) < Version("5.8")
@@ -156,7 +156,18 @@ def test_a_setting_that_fails_while_the_model_runs_once_more(model, processors, 
 
 
 def test_other_errors_are_left_alone(model) -> None:
-    with pytest.raises(ValueError, match="ours"), settings_named(model):
+    with pytest.raises(ValueError, match="ours"), files_named(model):
         raise ValueError("ours")
-    with pytest.raises(IndexError), settings_named(model):
+    with pytest.raises(TypeError, match="positional"), files_named(model):
+        files_named(model, 3)
+    with pytest.raises(RuntimeError, match="allocate"), files_named(model):
+        model(torch.zeros(1, dtype=torch.int64).expand(2**50)[None])
+
+
+def test_what_a_model_s_class_raises_names_its_configuration(model) -> None:
+    with (
+        pytest.raises(LoadError, match=r"fails with .*config\.json: IndexError: .*range") as caught,
+        files_named(model),
+    ):
         model(torch.tensor([[10**7]]))
+    assert caught.value.path.name == "config.json"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from coterie.generation.completion import Stopped, StopWatch
 from coterie.generation.draws import Draws
 from coterie.generation.sequence import Sequence
 from coterie.generation.steps import Steps, generated
@@ -16,7 +16,7 @@ from coterie.passes.current import Request, current
 from coterie.spec import StepStarted
 from zoo import MATRIX, ZOO
 
-NEW = 5
+from .going import NEW, Failing, ids, sequence
 
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -27,10 +27,6 @@ MODES: dict[str, dict[str, Any]] = {
 KINDS = [name for name, variant in MATRIX.items() if variant.generates and "omni" not in name]
 
 
-def ids(seed: int, length: int = 12) -> torch.Tensor:
-    return ZOO["qwen3_moe"].inputs(seed=seed, length=length)["input_ids"]
-
-
 @pytest.fixture
 def model(zoo_checkpoint, open_model):
     return open_model(zoo_checkpoint("qwen3_moe"), expert_memory="50%")
@@ -39,9 +35,7 @@ def model(zoo_checkpoint, open_model):
 def stock_way(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and logits of transformers' own loop."""
     torch.manual_seed(5)
-    out = model.generate(
-        **inputs, max_new_tokens=NEW, output_logits=True, return_dict_in_generate=True, **options
-    )  # fmt: skip
+    out = model.generate(**inputs, max_new_tokens=NEW, output_logits=True, return_dict_in_generate=True, **options)
     return out.sequences[0], torch.cat(out.logits)
 
 
@@ -80,11 +74,6 @@ def test_a_streamed_model_goes_on_as_in_transformers(name, mode, zoo_checkpoint,
         assert torch.equal(ours, theirs)
 
 
-def sequence(model: Any, seed: int, *, new: int = NEW, **options: Any) -> Sequence:
-    wishes = {"do_sample": True, "temperature": 1.5} if "draws" in options else {"do_sample": False}
-    return Sequence(prepare(model, input_ids=ids(seed), max_new_tokens=new, **wishes), **options)
-
-
 def test_sequences_beside_each_other_are_as_alone(model) -> None:
     alone = [generated(sequence(model, seed, draws=Draws(seed))).new_ids.tolist() for seed in range(3)]
     steps = Steps()
@@ -99,6 +88,29 @@ def test_sequences_beside_each_other_are_as_alone(model) -> None:
         steps.step()
     assert [one.new_ids.tolist() for one in together] == alone
     assert all(one.ended and one.error is None for one in together)
+
+
+@pytest.mark.parametrize(
+    ("name", "media"),
+    [("qwen3_omni_thinker", {"image": True, "audio": True}), ("qwen3_vl_moe", {"image": True})],
+)
+def test_positions_after_pictures_are_each_ones_own(name, media) -> None:
+    if reason := ZOO[name].why_not:
+        pytest.skip(reason)
+    model = ZOO[name].build(torch.float32).eval()
+    prompts = [ZOO[name].inputs(seed=3, length=32, **media), ZOO[name].inputs(seed=4, length=20)]
+
+    def begun(inputs: dict[str, Any]) -> Sequence:
+        return Sequence(prepare(model, **inputs, max_new_tokens=NEW, do_sample=False))
+
+    alone = [generated(begun(inputs)).new_ids.tolist() for inputs in prompts]
+    steps = Steps()
+    together = [begun(inputs) for inputs in prompts]
+    for one in together:
+        steps.add(one)
+    while steps.going:
+        steps.step()
+    assert [one.new_ids.tolist() for one in together] == alone
 
 
 def test_static_caches_are_each_ones_own(model) -> None:
@@ -127,19 +139,6 @@ def test_one_that_leaves_takes_no_further_part(model) -> None:
     assert not steps.going
 
 
-class Failing:
-    """An observer that fails in one request's passes, after so many of them."""
-
-    def __init__(self, request: Request, after: int, error: BaseException) -> None:
-        self.request, self.left, self.error = request, after, error
-
-    def on_event(self, event: object) -> None:
-        if isinstance(event, StepStarted) and current().rows[0].request is self.request:
-            self.left -= 1
-            if self.left < 0:
-                raise self.error
-
-
 def test_what_is_raised_over_one_ends_that_one_and_is_its_callers(model) -> None:
     expected = generated(sequence(model, 1)).new_ids
     steps = Steps()
@@ -157,6 +156,22 @@ def test_what_is_raised_over_one_ends_that_one_and_is_its_callers(model) -> None
     assert torch.equal(generated(sequence(model, 1)).new_ids, expected)
 
 
+def test_one_that_its_caller_stops_ends_alone(model) -> None:
+    expected = generated(sequence(model, 1)).new_ids
+    steps = Steps()
+    staying, stopped = sequence(model, 1), sequence(model, 2)
+    steps.add(staying)
+    steps.add(stopped)
+    watch = StopWatch(lambda: len(stopped.new_ids) >= 2, stopped.request)
+    model.coterie.add_observer(watch)
+    steps.finish(staying)
+    with pytest.raises(Stopped):
+        steps.finish(stopped)
+    model.coterie.remove_observer(watch)
+    assert torch.equal(staying.new_ids, expected)
+    assert len(stopped.new_ids) == 2
+
+
 def test_an_interrupt_ends_its_sequence_and_the_step(model) -> None:
     steps = Steps()
     first, second = sequence(model, 1), sequence(model, 2)
@@ -170,27 +185,6 @@ def test_an_interrupt_ends_its_sequence_and_the_step(model) -> None:
     assert first.ended
     steps.finish(second)
     assert len(second.new_ids) == NEW
-
-
-def test_a_failure_leaves_room_for_the_next_though_it_is_remembered(zoo_checkpoint, open_model) -> None:
-    model = open_model(zoo_checkpoint("qwen3_moe"), max_context=20)
-    remembered = []
-    for _ in range(3):
-        one = sequence(model, 1)
-        failing = Failing(one.request, 2, ValueError("broken"))
-        model.coterie.add_observer(failing)
-        with pytest.raises(ValueError, match="broken") as raised:
-            generated(one)
-        remembered.append((one, raised.value))
-        model.coterie.remove_observer(failing)
-    assert len(generated(sequence(model, 1)).new_ids) == NEW
-    assert all(len(one.new_ids) == 2 for one, _ in remembered)
-
-
-def test_one_that_has_ended_holds_no_cache(zoo_checkpoint, open_model) -> None:
-    model = open_model(zoo_checkpoint("qwen3_moe"), max_context=20)
-    done = [generated(sequence(model, seed)) for seed in range(4)]
-    assert [len(one.new_ids) for one in done] == [NEW] * 4
 
 
 def test_a_pass_knows_whose_it_is_and_what_came_before(model) -> None:
@@ -244,38 +238,3 @@ def test_losses_of_sequences_beside_each_other_are_as_alone(model) -> None:
     for ours, theirs in zip(together, alone, strict=True):
         assert str(losses[ours.request]) == str(losses[theirs.request])
         assert losses[ours.request][-1] > 0
-
-
-class Collecting:
-    def __init__(self) -> None:
-        self.given: list[list[int]] = []
-        self.ended = 0
-
-    def put(self, value: torch.Tensor) -> None:
-        self.given.append(value.reshape(-1).tolist())
-
-    def end(self) -> None:
-        self.ended += 1
-
-
-def test_a_stream_gets_the_prompt_then_token_by_token(model) -> None:
-    stream = Collecting()
-    made = generated(sequence(model, 1, stream=stream))
-    assert stream.given == [ids(1)[0].tolist(), *([one] for one in made.new_ids.tolist())]
-    assert stream.ended == 1
-
-
-def test_a_chooser_says_which_tokens_come(model) -> None:
-    given = iter(torch.arange(3, 3 + NEW)[:, None])
-    chosen: Callable[[torch.Tensor], torch.Tensor] = lambda scores: next(given)  # noqa: E731
-    assert generated(sequence(model, 1, chooser=chosen)).new_ids.tolist() == list(range(3, 3 + NEW))
-
-
-def test_a_search_over_beams_and_guesses_are_not_one_by_one(model) -> None:
-    from transformers import GenerationConfig
-
-    assert one_by_one(model, GenerationConfig())
-    assert one_by_one(model, GenerationConfig(do_sample=True, use_cache=False))
-    for other in ({"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {"token_healing": True}):
-        assert not one_by_one(model, GenerationConfig(**other))
-    assert not one_by_one(torch.nn.Linear(1, 1), GenerationConfig())

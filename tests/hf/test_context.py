@@ -5,9 +5,9 @@ import torch
 import transformers
 
 from coterie.errors import ContractError
-from coterie.hf.caches import kept_cache
 from coterie.hf.context import context_shape, text_configs
 from coterie.spec import LAST_POSITIONS
+from harness.kept_cache import kept_cache
 from zoo import MATRIX, ZOO
 
 

@@ -16,6 +16,7 @@ from coterie.extraction import extract
 from coterie.extraction.dense import quantised_linears
 from coterie.integration import QuantisedLinears
 from coterie.kernels import QuantisedLinear
+from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES, stored_linear
 from zoo import ZOO, logits, stock
 
@@ -26,7 +27,7 @@ BY_SCHEME = pytest.mark.parametrize("scheme", sorted(SCHEMES))
 def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str) -> None:
     """Gives a stock model the weights that a store's linear layers stand for."""
     with torch.no_grad():
-        for name, matrix in quantised_linears(checkpoint, scheme).items():
+        for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), scheme).items():
             rounded = matrix.scheme.dequantise(matrix.quantise(checkpoint.read(name)), matrix.shape[1], model.dtype)
             model.get_parameter(checkpoint.keymap.dense[name]).copy_(rounded)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from coterie.hf.caches import kept_cache
 from coterie.integration.padding import padding_by
 from coterie.integration.token_layer import TokenLayer
 from coterie.native import MOST_ROWS, NativeLayer
 from coterie.passes.forwards import own, remove
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
+from harness.kept_cache import kept_cache
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from coterie.errors import UsageError
-from coterie.hf.caches import caches_in, kept_cache
+from coterie.hf.caches import caches_in
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_layer import TokenLayer
 from coterie.integration.token_router import TokenRouter
@@ -19,6 +19,7 @@ from coterie.native import NativeLayer, library, rotate, token_attention
 from coterie.passes.forwards import install, own, remove
 from coterie.routing import Preview, preview_of
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
+from harness.kept_cache import kept_cache
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, pipeline
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from coterie.errors import ContextLengthError, CoterieError, UnsupportedError
-from coterie.hf.caches import kept_cache
+from harness.kept_cache import kept_cache
 from zoo import ZOO
 
 BF16 = torch.bfloat16

@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -49,6 +50,7 @@ _SERVER = Path(__file__).with_name("emulated.c")
 _CALL = struct.Struct("=48sq16qf4x")
 _MESSAGE = struct.Struct("=qqq")
 _STARTS = 20
+_STACK = 8 << 20
 
 
 def missing(architecture: Architecture = AARCH64) -> str | None:
@@ -132,6 +134,8 @@ class EmulatedFunctions:
         for _ in range(_STARTS):
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             _, fingerprint = self._answer("coterie_fingerprint", _packed("coterie_fingerprint", ()))
+            # But it must not grow like that: it would take in any page below that is touched, and ours lie there, too.
+            resource.prlimit(self._process.pid, resource.RLIMIT_STACK, (_STACK, _STACK))
             assert fingerprint.decode() == build.fingerprint()
             ours, theirs = _mapped("self"), _mapped(str(self._process.pid))
             if not any(a < d and c < b for a, b in ours for c, d in theirs):

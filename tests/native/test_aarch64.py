@@ -5,9 +5,12 @@ Nothing here is timed: an emulator says nothing about speed.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,8 +66,9 @@ def test_levels_are_those_of_the_processor(programs: Programs) -> None:
 
 
 def test_a_call_that_gets_no_page_is_made_once_more(
-    native: Library, twin: Library, monkeypatch: pytest.MonkeyPatch
+    programs: Programs, twin: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    functions: Any = EmulatedFunctions(programs, "cortex-a72")
     matrix, x = random_matrix("int4", 37, 192), activations(2, 192)
     reads = []
 
@@ -77,8 +81,33 @@ def test_a_call_that_gets_no_page_is_made_once_more(
     read = os.pread
     monkeypatch.setattr(emulation.os, "pread", pread)
     with pytest.warns(UserWarning, match="memory that is not there.*not now.*called once more"):
-        product = PackedMatrix(Library(native.functions, 0, threaded=False), *matrix)(x)
+        product = PackedMatrix(Library(functions, 0, threaded=False), *matrix)(x)
+    functions.close()
     assert torch.equal(product, PackedMatrix(twin, *matrix)(x))
+
+
+def test_memory_below_the_stack_of_the_emulator_is_ours(programs: Programs, twin: Library) -> None:
+    """A stack without a limit grows down to what is touched, and nobody would be asked for the page."""
+    functions: Any = EmulatedFunctions(programs, "cortex-a72")
+    maps = Path(f"/proc/{functions._process.pid}/maps").read_text()
+    stack = next(int(line.partition("-")[0], 16) for line in maps.splitlines() if line.endswith("[stack]"))
+    heads = activations(1, 64).clone()
+    there = memory_at(stack - (64 << 20), heads.nbytes).view(torch.bfloat16).view(1, 64)
+    there.copy_(heads)
+    for at, one in ((Library(functions, 0, threaded=False), there), (twin, heads)):
+        rotate(at, one, activations(1, 64, seed=6), activations(1, 64, seed=7))
+    functions.close()
+    assert torch.equal(there, heads)
+
+
+def memory_at(address: int, nbytes: int) -> torch.Tensor:
+    """New memory of this process at an address where nothing is; it stays."""
+    map_memory = ctypes.CDLL(None).mmap
+    map_memory.restype = ctypes.c_void_p
+    map_memory.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    found = map_memory(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    assert found == address
+    return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -152,9 +152,9 @@ def test_a_model_runs_the_same_while_threads_sleep() -> None:
     """Without the suite's OMP_WAIT_POLICY, beside a busy process, on two threads."""
     script = (
         "import coterie, os, subprocess, sys, torch\n"
+        "model = coterie.load('bundled', expert_memory='100%', threads=2)\n"
         "hog = subprocess.Popen([sys.executable, '-c', 'while True: pass'])\n"
         "try:\n"
-        "    model = coterie.load('bundled', expert_memory='100%', threads=2)\n"
         "    ids = torch.arange(5, 25).reshape(1, -1)\n"
         "    texts = {tuple(model.generate(ids, max_new_tokens=24, do_sample=False)[0].tolist()) for _ in range(4)}\n"
         "    print(len(texts))\n"

@@ -127,10 +127,16 @@ def favour(where: str | Path, bank: BankKey, expert: int, token: int) -> None:
             database.write_vocabulary(run.uuid, found)
 
 
-@pytest.fixture
-def planted(tmp_path: Path) -> Path:
-    """A profile of a model with 2 layers of 8 experts, top 2, three of which serve a domain each."""
-    path = tmp_path / "planted.db"
+@pytest.fixture(scope="session")
+def planted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``planted`` is a copy of."""
+    path = tmp_path_factory.mktemp("planted") / "planted.db"
     router = Router(planted={(0, "code"): (3,), (1, "prose"): (5, 6)})
     write_profile(path, router, {"code": 16, "prose": 16, "law": 16})
     return path
+
+
+@pytest.fixture
+def planted(planted_once: Path, tmp_path: Path) -> Path:
+    """A profile of a model with 2 layers of 8 experts, top 2, three of which serve a domain each."""
+    return shutil.copy(planted_once, tmp_path / "planted.db")

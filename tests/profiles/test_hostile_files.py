@@ -1,6 +1,7 @@
 """Files made by strangers: whatever is in their columns, what is raised is a :class:`ProfileError`."""
 
 import contextlib
+import functools
 import os
 import random
 import shutil
@@ -127,6 +128,7 @@ def test_a_column_of_another_type_is_said_to_be_damaged(lawless: Path, tmp_path:
     ask_what_was_changed(path)
 
 
+@functools.cache
 def bomb(nbytes: int) -> bytes:
     """So many zeros, compressed."""
     deflate = zlib.compressobj(9)

@@ -32,8 +32,18 @@ from profiles.synthetic import IDENTITY, Router, run_facts
 Serve = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def ending() -> Iterator[list[threading.Thread]]:
+    """Servers that were told to end, which takes them some tenths of a second: nobody waits for each by itself."""
+    threads: list[threading.Thread] = []
+    yield threads
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve(ending: list[threading.Thread]) -> Iterator[Serve]:
     """Publishes a profile; gives the URL."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
@@ -50,7 +60,7 @@ def serve() -> Iterator[Serve]:
     yield start
     for server, thread in running:
         server.should_exit = True
-        thread.join(20)
+        ending.append(thread)
 
 
 def get(url: str) -> tuple[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ from coterie.errors import CheckpointFileError, UnsupportedError, UsageError
 from coterie.spec import BankKey
 
 if TYPE_CHECKING:
-    from coterie.checkpoint import Checkpoint
+    from coterie.origins import Origin
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,22 +44,22 @@ class Routers:
         unsupported: Banks whose router is not, and why, as the end of a sentence.
     """
 
-    def __init__(self, name: str, checkpoint: Checkpoint, component: str | None = None) -> None:
+    def __init__(self, name: str, origin: Origin, component: str | None = None) -> None:
         """Made by :meth:`open`."""
         self.name = name
-        self.model_class = type(checkpoint.skeleton).__name__
+        self.model_class = origin.model.class_name
         self.banks: dict[BankKey, str] = {}
         self.unsupported: dict[BankKey, str] = {}
-        self._checkpoint = checkpoint
+        self._origin = origin
         self._stored: dict[BankKey, list[str]] = {}
         self._shapes: dict[BankKey, tuple[int, ...]] = {}
-        components = {key.component for key in checkpoint.banks}
+        components = {key.component for key in origin.model.banks}
         if component is not None and component not in components:
             raise UsageError.unknown("component", component, components)
-        for key in sorted(checkpoint.banks):
+        for key in sorted(origin.model.banks):
             if component in (None, key.component):
                 try:
-                    self._stored[key], self._shapes[key] = _router_tensors(checkpoint, key)
+                    self._stored[key], self._shapes[key] = _router_tensors(origin, key)
                     self.banks[key] = self._stored[key][0]
                 except UnsupportedError as error:
                     self.unsupported[key] = str(error.facts.get("reason", error.message))
@@ -86,9 +86,8 @@ class Routers:
             UsageError: For a component that is not there, or a revision of something that is not on the Hub.
         """
         # Here, because pictures of a profile need no torch.
-        from coterie.checkpoint import Checkpoint
         from coterie.hf.configs import COMPONENTS
-        from coterie.origins.origin import StoreOrigin
+        from coterie.origins import CheckpointOrigin, StoreOrigin
         from coterie.origins.store_or_checkpoint import store_path
 
         store = store_path(model)
@@ -98,16 +97,16 @@ class Routers:
                     f"{store.name} is a store: only repositories of the Hub have revisions.",
                     advice="Leave revision out.",
                 )
-            return cls(str(model), StoreOrigin.open_store(store), component)
+            return cls(str(model), StoreOrigin.open(store), component)
         # A part that can be opened by itself has a fingerprint of its own, by which profiles are keyed.
         part = component if component in COMPONENTS else None
-        checkpoint = Checkpoint.open(model, component=part, revision=revision, offline=offline)
-        return cls(str(model), checkpoint, component)
+        origin = CheckpointOrigin.open(model, component=part, revision=revision, offline=offline)
+        return cls(str(model), origin, component)
 
     @property
     def identity(self) -> str:
         """Fingerprint of the model; reads all its routers, of a component that cannot be opened by itself too."""
-        return self._checkpoint.identity
+        return self._origin.identity
 
     def read(self, bank: BankKey) -> RouterMatrix:
         """Reads one router, dequantised where it is quantised; downloads the shard that holds it.
@@ -120,10 +119,10 @@ class Routers:
         from coterie.checkpoint import unread_tensors
 
         name, *scales = self._stored[bank]
-        checkpoint = self._checkpoint
-        checkpoint.download([name, *scales])
-        infos = {known: checkpoint.tensors[known] for known in (name, *scales)}
-        tensor = unread_tensors(infos, checkpoint.quantisation, checkpoint.dtype)[name][...]
+        origin = self._origin
+        origin.download([name, *scales])
+        infos = {known: origin.tensors[known] for known in (name, *scales)}
+        tensor = unread_tensors(infos, origin.quantisation, origin.model.dtype)[name][...]
         shape = self._shapes[bank]
         if tuple(tensor.shape) == shape[::-1] != shape:
             tensor = tensor.T  # transformers transposes it on loading
@@ -136,7 +135,7 @@ class Routers:
                 got=tuple(tensor.shape),
             )
         # Rows beyond these belong to choices without an expert of this bank.
-        rows = tensor[: checkpoint.banks[bank].bank.num_experts].double().numpy()
+        rows = tensor[: origin.model.banks[bank].bank.num_experts].double().numpy()
         if not np.isfinite(rows).all():
             raise UnsupportedError(
                 f"The router of {bank}, {name!r}, holds values that are not finite.",
@@ -146,7 +145,7 @@ class Routers:
         return RouterMatrix(bank=bank, tensor=name, rows=rows)
 
 
-def _router_tensors(checkpoint: Checkpoint, key: BankKey) -> tuple[list[str], tuple[int, ...]]:
+def _router_tensors(origin: Origin, key: BankKey) -> tuple[list[str], tuple[int, ...]]:
     """Names of the tensor that is a bank's router and, if it is quantised, of its scales; its shape in the model.
 
     Raises:
@@ -155,8 +154,8 @@ def _router_tensors(checkpoint: Checkpoint, key: BankKey) -> tuple[list[str], tu
     from coterie.hf.quantised.names import FP8_SCALE
     from coterie.routing import find_router
 
-    bank = checkpoint.banks[key].bank
-    slot = find_router(checkpoint.skeleton.get_submodule(bank.router_block))
+    bank = origin.model.banks[key].bank
+    slot = find_router(origin.model.skeleton.get_submodule(bank.router_block))
     # What has a dimension of 1 is a bias.
     matrices = [
         (name, parameter)
@@ -174,7 +173,7 @@ def _router_tensors(checkpoint: Checkpoint, key: BankKey) -> tuple[list[str], tu
             f"{bank.num_experts} experts"
         )
     target = f"{bank.router_block}.{slot.attribute}.{name}"
-    places = checkpoint.keymap.dense
+    places = origin.model.keymap.dense
     names = [tensor for tensor, place in places.items() if place == target]
     if len(names) != 1:
         raise _not_one_matrix(f"is a {kind} that is put together of {len(names)} tensors of the checkpoint")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from coterie.generation.one_sequence import check_settings, settings_named
+from coterie.generation.one_sequence import check_settings, files_named
 from coterie.generation.sequence import Sequence
 from coterie.generation.steps import generated
 from coterie.hf.generation_steps import prepare
@@ -77,7 +77,7 @@ def generate(
     """
     times = TokenTimes(on_token)
     _check(model)
-    with torch.random.fork_rng(devices=[]), settings_named(model):
+    with torch.random.fork_rng(devices=[]), files_named(model):
         if seed is not None:
             torch.manual_seed(seed)
         # Nothing in the model's generation config ends it before its length.

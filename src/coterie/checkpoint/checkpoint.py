@@ -97,6 +97,8 @@ class Checkpoint:
     quantisation: Quantisation | None = None
     files: WeightFiles | None = None
     banks: dict[BankKey, CheckpointBank] = field(default_factory=dict)
+    # What was found once is asked for with every read.
+    _extents: dict[ExpertKey, tuple[Extent, ...] | None] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(
@@ -249,6 +251,11 @@ class Checkpoint:
 
     def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         """Where the expert's bytes lie, or None if transformers transposes or interleaves them on loading."""
+        if key not in self._extents:
+            self._extents[key] = self._find(key)
+        return self._extents[key]
+
+    def _find(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         bank = self.banks[key.bank_key]
         plain = bank.plain_fields
         if plain is None:

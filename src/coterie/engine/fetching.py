@@ -12,6 +12,7 @@ from coterie.engine.store_growth import StoreGrowth
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.files.naming import BUNDLED, model_path
+from coterie.origins import CheckpointOrigin, Origin
 from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.records import RecordReader
 from coterie.records.files import file_stamps, first_changed
@@ -48,37 +49,32 @@ class FetchingExperts:
 
     Args:
         store: The opened store.
-        checkpoint: What it was made from; see :func:`open_origin`.
+        origin: What it was made from; see :func:`open_origin`.
         banks: The banks that the model has; those of other components are left out.
         calls: The system calls of the growth; tests pass some that fail.
     """
 
     def __init__(
-        self, store: Store, checkpoint: Checkpoint, banks: Collection[BankKey], *, calls: SystemCalls | None = None
+        self, store: Store, origin: Origin, banks: Collection[BankKey], *, calls: SystemCalls | None = None
     ) -> None:
         self._store = store
-        self._checkpoint = checkpoint
+        self._origin = origin
         self._opened = frozenset(store.keys())
         self._stored = self._opened
         self._manifest = self._manifest_stamp()
-        self._keys = tuple(sorted(key for key in {*self._opened, *checkpoint.keys()} if key.bank_key in banks))
+        self._keys = tuple(sorted(key for key in {*self._opened, *origin.keys()} if key.bank_key in banks))
         scheme = scheme_of_store(store) or NATIVE
         self._scheme = scheme
-        self._absent = SchemedExperts(checkpoint, lambda key: scheme)
+        self._absent = SchemedExperts(origin, lambda key: scheme)
         self._reader = RecordReader(self._absent)
-        self._shards = file_stamps(info.path for info in checkpoint.tensors.values())
+        self._shards = file_stamps(info.path for info in origin.tensors.values())
         self._lock = threading.Lock()
         self._download_lock = threading.Lock()
         self._fetched: set[ExpertKey] = set()
         self._fetched_nbytes = 0
         self.growth = StoreGrowth(
-            store, checkpoint, scheme=scheme, read=self._read_checkpoint, on_grown=self.refresh, calls=calls
+            store, origin, scheme=scheme, read=self._read_checkpoint, on_grown=self.refresh, calls=calls
         )
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Where absent experts come from."""
-        return self._checkpoint
 
     def counts(self) -> FetchCounts:
         """What was fetched so far."""
@@ -146,12 +142,12 @@ class FetchingExperts:
         return self._store.checksum(key) if key in self._stored else None
 
     def _read_checkpoint(self, key: ExpertKey, record: memoryview) -> int:
-        names = self._checkpoint.names_of(key)
-        paths = {self._checkpoint.tensors[name].path for name in names}
+        names = self._origin.names_of(key)
+        paths = {self._origin.tensors[name].path for name in names}
         self._check_unchanged(key, {path: stamp for path, stamp in self._shards.items() if path in paths})
         with self._download_lock:
             # One thread downloads a shard; the others find it here.
-            self._checkpoint.download(names)
+            self._origin.download(names)
             self._shards = file_stamps(paths) | self._shards
             before = {path: self._shards[path] for path in paths}
         nbytes = self._reader.read(key, self._absent.layout(key), record)
@@ -179,7 +175,7 @@ class FetchingExperts:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def open_origin(store: Store, source: str | Path | None, *, offline: bool = False) -> Checkpoint:
+def open_origin(store: Store, source: str | Path | None, *, offline: bool = False) -> CheckpointOrigin:
     """Opens the checkpoint that a store was made from.
 
     Args:
@@ -203,11 +199,11 @@ def open_origin(store: Store, source: str | Path | None, *, offline: bool = Fals
         source = facts.name
     need_checkpoint(source, "Give the checkpoint that the store was made from as source.")
     is_directory = model_path(source).is_dir()
-    opened = Checkpoint.open(
+    checkpoint = Checkpoint.open(
         source, component=model.component, revision=None if is_directory else facts.revision, offline=offline
     )
-    integrity = opened.integrity if is_directory else opened.integrity_given(model.identity)
-    if integrity != facts.integrity or type(opened.skeleton).__name__ != model.class_name:
+    integrity = checkpoint.integrity if is_directory else checkpoint.integrity_given(model.identity)
+    if integrity != facts.integrity or type(checkpoint.skeleton).__name__ != model.class_name:
         made_from = facts.name if facts.revision is None else f"{facts.name} at {facts.revision}"
         raise LoadError(
             f"{source} is not the checkpoint that {store.path} was made from ({made_from}): its fingerprint is "
@@ -217,4 +213,4 @@ def open_origin(store: Store, source: str | Path | None, *, offline: bool = Fals
             expected=facts.integrity,
             got=integrity,
         )
-    return opened
+    return CheckpointOrigin(checkpoint)

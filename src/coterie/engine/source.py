@@ -24,8 +24,8 @@ from coterie.hf.configs import (
     resolve_model,
 )
 from coterie.hf.context import context_shape
-from coterie.origins.origin import tensors_about
 from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_origin import tensors_about
 from coterie.origins.stored_dense import checked_tensors, dense_headers
 from coterie.spec import BankKey, ExpertSource, RecordLayout
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint

@@ -17,10 +17,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from weakref import WeakSet
 
-from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError, StoreBusyError, StoreError
 from coterie.extraction.planning import bank_plans
 from coterie.extraction.quantising import record_layouts
+from coterie.origins import Origin
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store, StorePlan, StoreWriter, is_store
@@ -44,7 +44,7 @@ class StoreGrowth:
 
     Args:
         store: The store as it was opened.
-        checkpoint: What it was made from, already compared with the manifest.
+        origin: What it was made from, already compared with the manifest.
         scheme: In which experts are added.
         read: Reads an expert from the checkpoint.
         on_grown: Called after every batch.
@@ -56,7 +56,7 @@ class StoreGrowth:
     def __init__(
         self,
         store: Store,
-        checkpoint: Checkpoint,
+        origin: Origin,
         *,
         scheme: str = NATIVE,
         read: ReadRecord,
@@ -68,8 +68,8 @@ class StoreGrowth:
         self.added = 0
         self._store = store
         self._scheme = scheme
-        self._layouts = record_layouts(checkpoint, scheme)
-        self._checkpoint = checkpoint
+        self._layouts = record_layouts(origin, scheme)
+        self._origin = origin
         self._read = read
         self._on_grown = on_grown
         self._calls = calls
@@ -193,7 +193,7 @@ class StoreGrowth:
         return StorePlan(
             model=manifest.model,
             source=manifest.source,
-            banks=bank_plans(self._checkpoint, chosen, self._scheme),
+            banks=bank_plans(self._origin, chosen, self._scheme),
             ignored=manifest.ignored,
             dense_scheme=manifest.dense_scheme,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from coterie.generation.sequence import Sequence
+from coterie.generation import sequence
 from coterie.generation.steps import generated
 from coterie.hf.generation_steps import last_logits, prepare
 
@@ -72,7 +72,7 @@ class Likeness:
 
 
 @torch.inference_mode()
-def sequence_logits(model: PreTrainedModel, cases: abc.Sequence[Case]) -> list[torch.Tensor]:
+def sequence_logits(model: PreTrainedModel, cases: Sequence[Case]) -> list[torch.Tensor]:
     """The logits of each case's prompt and continuation, run at once: [tokens, vocabulary] each."""
     results = []
     for case in cases:
@@ -85,7 +85,7 @@ def sequence_logits(model: PreTrainedModel, cases: abc.Sequence[Case]) -> list[t
 
 
 def compare_exactly(
-    streamed: PreTrainedModel, stock: PreTrainedModel, cases: abc.Sequence[Case], *, greedy_tokens: int
+    streamed: PreTrainedModel, stock: PreTrainedModel, cases: Sequence[Case], *, greedy_tokens: int
 ) -> tuple[Exactness, list[torch.Tensor]]:
     """Runs both models over the same cases, whole sequences and greedy decoding, and compares every logit's bits.
 
@@ -131,7 +131,7 @@ def compare_exactly(
     )
 
 
-def likeness(model: PreTrainedModel, cases: abc.Sequence[Case], full: abc.Sequence[torch.Tensor]) -> Likeness:
+def likeness(model: PreTrainedModel, cases: Sequence[Case], full: Sequence[torch.Tensor]) -> Likeness:
     """Compares the model's predictions with the full model's logits of the same cases."""
     tokens, divergence, same = 0, 0.0, 0
     for ours, theirs in zip(sequence_logits(model, cases), full, strict=True):
@@ -146,8 +146,10 @@ def _decode(model: PreTrainedModel, case: Case, tokens: int) -> tuple[torch.Tens
     """New tokens of greedy decoding, and their logits [tokens, vocabulary] as the model gave them."""
     logits: list[torch.Tensor] = []
     prepared = prepare(model, **case.inputs.to(model.dtype), do_sample=False, max_new_tokens=tokens)
-    sequence = generated(Sequence(prepared, keep=lambda outputs: logits.append(last_logits(outputs, prepared.ids))))
-    return sequence.new_ids, torch.cat(logits)
+    done = generated(
+        sequence.Sequence(prepared, keep=lambda outputs: logits.append(last_logits(outputs, prepared.ids)))
+    )
+    return done.new_ids, torch.cat(logits)
 
 
 def _decode_in_transformers(model: PreTrainedModel, case: Case, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ Letters: S input tokens of a window, T tokens predicted in it, V vocabulary.
 
 from __future__ import annotations
 
-from collections import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ from torch import Tensor
 from coterie.errors import LoadError, UnsupportedError, UsageError
 from coterie.evaluate.texts import Text
 from coterie.evaluate.windows import Window
-from coterie.generation.sequence import Sequence
-from coterie.generation.steps import Steps
+from coterie.generation import sequence, steps
 from coterie.hf.generation_steps import plain
 
 SLICE_NBYTES = 64 << 20
@@ -47,7 +46,7 @@ class TokenScores:
     identical: NDArray[np.bool_] | None = None
 
     @classmethod
-    def join(cls, parts: abc.Sequence[TokenScores]) -> TokenScores:
+    def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
         """All of them, one after the other."""
         columns: dict[str, Any] = {}
         for name in cls.__slots__:
@@ -95,17 +94,17 @@ def predict_in_steps(model: Any, text: Text, window: Window) -> Tensor:
         length = 1 if rows else first.shape[1]
         rows.append(_logits(model, output, ids[:, :length])[0, -1:].clone())
 
-    steps = Steps()
-    sequence = Sequence(plain(model, first), chooser=lambda scores: next(given, ids[0, -1:]), keep=keep)
-    steps.add(sequence)
+    loop = steps.Steps()
+    one = sequence.Sequence(plain(model, first), chooser=lambda scores: next(given, ids[0, -1:]), keep=keep)
+    loop.add(one)
     for _ in range(window.tokens):
-        if rows and not sequence.keeps_tokens:
+        if rows and not one.keeps_tokens:
             raise UnsupportedError(
                 f"{type(model).__name__} keeps nothing of the tokens before, so it cannot be run token by token.",
                 advice="Evaluate it without adapting experts by salience.",
             )
-        steps.step()
-        sequence.check()
+        loop.step()
+        one.check()
     return torch.cat(rows)
 
 
@@ -130,7 +129,7 @@ def _logits(model: Any, output: Any, ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def score(logits_TV: Tensor, next_T: abc.Sequence[int], full_TV: Tensor | None = None) -> TokenScores:
+def score(logits_TV: Tensor, next_T: Sequence[int], full_TV: Tensor | None = None) -> TokenScores:
     """Scores predictions, in float64, slice by slice.
 
     Beside the logits it takes ``SLICE_NBYTES``. For logits that are the same numbers the divergence is exactly 0; where

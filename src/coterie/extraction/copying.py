@@ -1,4 +1,4 @@
-"""Copies experts and dense tensors from a checkpoint into a store: reading, hashing and writing overlap.
+"""Copies experts and dense tensors from an origin into a store: reading, hashing and writing overlap.
 
 Every worker takes one expert at a time through its three steps in a buffer of its own; while one waits for the
 source's disk, another hashes and a third writes. All three steps release Python's lock. The next bank is begun while
@@ -15,11 +15,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError
 from coterie.extraction.progress import Meter
-from coterie.extraction.quantising import SchemedExperts, one_scheme
-from coterie.origins.origin import SchemeOf
+from coterie.extraction.quantising import SchemedExperts, SchemeOf, one_scheme
+from coterie.origins import Origin
 from coterie.records import RecordReader
 from coterie.records.spans import SCRATCH_BYTES, SpanReader
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
@@ -52,18 +51,18 @@ _Job = tuple[_OpenBank, ExpertKey] | Literal["dense"]
 """An expert of an open bank, or all dense tensors."""
 
 
-def worker_count(checkpoint: Checkpoint, limit: int = _WORKERS, *, computed: bool = False) -> int:
+def worker_count(origin: Origin, limit: int = _WORKERS, *, computed: bool = False) -> int:
     """How many experts may be in memory at once, so that the buffers stay within bounds whatever their size.
 
     Args:
-        checkpoint: Where they come from.
+        origin: Where they come from.
         limit: The most.
         computed: Whether their records are computed rather than copied.
     """
     largest = 1
-    for key, bank in checkpoint.banks.items():
+    for key, bank in origin.model.banks.items():
         nbytes = bank.layout.nbytes
-        plain = not computed and checkpoint.extents(key.expert(0)) is not None
+        plain = not computed and origin.extents(key.expert(0)) is not None
         largest = max(largest, nbytes + scratch_nbytes(nbytes) if plain else _DECODING_COPIES * nbytes)
     return max(1, min(limit, BUFFER_BYTES // largest))
 
@@ -77,7 +76,7 @@ class Copier:
     """Writes everything that a writer misses.
 
     Args:
-        checkpoint: Where the bytes come from.
+        origin: Where the bytes come from.
         writer: The opened store.
         dense: Everything that is not an expert.
         meter: Told about every byte written.
@@ -87,7 +86,7 @@ class Copier:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        origin: Origin,
         writer: StoreWriter,
         dense: tuple[DenseTensor, ...],
         meter: Meter,
@@ -95,13 +94,13 @@ class Copier:
         workers: int,
         scheme: str | SchemeOf = NATIVE,
     ) -> None:
-        self._checkpoint = checkpoint
+        self._origin = origin
         self._writer = writer
         self._dense = dense
         self._meter = meter
         self._workers = workers
         self._reader = SpanReader()
-        self._experts = SchemedExperts(checkpoint, one_scheme(scheme))
+        self._experts = SchemedExperts(origin, one_scheme(scheme))
         self._decoder = RecordReader(self._experts, verify=True)
         self._open: list[_OpenBank] = []
         self._lock = threading.Lock()
@@ -143,9 +142,7 @@ class Copier:
             yield "dense"
         for key in self._writer.missing_banks():
             experts = self._writer.missing_experts(key)
-            self._checkpoint.download(
-                name for expert in experts for name in self._checkpoint.names_of(key.expert(expert))
-            )
+            self._origin.download(name for expert in experts for name in self._origin.names_of(key.expert(expert)))
             bank = _OpenBank(self._writer.bank(key), len(experts))
             bank.writer.__enter__()
             self._open.append(bank)
@@ -154,7 +151,7 @@ class Copier:
 
     def _place(self, key: ExpertKey) -> tuple[str, int]:
         """Where an expert begins in the source: read in that order, the disk is read in order."""
-        extents = self._checkpoint.extents(key)
+        extents = self._origin.extents(key)
         return (str(extents[0].source.place), extents[0].offset) if extents else ("", key.expert)
 
     def _work(self, jobs: Iterator[_Job]) -> None:

@@ -1,4 +1,4 @@
-"""The bytes of dense tensors, straight from the checkpoint's files in pieces, so that no tensor is ever in memory."""
+"""The bytes of dense tensors, straight from files in pieces, so that no tensor is ever in memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
-from coterie.checkpoint import Checkpoint, TensorInfo
+from coterie.checkpoint import TensorInfo
 from coterie.errors import CheckpointFileError
 from coterie.extraction.linears import QuantisedPair, ReadRows, fp8_rows, plain_rows, stored_rows
+from coterie.extraction.quantising import check_smaller
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
-from coterie.origins.origin import StoreOrigin, check_smaller, dense_scheme_of
+from coterie.origins import Origin
 from coterie.quant import ALIGNMENT, StoredMatrix, lossy_scheme, stored_linear
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.records import pieces_of
@@ -19,33 +20,33 @@ from coterie.spec.encodings import NATIVE
 from coterie.store import DenseTensor
 
 
-def dense_tensors(checkpoint: Checkpoint, scheme: str = NATIVE) -> tuple[DenseTensor, ...]:
-    """Everything of the checkpoint that is not an expert, under its names there; nothing is read yet.
+def dense_tensors(origin: Origin, scheme: str = NATIVE) -> tuple[DenseTensor, ...]:
+    """Everything that is not an expert, under its names in the checkpoint; nothing is read yet.
 
     Args:
-        checkpoint: Where it comes from: a checkpoint, or a store seen as one.
+        origin: Where it comes from.
         scheme: In which weights of linear layers are wanted; each then is two tensors, codes and scales.
 
     Raises:
         UsageError: If there is no such scheme, or what there is has fewer bits.
     """
-    have = dense_scheme_of(checkpoint)
+    have = origin.dense_scheme
     check_smaller("Linear layers outside experts are", have, scheme)
-    pairs = checkpoint.pairs if isinstance(checkpoint, StoreOrigin) else {}
-    plain = [name for name in checkpoint.keymap.dense if name not in pairs]
+    pairs = origin.pairs
+    plain = [name for name in origin.model.keymap.dense if name not in pairs]
     if scheme == have:
         parts = [info for pair in pairs.values() for info in pair]
-        return (*(_tensor(checkpoint, name) for name in plain), *(as_stored(info, ALIGNMENT) for info in parts))
-    matrices = quantised_linears(checkpoint, scheme)
-    scales_of = _fp8_scales(checkpoint)
+        return (*(_tensor(origin, name) for name in plain), *(as_stored(info, ALIGNMENT) for info in parts))
+    matrices = quantised_linears(origin, scheme)
+    scales_of = _fp8_scales(origin)
     taken = {*matrices, *(scales_of[name] for name in matrices if name in scales_of)}
-    tensors = [_tensor(checkpoint, name) for name in plain if name not in taken]
+    tensors = [_tensor(origin, name) for name in plain if name not in taken]
     for name, matrix in matrices.items():
-        tensors += QuantisedPair(matrix, _rows(checkpoint, name, scales_of.get(name))).tensors()
+        tensors += QuantisedPair(matrix, _rows(origin, name, scales_of.get(name))).tensors()
     return tuple(tensors)
 
 
-def quantised_linears(checkpoint: Checkpoint, scheme: str) -> dict[str, StoredMatrix]:
+def quantised_linears(origin: Origin, scheme: str) -> dict[str, StoredMatrix]:
     """The weights that are quantised where linear layers outside experts are wanted in a scheme.
 
     Raises:
@@ -54,13 +55,13 @@ def quantised_linears(checkpoint: Checkpoint, scheme: str) -> dict[str, StoredMa
     lossy = lossy_scheme(scheme)
     if lossy is None:
         return {}
-    fp8 = _fp8_scales(checkpoint)
-    pairs = checkpoint.pairs if isinstance(checkpoint, StoreOrigin) else {}
+    fp8 = _fp8_scales(origin)
+    pairs = origin.pairs
     found: dict[str, StoredMatrix] = {}
-    for name, shape in linear_weights(checkpoint.skeleton, checkpoint.keymap).items():
+    for name, shape in linear_weights(origin.model.skeleton, origin.model.keymap).items():
         matrix = stored_linear(name, *shape, lossy)
         # What has another shape is found, and named, when the model is loaded.
-        if matrix is not None and (name in pairs or _is_weight(checkpoint.tensors[name], shape, name in fp8)):
+        if matrix is not None and (name in pairs or _is_weight(origin.tensors[name], shape, name in fp8)):
             found[name] = matrix
     return found
 
@@ -70,37 +71,37 @@ def _is_weight(info: TensorInfo, shape: tuple[int, int], is_fp8: bool) -> bool:
     return info.shape == shape and (is_fp8 or (dtype.is_floating_point and dtype.itemsize > 1))
 
 
-def _fp8_scales(checkpoint: Checkpoint) -> dict[str, str]:
+def _fp8_scales(origin: Origin) -> dict[str, str]:
     """Name of each FP8 weight → name of its scales; in a checkpoint of MXFP4, no linear layer has such."""
-    folded = fold_names(checkpoint.quantisation, {name: info.dtype for name, info in checkpoint.tensors.items()})
+    folded = fold_names(origin.quantisation, {name: info.dtype for name, info in origin.tensors.items()})
     return dict(folded.parts.values())
 
 
-def _rows(checkpoint: Checkpoint, name: str, scales: str | None) -> ReadRows:
-    """Reads a weight from wherever the checkpoint, or store, has it."""
-    pairs = checkpoint.pairs if isinstance(checkpoint, StoreOrigin) else {}
-    have = lossy_scheme(dense_scheme_of(checkpoint))
+def _rows(origin: Origin, name: str, scales: str | None) -> ReadRows:
+    """Reads a weight from wherever the origin has it."""
+    pairs = origin.pairs
+    have = lossy_scheme(origin.dense_scheme)
 
     def rows() -> Iterator[torch.Tensor]:
         if name in pairs and have is not None:
-            return stored_rows(*pairs[name], have, checkpoint.dtype)
-        checkpoint.download([name] if scales is None else [name, scales])
+            return stored_rows(*pairs[name], have, origin.model.dtype)
+        origin.download([name] if scales is None else [name, scales])
         if scales is None:
-            return plain_rows(checkpoint.tensors[name])
-        quantisation = checkpoint.quantisation
+            return plain_rows(origin.tensors[name])
+        quantisation = origin.quantisation
         block = None if quantisation is None else quantisation.block
-        return fp8_rows(checkpoint.tensors[name], checkpoint.tensors[scales], checkpoint.dtype, block)
+        return fp8_rows(origin.tensors[name], origin.tensors[scales], origin.model.dtype, block)
 
     return rows
 
 
-def _tensor(checkpoint: Checkpoint, name: str) -> DenseTensor:
+def _tensor(origin: Origin, name: str) -> DenseTensor:
     def chunks() -> Iterator[memoryview]:
-        checkpoint.download([name])
+        origin.download([name])
         # Looked up now: where a tensor lies in its file is known only once the shard is here.
-        return tensor_pieces(checkpoint.tensors[name])
+        return tensor_pieces(origin.tensors[name])
 
-    info = checkpoint.tensors[name]
+    info = origin.tensors[name]
     return DenseTensor(name=name, dtype=info.dtype, shape=info.shape, chunks=chunks)
 
 

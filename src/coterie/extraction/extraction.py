@@ -8,13 +8,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError, ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import Meter, ProgressCallback
-from coterie.extraction.quantising import scheme_of_store
+from coterie.extraction.quantising import SchemeOf, scheme_of_store
 from coterie.extraction.selection import Experts, Numbers, select_experts
 from coterie.extraction.target import (
     DiskNeed,
@@ -27,7 +26,7 @@ from coterie.extraction.target import (
 from coterie.extraction.tokenizer_check import check_tokenizer
 from coterie.files.naming import check_new_name
 from coterie.hf.tokenizer import embedding_rows
-from coterie.origins.origin import SchemeOf
+from coterie.origins import CheckpointOrigin, Origin
 from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.quant import lossy_scheme
 from coterie.records.files import file_stamps, first_changed
@@ -179,25 +178,26 @@ def extract(
     need_checkpoint(
         checkpoint, "`coterie quantize` makes a smaller store of a store; what one lacks is added from its checkpoint."
     )
-    source = Checkpoint.open(checkpoint, component=component, revision=revision, offline=offline)
+    origin = CheckpointOrigin.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
     undecided = scheme is None and dense_scheme is None and not is_store(root)
     one_scheme, dense_scheme = _schemes(root, None if by_trust else scheme, dense_scheme)
     scheme_of: str | SchemeOf = one_scheme
     if by_trust is not None and profile is not None:
-        schemes = by_trust.schemes(source.keys(), profile, source.identity, domain=domain, modalities=modalities)
+        schemes = by_trust.schemes(origin.keys(), profile, origin.identity, domain=domain, modalities=modalities)
         scheme_of = schemes.__getitem__
     if top is None or profile is None:
-        chosen = select_experts({key: bank.bank.num_experts for key, bank in source.banks.items()}, experts, layers)
+        sizes = {key: bank.bank.num_experts for key, bank in origin.model.banks.items()}
+        chosen = select_experts(sizes, experts, layers)
     else:
         from coterie.extraction.most_used import most_used
 
-        chosen = most_used(source, top, profile, domain=domain, modalities=modalities)
-    in_four_bits = _four_bits(source, chosen) if undecided else None
+        chosen = most_used(origin, top, profile, domain=domain, modalities=modalities)
+    in_four_bits = _four_bits(origin, chosen) if undecided else None
     options = WriteOptions(
         dry_run=dry_run, restart=restart, planned=planned, progress=progress, workers=workers, calls=calls
     )
-    report = make_store(source, root, chosen, scheme_of, dense_scheme, options, in_four_bits=in_four_bits)
+    report = make_store(origin, root, chosen, scheme_of, dense_scheme, options, in_four_bits=in_four_bits)
     return replace(report, seconds=monotonic() - start)
 
 
@@ -214,7 +214,7 @@ class WriteOptions:
 
 
 def make_store(
-    source: Checkpoint,
+    origin: Origin,
     root: Path,
     chosen: Mapping[BankKey, tuple[int, ...]],
     scheme: str | SchemeOf,
@@ -226,7 +226,7 @@ def make_store(
     """Writes, resumes or grows a store.
 
     Args:
-        source: A checkpoint, or a store seen as one.
+        origin: What it is made of.
         root: The directory.
         chosen: Bank → ids of the experts that the store is to have.
         scheme: That of all experts, or of each.
@@ -238,21 +238,21 @@ def make_store(
         CoterieError: As :func:`extract` says.
     """
     start = monotonic()
-    check_apart(root, source.location.directory)
-    source.warn_left_out()
-    check_tokenizer(source.location.directory, embedding_rows(source.skeleton))
-    plan = plan_extraction(source, chosen, scheme, dense_scheme)
-    downloads = missing_downloads(source, plan.tensors)
+    check_apart(root, origin.directory)
+    origin.warn_left_out()
+    check_tokenizer(origin.directory, embedding_rows(origin.model.skeleton))
+    plan = plan_extraction(origin, chosen, scheme, dense_scheme)
+    downloads = missing_downloads(origin, plan.tensors)
     if not downloads:
-        plan = with_fingerprints(plan, source)
+        plan = with_fingerprints(plan, origin)
     found = _survey(root, plan, restart=options.restart, compare=not downloads)
-    needs = disk_needs(root, found, downloads, source.location.cache)
+    needs = disk_needs(root, found, downloads, origin.cache)
     check_fits(needs)
     status: Status = "planned"
     written = 0
 
     def report() -> ExtractionReport:
-        made = _report(source, root, plan, found, downloads, needs, status, written, monotonic() - start)
+        made = _report(origin, root, plan, found, downloads, needs, status, written, monotonic() - start)
         if in_four_bits is None or made.store_nbytes < max(LARGE_NBYTES, 2 * in_four_bits):
             return made
         return replace(made, int4_nbytes=in_four_bits)
@@ -260,8 +260,8 @@ def make_store(
     if options.planned is not None:
         options.planned(report())
     if not options.dry_run:
-        plan = with_fingerprints(plan, source)
-        status, written = _write(source, root, plan, found, scheme, options)
+        plan = with_fingerprints(plan, origin)
+        status, written = _write(origin, root, plan, found, scheme, options)
     return report()
 
 
@@ -302,10 +302,10 @@ def _schemes(root: Path, scheme: str | None, dense_scheme: str | None) -> tuple[
     return scheme or NATIVE, dense_scheme or NATIVE
 
 
-def _four_bits(source: Checkpoint, chosen: Mapping[BankKey, tuple[int, ...]]) -> int | None:
+def _four_bits(origin: Origin, chosen: Mapping[BankKey, tuple[int, ...]]) -> int | None:
     """Bytes of experts and all else with linear layers in four bits; None if some weights cannot be stored so."""
     try:
-        plan = plan_extraction(source, chosen, _FOUR_BITS, _FOUR_BITS)
+        plan = plan_extraction(origin, chosen, _FOUR_BITS, _FOUR_BITS)
     except CoterieError:
         return None
     experts = sum(one.layout.nbytes for bank in plan.store.banks for one in bank.experts)
@@ -319,7 +319,7 @@ def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -
 
 
 def _write(
-    source: Checkpoint,
+    origin: Origin,
     root: Path,
     plan: ExtractionPlan,
     found: Survey,
@@ -331,14 +331,14 @@ def _write(
     with StoreWriter.open(root, plan.store, restart=restart, calls=options.calls) as writer:
         if writer.growing and not writer.missing_banks():
             return "already complete", 0
-        before = file_stamps(info.path for info in source.tensors.values())
+        before = file_stamps(info.path for info in origin.tensors.values())
         wanted = {(bank.key, one.expert): one.layout.nbytes for bank in plan.store.banks for one in bank.experts}
         total = sum(wanted[key, e] for key in writer.missing_banks() for e in writer.missing_experts(key))
         if not writer.dense_done:
             total += sum(tensor.nbytes for tensor in plan.dense)
         meter = Meter("extract", total, options.progress)
-        workers = options.workers or worker_count(source, computed=scheme != NATIVE)
-        Copier(source, writer, plan.dense, meter, workers=workers, scheme=scheme).run()
+        workers = options.workers or worker_count(origin, computed=scheme != NATIVE)
+        Copier(origin, writer, plan.dense, meter, workers=workers, scheme=scheme).run()
         for name in writer.missing_files():
             if name in plan.changed_files:
                 writer.write_file(name, plan.changed_files[name])
@@ -357,7 +357,7 @@ def _write(
 
 
 def _report(
-    source: Checkpoint,
+    origin: Origin,
     root: Path,
     plan: ExtractionPlan,
     found: Survey,
@@ -379,7 +379,7 @@ def _report(
     return ExtractionReport(
         status=status,
         store=root,
-        source=source.location.name,
+        source=origin.model.name,
         component=plan.store.model.component,
         experts_present=present,
         experts_total=sum(bank.num_experts - len(bank.weightless) for bank in plan.store.banks),

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie.checkpoint import Checkpoint
 from coterie.errors import UsageError
+from coterie.origins import Origin
 from coterie.spec import BankKey, ExpertKey
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def most_used(
-    source: Checkpoint,
+    origin: Origin,
     top: str,
     profile: str | Path,
     *,
@@ -29,7 +29,7 @@ def most_used(
     But every bank gets the k that are used most in it, so that a token always finds as many.
 
     Args:
-        source: The checkpoint.
+        origin: The model.
         top: How many, as a share of all its experts, such as ``"25%"``.
         profile: The model's profile.
         domain: Use by tokens of this domain; None for all.
@@ -43,11 +43,11 @@ def most_used(
     from coterie.profiles import Usage
 
     share = _share(top)
-    expected = Usage.open(profile, source.identity).expected(domain=domain, modalities=modalities)
+    expected = Usage.open(profile, origin.identity).expected(domain=domain, modalities=modalities)
     return take_most_used(
         expected,
-        {key: source.layout(key).nbytes for key in source.keys()},
-        {key: bank.bank.top_k or 1 for key, bank in source.banks.items()},
+        {key: origin.layout(key).nbytes for key in origin.keys()},
+        {key: bank.bank.top_k or 1 for key, bank in origin.model.banks.items()},
         share,
     )
 

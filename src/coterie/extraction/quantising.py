@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from coterie.checkpoint import Checkpoint
-from coterie.errors import QuantisationError
+from coterie.errors import QuantisationError, UsageError
 from coterie.hf.banks import ExpertBank
-from coterie.origins.origin import SchemeOf, stored_scheme
+from coterie.origins import Origin
 from coterie.quant import Scheme, StoredMatrix, dequantise, lossy_scheme
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.records import RecordReader
-from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.spec.parameters import StoredParameter, plan_record
 
 if TYPE_CHECKING:
     from coterie.store import Store
 
+SchemeOf = Callable[[ExpertKey], str]
+"""The scheme in which an expert is wanted."""
 
-def record_layouts(checkpoint: Checkpoint, scheme: str = NATIVE) -> dict[BankKey, RecordLayout]:
+_BY_SIZE = SCHEME_NAMES[::-1]
+
+
+def record_layouts(origin: Origin, scheme: str = NATIVE) -> dict[BankKey, RecordLayout]:
     """The record layout of every bank in a scheme, each name standing for one layout.
 
     Components of one model have experts of different sizes in the same arrangement; the second and further sizes are
@@ -37,8 +41,8 @@ def record_layouts(checkpoint: Checkpoint, scheme: str = NATIVE) -> dict[BankKey
     lossy = lossy_scheme(scheme)
     numbered: dict[str, list[RecordLayout]] = {}
     layouts: dict[BankKey, RecordLayout] = {}
-    for key in sorted(checkpoint.banks):
-        bank = checkpoint.banks[key]
+    for key in sorted(origin.model.banks):
+        bank = origin.model.banks[key]
         layout = bank.layout if lossy is None else BankQuantiser.of(bank.bank, bank.layout, lossy).layout
         known = numbered.setdefault(layout.name, [])
         if layout not in known:
@@ -51,6 +55,24 @@ def record_layouts(checkpoint: Checkpoint, scheme: str = NATIVE) -> dict[BankKey
 def one_scheme(scheme: str | SchemeOf) -> SchemeOf:
     """The scheme of each expert, where all have the same or each its own."""
     return (lambda key: scheme) if isinstance(scheme, str) else scheme
+
+
+def check_smaller(what: str, have: str, want: str) -> None:
+    """Refuses a scheme that has more bits than what there is: it would be larger, and no better.
+
+    Raises:
+        UsageError: With both.
+    """
+    for scheme in (have, want):
+        if scheme not in _BY_SIZE:
+            raise UsageError.unknown("scheme", scheme, list(_BY_SIZE))
+    if _BY_SIZE.index(want) < _BY_SIZE.index(have):
+        raise UsageError(
+            f"{what} stored as {have}; as {want} they would be larger and no better.",
+            advice="Make the store from the checkpoint, or from a store that is still native.",
+            have=have,
+            want=want,
+        )
 
 
 def scheme_of_store(store: Store) -> str | None:
@@ -144,19 +166,19 @@ class BankQuantiser:
 
 
 class SchemedExperts:
-    """The experts of a checkpoint, each in a scheme of its own; an :class:`~coterie.spec.ExpertSource`.
+    """Experts, each in a scheme of its own; an :class:`~coterie.spec.ExpertSource`.
 
     What lies in the scheme already is given as it lies.
 
     Args:
-        checkpoint: Where they come from: a checkpoint, or a store seen as one.
+        origin: Where they come from.
         scheme_of: The scheme of each.
     """
 
-    def __init__(self, checkpoint: Checkpoint, scheme_of: SchemeOf) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, origin: Origin, scheme_of: SchemeOf) -> None:
+        self._origin = origin
         self._scheme_of = scheme_of
-        self._reader = RecordReader(checkpoint, verify=True)
+        self._reader = RecordReader(origin, verify=True)
         self._layouts: dict[str, dict[BankKey, RecordLayout]] = {}
         self._quantisers: dict[tuple[BankKey, str, RecordLayout], BankQuantiser] = {}
 
@@ -167,21 +189,21 @@ class SchemedExperts:
     # --- ExpertSource -------------------------------------------------------------------------------------------
 
     def keys(self) -> Collection[ExpertKey]:
-        """All experts of the checkpoint."""
-        return self._checkpoint.keys()
+        """All experts of the origin."""
+        return self._origin.keys()
 
     def layout(self, key: ExpertKey) -> RecordLayout:
         """The layout of this expert's record in its scheme."""
         scheme = self._scheme_of(key)
         if scheme != NATIVE and self._is_there(key):
-            return self._checkpoint.layout(key)
+            return self._origin.layout(key)
         if scheme not in self._layouts:
-            self._layouts[scheme] = record_layouts(self._checkpoint, scheme)
+            self._layouts[scheme] = record_layouts(self._origin, scheme)
         return self._layouts[scheme][key.bank_key]
 
     def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
-        """Where the checkpoint has the record's bytes; None if they must be computed."""
-        return self._checkpoint.extents(key) if self._is_there(key) else None
+        """Where the origin has the record's bytes; None if they must be computed."""
+        return self._origin.extents(key) if self._is_there(key) else None
 
     def read_into(self, key: ExpertKey, record: memoryview) -> int:
         """Reads and quantises an expert; returns the bytes read.
@@ -192,13 +214,13 @@ class SchemedExperts:
             ReadError: If a file cannot be read.
         """
         if self._is_there(key):
-            return self._checkpoint.read_into(key, record)
+            return self._origin.read_into(key, record)
         scheme = lossy_scheme(self._scheme_of(key))
         assert scheme is not None, "what is native is there"
-        stored = self._checkpoint.layout(key)
+        stored = self._origin.layout(key)
         place = key.bank_key, scheme.name, stored
         if place not in self._quantisers:
-            self._quantisers[place] = BankQuantiser.of(self._checkpoint.banks[key.bank_key].bank, stored, scheme)
+            self._quantisers[place] = BankQuantiser.of(self._origin.model.banks[key.bank_key].bank, stored, scheme)
         quantiser = self._quantisers[place]
         buffer = mmap.mmap(-1, stored.nbytes)
         try:
@@ -213,7 +235,7 @@ class SchemedExperts:
 
     def checksum(self, key: ExpertKey) -> str | None:
         """That of a store's record which is given as it lies; checkpoints carry none."""
-        return self._checkpoint.checksum(key) if self._is_there(key) else None
+        return self._origin.checksum(key) if self._is_there(key) else None
 
     def _is_there(self, key: ExpertKey) -> bool:
-        return self._scheme_of(key) == stored_scheme(self._checkpoint, key)
+        return self._scheme_of(key) == self._origin.scheme(key)

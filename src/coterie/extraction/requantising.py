@@ -11,8 +11,9 @@ from coterie.errors import UsageError
 from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
+from coterie.extraction.quantising import check_smaller
 from coterie.files.naming import check_new_name
-from coterie.origins.origin import StoreOrigin, check_smaller
+from coterie.origins import StoreOrigin
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_files
 from coterie.quant import lossy_scheme
@@ -98,12 +99,12 @@ def quantize(
             workers=workers,
             calls=calls,
         )
-    source = StoreOrigin.open_store(path)
-    dense = source.store.manifest.dense_scheme
-    have = {key: source.store.scheme(key) for key in source.keys()}
+    origin = StoreOrigin.open(path)
+    dense = origin.store.manifest.dense_scheme
+    have = {key: origin.store.scheme(key) for key in origin.keys()}
     want = have if scheme is None else dict.fromkeys(have, scheme)
     if by_trust is not None and profile is not None:
-        want = by_trust.schemes(have, profile, source.identity)
+        want = by_trust.schemes(have, profile, origin.identity)
     changes = sorted({(have[key], want[key]) for key in have})
     for old, new in changes:
         check_smaller("Some experts are", old, new)
@@ -112,13 +113,13 @@ def quantize(
     if any(old not in (NATIVE, new) for old, new in changes):
         _warn_lossy(path)
     if not dry_run:
-        _check_dense(source.store)
+        _check_dense(origin.store)
     chosen: dict[BankKey, tuple[int, ...]] = {
-        key: tuple(sorted(bank.records)) for key, bank in source.store.banks.items()
+        key: tuple(sorted(bank.records)) for key, bank in origin.store.banks.items()
     }
 
     report = make_store(
-        source,
+        origin,
         Path(store).expanduser().absolute(),
         chosen,
         want.__getitem__,

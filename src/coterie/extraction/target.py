@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from coterie.checkpoint import Checkpoint
 from coterie.errors import DiskSpaceError, UsageError
+from coterie.origins import Origin
 from coterie.spec import format_bytes
 from coterie.store import Survey
 
@@ -73,9 +73,9 @@ def check_apart(store: Path, checkpoint: Path) -> None:
         )
 
 
-def missing_downloads(checkpoint: Checkpoint, names: tuple[str, ...]) -> tuple[ShardDownload, ...]:
+def missing_downloads(origin: Origin, names: tuple[str, ...]) -> tuple[ShardDownload, ...]:
     """The shards with these tensors that are not on this machine yet, with what is still to come of each."""
-    sizes = checkpoint.location.download_nbytes(checkpoint.tensors[name].path for name in names)
+    sizes = origin.missing(names)
     return tuple(ShardDownload(file=path.name, nbytes=nbytes) for path, nbytes in sizes.items())
 
 

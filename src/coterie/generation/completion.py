@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from coterie.engine.runtime import Runtime
 from coterie.generation.answers import AnswerReader, ToolCall
 from coterie.generation.draws import Draws, drawing
-from coterie.generation.one_sequence import beams, check_settings, longest, settings_named
+from coterie.generation.one_sequence import beams, check_settings, files_named, longest
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
 from coterie.generation.steps import generated
@@ -149,7 +149,7 @@ def complete(
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, settings_named(model):
+        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
             if one_by_one(model, config):
                 options = generating(model, tokenizer, inputs, config, wishes, keep=marks)
                 generated(Sequence(prepare(model, **options), request=request, stream=stream, draws=draws))

@@ -2,7 +2,7 @@
 
 A model's generation_config.json may ask for what needs several sequences, code from the Hub or another device. Such
 settings are refused by name before anything is computed; what transformers raises over one nobody knows about names the
-file, too.
+file, too, as does what a model's class raises over its configuration.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from coterie.errors import CoterieError, LoadError, UnsupportedError
 from coterie.hf.context import model_context
 from coterie.hf.foreign import reason_of
 from coterie.hf.generation_config import FILE
+from coterie.hf.releases import installed
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 _CACHES = ("quantized", "offloaded", "offloaded_static", "offloaded_hybrid", "offloaded_hybrid_chunked")
 _GENERATING = ("transformers.generation", "transformers.cache_utils", "coterie.hf.generation_steps", "torch")
 """Where settings are used, in the loop of transformers' own and in ours."""
+_COMPUTING = ("transformers.", "torch")
+"""Where a model's class computes."""
+_NO_MEMORY = "can't allocate memory"
+"""What torch says where there is none."""
 _DEFAULT_TOP_K = 50
 """What transformers takes where nothing is said."""
 
@@ -108,34 +113,52 @@ def settings_file(model: PreTrainedModel) -> Path:
 
 
 @contextmanager
-def settings_named(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, what ``generate`` raises over its settings, outside the model itself, names the file they come from.
+def files_named(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, what transformers and torch raise over a model's files names the one it comes from.
+
+    Over its settings that is where generation itself fails, outside the model; over its configuration, where its
+    forward pass does.
 
     Raises:
-        LoadError: Instead of what transformers raises. Fact ``path``.
+        LoadError: Instead of what they raise. Fact ``path``.
     """
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError, AssertionError, OverflowError,
-            ZeroDivisionError, RuntimeError) as error:  # fmt: skip
-        if isinstance(error, CoterieError) or not settings_file(model).is_file() or not _of_settings(error):
+            ZeroDivisionError, NotImplementedError, RuntimeError) as error:  # fmt: skip
+        if isinstance(error, CoterieError):
             raise
-        path = settings_file(model)
-        raise LoadError(
-            f"transformers does not generate with the settings in {path}: {reason_of(error)}",
-            advice="Mend what the message names, or remove the file.",
-            path=path,
-        ) from error
+        settings, raised = settings_file(model), _raised_in(error)
+        if _NO_MEMORY in str(error):
+            raise
+        if raised == "settings" and settings.is_file():
+            raise LoadError(
+                f"transformers does not generate with the settings in {settings}: {reason_of(error)}",
+                advice="Mend what the message names, or remove the file.",
+                path=settings,
+            ) from error
+        if raised == "model":
+            path = settings.with_name("config.json")
+            raise LoadError(
+                f"{type(model).__name__} of transformers {installed()} fails with {path}: {reason_of(error)}",
+                advice="Compare the file with the original's. If they are the same, please report this.",
+                path=path,
+            ) from error
+        raise
 
 
-def _of_settings(error: BaseException) -> bool:
-    """Whether it was raised in transformers' generation, and neither in the model's forward pass nor by us."""
-    trace, last = error.__traceback__, ""
+def _raised_in(error: BaseException) -> Literal["settings", "model", "elsewhere"]:
+    """Whose doing an error is: that of transformers' generation, of a model's class, or of whoever calls them.
+
+    What we raise ourselves, or beneath a forward of ours, is neither.
+    """
+    trace, last, beneath = error.__traceback__, "", False
     while trace is not None:
         last = str(trace.tb_frame.f_globals.get("__name__", ""))
         if last == "transformers.generation.logits_process":
-            return True  # some of these run the model once more
-        if last.startswith("torch.nn.modules"):
-            return False
+            return "settings"  # some of these run the model once more
+        beneath |= last.startswith("torch.nn.modules")
         trace = trace.tb_next
-    return last.startswith(_GENERATING)
+    if beneath or last.startswith("transformers.models"):
+        return "model" if last.startswith(_COMPUTING) else "elsewhere"
+    return "settings" if last.startswith(_GENERATING) else "elsewhere"

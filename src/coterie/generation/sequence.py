@@ -11,6 +11,7 @@ from torch import Tensor
 from coterie.generation.draws import Draws
 from coterie.hf.caches import caches_in
 from coterie.hf.generation_steps import (
+    Positions,
     Prepared,
     after_pass,
     choose,
@@ -50,7 +51,7 @@ class Sequence:
         stream: Given its tokens.
         draws: Its random numbers; without them, it draws from the process's.
         chooser: Chooses its tokens; by default as its settings say.
-        keep: Given what each pass returned, to keep of it what is wanted.
+        keep: Given what each pass returned, to keep of it what is wanted. It must not refer to the sequence.
 
     Attributes:
         request: As whom its passes are known.
@@ -82,9 +83,10 @@ class Sequence:
         self._position = 0
         self._stream = stream
         self._draws = draws
-        self._choose = chooser or self._as_settings_say
+        self._chooser = chooser
         self._keep = keep
         self._caches = CachesUsed()
+        self._positions = Positions(prepared.model)
         if stream is not None:
             stream.put(self.ids.cpu())
 
@@ -111,12 +113,13 @@ class Sequence:
     def run(self) -> Any:
         """Its next forward pass, alone; returns what the model returns."""
         model = self._prepared.model
+        self._positions.put_back()
         # Models may run others to prepare a pass: those are not of its phase.
         inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
         with Stated(self.request, phase=self.phase, rows=(self.row,)), self._caches:
-            if inputs is None:
-                return prefill(self._prepared, self._kwargs)
-            return model(**inputs, return_dict=True)
+            outputs = prefill(self._prepared, self._kwargs) if inputs is None else model(**inputs, return_dict=True)
+        self._positions.note()
+        return outputs
 
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
@@ -131,7 +134,7 @@ class Sequence:
         # Some processors run the model once more.
         with Stated(self.request), self._caches:
             scores = prepared.processors(self.ids, logits)
-        token = self._choose(scores)
+        token = self._choose(scores) if self._chooser is None else self._chooser(scores)
         self.ids = torch.cat([self.ids, token[:, None]], dim=-1)
         done = bool(prepared.criteria(self.ids, None))
         if self._stream is not None:
@@ -162,7 +165,7 @@ class Sequence:
         self._prepared.kwargs.clear()
         self._kwargs = {}
 
-    def _as_settings_say(self, scores: Tensor) -> Tensor:
+    def _choose(self, scores: Tensor) -> Tensor:
         sample = bool(self._prepared.config.do_sample)
         if self._draws is None or not sample:
             return choose(scores, sample=sample)

@@ -17,7 +17,7 @@ from coterie.errors import UnsupportedError, UsageError
 from coterie.files.replacing import replacing
 from coterie.generation.completion import Completion, Stopped, effective_config, finish, stoppable, stopping
 from coterie.generation.draws import drawing
-from coterie.generation.one_sequence import check_settings, settings_named
+from coterie.generation.one_sequence import check_settings, files_named
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence, Stream
 from coterie.generation.steps import generated
@@ -97,7 +97,7 @@ def speak(
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, settings_named(model):
+        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
             if draws is not None:
                 # The talker draws in the middle of its passes, too.
                 draws.begin()

@@ -26,15 +26,6 @@ def caches_in(values: Iterable[object]) -> list[Any]:
     return found
 
 
-def kept_cache(output: object) -> dict[str, Any]:
-    """The cache in what a forward pass returned, as the keyword argument of the next one; empty if it has none."""
-    if isinstance(output, Mapping):
-        for name, value in output.items():
-            if is_cache(value):
-                return {str(name): value}
-    return {}
-
-
 def strangers_in(values: Iterable[object]) -> list[object]:
     """What may be a cache of a kind that is not known: neither plain data, nor torch's, nor numpy's."""
     return [value for value in _flat(values, _DEEPEST) if not _plain(value) and not is_cache(value)]

@@ -19,6 +19,8 @@ from coterie.hf.caches import let_go_of_kept
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+_POSITIONS = "rope_deltas"
+"""What models with pictures keep on themselves of the sequence that they saw last. Releases differ in who reads it."""
 _ONE_BY_ONE = ("greedy_search", "sample")
 
 
@@ -113,6 +115,29 @@ def plain(model: PreTrainedModel, ids: Tensor) -> Prepared:
         config=GenerationConfig(),
         kwargs={"use_cache": True},
     )
+
+
+class Positions:
+    """Where a sequence's positions are, as its model keeps it on itself: several sequences have one model.
+
+    Args:
+        model: A model that has just prepared the sequence.
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        modules = (one for one in (model, *model.children()) if _POSITIONS in vars(one))
+        self._kept = [(one, getattr(one, _POSITIONS)) for one in modules]
+
+    def put_back(self) -> None:
+        """Has the model keep what it kept."""
+        for module, value in self._kept:
+            setattr(module, _POSITIONS, value)
+
+    def note(self) -> None:
+        """Remembers what it keeps now."""
+        self._kept = [(module, getattr(module, _POSITIONS)) for module, _ in self._kept]
 
 
 def prompt_length(prepared: Prepared) -> int:

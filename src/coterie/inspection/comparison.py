@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from coterie.checkpoint import Checkpoint, TensorInfo, read_header
+from coterie.checkpoint import TensorInfo, read_header
 from coterie.errors import CheckpointFileError, ReadError, UnsupportedError
 from coterie.extraction.dense import as_stored, dense_tensors, tensor_pieces
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts
 from coterie.files.regular import read_bounded
-from coterie.origins.origin import files_beside, files_changed
+from coterie.origins import Origin
 from coterie.quant import SCHEMES
 from coterie.records import RecordReader
 from coterie.spec import ExpertKey, RecordLayout
@@ -36,18 +36,18 @@ class Comparison:
         experts: Experts that were compared.
     """
 
-    def __init__(self, checkpoint: Checkpoint, meter: Meter) -> None:
+    def __init__(self, origin: Origin, meter: Meter) -> None:
         self.problems: list[Problem] = []
         self.tensors = 0
         self.experts = 0
-        self._checkpoint = checkpoint
+        self._origin = origin
         self._meter = meter
         self._lock = threading.Lock()
         self._buffers = threading.local()
 
     def store(self, store: Store) -> None:
         """Compares a store: dense tensors, the experts that it has, and the files copied beside them."""
-        self._checkpoint.download(self._checkpoint.keymap.dense)
+        self._origin.download(self._origin.model.keymap.dense)
         found: dict[str, TensorInfo] = {}
         for path in store.dense_files:
             try:
@@ -55,15 +55,15 @@ class Comparison:
             except CheckpointFileError as error:
                 self._add("malformed", path.name, "the file itself", error.message)
         # What is lossy is quantised again: the same weights give the same bytes.
-        wanted = dense_tensors(self._checkpoint, store.manifest.dense_scheme)
+        wanted = dense_tensors(self._origin, store.manifest.dense_scheme)
         self._compare_tensors(found, {tensor.name: tensor for tensor in wanted})
         self._compare_experts(store)
         self._compare_files(store)
 
     def checkpoint(self, tensors: Mapping[str, TensorInfo]) -> None:
         """Compares all tensors of another checkpoint, experts too, by name."""
-        self._checkpoint.download(self._checkpoint.tensors)
-        self._compare_tensors(tensors, {info.name: as_stored(info) for info in self._checkpoint.tensors.values()})
+        self._origin.download(self._origin.tensors)
+        self._compare_tensors(tensors, {info.name: as_stored(info) for info in self._origin.tensors.values()})
 
     def _compare_tensors(self, found: Mapping[str, TensorInfo], wanted: Mapping[str, DenseTensor]) -> None:
         for name in sorted(wanted.keys() - found.keys()):
@@ -93,7 +93,7 @@ class Comparison:
             self._add("missing", found.path.name, found.name, error.message)
 
     def _compare_experts(self, store: Store) -> None:
-        known = self._checkpoint.banks.keys()
+        known = self._origin.model.banks.keys()
         for bank in sorted(known - store.banks.keys()):
             self._add("missing", "", str(bank), f"the bank {bank} of the checkpoint is not there")
         for bank in sorted(store.banks.keys() - known):
@@ -106,9 +106,9 @@ class Comparison:
                 advice="Compare with the version of Coterie that made the store.",
                 key=unknown,
             )
-        wanted = SchemedExperts(self._checkpoint, store.scheme)
+        wanted = SchemedExperts(self._origin, store.scheme)
         ours, theirs = RecordReader(store), RecordReader(wanted)
-        self._checkpoint.download(name for key in keys for name in self._checkpoint.names_of(key))
+        self._origin.download(name for key in keys for name in self._origin.names_of(key))
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
                 for _ in pool.map(lambda key: self._compare_expert(store, key, wanted.layout(key), ours, theirs), keys):
@@ -146,8 +146,8 @@ class Comparison:
         self._meter.advance(2 * layout.nbytes)
 
     def _compare_files(self, store: Store) -> None:
-        originals = files_beside(self._checkpoint)
-        changed = files_changed(self._checkpoint)
+        originals = self._origin.side_files()
+        changed = self._origin.changed_files()
         for facts in store.manifest.files:
             if facts.file not in originals:
                 self._add("foreign", facts.file, "the file itself", f"the checkpoint has no file {facts.file!r}")

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from coterie.errors import CoterieError, LoadError
-from coterie.origins.origin import StoreOrigin
+from coterie.origins import StoreOrigin
 from coterie.store import Problem
 
 
@@ -20,7 +20,7 @@ def model_problems(path: Path) -> list[Problem]:
         path: A store whose files are as its manifest says.
     """
     try:
-        StoreOrigin.open_store(path)
+        StoreOrigin.open(path)
     except LoadError as error:
         if error.__cause__ is None:
             found = error.facts.get("path", path)

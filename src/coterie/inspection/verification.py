@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-from coterie.checkpoint import Checkpoint, Location
+from coterie.checkpoint import Location
 from coterie.errors import StoreError
 from coterie.extraction.dense import dense_tensors
 from coterie.extraction.progress import Meter, ProgressCallback
@@ -16,8 +16,9 @@ from coterie.hf.tokenizer import embedding_rows
 from coterie.inspection.checkpoint_problems import checksum_problems, file_problems, open_problems
 from coterie.inspection.comparison import Comparison
 from coterie.inspection.store_model import model_problems
-from coterie.origins.origin import tensors_about
+from coterie.origins import CheckpointOrigin
 from coterie.origins.store_or_checkpoint import need_checkpoint, store_path
+from coterie.origins.store_origin import tensors_about
 from coterie.store import Leftover, Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
 
@@ -124,7 +125,7 @@ def verify(
         if not problems:
             problems += model_problems(path)
         if against is not None:
-            other = Checkpoint.open(
+            other = CheckpointOrigin.open(
                 against, component=store.manifest.model.component, revision=revision, offline=offline
             )
             dense = sum(tensor.nbytes for tensor in dense_tensors(other, store.manifest.dense_scheme))
@@ -166,7 +167,7 @@ def _verify_checkpoint(
     if checkpoint is not None:
         problems += tokenizer_problems(location.directory, embedding_rows(checkpoint.skeleton))
     if checkpoint is not None and against is not None:
-        other = Checkpoint.open(against, component=component, revision=revision, offline=offline)
+        other = CheckpointOrigin.open(against, component=component, revision=revision, offline=offline)
         total = sum(info.nbytes for info in other.tensors.values())
         comparison = Comparison(other, Meter("compare", 2 * total, progress))
         checkpoint.download(checkpoint.tensors)

@@ -1,0 +1,150 @@
+"""A checkpoint as what a store is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from coterie.checkpoint import Checkpoint, TensorInfo
+from coterie.hf.configs import read_config
+from coterie.hf.quantisation import Quantisation
+from coterie.origins.origin import OriginBank, OriginModel
+from coterie.origins.side_files import side_files, with_dtype
+from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec.encodings import NATIVE
+
+
+class CheckpointOrigin:
+    """An :class:`~coterie.origins.Origin` whose tensors, those of experts too, lie as they were published.
+
+    Args:
+        checkpoint: The checkpoint.
+    """
+
+    made_from = ""
+    dense_scheme = NATIVE
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.pairs: Mapping[str, tuple[TensorInfo, TensorInfo]] = {}
+        self.model = OriginModel(
+            name=checkpoint.location.name,
+            revision=checkpoint.location.revision,
+            component=checkpoint.component,
+            model_type=checkpoint.model_type,
+            config=checkpoint.config,
+            skeleton=checkpoint.skeleton,
+            banks={key: OriginBank(bank=one.bank, layout=one.layout) for key, one in checkpoint.banks.items()},
+            keymap=checkpoint.keymap,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path_or_id: str | Path,
+        *,
+        component: str | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+    ) -> CheckpointOrigin:
+        """Opens a checkpoint. Arguments and errors are those of :meth:`Checkpoint.open`."""
+        return cls(Checkpoint.open(path_or_id, component=component, revision=revision, offline=offline))
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are."""
+        return self._checkpoint.location.directory
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the model."""
+        return self._checkpoint.identity
+
+    @property
+    def integrity(self) -> str:
+        """Fingerprint of the checkpoint."""
+        return self._checkpoint.integrity
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by name."""
+        return self._checkpoint.tensors
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """How its weights are quantised, or None."""
+        return self._checkpoint.quantisation
+
+    def scheme(self, key: ExpertKey) -> str:
+        """As they were published."""
+        return NATIVE
+
+    def sources(self, bank: BankKey) -> tuple[str, ...]:
+        """The tensors that a bank comes from, with ``*`` for the expert's number."""
+        fields = self._checkpoint.banks[bank].fields
+        return tuple(
+            pattern for field in fields.values() for names in field.names.values() for pattern in _pattern(names)
+        )
+
+    def side_files(self) -> Mapping[str, Path]:
+        """See :class:`~coterie.origins.Origin`."""
+        return side_files(self.directory)
+
+    def changed_files(self) -> Mapping[str, bytes]:
+        """A configuration that says nothing of the dtype; it says it then."""
+        config = with_dtype(read_config(self.directory), lambda: self._checkpoint.unstated_dtype)
+        return {} if config is None else {"config.json": config}
+
+    def names_of(self, key: ExpertKey) -> list[str]:
+        """The tensors that hold an expert."""
+        return self._checkpoint.names_of(key)
+
+    @property
+    def cache(self) -> Path | None:
+        """The Hub's cache, if it comes from there."""
+        return self._checkpoint.location.cache
+
+    def missing(self, names: Iterable[str]) -> Mapping[Path, int]:
+        """See :class:`~coterie.origins.Origin`."""
+        return self._checkpoint.location.download_nbytes(self.tensors[name].path for name in names)
+
+    def download(self, names: Iterable[str]) -> None:
+        """See :class:`~coterie.origins.Origin`."""
+        self._checkpoint.download(names)
+
+    def warn_left_out(self) -> None:
+        """Of tensors of other parts, and of an adapter."""
+        self._checkpoint.warn_left_out()
+
+    # --- ExpertSource -------------------------------------------------------------------------------------------
+
+    def keys(self) -> Collection[ExpertKey]:
+        """All experts of the model."""
+        return self._checkpoint.keys()
+
+    def layout(self, key: ExpertKey) -> RecordLayout:
+        """The layout of this expert's record in the checkpoint's own dtype."""
+        return self._checkpoint.layout(key)
+
+    def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
+        """Where the expert's bytes lie, or None if transformers transposes or interleaves them on loading."""
+        return self._checkpoint.extents(key)
+
+    def read_into(self, key: ExpertKey, record: memoryview) -> int:
+        """Decodes an expert; returns the bytes read."""
+        return self._checkpoint.read_into(key, record)
+
+    def checksum(self, key: ExpertKey) -> None:
+        """None: checkpoints carry no checksums."""
+
+
+def _pattern(names: list[str]) -> Iterable[str]:
+    if len(names) == 1:
+        return names
+    parts = [name.split(".") for name in names]
+    differing = [index for index, part in enumerate(zip(*parts, strict=True)) if len(set(part)) > 1]
+    if len(differing) != 1:
+        return names
+    first = parts[0]
+    first[differing[0]] = "*"
+    return [".".join(first)]

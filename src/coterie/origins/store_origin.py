@@ -1,0 +1,245 @@
+"""A finished store as what another store is made of.
+
+Experts are read as the store has them, whatever their schemes. What a lossy scheme has taken is not there any more, so
+a scheme can be changed for a smaller one only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from coterie.checkpoint import TensorInfo, model_dtype
+from coterie.errors import LoadError
+from coterie.hf.banks import ExpertBank
+from coterie.hf.configs import check_architecture, load_config, load_quantisation, resolve_model
+from coterie.hf.keymap import KeyMap, map_dense
+from coterie.hf.quantisation import Quantisation
+from coterie.hf.quantised import fold_names, unfold_keymap
+from coterie.hf.shapes import check_shapes
+from coterie.hf.skeleton import build_skeleton
+from coterie.origins.origin import OriginBank, OriginModel
+from coterie.origins.stored_dense import dense_headers
+from coterie.quant import linear_names, lossy_scheme
+from coterie.quant.dtypes import SAFETENSORS_DTYPES
+from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec.encodings import NATIVE
+from coterie.store import Bank, Store
+from coterie.store.manifest_json import manifest_bytes
+
+_TENSORS_PER_EXPERT = 6
+"""More than any expert has: three matrices, each with a bias or scales."""
+
+
+class StoreOrigin:
+    """An :class:`~coterie.origins.Origin` whose experts are a store's records.
+
+    Attributes:
+        store: The store.
+    """
+
+    cache = None
+
+    def __init__(self, store: Store, opened: _Opened) -> None:
+        """Made by :meth:`open`."""
+        facts = store.manifest
+        self.store = store
+        self.tensors = opened.tensors
+        self.pairs = opened.pairs
+        self.quantisation = opened.quantisation
+        self.model = OriginModel(
+            name=facts.source.name,
+            revision=facts.source.revision,
+            component=facts.model.component,
+            model_type=facts.model.model_type,
+            config=opened.config,
+            skeleton=opened.skeleton,
+            banks={bank.key: _bank(bank, store.banks[bank.key], store) for bank in opened.keymap.banks},
+            keymap=opened.keymap,
+        )
+
+    @classmethod
+    def open(cls, path: Path) -> StoreOrigin:
+        """Opens a store.
+
+        Raises:
+            StoreError: If it is damaged.
+            LoadError: If the model that its configuration describes is not the one that it holds.
+        """
+        store = Store.open(path)
+        return cls(store, _open_dense(store))
+
+    @property
+    def directory(self) -> Path:
+        """The store."""
+        return self.store.path
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the model, which the manifest has."""
+        return self.store.manifest.model.identity
+
+    @property
+    def integrity(self) -> str:
+        """Fingerprint of the checkpoint that the store was made from."""
+        return self.store.manifest.source.integrity
+
+    @property
+    def made_from(self) -> str:
+        """What identifies a store that has lost something; empty for one that has not."""
+        manifest = self.store.manifest
+        schemes = {record.scheme for bank in manifest.banks for record in bank.records.values()}
+        if {*schemes, manifest.dense_scheme} <= {NATIVE}:
+            return ""
+        return str(xxhash.xxh3_128_hexdigest(manifest_bytes(manifest)))
+
+    @property
+    def dense_scheme(self) -> str:
+        """The scheme of linear layers outside experts."""
+        return self.store.manifest.dense_scheme
+
+    def scheme(self, key: ExpertKey) -> str:
+        """The scheme of this expert's record."""
+        return self.store.scheme(key)
+
+    def sources(self, bank: BankKey) -> tuple[str, ...]:
+        """The checkpoint's tensors that a bank comes from, as the manifest has them."""
+        return self.store.banks[bank].sources
+
+    def side_files(self) -> Mapping[str, Path]:
+        """Those that the manifest names."""
+        return {facts.file: self.store.path / facts.file for facts in self.store.manifest.files}
+
+    def changed_files(self) -> Mapping[str, bytes]:
+        """None: they are as a store has them."""
+        return {}
+
+    def names_of(self, key: ExpertKey) -> list[str]:
+        """None: experts are records of their own."""
+        return []
+
+    def missing(self, names: Iterable[str]) -> Mapping[Path, int]:
+        """None: a store is here."""
+        return {}
+
+    def download(self, names: Iterable[str]) -> None:
+        """Does nothing: a store is here."""
+
+    def warn_left_out(self) -> None:
+        """Does nothing: what was left out is not in the store."""
+
+    # --- ExpertSource -------------------------------------------------------------------------------------------
+
+    def keys(self) -> Collection[ExpertKey]:
+        """The experts that are here."""
+        return self.store.keys()
+
+    def layout(self, key: ExpertKey) -> RecordLayout:
+        """The layout of this expert's record."""
+        return self.store.layout(key)
+
+    def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
+        """Where the record lies; None if the expert is not here."""
+        return self.store.extents(key) if key in self.store.keys() else None
+
+    def read_into(self, key: ExpertKey, record: memoryview) -> int:
+        """Reads a record; returns the bytes read."""
+        return self.store.read_into(key, record)
+
+    def checksum(self, key: ExpertKey) -> str:
+        """That of the record."""
+        return self.store.checksum(key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What is found out about a store's tensors outside experts."""
+
+    config: Any
+    skeleton: Any
+    keymap: KeyMap
+    tensors: Mapping[str, TensorInfo]
+    pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
+    quantisation: Quantisation | None
+
+
+def _open_dense(store: Store) -> _Opened:
+    facts = store.manifest
+    component = facts.model.component
+    config = load_config(store.path)
+    model_class, model_config = resolve_model(config, component)
+    tensors = dense_headers(store)
+    skeleton = build_skeleton(
+        model_class,
+        model_config,
+        model_dtype(model_config, tensors),
+        path=store.path / "config.json",
+        tensors=tensors_about(len(tensors), sum(bank.num_experts for bank in store.banks.values())),
+    )
+    lossy = lossy_scheme(facts.dense_scheme)
+    names = {} if lossy is None else linear_names(tensors, lossy)
+    pairs = {name: (tensors[codes], tensors[scales]) for name, (codes, scales) in names.items()}
+    parts = {info.name for pair in pairs.values() for info in pair}
+    quantisation = load_quantisation(store.path)
+    folded = fold_names(quantisation, {name: info.dtype for name, info in tensors.items() if name not in parts})
+    keymap = map_dense(skeleton, [*folded.names, *pairs], component=component)
+    unfold_keymap(keymap, folded, quantisation)
+    keymap.ignored = list(facts.ignored)
+    check_architecture(skeleton, len(keymap.banks))
+    _check_dense(store, skeleton, keymap, tensors, parts)
+    banks = {bank.key for bank in keymap.banks}
+    if keymap.unclaimed or banks != store.banks.keys():
+        odd = keymap.unclaimed[:1] or sorted(map(str, banks ^ store.banks.keys()))
+        raise LoadError(
+            f"{store.path} holds a {facts.model.class_name}, which has no place for {odd[0]!r}.",
+            advice="Install the release of transformers that the store was made with, or extract it again.",
+            path=store.path,
+        )
+    return _Opened(
+        config=config, skeleton=skeleton, keymap=keymap, tensors=tensors, pairs=pairs, quantisation=quantisation
+    )
+
+
+def _check_dense(
+    store: Store, skeleton: Any, keymap: KeyMap, tensors: Mapping[str, TensorInfo], parts: set[str]
+) -> None:
+    """Refuses dense tensors that opening the model would refuse."""
+    facts = store.manifest.model
+    advice = "config.json and the dense files do not belong together; extract the store again."
+    name = type(skeleton).__name__
+    if name != facts.class_name:
+        raise LoadError(
+            f"{store.path} holds a {facts.class_name}, its config.json describes a {name}.",
+            advice=advice,
+            path=store.path,
+        )
+    if keymap.missing:
+        raise LoadError(
+            f"{store.path} lacks {keymap.missing[0]!r}"
+            + (f" and {len(keymap.missing) - 1} more tensors." if len(keymap.missing) > 1 else "."),
+            advice=advice,
+            path=store.path,
+            missing=keymap.missing,
+        )
+    shapes = {name: tensors[name].shape for name in keymap.dense if name in tensors and name not in parts}
+    check_shapes(skeleton, keymap, shapes, store.path / "config.json", LoadError)
+
+
+def _bank(bank: ExpertBank, facts: Bank, store: Store) -> OriginBank:
+    """The bank with the layout that its experts have in the checkpoint; where none tells, that of the model's dtype."""
+    records = sorted(facts.records.values(), key=lambda record: record.scheme != NATIVE)
+    layout = (
+        store.manifest.layouts[records[0].layout]
+        if records
+        else bank.layout({name: SAFETENSORS_DTYPES[dtype] for name, dtype in bank.dtypes.items()})
+    )
+    return OriginBank(bank=bank, layout=layout)
+
+
+def tensors_about(dense: int, experts: int) -> int:
+    """About how many tensors a model was saved as that has so many tensors outside experts, and experts."""
+    return dense + _TENSORS_PER_EXPERT * experts
