@@ -35,6 +35,7 @@ class Prepared:
         criteria: Say when it ends.
         config: Its settings.
         kwargs: What forward passes are called with, its cache included.
+        whole: Whether the first pass computes the logits of the whole prompt, whatever the class does to generate.
     """
 
     model: PreTrainedModel
@@ -43,6 +44,7 @@ class Prepared:
     criteria: StoppingCriteriaList
     config: GenerationConfig
     kwargs: dict[str, Any]
+    whole: bool = False
 
 
 def one_by_one(model: PreTrainedModel, config: GenerationConfig) -> bool:
@@ -114,6 +116,7 @@ def plain(model: PreTrainedModel, ids: Tensor) -> Prepared:
         criteria=StoppingCriteriaList(),
         config=GenerationConfig(),
         kwargs={"use_cache": True},
+        whole=True,
     )
 
 
@@ -150,6 +153,8 @@ def prompt_length(prepared: Prepared) -> int:
 
 def prefill(prepared: Prepared, kwargs: dict[str, Any]) -> Any:
     """The first forward pass, over the prompt; several where the settings ask for pieces of it."""
+    if prepared.whole:
+        return prepared.model(input_ids=prepared.ids, **kwargs, return_dict=True)
     return prepared.model._prefill(prepared.ids, prepared.config, kwargs, is_first_iteration=True)
 
 
