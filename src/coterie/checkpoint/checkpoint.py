@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-@dataclass(kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CheckpointBank:
     """One bank of experts in a checkpoint.
 
@@ -55,20 +55,6 @@ class CheckpointBank:
     fields: dict[str, FieldSource]
     layout: RecordLayout
     mixed: frozenset[str] = frozenset()
-
-    @cached_property
-    def plain_fields(self) -> list[tuple[int, list[list[str]], bool]] | None:
-        """Of each field: its place in a record, what it is put together of, and whether that is one tensor per expert.
-
-        None if transformers does not merely put tensors together.
-        """
-        found: list[tuple[int, list[list[str]], bool]] = []
-        for place in self.layout.fields:
-            source = self.fields[place.name]
-            if not is_plain(source) or place.name in self.mixed:
-                return None
-            found.append((place.offset, list(source.names.values()), source.per_expert))
-        return found
 
 
 @dataclass(kw_only=True)
@@ -256,15 +242,16 @@ class Checkpoint:
 
     def _find(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         bank = self.banks[key.bank_key]
-        plain = bank.plain_fields
-        if plain is None:
-            return None
         found: list[Extent] = []
-        for at, names, per_expert in plain:
-            for each in names:
-                info = self.tensors[each[key.expert if per_expert else 0]]
-                size = info.nbytes if per_expert else info.nbytes // bank.bank.num_experts
-                start = info.offset if per_expert else info.offset + key.expert * size
+        for place in bank.layout.fields:
+            source = bank.fields[place.name]
+            if not is_plain(source) or place.name in bank.mixed:
+                return None
+            at = place.offset
+            for name in source.names_of(key.expert):
+                info = self.tensors[name]
+                size = info.nbytes if source.per_expert else info.nbytes // bank.bank.num_experts
+                start = info.offset if source.per_expert else info.offset + key.expert * size
                 found.append(Extent(source=info.source, offset=start, nbytes=size, at=at))
                 at += size
         return tuple(found)
