@@ -15,6 +15,9 @@ WHEELS ?= .venv-wheels
 AUDIT ?= .venv-audit
 DOCS ?= .venv-docs
 
+# Tests start many processes. Where nothing compiled may be kept, each compiles Coterie again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs site report \
 lock bench wheels release-check clean

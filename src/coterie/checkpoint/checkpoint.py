@@ -16,6 +16,7 @@ import xxhash
 from coterie.checkpoint.dense import UnreadTensor, unread_tensors
 from coterie.checkpoint.dtype import checkpoint_dtype
 from coterie.checkpoint.fingerprints import content_of, samples_of
+from coterie.checkpoint.formats import ADAPTER
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import read_tensor
@@ -37,8 +38,6 @@ from coterie.spec.parameters import encoded_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-_ADAPTER = "adapter_config.json"
 
 
 @dataclass(kw_only=True)
@@ -154,9 +153,9 @@ class Checkpoint:
     def warn_left_out(self) -> None:
         """Warns of what is beside the model and has no part in what it computes: tensors of other parts, an adapter."""
         names = self.keymap.left_out
-        if (self.location.directory / _ADAPTER).exists():
+        if (self.location.directory / ADAPTER).exists():
             warnings.warn(
-                f"{self.location.name} has an adapter beside the model ({_ADAPTER}), which is not applied. Merge it "
+                f"{self.location.name} has an adapter beside the model ({ADAPTER}), which is not applied. Merge it "
                 "into the weights with peft if it is meant.",
                 stacklevel=2,
             )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import UsageError
+from coterie.files.nearest import nearest_directory
 from coterie.files.regular import open_regular
 from coterie.plan.machine import SYSTEM_ROOT
 
@@ -84,7 +85,7 @@ class ReadSpeed:
 
 def disk_facts(path: Path, *, root: Path = SYSTEM_ROOT) -> DiskFacts:
     """Describes the filesystem that ``path``, or its nearest existing ancestor directory, lies on."""
-    directory = _existing_directory(path)
+    directory = nearest_directory(path)
     mount_point, filesystem, device = _mount_of(directory, root)
     usage = shutil.disk_usage(directory)
     return DiskFacts(
@@ -104,7 +105,7 @@ def disk_identity(path: Path, *, root: Path = SYSTEM_ROOT) -> str:
     Device numbers change hands between boots; the filesystem, the device's name and model and, where the system knows
     it, the filesystem's UUID tell them apart.
     """
-    directory = _existing_directory(path)
+    directory = nearest_directory(path)
     number = directory.stat().st_dev
     name = f"{os.major(number)}:{os.minor(number)}" if hasattr(os, "major") else str(number)
     _, filesystem, device = _mount_of(directory, root)
@@ -260,13 +261,6 @@ def _drop_page_cache(path: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-
-
-def _existing_directory(path: Path) -> Path:
-    candidate = path.expanduser().absolute()
-    while not candidate.is_dir():
-        candidate = candidate.parent
-    return candidate
 
 
 def _mount_of(directory: Path, root: Path) -> tuple[str, str, str]:
