@@ -130,17 +130,17 @@ class Positions:
     __slots__ = ("_kept",)
 
     def __init__(self, model: PreTrainedModel) -> None:
-        modules = (one for one in (model, *model.children()) if _POSITIONS in vars(one))
-        self._kept = [(one, getattr(one, _POSITIONS)) for one in modules]
+        spaces = (vars(one) for one in (model, *model.children()))
+        self._kept = [(space, space[_POSITIONS]) for space in spaces if _POSITIONS in space]
 
     def put_back(self) -> None:
         """Has the model keep what it kept."""
-        for module, value in self._kept:
-            setattr(module, _POSITIONS, value)
+        for space, value in self._kept:
+            space[_POSITIONS] = value
 
     def note(self) -> None:
         """Remembers what it keeps now."""
-        self._kept = [(module, getattr(module, _POSITIONS)) for module, _ in self._kept]
+        self._kept = [(space, space[_POSITIONS]) for space, _ in self._kept]
 
 
 def prompt_length(prepared: Prepared) -> int:
