@@ -15,6 +15,9 @@ WHEELS ?= .venv-wheels
 AUDIT ?= .venv-audit
 DOCS ?= .venv-docs
 
+# Tests start many processes. Where nothing compiled may be kept, each compiles Coterie again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs site report \
 lock bench wheels release-check clean
@@ -72,7 +75,7 @@ test-oldest: $(OLDEST)/.installed ## Run the tests that depend on transformers w
 test-between: $(BETWEEN)/.installed ## Run the matrix and what sees forward passes with a release between the ends
 	OMP_NUM_THREADS=1 $(call RELEASE_TESTS_IN,$(BETWEEN)) -m "not slow" tests/versions tests/routing tests/engine/test_matrix.py \
 	tests/passes/test_forward_call.py tests/integration/test_token_forwards.py tests/engine/test_statistics.py \
-	tests/engine/test_loader.py tests/engine/test_recording.py
+	tests/engine/test_loader.py tests/engine/test_recording.py tests/generation/test_steps.py tests/hf/test_generation_steps.py
 
 test-newest: $(STAMP) ## Run what test-oldest runs with the newest release below 6, if it is newer than the pinned one
 	rm -rf $(NEWEST)

@@ -62,7 +62,8 @@ def main() -> int:
         return 0
     found, unknown = 0, 0
     for lock in sorted(ROOT.glob("requirements*.lock")):
-        dependencies = audit(command, lock)
+        # Whoever did not answer for one lock is not waited for again.
+        dependencies = None if unknown else audit(command, lock)
         looked_up = [entry for entry in dependencies or () if "vulns" in entry]
         skipped = [entry for entry in dependencies or () if "vulns" not in entry]
         if not looked_up:

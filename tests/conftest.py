@@ -91,7 +91,7 @@ def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ZooCheckpoint:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def moe(zoo_checkpoint) -> Path:
     """A Qwen3-MoE of 2 layers with 8 experts each, one tensor per expert: bytes go straight from file to file."""
     return zoo_checkpoint("qwen3_moe", torch.bfloat16)

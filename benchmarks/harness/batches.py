@@ -48,7 +48,7 @@ class Group:
     """
 
     def __init__(self, model: Any, prompts: torch.Tensor) -> None:
-        from coterie.hf.caches import kept_cache
+        from harness.kept_cache import kept_cache
 
         caches, ids = [], []
         for prompt in prompts.split(1):

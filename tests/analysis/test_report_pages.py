@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from coterie.analysis.report.favourites import favourites
+from coterie.analysis.report.favourites import favourites, most_specialised
 from coterie.analysis.report.findings import Answer, Report, shown
 from coterie.analysis.report.material import Material
 from coterie.analysis.report.pages import html_page, markdown_page
 from coterie.analysis.report.spread import _over_depth
+from coterie.analysis.report.words import Words
 from coterie.profiles import Profile, ProfileDatabase
 from coterie.spec import BankKey
 from profiles.conftest import favour, write_profile
@@ -61,7 +62,12 @@ def test_the_most_specialised_experts_are_told_with_their_tokens(tmp_path) -> No
     favour(path, BankKey("text", 0, "mlp"), 3, 17)
     with ProfileDatabase(path) as database:
         whole = Profile.read(database)
-        answer = favourites(Material.of(whole, "text"), database, whole, lambda token: f" w{token}\n")
+        material = Material.of(whole, "text")
+        listed = most_specialised(material)
+        words = Words(whole, database, {one.bank for one in listed})
+        answer = favourites(material, listed, words, lambda token: f" w{token}\n")
+        # Read once: it is the same when it is asked for again.
+        assert words.of(listed[0].bank) is words.of(listed[0].bank) is not None
         (table,) = answer.tables
         assert {row[:2] for row in table.rows} == {("0:3", "code"), ("1:5", "prose")}
         assert {row[0]: row[-1] for row in table.rows}["0:3"] == "“ w17⏎” 100%"
@@ -69,5 +75,7 @@ def test_the_most_specialised_experts_are_told_with_their_tokens(tmp_path) -> No
     write_profile(tmp_path / "q.db", Router(), {"code": 32, "prose": 32})
     with ProfileDatabase(tmp_path / "q.db") as database:
         whole = Profile.read(database)
-        answer = favourites(Material.of(whole, "text"), database, whole, str)
+        material = Material.of(whole, "text")
+        assert most_specialised(material) == []
+        answer = favourites(material, [], Words(whole, database, ()), str)
         assert answer.answer == "Nothing is shown: no expert is a specialist."

@@ -100,7 +100,7 @@ class LocalHub:
         self._closing = threading.Event()
         self._servers = [self._serve("hub"), self._serve("cdn")]
         self._threads = [
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True) for server in self._servers
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True) for server in self._servers
         ]
         for thread in self._threads:
             thread.start()
@@ -165,6 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
     served: LocalHub
     server_name: Literal["hub", "cdn"]
     protocol_version = "HTTP/1.1"
+    # Else a body waits 40 ms after its head, for an acknowledgement that the client puts off.
+    disable_nagle_algorithm = True
 
     def do_HEAD(self) -> None:
         self._answer()

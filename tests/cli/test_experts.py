@@ -3,7 +3,7 @@ import json
 import pytest
 
 from coterie.spec import BankKey
-from profiles.conftest import favour, planted, write_profile  # noqa: F401 - a fixture
+from profiles.conftest import favour, planted, planted_once, write_profile  # noqa: F401 - fixtures
 from profiles.synthetic import Router, run_facts
 
 

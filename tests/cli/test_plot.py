@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from profiles.conftest import planted  # noqa: F401 - a fixture
+from profiles.conftest import planted, planted_once  # noqa: F401 - a fixture
 
 
 @pytest.mark.parametrize(

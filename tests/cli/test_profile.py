@@ -6,7 +6,13 @@ import urllib.request
 import pytest
 
 from coterie.profiles import ProfileDatabase
-from profiles.conftest import planted, postgresql, postgresql_server, write_profile  # noqa: F401 - fixtures
+from profiles.conftest import (  # noqa: F401 - fixtures
+    planted,
+    planted_once,
+    postgresql,
+    postgresql_server,
+    write_profile,
+)
 from profiles.contents import contents
 from profiles.synthetic import IDENTITY, Router, run_facts
 

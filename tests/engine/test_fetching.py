@@ -34,11 +34,17 @@ ALL = {0: set(range(8)), 1: set(range(8))}
 ABSENT = [ExpertKey("text", layer, "mlp", expert) for layer in (0, 1) for expert in range(2, 8)]
 
 
+@pytest.fixture(scope="module")
+def extracted(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``partial`` is a copy of."""
+    extract(moe, directory := tmp_path_factory.mktemp("partial") / "store", experts="0-1")
+    return directory
+
+
 @pytest.fixture
-def partial(moe: Path, tmp_path: Path) -> Path:
+def partial(extracted: Path, tmp_path: Path) -> Path:
     """A store with experts 0 and 1 of each layer."""
-    extract(moe, tmp_path / "store", experts="0-1")
-    return tmp_path / "store"
+    return Path(shutil.copytree(extracted, tmp_path / "store"))
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import torch
 from coterie.errors import LoadError, UnsupportedError, UsageError
 from coterie.evaluate import Text, TokenScores, plan_windows, scores
 from coterie.evaluate.scores import score
+from harness.kept_cache import kept_cache
+from zoo import MATRIX
 
 
 def random_logits(seed: int, tokens: int = 7, width: int = 33, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -113,3 +115,31 @@ def test_token_by_token_is_as_all_at_once(zoo_store, open_model) -> None:
 
 def random_ids(count: int) -> list[int]:
     return torch.randint(3, 90, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "nemotron_h", "jamba", "qwen3_vl_moe"])
+def test_token_by_token_is_as_decoded_by_hand(name: str) -> None:
+    """Some classes compute fewer logits where they generate."""
+    model = MATRIX[name].build(torch.bfloat16).eval()
+    text = Text(name="random", ids=tuple(random_ids(24)), prefix=(1,))
+    window = plan_windows(24, 16, 8)[1]
+    ids = torch.tensor([[1, *text.ids[window.inputs]]])
+    first = ids[:, : ids.shape[1] - window.tokens + 1]
+    with torch.inference_mode():
+        out = model(input_ids=first, use_cache=True)
+        expected = [out.logits[0, -1:]]
+        for position in range(first.shape[1], ids.shape[1]):
+            out = model(input_ids=ids[:, position : position + 1], use_cache=True, **kept_cache(out))
+            expected.append(out.logits[0])
+    found = scores.predict_in_steps(model, text, window)
+    assert torch.equal(found, torch.cat(expected))
+    assert found.dtype == expected[0].dtype
+
+
+def test_a_model_that_predicts_no_next_token_is_refused() -> None:
+    if reason := MATRIX["diffusion_gemma"].why_not:
+        pytest.skip(reason)
+    model = MATRIX["diffusion_gemma"].build(torch.float32).eval()
+    text = Text(name="random", ids=tuple(random_ids(24)), prefix=(1,))
+    with pytest.raises(UnsupportedError, match="no logits for each token"):
+        scores.predict_in_steps(model, text, plan_windows(24, 16, 8)[1])

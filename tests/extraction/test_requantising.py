@@ -75,7 +75,7 @@ def test_the_selection_of_experts_is_kept_and_can_be_completed(moe: Path, tmp_pa
     assert present(tmp_path / "got") == present(tmp_path / "some")
     assert snapshot(tmp_path / "some") == before
     assert extract(moe, tmp_path / "got").status == "grown"
-    assert scheme_of_store(Store.open(tmp_path / "got")) == "int4"
+    assert scheme_of_store(Store.open(tmp_path / "got").manifest) == "int4"
     assert verify(tmp_path / "got", against=moe).ok
 
 
@@ -92,7 +92,7 @@ def test_bytes_of_mixed_stores_stay_where_the_scheme_does(moe: Path, tmp_path: P
     with pytest.warns(UserWarning, match="lossy already"):
         quantize(tmp_path / "mixed", tmp_path / "int4", scheme="int4")
     int4 = Store.open(tmp_path / "int4")
-    assert scheme_of_store(int4) == "int4"
+    assert scheme_of_store(int4.manifest) == "int4"
     for key in mixed.keys():
         same = mixed.record(key).checksum == int4.record(key).checksum
         assert same == (mixed.scheme(key) == "int4")

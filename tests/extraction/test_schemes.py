@@ -47,7 +47,7 @@ def test_every_family_is_stored_in_fewer_bytes_and_compares_with_its_checkpoint(
     report = extract(directory, tmp_path / "store", scheme=scheme)
     assert report.complete
     checkpoint, store = Checkpoint.open(directory), Store.open(tmp_path / "store")
-    assert scheme_of_store(store) == scheme
+    assert scheme_of_store(store.manifest) == scheme
     for key in store.keys():
         assert store.layout(key).payload_nbytes < checkpoint.layout(key).payload_nbytes
         assert scheme in store.layout(key).name.split(";")
@@ -80,7 +80,7 @@ def test_growing_keeps_the_scheme_unless_another_is_asked_for(moe: Path, tmp_pat
     store = tmp_path / "store"
     extract(moe, store, experts="0-2", scheme="int4")
     extract(moe, store, experts="0-4")
-    assert scheme_of_store(Store.open(store)) == "int4"
+    assert scheme_of_store(Store.open(store).manifest) == "int4"
     extract(moe, store, experts="5,6", scheme="int8")
     extract(moe, store, experts="7", scheme="native")
     opened = Store.open(store)
@@ -121,7 +121,7 @@ def test_a_fetched_expert_has_the_scheme_of_the_store(moe: Path, tmp_path: Path,
     with torch.no_grad():
         fetched = model(input_ids=torch.arange(3, 35)[None]).logits
     model.coterie.close()
-    assert scheme_of_store(Store.open(store)) == "int4"
+    assert scheme_of_store(Store.open(store).manifest) == "int4"
     assert len(Store.open(store).keys()) > 4
     extract(moe, tmp_path / "whole", scheme="int4")
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import nn
 
 from coterie.cache import Consumer
 from coterie.passes.clock import StepClock
-from coterie.passes.current import Pass, Request, Row, Stated, carried, current, drop_carried
+from coterie.passes.current import Pass, Request, Row, Stated, carried, current, current_request
 from coterie.spec import StepStarted
 
 
@@ -181,7 +181,7 @@ def test_layers_called_outside_a_pass_are_told_of_with_no_number() -> None:
 
 def test_what_is_kept_outside_passes_goes_with_its_owner() -> None:
     owner = Owner()
-    kept = [weakref.ref(one(owner, Kept)) for one in (current().state, carried)]
+    kept = [weakref.ref(one(owner, Kept)) for one in (current().state, carried, current_request().state)]
     assert all(one() is not None for one in kept)
     del owner
     gc.collect()
@@ -202,10 +202,9 @@ def test_what_is_carried_is_a_threads_own_and_outlasts_passes() -> None:
     thread.start()
     thread.join(60)
     module(ids(2))
-    drop_carried(owner)
-    drop_carried(owner)
-    module(ids(2))
-    assert found == [1, 1, 2, 1]
+    with Stated(Request()):
+        module(ids(2))
+    assert found == [1, 1, 2, 3]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -270,11 +269,11 @@ def test_a_pass_has_the_rows_that_its_shapes_tell_or_that_are_stated() -> None:
     assert current().rows == ()
 
 
-def test_what_is_carried_is_a_requests_own_where_it_is_stated() -> None:
+def test_what_is_kept_of_a_request_is_its_own_and_of_a_threads_where_none_is_stated() -> None:
     owner, found = Owner(), []
 
     def inside() -> None:
-        state = carried(owner, Kept)
+        state = current_request().state(owner, Kept)
         state.times += 1
         found.append(state.times)
 
@@ -283,8 +282,15 @@ def test_what_is_carried_is_a_requests_own_where_it_is_stated() -> None:
     for request in (one, Request(), one, None, None):
         with Stated(request):
             module(ids(2))
-    assert found == [1, 1, 2, 1, 2]
-    kept = weakref.ref(one.carried[owner])
+    thread = threading.Thread(target=module, args=(ids(2),))
+    thread.start()
+    thread.join(60)
+    assert found == [1, 1, 2, 1, 2, 1]
+    kept = weakref.ref(one.state(owner, Kept))
+    one.drop(owner)
+    one.drop(owner)
+    assert kept() is None
+    kept = weakref.ref(one.state(owner, Kept))
     del one, request
     assert kept() is None
 

@@ -36,7 +36,7 @@ def test_measurement_reads_what_it_says_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool
 ) -> None:
     if not direct:
-        monkeypatch.setattr(disk, "_DIRECT_FLAG", 0)
+        monkeypatch.setattr(disk, "HAS_DIRECT", False)
     lines: list[str] = []
     speeds = measure_reads(tmp_path, nbytes=8 * 2**20, seconds=600.0, progress=lines.append)
     assert [(speed.pattern, speed.block // 1024, speed.depth) for speed in speeds] == [

@@ -36,6 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers by functions of the path: with JSON, with bytes, or in their own way."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body does not wait until its head is acknowledged
     answers: dict[str, Answer] = {}  # noqa: RUF012
     asked: list[str] = []  # noqa: RUF012
 

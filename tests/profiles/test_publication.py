@@ -309,7 +309,7 @@ class Liar(BaseHTTPRequestHandler):
 def liar() -> Iterator[tuple[str, dict[str, Any]]]:
     Liar.answers = {}
     server = HTTPServer(("127.0.0.1", 0), Liar)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}", Liar.answers
     server.shutdown()

@@ -263,11 +263,11 @@ class OpenClaims:
         if claim.waiting_since is None:
             claim.waiting_since = next(self._tickets)
 
-    def by_urgency(self, scan_depth: Callable[[int], int]) -> list[Claim]:
+    def by_urgency(self, prefill_depth: Callable[[int], int]) -> list[Claim]:
         """Those that may have something read now, most urgent first.
 
         Args:
-            scan_depth: Records of so many bytes that a prefill may have read ahead.
+            prefill_depth: Records of so many bytes that a prefill may have read ahead.
         """
 
         def urgency(claim: Claim) -> tuple[int, int]:
@@ -275,15 +275,17 @@ class OpenClaims:
                 return (0, 0)
             return (1, claim.waiting_since or 0) if claim.starving else (2, 0)
 
-        able = [claim for claim in self if claim.todo and (claim.starving or self._may_read_ahead(claim, scan_depth))]
+        able = [
+            claim for claim in self if claim.todo and (claim.starving or self._may_read_ahead(claim, prefill_depth))
+        ]
         able.sort(key=urgency)
         return able
 
-    def _may_read_ahead(self, claim: Claim, scan_depth: Callable[[int], int]) -> bool:
+    def _may_read_ahead(self, claim: Claim, prefill_depth: Callable[[int], int]) -> bool:
         if claim.together:
             return True
         if claim.prefill:
-            return len(claim.ahead) < scan_depth(claim.layouts[claim.todo[0]].nbytes)
+            return len(claim.ahead) < prefill_depth(claim.layouts[claim.todo[0]].nbytes)
         return len(claim.ahead) < 2 * self._at_once + 1
 
 

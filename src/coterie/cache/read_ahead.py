@@ -61,7 +61,7 @@ class ReadAhead:
             ahead += entry is None or entry.announced
             nbytes = residency.slot_nbytes(key)
             room -= nbytes
-            if ahead >= residency.scan_depth(nbytes) or room < nbytes:
+            if ahead >= residency.prefill_depth(nbytes) or room < nbytes:
                 break
         if absent:
             self._predictions.make(consumer, Prediction(near, absent, announced=True))

@@ -172,7 +172,7 @@ class ReadOrder:
         return None
 
     def _demanded(self) -> Entry | None:
-        for claim in self._claims.by_urgency(self._residency.scan_depth):
+        for claim in self._claims.by_urgency(self._residency.prefill_depth):
             while claim.todo:
                 key = claim.todo[0]
                 entry = self._residency.find(key)

@@ -289,7 +289,7 @@ class Residency:
         """Bytes that experts can take without waiting for new memory, where that is slow; else the capacity."""
         return self.arena.committed - self.arena.growing if self._grows_apart else self.capacity
 
-    def scan_depth(self, size: int) -> int:
+    def prefill_depth(self, size: int) -> int:
         """Records of that many bytes that a prefill may have read ahead: it may push an eighth of the arena out."""
         return max(1, min(self.capacity // 8, self.room // 2) // size)
 
@@ -298,7 +298,7 @@ class Residency:
         if all(self.loaded[key].cold for key in victims):
             return False
         entries = (*self.loaded.values(), *self.loading.values())
-        return sum(entry.cold for entry in entries) > self.scan_depth(size)
+        return sum(entry.cold for entry in entries) > self.prefill_depth(size)
 
     def _unneeded(self, size: int) -> list[ExpertKey]:
         """Victims for what is asked for: those that are predicted last, and none that is pinned."""

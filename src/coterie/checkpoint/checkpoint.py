@@ -16,6 +16,7 @@ import xxhash
 from coterie.checkpoint.dense import UnreadTensor, unread_tensors
 from coterie.checkpoint.dtype import checkpoint_dtype
 from coterie.checkpoint.fingerprints import content_of, samples_of
+from coterie.checkpoint.formats import ADAPTER
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import read_tensor
@@ -38,10 +39,8 @@ from coterie.spec.parameters import encoded_names
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_ADAPTER = "adapter_config.json"
 
-
-@dataclass(kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CheckpointBank:
     """One bank of experts in a checkpoint.
 
@@ -56,20 +55,6 @@ class CheckpointBank:
     fields: dict[str, FieldSource]
     layout: RecordLayout
     mixed: frozenset[str] = frozenset()
-
-    @cached_property
-    def plain_fields(self) -> list[tuple[int, list[list[str]], bool]] | None:
-        """Of each field: its place in a record, what it is put together of, and whether that is one tensor per expert.
-
-        None if transformers does not merely put tensors together.
-        """
-        found: list[tuple[int, list[list[str]], bool]] = []
-        for place in self.layout.fields:
-            source = self.fields[place.name]
-            if not is_plain(source) or place.name in self.mixed:
-                return None
-            found.append((place.offset, list(source.names.values()), source.per_expert))
-        return found
 
 
 @dataclass(kw_only=True)
@@ -154,9 +139,9 @@ class Checkpoint:
     def warn_left_out(self) -> None:
         """Warns of what is beside the model and has no part in what it computes: tensors of other parts, an adapter."""
         names = self.keymap.left_out
-        if (self.location.directory / _ADAPTER).exists():
+        if (self.location.directory / ADAPTER).exists():
             warnings.warn(
-                f"{self.location.name} has an adapter beside the model ({_ADAPTER}), which is not applied. Merge it "
+                f"{self.location.name} has an adapter beside the model ({ADAPTER}), which is not applied. Merge it "
                 "into the weights with peft if it is meant.",
                 stacklevel=2,
             )
@@ -257,15 +242,16 @@ class Checkpoint:
 
     def _find(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         bank = self.banks[key.bank_key]
-        plain = bank.plain_fields
-        if plain is None:
-            return None
         found: list[Extent] = []
-        for at, names, per_expert in plain:
-            for each in names:
-                info = self.tensors[each[key.expert if per_expert else 0]]
-                size = info.nbytes if per_expert else info.nbytes // bank.bank.num_experts
-                start = info.offset if per_expert else info.offset + key.expert * size
+        for place in bank.layout.fields:
+            source = bank.fields[place.name]
+            if not is_plain(source) or place.name in bank.mixed:
+                return None
+            at = place.offset
+            for name in source.names_of(key.expert):
+                info = self.tensors[name]
+                size = info.nbytes if source.per_expert else info.nbytes // bank.bank.num_experts
+                start = info.offset if source.per_expert else info.offset + key.expert * size
                 found.append(Extent(source=info.source, offset=start, nbytes=size, at=at))
                 at += size
         return tuple(found)

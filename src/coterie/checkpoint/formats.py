@@ -45,7 +45,12 @@ _FORMATS = (
     _Format(("*.pte",), "an ExecuTorch program"),
     _Format(("*.engine",), "a TensorRT engine"),
 )
-_ADAPTER = "adapter_config.json"
+SIDE_FILES = (
+    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "LICENSE*", "NOTICE*", "README.md",
+)  # fmt: skip
+"""Patterns of the files beside the weights: configuration, tokenizer, processors, templates, licence, card."""
+ADAPTER = "adapter_config.json"
+"""Beside weights that change those of another model."""
 _STORE = "coterie.json"
 
 
@@ -72,7 +77,7 @@ def unread_format(
     weights = [one for one in names if one.endswith((".safetensors", ".safetensors.index.json"))]
     if any(not PurePosixPath(one).name.startswith("adapter_") for one in weights):
         return None
-    if _ADAPTER in names:
+    if ADAPTER in names:
         return UnsupportedError(
             f"{name} is an adapter, a change to another model, and not a model.",
             advice=instead or "Use that model, or merge the adapter into it with peft's merge_and_unload.",

@@ -15,6 +15,7 @@ from coterie.store import names as store_names
 from coterie.store.disk import Disk
 from coterie.store.leftovers import find_leftover
 from coterie.store.lock import WriterLock
+from coterie.store.manifest_file import load_manifest
 
 State = Literal["complete", "partial", "unfinished", "damaged"]
 
@@ -159,7 +160,7 @@ def _foreign(entry: StoreEntry, files: list[Path]) -> Iterator[str]:
     manifest: Manifest | None = None
     known: set[str] = set()
     if entry.state in ("complete", "partial"):
-        manifest = Store.open(entry.path).manifest
+        manifest, _ = load_manifest(entry.path)
         known = {*manifest.file_sizes, store_names.MANIFEST, store_names.JOURNAL}
     for file in files:
         name = file.relative_to(entry.path).as_posix()

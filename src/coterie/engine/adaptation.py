@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from coterie.engine.salience import SalienceMeter
-from coterie.passes.current import carried
+from coterie.passes.current import current_request
 from coterie.profiles.salience import Salience, SalienceRank
 from coterie.routing import Routed, leave_out, light_choices
 from coterie.spec import AdaptiveExperts, BankKey, Event, StepStarted
 
 
 class _Ranks:
-    """Rank of the salience of the last token of each of a thread's sequences, by component."""
+    """Rank of the salience of the last token of each of a request's sequences, by component."""
 
     def __init__(self) -> None:
         self.rows: dict[str, tuple[float | None, ...]] = {}
@@ -75,7 +75,7 @@ class Adaptation:
         if isinstance(event, StepStarted):
             if event.phase == "prefill":
                 # Other sequences begin, or several tokens come at once: of what is before each, nothing is known yet.
-                carried(self, _Ranks).rows.pop(event.component, None)
+                current_request().state(self, _Ranks).rows.pop(event.component, None)
             count, k = event.batch * event.tokens, self._choices[event.component]
             counts = self._counts(event.component, count, k) or [k] * count
             with self._lock:
@@ -103,7 +103,7 @@ class Adaptation:
 
     def most(self, component: str) -> int | None:
         """The most experts that a token of this thread's forward pass gets."""
-        sequences = len(carried(self, _Ranks).rows.get(component, ()))
+        sequences = len(current_request().state(self, _Ranks).rows.get(component, ()))
         counts = self._counts(component, max(1, sequences), self._choices[component])
         return None if counts is None else max(counts)
 
@@ -113,7 +113,7 @@ class Adaptation:
         if settings.k_min is None and settings.k_max is None:
             return None
         least, most = settings.counts(k)
-        ranks = carried(self, _Ranks).rows.get(component, ()) if settings.by_salience else ()
+        ranks = current_request().state(self, _Ranks).rows.get(component, ()) if settings.by_salience else ()
         if len(ranks) != tokens:
             return [most] * tokens
         steps = most - least + 1
@@ -129,4 +129,4 @@ class Adaptation:
                     if score is not None:
                         rank = self._scales[begun.component, score.surprise is None].rank(score.overall)
                 ranks.append(rank)
-        carried(self, _Ranks).rows[begun.component] = tuple(ranks)
+        current_request().state(self, _Ranks).rows[begun.component] = tuple(ranks)

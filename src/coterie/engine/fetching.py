@@ -63,7 +63,7 @@ class FetchingExperts:
         self._stored = self._opened
         self._manifest = self._manifest_stamp()
         self._keys = tuple(sorted(key for key in {*self._opened, *origin.keys()} if key.bank_key in banks))
-        scheme = scheme_of_store(store) or NATIVE
+        scheme = scheme_of_store(store.manifest) or NATIVE
         self._scheme = scheme
         self._absent = SchemedExperts(origin, lambda key: scheme)
         self._reader = RecordReader(self._absent)

@@ -8,9 +8,9 @@ from coterie.engine import ModelSource
 from coterie.engine.promises import promised_nbytes
 from coterie.errors import MemoryBudgetError
 from coterie.evaluate.scores import SLICE_NBYTES
-from coterie.plan.budget import divide
+from coterie.plan.budget import LOADING_NBYTES, divide, least_budget, least_that
 from coterie.plan.machine import default_memory_budget, process_memory
-from coterie.spec import format_bytes, parse_bytes, round_up
+from coterie.spec import format_bytes, parse_bytes
 from coterie.spec.footprint import Footprint
 
 _LOGIT_NBYTES = 4
@@ -69,24 +69,40 @@ def share_memory(
     budget = whole - workspace
     if full is None or expert_memory is not None:
         return Shares(full=max(budget, 0), model=max(budget, 0))
+    first, second = full.footprint, model.footprint
     process = process_memory().total + promised_nbytes()
-    needs = _need(full.footprint, context, budget), _need(model.footprint, context, budget)
-    room = budget - process - sum(needs)
-    if room < 0:
-        enough = round_up(whole - room + (64 << 20), 1 << 20)
+    needs = sum(_alone_nbytes(one, context) for one in (first, second))
+
+    def room(budget: int) -> int:
+        return budget - process - needs - _together_nbytes(budget, first, context)
+
+    left = room(budget)
+    if left < 0:
+        enough = least_that(lambda memory: room(memory - workspace) >= 0)
         raise MemoryBudgetError(
             f"A memory budget of {format_bytes(whole)} is too small for two models at once: what both need besides "
-            f"experts takes {format_bytes(sum(needs))}, logits {format_bytes(workspace)}.",
+            f"experts takes {format_bytes(budget - process - left)}, logits {format_bytes(workspace)}, and the process "
+            f"{format_bytes(process)}.",
             advice=f'memory="{enough >> 20}MiB" would do; a smaller context needs less.',
             budget=whole,
             minimum=enough,
         )
-    totals = full.footprint.all_experts, model.footprint.all_experts
-    fair = room * totals[0] // max(1, sum(totals))
-    return Shares(full=process + needs[0] + max(fair, room - totals[1]), model=budget)
+    totals = first.all_experts, second.all_experts
+    fair = left * totals[0] // max(1, sum(totals))
+    experts = first.least_experts + max(fair, left - totals[1])
+    # With more experts than there are, it would have memory that the other could use.
+    share = least_budget(first, context, process=process + first.dense, experts=min(experts, totals[0]))
+    return Shares(full=share, model=budget)
 
 
-def _need(footprint: Footprint, context: int, budget: int) -> int:
-    """An upper bound on what a model needs before it has room for more experts than the least."""
-    plan = divide(max(budget, 0), footprint, context, process=footprint.dense)
-    return plan.rest + plan.margin + footprint.least_experts
+def _alone_nbytes(footprint: Footprint, context: int) -> int:
+    """What a model takes beside others before it has more experts than the least."""
+    plan = divide(0, footprint, context, process=footprint.dense)
+    # Its own budget is in whole MiB.
+    return plan.rest - plan.libraries + footprint.least_experts + LOADING_NBYTES + (1 << 20)
+
+
+def _together_nbytes(budget: int, footprint: Footprint, context: int) -> int:
+    """What a process takes once, however many models are in it: libraries at work, and the margin."""
+    plan = divide(max(budget, 0), footprint, context, process=0)
+    return plan.libraries + plan.margin

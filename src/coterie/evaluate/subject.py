@@ -17,7 +17,6 @@ from coterie.evaluate.evaluation import ModelFacts
 from coterie.hf.tokenizer import check_tokenizer, embedding_rows, load_tokenizer
 from coterie.spec import AdaptiveExperts
 from coterie.spec.opening import Opening
-from coterie.store import Store
 from coterie.store import names as store_names
 
 
@@ -73,10 +72,10 @@ class Subject:
         experts = self.source.experts
         if isinstance(experts, Checkpoint):
             return experts.integrity
-        directory = self.source.directory
-        if self.opening.missing == "fetch":
-            return Store.open(directory).manifest.source.integrity
-        return hashlib.sha256((directory / store_names.MANIFEST).read_bytes()).hexdigest()
+        store = self.source.store
+        if self.opening.missing == "fetch" and store is not None:
+            return store.manifest.source.integrity
+        return hashlib.sha256((self.source.directory / store_names.MANIFEST).read_bytes()).hexdigest()
 
     @contextmanager
     def open(self, *, memory: int | None, max_context: int) -> Iterator[Any]:

@@ -10,10 +10,11 @@ from typing import Literal
 
 from coterie.errors import CoterieError, ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
+from coterie.extraction.dense import dense_tensors
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import Meter, ProgressCallback
-from coterie.extraction.quantising import SchemeOf, scheme_of_store
+from coterie.extraction.quantising import SchemeOf, record_layouts, scheme_of_store
 from coterie.extraction.selection import Experts, Numbers, select_experts
 from coterie.extraction.target import (
     DiskNeed,
@@ -32,7 +33,8 @@ from coterie.quant import lossy_scheme
 from coterie.records.files import file_stamps, first_changed
 from coterie.spec import BankKey
 from coterie.spec.encodings import NATIVE
-from coterie.store import Store, StoreWriter, Survey, SurveyedFile, is_store, survey
+from coterie.store import StoreWriter, Survey, SurveyedFile, is_store, survey
+from coterie.store.manifest_file import load_manifest
 from coterie.store.syscalls import SystemCalls
 
 Status = Literal["planned", "written", "resumed", "grown", "already complete"]
@@ -296,20 +298,20 @@ def _schemes(root: Path, scheme: str | None, dense_scheme: str | None) -> tuple[
         if wanted is not None:
             lossy_scheme(wanted)
     if (scheme is None or dense_scheme is None) and is_store(root):
-        store = Store.open(root)
-        scheme = scheme or scheme_of_store(store)
-        dense_scheme = dense_scheme or store.manifest.dense_scheme
+        manifest, _ = load_manifest(root)
+        scheme = scheme or scheme_of_store(manifest)
+        dense_scheme = dense_scheme or manifest.dense_scheme
     return scheme or NATIVE, dense_scheme or NATIVE
 
 
 def _four_bits(origin: Origin, chosen: Mapping[BankKey, tuple[int, ...]]) -> int | None:
     """Bytes of experts and all else with linear layers in four bits; None if some weights cannot be stored so."""
     try:
-        plan = plan_extraction(origin, chosen, _FOUR_BITS, _FOUR_BITS)
+        layouts = record_layouts(origin, _FOUR_BITS)
+        dense = dense_tensors(origin, _FOUR_BITS)
     except CoterieError:
         return None
-    experts = sum(one.layout.nbytes for bank in plan.store.banks for one in bank.experts)
-    return experts + sum(tensor.nbytes for tensor in plan.dense)
+    return sum(layouts[key].nbytes * len(ids) for key, ids in chosen.items()) + sum(one.nbytes for one in dense)
 
 
 def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -> Survey:

@@ -21,7 +21,7 @@ from coterie.spec.encodings import NATIVE
 from coterie.spec.parameters import StoredParameter, plan_record
 
 if TYPE_CHECKING:
-    from coterie.store import Store
+    from coterie.store import Manifest
 
 SchemeOf = Callable[[ExpertKey], str]
 """The scheme in which an expert is wanted."""
@@ -75,9 +75,9 @@ def check_smaller(what: str, have: str, want: str) -> None:
         )
 
 
-def scheme_of_store(store: Store) -> str | None:
+def scheme_of_store(manifest: Manifest) -> str | None:
     """The scheme of a store's experts; None if they are of several, or there are none."""
-    schemes = {record.scheme for bank in store.manifest.banks for record in bank.records.values()}
+    schemes = {record.scheme for bank in manifest.banks for record in bank.records.values()}
     return schemes.pop() if len(schemes) == 1 else None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from coterie.errors import DiskSpaceError, UsageError
+from coterie.files.nearest import nearest_directory
 from coterie.origins import Origin
 from coterie.spec import format_bytes
 from coterie.store import Survey
@@ -90,13 +91,13 @@ def disk_needs(
         downloads: What is to be downloaded.
         cache: The directory to which downloads go; need not exist. None if there is none.
     """
-    place, nbytes = _existing(store), sum(download.nbytes for download in downloads)
+    place, nbytes = nearest_directory(store), sum(download.nbytes for download in downloads)
     needed, free = survey.missing_nbytes, shutil.disk_usage(place).free + survey.reclaimable
     if not downloads or cache is None:
         return (_need(store, "store", needed, free),)
-    if place.stat().st_dev == _existing(cache).stat().st_dev:
+    if place.stat().st_dev == nearest_directory(cache).stat().st_dev:
         return (_need(store, "store and downloads", needed + nbytes, free),)
-    own = _need(cache, "downloads", nbytes, shutil.disk_usage(_existing(cache)).free)
+    own = _need(cache, "downloads", nbytes, shutil.disk_usage(nearest_directory(cache)).free)
     return _need(store, "store", needed, free), own
 
 
@@ -129,10 +130,3 @@ def check_fits(needs: Sequence[DiskNeed]) -> None:
 
 def _need(path: Path, use: Literal["store", "downloads", "store and downloads"], needed: int, free: int) -> DiskNeed:
     return DiskNeed(path=path, use=use, needed=needed + (_RESERVE if needed else 0), free=free)
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.is_dir() and path != path.parent:
-        path = path.parent
-    return path

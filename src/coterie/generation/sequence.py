@@ -124,16 +124,17 @@ class Sequence:
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
         prepared = self._prepared
+        if self._keep is not None:
+            self._keep(outputs)
         self._kwargs = after_pass(prepared.model, outputs, self._kwargs)
         if self._cached:
             self._position += 1 if self._begun else prompt_length(prepared)
         self._begun = True
-        logits = last_logits(outputs, self.ids)
-        if self._keep is not None:
-            self._keep(outputs)
-        # Some processors run the model once more.
-        with Stated(self.request), self._caches:
-            scores = prepared.processors(self.ids, logits)
+        scores = last_logits(outputs, self.ids)
+        if prepared.processors:
+            # Some run the model once more.
+            with Stated(self.request), self._caches:
+                scores = prepared.processors(self.ids, scores)
         token = self._choose(scores) if self._chooser is None else self._chooser(scores)
         self.ids = torch.cat([self.ids, token[:, None]], dim=-1)
         done = bool(prepared.criteria(self.ids, None))

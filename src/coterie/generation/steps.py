@@ -36,7 +36,6 @@ class Steps:
         if sequence in self._waiting:
             self._waiting.remove(sequence)
 
-    @torch.no_grad()
     def step(self) -> None:
         """One forward pass, and a token for each sequence in it.
 
@@ -46,7 +45,8 @@ class Steps:
         """
         batch = self._schedule()
         try:
-            self._postprocess(batch, self._run(batch))
+            with torch.no_grad():
+                self._postprocess(batch, self._run(batch))
         except BaseException as error:
             for sequence in batch:
                 sequence.fail(error)

@@ -35,6 +35,7 @@ class Prepared:
         criteria: Say when it ends.
         config: Its settings.
         kwargs: What forward passes are called with, its cache included.
+        whole: Whether the first pass computes the logits of the whole prompt, whatever the class does to generate.
     """
 
     model: PreTrainedModel
@@ -43,6 +44,7 @@ class Prepared:
     criteria: StoppingCriteriaList
     config: GenerationConfig
     kwargs: dict[str, Any]
+    whole: bool = False
 
 
 def one_by_one(model: PreTrainedModel, config: GenerationConfig) -> bool:
@@ -114,6 +116,7 @@ def plain(model: PreTrainedModel, ids: Tensor) -> Prepared:
         criteria=StoppingCriteriaList(),
         config=GenerationConfig(),
         kwargs={"use_cache": True},
+        whole=True,
     )
 
 
@@ -127,17 +130,17 @@ class Positions:
     __slots__ = ("_kept",)
 
     def __init__(self, model: PreTrainedModel) -> None:
-        modules = (one for one in (model, *model.children()) if _POSITIONS in vars(one))
-        self._kept = [(one, getattr(one, _POSITIONS)) for one in modules]
+        spaces = (vars(one) for one in (model, *model.children()))
+        self._kept = [(space, space[_POSITIONS]) for space in spaces if _POSITIONS in space]
 
     def put_back(self) -> None:
         """Has the model keep what it kept."""
-        for module, value in self._kept:
-            setattr(module, _POSITIONS, value)
+        for space, value in self._kept:
+            space[_POSITIONS] = value
 
     def note(self) -> None:
         """Remembers what it keeps now."""
-        self._kept = [(module, getattr(module, _POSITIONS)) for module, _ in self._kept]
+        self._kept = [(space, space[_POSITIONS]) for space, _ in self._kept]
 
 
 def prompt_length(prepared: Prepared) -> int:
@@ -150,6 +153,8 @@ def prompt_length(prepared: Prepared) -> int:
 
 def prefill(prepared: Prepared, kwargs: dict[str, Any]) -> Any:
     """The first forward pass, over the prompt; several where the settings ask for pieces of it."""
+    if prepared.whole:
+        return prepared.model(input_ids=prepared.ids, **kwargs, return_dict=True)
     return prepared.model._prefill(prepared.ids, prepared.config, kwargs, is_first_iteration=True)
 
 

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Literal
 
 from coterie.checkpoint import Location
-from coterie.errors import StoreError
+from coterie.errors import CoterieError, StoreError
 from coterie.extraction.dense import dense_tensors
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
@@ -19,11 +19,9 @@ from coterie.inspection.store_model import model_problems
 from coterie.origins import CheckpointOrigin
 from coterie.origins.store_or_checkpoint import need_checkpoint, store_path
 from coterie.origins.store_origin import tensors_about
+from coterie.origins.stored_dense import dense_headers
 from coterie.store import Leftover, Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
-
-_MOST_DENSE = 20_000
-"""More tensors than any model has outside experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +118,7 @@ def verify(
     if store is not None:
         absent = sum(len(bank.absent) for bank in store.banks.values())
         if not {problem.file for problem in problems} & {facts.file for facts in store.manifest.files}:
-            parts = tensors_about(_MOST_DENSE, sum(bank.num_experts for bank in store.banks.values()))
-            problems += store_tokenizer_problems(path, store.manifest.model.component, parts)
+            problems += _tokenizer_problems(store)
         if not problems:
             problems += model_problems(path)
         if against is not None:
@@ -198,6 +195,15 @@ def _opened(path: Path) -> Store | None:
     except StoreError:
         return None
     return Store(path.absolute(), manifest)
+
+
+def _tokenizer_problems(store: Store) -> list[Problem]:
+    try:
+        dense = len(dense_headers(store))
+    except CoterieError:
+        return []  # how large its model may be is not known, and that there is a problem is
+    parts = tensors_about(dense, sum(bank.num_experts for bank in store.banks.values()))
+    return store_tokenizer_problems(store.path, store.manifest.model.component, parts)
 
 
 def _news(found: list[Problem], known: list[Problem]) -> list[Problem]:

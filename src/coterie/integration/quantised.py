@@ -36,8 +36,8 @@ class QuantisedExperts:
         self._streamed = streamed
         self._decoder = decoder
         self._kernel = kernel
-        # Of the four fields from a record's first one, which are the same in every slot.
-        self._distances: dict[FieldDecoder, _Places] = {}
+        # Of the four fields from a record's first one, which are the same in every slot; by expert, once it was met.
+        self._distances: list[_Places | None] = [None] * streamed.bank.num_experts
 
     @classmethod
     def of(cls, streamed: StreamedBank, activation: nn.Module | None) -> QuantisedExperts | None:
@@ -114,16 +114,16 @@ class QuantisedExperts:
         return TokenExperts(self._streamed, view, native.TokenExperts(self._kernel, addresses, (a, b, c, d)))
 
     def _locate(self, expert: int, tensors: Tensors) -> tuple[int, int, int, int, int]:
-        decoder = self._decoder.of(self._streamed.keys[expert])
-        distances = self._distances.get(decoder)
+        distances = self._distances[expert]
         if distances is None:
-            distances = self._measure(expert, decoder, tensors)
+            distances = self._distances[expert] = self._measure(expert, tensors)
         first = tensors[0].data_ptr()
         return (expert, first + distances[0], first + distances[1], first + distances[2], first + distances[3])
 
-    def _measure(self, expert: int, decoder: FieldDecoder, tensors: Tensors) -> _Places:
+    def _measure(self, expert: int, tensors: Tensors) -> _Places:
+        key = self._streamed.keys[expert]
+        decoder = self._decoder.of(key)
         if scheme_of(decoder) != self._kernel.scheme:
-            key = self._streamed.keys[expert]
             raise LoadError(
                 f"Expert {key} is not stored as {self._kernel.scheme}, as others of its bank are.",
                 advice="The store has changed since it was opened; open it again.",
@@ -133,7 +133,6 @@ class QuantisedExperts:
         _, *places = self._kernel.locate(expert, up, down)
         first = tensors[0].data_ptr()
         a, b, c, d = (place - first for place in places)
-        self._distances[decoder] = (a, b, c, d)
         return a, b, c, d
 
 

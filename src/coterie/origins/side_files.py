@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 
+from coterie.checkpoint.formats import SIDE_FILES
 from coterie.errors import CheckpointFileError
 from coterie.hf.configs import COMPONENTS
 from coterie.store import side_file_problem
 from coterie.store.names import MAX_SIDE_FILE_BYTES
 
-_KEPT = (
-    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "LICENSE*", "NOTICE*", "README.md",
-)  # fmt: skip
 _LEFT_OUT = ("*.index.json", "trainer_state.json", "optimizer*", "scheduler*", "requirements*.txt")
 _TEMPLATES = "additional_chat_templates"
 
@@ -47,7 +45,7 @@ def side_files(directory: Path) -> dict[str, Path]:
 def _is_kept(name: str) -> bool:
     if side_file_problem(name) is not None or any(fnmatch(name, pattern) for pattern in _LEFT_OUT):
         return False
-    return name.startswith(f"{_TEMPLATES}/") or any(fnmatch(name, pattern) for pattern in _KEPT)
+    return name.startswith(f"{_TEMPLATES}/") or any(fnmatch(name, pattern) for pattern in SIDE_FILES)
 
 
 def with_dtype(raw: Mapping[str, Any], find: Callable[[], torch.dtype]) -> bytes | None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from coterie.hf.caches import caches_in
 from coterie.passes.admission import Admission
-from coterie.passes.current import Pass, carried, current, drop_carried, phase_or, rows_or, unwatched
+from coterie.passes.current import Pass, current, current_request, phase_or, rows_or, unwatched
 from coterie.passes.forward_call import CallReader, ForwardCall
 from coterie.passes.forwards import Covering, Forward, install
 from coterie.passes.limit import ExpertLimit
@@ -126,10 +126,10 @@ class StepClock:
         with self._lock:
             self.tokens[now.phase] += now.batch * now.tokens
         if any(getattr(observer, "wants_losses", False) for observer in tuple(self.observers)):
-            now.losses = carried(self, LossMeter)
+            now.losses = current_request().state(self, LossMeter)
             now.losses.begin(call.ids, shape=(now.batch, now.tokens), cached=now.cached)
         else:
-            drop_carried(self)
+            current_request().drop(self)
         if self.observers:
             ids = call.ids
             event = StepStarted(

@@ -2,7 +2,8 @@
 
 A watch on a component's forward makes a :class:`Pass` (:mod:`coterie.passes.clock`); whoever works in it asks
 :func:`current`. What a collaborator keeps for the duration of the pass is its :meth:`Pass.state`, which goes with the
-pass however that ends. What it keeps from one pass of a request to the next is :func:`carried`.
+pass however that ends. What it keeps from one pass of a thread to the next is :func:`carried`; from one pass of a
+request to the next, its :meth:`Request.state`.
 
 Whoever begins a pass may say what it is (:class:`Stated`). Where nobody does, the shapes tell.
 """
@@ -25,12 +26,28 @@ _Made = TypeVar("_Made")
 
 
 class Request:
-    """Whose passes follow one another: what is carried from one to the next goes with it."""
+    """Whose passes follow one another, whatever else their thread computes meanwhile."""
 
-    __slots__ = ("__weakref__", "carried")
+    __slots__ = ("__weakref__", "_states")
 
     def __init__(self) -> None:
-        self.carried: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    def state(self, owner: object, make: Callable[[], _Made]) -> _Made:
+        """What ``owner`` keeps from one pass of it to the next, as long as both live; it must not refer to it.
+
+        Args:
+            owner: Who keeps it.
+            make: Makes it when it is first asked for.
+        """
+        found: _Made | None = self._states.get(owner)
+        if found is None:
+            found = self._states[owner] = make()
+        return found
+
+    def drop(self, owner: object) -> None:
+        """Forgets what ``owner`` kept."""
+        self._states.pop(owner, None)
 
 
 class Row(NamedTuple):
@@ -191,6 +208,7 @@ class _Thread(threading.local):
         self.consumer = Consumer()
         self.now = Pass(consumer=self.consumer, states=self.unwatched)
         self.stated: Stated | None = None
+        self.request = Request()
         self.carried: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -216,19 +234,17 @@ def unwatched(component: str, observers: Sequence[Observer], limit: ExpertLimit 
 
 
 def carried(owner: object, make: Callable[[], _Made]) -> _Made:
-    """What ``owner`` keeps from one pass to the next, as long as it lives; it must not refer to it.
-
-    The passes are those of a request where it is stated whose they are, and of this thread where it is not.
-    """
+    """What ``owner`` keeps in this thread from one pass to the next, as long as it lives; it must not refer to it."""
     found: _Made | None = _thread.carried.get(owner)
     if found is None:
         found = _thread.carried[owner] = make()
     return found
 
 
-def drop_carried(owner: object) -> None:
-    """Forgets what ``owner`` kept of the last pass."""
-    _thread.carried.pop(owner, None)
+def current_request() -> Request:
+    """Whose pass this thread is in, or begins; where nobody says whose it is, all of a thread's are one's."""
+    said = _thread.stated
+    return _thread.request if said is None or said.request is None else said.request
 
 
 class Stated:
@@ -243,26 +259,22 @@ class Stated:
         rows: The sequences of each; None to tell by its shapes. A pass of another number of them tells by its shapes.
     """
 
-    __slots__ = ("_before", "_carried", "phase", "request", "rows")
+    __slots__ = ("_before", "phase", "request", "rows")
 
     def __init__(
         self, request: Request | None = None, *, phase: Phase | None = None, rows: tuple[Row, ...] | None = None
     ) -> None:
         self.request, self.phase, self.rows = request, phase, rows
         self._before: Stated | None = None
-        self._carried = _thread.carried
 
     def __enter__(self) -> Self:
-        self._before, self._carried = _thread.stated, _thread.carried
-        _thread.stated = self
-        if self.request is not None:
-            _thread.carried = self.request.carried
+        self._before, _thread.stated = _thread.stated, self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _thread.stated, _thread.carried = self._before, self._carried
+        _thread.stated = self._before
 
 
 def phase_or(rule: Phase) -> Phase:

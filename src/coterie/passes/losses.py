@@ -11,7 +11,7 @@ _SLICE_NBYTES = 64 << 20
 
 
 class LossMeter:
-    """Keeps the last logits of one thread's forward passes until the tokens come that they predict.
+    """Keeps the last logits of one request's forward passes until the tokens come that they predict.
 
     Letters: B sequences, T new tokens of each, N of these with logits (the last ones), V vocabulary.
     """

@@ -12,7 +12,7 @@ from coterie.spec.footprint import Footprint
 
 _LEAST_MARGIN = 64 << 20
 _MARGIN_SHARE = 50
-_LOADING = 16 << 20
+LOADING_NBYTES = 16 << 20
 """What loading may leave behind beyond the dense weights; added to the budget that a refusal names."""
 _FIRST_USE = 32 << 20
 """Pages of libraries, thread pools and heap that are touched only by the first forward pass."""
@@ -94,24 +94,37 @@ def least_budget(
     max_context: int,
     *,
     process: int,
+    experts: int | None = None,
     compiled_kernels: Callable[[int], int] = compiled_kernels_nbytes,
 ) -> int:
-    """The least budget, in whole MiB, with which a model opens, whatever loading leaves behind; as :func:`divide`."""
-    needed = footprint.least_experts + _LOADING
+    """The least budget, in whole MiB, with which a model opens, whatever loading leaves behind; as :func:`divide`.
 
-    def suffices(mebibytes: int) -> bool:
+    Args:
+        footprint: What the model takes.
+        max_context: Tokens to provide for.
+        process: Bytes that the process holds with dense weights loaded.
+        experts: Bytes that are left for experts; default: what the fewest take.
+        compiled_kernels: Bytes that the kernel compilers' caches take when they are full, by the budget.
+    """
+    needed = (footprint.least_experts if experts is None else experts) + LOADING_NBYTES
+
+    def suffices(budget: int) -> bool:
         # The larger the budget, the larger margin and caches, but by less than it grows.
-        budget = mebibytes << 20
         plan = divide(budget, footprint, max_context, process=process, compiled_kernels=compiled_kernels)
         return plan.arena >= needed
 
+    return least_that(suffices)
+
+
+def least_that(suffices: Callable[[int], bool]) -> int:
+    """The least number of bytes, in whole MiB, that suffices, where all that are larger do."""
     high = 1
-    while not suffices(high):
+    while not suffices(high << 20):
         high *= 2
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if suffices(middle) else (middle, high)
+        low, high = (low, middle) if suffices(middle << 20) else (middle, high)
     return high << 20
 
 

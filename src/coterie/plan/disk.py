@@ -14,17 +14,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import UsageError
-from coterie.files.regular import open_regular
+from coterie.files.nearest import nearest_directory
 from coterie.plan.machine import SYSTEM_ROOT
+from coterie.records import LocalFile
+from coterie.records.files import HAS_DIRECT
 
 _ALIGNMENT = 4096
 _SEQUENTIAL_BLOCK = 8 * 2**20
-_DIRECT_FLAG: int = getattr(os, "O_DIRECT", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ class ReadSpeed:
 
 def disk_facts(path: Path, *, root: Path = SYSTEM_ROOT) -> DiskFacts:
     """Describes the filesystem that ``path``, or its nearest existing ancestor directory, lies on."""
-    directory = _existing_directory(path)
+    directory = nearest_directory(path)
     mount_point, filesystem, device = _mount_of(directory, root)
     usage = shutil.disk_usage(directory)
     return DiskFacts(
@@ -104,7 +105,7 @@ def disk_identity(path: Path, *, root: Path = SYSTEM_ROOT) -> str:
     Device numbers change hands between boots; the filesystem, the device's name and model and, where the system knows
     it, the filesystem's UUID tell them apart.
     """
-    directory = _existing_directory(path)
+    directory = nearest_directory(path)
     number = directory.stat().st_dev
     name = f"{os.major(number)}:{os.minor(number)}" if hasattr(os, "major") else str(number)
     _, filesystem, device = _mount_of(directory, root)
@@ -138,7 +139,7 @@ def _first_line(path: Path) -> str:
 
 def supports_direct_io(directory: Path) -> bool | None:
     """Whether a file in ``directory`` can be read with O_DIRECT; None if no file can be written there."""
-    if not _DIRECT_FLAG:
+    if not HAS_DIRECT:
         return False
     try:
         with _scratch_file(directory, _ALIGNMENT) as path:
@@ -206,30 +207,21 @@ def _read_blocks(path: Path, offsets: list[int], block: int, direct: bool, deadl
     """Reads blocks until the deadline, at least one; returns the bytes read."""
     done = 0
     # An anonymous mapping is page-aligned, as O_DIRECT requires of the buffer.
-    with mmap.mmap(-1, block) as buffer, memoryview(buffer) as view:
-        descriptor = open_regular(path, flags=_DIRECT_FLAG if direct else 0)
-        try:
-            for offset in offsets:
-                done += _read_at(descriptor, view, offset)
-                if deadline is not None and time.perf_counter() >= deadline:
-                    break
-        finally:
-            os.close(descriptor)
+    with (
+        mmap.mmap(-1, block) as buffer,
+        memoryview(buffer) as view,
+        closing(LocalFile(path).open("direct" if direct else "in order")) as file,
+    ):
+        for offset in offsets:
+            done += file.read_at(view, offset)
+            if deadline is not None and time.perf_counter() >= deadline:
+                break
     return done
-
-
-def _read_at(descriptor: int, view: memoryview, offset: int) -> int:
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [view], offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    data = os.read(descriptor, len(view))
-    view[: len(data)] = data
-    return len(data)
 
 
 def _reads_directly(path: Path) -> bool:
     try:
-        return bool(_DIRECT_FLAG) and _read_blocks(path, [0], _ALIGNMENT, True, None) == _ALIGNMENT
+        return HAS_DIRECT and _read_blocks(path, [0], _ALIGNMENT, True, None) == _ALIGNMENT
     except OSError:
         return False
 
@@ -260,13 +252,6 @@ def _drop_page_cache(path: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-
-
-def _existing_directory(path: Path) -> Path:
-    candidate = path.expanduser().absolute()
-    while not candidate.is_dir():
-        candidate = candidate.parent
-    return candidate
 
 
 def _mount_of(directory: Path, root: Path) -> tuple[str, str, str]:

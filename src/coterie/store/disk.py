@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coterie.errors import DiskSpaceError, StoreError
+from coterie.files.nearest import nearest_directory
 from coterie.spec import RECORD_ALIGNMENT, format_bytes
 from coterie.store import names
 from coterie.store.syscalls import SystemCalls
@@ -240,9 +241,7 @@ def explained(path: Path, nbytes: int = 0) -> Iterator[None]:
 
 
 def _free_bytes(path: Path) -> str:
-    while not path.exists() and path != path.parent:
-        path = path.parent
     try:
-        return format_bytes(shutil.disk_usage(path).free)
+        return format_bytes(shutil.disk_usage(nearest_directory(path)).free)
     except OSError:
         return "an unknown number of bytes"

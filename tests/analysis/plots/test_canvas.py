@@ -12,7 +12,7 @@ from coterie.analysis.packages import optional_package
 from coterie.analysis.plots.canvas import LINES, WIDTH
 from coterie.errors import MissingPackageError, UsageError
 from coterie.profiles import Profile
-from profiles.conftest import planted  # noqa: F401 - a fixture
+from profiles.conftest import planted, planted_once  # noqa: F401 - a fixture
 
 DRAW = (
     "import sys, hashlib; from coterie.analysis import activation_figure, load_figure, render\n"

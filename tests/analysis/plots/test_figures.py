@@ -15,7 +15,7 @@ from coterie.analysis.plots.residency import averaged, running_mean
 from coterie.errors import UsageError
 from coterie.eviction import read_trace, timeline
 from coterie.profiles import Accumulator, Profile, ProfileDatabase, expert_load, separation
-from profiles.conftest import planted, write_profile  # noqa: F401 - a fixture
+from profiles.conftest import planted, planted_once, write_profile  # noqa: F401 - a fixture
 from profiles.synthetic import Router, run_facts, shapes
 
 

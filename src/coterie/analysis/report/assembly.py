@@ -15,7 +15,7 @@ from coterie.analysis.matrices import Routers
 from coterie.analysis.plots import activation_figure, load_figure, render, separation_figure
 from coterie.analysis.plots.canvas import LINES, Shading, draw_map, new_figure, number_ticks, style
 from coterie.analysis.plots.selection import bank_labels, component_tables
-from coterie.analysis.report.favourites import favourites
+from coterie.analysis.report.favourites import favourites, most_specialised
 from coterie.analysis.report.findings import Answer, Report
 from coterie.analysis.report.material import PLURALS, Material, divergences, floors
 from coterie.analysis.report.routing import routing
@@ -23,6 +23,7 @@ from coterie.analysis.report.salience import salience, salience_figure
 from coterie.analysis.report.separation import cross_modal, partition
 from coterie.analysis.report.spread import depth, dominance, load, universal
 from coterie.analysis.report.trial import Trial, attention, head_shares
+from coterie.analysis.report.words import Words
 from coterie.errors import LoadError, ProfileIdentityError, UnsupportedError, UsageError
 from coterie.profiles import Profile, ProfileDatabase
 from coterie.profiles.heavy_tokens import TokenText, plain_id
@@ -81,17 +82,19 @@ def make_report(
         material = Material.of(found, name)
         # Begun with the routers: a profile of another model is refused before anything is computed.
         analysis = _routers(model, material.profile, name, revision, offline, draws)
+        specialists = most_specialised(material)
+        words = Words(found, database, {one.bank for one in specialists})
         questions: tuple[Callable[[], Answer], ...] = (
             lambda: partition(material, "modality"),
             lambda: partition(material, "domain"),
-            lambda: routing(material, database, found, analysis),
+            lambda: routing(material, words, analysis),
             lambda: cross_modal(material),
             lambda: dominance(material, trial),
             lambda: attention(trial),
             lambda: salience(None if trial is None else trial.salience),
             lambda: depth(material),
             lambda: universal(material),
-            lambda: favourites(material, database, found, _texts(model, revision, offline)),
+            lambda: favourites(material, specialists, words, _texts(model, revision, offline)),
             lambda: load(material),
         )
         answers = []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from coterie.analysis.report.findings import Answer, Table, shown
 from coterie.analysis.report.material import PLURALS, Material
-from coterie.profiles import Profile, ProfileDatabase
-from coterie.profiles.heavy_tokens import HeavyToken, TokenTable, TokenText, heavy_tokens, quoted, token_table
+from coterie.analysis.report.words import Words
+from coterie.profiles.heavy_tokens import HeavyToken, TokenTable, TokenText, heavy_tokens, quoted
 from coterie.profiles.specialisation import Specialisation
 from coterie.spec import BankKey
 
@@ -18,8 +19,14 @@ _TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Specialist:
-    """An expert, and what it is a specialist of."""
+class Specialist:
+    """An expert, and what it is a specialist of.
+
+    Attributes:
+        of: The modality, or domain.
+        found: Its bank's experts on tokens of that.
+        expert: Its number.
+    """
 
     of: str
     found: Specialisation
@@ -27,37 +34,39 @@ class _Specialist:
 
     @property
     def share(self) -> float:
+        """Share of those tokens that select it."""
         return float(self.found.shares[self.expert])
 
     @property
     def lift(self) -> float:
+        """How many times chance that is."""
         return float(self.found.shares[self.expert] / self.found.chance)
 
     @property
+    def bank(self) -> BankKey:
+        """Its bank."""
+        return self.found.shape.bank
+
+    @property
     def place(self) -> tuple[BankKey, int]:
-        return self.found.shape.bank, self.expert
+        """Which expert it is."""
+        return self.bank, self.expert
 
 
-def favourites(material: Material, database: ProfileDatabase, whole: Profile, text_of: TokenText) -> Answer:
+def favourites(material: Material, listed: Sequence[Specialist], words: Words, text_of: TokenText) -> Answer:
     """The specialists that stand out most, and the tokens that each is chosen for.
 
     Args:
         material: The component's counters.
-        database: Where they were read from: counts of tokens are read now.
-        whole: The profile.
+        listed: From :func:`most_specialised`.
+        words: Counts of tokens.
         text_of: Token id → text.
     """
     question = "What do the most specialised experts read?"
-    listed = _most_specialised(material)
     if not listed:
         return Answer(key="favourites", question=question, answer="Nothing is shown: no expert is a specialist.")
-    counts: dict[BankKey, TokenTable | None] = {}
-    rows = []
-    for one in listed:
-        bank = one.found.shape.bank
-        if bank not in counts:
-            counts[bank] = token_table(whole, database, bank)
-        rows.append(_row(one, _tokens(material, counts[bank], one), text_of))
+    counts = {bank: words.of(bank) for bank in dict.fromkeys(one.bank for one in listed)}
+    rows = [_row(one, _tokens(material, counts[one.bank], one), text_of) for one in listed]
     first = listed[0]
     bank = first.found.shape.bank
     if any(table is not None for table in counts.values()):
@@ -82,20 +91,20 @@ def favourites(material: Material, database: ProfileDatabase, whole: Profile, te
     )
 
 
-def _most_specialised(material: Material) -> list[_Specialist]:
+def most_specialised(material: Material) -> list[Specialist]:
     """Each expert once, as a specialist of what it stands out most in."""
-    found: dict[tuple[BankKey, int], _Specialist] = {}
+    found: dict[tuple[BankKey, int], Specialist] = {}
     for by in PLURALS:
         for name, banks in material.specialisations(by).items():
             for bank in banks:
                 for expert in np.flatnonzero(bank.specialists).tolist():
-                    one = _Specialist(name, bank, expert)
+                    one = Specialist(name, bank, expert)
                     if one.place not in found or one.lift > found[one.place].lift:
                         found[one.place] = one
     return sorted(found.values(), key=lambda one: (-one.lift, one.place))[:_EXPERTS]
 
 
-def _tokens(material: Material, counts: TokenTable | None, one: _Specialist) -> tuple[HeavyToken, ...]:
+def _tokens(material: Material, counts: TokenTable | None, one: Specialist) -> tuple[HeavyToken, ...]:
     if counts is None:
         return ()
     table = material.profile.banks[one.found.shape.bank]
@@ -103,7 +112,7 @@ def _tokens(material: Material, counts: TokenTable | None, one: _Specialist) -> 
     return heavy_tokens(counts, one.expert, base, limit=_TOKENS)
 
 
-def _row(one: _Specialist, tokens: tuple[HeavyToken, ...], text_of: TokenText) -> tuple[str, ...]:
+def _row(one: Specialist, tokens: tuple[HeavyToken, ...], text_of: TokenText) -> tuple[str, ...]:
     words = ", ".join(f"{quoted(text_of(token.token_id))} {token.specialisation:.0%}" for token in tokens)
     place = f"{one.found.shape.bank.layer}:{one.expert}"
     return (place, one.of, shown(one.share, "%"), f"{one.lift:.1f}", words or "–")

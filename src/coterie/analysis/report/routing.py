@@ -7,18 +7,17 @@ import numpy as np
 from coterie.analysis.geometry import RouterAnalysis
 from coterie.analysis.report.findings import Answer, Claim, Table, claim_counted, claim_whole, shown
 from coterie.analysis.report.material import Material
-from coterie.profiles import Profile, ProfileDatabase
-from coterie.profiles.heavy_tokens import heavy_tokens, token_table
+from coterie.analysis.report.words import Words
+from coterie.profiles.heavy_tokens import heavy_tokens
 from coterie.profiles.inference import ALPHA
 
 
-def routing(material: Material, database: ProfileDatabase, profile: Profile, analysis: RouterAnalysis | str) -> Answer:
+def routing(material: Material, words: Words, analysis: RouterAnalysis | str) -> Answer:
     """Clusters of router rows beside the profile's groups; favourite tokens of experts beside favourite domains.
 
     Args:
         material: Of the profile.
-        database: Where counts of tokens are.
-        profile: The profile.
+        words: Counts of tokens.
         analysis: Of the routers, or why there is none.
     """
     claims: list[Claim] = []
@@ -42,8 +41,8 @@ def routing(material: Material, database: ProfileDatabase, profile: Profile, ana
         geometry += _nearby(analysis)
         seen = any(one.agrees for one in analysis.agreements)
         tables = (_by_layer(analysis),)
-    favourites = _favourites(material, database, profile)
-    words = "the profile keeps no counts of tokens"
+    favourites = _favourites(material, words)
+    told = "the profile keeps no counts of tokens"
     verdict = "The data do not tell"
     if favourites is not None:
         token, domain, chance = favourites
@@ -63,7 +62,7 @@ def routing(material: Material, database: ProfileDatabase, profile: Profile, ana
                 chance=chance,
             ),
         ]
-        words = (
+        told = (
             f"half of the experts are selected by at least {shown(token, '%')} of the occurrences of their "
             f"favourite token, "
             f"and by at least {shown(domain, '%')} of the tokens of their favourite domain (chance "
@@ -77,7 +76,7 @@ def routing(material: Material, database: ProfileDatabase, profile: Profile, ana
     return Answer(
         key="router",
         question="Does the router see modality or token patterns?",
-        answer=f"{verdict}: {words}; {geometry}.",
+        answer=f"{verdict}: {told}; {geometry}.",
         claims=tuple(claims),
         tables=tables,
         notes=(
@@ -133,14 +132,14 @@ def _by_layer(analysis: RouterAnalysis) -> Table:
     )
 
 
-def _favourites(material: Material, database: ProfileDatabase, profile: Profile) -> tuple[float, float, float] | None:
+def _favourites(material: Material, words: Words) -> tuple[float, float, float] | None:
     """Medians over experts of the lower ends for the favourite token and the favourite domain; mean chance."""
     results = material.specialisations("domain")
     best: list[float] = []
     domains: list[float] = []
     chances: list[float] = []
     for table in material.profile.tables():
-        found = token_table(profile, database, table.shape.bank)
+        found = words.of(table.shape.bank)
         of_bank = [one for banks in results.values() for one in banks if one.shape == table.shape]
         if found is None or not of_bank:
             continue

@@ -19,6 +19,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
 from coterie.errors import CheckpointFileError, CoterieError, DiskSpaceError
+from coterie.files.nearest import nearest_directory
 from coterie.spec import format_bytes
 
 _INCOMPLETE = ".incomplete"
@@ -139,9 +140,7 @@ class RepositoryCache:
         Raises:
             DiskSpaceError: With facts ``needed`` and ``free`` in bytes.
         """
-        place = self.root
-        while not place.is_dir() and place != place.parent:
-            place = place.parent
+        place = nearest_directory(self.root)
         free = shutil.disk_usage(place).free
         if nbytes and nbytes + _RESERVE > free:
             raise DiskSpaceError(

@@ -14,7 +14,7 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import tqdm, validate_repo_id
 
-from coterie.checkpoint.formats import unread_format
+from coterie.checkpoint.formats import SIDE_FILES, unread_format
 from coterie.checkpoint.headers import TensorInfo
 from coterie.checkpoint.hub.attempts import PATIENCE, Attempts
 from coterie.checkpoint.hub.cache import RepositoryCache
@@ -27,7 +27,6 @@ from coterie.checkpoint.hub.together import all_together
 from coterie.errors import CheckpointFileError, CheckpointNotFoundError
 
 _log = logging.getLogger("coterie.hub")
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "tokenizer*", "LICENSE*", "NOTICE*", "README.md")
 _WORKERS = 4
 """Requests at once for headers and small files."""
 
@@ -104,7 +103,7 @@ class Repository:
             DiskSpaceError: If the cache's disk has no room for them.
         """
         assert self.listing is not None
-        names = [one for one in self.listing.files if any(fnmatch(one, pattern) for pattern in _SIDE_FILES)]
+        names = [one for one in self.listing.files if any(fnmatch(one, pattern) for pattern in SIDE_FILES)]
         missing = [name for name in names if not self.is_here(name)]
         self.cache.check_fits(sum(self.download_nbytes(missing).values()))
 
