@@ -8,7 +8,7 @@ import pytest
 from coterie.generation.chat import chat_inputs, user_message
 from coterie.generation.completion import Completion, complete
 from coterie.generation.sampling import Sampling
-from coterie.server import engine as engine_module
+from coterie.server import answering
 from server.conftest import DATA, PROMPT, Served, chat
 
 PATH = "/v1/chat/completions"
@@ -317,7 +317,7 @@ def test_reasoning_and_answer_come_apart(thinking: Served, monkeypatch) -> None:
         return Completion(prompt_tokens=3, token_ids=(1, 2), text=reader.text, reasoning=reader.reasoning,
                           finish_reason="stop", prefill_s=0.1, decode_s=0.1)  # fmt: skip
 
-    monkeypatch.setattr(engine_module, "complete", complete)
+    monkeypatch.setattr(answering, "complete", complete)
     monkeypatch.setattr(thinking.engine.opened.processors.tokenizer, "chat_template", THINKING + "{# </think> #}")
     message = thinking.post(PATH, chat()).json["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "Dry.", "reasoning_content": "hmm"}

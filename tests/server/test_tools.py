@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from coterie.generation.completion import Completion
-from coterie.server import engine as engine_module
+from coterie.server import answering
 from coterie.server.prompts import from_anthropic, from_openai
 from coterie.server.schemas.chat import ChatRequest
 from coterie.server.schemas.fields import read
@@ -54,7 +54,7 @@ def saying(monkeypatch) -> None:
             prompt_tokens=3, token_ids=(1, 2), text=reader.text, finish_reason="stop", prefill_s=0.1, decode_s=0.1
         )
 
-    monkeypatch.setattr(engine_module, "complete", complete)
+    monkeypatch.setattr(answering, "complete", complete)
 
 
 def ask(**more):

@@ -11,16 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from coterie.generation.completion import complete
+from coterie.server.answering import answer
 from coterie.server.meters import Meters
 from coterie.server.refusals import Refusal, refusal_of
-from coterie.server.tickets import Done, Failed, Part, Piece, Prepared, Provenance, Ticket, Wish
+from coterie.server.tickets import Done, Failed, Prepared, Provenance, Ticket, Wish
 
 if TYPE_CHECKING:
-    from coterie.generation.completion import Completion
     from coterie.generation.opened import OpenModel
 
 Result = TypeVar("Result")
@@ -218,9 +216,14 @@ class Engine:
 
     def _serve(self, ticket: Ticket) -> None:
         begun = time.monotonic()
+
+        def should_stop() -> bool:
+            self._beat = time.monotonic()
+            return ticket.cancelled or self._cutting
+
         try:
             before = self.opened.runtime.stats().total if ticket.wish.provenance else None
-            completion = self._complete(ticket)
+            completion = answer(self.opened, ticket, should_stop=should_stop)
             took = None if before is None else Provenance.between(before, self.opened.runtime.stats().total)
         except BaseException as error:  # whatever is raised over one request ends that one alone
             with self._changed:
@@ -234,43 +237,6 @@ class Engine:
                 ticket.phase = "over"
                 self.meters.finished(ticket, completion)
                 ticket.tell(Done(completion, took))
-
-    def _complete(self, ticket: Ticket) -> Completion:
-        prompt, opened = ticket.prompt, self.opened
-        assert prompt is not None
-        inputs = prompt.inputs()
-        ticket.tell(Prepared(int(inputs["input_ids"].shape[1])))
-
-        def teller(part: Part) -> Callable[[str], None]:
-            def tell(text: str) -> None:
-                if ticket.phase == "prefill":
-                    ticket.phase = "decode"
-                ticket.tell(Piece(part, text))
-
-            return tell
-
-        def should_stop() -> bool:
-            self._beat = time.monotonic()
-            return ticket.cancelled or self._cutting
-
-        if prompt.reader is not None:
-            prompt.reader.on_reasoning = teller("reasoning")
-        on_text = teller("text")
-        if prompt.calls is not None:
-            prompt.calls.on_text, on_text = on_text, prompt.calls.feed
-        completion = complete(
-            opened.model,
-            opened.processors.tokenizer,
-            inputs,
-            ticket.wish.sampling,
-            on_text=on_text,
-            should_stop=should_stop,
-            reader=prompt.reader,
-        )
-        if prompt.calls is None:
-            return completion
-        prompt.calls.end()
-        return replace(completion, text=prompt.calls.text, tool_calls=(*completion.tool_calls, *prompt.calls.calls))
 
     def _fail(self, ticket: Ticket, error: BaseException) -> None:
         """Ends a request without an answer; the lock is held."""
