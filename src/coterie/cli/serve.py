@@ -15,7 +15,7 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.console import print_note
 from coterie.cli.interrupts import EXIT_INTERRUPTED
-from coterie.cli.opening import open_model, opens_model
+from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
 from coterie.spec import install_advice
 from coterie.spec.opening import Opening
@@ -95,21 +95,24 @@ def command(
     from coterie.server.running import listening_socket, serve
 
     # Before the model, which takes its time: an address that is taken is told at once.
-    with closing(listening_socket(host, port)) as address, open_model(model, opening) as opened, _log_lines():
+    with closing(listening_socket(host, port)) as address, _log_lines():
+        import_engine()
+        # Before the model, too: what all this takes is part of the budget.
         from coterie.server.app import make_app
         from coterie.server.engine import Engine
         from coterie.server.gate import Hosts
 
-        names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
-        engine = Engine(opened, most_waiting=queue, longest_wait_s=queue_timeout)
-        engine.meters.watch(engine)
-        app = make_app(engine, names=names, hosts=Hosts(host, allow_host or ()), keys=keys)
+        with open_model(model, opening) as opened:
+            names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
+            engine = Engine(opened, most_waiting=queue, longest_wait_s=queue_timeout)
+            engine.meters.watch(engine)
+            app = make_app(engine, names=names, hosts=Hosts(host, allow_host or ()), keys=keys)
 
-        def say() -> None:
-            name = f"[{host}]" if ":" in host else host
-            print_note(f"{names[0]} at http://{name}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
+            def say() -> None:
+                name = f"[{host}]" if ":" in host else host
+                print_note(f"{names[0]} at http://{name}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
 
-        interrupted = serve(app, engine, address, drain_s=drain, on_ready=say)
+            interrupted = serve(app, engine, address, drain_s=drain, on_ready=say)
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
 
