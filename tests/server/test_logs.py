@@ -53,6 +53,7 @@ def test_a_failure_is_told_with_its_place_and_without_its_message(server: Served
     until(lambda: len(lines.about("three")) >= 2)
     failure = next(line for line in lines.about("three") if line["event"] == "request failed")
     assert failure["error"] == "RuntimeError"
+    assert not any("cancelled_in" in line for line in lines.about("three"))
     assert any("on_event" in frame for frame in failure["frames"])
     assert "xyzzysecret" not in "".join(lines.lines)
 

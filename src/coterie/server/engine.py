@@ -242,14 +242,14 @@ class Engine:
         """Ends a request without an answer; the lock is held."""
         if ticket.phase == "over":
             return
+        self._forget(ticket)
+        ticket.phase = "over"
         if not ticket.cancelled:
             refusal = refusal_of(error)
             self.meters.failed(refusal)
             if refusal.status >= 500 and not isinstance(error, Refusal):
                 _log.error("request failed", exc_info=error, extra={"request_id": ticket.request_id})
             ticket.tell(Failed(refusal))
-        self._forget(ticket)
-        ticket.phase = "over"
 
     def _forget(self, ticket: Ticket) -> None:
         """Has it wait no longer; the lock is held."""

@@ -73,7 +73,8 @@ def refusal_of(error: BaseException) -> Refusal:
         return error
     if isinstance(error, ContextLengthError):
         return Refusal(400, _without_places(error), code="context_length_exceeded")
-    if isinstance(error, MemoryBudgetError):
+    # What a picture may take depends on what else is held at the moment.
+    if isinstance(error, MemoryBudgetError) or (isinstance(error, InputError) and "room" in error.facts):
         return Refusal(503, _without_places(error), code="insufficient_memory", retry_after=1)
     if isinstance(error, UnsupportedError):
         return Refusal(400, _without_places(error), code="unsupported")
