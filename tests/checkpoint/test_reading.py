@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from coterie.checkpoint import read_header, read_tensor
+from coterie.checkpoint import Checkpoint, read_header, read_tensor
 from coterie.errors import CheckpointFileError
 
 
@@ -57,3 +57,11 @@ def test_a_file_that_was_written_to_is_named(path: Path) -> None:
     with pytest.raises(CheckpointFileError, match="was written to after it was first opened") as caught:
         read_tensor(info)
     assert (caught.value.path, caught.value.tensor) == (path, "stack")
+
+
+def test_all_extents_of_a_file_have_one_source(zoo_checkpoint) -> None:
+    """A checkpoint of many thousand experts keeps theirs."""
+    checkpoint = Checkpoint.open(zoo_checkpoint("qwen3_moe"))
+    extents = [extent for key in checkpoint.keys() for extent in checkpoint.extents(key)]
+    assert len({id(extent.source) for extent in extents}) == len({extent.source for extent in extents}) == 1
+    assert checkpoint.extents(next(iter(checkpoint.keys()))) is checkpoint.extents(next(iter(checkpoint.keys())))

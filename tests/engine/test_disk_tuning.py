@@ -62,7 +62,7 @@ def test_places_are_spread_over_all_experts(store: Store, monkeypatch: pytest.Mo
     monkeypatch.setattr(disk_tuning, "_MOST_PLACES", 3)
     some = record_places(store)
     assert 1 <= len(some) <= 3
-    assert some[-1].path == everything[-1].path
+    assert some[-1].source == everything[-1].source
 
 
 def test_a_model_reads_as_was_found(zoo_store, store: Store, trials, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CheckpointNotFoundError, StoreNotFoundError
 from coterie.extraction import Progress, extract
-from coterie.inspection import verify
+from coterie.inspection import verification, verify
 from coterie.store import Store
 from extraction.test_interruption import flip
 
@@ -65,6 +65,14 @@ def test_a_flipped_bit_in_a_record_is_one_problem(store: Path, moe: Path) -> Non
         (problem,) = verify(store, against=against).problems
         assert (problem.kind, problem.file) == ("corrupt", "experts/text/mlp-layer-000.safetensors")
         assert problem.place.startswith("expert 00003")
+
+
+def test_a_tokenizer_is_looked_at_beside_a_damaged_header(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr(verification, "store_tokenizer_problems", lambda *args: looked.append(args) or [])
+    flip(store / "dense.safetensors", 12)
+    assert not verify(store).ok
+    assert [path for path, *_ in looked] == [store]
 
 
 def test_a_checkpoint_that_differs_is_told_by_tensor_and_byte(store: Path, checkpoint: Path) -> None:

@@ -56,3 +56,14 @@ def test_what_was_read_leaves_the_page_cache(file, monkeypatch):
     assert b"".join(map(bytes, pieces_of(file, 100, 6000))) == DATA[100:6100]
     dropped = [call[:2] for call in advice if call[2] == os.POSIX_FADV_DONTNEED]
     assert dropped == [(100, 4096), (4196, 1904)]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="Linux")
+@pytest.mark.parametrize("nbytes", [100, 4096, 4097, 6000])
+def test_nothing_behind_a_run_is_asked_for(file, monkeypatch, nbytes):
+    advice = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, nbytes, kind: advice.append((offset, nbytes, kind)))
+    monkeypatch.setattr(ranges, "_PIECE", 4096)
+    list(pieces_of(file, 100, nbytes))
+    ahead = [(offset, count) for offset, count, kind in advice if kind == os.POSIX_FADV_WILLNEED]
+    assert ahead == ([(4196, nbytes - 4096)] if nbytes > 4096 else [])

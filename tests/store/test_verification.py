@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,3 +108,21 @@ def test_a_partial_and_grown_store_is_good(tmp_path: Path) -> None:
 def test_no_store_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError):
         verify_store(tmp_path)
+
+
+def test_a_file_that_is_written_to_meanwhile_is_one_problem(store: Path) -> None:
+    """Whatever it holds: what was read of it is not vouched for."""
+    files = [path for path in store.rglob("*.safetensors") if path.parent != store]
+    touched = []
+
+    def progress(done: int, total: int) -> None:
+        if not touched:
+            touched.extend(files)
+            for path in files:
+                os.utime(path, ns=(1, 1))
+
+    report = verify_store(store, progress=progress, threads=1)
+    found = [problem for problem in report.problems if "written to" in problem.message]
+    assert found
+    assert len(found) == len({problem.file for problem in found})
+    assert {(problem.kind, problem.place) for problem in found} == {("malformed", "the file itself")}

@@ -33,7 +33,7 @@ from coterie.hf.quantised import fold_names, record_fields, record_layout, unfol
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
-from coterie.spec import BankKey, ExpertKey, Extent, Field, RecordLayout
+from coterie.spec import BankKey, ByteSource, ExpertKey, Extent, Field, RecordLayout
 from coterie.spec.parameters import encoded_names
 
 if TYPE_CHECKING:
@@ -83,7 +83,10 @@ class Checkpoint:
     files: WeightFiles | None = None
     banks: dict[BankKey, CheckpointBank] = field(default_factory=dict)
     # What was found once is asked for with every read.
-    _extents: dict[ExpertKey, tuple[Extent, ...] | None] = field(default_factory=dict, init=False, repr=False)
+    _extents: dict[ExpertKey, tuple[Extent, ...] | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _sources: dict[Path, ByteSource] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -252,7 +255,9 @@ class Checkpoint:
                 info = self.tensors[name]
                 size = info.nbytes if source.per_expert else info.nbytes // bank.bank.num_experts
                 start = info.offset if source.per_expert else info.offset + key.expert * size
-                found.append(Extent(source=info.source, offset=start, nbytes=size, at=at))
+                # One object for all of a file: there are many experts.
+                where = self._sources.get(info.path) or self._sources.setdefault(info.path, info.source)
+                found.append(Extent(source=where, offset=start, nbytes=size, at=at))
                 at += size
         return tuple(found)
 

@@ -18,9 +18,9 @@ from typing import Literal
 from coterie.errors import CoterieError
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts, SchemeOf, one_scheme
+from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
 from coterie.origins import Origin
 from coterie.records import RecordReader
-from coterie.records.spans import SCRATCH_BYTES, SpanReader
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
 from coterie.spec.encodings import NATIVE
 from coterie.store import BankWriter, DenseTensor, StoreWriter

@@ -23,6 +23,9 @@ from coterie.origins.stored_dense import dense_headers
 from coterie.store import Leftover, Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
 
+_MOST_DENSE = 20_000
+"""More tensors than any model has outside experts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVerification:
@@ -201,7 +204,7 @@ def _tokenizer_problems(store: Store) -> list[Problem]:
     try:
         dense = len(dense_headers(store))
     except CoterieError:
-        return []  # how large its model may be is not known, and that there is a problem is
+        dense = _MOST_DENSE  # how large its model may be is not known
     parts = tensors_about(dense, sum(bank.num_experts for bank in store.banks.values()))
     return store_tokenizer_problems(store.path, store.manifest.model.component, parts)
 

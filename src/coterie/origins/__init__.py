@@ -1,4 +1,4 @@
-"""What a store is made of, and what a model is opened from: a checkpoint, or a store."""
+"""What a store is made of, compared with and completed from: a checkpoint, or another store."""
 
 from coterie.origins.checkpoint_origin import CheckpointOrigin
 from coterie.origins.origin import Origin, OriginBank, OriginModel

@@ -41,7 +41,7 @@ class LocalFile:
     """A file of this machine; a :class:`~coterie.spec.ByteSource`.
 
     What is compared with the stamp is the file that is open, so nothing can take its place in between. It is compared
-    again after every read, which vouches for the bytes: the time of a change is set before the first byte is.
+    again after every read, which vouches for the bytes: a write changes the time of modification before the first byte.
 
     Attributes:
         path: The file.
@@ -184,7 +184,7 @@ class SharedBytes:
 
 
 class FileCache:
-    """Keeps what was read from most recently open.
+    """Keeps open what was read from last.
 
     Args:
         limit: Files kept open; more are open only while that many are being read at once.

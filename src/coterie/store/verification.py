@@ -14,7 +14,7 @@ import xxhash
 
 from coterie.errors import StoreFormatError
 from coterie.files.below import files_below
-from coterie.records import LocalFile, pieces
+from coterie.records import FileChanged, LocalFile, piece_buffer, pieces
 from coterie.spec import OpenBytes
 from coterie.store import names
 from coterie.store.dense_index import dense_problems
@@ -130,11 +130,16 @@ class _Verification:
         file = self._usable(segment.file, segment.nbytes)
         if file is None:
             return
-        with closing(file):
+        largest = max(record.nbytes for record in segment.records)
+        with closing(file), piece_buffer(largest) as buffer:
             self._check_segment_header(segment)
             for record in segment.records:
                 try:
-                    self._check_record(file, segment, record)
+                    self._check_record(file, segment, record, buffer)
+                except FileChanged as error:
+                    # Of no record more is to be learned from it.
+                    self._report("malformed", segment.file, "the file itself", "R20", f"{error}; verify it again")
+                    break
                 except OSError as error:
                     self._report("missing", segment.file, f"expert {record.expert:05d}", "R20", _unreadable(error))
             self._advance(segment.records[0].offset)
@@ -157,11 +162,11 @@ class _Verification:
             self._report("malformed", segment.file, "header", "R24", what)
             return
 
-    def _check_record(self, file: OpenBytes, segment: Segment, record: Record) -> None:
+    def _check_record(self, file: OpenBytes, segment: Segment, record: Record, buffer: memoryview) -> None:
         place = f"expert {record.expert:05d}, offset {record.offset}"
         digest = xxhash.xxh3_128()
         padding = PaddingCheck(self._manifest.layouts[record.layout])
-        for piece in self._pieces(file, record.offset, record.nbytes):
+        for piece in self._pieces(file, record.offset, record.nbytes, buffer):
             digest.update(piece)
             padding.look(piece)
         with self._lock:
@@ -183,6 +188,9 @@ class _Verification:
             try:
                 for piece in self._pieces(file, 0, facts.nbytes):
                     digest.update(piece)
+            except FileChanged as error:
+                self._report("malformed", facts.file, "the file itself", "R20", f"{error}; verify it again")
+                return
             except OSError as error:
                 self._report("missing", facts.file, "the file itself", "R20", _unreadable(error))
                 return
@@ -224,9 +232,11 @@ class _Verification:
             self._report("missing", name, "the file itself", "R20", _unreadable(error))
             return None
 
-    def _pieces(self, file: OpenBytes, offset: int, nbytes: int) -> Iterator[memoryview]:
+    def _pieces(
+        self, file: OpenBytes, offset: int, nbytes: int, buffer: memoryview | None = None
+    ) -> Iterator[memoryview]:
         """The bytes of a range; fewer if the file ends. What was read leaves the page cache."""
-        for piece in pieces(file, offset, nbytes):
+        for piece in pieces(file, offset, nbytes, buffer):
             yield piece
             self._advance(len(piece))
 

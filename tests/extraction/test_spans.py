@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.errors import CheckpointFileError
+from coterie.extraction.spans import SpanReader, join_extents
 from coterie.records import LocalFile
-from coterie.records.spans import SpanReader, join_extents
 from coterie.spec import Access, BankKey, Extent, OpenBytes, RecordLayout
 
 KEY = BankKey("text", 0, "mlp").expert(0)
