@@ -160,8 +160,8 @@ class ByBank:
     def __init__(self, loaded: Mapping[ExpertKey, Entry]) -> None:
         self._loaded = loaded
         self._lists: dict[BankKey, list[Entry | None]] = {}
-        # The same for native calls, of the records of one layout.
-        self._addresses: dict[BankKey, tuple[Addresses, RecordLayout]] = {}
+        # The same for native calls: a table for the records of each layout that somebody has asked for.
+        self._addresses: dict[BankKey, dict[RecordLayout, Addresses]] = {}
 
     def list_of(self, bank: BankKey, experts: int) -> list[Entry | None]:
         """What is resident of a bank, by expert id: a list that is kept in step."""
@@ -170,12 +170,22 @@ class ByBank:
             found = self._lists[bank] = [self._loaded.get(bank.expert(expert)) for expert in range(experts)]
         return found
 
-    def publish(self, bank: BankKey, layout: RecordLayout, addresses: Addresses) -> None:
-        """Keeps addresses in step with what is resident of a bank's records of a layout."""
-        self._addresses[bank] = (addresses, layout)
-        for key, entry in self._loaded.items():
-            if key.bank_key == bank:
-                self.put(key, entry)
+    def addresses_of(self, bank: BankKey, layout: RecordLayout, make: Callable[[], Addresses]) -> Addresses:
+        """Where a bank's records of a layout are: one table, kept in step, whoever asks and however often.
+
+        Args:
+            bank: The bank.
+            layout: Records of another layout are left out.
+            make: Makes an empty table.
+        """
+        tables = self._addresses.setdefault(bank, {})
+        addresses = tables.get(layout)
+        if addresses is None:
+            addresses = tables[layout] = make()
+            for key, entry in self._loaded.items():
+                if key.bank_key == bank and entry.layout == layout:
+                    _publish(addresses, entry)
+        return addresses
 
     def put(self, key: ExpertKey, entry: Entry | None) -> None:
         """An expert has become resident, or has left."""
@@ -183,13 +193,11 @@ class ByBank:
         listed = self._lists.get(bank)
         if listed is not None:
             listed[key.expert] = entry
-        addresses, layout = self._addresses.get(bank, (None, None))
-        if addresses is None:
-            return
-        if entry is None:
-            addresses.withdraw(key.expert)
-        elif entry.layout == layout:
-            addresses.publish(key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
+        for layout, addresses in self._addresses.get(bank, {}).items():
+            if entry is None:
+                addresses.withdraw(key.expert)
+            elif entry.layout == layout:
+                _publish(addresses, entry)
 
     def names(self) -> dict[BankKey, tuple[ExpertKey | None, ...]]:
         """What each list names, by expert id."""
@@ -250,10 +258,8 @@ class BankView:
             library: The native library.
             layout: Records of another layout are left out.
         """
-        addresses = Addresses(library, len(self._entries))
         with self._holds.guard.lock:
-            self._by_bank.publish(self._bank, layout, addresses)
-        return addresses
+            return self._by_bank.addresses_of(self._bank, layout, lambda: Addresses(library, len(self._entries)))
 
     def turn(self, consumer: Consumer) -> None:
         """A consumer comes to the bank: what was predicted of it is over.
@@ -274,6 +280,10 @@ class BankView:
             if holds.uses_matter:
                 # One may have left since.
                 holds.note([entry for expert in experts if (entry := resident[expert]) is not None])
+
+
+def _publish(addresses: Addresses, entry: Entry) -> None:
+    addresses.publish(entry.key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
 
 
 def _nothing() -> None:
