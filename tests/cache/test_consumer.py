@@ -8,7 +8,7 @@ import pytest
 from coterie.cache import Consumer
 from coterie.errors import UsageError
 
-from .sources import PATIENCE_S, SMALL, assert_consistent, assert_is, bring, keys_of, wait_until
+from .sources import PATIENCE_S, SMALL, assert_consistent, assert_is, bring, collecting_after, keys_of, wait_until
 
 KEYS = keys_of(8)
 BANK = KEYS[0].bank_key
@@ -149,3 +149,27 @@ def test_what_is_predicted_of_a_consumer_ends_with_it(open_cache):
     del one
     gc.collect()
     assert not cache.snapshot().predicted
+
+
+@pytest.mark.parametrize("look", ["snapshot", "hold", "lease"])
+def test_what_is_lost_may_be_collected_at_any_moment(open_cache, look):
+    cache = open_cache(8)
+    bring(cache, KEYS)
+    view, one, keeping = cache.view(BANK, 8), Consumer(), [Consumer() for _ in range(3)]
+    looking = {
+        "snapshot": cache.snapshot,
+        "hold": lambda: view.try_hold([1], one).release(),
+        "lease": lambda: bring(cache, KEYS[:1]),
+    }[look]
+    for allocations in range(1, 100):
+        kept = [view.try_hold([expert], consumer) for expert, consumer in enumerate(keeping)]
+        holding, leasing, predicting = Consumer(), Consumer(), Consumer()
+        lost = [cache.lease(KEYS[3:4], consumer=leasing).__enter__(), view.try_hold([4], holding)]
+        for consumer in (predicting, leasing):
+            cache.predict(KEYS[5:6], consumer=consumer)
+        with collecting_after(allocations, lost):
+            del lost
+            looking()
+        for held in kept:
+            held.release()
+    assert_consistent(cache)

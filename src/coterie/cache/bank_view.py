@@ -101,11 +101,15 @@ class Holds:
 
     def one_of(self, consumer: Consumer) -> bool:
         """Whether a consumer has a hold."""
-        return any(holder is consumer for holder, _ in self.held.values())
+        return any(holder is consumer for holder, _ in self._now_held())
 
     def keys(self) -> set[ExpertKey]:
         """What is held."""
-        return {entry.key for _, entries in self.held.values() for entry in entries}
+        return {entry.key for _, entries in self._now_held() for entry in entries}
+
+    def _now_held(self) -> list[tuple[Consumer | None, Sequence[Entry]]]:
+        # Collecting a lost hold can change the table at any moment: see OpenClaims.
+        return list(self.held.values())
 
 
 class Held:

@@ -232,7 +232,7 @@ class ReadOrder:
     def _publish(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
     ) -> None:
-        waiting = [holder for holder in tuple(entry.holders) if isinstance(holder, Claim)]
+        waiting = [holder for holder in list(entry.holders) if isinstance(holder, Claim)]
         self._counters.nbytes[entry.cause] += nbytes
         if entry.reader is not None:
             entry.reader.bytes_read += nbytes
