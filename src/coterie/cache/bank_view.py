@@ -77,6 +77,8 @@ class Holds:
                 self.held[token] = (None, held[1])
 
     def _let_go(self, token: object) -> None:
+        if self.guard.forked:
+            return
         with self.guard.lock:
             self.held.pop(token, None)
             if self._claims.open:
@@ -261,7 +263,12 @@ class BankView:
         Args:
             library: The native library.
             layout: Records of another layout are left out.
+
+        Raises:
+            UsageError: If the cache is closed.
         """
+        if not self._holds.guard.usable:
+            self._holds.guard.check()
         with self._holds.guard.lock:
             return self._by_bank.addresses_of(self._bank, layout, lambda: Addresses(library, len(self._entries)))
 

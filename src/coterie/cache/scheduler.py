@@ -91,6 +91,9 @@ class Scheduler:
 
     def open(self, claim: Claim) -> None:
         """Registers a claim, holds what it asks for and is resident, and starts the reads of the rest."""
+        # Before the lock, which may be held for ever in a forked child, and with it.
+        if not self.guard.usable:
+            self.guard.check()
         with self.lock:
             if not self.guard.usable:
                 self.guard.check()
@@ -116,6 +119,8 @@ class Scheduler:
             ReadError, ChecksumError, CoterieError: If a read that the claim waits for failed.
             UsageError: If the lease or the cache is closed meanwhile.
         """
+        if self.guard.forked:
+            self.guard.check()
         came_back = False
         try:
             while True:
@@ -167,16 +172,22 @@ class Scheduler:
 
     def predict(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
         """Notes what a consumer will probably ask for next; unknown keys are passed over."""
-        with self.lock:
+        if not self.guard.usable:
             self.guard.check()
+        with self.lock:
+            if not self.guard.usable:
+                self.guard.check()
             self._order.ahead.predict(consumer, [key for key in keys if self._residency.has(key)])
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
     def warm(self, keys: Iterable[ExpertKey], *, share: float, pinned_nbytes: int) -> None:
         """Queues what is worth having; unknown keys are passed over."""
-        with self.lock:
+        if not self.guard.usable:
             self.guard.check()
+        with self.lock:
+            if not self.guard.usable:
+                self.guard.check()
             residency = self._residency
             residency.settle()
             self._predictions.warm(
@@ -195,11 +206,15 @@ class Scheduler:
 
     def quiesce(self, timeout: float) -> bool:
         """Waits until the reading threads have nothing to do; returns whether that came about in time."""
+        if self.guard.forked:
+            self.guard.check()
         with self.lock:
             return self._readers.wait_for_rest(timeout)
 
     def snapshot(self) -> Snapshot:
         """What is going on now."""
+        if self.guard.forked:
+            self.guard.check()
         with self.lock:
             return snapshot_of(
                 self._residency,
@@ -231,6 +246,8 @@ class Scheduler:
 
     def _let_go(self, claim: Claim, *, loaded: bool = True) -> None:
         """Holds nothing for a claim any more; without ``loaded``, nothing that is still on its way."""
+        if self.guard.forked:
+            return
         with self.lock:
             for key in claim.keys:
                 entry = self._residency.find(key)
@@ -242,6 +259,8 @@ class Scheduler:
 
     def _consumed(self, claim: Claim, entries: Sequence[Entry]) -> None:
         """A claim's consumer has no need of these any more: they are only kept as long as there is room."""
+        if self.guard.forked:
+            return
         with self.lock:
             claim.consumed.extend(entries)
             self._order.wake()
