@@ -140,6 +140,64 @@ def test_closing_frees_no_memory_that_a_device_still_reads(open_cache):
     device.finish()
 
 
+class Broken(Device):
+    """Cannot say when it has read, until it is mended."""
+
+    __slots__ = ("broken",)
+
+    def __init__(self):
+        super().__init__()
+        self.broken = True
+
+    def fence(self, release):
+        if self.broken:
+            raise RuntimeError("the device is lost")
+        super().fence(release)
+
+
+@pytest.mark.parametrize("way", ["hold", "lease"])
+def test_a_consumer_whose_device_fails_may_ask_again(open_cache, way):
+    cache, device = open_cache(4), Broken()
+    bring(cache, KEYS[:2])
+    if way == "hold":
+        leave = cache.view(BANK, 8).try_hold([0, 1], device).release
+    else:
+        leave = cache.lease(KEYS[:2], consumer=device).__enter__().close
+    with pytest.raises(RuntimeError, match="lost"):
+        leave()
+    # Nobody knows whether the device still reads them.
+    assert cache.snapshot().held == set(KEYS[:2])
+    assert cache.snapshot().leases == 0
+    device.broken = False
+    with cache.lease(KEYS[2:4], consumer=device) as lease:
+        assert dict(lease).keys() == set(KEYS[2:4])
+    device.finish()
+    assert cache.snapshot().held.isdisjoint(KEYS[2:4])
+
+
+def test_nobody_waits_for_a_lease_whose_device_fails(open_cache):
+    cache, device = open_cache(3), Broken()
+    lease = cache.lease(KEYS[:2], consumer=device)
+    lease.__enter__()
+    list(lease)
+    thread = threading.Thread(target=bring, args=(cache, KEYS[2:4]), daemon=True)
+    thread.start()
+    wait_until(lambda: cache.snapshot().waiting)
+    with pytest.raises(RuntimeError, match="lost"):
+        lease.close()
+    with pytest.raises(UsageError, match="lease is closed"):
+        next(lease)
+    # What may still be read stays; the lease is given up again when it is collected.
+    assert cache.snapshot().waiting
+    device.broken = False
+    del lease
+    gc.collect()
+    device.finish()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert_consistent(cache)
+
+
 def test_what_is_predicted_of_a_consumer_ends_with_it(open_cache):
     cache, one = open_cache(4), Consumer()
     cache.predict(KEYS[:2], consumer=one)

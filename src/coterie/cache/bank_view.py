@@ -71,10 +71,10 @@ class Holds:
             if not consumer.reads_on:
                 self._let_go(token)
                 return
-            consumer.fence(partial(self._let_go, token))
-            # It stays for a while, but its consumer may hold other things.
+            # It stays for a while, but its consumer may hold other things: even if its device fails.
             if (held := self.held.get(token)) is not None:
                 self.held[token] = (None, held[1])
+            consumer.fence(partial(self._let_go, token))
 
     def _let_go(self, token: object) -> None:
         if self.guard.forked:

@@ -161,13 +161,14 @@ class Scheduler:
             if claim.consumer.reads_on:
                 # What is not complete nobody can have begun to read.
                 self._let_go(claim, loaded=False)
-            self._when_read(claim.consumer, partial(self._let_go, claim))
+            # First: where a device fails, its consumer may ask again, and others have their turn.
             self._claims.drop(claim)
             self._waiters.wake_all()
             self._order.wake()
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
-            # Last, so that a release that was interrupted is done again when the lease is collected.
+            self._when_read(claim.consumer, partial(self._let_go, claim))
+            # Last, so that a release that was interrupted, or failed, is done again when the lease is collected.
             claim.closed = True
 
     def predict(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
@@ -281,7 +282,7 @@ class Scheduler:
             )
 
     def _check_claim(self, claim: Claim) -> None:
-        if self.guard.closed or claim.closed:
+        if self.guard.closed or claim not in self._claims:
             raise UsageError(f"The {'expert cache' if self.guard.closed else 'lease'} is closed.")
         if self._order.failure is not None:
             raise ReadError(
