@@ -36,6 +36,7 @@ class Holds:
 
     Attributes:
         guard: That given.
+        predictions: Those given.
         held: What must stay together until it is given up: token → (consumer, entries).
         uses_matter: Whether anybody will ask which requests were hits.
         journal: These hits, in order, that the policy has not been told of yet.
@@ -45,7 +46,7 @@ class Holds:
 
     def __init__(self, guard: Guard, predictions: Predictions, claims: OpenClaims, counters: Counters) -> None:
         self.guard = guard
-        self._predictions = predictions
+        self.predictions = predictions
         self._claims = claims
         self._counters = counters
         self.held: dict[object, tuple[Consumer | None, Sequence[Entry]]] = {}
@@ -57,8 +58,8 @@ class Holds:
     def begin(self, token: object, consumer: Consumer, entries: Sequence[Entry]) -> None:
         """A consumer holds entries that are resident, until it lets go of the token: these are hits. Needs the lock."""
         self.held[token] = (consumer, entries)
-        if self._predictions.made:
-            self._predictions.over(consumer)
+        if self.predictions.made:
+            self.predictions.prediction_over(consumer)
         self._counters.hits += len(entries)
         if self.uses_matter:
             self.note(entries)
@@ -84,18 +85,11 @@ class Holds:
             if self._claims.open:
                 self.wake()
 
-    def came(self, consumer: Consumer) -> None:
-        """A consumer asks for something in a way of its own: what was predicted of it is over."""
-        if self._predictions.made:
-            with self.guard.lock:
-                self._predictions.over(consumer)
-
     def note(self, entries: Sequence[Entry]) -> None:
-        """Remembers hits, if they matter; the reading threads tell the policy. Needs the lock."""
-        if self.uses_matter:
-            self.journal.append(entries)
-            if len(self.journal) > JOURNAL_LIMIT:
-                self.notify()
+        """Remembers hits, where uses matter; the reading threads tell the policy. Needs the lock."""
+        self.journal.append(entries)
+        if len(self.journal) > JOURNAL_LIMIT:
+            self.notify()
 
     def count(self, hits: int) -> None:
         """So many requests were hits. Needs the lock."""
@@ -258,7 +252,7 @@ class BankView:
     def addresses(self, library: Library, layout: RecordLayout) -> Addresses:
         """Where the experts are, for native calls that look for themselves; kept in step by the cache.
 
-        Such a call is no hold of the cache's: before it, :meth:`turn` is called, and after it :meth:`note`.
+        Such a call is no hold of the cache's: before it, :meth:`prediction_over` is called, and after it :meth:`note`.
 
         Args:
             library: The native library.
@@ -272,8 +266,8 @@ class BankView:
         with self._holds.guard.lock:
             return self._by_bank.addresses_of(self._bank, layout, lambda: Addresses(library, len(self._entries)))
 
-    def turn(self, consumer: Consumer) -> None:
-        """A consumer comes to the bank: what was predicted of it is over.
+    def prediction_over(self, consumer: Consumer) -> None:
+        """A consumer asks for experts without a hold: what was predicted of it is over.
 
         Raises:
             UsageError: If the cache is closed.
@@ -281,7 +275,9 @@ class BankView:
         holds = self._holds
         if not holds.guard.usable:
             holds.guard.check()
-        holds.came(consumer)
+        if holds.predictions.made:
+            with holds.guard.lock:
+                holds.predictions.prediction_over(consumer)
 
     def note(self, experts: Sequence[int]) -> None:
         """Experts were found resident and used, by a call that looked for them itself. Counts as hits."""

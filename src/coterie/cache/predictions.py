@@ -1,4 +1,4 @@
-"""What will probably be asked for, and what is worth having whoever asks: it leaves the memory last."""
+"""What will probably be asked for, and what is worth having whoever asks: such experts leave memory last."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class Predictions:
 
     def make(self, consumer: Consumer, prediction: Prediction) -> None:
         """A consumer has another prediction than before."""
-        self.over(consumer)
+        self.prediction_over(consumer)
         self.made[weakref.ref(consumer, self._gone.append)] = prediction
         self._changed()
 
-    def over(self, consumer: Consumer) -> None:
+    def prediction_over(self, consumer: Consumer) -> None:
         """A consumer has asked for something."""
         if self.made.pop(weakref.ref(consumer), None) is not None:
             self._changed()

@@ -193,7 +193,7 @@ class ReadOrder:
     def _grant(self, claim: Claim, entry: Entry) -> None:
         claim.todo.popleft()
         claim.join(entry)
-        if entry.loaded and not claim.prefill:
+        if entry.loaded and not claim.prefill and self._holds.uses_matter:
             self._holds.note([entry])
         self.ask(claim, entry)
         if entry.loaded or (not claim.todo and claim.together):

@@ -99,7 +99,7 @@ class Scheduler:
                 self.guard.check()
             self._refuse_nesting(claim.consumer)
             if self._predictions.made:
-                self._predictions.over(claim.consumer)
+                self._predictions.prediction_over(claim.consumer)
             self._claims.add(claim)
             if claim.upcoming:
                 self._order.ahead.announce(claim.consumer, claim.upcoming)
@@ -150,7 +150,7 @@ class Scheduler:
             return
         with self.lock:
             if claim in self._claims.open:
-                self._predictions.over(claim.consumer)
+                self._predictions.prediction_over(claim.consumer)
             self.release(claim)
 
     def release(self, claim: Claim) -> None:
@@ -309,7 +309,7 @@ class Scheduler:
         claim.admitted = True
         self._counters.hits += claim.hits
         self._counters.misses += len(claim.keys) - claim.hits
-        if hits and not claim.prefill:
+        if hits and not claim.prefill and self._holds.uses_matter:
             self._holds.note(hits)
         if claim.todo:
             self._readers.notify()
