@@ -282,7 +282,7 @@ class Scheduler:
             )
 
     def _check_claim(self, claim: Claim) -> None:
-        if self.guard.closed or claim not in self._claims:
+        if self.guard.closed or claim not in self._claims.open:
             raise UsageError(f"The {'expert cache' if self.guard.closed else 'lease'} is closed.")
         if self._order.failure is not None:
             raise ReadError(
