@@ -5,10 +5,21 @@ import threading
 
 import pytest
 
-from coterie.cache import Consumer
+from coterie.cache import Consumer, ExpertCache
 from coterie.errors import UsageError
+from coterie.eviction import LruPolicy
 
-from .sources import PATIENCE_S, SMALL, assert_consistent, assert_is, bring, collecting_after, keys_of, wait_until
+from .sources import (
+    PATIENCE_S,
+    SMALL,
+    TinySource,
+    assert_consistent,
+    assert_is,
+    bring,
+    collecting_after,
+    keys_of,
+    wait_until,
+)
 
 KEYS = keys_of(8)
 BANK = KEYS[0].bank_key
@@ -231,3 +242,23 @@ def test_what_is_lost_may_be_collected_at_any_moment(open_cache, look):
         for held in kept:
             held.release()
     assert_consistent(cache)
+
+
+def test_a_lease_may_be_lost_while_it_gets_a_slot(tmp_path):
+    box, ready = [], threading.Event()
+
+    class Collecting(LruPolicy):
+        def victims(self, needed, may_leave):
+            if box:
+                assert ready.wait(PATIENCE_S)
+                box.clear()
+            return super().victims(needed, may_leave)
+
+    source = TinySource.uniform(tmp_path, 8)
+    with ExpertCache(source, capacity=4 * SMALL.nbytes, eviction=Collecting()) as cache:
+        bring(cache, KEYS[:4])
+        box.append(cache.lease(KEYS[4:6], consumer=Consumer()))
+        box[0].__enter__()
+        ready.set()
+        wait_until(lambda: not box)
+        assert_consistent(cache)

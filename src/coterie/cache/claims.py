@@ -217,9 +217,6 @@ class OpenClaims:
         # between looking at the table's size and going through it, and what is made can have garbage collected.
         return iter(list(self.open))
 
-    def __contains__(self, claim: Claim) -> bool:
-        return claim in self.open
-
     @property
     def queued(self) -> int:
         """Claims in the queue."""

@@ -193,6 +193,11 @@ class ReadOrder:
     def _grant(self, claim: Claim, entry: Entry) -> None:
         claim.todo.popleft()
         claim.join(entry)
+        if claim not in self._claims.open:
+            # Its lease was lost, and collected on this thread meanwhile.
+            entry.holders.discard(claim)
+            claim.todo.clear()
+            return
         if entry.loaded and not claim.prefill and self._holds.uses_matter:
             self._holds.note([entry])
         self.ask(claim, entry)
