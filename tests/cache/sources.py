@@ -1,5 +1,7 @@
 """A small ExpertSource whose every byte follows from its key, in each way that a record can be stored."""
 
+import contextlib
+import gc
 import hashlib
 import threading
 import time
@@ -178,6 +180,27 @@ def bring(cache, keys):
     with leased(cache, keys) as lease:
         for _ in lease:
             pass
+
+
+@contextlib.contextmanager
+def collecting_after(allocations, lost):
+    """Has things that are lost in a cycle collected after so many allocations from here, or at the end."""
+    before = gc.get_threshold()
+    # Nothing but them is looked at, and they are the youngest.
+    gc.freeze()
+    gc.disable()
+    gc.collect()
+    gc.set_threshold(allocations)
+    cycle = [lost]
+    cycle.append(cycle)
+    del cycle, lost
+    gc.enable()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.collect()
+        gc.unfreeze()
 
 
 def wait_until(condition):

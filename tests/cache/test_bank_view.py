@@ -187,16 +187,36 @@ def test_records_of_another_layout_have_no_address(open_cache, loaded):
     assert there(addresses) == [False] * 8
 
 
+def test_all_who_ask_have_the_same_addresses(open_cache, loaded):
+    cache = open_cache(4)
+    # Two threads at their first token, or two banks that are tied.
+    one, other = (cache.view(BANK, 8).addresses(loaded, SMALL) for _ in range(2))
+    bring(cache, KEYS[:4])
+    assert there(one) == there(other) == [True] * 4 + [False] * 4
+    bring(cache, KEYS[4:])
+    assert there(one) == there(other) == [False] * 4 + [True] * 4
+
+
+def test_addresses_of_one_layout_leave_those_of_another_alone(open_cache, loaded):
+    cache = open_cache(4)
+    bring(cache, KEYS[:2])
+    addresses = cache.view(BANK, 8).addresses(loaded, SMALL)
+    others = cache.view(BANK, 8).addresses(loaded, replace(SMALL, name="other"))
+    bring(cache, KEYS[4:])
+    assert there(addresses) == [False] * 4 + [True] * 4
+    assert there(others) == [False] * 8
+
+
 def test_what_was_found_without_the_cache_counts_as_hits(open_cache):
     cache = open_cache(4)
     bring(cache, KEYS[:4])
     view = cache.view(BANK, 8)
     hits = cache.stats().hits
-    view.turn(me())
+    view.prediction_over(me())
     view.note([0, 1])
     assert cache.stats().hits == hits + 2
     bring(cache, KEYS[4:6])
     assert [view.try_hold([expert], me()) is not None for expert in range(6)] == [True, True, False, False, True, True]
     cache.close()
     with pytest.raises(UsageError, match="closed"):
-        view.turn(me())
+        view.prediction_over(me())

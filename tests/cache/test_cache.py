@@ -9,7 +9,7 @@ import pytest
 
 from coterie.cache import ExpertCache
 from coterie.errors import ChecksumError, MemoryBudgetError, ReadError, UsageError
-from coterie.eviction import LruPolicy, TrustPolicy
+from coterie.eviction import LruPolicy
 
 from .sources import (
     LARGE,
@@ -209,32 +209,3 @@ class TestEnd:
         source = TinySource.uniform(tmp_path, 2)
         with ExpertCache(source, capacity=2**20) as cache, pytest.raises(UsageError, match="pickled"):
             pickle.dumps(cache)
-
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-    def test_a_forked_child_is_told(self, tmp_path):
-        source = TinySource.uniform(tmp_path, 2)
-        children = []
-
-        class Forking(TrustPolicy):
-            """The cache's lock is held while the process forks: the child must not wait for it."""
-
-            def expect(self, expected):
-                # Nor may the child collect what other tests left: their threads are not there to end.
-                gc.disable()
-                children.append(os.fork())
-                if children[0] == 0:
-                    try:
-                        view.try_hold([0], me())
-                    except UsageError as error:
-                        os._exit(0 if "another process" in str(error) else 2)
-                    finally:
-                        os._exit(1)
-                gc.enable()
-
-        with ExpertCache(source, capacity=2**20, eviction=Forking({})) as cache:
-            use(cache, source, KEYS[:2])
-            view = cache.view(KEYS[0].bank_key, 2)
-            cache.expect_use({})
-            assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
-            use(cache, source, KEYS[:2])

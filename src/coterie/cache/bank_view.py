@@ -36,6 +36,7 @@ class Holds:
 
     Attributes:
         guard: That given.
+        predictions: Those given.
         held: What must stay together until it is given up: token → (consumer, entries).
         uses_matter: Whether anybody will ask which requests were hits.
         journal: These hits, in order, that the policy has not been told of yet.
@@ -45,7 +46,7 @@ class Holds:
 
     def __init__(self, guard: Guard, predictions: Predictions, claims: OpenClaims, counters: Counters) -> None:
         self.guard = guard
-        self._predictions = predictions
+        self.predictions = predictions
         self._claims = claims
         self._counters = counters
         self.held: dict[object, tuple[Consumer | None, Sequence[Entry]]] = {}
@@ -57,8 +58,8 @@ class Holds:
     def begin(self, token: object, consumer: Consumer, entries: Sequence[Entry]) -> None:
         """A consumer holds entries that are resident, until it lets go of the token: these are hits. Needs the lock."""
         self.held[token] = (consumer, entries)
-        if self._predictions.made:
-            self._predictions.over(consumer)
+        if self.predictions.made:
+            self.predictions.prediction_over(consumer)
         self._counters.hits += len(entries)
         if self.uses_matter:
             self.note(entries)
@@ -71,29 +72,24 @@ class Holds:
             if not consumer.reads_on:
                 self._let_go(token)
                 return
-            consumer.fence(partial(self._let_go, token))
-            # It stays for a while, but its consumer may hold other things.
+            # It stays for a while, but its consumer may hold other things: even if its device fails.
             if (held := self.held.get(token)) is not None:
                 self.held[token] = (None, held[1])
+            consumer.fence(partial(self._let_go, token))
 
     def _let_go(self, token: object) -> None:
+        if self.guard.forked:
+            return
         with self.guard.lock:
             self.held.pop(token, None)
             if self._claims.open:
                 self.wake()
 
-    def came(self, consumer: Consumer) -> None:
-        """A consumer asks for something in a way of its own: what was predicted of it is over."""
-        if self._predictions.made:
-            with self.guard.lock:
-                self._predictions.over(consumer)
-
     def note(self, entries: Sequence[Entry]) -> None:
-        """Remembers hits, if they matter; the reading threads tell the policy. Needs the lock."""
-        if self.uses_matter:
-            self.journal.append(entries)
-            if len(self.journal) > JOURNAL_LIMIT:
-                self.notify()
+        """Remembers hits, where uses matter; the reading threads tell the policy. Needs the lock."""
+        self.journal.append(entries)
+        if len(self.journal) > JOURNAL_LIMIT:
+            self.notify()
 
     def count(self, hits: int) -> None:
         """So many requests were hits. Needs the lock."""
@@ -101,11 +97,15 @@ class Holds:
 
     def one_of(self, consumer: Consumer) -> bool:
         """Whether a consumer has a hold."""
-        return any(holder is consumer for holder, _ in self.held.values())
+        return any(holder is consumer for holder, _ in self._now_held())
 
     def keys(self) -> set[ExpertKey]:
         """What is held."""
-        return {entry.key for _, entries in self.held.values() for entry in entries}
+        return {entry.key for _, entries in self._now_held() for entry in entries}
+
+    def _now_held(self) -> list[tuple[Consumer | None, Sequence[Entry]]]:
+        # Collecting a lost hold can change the table at any moment: see OpenClaims.
+        return list(self.held.values())
 
 
 class Held:
@@ -160,8 +160,8 @@ class ByBank:
     def __init__(self, loaded: Mapping[ExpertKey, Entry]) -> None:
         self._loaded = loaded
         self._lists: dict[BankKey, list[Entry | None]] = {}
-        # The same for native calls, of the records of one layout.
-        self._addresses: dict[BankKey, tuple[Addresses, RecordLayout]] = {}
+        # The same for native calls: a table for the records of each layout that somebody has asked for.
+        self._addresses: dict[BankKey, dict[RecordLayout, Addresses]] = {}
 
     def list_of(self, bank: BankKey, experts: int) -> list[Entry | None]:
         """What is resident of a bank, by expert id: a list that is kept in step."""
@@ -170,12 +170,22 @@ class ByBank:
             found = self._lists[bank] = [self._loaded.get(bank.expert(expert)) for expert in range(experts)]
         return found
 
-    def publish(self, bank: BankKey, layout: RecordLayout, addresses: Addresses) -> None:
-        """Keeps addresses in step with what is resident of a bank's records of a layout."""
-        self._addresses[bank] = (addresses, layout)
-        for key, entry in self._loaded.items():
-            if key.bank_key == bank:
-                self.put(key, entry)
+    def addresses_of(self, bank: BankKey, layout: RecordLayout, make: Callable[[], Addresses]) -> Addresses:
+        """Where a bank's records of a layout are: one table, kept in step, whoever asks and however often.
+
+        Args:
+            bank: The bank.
+            layout: Records of another layout are left out.
+            make: Makes an empty table.
+        """
+        tables = self._addresses.setdefault(bank, {})
+        addresses = tables.get(layout)
+        if addresses is None:
+            addresses = tables[layout] = make()
+            for key, entry in self._loaded.items():
+                if key.bank_key == bank and entry.layout == layout:
+                    _publish(addresses, entry)
+        return addresses
 
     def put(self, key: ExpertKey, entry: Entry | None) -> None:
         """An expert has become resident, or has left."""
@@ -183,13 +193,11 @@ class ByBank:
         listed = self._lists.get(bank)
         if listed is not None:
             listed[key.expert] = entry
-        addresses, layout = self._addresses.get(bank, (None, None))
-        if addresses is None:
-            return
-        if entry is None:
-            addresses.withdraw(key.expert)
-        elif entry.layout == layout:
-            addresses.publish(key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
+        for layout, addresses in self._addresses.get(bank, {}).items():
+            if entry is None:
+                addresses.withdraw(key.expert)
+            elif entry.layout == layout:
+                _publish(addresses, entry)
 
     def names(self) -> dict[BankKey, tuple[ExpertKey | None, ...]]:
         """What each list names, by expert id."""
@@ -244,19 +252,22 @@ class BankView:
     def addresses(self, library: Library, layout: RecordLayout) -> Addresses:
         """Where the experts are, for native calls that look for themselves; kept in step by the cache.
 
-        Such a call is no hold of the cache's: before it, :meth:`turn` is called, and after it :meth:`note`.
+        Such a call is no hold of the cache's: before it, :meth:`prediction_over` is called, and after it :meth:`note`.
 
         Args:
             library: The native library.
             layout: Records of another layout are left out.
-        """
-        addresses = Addresses(library, len(self._entries))
-        with self._holds.guard.lock:
-            self._by_bank.publish(self._bank, layout, addresses)
-        return addresses
 
-    def turn(self, consumer: Consumer) -> None:
-        """A consumer comes to the bank: what was predicted of it is over.
+        Raises:
+            UsageError: If the cache is closed.
+        """
+        if not self._holds.guard.usable:
+            self._holds.guard.check()
+        with self._holds.guard.lock:
+            return self._by_bank.addresses_of(self._bank, layout, lambda: Addresses(library, len(self._entries)))
+
+    def prediction_over(self, consumer: Consumer) -> None:
+        """A consumer asks for experts without a hold: what was predicted of it is over.
 
         Raises:
             UsageError: If the cache is closed.
@@ -264,7 +275,9 @@ class BankView:
         holds = self._holds
         if not holds.guard.usable:
             holds.guard.check()
-        holds.came(consumer)
+        if holds.predictions.made:
+            with holds.guard.lock:
+                holds.predictions.prediction_over(consumer)
 
     def note(self, experts: Sequence[int]) -> None:
         """Experts were found resident and used, by a call that looked for them itself. Counts as hits."""
@@ -274,6 +287,10 @@ class BankView:
             if holds.uses_matter:
                 # One may have left since.
                 holds.note([entry for expert in experts if (entry := resident[expert]) is not None])
+
+
+def _publish(addresses: Addresses, entry: Entry) -> None:
+    addresses.publish(entry.key.expert, entry.tensors[0].data_ptr() - entry.layout.fields[0].offset)
 
 
 def _nothing() -> None:

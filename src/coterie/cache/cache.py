@@ -167,7 +167,12 @@ class ExpertCache:
         Args:
             bank: The bank.
             experts: E, how many it has, absent ones included.
+
+        Raises:
+            UsageError: If the cache is closed.
         """
+        if not self._guard.usable:
+            self._guard.check()
         with self._guard.lock:
             return BankView(self._holds, self._residency.by_bank, bank, experts)
 
@@ -213,12 +218,16 @@ class ExpertCache:
 
     def read_times(self) -> ReadTimes:
         """How long reads were under way, and how long they were waited for."""
+        if self._guard.forked:
+            self._guard.check()
         with self._guard.lock:
             demanded_s, ahead_s = self._scheduler.read_seconds()
             return ReadTimes(demanded_s=demanded_s, ahead_s=ahead_s, wait_s=self._counters.wait_s)
 
     def stats(self) -> CacheStats:
         """The counts so far and what is resident now."""
+        if self._guard.forked:
+            self._guard.check()
         residency, counters = self._residency, self._counters
         with self._guard.lock:
             untold = residency.untold()

@@ -213,11 +213,9 @@ class OpenClaims:
         self._tickets = itertools.count()
 
     def __iter__(self) -> Iterator[Claim]:
-        # A copy, because collecting a lost lease can change the table at any moment.
-        return iter(tuple(self.open))
-
-    def __contains__(self, claim: Claim) -> bool:
-        return claim in self.open
+        # A copy, because collecting a lost lease can change the table at any moment; a list, because a tuple is made
+        # between looking at the table's size and going through it, and what is made can have garbage collected.
+        return iter(list(self.open))
 
     @property
     def queued(self) -> int:

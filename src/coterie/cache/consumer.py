@@ -34,6 +34,7 @@ class Consumer:
         Here that is at once: whoever computes on the host has finished by then. A device records an event and calls
         ``release`` when it has passed, from any thread and with no lock of its own. Until then the experts stay where
         they are. The cache's lock may be held while this is called, so it must not wait. Calling ``release`` again
-        does no harm.
+        does no harm. If this raises, the experts stay until the lease or hold is collected, when it is asked again;
+        the consumer may go on.
         """
         release()

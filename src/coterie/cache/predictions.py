@@ -1,4 +1,4 @@
-"""What will probably be asked for, and what is worth having whoever asks: it leaves the memory last."""
+"""What will probably be asked for, and what is worth having whoever asks: such experts leave memory last."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Predictions:
         """Whether something is to be read."""
         return bool(self._warm.todo) or any(one.todo for one in self.all())
 
-    def all(self) -> tuple[Prediction, ...]:
-        """The prediction of each consumer that has one, oldest first."""
+    def all(self) -> list[Prediction]:
+        """The prediction of each consumer that has one, oldest first, in a list of its own."""
         while self._gone:
             self.made.pop(self._gone.popleft(), None)
             self._changed()
-        return tuple(self.made.values())
+        return list(self.made.values())
 
     @property
     def any_announced(self) -> bool:
@@ -67,11 +67,11 @@ class Predictions:
 
     def make(self, consumer: Consumer, prediction: Prediction) -> None:
         """A consumer has another prediction than before."""
-        self.over(consumer)
+        self.prediction_over(consumer)
         self.made[weakref.ref(consumer, self._gone.append)] = prediction
         self._changed()
 
-    def over(self, consumer: Consumer) -> None:
+    def prediction_over(self, consumer: Consumer) -> None:
         """A consumer has asked for something."""
         if self.made.pop(weakref.ref(consumer), None) is not None:
             self._changed()
@@ -120,6 +120,6 @@ class Predictions:
         self._changed()
 
     def _changed(self) -> None:
-        sets: tuple[Collection[ExpertKey], ...] = (*(one.keys for one in self.made.values()), self._warm.pinned)
+        sets: tuple[Collection[ExpertKey], ...] = (*(one.keys for one in list(self.made.values())), self._warm.pinned)
         self._protected = tuple(keys for keys in sets if keys)
         self.idle = not (self.made or self._warm.members)

@@ -193,7 +193,12 @@ class ReadOrder:
     def _grant(self, claim: Claim, entry: Entry) -> None:
         claim.todo.popleft()
         claim.join(entry)
-        if entry.loaded and not claim.prefill:
+        if claim not in self._claims.open:
+            # Its lease was lost, and collected on this thread meanwhile.
+            entry.holders.discard(claim)
+            claim.todo.clear()
+            return
+        if entry.loaded and not claim.prefill and self._holds.uses_matter:
             self._holds.note([entry])
         self.ask(claim, entry)
         if entry.loaded or (not claim.todo and claim.together):
@@ -232,7 +237,7 @@ class ReadOrder:
     def _publish(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
     ) -> None:
-        waiting = [holder for holder in tuple(entry.holders) if isinstance(holder, Claim)]
+        waiting = [holder for holder in list(entry.holders) if isinstance(holder, Claim)]
         self._counters.nbytes[entry.cause] += nbytes
         if entry.reader is not None:
             entry.reader.bytes_read += nbytes

@@ -309,7 +309,8 @@ class Residency:
 
     @staticmethod
     def _concessions(claim: Claim, others: Sequence[Claim], full: bool) -> Iterator[Callable[[], None]]:
-        yield claim.relinquish if claim.prefill and full else _nothing
+        # The first costs nobody anything.
+        yield claim.relinquish if claim.prefill and full else lambda: None
         if not claim.together:
             yield claim.relinquish
         for other in others:
@@ -385,7 +386,3 @@ class Residency:
         if entry.unclaimed:
             self._count_unclaimed(-1)
             self._counters.wasted[entry.cause] += 1
-
-
-def _nothing() -> None:
-    """The concession that costs nobody anything."""

@@ -91,12 +91,15 @@ class Scheduler:
 
     def open(self, claim: Claim) -> None:
         """Registers a claim, holds what it asks for and is resident, and starts the reads of the rest."""
+        # Before the lock, which may be held for ever in a forked child, and with it.
+        if not self.guard.usable:
+            self.guard.check()
         with self.lock:
             if not self.guard.usable:
                 self.guard.check()
             self._refuse_nesting(claim.consumer)
             if self._predictions.made:
-                self._predictions.over(claim.consumer)
+                self._predictions.prediction_over(claim.consumer)
             self._claims.add(claim)
             if claim.upcoming:
                 self._order.ahead.announce(claim.consumer, claim.upcoming)
@@ -116,6 +119,8 @@ class Scheduler:
             ReadError, ChecksumError, CoterieError: If a read that the claim waits for failed.
             UsageError: If the lease or the cache is closed meanwhile.
         """
+        if self.guard.forked:
+            self.guard.check()
         came_back = False
         try:
             while True:
@@ -145,7 +150,7 @@ class Scheduler:
             return
         with self.lock:
             if claim in self._claims.open:
-                self._predictions.over(claim.consumer)
+                self._predictions.prediction_over(claim.consumer)
             self.release(claim)
 
     def release(self, claim: Claim) -> None:
@@ -156,27 +161,34 @@ class Scheduler:
             if claim.consumer.reads_on:
                 # What is not complete nobody can have begun to read.
                 self._let_go(claim, loaded=False)
-            self._when_read(claim.consumer, partial(self._let_go, claim))
+            # First: where a device fails, its consumer may ask again, and others have their turn.
             self._claims.drop(claim)
             self._waiters.wake_all()
             self._order.wake()
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
-            # Last, so that a release that was interrupted is done again when the lease is collected.
+            self._when_read(claim.consumer, partial(self._let_go, claim))
+            # Last, so that a release that was interrupted, or failed, is done again when the lease is collected.
             claim.closed = True
 
     def predict(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
         """Notes what a consumer will probably ask for next; unknown keys are passed over."""
-        with self.lock:
+        if not self.guard.usable:
             self.guard.check()
+        with self.lock:
+            if not self.guard.usable:
+                self.guard.check()
             self._order.ahead.predict(consumer, [key for key in keys if self._residency.has(key)])
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
     def warm(self, keys: Iterable[ExpertKey], *, share: float, pinned_nbytes: int) -> None:
         """Queues what is worth having; unknown keys are passed over."""
-        with self.lock:
+        if not self.guard.usable:
             self.guard.check()
+        with self.lock:
+            if not self.guard.usable:
+                self.guard.check()
             residency = self._residency
             residency.settle()
             self._predictions.warm(
@@ -195,11 +207,15 @@ class Scheduler:
 
     def quiesce(self, timeout: float) -> bool:
         """Waits until the reading threads have nothing to do; returns whether that came about in time."""
+        if self.guard.forked:
+            self.guard.check()
         with self.lock:
             return self._readers.wait_for_rest(timeout)
 
     def snapshot(self) -> Snapshot:
         """What is going on now."""
+        if self.guard.forked:
+            self.guard.check()
         with self.lock:
             return snapshot_of(
                 self._residency,
@@ -231,6 +247,8 @@ class Scheduler:
 
     def _let_go(self, claim: Claim, *, loaded: bool = True) -> None:
         """Holds nothing for a claim any more; without ``loaded``, nothing that is still on its way."""
+        if self.guard.forked:
+            return
         with self.lock:
             for key in claim.keys:
                 entry = self._residency.find(key)
@@ -242,6 +260,8 @@ class Scheduler:
 
     def _consumed(self, claim: Claim, entries: Sequence[Entry]) -> None:
         """A claim's consumer has no need of these any more: they are only kept as long as there is room."""
+        if self.guard.forked:
+            return
         with self.lock:
             claim.consumed.extend(entries)
             self._order.wake()
@@ -262,7 +282,7 @@ class Scheduler:
             )
 
     def _check_claim(self, claim: Claim) -> None:
-        if self.guard.closed or claim.closed:
+        if self.guard.closed or claim not in self._claims.open:
             raise UsageError(f"The {'expert cache' if self.guard.closed else 'lease'} is closed.")
         if self._order.failure is not None:
             raise ReadError(
@@ -289,7 +309,7 @@ class Scheduler:
         claim.admitted = True
         self._counters.hits += claim.hits
         self._counters.misses += len(claim.keys) - claim.hits
-        if hits and not claim.prefill:
+        if hits and not claim.prefill and self._holds.uses_matter:
             self._holds.note(hits)
         if claim.todo:
             self._readers.notify()

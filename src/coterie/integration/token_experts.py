@@ -32,7 +32,9 @@ class TokenExperts:
             state: Through the layer, with its results.
 
         Returns:
-            None if not all that was chosen are resident, or some may be left out: then nothing was done.
+            None if not all that was chosen are resident, or some may be left out: then nothing was computed, and the
+            experts module is to be called. Where an expert has left at the last moment, the pass has looked ahead
+            nevertheless, and does so again there: what was predicted, and is not resident, counts twice.
 
         Raises:
             UsageError: If the cache is closed.
@@ -41,7 +43,7 @@ class TokenExperts:
         now = streamed.now()
         if now.limit is not None or not streamed.may_hold(now) or not self._computed.there(state):
             return None
-        self._view.turn(now.consumer)
+        self._view.prediction_over(now.consumer)
         streamed.look_ahead()
         whole = self._computed.compute(state, norms=now.contributions)
         if whole is not None:
