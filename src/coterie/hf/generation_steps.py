@@ -109,6 +109,8 @@ def plain(model: PreTrainedModel, ids: Tensor) -> Prepared:
     """
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+    for space in _spaces(model):
+        space[_POSITIONS] = None  # it begins like any other, whatever the model saw last
     return Prepared(
         model=model,
         ids=ids,
@@ -118,6 +120,12 @@ def plain(model: PreTrainedModel, ids: Tensor) -> Prepared:
         kwargs={"use_cache": True},
         whole=True,
     )
+
+
+def _spaces(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """The attributes of whatever keeps positions of the sequence that it saw last."""
+    spaces = (vars(one) for one in (model, *model.children()))
+    return [space for space in spaces if _POSITIONS in space]
 
 
 class Positions:
@@ -130,8 +138,7 @@ class Positions:
     __slots__ = ("_kept",)
 
     def __init__(self, model: PreTrainedModel) -> None:
-        spaces = (vars(one) for one in (model, *model.children()))
-        self._kept = [(space, space[_POSITIONS]) for space in spaces if _POSITIONS in space]
+        self._kept = [(space, space[_POSITIONS]) for space in _spaces(model)]
 
     def put_back(self) -> None:
         """Has the model keep what it kept."""
