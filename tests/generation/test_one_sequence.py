@@ -6,12 +6,13 @@ from transformers import GenerationConfig
 
 from coterie.bench.times import generate
 from coterie.engine.loader import load
-from coterie.errors import LoadError, UnsupportedError
+from coterie.errors import CoterieError, LoadError, UnsupportedError
 from coterie.generation.answers import AnswerReader
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.one_sequence import files_named
 from coterie.generation.sampling import Sampling
+from coterie.spec import ExpertsSelected
 
 OLD = Version(transformers.__version__) < Version("5.8")
 
@@ -55,9 +56,10 @@ def settings(model):
     model.generation_config = own
 
 
-def ask(model, processors, **options):
+def ask(model, processors, on_text=None, **options):
     inputs = build_inputs(processors, "And it came to pass")
-    return inputs, complete(model, processors.tokenizer, inputs, Sampling(max_new_tokens=6, seed=1, **options))
+    wishes = Sampling(max_new_tokens=6, seed=1, **options)
+    return inputs, complete(model, processors.tokenizer, inputs, wishes, on_text=on_text)
 
 
 @pytest.mark.parametrize("values", OTHERS, ids=lambda values: next(iter(values)))
@@ -153,6 +155,34 @@ def test_a_setting_that_fails_while_the_model_runs_once_more(model, processors, 
     settings(guidance_scale=1.5)  # fails in stock as well, with this class
     with pytest.raises(LoadError, match=r"generation_config\.json"):
         ask(model, processors)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_what_drawing_raises_over_settings_names_the_file(model, processors, settings, seed) -> None:
+    settings(do_sample=True, temperature=1e-40)
+    with pytest.raises(LoadError, match=r"settings in .*generation_config\.json: .*probability"):
+        complete(model, processors.tokenizer, build_inputs(processors, "And it"), Sampling(seed=seed))
+
+
+class Misusing:
+    """An observer that fails in torch."""
+
+    def on_event(self, event: object) -> None:
+        if isinstance(event, ExpertsSelected):
+            torch.einsum("ij", torch.zeros(2))
+
+
+def test_what_a_caller_does_with_torch_is_the_callers(model, processors) -> None:
+    with pytest.raises(RuntimeError, match="einsum") as raised:
+        ask(model, processors, on_text=lambda text: torch.einsum("ij", torch.zeros(2)))
+    assert not isinstance(raised.value, CoterieError)
+    model.coterie.add_observer(observer := Misusing())
+    try:
+        with pytest.raises(RuntimeError, match="einsum") as raised:
+            ask(model, processors)
+    finally:
+        model.coterie.remove_observer(observer)
+    assert not isinstance(raised.value, CoterieError)
 
 
 def test_other_errors_are_left_alone(model) -> None:
