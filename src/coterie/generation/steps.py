@@ -64,8 +64,12 @@ class Steps:
         Raises:
             BaseException: What ended it before its time.
         """
-        while not sequence.ended:
-            self.step()
+        try:
+            while not sequence.ended:
+                self.step()
+        except BaseException:
+            sequence.error = None  # it is being raised; kept, it would keep every frame of its traceback
+            raise
         sequence.check()
 
     def _schedule(self) -> tuple[Sequence, ...]:
