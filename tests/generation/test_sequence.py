@@ -61,6 +61,18 @@ def test_an_interrupted_one_is_gone_at_once(model) -> None:
         gc.enable()
 
 
+def test_one_that_leaves_gives_back_its_room_though_it_is_remembered(zoo_checkpoint, open_model) -> None:
+    model = open_model(zoo_checkpoint("qwen3_moe"), max_context=20)
+    steps, left = Steps(), []
+    for seed in range(3):
+        left.append(one := sequence(model, seed))
+        steps.add(one)
+        steps.step()
+        steps.remove(one)
+    assert len(generated(sequence(model, 1)).new_ids) == NEW
+    assert [len(one.new_ids) for one in left] == [1, 1, 1]
+
+
 class Collecting:
     def __init__(self) -> None:
         self.given: list[list[int]] = []

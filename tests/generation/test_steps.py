@@ -136,8 +136,13 @@ def test_one_that_leaves_takes_no_further_part(model) -> None:
     steps.remove(leaving)
     steps.remove(leaving)
     steps.finish(staying)
-    assert (len(staying.new_ids), len(leaving.new_ids), leaving.ended) == (NEW, 2, False)
+    assert (len(staying.new_ids), len(leaving.new_ids), leaving.ended) == (NEW, 2, True)
     assert not steps.going
+    steps.step()
+    steps.finish(leaving)
+    assert (len(leaving.new_ids), leaving.error) == (2, None)
+    with pytest.raises(ValueError, match="not added"):
+        steps.finish(sequence(model, 3))
 
 
 def test_what_is_raised_over_one_ends_that_one_and_is_its_callers(model) -> None:

@@ -148,6 +148,10 @@ class Sequence:
     def fail(self, error: BaseException) -> None:
         """Ends it before its time, and frees what its caches hold, whoever remembers the error."""
         self.error = error
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Ends it before its time, as nobody wants it any more; what its caches hold is free at once."""
         self._caches.let_go()
         self._end()
 
