@@ -116,7 +116,8 @@ class Sequence:
         self._positions.put_back()
         # Models may run others to prepare a pass: those are not of its phase.
         inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
-        with Stated(self.request, phase=self.phase, rows=(self.row,)), self._caches:
+        rows = (self.row,) if self._begun else None  # a prompt may come in pieces
+        with Stated(self.request, phase=self.phase, rows=rows), self._caches:
             outputs = prefill(self._prepared, self._kwargs) if inputs is None else model(**inputs, return_dict=True)
         self._positions.note()
         return outputs
