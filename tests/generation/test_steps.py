@@ -234,6 +234,28 @@ def test_pieces_of_a_prompt_follow_one_another(model) -> None:
     ]
 
 
+def test_what_prepares_a_pass_is_of_its_request(model, monkeypatch) -> None:
+    prepare_inputs = model.prepare_inputs_for_generation
+
+    def prepare_with_a_pass(tokens: torch.Tensor, **options: Any) -> Any:
+        model(tokens[:, :3], use_cache=False)
+        return prepare_inputs(tokens, **options)
+
+    one, two = sequence(model, 1, new=2), sequence(model, 2, new=2)
+    monkeypatch.setattr(model, "prepare_inputs_for_generation", prepare_with_a_pass, raising=False)
+    model.coterie.add_observer(observer := Told())
+    steps = Steps()
+    steps.add(one)
+    steps.add(two)
+    while steps.going:
+        steps.step()
+    model.coterie.remove_observer(observer)
+    assert [(request, phase) for request, _, _, phase, _ in observer.passes] == [
+        *((request, "prefill") for request in (one.request, two.request) for _ in range(2)),
+        *((request, phase) for request in (one.request, two.request) for phase in ("prefill", "decode")),
+    ]
+
+
 def test_losses_of_sequences_beside_each_other_are_as_alone(model) -> None:
     losses: dict[Request, list[float]] = {}
 

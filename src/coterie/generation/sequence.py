@@ -115,7 +115,8 @@ class Sequence:
         model = self._prepared.model
         self._positions.put_back()
         # Models may run others to prepare a pass: those are not of its phase.
-        inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
+        with Stated(self.request), self._caches:
+            inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
         rows = (self.row,) if self._begun else None  # a prompt may come in pieces
         with Stated(self.request, phase=self.phase, rows=rows), self._caches:
             outputs = prefill(self._prepared, self._kwargs) if inputs is None else model(**inputs, return_dict=True)
