@@ -3,6 +3,7 @@ import torch
 import transformers
 from packaging.version import Version
 from transformers import GenerationConfig
+from transformers.utils import logging
 
 from coterie.bench.times import generate
 from coterie.engine.loader import load
@@ -86,15 +87,19 @@ def test_what_it_can_do_is_what_generate_does(model, processors, settings, value
     assert answer.text == processors.tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_stop_strings_of_the_model_end_as_in_generate(model, processors, settings) -> None:
+@pytest.mark.parametrize("values", [{}, {"num_beams": 2}], ids=["steps", "beams"])
+def test_stop_strings_of_the_model_end_as_in_generate(model, processors, settings, values, caplog) -> None:
     _, whole = ask(model, processors, greedy=True)
     stop = processors.tokenizer.decode(whole.token_ids[2])
-    settings(stop_strings=[stop])
+    settings(stop_strings=[stop], **values)
+    logging.warning_once.cache_clear()
     inputs, answer = ask(model, processors, greedy=True)
     stock = model.generate(**inputs, max_new_tokens=6, do_sample=False, tokenizer=processors.tokenizer)
     assert list(answer.token_ids) == stock[0, inputs["input_ids"].shape[1] :].tolist()
     assert len(answer.token_ids) < 6
     assert answer.finish_reason == "stop"
+    assert "deprecated" not in caplog.text
+    assert "will be removed" not in caplog.text
 
 
 def test_texts_of_the_caller_end_before_them(model, processors) -> None:

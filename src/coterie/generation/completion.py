@@ -189,8 +189,8 @@ def _search(
     draws: Draws | None,
 ) -> None:
     """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
-    options = generating(model, tokenizer, inputs, config, wishes, keep=keep)
-    if config.token_healing:
+    options = generating(model, tokenizer, inputs, config, wishes, keep=keep, in_steps=False)
+    if config.token_healing or config.stop_strings is not None:
         options["tokenizer"] = tokenizer
     if beams(config) == 1:
         options["streamer"] = stream
@@ -217,6 +217,7 @@ def generating(
     sampling: Sampling,
     *,
     keep: tuple[str, ...] = (),
+    in_steps: bool = True,
 ) -> dict[str, Any]:
     """Options of ``generate`` for one prompt, the texts that end it included.
 
@@ -228,11 +229,12 @@ def generating(
         sampling: The caller's wishes.
         keep: Special tokens whose text is part of the answer, as :class:`TextStream` takes them: where the stream sees
             a text, and only there, the sequence ends.
+        in_steps: Whether it is not told of the tokenizer, so that its own texts have to be given otherwise.
     """
     return {
         **inputs.to(model.dtype),
         "generation_config": config,
-        **stopping(tokenizer, config, sampling, prompt=prompt_tokens(model, inputs), keep=keep),
+        **stopping(tokenizer, config, sampling, prompt=prompt_tokens(model, inputs), keep=keep, in_steps=in_steps),
     }
 
 
@@ -243,8 +245,9 @@ def stopping(
     *,
     prompt: int,
     keep: tuple[str, ...] = (),
+    in_steps: bool = True,
 ) -> dict[str, Any]:
-    """What ``generate`` needs to end at a text, without a tokenizer: a criterion for the model's own and the caller's.
+    """What ``generate`` needs to end at a text: a criterion for the caller's, and for the model's own.
 
     Args:
         tokenizer: The tokenizer.
@@ -252,12 +255,13 @@ def stopping(
         sampling: The caller's wishes.
         prompt: Tokens of the prompt.
         keep: As :func:`generating` takes it.
+        in_steps: As :func:`generating` takes it.
     """
     from transformers import StoppingCriteriaList, StopStringCriteria
 
     options: dict[str, Any] = {}
     criteria = StoppingCriteriaList()
-    if config.stop_strings is not None:
+    if in_steps and config.stop_strings is not None:
         criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
         # Said beside the config: of what a config says None, the model's own is taken.
         options["stop_strings"] = None

@@ -8,6 +8,9 @@ is given in steps, to the bit.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 _POSITIONS = "rope_deltas"
 """What models with pictures keep on themselves of the sequence that they saw last. Releases differ in who reads it."""
+_REMARK = "Passing `generation_config` together with generation-related arguments"
 _ONE_BY_ONE = ("greedy_search", "sample")
 
 
@@ -75,8 +79,24 @@ def prepare(model: PreTrainedModel, **options: Any) -> Prepared:
         model: The model.
         options: Those of ``generate``, inputs included. It is not told of a ``tokenizer`` or ``streamer``.
     """
-    prepared: Prepared = model.generate(custom_generate=hand_over, **options)
+    with _unremarked():
+        prepared: Prepared = model.generate(custom_generate=hand_over, **options)
     return prepared
+
+
+@contextmanager
+def _unremarked() -> Iterator[None]:
+    """Inside, transformers does not remark on options beside a config: by nothing else is one of the model's undone."""
+
+    def another(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_REMARK)
+
+    logger = logging.getLogger("transformers.generation.utils")
+    logger.addFilter(another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(another)
 
 
 def hand_over(
