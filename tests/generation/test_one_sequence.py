@@ -1,8 +1,10 @@
+import shutil
+
 import pytest
 import torch
 import transformers
 from packaging.version import Version
-from transformers import GenerationConfig
+from transformers import BatchFeature, GenerationConfig
 from transformers.utils import logging
 
 from coterie.bench.times import generate
@@ -12,8 +14,11 @@ from coterie.generation.answers import AnswerReader
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.one_sequence import files_named
+from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
 from coterie.spec import ExpertsSelected
+from zoo import MATRIX
+from zoo.tokenizer import add_tokenizer
 
 OLD = Version(transformers.__version__) < Version("5.8")
 
@@ -100,6 +105,19 @@ def test_stop_strings_of_the_model_end_as_in_generate(model, processors, setting
     assert answer.finish_reason == "stop"
     assert "deprecated" not in caplog.text
     assert "will be removed" not in caplog.text
+
+
+@pytest.mark.parametrize("values", [{}, {"num_beams": 2}], ids=["steps", "beams"])
+def test_an_encoders_answer_begins_after_the_decoders_first_token(zoo_checkpoint, open_model, tmp_path, values) -> None:
+    directory = shutil.copytree(zoo_checkpoint("switch_transformers"), tmp_path / "model")
+    add_tokenizer(directory, chat=False)
+    model = open_model(directory)
+    model.generation_config.update(**values)
+    given = MATRIX["switch_transformers"].inputs(seed=2)
+    inputs = BatchFeature({name: given[name] for name in ("input_ids", "attention_mask")})
+    answer = complete(model, Processors(directory).tokenizer, inputs, Sampling(max_new_tokens=3, greedy=True))
+    expected = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert list(answer.token_ids) == expected[0, 1:].tolist()
 
 
 def test_texts_of_the_caller_end_before_them(model, processors) -> None:

@@ -205,8 +205,8 @@ def _search(
 
 
 def prompt_tokens(model: PreTrainedModel, inputs: BatchFeature) -> int:
-    """Tokens of the prompt that stand before what is generated: none where an encoder reads it."""
-    return 0 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
+    """Tokens before what is generated: the prompt; one where an encoder reads it: that with which the decoder begins."""
+    return 1 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
 
 
 def generating(
