@@ -205,7 +205,7 @@ def _search(
 
 
 def prompt_tokens(model: PreTrainedModel, inputs: BatchFeature) -> int:
-    """Tokens before what is generated: the prompt; one where an encoder reads it: that with which the decoder begins."""
+    """Tokens before what is generated: the prompt's; of a model with an encoder, the one its decoder begins with."""
     return 1 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
 
 
