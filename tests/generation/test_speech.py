@@ -100,6 +100,14 @@ def test_stop_strings_that_its_tokenizer_cannot_say_name_the_file(model, omni, s
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+def test_healing_tokens_is_refused_as_the_talker_reads_the_prompt_too(model, omni, settings) -> None:
+    settings(token_healing=True)
+    processors = Processors(omni)
+    with pytest.raises(UnsupportedError, match=r"token_healing = True in .*generation_config\.json") as refused:
+        speak(model, processors.tokenizer, chat_inputs(processors, ASKED), WISHES)
+    assert refused.value.key == "token_healing"
+
+
 def test_an_unknown_voice_names_the_nearest(model, omni) -> None:
     processors = Processors(omni)
     with pytest.raises(UsageError, match="Did you mean 'ethan'"):

@@ -83,7 +83,7 @@ def generate(
             f"{type(model).__name__} does not generate one token after the other with the settings in "
             f"{settings_file(model)}, so no time of a token can be measured.",
             advice="Of a whole omni model, measure the thinker (component='thinker'). Remove "
-            "prompt_lookup_num_tokens, compile_config and token_healing from the file if it has them.",
+            "prompt_lookup_num_tokens and compile_config from the file if it has them.",
             path=settings_file(model),
         )
     with torch.random.fork_rng(devices=[]), files_named(model):

@@ -82,6 +82,9 @@ def _refusals(config: GenerationConfig, *, streamed: bool) -> Iterator[tuple[str
         yield "num_return_sequences", "asks for several answers to one prompt"
     if beams(config) > 1 and streamed:
         yield "num_beams", "asks for a beam search, whose text is known at its end only"
+    if config.token_healing and streamed:
+        # It drops special tokens: a talker's prompt would no longer be as long as what the thinker has read.
+        yield "token_healing", "asks for another prompt than the one given, which no speech or measurement follows"
     if beams(config) > 1 and (_value(config, "num_beam_groups") or 1) > 1:
         yield "num_beam_groups", "asks for groups of beams, which transformers does with code from the Hub only"
     for key in ("dola_layers", "constraints", "force_words_ids"):
