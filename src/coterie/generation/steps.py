@@ -41,8 +41,8 @@ class Steps:
         """One forward pass, and a token for each sequence in it; nothing where there is none.
 
         Raises:
-            BaseException: Only what no program is to go on after, such as an interrupt: what else ends a sequence is
-                its :attr:`~coterie.generation.sequence.Sequence.error`.
+            BaseException: Only what should end the program, such as an interrupt; anything else that ends a sequence
+                is its :attr:`~coterie.generation.sequence.Sequence.error`.
         """
         if not self.going:
             return

@@ -54,8 +54,8 @@ class Prepared:
 def one_by_one(model: PreTrainedModel, config: GenerationConfig) -> bool:
     """Whether tokens are chosen one after the other, in transformers' common way.
 
-    They are not by a search over several sequences, by guesses that are checked, by a class with a loop of its own, or
-    where passes are compiled. Healing tokens generates one before it begins.
+    That is not so in a search over several sequences, where candidates are checked, in a class with a loop of its own,
+    or where passes are compiled. Where tokens are healed, ``generate`` generates one before it begins.
 
     Args:
         model: The model.
