@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from coterie.bench import generate
+from coterie.errors import UnsupportedError
 from zoo import ZOO
 
 BF16 = torch.bfloat16
@@ -24,6 +26,19 @@ def test_tokens_are_those_of_generate_and_every_one_has_a_time(model):
     assert times.times == sorted(times.times)
     assert len(times.steps_s) == 4
     assert times.prefill_s + sum(times.steps_s) == pytest.approx(times.times[-1] - times.times[0])
+
+
+@pytest.mark.parametrize("values", [{"prompt_lookup_num_tokens": 3}, {"compile_config": CompileConfig()}])
+def test_what_does_not_come_token_by_token_is_not_measured(model, values):
+    model.generation_config.update(**values)
+    with pytest.raises(UnsupportedError, match=r"one token after the other .*generation_config\.json"):
+        generate(model, ZOO["qwen3_moe"].inputs(seed=1)["input_ids"], 3)
+
+
+def test_a_whole_omni_model_is_not_measured(zoo_checkpoint, open_model):
+    model = open_model(zoo_checkpoint("qwen3_omni"))
+    with pytest.raises(UnsupportedError, match="omni model, measure the thinker"):
+        generate(model, ZOO["qwen3_moe"].inputs(seed=1)["input_ids"], 3)
 
 
 def test_drawn_tokens_follow_the_seed_and_leave_the_random_state(model):

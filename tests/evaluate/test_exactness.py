@@ -32,6 +32,13 @@ def test_a_streamed_model_is_identical_and_every_logit_is_counted(models, cases)
     assert [tuple(one.shape) for one in logits] == [(length, 8192) for length in lengths]
 
 
+def test_what_is_not_decoded_token_by_token_is_so_in_both(models, cases) -> None:
+    for model in models:
+        model.generation_config.num_beams = 2
+    found, _ = compare_exactly(*models, cases[:1], greedy_tokens=3)
+    assert (found.identical, found.decoded_tokens) == (True, 3)
+
+
 def test_the_smallest_change_is_found(models, cases) -> None:
     streamed, reference = models
     with torch.no_grad():

@@ -136,6 +136,21 @@ def test_token_by_token_is_as_decoded_by_hand(name: str) -> None:
     assert found.dtype == expected[0].dtype
 
 
+@pytest.mark.parametrize(
+    ("name", "media"),
+    [("qwen3_vl_moe", {"image": True}), ("qwen3_omni_thinker", {"image": True, "audio": True})],
+)
+def test_a_picture_that_the_model_saw_before_changes_nothing(name: str, media: dict[str, bool]) -> None:
+    if reason := MATRIX[name].why_not:
+        pytest.skip(reason)
+    model = MATRIX[name].build(torch.float32).eval()
+    text = Text(name="random", ids=tuple(random_ids(24)), prefix=(1,))
+    window = plan_windows(24, 16, 8)[1]
+    expected = scores.predict_in_steps(model, text, window)
+    model.generate(**MATRIX[name].inputs(seed=3, length=32, **media), max_new_tokens=2, do_sample=False)
+    assert torch.equal(scores.predict_in_steps(model, text, window), expected)
+
+
 def test_a_model_that_predicts_no_next_token_is_refused() -> None:
     if reason := MATRIX["diffusion_gemma"].why_not:
         pytest.skip(reason)

@@ -19,8 +19,11 @@ def ids(seed: int, length: int = 12) -> torch.Tensor:
     return ZOO["qwen3_moe"].inputs(seed=seed, length=length)["input_ids"]
 
 
-def sequence(model: Any, seed: int, *, new: int = NEW, **options: Any) -> Sequence:
+def sequence(
+    model: Any, seed: int, *, new: int = NEW, prefill_chunk_size: int | None = None, **options: Any
+) -> Sequence:
     wishes = {"do_sample": True, "temperature": 1.5} if "draws" in options else {"do_sample": False}
+    wishes["prefill_chunk_size"] = prefill_chunk_size
     return Sequence(prepare(model, input_ids=ids(seed), max_new_tokens=new, **wishes), **options)
 
 

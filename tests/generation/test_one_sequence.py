@@ -1,17 +1,24 @@
+import shutil
+
 import pytest
 import torch
 import transformers
 from packaging.version import Version
-from transformers import GenerationConfig
+from transformers import BatchFeature, GenerationConfig
+from transformers.utils import logging
 
 from coterie.bench.times import generate
 from coterie.engine.loader import load
-from coterie.errors import LoadError, UnsupportedError
+from coterie.errors import CoterieError, LoadError, UnsupportedError
 from coterie.generation.answers import AnswerReader
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.one_sequence import files_named
+from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
+from coterie.spec import ExpertsSelected
+from zoo import MATRIX
+from zoo.tokenizer import add_tokenizer
 
 OLD = Version(transformers.__version__) < Version("5.8")
 
@@ -55,9 +62,10 @@ def settings(model):
     model.generation_config = own
 
 
-def ask(model, processors, **options):
+def ask(model, processors, on_text=None, **options):
     inputs = build_inputs(processors, "And it came to pass")
-    return inputs, complete(model, processors.tokenizer, inputs, Sampling(max_new_tokens=6, seed=1, **options))
+    wishes = Sampling(max_new_tokens=6, seed=1, **options)
+    return inputs, complete(model, processors.tokenizer, inputs, wishes, on_text=on_text)
 
 
 @pytest.mark.parametrize("values", OTHERS, ids=lambda values: next(iter(values)))
@@ -84,15 +92,32 @@ def test_what_it_can_do_is_what_generate_does(model, processors, settings, value
     assert answer.text == processors.tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_stop_strings_of_the_model_end_as_in_generate(model, processors, settings) -> None:
+@pytest.mark.parametrize("values", [{}, {"num_beams": 2}], ids=["steps", "beams"])
+def test_stop_strings_of_the_model_end_as_in_generate(model, processors, settings, values, caplog) -> None:
     _, whole = ask(model, processors, greedy=True)
     stop = processors.tokenizer.decode(whole.token_ids[2])
-    settings(stop_strings=[stop])
+    settings(stop_strings=[stop], **values)
+    logging.warning_once.cache_clear()
     inputs, answer = ask(model, processors, greedy=True)
     stock = model.generate(**inputs, max_new_tokens=6, do_sample=False, tokenizer=processors.tokenizer)
     assert list(answer.token_ids) == stock[0, inputs["input_ids"].shape[1] :].tolist()
     assert len(answer.token_ids) < 6
     assert answer.finish_reason == "stop"
+    assert "deprecated" not in caplog.text
+    assert "will be removed" not in caplog.text
+
+
+@pytest.mark.parametrize("values", [{}, {"num_beams": 2}], ids=["steps", "beams"])
+def test_an_encoders_answer_begins_after_the_decoders_first_token(zoo_checkpoint, open_model, tmp_path, values) -> None:
+    directory = shutil.copytree(zoo_checkpoint("switch_transformers"), tmp_path / "model")
+    add_tokenizer(directory, chat=False)
+    model = open_model(directory)
+    model.generation_config.update(**values)
+    given = MATRIX["switch_transformers"].inputs(seed=2)
+    inputs = BatchFeature({name: given[name] for name in ("input_ids", "attention_mask")})
+    answer = complete(model, Processors(directory).tokenizer, inputs, Sampling(max_new_tokens=3, greedy=True))
+    expected = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert list(answer.token_ids) == expected[0, 1:].tolist()
 
 
 def test_texts_of_the_caller_end_before_them(model, processors) -> None:
@@ -153,6 +178,34 @@ def test_a_setting_that_fails_while_the_model_runs_once_more(model, processors, 
     settings(guidance_scale=1.5)  # fails in stock as well, with this class
     with pytest.raises(LoadError, match=r"generation_config\.json"):
         ask(model, processors)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_what_drawing_raises_over_settings_names_the_file(model, processors, settings, seed) -> None:
+    settings(do_sample=True, temperature=1e-40)
+    with pytest.raises(LoadError, match=r"settings in .*generation_config\.json: .*probability"):
+        complete(model, processors.tokenizer, build_inputs(processors, "And it"), Sampling(seed=seed))
+
+
+class Misusing:
+    """An observer that fails in torch."""
+
+    def on_event(self, event: object) -> None:
+        if isinstance(event, ExpertsSelected):
+            torch.einsum("ij", torch.zeros(2))
+
+
+def test_what_a_caller_does_with_torch_is_the_callers(model, processors) -> None:
+    with pytest.raises(RuntimeError, match="einsum") as raised:
+        ask(model, processors, on_text=lambda text: torch.einsum("ij", torch.zeros(2)))
+    assert not isinstance(raised.value, CoterieError)
+    model.coterie.add_observer(observer := Misusing())
+    try:
+        with pytest.raises(RuntimeError, match="einsum") as raised:
+            ask(model, processors)
+    finally:
+        model.coterie.remove_observer(observer)
+    assert not isinstance(raised.value, CoterieError)
 
 
 def test_other_errors_are_left_alone(model) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from coterie.generation.sequence import Sequence
 from coterie.generation.steps import Steps, generated
 from coterie.hf.caches import caches_in
 
@@ -39,6 +40,37 @@ def test_one_that_has_ended_holds_no_cache(zoo_checkpoint, open_model) -> None:
     model = open_model(zoo_checkpoint("qwen3_moe"), max_context=20)
     done = [generated(sequence(model, seed)) for seed in range(4)]
     assert [len(one.new_ids) for one in done] == [NEW] * 4
+
+
+def test_an_interrupted_one_is_gone_at_once(model) -> None:
+    def interrupt(scores: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    def interrupted() -> weakref.ref[Sequence]:
+        one = sequence(model, 1, chooser=interrupt)
+        try:
+            generated(one)
+        except KeyboardInterrupt:
+            return weakref.ref(one)
+        raise AssertionError("not interrupted")
+
+    gc.disable()
+    try:
+        assert interrupted()() is None
+    finally:
+        gc.enable()
+
+
+def test_one_that_leaves_gives_back_its_room_though_it_is_remembered(zoo_checkpoint, open_model) -> None:
+    model = open_model(zoo_checkpoint("qwen3_moe"), max_context=20)
+    steps, left = Steps(), []
+    for seed in range(3):
+        left.append(one := sequence(model, seed))
+        steps.add(one)
+        steps.step()
+        steps.remove(one)
+    assert len(generated(sequence(model, 1)).new_ids) == NEW
+    assert [len(one.new_ids) for one in left] == [1, 1, 1]
 
 
 class Collecting:

@@ -1,3 +1,4 @@
+import copy
 import shutil
 import wave
 
@@ -8,7 +9,7 @@ from packaging.version import Version
 
 from coterie.engine.loader import load
 from coterie.engine.source import text_component
-from coterie.errors import UnsupportedError, UsageError
+from coterie.errors import LoadError, UnsupportedError, UsageError
 from coterie.generation.chat import chat_inputs
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
@@ -76,6 +77,35 @@ def test_stopped_while_speaking_there_is_text_and_no_sound(model, omni) -> None:
     assert made.samples is None
     assert made.completion.finish_reason == "interrupted"
     assert made.completion.token_ids
+
+
+@pytest.fixture
+def settings(model):
+    """Has the thinker want something else besides."""
+    own = model.generation_config
+
+    def want(**values):
+        model.generation_config = copy.deepcopy(own)
+        model.generation_config.update(**values)
+
+    yield want
+    model.generation_config = own
+
+
+def test_stop_strings_that_its_tokenizer_cannot_say_name_the_file(model, omni, settings) -> None:
+    settings(stop_strings=["w9"])
+    processors = Processors(omni)
+    with pytest.raises(LoadError, match=r"settings in .*generation_config\.json") as caught:
+        speak(model, processors.tokenizer, chat_inputs(processors, ASKED), WISHES)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_healing_tokens_is_refused_as_the_talker_reads_the_prompt_too(model, omni, settings) -> None:
+    settings(token_healing=True)
+    processors = Processors(omni)
+    with pytest.raises(UnsupportedError, match=r"token_healing = True in .*generation_config\.json") as refused:
+        speak(model, processors.tokenizer, chat_inputs(processors, ASKED), WISHES)
+    assert refused.value.key == "token_healing"
 
 
 def test_an_unknown_voice_names_the_nearest(model, omni) -> None:

@@ -136,8 +136,13 @@ def test_one_that_leaves_takes_no_further_part(model) -> None:
     steps.remove(leaving)
     steps.remove(leaving)
     steps.finish(staying)
-    assert (len(staying.new_ids), len(leaving.new_ids), leaving.ended) == (NEW, 2, False)
+    assert (len(staying.new_ids), len(leaving.new_ids), leaving.ended) == (NEW, 2, True)
     assert not steps.going
+    steps.step()
+    steps.finish(leaving)
+    assert (len(leaving.new_ids), leaving.error) == (2, None)
+    with pytest.raises(ValueError, match="not added"):
+        steps.finish(sequence(model, 3))
 
 
 def test_what_is_raised_over_one_ends_that_one_and_is_its_callers(model) -> None:
@@ -188,15 +193,19 @@ def test_an_interrupt_ends_its_sequence_and_the_step(model) -> None:
     assert len(second.new_ids) == NEW
 
 
+class Told:
+    """An observer that notes whose each pass is, and what came before."""
+
+    def __init__(self) -> None:
+        self.passes: list[tuple[Any, ...]] = []
+
+    def on_event(self, event: object) -> None:
+        if isinstance(event, StepStarted):
+            now = current()
+            self.passes.append((now.rows[0].request, now.rows[0].position, now.cached, now.phase, now.batch))
+
+
 def test_a_pass_knows_whose_it_is_and_what_came_before(model) -> None:
-    told = []
-
-    class Told:
-        def on_event(self, event: object) -> None:
-            if isinstance(event, StepStarted):
-                now = current()
-                told.append((now.rows[0].request, now.rows[0].position, now.cached, now.phase, now.batch))
-
     model.coterie.add_observer(observer := Told())
     steps = Steps()
     one, two = sequence(model, 1, new=3), sequence(model, 2, new=2)
@@ -205,7 +214,7 @@ def test_a_pass_knows_whose_it_is_and_what_came_before(model) -> None:
     while steps.going:
         steps.step()
     model.coterie.remove_observer(observer)
-    assert told == [
+    assert observer.passes == [
         (one.request, 0, 0, "prefill", 1),
         (two.request, 0, 0, "prefill", 1),
         (one.request, 12, 12, "decode", 1),
@@ -213,6 +222,38 @@ def test_a_pass_knows_whose_it_is_and_what_came_before(model) -> None:
         (one.request, 13, 13, "decode", 1),
     ]
     assert one.request is not two.request
+
+
+def test_pieces_of_a_prompt_follow_one_another(model) -> None:
+    model.coterie.add_observer(observer := Told())
+    one = generated(sequence(model, 1, new=2, prefill_chunk_size=5))
+    model.coterie.remove_observer(observer)
+    assert observer.passes == [
+        *((one.request, before, before, "prefill", 1) for before in (0, 5, 10)),
+        (one.request, 12, 12, "decode", 1),
+    ]
+
+
+def test_what_prepares_a_pass_is_of_its_request(model, monkeypatch) -> None:
+    prepare_inputs = model.prepare_inputs_for_generation
+
+    def prepare_with_a_pass(tokens: torch.Tensor, **options: Any) -> Any:
+        model(tokens[:, :3], use_cache=False)
+        return prepare_inputs(tokens, **options)
+
+    one, two = sequence(model, 1, new=2), sequence(model, 2, new=2)
+    monkeypatch.setattr(model, "prepare_inputs_for_generation", prepare_with_a_pass, raising=False)
+    model.coterie.add_observer(observer := Told())
+    steps = Steps()
+    steps.add(one)
+    steps.add(two)
+    while steps.going:
+        steps.step()
+    model.coterie.remove_observer(observer)
+    assert [(request, phase) for request, _, _, phase, _ in observer.passes] == [
+        *((request, "prefill") for request in (one.request, two.request) for _ in range(2)),
+        *((request, phase) for request in (one.request, two.request) for phase in ("prefill", "decode")),
+    ]
 
 
 def test_losses_of_sequences_beside_each_other_are_as_alone(model) -> None:

@@ -117,7 +117,17 @@ def _a_loop_that_does_more(monkeypatch):
     monkeypatch.setattr(GenerationMixin, "_sample", sample)
 
 
+def _options_that_are_none_are_dropped(monkeypatch):
+    own = GenerationMixin.generate
+
+    def generate(self, *args, **options):
+        return own(self, *args, **{name: value for name, value in options.items() if value is not None})
+
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+
+
 BREAKS = {
+    "an option that is None undoes a setting": _options_that_are_none_are_dropped,
     "sequences go on as in transformers": _a_loop_that_does_more,
     "generation.utils.GenerationMixin._prefill is there": _attribute_gone(GenerationMixin, "_prefill"),
     "caches count their tokens": lambda patch: patch.setattr(DynamicLayer, "get_seq_length", lambda self: 7),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
-from coterie.generation.one_sequence import check_settings, files_named
+from coterie.errors import UnsupportedError
+from coterie.generation.one_sequence import check_settings, files_named, settings_file
 from coterie.generation.sequence import Sequence
 from coterie.generation.steps import generated
-from coterie.hf.generation_steps import prepare
+from coterie.hf.generation_steps import one_by_one, prepare
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 class TokenTimes:
@@ -73,10 +73,19 @@ def generate(
         The new token ids, and when they came.
 
     Raises:
-        UnsupportedError: If the model's generation config asks for what one streamed sequence cannot do.
+        UnsupportedError: If the model's generation config asks for what one streamed sequence cannot do, or its tokens
+            do not come one after the other.
     """
     times = TokenTimes(on_token)
-    _check(model)
+    check_settings(model, model.generation_config, streamed=True)
+    if not one_by_one(model, model.generation_config):
+        raise UnsupportedError(
+            f"{type(model).__name__} does not generate one token after the other with the settings in "
+            f"{settings_file(model)}, so no time of a token can be measured.",
+            advice="Of a whole omni model, measure the thinker (component='thinker'). Remove "
+            "prompt_lookup_num_tokens and compile_config from the file if it has them.",
+            path=settings_file(model),
+        )
     with torch.random.fork_rng(devices=[]), files_named(model):
         if seed is not None:
             torch.manual_seed(seed)
@@ -93,9 +102,3 @@ def generate(
         )
         sequence = generated(Sequence(prepared, stream=times))
     return sequence.new_ids.tolist(), times
-
-
-def _check(model: PreTrainedModel) -> None:
-    config: GenerationConfig = copy.deepcopy(model.generation_config)
-    config.stop_strings = config.max_time = None
-    check_settings(model, config, streamed=True)

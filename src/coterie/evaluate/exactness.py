@@ -10,7 +10,7 @@ import torch
 
 from coterie.generation import sequence
 from coterie.generation.steps import generated
-from coterie.hf.generation_steps import last_logits, prepare
+from coterie.hf.generation_steps import last_logits, one_by_one, prepare
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -144,6 +144,8 @@ def likeness(model: PreTrainedModel, cases: Sequence[Case], full: Sequence[torch
 
 def _decode(model: PreTrainedModel, case: Case, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """New tokens of greedy decoding, and their logits [tokens, vocabulary] as the model gave them."""
+    if not one_by_one(model, model.generation_config):
+        return _decode_in_transformers(model, case, tokens)
     logits: list[torch.Tensor] = []
     prepared = prepare(model, **case.inputs.to(model.dtype), do_sample=False, max_new_tokens=tokens)
     done = generated(

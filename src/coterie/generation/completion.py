@@ -151,7 +151,7 @@ def complete(
     try:
         with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
             if one_by_one(model, config):
-                options = generating(model, tokenizer, inputs, config, wishes, keep=marks)
+                options = _generating(model, tokenizer, inputs, config, wishes, keep=marks)
                 generated(Sequence(prepare(model, **options), request=request, stream=stream, draws=draws))
             else:
                 _search(model, tokenizer, inputs, config, wishes, keep=marks, stream=stream, draws=draws)
@@ -189,8 +189,8 @@ def _search(
     draws: Draws | None,
 ) -> None:
     """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
-    options = generating(model, tokenizer, inputs, config, wishes, keep=keep)
-    if config.token_healing:
+    options = _generating(model, tokenizer, inputs, config, wishes, keep=keep, in_steps=False)
+    if config.token_healing or config.stop_strings is not None:
         options["tokenizer"] = tokenizer
     if beams(config) == 1:
         options["streamer"] = stream
@@ -199,17 +199,17 @@ def _search(
     made = model.generate(**options)
     if beams(config) > 1:
         # Which of the beams is the answer is known now.
-        sequence, prompt = getattr(made, "sequences", made)[0].cpu(), prompt_tokens(model, inputs)
+        sequence, prompt = getattr(made, "sequences", made)[0].cpu(), _prompt_tokens(model, inputs)
         stream.put(sequence[:prompt])
         stream.put(sequence[prompt:])
 
 
-def prompt_tokens(model: PreTrainedModel, inputs: BatchFeature) -> int:
-    """Tokens of the prompt that stand before what is generated: none where an encoder reads it."""
-    return 0 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
+def _prompt_tokens(model: PreTrainedModel, inputs: BatchFeature) -> int:
+    """Tokens before what is generated: the prompt's; of a model with an encoder, the one its decoder begins with."""
+    return 1 if model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
 
 
-def generating(
+def _generating(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     inputs: BatchFeature,
@@ -217,22 +217,13 @@ def generating(
     sampling: Sampling,
     *,
     keep: tuple[str, ...] = (),
+    in_steps: bool = True,
 ) -> dict[str, Any]:
-    """Options of ``generate`` for one prompt, the texts that end it included.
-
-    Args:
-        model: The model.
-        tokenizer: The tokenizer.
-        inputs: Those of the prompt.
-        config: What is to be done.
-        sampling: The caller's wishes.
-        keep: Special tokens whose text is part of the answer, as :class:`TextStream` takes them: where the stream sees
-            a text, and only there, the sequence ends.
-    """
+    """Options of ``generate`` for one prompt, the texts that end it included."""
     return {
         **inputs.to(model.dtype),
         "generation_config": config,
-        **stopping(tokenizer, config, sampling, prompt=prompt_tokens(model, inputs), keep=keep),
+        **stopping(tokenizer, config, sampling, prompt=_prompt_tokens(model, inputs), keep=keep, in_steps=in_steps),
     }
 
 
@@ -243,21 +234,24 @@ def stopping(
     *,
     prompt: int,
     keep: tuple[str, ...] = (),
+    in_steps: bool = True,
 ) -> dict[str, Any]:
-    """What ``generate`` needs to end at a text, without a tokenizer: a criterion for the model's own and the caller's.
+    """What ``generate`` needs to end at a text: a criterion for the caller's, and for the model's own.
 
     Args:
         tokenizer: The tokenizer.
         config: What is to be done.
         sampling: The caller's wishes.
         prompt: Tokens of the prompt.
-        keep: As :func:`generating` takes it.
+        keep: Special tokens whose text is part of the answer, as :class:`TextStream` takes them: where the stream sees
+            a text, and only there, the sequence ends.
+        in_steps: Whether it is not told of the tokenizer, so that the model's own texts have to be given otherwise.
     """
     from transformers import StoppingCriteriaList, StopStringCriteria
 
     options: dict[str, Any] = {}
     criteria = StoppingCriteriaList()
-    if config.stop_strings is not None:
+    if in_steps and config.stop_strings is not None:
         criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
         # Said beside the config: of what a config says None, the model's own is taken.
         options["stop_strings"] = None

@@ -152,6 +152,17 @@ def _sequences_go_on_as_in_transformers() -> None:
             expect(torch.equal(logits, torch.cat(theirs.logits)), f"Its loop gives other logits ({wishes}).")
 
 
+def _options_undo_settings() -> None:
+    from transformers import GenerationConfig, Qwen3MoeForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        model = Qwen3MoeForCausalLM(tiny_config(**_SIZES)).eval()
+    model.generation_config.stop_strings = ["a"]
+    ids, config = torch.arange(1, _PROMPT + 1)[None], GenerationConfig(max_new_tokens=_NEW, stop_strings=["a"])
+    prepared = prepare(model, input_ids=ids, generation_config=config, stop_strings=None)
+    expect(prepared.config.stop_strings is None, "stop_strings=None beside a config is not heeded.")
+
+
 def _pictures_are_scaled_alike() -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -177,6 +188,8 @@ GENERATION: tuple[Contract, ...] = (
     *(place(*row, "hf.generation_steps", protects=STEPS, essential=False) for row in _STEPS),
     Contract(name="sequences go on as in transformers", protects=STEPS, follower="coterie.hf.generation_steps",
              check=_sequences_go_on_as_in_transformers),
+    Contract(name="an option that is None undoes a setting", protects=STEPS, follower="coterie.generation.completion",
+             check=_options_undo_settings, essential=False),
     Contract(name="a streamed model has the bits of stock", protects=EXACT, follower="coterie.engine.model",
              check=_streamed_is_stock),
     Contract(name="decode steps take the native way", protects=SPEED, follower="coterie.integration.token_layer",

@@ -66,13 +66,13 @@ class Draws:
         self._in_use = False
 
     def begin(self) -> None:
-        """What is drawn from now on comes of the seed. Harmless when repeated."""
+        """What is drawn from now on comes from the seed. Harmless when repeated."""
         if not self._in_use:
             self._numbers.__enter__()  # type: ignore[no-untyped-call]
             self._in_use = True
 
     def end(self) -> None:
-        """Until :meth:`begin` is called again, what is drawn does not. Harmless when repeated."""
+        """Until :meth:`begin` is called again, draws come from the process's numbers again. Harmless when repeated."""
         if self._in_use:
             self._in_use = False
             self._numbers.__exit__(None, None, None)  # type: ignore[no-untyped-call]

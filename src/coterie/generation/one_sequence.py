@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 _CACHES = ("quantized", "offloaded", "offloaded_static", "offloaded_hybrid", "offloaded_hybrid_chunked")
-_GENERATING = ("transformers.generation", "transformers.cache_utils", "coterie.hf.generation_steps", "torch")
-"""Where settings are used, in the loop of transformers' own and in ours."""
-_COMPUTING = ("transformers.", "torch")
-"""Where a model's class computes."""
+_GENERATING = ("transformers.generation", "transformers.cache_utils", "coterie.hf.generation_steps")
+"""Where settings are used, in transformers' own loop and in ours."""
 _NO_MEMORY = "can't allocate memory"
 """What torch says where there is none."""
 _DEFAULT_TOP_K = 50
@@ -84,6 +82,9 @@ def _refusals(config: GenerationConfig, *, streamed: bool) -> Iterator[tuple[str
         yield "num_return_sequences", "asks for several answers to one prompt"
     if beams(config) > 1 and streamed:
         yield "num_beams", "asks for a beam search, whose text is known at its end only"
+    if config.token_healing and streamed:
+        # It drops special tokens: a talker's prompt would no longer be as long as what the thinker has read.
+        yield "token_healing", "asks for another prompt than the one given, which no speech or measurement follows"
     if beams(config) > 1 and (_value(config, "num_beam_groups") or 1) > 1:
         yield "num_beam_groups", "asks for groups of beams, which transformers does with code from the Hub only"
     for key in ("dola_layers", "constraints", "force_words_ids"):
@@ -150,15 +151,17 @@ def files_named(model: PreTrainedModel) -> Iterator[None]:
 def _raised_in(error: BaseException) -> Literal["settings", "model", "elsewhere"]:
     """Whose doing an error is: that of transformers' generation, of a model's class, or of whoever calls them.
 
-    What we raise ourselves, or beneath a forward of ours, is neither.
+    It is whoever called torch. What we raise ourselves, or beneath a forward of ours, is neither of the first two.
     """
-    trace, last, beneath = error.__traceback__, "", False
+    trace, owner, beneath = error.__traceback__, "", False
     while trace is not None:
-        last = str(trace.tb_frame.f_globals.get("__name__", ""))
-        if last == "transformers.generation.logits_process":
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if name == "transformers.generation.logits_process":
             return "settings"  # some of these run the model once more
-        beneath |= last.startswith("torch.nn.modules")
+        beneath |= name.startswith("torch.nn.modules")
+        if name.partition(".")[0] != "torch" and name != "coterie.generation.draws":
+            owner = name  # torch, and what hands it a generator, fail over what they are given
         trace = trace.tb_next
-    if beneath or last.startswith("transformers.models"):
-        return "model" if last.startswith(_COMPUTING) else "elsewhere"
-    return "settings" if last.startswith(_GENERATING) else "elsewhere"
+    if beneath or owner.startswith("transformers.models"):
+        return "model" if owner.startswith("transformers.") else "elsewhere"
+    return "settings" if owner.startswith(_GENERATING) else "elsewhere"

@@ -115,8 +115,10 @@ class Sequence:
         model = self._prepared.model
         self._positions.put_back()
         # Models may run others to prepare a pass: those are not of its phase.
-        inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
-        with Stated(self.request, phase=self.phase, rows=(self.row,)), self._caches:
+        with Stated(self.request), self._caches:
+            inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
+        rows = (self.row,) if self._begun else None  # a prompt may come in pieces
+        with Stated(self.request, phase=self.phase, rows=rows), self._caches:
             outputs = prefill(self._prepared, self._kwargs) if inputs is None else model(**inputs, return_dict=True)
         self._positions.note()
         return outputs
@@ -148,6 +150,10 @@ class Sequence:
     def fail(self, error: BaseException) -> None:
         """Ends it before its time, and frees what its caches hold, whoever remembers the error."""
         self.error = error
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Ends it before its time, as nobody wants it any more; what its caches hold is free at once."""
         self._caches.let_go()
         self._end()
 

@@ -92,7 +92,6 @@ def speak(
     check_settings(model, config, streamed=True)
     stream = TextStream(tokenizer, on_text, stops=wishes.stop)
     prompt = int(inputs["input_ids"].shape[1])
-    options = stopping(tokenizer, config, wishes, prompt=prompt)
     samples: npt.NDArray[np.float32] | None = None
     start = time.perf_counter()
     interrupted = False
@@ -101,6 +100,7 @@ def speak(
             if draws is not None:
                 # The talker draws in the middle of its passes, too.
                 draws.begin()
+            options = stopping(tokenizer, config, wishes, prompt=prompt)
             _, waveform = model.generate(
                 **inputs.to(model.dtype),
                 speaker=voice,

@@ -32,17 +32,20 @@ class Steps:
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Has it take no part any more; harmless if it has ended."""
+        """Has it take no part any more, which ends it; harmless if it has ended."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
+            sequence.cancel()
 
     def step(self) -> None:
-        """One forward pass, and a token for each sequence in it.
+        """One forward pass, and a token for each sequence in it; nothing where there is none.
 
         Raises:
-            BaseException: Only what no program is to go on after, such as an interrupt: what else ends a sequence is
-                its :attr:`~coterie.generation.sequence.Sequence.error`.
+            BaseException: Only what should end the program, such as an interrupt; anything else that ends a sequence
+                is its :attr:`~coterie.generation.sequence.Sequence.error`.
         """
+        if not self.going:
+            return
         batch = self._schedule()
         try:
             with torch.no_grad():
@@ -62,10 +65,17 @@ class Steps:
             sequence: One that was added.
 
         Raises:
+            ValueError: If it was not.
             BaseException: What ended it before its time.
         """
-        while not sequence.ended:
-            self.step()
+        try:
+            while not sequence.ended:
+                if not self.going:
+                    raise ValueError("The sequence was not added: no step ends it.")
+                self.step()
+        except BaseException:
+            sequence.error = None  # it is being raised; kept, it would keep every frame of its traceback
+            raise
         sequence.check()
 
     def _schedule(self) -> tuple[Sequence, ...]:

@@ -8,6 +8,9 @@ is given in steps, to the bit.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 _POSITIONS = "rope_deltas"
 """What models with pictures keep on themselves of the sequence that they saw last. Releases differ in who reads it."""
+_REMARK = "Passing `generation_config` together with generation-related arguments"
 _ONE_BY_ONE = ("greedy_search", "sample")
 
 
@@ -50,8 +54,8 @@ class Prepared:
 def one_by_one(model: PreTrainedModel, config: GenerationConfig) -> bool:
     """Whether tokens are chosen one after the other, in transformers' common way.
 
-    They are not by a search over several sequences, by guesses that are checked, by a class with a loop of its own, or
-    where passes are compiled. Healing tokens generates one before it begins.
+    That is not so in a search over several sequences, where candidates are checked, in a class with a loop of its own,
+    or where passes are compiled. Where tokens are healed, ``generate`` generates one before it begins.
 
     Args:
         model: The model.
@@ -75,8 +79,24 @@ def prepare(model: PreTrainedModel, **options: Any) -> Prepared:
         model: The model.
         options: Those of ``generate``, inputs included. It is not told of a ``tokenizer`` or ``streamer``.
     """
-    prepared: Prepared = model.generate(custom_generate=hand_over, **options)
+    with _unremarked():
+        prepared: Prepared = model.generate(custom_generate=hand_over, **options)
     return prepared
+
+
+@contextmanager
+def _unremarked() -> Iterator[None]:
+    """Inside, transformers does not remark on options beside a config: by nothing else is one of the model's undone."""
+
+    def another(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_REMARK)
+
+    logger = logging.getLogger("transformers.generation.utils")
+    logger.addFilter(another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(another)
 
 
 def hand_over(
@@ -109,6 +129,8 @@ def plain(model: PreTrainedModel, ids: Tensor) -> Prepared:
     """
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+    for space in _spaces(model):
+        space[_POSITIONS] = None  # it begins like any other, whatever the model saw last
     return Prepared(
         model=model,
         ids=ids,
@@ -118,6 +140,12 @@ def plain(model: PreTrainedModel, ids: Tensor) -> Prepared:
         kwargs={"use_cache": True},
         whole=True,
     )
+
+
+def _spaces(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """The attributes of whatever keeps positions of the sequence that it saw last."""
+    spaces = (vars(one) for one in (model, *model.children()))
+    return [space for space in spaces if _POSITIONS in space]
 
 
 class Positions:
@@ -130,8 +158,7 @@ class Positions:
     __slots__ = ("_kept",)
 
     def __init__(self, model: PreTrainedModel) -> None:
-        spaces = (vars(one) for one in (model, *model.children()))
-        self._kept = [(space, space[_POSITIONS]) for space in spaces if _POSITIONS in space]
+        self._kept = [(space, space[_POSITIONS]) for space in _spaces(model)]
 
     def put_back(self) -> None:
         """Has the model keep what it kept."""

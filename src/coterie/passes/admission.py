@@ -178,7 +178,7 @@ class Admission:
         known = self._kept.get(id(cache))
         if known is None or known.cache() is not cache or known.size != size:
             self._kept[id(cache)] = _Kept(weakref.ref(cache), size)
-            if known is None and _generations.seen:
+            if (known is None or known.cache() is not cache) and _generations.seen:
                 _generations.seen[-1].append((self, weakref.ref(cache)))
 
     def forget(self, cache: Any) -> None:
