@@ -14,7 +14,7 @@ INCLUDED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
 
 def test_everything_that_the_makefile_names_is_included() -> None:
     words = re.findall(r"(?<![\w./-])[\w-]+(?:\.\w+)?", (ROOT / "Makefile").read_text())
-    named = {word for word in words if (ROOT / word).exists()} - {"pyproject.toml", "build"}
+    named = {word for word in words if (ROOT / word).exists()} - {"pyproject.toml", "build", "__pycache__"}
     assert {"requirements-oldest.lock", "scripts", "tests", "benchmarks"} <= named
     assert named <= set(INCLUDED)
 
