@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -197,10 +198,11 @@ def brake(opened: OpenModel) -> Iterator[Brake]:
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Waits for something to become so."""
-    for _ in range(int(seconds / 0.01)):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         if condition():
             return
-        threading.Event().wait(0.01)
+        time.sleep(0.01)
     raise AssertionError("it did not come to be")
 
 

@@ -116,9 +116,10 @@ class Engine:
                     retry_after=self._retry_after(),
                 )
             ticket = Ticket(wish, request_id)
+            # Before anybody sees it: a timer that is set later would never be stopped, and keep the request.
+            ticket.expire_after(self._longest_wait_s, self._expire)
             self._waiting.append(ticket)
         self._preparer.submit(self._prepare, ticket)
-        ticket.expire_after(self._longest_wait_s, self._expire)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
