@@ -6,7 +6,9 @@ import io
 import pytest
 from PIL import Image
 
-from coterie.server.media import MOST_MEDIA
+from coterie.errors import InputError
+from coterie.server.media import MOST_MEDIA, Media
+from coterie.server.refusals import Refusal
 from server.conftest import DATA, Served, chat
 
 PATH = "/v1/chat/completions"
@@ -99,3 +101,12 @@ def test_a_sound_has_to_be_what_it_says(server: Served) -> None:
         assert refused.status == 400
         assert refused.error["param"].startswith("messages.0.content.0.input_audio.")
         assert "/tmp" not in refused.error["message"]
+
+
+@pytest.mark.parametrize("number", [1, 12])
+def test_what_is_wrong_with_one_of_many_is_said_of_its_field(number: int) -> None:
+    media = Media(pictures={f"picture {one}": b"" for one in range(MOST_MEDIA)})
+    with pytest.raises(Refusal) as caught, media.files() as (pictures, _):
+        raise InputError(f"The picture {pictures[number]} is none.")
+    assert caught.value.param == f"picture {number}"
+    assert caught.value.message == f"The picture picture {number} is none."

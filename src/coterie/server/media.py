@@ -81,7 +81,8 @@ class Media:
         with tempfile.TemporaryDirectory(prefix="coterie-") as directory:
             paths: dict[str, Path] = {}
             for number, (param, data) in enumerate([*self.pictures.items(), *self.sounds.items()]):
-                paths[param] = Path(directory) / str(number)
+                # None of these names begins with another: messages are searched for them.
+                paths[param] = Path(directory) / f"{number:03}"
                 paths[param].write_bytes(data)
             try:
                 yield (
