@@ -111,9 +111,13 @@ class PunctualProtocol(H11Protocol):
         if self.cycle is finished:
             self._wait()
 
+    def error_body(self, text: str) -> bytes:
+        """The body of the answer to what is no HTTP."""
+        return error_json(text)
+
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP, with JSON like all else."""
-        body = error_json(msg)
+        body = self.error_body(msg)
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         for event in (
             h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import h11
 from uvicorn import Config, Server
 
 from coterie.errors import UsageError
 from coterie.profiles.admission import PunctualProtocol
 from coterie.server.engine import Engine
+from coterie.server.refusals import Refusal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -130,15 +130,6 @@ class _Server(Server):
 class _Protocol(PunctualProtocol):
     """As for profiles: who says nothing is not waited for."""
 
-    def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP, in the shape of other errors."""
-        error = {"message": "This is not HTTP.", "type": "invalid_request_error", "param": None, "code": None}
-        body = json.dumps({"error": error}).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        for one in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(one) or b"")
-        self.transport.close()
+    def error_body(self, text: str) -> bytes:
+        """In the shape of other errors."""
+        return json.dumps(Refusal(400, "This is not HTTP.").body("openai", "")).encode()
