@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,15 @@ def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 MoE in bf16 with a tokenizer: words ``w3`` …; read it only."""
     directory = checkpoint("qwen3_moe", torch.bfloat16, tmp_path_factory.mktemp("readable"))
     add_tokenizer(directory, chat=False)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def omni(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole Qwen3-Omni with a tokenizer and a chat template; the module's own."""
+    directory = tmp_path_factory.mktemp("omni") / "checkpoint"
+    shutil.copytree(zoo_checkpoint("qwen3_omni"), directory)
+    add_tokenizer(directory, chat=True)
     return directory
 
 

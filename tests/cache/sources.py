@@ -244,3 +244,21 @@ def assert_consistent(cache):
         resident = (bank.expert(expert) for expert in range(len(keys)))
         assert keys == tuple(key if key in found.resident else None for key in resident)
     assert found.ranked == set(found.resident)
+
+
+class Device(Consumer):
+    """Reads slots after the host has gone on, until it is told to have finished."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self):
+        self.pending = []
+
+    def fence(self, release):
+        self.pending.append(release)
+
+    def finish(self):
+        while self.pending:
+            release = self.pending.pop(0)
+            release()
+            release()

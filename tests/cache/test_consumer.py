@@ -12,6 +12,7 @@ from coterie.eviction import LruPolicy
 from .sources import (
     PATIENCE_S,
     SMALL,
+    Device,
     TinySource,
     assert_consistent,
     assert_is,
@@ -23,24 +24,6 @@ from .sources import (
 
 KEYS = keys_of(8)
 BANK = KEYS[0].bank_key
-
-
-class Device(Consumer):
-    """Reads slots after the host has gone on, until it is told to have finished."""
-
-    __slots__ = ("pending",)
-
-    def __init__(self):
-        self.pending = []
-
-    def fence(self, release):
-        self.pending.append(release)
-
-    def finish(self):
-        while self.pending:
-            release = self.pending.pop(0)
-            release()
-            release()
 
 
 def test_one_consumer_has_one_lease_or_hold(open_cache):

@@ -10,7 +10,7 @@ from coterie.cache import Consumer, ExpertCache
 from coterie.errors import UsageError
 from coterie.native import library
 
-from .sources import SMALL, TinySource, assert_consistent, bring, keys_of, me
+from .sources import SMALL, Device, TinySource, assert_consistent, bring, keys_of, me
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
@@ -20,18 +20,6 @@ pytestmark = [
 KEYS = keys_of(2)
 BANK = KEYS[0].bank_key
 TOLD = 10
-
-
-class Device(Consumer):
-    """Has not finished reading when the process forks."""
-
-    __slots__ = ("pending",)
-
-    def __init__(self):
-        self.pending = []
-
-    def fence(self, release):
-        self.pending.append(release)
 
 
 def in_child(cache, act):

@@ -17,7 +17,6 @@ import coterie as coterie_package
 from coterie.cli import answer
 from coterie.hf.tokenizer import load_tokenizer
 from zoo.files import stock
-from zoo.tokenizer import add_tokenizer
 
 DATA = Path(__file__).parents[1] / "data"
 FAST = ("--expert-memory", "100%", "-n", "4")
@@ -32,14 +31,6 @@ def expected() -> str:
     inputs = tokenizer(PROMPT, return_tensors="pt")
     ids = stock(directory, torch.bfloat16).generate(**inputs, max_new_tokens=4, do_sample=False)
     return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :])
-
-
-@pytest.fixture(scope="module")
-def omni(zoo_checkpoint, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("omni") / "checkpoint"
-    shutil.copytree(zoo_checkpoint("qwen3_omni"), directory)
-    add_tokenizer(directory, chat=True)
-    return directory
 
 
 def test_text_goes_to_stdout_and_one_line_to_stderr(coterie, expected) -> None:

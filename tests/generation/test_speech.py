@@ -1,5 +1,4 @@
 import copy
-import shutil
 import wave
 
 import numpy as np
@@ -14,18 +13,9 @@ from coterie.generation.chat import chat_inputs
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
 from coterie.generation.speech import SPEECH_RATE, can_speak, speak, write_wav
-from zoo.tokenizer import add_tokenizer
 
 ASKED = [{"role": "user", "content": "w5 w6 w7"}]
 WISHES = Sampling(max_new_tokens=4, greedy=True, seed=3)
-
-
-@pytest.fixture(scope="module")
-def omni(zoo_checkpoint, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("omni") / "checkpoint"
-    shutil.copytree(zoo_checkpoint("qwen3_omni"), directory)
-    add_tokenizer(directory, chat=True)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from coterie.native import MOST_ROWS, NativeLayer
 from coterie.passes.forwards import own, remove
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
 from harness.kept_cache import kept_cache
+from integration.test_token_forwards import Told
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -131,15 +132,6 @@ def test_the_same_where_experts_must_be_read(store, open_model, finished) -> Non
 
 
 def test_figures_are_those_of_what_was_chosen(store, open_model) -> None:
-    class Told:
-        wants_contributions = True
-
-        def __init__(self) -> None:
-            self.events: list[Any] = []
-
-        def on_event(self, event: Any) -> None:
-            self.events.append(event)
-
     model = open_model(store())
     _, caches = alone(model, prompts(4))
     told = Told()
