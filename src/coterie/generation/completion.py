@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as List
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from coterie.engine.runtime import Runtime
 from coterie.generation.answers import AnswerReader, ToolCall
 from coterie.generation.draws import Draws, drawing
+from coterie.generation.logprobs import LogprobsAsked, NewLogprobs, TokenLogprob
 from coterie.generation.one_sequence import beams, check_settings, files_named, longest
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
+from coterie.generation.shaping import check_tokens, shaping
 from coterie.generation.steps import generated
 from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
@@ -43,6 +46,8 @@ class Completion:
             generation config is over) or ``interrupted`` (the caller stopped it).
         prefill_s: Seconds until the first new token was there (until the end, if none came).
         decode_s: Seconds from the first to the last new token.
+        logprobs: How likely the new tokens were, if that was asked for; up to the last one whose text is in the answer.
+        prompt_logprobs: The same of the prompt's tokens but the first, for which there is nothing before it.
     """
 
     prompt_tokens: int
@@ -53,6 +58,8 @@ class Completion:
     decode_s: float
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -122,6 +129,7 @@ def complete(
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     reader: AnswerReader | None = None,
+    on_logprobs: Callable[[List[TokenLogprob]], object] | None = None,
 ) -> Completion:
     """Generates after one prompt.
 
@@ -133,9 +141,11 @@ def complete(
         on_text: Told the text piece by piece, whole characters only.
         should_stop: Asked before every layer; True ends generation and keeps what is there.
         reader: Tells the parts of an answer apart; without one, all of it is text.
+        on_logprobs: Told how likely tokens were, before the piece of text that they are part of; with ``logprobs``.
 
     Raises:
         ContextLengthError: If the prompt is longer than the memory budget was made for.
+        InputError: If the model does not have a token that ``sampling`` names, or the form of the answer is none.
         UnsupportedError: If the generation config asks for what one sequence cannot do.
         LoadError: If transformers cannot generate with it.
         CoterieError: As reading experts does.
@@ -144,7 +154,8 @@ def complete(
     model.coterie.expect_request(inputs)
     config = effective_config(model, tokenizer, inputs, wishes)
     check_settings(model, config)
-    stream = _stream(tokenizer, on_text, wishes, reader)
+    logprobs = LogprobsAsked(wishes, inputs["input_ids"][0], on_logprobs)
+    stream = _stream(tokenizer, on_text, wishes, reader, logprobs.new)
     marks = () if reader is None else reader.marks
     start = time.perf_counter()
     interrupted = False
@@ -152,12 +163,18 @@ def complete(
         with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
             if one_by_one(model, config):
                 options = _generating(model, tokenizer, inputs, config, wishes, keep=marks)
-                generated(Sequence(prepare(model, **options), request=request, stream=stream, draws=draws))
+                prepared = prepare(model, **options)
+                hearing = logprobs.of(prepared)
+                # Where nothing is to come, the token that follows the prompt is not looked at.
+                streamed = None if wishes.max_new_tokens == 0 else stream
+                generated(Sequence(prepared, request=request, stream=streamed, draws=draws, prompt_logits=hearing))
             else:
+                logprobs.refuse(model)
                 _search(model, tokenizer, inputs, config, wishes, keep=marks, stream=stream, draws=draws)
     except Stopped:
         interrupted = True
     done = finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
+    done = replace(done, **logprobs.told(stream.handed))
     if reader is None:
         return done
     reader.end()
@@ -169,12 +186,13 @@ def _stream(
     on_text: Callable[[str], None] | None,
     sampling: Sampling,
     reader: AnswerReader | None,
+    logprobs: NewLogprobs | None = None,
 ) -> TextStream:
     """The streamer, which the reader stands behind if there is one."""
     if reader is None:
-        return TextStream(tokenizer, on_text, stops=sampling.stop)
+        return TextStream(tokenizer, on_text, stops=sampling.stop, logprobs=logprobs)
     reader.on_text = on_text
-    return TextStream(tokenizer, reader.feed, keep=reader.marks, stops=sampling.stop)
+    return TextStream(tokenizer, reader.feed, keep=reader.marks, stops=sampling.stop, logprobs=logprobs)
 
 
 def _search(
@@ -220,14 +238,16 @@ def _generating(
     in_steps: bool = True,
 ) -> dict[str, Any]:
     """Options of ``generate`` for one prompt, the texts that end it included."""
+    prompt = _prompt_tokens(model, inputs)
     return {
         **inputs.to(model.dtype),
         "generation_config": config,
-        **stopping(tokenizer, config, sampling, prompt=_prompt_tokens(model, inputs), keep=keep, in_steps=in_steps),
+        **wished(model, tokenizer, config, sampling, prompt=prompt, keep=keep, in_steps=in_steps),
     }
 
 
-def stopping(
+def wished(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: GenerationConfig,
     sampling: Sampling,
@@ -236,9 +256,10 @@ def stopping(
     keep: tuple[str, ...] = (),
     in_steps: bool = True,
 ) -> dict[str, Any]:
-    """What ``generate`` needs to end at a text: a criterion for the caller's, and for the model's own.
+    """What ``generate`` needs beside its settings: to end at a text, the caller's or the model's own; to shape scores.
 
     Args:
+        model: The model.
         tokenizer: The tokenizer.
         config: What is to be done.
         sampling: The caller's wishes.
@@ -247,7 +268,7 @@ def stopping(
             a text, and only there, the sequence ends.
         in_steps: Whether it is not told of the tokenizer, so that the model's own texts have to be given otherwise.
     """
-    from transformers import StoppingCriteriaList, StopStringCriteria
+    from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
     options: dict[str, Any] = {}
     criteria = StoppingCriteriaList()
@@ -259,6 +280,10 @@ def stopping(
         criteria.append(StopAtTexts(tokenizer, sampling.stop, keep=keep, prompt=prompt))
     if criteria:
         options["stopping_criteria"] = criteria
+    if config.eos_token_id is None:
+        options["eos_token_id"] = None  # said beside the config, as above
+    if shapers := shaping(model, tokenizer, config, sampling, prompt=prompt, in_steps=in_steps):
+        options["logits_processor"] = LogitsProcessorList(shapers)
     return options
 
 
@@ -272,6 +297,8 @@ def effective_config(
         config.eos_token_id = tokenizer.eos_token_id
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
+    check_tokens(model, sampling)
+    config.eos_token_id = sampling.ends(end_tokens(config))
     room = _room(model, config, int(inputs["input_ids"].shape[1]))
     wanted = sampling.max_new_tokens
     if wanted is None:
@@ -315,7 +342,7 @@ def finish(
 
 def _reason(stream: TextStream, config: GenerationConfig, sampling: Sampling, seconds: float) -> FinishReason:
     """Why it ended, when nobody stopped it."""
-    if stream.stopped or (stream.token_ids and stream.token_ids[-1] in _end_tokens(config.eos_token_id)):
+    if stream.stopped or (stream.token_ids and stream.token_ids[-1] in end_tokens(config)):
         return "stop"
     if sampling.max_new_tokens is not None and len(stream.token_ids) >= sampling.max_new_tokens:
         return "length"
@@ -325,7 +352,7 @@ def _reason(stream: TextStream, config: GenerationConfig, sampling: Sampling, se
     return "time" if config.max_time is not None and seconds >= config.max_time else "stop"
 
 
-def _end_tokens(value: Any) -> set[int]:
-    if value is None:
-        return set()
-    return {value} if isinstance(value, int) else set(value)
+def end_tokens(config: GenerationConfig) -> tuple[int, ...]:
+    """The tokens that end an answer."""
+    value = config.eos_token_id
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from coterie.hf.generation_steps import (
 )
 from coterie.passes.admission import CachesUsed
 from coterie.passes.current import Request, Row, Stated
+from coterie.passes.prompt_logits import PromptLogits
 from coterie.spec import Phase
 
 
@@ -52,6 +54,7 @@ class Sequence:
         draws: Its random numbers; without them, it draws from the process's.
         chooser: Chooses its tokens; by default as its settings say.
         keep: Given what each pass returned, to keep of it what is wanted. It must not refer to the sequence.
+        prompt_logits: Given the logits of its prompt.
 
     Attributes:
         request: As whom its passes are known.
@@ -70,6 +73,7 @@ class Sequence:
         draws: Draws | None = None,
         chooser: Chooser | None = None,
         keep: Callable[[Any], None] | None = None,
+        prompt_logits: PromptLogits | None = None,
     ) -> None:
         self.request = request or Request()
         self.ids = prepared.ids
@@ -85,6 +89,7 @@ class Sequence:
         self._draws = draws
         self._chooser = chooser
         self._keep = keep
+        self._prompt_logits = prompt_logits
         self._caches = CachesUsed()
         self._positions = Positions(prepared.model)
         if stream is not None:
@@ -118,7 +123,7 @@ class Sequence:
         with Stated(self.request), self._caches:
             inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
         rows = (self.row,) if self._begun else None  # a prompt may come in pieces
-        with Stated(self.request, phase=self.phase, rows=rows), self._caches:
+        with Stated(self.request, phase=self.phase, rows=rows), self._caches, self._listening():
             outputs = prefill(self._prepared, self._kwargs) if inputs is None else model(**inputs, return_dict=True)
         self._positions.note()
         return outputs
@@ -128,6 +133,9 @@ class Sequence:
         prepared = self._prepared
         if self._keep is not None:
             self._keep(outputs)
+        if self._prompt_logits is not None:
+            self._prompt_logits.check(outputs)
+            self._prompt_logits = None
         self._kwargs = after_pass(prepared.model, outputs, self._kwargs)
         if self._cached:
             self._position += 1 if self._begun else prompt_length(prepared)
@@ -165,6 +173,10 @@ class Sequence:
                 raise error
             finally:
                 del error  # its traceback has this frame
+
+    def _listening(self) -> AbstractContextManager[None]:
+        """Whoever is given the logits of its prompt, listens."""
+        return nullcontext() if self._prompt_logits is None else self._prompt_logits.listening()
 
     def _end(self) -> None:
         self.ended = True

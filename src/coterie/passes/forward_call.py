@@ -17,8 +17,8 @@ from coterie.errors import UnsupportedError
 from coterie.hf.caches import cached_length, caches_in, holds_state, strangers_in
 from coterie.hf.last_logits import PARAMETER
 from coterie.hf.releases import broken
-from coterie.passes.last_logits import asked_for
-from coterie.spec import Phase
+from coterie.passes.last_logits import asked_for, in_slices
+from coterie.spec import LAST_POSITIONS, Phase
 
 _CONTRACT = "forward pass"
 _IDS = ("input_ids", "decoder_input_ids")
@@ -40,7 +40,7 @@ class ForwardCall:
         caches: The caches given → tokens that each has seen, None where it does not count.
         cached_new: New tokens that go into a cache, of all those that are computed.
         uses_cache: What the caller says: whether keys and values are kept. None if it says nothing.
-        logits: Positions of each sequence whose logits are asked for.
+        logits: Positions of each sequence whose logits are asked for at once.
     """
 
     ids: torch.Tensor | None
@@ -156,6 +156,8 @@ def _logits(given: Mapping[str, Any]) -> int:
     lengths = [shape[1] for name in (*_NEW[2:], *_NEW[:2]) if (shape := _shape(given.get(name))) is not None]
     if lengths[0] == 1:
         return 1
+    if in_slices():
+        return min(LAST_POSITIONS, lengths[0])
     kept = given.get(PARAMETER, asked_for())
     if isinstance(kept, torch.Tensor):
         return min(kept.numel(), lengths[0])

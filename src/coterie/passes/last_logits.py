@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,12 +26,29 @@ Kept = int | torch.Tensor
 
 class _Asked:
     positions: Kept = 0
+    in_slices: bool = False
 
 
 def asked_for() -> Kept:
     """What this thread's forward pass was asked for, if its class's own forward does not know the parameter."""
     # Carried: of a model with an encoder the parts are passes, not the model whose forward is asked.
     return carried(_Asked, _Asked).positions
+
+
+def in_slices() -> bool:
+    """Whether this thread's forward passes make no more logits at once than those of the last positions take."""
+    return carried(_Asked, _Asked).in_slices
+
+
+@contextmanager
+def slicing() -> Iterator[None]:
+    """Inside, this thread's forward passes make the logits of all positions, but never all at once."""
+    asked = carried(_Asked, _Asked)
+    before, asked.in_slices = asked.in_slices, True
+    try:
+        yield
+    finally:
+        asked.in_slices = before
 
 
 class _Keeping(Covering):
