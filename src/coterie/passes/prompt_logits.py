@@ -6,20 +6,16 @@ some rows at a time, whose logits are handed on and forgotten, and then the last
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from coterie.errors import UnsupportedError
 from coterie.hf.last_logits import PARAMETER, changed_after_head, output_head, takes_parameter
-from coterie.passes.last_logits import slicing
+from coterie.passes.last_logits import in_slices, slicing
 from coterie.spec import LAST_POSITIONS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _FEWEST = 16
 """Rows of a slice: a product of fewer rounds otherwise than that of all."""
@@ -31,7 +27,7 @@ class PromptLogits:
     """What the passes over one prompt compute.
 
     Args:
-        model: The model.
+        model: The model, one of transformers.
         kwargs: What passes are going to be called with: they are to show the model's head every position.
         told: Given logits [R, V], in the order of the prompt.
 
@@ -39,7 +35,7 @@ class PromptLogits:
         UnsupportedError: If the model has no head that is known.
     """
 
-    def __init__(self, model: PreTrainedModel, kwargs: dict[str, Any], told: Callable[[Tensor], None]) -> None:
+    def __init__(self, model: Any, kwargs: dict[str, Any], told: Callable[[Tensor], None]) -> None:
         head = output_head(model)
         if head is None or model.config.is_encoder_decoder:
             raise UnsupportedError(
@@ -51,13 +47,11 @@ class PromptLogits:
         self._head = head
         self._told = told
         self._change = changed_after_head(model.config)
-        self._thread = threading.get_ident()
         self._last: Tensor | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, this thread's passes of the model are over the prompt."""
-        self._thread = threading.get_ident()
         hook = self._head.register_forward_pre_hook(self._slices)
         try:
             with slicing():
@@ -81,7 +75,7 @@ class PromptLogits:
             )
 
     def _slices(self, head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if threading.get_ident() != self._thread or not args or args[0].dim() != 3:
+        if not in_slices() or not args or args[0].dim() != 3:
             return None
         rows = int(args[0].shape[1])
         for start, stop in _parts(rows):
