@@ -68,19 +68,19 @@ def test_those_of_a_prompt_are_those_of_evaluate(model, processors, prompt) -> N
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
     expected = score(logits, ids[0, 1:].tolist())
-    assert [one.token_id for one in done.prompt_logprobs] == ids[0, 1:].tolist()
-    assert [one.logprob for one in done.prompt_logprobs] == (-expected.loss).tolist()
-    assert [one.top[0][0] for one in done.prompt_logprobs] == logits.argmax(-1).tolist()
+    assert [one.token_id for one in done.prompt_logprobs[1:]] == ids[0, 1:].tolist()
+    assert [one.logprob for one in done.prompt_logprobs[1:]] == (-expected.loss).tolist()
+    assert [one.top[0][0] for one in done.prompt_logprobs[1:]] == logits.argmax(-1).tolist()
 
 
 def test_a_prompt_can_be_read_alone(model, processors) -> None:
     done = ask(model, processors, max_new_tokens=0, prompt_logprobs=1)
     assert (done.token_ids, done.text, done.finish_reason) == ((), "", "length")
-    assert len(done.prompt_logprobs) == done.prompt_tokens - 1
+    assert len(done.prompt_logprobs) == done.prompt_tokens
 
 
-def test_a_prompt_of_one_token_has_none(model, processors) -> None:
-    assert ask(model, processors, "a", prompt_logprobs=1).prompt_logprobs == ()
+def test_of_a_first_token_nothing_is_told(model, processors) -> None:
+    assert ask(model, processors, "a", prompt_logprobs=1).prompt_logprobs[0].logprob is None
 
 
 def test_what_is_ruled_out_is_a_number() -> None:
@@ -97,4 +97,4 @@ def test_rows_come_in_any_pieces() -> None:
     for part in (logits[:3], logits[3:4], logits[4:]):
         pieces(part)
     assert whole.entries == pieces.entries
-    assert len(whole.entries) == 19
+    assert len(whole.entries) == 20

@@ -7,6 +7,7 @@ import pytest
 
 from coterie.generation.chat import chat_inputs, user_message
 from coterie.generation.completion import Completion, complete
+from coterie.generation.grammar import Grammar
 from coterie.generation.sampling import Sampling
 from coterie.server import answering
 from server.conftest import DATA, PROMPT, Served, chat
@@ -53,6 +54,15 @@ def test_an_answer_is_that_of_complete(server: Served, opened) -> None:
         ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
         ({"stop": " had"}, {"stop": (" had",)}),
         ({"stop": ["zzz", " been"]}, {"stop": ("zzz", " been")}),
+        ({"logit_bias": {"21": -100}}, {"logit_bias": {21: -100}}),
+        ({"presence_penalty": 1, "frequency_penalty": 0.5}, {"presence_penalty": 1, "frequency_penalty": 0.5}),
+        ({"stop_token_ids": [406]}, {"stop_token_ids": (406,)}),
+        ({"min_tokens": 3, "logit_bias": {"0": 100}}, {"min_new_tokens": 3, "logit_bias": {0: 100}}),
+        ({"ignore_eos": True, "logit_bias": {"0": 100}}, {"ignore_eos": True, "logit_bias": {0: 100}}),
+        ({"typical_p": 0.5, "temperature": 1, "seed": 3}, {"typical_p": 0.5, "temperature": 1, "seed": 3}),
+        ({"response_format": {"type": "json_object"}, "max_tokens": 30},
+         {"grammar": Grammar.json_object(), "max_new_tokens": 30}),
+        ({"response_format": {"type": "regex", "pattern": "(yes|no)!"}}, {"grammar": Grammar.regex("(yes|no)!")}),
     ],
 )  # fmt: skip
 def test_what_is_asked_is_done(server: Served, opened, asked, sampling) -> None:
@@ -145,22 +155,16 @@ def test_a_conversation_is_read_as_a_whole(server: Served, opened) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "neutral"),
     [
-        ("n", 2, 1),
-        ("frequency_penalty", 0.5, 0.0),
-        ("presence_penalty", 1, 0),
-        ("logit_bias", {"5": 1}, {}),
-        ("logprobs", True, False),
-        ("top_logprobs", 3, 0),
-        ("tool_choice", "required", "auto"),
-        ("response_format", {"type": "json_object"}, {"type": "text"}),
         ("modalities", ["text", "audio"], ["text"]),
         ("audio", {"voice": "Cherry", "format": "wav"}, None),
         ("store", True, False),
         ("verbosity", "low", ...),
         ("chat_template", "{{ 1 }}", ...),
-        ("ignore_eos", True, ...),
-        ("min_tokens", 3, ...),
-        ("parallel_tool_calls", False, True),
+        ("best_of", 2, ...),
+        ("guided_json", {}, ...),
+        ("grammar", "start: x", ...),
+        ("dry_multiplier", 1.0, ...),
+        ("use_beam_search", True, ...),
         ("no_such_thing", 1, ...),
     ],
 )
@@ -187,6 +191,36 @@ def test_what_is_not_supported_is_refused_by_name(server: Served, field: str, va
         ({"min_p": -0.1}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"seed": 2**63}, "seed"),
+        ({"n": 9}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"typical_p": 0}, "typical_p"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
+        ({"logit_bias": {"8192": 1}}, "logit_bias"),
+        ({"logit_bias": {str(number): 1 for number in range(1025)}}, "logit_bias"),
+        ({"logit_bias": [[5, 1]]}, "logit_bias"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 7}, "min_tokens"),
+        ({"stop_token_ids": [8192]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"stop_token_ids": [5] * 129}, "stop_token_ids"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"response_format": {"type": "sound"}}, "response_format"),
+        ({"response_format": {"type": "json_object", "schema": 123}}, "response_format.schema"),
+        ({"response_format": {"type": "json_object", "schema": {"type": 123}}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}}, "response_format"),
+        ({"response_format": {"type": "regex", "pattern": "["}}, "response_format"),
+        ({"response_format": {"type": "grammar", "grammar": "start: x"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+        ({"response_format": {"type": "json_object"}, "min_tokens": 2}, "min_tokens"),
         ({"seed": -2}, "seed"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
@@ -309,7 +343,7 @@ def test_a_template_is_told_nothing_else(thinking: Served, server: Served, name:
 def test_reasoning_and_answer_come_apart(thinking: Served, monkeypatch) -> None:
     """As a model writes them that reasons between marks."""
 
-    def complete(model, tokenizer, inputs, sampling, *, on_text, should_stop, reader) -> Completion:
+    def complete(model, tokenizer, inputs, sampling, *, on_text, should_stop, reader, **_) -> Completion:
         reader.on_text = on_text
         for piece in ("<thi", "nk>\nhm", "m\n</think>\n\nDry", "."):
             reader.feed(piece)

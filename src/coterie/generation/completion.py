@@ -47,7 +47,7 @@ class Completion:
         prefill_s: Seconds until the first new token was there (until the end, if none came).
         decode_s: Seconds from the first to the last new token.
         logprobs: How likely the new tokens were, if that was asked for; up to the last one whose text is in the answer.
-        prompt_logprobs: The same of the prompt's tokens but the first, for which there is nothing before it.
+        prompt_logprobs: The same of the prompt's tokens.
     """
 
     prompt_tokens: int
@@ -130,6 +130,7 @@ def complete(
     should_stop: Callable[[], bool] | None = None,
     reader: AnswerReader | None = None,
     on_logprobs: Callable[[List[TokenLogprob]], object] | None = None,
+    on_prompt_logprobs: Callable[[List[TokenLogprob]], object] | None = None,
 ) -> Completion:
     """Generates after one prompt.
 
@@ -142,6 +143,8 @@ def complete(
         should_stop: Asked before every layer; True ends generation and keeps what is there.
         reader: Tells the parts of an answer apart; without one, all of it is text.
         on_logprobs: Told how likely tokens were, before the piece of text that they are part of; with ``logprobs``.
+        on_prompt_logprobs: Told how likely the prompt's tokens were, before the first new one; with
+            ``prompt_logprobs``.
 
     Raises:
         ContextLengthError: If the prompt is longer than the memory budget was made for.
@@ -154,7 +157,7 @@ def complete(
     model.coterie.expect_request(inputs)
     config = effective_config(model, tokenizer, inputs, wishes)
     check_settings(model, config)
-    logprobs = LogprobsAsked(wishes, inputs["input_ids"][0], on_logprobs)
+    logprobs = LogprobsAsked(wishes, inputs["input_ids"][0], on_logprobs, on_prompt_logprobs)
     stream = _stream(tokenizer, on_text, wishes, reader, logprobs.new)
     marks = () if reader is None else reader.marks
     start = time.perf_counter()

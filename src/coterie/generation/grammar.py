@@ -17,7 +17,7 @@ MOST_NBYTES = 256 << 10
 ANSWER = "answer"
 """What a frame calls the form within it."""
 
-_BLANKS = r"[ \n\t]{0,20}"
+BLANKS = r"[ \n\t]{0,20}"
 """What may stand between two parts of a JSON value: without a limit, a model may write nothing else."""
 
 
@@ -98,7 +98,7 @@ class Grammar:
         part: dict[str, Any]
         match self.kind:
             case "json_schema":
-                part = {"json_schema": json.loads(self.text) | {"x-guidance": {"whitespace_pattern": _BLANKS}}}
+                part = {"json_schema": json.loads(self.text) | {"x-guidance": {"whitespace_pattern": BLANKS}}}
             case "regex":
                 part = {"lark_grammar": f"start: /{regex_to_lark(self.text)}/"}
             case "gbnf":

@@ -36,12 +36,12 @@ class TokenLogprob:
 
     Attributes:
         token_id: The token.
-        logprob: Its log probability, in nats.
+        logprob: Its log probability, in nats; None of the first token of a prompt, which nothing is before.
         top: The most probable tokens at this place with theirs, the likeliest first.
     """
 
     token_id: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -88,23 +88,29 @@ class PromptLogprobs:
     Args:
         ids: The prompt, int64 [T].
         most: The most probable tokens that are remembered of each place.
+        on_logprobs: Told them, once all are known.
 
     Attributes:
-        entries: Its tokens but the first, in order.
+        entries: Its tokens, in order.
     """
 
-    def __init__(self, ids: Tensor, most: int) -> None:
-        self.entries: list[TokenLogprob] = []
+    def __init__(
+        self, ids: Tensor, most: int, on_logprobs: Callable[[Sequence[TokenLogprob]], Any] | None = None
+    ) -> None:
+        self._on_logprobs = on_logprobs
         self._ids = ids.tolist()
+        self.entries = [TokenLogprob(self._ids[0], None)]
         self._most = most
 
     def __call__(self, logits: Tensor) -> None:
         """Takes the logits of the next positions, [R, V]; those of the last one say nothing of the prompt."""
         for rows in torch.split(logits, _ROWS):
-            begin = len(self.entries) + 1
+            begin = len(self.entries)
             following = self._ids[begin : begin + len(rows)]
             if following:
                 self.entries += _entries(_log_softmax(rows[: len(following)]), following, self._most)
+                if self._on_logprobs is not None and len(self.entries) == len(self._ids):
+                    self._on_logprobs(self.entries)
 
 
 class LogprobsAsked:
@@ -114,6 +120,7 @@ class LogprobsAsked:
         sampling: What it asks for.
         ids: Its prompt, int64 [T].
         on_logprobs: Told those of new tokens, before the texts that they are part of.
+        on_prompt_logprobs: Told those of the prompt, once all are known.
 
     Attributes:
         new: Of the new tokens; None if they are not wanted.
@@ -121,11 +128,15 @@ class LogprobsAsked:
     """
 
     def __init__(
-        self, sampling: Sampling, ids: Tensor, on_logprobs: Callable[[Sequence[TokenLogprob]], Any] | None = None
+        self,
+        sampling: Sampling,
+        ids: Tensor,
+        on_logprobs: Callable[[Sequence[TokenLogprob]], Any] | None = None,
+        on_prompt_logprobs: Callable[[Sequence[TokenLogprob]], Any] | None = None,
     ) -> None:
         most, of_prompt = sampling.logprobs, sampling.prompt_logprobs
         self.new = None if most is None else NewLogprobs(most, on_logprobs)
-        self.prompt = None if of_prompt is None else PromptLogprobs(ids, of_prompt)
+        self.prompt = None if of_prompt is None else PromptLogprobs(ids, of_prompt, on_prompt_logprobs)
 
     def of(self, prepared: Prepared) -> PromptLogits | None:
         """Has the logits of a request remembered; returns what its prompt's passes are to be given."""

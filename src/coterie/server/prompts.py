@@ -7,13 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from coterie.errors import ContextLengthError
+from coterie.generation.answer_form import answer_form, last_call_ends
 from coterie.generation.answers import ToolCall, reader_for
 from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, chat_template
 from coterie.generation.chat_options import ChatOptions
 from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.one_sequence import longest
 from coterie.generation.opened import OpenModel
+from coterie.generation.sampling import Sampling
+from coterie.generation.shaping import check
 from coterie.generation.tool_calls import CallText
+from coterie.generation.toolbox import Toolbox
 from coterie.hf.templates import settings_of
 from coterie.server.media import Media
 from coterie.server.refusals import Refusal
@@ -45,6 +49,7 @@ class Prompts:
     """
 
     def __init__(self, opened: OpenModel) -> None:
+        self._opened = opened
         self._processors = opened.processors
         self.can_chat = can_chat(opened.processors)
         template = chat_template(opened.processors)
@@ -74,26 +79,42 @@ class Prompts:
         self,
         messages: Messages,
         media: Media,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Toolbox | None = None,
         options: ChatOptions | None = None,
+        *,
+        sampling: Sampling | None = None,
     ) -> Prompt:
         """The next turn of a conversation, ready for the model but for its pictures and sounds.
 
+        Args:
+            messages: The turns so far.
+            media: What they show and play.
+            tools: What the model may call.
+            options: What the template is told.
+            sampling: How tokens are chosen; None where nothing is generated.
+
         Raises:
-            CoterieError: If the template refuses the conversation, or it is too long.
+            CoterieError: If the template refuses the conversation, it is too long, or the model does not have what is
+                asked for.
         """
-        made = self.rendered(messages, tools, options)
-        reader = reader_for(self._processors.tokenizer, made.template, made.text)
-        calls = CallText(tools) if tools else None
+        tools, tokenizer = tools or Toolbox(), self._processors.tokenizer
+        made = self.rendered(messages, tools.tools, options)
+        reader = reader_for(tokenizer, made.template, made.text)
+        calls = CallText(tools.tools) if tools.tools else None
+        if sampling is not None:
+            form = answer_form(tokenizer, made.template, reader, tools, sampling.grammar)
+            ends = last_call_ends(made.template, tokenizer, tools)
+            sampling = replace(sampling, grammar=form, stop=(*sampling.stop, *ends))
+            check(self._opened.model, tokenizer, sampling)
         if not media:
-            return self._ready(made.inputs(self._processors), reader=reader, calls=calls)
+            return self._ready(made.inputs(self._processors), reader=reader, calls=calls, sampling=sampling)
 
         def inputs() -> Any:
             with media.files() as (images, audios):
                 # In the order in which the prompt mentions them, which is that of the messages.
                 return self._checked(replace(made, images=images, audios=audios).inputs(self._processors))
 
-        return Prompt(inputs=inputs, tokens=None, reader=reader, calls=calls)
+        return Prompt(inputs=inputs, tokens=None, reader=reader, calls=calls, sampling=sampling)
 
     def rendered(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] = (), options: ChatOptions | None = None
@@ -101,13 +122,17 @@ class Prompts:
         """A conversation as the text that the model continues."""
         return chat_prompt(self._processors, messages, options, tools=tools)
 
-    def of_text(self, text: str) -> Prompt:
-        """A text to continue as it is."""
-        return self._ready(build_inputs(self._processors, text))
+    def of_text(self, text: str | Sequence[int], sampling: Sampling) -> Prompt:
+        """A text, or tokens, to continue as they are.
 
-    def of_ids(self, ids: Sequence[int]) -> Prompt:
-        """Tokens to continue as they are."""
-        return self._ready(token_inputs(self._processors, ids))
+        Args:
+            text: The text, or the tokens.
+            sampling: How tokens are chosen.
+        """
+        check(self._opened.model, self._processors.tokenizer, sampling)
+        if isinstance(text, str):
+            return self._ready(build_inputs(self._processors, text))
+        return self._ready(token_inputs(self._processors, text))
 
     def _ready(self, inputs: Any, **more: Any) -> Prompt:
         checked = self._checked(inputs)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from coterie.hf.token_bytes import TokenBytes
 from coterie.server.bodies import Bodies
+from coterie.server.choices import Choices, Numbered
 from coterie.server.engine import Engine
 from coterie.server.prompts import Prompts
 from coterie.server.refusals import Refusal
 from coterie.server.streams import PING_S, EventStream, unless_gone
-from coterie.server.tickets import Done, Event, Failed, Ticket, Wish
-
-if TYPE_CHECKING:
-    from coterie.generation.completion import Completion
+from coterie.server.tickets import Done, Failed, Wish
 
 HEADERS_WITHIN_S = 0.05
 """A stream begins so soon, if it is not known by then that the request is none."""
@@ -25,8 +24,8 @@ HEADERS_WITHIN_S = 0.05
 UNTRAINED_TOKENS = 256
 """New tokens of an answer of a model that has no chat template, if the request does not say."""
 
-Events = Callable[[AsyncGenerator[Event], Ticket], AsyncGenerator[bytes]]
-"""Writes what becomes of a request as server-sent events."""
+Events = Callable[[AsyncGenerator[Numbered], Choices], AsyncGenerator[bytes]]
+"""Writes what becomes of a request's answers as server-sent events."""
 
 
 class Service:
@@ -45,6 +44,7 @@ class Service:
         name: What the model is called in answers.
         names: What requests may call it.
         created: When the server began, in seconds since 1970.
+        tokens: Its tokens one by one.
         fingerprint: Changes with the model, its store or its scheme.
     """
 
@@ -55,6 +55,7 @@ class Service:
         self.name = names[0]
         self.names = tuple(names)
         self.created = int(time.time())
+        self.tokens = TokenBytes(engine.opened.processors.tokenizer)
         self.fingerprint = "fp_" + sha256(engine.opened.runtime.source.identity.encode()).hexdigest()[:12]
         self._ping_s = ping_s
 
@@ -70,73 +71,56 @@ class Service:
         """New tokens of an answer: a model that was not trained to answer does not end by itself."""
         return wanted if wanted is not None or self.prompts.can_chat else UNTRAINED_TOKENS
 
-    async def whole(self, request: Request, wish: Wish) -> Done:
-        """The answer, once it is whole.
+    async def whole(self, request: Request, wishes: Sequence[Wish]) -> list[Done]:
+        """The answers, once they are whole.
 
         Raises:
             Refusal: If there is none.
-            ClientDisconnect: If nobody waits for it any more.
+            ClientDisconnect: If nobody waits for them any more.
         """
-        ticket = self.engine.submit(wish, request.state.request_id)
-        done: list[Done] = []
+        choices = Choices(self.engine, wishes, request.state.request_id)
 
         async def wait() -> None:
-            while not done:
-                match await ticket.next():
-                    case Done() as one:
-                        done.append(one)
-                    case Failed(error):
-                        raise error
-                    case _:
-                        pass
+            async for _, event in choices.events():
+                if isinstance(event, Failed):
+                    raise event.error
 
         try:
             await unless_gone(request.receive, wait())
         finally:
-            self._leave(request, ticket, done[0].completion if done else None)
-        if not done:
+            self._leave(request, choices)
+        if len(choices.done) < len(wishes):
             raise ClientDisconnect
-        return done[0]
+        return [choices.done[number] for number in range(len(wishes))]
 
-    async def stream(self, request: Request, wish: Wish, events: Events, *, ping: bytes) -> EventStream:
-        """The answer as it comes.
+    async def stream(self, request: Request, wishes: Sequence[Wish], events: Events, *, ping: bytes) -> EventStream:
+        """The answers as they come.
 
         Raises:
             Refusal: If it is known soon that there is none; later it is told within the stream.
         """
-        ticket = self.engine.submit(wish, request.state.request_id)
-        done: list[Completion] = []
+        choices = Choices(self.engine, wishes, request.state.request_id)
 
         def leave() -> None:
-            self._leave(request, ticket, done[0] if done else None)
+            self._leave(request, choices)
 
         try:
-            first = await ticket.first(HEADERS_WITHIN_S)
-            if isinstance(first, Failed):
-                raise first.error
+            first = await choices.soon(HEADERS_WITHIN_S)
+            if first is not None and isinstance(first[1], Failed):
+                raise first[1].error
         except BaseException:
             leave()
             raise
-        return EventStream(events(_followed(ticket, first, done), ticket), ping=ping, ping_s=self._ping_s, close=leave)
+        return EventStream(events(choices.events(first), choices), ping=ping, ping_s=self._ping_s, close=leave)
 
-    def _leave(self, request: Request, ticket: Ticket, completion: Completion | None) -> None:
-        """The client has its answer, or wants none."""
-        facts: dict[str, Any] = {"queue_s": round(ticket.queue_s, 4), "prompt_tokens": ticket.prompt_tokens}
-        if completion is not None:
-            facts |= {"completion_tokens": len(completion.token_ids), "finish_reason": completion.finish_reason}
-        elif ticket.phase != "over":
-            facts["cancelled_in"] = ticket.phase
+    def _leave(self, request: Request, choices: Choices) -> None:
+        """The client has its answers, or wants none."""
+        first, done = choices.first, [one.completion for one in choices.done.values()]
+        facts: dict[str, Any] = {"queue_s": round(first.queue_s, 4), "prompt_tokens": first.prompt_tokens}
+        if done:
+            facts |= {"completion_tokens": sum(len(one.token_ids) for one in done)}
+            facts |= {"finish_reason": done[0].finish_reason}
+        elif first.phase != "over":
+            facts["cancelled_in"] = first.phase
         request.state.facts = facts
-        self.engine.cancel(ticket)
-
-
-async def _followed(ticket: Ticket, first: Event | None, done: list[Completion]) -> AsyncGenerator[Event]:
-    """What becomes of a request, to its end."""
-    event = await ticket.next() if first is None else first
-    while True:
-        if isinstance(event, Done):
-            done.append(event.completion)
-        yield event
-        if isinstance(event, Done | Failed):
-            return
-        event = await ticket.next()
+        choices.cancel()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from coterie.engine.statistics import BankStats
     from coterie.generation.answers import AnswerReader
     from coterie.generation.completion import Completion
+    from coterie.generation.logprobs import TokenLogprob
     from coterie.generation.sampling import Sampling
     from coterie.generation.tool_calls import CallText
 
@@ -30,12 +31,14 @@ class Prompt:
         tokens: Its length, where it is known before.
         reader: Tells the parts of the answer apart, where it has parts.
         calls: Takes the calls of tools out of the text, where there are tools.
+        sampling: How tokens are chosen, where the prompt has to do with it; None as it was asked.
     """
 
     inputs: Callable[[], Any]
     tokens: int | None
     reader: AnswerReader | None = None
     calls: CallText | None = None
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +65,19 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some of the answer."""
+    """Some of the answer.
+
+    Attributes:
+        part: Which part of it.
+        text: The piece.
+        logprobs: How likely its tokens were, if that is wanted.
+        prompt_logprobs: With the first piece, the same of the prompt's tokens.
+    """
 
     part: Part
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
