@@ -94,7 +94,8 @@ def test_an_answer_has_its_form(coterie, tmp_path) -> None:
     assert re.fullmatch("[xyz]{3}\n", coterie(*options, "--regex", "[xyz]{3}").out)
     for wrong in (("--regex", "["), ("--regex", "a", "--grammar", str(grammar)), ("--json-schema", str(grammar))):
         refused = coterie(*options, *wrong)
-        assert (refused.code, refused.out) == (1, "")
+        assert refused.code in (1, 2)
+        assert refused.out == ""
 
 
 def test_json_tells_how_likely_each_token_was(coterie) -> None:
