@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
-import time
 from collections import OrderedDict
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from coterie.errors import InputError, MissingPackageError, UnsupportedError
 from coterie.generation.grammar import Grammar
+from coterie.hf import form_process
+from coterie.hf.limited import TooLong, run_limited
 from coterie.spec import install_advice
 
 if TYPE_CHECKING:
@@ -22,8 +25,11 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-SECONDS = 1.0
-"""That compiling a form may take."""
+SECONDS = 2
+"""Seconds of processor time that a form may take to be compiled; ordinary ones take hundredths."""
+_WALL_SECONDS = 10.0
+_MEMORY = 512 << 20
+"""Address space of the process that tries a form out."""
 
 _KEPT = 32
 _KEPT_NBYTES = 4 << 20
@@ -126,11 +132,13 @@ class Compiler:
         """The form, or why it is none: it must not cost as much again."""
         from llguidance import LLMatcher, LLParserLimits
 
-        begin = time.perf_counter()
         try:
             described = grammar.compiled()
         except Exception as error:  # the converter of GBNF raises no other
             return str(error) or type(error).__name__
+        problem = _tried(described)
+        if problem:
+            return problem
         made = LLMatcher(self._tokens, described, limits=LLParserLimits(**_LIMITS), log_level=0)
         if not made.is_error():
             # A form without an end shows only when it is asked what it begins with.
@@ -138,11 +146,23 @@ class Compiler:
             trial.compute_bitmask()
             if trial.is_error() or (trial.is_stopped() and not made.is_accepting()):
                 return "no text has it"
-        if made.is_error():
-            return made.get_error()
-        if time.perf_counter() - begin > SECONDS:
-            return f"it takes more than {SECONDS:g} s to be understood"
-        return made
+        return made.get_error() if made.is_error() else made
+
+
+def _tried(described: str) -> str:
+    """Why a form cannot be used, as a process of its own finds out: it may take more than there is."""
+    request = json.dumps({"described": described, "limits": _LIMITS}).encode("ascii")
+    try:
+        written = run_limited(
+            Path(form_process.__file__), request, ("llguidance",), memory=_MEMORY, seconds=SECONDS,
+            wall_seconds=_WALL_SECONDS,
+        )  # fmt: skip
+    except TooLong:
+        return f"it takes more than {SECONDS} s to be compiled"
+    try:
+        return str(json.loads(written))
+    except ValueError:
+        return "it takes too much memory"  # too little even to say so
 
 
 _compilers: WeakKeyDictionary[Any, Compiler] = WeakKeyDictionary()
