@@ -29,7 +29,7 @@ def make_app(
     engine: Engine,
     *,
     names: Sequence[str],
-    hosts: Hosts,
+    hosts: Hosts | None,
     keys: Keys | None = None,
     bodies: Bodies | None = None,
     ping_s: float = PING_S,
@@ -39,7 +39,7 @@ def make_app(
     Args:
         engine: Runs the model.
         names: What requests may call it.
-        hosts: Who requests may be meant for.
+        hosts: Who requests may be meant for; None behind a front, which has looked at them.
         keys: What opens it; None for anybody.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.

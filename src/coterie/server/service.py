@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from coterie.server.bodies import Bodies
 from coterie.server.engine import Engine
+from coterie.server.identity import current
 from coterie.server.prompts import Prompts
 from coterie.server.refusals import Refusal
 from coterie.server.streams import PING_S, EventStream, unless_gone
@@ -58,6 +60,13 @@ class Service:
         self.fingerprint = "fp_" + sha256(engine.opened.runtime.source.identity.encode()).hexdigest()[:12]
         self._ping_s = ping_s
 
+    def _submit(self, request: Request, wish: Wish) -> Ticket:
+        """Has the engine take a request on."""
+        seed = current().seed
+        if wish.sampling.seed is None and seed is not None:
+            wish = replace(wish, sampling=replace(wish.sampling, seed=seed))
+        return self.engine.submit(wish, request.state.request_id)
+
     def check_model(self, name: str | None) -> None:
         """Refuses requests that are for another model."""
         if name is not None and name not in self.names:
@@ -77,7 +86,7 @@ class Service:
             Refusal: If there is none.
             ClientDisconnect: If nobody waits for it any more.
         """
-        ticket = self.engine.submit(wish, request.state.request_id)
+        ticket = self._submit(request, wish)
         done: list[Done] = []
 
         async def wait() -> None:
@@ -104,7 +113,7 @@ class Service:
         Raises:
             Refusal: If it is known soon that there is none; later it is told within the stream.
         """
-        ticket = self.engine.submit(wish, request.state.request_id)
+        ticket = self._submit(request, wish)
         done: list[Completion] = []
 
         def leave() -> None:
