@@ -17,10 +17,16 @@ class Steps:
     """Sequences that are generated side by side, in one thread.
 
     They join and leave between two steps, and each ends as it wishes. What is raised over one ends that one alone.
+
+    They take turns in rounds. In each, one prompt has a piece of it computed, and then everyone that is being answered
+    gets a token. So an answer waits for no more than one piece of others' prompts, and prompts advance piece by piece,
+    one after the other, however long each of them is.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Sequence] = deque()
+        # Who is still to get a token in this round.
+        self._round: deque[Sequence] = deque()
 
     @property
     def going(self) -> bool:
@@ -35,6 +41,8 @@ class Steps:
         """Has it take no part any more, which ends it; harmless if it has ended."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
+            if sequence in self._round:
+                self._round.remove(sequence)
             sequence.cancel()
 
     def step(self) -> None:
@@ -79,8 +87,14 @@ class Steps:
         sequence.check()
 
     def _schedule(self) -> tuple[Sequence, ...]:
-        """The sequences of the next pass: whichever has waited longest. One for now, as a pass takes one's rows."""
-        return (self._waiting.popleft(),)
+        """The sequences of the next pass: whose turn it is. One for now, as a pass takes one's rows."""
+        prompt = None
+        if not self._round:
+            self._round.extend(one for one in self._waiting if not one.reading)
+            prompt = next((one for one in self._waiting if one.reading), None)
+        due = self._round.popleft() if prompt is None else prompt
+        self._waiting.remove(due)
+        return (due,)
 
     def _run(self, batch: tuple[Sequence, ...]) -> Any:
         """The forward pass."""
