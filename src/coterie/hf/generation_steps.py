@@ -197,7 +197,7 @@ def may_come_in_pieces(prepared: Prepared) -> bool:
     """Whether the prompt can be computed in several passes, as ``prefill_chunk_size`` of transformers has it.
 
     It cannot with an encoder, with what goes through a model as a whole (pictures, sounds, embeddings), without a
-    cache, or with one that holds states instead of tokens: layers of linear attention begin anew with every longer pass.
+    cache, or with one that holds states instead of tokens: layers of linear attention begin anew with longer passes.
 
     Args:
         prepared: The request.
