@@ -45,15 +45,18 @@ class Steps:
                 self._round.remove(sequence)
             sequence.cancel()
 
-    def step(self) -> None:
+    def step(self) -> tuple[Sequence, ...]:
         """One forward pass, and a token for each sequence in it; nothing where there is none.
+
+        Returns:
+            The sequences that took part in it.
 
         Raises:
             BaseException: Only what should end the program, such as an interrupt; anything else that ends a sequence
                 is its :attr:`~coterie.generation.sequence.Sequence.error`.
         """
         if not self.going:
-            return
+            return ()
         batch = self._schedule()
         try:
             with torch.no_grad():
@@ -65,6 +68,7 @@ class Steps:
                 raise
         finally:
             self._waiting.extend(sequence for sequence in batch if not sequence.ended)
+        return batch
 
     def finish(self, sequence: Sequence) -> None:
         """Steps until a sequence has ended, the others with it.
