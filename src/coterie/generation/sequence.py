@@ -57,6 +57,7 @@ class Sequence:
         request: As whom its passes are known.
         ids: All its tokens so far [1, T], prompt included.
         prompt: How many of them are the prompt.
+        model: What it is computed by.
         ended: Whether it has ended, for whatever reason.
         error: What ended it before its time.
     """
@@ -72,6 +73,7 @@ class Sequence:
         keep: Callable[[Any], None] | None = None,
     ) -> None:
         self.request = request or Request()
+        self.model = prepared.model
         self.ids = prepared.ids
         self.prompt = int(prepared.ids.shape[1])
         self.ended = False
@@ -106,22 +108,35 @@ class Sequence:
         return Row(self.request, self._position)
 
     @property
+    def cache(self) -> Any:
+        """What keeps what came before; None where nothing does, or more than one thing."""
+        found = caches_in(self._kwargs.values())
+        return found[0] if len(found) == 1 else None
+
+    @property
     def keeps_tokens(self) -> bool:
         """Whether it has a cache: what came before is not computed again."""
         return bool(caches_in(self._kwargs.values()))
 
     def run(self) -> Any:
         """Its next forward pass, alone; returns what the model returns."""
-        model = self._prepared.model
-        self._positions.put_back()
-        # Models may run others to prepare a pass: those are not of its phase.
-        with Stated(self.request), self._caches:
-            inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
+        inputs = self.next_inputs()
         rows = (self.row,) if self._begun else None  # a prompt may come in pieces
         with Stated(self.request, phase=self.phase, rows=rows), self._caches:
-            outputs = prefill(self._prepared, self._kwargs) if inputs is None else model(**inputs, return_dict=True)
+            outputs = (
+                prefill(self._prepared, self._kwargs) if inputs is None else self.model(**inputs, return_dict=True)
+            )
         self._positions.note()
         return outputs
+
+    def next_inputs(self) -> dict[str, Any] | None:
+        """What its next forward pass is called with; None where that is the prompt's."""
+        self._positions.put_back()
+        if not self._begun:
+            return None
+        # Models may run others to prepare a pass: those are not of its phase.
+        with Stated(self.request), self._caches:
+            return next_inputs(self.model, self.ids, self._kwargs)
 
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
@@ -153,7 +168,10 @@ class Sequence:
         self.cancel()
 
     def cancel(self) -> None:
-        """Ends it before its time, as nobody wants it any more; what its caches hold is free at once."""
+        """Ends it before its time, as nobody wants it any more; what its caches hold is free at once.
+
+        Not while a pass computes it: see :meth:`~coterie.generation.steps.Steps.remove`.
+        """
         self._caches.let_go()
         self._end()
 
