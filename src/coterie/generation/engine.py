@@ -201,7 +201,7 @@ class Engine:
             if job in self._waiting:
                 self._waiting.remove(job)
             else:
-                self._stops.add(job.request)
+                self._stop(job)
             ticket.tell_cancelled()
             self._changed.notify_all()
 
@@ -210,7 +210,7 @@ class Engine:
         self.draining = True
         with self._changed:
             for job in self._running:
-                self._stops.add(job.request)
+                self._stop(job)
             for job in (*self._waiting, *self._running):
                 self._fail(job, _stopping())
             self._waiting.clear()
@@ -297,10 +297,10 @@ class Engine:
                     meter.add(before, after, shared=len(ran) > 1)
         for job in tuple(self._running):
             job.note_progress()
-            if job.sequence is not None and job.sequence.ended:
-                self._end(job)
-            elif job.ticket.phase == "over":
+            if job.ticket.phase == "over":
                 self._leave(job)
+            elif job.sequence is not None and job.sequence.ended:
+                self._end(job)
         return True
 
     def _next(self) -> Job | None:
@@ -389,6 +389,11 @@ class Engine:
     def _steps_without(self, job: Job) -> None:
         if job.sequence is not None:
             self._steps.remove(job.sequence)
+
+    def _stop(self, job: Job) -> None:
+        """Has what it computes end at the next layer; the lock is held."""
+        self._stops.add(job.request)
+        self._steps_without(job)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """Ends a request without an answer; the lock is held."""

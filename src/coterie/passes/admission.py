@@ -55,6 +55,14 @@ class Admitted:
         self.thread = threading.get_ident()
         self.tokens = tokens
 
+    @property
+    def kept(self) -> list[tuple[Any, int]]:
+        """The caches given, with what of ``size`` each takes."""
+        rows = self.call.rows
+        if rows is None:
+            return [(cache, self.size) for cache, _ in self.call.caches]
+        return [(one, before + self.call.tokens) for one, before in zip(rows.caches, rows.lengths, strict=True)]
+
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
@@ -136,6 +144,9 @@ class Admission:
     def _size(self, call: ForwardCall, most: int) -> int:
         """Tokens of memory that the pass's sequences take when it is over."""
         length = call.cached + call.tokens
+        if call.rows is not None:
+            # Each has been let in for its own length: together they are refused, if at all, for what others hold.
+            return sum(call.rows.lengths) + call.batch * call.tokens
         if call.batch * length > most:
             raise ContextLengthError(
                 f"{call.batch} × {length} tokens are more than the {most} that the memory budget was made for.",
@@ -163,14 +174,14 @@ class Admission:
                 return False
             if self._held(mine, passes) + mine.size > most + self.lent:
                 return False
-            for cache, _ in mine.call.caches:
-                self._keep(cache, mine.size)
+            for cache, size in mine.kept:
+                self._keep(cache, size)
             self._passes = [*map(weakref.ref, passes), weakref.ref(mine)]
             return True
 
     def _held(self, mine: Admitted, passes: Iterable[Admitted]) -> int:
         """Tokens that live caches hold, and that passes will hold which have no cache yet; those of a pass left out."""
-        own = {id(cache) for cache, _ in mine.call.caches}
+        own = {id(cache) for cache, _ in mine.kept}
         for key in [key for key, kept in self._kept.items() if kept.cache() is None]:
             del self._kept[key]
         held = sum(kept.size for key, kept in self._kept.items() if key not in own)
