@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,6 +64,9 @@ def command(
             help="Also answer requests for this name, such as that of a proxy before it. May be given several times.",
         ),
     ] = None,
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=1, max=64, metavar="N", help="Requests that are served at once.")
+    ] = 4,
     queue: Annotated[
         int, typer.Option("--queue", min=0, max=10_000, metavar="N", help="Requests that may wait for their turn.")
     ] = 16,
@@ -100,7 +103,7 @@ def command(
 ) -> None:
     """Serves a model over HTTP, in the shapes that clients of OpenAI and Anthropic know.
 
-    One request is served at a time; others wait. What a request asks for that is not supported is refused by name.
+    Several requests are served at once; others wait. What a request asks for that is not supported is refused by name.
     Nothing that a client names is fetched or opened; what it asks is not logged. The log on stderr is a line of JSON
     for each request.
 
@@ -128,29 +131,34 @@ def command(
             at = f"[{host}]" if ":" in host else host
             print_note(f"{name} at http://{at}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
 
-        if replicas is None:
-            from coterie.server.app import make_app
-            from coterie.server.engine import Engine
+        with ExitStack() as stack:
+            if ray is None:
+                from coterie.generation.engine import Engine
+                from coterie.server.app import make_app
+                from coterie.server.meters import Meters
 
-            with open_model(model, opening) as opened:
+                opened = stack.enter_context(open_model(model, opening))
                 names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
-                engine = Engine(opened, most_waiting=queue, longest_wait_s=queue_timeout)
-                engine.meters.watch(engine)
-                app = make_app(engine, names=names, hosts=hosts, keys=keys)
+                meters = Meters()
+                engine = Engine(
+                    opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout, watcher=meters
+                )
+                meters.watch(engine)
+                app = make_app(engine, meters, names=names, hosts=hosts, keys=keys)
                 interrupted = serve(app, engine, address, drain_s=drain, on_ready=partial(say, names[0]))
-        else:
-            assert ray is not None
-            from coterie.server.gate import Gate
-            from coterie.server.replicas import ray_cluster
-            from coterie.server.replicas.front import Front
-            from coterie.server.replicas.replica import ReplicaSettings
+            else:
+                from coterie.server.gate import Gate
+                from coterie.server.replicas.front import Front
+                from coterie.server.replicas.ray_cluster import replicas as started
+                from coterie.server.replicas.replica import ReplicaSettings
 
-            settings = ReplicaSettings(
-                model=model, opening=opening, names=alias or (), most_waiting=queue, longest_wait_s=queue_timeout
-            )
-            with notes().status(f"starting {replicas} replicas"):
-                started = ray_cluster.replicas(ray, replicas, settings)
-            with started as cluster:
+                assert replicas is not None
+                settings = ReplicaSettings(
+                    model=model, opening=opening, names=alias or (), parallel=parallel, most_waiting=queue,
+                    longest_wait_s=queue_timeout,
+                )  # fmt: skip
+                with notes().status(f"starting {replicas} replicas"):
+                    cluster = stack.enter_context(started(ray, replicas, settings))
                 front = Front(cluster)
                 app = Gate(front, hosts=hosts, keys=keys, meters=front.meters, paths=front.paths)
                 word = f"{replicas} replicas of {model}"
@@ -197,14 +205,16 @@ def _log_lines() -> Iterator[None]:
     """Inside, the server's log goes to stderr."""
     from coterie.server.logs import JsonLines
 
-    log = logging.getLogger("coterie.server")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    logs = [logging.getLogger(name) for name in ("coterie.server", "coterie.engine")]
+    for log in logs:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        log.propagate = True
+        for log in logs:
+            log.removeHandler(handler)
+            log.propagate = True

@@ -25,7 +25,7 @@ class Served(Protocol):
 
     draining: bool
 
-    def start(self) -> None:
+    def start(self) -> object:
         """Begins to serve."""
 
     async def idle(self, seconds: float | None = None) -> bool:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import pytest
 import uvicorn
 
+from coterie.generation.engine import Engine
 from coterie.server.app import make_app
-from coterie.server.engine import Engine
 from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
+from coterie.server.meters import Meters
 from coterie.server.replicas.answer import LostReplica
 from coterie.server.replicas.ask import Ask, Part
 from coterie.server.replicas.front import Front
@@ -25,7 +26,8 @@ class Here:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.app = make_app(engine, names=["bundled"], hosts=None)
+        self.meters = Meters()
+        self.app = make_app(engine, self.meters, names=["bundled"], hosts=None)
         self.losses: list[int] = []
         self.asked: list[Ask] = []
         self.down: str | None = None
@@ -44,7 +46,7 @@ class Here:
             await parts.aclose()
 
     async def figures(self) -> list[bytes]:
-        return [self.engine.meters.text()] * 2
+        return [self.meters.text()] * 2
 
     async def trouble(self) -> str | None:
         return self.down
@@ -60,7 +62,7 @@ def listening(gate: Gate, engine: Engine) -> Iterator[Served]:
     thread.start()
     until(lambda: server.started)
     try:
-        yield Served(server.servers[0].sockets[0].getsockname()[1], engine)
+        yield Served(server.servers[0].sockets[0].getsockname()[1], engine, Meters())
     finally:
         server.should_exit = True
         thread.join(20)

@@ -29,6 +29,7 @@ class ReplicaSettings:
         model: The model, as it is found on each machine.
         opening: How it is opened.
         names: What requests may call it besides its own name.
+        parallel: Requests that run at once at each.
         most_waiting: Requests that may wait at each.
         longest_wait_s: Seconds after which a request that has not begun is given up.
     """
@@ -36,6 +37,7 @@ class ReplicaSettings:
     model: str
     opening: Opening
     names: Sequence[str] = ()
+    parallel: int = 4
     most_waiting: int = 16
     longest_wait_s: float = 300.0
 
@@ -54,9 +56,10 @@ class Replica:
         from coterie.engine import open_streamed
         from coterie.engine.quiet import quiet_libraries
         from coterie.engine.source import text_component
+        from coterie.generation.engine import Engine
         from coterie.generation.opened import OpenModel
         from coterie.server.app import make_app
-        from coterie.server.engine import Engine
+        from coterie.server.meters import Meters
 
         opening = settings.opening
         with quiet_libraries(show_downloads=False):
@@ -64,10 +67,17 @@ class Replica:
                 part = text_component(settings.model, revision=opening.revision, offline=opening.offline)
                 opening = replace(opening, component=part)
             self._opened = OpenModel.of(open_streamed(settings.model, opening))
-        self._engine = Engine(self._opened, most_waiting=settings.most_waiting, longest_wait_s=settings.longest_wait_s)
-        self._engine.meters.watch(self._engine)
+        self._meters = Meters()
+        self._engine = Engine(
+            self._opened,
+            parallel=settings.parallel,
+            most_waiting=settings.most_waiting,
+            longest_wait_s=settings.longest_wait_s,
+            watcher=self._meters,
+        )
+        self._meters.watch(self._engine)
         names = list(dict.fromkeys([*settings.names, self._opened.runtime.source.name]))
-        self._app = make_app(self._engine, names=names, hosts=None)
+        self._app = make_app(self._engine, self._meters, names=names, hosts=None)
         self._engine.start()
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Part]:
@@ -78,7 +88,7 @@ class Replica:
 
     def figures(self) -> bytes:
         """What it counts, for Prometheus."""
-        return self._engine.meters.text()
+        return self._meters.text()
 
     def check_health(self) -> None:
         """Raises where nothing can be served any more, so that it is started anew."""
