@@ -61,12 +61,12 @@ class Governor:
     @property
     def promised(self) -> int:
         """Bytes that running requests can come to need."""
-        return sum(self._promises.values())
+        return sum(tuple(self._promises.values()))
 
     @property
     def held(self) -> int:
         """Bytes that they have room for now."""
-        return sum(self._holdings.values())
+        return sum(tuple(self._holdings.values()))
 
     @property
     def lent(self) -> int:

@@ -15,6 +15,7 @@ from coterie.server.refusals import Refusal, refusal_of
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
+    from coterie.generation.governor import Governor
     from coterie.generation.opened import OpenModel
     from coterie.generation.tickets import Phase, Ticket
 
@@ -102,6 +103,8 @@ class Meters:
 class _Watched(Protocol):
     """An engine, as far as it is watched."""
 
+    governor: Governor
+
     @property
     def opened(self) -> OpenModel: ...
     @property
@@ -124,6 +127,7 @@ class _Now(Collector):
         """The figures."""
         yield GaugeMetricFamily("coterie_num_requests_running", "Requests being served", value=self._engine.running)
         yield GaugeMetricFamily("coterie_num_requests_waiting", "Requests that wait", value=self._engine.waiting)
+        yield from _shared_memory(self._engine.governor)
         runtime = self._engine.opened.runtime
         stats = runtime.stats()
         total = stats.total
@@ -152,3 +156,15 @@ class _Now(Collector):
             ("coterie_expert_absent", "Choices of experts that the store does not have", total.absent),
         ):  # fmt: skip
             yield CounterMetricFamily(name, what, value=value)
+
+
+def _shared_memory(governor: Governor) -> Iterator[Metric]:
+    """What requests take of the memory that they share."""
+    for name, what, nbytes in (
+        ("total", "Bytes that keys and values, pictures and sounds of requests may take together", governor.total),
+        ("promised", "Bytes that running requests can come to need", governor.promised),
+        ("held", "Bytes that running requests have room for now", governor.held),
+        ("lent", "Bytes of these that were taken from experts", governor.lent),
+    ):
+        if nbytes is not None:
+            yield GaugeMetricFamily(f"coterie_kv_cache_{name}_bytes", what, value=nbytes)
