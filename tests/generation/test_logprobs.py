@@ -6,6 +6,8 @@ import torch
 from coterie.engine.loader import load
 from coterie.evaluate import score
 from coterie.generation.completion import Completion, complete
+from coterie.generation.engine import Engine
+from coterie.generation.grammar import Grammar
 from coterie.generation.inputs import build_inputs
 from coterie.generation.logprobs import LEAST, NewLogprobs, PromptLogprobs
 from coterie.generation.sampling import Sampling
@@ -98,3 +100,30 @@ def test_rows_come_in_any_pieces() -> None:
         pieces(part)
     assert whole.entries == pieces.entries
     assert len(whole.entries) == 20
+
+
+def test_under_load_they_are_those_of_a_request_alone(model, processors) -> None:
+    """With others beside it that ask for other things, and each of its pieces has its tokens'."""
+    asked = {
+        "And it came to pass": {"logprobs": 2, "prompt_logprobs": 1},
+        LONG: {"logprobs": 1, "prompt_logprobs": 0, "temperature": 1.3, "seed": 5},
+        "Hello, how are you": {
+            "grammar": Grammar.regex("[a-z]{3}( [a-z]{2}){2}!"),
+            "logprobs": 0,
+            "max_new_tokens": 30,
+        },
+        "def __init__(self": {"frequency_penalty": 1.5, "logit_bias": {21: -5}, "min_new_tokens": 3, "logprobs": 0},
+        "春": {"stop": (" ",), "logprobs": 4, "ignore_eos": True},
+    }
+    alone = {prompt: ask(model, processors, prompt, **wishes) for prompt, wishes in asked.items()}
+    with Engine(model, parallel=4) as engine:
+        wishes = [Sampling(**({"max_new_tokens": 6, "temperature": 0} | one)) for one in asked.values()]
+        tickets = [engine.submit(prompt, one) for prompt, one in zip(asked, wishes, strict=True)]
+        for ticket, expected in zip(tickets, alone.values(), strict=True):
+            pieces = list(ticket)
+            done = ticket.result()
+            assert (done.token_ids, done.text) == (expected.token_ids, expected.text)
+            assert done.logprobs == expected.logprobs
+            assert done.prompt_logprobs == expected.prompt_logprobs
+            assert tuple(one for piece in pieces for one in piece.logprobs) == done.logprobs
+            assert tuple(one for piece in pieces for one in piece.prompt_logprobs) == done.prompt_logprobs

@@ -146,7 +146,7 @@ def test_several_prompts_in_one_request(server: Served, opened) -> None:
 
 def test_a_request_for_many_does_not_need_the_whole_queue(serve, monkeypatch) -> None:
     monkeypatch.setattr(choices_module, "AT_ONCE", 2)
-    server = serve(engine={"most_waiting": 1})
+    server = serve(engine={"most_waiting": 1, "parallel": 1})
     found = server.post(TEXT, ask([PROMPT] * 6, max_tokens=2))
     assert (found.status, len(found.json["choices"])) == (200, 6)
 

@@ -6,13 +6,12 @@ import anthropic
 import openai
 import pytest
 
-from coterie.generation.completion import Completion
-from coterie.server import answering
+from coterie.generation import jobs
 from coterie.server.prompts import from_anthropic, from_openai
 from coterie.server.schemas.chat import ChatRequest
 from coterie.server.schemas.fields import read
 from coterie.server.schemas.messages import CountRequest
-from server.conftest import Served
+from server.conftest import Served, say
 
 PATH = "/v1/chat/completions"
 TEMPLATE = (
@@ -45,16 +44,7 @@ def templated(opened, monkeypatch, serve) -> Served:
 def saying(monkeypatch) -> None:
     """A model that calls a tool, token by token."""
 
-    def complete(model, tokenizer, inputs, sampling, *, on_text, should_stop, reader, **_) -> Completion:
-        reader.on_text = on_text
-        for letter in SAID:
-            reader.feed(letter)
-        reader.end()
-        return Completion(
-            prompt_tokens=3, token_ids=(1, 2), text=reader.text, finish_reason="stop", prefill_s=0.1, decode_s=0.1
-        )
-
-    monkeypatch.setattr(answering, "complete", complete)
+    say(monkeypatch, *SAID)
 
 
 def ask(**more):
@@ -228,13 +218,14 @@ def test_what_the_budget_cuts_says_so(templated: Served) -> None:
 def test_the_first_call_can_be_the_last(templated: Served, monkeypatch) -> None:
     seen = []
 
-    def complete(model, tokenizer, inputs, sampling, *, on_text, should_stop, reader, **_) -> Completion:
-        seen.append(sampling.stop)
-        return Completion(prompt_tokens=3, token_ids=(1,), text="", finish_reason="stop", prefill_s=0.1, decode_s=0.1)
+    class Completing(jobs.Completing):
+        def __init__(self, model, tokenizer, inputs, sampling, **more) -> None:
+            seen.append(sampling.stop)
+            super().__init__(model, tokenizer, inputs, sampling, **more)
 
-    monkeypatch.setattr(answering, "complete", complete)
+    monkeypatch.setattr(jobs, "Completing", Completing)
     for several in (True, False):
-        templated.post(PATH, ask(parallel_tool_calls=several, stop="x"))
+        assert templated.post(PATH, ask(parallel_tool_calls=several, stop="x")).status == 200
     assert seen == [("x",), ("x", "</tool_call>")]
 
 

@@ -45,6 +45,10 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+LogprobsTold = Callable[[Sequence[TokenLogprob]], Any]
+"""Is told those of tokens, in order."""
+
+
 class NewLogprobs:
     """A logits processor that changes nothing: remembers how likely each token was, before others change that.
 
@@ -56,7 +60,7 @@ class NewLogprobs:
         entries: The tokens that came, in order.
     """
 
-    def __init__(self, most: int, on_logprobs: Callable[[Sequence[TokenLogprob]], Any] | None = None) -> None:
+    def __init__(self, most: int, on_logprobs: LogprobsTold | None = None) -> None:
         self.entries: list[TokenLogprob] = []
         self._most = most
         self._on_logprobs = on_logprobs
@@ -94,9 +98,7 @@ class PromptLogprobs:
         entries: Its tokens, in order.
     """
 
-    def __init__(
-        self, ids: Tensor, most: int, on_logprobs: Callable[[Sequence[TokenLogprob]], Any] | None = None
-    ) -> None:
+    def __init__(self, ids: Tensor, most: int, on_logprobs: LogprobsTold | None = None) -> None:
         self._on_logprobs = on_logprobs
         self._ids = ids.tolist()
         self.entries = [TokenLogprob(self._ids[0], None)]
@@ -131,8 +133,8 @@ class LogprobsAsked:
         self,
         sampling: Sampling,
         ids: Tensor,
-        on_logprobs: Callable[[Sequence[TokenLogprob]], Any] | None = None,
-        on_prompt_logprobs: Callable[[Sequence[TokenLogprob]], Any] | None = None,
+        on_logprobs: LogprobsTold | None = None,
+        on_prompt_logprobs: LogprobsTold | None = None,
     ) -> None:
         most, of_prompt = sampling.logprobs, sampling.prompt_logprobs
         self.new = None if most is None else NewLogprobs(most, on_logprobs)

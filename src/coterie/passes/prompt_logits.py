@@ -59,12 +59,18 @@ class PromptLogits:
         finally:
             hook.remove()
 
-    def check(self, outputs: Any) -> None:
+    def end(self, outputs: Any, kwargs: dict[str, Any]) -> None:
         """Sees that what was handed on is what the model says of its last position.
+
+        Args:
+            outputs: What the last of its passes returned.
+            kwargs: What passes are called with from now on.
 
         Raises:
             UnsupportedError: If it computes more than its head does.
         """
+        if PARAMETER in kwargs:
+            kwargs[PARAMETER] = 1
         last, self._last = self._last, None
         said = outputs.logits[0, -1].float()
         if last is None or last.shape != said.shape or (last - said).abs().max() > _TOLERANCE * said.abs().max():

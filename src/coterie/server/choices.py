@@ -11,11 +11,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from coterie.server.refusals import Refusal
-from coterie.server.tickets import Done, Event, Failed, Ticket, Wish
+from coterie.errors import EngineError, QueueFullError
+from coterie.generation.tickets import Done, Event, Failed, Ticket
+from coterie.server.wishes import Wish
 
 if TYPE_CHECKING:
-    from coterie.server.engine import Engine
+    from coterie.generation.engine import Engine
 
 AT_ONCE = 8
 """Answers that are with the engine at a time."""
@@ -33,24 +34,26 @@ class Choices:
         engine: Makes them.
         wishes: What is wanted of each.
         request_id: What the request is called.
+        at_once: Answers that are with the engine at a time.
 
     Raises:
-        Refusal: If there is no room for the first of them.
+        EngineError: If there is no room for the first of them.
 
     Attributes:
         request_id: What the request is called.
         done: The answers that are whole, by number.
     """
 
-    def __init__(self, engine: Engine, wishes: Sequence[Wish], request_id: str) -> None:
+    def __init__(self, engine: Engine, wishes: Sequence[Wish], request_id: str, *, at_once: int = AT_ONCE) -> None:
         self.request_id = request_id
         self.done: dict[int, Done] = {}
         self._engine = engine
+        self._at_once = at_once
         self._wishes = tuple(wishes)
         self._tickets: list[Ticket] = []
         self._told: asyncio.Queue[Numbered] = asyncio.Queue()
         self._pumps: set[asyncio.Task[None]] = set()
-        self._take_on(engine.submit(self._wishes[0], request_id))
+        self._take_on()
 
     @property
     def count(self) -> int:
@@ -85,7 +88,7 @@ class Choices:
                 return
         while True:
             self._submit_more()
-            waits = len(self._tickets) < len(self._wishes) and self._going < AT_ONCE
+            waits = len(self._tickets) < len(self._wishes) and self._going < self._at_once
             try:
                 number, event = await asyncio.wait_for(self._told.get(), _PATIENCE_S if waits else None)
             except TimeoutError:
@@ -112,16 +115,22 @@ class Choices:
         return isinstance(event, Failed) or len(self.done) == len(self._wishes)
 
     def _submit_more(self) -> None:
-        while len(self._tickets) < len(self._wishes) and self._going < AT_ONCE:
+        while len(self._tickets) < len(self._wishes) and self._going < self._at_once:
             try:
-                self._take_on(self._engine.submit(self._wishes[len(self._tickets)], self.request_id))
-            except Refusal as refusal:
-                if refusal.code != "queue_full":
-                    self._told.put_nowait((len(self._tickets), Failed(refusal)))
+                self._take_on()
+            except QueueFullError:
+                return
+            except EngineError as error:
+                self._told.put_nowait((len(self._tickets), Failed(error)))
                 return
 
-    def _take_on(self, ticket: Ticket) -> None:
+    def _take_on(self) -> None:
+        """Has the engine take on the next one."""
         number = len(self._tickets)
+        wish = self._wishes[number]
+        ticket = self._engine.submit(
+            wish.prepare, wish.sampling, provenance=wish.provenance, name=self.request_id
+        )  # fmt: skip
         self._tickets.append(ticket)
         pump = asyncio.ensure_future(self._follow(number, ticket))
         self._pumps.add(pump)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from coterie.generation.tickets import Done, Failed, Piece
+from coterie.server.identity import current, new_id
 from coterie.server.openai_choices import ChatAnswers, Choice, TextAnswers
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import Chunk, More, MoreOfOne, Usage
 from coterie.server.streams import DONE, event
-from coterie.server.tickets import Done, Failed, Piece
 
 if TYPE_CHECKING:
     from coterie.server.choices import Choices, Numbered
@@ -92,9 +91,9 @@ class OpenAIStream:
 def _same(service: Service, prefix: str, kind: str) -> dict[str, Any]:
     """What all parts of an answer have."""
     return {
-        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "id": new_id(f"{prefix}-"),
         "object": kind,
-        "created": int(time.time()),
+        "created": current().created,
         "model": service.name,
         "system_fingerprint": service.fingerprint,
     }
@@ -114,8 +113,16 @@ def _more(done: Sequence[Done]) -> More:
 def _more_of_one(done: Done) -> MoreOfOne:
     more: MoreOfOne = {"finish_reason": done.completion.finish_reason}
     if done.provenance is not None:
-        more["provenance"] = asdict(done.provenance)
+        more["provenance"] = _without_none(asdict(done.provenance))
     return more
+
+
+def _without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in figures.items()
+        if value is not None
+    }
 
 
 def _usage(done: Sequence[Done], each: int) -> Usage:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from coterie.server.identity import new_id
 from coterie.server.schemas.answers import (
     AnswerMessage,
     Call,
@@ -22,8 +22,8 @@ from coterie.server.schemas.answers import (
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
     from coterie.generation.logprobs import TokenLogprob
+    from coterie.generation.tickets import Piece
     from coterie.hf.token_bytes import TokenBytes
-    from coterie.server.tickets import Piece
 
 Choice = dict[str, Any]
 """What a chunk of a stream says of an answer."""
@@ -193,6 +193,6 @@ def _text(number: int, text: str, logprobs: TextLogprobs | None) -> Choice:
 
 def _calls(completion: Completion) -> list[Call]:
     return [
-        {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        {"id": new_id("call_"), "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
         for c in completion.tool_calls
     ]

@@ -9,13 +9,13 @@ from typing import Any
 from coterie.errors import ContextLengthError
 from coterie.generation.answer_form import answer_form, last_call_ends
 from coterie.generation.answers import ToolCall, reader_for
+from coterie.generation.asked import Prompt, ready
 from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, chat_template
 from coterie.generation.chat_options import ChatOptions
+from coterie.generation.grammar import Grammar
 from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.one_sequence import longest
 from coterie.generation.opened import OpenModel
-from coterie.generation.sampling import Sampling
-from coterie.generation.shaping import check
 from coterie.generation.tool_calls import CallText
 from coterie.generation.toolbox import Toolbox
 from coterie.hf.templates import settings_of
@@ -31,7 +31,6 @@ from coterie.server.schemas.messages import (
     ToolUseBlock,
     Turn,
 )
-from coterie.server.tickets import Prompt
 
 Messages = list[dict[str, Any]]
 """A conversation as :func:`coterie.generation.chat.chat_prompt` takes it."""
@@ -49,7 +48,6 @@ class Prompts:
     """
 
     def __init__(self, opened: OpenModel) -> None:
-        self._opened = opened
         self._processors = opened.processors
         self.can_chat = can_chat(opened.processors)
         template = chat_template(opened.processors)
@@ -82,7 +80,7 @@ class Prompts:
         tools: Toolbox | None = None,
         options: ChatOptions | None = None,
         *,
-        sampling: Sampling | None = None,
+        wanted: Grammar | None = None,
     ) -> Prompt:
         """The next turn of a conversation, ready for the model but for its pictures and sounds.
 
@@ -91,7 +89,7 @@ class Prompts:
             media: What they show and play.
             tools: What the model may call.
             options: What the template is told.
-            sampling: How tokens are chosen; None where nothing is generated.
+            wanted: The form of the answer.
 
         Raises:
             CoterieError: If the template refuses the conversation, it is too long, or the model does not have what is
@@ -101,20 +99,17 @@ class Prompts:
         made = self.rendered(messages, tools.tools, options)
         reader = reader_for(tokenizer, made.template, made.text)
         calls = CallText(tools.tools) if tools.tools else None
-        if sampling is not None:
-            form = answer_form(tokenizer, made.template, reader, tools, sampling.grammar)
-            ends = last_call_ends(made.template, tokenizer, tools)
-            sampling = replace(sampling, grammar=form, stop=(*sampling.stop, *ends))
-            check(self._opened.model, tokenizer, sampling)
+        form = answer_form(tokenizer, made.template, reader, tools, wanted)
+        ends = last_call_ends(made.template, tokenizer, tools)
         if not media:
-            return self._ready(made.inputs(self._processors), reader=reader, calls=calls, sampling=sampling)
+            return self._ready(made.inputs(self._processors), reader=reader, calls=calls, form=form, ends=ends)
 
         def inputs() -> Any:
             with media.files() as (images, audios):
                 # In the order in which the prompt mentions them, which is that of the messages.
                 return self._checked(replace(made, images=images, audios=audios).inputs(self._processors))
 
-        return Prompt(inputs=inputs, tokens=None, reader=reader, calls=calls, sampling=sampling)
+        return Prompt(inputs=inputs, tokens=None, reader=reader, calls=calls, form=form, ends=ends)
 
     def rendered(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] = (), options: ChatOptions | None = None
@@ -122,21 +117,14 @@ class Prompts:
         """A conversation as the text that the model continues."""
         return chat_prompt(self._processors, messages, options, tools=tools)
 
-    def of_text(self, text: str | Sequence[int], sampling: Sampling) -> Prompt:
-        """A text, or tokens, to continue as they are.
-
-        Args:
-            text: The text, or the tokens.
-            sampling: How tokens are chosen.
-        """
-        check(self._opened.model, self._processors.tokenizer, sampling)
+    def of_text(self, text: str | Sequence[int]) -> Prompt:
+        """A text, or tokens, to continue as they are."""
         if isinstance(text, str):
             return self._ready(build_inputs(self._processors, text))
         return self._ready(token_inputs(self._processors, text))
 
     def _ready(self, inputs: Any, **more: Any) -> Prompt:
-        checked = self._checked(inputs)
-        return Prompt(inputs=lambda: checked, tokens=_length(checked), **more)
+        return ready(self._checked(inputs), **more)
 
     def _checked(self, inputs: Any) -> Any:
         """What is too long is told before it waits for the model."""

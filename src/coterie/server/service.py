@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from coterie.generation.engine import Engine
+from coterie.generation.tickets import Done, Failed
 from coterie.hf.token_bytes import TokenBytes
 from coterie.server.bodies import Bodies
-from coterie.server.choices import Choices, Numbered
-from coterie.server.engine import Engine
+from coterie.server.choices import AT_ONCE, Choices, Numbered
+from coterie.server.identity import current
+from coterie.server.meters import Meters
 from coterie.server.prompts import Prompts
 from coterie.server.refusals import Refusal
 from coterie.server.streams import PING_S, EventStream, unless_gone
-from coterie.server.tickets import Done, Failed, Wish
+from coterie.server.wishes import Wish
 
 HEADERS_WITHIN_S = 0.05
 """A stream begins so soon, if it is not known by then that the request is none."""
@@ -33,12 +37,14 @@ class Service:
 
     Args:
         engine: Runs it.
+        meters: What is counted.
         names: What requests may call it; the first is its name in answers.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
 
     Attributes:
         engine: Runs the model.
+        meters: What is counted.
         prompts: Makes its prompts.
         bodies: Reads requests.
         name: What the model is called in answers.
@@ -48,8 +54,11 @@ class Service:
         fingerprint: Changes with the model, its store or its scheme.
     """
 
-    def __init__(self, engine: Engine, names: Sequence[str], bodies: Bodies, *, ping_s: float = PING_S) -> None:
+    def __init__(
+        self, engine: Engine, meters: Meters, names: Sequence[str], bodies: Bodies, *, ping_s: float = PING_S
+    ) -> None:
         self.engine = engine
+        self.meters = meters
         self.prompts = Prompts(engine.opened)
         self.bodies = bodies
         self.name = names[0]
@@ -78,7 +87,7 @@ class Service:
             Refusal: If there is none.
             ClientDisconnect: If nobody waits for them any more.
         """
-        choices = Choices(self.engine, wishes, request.state.request_id)
+        choices = self._choices(request, wishes)
 
         async def wait() -> None:
             async for _, event in choices.events():
@@ -99,7 +108,7 @@ class Service:
         Raises:
             Refusal: If it is known soon that there is none; later it is told within the stream.
         """
-        choices = Choices(self.engine, wishes, request.state.request_id)
+        choices = self._choices(request, wishes)
 
         def leave() -> None:
             self._leave(request, choices)
@@ -113,6 +122,13 @@ class Service:
             raise
         return EventStream(events(choices.events(first), choices), ping=ping, ping_s=self._ping_s, close=leave)
 
+    def _choices(self, request: Request, wishes: Sequence[Wish]) -> Choices:
+        """Has the engine take a request on."""
+        names = current()
+        seeded = [_with_seed(wish, names.seed, number) for number, wish in enumerate(wishes)]
+        # Whoever makes the same answer again has to write it in the same order.
+        return Choices(self.engine, seeded, request.state.request_id, at_once=1 if names.seeded else AT_ONCE)
+
     def _leave(self, request: Request, choices: Choices) -> None:
         """The client has its answers, or wants none."""
         first, done = choices.first, [one.completion for one in choices.done.values()]
@@ -124,3 +140,10 @@ class Service:
             facts["cancelled_in"] = first.phase
         request.state.facts = facts
         choices.cancel()
+
+
+def _with_seed(wish: Wish, seed: int | None, number: int) -> Wish:
+    """A wish with a seed, if it has none."""
+    if wish.sampling.seed is not None or seed is None:
+        return wish
+    return replace(wish, sampling=replace(wish.sampling, seed=seed + number))

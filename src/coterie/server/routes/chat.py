@@ -18,7 +18,7 @@ from coterie.server.schemas.fields import read
 from coterie.server.schemas.sampling import of_choice
 from coterie.server.service import Service
 from coterie.server.streams import COMMENT_PING
-from coterie.server.tickets import Wish
+from coterie.server.wishes import Wish
 
 
 def operations(service: Service) -> list[Operation]:
@@ -41,7 +41,7 @@ async def _chat(service: Service, request: Request) -> Any:
     sampling = asked.wishes(service.most(asked.most), logprobs=asked.told_logprobs)
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
     wishes = [
-        Wish(prepare=partial(make, sampling=one), sampling=one, provenance=asked.wants_provenance)
+        Wish(prepare=partial(make, wanted=one.grammar), sampling=one, provenance=asked.wants_provenance)
         for one in (of_choice(sampling, number) for number in range(asked.choices))
     ]
     writing = ChatAnswers(service.tokens, logprobs=bool(asked.logprobs))

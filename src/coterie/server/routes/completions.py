@@ -16,7 +16,7 @@ from coterie.server.schemas.fields import read
 from coterie.server.schemas.sampling import of_choice
 from coterie.server.service import Service
 from coterie.server.streams import COMMENT_PING
-from coterie.server.tickets import Wish
+from coterie.server.wishes import Wish
 
 
 def operations(service: Service) -> list[Operation]:
@@ -38,7 +38,7 @@ async def _complete(service: Service, request: Request) -> Any:
     sampling = asked.wishes(asked.max_tokens, logprobs=asked.logprobs, prompt_logprobs=of_prompt)
     wishes = [
         Wish(
-            prepare=partial(service.prompts.of_text, prompt, sampling),
+            prepare=partial(service.prompts.of_text, prompt),
             sampling=of_choice(sampling, number),
             provenance=asked.wants_provenance,
         )

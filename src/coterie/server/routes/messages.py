@@ -17,7 +17,7 @@ from coterie.server.schemas.fields import read
 from coterie.server.schemas.messages import CountRequest, MessagesRequest
 from coterie.server.service import Service
 from coterie.server.streams import NAMED_PING
-from coterie.server.tickets import Wish
+from coterie.server.wishes import Wish
 
 
 def operations(service: Service) -> list[Operation]:
@@ -38,7 +38,7 @@ async def _answer(service: Service, request: Request) -> Any:
     asked, messages, media = await _understood(service, request)
     stops = asked.stop_sequences or ()
     sampling = asked.sampling(most=asked.max_tokens, stop=stops)
-    prepare = partial(service.prompts.of_messages, messages, media, asked.toolbox, sampling=sampling)
+    prepare = partial(service.prompts.of_messages, messages, media, asked.toolbox)
     wishes = [Wish(prepare=prepare, sampling=sampling)]
     if asked.stream:
         return await service.stream(request, wishes, AnthropicStream(service, stops), ping=NAMED_PING)
