@@ -19,7 +19,7 @@ from coterie.integration.padding import padding_by
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
 from coterie.kernels import QuantisedLinear
-from coterie.kernels.norms import NormForward
+from coterie.kernels.dense import NormForward
 from coterie.native import (
     MOST_ROWS,
     KeyValueRoom,
