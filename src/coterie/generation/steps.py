@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
+from coterie.generation.row_count import RowCount
 from coterie.generation.sequence import Sequence
 from coterie.generation.shared_pass import SharedPass
 from coterie.hf.row_caches import RowsApartError
@@ -46,6 +48,7 @@ class Steps:
         self._passing: tuple[Sequence, ...] = ()
         self._leaving: list[Sequence] = []
         self._shared: SharedPass | None = None
+        self._count = RowCount()
         self._layers: WeakKeyDictionary[Any, RowLayers | None] = WeakKeyDictionary()
         self._apart: WeakSet[Sequence] = WeakSet()
 
@@ -84,10 +87,14 @@ class Steps:
                 is its :attr:`~coterie.generation.sequence.Sequence.error`.
         """
         with self._lock:
-            batch = self._passing = self._schedule()
+            batch, counts = self._schedule()
+            self._passing = batch
         try:
             with torch.no_grad():
-                self._compute(batch)
+                if counts:
+                    self._compute_timed(batch)
+                else:
+                    self._compute(batch)
         except BaseException as error:
             for sequence in batch:
                 if not sequence.ended:
@@ -122,20 +129,33 @@ class Steps:
             raise
         sequence.check()
 
-    def _schedule(self) -> tuple[Sequence, ...]:
-        """The sequences of the next pass: whichever has waited longest, and others that may share it."""
+    def _schedule(self) -> tuple[tuple[Sequence, ...], bool]:
+        """The sequences of the next pass: whichever has waited longest, and others that may share it.
+
+        Also, whether what it takes says something about how many should.
+        """
         waiting = self._waiting
         if len(waiting) < 2:
-            return (waiting.popleft(),) if waiting else ()
+            return ((waiting.popleft(),) if waiting else ()), False
         first = waiting.popleft()
-        layers = self._layers_of(first.model)
-        if layers is None or not self._joins(first):
-            return (first,)
-        most = layers.most if self._most_rows is None else min(layers.most, self._most_rows)
+        most = self._most(first.model)
+        if most < 2 or not self._joins(first):
+            return (first,), False
         beside = [one for one in waiting if one.model is first.model and self._joins(one)][: most - 1]
+        if not beside:
+            return (first,), False
+        beside = beside[: self._count.most(1 + len(beside)) - 1]
         for one in beside:
             waiting.remove(one)
-        return (first, *beside)
+        return (first, *beside), True
+
+    def _most(self, model: Any) -> int:
+        """Sequences of a model that may share a pass, whatever that takes."""
+        layers, runtime = self._layers_of(model), getattr(model, "coterie", None)
+        if layers is None or runtime is None or runtime.limits_experts:
+            return 1
+        given = (layers.most, self._most_rows, runtime.most_rows)
+        return min(one for one in given if one is not None)
 
     def _joins(self, sequence: Sequence) -> bool:
         return sequence.phase == "decode" and sequence not in self._apart
@@ -144,6 +164,15 @@ class Steps:
         if model not in self._layers:
             self._layers[model] = RowLayers.of(model)
         return self._layers[model]
+
+    def _compute_timed(self, batch: tuple[Sequence, ...]) -> None:
+        """As :meth:`_compute`, and tells what it took."""
+        began = time.perf_counter()
+        self._compute(batch)
+        if any(one.error is not None for one in batch):
+            self._count.interrupt()
+        else:
+            self._count.took(len(batch), time.perf_counter() - began)
 
     def _compute(self, batch: tuple[Sequence, ...]) -> None:
         """The next token of each."""
