@@ -11,6 +11,9 @@ from typing import Any
 
 from processor import INTEL
 
+# To import and to open models makes many objects and little garbage. Set before torch is imported.
+gc.set_threshold(50_000, 20, 20)
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # For the processes that tests start, too: two workers that start two threads each on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,11 +41,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("repeatable")
-
-
-def pytest_configure() -> None:
-    """To import and to open models makes many objects and little garbage."""
-    gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_collection_finish() -> None:
