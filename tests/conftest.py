@@ -68,7 +68,8 @@ def _same_random_numbers() -> None:
     import torch
 
     random.seed(0)
-    torch.manual_seed(0)
+    # torch.manual_seed remembers for accelerators, if there were any, from where it was called.
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture
@@ -194,8 +195,9 @@ def open_model() -> Iterator[Callable[..., PreTrainedModel]]:
 
 
 @pytest.fixture(autouse=True)
-def _a_fresh_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _a_fresh_environment(request: pytest.FixtureRequest) -> None:
     """Programs that a test starts do not inherit what models without a budget, opened by other tests, wrote down."""
     if {"memory", "docs"} & set(request.path.parts):
+        monkeypatch = request.getfixturevalue("monkeypatch")
         for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
             monkeypatch.delenv(name, raising=False)
