@@ -62,6 +62,21 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and thousands of small files would each be waited for.
+
+    That everything is synced at its time is tested by the calls (``store/faults.py``).
+    """
+
+    def sync(file: int | Any) -> None:
+        os.fstat(file if isinstance(file, int) else file.fileno())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", sync)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     """What a test draws does not depend on the tests that ran before it in this process."""

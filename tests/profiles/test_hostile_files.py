@@ -77,6 +77,7 @@ def ask_everything(path: Path) -> None:
 def change(path: Path, table: str, column: str, value: Any, where: str, *, expression: str = "?") -> None:
     """Puts a value where a file has another, whatever its tables say of it."""
     with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA foreign_keys = OFF")
         connection.execute("PRAGMA ignore_check_constraints = ON")
         parameters = (value,) if expression == "?" else ()
