@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coterie.errors import UnsupportedError
 from coterie.hf.last_logits import PARAMETER, changed_after_head, output_head, takes_parameter
-from coterie.passes.last_logits import in_slices, slicing
+from coterie.passes.forward_call import in_slices, slicing
 from coterie.spec import LAST_POSITIONS
 
 _FEWEST = 16
