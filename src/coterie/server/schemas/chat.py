@@ -172,6 +172,7 @@ class ChatRequest(OpenAISamplingFields):
             wanted=choice if isinstance(choice, str) else None,
             only=choice.function.name if isinstance(choice, ChosenTool) else None,
             several=self.parallel_tool_calls is not False,
+            strict=any(tool.function.strict for tool in self.tools or ()),
         )
 
 

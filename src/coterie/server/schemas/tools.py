@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from coterie.generation.toolbox import Toolbox
 from coterie.server.refusals import Refusal
-from coterie.server.schemas.fields import Fields, Off
+from coterie.server.schemas.fields import Fields
 
 MOST_TOOLS = 128
 
@@ -23,11 +23,11 @@ class Function(Fields):
     name: ToolName
     description: Annotated[str, Field(max_length=1 << 20)] | None = None
     parameters: dict[str, Any] | None = None
-    strict: Off = None
+    strict: bool | None = None
 
     def plain(self) -> dict[str, Any]:
         """As templates take it."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(exclude_none=True, exclude={"strict"})
 
 
 class Tool(Fields):
@@ -88,7 +88,9 @@ ToolChoice = Annotated[
 """Whether tools may be called, or must be."""
 
 
-def toolbox(tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | None, several: bool) -> Toolbox:
+def toolbox(
+    tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | None, several: bool, strict: bool = False
+) -> Toolbox:
     """The tools of a request.
 
     Args:
@@ -96,6 +98,7 @@ def toolbox(tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | 
         wanted: ``none``, ``auto``, or whatever says that one has to be called.
         only: The one that has to be called.
         several: Whether more than one may be called.
+        strict: Whether calls are kept to their tools' schemas in any case.
 
     Raises:
         Refusal: If one has to be called that there is not.
@@ -105,4 +108,6 @@ def toolbox(tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | 
     if must and (not tools or (only is not None and only not in names)):
         what = "there are no tools" if not tools else f"there is no tool {only!r}"
         raise Refusal(400, f"tool_choice: {what}.", param="tool_choice")
-    return Toolbox(tools=() if wanted == "none" else tuple(tools), must=must, only=only, several=several)
+    if wanted == "none":
+        return Toolbox()
+    return Toolbox(tools=tuple(tools), must=must, only=only, several=several, strict=strict)
