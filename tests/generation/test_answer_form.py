@@ -8,6 +8,7 @@ import torch
 from tokenizers import AddedToken
 
 from coterie.errors import UnsupportedError, UsageError
+from coterie.generation import grammar_matcher
 from coterie.generation.answer_form import answer_form, last_call_ends
 from coterie.generation.answers import reader_for
 from coterie.generation.call_formats import call_format
@@ -140,7 +141,13 @@ class Speaker:
         return calls.text, [(one.name, json.loads(one.arguments)) for one in (*reader.calls, *calls.calls)]
 
 
-@pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(autouse=True)
+def untried(monkeypatch) -> None:
+    """A process for each of so many forms takes long, and none of them needs one."""
+    monkeypatch.setattr(grammar_matcher, "_tried", lambda described: "")
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def speaker(request, bundled) -> Speaker:
     return Speaker(bundled, request.param)
 
