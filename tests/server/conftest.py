@@ -123,6 +123,7 @@ def serving(opened: OpenModel, engine: Engine | None = None, **options: Any) -> 
         server.should_exit = True
         thread.join(20)
         engine.close()
+        engine.meters.look_away()
         assert not thread.is_alive()
 
 
@@ -136,9 +137,7 @@ def opened() -> Iterator[OpenModel]:
 @pytest.fixture(scope="session")
 def server(opened: OpenModel) -> Iterator[Served]:
     """One server for all tests that ask for nothing special."""
-    engine = Engine(opened)
-    engine.meters.watch(engine)
-    with serving(opened, engine) as served:
+    with serving(opened) as served:
         yield served
 
 

@@ -11,7 +11,8 @@ def test_the_document_describes_every_address(server: Served) -> None:
     assert {
         "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/models",
         "/v1/models/{model}", "/tokenize", "/detokenize", "/apply-template", "/healthz", "/readyz", "/metrics",
-        "/openapi.json",
+        "/openapi.json", "/coterie/state", "/coterie/model", "/coterie/profile", "/coterie/profile/rank",
+        "/coterie/profile/expert",
     } == set(document["paths"])  # fmt: skip
     chat = document["components"]["schemas"]["ChatRequest"]
     assert chat["additionalProperties"] is False

@@ -105,12 +105,13 @@ def command(
         with open_model(model, opening) as opened:
             names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
             engine = Engine(opened, most_waiting=queue, longest_wait_s=queue_timeout)
-            engine.meters.watch(engine)
-            app = make_app(engine, names=names, hosts=Hosts(host, allow_host or ()), keys=keys)
+            hosts = Hosts(host, allow_host or ())
+            app = make_app(engine, names=names, hosts=hosts, keys=keys, profile=opening.profile)
 
             def say() -> None:
                 name = f"[{host}]" if ":" in host else host
-                print_note(f"{names[0]} at http://{name}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
+                where = f"http://{name}:{address.getsockname()[1]}"
+                print_note(f"{names[0]} at {where}/v1, dashboard at {where}/. Ctrl-C ends it.")
 
             interrupted = serve(app, engine, address, drain_s=drain, on_ready=say)
     if interrupted:

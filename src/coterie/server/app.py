@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -11,18 +12,19 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import coterie
-from coterie.server import openapi
+from coterie.server import openapi, pages
 from coterie.server.bodies import Bodies
 from coterie.server.engine import Engine
+from coterie.server.explorer import Explorer
 from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
 from coterie.server.operations import Operation
 from coterie.server.refusals import Refusal
-from coterie.server.routes import chat, completions, health, messages, models, tokens
+from coterie.server.routes import chat, completions, dashboard, health, messages, models, profile, tokens
 from coterie.server.service import Service
 from coterie.server.streams import PING_S
 
-_GROUPS = (chat, completions, messages, models, tokens, health)
+_GROUPS = (chat, completions, messages, models, tokens, health, dashboard, profile)
 
 
 def make_app(
@@ -33,6 +35,7 @@ def make_app(
     keys: Keys | None = None,
     bodies: Bodies | None = None,
     ping_s: float = PING_S,
+    profile: str | Path | None = None,
 ) -> ASGIApp:
     """Everything that a server answers.
 
@@ -43,8 +46,10 @@ def make_app(
         keys: What opens it; None for anybody.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
+        profile: The profile that the dashboard asks about experts; None for none.
     """
     service = Service(engine, names, bodies or Bodies(), ping_s=ping_s)
+    service.explorer = None if profile is None else Explorer(profile, engine.opened.runtime.source.identity)
     operations = [one for group in _GROUPS for one in group.operations(service)]
 
     async def describe(_: Request) -> dict[str, Any]:
@@ -53,8 +58,8 @@ def make_app(
     operations.append(
         Operation(path="/openapi.json", summary="This document.", method="GET", handler=describe, answered=dict)
     )
-    router = Router([one.route() for one in operations], redirect_slashes=False)
-    paths = [one.path for one in operations]
+    router = Router([one.route() for one in operations] + pages.routes(), redirect_slashes=False)
+    paths = [*(one.path for one in operations), *pages.PAGES]
     return Gate(_Routes(router), hosts=hosts, keys=keys, meters=engine.meters, paths=paths)
 
 

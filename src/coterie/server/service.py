@@ -18,6 +18,7 @@ from coterie.server.tickets import Done, Event, Failed, Ticket, Wish
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
+    from coterie.server.explorer import Explorer
 
 HEADERS_WITHIN_S = 0.05
 """A stream begins so soon, if it is not known by then that the request is none."""
@@ -46,6 +47,8 @@ class Service:
         names: What requests may call it.
         created: When the server began, in seconds since 1970.
         fingerprint: Changes with the model, its store or its scheme.
+        demand: What is asked of the model's experts.
+        explorer: Asks the profile that the server was given; None without one.
     """
 
     def __init__(self, engine: Engine, names: Sequence[str], bodies: Bodies, *, ping_s: float = PING_S) -> None:
@@ -56,7 +59,16 @@ class Service:
         self.names = tuple(names)
         self.created = int(time.time())
         self.fingerprint = "fp_" + sha256(engine.opened.runtime.source.identity.encode()).hexdigest()[:12]
+        self.demand = engine.meters.watch(engine)
+        self.explorer: Explorer | None = None
         self._ping_s = ping_s
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the model takes."""
+        processors = self.engine.opened.processors
+        media = {"image": processors.pictures, "audio": processors.sounds}
+        return ["text", *(name for name, made in media.items() if made is not None)]
 
     def check_model(self, name: str | None) -> None:
         """Refuses requests that are for another model."""
