@@ -16,7 +16,7 @@ import pytest
 
 import coterie
 
-# Where these clients are not installed, there is nothing to collect: `make test-clients` makes an environment with them.
+# Where these clients are not installed there is nothing to collect. `make test-clients` makes an environment with them.
 collect_ignore_glob = [] if find_spec("litellm") else ["test_*.py"]
 
 # Litellm else asks another server for prices.
