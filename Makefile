@@ -12,6 +12,7 @@ OLDEST ?= .venv-oldest
 BETWEEN ?= .venv-between
 NEWEST ?= .venv-newest
 WHEELS ?= .venv-wheels
+CLIENTS ?= .venv-clients
 AUDIT ?= .venv-audit
 DOCS ?= .venv-docs
 
@@ -19,7 +20,7 @@ DOCS ?= .venv-docs
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs site report \
+.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest test-clients check audit fix docs site report \
 lock bench wheels release-check clean
 
 help: ## Show this list
@@ -44,7 +45,7 @@ demo: $(STAMP) ## Run the bundled model end to end, with proof of exactness
 	$(BIN)/coterie demo
 
 test: $(STAMP) ## Run the tests, but the slow ones and the matrix of models
-	$(BIN)/python -m pytest -n auto -m "not slow and not matrix"
+	$(BIN)/python -m pytest -n auto -m "not slow and not matrix and not clients"
 
 test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model and router class of transformers with stock
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m matrix
@@ -52,11 +53,12 @@ test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model and router class
 test-slow: $(STAMP) $(WHEELS)/.installed ## Run the slow tests (kill tests, large models, wheels)
 	COTERIE_WHEELS_PYTHON=$(abspath $(WHEELS))/bin/python $(BIN)/python -m pytest -m slow
 
-# Further environments: other releases of transformers, and what makes wheels. What they lack they find in the first.
+# Further environments: other releases of transformers, what makes wheels, and clients of others. What they lack they find in the first.
 $(OLDEST)/.installed: requirements-oldest.lock
 $(BETWEEN)/.installed: requirements-between.lock
 $(WHEELS)/.installed: requirements-wheels.lock
-$(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed: $(STAMP)
+$(CLIENTS)/.installed: requirements-clients.lock
+$(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed $(CLIENTS)/.installed: $(STAMP)
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $(filter requirements%,$^)
@@ -84,6 +86,10 @@ test-newest: $(STAMP) ## Run what test-oldest runs with the newest release below
 	@$(BIN)/python scripts/newest.py $(NEWEST) $(PIP_ARGS); told=$$?; \
 	if [ $$told = 3 ]; then exit 0; elif [ $$told != 0 ]; then exit $$told; fi; \
 	$(call RELEASE_TESTS_IN,$(NEWEST)) -m "not slow and not matrix" $(RELEASE_DIRS)
+
+# The clients have one environment, the server that they ask has another: neither sees the other's releases.
+test-clients: $(CLIENTS)/.installed ## Ask a server through clients that others made
+	COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest -n auto --dist loadfile -m clients tests/clients
 
 check: $(STAMP) ## Format, lint, types, layers, lock and generated docs: all that CI checks
 	$(BIN)/python scripts/check.py
@@ -128,5 +134,5 @@ release-check: $(STAMP) ## Say what is still missing for a release (RELEASING.md
 	$(BIN)/python scripts/releasing.py
 
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(AUDIT) $(DOCS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(CLIENTS) $(AUDIT) $(DOCS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
