@@ -202,8 +202,8 @@ def test_everything_is_reached_by_keyboard(server: Server, opens: Opens) -> None
             """() => {
               const one = document.activeElement;
               if (one === document.body) return "";
-              const box = one.getBoundingClientRect();
-              const style = getComputedStyle(one.type === "radio" || one.type === "file" ? one.nextElementSibling : one);
+              const shown = ["radio", "file"].includes(one.type) ? one.nextElementSibling : one;
+              const style = getComputedStyle(shown);
               return `${one.id || one.name || one.textContent.trim()}|${style.outlineStyle}|${style.outlineWidth}`;
             }"""
         )
@@ -333,7 +333,7 @@ def test_the_profile_says_which_experts_handle_something(locked: Server, opens: 
     first = page.locator("#ranking tbody tr").first
     expect(first).to_contain_text("layer 0, 3")
     expect(first).to_contain_text("yes")
-    expect(page.locator("#profile-status")).to_contain_text("1 specialists among 8 experts")
+    expect(page.locator("#profile-status")).to_contain_text("1 specialist among 8 experts")
     expect(page.locator("#legend")).to_contain_text("in the list below")
     first.get_by_role("button").press("Enter")
     card = page.locator("#card")

@@ -2,7 +2,7 @@
 
 import { Chat } from "./chat.js";
 import { askJson, key } from "./client.js";
-import { bytes, count, element, line, percent, rate, share } from "./figures.js";
+import { bytes, count, element, line, percent, rate, seconds, share } from "./figures.js";
 import { Heat } from "./heat.js";
 import { Explorer } from "./profile.js";
 
@@ -89,7 +89,7 @@ function show(state) {
 
   find("reads").textContent = `${bytes(over(recent, (s) => s.experts.bytes_read))}/s`;
   find("reads-under").textContent = experts.misses
-    ? `${bytes(experts.bytes_read)} in all, waited ${rate(experts.read_wait_s)} s` : "nothing read yet";
+    ? `${bytes(experts.bytes_read)} in all, waited ${seconds(experts.read_wait_s)}` : "nothing read yet";
   draw("reads", over(last, (s) => s.experts.bytes_read));
 
   find("running").textContent = count(queue.running);

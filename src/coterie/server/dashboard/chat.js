@@ -1,7 +1,7 @@
 // A conversation with the model, through the address that other clients use.
 
 import { ask, events, Refused } from "./client.js";
-import { bytes, count, element, percent, rate } from "./figures.js";
+import { bytes, count, counted, element, percent, rate } from "./figures.js";
 import { accepted, attachment, MOST } from "./media.js";
 
 const find = (id) => document.getElementById(id);
@@ -222,7 +222,7 @@ class Answer {
     this.said.classList.remove("waiting");
     const seconds = (performance.now() - (this.begun ?? performance.now())) / 1000;
     const tokens = this.usage?.completion_tokens ?? 0;
-    const words = [`${count(tokens)} ${tokens === 1 ? "token" : "tokens"}`];
+    const words = [counted(tokens, "token")];
     if (tokens > 1 && seconds > 0) words.push(`${rate((tokens - 1) / seconds)} tokens/s`);
     const took = this.more?.provenance;
     if (took) words.push(`hit rate ${percent(took.hit_rate)}`, `${bytes(took.bytes_read)} read`);

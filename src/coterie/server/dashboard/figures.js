@@ -1,9 +1,12 @@
 // Numbers as people read them, and elements without markup from text.
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const SPACE = "\u00a0"; // a number stays with its unit
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 export const count = (n) => whole.format(n);
+
+export const counted = (n, thing) => `${count(n)} ${n === 1 ? thing : `${thing}s`}`;
 
 export function bytes(n) {
   let unit = 0;
@@ -11,10 +14,12 @@ export function bytes(n) {
     n /= 1024;
     unit += 1;
   }
-  return `${unit === 0 || n >= 100 ? Math.round(n) : n.toFixed(n >= 10 ? 1 : 2)} ${UNITS[unit]}`;
+  return `${unit === 0 || n >= 100 ? Math.round(n) : n.toFixed(n >= 10 ? 1 : 2)}${SPACE}${UNITS[unit]}`;
 }
 
-export const percent = (share, digits = 1) => (share == null ? "–" : `${(100 * share).toFixed(digits)} %`);
+export const percent = (share, digits = 1) => (share == null ? "–" : `${(100 * share).toFixed(digits)}${SPACE}%`);
+
+export const seconds = (n) => `${rate(n)}${SPACE}s`;
 
 export const rate = (n) => (n < 0.005 ? "0" : n >= 100 ? Math.round(n).toString() : n.toFixed(n >= 10 ? 1 : 2));
 

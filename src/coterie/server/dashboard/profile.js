@@ -1,7 +1,7 @@
 // What the profile says: which experts handle a domain or modality, and what one of them does.
 
 import { askJson } from "./client.js";
-import { count, element, percent } from "./figures.js";
+import { count, counted, element, percent } from "./figures.js";
 import { name } from "./heat.js";
 
 const find = (id) => document.getElementById(id);
@@ -47,7 +47,7 @@ export class Explorer {
       find("ranking").tBodies[0].replaceChildren(...ranking.experts.map((one) => this.row(one, most)));
       this.heat.mark(new Set(ranking.experts.filter((one) => one.specialist || !ranking.specialists).map((one) => `${name(one)}/${one.expert_id}`)));
       const tested = ranking.blocks >= this.summary.least_blocks
-        ? `${count(ranking.specialists)} specialists among ${count(ranking.total)} experts`
+        ? `${counted(ranking.specialists, "specialist")} among ${count(ranking.total)} experts`
         : "Too little was recorded to tell specialists from chance";
       return `${tested}; ${count(ranking.tokens)} tokens. The map outlines ${ranking.specialists ? "the specialists listed" : "those listed"}.`;
     });
@@ -61,7 +61,7 @@ export class Explorer {
     const meter = element("span", { class: "meter", "aria-hidden": "true" }, bar);
     const interval = one.low == null ? "" : `${percent(one.low)} – ${percent(one.high)}`;
     return element("tr", {}, element("th", { scope: "row" }, show),
-      ...[[meter, percent(one.specialisation)], [interval], [one.lift.toFixed(2)], [percent(one.others)], [one.specialist ? "yes" : ""]]
+      ...[[meter, element("span", { class: "number" }, percent(one.specialisation))], [interval], [one.lift.toFixed(2)], [percent(one.others)], [one.specialist ? "yes" : ""]]
         .map((inside) => element("td", {}, ...inside)));
   }
 
