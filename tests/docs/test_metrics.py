@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import coterie
+from coterie.generation.governor import Governor
 from coterie.server.meters import Meters
 
 from .pages import ROOT
@@ -20,7 +21,7 @@ def watched() -> Any:
     meters = Meters()
     with coterie.load("bundled", memory="2GiB") as model:
         opened = SimpleNamespace(runtime=model.coterie)
-        meters.watch(SimpleNamespace(opened=opened, running=0, waiting=0))
+        meters.watch(SimpleNamespace(opened=opened, governor=Governor(model.coterie), running=0, waiting=0))
         yield list(meters.registry.collect()), meters
 
 

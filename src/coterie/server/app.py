@@ -12,12 +12,13 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import coterie
+from coterie.generation.engine import Engine
 from coterie.server import openapi, pages
 from coterie.server.bodies import Bodies
-from coterie.server.engine import Engine
 from coterie.server.explorer import Explorer
 from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
+from coterie.server.meters import Meters
 from coterie.server.operations import Operation
 from coterie.server.refusals import Refusal
 from coterie.server.routes import chat, completions, dashboard, health, messages, models, profile, tokens
@@ -29,6 +30,7 @@ _GROUPS = (chat, completions, messages, models, tokens, health, dashboard, profi
 
 def make_app(
     engine: Engine,
+    meters: Meters,
     *,
     names: Sequence[str],
     hosts: Hosts,
@@ -41,6 +43,7 @@ def make_app(
 
     Args:
         engine: Runs the model.
+        meters: What is counted; the engine's watcher.
         names: What requests may call it.
         hosts: Who requests may be meant for.
         keys: What opens it; None for anybody.
@@ -48,7 +51,7 @@ def make_app(
         ping_s: Seconds of silence in a stream before something is sent.
         profile: The profile that the dashboard asks about experts; None for none.
     """
-    service = Service(engine, names, bodies or Bodies(), ping_s=ping_s)
+    service = Service(engine, meters, names, bodies or Bodies(), ping_s=ping_s)
     service.explorer = None if profile is None else Explorer(profile, engine.opened.runtime.source.identity)
     operations = [one for group in _GROUPS for one in group.operations(service)]
 
@@ -60,7 +63,7 @@ def make_app(
     )
     router = Router([one.route() for one in operations] + pages.routes(), redirect_slashes=False)
     paths = [*(one.path for one in operations), *pages.PAGES]
-    return Gate(_Routes(router), hosts=hosts, keys=keys, meters=engine.meters, paths=paths)
+    return Gate(_Routes(router), hosts=hosts, keys=keys, meters=meters, paths=paths)
 
 
 class _Routes:

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
+from coterie.errors import EngineError
 from coterie.server.demand import Demand
+from coterie.server.logs import log_failure
 from coterie.server.present import Layers, Present, Watched
+from coterie.server.refusals import Refusal, refusal_of
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
-    from coterie.server.refusals import Refusal
-    from coterie.server.tickets import Phase, Ticket
+    from coterie.generation.tickets import Phase, Ticket
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _LENGTHS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -86,9 +88,12 @@ class Meters:
         self._generated.inc(tokens)
         self._success.labels(completion.finish_reason).inc()
 
-    def failed(self, refusal: Refusal) -> None:
-        """A request that was taken on got no whole answer."""
+    def failed(self, ticket: Ticket, error: BaseException) -> None:
+        """A request that was taken on got no whole answer; where that is the server's doing, the log has it."""
+        refusal = refusal_of(error)
         self._failed.labels(refusal.code or str(refusal.status)).inc()
+        if refusal.status >= 500 and not isinstance(error, Refusal | EngineError):
+            log_failure(ticket.name, error)
 
     def cancelled(self, phase: Phase) -> None:
         """A request's client left."""

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from coterie.plan.machine import process_memory
 
 if TYPE_CHECKING:
+    from coterie.generation.governor import Governor
     from coterie.generation.opened import OpenModel
     from coterie.plan.budget import MemoryPlan
     from coterie.server.demand import Demand
@@ -21,6 +22,8 @@ _LAYER = ("component", "layer", "bank")
 
 class Watched(Protocol):
     """An engine, as far as it is watched."""
+
+    governor: Governor
 
     @property
     def opened(self) -> OpenModel:
@@ -56,6 +59,7 @@ class Present(Collector):
         """The figures."""
         yield GaugeMetricFamily("coterie_num_requests_running", "Requests being served", value=self._engine.running)
         yield GaugeMetricFamily("coterie_num_requests_waiting", "Requests that wait", value=self._engine.waiting)
+        yield from _shared_memory(self._engine.governor)
         runtime = self._engine.opened.runtime
         stats = runtime.stats()
         total = stats.total
@@ -93,6 +97,18 @@ class Present(Collector):
             for component, count in tokens.items():
                 computed.add_metric((component, phase), count)
         yield computed
+
+
+def _shared_memory(governor: Governor) -> Iterator[Metric]:
+    """What requests take of the memory that they share."""
+    for name, what, nbytes in (
+        ("total", "Bytes that keys and values, pictures and sounds of requests may take together", governor.total),
+        ("promised", "Bytes that running requests can come to need", governor.promised),
+        ("held", "Bytes that running requests have room for now", governor.held),
+        ("lent", "Bytes of these that were taken from experts", governor.lent),
+    ):
+        if nbytes is not None:
+            yield GaugeMetricFamily(f"coterie_kv_cache_{name}_bytes", what, value=nbytes)
 
 
 def _budget(plan: MemoryPlan) -> Iterator[Metric]:

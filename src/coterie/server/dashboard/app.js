@@ -93,7 +93,9 @@ function show(state) {
   draw("reads", over(last, (s) => s.experts.bytes_read));
 
   find("running").textContent = count(queue.running);
-  find("waiting").textContent = queue.waiting ? `${count(queue.waiting)} wait` : "none wait";
+  const held = memory.requests_total_bytes === null
+    ? "" : `; ${bytes(memory.requests_held_bytes)} of ${bytes(memory.requests_total_bytes)} for keys and values`;
+  find("waiting").textContent = `${queue.waiting ? `${count(queue.waiting)} wait` : "none wait"}${held}`;
   draw("queue", queue.running + queue.waiting);
 
   if (queue.trouble) status("bad", queue.trouble);
@@ -110,17 +112,17 @@ function draw(which, value, most = null) {
   line(find(`${which}-line`), values, KEPT, most);
 }
 
-function showMemory({ process_bytes: held, budget_bytes: budget, plan }, experts) {
+function showMemory({ process_bytes: held, budget_bytes: budget, requests_lent_bytes: lent, plan }, experts) {
   const room = Math.max(0, experts.capacity_bytes - experts.resident_bytes);
   const parts = plan === null
     ? [["experts", "Experts in memory", experts.resident_bytes], ["room", "Room for more", room]]
     : [
         ["other", "Interpreter and dense weights", plan.dense],
-        ["other b", "Keys and values", plan.kv_cache],
+        ["other b", "Keys and values", plan.kv_cache + lent],
         ["other c", "Activations, buffers, libraries", plan.activations + plan.buffers + plan.libraries],
         ["experts", "Experts in memory", experts.resident_bytes],
         ["room", "Room for more", room],
-        ["margin", "Free", Math.max(0, budget - plan.dense - plan.kv_cache - plan.activations - plan.buffers - plan.libraries - experts.capacity_bytes)],
+        ["margin", "Free", Math.max(0, budget - plan.dense - plan.kv_cache - lent - plan.activations - plan.buffers - plan.libraries - experts.capacity_bytes)],
       ];
   const all = parts.reduce((sum, [, , nbytes]) => sum + nbytes, 0);
   find("memory-bar").replaceChildren(...parts.map(([kind, , nbytes]) => {

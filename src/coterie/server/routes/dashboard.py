@@ -71,6 +71,9 @@ def state(service: Service) -> DashboardState:
         },
         "memory": {
             "process_bytes": process_memory().total,
+            "requests_total_bytes": engine.governor.total,
+            "requests_held_bytes": engine.governor.held,
+            "requests_lent_bytes": engine.governor.lent,
             "budget_bytes": None if runtime.plan is None else runtime.plan.budget,
             "plan": None if runtime.plan is None else dict(plan_parts(runtime.plan)),
         },

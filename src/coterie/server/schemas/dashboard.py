@@ -46,9 +46,16 @@ class ExpertState(TypedDict):
 
 
 class MemoryState(TypedDict):
-    """Memory now, and what the budget is divided into; that is null without a budget."""
+    """Memory now, and what the budget is divided into; that is null without a budget.
+
+    Requests share ``requests_total_bytes`` for keys and values, pictures and sounds, which is null where nothing bounds
+    it. They hold ``requests_held_bytes`` of it, of which ``requests_lent_bytes`` were taken from experts.
+    """
 
     process_bytes: int
+    requests_total_bytes: int | None
+    requests_held_bytes: int
+    requests_lent_bytes: int
     budget_bytes: int | None
     plan: dict[str, int] | None
 
