@@ -21,7 +21,7 @@ from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, Counters, ReadTimes
 from coterie.cache.warm_set import WARM_SHARE
 from coterie.errors import MemoryBudgetError, UsageError
-from coterie.eviction import EvictionPolicy, make_policy
+from coterie.eviction import EvictionPolicy, LfuPolicy, LruPolicy, make_policy
 from coterie.records.reads import RecordReader
 from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase
 
@@ -93,6 +93,11 @@ class ExpertCache:
     def capacity(self) -> int:
         """Bytes that experts may take."""
         return self._residency.capacity
+
+    @property
+    def scans_badly(self) -> bool:
+        """Whether its policy keeps nothing of what is asked for in turns, if that is more than there is room for."""
+        return isinstance(self._residency.policy, LruPolicy | LfuPolicy)
 
     @property
     def minimum(self) -> int:
