@@ -15,7 +15,10 @@ import numpy.typing as npt
 from coterie.spec import BankKey, Event, ExpertsSelected, Phase, StepStarted
 
 _MOST_ASIDE = 1 << 20
-"""Choices that are put aside before they are counted, whether or not somebody wants to know: 2 MiB."""
+"""Choices that are put aside before they are counted, whether or not somebody wants to know."""
+
+_OF_AN_EVENT = 100
+"""As many choices take as much memory as what else is kept of an event: so it is 2 MiB at most."""
 
 Ids = npt.NDArray[np.uint16]
 
@@ -74,7 +77,7 @@ class Demand:
             ids = event.expert_ids
             with self._telling:
                 self._aside.append((event.bank, ids, self._phases.get(event.bank.component) == "decode"))
-                self._size += ids.size
+                self._size += ids.size + _OF_AN_EVENT
             if self._size > _MOST_ASIDE:
                 self._count()
         elif isinstance(event, StepStarted):
