@@ -151,7 +151,12 @@ class Service:
         """The client has its answer, or wants none."""
         facts: dict[str, Any] = {"queue_s": round(ticket.queue_s, 4), "prompt_tokens": ticket.prompt_tokens}
         if completion is not None:
-            facts |= {"completion_tokens": len(completion.token_ids), "finish_reason": completion.finish_reason}
+            facts |= {
+                "prefill_s": round(completion.prefill_s, 4),
+                "decode_s": round(completion.decode_s, 4),
+                "completion_tokens": len(completion.token_ids),
+                "finish_reason": completion.finish_reason,
+            }
         elif ticket.phase != "over":
             facts["cancelled_in"] = ticket.phase
         request.state.facts = facts
