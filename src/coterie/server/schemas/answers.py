@@ -124,6 +124,60 @@ class AnsweredMessage(TypedDict):
     usage: MessageUsage
 
 
+class ResponseTokens(TypedDict):
+    """Tokens that a request took, in the words of ``/v1/responses``."""
+
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class ResponseFailure(TypedDict):
+    """Why there is no whole answer."""
+
+    code: str
+    message: str
+
+
+class ResponseResource(TypedDict):
+    """The answer of ``/v1/responses``; it repeats what was asked."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: bool
+    error: ResponseFailure | None
+    frequency_penalty: float
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[dict[str, Any]]
+    parallel_tool_calls: bool
+    presence_penalty: float
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: dict[str, str | None]
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: Any
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: str
+    usage: ResponseTokens | None
+    user: str | None
+
+
 class TokenCount(TypedDict):
     """The answer of ``/v1/messages/count_tokens``."""
 
