@@ -20,7 +20,7 @@ from coterie.errors import MissingPackageError, UsageError
 from coterie.spec import install_advice
 from coterie.spec.opening import Opening
 
-_PACKAGES = ("pydantic", "prometheus_client", "starlette", "uvicorn")
+_PACKAGES = ("pydantic", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 
 
 @opens_model()

@@ -18,11 +18,11 @@ from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
 from coterie.server.operations import Operation
 from coterie.server.refusals import Refusal
-from coterie.server.routes import chat, completions, health, messages, models, responses, tokens
+from coterie.server.routes import audio, chat, completions, health, messages, models, responses, tokens
 from coterie.server.service import Service
 from coterie.server.streams import PING_S
 
-_GROUPS = (chat, completions, messages, responses, models, tokens, health)
+_GROUPS = (chat, completions, messages, responses, audio, models, tokens, health)
 
 
 def make_app(

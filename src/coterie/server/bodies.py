@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON, within limits of size, time, depth and number of values."""
+"""Bodies of requests: JSON or a form, within limits of size, time, depth and number of values."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from coterie.files.json_text import JsonLimits, JsonProblem, parse_json
+from coterie.server.multipart import Form, boundary_of, read_form
 from coterie.server.refusals import Refusal
 
 BODY_NBYTES = 32 << 20
@@ -42,7 +43,24 @@ class Bodies:
         Raises:
             Refusal: If it is none, or too large, deep or slow.
         """
-        _check_headers(request, self._nbytes)
+        async with self._read(request, "application/json") as data:
+            value = await _parsed(bytes(data))
+            data.clear()
+            yield value
+
+    @asynccontextmanager
+    async def form(self, request: Request) -> AsyncIterator[Form]:
+        """The form that a request consists of; otherwise as :meth:`json`."""
+        async with self._read(request, "multipart/form-data") as data:
+            boundary = boundary_of(request.headers["content-type"])
+            form = await run_in_threadpool(read_form, bytes(data), boundary)
+            data.clear()
+            yield form
+
+    @asynccontextmanager
+    async def _read(self, request: Request, kind: str) -> AsyncIterator[bytearray]:
+        """What a request consists of."""
+        _check_headers(request, kind, self._nbytes)
         held = 0
 
         def hold(nbytes: int) -> None:
@@ -63,17 +81,15 @@ class Bodies:
                         data += chunk
             except TimeoutError:
                 raise Refusal(408, f"The request was not there within {self._seconds:g} s.") from None
-            value = await _parsed(bytes(data))
-            del data
-            yield value
+            yield data
         finally:
             self._held -= held
 
 
-def _check_headers(request: Request, most: int) -> None:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refusal(415, "The content type of a request is application/json.")
+def _check_headers(request: Request, kind: str, most: int) -> None:
+    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if said != kind:
+        raise Refusal(415, f"The content type of a request is {kind} here.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "Requests must not be compressed.")
     length = request.headers.get("content-length", "")

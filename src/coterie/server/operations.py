@@ -31,6 +31,7 @@ class Operation:
         streams: Whether it can answer in server-sent events.
         dialect: Whose errors it has.
         keyless: Whether no key is needed.
+        form: Whether a request is a form, as files are sent with.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Operation:
     streams: bool = False
     dialect: Dialect = "openai"
     keyless: bool = False
+    form: bool = False
 
     def route(self) -> Route:
         """For starlette."""

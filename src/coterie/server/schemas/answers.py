@@ -178,6 +178,22 @@ class ResponseResource(TypedDict):
     user: str | None
 
 
+class TranscriptionTokens(TypedDict):
+    """Tokens that a sound and its text took."""
+
+    type: Literal["tokens"]
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class Transcription(TypedDict):
+    """The answer of ``/v1/audio/transcriptions``."""
+
+    text: str
+    usage: TranscriptionTokens
+
+
 class TokenCount(TypedDict):
     """The answer of ``/v1/messages/count_tokens``."""
 
