@@ -21,6 +21,7 @@ from coterie.server.app import make_app
 from coterie.server.engine import Engine
 from coterie.server.gate import Hosts
 from coterie.server.running import _Protocol
+from coterie.server.tls import Tls
 from coterie.spec import Event, ExpertsSelected
 
 DATA = Path(__file__).parents[1] / "data"
@@ -100,7 +101,9 @@ class Served:
 
 
 @contextmanager
-def serving(opened: OpenModel, engine: Engine | None = None, **options: Any) -> Iterator[Served]:
+def serving(
+    opened: OpenModel, engine: Engine | None = None, *, tls: Tls | None = None, **options: Any
+) -> Iterator[Served]:
     """A server for one test. The model stays open."""
     engine = engine or Engine(opened)
     engine.start()
@@ -108,7 +111,7 @@ def serving(opened: OpenModel, engine: Engine | None = None, **options: Any) -> 
     app = make_app(engine, **settings)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, http=_Protocol, ws="none", lifespan="off", log_level="critical",
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=2, **({} if tls is None else tls.options()),
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
 from coterie.spec import install_advice
 from coterie.spec.opening import Opening
+
+if TYPE_CHECKING:
+    from coterie.server.tls import Tls
 
 _PACKAGES = ("pydantic", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 
@@ -63,6 +66,35 @@ def command(
             help="Also answer requests for this name, such as that of a proxy before it. May be given several times.",
         ),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="ORIGIN",
+            show_default=False,
+            help="Let web pages of this origin ask, such as https://chat.example.org. May be given several times.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert",
+            dir_okay=False,
+            metavar="FILE",
+            show_default=False,
+            help="Encrypt, with this certificate and those that it was signed with, in PEM.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-key",
+            dir_okay=False,
+            metavar="FILE",
+            show_default=False,
+            help="The certificate's private key, in PEM.",
+        ),
+    ] = None,
     queue: Annotated[
         int, typer.Option("--queue", min=0, max=10_000, metavar="N", help="Requests that may wait for their turn.")
     ] = 16,
@@ -92,7 +124,10 @@ def command(
     keys = None if api_key_file is None else Keys.read(api_key_file)
     if keys is None and not is_local(host):
         raise UsageError(f"Others can reach {host}, and there is no key.", advice="Add --api-key-file FILE.", host=host)
+    from coterie.server.origins import Origins
     from coterie.server.running import listening_socket, serve
+
+    origins, tls = Origins(allow_origin or ()), _tls(tls_cert, tls_key)
 
     # Before the model, which takes its time: an address that is taken is told at once.
     with closing(listening_socket(host, port)) as address, _log_lines():
@@ -106,15 +141,34 @@ def command(
             names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
             engine = Engine(opened, most_waiting=queue, longest_wait_s=queue_timeout)
             engine.meters.watch(engine)
-            app = make_app(engine, names=names, hosts=Hosts(host, allow_host or ()), keys=keys)
+            app = make_app(engine, names=names, hosts=Hosts(host, allow_host or ()), keys=keys, origins=origins)
 
             def say() -> None:
                 name = f"[{host}]" if ":" in host else host
-                print_note(f"{names[0]} at http://{name}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
+                scheme = "http" if tls is None else "https"
+                print_note(f"{names[0]} at {scheme}://{name}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
 
-            interrupted = serve(app, engine, address, drain_s=drain, on_ready=say)
+            interrupted = serve(app, engine, address, drain_s=drain, on_ready=say, tls=tls)
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
+    """What encrypts; looked at before the model takes its time.
+
+    Raises:
+        UsageError: If there is one without the other.
+        InputError: If they cannot be used.
+    """
+    from coterie.server.tls import Tls
+
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("A certificate and its key are wanted together.", advice="Give --tls-cert and --tls-key.")
+    tls = Tls(certificate, key)
+    tls.check()
+    return tls
 
 
 def _check_packages() -> None:

@@ -17,6 +17,7 @@ from coterie.server.engine import Engine
 from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
 from coterie.server.operations import Operation
+from coterie.server.origins import Origins
 from coterie.server.refusals import Refusal
 from coterie.server.routes import audio, chat, completions, health, messages, models, responses, tokens
 from coterie.server.service import Service
@@ -31,6 +32,7 @@ def make_app(
     names: Sequence[str],
     hosts: Hosts,
     keys: Keys | None = None,
+    origins: Origins | None = None,
     bodies: Bodies | None = None,
     ping_s: float = PING_S,
 ) -> ASGIApp:
@@ -41,6 +43,7 @@ def make_app(
         names: What requests may call it.
         hosts: Who requests may be meant for.
         keys: What opens it; None for anybody.
+        origins: Other pages than its own that may ask; None for none.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
     """
@@ -55,7 +58,9 @@ def make_app(
     )
     router = Router([one.route() for one in operations], redirect_slashes=False)
     paths = [one.path for one in operations]
-    return Gate(_Routes(router), hosts=hosts, keys=keys, meters=engine.meters, paths=paths)
+    return Gate(
+        _Routes(router), hosts=hosts, keys=keys, origins=origins or Origins(), meters=engine.meters, paths=paths
+    )
 
 
 class _Routes:
