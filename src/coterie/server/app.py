@@ -19,11 +19,11 @@ from coterie.server.keys import Keys
 from coterie.server.operations import Operation
 from coterie.server.origins import Origins
 from coterie.server.refusals import Refusal
-from coterie.server.routes import audio, chat, completions, health, messages, models, responses, tokens
+from coterie.server.routes import absent, audio, chat, completions, health, messages, models, responses, slots, tokens
 from coterie.server.service import Service
 from coterie.server.streams import PING_S
 
-_GROUPS = (chat, completions, messages, responses, audio, models, tokens, health)
+_GROUPS = (chat, completions, messages, responses, audio, models, tokens, slots, health, absent)
 
 
 def make_app(
@@ -51,7 +51,9 @@ def make_app(
     operations = [one for group in _GROUPS for one in group.operations(service)]
 
     async def describe(_: Request) -> dict[str, Any]:
-        return openapi.document(operations, version=coterie.__version__, keys=keys is not None)
+        return openapi.document(
+            [one for one in operations if one.described], version=coterie.__version__, keys=keys is not None
+        )
 
     operations.append(
         Operation(path="/openapi.json", summary="This document.", method="GET", handler=describe, answered=dict)

@@ -24,7 +24,7 @@ from coterie.server.meters import Meters
 from coterie.server.origins import Origins, is_preflight
 from coterie.server.refusals import Dialect, Refusal, refusal_of
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/health", "/healthz", "/readyz"})
 """Asked without a key: whatever watches over servers has none. They say a word about this server and nothing else."""
 
 MOST_REQUESTS = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -57,6 +57,17 @@ class Service:
         self.created = int(time.time())
         self.fingerprint = "fp_" + sha256(engine.opened.runtime.source.identity.encode()).hexdigest()[:12]
         self._ping_s = ping_s
+        self._tickets: set[Ticket] = set()
+
+    @property
+    def parallel(self) -> int:
+        """Requests that the model works for at once."""
+        return 1
+
+    def phases(self) -> list[Literal["prefill", "decode"]]:
+        """How far the requests are that the model works for; the first ones first."""
+        begun = sorted((one for one in self._tickets if one.begun is not None), key=lambda one: one.begun or 0.0)
+        return [one.phase for one in begun if one.phase in ("prefill", "decode")]
 
     def check_model(self, name: str | None) -> None:
         """Refuses requests that are for another model."""
@@ -77,7 +88,7 @@ class Service:
             Refusal: If there is none.
             ClientDisconnect: If nobody waits for it any more.
         """
-        ticket = self.engine.submit(wish, request.state.request_id)
+        ticket = self._submit(request, wish)
         done: list[Done] = []
 
         async def wait() -> None:
@@ -104,7 +115,7 @@ class Service:
         Raises:
             Refusal: If it is known soon that there is none; later it is told within the stream.
         """
-        ticket = self.engine.submit(wish, request.state.request_id)
+        ticket = self._submit(request, wish)
         done: list[Completion] = []
 
         def leave() -> None:
@@ -119,6 +130,11 @@ class Service:
             raise
         return EventStream(events(_followed(ticket, first, done), ticket), ping=ping, ping_s=self._ping_s, close=leave)
 
+    def _submit(self, request: Request, wish: Wish) -> Ticket:
+        ticket = self.engine.submit(wish, request.state.request_id)
+        self._tickets.add(ticket)
+        return ticket
+
     def _leave(self, request: Request, ticket: Ticket, completion: Completion | None) -> None:
         """The client has its answer, or wants none."""
         facts: dict[str, Any] = {"queue_s": round(ticket.queue_s, 4), "prompt_tokens": ticket.prompt_tokens}
@@ -127,6 +143,7 @@ class Service:
         elif ticket.phase != "over":
             facts["cancelled_in"] = ticket.phase
         request.state.facts = facts
+        self._tickets.discard(ticket)
         self.engine.cancel(ticket)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired
 
+from pydantic import RootModel
 from typing_extensions import TypedDict
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -246,8 +247,43 @@ class ModelList(TypedDict):
     data: list[ServedModel]
 
 
+class Slot(TypedDict):
+    """A place for a request."""
+
+    id: int
+    n_ctx: int | None
+    speculative: bool
+    is_processing: bool
+    phase: Literal["prefill", "decode"] | None
+
+
+class SlotList(RootModel[list[Slot]]):
+    """The answer of ``/slots``."""
+
+
+class DefaultSettings(TypedDict):
+    """What a request gets that does not say."""
+
+    n_ctx: int | None
+    params: dict[str, float]
+
+
+class Props(TypedDict):
+    """The answer of ``/props``, in llama-server's words."""
+
+    default_generation_settings: DefaultSettings
+    total_slots: int
+    model_alias: str
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    modalities: dict[str, bool]
+    build_info: str
+    is_sleeping: bool
+
+
 class Status(TypedDict):
-    """The answer of ``/healthz`` and ``/readyz``."""
+    """The answer of ``/healthz``, ``/readyz`` and ``/health``."""
 
     status: str
 
