@@ -18,6 +18,8 @@ NOT_YET = frozenset({
     "mm_processor_kwargs", "modalities", "n_probs", "output_config", "prediction", "reasoning",
     "refusal", "return_progress", "service_tier", "stop_token_ids", "suffix", "thinking", "tool_calls",
     "tool_choice", "tools", "top_logprobs", "typical_p", "verbosity", "web_search_options",
+    # Of transcriptions.
+    "chunking_strategy", "include[]", "language", "prompt", "timestamp_granularities[]",
 })  # fmt: skip
 """Fields that other servers have and this one has not."""
 

@@ -1,4 +1,4 @@
-"""``/v1/audio/transcriptions``: what may be asked. A form has texts alone: they are read as what they stand for."""
+"""``/v1/audio/transcriptions``: what may be asked. A form has texts alone, which stand for numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from coterie.server.schemas.fields import Fields, ModelName, NotYet
+from coterie.server.schemas.fields import Fields, ModelName
 
 
 def _number(value: Any) -> Any:
@@ -29,9 +29,4 @@ class TranscriptionRequest(Fields):
     model: ModelName | None = None
     response_format: Literal["json", "text"] = "json"
     temperature: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] = 0.0
-    stream: Annotated[
-        None, BeforeValidator(_off), WithJsonSchema({"anyOf": [{"const": "false"}, {"type": "null"}]})
-    ] = None
-    language: NotYet = None
-    prompt: NotYet = None
-    chunking_strategy: NotYet = None
+    stream: Annotated[None, BeforeValidator(_off), WithJsonSchema({"const": "false"})] = None
