@@ -18,7 +18,7 @@ from typing import Any
 # It is for downloading models, which nothing here does.
 sys.modules.setdefault("wget", types.ModuleType("wget"))
 
-import utils
+import utils  # noqa: E402
 
 PYTHON = os.environ["COTERIE_OTHER_PYTHON"]
 LONGEST = 2048
@@ -30,7 +30,7 @@ _processes: dict[tuple[str, ...], tuple[subprocess.Popen[str], int]] = {}
 def _options(server: Any) -> tuple[str, ...]:
     """How `coterie serve` is told what a test wants of llama-server."""
     context = (server.n_ctx or LONGEST) // (server.n_slots or 1)
-    options = ["--max-context", str(context), "--queue", "64"]
+    options = ["--max-context", str(context), "--queue", "64", "--parallel", str(server.n_slots or 1)]
     for name in (server.model_alias or "").split(","):
         options += ["--alias", name] if name else []
     # Names that tests give to whatever they ask.

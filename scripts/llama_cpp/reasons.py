@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import re
 
-FILES: dict[str, str] = {f"test_{name}.py": "x" for name in ("embedding", "infill", "kv_keep_only_active", "lora", "mcp_servers", "rerank", "router", "sleep", "slot_save", "speculative", "tools_builtin", "proxy", "compat_gcp")}
+FILES: dict[str, str] = {
+    f"test_{name}.py": "x"
+    for name in (
+        "embedding",
+        "infill",
+        "kv_keep_only_active",
+        "lora",
+        "mcp_servers",
+        "rerank",
+        "router",
+        "sleep",
+        "slot_save",
+        "speculative",
+        "tools_builtin",
+        "proxy",
+        "compat_gcp",
+    )
+}
 DROPPED = (
     re.compile(r"== n_prompt\b"),
     re.compile(r"system_fingerprint.*startswith\(\"b\"\)"),

@@ -8,12 +8,10 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import Field, TypeAdapter
 
-from coterie.generation.completion import Completion
-from coterie.server import answering
 from coterie.server.response_items import from_items
 from coterie.server.schemas.fields import read
 from coterie.server.schemas.responses import ResponseRequest
-from server.conftest import BUNDLED, PROMPT, Served, read_events
+from server.conftest import BUNDLED, PROMPT, Served, read_events, say
 from server.test_tools import TEMPLATE
 
 PATH = "/v1/responses"
@@ -25,6 +23,7 @@ WEATHER = {
     "parameters": {"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]},
 }
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"location": "Ulm"}}\n</tool_call>'
+SAID = "Hello there, you."
 TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
 
 
@@ -32,25 +31,6 @@ TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
 def templated(opened, monkeypatch, serve) -> Served:
     monkeypatch.setattr(opened.processors.tokenizer, "chat_template", TEMPLATE)
     return serve()
-
-
-@pytest.fixture
-def saying(monkeypatch):
-    """A model that says what a test wants, letter by letter."""
-    says: dict[str, Any] = {"thinks": "", "says": "Hello there, you."}
-
-    def complete(model, tokenizer, inputs, sampling, *, on_text, should_stop, reader) -> Completion:
-        for letter in says["thinks"]:
-            reader.on_reasoning(letter)
-        for letter in says["says"]:
-            on_text(letter)
-        return Completion(
-            prompt_tokens=3, token_ids=(1, 2), text=says["says"], reasoning=says["thinks"],
-            finish_reason=says.get("finish", "stop"), prefill_s=0.1, decode_s=0.1,
-        )  # fmt: skip
-
-    monkeypatch.setattr(answering, "complete", complete)
-    return says
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -74,26 +54,29 @@ def sound(answer: dict[str, Any]) -> Response:
 # The six cases of Open Responses.
 
 
-def test_a_basic_text_response(server: Served, saying) -> None:
+def test_a_basic_text_response(server: Served, monkeypatch) -> None:
+    say(monkeypatch, *SAID)
     answer = sound(server.post(PATH, asked(user("Say hello in exactly 3 words."))).json)
     assert (answer.status, answer.output_text) == ("completed", "Hello there, you.")
     assert answer.output[0].role == "assistant"
     assert answer.completed_at >= answer.created_at
 
 
-def test_a_streaming_response(server: Served, saying) -> None:
+def test_a_streaming_response(server: Served, monkeypatch) -> None:
+    say(monkeypatch, *SAID)
     told = server.post(PATH, asked(user("Count from 1 to 5."), stream=True)).events
     final = followed(told)
     assert (final.status, final.output_text) == ("completed", "Hello there, you.")
 
 
-def test_a_system_prompt(server: Served, saying) -> None:
+def test_a_system_prompt(server: Served, monkeypatch) -> None:
+    say(monkeypatch, *SAID)
     system = {"type": "message", "role": "system", "content": "You are a pirate. Always respond in pirate speak."}
     assert sound(server.post(PATH, asked(system, user("Say hello."))).json).status == "completed"
 
 
-def test_tool_calling(templated: Served, saying) -> None:
-    saying["says"] = CALL
+def test_tool_calling(templated: Served, monkeypatch) -> None:
+    say(monkeypatch, *CALL)
     question = asked(user("What's the weather like in San Francisco?"), tools=[WEATHER])
     answer = sound(templated.post(PATH, question).json)
     assert [item.type for item in answer.output] == ["function_call"]
@@ -114,7 +97,8 @@ def test_image_input(server: Served) -> None:
     assert answer.status == "completed"
 
 
-def test_a_multi_turn_conversation(server: Served, saying) -> None:
+def test_a_multi_turn_conversation(server: Served, monkeypatch) -> None:
+    say(monkeypatch, *SAID)
     said = {"type": "message", "role": "assistant", "content": "Hello Alice! How can I help you today?"}
     turns = (user("My name is Alice."), said, user("What is my name?"))
     assert sound(server.post(PATH, asked(*turns)).json).status == "completed"
@@ -167,9 +151,9 @@ def followed(told: list[tuple[str | None, Any]]) -> Response:
     return sound(events[-1]["response"])
 
 
-def test_thoughts_an_answer_and_a_call_are_three_items(templated: Served, saying, monkeypatch, opened) -> None:
-    saying |= {"says": f"I look.{CALL}", "thinks": "Hm."}
-    thinking = TEMPLATE + "{% if add_generation_prompt %}<think>\n{% endif %}"
+def test_thoughts_an_answer_and_a_call_are_three_items(templated: Served, monkeypatch, opened) -> None:
+    say(monkeypatch, *f"Hm.</think>I look.{CALL}")
+    thinking = TEMPLATE + "{# </think> #}{% if add_generation_prompt %}<think>\n{% endif %}"
     monkeypatch.setattr(opened.processors.tokenizer, "chat_template", thinking)
     question = asked(user("Is it wet?"), tools=[WEATHER])
     whole = sound(templated.post(PATH, question).json)
@@ -193,8 +177,8 @@ def test_what_is_cut_is_incomplete(server: Served) -> None:
     assert whole.output_text == found
 
 
-def test_nothing_said_is_a_message_without_text(server: Served, saying) -> None:
-    saying["says"] = ""
+def test_nothing_said_is_a_message_without_text(server: Served, monkeypatch) -> None:
+    say(monkeypatch)
     for stream in (False, True):
         answer = server.post(PATH, asked(user("x"), stream=stream))
         made = followed(answer.events) if stream else sound(answer.json)

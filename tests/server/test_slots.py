@@ -9,7 +9,8 @@ from server.conftest import BUNDLED, PROMPT, Served, chat, until
 PATH = "/v1/chat/completions"
 
 
-def test_slots_say_how_far_requests_are_and_nothing_of_them(server: Served, brake) -> None:
+def test_slots_say_how_far_requests_are_and_nothing_of_them(serve, brake) -> None:
+    server = serve(engine={"parallel": 1})
     idle = server.get("/slots").json
     assert [(slot["id"], slot["is_processing"], slot["phase"]) for slot in idle] == [(0, False, None)]
     brake.hold()
@@ -32,7 +33,7 @@ def test_props_say_what_a_request_gets_that_does_not_say(server: Served, opened)
     props = server.get("/props").json
     assert props["default_generation_settings"]["n_ctx"] == server.get("/v1/models").json["data"][0]["max_model_len"]
     assert props["default_generation_settings"]["params"]["temperature"] == 0
-    assert (props["model_alias"], props["total_slots"]) == ("bundled", 1)
+    assert (props["model_alias"], props["total_slots"]) == ("bundled", 4)
     assert props["modalities"] == {"vision": True, "audio": True}
     assert str(BUNDLED.parent) not in json.dumps(props)
 

@@ -9,7 +9,7 @@ is given in steps, to the bit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from coterie.hf.caches import let_go_of_kept
+from coterie.hf.caches import caches_in, counts_tokens, is_cache, let_go_of_kept
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
@@ -25,7 +25,25 @@ if TYPE_CHECKING:
 _POSITIONS = "rope_deltas"
 """What models with pictures keep on themselves of the sequence that they saw last. Releases differ in who reads it."""
 _REMARK = "Passing `generation_config` together with generation-related arguments"
+_MASK = "attention_mask"
+_BATCHED = ("input_ids", "position_ids")
+"""What a row of a pass has of its own, as [1, 1], or as [axes, 1, 1]."""
+_OF_PICTURES = frozenset(
+    {
+        "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "feature_attention_mask",
+        "audio_feature_lengths", "video_second_per_grid", "second_per_grid_ts", "use_audio_in_video",
+    }
+)  # fmt: skip
+"""What says where in a prompt pictures and sounds are: a pass that is given its positions reads none of it."""
 _ONE_BY_ONE = ("greedy_search", "sample")
+_BY_TOKEN = {
+    "attention_mask": "prompt",
+    "position_ids": "piece",
+    "token_type_ids": "prompt",
+    "mm_token_type_ids": "prompt",
+    "moe_mm_token_type_ids": "prompt",
+}
+"""What says something of each token, and whether a pass over a piece of a prompt is told of the tokens before, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +203,43 @@ def prefill(prepared: Prepared, kwargs: dict[str, Any]) -> Any:
     return prepared.model._prefill(prepared.ids, prepared.config, kwargs, is_first_iteration=True)
 
 
+def may_come_in_pieces(prepared: Prepared) -> bool:
+    """Whether the prompt can be computed in several passes, as ``prefill_chunk_size`` of transformers has it.
+
+    It cannot with an encoder, with what goes through a model as a whole (pictures, sounds, embeddings), without a
+    cache, or with one that holds states instead of tokens: layers of linear attention begin anew with longer passes.
+
+    Args:
+        prepared: The request.
+    """
+    caches = caches_in(prepared.kwargs.values())
+    others = {name for name, value in prepared.kwargs.items() if isinstance(value, Tensor)} - {*_BY_TOKEN}
+    return (
+        not (prepared.whole or prepared.model.config.is_encoder_decoder or others)
+        and bool(prepared.kwargs["use_cache"])
+        and len(caches) == 1
+        and counts_tokens(caches[0])
+    )
+
+
+def prefill_piece(prepared: Prepared, kwargs: dict[str, Any], begin: int, end: int) -> Any:
+    """A forward pass over a piece of the prompt, as transformers' own loop over such pieces does it.
+
+    Args:
+        prepared: A request that :func:`may_come_in_pieces`.
+        kwargs: What forward passes are called with; its cache holds the tokens before the piece.
+        begin: First token of the piece.
+        end: The one after its last.
+    """
+    known = dict(kwargs)
+    for name, first in _BY_TOKEN.items():
+        if (value := kwargs.get(name)) is not None:
+            known[name] = value[..., begin if first == "piece" else 0 : end]
+    ids = prepared.ids[:, begin:end]
+    inputs = prepared.model.prepare_inputs_for_generation(ids, is_first_iteration=True, **known)
+    return prepared.model(**inputs, return_dict=True)
+
+
 def next_inputs(model: PreTrainedModel, ids: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What the next forward pass is called with.
 
@@ -196,6 +251,63 @@ def next_inputs(model: PreTrainedModel, ids: Tensor, kwargs: dict[str, Any]) -> 
     length = 1 if kwargs["use_cache"] else None
     inputs: dict[str, Any] = model.prepare_inputs_for_generation(ids, next_sequence_length=length, **kwargs)
     return inputs
+
+
+def join_inputs(inputs: Sequence[Mapping[str, Any]], cache: object) -> dict[str, Any] | None:
+    """What one pass of the next tokens of several sequences is called with.
+
+    Args:
+        inputs: What :func:`next_inputs` gave for each.
+        cache: The cache for all.
+
+    Returns:
+        None if they cannot be joined: one hides tokens, is given what is not of a text, or is asked for otherwise.
+    """
+    read = [{name: value for name, value in one.items() if _is_read(name, value)} for one in inputs]
+    first, joined = read[0], dict[str, Any]()
+    if any(one.keys() != first.keys() for one in read):
+        return None
+    for name, value in first.items():
+        values = [one[name] for one in read]
+        if name in _BATCHED:
+            if not all(isinstance(one, Tensor) and one.shape == value.shape for one in values):
+                return None
+            joined[name] = torch.cat(values, dim=-2)
+        elif all(map(is_cache, values)):
+            joined[name] = cache
+        elif (
+            isinstance(value, int)
+            and not name.startswith("output_")
+            and all(type(one) is type(value) and one == value for one in values)
+        ):
+            joined[name] = value
+        else:
+            return None
+    complete = all(name in joined for name in _BATCHED) and any(value is cache for value in joined.values())
+    return joined if complete else None
+
+
+def _is_read(name: str, value: object) -> bool:
+    """Whether an input changes what a pass of one token computes."""
+    if name == _MASK and isinstance(value, Tensor) and value.dim() == 2 and bool(value.all()):
+        return False
+    return value is not None and value is not False and name not in _OF_PICTURES
+
+
+def row_of(outputs: Any, row: int, cache: object) -> Any:
+    """Of what a pass of several sequences returned, what it would have returned for one of them.
+
+    Args:
+        outputs: Of the pass.
+        row: Which of them.
+        cache: Its own.
+    """
+    return type(outputs)(
+        **{
+            name: cache if is_cache(value) else value[row : row + 1] if isinstance(value, Tensor) else value
+            for name, value in outputs.items()
+        }
+    )
 
 
 def after_pass(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

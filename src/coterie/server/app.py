@@ -11,11 +11,12 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import coterie
+from coterie.generation.engine import Engine
 from coterie.server import openapi
 from coterie.server.bodies import Bodies
-from coterie.server.engine import Engine
 from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
+from coterie.server.meters import Meters
 from coterie.server.operations import Operation
 from coterie.server.origins import Origins
 from coterie.server.refusals import Refusal
@@ -28,9 +29,10 @@ _GROUPS = (chat, completions, messages, responses, audio, models, tokens, slots,
 
 def make_app(
     engine: Engine,
+    meters: Meters,
     *,
     names: Sequence[str],
-    hosts: Hosts,
+    hosts: Hosts | None,
     keys: Keys | None = None,
     origins: Origins | None = None,
     bodies: Bodies | None = None,
@@ -40,14 +42,15 @@ def make_app(
 
     Args:
         engine: Runs the model.
+        meters: What is counted; the engine's watcher.
         names: What requests may call it.
-        hosts: Who requests may be meant for.
+        hosts: Who requests may be meant for; None behind a front, which has looked at them.
         keys: What opens it; None for anybody.
         origins: Other pages than its own that may ask; None for none.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
     """
-    service = Service(engine, names, bodies or Bodies(), ping_s=ping_s)
+    service = Service(engine, meters, names, bodies or Bodies(), ping_s=ping_s)
     operations = [one for group in _GROUPS for one in group.operations(service)]
 
     async def describe(_: Request) -> dict[str, Any]:
@@ -60,9 +63,7 @@ def make_app(
     )
     router = Router([one.route() for one in operations], redirect_slashes=False)
     paths = [one.path for one in operations]
-    return Gate(
-        _Routes(router), hosts=hosts, keys=keys, origins=origins or Origins(), meters=engine.meters, paths=paths
-    )
+    return Gate(_Routes(router), hosts=hosts, keys=keys, origins=origins, meters=meters, paths=paths)
 
 
 class _Routes:

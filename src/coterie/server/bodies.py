@@ -43,24 +43,26 @@ class Bodies:
         Raises:
             Refusal: If it is none, or too large, deep or slow.
         """
-        async with self._read(request, "application/json") as data:
-            value = await _parsed(bytes(data))
-            data.clear()
-            yield value
+        _check_kind(request, "application/json")
+        async with self.raw(request) as data:
+            yield await _parsed(data)
 
     @asynccontextmanager
     async def form(self, request: Request) -> AsyncIterator[Form]:
         """The form that a request consists of; otherwise as :meth:`json`."""
-        async with self._read(request, "multipart/form-data") as data:
-            boundary = boundary_of(request.headers["content-type"])
-            form = await run_in_threadpool(read_form, bytes(data), boundary)
-            data.clear()
-            yield form
+        _check_kind(request, "multipart/form-data")
+        boundary = boundary_of(request.headers["content-type"])
+        async with self.raw(request) as data:
+            yield await run_in_threadpool(read_form, data, boundary)
 
     @asynccontextmanager
-    async def _read(self, request: Request, kind: str) -> AsyncIterator[bytearray]:
-        """What a request consists of."""
-        _check_headers(request, kind, self._nbytes)
+    async def raw(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request, whatever it is; it is counted until the end of the context.
+
+        Raises:
+            Refusal: If it is too large or slow.
+        """
+        _check_length(request, self._nbytes)
         held = 0
 
         def hold(nbytes: int) -> None:
@@ -81,17 +83,22 @@ class Bodies:
                         data += chunk
             except TimeoutError:
                 raise Refusal(408, f"The request was not there within {self._seconds:g} s.") from None
-            yield data
+            body = bytes(data)
+            del data
+            yield body
         finally:
             self._held -= held
 
 
-def _check_headers(request: Request, kind: str, most: int) -> None:
+def _check_kind(request: Request, kind: str) -> None:
     said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if said != kind:
         raise Refusal(415, f"The content type of a request is {kind} here.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "Requests must not be compressed.")
+
+
+def _check_length(request: Request, most: int) -> None:
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
         raise Refusal(413, f"A request may have {most:,} bytes.", code="request_too_large")

@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coterie.errors import CoterieError
 from coterie.profiles.admission import local_names
+from coterie.server import identity
+from coterie.server.identity import Identity
 from coterie.server.keys import Keys
 from coterie.server.logs import log_request
 from coterie.server.meters import Meters
@@ -38,25 +40,25 @@ class Gate:
 
     Args:
         app: The other.
-        hosts: Who requests may be meant for.
+        hosts: Who requests may be meant for; None where somebody else has looked at them.
         keys: What opens it; None for anybody.
-        origins: Other pages than its own that may ask.
         meters: What is counted.
         paths: The addresses that there are.
+        origins: Other pages than its own that may ask; None for none.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        hosts: Hosts,
+        hosts: Hosts | None,
         keys: Keys | None,
-        origins: Origins,
         meters: Meters,
         paths: Collection[str],
+        origins: Origins | None = None,
     ) -> None:
         self._app = app
-        self._origins = origins
+        self._origins = origins or Origins()
         self._paths = frozenset(paths)
         self._hosts = hosts
         self._keys = keys
@@ -68,7 +70,9 @@ class Gate:
         if scope["type"] != "http":
             return
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        identity.begin(state.get("identity") or Identity.new())
         begun, status = time.monotonic(), 0
         origin = _header(scope, b"origin")
         page = self._origins.headers(origin) if origin is not None and self._origins.name(origin) else []
@@ -110,6 +114,8 @@ class Gate:
 
     def _check_place(self, scope: Scope) -> None:
         """Raises :class:`Refusal` for requests that are meant for others, or made by pages of others."""
+        if self._hosts is None:
+            return
         host = _header(scope, b"host")
         if not self._hosts.allow(host):
             raise Refusal(421, "This server goes by another name. Whoever runs it can allow more: --allow-host.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from coterie.generation.tickets import Done, Event, Failed, Part, Piece, Ticket
+from coterie.server.identity import current, new_id
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import ResponseResource
 from coterie.server.streams import DONE, event
-from coterie.server.tickets import Done, Event, Failed, Part, Piece, Ticket
 
 if TYPE_CHECKING:
     from coterie.generation.answers import ToolCall
@@ -33,9 +33,9 @@ class Responses:
         config = asked.sampling(most=None).generation_config(service.engine.opened.model.generation_config)
         said = asked.reasoning
         self._same: dict[str, Any] = {
-            "id": _new("resp"),
+            "id": new_id("resp_"),
             "object": "response",
-            "created_at": int(time.time()),
+            "created_at": current().created,
             "background": False,
             "error": None,
             "frequency_penalty": 0.0,
@@ -205,16 +205,16 @@ def _items(completion: Completion, status: str) -> list[Item]:
 
 def _message(text: str, status: str) -> Item:
     content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
-    return {"type": "message", "id": _new("msg"), "status": status, "role": "assistant", "content": content}
+    return {"type": "message", "id": new_id("msg_"), "status": status, "role": "assistant", "content": content}
 
 
 def _reasoning(text: str, status: str) -> Item:
     content = [{"type": "reasoning_text", "text": text}]
-    return {"type": "reasoning", "id": _new("rs"), "status": status, "summary": [], "content": content}
+    return {"type": "reasoning", "id": new_id("rs_"), "status": status, "summary": [], "content": content}
 
 
 def _called(call: ToolCall) -> Item:
-    return {"type": "function_call", "id": _new("fc"), "call_id": _new("call"), "name": call.name,
+    return {"type": "function_call", "id": new_id("fc_"), "call_id": new_id("call_"), "name": call.name,
             "arguments": call.arguments, "status": "completed"}  # fmt: skip
 
 
@@ -225,7 +225,3 @@ def _kind(part: Part) -> str:
 
 def _no_logprobs(part: Part) -> dict[str, Any]:
     return {"logprobs": []} if part == "text" else {}
-
-
-def _new(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"

@@ -16,7 +16,7 @@ from coterie.server.schemas.answers import Transcription
 from coterie.server.schemas.fields import read
 from coterie.server.schemas.transcriptions import TranscriptionRequest
 from coterie.server.service import Service
-from coterie.server.tickets import Wish
+from coterie.server.wishes import Wish
 
 QUESTION = "Transcribe the audio into text."
 """What the model is asked, after the sound."""

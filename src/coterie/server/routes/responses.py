@@ -17,7 +17,7 @@ from coterie.server.schemas.fields import read
 from coterie.server.schemas.responses import ResponseRequest
 from coterie.server.service import Service
 from coterie.server.streams import COMMENT_PING
-from coterie.server.tickets import Wish
+from coterie.server.wishes import Wish
 
 
 def operations(service: Service) -> list[Operation]:
