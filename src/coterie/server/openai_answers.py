@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from coterie.generation.tickets import Done, Event, Failed, Piece, Ticket
 from coterie.server.identity import current, new_id
+from coterie.server.progress import PromptProgress
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import (
     AnswerMessage,
@@ -73,10 +74,12 @@ class OpenAIStream:
         service: Who answers.
         kind: Whether a conversation is answered or a text continued.
         usage: Whether what it took is told at the end.
+        progress: Whether it is told how far the prompt has been read.
     """
 
-    def __init__(self, service: Service, kind: Kind, *, usage: bool) -> None:
+    def __init__(self, service: Service, kind: Kind, *, usage: bool, progress: bool = False) -> None:
         self._kind = kind
+        self._progress = progress
         self._usage = usage
         self._same: Chunk = {
             "id": _new_id(kind),
@@ -90,7 +93,10 @@ class OpenAIStream:
         """The events of the stream."""
         if self._kind == "chat":
             yield self._chunk({"role": "assistant", "content": None})
+        reading = PromptProgress(ticket, wanted=self._progress)
         async for one in events:
+            if (read := reading.of(one)) is not None:
+                yield self._chunk({}, prompt_progress=read)
             match one:
                 case Piece(part, text):
                     yield self._chunk({"content" if part == "text" else "reasoning_content": text}, text)
@@ -98,7 +104,7 @@ class OpenAIStream:
                     more = _more(one)
                     if calls := _calls(completion):
                         yield self._chunk({"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
-                    yield self._chunk({}, finish=completion, more=more)
+                    yield self._chunk({}, finish=completion, coterie=more)
                     if self._usage:
                         yield event({**self._same, "choices": [], "usage": _usage(completion)})
                 case Failed(error):
@@ -108,16 +114,14 @@ class OpenAIStream:
         yield DONE
 
     def _chunk(
-        self, delta: Mapping[str, Any], text: str = "", *, finish: Completion | None = None, more: Any = None
+        self, delta: Mapping[str, Any], text: str = "", *, finish: Completion | None = None, **more: Any
     ) -> bytes:
         choice: Chunk = {"index": 0, "logprobs": None, "finish_reason": None if finish is None else _finish(finish)}
         choice |= {"delta": delta} if self._kind == "chat" else {"text": text}
         chunk = {**self._same, "choices": [choice]}
         if self._usage:
             chunk["usage"] = None
-        if more is not None:
-            chunk["coterie"] = more
-        return event(chunk)
+        return event({**chunk, **more})
 
 
 def _new_id(kind: Kind) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from coterie.generation.tickets import Done, Event, Failed, Part, Piece, Ticket
 from coterie.server.identity import current, new_id
+from coterie.server.progress import PromptProgress
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import ResponseResource
 from coterie.server.streams import DONE, event
@@ -105,9 +106,11 @@ class ResponseStream:
 
     Args:
         responses: Makes the answer.
+        progress: Whether it is told how far the prompt has been read.
     """
 
-    def __init__(self, responses: Responses) -> None:
+    def __init__(self, responses: Responses, *, progress: bool = False) -> None:
+        self._progress = progress
         self._responses = responses
         self._number = -1
         self._output: list[Item] = []
@@ -118,7 +121,10 @@ class ResponseStream:
         begun = self._responses.unfinished()
         yield self._event("response.created", response=begun)
         yield self._event("response.in_progress", response=begun)
+        reading = PromptProgress(ticket, wanted=self._progress)
         async for one in events:
+            if (read := reading.of(one)) is not None:
+                yield self._event("response.in_progress", response=begun, prompt_progress=read)
             match one:
                 case Piece(part, text):
                     for data in self._piece(part, text):

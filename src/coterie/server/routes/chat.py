@@ -42,7 +42,7 @@ async def _chat(service: Service, request: Request) -> Any:
         provenance=asked.wants_provenance,
     )
     if asked.stream:
-        events = OpenAIStream(service, "chat", usage=asked.wants_usage)
+        events = OpenAIStream(service, "chat", usage=asked.wants_usage, progress=bool(asked.return_progress))
         return await service.stream(request, wish, events, ping=COMMENT_PING)
     return chat_completion(service, await service.whole(request, wish))
 

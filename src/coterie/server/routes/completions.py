@@ -35,6 +35,6 @@ async def _complete(service: Service, request: Request) -> Any:
     prepare = partial(prompts.of_text, prompt) if isinstance(prompt, str) else partial(prompts.of_ids, prompt)
     wish = Wish(prepare=prepare, sampling=asked.wishes(asked.max_tokens), provenance=asked.wants_provenance)
     if asked.stream:
-        events = OpenAIStream(service, "text", usage=asked.wants_usage)
+        events = OpenAIStream(service, "text", usage=asked.wants_usage, progress=bool(asked.return_progress))
         return await service.stream(request, wish, events, ping=COMMENT_PING)
     return text_completion(service, await service.whole(request, wish))

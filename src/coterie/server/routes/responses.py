@@ -42,7 +42,9 @@ async def _answer(service: Service, request: Request) -> Any:
     )
     responses = Responses(service, asked)
     if asked.stream:
-        return await service.stream(request, wish, ResponseStream(responses), ping=COMMENT_PING)
+        return await service.stream(
+            request, wish, ResponseStream(responses, progress=bool(asked.return_progress)), ping=COMMENT_PING
+        )
     return responses.whole((await service.whole(request, wish)).completion)
 
 

@@ -16,7 +16,7 @@ NOT_YET = frozenset({
     "echo", "extra_body", "file", "function_call", "functions", "grammar", "guided_json", "ignore_eos",
     "json_schema", "logit_bias", "logprobs", "max_thinking_tokens", "mcp_servers", "min_tokens", "mirostat",
     "mm_processor_kwargs", "modalities", "n_probs", "output_config", "prediction", "reasoning",
-    "refusal", "return_progress", "service_tier", "stop_token_ids", "suffix", "thinking", "tool_calls",
+    "refusal", "service_tier", "stop_token_ids", "suffix", "thinking", "tool_calls",
     "tool_choice", "tools", "top_logprobs", "typical_p", "verbosity", "web_search_options",
     # Of transcriptions.
     "chunking_strategy", "include[]", "language", "prompt", "timestamp_granularities[]",
@@ -123,6 +123,7 @@ class OpenAISamplingFields(SamplingFields):
     model: ModelName | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_progress: bool | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
@@ -165,6 +166,8 @@ def read(kind: type[Asked], value: Mapping[str, Any]) -> Asked:
         raise _refusal(error, value) from None
     if getattr(asked, "stream_options", None) is not None and not getattr(asked, "stream", None):
         raise Refusal(400, "stream_options is for streams.", param="stream_options")
+    if getattr(asked, "return_progress", None) and not getattr(asked, "stream", None):
+        raise Refusal(400, "return_progress is for streams.", param="return_progress")
     return asked
 
 

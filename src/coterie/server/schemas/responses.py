@@ -229,6 +229,7 @@ class ResponseRequest(SamplingFields):
     user: ShortText | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
+    return_progress: bool | None = None
 
     @property
     def shown_tools(self) -> list[dict[str, Any]]:
