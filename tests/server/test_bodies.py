@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from coterie.server.bodies import Bodies
 from server.conftest import Served, chat
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/tokenize",
-         "/detokenize", "/apply-template")  # fmt: skip
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses",
+         "/tokenize", "/detokenize", "/apply-template")  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PATHS)
