@@ -21,7 +21,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from pathlib import Path
 
-from llama_cpp.reasons import DIFFERS, DROPPED, FILES, reason_of
+from llama_cpp.reasons import DROPPED, FILES, reason_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "llama-cpp-python==0.3.36"
@@ -39,7 +39,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="llama-cpp-tests-") as folder:
         tests = extracted(given.sdist or downloaded(Path(folder)), Path(folder) / "tests")
         results = run(tests, given.only)
-    failed = [name for name, (outcome, _) in results.items() if outcome == "failed" and not reason_of(name)]
+    failed = [name for name, (outcome, _) in results.items() if outcome == "failed"]
     for name in failed:
         print(f"FAILED {name}: {results[name][1]}")
     if not given.only:
@@ -79,17 +79,16 @@ def run(tests: Path, only: str) -> dict[str, tuple[str, str]]:
         "OMP_NUM_THREADS": "1",
     }
     pytest = [sys.executable, "-m", "pytest", "-p", "plugin", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    # A module of their own is enough to take for absent what is about one thing.
     names = subprocess.run(
         [*pytest, "--collect-only", "unit"], cwd=tests, env=environment, capture_output=True, text=True, check=False
     ).stdout.splitlines()
     names = [name.removeprefix("unit/") for name in names if "::" in name]
-    applying = [name for name in names if not absent(name)]
+    applying = [name for name in names if not reason_of(name)]
     report = tests / "report.xml"
     asked = [f"unit/{name}" for name in applying]
     more = ["-k", only] if only else []
     subprocess.run([*pytest, f"--junitxml={report}", *more, *asked], cwd=tests, env=environment, check=False)
-    results = {name: ("absent", absent(name)) for name in names if absent(name)}
+    results = {name: ("absent", reason_of(name)) for name in names if reason_of(name)}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname', '').rpartition('.')[2]}.py::{case.get('name')}"
         problem = next((one for one in case if one.tag in ("failure", "error")), None)
@@ -101,20 +100,12 @@ def run(tests: Path, only: str) -> dict[str, tuple[str, str]]:
     return results
 
 
-def absent(name: str) -> str:
-    """Why a test is not run; empty if it is."""
-    file = name.partition("::")[0]
-    return FILES.get(file, "") or ("" if reason_of(name) in DIFFERS.values() else reason_of(name))
-
-
 def written(results: dict[str, tuple[str, str]]) -> str:
     """The page for the docs."""
     files: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, (outcome, why) in results.items():
         file, _, test = name.partition("::")
-        test = test.partition("[")[0]
-        reason = "" if outcome == "passed" else reason_of(name) or FILES.get(file) or why
-        files[file][reason].append(test)
+        files[file]["" if outcome == "passed" else why].append(test.partition("[")[0])
     passed = sum(outcome == "passed" for outcome, _ in results.values())
     lines = [
         "# llama.cpp's server tests",
