@@ -24,7 +24,7 @@ from coterie.spec.opening import Opening
 if TYPE_CHECKING:
     from coterie.server.tls import Tls
 
-_PACKAGES = ("pydantic", "prometheus_client", "python_multipart", "starlette", "uvicorn")
+_PACKAGES = ("llguidance", "pydantic", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 
 
 @opens_model()

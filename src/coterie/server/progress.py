@@ -8,24 +8,29 @@ from typing import TYPE_CHECKING, Any
 from coterie.generation.tickets import Event, Prepared, Progress
 
 if TYPE_CHECKING:
-    from coterie.generation.tickets import Ticket
+    from coterie.server.choices import Choices
 
 
 class PromptProgress:
-    """Turns what a request's ticket tells into what a stream says.
+    """Turns what becomes of answers into what a stream says of their prompts.
 
     Args:
-        ticket: The request.
-        wanted: Whether its client asks for it. If not, there is nothing to say.
+        choices: The answers.
+        wanted: Whether the client asks for it. If not, there is nothing to say.
     """
 
-    def __init__(self, ticket: Ticket, *, wanted: bool) -> None:
-        self._ticket = ticket
+    def __init__(self, choices: Choices, *, wanted: bool) -> None:
+        self._choices = choices
         self._wanted = wanted
-        self._said = -1
+        self._said: dict[int, int] = {}
 
-    def of(self, event: Event) -> dict[str, Any] | None:
-        """What there is to say after an event; None if nothing is new."""
+    def of(self, number: int, event: Event) -> dict[str, Any] | None:
+        """What there is to say after an event; None if nothing is new.
+
+        Args:
+            number: Which answer.
+            event: What became of it.
+        """
         match event:
             case Prepared(int() as total):
                 read = 0
@@ -33,9 +38,9 @@ class PromptProgress:
                 pass
             case _:
                 return None
-        if not self._wanted or read <= self._said:
+        if not self._wanted or read <= self._said.get(number, -1):
             return None
-        self._said = read
-        begun = self._ticket.begun
+        self._said[number] = read
+        begun = self._choices.tickets[number].begun
         elapsed = 0 if begun is None or not read else round(1000 * (time.monotonic() - begun))
         return {"total": total, "cache": 0, "processed": read, "time_ms": elapsed}

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from coterie.generation.tickets import Done, Event, Failed, Part, Piece, Ticket
+from coterie.generation.tickets import Done, Failed, Part, Piece
 from coterie.server.identity import current, new_id
 from coterie.server.progress import PromptProgress
 from coterie.server.refusals import refusal_of
@@ -16,6 +16,8 @@ from coterie.server.streams import DONE, event
 if TYPE_CHECKING:
     from coterie.generation.answers import ToolCall
     from coterie.generation.completion import Completion
+    from coterie.server.choices import Choices, Numbered
+    from coterie.server.schemas.fields import Fields
     from coterie.server.schemas.responses import ResponseRequest
     from coterie.server.service import Service
 
@@ -31,7 +33,7 @@ class Responses:
     """
 
     def __init__(self, service: Service, asked: ResponseRequest) -> None:
-        config = asked.sampling(most=None).generation_config(service.engine.opened.model.generation_config)
+        config = asked.wishes(None).generation_config(service.engine.opened.model.generation_config)
         said = asked.reasoning
         self._same: dict[str, Any] = {
             "id": new_id("resp_"),
@@ -39,15 +41,15 @@ class Responses:
             "created_at": current().created,
             "background": False,
             "error": None,
-            "frequency_penalty": 0.0,
+            "frequency_penalty": asked.frequency_penalty or 0.0,
             "incomplete_details": None,
             "instructions": asked.instructions,
             "max_output_tokens": service.most(asked.max_output_tokens),
             "max_tool_calls": None,
             "metadata": asked.metadata or {},
             "model": service.name,
-            "parallel_tool_calls": True,
-            "presence_penalty": 0.0,
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "presence_penalty": asked.presence_penalty or 0.0,
             "previous_response_id": None,
             "prompt_cache_key": asked.prompt_cache_key,
             "reasoning": {"effort": None if said is None else said.effort, "summary": None},
@@ -56,8 +58,8 @@ class Responses:
             "store": False,
             # What it comes to where the request does not say: greedy choice is a temperature of 0.
             "temperature": (1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": asked.tool_choice or "auto",
+            "text": {"format": _repeated(asked.text.format) if asked.text and asked.text.format else {"type": "text"}},
+            "tool_choice": _repeated(asked.tool_choice) if asked.tool_choice else "auto",
             "tools": [tool.as_said() for tool in asked.tools or ()],
             "top_logprobs": 0,
             "top_p": 1.0 if config.top_p is None else config.top_p,
@@ -116,17 +118,17 @@ class ResponseStream:
         self._output: list[Item] = []
         self._open: Part | None = None
 
-    async def __call__(self, events: AsyncGenerator[Event], ticket: Ticket) -> AsyncGenerator[bytes]:
+    async def __call__(self, events: AsyncGenerator[Numbered], choices: Choices) -> AsyncGenerator[bytes]:
         """The events of the stream."""
         begun = self._responses.unfinished()
         yield self._event("response.created", response=begun)
         yield self._event("response.in_progress", response=begun)
-        reading = PromptProgress(ticket, wanted=self._progress)
-        async for one in events:
-            if (read := reading.of(one)) is not None:
+        reading = PromptProgress(choices, wanted=self._progress)
+        async for number, one in events:
+            if (read := reading.of(number, one)) is not None:
                 yield self._event("response.in_progress", response=begun, prompt_progress=read)
             match one:
-                case Piece(part, text):
+                case Piece(part=part, text=text):
                     for data in self._piece(part, text):
                         yield data
                 case Done(completion):
@@ -222,6 +224,11 @@ def _reasoning(text: str, status: str) -> Item:
 def _called(call: ToolCall) -> Item:
     return {"type": "function_call", "id": new_id("fc_"), "call_id": new_id("call_"), "name": call.name,
             "arguments": call.arguments, "status": "completed"}  # fmt: skip
+
+
+def _repeated(said: Fields | str) -> Any:
+    """Something of a request, as its answer repeats it."""
+    return said if isinstance(said, str) else said.model_dump(by_alias=True, exclude_none=True)
 
 
 def _kind(part: Part) -> str:

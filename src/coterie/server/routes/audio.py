@@ -45,7 +45,8 @@ async def _transcribe(service: Service, request: Request) -> Any:
         prepare=partial(service.prompts.of_messages, [{"role": "user", "content": content}], media),
         sampling=Sampling(max_new_tokens=service.most(None), temperature=asked.temperature),
     )
-    completion = (await service.whole(request, wish)).completion
+    (done,) = await service.whole(request, [wish])
+    completion = done.completion
     text = completion.text.strip()
     if asked.response_format == "text":
         return PlainTextResponse(f"{text}\n")

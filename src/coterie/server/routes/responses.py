@@ -36,16 +36,16 @@ async def _answer(service: Service, request: Request) -> Any:
         service.check_model(asked.model)
         messages, media = from_items(asked.input, asked.instructions)
     asked.input = ""
-    wish = Wish(
-        prepare=partial(service.prompts.of_messages, messages, media, asked.shown_tools, _options(service, asked)),
-        sampling=asked.sampling(most=service.most(asked.max_output_tokens)),
-    )
+    sampling = asked.wishes(service.most(asked.max_output_tokens))
+    make = partial(service.prompts.of_messages, messages, media, asked.toolbox, _options(service, asked))
+    wishes = [Wish(prepare=partial(make, wanted=sampling.grammar), sampling=sampling)]
     responses = Responses(service, asked)
     if asked.stream:
         return await service.stream(
-            request, wish, ResponseStream(responses, progress=bool(asked.return_progress)), ping=COMMENT_PING
+            request, wishes, ResponseStream(responses, progress=bool(asked.return_progress)), ping=COMMENT_PING
         )
-    return responses.whole((await service.whole(request, wish)).completion)
+    (done,) = await service.whole(request, wishes)
+    return responses.whole(done.completion)
 
 
 def _options(service: Service, asked: ResponseRequest) -> ChatOptions | None:

@@ -18,11 +18,47 @@ class Usage(TypedDict):
     total_tokens: int
 
 
-class More(TypedDict):
-    """What OpenAI's shape has no room for."""
+class MoreOfOne(TypedDict):
+    """What OpenAI's shape has no room for, of a choice."""
 
     finish_reason: str
     provenance: NotRequired[dict[str, float | dict[str, float]]]
+
+
+class More(MoreOfOne):
+    """The same of the first choice, and where there are several, of each."""
+
+    choices: NotRequired[list[MoreOfOne]]
+
+
+class LikelyToken(TypedDict):
+    """A token and its log probability; its bytes, as it may be half a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ToldToken(LikelyToken):
+    """A token of an answer, with the likeliest ones at its place."""
+
+    top_logprobs: list[LikelyToken]
+
+
+class ChatLogprobs(TypedDict):
+    """How likely the tokens of an answer were."""
+
+    content: list[ToldToken]
+    refusal: None
+
+
+class TextLogprobs(TypedDict):
+    """How likely the tokens of a text were; None for the first, which nothing is before."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
 
 
 class CalledFunction(TypedDict):
@@ -54,7 +90,7 @@ class ChatChoice(TypedDict):
 
     index: int
     message: AnswerMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Finish
 
 
@@ -76,8 +112,8 @@ class TextChoice(TypedDict):
 
     index: int
     text: str
-    logprobs: None
-    finish_reason: Finish | None
+    logprobs: TextLogprobs | None
+    finish_reason: Finish
 
 
 class TextCompletion(TypedDict):

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from coterie.generation.grammar import Grammar
+from coterie.generation.sampling import Sampling
+from coterie.generation.toolbox import Toolbox
 from coterie.server.schemas.chat import MOST_MESSAGES, MOST_PARTS, InputAudio, Text
-from coterie.server.schemas.fields import (
-    Fields,
-    ModelName,
-    Nothing,
-    NotYet,
-    Off,
-    On,
-    PlainText,
-    SamplingFields,
-    Tokens,
-    ToolChoice,
-    Zero,
-    not_yet,
-)
-from coterie.server.schemas.tools import MOST_TOOLS, CallId, Function, ToolName
+from coterie.server.schemas.fields import Fields, ModelName, Nothing, NotYet, Off, Tokens, not_yet
+from coterie.server.schemas.forms import JsonObject, NamedSchema, PlainText
+from coterie.server.schemas.sampling import Penalty, SamplingFields
+from coterie.server.schemas.tools import MOST_TOOLS, CallId, Function, ToolName, toolbox
 
 
 def _keeps_nothing(value: Any) -> None:
@@ -177,11 +169,42 @@ def _only_functions(value: Any) -> Any:
 Tools = Annotated[list[Annotated[ResponseTool, BeforeValidator(_only_functions)]], Field(max_length=MOST_TOOLS)]
 
 
+class SchemaFormat(NamedSchema):
+    """JSON that a schema allows."""
+
+    type: Literal["json_schema"]
+
+    @property
+    def grammar(self) -> Grammar:
+        """The form."""
+        return Grammar.json_schema(self.schema_)
+
+
+Format = Annotated[PlainText | JsonObject | SchemaFormat, Field(discriminator="type")]
+
+
 class TextSettings(Fields):
     """The form of the answer."""
 
-    format: PlainText = None
+    format: Format | None = None
     verbosity: NotYet = None
+
+
+class NamedTool(Fields):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    name: ToolName
+
+
+def _word_or_tool(value: Any) -> str:
+    return "word" if isinstance(value, str) else "tool"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["auto", "none", "required"], Tag("word")] | Annotated[NamedTool, Tag("tool")],
+    Discriminator(_word_or_tool),
+]
 
 
 class ReasoningSettings(Fields):
@@ -210,7 +233,7 @@ class ResponseRequest(SamplingFields):
     stream_options: StreamSettings | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
-    parallel_tool_calls: On = None
+    parallel_tool_calls: bool | None = None
     max_tool_calls: NotYet = None
     text: TextSettings | None = None
     reasoning: ReasoningSettings | None = None
@@ -223,15 +246,38 @@ class ResponseRequest(SamplingFields):
     background: Kept = None
     prompt: Kept = None
     include: Nothing = None
-    top_logprobs: Zero = None
-    presence_penalty: Zero = None
-    frequency_penalty: Zero = None
+    top_logprobs: Literal[0] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     user: ShortText | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     return_progress: bool | None = None
 
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        _ = self.toolbox
+        return self
+
     @property
-    def shown_tools(self) -> list[dict[str, Any]]:
-        """The tools that the model is told of."""
-        return [] if self.tool_choice == "none" else [tool.as_tool() for tool in self.tools or ()]
+    def toolbox(self) -> Toolbox:
+        """The tools, and how they may be called."""
+        choice = self.tool_choice
+        return toolbox(
+            [tool.as_tool() for tool in self.tools or ()],
+            wanted=choice if isinstance(choice, str) else None,
+            only=choice.name if isinstance(choice, NamedTool) else None,
+            several=self.parallel_tool_calls is not False,
+        )
+
+    def wishes(self, most: int | None) -> Sampling:
+        """How tokens are chosen.
+
+        Args:
+            most: New tokens.
+        """
+        said = None if self.text is None else self.text.format
+        return self.sampling(
+            most=most, presence_penalty=self.presence_penalty or 0.0, frequency_penalty=self.frequency_penalty or 0.0,
+            grammar=None if said is None else said.grammar,
+        )  # fmt: skip
