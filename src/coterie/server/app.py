@@ -20,12 +20,30 @@ from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
 from coterie.server.meters import Meters
 from coterie.server.operations import Operation
+from coterie.server.origins import Origins
 from coterie.server.refusals import Refusal
-from coterie.server.routes import chat, completions, dashboard, health, messages, models, profile, tokens
+from coterie.server.routes import (
+    absent,
+    audio,
+    chat,
+    completions,
+    dashboard,
+    health,
+    messages,
+    models,
+    responses,
+    slots,
+    tokens,
+)
+from coterie.server.routes import (
+    profile as profiles,
+)
 from coterie.server.service import Service
 from coterie.server.streams import PING_S
 
-_GROUPS = (chat, completions, messages, models, tokens, health, dashboard, profile)
+_GROUPS = (
+    chat, completions, messages, responses, audio, models, tokens, slots, health, dashboard, profiles, absent,
+)  # fmt: skip
 
 
 def make_app(
@@ -35,6 +53,7 @@ def make_app(
     names: Sequence[str],
     hosts: Hosts | None,
     keys: Keys | None = None,
+    origins: Origins | None = None,
     bodies: Bodies | None = None,
     ping_s: float = PING_S,
     profile: str | Path | None = None,
@@ -47,6 +66,7 @@ def make_app(
         names: What requests may call it.
         hosts: Who requests may be meant for; None behind a front, which has looked at them.
         keys: What opens it; None for anybody.
+        origins: Other pages than its own that may ask; None for none.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
         profile: The profile that the dashboard asks about experts; None for none.
@@ -56,14 +76,16 @@ def make_app(
     operations = [one for group in _GROUPS for one in group.operations(service)]
 
     async def describe(_: Request) -> dict[str, Any]:
-        return openapi.document(operations, version=coterie.__version__, keys=keys is not None)
+        return openapi.document(
+            [one for one in operations if one.described], version=coterie.__version__, keys=keys is not None
+        )
 
     operations.append(
         Operation(path="/openapi.json", summary="This document.", method="GET", handler=describe, answered=dict)
     )
     router = Router([one.route() for one in operations] + pages.routes(), redirect_slashes=False)
     paths = [*(one.path for one in operations), *pages.PAGES]
-    return Gate(_Routes(router), hosts=hosts, keys=keys, meters=meters, paths=paths)
+    return Gate(_Routes(router), hosts=hosts, keys=keys, origins=origins, meters=meters, paths=paths)
 
 
 class _Routes:

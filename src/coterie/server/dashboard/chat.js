@@ -87,6 +87,7 @@ export class Chat {
   reset() {
     this.cancel();
     this.history = [];
+    for (const shown of find("messages").querySelectorAll("img, audio")) URL.revokeObjectURL(shown.src);
     find("messages").replaceChildren();
     find("chat-new").disabled = true;
     this.say("");
