@@ -61,6 +61,11 @@ class Choices:
         return len(self._wishes)
 
     @property
+    def tickets(self) -> Sequence[Ticket]:
+        """Those that the engine has taken on, by number."""
+        return self._tickets
+
+    @property
     def first(self) -> Ticket:
         """The first of them, which says how the request fares."""
         return self._tickets[0]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.generation.tickets import Done, Failed, Piece
 from coterie.server.identity import current, new_id
 from coterie.server.openai_choices import ChatAnswers, Choice, TextAnswers
+from coterie.server.progress import PromptProgress
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import Chunk, More, MoreOfOne, Usage
 from coterie.server.streams import DONE, event
@@ -45,10 +46,14 @@ class OpenAIStream:
         answers: How a choice is written.
         usage: Whether what it took is told at the end.
         each: How many choices are to the same prompt; all of them by default.
+        progress: Whether it is told how far prompts have been read.
     """
 
-    def __init__(self, service: Service, answers: Answers, *, usage: bool, each: int | None = None) -> None:
+    def __init__(
+        self, service: Service, answers: Answers, *, usage: bool, each: int | None = None, progress: bool = False
+    ) -> None:
         self._answers = answers
+        self._progress = progress
         self._usage = usage
         self._each = each
         self._same: Chunk = _same(service, answers.prefix, answers.chunk)
@@ -59,7 +64,10 @@ class OpenAIStream:
         for number in range(choices.count):
             for one in self._answers.opening(number):
                 yield self._chunk(one)
+        reading = PromptProgress(choices, wanted=self._progress)
         async for number, told in events:
+            if (read := reading.of(number, told)) is not None:
+                yield self._chunk(self._answers.nothing(number), prompt_progress=read)
             match told:
                 case Piece():
                     for one in self._answers.piece(number, told):
@@ -68,7 +76,7 @@ class OpenAIStream:
                     *before, last = self._answers.ending(number, completion)
                     for one in before:
                         yield self._chunk(one)
-                    yield self._chunk(last, _more_of_one(told))
+                    yield self._chunk(last, coterie=_more_of_one(told))
                 case Failed(error):
                     failed = True
                     yield event(refusal_of(error).body("openai", choices.request_id))
@@ -79,13 +87,11 @@ class OpenAIStream:
             yield event({**self._same, "choices": [], "usage": _usage(done, self._each or len(done))})
         yield DONE
 
-    def _chunk(self, choice: Choice, more: MoreOfOne | None = None) -> bytes:
+    def _chunk(self, choice: Choice, **more: Any) -> bytes:
         chunk = {**self._same, "choices": [choice]}
         if self._usage:
             chunk["usage"] = None
-        if more is not None:
-            chunk["coterie"] = more
-        return event(chunk)
+        return event({**chunk, **more})
 
 
 def _same(service: Service, prefix: str, kind: str) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class ChatAnswers:
         """What a stream begins with."""
         yield _chunk(number, {"role": "assistant", "content": None}, None)
 
+    def nothing(self, number: int) -> Choice:
+        """Nothing of an answer, where something else is told."""
+        return _chunk(number, {}, None)
+
     def piece(self, number: int, piece: Piece) -> Iterator[Choice]:
         """Some of an answer."""
         self._told[number] += len(piece.logprobs)
@@ -126,6 +130,10 @@ class TextAnswers:
     def opening(self, number: int) -> Iterator[Choice]:
         """What a stream begins with: nothing, until something is known."""
         yield from ()
+
+    def nothing(self, number: int) -> Choice:
+        """Nothing of a continuation, where something else is told."""
+        return _text(number, "", None)
 
     def piece(self, number: int, piece: Piece) -> Iterator[Choice]:
         """Some of a continuation."""

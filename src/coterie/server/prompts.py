@@ -135,7 +135,8 @@ class Prompts:
         length = _length(inputs)
         if self.context is not None and length > self.context:
             raise ContextLengthError(
-                f"The prompt has {length} tokens; there is room for {self.context}.",
+                # Clients know it by "prompt is too long", where they do not read codes.
+                f"The prompt is too long: it has {length} tokens, and there is room for {self.context}.",
                 tokens=length,
                 max_context=self.context,
             )

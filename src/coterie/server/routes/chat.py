@@ -46,7 +46,7 @@ async def _chat(service: Service, request: Request) -> Any:
     ]
     writing = ChatAnswers(service.tokens, logprobs=bool(asked.logprobs))
     if asked.stream:
-        events = OpenAIStream(service, writing, usage=asked.wants_usage)
+        events = OpenAIStream(service, writing, usage=asked.wants_usage, progress=bool(asked.return_progress))
         return await service.stream(request, wishes, events, ping=COMMENT_PING)
     return whole(service, writing, await service.whole(request, wishes))
 

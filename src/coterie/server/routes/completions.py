@@ -48,6 +48,8 @@ async def _complete(service: Service, request: Request) -> Any:
     shown = [prompt for prompt in asked.prompts for _ in range(asked.choices)]
     writing = TextAnswers(service.tokens, shown if asked.echo else None, logprobs=asked.logprobs is not None)
     if asked.stream:
-        events = OpenAIStream(service, writing, usage=asked.wants_usage, each=asked.choices)
+        events = OpenAIStream(
+            service, writing, usage=asked.wants_usage, each=asked.choices, progress=bool(asked.return_progress)
+        )
         return await service.stream(request, wishes, events, ping=COMMENT_PING)
     return whole(service, writing, await service.whole(request, wishes), each=asked.choices)

@@ -16,9 +16,11 @@ NOT_YET = frozenset({
     "guided_json", "guided_regex", "include_stop_str_in_output", "allowed_token_ids", "bad_words",
     "json_schema", "length_penalty", "max_thinking_tokens", "mcp_servers", "mirostat", "prompt_logprobs",
     "mm_processor_kwargs", "modalities", "n_probs", "prediction", "reasoning",
-    "refusal", "return_progress", "return_token_ids", "service_tier", "skip_special_tokens", "structured_outputs",
+    "refusal", "return_token_ids", "service_tier", "skip_special_tokens", "structured_outputs",
     "suffix", "thinking", "tool_calls", "top_a", "truncate_prompt_tokens", "use_beam_search", "verbosity",
     "web_search_options",
+    # Of transcriptions.
+    "chunking_strategy", "include[]", "language", "prompt", "timestamp_granularities[]",
 })  # fmt: skip
 """Fields that other servers have and this one has not."""
 
@@ -81,6 +83,8 @@ def read(kind: type[Asked], value: Mapping[str, Any]) -> Asked:
         raise _refusal(error, value) from None
     if getattr(asked, "stream_options", None) is not None and not getattr(asked, "stream", None):
         raise Refusal(400, "stream_options is for streams.", param="stream_options")
+    if getattr(asked, "return_progress", None) and not getattr(asked, "stream", None):
+        raise Refusal(400, "return_progress is for streams.", param="return_progress")
     return asked
 
 

@@ -66,6 +66,7 @@ class OpenAISamplingFields(SamplingFields):
     model: ModelName | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_progress: bool | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
     stop: StopText | StopTexts | None = None
