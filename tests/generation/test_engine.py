@@ -23,6 +23,7 @@ from coterie.errors import (
     QueueTimeoutError,
     ReadError,
     RequestCancelledError,
+    UsageError,
 )
 from coterie.generation import engine as engine_module
 from coterie.generation.completion import Completion, complete
@@ -397,3 +398,9 @@ def test_nothing_is_kept_of_what_is_over(engine: Engine) -> None:
         return all(ticket() is None for ticket in known)
 
     until(gone)
+
+
+@pytest.mark.parametrize("options", [{"parallel": 0}, {"most_waiting": -1}, {"piece": 0}])
+def test_numbers_that_cannot_be_are_refused(opened: OpenModel, options: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        Engine(opened, **options)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from coterie.errors import EngineStoppedError, QueueFullError, QueueTimeoutError
+from coterie.errors import EngineStoppedError, QueueFullError, QueueTimeoutError, UsageError
 from coterie.generation.asked import Asked, preparing
 from coterie.generation.governor import Governor
 from coterie.generation.interruption import Stopped, StopWatches
@@ -85,6 +85,7 @@ class Engine:
 
     Raises:
         LoadError: If the model has no tokenizer.
+        UsageError: If a number is out of range.
     """
 
     def __init__(
@@ -97,6 +98,9 @@ class Engine:
         piece: int = PIECE,
         watcher: Watcher | None = None,
     ) -> None:
+        for what, number, least in (("parallel", parallel, 1), ("most_waiting", most_waiting, 0), ("piece", piece, 1)):
+            if number < least:
+                raise UsageError(f"{what} must be at least {least}, not {number}.", got=number)
         self.opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
         self.parallel = parallel
         self.governor = Governor(self.opened.runtime)

@@ -119,6 +119,9 @@ class Steps:
             for sequence in leaving:
                 if not sequence.ended:
                     sequence.cancel()
+        for sequence in batch:
+            if sequence.error is not None and not isinstance(sequence.error, Exception):
+                raise sequence.error
         return batch
 
     def finish(self, sequence: Sequence) -> None:
@@ -196,15 +199,17 @@ class Steps:
             self._count.took(len(batch), time.perf_counter() - began)
 
     def _compute(self, batch: tuple[Sequence, ...]) -> None:
-        """The next token of each."""
+        """The next token of each. What should end the program and ends one of them takes nothing from the others."""
         outputs = self._together(batch) if len(batch) > 1 else None
         if outputs is not None:
             outputs.reverse()
+        goes_on = True
         for sequence in batch:
             # What is raised keeps the frames that it went through, this one too: no outputs stay here.
             row = outputs.pop() if outputs is not None else None
-            if not sequence.ended:
-                _advance(sequence, row)
+            if not sequence.ended and (goes_on or row is not None):
+                # Who has no outputs after an interrupt is as before, and goes on another time.
+                goes_on &= _advance(sequence, row)
 
     def _together(self, batch: tuple[Sequence, ...]) -> list[Any] | None:
         """What one pass of all of them returned for each.
@@ -237,12 +242,18 @@ class Steps:
             self._shared = None
 
 
-def _advance(sequence: Sequence, outputs: Any) -> None:
-    """A sequence's next token, by what a pass returned for it; by a pass of its own where there was none."""
+def _advance(sequence: Sequence, outputs: Any) -> bool:
+    """A sequence's next token, by what a pass returned for it; by a pass of its own where there was none.
+
+    Returns:
+        Whether the program is to go on: not if what has ended the sequence should end that, too.
+    """
     try:
         sequence.take(sequence.run() if outputs is None else outputs)
-    except Exception as error:
+    except BaseException as error:
         sequence.fail(error)
+        return isinstance(error, Exception)
+    return True
 
 
 def generated(sequence: Sequence) -> Sequence:
