@@ -1,4 +1,4 @@
-"""How long others wait for one who asks the engine: until a request that is given up is gone, and while a prompt is read.
+"""How long others wait for one who asks the engine: until a request that was given up is gone, and while one is read.
 
 - **Giving up**: a request is given up somewhere in its prompt, or in its answer, beside another one that is being
   answered. Measured is the time until its place and its memory are free. In a prompt that must take no longer than the
@@ -78,7 +78,7 @@ def measure_giving_up(report: Report, engine: Any, pace: Pace, prompt: list[int]
         for _ in range(trials):
             asked = prompt if phase == "prefill" else prompt[:32]
             ticket = engine.submit(asked, Sampling(max_new_tokens=1000, greedy=True))
-            until(lambda one=ticket: one.phase == phase)  # type: ignore[misc]
+            until(lambda one=ticket, at=phase: one.phase == at)  # type: ignore[misc]
             time.sleep(draw.random() * 0.2)
             ticket.cancel()
             taken.append(until(lambda: engine.running == 1))
