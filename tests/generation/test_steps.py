@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from coterie.generation.completion import Stopped, StopWatch
 from coterie.generation.draws import Draws
+from coterie.generation.interruption import Stopped, StopWatch
 from coterie.generation.sequence import Sequence
 from coterie.generation.steps import Steps, generated
 from coterie.hf.generation_steps import last_logits, one_by_one, prepare
@@ -39,12 +39,14 @@ def stock_way(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> tu
     return out.sequences[0], torch.cat(out.logits)
 
 
-def our_way(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def our_way(
+    model: Any, inputs: dict[str, Any], options: dict[str, Any], *, piece: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The same of ours."""
     torch.manual_seed(5)
     logits: list[torch.Tensor] = []
     prepared = prepare(model, **inputs, max_new_tokens=NEW, **options)
-    sequence = Sequence(prepared, keep=lambda outputs: logits.append(last_logits(outputs, prepared.ids)))
+    sequence = Sequence(prepared, keep=lambda outputs: logits.append(last_logits(outputs, prepared.ids)), piece=piece)
     return generated(sequence).ids[0], torch.cat(logits)
 
 
@@ -280,3 +282,61 @@ def test_losses_of_sequences_beside_each_other_are_as_alone(model) -> None:
     for ours, theirs in zip(together, alone, strict=True):
         assert str(losses[ours.request]) == str(losses[theirs.request])
         assert losses[ours.request][-1] > 0
+
+
+PIECEWISE = ["qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_vl_moe", "mixtral"]
+
+
+@pytest.mark.parametrize("name", PIECEWISE)
+def test_pieces_are_those_of_transformers(name, zoo_checkpoint, open_model) -> None:
+    if name not in ZOO or ZOO[name].why_not:
+        pytest.skip("no such model here")
+    model = open_model(zoo_checkpoint(name, torch.bfloat16), expert_memory="50%")
+    inputs = ZOO[name].inputs(seed=4, length=23)
+    for options in (MODES["greedy"], MODES["sampled"]):
+        expected = stock_way(model, inputs, options | {"prefill_chunk_size": 8})
+        for ours, theirs in zip(our_way(model, inputs, options, piece=8), expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["jamba", "qwen3_next"])
+def test_a_prompt_whose_tokens_are_no_longer_there_is_one_piece(name, zoo_checkpoint, open_model) -> None:
+    if reason := ZOO[name].why_not:
+        pytest.skip(reason)
+    model = open_model(zoo_checkpoint(name, torch.bfloat16), expert_memory="50%")
+    inputs, options = ZOO[name].inputs(seed=4, length=23), MODES["greedy"]
+    for ours, theirs in zip(our_way(model, inputs, options, piece=8), stock_way(model, inputs, options), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_prompt_goes_on_where_its_cache_ends(model) -> None:
+    from transformers import DynamicCache
+
+    expected = our_way(model, {"input_ids": ids(1, 23)}, MODES["greedy"], piece=8)
+    for held in (8, 16):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            for begin in range(0, held, 8):
+                model(input_ids=ids(1, 23)[:, begin : begin + 8], past_key_values=cache)
+        inputs = {"input_ids": ids(1, 23), "past_key_values": cache}
+        for ours, theirs in zip(our_way(model, inputs, MODES["greedy"], piece=8), expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_an_answer_waits_for_one_piece_of_others_prompts(model) -> None:
+    model.coterie.add_observer(observer := Told())
+    steps = Steps()
+    answered = sequence(model, 1, new=9)
+    steps.add(answered)
+    steps.step()
+    prompts = [Sequence(prepare(model, input_ids=ids(seed, 23), max_new_tokens=1, do_sample=False), piece=8)
+               for seed in (2, 3)]  # fmt: skip
+    for one in prompts:
+        steps.add(one)
+    while steps.going:
+        steps.step()
+    model.coterie.remove_observer(observer)
+    names = {answered.request: "a", prompts[0].request: "p", prompts[1].request: "q"}
+    turns = "".join(names[request] for request, *_ in observer.passes)
+    # Pieces of the two prompts alternate, and between any two of them the answer gets a token.
+    assert turns == "a" + "paqa" * 3 + "aa"

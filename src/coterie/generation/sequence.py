@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from coterie.generation.draws import Draws
-from coterie.hf.caches import caches_in
+from coterie.hf.caches import cached_length, caches_in
 from coterie.hf.generation_steps import (
     Positions,
     Prepared,
     after_pass,
     choose,
     last_logits,
+    may_come_in_pieces,
     next_inputs,
     prefill,
+    prefill_piece,
     prompt_length,
 )
 from coterie.passes.admission import CachesUsed
@@ -52,11 +54,15 @@ class Sequence:
         draws: Its random numbers; without them, it draws from the process's.
         chooser: Chooses its tokens; by default as its settings say.
         keep: Given what each pass returned, to keep of it what is wanted. It must not refer to the sequence.
+        piece: Tokens of its prompt in one pass, where its settings do not say; None for all of them. Pieces end at
+            multiples of it, wherever they begin. A prompt that cannot be taken apart is one pass all the same:
+            :func:`~coterie.hf.generation_steps.may_come_in_pieces`.
 
     Attributes:
         request: As whom its passes are known.
         ids: All its tokens so far [1, T], prompt included.
         prompt: How many of them are the prompt.
+        position: How many of them have been computed and are kept. It begins with those that its cache holds already.
         model: What it is computed by.
         ended: Whether it has ended, for whatever reason.
         error: What ended it before its time.
@@ -71,6 +77,7 @@ class Sequence:
         draws: Draws | None = None,
         chooser: Chooser | None = None,
         keep: Callable[[Any], None] | None = None,
+        piece: int | None = None,
     ) -> None:
         self.request = request or Request()
         self.model = prepared.model
@@ -82,7 +89,10 @@ class Sequence:
         self._kwargs = prepared.kwargs
         self._cached = bool(prepared.kwargs["use_cache"])
         self._begun = False
-        self._position = 0
+        self.position = max((cached_length(cache) or 0 for cache in caches_in(prepared.kwargs.values())), default=0)
+        # Read from the settings here: a pass over a piece is given none.
+        size = prepared.config.prefill_chunk_size or piece
+        self._size = size if size is not None and may_come_in_pieces(prepared) else None
         self._stream = stream
         self._draws = draws
         self._chooser = chooser
@@ -105,7 +115,7 @@ class Sequence:
     @property
     def row(self) -> Row:
         """Where its next pass goes on."""
-        return Row(self.request, self._position)
+        return Row(self.request, self.position)
 
     @property
     def cache(self) -> Any:
@@ -118,14 +128,31 @@ class Sequence:
         """Whether it has a cache: what came before is not computed again."""
         return bool(caches_in(self._kwargs.values()))
 
+    @property
+    def reading(self) -> bool:
+        """Whether its prompt is still being computed."""
+        return not self._begun
+
+    @property
+    def coming(self) -> int:
+        """Tokens that its next pass computes."""
+        if self._begun:
+            return 1 if self._cached else int(self.ids.shape[1])
+        begin, end = self._next_piece() or (self.position, prompt_length(self._prepared))
+        return end - begin
+
     def run(self) -> Any:
         """Its next forward pass, alone; returns what the model returns."""
         inputs = self.next_inputs()
-        rows = (self.row,) if self._begun else None  # a prompt may come in pieces
+        piece = self._next_piece()
+        rows = (self.row,) if self._begun or piece else None  # transformers may take a prompt apart by itself
         with Stated(self.request, phase=self.phase, rows=rows), self._caches:
-            outputs = (
-                prefill(self._prepared, self._kwargs) if inputs is None else self.model(**inputs, return_dict=True)
-            )
+            if inputs is not None:
+                outputs = self.model(**inputs, return_dict=True)
+            elif piece is not None:
+                outputs = prefill_piece(self._prepared, self._kwargs, *piece)
+            else:
+                outputs = prefill(self._prepared, self._kwargs)
         self._positions.note()
         return outputs
 
@@ -141,11 +168,15 @@ class Sequence:
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
         prepared = self._prepared
+        piece = self._next_piece()
+        if piece is not None and piece[1] < prompt_length(prepared):
+            self.position = piece[1]
+            return
         if self._keep is not None:
             self._keep(outputs)
         self._kwargs = after_pass(prepared.model, outputs, self._kwargs)
         if self._cached:
-            self._position += 1 if self._begun else prompt_length(prepared)
+            self.position = self.position + 1 if self._begun else prompt_length(prepared)
         self._begun = True
         scores = last_logits(outputs, self.ids)
         if prepared.processors:
@@ -183,6 +214,13 @@ class Sequence:
                 raise error
             finally:
                 del error  # its traceback has this frame
+
+    def _next_piece(self) -> tuple[int, int] | None:
+        """Where in the prompt the next pass begins and ends; None if the prompt is over, or not taken apart."""
+        length = prompt_length(self._prepared)
+        if self._begun or self._size is None or length <= self._size:
+            return None
+        return self.position, min(length, (self.position // self._size + 1) * self._size)
 
     def _end(self) -> None:
         self.ended = True

@@ -29,9 +29,13 @@ class Steps:
     They join and leave between two steps, and each ends as it wishes. Each gets the tokens and logits that it gets
     alone, to the bit, whoever is beside it. What is raised over one ends that one alone.
 
-    A step is a forward pass of the sequence that has waited longest. If what that has to compute next is one token, and
-    its model computes rows with the bits of each alone (:func:`~coterie.integration.rows_together`), the next tokens of
-    others are computed in the same pass: each weight is read once for all. Else they take turns.
+    They take turns in rounds. In each, one prompt has a piece of it computed, and then everyone that is being answered
+    gets a token. So an answer waits for no more than one piece of others' prompts, and prompts advance piece by piece,
+    one after the other, however long each of them is.
+
+    A step is a forward pass. Where a model computes rows with the bits of each alone
+    (:func:`~coterie.integration.rows_together`), the next tokens of several who are being answered are computed in one:
+    each weight is read once for all. Else it is of one sequence.
 
     One thread calls :meth:`step` and :meth:`finish`. Any thread may :meth:`add` and :meth:`remove`, also from within a
     step, as observers do.
@@ -44,6 +48,8 @@ class Steps:
         self._most_rows = most_rows
         self._lock = threading.Lock()
         self._waiting: deque[Sequence] = deque()
+        # Who is still to get a token in this round.
+        self._round: deque[Sequence] = deque()
         # Those of the step that is going on, and of them, those that are to end.
         self._passing: tuple[Sequence, ...] = ()
         self._leaving: list[Sequence] = []
@@ -71,6 +77,8 @@ class Steps:
         with self._lock:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
+                if sequence in self._round:
+                    self._round.remove(sequence)
             else:
                 if sequence in self._passing and sequence not in self._leaving:
                     self._leaving.append(sequence)
@@ -79,8 +87,11 @@ class Steps:
                 return
         sequence.cancel()
 
-    def step(self) -> None:
+    def step(self) -> tuple[Sequence, ...]:
         """One forward pass, and a token for each sequence in it; nothing where there is none.
+
+        Returns:
+            The sequences that took part in it.
 
         Raises:
             BaseException: Only what should end the program, such as an interrupt; anything else that ends a sequence
@@ -108,6 +119,7 @@ class Steps:
             for sequence in leaving:
                 if not sequence.ended:
                     sequence.cancel()
+        return batch
 
     def finish(self, sequence: Sequence) -> None:
         """Steps until a sequence has ended, the others with it.
@@ -130,24 +142,40 @@ class Steps:
         sequence.check()
 
     def _schedule(self) -> tuple[tuple[Sequence, ...], bool]:
-        """The sequences of the next pass: whichever has waited longest, and others that may share it.
+        """The sequences of the next pass: whose turn it is, and others that may share it.
 
         Also, whether what it takes says something about how many should.
         """
-        waiting = self._waiting
-        if len(waiting) < 2:
-            return ((waiting.popleft(),) if waiting else ()), False
-        first = waiting.popleft()
-        most = self._most(first.model)
-        if most < 2 or not self._joins(first):
-            return (first,), False
-        beside = [one for one in waiting if one.model is first.model and self._joins(one)][: most - 1]
-        if not beside:
-            return (first,), False
-        beside = beside[: self._count.most(1 + len(beside)) - 1]
+        if len(self._waiting) < 2:
+            self._round.clear()
+            return ((self._waiting.popleft(),) if self._waiting else ()), False
+        prompt = None
+        if not self._round:
+            self._round.extend(one for one in self._waiting if not one.reading)
+            prompt = next((one for one in self._waiting if one.reading), None)
+        if prompt is not None:
+            batch, counts = [prompt], False
+        else:
+            batch = [self._round.popleft()]
+            beside, counts = self._beside(batch[0])
+            batch += beside
+        for one in batch:
+            self._waiting.remove(one)
+        return tuple(batch), counts
+
+    def _beside(self, first: Sequence) -> tuple[list[Sequence], bool]:
+        """Who else gets a token in this round, and gets it in the same pass; and whether others might have."""
+        if not self._joins(first) or (most := self._most(first.model)) < 2:
+            return [], False
+        could = [one for one in self._waiting if one.model is first.model and self._joins(one)]
+        if len(could) < 2:
+            return [], False
+        # By all of them, however many have had their turn in this round: so many make a pass.
+        rows = self._count.most(min(len(could), most))
+        beside = [one for one in self._round if one in could][: rows - 1]
         for one in beside:
-            waiting.remove(one)
-        return (first, *beside), True
+            self._round.remove(one)
+        return beside, True
 
     def _most(self, model: Any) -> int:
         """Sequences of a model that may share a pass, whatever that takes."""
@@ -182,7 +210,7 @@ class Steps:
         for sequence in batch:
             # What is raised keeps the frames that it went through, this one too: no outputs stay here.
             row = outputs.pop() if outputs is not None else None
-            if not sequence.ended:
+            if not sequence.ended and sequence not in self._leaving:
                 _advance(sequence, row)
 
     def _together(self, batch: tuple[Sequence, ...]) -> list[Any] | None:

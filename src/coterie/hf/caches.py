@@ -46,6 +46,16 @@ def cached_length(cache: Any) -> int | None:
     return max((int(layer.get_seq_length()) for layer in counting), default=0) if counting else None
 
 
+def counts_tokens(cache: Any) -> bool:
+    """Whether every layer of a cache keeps tokens, rather than a state of one size."""
+    if any(getattr(cache, name, None) is not None for name in ("self_attention_cache", "cross_attention_cache")):
+        return False
+    layers = getattr(cache, "layers", None)
+    return layers is not None and not any(
+        hasattr(layer, "has_previous_state") or not hasattr(layer, "get_seq_length") for layer in layers
+    )
+
+
 def reserved_length(cache: Any) -> int:
     """Tokens of each sequence that a cache has memory for from its first use on; 0 for one that grows."""
     parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from coterie.hf.caches import is_cache, let_go_of_kept
+from coterie.hf.caches import caches_in, counts_tokens, is_cache, let_go_of_kept
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
@@ -36,6 +36,14 @@ _OF_PICTURES = frozenset(
 )  # fmt: skip
 """What says where in a prompt pictures and sounds are: a pass that is given its positions reads none of it."""
 _ONE_BY_ONE = ("greedy_search", "sample")
+_BY_TOKEN = {
+    "attention_mask": "prompt",
+    "position_ids": "piece",
+    "token_type_ids": "prompt",
+    "mm_token_type_ids": "prompt",
+    "moe_mm_token_type_ids": "prompt",
+}
+"""What says something of each token, and whether a pass over a piece of a prompt is told of the tokens before, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +201,43 @@ def prefill(prepared: Prepared, kwargs: dict[str, Any]) -> Any:
     if prepared.whole:
         return prepared.model(input_ids=prepared.ids, **kwargs, return_dict=True)
     return prepared.model._prefill(prepared.ids, prepared.config, kwargs, is_first_iteration=True)
+
+
+def may_come_in_pieces(prepared: Prepared) -> bool:
+    """Whether the prompt can be computed in several passes, as ``prefill_chunk_size`` of transformers has it.
+
+    It cannot with an encoder, with what goes through a model as a whole (pictures, sounds, embeddings), without a
+    cache, or with one that holds states instead of tokens: layers of linear attention begin anew with longer passes.
+
+    Args:
+        prepared: The request.
+    """
+    caches = caches_in(prepared.kwargs.values())
+    others = {name for name, value in prepared.kwargs.items() if isinstance(value, Tensor)} - {*_BY_TOKEN}
+    return (
+        not (prepared.whole or prepared.model.config.is_encoder_decoder or others)
+        and bool(prepared.kwargs["use_cache"])
+        and len(caches) == 1
+        and counts_tokens(caches[0])
+    )
+
+
+def prefill_piece(prepared: Prepared, kwargs: dict[str, Any], begin: int, end: int) -> Any:
+    """A forward pass over a piece of the prompt, as transformers' own loop over such pieces does it.
+
+    Args:
+        prepared: A request that :func:`may_come_in_pieces`.
+        kwargs: What forward passes are called with; its cache holds the tokens before the piece.
+        begin: First token of the piece.
+        end: The one after its last.
+    """
+    known = dict(kwargs)
+    for name, first in _BY_TOKEN.items():
+        if (value := kwargs.get(name)) is not None:
+            known[name] = value[..., begin if first == "piece" else 0 : end]
+    ids = prepared.ids[:, begin:end]
+    inputs = prepared.model.prepare_inputs_for_generation(ids, is_first_iteration=True, **known)
+    return prepared.model(**inputs, return_dict=True)
 
 
 def next_inputs(model: PreTrainedModel, ids: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:

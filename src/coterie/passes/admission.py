@@ -88,10 +88,12 @@ class Admission:
 
     Attributes:
         logits: What there is for logits of many positions; None where nothing bounds them.
+        lent: Tokens that caches may hold beyond those that the budget was made for, while somebody gives them room.
     """
 
     def __init__(self, make_room: Callable[[], None] | None = None) -> None:
         self.logits: LogitsRoom | None = None
+        self.lent = 0
         self._make_room = make_room or _nothing
         self._lock = threading.Lock()
         self._passes: list[weakref.ref[Admitted]] = []
@@ -170,7 +172,7 @@ class Admission:
             nested = any(one.thread == mine.thread for one in passes)
             if not nested and sum(one.tokens for one in passes) + mine.tokens > most:
                 return False
-            if self._held(mine, passes) + mine.size > most:
+            if self._held(mine, passes) + mine.size > most + self.lent:
                 return False
             for cache, size in mine.kept:
                 self._keep(cache, size)
@@ -209,7 +211,7 @@ class Admission:
             held = self._held(mine, [one for ref in self._passes if (one := ref()) is not None])
         return ContextLengthError(
             f"{mine.size} tokens do not fit beside the {held} of other sequences that are still in memory: the memory "
-            f"budget was made for {most}.",
+            f"budget was made for {most + self.lent}.",
             advice="Let go of outputs that are no longer needed (each has its cache, past_key_values, unless "
             "use_cache=False was asked for), generate one after the other, or " + _LARGER,
             tokens=mine.size + held,

@@ -68,6 +68,13 @@ class StepClock:
         self.max_context = max_context
         self._admission.logits = logits if self._makes_logits else None
 
+    def lend(self, tokens: int) -> None:
+        """Says how many more tokens caches may hold for now: their room is taken from something else.
+
+        One pass may still have no more than the budget was made for.
+        """
+        self._admission.lent = tokens
+
     def install(self, module: nn.Module, *, makes_logits: bool = False) -> None:
         """Watches forward passes.
 

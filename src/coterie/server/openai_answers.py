@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
+from coterie.generation.tickets import Done, Event, Failed, Piece, Ticket
+from coterie.server.identity import current, new_id
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import (
     AnswerMessage,
@@ -20,7 +20,6 @@ from coterie.server.schemas.answers import (
     Usage,
 )
 from coterie.server.streams import DONE, event
-from coterie.server.tickets import Done, Event, Failed, Piece, Ticket
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
@@ -43,7 +42,7 @@ def chat_completion(service: Service, done: Done) -> ChatCompletion:
     return {
         "id": _new_id("chat"),
         "object": "chat.completion",
-        "created": int(time.time()),
+        "created": current().created,
         "model": service.name,
         "system_fingerprint": service.fingerprint,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(completion)}],
@@ -58,7 +57,7 @@ def text_completion(service: Service, done: Done) -> TextCompletion:
     return {
         "id": _new_id("text"),
         "object": "text_completion",
-        "created": int(time.time()),
+        "created": current().created,
         "model": service.name,
         "system_fingerprint": service.fingerprint,
         "choices": [{"index": 0, "text": completion.text, "logprobs": None, "finish_reason": _finish(completion)}],
@@ -82,7 +81,7 @@ class OpenAIStream:
         self._same: Chunk = {
             "id": _new_id(kind),
             "object": _CHUNKS[kind],
-            "created": int(time.time()),
+            "created": current().created,
             "model": service.name,
             "system_fingerprint": service.fingerprint,
         }
@@ -103,7 +102,7 @@ class OpenAIStream:
                     if self._usage:
                         yield event({**self._same, "choices": [], "usage": _usage(completion)})
                 case Failed(error):
-                    yield event(refusal_of(error).body("openai", ticket.request_id))
+                    yield event(refusal_of(error).body("openai", ticket.name))
                 case _:
                     pass
         yield DONE
@@ -122,15 +121,23 @@ class OpenAIStream:
 
 
 def _new_id(kind: Kind) -> str:
-    return f"{_PREFIXES[kind]}-{uuid.uuid4().hex}"
+    return new_id(f"{_PREFIXES[kind]}-")
 
 
 def _more(done: Done) -> More:
     """What OpenAI's shape has no room for."""
     more: More = {"finish_reason": done.completion.finish_reason}
     if done.provenance is not None:
-        more["provenance"] = asdict(done.provenance)
+        more["provenance"] = _without_none(asdict(done.provenance))
     return more
+
+
+def _without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in figures.items()
+        if value is not None
+    }
 
 
 def _usage(completion: Completion) -> Usage:
@@ -147,6 +154,6 @@ def _finish(completion: Completion) -> Finish:
 
 def _calls(completion: Completion) -> list[Call]:
     return [
-        {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        {"id": new_id("call_"), "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
         for c in completion.tool_calls
     ]
