@@ -16,6 +16,7 @@ from coterie.native import MOST_ROWS, library
 from coterie.passes.current import current
 from coterie.records.reads import RecordReader
 from coterie.spec import ExpertsSelected, ExpertsServed, StepStarted
+from zoo import ZOO
 
 from .beside import Beside, begun, count_shared
 from .going import Failing
@@ -334,3 +335,22 @@ def test_caches_count_for_what_each_holds(store, open_model, shared) -> None:
     finish(steps)
     assert [one.sequence.error for one in (long, *short)] == [None] * 3
     assert max(shared) == 3
+
+
+def test_pictures_and_sounds_share_passes_with_texts(store, open_model, shared) -> None:
+    model = open_model(store("qwen3_omni_thinker"))
+    given = [
+        ZOO["qwen3_omni_thinker"].inputs(seed=seed, length=32 - 4 * seed, image=seed < 2, audio=seed > 0)
+        for seed in range(3)
+    ]
+    prompts = [
+        {name: one.bfloat16() if one.is_floating_point() else one for name, one in inputs.items()} for inputs in given
+    ]
+    alone = [Beside(model, seed, inputs=inputs).alone() for seed, inputs in enumerate(prompts)]
+    steps = Steps()
+    several = [Beside(model, seed, inputs=inputs) for seed, inputs in enumerate(prompts)]
+    for one in several:
+        steps.add(one.sequence)
+    finish(steps)
+    assert max(shared) == 3
+    assert all(one.is_as(other) for one, other in zip(several, alone, strict=True))
