@@ -106,7 +106,7 @@ def test_one_with_another_cache_takes_turns_with_those_that_share(model, shared)
     other = Beside(model, 2, inputs={"input_ids": several[0].sequence.ids[:, :5], "cache_implementation": "static"})
     steps.add(other.sequence)
     finish(steps)
-    assert set(shared) == {2}
+    assert shared == [2] * 4  # one of the five rounds finds out who is in the way
     assert all(one.is_as(alone[seed]) for seed, one in enumerate(several))
     assert len(other.logits) == 6
 

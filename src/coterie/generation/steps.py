@@ -222,9 +222,12 @@ class Steps:
         model = batch[0].model
         try:
             layers = self._layers_of(model)
-            shared = None if layers is None else SharedPass.of(layers, batch)
+            if layers is None:
+                return None
+            shared = SharedPass.of(layers, batch)
             if shared is None:
-                self._apart.update(batch)
+                # Who is in the way takes turns from now on; all, if none is by itself.
+                self._apart.update([one for one in batch if SharedPass.of(layers, (one,)) is None] or batch)
                 return None
             with self._lock:
                 self._shared = shared

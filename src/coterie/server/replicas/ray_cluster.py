@@ -10,18 +10,18 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import ray
-from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+import ray
 from coterie.errors import CoterieError, ReplicaError, UsageError
 from coterie.server.refusals import Refusal
 from coterie.server.replicas.answer import LostReplica
 from coterie.server.replicas.ask import Ask, Part
 from coterie.server.replicas.placement import placement
 from coterie.server.replicas.replica import Replica, ReplicaSettings
+from ray import serve
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
