@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from coterie.errors import EngineStoppedError, QueueFullError, QueueTimeoutError, UsageError
+from coterie.errors import EngineStoppedError, UsageError
 from coterie.generation.asked import Asked, preparing
 from coterie.generation.governor import Governor
 from coterie.generation.interruption import Stopped, StopWatches
@@ -26,6 +26,7 @@ from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
 from coterie.generation.steps import Steps
 from coterie.generation.tickets import Done, Failed, Phase, Prepared, Ticket
+from coterie.generation.waiting_line import WaitingLine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +42,6 @@ STALL_S = 120.0
 """Without a layer computed for so long, a running request has got stuck."""
 
 _POLL_S = 0.05
-_LONGEST_RETRY_S = 600
 _log = logging.getLogger("coterie.engine")
 
 
@@ -105,29 +105,27 @@ class Engine:
         self.parallel = parallel
         self.governor = Governor(self.opened.runtime)
         self.draining = False
-        self._most_waiting = most_waiting
-        self._longest_wait_s = longest_wait_s
         self._piece = piece
         self._watcher = watcher
         self._names = map("request-{}".format, itertools.count(1))
-        self._waiting: list[Job] = []
         self._running: list[Job] = []
         self._steps = Steps()
         self._stops = StopWatches()
         lock = threading.RLock()
-        self._changed, self._late = threading.Condition(lock), threading.Condition(lock)
+        self._changed = threading.Condition(lock)
+        self._waiting = WaitingLine(
+            lock, most=most_waiting, longest_s=longest_wait_s, give_up=self._fail, why=self._waited_for
+        )
         self._closed = False
         self._death: BaseException | None = None
-        self._usual_s = 1.0
         # One thread: tokenizers take one caller at a time, and the model wants the other cores.
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="coterie-prepare")
         self._thread = threading.Thread(target=self._work, name="coterie-model", daemon=True)
-        self._clock = threading.Thread(target=self._expire, name="coterie-queue", daemon=True)
 
     def start(self) -> Self:
         """Begins to serve; entering it as a context does that, too."""
         self._thread.start()
-        self._clock.start()
+        self._waiting.start()
         return self
 
     def __enter__(self) -> Self:
@@ -183,14 +181,7 @@ class Engine:
         ticket = Ticket(name or next(self._names), self.cancel)
         job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance)
         with self._changed:
-            if len(self._waiting) >= self._most_waiting + self.parallel - len(self._running):
-                raise QueueFullError(
-                    f"{len(self._waiting)} requests are waiting already.",
-                    advice="Ask again later, or allow more to wait.",
-                    retry_after=self._retry_after(),
-                )
-            self._waiting.append(job)
-            self._late.notify()
+            self._waiting.add(job, self.parallel - len(self._running))
         self._preparer.submit(self._prepare, job)
         return ticket
 
@@ -202,9 +193,7 @@ class Engine:
                 return
             if self._watcher is not None:
                 self._watcher.cancelled(ticket.phase)
-            if job in self._waiting:
-                self._waiting.remove(job)
-            else:
+            if not self._waiting.remove(job):
                 self._stop(job)
             ticket.tell_cancelled()
             self._changed.notify_all()
@@ -215,9 +204,8 @@ class Engine:
         with self._changed:
             for job in self._running:
                 self._stop(job)
-            for job in (*self._waiting, *self._running):
+            for job in (*self._waiting.clear(), *self._running):
                 self._fail(job, _stopping())
-            self._waiting.clear()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -226,10 +214,10 @@ class Engine:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            self._late.notify_all()
-        for thread in (self._thread, self._clock):
-            if thread.ident is not None:
-                thread.join()
+            self._waiting.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._waiting.join()
         self._preparer.shutdown(cancel_futures=True)
 
     async def aside(self, work: Callable[[], Result]) -> Result:
@@ -252,8 +240,7 @@ class Engine:
             prompt = job.prepare(self.opened)
         except BaseException as error:  # panics of Rust libraries are no Exception
             with self._changed:
-                if job in self._waiting:
-                    self._waiting.remove(job)
+                self._waiting.remove(job)
                 self._fail(job, error)
             return
         with self._changed:
@@ -272,10 +259,9 @@ class Engine:
             _log.critical("the model's thread has ended", exc_info=error)
             with self._changed:
                 self._death = error
-                for job in (*self._waiting, *self._running):
+                for job in (*self._waiting.clear(), *self._running):
                     self._fail(job, EngineStoppedError("The model's thread has ended.", stopping=False))
                     self._steps_without(job)
-                self._waiting.clear()
                 self._running.clear()
         finally:
             self.opened.runtime.remove_observer(self._stops)
@@ -314,7 +300,7 @@ class Engine:
         """
         with self._changed:
             while True:
-                ready = next((job for job in self._waiting if job.prompt is not None), None)
+                ready = self._waiting.ready
                 if ready is not None and self._may_begin(ready):
                     self._waiting.remove(ready)
                     self._running.append(ready)
@@ -372,8 +358,8 @@ class Engine:
             self._leave(job, _stopping() if isinstance(error, Stopped) else error)
             return
         ticket = job.ticket
-        self._usual_s += 0.2 * (time.monotonic() - (ticket.begun or 0.0) - self._usual_s)
         with self._changed:
+            self._waiting.served(time.monotonic() - (ticket.begun or 0.0))
             if ticket.phase != "over":
                 if self._watcher is not None:
                     self._watcher.finished(ticket, completion)
@@ -406,33 +392,11 @@ class Engine:
                 self._watcher.failed(job.ticket, error)
             job.ticket.tell(Failed(error))
 
-    def _expire(self) -> None:
-        """The thread that ends requests which have waited for too long."""
-        with self._late:
-            while not self._closed:
-                self._late.wait(self._expire_due())
-
-    def _expire_due(self) -> float | None:
-        """Ends them; returns the seconds until the next one has. The lock is held."""
-        now = time.monotonic()
-        for job in [one for one in self._waiting if now - one.ticket.submitted >= self._longest_wait_s]:
-            self._waiting.remove(job)
-            self._fail(job, self._waited(job))
-        first = min((job.ticket.submitted for job in self._waiting), default=None)
-        return None if first is None else first + self._longest_wait_s - now
-
-    def _waited(self, job: Job) -> QueueTimeoutError:
-        why = ""
-        if job.prompt is not None and len(self._running) < self.parallel and not job.alone:
-            why = f" {self.governor.shortage(job.most)}"
-        return QueueTimeoutError(
-            f"The request waited for {self._longest_wait_s:g} s without its turn coming.{why}",
-            retry_after=self._retry_after(),
-        )
-
-    def _retry_after(self) -> int:
-        """Seconds until there may be room, by how long requests took lately."""
-        return max(1, min(_LONGEST_RETRY_S, round(self._usual_s)))
+    def _waited_for(self, job: Job) -> str:
+        """What a request waits for, if that is memory."""
+        if job.prompt is None or job.alone or len(self._running) >= self.parallel:
+            return ""
+        return self.governor.shortage(job.most)
 
 
 def _stopping() -> EngineStoppedError:
