@@ -111,6 +111,7 @@ class Engine:
         self._running: list[Job] = []
         self._steps = Steps()
         self._stops = StopWatches()
+        self._listening = False
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
         self._waiting = WaitingLine(
@@ -251,7 +252,6 @@ class Engine:
 
     def _work(self) -> None:
         """The model's thread."""
-        self.opened.runtime.add_observer(self._stops)
         try:
             while self._turn():
                 pass
@@ -264,7 +264,7 @@ class Engine:
                     self._steps_without(job)
                 self._running.clear()
         finally:
-            self.opened.runtime.remove_observer(self._stops)
+            self._listen(wanted=False)
 
     def _turn(self) -> bool:
         """Lets requests join, has a forward pass, and lets them leave; False at the end."""
@@ -274,6 +274,9 @@ class Engine:
             return not self._closed
         for job in tuple(self._running):
             self._provide(job)
+        # Layers of a step for answers tell of themselves when it is over, and that takes a millisecond.
+        self._listen(wanted=any(job.sequence is not None and job.sequence.phase == "prefill" for job in self._running))
+        self._stops.beat = time.monotonic()
         meters = {job.sequence: job.meter for job in self._running if job.meter is not None}
         before = counted(self.opened.runtime, meters.values())
         try:
@@ -292,6 +295,13 @@ class Engine:
             elif job.sequence is not None and job.sequence.ended:
                 self._end(job)
         return True
+
+    def _listen(self, *, wanted: bool) -> None:
+        """Has layers tell when they are computed, so that a pass can be ended there, or no more."""
+        if wanted == self._listening:
+            return
+        self._listening, runtime = wanted, self.opened.runtime
+        (runtime.add_observer if wanted else runtime.remove_observer)(self._stops)
 
     def _next(self) -> Job | None:
         """The request that begins now; waits while there is nothing to do. None if it is time for a step, or the end.
@@ -326,6 +336,7 @@ class Engine:
     def _begin(self, job: Job) -> None:
         """Its inputs, and its sequence; all of its generation, if that is one call."""
         try:
+            self._listen(wanted=True)
             job.begin(self.opened, self._piece)
             if job.sequence is not None:
                 self._steps.add(job.sequence)
