@@ -363,6 +363,27 @@ def test_when_its_thread_ends_all_are_told(opened: OpenModel, monkeypatch: pytes
             engine.submit(PROMPT)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_thread_of_the_queue_ends_it_is_seen(opened: OpenModel, hold: Callable[..., Holding]) -> None:
+    class Broken:
+        def failed(self, ticket: Ticket, error: BaseException) -> None:
+            raise SystemError("it cannot be told")
+
+        def finished(self, ticket: Ticket, completion: Completion) -> None: ...
+        def cancelled(self, phase: str) -> None: ...
+
+    held = hold()
+    with Engine(opened, parallel=1, longest_wait_s=0.1, watcher=Broken()) as engine:
+        running = engine.submit(PROMPT, Sampling(max_new_tokens=1))
+        assert held.reached.wait(30)
+        waiting = engine.submit(PROMPT)
+        with pytest.raises(QueueTimeoutError):
+            waiting.result(30)
+        until(lambda: engine.trouble == "the queue's thread has ended")
+        held.released.set()
+        assert running.result(30).token_ids
+
+
 def test_an_answer_waits_for_one_piece_of_a_long_prompt(engine: Engine, opened: OpenModel) -> None:
     turns: list[int] = []
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from coterie.errors import EngineStoppedError, UsageError
 from coterie.generation.asked import Asked, preparing
@@ -25,8 +25,9 @@ from coterie.generation.opened import OpenModel
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
 from coterie.generation.steps import Steps
-from coterie.generation.tickets import Done, Failed, Phase, Prepared, Ticket
+from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
+from coterie.generation.watcher import Watcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,19 +44,6 @@ STALL_S = 120.0
 
 _POLL_S = 0.05
 _log = logging.getLogger("coterie.engine")
-
-
-class Watcher(Protocol):
-    """Is told how requests end, in the engine's threads."""
-
-    def finished(self, ticket: Ticket, completion: Completion) -> None:
-        """A request was answered."""
-
-    def failed(self, ticket: Ticket, error: BaseException) -> None:
-        """A request that was taken on got no whole answer."""
-
-    def cancelled(self, phase: Phase) -> None:
-        """A request was given up where it was."""
 
 
 class Engine:
@@ -156,6 +144,8 @@ class Engine:
             return "starting"
         if self.draining:
             return "shutting down"
+        if not self._waiting.is_watched:
+            return "the queue's thread has ended"
         if self._running and time.monotonic() - self._stops.beat > STALL_S:
             return "the model makes no progress"
         return None
@@ -368,17 +358,16 @@ class Engine:
         except BaseException as error:
             self._leave(job, _stopping() if isinstance(error, Stopped) else error)
             return
-        ticket = job.ticket
-        with self._changed:
-            self._waiting.served(time.monotonic() - (ticket.begun or 0.0))
-            if ticket.phase != "over":
-                if self._watcher is not None:
-                    self._watcher.finished(ticket, completion)
-                ticket.tell(Done(completion, None if job.meter is None else job.meter.told()))
-        self._leave(job)
+        self._leave(job, completion=completion)
 
-    def _leave(self, job: Job, error: BaseException | None = None) -> None:
-        """It takes no part any more; what it held is free. With an error, that is why."""
+    def _leave(self, job: Job, error: BaseException | None = None, *, completion: Completion | None = None) -> None:
+        """It takes no part any more: what it held is free before anybody is told how it ended.
+
+        Args:
+            job: A request that runs.
+            error: Why there is no answer.
+            completion: The answer.
+        """
         self._steps_without(job)
         self.governor.release(job)
         with self._changed:
@@ -386,6 +375,19 @@ class Engine:
             self._stops.discard(job.request)
             if error is not None:
                 self._fail(job, error)
+            elif completion is not None:
+                self._finish(job, completion)
+
+    def _finish(self, job: Job, completion: Completion) -> None:
+        """Hands a request its answer; the lock is held."""
+        ticket = job.ticket
+        self._waiting.served(time.monotonic() - (ticket.begun or 0.0))
+        if ticket.phase != "over":
+            try:
+                if self._watcher is not None:
+                    self._watcher.finished(ticket, completion)
+            finally:
+                ticket.tell(Done(completion, None if job.meter is None else job.meter.told()))
 
     def _steps_without(self, job: Job) -> None:
         if job.sequence is not None:
@@ -399,9 +401,11 @@ class Engine:
     def _fail(self, job: Job, error: BaseException) -> None:
         """Ends a request without an answer; the lock is held."""
         if job.ticket.phase != "over":
-            if self._watcher is not None:
-                self._watcher.failed(job.ticket, error)
-            job.ticket.tell(Failed(error))
+            try:
+                if self._watcher is not None:
+                    self._watcher.failed(job.ticket, error)
+            finally:
+                job.ticket.tell(Failed(error))
 
     def _waited_for(self, job: Job) -> str:
         """What a request waits for, if that is memory."""

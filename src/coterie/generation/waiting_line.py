@@ -60,6 +60,11 @@ class WaitingLine:
         """Seconds until there may be room, by how long requests took lately."""
         return max(1, min(_LONGEST_RETRY_S, round(self._usual_s)))
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether who waits for too long is given up."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """From now on, who waits for too long is given up."""
         self._thread.start()
