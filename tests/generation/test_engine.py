@@ -23,6 +23,7 @@ from coterie.errors import (
     QueueTimeoutError,
     ReadError,
     RequestCancelledError,
+    UsageError,
 )
 from coterie.generation import engine as engine_module
 from coterie.generation.completion import Completion, complete
@@ -31,6 +32,7 @@ from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
 from coterie.generation.tickets import Prepared, Progress, Ticket
+from coterie.native import library
 from coterie.passes.current import current
 from coterie.spec import Event, ExpertsSelected, ExpertsServed
 
@@ -101,8 +103,29 @@ def hold(opened: OpenModel) -> Iterator[Callable[..., Holding]]:
         opened.runtime.remove_observer(one)
 
 
+@pytest.fixture(scope="module")
+def sharing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenModel]:
+    """One whose answers get their tokens in passes that they share."""
+    if library() is None:
+        pytest.skip("the native library was not built")
+    store = tmp_path_factory.mktemp("engine") / "store"
+    coterie.extract(BUNDLED, store, scheme="int4", dense_scheme="int4")
+    model = coterie.load(store, expert_memory="30%")
+    yield OpenModel.of(model)
+    model.coterie.close()
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 40))])
-def test_whoever_joins_and_leaves_each_gets_its_own_answer(engine: Engine, opened: OpenModel, seed: int) -> None:
+@pytest.mark.parametrize("kind", ["opened", "sharing"])
+def test_whoever_joins_and_leaves_each_gets_its_own_answer(
+    kind: str, seed: int, request: pytest.FixtureRequest
+) -> None:
+    opened: OpenModel = request.getfixturevalue(kind)
+    with Engine(opened, piece=PIECE) as engine:
+        join_and_leave(engine, opened, seed)
+
+
+def join_and_leave(engine: Engine, opened: OpenModel, seed: int) -> None:
     draw = random.Random(seed)
     asked: list[tuple[str, Sampling]] = [
         (
@@ -340,6 +363,27 @@ def test_when_its_thread_ends_all_are_told(opened: OpenModel, monkeypatch: pytes
             engine.submit(PROMPT)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_thread_of_the_queue_ends_it_is_seen(opened: OpenModel, hold: Callable[..., Holding]) -> None:
+    class Broken:
+        def failed(self, ticket: Ticket, error: BaseException) -> None:
+            raise SystemError("it cannot be told")
+
+        def finished(self, ticket: Ticket, completion: Completion) -> None: ...
+        def cancelled(self, phase: str) -> None: ...
+
+    held = hold()
+    with Engine(opened, parallel=1, longest_wait_s=0.1, watcher=Broken()) as engine:
+        running = engine.submit(PROMPT, Sampling(max_new_tokens=1))
+        assert held.reached.wait(30)
+        waiting = engine.submit(PROMPT)
+        with pytest.raises(QueueTimeoutError):
+            waiting.result(30)
+        until(lambda: engine.trouble == "the queue's thread has ended")
+        held.released.set()
+        assert running.result(30).token_ids
+
+
 def test_an_answer_waits_for_one_piece_of_a_long_prompt(engine: Engine, opened: OpenModel) -> None:
     turns: list[int] = []
 
@@ -363,7 +407,18 @@ def test_an_answer_waits_for_one_piece_of_a_long_prompt(engine: Engine, opened: 
     assert all(after - before > 1 for before, after in itertools.pairwise(pieces))
 
 
-def test_what_a_request_took_of_experts_is_its_own_or_named_as_shared(engine: Engine, opened: OpenModel) -> None:
+def test_what_several_took_of_experts_together_is_named_as_shared(sharing: OpenModel) -> None:
+    wishes = Sampling(max_new_tokens=40, temperature=0)
+    with Engine(sharing) as engine:
+        tickets = [engine.submit(PROMPT, wishes, provenance=True) for _ in range(3)]
+        told = [ticket.result(60) and ticket.provenance for ticket in tickets]
+    shared = [one.shared for one in told if one is not None and one.shared is not None]
+    assert len(shared) == 3
+    assert max(one.passes for one in shared) > 10
+    assert all(one.experts_requested > 0 and one.shared is None for one in shared)
+
+
+def test_what_a_request_took_of_experts_is_its_own(engine: Engine, opened: OpenModel) -> None:
     wishes = Sampling(max_new_tokens=6, temperature=0)
     before = opened.runtime.stats().total
     ticket = engine.submit(PROMPT, wishes, provenance=True)
@@ -373,14 +428,6 @@ def test_what_a_request_took_of_experts_is_its_own_or_named_as_shared(engine: En
     assert took is not None
     assert took.shared is None
     assert took.experts_requested == after.requested - before.requested > 0
-    tickets = [engine.submit(PROMPT, wishes, provenance=True) for _ in range(3)]
-    for one in tickets:
-        one.result(30)
-    told = [one.provenance for one in tickets]
-    assert all(one is not None for one in told)
-    for one in told:
-        shared = one.shared.experts_requested if one.shared is not None else 0  # type: ignore[union-attr]
-        assert one.experts_requested + shared >= took.experts_requested  # type: ignore[union-attr]
     assert engine.submit(PROMPT, wishes).provenance is None
 
 
@@ -397,3 +444,9 @@ def test_nothing_is_kept_of_what_is_over(engine: Engine) -> None:
         return all(ticket() is None for ticket in known)
 
     until(gone)
+
+
+@pytest.mark.parametrize("options", [{"parallel": 0}, {"most_waiting": -1}, {"piece": 0}])
+def test_numbers_that_cannot_be_are_refused(opened: OpenModel, options: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        Engine(opened, **options)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from coterie.spec import install_advice
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
+    from coterie.generation.opened import OpenModel
     from coterie.server.tls import Tls
 
 _PACKAGES = ("llguidance", "pydantic", "prometheus_client", "python_multipart", "starlette", "uvicorn")
@@ -162,10 +163,10 @@ def command(
 
         hosts = Hosts(host, allow_host or ())
 
-        def say(name: str) -> None:
+        def say(name: str, how: str = "") -> None:
             at = f"[{host}]" if ":" in host else host
             where = f"{'http' if tls is None else 'https'}://{at}:{address.getsockname()[1]}"
-            print_note(f"{name} at {where}/v1, dashboard at {where}/. Ctrl-C ends it.")
+            print_note(f"{name} at {where}/v1, dashboard at {where}/. {how}Ctrl-C ends it.")
 
         with ExitStack() as stack:
             if ray is None:
@@ -182,7 +183,8 @@ def command(
                 app = make_app(
                     engine, meters, names=names, hosts=hosts, keys=keys, origins=origins, profile=opening.profile
                 )
-                interrupted = serve(app, engine, address, drain_s=drain, on_ready=partial(say, names[0]), tls=tls)
+                ready = partial(say, names[0], _rows(opened, parallel))
+                interrupted = serve(app, engine, address, drain_s=drain, on_ready=ready, tls=tls)
             else:
                 from coterie.server.gate import Gate
                 from coterie.server.replicas.front import Front
@@ -202,6 +204,16 @@ def command(
                 interrupted = serve(app, front, address, drain_s=drain, on_ready=partial(say, word), tls=tls)
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _rows(opened: OpenModel, parallel: int) -> str:
+    """What is said of how several answers are computed."""
+    from coterie.integration import rows_together
+
+    rows = min(parallel, rows_together(opened.model))
+    if rows > 1:
+        return f"Up to {rows} answers share a forward pass. "
+    return "Answers take turns, a token each. " if parallel > 1 else ""
 
 
 def _tls(certificate: Path | None, key: Path | None) -> Tls | None:

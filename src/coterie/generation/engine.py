@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from coterie.errors import EngineStoppedError, QueueFullError, QueueTimeoutError
+from coterie.errors import EngineStoppedError, UsageError
 from coterie.generation.asked import Asked, preparing
 from coterie.generation.governor import Governor
 from coterie.generation.interruption import Stopped, StopWatches
@@ -25,7 +25,9 @@ from coterie.generation.opened import OpenModel
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
 from coterie.generation.steps import Steps
-from coterie.generation.tickets import Done, Failed, Phase, Prepared, Ticket
+from coterie.generation.tickets import Done, Failed, Prepared, Ticket
+from coterie.generation.waiting_line import WaitingLine
+from coterie.generation.watcher import Watcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,21 +43,7 @@ STALL_S = 120.0
 """Without a layer computed for so long, a running request has got stuck."""
 
 _POLL_S = 0.05
-_LONGEST_RETRY_S = 600
 _log = logging.getLogger("coterie.engine")
-
-
-class Watcher(Protocol):
-    """Is told how requests end, in the engine's threads."""
-
-    def finished(self, ticket: Ticket, completion: Completion) -> None:
-        """A request was answered."""
-
-    def failed(self, ticket: Ticket, error: BaseException) -> None:
-        """A request that was taken on got no whole answer."""
-
-    def cancelled(self, phase: Phase) -> None:
-        """A request was given up where it was."""
 
 
 class Engine:
@@ -85,6 +73,7 @@ class Engine:
 
     Raises:
         LoadError: If the model has no tokenizer.
+        UsageError: If a number is out of range.
     """
 
     def __init__(
@@ -97,33 +86,35 @@ class Engine:
         piece: int = PIECE,
         watcher: Watcher | None = None,
     ) -> None:
+        for what, number, least in (("parallel", parallel, 1), ("most_waiting", most_waiting, 0), ("piece", piece, 1)):
+            if number < least:
+                raise UsageError(f"{what} must be at least {least}, not {number}.", got=number)
         self.opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
         self.parallel = parallel
         self.governor = Governor(self.opened.runtime)
         self.draining = False
-        self._most_waiting = most_waiting
-        self._longest_wait_s = longest_wait_s
         self._piece = piece
         self._watcher = watcher
         self._names = map("request-{}".format, itertools.count(1))
-        self._waiting: list[Job] = []
         self._running: list[Job] = []
         self._steps = Steps()
         self._stops = StopWatches()
+        self._listening = False
         lock = threading.RLock()
-        self._changed, self._late = threading.Condition(lock), threading.Condition(lock)
+        self._changed = threading.Condition(lock)
+        self._waiting = WaitingLine(
+            lock, most=most_waiting, longest_s=longest_wait_s, give_up=self._fail, why=self._waited_for
+        )
         self._closed = False
         self._death: BaseException | None = None
-        self._usual_s = 1.0
         # One thread: tokenizers take one caller at a time, and the model wants the other cores.
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="coterie-prepare")
         self._thread = threading.Thread(target=self._work, name="coterie-model", daemon=True)
-        self._clock = threading.Thread(target=self._expire, name="coterie-queue", daemon=True)
 
     def start(self) -> Self:
         """Begins to serve; entering it as a context does that, too."""
         self._thread.start()
-        self._clock.start()
+        self._waiting.start()
         return self
 
     def __enter__(self) -> Self:
@@ -153,6 +144,8 @@ class Engine:
             return "starting"
         if self.draining:
             return "shutting down"
+        if not self._waiting.is_watched:
+            return "the queue's thread has ended"
         if self._running and time.monotonic() - self._stops.beat > STALL_S:
             return "the model makes no progress"
         return None
@@ -179,14 +172,7 @@ class Engine:
         ticket = Ticket(name or next(self._names), self.cancel)
         job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance)
         with self._changed:
-            if len(self._waiting) >= self._most_waiting + self.parallel - len(self._running):
-                raise QueueFullError(
-                    f"{len(self._waiting)} requests are waiting already.",
-                    advice="Ask again later, or allow more to wait.",
-                    retry_after=self._retry_after(),
-                )
-            self._waiting.append(job)
-            self._late.notify()
+            self._waiting.add(job, self.parallel - len(self._running))
         self._preparer.submit(self._prepare, job)
         return ticket
 
@@ -198,9 +184,7 @@ class Engine:
                 return
             if self._watcher is not None:
                 self._watcher.cancelled(ticket.phase)
-            if job in self._waiting:
-                self._waiting.remove(job)
-            else:
+            if not self._waiting.remove(job):
                 self._stop(job)
             ticket.tell_cancelled()
             self._changed.notify_all()
@@ -211,9 +195,8 @@ class Engine:
         with self._changed:
             for job in self._running:
                 self._stop(job)
-            for job in (*self._waiting, *self._running):
+            for job in (*self._waiting.clear(), *self._running):
                 self._fail(job, _stopping())
-            self._waiting.clear()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -222,10 +205,10 @@ class Engine:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            self._late.notify_all()
-        for thread in (self._thread, self._clock):
-            if thread.ident is not None:
-                thread.join()
+            self._waiting.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._waiting.join()
         self._preparer.shutdown(cancel_futures=True)
 
     async def aside(self, work: Callable[[], Result]) -> Result:
@@ -248,8 +231,7 @@ class Engine:
             prompt = job.prepare(self.opened)
         except BaseException as error:  # panics of Rust libraries are no Exception
             with self._changed:
-                if job in self._waiting:
-                    self._waiting.remove(job)
+                self._waiting.remove(job)
                 self._fail(job, error)
             return
         with self._changed:
@@ -260,7 +242,6 @@ class Engine:
 
     def _work(self) -> None:
         """The model's thread."""
-        self.opened.runtime.add_observer(self._stops)
         try:
             while self._turn():
                 pass
@@ -268,13 +249,12 @@ class Engine:
             _log.critical("the model's thread has ended", exc_info=error)
             with self._changed:
                 self._death = error
-                for job in (*self._waiting, *self._running):
+                for job in (*self._waiting.clear(), *self._running):
                     self._fail(job, EngineStoppedError("The model's thread has ended.", stopping=False))
                     self._steps_without(job)
-                self._waiting.clear()
                 self._running.clear()
         finally:
-            self.opened.runtime.remove_observer(self._stops)
+            self._listen(wanted=False)
 
     def _turn(self) -> bool:
         """Lets requests join, has a forward pass, and lets them leave; False at the end."""
@@ -284,6 +264,9 @@ class Engine:
             return not self._closed
         for job in tuple(self._running):
             self._provide(job)
+        # Layers of a step for answers tell of themselves when it is over, and that takes a millisecond.
+        self._listen(wanted=any(job.sequence is not None and job.sequence.phase == "prefill" for job in self._running))
+        self._stops.beat = time.monotonic()
         meters = {job.sequence: job.meter for job in self._running if job.meter is not None}
         before = counted(self.opened.runtime, meters.values())
         try:
@@ -303,6 +286,13 @@ class Engine:
                 self._end(job)
         return True
 
+    def _listen(self, *, wanted: bool) -> None:
+        """Has layers tell when they are computed, so that a pass can be ended there, or no more."""
+        if wanted == self._listening:
+            return
+        self._listening, runtime = wanted, self.opened.runtime
+        (runtime.add_observer if wanted else runtime.remove_observer)(self._stops)
+
     def _next(self) -> Job | None:
         """The request that begins now; waits while there is nothing to do. None if it is time for a step, or the end.
 
@@ -310,7 +300,7 @@ class Engine:
         """
         with self._changed:
             while True:
-                ready = next((job for job in self._waiting if job.prompt is not None), None)
+                ready = self._waiting.ready
                 if ready is not None and self._may_begin(ready):
                     self._waiting.remove(ready)
                     self._running.append(ready)
@@ -336,6 +326,7 @@ class Engine:
     def _begin(self, job: Job) -> None:
         """Its inputs, and its sequence; all of its generation, if that is one call."""
         try:
+            self._listen(wanted=True)
             job.begin(self.opened, self._piece)
             if job.sequence is not None:
                 self._steps.add(job.sequence)
@@ -367,17 +358,16 @@ class Engine:
         except BaseException as error:
             self._leave(job, _stopping() if isinstance(error, Stopped) else error)
             return
-        ticket = job.ticket
-        self._usual_s += 0.2 * (time.monotonic() - (ticket.begun or 0.0) - self._usual_s)
-        with self._changed:
-            if ticket.phase != "over":
-                if self._watcher is not None:
-                    self._watcher.finished(ticket, completion)
-                ticket.tell(Done(completion, None if job.meter is None else job.meter.told()))
-        self._leave(job)
+        self._leave(job, completion=completion)
 
-    def _leave(self, job: Job, error: BaseException | None = None) -> None:
-        """It takes no part any more; what it held is free. With an error, that is why."""
+    def _leave(self, job: Job, error: BaseException | None = None, *, completion: Completion | None = None) -> None:
+        """It takes no part any more: what it held is free before anybody is told how it ended.
+
+        Args:
+            job: A request that runs.
+            error: Why there is no answer.
+            completion: The answer.
+        """
         self._steps_without(job)
         self.governor.release(job)
         with self._changed:
@@ -385,6 +375,19 @@ class Engine:
             self._stops.discard(job.request)
             if error is not None:
                 self._fail(job, error)
+            elif completion is not None:
+                self._finish(job, completion)
+
+    def _finish(self, job: Job, completion: Completion) -> None:
+        """Hands a request its answer; the lock is held."""
+        ticket = job.ticket
+        self._waiting.served(time.monotonic() - (ticket.begun or 0.0))
+        if ticket.phase != "over":
+            try:
+                if self._watcher is not None:
+                    self._watcher.finished(ticket, completion)
+            finally:
+                ticket.tell(Done(completion, None if job.meter is None else job.meter.told()))
 
     def _steps_without(self, job: Job) -> None:
         if job.sequence is not None:
@@ -398,37 +401,17 @@ class Engine:
     def _fail(self, job: Job, error: BaseException) -> None:
         """Ends a request without an answer; the lock is held."""
         if job.ticket.phase != "over":
-            if self._watcher is not None:
-                self._watcher.failed(job.ticket, error)
-            job.ticket.tell(Failed(error))
+            try:
+                if self._watcher is not None:
+                    self._watcher.failed(job.ticket, error)
+            finally:
+                job.ticket.tell(Failed(error))
 
-    def _expire(self) -> None:
-        """The thread that ends requests which have waited for too long."""
-        with self._late:
-            while not self._closed:
-                self._late.wait(self._expire_due())
-
-    def _expire_due(self) -> float | None:
-        """Ends them; returns the seconds until the next one has. The lock is held."""
-        now = time.monotonic()
-        for job in [one for one in self._waiting if now - one.ticket.submitted >= self._longest_wait_s]:
-            self._waiting.remove(job)
-            self._fail(job, self._waited(job))
-        first = min((job.ticket.submitted for job in self._waiting), default=None)
-        return None if first is None else first + self._longest_wait_s - now
-
-    def _waited(self, job: Job) -> QueueTimeoutError:
-        why = ""
-        if job.prompt is not None and len(self._running) < self.parallel and not job.alone:
-            why = f" {self.governor.shortage(job.most)}"
-        return QueueTimeoutError(
-            f"The request waited for {self._longest_wait_s:g} s without its turn coming.{why}",
-            retry_after=self._retry_after(),
-        )
-
-    def _retry_after(self) -> int:
-        """Seconds until there may be room, by how long requests took lately."""
-        return max(1, min(_LONGEST_RETRY_S, round(self._usual_s)))
+    def _waited_for(self, job: Job) -> str:
+        """What a request waits for, if that is memory."""
+        if job.prompt is None or job.alone or len(self._running) >= self.parallel:
+            return ""
+        return self.governor.shortage(job.most)
 
 
 def _stopping() -> EngineStoppedError:

@@ -22,6 +22,7 @@ from coterie.generation.sequence import Sequence
 from coterie.generation.shaping import check
 from coterie.generation.tickets import Part, Piece, Prepared, Progress, Ticket
 from coterie.generation.toolbox import Toolbox
+from coterie.hf.caches import reserved_length
 from coterie.hf.generation_steps import one_by_one
 from coterie.passes.current import Request, Stated
 
@@ -65,6 +66,8 @@ class Job:
         self._prepare = prepare
         self._sampling = sampling
         self._completing: Completing | None = None
+        # Tokens that it has room for from its first pass on, where that does not grow with it.
+        self._reserved = 0
         self._draws: Draws | None = None
         # What is told with the next piece.
         self._heard: list[TokenLogprob] = []
@@ -73,7 +76,7 @@ class Job:
     @property
     def coming(self) -> int:
         """Tokens whose keys and values it has after its next pass."""
-        return 0 if self.sequence is None else self.sequence.position + self.sequence.coming
+        return 0 if self.sequence is None else max(self._reserved, self.sequence.position + self.sequence.coming)
 
     def prepare(self, opened: OpenModel) -> Prompt:
         """Makes its prompt, in whatever thread, and finds out what it can come to need.
@@ -132,6 +135,11 @@ class Job:
                 seed = self._sampling.seed
                 self._draws = None if seed is None else Draws(seed)
                 self.sequence = self._completing.sequence(self.request, draws=self._draws, piece=piece)
+                kept = self.sequence.cache
+                if model.config.is_encoder_decoder:
+                    self._reserved = self.most
+                elif kept is not None:
+                    self._reserved = reserved_length(kept)
 
     def search(self, opened: OpenModel) -> None:
         """Generates in one call, if it is :attr:`alone`."""
