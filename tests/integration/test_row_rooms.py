@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ LENGTHS = (255, 256, 257, 3)
 
 
 def rooms_of(caches: list[DynamicCache], left: list[int] | None = None) -> RowRooms:
-    rooms: list[list[GrowingRoom | None]] = [
-        [room_ahead(cache, layer, 2, 8) for cache in caches] for layer in range(len(caches[0].layers))
-    ]
+    rooms: list[list[GrowingRoom | None]] = []
+    for layer in range(len(caches[0].layers)):
+        rooms.append([])
+        for cache in caches:
+            rooms[-1].append(room_ahead(cache, layer, 2, 8, taken=rooms[-1]))
     told = [] if left is None else left
     return RowRooms(caches, [cache.get_seq_length() for cache in caches], rooms, told.append)
 
@@ -64,6 +67,23 @@ def test_what_is_not_committed_is_written_over() -> None:
         for layer in range(len(other.layers)):
             other.update(*token(seed), layer)
         same(mine, other)
+
+
+def test_copies_that_share_what_came_before_go_their_own_ways() -> None:
+    first = filled(5)
+    compute(rooms := rooms_of([first]), [1])
+    rooms.commit()
+    fork = copy.copy(first)
+    fork.layers = [copy.copy(layer) for layer in first.layers]
+    theirs = [copy.deepcopy(first), copy.deepcopy(first)]
+    for step in range(2):
+        compute(rooms := rooms_of([first, fork]), [2 + step, 4 + step])
+        rooms.commit()
+        for layer in range(2):
+            theirs[0].update(*token(2 + step), layer)
+            theirs[1].update(*token(4 + step), layer)
+        same(first, theirs[0])
+        same(fork, theirs[1])
 
 
 def test_one_that_leaves_is_let_go_of_at_the_next_layer() -> None:

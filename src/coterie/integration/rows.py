@@ -76,10 +76,12 @@ class RowLayers:
             return None
         rooms: list[list[GrowingRoom | None]] = []
         for layer in self._layers:
-            row = [room_ahead(cache, layer.layer_idx, *layer.kept) for cache in caches]
+            row: list[GrowingRoom | None] = []
+            for cache in caches:
+                row.append(room_ahead(cache, layer.layer_idx, *layer.kept, taken=row))
             if any(room is None or room.used != length for room, length in zip(row, lengths, strict=True)):
                 return None
-            rooms.append([*row])
+            rooms.append(row)
         return RowRooms(caches, lengths, rooms, let_go)
 
 
