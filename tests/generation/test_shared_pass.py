@@ -123,6 +123,10 @@ def test_layers_that_are_no_longer_native_are_noticed(model, shared) -> None:
     assert shared == [2, 2]
     assert [one.sequence.error for one in several] == [None, None]
     assert [len(one.logits) for one in several] == [len(one.logits) for one in alone]
+    for seed in range(2):
+        steps.add(Beside(model, seed).sequence)
+    finish(steps)
+    assert shared[2:] == [2] * 4
 
 
 def test_a_layer_asks_for_each_expert_once(store, open_model) -> None:

@@ -68,6 +68,9 @@ class Steps:
         """Has a sequence take part from the next step on."""
         with self._lock:
             self._waiting.append(sequence)
+            if self._layers.get(sequence.model, sequence) is None:
+                # Its layers may compute rows by now: hooks that kept them from it come and go.
+                del self._layers[sequence.model]
 
     def remove(self, sequence: Sequence) -> None:
         """Has it take no part any more, which ends it; harmless if it has ended.
