@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from coterie.extraction import extract, quantize
     from coterie.generation.chat import chat_inputs
     from coterie.generation.engine import Engine
+    from coterie.generation.grammar import Grammar
     from coterie.generation.inputs import build_inputs
     from coterie.generation.opened import processors
     from coterie.generation.samples import samples
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES: dict[str, str] = {
     "Engine": "coterie.generation.engine",
+    "Grammar": "coterie.generation.grammar",
     "Sampling": "coterie.generation.sampling",
     "build_inputs": "coterie.generation.inputs",
     "chat_inputs": "coterie.generation.chat",
@@ -42,6 +44,7 @@ _SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles", "survey"}
 
 __all__ = [
     "Engine",
+    "Grammar",
     "Sampling",
     "__version__",
     "analysis",
