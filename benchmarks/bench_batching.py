@@ -5,7 +5,7 @@ Each contestant computes so many new tokens of every sequence, with the loop tha
 - *one* is one sequence by itself;
 - *turns* is all sequences one after the other, a forward pass for each token;
 - *together* is all sequences as they are generated side by side: as many in a pass as were found to make a token
-  cheapest. While that is being found out, some passes are not the cheapest; that is in the figures, too.
+  cheapest. That is found out before anything is timed, in some tokens of every sequence.
 
 Tokens are drawn at random: sequences that say the same share more experts. Before that, a few tokens of the longest
 list of sequences are generated greedily, side by side and each by itself, and their logits are compared to the bit.
@@ -60,16 +60,22 @@ class Streams:
             apart: Whether each has passes of its own.
         """
         steps, sequences = self._of(rows, apart=apart), self._sequences[:rows]
-        wanted = sum(len(one.new_ids) for one in sequences) + rows * tokens
+        first = done = sum(len(one.new_ids) for one in sequences)
         began = time.perf_counter()
-        while steps.going and sum(len(one.new_ids) for one in sequences) < wanted:
+        while steps.going and done < first + rows * tokens:
             steps.step()
+            done = sum(len(one.new_ids) for one in sequences)
         took = time.perf_counter() - began
         for one in sequences:
             one.check()
             if one.ended:
                 raise AssertionError("a sequence was to go on")
-        return took / (rows * tokens)
+        return took / (done - first)
+
+    def end(self) -> None:
+        """Frees what they hold."""
+        for one in self._sequences:
+            one.cancel()
 
     def _of(self, rows: int, *, apart: bool) -> Any:
         from coterie.generation.steps import Steps
@@ -139,7 +145,8 @@ def measure(
     from coterie.engine import load
     from coterie.integration import rows_together
 
-    most = 3 * args.rounds * len(counts) * (args.tokens + args.settle) + 2
+    # The first sequence is in all three contestants; a round of turns that has begun is finished.
+    most = 3 * args.rounds * (args.tokens + args.settle + 2) + args.trial + 2
     context = max(counts) * (args.length + most)
     options: dict[str, Any] = {"expert_memory": memory} if memory.endswith("%") else {"memory": memory}
     where = "all experts in memory" if memory == "100%" else f"{memory} of memory"
@@ -149,14 +156,15 @@ def measure(
         prompts = torch.randint(16, vocabulary, (max(counts), args.length), generator=torch.Generator().manual_seed(0))
         same = same_as_alone(model, prompts)
         report.require(f"{where}: each has the logits that it has alone", "yes" if same else "no", same)
-        streams = Streams(model, prompts, most)
         table = report.table(
             f"{name}, {where}, {rows_together(model)} rows of a pass at most, {args.length} tokens of context; "
             f"{args.rounds} interleaved rounds of {args.tokens} tokens:",
             ("sequences", "one, ms", "turns, ms", "together, ms", "tok/s", "together / one", "together / turns"),
         )
         for count in counts:
+            streams = Streams(model, prompts[:count], most)
             _measure_count(report, table, streams, count, f"{where}, {count} sequences", least.get(count, 1.0), args)
+            streams.end()
 
 
 def _measure_count(
@@ -172,6 +180,7 @@ def _measure_count(
         "turns": partial(settled, count, apart=True),
         "together": partial(settled, count),
     }
+    streams.seconds(count, args.trial)
     timings = interleave(contestants, args.rounds)
     over_one, over_turns = timings.ratio("one", "together"), timings.ratio("turns", "together")
     cells = [spread(timings, name, 1e3) for name in contestants]
@@ -191,6 +200,7 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=256, help="tokens of context of each sequence (%(default)s)")
     parser.add_argument("--tokens", type=int, default=12, help="new tokens of each sequence in a round (%(default)s)")
     parser.add_argument("--settle", type=int, default=4, help="new tokens before, which are not timed (%(default)s)")
+    parser.add_argument("--trial", type=int, default=64, help="new tokens in which numbers are tried (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory", nargs="+", default=["100%", "8GiB"], help="budgets (%(default)s)")
     parser.add_argument("--shape", default="qwen3-30b-a3b", help="of the full-size model (%(default)s)")
@@ -199,7 +209,7 @@ def main() -> int:
     report = Report("batching", "Sequences side by side", work=given.work_dir.parent, quick=given.quick)
     torch.manual_seed(0)
     if given.quick:
-        given.length, given.tokens, given.settle, given.rounds = 16, 3, 1, 2
+        given.length, given.tokens, given.settle, given.trial, given.rounds = 16, 3, 1, 8, 2
         with tempfile.TemporaryDirectory() as folder:
             from coterie.extraction import extract
 

@@ -56,10 +56,10 @@ def test_each_gets_what_it_gets_alone(scheme, options, store, open_model, shared
     assert max(shared) > 3
 
 
-def test_more_than_fit_into_a_pass_take_turns(model, shared) -> None:
+def test_more_than_fit_into_a_pass_share_passes_of_one_size(model, shared) -> None:
     steps, many = begun(model, MOST_ROWS + 2, new=3)
     finish(steps)
-    assert max(shared) == MOST_ROWS
+    assert shared == [MOST_ROWS // 2 + 1] * 4
     assert all(one.is_as(Beside(model, seed, new=3).alone()) for seed, one in enumerate(many))
 
 
@@ -123,6 +123,10 @@ def test_layers_that_are_no_longer_native_are_noticed(model, shared) -> None:
     assert shared == [2, 2]
     assert [one.sequence.error for one in several] == [None, None]
     assert [len(one.logits) for one in several] == [len(one.logits) for one in alone]
+    for seed in range(2):
+        steps.add(Beside(model, seed).sequence)
+    finish(steps)
+    assert shared[2:] == [2] * 4
 
 
 def test_a_layer_asks_for_each_expert_once(store, open_model) -> None:
@@ -142,6 +146,21 @@ def test_a_layer_asks_for_each_expert_once(store, open_model) -> None:
     assert served == [len(ids) for ids in chosen]
     assert len(served) == len(model.coterie.banks)
     assert model.coterie.stats().total.requested - before == sum(served) < 4 * 2 * len(served)
+
+
+def test_whether_looking_ahead_pays_is_decided_apart_for_one_and_for_several(store, open_model) -> None:
+    model = open_model(store(), expert_memory="40%", prefetch="auto")
+    (ahead,) = model.coterie._attachment.ahead.values()
+    steps, _ = begun(model, 1)
+    finish(steps)
+    of_one = ahead.trial
+    steps, _ = begun(model, 3)
+    steps.step()
+    assert ahead.trial is not of_one
+    finish(steps)
+    steps, _ = begun(model, 1)
+    finish(steps)
+    assert ahead.trial is of_one
 
 
 def test_a_pass_knows_all_its_rows(model) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import GenerationConfig, GenerationMixin, Qwen3MoeForCausalLM
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, Qwen3MoeForCausalLM
 
 from coterie.hf.caches import caches_in
-from coterie.hf.generation_steps import choose, last_logits, one_by_one, prepare, prompt_length
+from coterie.hf.generation_steps import choose, join_inputs, last_logits, one_by_one, prepare, prompt_length, row_of
 from zoo import MATRIX, ZOO
 
 
@@ -75,3 +77,58 @@ def test_a_token_is_the_first_of_the_likeliest_or_drawn() -> None:
     assert choose(scores, sample=False).tolist() == [1]
     drawn = [choose(scores, sample=True).tolist() for _ in range(60)]
     assert {token for (token,) in drawn} == {0, 1, 2}
+
+
+def decode_inputs(**others: Any) -> dict[str, Any]:
+    cache = DynamicCache()
+    return {"input_ids": torch.ones(1, 1).long(), "position_ids": torch.ones(1, 1).long(), "cache": cache} | others
+
+
+def test_next_tokens_of_several_sequences_are_joined() -> None:
+    whole = object()
+    joined = join_inputs(
+        [
+            decode_inputs(use_cache=True, logits_to_keep=1, attention_mask=torch.ones(1, 5), pixel_values=None),
+            decode_inputs(use_cache=True, logits_to_keep=1, image_grid_thw=torch.ones(1, 3), output_attentions=False),
+        ],
+        whole,
+    )
+    assert joined is not None
+    assert joined.keys() == {"input_ids", "position_ids", "cache", "use_cache", "logits_to_keep"}
+    assert (joined["cache"], joined["input_ids"].shape, joined["position_ids"].shape) == (whole, (2, 1), (2, 1))
+    axes = {"position_ids": torch.ones(3, 1, 1)}
+    joined = join_inputs([decode_inputs(**axes), decode_inputs(**axes)], whole)
+    assert joined is not None
+    assert joined["position_ids"].shape == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"attention_mask": torch.tensor([[0, 1, 1]])},
+        {"attention_mask": torch.ones(1, 1, 1, 3)},
+        {"position_ids": None},
+        {"position_ids": torch.ones(3, 1, 1)},
+        {"input_ids": None, "inputs_embeds": torch.ones(1, 1, 4)},
+        {"logits_to_keep": 2},
+        {"output_hidden_states": True},
+        {"pixel_values": torch.ones(1, 3)},
+        {"cache": None},
+    ],
+    ids=str,
+)
+def test_what_a_text_is_not_given_is_not_joined(other) -> None:
+    plain = decode_inputs(logits_to_keep=1)
+    assert join_inputs([plain, decode_inputs(logits_to_keep=1)], object()) is not None
+    assert join_inputs([plain, decode_inputs(**{"logits_to_keep": 1} | other)], object()) is None
+
+
+def test_a_row_is_what_a_pass_of_its_own_returns(model) -> None:
+    ids = ZOO["qwen3_moe"].inputs(seed=1, length=6)["input_ids"]
+    with torch.no_grad():
+        outputs = model(torch.cat([ids, ids + 1]), use_cache=True, return_dict=True)
+    own = DynamicCache()
+    row = row_of(outputs, 1, own)
+    assert type(row) is type(outputs)
+    assert torch.equal(row.logits, outputs.logits[1:])
+    assert caches_in([row]) == [own]

@@ -12,14 +12,14 @@ _WAYS: tuple[_Way, ...] = ("all", "half", "one")
 _UNTIMED = 4
 """Rounds of all together before anything is compared: the first ones read what none has read yet."""
 
-_BLOCKS = (4, 12)
-"""Blocks of each way after which a trial may end, and after which it does."""
+_MOST_BLOCKS = 12
+"""Blocks of each way after which a trial ends."""
 
 _ROUNDS = 2
 """New tokens of every sequence that are computed in one way before the next way's turn."""
 
-_CLEAR = 0.1
-"""How much dearer the others' tokens have to be for a trial to end early."""
+_CLEAR = {3: 0.3, 4: 0.15, 6: 0.1}
+"""After so many blocks of each way, how much dearer than the cheapest one drops out: the dearest ones soon."""
 
 _WORTH = 0.98
 """Share of the seconds of a token of all together below which another way is taken."""
@@ -33,7 +33,8 @@ class RowCount:
 
     It compares all together, half of them at a time, and one after the other, in short blocks by turns, each by the
     seconds of a token: whatever sharing saves (weights that are read once) and costs (experts that push each other out
-    of memory) is in them. Then the cheapest is kept for a time. Numbers that differ little are judged as one.
+    of memory) is in them. What is clearly dearer drops out. The cheapest is kept for a time. Numbers that differ little
+    are judged as one.
     """
 
     def __init__(self) -> None:
@@ -125,13 +126,17 @@ class _Trial:
 
     def _decide(self) -> None:
         blocks = min(map(len, self._costs.values()))
-        if blocks < _BLOCKS[0] or any(len(costs) != blocks for costs in self._costs.values()):
+        if any(len(costs) != blocks for costs in self._costs.values()):
+            return
+        clear = next((share for least, share in reversed(_CLEAR.items()) if blocks >= least), None)
+        if clear is None:
             return
         costs = {way: statistics.median(found) for way, found in self._costs.items()}
-        best = min(costs, key=costs.__getitem__)
-        others = min(cost for way, cost in costs.items() if way != best)
-        if others < (1 + _CLEAR) * costs[best] and blocks < _BLOCKS[1]:
+        cheapest = min(costs.values())
+        self._costs = {way: self._costs[way] for way, cost in costs.items() if cost <= (1 + clear) * cheapest}
+        if len(self._costs) > 1 and blocks < _MOST_BLOCKS:
             return
-        choice = best if costs[best] < _WORTH * costs["all"] else "all"
+        best = min(self._costs, key=costs.__getitem__)
+        choice = "all" if "all" in self._costs and costs[best] >= _WORTH * costs["all"] else best
         self._hold = min(2 * self._hold, _HOLDS[1]) if choice == self.choice else _HOLDS[0]
         self.choice, self._left = choice, self._hold

@@ -6,6 +6,7 @@ Whatever generates does it here: a completion, a turn of a conversation, an answ
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -67,6 +68,9 @@ class Steps:
         """Has a sequence take part from the next step on."""
         with self._lock:
             self._waiting.append(sequence)
+            if self._layers.get(sequence.model, sequence) is None:
+                # Its layers may compute rows by now: hooks that kept them from it come and go.
+                del self._layers[sequence.model]
 
     def remove(self, sequence: Sequence) -> None:
         """Has it take no part any more, which ends it; harmless if it has ended.
@@ -173,8 +177,9 @@ class Steps:
         could = [one for one in self._waiting if one.model is first.model and self._joins(one)]
         if len(could) < 2:
             return [], False
-        # By all of them, however many have had their turn in this round: so many make a pass.
-        rows = self._count.most(min(len(could), most))
+        # By all of them, however many have had their turn in this round; of more than fit, in passes of one size.
+        passes = math.ceil(len(could) / most)
+        rows = self._count.most(math.ceil(len(could) / passes))
         beside = [one for one in self._round if one in could][: rows - 1]
         for one in beside:
             self._round.remove(one)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from coterie.hf.caches import caches_in, counts_tokens, is_cache, let_go_of_kept
+from coterie.hf.rotary_lengths import Frequencies
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
@@ -169,23 +170,28 @@ def _spaces(model: PreTrainedModel) -> list[dict[str, Any]]:
 class Positions:
     """Where a sequence's positions are, as its model keeps it on itself: several sequences have one model.
 
+    Also, the frequencies of its rotary embedding where they go by the longest sequence.
+
     Args:
         model: A model that has just prepared the sequence.
     """
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_frequencies", "_kept")
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._kept = [(space, space[_POSITIONS]) for space in _spaces(model)]
+        self._frequencies = Frequencies(model)
 
     def put_back(self) -> None:
         """Has the model keep what it kept."""
         for space, value in self._kept:
             space[_POSITIONS] = value
+        self._frequencies.put_back()
 
     def note(self) -> None:
         """Remembers what it keeps now."""
         self._kept = [(space, space[_POSITIONS]) for space, _ in self._kept]
+        self._frequencies.note()
 
 
 def prompt_length(prepared: Prepared) -> int:

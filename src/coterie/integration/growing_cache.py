@@ -8,6 +8,7 @@ tensors do not see each other's tokens.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -134,7 +135,9 @@ def extend(
     return room.places
 
 
-def room_ahead(cache: Any, layer_idx: int, heads: int, width: int) -> GrowingRoom | None:
+def room_ahead(
+    cache: Any, layer_idx: int, heads: int, width: int, *, taken: Sequence[GrowingRoom | None] = ()
+) -> GrowingRoom | None:
     """Room for one more token of one sequence in a layer of a plain dynamic cache, which does not become longer.
 
     Args:
@@ -142,6 +145,7 @@ def room_ahead(cache: Any, layer_idx: int, heads: int, width: int) -> GrowingRoo
         layer_idx: Layer of the cache.
         heads: Heads of the key that will be written.
         width: Values of each.
+        taken: What others write to before this cache becomes longer. A copy of a cache shares room with it.
 
     Returns:
         None where :func:`extend` would do nothing.
@@ -151,7 +155,7 @@ def room_ahead(cache: Any, layer_idx: int, heads: int, width: int) -> GrowingRoo
         return None
     room: GrowingRoom | None = layer.__dict__.get(_PLACE)
     keys, values = layer.keys, layer.values
-    if room is None or not room.serves(keys, values):
+    if room is None or not room.serves(keys, values) or any(room is one for one in taken):
         if not _like(keys, 1, heads, width) or not _like(values, 1, heads, width) or keys.shape != values.shape:
             return None
         # At once: of all layers together, what was and what is to be would be in memory twice.

@@ -7,12 +7,13 @@ Whatever else is between layers, such as an embedding or a sum, is computed valu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from coterie.hf.last_logits import output_head
+from coterie.hf.rotary_lengths import goes_by_length
 from coterie.integration.growing_cache import GrowingRoom, room_ahead
 from coterie.integration.row_rooms import RowRooms
 from coterie.integration.token_layer import TokenLayer
@@ -20,9 +21,6 @@ from coterie.kernels import QuantisedLinear
 from coterie.kernels.dense import NormForward
 from coterie.native import MOST_ROWS
 from coterie.passes.forwards import at, own
-
-_BY_LENGTH = ("dynamic", "longrope")
-"""Rotary embeddings whose frequencies, one set for all rows, go by the longest sequence."""
 
 
 class RowLayers:
@@ -60,7 +58,7 @@ class RowLayers:
         head, norm = output_head(model), getattr(decoder, "norm", None)
         if not isinstance(head, QuantisedLinear) or head.packed is None or own(head) is not None:
             return None
-        if norm is None or not isinstance(own(norm), NormForward) or any(map(_by_length, decoder.modules())):
+        if norm is None or not isinstance(own(norm), NormForward) or any(map(goes_by_length, decoder.modules())):
             return None
         return cls(layers)
 
@@ -76,10 +74,12 @@ class RowLayers:
             return None
         rooms: list[list[GrowingRoom | None]] = []
         for layer in self._layers:
-            row = [room_ahead(cache, layer.layer_idx, *layer.kept) for cache in caches]
+            row: list[GrowingRoom | None] = []
+            for cache in caches:
+                row.append(room_ahead(cache, layer.layer_idx, *layer.kept, taken=row))
             if any(room is None or room.used != length for room, length in zip(row, lengths, strict=True)):
                 return None
-            rooms.append([*row])
+            rooms.append(row)
         return RowRooms(caches, lengths, rooms, let_go)
 
 
@@ -103,9 +103,3 @@ def _lists(model: nn.Module) -> Iterator[tuple[nn.Module, list[tuple[str, nn.Mod
         for child in owner.children():
             if isinstance(child, nn.ModuleList):
                 yield owner, list(child.named_children())
-
-
-def _by_length(module: nn.Module) -> bool:
-    kinds: Any = getattr(module, "rope_type", None)
-    names: Iterable[Any] = kinds.values() if isinstance(kinds, dict) else (kinds,)
-    return any(isinstance(name, str) and any(one in name for one in _BY_LENGTH) for name in names)
