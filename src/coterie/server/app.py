@@ -20,11 +20,23 @@ from coterie.server.meters import Meters
 from coterie.server.operations import Operation
 from coterie.server.origins import Origins
 from coterie.server.refusals import Refusal
-from coterie.server.routes import absent, audio, chat, completions, health, messages, models, responses, slots, tokens
+from coterie.server.routes import (
+    absent,
+    audio,
+    chat,
+    completions,
+    counts,
+    health,
+    messages,
+    models,
+    responses,
+    slots,
+    tokens,
+)
 from coterie.server.service import Service
 from coterie.server.streams import PING_S
 
-_GROUPS = (chat, completions, messages, responses, audio, models, tokens, slots, health, absent)
+_GROUPS = (chat, completions, messages, responses, counts, audio, models, tokens, slots, health, absent)
 
 
 def make_app(
