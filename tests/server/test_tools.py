@@ -238,3 +238,14 @@ def test_what_a_template_says_of_calls_decides(opened, monkeypatch, serve, more)
         assert (answer.status, answer.error["param"]) == (400, "tool_choice")
     else:
         assert json.loads(answer.json["choices"][0]["message"]["content"]) is not None
+
+
+@pytest.mark.parametrize(("choice", "status"), [("required", 200), ("auto", 400), ("none", 200), (None, 400)])
+def test_strict_is_for_tools_that_must_be_called(templated: Served, choice: str | None, status: int) -> None:
+    function = WEATHER["function"] | {"strict": True}
+    asked = ask(tools=[WEATHER, {"type": "function", "function": function}], tool_choice=choice)
+    answer = templated.post(PATH, asked)
+    assert answer.status == status
+    assert status == 200 or answer.error["param"] == "tools.1.function.strict"
+    flat = {"input": "x", "tools": [function | {"type": "function"}], "tool_choice": choice, "max_output_tokens": 4}
+    assert templated.post("/v1/responses", flat).status == status

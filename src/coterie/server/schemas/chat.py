@@ -17,7 +17,7 @@ from coterie.server.schemas.fields import (
     Tokens,
 )
 from coterie.server.schemas.sampling import Logprobs, OpenAISamplingFields
-from coterie.server.schemas.tools import CallId, Calls, ChosenTool, ToolChoice, Tools, toolbox
+from coterie.server.schemas.tools import CallId, Calls, ChosenTool, ToolChoice, Tools, check_strict, toolbox
 
 MOST_MESSAGES = 4096
 MOST_PARTS = 1024
@@ -155,7 +155,8 @@ class ChatRequest(OpenAISamplingFields):
     def _together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise Refusal(400, "top_logprobs is for logprobs, which are not asked for.", param="top_logprobs")
-        _ = self.toolbox
+        named = ((f"tools.{number}.function", tool.function) for number, tool in enumerate(self.tools or ()))
+        check_strict(named, self.toolbox)
         return self
 
     @property

@@ -14,7 +14,7 @@ from coterie.server.schemas.chat import MOST_MESSAGES, MOST_PARTS, InputAudio, T
 from coterie.server.schemas.fields import Fields, ModelName, Nothing, NotYet, Off, Tokens, not_yet
 from coterie.server.schemas.forms import JsonObject, NamedSchema, PlainText
 from coterie.server.schemas.sampling import Penalty, SamplingFields
-from coterie.server.schemas.tools import MOST_TOOLS, CallId, Function, ToolName, toolbox
+from coterie.server.schemas.tools import MOST_TOOLS, CallId, Function, ToolName, check_strict, toolbox
 
 
 def _keeps_nothing(value: Any) -> None:
@@ -153,12 +153,12 @@ class ResponseTool(Function):
 
     def as_tool(self) -> dict[str, Any]:
         """As templates take it."""
-        return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type"})}
+        return {"type": "function", "function": self.plain()}
 
     def as_said(self) -> dict[str, Any]:
         """As answers repeat it."""
         return {"type": "function", "name": self.name, "description": self.description, "parameters": self.parameters,
-                "strict": False}  # fmt: skip
+                "strict": bool(self.strict)}  # fmt: skip
 
 
 def _only_functions(value: Any) -> Any:
@@ -256,7 +256,7 @@ class ResponseRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        _ = self.toolbox
+        check_strict(((f"tools.{number}", tool) for number, tool in enumerate(self.tools or ())), self.toolbox)
         return self
 
     @property

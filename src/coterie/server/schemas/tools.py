@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from coterie.generation.toolbox import Toolbox
 from coterie.server.refusals import Refusal
-from coterie.server.schemas.fields import Fields, Off
+from coterie.server.schemas.fields import Fields
 
 MOST_TOOLS = 128
 
@@ -23,11 +23,12 @@ class Function(Fields):
     name: ToolName
     description: Annotated[str, Field(max_length=1 << 20)] | None = None
     parameters: dict[str, Any] | None = None
-    strict: Off = None
+    strict: bool | None = None
+    """Whether arguments have to be as the parameters say. Those of a tool that must be called always are."""
 
     def plain(self) -> dict[str, Any]:
         """As templates take it."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
 
 
 class Tool(Fields):
@@ -86,6 +87,23 @@ ToolChoice = Annotated[
     Discriminator(_word_or_tool),
 ]
 """Whether tools may be called, or must be."""
+
+
+def check_strict(functions: Iterable[tuple[str, Function]], tools: Toolbox) -> None:
+    """Refuses what is only held where a tool must be called.
+
+    Args:
+        functions: What may be called, by the field of the request.
+        tools: How.
+
+    Raises:
+        Refusal: Naming the first field that asks for it.
+    """
+    for param, function in functions:
+        if function.strict and tools.tools and not tools.must:
+            param = f"{param}.strict"
+            message = f"{param} is not supported yet for a tool that need not be called: leave it out."
+            raise Refusal(400, message, param=param, code="unsupported")
 
 
 def toolbox(tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | None, several: bool) -> Toolbox:
