@@ -292,7 +292,7 @@ def test_model_and_prompt_may_be_options(coterie, expected) -> None:
 
 def test_other_names_are_not_in_the_help_and_unknown_ones_still_errors(coterie) -> None:
     assert "--n-predict" not in coterie("generate", "--help").out
-    assert coterie("generate", "bundled", "a", "--presence-penalty", "1").code == 2
+    assert coterie("generate", "bundled", "a", "--mirostat", "1").code == 2
 
 
 def test_a_text_ends_the_answer(coterie, expected) -> None:

@@ -1,13 +1,14 @@
 """Answers that have to be calls, or to have a form after their reasoning, in each family's words."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from tokenizers import AddedToken
 
 from coterie.errors import UnsupportedError, UsageError
+from coterie.generation import grammar_matcher
 from coterie.generation.answer_form import answer_form, last_call_ends
 from coterie.generation.answers import reader_for
 from coterie.generation.call_formats import call_format
@@ -140,7 +141,13 @@ class Speaker:
         return calls.text, [(one.name, json.loads(one.arguments)) for one in (*reader.calls, *calls.calls)]
 
 
-@pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(autouse=True)
+def untried(monkeypatch) -> None:
+    """A process for each of so many forms takes long, and none of them needs one."""
+    monkeypatch.setattr(grammar_matcher, "_tried", lambda described: "")
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def speaker(request, bundled) -> Speaker:
     return Speaker(bundled, request.param)
 
@@ -204,6 +211,38 @@ def test_a_call_that_was_the_last_ends_the_answer(speaker: Speaker) -> None:
     if ends:  # without the mark after it, the call is still one
         cut = speaker.family.call.partition(ends[0])[0]
         assert speaker.read(cut) == ("", [("weather", GIVEN)])
+
+
+def test_what_is_called_freely_can_be_kept_to_its_tool(speaker: Speaker) -> None:
+    family = speaker.family
+    form = speaker.form(Toolbox(tools=(WEATHER, TIME), strict=True))
+    assert form is not None
+    said = "I look at <b> {1}.\n" if family.name != "gpt-oss" else ""
+    for good in (family.says.replace("{}", "Hello,\n<b>"), family.call, said + family.other):
+        assert speaker.allows(form, good), good
+    for bad in (said + family.call[:-1], *(said + one for one in family.bad)):
+        assert not speaker.allows(form, bad), bad
+    begin, end = family.thinks
+    assert not begin or speaker.allows(form, f"{begin}Hm{end}{said}{family.call}")
+
+
+def test_marks_that_are_no_tokens(bundled) -> None:
+    speaker = Speaker(bundled, replace(HERMES, plain=()))
+    form = speaker.form(Toolbox(tools=(WEATHER, TIME), strict=True))
+    assert form is not None
+    for good in (
+        "Hello",
+        "a <tool",
+        f"So: {HERMES.call}",
+        f"{HERMES.call}\n{HERMES.other}",
+        f"<think>x</think>{HERMES.call}",
+    ):
+        assert speaker.allows(form, good), good
+    for bad in (f"So: {HERMES.call[:-1]}", *(f"So: {one}" for one in HERMES.bad)):
+        assert not speaker.allows(form, bad), bad
+    single = speaker.form(Toolbox(tools=(WEATHER, TIME), strict=True, several=False))
+    assert single is not None
+    assert not speaker.allows(single, f"{HERMES.call}\n{HERMES.other}")
 
 
 def test_reasoning_that_the_prompt_has_begun(bundled) -> None:

@@ -20,6 +20,12 @@ def compiler(processors) -> Compiler:
     return Compiler(processors.tokenizer, {0}, 8192)
 
 
+@pytest.fixture
+def untried(monkeypatch) -> None:
+    """What is known to be harmless needs no process of its own."""
+    monkeypatch.setattr(grammar_matcher, "_tried", lambda described: "")
+
+
 def allows(compiler: Compiler, processors, grammar: Grammar, text: str) -> bool:
     """Whether a text is one of the form, token by token."""
     ids = processors.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -48,7 +54,7 @@ def allows(compiler: Compiler, processors, grammar: Grammar, text: str) -> bool:
          ["<think>a 1\nb</think>12"], ["12", "<think>12", "<think></think>a"]),
     ],
 )  # fmt: skip
-def test_a_form_allows_what_has_it_and_nothing_else(compiler, processors, grammar, good, bad) -> None:
+def test_a_form_allows_what_has_it_and_nothing_else(compiler, processors, untried, grammar, good, bad) -> None:
     assert [text for text in good if not allows(compiler, processors, grammar, text)] == []
     assert [text for text in bad if allows(compiler, processors, grammar, text)] == []
 
@@ -78,8 +84,10 @@ def test_a_form_allows_what_has_it_and_nothing_else(compiler, processors, gramma
     ],
     ids=lambda grammar: f"{grammar.kind}-{grammar.text[:20]!r}",
 )
-def test_what_is_no_form_is_refused_by_name(compiler, grammar) -> None:
-    for _ in range(2):  # the second time it is known
+def test_what_is_no_form_is_refused_by_name(compiler, monkeypatch, grammar) -> None:
+    for known in range(2):
+        if known:  # and not tried again
+            monkeypatch.setattr(grammar_matcher, "_tried", None)
         with pytest.raises(InputError) as caught:
             compiler.compile(grammar)
         assert caught.value.facts["field"] == "grammar"
@@ -107,7 +115,7 @@ def test_a_description_has_a_limit() -> None:
         Grammar.json_schema({"a": {1, 2}})
 
 
-def test_what_was_compiled_is_found_again_and_not_all_is_kept(processors, monkeypatch) -> None:
+def test_what_was_compiled_is_found_again_and_not_all_is_kept(processors, untried, monkeypatch) -> None:
     monkeypatch.setattr(grammar_matcher, "_KEPT", 3)
     compiler = Compiler(processors.tokenizer, {0}, 8192)
     first = compiler.compile(Grammar.regex("a"))

@@ -1,6 +1,7 @@
 """``/v1/messages`` and ``/v1/messages/count_tokens``."""
 
 import base64
+import json
 
 import pytest
 
@@ -148,3 +149,26 @@ def test_an_error_within_a_stream_is_an_event(server: Served, brake) -> None:
     text = response.read().decode()
     connection.close()
     assert 'event: error\ndata: {"type": "error", "error": {"type": "api_error"' in text
+
+
+def test_an_answer_has_its_form(server: Served) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [5]}}, "required": ["a"], "additionalProperties": False}
+    form = {"output_config": {"format": {"type": "json_schema", "schema": schema}}, "service_tier": "auto"}
+    message = server.post(PATH, ask(max_tokens=60, **form)).json
+    assert json.loads(message["content"][0]["text"]) == {"a": 5}
+    assert message["stop_reason"] == "end_turn"
+    refused = server.post(PATH, ask(output_config={"effort": "low"}))
+    assert (refused.status, "output_config.effort" in refused.error["message"]) == (400, True)
+
+
+def test_a_template_is_told_not_to_think(opened, monkeypatch, serve) -> None:
+    template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ ' think a lot' if enable_thinking is not defined }}"
+    )
+    monkeypatch.setattr(opened.processors.tokenizer, "chat_template", template)
+    server = serve()
+    tokens = [
+        server.post("/v1/messages/count_tokens", {"model": "bundled", "messages": ask()["messages"], **more}).json
+        for more in ({}, {"thinking": {"type": "disabled"}})
+    ]
+    assert tokens[0]["input_tokens"] > tokens[1]["input_tokens"]

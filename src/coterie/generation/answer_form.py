@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,16 @@ def answer_form(
     calls = call_format(template, _added(tokenizer)) if toolbox.tools else None
     if toolbox.must and calls is None:
         raise UnsupportedError("How this model calls tools is not known: none can be demanded.", field="tool_choice")
-    if wanted is None and not toolbox.must:
+    if toolbox.strict and calls is None:
+        raise UnsupportedError("How this model calls tools is not known: calls cannot be kept to a schema.",
+                               field="tools")  # fmt: skip
+    if wanted is None and not (toolbox.must or toolbox.strict):
         return None
     mark = _marks(tokenizer)
     if wanted is not None and calls is None and type(reader) is AnswerReader:
         return wanted
-    frame = _frame(reader, mark, calls, toolbox, answers=wanted is not None)
-    return Grammar("lark", _NOTHING, frame) if wanted is None else Grammar(wanted.kind, wanted.text, frame)
+    frame = _frame(reader, mark, calls, toolbox, wanted)
+    return Grammar("lark", _NOTHING, frame, "tools") if wanted is None else Grammar(wanted.kind, wanted.text, frame)
 
 
 def last_call_ends(template: str | None, tokenizer: PreTrainedTokenizerBase, toolbox: Toolbox) -> tuple[str, ...]:
@@ -60,14 +64,18 @@ def last_call_ends(template: str | None, tokenizer: PreTrainedTokenizerBase, too
 
 
 def _frame(
-    reader: AnswerReader, mark: Callable[[str], str], calls: CallFormat | None, toolbox: Toolbox, *, answers: bool
+    reader: AnswerReader,
+    mark: Callable[[str], str],
+    calls: CallFormat | None,
+    toolbox: Toolbox,
+    wanted: Grammar | None,
 ) -> str:
     """The grammar around an answer."""
     lines: list[str] = []
-    before, said = "", "@answer"
+    before = final = ""
     if isinstance(reader, ChannelReader):
         thought = f'{mark(CHANNEL)} "analysis" {mark(MESSAGE)} THOUGHT? {mark(END)} {mark(START)} "assistant"'
-        before, said = f"({thought})* ", f'{mark(CHANNEL)} "final" {mark(MESSAGE)} @answer'
+        before, final = f"({thought})* ", f'{mark(CHANNEL)} "final" {mark(MESSAGE)} '
         lines.append(r"THOUGHT: /(.|\n)+/")
     elif isinstance(reader, TaggedReader):
         opening = "" if reader.inside else f"{mark(reader.opening)} "
@@ -80,11 +88,30 @@ def _frame(
             lines.append(r"THOUGHT: /(.|\n)+/")
         before = f"{thought} " if reader.inside else f"({thought})? "
         lines.append(r"BLANK: /\n{1,2}/")
-    parts = [said] if answers else []
-    if calls is not None:
+    parts = [] if wanted is None else [f"{final}@answer"]
+    if calls is not None and wanted is None and not toolbox.must:
+        parts.append(_free(calls, toolbox, mark, final, lines))
+    elif calls is not None:
         parts.append("calls")
         lines.append(calls.rules(toolbox.callable_tools, mark, several=toolbox.several))
     return "\n".join([f"start: {before}({' | '.join(parts)})", *lines])
+
+
+def _free(calls: CallFormat, toolbox: Toolbox, mark: Callable[[str], str], final: str, lines: list[str]) -> str:
+    """Any text, and calls that are kept to their tools; adds the rules for that."""
+    opening = mark(calls.opening)
+    if not opening.startswith('"'):
+        # A token of its own, which no text has.
+        lines += [r"SAID: /(.|\n)+/", calls.rules(toolbox.callable_tools, mark, several=toolbox.several)]
+        return f"{final}SAID? | calls" if final else "SAID? calls | SAID?"
+    begun = calls.rules(toolbox.callable_tools, lambda text: "" if text == calls.opening else mark(text), several=False)
+    other = re.escape(calls.opening).replace("/", r"\/")
+    lines += [
+        f"said[suffix={opening}]: /(.|\\n)*/",
+        rf"FREE: /(.|\n)+/ & ~/(.|\n)*{other}(.|\n)*/",
+        begun,
+    ]
+    return "(said calls)* FREE?" if toolbox.several else "said calls | FREE?"
 
 
 def _added(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

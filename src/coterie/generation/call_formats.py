@@ -33,6 +33,7 @@ from coterie.generation.tool_calls import (
 Mark = Callable[[str], str]
 """Says how a grammar writes a text that may be a special token."""
 Function = Mapping[str, Any]
+Name = Literal["hermes", "coder", "glm", "deepseek", "deepseek-fenced", "gpt-oss"]
 
 _TEXT = r"/(.|\n)*/"
 
@@ -43,10 +44,12 @@ class CallFormat:
 
     Attributes:
         name: Which it is.
+        opening: What stands before the calls of an answer.
         closing: What stands after a call; empty where the model ends by itself.
     """
 
-    name: Literal["hermes", "coder", "glm", "deepseek", "deepseek-fenced", "gpt-oss"]
+    name: Name
+    opening: str
     closing: str
 
     def rules(self, tools: Sequence[Mapping[str, Any]], mark: Mark, *, several: bool) -> str:
@@ -78,14 +81,15 @@ def call_format(template: str | None, known: Collection[str]) -> CallFormat | No
     """
     shown = template or ""
     if CHANNEL in known and MESSAGE in known:
-        return CallFormat("gpt-oss", "")
+        return CallFormat("gpt-oss", CHANNEL, "")
     if DEEPSEEK_OPENING in shown:
-        return CallFormat("deepseek-fenced" if "```json" in shown else "deepseek", DEEPSEEK_CLOSING)
+        name: Name = "deepseek-fenced" if "```json" in shown else "deepseek"
+        return CallFormat(name, DEEPSEEK_TURN[0], DEEPSEEK_CLOSING)
     if "<function=" in shown:
-        return CallFormat("coder", CLOSING)
+        return CallFormat("coder", OPENING, CLOSING)
     if "<arg_key>" in shown:
-        return CallFormat("glm", CLOSING)
-    return CallFormat("hermes", CLOSING) if OPENING in shown else None
+        return CallFormat("glm", OPENING, CLOSING)
+    return CallFormat("hermes", OPENING, CLOSING) if OPENING in shown else None
 
 
 def _hermes(rule: str, function: Function, mark: Mark) -> Iterator[str]:

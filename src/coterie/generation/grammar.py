@@ -30,6 +30,7 @@ class Grammar:
         text: The description.
         frame: A grammar in Lark's syntax around it, which calls it ``@answer``: what else a model writes, such as its
             reasoning. Nothing where it stands alone.
+        field: What of a request it follows from, for errors.
 
     Raises:
         UsageError: If the description is too long. Fact ``field``.
@@ -38,14 +39,15 @@ class Grammar:
     kind: Kind
     text: str
     frame: str = ""
+    field: str = "grammar"
 
     def __post_init__(self) -> None:
-        nbytes = len(self.text.encode("utf-8", "replace"))
+        nbytes = len((self.text + self.frame).encode("utf-8", "replace"))
         if nbytes > MOST_NBYTES:
             raise UsageError(
                 f"The description of the answer's form may have {MOST_NBYTES:,} bytes, not {nbytes:,}.",
                 advice="Describe it more shortly.",
-                field="grammar",
+                field=self.field,
             )
 
     @classmethod

@@ -119,13 +119,13 @@ class Compiler:
         with self._lock:
             found = self._made.get(grammar.digest)
             if found is None:
-                found = len(grammar.text), self._compile(grammar)
+                found = len(grammar.text) + len(grammar.frame), self._compile(grammar)
                 self._made[grammar.digest] = found
                 while len(self._made) > _KEPT or sum(size for size, _ in self._made.values()) > _KEPT_NBYTES:
                     self._made.popitem(last=False)
             self._made.move_to_end(grammar.digest)
         if isinstance(found[1], str):
-            raise _unusable(found[1])
+            raise _unusable(found[1], grammar.field)
         return found[1]
 
     def _compile(self, grammar: Grammar) -> Any:
@@ -199,6 +199,6 @@ def _unpacked(bits: bytes, width: int) -> Tensor:
     return torch.from_numpy(made).bool()
 
 
-def _unusable(why: str) -> InputError:
+def _unusable(why: str, field: str = "grammar") -> InputError:
     text = " ".join(why.replace("<non-verbose/>", "").split())[:_LONGEST_MESSAGE]
-    return InputError(f"The form that the answer is to have cannot be used: {text.rstrip('.')}.", field="grammar")
+    return InputError(f"The form that the answer is to have cannot be used: {text.rstrip('.')}.", field=field)

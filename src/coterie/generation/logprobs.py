@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from coterie.errors import LoadError, UnsupportedError
-from coterie.hf.generation_steps import Prepared
+from coterie.hf.generation_steps import Prepared, prompt_length
 from coterie.passes.prompt_logits import PromptLogits
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ class LogprobsAsked:
         """Has the logits of a request remembered; returns what its prompt's passes are to be given."""
         if self.new is not None:
             prepared.processors.insert(0, self.new)  # before any other has changed them
-        return None if self.prompt is None else PromptLogits(prepared.model, prepared.kwargs, self.prompt)
+        if self.prompt is None:
+            return None
+        return PromptLogits(prepared.model, prepared.kwargs, prompt_length(prepared), self.prompt)
 
     def refuse(self, model: PreTrainedModel) -> None:
         """Refuses them where transformers generates in a way of its own.

@@ -16,12 +16,14 @@ class Toolbox:
         must: Whether it has to call one.
         only: The one that it has to call; None if it may choose.
         several: Whether it may call more than one in an answer.
+        strict: Whether whatever it calls is kept to its parameters' schema.
     """
 
     tools: tuple[Mapping[str, Any], ...] = ()
     must: bool = False
     only: str | None = None
     several: bool = True
+    strict: bool = False
 
     @property
     def callable_tools(self) -> tuple[Mapping[str, Any], ...]:

@@ -7,17 +7,21 @@ bytes here: what a form costs hardly depends on them.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
+_SPECIAL = re.compile(r"<\[[\^0-9, -]*\]>")
+"""How a grammar names tokens by their ids."""
+
 
 class _Bytes:
-    """A tokenizer whose tokens are bytes, and one that ends a text."""
+    """A tokenizer whose tokens are bytes, one that ends a text, and one that stands for any special token."""
 
     eos_token_id = 256
     bos_token_id = None
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
-    special_token_ids = (256,)
+    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>", b"<mark>")
+    special_token_ids = (256, 257)
 
     def __call__(self, text: str | bytes) -> list[int]:
         return [*(text if isinstance(text, bytes) else text.encode())]
@@ -27,6 +31,7 @@ def _problem(described: str, limits: dict[str, Any]) -> str:
     """Why a form cannot be used; nothing if it can, or if it is for the model's own tokens to say."""
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+    described = _SPECIAL.sub("<[257]>", described)
     tokens = LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
     matcher = LLMatcher(tokens, described, limits=LLParserLimits(**limits), log_level=0)
     if not matcher.is_error():

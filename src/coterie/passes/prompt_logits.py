@@ -29,13 +29,14 @@ class PromptLogits:
     Args:
         model: The model, one of transformers.
         kwargs: What passes are going to be called with: they are to show the model's head every position.
+        length: Positions of the prompt.
         told: Given logits [R, V], in the order of the prompt.
 
     Raises:
         UnsupportedError: If the model has no head that is known.
     """
 
-    def __init__(self, model: Any, kwargs: dict[str, Any], told: Callable[[Tensor], None]) -> None:
+    def __init__(self, model: Any, kwargs: dict[str, Any], length: int, told: Callable[[Tensor], None]) -> None:
         head = output_head(model)
         if head is None or model.config.is_encoder_decoder:
             raise UnsupportedError(
@@ -46,6 +47,7 @@ class PromptLogits:
         self._model = model
         self._head = head
         self._told = told
+        self._missing = length
         self._change = changed_after_head(model.config)
         self._last: Tensor | None = None
 
@@ -67,16 +69,20 @@ class PromptLogits:
             kwargs: What passes are called with from now on.
 
         Raises:
-            UnsupportedError: If it computes more than its head does.
+            UnsupportedError: If its head was not given every position, or something else is computed after it.
         """
         if PARAMETER in kwargs:
             kwargs[PARAMETER] = 1
         last, self._last = self._last, None
         said = outputs.logits[0, -1].float()
-        if last is None or last.shape != said.shape or (last - said).abs().max() > _TOLERANCE * said.abs().max():
+        if (
+            self._missing
+            or last is None
+            or last.shape != said.shape
+            or (last - said).abs().max() > _TOLERANCE * said.abs().max()
+        ):
             raise UnsupportedError(
-                f"{type(self._model).__name__} changes its logits in a way that is not known: those of a prompt's "
-                "tokens cannot be shown.",
+                f"{type(self._model).__name__} makes its logits in its own way: those of a prompt cannot be shown.",
                 field="prompt_logprobs",
             )
 
@@ -87,6 +93,7 @@ class PromptLogits:
         for start, stop in _parts(rows):
             logits = self._change(head.forward(args[0][:, start:stop].contiguous(), *args[1:]))
             self._told(logits[0])
+            self._missing -= stop - start
             if stop == rows:
                 self._last = logits[0, -1].float()
         # As many as without this, so that the bits of what comes next stay what they are.

@@ -73,6 +73,10 @@ class Prompts:
             told[name] = value
         return ChatOptions(variables=told)
 
+    def without_thinking(self) -> ChatOptions:
+        """Tells the template that the model is not to reason, if it asks for that."""
+        return ChatOptions(variables={"enable_thinking": False} if "enable_thinking" in self._settings else {})
+
     def of_messages(
         self,
         messages: Messages,

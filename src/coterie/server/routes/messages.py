@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from coterie.generation.chat_options import ChatOptions
 from coterie.server.anthropic_answers import AnthropicStream, message
 from coterie.server.media import Media
 from coterie.server.operations import Operation
@@ -37,8 +38,10 @@ def operations(service: Service) -> list[Operation]:
 async def _answer(service: Service, request: Request) -> Any:
     asked, messages, media = await _understood(service, request)
     stops = asked.stop_sequences or ()
-    sampling = asked.sampling(most=asked.max_tokens, stop=stops)
-    prepare = partial(service.prompts.of_messages, messages, media, asked.toolbox)
+    sampling = asked.sampling(most=asked.max_tokens, stop=stops, grammar=asked.form)
+    prepare = partial(
+        service.prompts.of_messages, messages, media, asked.toolbox, _options(service, asked), wanted=asked.form
+    )  # fmt: skip
     wishes = [Wish(prepare=prepare, sampling=sampling)]
     if asked.stream:
         return await service.stream(request, wishes, AnthropicStream(service, stops), ping=NAMED_PING)
@@ -54,8 +57,14 @@ async def _count(service: Service, request: Request) -> TokenCount:
     if media:
         param = next(iter(media.pictures))
         raise Refusal(400, f"{param}: the tokens of pictures are not counted yet.", param=param, code="unsupported")
-    prompt = await service.engine.aside(partial(service.prompts.of_messages, messages, media, asked.toolbox))
+    make = partial(service.prompts.of_messages, messages, media, asked.toolbox, _options(service, asked))
+    prompt = await service.engine.aside(make)
     return {"input_tokens": prompt.tokens or 0}
+
+
+def _options(service: Service, asked: CountRequest) -> ChatOptions | None:
+    """What the template is told."""
+    return None if asked.thinking is None else service.prompts.without_thinking()
 
 
 async def _understood(service: Service, request: Request) -> tuple[MessagesRequest, Messages, Media]:

@@ -17,7 +17,7 @@ from coterie.server.schemas.fields import (
     Tokens,
 )
 from coterie.server.schemas.sampling import Logprobs, OpenAISamplingFields
-from coterie.server.schemas.tools import CallId, Calls, ChosenTool, ToolChoice, Tools, check_strict, toolbox
+from coterie.server.schemas.tools import CallId, Calls, ChosenTool, ToolChoice, Tools, toolbox
 
 MOST_MESSAGES = 4096
 MOST_PARTS = 1024
@@ -155,8 +155,7 @@ class ChatRequest(OpenAISamplingFields):
     def _together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise Refusal(400, "top_logprobs is for logprobs, which are not asked for.", param="top_logprobs")
-        named = ((f"tools.{number}.function", tool.function) for number, tool in enumerate(self.tools or ()))
-        check_strict(named, self.toolbox)
+        _ = self.toolbox
         return self
 
     @property
@@ -173,6 +172,7 @@ class ChatRequest(OpenAISamplingFields):
             wanted=choice if isinstance(choice, str) else None,
             only=choice.function.name if isinstance(choice, ChosenTool) else None,
             several=self.parallel_tool_calls is not False,
+            strict=any(tool.function.strict for tool in self.tools or ()),
         )
 
 

@@ -15,7 +15,7 @@ NOT_YET = frozenset({
     "dry_multiplier", "extra_body", "file", "function_call", "functions", "grammar", "guided_choice", "guided_grammar",
     "guided_json", "guided_regex", "include_stop_str_in_output", "allowed_token_ids", "bad_words",
     "json_schema", "length_penalty", "max_thinking_tokens", "mcp_servers", "mirostat", "prompt_logprobs",
-    "mm_processor_kwargs", "modalities", "n_probs", "output_config", "prediction", "reasoning",
+    "mm_processor_kwargs", "modalities", "n_probs", "prediction", "reasoning",
     "refusal", "return_token_ids", "service_tier", "skip_special_tokens", "structured_outputs",
     "suffix", "thinking", "tool_calls", "top_a", "truncate_prompt_tokens", "use_beam_search", "verbosity",
     "web_search_options",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from coterie.generation.grammar import Grammar
 from coterie.generation.toolbox import Toolbox
 from coterie.server.refusals import Refusal
 from coterie.server.schemas.chat import MOST_MESSAGES, MOST_PARTS, Text
@@ -17,6 +18,7 @@ from coterie.server.schemas.fields import (
     Tokens,
     not_yet,
 )
+from coterie.server.schemas.forms import Schema
 from coterie.server.schemas.sampling import SamplingFields
 from coterie.server.schemas.tools import MOST_TOOLS, CallId, ToolName, toolbox
 
@@ -124,6 +126,7 @@ class MessagesTool(Fields):
     name: ToolName
     description: Annotated[str, Field(max_length=1 << 20)] | None = None
     input_schema: dict[str, Any]
+    strict: bool | None = None
     cache_control: CacheControl | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -157,9 +160,22 @@ def _no_thinking(value: Any) -> Any:
 
 
 class NoThinking(Fields):
-    """As is: whether a model thinks is up to its template."""
+    """The template is told, if it asks; else whether a model thinks is up to it."""
 
     type: Annotated[Literal["disabled"], BeforeValidator(_no_thinking)]
+
+
+class OutputFormat(Fields):
+    """JSON that a schema allows."""
+
+    type: Literal["json_schema"]
+    schema_: Schema
+
+
+class OutputConfig(Fields):
+    """What the answer is to be like."""
+
+    format: OutputFormat | None = None
 
 
 class CountRequest(Fields):
@@ -186,6 +202,7 @@ class CountRequest(Fields):
             wanted=None if choice is None else choice.type,
             only=None if choice is None else choice.name,
             several=choice is None or not choice.disable_parallel_tool_use,
+            strict=any(tool.strict for tool in self.tools or ()),
         )
 
 
@@ -196,3 +213,12 @@ class MessagesRequest(SamplingFields, CountRequest):
     stop_sequences: StopTexts | None = None
     stream: bool | None = None
     metadata: Metadata | None = None
+    output_config: OutputConfig | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    """There is one for all."""
+
+    @property
+    def form(self) -> Grammar | None:
+        """The form that the answer is to have."""
+        wanted = None if self.output_config is None else self.output_config.format
+        return None if wanted is None else Grammar.json_schema(wanted.schema_)

@@ -14,7 +14,7 @@ from coterie.server.schemas.chat import MOST_MESSAGES, MOST_PARTS, InputAudio, T
 from coterie.server.schemas.fields import Fields, ModelName, Nothing, NotYet, Off, Tokens, not_yet
 from coterie.server.schemas.forms import JsonObject, NamedSchema, PlainText
 from coterie.server.schemas.sampling import Penalty, SamplingFields
-from coterie.server.schemas.tools import MOST_TOOLS, CallId, Function, ToolName, check_strict, toolbox
+from coterie.server.schemas.tools import MOST_TOOLS, CallId, Function, ToolName, toolbox
 
 
 def _keeps_nothing(value: Any) -> None:
@@ -256,7 +256,7 @@ class ResponseRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        check_strict(((f"tools.{number}", tool) for number, tool in enumerate(self.tools or ())), self.toolbox)
+        _ = self.toolbox
         return self
 
     @property
@@ -268,6 +268,7 @@ class ResponseRequest(SamplingFields):
             wanted=choice if isinstance(choice, str) else None,
             only=choice.name if isinstance(choice, NamedTool) else None,
             several=self.parallel_tool_calls is not False,
+            strict=any(tool.strict for tool in self.tools or ()),
         )
 
     def wishes(self, most: int | None) -> Sampling:

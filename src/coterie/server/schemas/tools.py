@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -24,11 +24,10 @@ class Function(Fields):
     description: Annotated[str, Field(max_length=1 << 20)] | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    """Whether arguments have to be as the parameters say. Those of a tool that must be called always are."""
 
     def plain(self) -> dict[str, Any]:
         """As templates take it."""
-        return self.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
+        return self.model_dump(exclude_none=True, exclude={"strict"})
 
 
 class Tool(Fields):
@@ -89,24 +88,9 @@ ToolChoice = Annotated[
 """Whether tools may be called, or must be."""
 
 
-def check_strict(functions: Iterable[tuple[str, Function]], tools: Toolbox) -> None:
-    """Refuses what is only held where a tool must be called.
-
-    Args:
-        functions: What may be called, by the field of the request.
-        tools: How.
-
-    Raises:
-        Refusal: Naming the first field that asks for it.
-    """
-    for param, function in functions:
-        if function.strict and tools.tools and not tools.must:
-            param = f"{param}.strict"
-            message = f"{param} is not supported yet for a tool that need not be called: leave it out."
-            raise Refusal(400, message, param=param, code="unsupported")
-
-
-def toolbox(tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | None, several: bool) -> Toolbox:
+def toolbox(
+    tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | None, several: bool, strict: bool = False
+) -> Toolbox:
     """The tools of a request.
 
     Args:
@@ -114,6 +98,7 @@ def toolbox(tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | 
         wanted: ``none``, ``auto``, or whatever says that one has to be called.
         only: The one that has to be called.
         several: Whether more than one may be called.
+        strict: Whether calls are kept to their tools' schemas in any case.
 
     Raises:
         Refusal: If one has to be called that there is not.
@@ -123,4 +108,6 @@ def toolbox(tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | 
     if must and (not tools or (only is not None and only not in names)):
         what = "there are no tools" if not tools else f"there is no tool {only!r}"
         raise Refusal(400, f"tool_choice: {what}.", param="tool_choice")
-    return Toolbox(tools=() if wanted == "none" else tuple(tools), must=must, only=only, several=several)
+    if wanted == "none":
+        return Toolbox()
+    return Toolbox(tools=tuple(tools), must=must, only=only, several=several, strict=strict)
