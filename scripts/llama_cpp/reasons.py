@@ -70,6 +70,7 @@ TESTS = {
     "test_metrics.py::test_metrics_(?!slots_idle)": "wants llama-server's names of figures, or times in answers",
     r"test_completion.py::test_completion(_stream)?(\[|$)": _OWN,
     "test_completion.py::test_(cache_vs|json_prompt|completion_with_tokens|completion_response|n_probs|logit_bias)": _OWN,
+    "test_completion.py::test_nocache_long_input_prompt": "counts on the tokenizer of another model",
     "test_completion.py::test_completion_(unified|prompt_cache)": "about llama-server's caches",
 }
 """Patterns of tests → why they do not apply."""
@@ -78,6 +79,7 @@ DROPPED = (
     re.compile(r"== n_prompt\b"),
     re.compile(r"system_fingerprint.*startswith\(\"b\"\)"),
     re.compile(r"cache_read_input_tokens"),
+    re.compile(r"assert len\(res\.body\[\"content\"\]\) > 10"),
 )
 """Lines of tests about what only llama-server's own model or build can give."""
 
