@@ -133,6 +133,7 @@ def serving(
         server.should_exit = True
         thread.join(20)
         made.close()
+        meters.look_away()
         assert not thread.is_alive()
 
 

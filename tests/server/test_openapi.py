@@ -15,6 +15,7 @@ def test_the_document_describes_every_address(server: Served) -> None:
         "/v1/models/{model}", "/tokenize", "/detokenize", "/apply-template", "/healthz", "/readyz", "/health",
         "/metrics", "/slots", "/props",
         "/openapi.json",
+        "/coterie/state", "/coterie/model", "/coterie/profile", "/coterie/profile/rank", "/coterie/profile/expert",
     } == set(document["paths"])  # fmt: skip
     chat = document["components"]["schemas"]["ChatRequest"]
     assert chat["additionalProperties"] is False

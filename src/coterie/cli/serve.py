@@ -164,8 +164,8 @@ def command(
 
         def say(name: str) -> None:
             at = f"[{host}]" if ":" in host else host
-            scheme = "http" if tls is None else "https"
-            print_note(f"{name} at {scheme}://{at}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
+            where = f"{'http' if tls is None else 'https'}://{at}:{address.getsockname()[1]}"
+            print_note(f"{name} at {where}/v1, dashboard at {where}/. Ctrl-C ends it.")
 
         with ExitStack() as stack:
             if ray is None:
@@ -179,8 +179,9 @@ def command(
                 engine = Engine(
                     opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout, watcher=meters
                 )
-                meters.watch(engine)
-                app = make_app(engine, meters, names=names, hosts=hosts, keys=keys, origins=origins)
+                app = make_app(
+                    engine, meters, names=names, hosts=hosts, keys=keys, origins=origins, profile=opening.profile
+                )
                 interrupted = serve(app, engine, address, drain_s=drain, on_ready=partial(say, names[0]), tls=tls)
             else:
                 from coterie.server.gate import Gate

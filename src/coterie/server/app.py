@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,8 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import coterie
 from coterie.generation.engine import Engine
-from coterie.server import openapi
+from coterie.server import openapi, pages
 from coterie.server.bodies import Bodies
+from coterie.server.explorer import Explorer
 from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
 from coterie.server.meters import Meters
@@ -26,6 +28,7 @@ from coterie.server.routes import (
     chat,
     completions,
     counts,
+    dashboard,
     health,
     messages,
     models,
@@ -33,10 +36,15 @@ from coterie.server.routes import (
     slots,
     tokens,
 )
+from coterie.server.routes import (
+    profile as profiles,
+)
 from coterie.server.service import Service
 from coterie.server.streams import PING_S
 
-_GROUPS = (chat, completions, messages, responses, counts, audio, models, tokens, slots, health, absent)
+_GROUPS = (
+    chat, completions, messages, responses, counts, audio, models, tokens, slots, health, dashboard, profiles, absent,
+)  # fmt: skip
 
 
 def make_app(
@@ -49,6 +57,7 @@ def make_app(
     origins: Origins | None = None,
     bodies: Bodies | None = None,
     ping_s: float = PING_S,
+    profile: str | Path | None = None,
 ) -> ASGIApp:
     """Everything that a server answers.
 
@@ -61,8 +70,10 @@ def make_app(
         origins: Other pages than its own that may ask; None for none.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
+        profile: The profile that the dashboard asks about experts; None for none.
     """
     service = Service(engine, meters, names, bodies or Bodies(), ping_s=ping_s)
+    service.explorer = None if profile is None else Explorer(profile, engine.opened.runtime.source.identity)
     operations = [one for group in _GROUPS for one in group.operations(service)]
 
     async def describe(_: Request) -> dict[str, Any]:
@@ -73,8 +84,8 @@ def make_app(
     operations.append(
         Operation(path="/openapi.json", summary="This document.", method="GET", handler=describe, answered=dict)
     )
-    router = Router([one.route() for one in operations], redirect_slashes=False)
-    paths = [one.path for one in operations]
+    router = Router([one.route() for one in operations] + pages.routes(), redirect_slashes=False)
+    paths = [*(one.path for one in operations), *pages.PAGES]
     return Gate(_Routes(router), hosts=hosts, keys=keys, origins=origins, meters=meters, paths=paths)
 
 

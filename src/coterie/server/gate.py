@@ -24,10 +24,12 @@ from coterie.server.keys import Keys
 from coterie.server.logs import log_request
 from coterie.server.meters import Meters
 from coterie.server.origins import Origins, is_preflight
+from coterie.server.pages import PAGES
 from coterie.server.refusals import Dialect, Refusal, refusal_of
 
-OPEN_PATHS = frozenset({"/health", "/healthz", "/readyz"})
-"""Asked without a key: whatever watches over servers has none. They say a word about this server and nothing else."""
+OPEN_PATHS = frozenset({"/health", "/healthz", "/readyz", *PAGES})
+"""Asked without a key: whatever watches over servers has none, and a browser that opens a page has none yet. They say a
+word about this server, or what is in the package, and nothing else."""
 
 MOST_REQUESTS = 256
 """Requests at once, those that wait for the model included."""

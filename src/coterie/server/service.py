@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -21,6 +21,9 @@ from coterie.server.prompts import Prompts
 from coterie.server.refusals import Refusal
 from coterie.server.streams import PING_S, EventStream, unless_gone
 from coterie.server.wishes import Wish
+
+if TYPE_CHECKING:
+    from coterie.server.explorer import Explorer
 
 HEADERS_WITHIN_S = 0.05
 """A stream begins so soon, if it is not known by then that the request is none."""
@@ -52,6 +55,8 @@ class Service:
         created: When the server began, in seconds since 1970.
         tokens: Its tokens one by one.
         fingerprint: Changes with the model, its store or its scheme.
+        demand: What is asked of the model's experts.
+        explorer: Asks the profile that the server was given; None without one.
     """
 
     def __init__(
@@ -66,6 +71,8 @@ class Service:
         self.created = int(time.time())
         self.tokens = TokenBytes(engine.opened.processors.tokenizer)
         self.fingerprint = "fp_" + sha256(engine.opened.runtime.source.identity.encode()).hexdigest()[:12]
+        self.demand = meters.watch(engine)
+        self.explorer: Explorer | None = None
         self._ping_s = ping_s
         self._open: set[Choices] = set()
 
@@ -79,6 +86,13 @@ class Service:
         tickets = (ticket for choices in self._open for ticket in choices.tickets)
         begun = sorted((one for one in tickets if one.begun is not None), key=lambda one: one.begun or 0.0)
         return [one.phase for one in begun if one.phase in ("prefill", "decode")]
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the model takes."""
+        processors = self.engine.opened.processors
+        media = {"image": processors.pictures, "audio": processors.sounds}
+        return ["text", *(name for name, made in media.items() if made is not None)]
 
     def check_model(self, name: str | None) -> None:
         """Refuses requests that are for another model."""
@@ -149,6 +163,7 @@ class Service:
         facts: dict[str, Any] = {"queue_s": round(first.queue_s, 4), "prompt_tokens": first.prompt_tokens}
         if done:
             facts |= {"completion_tokens": sum(len(one.token_ids) for one in done)}
+            facts |= {"prefill_s": round(done[0].prefill_s, 4), "decode_s": round(done[0].decode_s, 4)}
             facts |= {"finish_reason": done[0].finish_reason}
         elif first.phase != "over":
             facts["cancelled_in"] = first.phase
