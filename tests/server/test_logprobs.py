@@ -8,7 +8,7 @@ from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.sampling import Sampling
 from coterie.server import choices as choices_module
-from server.conftest import PROMPT, Served, chat
+from server.conftest import PROMPT, Served, chat, drop, read_events, until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
@@ -172,3 +172,31 @@ def test_openai_s_client_parses_a_form(server: Served) -> None:
         done = client.chat.completions.parse(**asked, response_format=Verdict, max_tokens=60)
     assert isinstance(done.choices[0].message.parsed, Verdict)
     assert done.choices[0].finish_reason == "stop"
+
+
+def test_a_client_that_leaves_leaves_all_its_choices(serve, brake) -> None:
+    server = serve(engine={"parallel": 2})
+    brake.hold()
+    connection, response = server.begin(TEXT, ask([PROMPT] * 3, n=4, stream=True))
+    assert brake.reached.wait(30)
+    assert server.engine.running + server.engine.waiting > 1
+    drop(connection, response)
+    until(lambda: server.engine.waiting == 0)
+    brake.release()
+    until(lambda: server.engine.running == 0)
+    assert server.post(TEXT, ask()).status == 200
+
+
+def test_what_goes_wrong_in_one_choice_ends_the_stream(serve, brake) -> None:
+    server = serve()
+    brake.hold(after=20)
+    connection, response = server.begin(TEXT, ask(n=2, stream=True, stream_options={"include_usage": True}))
+    assert brake.reached.wait(30)
+    brake.error = RuntimeError("x")
+    brake.release()
+    events = [data for _, data in read_events(response.read().decode())]
+    connection.close()
+    assert events[-1] == "[DONE]"
+    assert "error" in events[-2]
+    assert not any(event["choices"] == [] for event in events[:-2])
+    until(lambda: server.engine.running + server.engine.waiting == 0)

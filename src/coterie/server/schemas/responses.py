@@ -153,7 +153,7 @@ class ResponseTool(Function):
 
     def as_tool(self) -> dict[str, Any]:
         """As templates take it."""
-        return {"type": "function", "function": self.plain()}
+        return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type", "strict"})}
 
     def as_said(self) -> dict[str, Any]:
         """As answers repeat it."""
