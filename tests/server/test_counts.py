@@ -32,6 +32,15 @@ def test_tools_count(opened, monkeypatch, serve) -> None:
         assert told > served.post(f"{path}/input_tokens", asked | {"tools": []}).json["input_tokens"]
 
 
+def test_a_tool_is_shown_in_the_same_way_whoever_asks(opened, monkeypatch, serve) -> None:
+    monkeypatch.setattr(opened.processors.tokenizer, "chat_template", TEMPLATE)
+    served = serve()
+    flat = {name: value for name, value in WEATHER.items() if name != "type"}
+    asked = {"messages": [{"role": "user", "content": "Is it wet?"}], "tools": [{"type": "function", "function": flat}]}
+    of_chat = served.post("/v1/chat/completions/input_tokens", asked).json
+    assert of_chat == served.post("/v1/responses/input_tokens", {"input": "Is it wet?", "tools": [WEATHER]}).json
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions/input_tokens", "/v1/responses/input_tokens"])
 def test_pictures_are_not_counted(server: Served, path: str) -> None:
     url = f"data:image/png;base64,{encoded(picture('PNG'))}"
