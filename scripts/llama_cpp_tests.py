@@ -111,8 +111,9 @@ def written(results: dict[str, tuple[str, str]]) -> str:
         "# llama.cpp's server tests",
         "",
         "Written by `scripts/llama_cpp_tests.py`, which runs the tests of llama.cpp's server against `coterie serve` "
-        f"with the bundled model. They are those of `{PACKAGE}`. Addresses are asked with `/v1`. What they say of "
-        "texts and token counts of their own model is left out.",
+        f"with the bundled model. They are those of `{PACKAGE}`. Addresses are asked with `/v1`, and `/v1/completions` "
+        "is asked instead of llama-server's own `/completion`, where both say the same. What they say of texts and "
+        "token counts of their own model is left out.",
         "",
         f"{passed} of {len(results)} cases pass. The others do not apply, for these reasons.",
         "",

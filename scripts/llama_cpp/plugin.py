@@ -1,7 +1,8 @@
 """A pytest plugin that lets the tests of llama.cpp's server ask `coterie serve` instead.
 
 Each test says how its server is to be started. Here a server with the same key, names and context is started once and
-kept for all tests that want it. What the tests know of the texts of their own model is not looked at.
+kept for all tests that want it. What the tests know of the texts of their own model is not looked at. What they ask of
+llama-server's own `/completion` is asked of `/v1/completions`, as far as both say the same.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _options(server: Any) -> tuple[str, ...]:
     context = (server.n_ctx or LONGEST) // (server.n_slots or 1)
     options = ["--max-context", str(context), "--queue", "64", "--parallel", str(server.n_slots or 1)]
     names = [] if server.model_alias is None else server.model_alias.split(",")
-    if "library" in (test := os.environ["PYTEST_CURRENT_TEST"]) or "logprobs" in test or "anthropic" in test:
+    if "library" in (test := os.environ["PYTEST_CURRENT_TEST"]) or "log" in test or "anthropic" in test:
         # Names that tests give to whatever they ask.
         names += ["gpt-3.5-turbo", "gpt-3.5-turbo-instruct", "davinci-002", "gpt-4.1", "test"]
     for name in names:
@@ -94,12 +95,47 @@ def _url(server: Any, path: str, host: str | None = None) -> str:
     return f"http://{host or server.server_host.split(',')[0]}:{server.server_port}{path}"
 
 
+def _asked(server: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """What a test asks of llama-server's own `/completion`, in OpenAI's words."""
+    most = data.get("n_predict", server.n_predict)
+    said = {name: data[name] for name in ("prompt", "temperature", "seed", "stream", "top_k", "top_p") if name in data}
+    return said | {"max_tokens": most if most and most > 0 else None}
+
+
+def _answered(chunk: dict[str, Any]) -> dict[str, Any]:
+    """An answer, or a piece of one, in llama-server's words."""
+    return {"content": chunk["choices"][0]["text"]}
+
+
+def _request(server: Any, method: str, path: str, data: Any = None, *args: Any, **kwargs: Any) -> Any:
+    if path not in _OWN:
+        return _plain_request(server, method, path, data, *args, **kwargs)
+    answer = _plain_request(server, method, "/v1/completions", _asked(server, data), *args, **kwargs)
+    if answer.status_code == 200:
+        answer.body = _answered(answer.body)
+    return answer
+
+
+def _stream(server: Any, method: str, path: str, data: Any = None, *args: Any, **kwargs: Any) -> Any:
+    if path not in _OWN:
+        yield from _plain_stream(server, method, path, data, *args, **kwargs)
+        return
+    for chunk in _plain_stream(server, method, "/v1/completions", _asked(server, data), *args, **kwargs):
+        yield _answered(chunk)
+
+
+_OWN = ("/completion", "/completions")
+_plain_request, _plain_stream = utils.ServerProcess.make_request, utils.ServerProcess.make_stream_request
+
+
 def pytest_configure() -> None:
     """Before any test is imported."""
     utils.ServerPreset.load_all = staticmethod(lambda: None)
     utils.ServerProcess.start = _start
     utils.ServerProcess.stop = lambda server: None
     utils.ServerProcess.make_url = _url
+    utils.ServerProcess.make_request = _request
+    utils.ServerProcess.make_stream_request = _stream
     utils.match_regex = lambda _, text: isinstance(text, str)
 
 

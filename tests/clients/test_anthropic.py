@@ -77,3 +77,18 @@ def test_tools_are_shown_and_their_results_taken(tool_server: Server) -> None:
         assert client.messages.create(**asked, max_tokens=4, **GREEDY).usage.input_tokens == counted
         without = client.messages.count_tokens(model="tools", messages=turns).input_tokens
         assert without < counted
+
+
+def test_a_tool_that_must_be_called_is(tool_server: Server) -> None:
+    tool = {"name": "weather", "description": "Outside.",
+            "input_schema": {"type": "object", "properties": {"city": {"enum": ["Ulm"]}}, "required": ["city"],
+                             "additionalProperties": False}}  # fmt: skip
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    asked = {"model": "tools", "messages": USER, "tools": [tool], "tool_choice": choice, "max_tokens": 80, **GREEDY}
+    with anthropic.Anthropic(base_url=tool_server.url, api_key="none", max_retries=0) as client:
+        whole = client.messages.create(**asked)
+        assert whole.stop_reason == "tool_use"
+        (call,) = whole.content
+        assert (call.name, call.input) == ("weather", {"city": "Ulm"})
+        with client.messages.stream(**asked) as stream:
+            assert stream.get_final_message().content[-1].input == call.input

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 
 import litellm
 import pytest
@@ -64,3 +65,16 @@ def test_errors_have_their_types(asked) -> None:
         litellm.completion(**(asked | {"temperature": -1}))
     with pytest.raises(litellm.ContextWindowExceededError):
         litellm.completion(**(asked | {"messages": [{"role": "user", "content": "word " * 9000}]}))
+
+
+def test_an_answer_has_the_form_that_is_asked_for(asked) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 1, "maximum": 9}},
+              "required": ["age"], "additionalProperties": False}  # fmt: skip
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    found = litellm.completion(**(asked | {"max_tokens": 40}), response_format=wanted)
+    assert 1 <= json.loads(found.choices[0].message.content)["age"] <= 9
+
+
+def test_logarithms_are_told(asked) -> None:
+    found = litellm.completion(**asked, logprobs=True, top_logprobs=2)
+    assert len(found.choices[0].logprobs.content) == 8

@@ -59,3 +59,12 @@ def test_tools_are_shown(llm) -> None:
 
 def test_what_is_refused_is_told(llm) -> None:
     assert "stop" in llm(PROMPT, "-m", "local", "-o", "stop", "x" * 300, status=1)
+
+
+def test_an_answer_has_the_form_that_is_asked_for(llm) -> None:
+    schema = {"type": "object", "properties": {"name": {"enum": ["Ada", "Grace"]}}, "required": ["name"],
+              "additionalProperties": False}  # fmt: skip
+    found = llm(
+        PROMPT, "-m", "local", "-o", "temperature", "0", "-o", "max_tokens", "40", "--schema", json.dumps(schema)
+    )
+    assert json.loads(found)["name"] in ("Ada", "Grace")

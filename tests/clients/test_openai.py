@@ -6,8 +6,10 @@ import json
 import time
 import urllib.request
 from collections.abc import Iterator
+from typing import Literal
 
 import openai
+import pydantic
 import pytest
 
 from clients.conftest import BUNDLED, KEY, PROMPT, Server
@@ -152,3 +154,92 @@ def test_the_log_has_no_word_of_it(server: Server, client: openai.OpenAI) -> Non
         time.sleep(0.05)
         lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     assert "nobody else" not in server.log.read_text()
+
+
+class Person(pydantic.BaseModel):
+    name: Literal["Ada", "Grace"]
+    age: int = pydantic.Field(ge=10, le=99)
+
+
+class Weather(pydantic.BaseModel):
+    """What it is like outside."""
+
+    city: Literal["Ulm", "Bonn"]
+
+
+def test_answers_have_the_form_that_is_asked_for(client: openai.OpenAI) -> None:
+    asked = ASKED | {"max_tokens": 60}
+    found = client.chat.completions.parse(**asked, response_format=Person)
+    assert isinstance(found.choices[0].message.parsed, Person)
+    with client.chat.completions.stream(**asked, response_format=Person) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == found.choices[0].message.parsed
+    plain = client.chat.completions.create(**asked, response_format={"type": "json_object"}, stop="}")
+    assert plain.choices[0].message.content.lstrip().startswith("{")
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "hiccup"}}}
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(**asked, response_format=wrong)
+    assert bad.value.param.startswith("response_format")
+
+
+def test_responses_have_it_too(client: openai.OpenAI) -> None:
+    asked = {"model": "bundled", "input": PROMPT, "temperature": 0}
+    found = client.responses.parse(**asked, text_format=Person, max_output_tokens=60)
+    assert isinstance(found.output_parsed, Person)
+    with client.responses.stream(**asked, text_format=Person, max_output_tokens=60) as stream:
+        assert stream.get_final_response().output_parsed == found.output_parsed
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.responses.create(**asked, store=True)
+    assert bad.value.param == "store"
+
+
+def test_a_tool_that_must_be_called_is(tool_server: Server) -> None:
+    with client_of(tool_server) as client:
+        asked = ASKED | {"model": "tools", "max_tokens": 80, "messages": [{"role": "user", "content": "Is it wet?"}]}
+        schema = Weather.model_json_schema()
+        tool = {"type": "function", "function": {"name": "weather", "description": "Outside.", "parameters": schema}}
+        found = client.chat.completions.create(**asked, tools=[tool], tool_choice="required", parallel_tool_calls=False)
+        (call,) = found.choices[0].message.tool_calls
+        Weather.model_validate_json(call.function.arguments)
+        assert found.choices[0].finish_reason == "tool_calls"
+        named = {"type": "function", "function": {"name": "weather"}}
+        chunks = client.chat.completions.create(
+            **asked, tools=[tool], tool_choice=named, parallel_tool_calls=False, stream=True
+        )
+        deltas = [chunk.choices[0].delta.tool_calls for chunk in chunks if chunk.choices[0].delta.tool_calls]
+        assert json.loads(deltas[0][0].function.arguments) == json.loads(call.function.arguments)
+        messages = [
+            *asked["messages"], found.choices[0].message,
+            {"role": "tool", "tool_call_id": call.id, "content": "Rain."},
+        ]  # fmt: skip
+        assert client.chat.completions.create(**(asked | {"messages": messages, "max_tokens": 4}), tools=[tool]).choices
+
+
+def test_each_token_has_its_logarithm(client: openai.OpenAI) -> None:
+    told = client.chat.completions.create(**ASKED, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert len(told) == 8
+    for token in told:
+        assert token.logprob <= 0
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == max(one.logprob for one in token.top_logprobs)
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**ASKED, logprobs=True, top_logprobs=21)
+
+
+def test_several_answers_come_at_once(client: openai.OpenAI) -> None:
+    asked = ASKED | {"temperature": 1.0, "seed": 3, "n": 3}
+    whole = client.chat.completions.create(**asked)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    texts = {0: "", 1: "", 2: ""}
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == {choice.index: choice.message.content for choice in whole.choices}
+
+
+def test_a_prompt_comes_back_with_its_logarithms(client: openai.OpenAI) -> None:
+    asked = {"model": "bundled", "prompt": [PROMPT, "In the beginning"], "max_tokens": 0, "echo": True, "logprobs": 1}
+    found = client.completions.create(**asked)
+    assert [choice.text for choice in found.choices] == asked["prompt"]
+    for choice in found.choices:
+        assert choice.logprobs.token_logprobs[0] is None
+        assert "".join(choice.logprobs.tokens) == choice.text

@@ -10,7 +10,7 @@ import pytest
 from clients.conftest import KEY, Start
 
 SETTINGS = ["--phases", "coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--continue-on-failure",
-            "--request-timeout", "60", "--generation-database", "none", "--no-color"]  # fmt: skip
+            "--request-timeout", "240", "--generation-database", "none", "--no-color"]  # fmt: skip
 # What a document cannot say, such as what a model's chat template has no place for, is refused all the same.
 EXCLUDED = ["--exclude-checks", "positive_data_acceptance"]
 
@@ -18,8 +18,8 @@ EXCLUDED = ["--exclude-checks", "positive_data_acceptance"]
 @pytest.mark.timeout(900)
 def test_the_server_does_what_its_document_says(start: Start, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(KEY)
-    # A short context: whatever is asked for is over soon.
-    server = start("bundled", "--api-key-file", str(tmp_path / "keys"), "--max-context", "64", "--queue", "64")
+    # A short context: whatever is asked for is over soon, even of many prompts at once.
+    server = start("bundled", "--api-key-file", str(tmp_path / "keys"), "--max-context", "24", "--queue", "64")
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json",
         "-H", f"Authorization: Bearer {KEY}", *SETTINGS, *EXCLUDED,

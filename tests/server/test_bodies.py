@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -113,3 +114,16 @@ def test_headers_have_a_limit_and_ranges_no_effect(server: Served) -> None:
     ranges = "bytes=" + ",".join(f"{n}-{n}" for n in range(3000))
     answer = server.get("/openapi.json", Range=ranges)
     assert answer.body == server.get("/openapi.json").body
+
+
+@pytest.mark.slow
+def test_who_asks_for_megabytes_keeps_nobody_else_waiting(server: Served) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.post, "/v1/chat/completions", chat("word " * (2 << 20)))
+        answered = 0
+        while not asked.done():
+            assert server.get("/healthz").status == 200
+            answered += 1
+        refused = asked.result()
+    assert answered > 1
+    assert (refused.status, refused.error["code"]) == (400, "context_length_exceeded")

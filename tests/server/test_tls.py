@@ -17,6 +17,7 @@ FILES = DATA / "tls"
 CERTIFICATE, KEY = FILES / "certificate.pem", FILES / "key.pem"
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_a_server_speaks_with_those_who_know_its_certificate(serve) -> None:
     served = serve(tls=Tls(CERTIFICATE, KEY))
     trust = ssl.create_default_context(cafile=CERTIFICATE)

@@ -27,6 +27,7 @@ from coterie.server.routes import (
     audio,
     chat,
     completions,
+    counts,
     dashboard,
     health,
     messages,
@@ -42,7 +43,7 @@ from coterie.server.service import Service
 from coterie.server.streams import PING_S
 
 _GROUPS = (
-    chat, completions, messages, responses, audio, models, tokens, slots, health, dashboard, profiles, absent,
+    chat, completions, messages, responses, counts, audio, models, tokens, slots, health, dashboard, profiles, absent,
 )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ async def _answer(service: Service, request: Request) -> Any:
         messages, media = from_items(asked.input, asked.instructions)
     asked.input = ""
     sampling = asked.wishes(service.most(asked.max_output_tokens))
-    make = partial(service.prompts.of_messages, messages, media, asked.toolbox, _options(service, asked))
+    make = partial(service.prompts.of_messages, messages, media, asked.toolbox, told_of_thinking(service, asked))
     wishes = [Wish(prepare=partial(make, wanted=sampling.grammar), sampling=sampling)]
     responses = Responses(service, asked)
     if asked.stream:
@@ -48,7 +48,7 @@ async def _answer(service: Service, request: Request) -> Any:
     return responses.whole(done.completion)
 
 
-def _options(service: Service, asked: ResponseRequest) -> ChatOptions | None:
+def told_of_thinking(service: Service, asked: ResponseRequest) -> ChatOptions | None:
     """What the template is told of thinking."""
     effort = None if asked.reasoning is None else asked.reasoning.effort
     if effort is None:

@@ -231,6 +231,13 @@ class Transcription(TypedDict):
     usage: TranscriptionTokens
 
 
+class InputTokens(TypedDict):
+    """How many tokens a conversation has, in OpenAI's words."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class TokenCount(TypedDict):
     """The answer of ``/v1/messages/count_tokens``."""
 
