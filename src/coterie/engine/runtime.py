@@ -321,6 +321,11 @@ class Runtime:
             for clock in clocks:
                 clock.limit = None
 
+    @property
+    def limits_experts(self) -> bool:
+        """Whether :meth:`limit_experts` holds now: what is computed is not what the model would compute."""
+        return any(clock.limit is not None for clock in self._attachment.clocks.values())
+
     def _widths(self) -> dict[BankKey, int]:
         """Bank → how many experts a router can choose among, identity experts included."""
         return {bank.key: bank.num_experts + bank.identities for bank in self.expert_banks}

@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coterie.engine.runtime import Runtime
 from coterie.generation.answers import AnswerReader, ToolCall
 from coterie.generation.draws import Draws, drawing
 from coterie.generation.one_sequence import beams, check_settings, files_named, longest
 from coterie.generation.sampling import Sampling
-from coterie.generation.sequence import Sequence
+from coterie.generation.sequence import Keeper, Sequence
 from coterie.generation.steps import generated
 from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
-from coterie.hf.generation_steps import one_by_one, prepare
+from coterie.hf.generation_steps import Prepared, one_by_one, prepare, prepare_in_pieces
 from coterie.passes.current import Request, Stated, current
 from coterie.spec import Event, ExpertsSelected
 
@@ -38,6 +38,7 @@ class Completion:
             parts, what the model says.
         reasoning: What it thought before, where the answer has parts.
         tool_calls: What it wants called, likewise.
+        reused_tokens: Tokens of the prompt that an earlier request had computed already.
         finish_reason: ``stop`` (the model ended, or a text came that ends the answer), ``length`` (``max_new_tokens``
             reached), ``context`` (the memory budget was made for no longer sequence), ``time`` (``max_time`` of the
             generation config is over) or ``interrupted`` (the caller stopped it).
@@ -53,16 +54,28 @@ class Completion:
     decode_s: float
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    reused_tokens: int = 0
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Tokens of the prompt per second."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+        """Tokens of the prompt that were computed, per second."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
         """New tokens after the first per second; 0 if there is only one."""
         return (len(self.token_ids) - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+class Reuse(Protocol):
+    """Where requests find what earlier ones have computed of the same tokens."""
+
+    @property
+    def piece(self) -> int | None:
+        """Tokens of a prompt in one pass; None for all of them."""
+
+    def begin(self, prepared: Prepared) -> Keeper | None:
+        """Puts it into the request's cache; returns who keeps what is computed now, None if nothing is to be kept."""
 
 
 class Stopped(Exception):
@@ -122,6 +135,7 @@ def complete(
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     reader: AnswerReader | None = None,
+    reuse: Reuse | None = None,
 ) -> Completion:
     """Generates after one prompt.
 
@@ -133,6 +147,8 @@ def complete(
         on_text: Told the text piece by piece, whole characters only.
         should_stop: Asked before every layer; True ends generation and keeps what is there.
         reader: Tells the parts of an answer apart; without one, all of it is text.
+        reuse: Where what was computed of the prompt's beginning is found, and kept; without it, all of the prompt is
+            computed in one pass. A :class:`~coterie.generation.prefixes.Prefixes` changes nothing but the time.
 
     Raises:
         ContextLengthError: If the prompt is longer than the memory budget was made for.
@@ -147,21 +163,35 @@ def complete(
     stream = _stream(tokenizer, on_text, wishes, reader)
     marks = () if reader is None else reader.marks
     start = time.perf_counter()
-    interrupted = False
+    interrupted, reused = False, 0
     try:
         with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
             if one_by_one(model, config):
                 options = _generating(model, tokenizer, inputs, config, wishes, keep=marks)
-                generated(Sequence(prepare(model, **options), request=request, stream=stream, draws=draws))
+                sequence = _sequence(model, inputs, options, reuse, request=request, stream=stream, draws=draws)
+                reused = sequence.reused
+                generated(sequence)
             else:
                 _search(model, tokenizer, inputs, config, wishes, keep=marks, stream=stream, draws=draws)
     except Stopped:
         interrupted = True
     done = finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
+    done = replace(done, reused_tokens=reused)
     if reader is None:
         return done
     reader.end()
     return replace(done, text=reader.text, reasoning=reader.reasoning, tool_calls=tuple(reader.calls))
+
+
+def _sequence(
+    model: PreTrainedModel, inputs: BatchFeature, options: dict[str, Any], reuse: Reuse | None, **wishes: Any
+) -> Sequence:
+    """The sequence, which begins with what there is of it."""
+    given = inputs.to(model.dtype)
+    if reuse is None:
+        return Sequence(prepare(model, **given, **options), **wishes)
+    prepared = prepare_in_pieces(model, given, **options)
+    return Sequence(prepared, keeper=reuse.begin(prepared), piece=reuse.piece, **wishes)
 
 
 def _stream(
@@ -189,7 +219,10 @@ def _search(
     draws: Draws | None,
 ) -> None:
     """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
-    options = _generating(model, tokenizer, inputs, config, wishes, keep=keep, in_steps=False)
+    options = {
+        **inputs.to(model.dtype),
+        **_generating(model, tokenizer, inputs, config, wishes, keep=keep, in_steps=False),
+    }
     if config.token_healing or config.stop_strings is not None:
         options["tokenizer"] = tokenizer
     if beams(config) == 1:
@@ -221,7 +254,6 @@ def _generating(
 ) -> dict[str, Any]:
     """Options of ``generate`` for one prompt, the texts that end it included."""
     return {
-        **inputs.to(model.dtype),
         "generation_config": config,
         **stopping(tokenizer, config, sampling, prompt=_prompt_tokens(model, inputs), keep=keep, in_steps=in_steps),
     }
