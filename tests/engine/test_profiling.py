@@ -17,7 +17,7 @@ from coterie.errors import (
     UsageError,
 )
 from coterie.extraction import extract
-from coterie.generation.completion import Stopped, stoppable
+from coterie.generation.interruption import Stopped, stoppable
 from coterie.native import library
 from coterie.profiles import Group, Profile, ProfileDatabase
 from coterie.spec import BankKey

@@ -13,7 +13,7 @@ import torch
 from coterie.engine.salience import SalienceReport
 from coterie.errors import UsageError
 from coterie.extraction import extract
-from coterie.generation.completion import Stopped, stoppable
+from coterie.generation.interruption import Stopped, stoppable
 from coterie.native import library
 from coterie.profiles.salience import SalienceScale
 from coterie.spec.json_schema import json_schema

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from coterie.generation.completion import Stopped, StopWatch
 from coterie.generation.draws import Draws
+from coterie.generation.interruption import Stopped, StopWatch
 from coterie.generation.sequence import Sequence
 from coterie.generation.steps import Steps, generated
 from coterie.hf.generation_steps import last_logits, one_by_one, prepare

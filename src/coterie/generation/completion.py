@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from coterie.engine.runtime import Runtime
 from coterie.generation.answers import AnswerReader, ToolCall
 from coterie.generation.draws import Draws, drawing
-from coterie.generation.one_sequence import beams, check_settings, files_named, longest
+from coterie.generation.interruption import Stopped, stoppable
+from coterie.generation.one_sequence import beams, check_settings, files_named, longest, sequences_at_once
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Keeper, Sequence
 from coterie.generation.steps import generated
 from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
 from coterie.hf.generation_steps import Prepared, one_by_one, prepare, prepare_in_pieces
-from coterie.passes.current import Request, Stated, current
-from coterie.spec import Event, ExpertsSelected
+from coterie.passes.current import Request
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -78,54 +76,6 @@ class Reuse(Protocol):
         """Puts it into the request's cache; returns who keeps what is computed now, None if nothing is to be kept."""
 
 
-class Stopped(Exception):
-    """Ends a forward pass because the caller wants no more; never leaves this package."""
-
-
-class StopWatch:
-    """An observer that ends a request's forward pass at the next layer once the caller wants it to end.
-
-    Of a decode step, which is told of once it is over, it ends the next one. A pass that computes others' tokens as
-    well is not ended.
-    """
-
-    def __init__(self, should_stop: Callable[[], bool], request: Request) -> None:
-        self._should_stop = should_stop
-        self._request = request
-
-    def on_event(self, event: Event) -> None:
-        """Asks before each layer's experts are computed: a long prefill can be stopped, and no lease is open then."""
-        if not isinstance(event, ExpertsSelected):
-            return
-        rows = current().rows
-        if rows and all(row.request is self._request for row in rows) and self._should_stop():
-            raise Stopped
-
-
-@contextmanager
-def stoppable(model: PreTrainedModel, should_stop: Callable[[], bool] | None) -> Iterator[Request]:
-    """Inside, this thread's forward passes are of one request, and raise :class:`Stopped` when it is to end.
-
-    Args:
-        model: From :func:`coterie.load`.
-        should_stop: Asked before every layer; soon after it says True, a pass is ended. None never does.
-
-    Yields:
-        The request.
-    """
-    request = Request()
-    runtime: Runtime = model.coterie
-    watch = None if should_stop is None else StopWatch(should_stop, request)
-    if watch is not None:
-        runtime.add_observer(watch)
-    try:
-        with Stated(request):
-            yield request
-    finally:
-        if watch is not None:
-            runtime.remove_observer(watch)
-
-
 def complete(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -135,6 +85,7 @@ def complete(
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     reader: AnswerReader | None = None,
+    piece: int | None = None,
     reuse: Reuse | None = None,
 ) -> Completion:
     """Generates after one prompt.
@@ -147,8 +98,9 @@ def complete(
         on_text: Told the text piece by piece, whole characters only.
         should_stop: Asked before every layer; True ends generation and keeps what is there.
         reader: Tells the parts of an answer apart; without one, all of it is text.
-        reuse: Where what was computed of the prompt's beginning is found, and kept; without it, all of the prompt is
-            computed in one pass. A :class:`~coterie.generation.prefixes.Prefixes` changes nothing but the time.
+        piece: Tokens of the prompt that are computed in one pass, as :class:`~coterie.generation.sequence.Sequence`
+            takes it; None for all of them.
+        reuse: Where what was computed of the prompt's beginning is found, and kept; it says what a piece is.
 
     Raises:
         ContextLengthError: If the prompt is longer than the memory budget was made for.
@@ -156,42 +108,139 @@ def complete(
         LoadError: If transformers cannot generate with it.
         CoterieError: As reading experts does.
     """
-    wishes = sampling or Sampling()
-    model.coterie.expect_request(inputs)
-    config = effective_config(model, tokenizer, inputs, wishes)
-    check_settings(model, config)
-    stream = _stream(tokenizer, on_text, wishes, reader)
-    marks = () if reader is None else reader.marks
-    start = time.perf_counter()
-    interrupted, reused = False, 0
+    completing = Completing(model, tokenizer, inputs, sampling, on_text=on_text, reader=reader)
+    interrupted = False
     try:
-        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
-            if one_by_one(model, config):
-                options = _generating(model, tokenizer, inputs, config, wishes, keep=marks)
-                sequence = _sequence(model, inputs, options, reuse, request=request, stream=stream, draws=draws)
-                reused = sequence.reused
-                generated(sequence)
+        with stoppable(model, should_stop) as request, drawing(completing.sampling.seed) as draws, files_named(model):
+            if completing.in_steps:
+                generated(completing.sequence(request, draws=draws, piece=piece, reuse=reuse))
             else:
-                _search(model, tokenizer, inputs, config, wishes, keep=marks, stream=stream, draws=draws)
+                completing.search(draws)
     except Stopped:
         interrupted = True
-    done = finish(stream, inputs, config, wishes, start=start, interrupted=interrupted)
-    done = replace(done, reused_tokens=reused)
-    if reader is None:
-        return done
-    reader.end()
-    return replace(done, text=reader.text, reasoning=reader.reasoning, tool_calls=tuple(reader.calls))
+    return completing.end(interrupted=interrupted)
 
 
-def _sequence(
-    model: PreTrainedModel, inputs: BatchFeature, options: dict[str, Any], reuse: Reuse | None, **wishes: Any
-) -> Sequence:
-    """The sequence, which begins with what there is of it."""
-    given = inputs.to(model.dtype)
-    if reuse is None:
-        return Sequence(prepare(model, **given, **options), **wishes)
-    prepared = prepare_in_pieces(model, given, **options)
-    return Sequence(prepared, keeper=reuse.begin(prepared), piece=reuse.piece, **wishes)
+class Completing:
+    """A completion on its way, by whoever takes it there: a :attr:`sequence` in steps, or a :meth:`search` in one call.
+
+    Args:
+        model: As :func:`complete` takes it, and so the following.
+        tokenizer: Its tokenizer.
+        inputs: The prompt.
+        sampling: How tokens are chosen.
+        on_text: Told the text.
+        reader: Tells the parts of an answer apart.
+
+    Attributes:
+        sampling: How tokens are chosen.
+        config: What that makes of the model's generation config.
+        in_steps: Whether its tokens are chosen one after the other.
+
+    Raises:
+        UnsupportedError: If the generation config asks for what one sequence cannot do.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        inputs: BatchFeature,
+        sampling: Sampling | None = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        reader: AnswerReader | None = None,
+    ) -> None:
+        self.sampling = sampling or Sampling()
+        self._model = model
+        self._tokenizer = tokenizer
+        self._inputs = inputs
+        self._reader = reader
+        model.coterie.expect_request(inputs)
+        self.config = effective_config(model, tokenizer, inputs, self.sampling)
+        check_settings(model, self.config)
+        self.in_steps = one_by_one(model, self.config)
+        self._stream = _stream(tokenizer, on_text, self.sampling, reader)
+        self._start = time.perf_counter()
+        self._reused = 0
+
+    @property
+    def _marks(self) -> tuple[str, ...]:
+        return () if self._reader is None else self._reader.marks
+
+    def sequence(
+        self, request: Request, *, draws: Draws | None, piece: int | None = None, reuse: Reuse | None = None
+    ) -> Sequence:
+        """Its sequence, to be taken to its end by a :class:`~coterie.generation.steps.Steps`.
+
+        Args:
+            request: As whom its passes are known.
+            draws: Its random numbers, from its seed.
+            piece: Tokens of the prompt in one pass.
+            reuse: Where it finds what was computed of its beginning, and what a piece is.
+        """
+        options = _generating(
+            self._model, self._tokenizer, self._inputs, self.config, self.sampling, keep=self._marks
+        )  # fmt: skip
+        inputs = self._inputs.to(self._model.dtype)
+        keeper = None
+        if piece is None and reuse is None:
+            prepared = prepare(self._model, **inputs, **options)
+        else:
+            prepared = prepare_in_pieces(self._model, inputs, **options)
+        if reuse is not None:
+            keeper, piece = reuse.begin(prepared), reuse.piece
+        sequence = Sequence(
+            prepared, request=request, stream=self._stream, draws=draws, piece=piece, keeper=keeper
+        )  # fmt: skip
+        self._reused = sequence.reused
+        return sequence
+
+    def search(self, draws: Draws | None) -> None:
+        """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
+        model, tokenizer, config, stream = self._model, self._tokenizer, self.config, self._stream
+        options = {
+            **self._inputs.to(model.dtype),
+            **_generating(model, tokenizer, self._inputs, config, self.sampling, keep=self._marks, in_steps=False),
+        }
+        if config.token_healing or config.stop_strings is not None:
+            options["tokenizer"] = tokenizer
+        if beams(config) == 1:
+            options["streamer"] = stream
+        if draws is not None:
+            draws.begin()
+        made = model.generate(**options)
+        if beams(config) > 1:
+            # Which of the beams is the answer is known now.
+            sequence, prompt = getattr(made, "sequences", made)[0].cpu(), _prompt_tokens(model, self._inputs)
+            stream.put(sequence[:prompt])
+            stream.put(sequence[prompt:])
+
+    def end(self, *, interrupted: bool = False) -> Completion:
+        """What has come out of it, once it has ended.
+
+        Args:
+            interrupted: Whether that was its caller's doing.
+        """
+        done = finish(
+            self._stream, self._inputs, self.config, self.sampling, start=self._start, interrupted=interrupted
+        )
+        done = replace(done, reused_tokens=self._reused)
+        reader = self._reader
+        if reader is None:
+            return done
+        reader.end()
+        return replace(done, text=reader.text, reasoning=reader.reasoning, tool_calls=tuple(reader.calls))
+
+
+def most_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: BatchFeature, sampling: Sampling
+) -> int:
+    """Tokens whose keys and values a completion can come to need, those of all its beams."""
+    config = effective_config(model, tokenizer, inputs, sampling)
+    # The last token is never run through the model.
+    length = int(inputs["input_ids"].shape[1]) + config.max_new_tokens - 1
+    return int(length * sequences_at_once(config))
 
 
 def _stream(
@@ -205,36 +254,6 @@ def _stream(
         return TextStream(tokenizer, on_text, stops=sampling.stop)
     reader.on_text = on_text
     return TextStream(tokenizer, reader.feed, keep=reader.marks, stops=sampling.stop)
-
-
-def _search(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: BatchFeature,
-    config: GenerationConfig,
-    wishes: Sampling,
-    *,
-    keep: tuple[str, ...],
-    stream: TextStream,
-    draws: Draws | None,
-) -> None:
-    """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
-    options = {
-        **inputs.to(model.dtype),
-        **_generating(model, tokenizer, inputs, config, wishes, keep=keep, in_steps=False),
-    }
-    if config.token_healing or config.stop_strings is not None:
-        options["tokenizer"] = tokenizer
-    if beams(config) == 1:
-        options["streamer"] = stream
-    if draws is not None:
-        draws.begin()
-    made = model.generate(**options)
-    if beams(config) > 1:
-        # Which of the beams is the answer is known now.
-        sequence, prompt = getattr(made, "sequences", made)[0].cpu(), _prompt_tokens(model, inputs)
-        stream.put(sequence[:prompt])
-        stream.put(sequence[prompt:])
 
 
 def _prompt_tokens(model: PreTrainedModel, inputs: BatchFeature) -> int:
@@ -252,7 +271,7 @@ def _generating(
     keep: tuple[str, ...] = (),
     in_steps: bool = True,
 ) -> dict[str, Any]:
-    """Options of ``generate`` for one prompt, the texts that end it included."""
+    """Options of ``generate`` for one prompt beside itself, the texts that end it included."""
     return {
         "generation_config": config,
         **stopping(tokenizer, config, sampling, prompt=_prompt_tokens(model, inputs), keep=keep, in_steps=in_steps),

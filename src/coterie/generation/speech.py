@@ -15,8 +15,9 @@ from torch import Tensor
 
 from coterie.errors import UnsupportedError, UsageError
 from coterie.files.replacing import replacing
-from coterie.generation.completion import Completion, Stopped, effective_config, finish, stoppable, stopping
+from coterie.generation.completion import Completion, effective_config, finish, stopping
 from coterie.generation.draws import drawing
+from coterie.generation.interruption import Stopped, stoppable
 from coterie.generation.one_sequence import check_settings, files_named
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence, Stream
