@@ -243,6 +243,15 @@ def test_beginnings_kept_for_all_answer_as_if_nothing_were_kept(model, processor
     assert 0 < found[0][1].reused_tokens < found[0][2].reused_tokens
 
 
+def test_a_full_context_leaves_turns_that_can_go_on(bundled, processors, open_model) -> None:
+    conversation = talk(open_model(bundled, max_context=100), processors)
+    answers = [conversation.ask(f"And {number} of them went up") for number in range(16)]
+    forgot = [number for number, answer in enumerate(answers) if number and not answer.reused_tokens]
+    assert forgot
+    assert len(forgot) <= 5
+    assert max(answer.prompt_tokens for answer in answers) < 100
+
+
 def test_pictures_may_take_its_room(model, processors, data, monkeypatch) -> None:
     from coterie.generation import inputs
 

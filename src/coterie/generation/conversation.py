@@ -12,7 +12,7 @@ from coterie.errors import InputError, UsageError
 from coterie.files.json_text import read_json_object
 from coterie.files.replacing import replacing
 from coterie.generation.answers import reader_for
-from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, user_message
+from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, check_options, user_message
 from coterie.generation.chat_options import ChatOptions
 from coterie.generation.completion import Completion, Reuse, complete
 from coterie.generation.kept_cache import KeptCache
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from coterie.generation.answers import AnswerReader
 
+_ROOM_SHARE = 4
+"""One part in so many of the longest prompt is free after the oldest turns were forgotten."""
 _LEAST_SHARE = 4
 """One part in so many of the context is kept for the answer, or as much of it as the answer may take."""
 
@@ -59,6 +61,7 @@ class Conversation:
     Raises:
         InputError: If the template that was asked for cannot be read.
         LoadError: If the model's cannot.
+        UsageError: If the template is told what it does not read.
     """
 
     def __init__(
@@ -73,14 +76,25 @@ class Conversation:
     ) -> None:
         self._model = model
         self._processors = processors
-        self._options = options or ChatOptions()
+        self._options = ChatOptions()
         self._reuse: Reuse | None = (KeptCache() if reuse else None) if isinstance(reuse, bool) else reuse
         self._turn = 0
         self._first: list[dict[str, Any]] = _system_message(system)
         self.sampling = sampling or Sampling()
-        self.templated = self._options.template is not None or can_chat(processors)
+        self.options = options or ChatOptions()
+        self.templated = self.options.template is not None or can_chat(processors)
         self.messages = list(self._first)
         self.forgotten = 0
+
+    @property
+    def options(self) -> ChatOptions:
+        """Another template than the model's, and what it is told; what has no effect is refused."""
+        return self._options
+
+    @options.setter
+    def options(self, options: ChatOptions) -> None:
+        check_options(self._processors, options)
+        self._options = options
 
     def ask(
         self,
@@ -211,14 +225,17 @@ class Conversation:
     def _prepare(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], BatchFeature, AnswerReader]:
         """The messages that fit, the inputs of the next turn, and what reads the answer."""
         turns = self.messages[len(self._first) :]
-        limit = self._limit()
+        limit = goal = self._limit()
         while True:
             asked = [*self._first, *turns, message]
             prompt = chat_prompt(self._processors, asked, self._options)
             inputs = self._inputs(prompt)
             length = int(inputs["input_ids"].shape[1])
-            if limit is None or length <= limit or not turns:
+            if limit is None or goal is None or length <= goal or not turns:
                 break
+            if self._reuse is not None:
+                # More than has to go: until the context is full again, turns can go on with what is kept.
+                goal = limit - limit // _ROOM_SHARE
             # Another round costs a rendering, and what is left out for nothing is lost: half as many messages as the
             # length suggests go at once, a turn at least.
             excess = max(1, len(turns) * (length - limit) // (2 * length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -196,6 +197,7 @@ def _places() -> list[str]:
     return list(dict.fromkeys(places))
 
 
+@functools.lru_cache(maxsize=8)
 def settings_of(template: str) -> frozenset[str]:
     """Names that a template reads and does not make itself: what it can be told.
 
