@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from coterie.engine import load
     from coterie.extraction import extract, quantize
     from coterie.generation.chat import chat_inputs
+    from coterie.generation.engine import Engine
     from coterie.generation.inputs import build_inputs
     from coterie.generation.opened import processors
     from coterie.generation.samples import samples
+    from coterie.generation.sampling import Sampling
     from coterie.inspection import inspect, verify
 
     __version__: str
 
 _HOMES: dict[str, str] = {
+    "Engine": "coterie.generation.engine",
+    "Sampling": "coterie.generation.sampling",
     "build_inputs": "coterie.generation.inputs",
     "chat_inputs": "coterie.generation.chat",
     "extract": "coterie.extraction",
@@ -37,6 +41,8 @@ _HOMES: dict[str, str] = {
 _SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles", "survey"})
 
 __all__ = [
+    "Engine",
+    "Sampling",
     "__version__",
     "analysis",
     "build_inputs",

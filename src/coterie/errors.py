@@ -25,6 +25,11 @@
     ├── LoadError                  loading would have left weights uninitialised or foreign
     ├── ReadError                  an expert could not be read while running
     ├── ContextLengthError         more tokens than the budget was made for
+    ├── EngineError                an engine does not work on a request (any longer)
+    │   ├── QueueFullError             too many wait already (says when to ask again)
+    │   ├── QueueTimeoutError          its turn did not come in time
+    │   ├── RequestCancelledError      nobody wants it any more
+    │   └── EngineStoppedError         the engine takes nothing on, or has been ended
     ├── OutputError                a file that was asked for cannot be written
     ├── InputError                 a prompt, picture or sound cannot be turned into model inputs
     ├── MissingPackageError        an optional package is not installed (says the line that installs it)
@@ -184,6 +189,26 @@ class ReadError(CoterieError):
 
 class ContextLengthError(CoterieError):
     """More tokens were passed than the memory budget was made for."""
+
+
+class EngineError(CoterieError):
+    """An engine does not work on a request, or no longer."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests wait already; fact ``retry_after``, seconds after which to ask again."""
+
+
+class QueueTimeoutError(EngineError):
+    """A request has waited for too long without its turn coming; fact ``retry_after``."""
+
+
+class RequestCancelledError(EngineError):
+    """A request was given up by whoever made it."""
+
+
+class EngineStoppedError(EngineError):
+    """An engine takes nothing on, or was ended; fact ``stopping``, whether that was asked for."""
 
 
 class InputError(CoterieError):

@@ -16,10 +16,14 @@ import uvicorn
 
 import coterie
 from coterie.engine.loader import load
+from coterie.generation import jobs
+from coterie.generation.answers import AnswerReader
+from coterie.generation.completion import Completion
+from coterie.generation.engine import Engine
 from coterie.generation.opened import OpenModel
 from coterie.server.app import make_app
-from coterie.server.engine import Engine
 from coterie.server.gate import Hosts
+from coterie.server.meters import Meters
 from coterie.server.running import _Protocol
 from coterie.spec import Event, ExpertsSelected
 
@@ -66,6 +70,7 @@ class Served:
 
     port: int
     engine: Engine
+    meters: Meters
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -100,12 +105,14 @@ class Served:
 
 
 @contextmanager
-def serving(opened: OpenModel, engine: Engine | None = None, **options: Any) -> Iterator[Served]:
-    """A server for one test. The model stays open."""
-    engine = engine or Engine(opened)
-    engine.start()
+def serving(opened: OpenModel, engine: dict[str, Any] | None = None, **options: Any) -> Iterator[Served]:
+    """A server for one test, with an engine of such options. The model stays open."""
+    meters = Meters()
+    made = Engine(opened, watcher=meters, **(engine or {}))
+    meters.watch(made)
+    made.start()
     settings = {"names": ["bundled"], "hosts": Hosts("127.0.0.1")} | options
-    app = make_app(engine, **settings)
+    app = make_app(made, meters, **settings)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, http=_Protocol, ws="none", lifespan="off", log_level="critical",
         timeout_graceful_shutdown=2,
@@ -117,12 +124,12 @@ def serving(opened: OpenModel, engine: Engine | None = None, **options: Any) -> 
         assert thread.is_alive()
         threading.Event().wait(0.01)
     try:
-        yield Served(server.servers[0].sockets[0].getsockname()[1], engine)
+        yield Served(server.servers[0].sockets[0].getsockname()[1], made, meters)
     finally:
-        engine.cut()
+        made.cut()
         server.should_exit = True
         thread.join(20)
-        engine.close()
+        made.close()
         assert not thread.is_alive()
 
 
@@ -136,9 +143,7 @@ def opened() -> Iterator[OpenModel]:
 @pytest.fixture(scope="session")
 def server(opened: OpenModel) -> Iterator[Served]:
     """One server for all tests that ask for nothing special."""
-    engine = Engine(opened)
-    engine.meters.watch(engine)
-    with serving(opened, engine) as served:
+    with serving(opened) as served:
         yield served
 
 
@@ -148,7 +153,7 @@ def serve(opened: OpenModel) -> Iterator[Callable[..., Served]]:
     with ExitStack() as stack:
 
         def start(*, engine: dict[str, Any] | None = None, **options: Any) -> Served:
-            return stack.enter_context(serving(opened, Engine(opened, **(engine or {})), **options))
+            return stack.enter_context(serving(opened, engine, **options))
 
         yield start
 
@@ -216,3 +221,27 @@ def drop(connection: http.client.HTTPConnection, response: http.client.HTTPRespo
 
 def chat(text: str = PROMPT, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": 6, "temperature": 0} | more
+
+
+def say(monkeypatch: pytest.MonkeyPatch, *pieces: str) -> None:
+    """Has the model answer so, whatever it is asked."""
+
+    class Said:
+        in_steps = False
+
+        def __init__(self, *_: Any, on_text: Callable[[str], None], reader: AnswerReader, **__: Any) -> None:
+            self.reader = reader
+            reader.on_text = on_text
+
+        def search(self, draws: object) -> None:
+            for piece in pieces:
+                self.reader.feed(piece)
+
+        def end(self) -> Completion:
+            reader = self.reader
+            reader.end()
+            return Completion(prompt_tokens=3, token_ids=(1, 2), text=reader.text, reasoning=reader.reasoning,
+                              finish_reason="stop", prefill_s=0.1, decode_s=0.1)  # fmt: skip
+
+    monkeypatch.setattr(jobs, "Completing", Said)
+    monkeypatch.setattr(jobs, "one_by_one", lambda *_: False)

@@ -6,10 +6,9 @@ import json
 import pytest
 
 from coterie.generation.chat import chat_inputs, user_message
-from coterie.generation.completion import Completion, complete
+from coterie.generation.completion import complete
 from coterie.generation.sampling import Sampling
-from coterie.server import answering
-from server.conftest import DATA, PROMPT, Served, chat
+from server.conftest import DATA, PROMPT, Served, chat, say
 
 PATH = "/v1/chat/completions"
 
@@ -309,15 +308,7 @@ def test_a_template_is_told_nothing_else(thinking: Served, server: Served, name:
 def test_reasoning_and_answer_come_apart(thinking: Served, monkeypatch) -> None:
     """As a model writes them that reasons between marks."""
 
-    def complete(model, tokenizer, inputs, sampling, *, on_text, should_stop, reader) -> Completion:
-        reader.on_text = on_text
-        for piece in ("<thi", "nk>\nhm", "m\n</think>\n\nDry", "."):
-            reader.feed(piece)
-        reader.end()
-        return Completion(prompt_tokens=3, token_ids=(1, 2), text=reader.text, reasoning=reader.reasoning,
-                          finish_reason="stop", prefill_s=0.1, decode_s=0.1)  # fmt: skip
-
-    monkeypatch.setattr(answering, "complete", complete)
+    say(monkeypatch, "<thi", "nk>\nhm", "m\n</think>\n\nDry", ".")
     monkeypatch.setattr(thinking.engine.opened.processors.tokenizer, "chat_template", THINKING + "{# </think> #}")
     message = thinking.post(PATH, chat()).json["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "Dry.", "reasoning_content": "hmm"}

@@ -68,7 +68,7 @@ def test_openai_errors(of_openai, serve, brake) -> None:
 
 
 def test_openai_retries_when_the_queue_is_full(serve, brake) -> None:
-    server = serve(engine={"most_waiting": 0})
+    server = serve(engine={"parallel": 1, "most_waiting": 0})
     brake.hold()
     first = server.begin("/v1/chat/completions", chat(stream=True))
     assert brake.reached.wait(30)

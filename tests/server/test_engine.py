@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from coterie.errors import ReadError
+from coterie.generation import engine as engine_module
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.sampling import Sampling
-from coterie.server import engine as engine_module
-from coterie.server.tickets import Ticket
+from coterie.generation.tickets import Ticket
 from server.conftest import PROMPT, Answer, Served, chat, drop, until
 
 PATH = "/v1/completions"
@@ -29,7 +29,7 @@ def alone(opened, prompt: str, seed: int | None = None) -> str:
 
 
 def cancelled(server: Served, phase: str) -> float:
-    return server.engine.meters.registry.get_sample_value("coterie_cancelled_total", {"phase": phase}) or 0.0
+    return server.meters.registry.get_sample_value("coterie_cancelled_total", {"phase": phase}) or 0.0
 
 
 def test_many_at_once_get_their_own_answers(serve, opened) -> None:
@@ -46,7 +46,7 @@ def test_many_at_once_get_their_own_answers(serve, opened) -> None:
 
 
 def test_beyond_the_queue_clients_are_told_when_to_come_again(serve, brake) -> None:
-    server = serve(engine={"most_waiting": 1})
+    server = serve(engine={"parallel": 1, "most_waiting": 1})
     brake.hold()
     first = server.begin(PATH, ask(stream=True))
     assert brake.reached.wait(30)
@@ -105,7 +105,7 @@ def test_leaving_ends_the_work_within_a_layer(serve, brake, opened, phase: str, 
     waiting.join(60)
     # Of the many tokens that were asked for, none was made any more: the next one has its answer.
     assert answers[0].json["choices"][0]["text"] == alone(opened, PROMPT)
-    assert server.engine.meters.registry.get_sample_value("coterie_generation_tokens_total") == 8
+    assert server.meters.registry.get_sample_value("coterie_generation_tokens_total") == 8
 
 
 def test_an_error_is_that_request_s_alone(serve, brake, opened) -> None:
@@ -143,7 +143,7 @@ def test_when_the_model_s_thread_ends_all_are_told(serve, brake, monkeypatch) ->
     def broken(*_: object) -> None:
         raise SystemError("the thread's own code fails")
 
-    monkeypatch.setattr(engine_module.Engine, "_serve", broken)
+    monkeypatch.setattr(engine_module.Engine, "_turn", broken)
     brake.release()
     assert b"[DONE]" in running[1].read()
     assert b'"code": "unavailable"' in waiting[1].read()
@@ -197,8 +197,8 @@ def test_nothing_is_kept_of_a_request_that_is_over(serve) -> None:
     tickets: list[weakref.ref[Ticket]] = []
     submit = server.engine.submit
 
-    def noted(*arguments):
-        ticket = submit(*arguments)
+    def noted(*arguments, **options):
+        ticket = submit(*arguments, **options)
         tickets.append(weakref.ref(ticket))
         return ticket
 

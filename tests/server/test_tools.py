@@ -6,13 +6,11 @@ import anthropic
 import openai
 import pytest
 
-from coterie.generation.completion import Completion
-from coterie.server import answering
 from coterie.server.prompts import from_anthropic, from_openai
 from coterie.server.schemas.chat import ChatRequest
 from coterie.server.schemas.fields import read
 from coterie.server.schemas.messages import CountRequest
-from server.conftest import Served
+from server.conftest import Served, say
 
 PATH = "/v1/chat/completions"
 TEMPLATE = (
@@ -45,16 +43,7 @@ def templated(opened, monkeypatch, serve) -> Served:
 def saying(monkeypatch) -> None:
     """A model that calls a tool, token by token."""
 
-    def complete(model, tokenizer, inputs, sampling, *, on_text, should_stop, reader) -> Completion:
-        reader.on_text = on_text
-        for letter in SAID:
-            reader.feed(letter)
-        reader.end()
-        return Completion(
-            prompt_tokens=3, token_ids=(1, 2), text=reader.text, finish_reason="stop", prefill_s=0.1, decode_s=0.1
-        )
-
-    monkeypatch.setattr(answering, "complete", complete)
+    say(monkeypatch, *SAID)
 
 
 def ask(**more):

@@ -272,6 +272,11 @@ class SlotArena:
         self.growing -= slot.nbytes
         self._regions[slot.nbytes].put(slot)
 
+    def resize(self, capacity: int) -> None:
+        """Changes the capacity; free slots beyond it return their memory. What is in use may be more until released."""
+        self.capacity = capacity
+        self._return_until(capacity)
+
     def close(self, *, discard: bool) -> None:
         """Lets go of all memory.
 

@@ -20,7 +20,7 @@ from coterie.cache.scheduler import Scheduler
 from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, Counters, ReadTimes
 from coterie.cache.warm_set import WARM_SHARE
-from coterie.errors import UsageError
+from coterie.errors import MemoryBudgetError, UsageError
 from coterie.eviction import EvictionPolicy, make_policy
 from coterie.records.reads import RecordReader
 from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase
@@ -204,6 +204,30 @@ class ExpertCache:
         if not 0 <= share <= 1 or pinned_nbytes < 0:
             raise UsageError(f"share={share}, pinned_nbytes={pinned_nbytes}: these cannot be.")
         self._scheduler.warm(keys, share=share, pinned_nbytes=pinned_nbytes)
+
+    def resize(self, capacity: int) -> bool:
+        """Changes how many bytes experts may take in memory. Changes no result.
+
+        Evicts what is too much, and returns its memory. Not for the main thread: an interrupt could come in between.
+
+        Args:
+            capacity: Bytes; more than all of them have is clipped to that.
+
+        Returns:
+            Whether no more than that is in use now. What is leased, or being read, stays until it is not: then ask
+            again.
+
+        Raises:
+            MemoryBudgetError: If that is below :attr:`minimum`.
+            UsageError: If the cache is closed.
+        """
+        if capacity < self.minimum:
+            raise MemoryBudgetError(
+                f"{capacity} bytes for experts are too little: at least {self.minimum} are needed.",
+                budget=capacity,
+                minimum=self.minimum,
+            )
+        return self._scheduler.resize(capacity)
 
     def expect_use(self, expected: Mapping[ExpertKey, float]) -> None:
         """Tells a policy that goes by it (``trust``) how often each expert is used per token; others do not listen."""

@@ -275,6 +275,37 @@ class Residency:
         self._holds.journal.clear()
         self.arena.close(discard=discard)
 
+    def resize(self, capacity: int) -> bool:
+        """Changes what experts may take. What is too much then leaves in the policy's order, pinned ones last.
+
+        Returns:
+            Whether no more than that is in use now: what is held, or on its way, stays until it is not.
+        """
+        self._asked = capacity
+        self._may_evict = self._asked < self.total_bytes
+        self._count_unclaimed(0)
+        self.settle()
+        predictions = self._predictions
+        for spares in (predictions.protects, predictions.pins, None):
+            self._shrink(spares)
+        self.arena.resize(self.capacity)
+        return self.arena.shortage(0) <= 0
+
+    def _shrink(self, is_spared: Callable[[ExpertKey], bool] | None) -> None:
+        """Evicts what is too much, or as much of it as may leave."""
+        held, loaded = self._holds.keys(), self.loaded
+
+        def may_leave(key: ExpertKey) -> bool:
+            if loaded[key].holders or key in held:
+                return False
+            return is_spared is None or not is_spared(key)
+
+        # A policy names none if all that may leave are not enough.
+        free = sum(entry.slot.nbytes for key, entry in loaded.items() if may_leave(key))
+        needed = min(self.arena.in_use + self.arena.growing - self.capacity, free)
+        for key in self.policy.victims(needed, may_leave) if needed > 0 else ():
+            self._evict(key)
+
     @property
     def is_full(self) -> bool:
         """Whether something may have to leave before another record fits."""

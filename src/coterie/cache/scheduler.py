@@ -200,6 +200,18 @@ class Scheduler:
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
+    def resize(self, capacity: int) -> bool:
+        """Changes what experts may take; returns whether no more than that is in use now."""
+        if not self.guard.usable:
+            self.guard.check()
+        with self.lock:
+            if not self.guard.usable:
+                self.guard.check()
+            fits = self._residency.resize(capacity)
+            self._order.wake()
+            self._readers.notify()
+            return fits
+
     def read_seconds(self) -> tuple[float, float]:
         """Time with a read under way that was asked for, and time with others alone, until now."""
         with self.lock:

@@ -63,6 +63,9 @@ def command(
             help="Also answer requests for this name, such as that of a proxy before it. May be given several times.",
         ),
     ] = None,
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=1, max=64, metavar="N", help="Requests that are served at once.")
+    ] = 4,
     queue: Annotated[
         int, typer.Option("--queue", min=0, max=10_000, metavar="N", help="Requests that may wait for their turn.")
     ] = 16,
@@ -79,7 +82,7 @@ def command(
 ) -> None:
     """Serves a model over HTTP, in the shapes that clients of OpenAI and Anthropic know.
 
-    One request is served at a time; others wait. What a request asks for that is not supported is refused by name.
+    Several requests are served at once; others wait. What a request asks for that is not supported is refused by name.
     Nothing that a client names is fetched or opened; what it asks is not logged. The log on stderr is a line of JSON
     for each request.
 
@@ -98,15 +101,19 @@ def command(
     with closing(listening_socket(host, port)) as address, _log_lines():
         import_engine()
         # Before the model, too: what all this takes is part of the budget.
+        from coterie.generation.engine import Engine
         from coterie.server.app import make_app
-        from coterie.server.engine import Engine
         from coterie.server.gate import Hosts
+        from coterie.server.meters import Meters
 
         with open_model(model, opening) as opened:
             names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
-            engine = Engine(opened, most_waiting=queue, longest_wait_s=queue_timeout)
-            engine.meters.watch(engine)
-            app = make_app(engine, names=names, hosts=Hosts(host, allow_host or ()), keys=keys)
+            meters = Meters()
+            engine = Engine(
+                opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout, watcher=meters
+            )  # fmt: skip
+            meters.watch(engine)
+            app = make_app(engine, meters, names=names, hosts=Hosts(host, allow_host or ()), keys=keys)
 
             def say() -> None:
                 name = f"[{host}]" if ":" in host else host
@@ -135,14 +142,16 @@ def _log_lines() -> Iterator[None]:
     """Inside, the server's log goes to stderr."""
     from coterie.server.logs import JsonLines
 
-    log = logging.getLogger("coterie.server")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    logs = [logging.getLogger(name) for name in ("coterie.server", "coterie.engine")]
+    for log in logs:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        log.propagate = True
+        for log in logs:
+            log.removeHandler(handler)
+            log.propagate = True

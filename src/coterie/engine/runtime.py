@@ -67,6 +67,7 @@ class Runtime:
         self.warming: Warming | None = None
         self._attachment = attachment
         self._token_recorder: TokenRecorder | None = None
+        self._kept_nbytes = 0
 
     @property
     def banks(self) -> list[BankKey]:
@@ -343,6 +344,18 @@ class Runtime:
             for clock in self._attachment.clocks.values():
                 clock.provide(self.plan.max_context, room)
 
+    def lend_context(self, tokens: int, *, kept_nbytes: int = 0) -> None:
+        """Says that caches may hold more tokens for now than the budget was made for: whoever says so has made room.
+
+        Args:
+            tokens: How many more.
+            kept_nbytes: Bytes of what the budget has for a context that sequences may still come to take: nothing else
+                may take them meanwhile.
+        """
+        self._kept_nbytes = kept_nbytes
+        for clock in self._attachment.clocks.values():
+            clock.lend(tokens)
+
     def unused_nbytes(self) -> int:
         """Bytes that this model was promised and does not hold yet: of its arena, and of a context."""
         stats = self.cache.stats()
@@ -359,7 +372,7 @@ class Runtime:
             return None
         stats = self.cache.stats()
         arena = stats.capacity - stats.committed_bytes
-        held = process_memory(exact=True).total + arena + self.plan.io_buffers
+        held = process_memory(exact=True).total + arena + self.plan.io_buffers + self._kept_nbytes
         return self.plan.budget - held
 
     def close(self) -> None:

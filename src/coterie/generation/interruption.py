@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -60,3 +61,33 @@ def stoppable(model: PreTrainedModel, should_stop: Callable[[], bool] | None) ->
     finally:
         if watch is not None:
             runtime.remove_observer(watch)
+
+
+class StopWatches:
+    """As :class:`StopWatch`, of whichever requests are to end, and notes that the model makes progress.
+
+    Attributes:
+        beat: When a layer was last computed, on :func:`time.monotonic`.
+    """
+
+    def __init__(self) -> None:
+        self.beat = time.monotonic()
+        self._ending: set[Request] = set()
+
+    def add(self, request: Request) -> None:
+        """Has a request's passes end at the next layer, in whatever thread this is called."""
+        self._ending.add(request)
+
+    def discard(self, request: Request) -> None:
+        """It has ended."""
+        self._ending.discard(request)
+
+    def on_event(self, event: Event) -> None:
+        """Asks before each layer's experts are computed."""
+        if not isinstance(event, ExpertsSelected):
+            return
+        self.beat = time.monotonic()
+        if self._ending:
+            rows = current().rows
+            if rows and all(row.request in self._ending for row in rows):
+                raise Stopped

@@ -81,6 +81,7 @@ class Sequence:
         prompt: How many of them are the prompt.
         position: How many of them have been computed and are kept. It begins with those that its cache holds already.
         reused: Those.
+        model: What it is computed by.
         ended: Whether it has ended, for whatever reason.
         error: What ended it before its time.
     """
@@ -98,6 +99,7 @@ class Sequence:
         keeper: Keeper | None = None,
     ) -> None:
         self.request = request or Request()
+        self.model = prepared.model
         self.ids = prepared.ids
         self.prompt = int(prepared.ids.shape[1])
         self.ended = False
@@ -140,6 +142,12 @@ class Sequence:
         return Row(self.request, self.position)
 
     @property
+    def cache(self) -> Any:
+        """What keeps what came before; None where nothing does, or more than one thing."""
+        found = caches_in(self._kwargs.values())
+        return found[0] if len(found) == 1 else None
+
+    @property
     def keeps_tokens(self) -> bool:
         """Whether it has a cache: what came before is not computed again."""
         return bool(caches_in(self._kwargs.values()))
@@ -159,17 +167,13 @@ class Sequence:
 
     def run(self) -> Any:
         """Its next forward pass, alone; returns what the model returns."""
-        model = self._prepared.model
-        self._positions.put_back()
-        # Models may run others to prepare a pass: those are not of its phase.
-        with Stated(self.request), self._caches:
-            inputs = next_inputs(model, self.ids, self._kwargs) if self._begun else None
+        inputs = self.next_inputs()
         piece = self._next_piece()
         rows = (self.row,) if self._begun or piece else None  # transformers may take a prompt apart by itself
         start = time.perf_counter()
         with Stated(self.request, phase=self.phase, rows=rows), self._caches:
             if inputs is not None:
-                outputs = model(**inputs, return_dict=True)
+                outputs = self.model(**inputs, return_dict=True)
             elif piece is not None:
                 outputs = prefill_piece(self._prepared, self._kwargs, *piece)
             else:
@@ -177,6 +181,15 @@ class Sequence:
         self._seconds = time.perf_counter() - start
         self._positions.note()
         return outputs
+
+    def next_inputs(self) -> dict[str, Any] | None:
+        """What its next forward pass is called with; None where that is the prompt's."""
+        self._positions.put_back()
+        if not self._begun:
+            return None
+        # Models may run others to prepare a pass: those are not of its phase.
+        with Stated(self.request), self._caches:
+            return next_inputs(self.model, self.ids, self._kwargs)
 
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
@@ -214,7 +227,10 @@ class Sequence:
         self.cancel()
 
     def cancel(self) -> None:
-        """Ends it before its time, as nobody wants it any more; what its caches hold is free at once."""
+        """Ends it before its time, as nobody wants it any more; what its caches hold is free at once.
+
+        Not while a pass computes it: see :meth:`~coterie.generation.steps.Steps.remove`.
+        """
         self._caches.let_go(but=self._end())
 
     def check(self) -> None:

@@ -5,66 +5,114 @@ Whatever generates does it here: a completion, a turn of a conversation, an answ
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import deque
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
 from coterie.generation.sequence import Sequence
+from coterie.generation.shared_pass import SharedPass
+from coterie.hf.row_caches import RowsApartError
+from coterie.integration import RowLayers, RowsAllLeftError
+
+_log = logging.getLogger("coterie.generation")
 
 
 class Steps:
     """Sequences that are generated side by side, in one thread.
 
-    They join and leave between two steps, and each ends as it wishes. What is raised over one ends that one alone.
+    They join and leave between two steps, and each ends as it wishes. Each gets the tokens and logits that it gets
+    alone, to the bit, whoever is beside it. What is raised over one ends that one alone.
 
     They take turns in rounds. In each, one prompt has a piece of it computed, and then everyone that is being answered
     gets a token. So an answer waits for no more than one piece of others' prompts, and prompts advance piece by piece,
     one after the other, however long each of them is.
+
+    A step is a forward pass. Where a model computes rows with the bits of each alone
+    (:func:`~coterie.integration.rows_together`), the next tokens of several who are being answered are computed in one:
+    each weight is read once for all. Else it is of one sequence.
+
+    One thread calls :meth:`step` and :meth:`finish`. Any thread may :meth:`add` and :meth:`remove`, also from within a
+    step, as observers do.
+
+    Args:
+        most_rows: Sequences that share a pass at most; None for as many as the model allows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_rows: int | None = None) -> None:
+        self._most_rows = most_rows
+        self._lock = threading.Lock()
         self._waiting: deque[Sequence] = deque()
         # Who is still to get a token in this round.
         self._round: deque[Sequence] = deque()
+        # Those of the step that is going on, and of them, those that are to end.
+        self._passing: tuple[Sequence, ...] = ()
+        self._leaving: list[Sequence] = []
+        self._shared: SharedPass | None = None
+        self._layers: WeakKeyDictionary[Any, RowLayers | None] = WeakKeyDictionary()
+        self._apart: WeakSet[Sequence] = WeakSet()
 
     @property
     def going(self) -> bool:
         """Whether there is a sequence that has not ended."""
-        return bool(self._waiting)
+        return bool(self._waiting or self._passing)
 
     def add(self, sequence: Sequence) -> None:
         """Has a sequence take part from the next step on."""
-        self._waiting.append(sequence)
+        with self._lock:
+            self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Has it take no part any more, which ends it; harmless if it has ended."""
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-            if sequence in self._round:
-                self._round.remove(sequence)
-            sequence.cancel()
+        """Has it take no part any more, which ends it; harmless if it has ended.
 
-    def step(self) -> None:
+        What its cache holds is free at once. If the step that goes on computes its next token beside those of others,
+        it is free at the next layer; if it computes that alone, when the step is over.
+        """
+        with self._lock:
+            if sequence in self._waiting:
+                self._waiting.remove(sequence)
+                if sequence in self._round:
+                    self._round.remove(sequence)
+            else:
+                if sequence in self._passing and sequence not in self._leaving:
+                    self._leaving.append(sequence)
+                    if self._shared is not None:
+                        self._shared.leave(sequence)
+                return
+        sequence.cancel()
+
+    def step(self) -> tuple[Sequence, ...]:
         """One forward pass, and a token for each sequence in it; nothing where there is none.
+
+        Returns:
+            The sequences that took part in it.
 
         Raises:
             BaseException: Only what should end the program, such as an interrupt; anything else that ends a sequence
                 is its :attr:`~coterie.generation.sequence.Sequence.error`.
         """
-        if not self.going:
-            return
-        batch = self._schedule()
+        with self._lock:
+            batch = self._passing = self._schedule()
         try:
             with torch.no_grad():
-                self._postprocess(batch, self._run(batch))
+                self._compute(batch)
         except BaseException as error:
             for sequence in batch:
-                sequence.fail(error)
-            if not isinstance(error, Exception):
-                raise
+                if not sequence.ended:
+                    sequence.fail(error)
+            raise
         finally:
-            self._waiting.extend(sequence for sequence in batch if not sequence.ended)
+            with self._lock:
+                self._passing = ()
+                leaving, self._leaving = self._leaving, []
+                self._waiting.extend(one for one in batch if not one.ended and one not in leaving)
+            for sequence in leaving:
+                if not sequence.ended:
+                    sequence.cancel()
+        return batch
 
     def finish(self, sequence: Sequence) -> None:
         """Steps until a sequence has ended, the others with it.
@@ -87,24 +135,88 @@ class Steps:
         sequence.check()
 
     def _schedule(self) -> tuple[Sequence, ...]:
-        """The sequences of the next pass: whose turn it is. One for now, as a pass takes one's rows."""
+        """The sequences of the next pass: whose turn it is, and others that may share it."""
         prompt = None
         if not self._round:
             self._round.extend(one for one in self._waiting if not one.reading)
             prompt = next((one for one in self._waiting if one.reading), None)
-        due = self._round.popleft() if prompt is None else prompt
-        self._waiting.remove(due)
-        return (due,)
+        if prompt is not None:
+            batch = [prompt]
+        elif self._round:
+            batch = [self._round.popleft()]
+            batch += self._beside(batch[0])
+        else:
+            return ()
+        for one in batch:
+            self._waiting.remove(one)
+        return tuple(batch)
 
-    def _run(self, batch: tuple[Sequence, ...]) -> Any:
-        """The forward pass."""
-        (sequence,) = batch
-        return sequence.run()
+    def _beside(self, first: Sequence) -> list[Sequence]:
+        """Who else gets a token in this round, and may get it in the same pass."""
+        if not self._round or not self._joins(first) or (layers := self._layers_of(first.model)) is None:
+            return []
+        most = layers.most if self._most_rows is None else min(layers.most, self._most_rows)
+        beside = [one for one in self._round if one.model is first.model and self._joins(one)][: most - 1]
+        for one in beside:
+            self._round.remove(one)
+        return beside
 
-    def _postprocess(self, batch: tuple[Sequence, ...], outputs: Any) -> None:
+    def _joins(self, sequence: Sequence) -> bool:
+        return sequence.phase == "decode" and sequence not in self._apart
+
+    def _layers_of(self, model: Any) -> RowLayers | None:
+        if model not in self._layers:
+            self._layers[model] = RowLayers.of(model)
+        return self._layers[model]
+
+    def _compute(self, batch: tuple[Sequence, ...]) -> None:
         """The next token of each."""
-        (sequence,) = batch
-        sequence.take(outputs)
+        outputs = self._together(batch) if len(batch) > 1 else None
+        if outputs is not None:
+            outputs.reverse()
+        for sequence in batch:
+            # What is raised keeps the frames that it went through, this one too: no outputs stay here.
+            row = outputs.pop() if outputs is not None else None
+            if not sequence.ended:
+                _advance(sequence, row)
+
+    def _together(self, batch: tuple[Sequence, ...]) -> list[Any] | None:
+        """What one pass of all of them returned for each.
+
+        None if there was none, or it failed: nothing has changed then, and who is concerned by what failed shows when
+        each goes on alone.
+        """
+        model = batch[0].model
+        try:
+            layers = self._layers_of(model)
+            shared = None if layers is None else SharedPass.of(layers, batch)
+            if shared is None:
+                self._apart.update(batch)
+                return None
+            with self._lock:
+                self._shared = shared
+                for sequence in self._leaving:
+                    shared.leave(sequence)
+            return shared.run()
+        except RowsAllLeftError:
+            return None
+        except RowsApartError:
+            # Its layers are not what they were; they are looked at again.
+            del self._layers[model]
+            return None
+        except Exception as error:
+            _log.warning("A pass of %d sequences failed (%s); each goes on alone.", len(batch), error)
+            return None
+        finally:
+            self._shared = None
+
+
+def _advance(sequence: Sequence, outputs: Any) -> None:
+    """A sequence's next token, by what a pass returned for it; by a pass of its own where there was none."""
+    try:
+        sequence.take(sequence.run() if outputs is None else outputs)
+    except Exception as error:
+        sequence.fail(error)
 
 
 def generated(sequence: Sequence) -> Sequence:

@@ -9,7 +9,7 @@ is given in steps, to the bit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 _POSITIONS = "rope_deltas"
 """What models with pictures keep on themselves of the sequence that they saw last. Releases differ in who reads it."""
 _REMARK = "Passing `generation_config` together with generation-related arguments"
+_MASK = "attention_mask"
+_BATCHED = ("input_ids", "position_ids")
+"""What a row of a pass has of its own, as [1, 1], or as [axes, 1, 1]."""
+_OF_PICTURES = frozenset(
+    {
+        "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "feature_attention_mask",
+        "audio_feature_lengths", "video_second_per_grid", "second_per_grid_ts", "use_audio_in_video",
+    }
+)  # fmt: skip
+"""What says where in a prompt pictures and sounds are: a pass that is given its positions reads none of it."""
 _ONE_BY_ONE = ("greedy_search", "sample")
 _ENCODED = "mm_encoder_outputs"
 """What releases from 5.24 on make of all pictures of a prompt before its first pass."""
@@ -285,6 +295,63 @@ def next_inputs(model: PreTrainedModel, ids: Tensor, kwargs: dict[str, Any]) -> 
     length = 1 if kwargs["use_cache"] else None
     inputs: dict[str, Any] = model.prepare_inputs_for_generation(ids, next_sequence_length=length, **kwargs)
     return inputs
+
+
+def join_inputs(inputs: Sequence[Mapping[str, Any]], cache: object) -> dict[str, Any] | None:
+    """What one pass of the next tokens of several sequences is called with.
+
+    Args:
+        inputs: What :func:`next_inputs` gave for each.
+        cache: The cache for all.
+
+    Returns:
+        None if they cannot be joined: one hides tokens, is given what is not of a text, or is asked for otherwise.
+    """
+    read = [{name: value for name, value in one.items() if _is_read(name, value)} for one in inputs]
+    first, joined = read[0], dict[str, Any]()
+    if any(one.keys() != first.keys() for one in read):
+        return None
+    for name, value in first.items():
+        values = [one[name] for one in read]
+        if name in _BATCHED:
+            if not all(isinstance(one, Tensor) and one.shape == value.shape for one in values):
+                return None
+            joined[name] = torch.cat(values, dim=-2)
+        elif all(map(is_cache, values)):
+            joined[name] = cache
+        elif (
+            isinstance(value, int)
+            and not name.startswith("output_")
+            and all(type(one) is type(value) and one == value for one in values)
+        ):
+            joined[name] = value
+        else:
+            return None
+    complete = all(name in joined for name in _BATCHED) and any(value is cache for value in joined.values())
+    return joined if complete else None
+
+
+def _is_read(name: str, value: object) -> bool:
+    """Whether an input changes what a pass of one token computes."""
+    if name == _MASK and isinstance(value, Tensor) and value.dim() == 2 and bool(value.all()):
+        return False
+    return value is not None and value is not False and name not in _OF_PICTURES
+
+
+def row_of(outputs: Any, row: int, cache: object) -> Any:
+    """Of what a pass of several sequences returned, what it would have returned for one of them.
+
+    Args:
+        outputs: Of the pass.
+        row: Which of them.
+        cache: Its own.
+    """
+    return type(outputs)(
+        **{
+            name: cache if is_cache(value) else value[row : row + 1] if isinstance(value, Tensor) else value
+            for name, value in outputs.items()
+        }
+    )
 
 
 def after_pass(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _PLACE = "_coterie_room"
 _Views = tuple[torch.Tensor, torch.Tensor]
 
 
-class _Room:
+class GrowingRoom:
     """Tensors that a layer's keys and values lie at the start of.
 
     Args:
@@ -58,6 +58,26 @@ class _Room:
         """Whether these are the tensors that it gave last, and there is room for one more token."""
         given = self._given
         return given is not None and keys is given[0] and values is given[1] and self._used < self._most
+
+    @property
+    def used(self) -> int:
+        """Tokens that are there."""
+        return self._used
+
+    def one_token(self) -> _Views:
+        """As much memory as one token of one row takes, which belongs to nobody."""
+        return torch.zeros_like(self._keys[:1, :, :1]), torch.zeros_like(self._values[:1, :, :1])
+
+    @property
+    def views(self) -> _Views:
+        """Keys and values as they are now, for the cache to have instead of those that were given."""
+        self._given = given = self._keys.narrow(2, 0, self._used), self._values.narrow(2, 0, self._used)
+        return given
+
+    @property
+    def next_place(self) -> KeyValueRoom:
+        """Where those of the first row lie with one more token, which is not theirs yet."""
+        return KeyValueRoom(self._keys.data_ptr(), self._values.data_ptr(), *self._strides, self._used + 1)
 
     def longer(self) -> _Views:
         """Keys and values with one more token of each row, which the caller writes."""
@@ -101,7 +121,7 @@ def extend(
     layer = _plain_layer(cache, layer_idx)
     if layer is None:
         return None
-    room: _Room | None = layer.__dict__.get(_PLACE)
+    room: GrowingRoom | None = layer.__dict__.get(_PLACE)
     keys, values = layer.keys, layer.values
     if length is not None and keys.shape[2] + 1 != length:
         return None
@@ -109,9 +129,35 @@ def extend(
         like = _like(keys, rows, heads, width) and _like(values, rows, heads, width)
         if not like or keys.shape != values.shape:
             return None
-        room = layer.__dict__[_PLACE] = _Room(keys, values)
+        room = layer.__dict__[_PLACE] = GrowingRoom(keys, values)
     layer.keys, layer.values = room.longer()
     return room.places
+
+
+def room_ahead(cache: Any, layer_idx: int, heads: int, width: int) -> GrowingRoom | None:
+    """Room for one more token of one sequence in a layer of a plain dynamic cache, which does not become longer.
+
+    Args:
+        cache: Of transformers.
+        layer_idx: Layer of the cache.
+        heads: Heads of the key that will be written.
+        width: Values of each.
+
+    Returns:
+        None where :func:`extend` would do nothing.
+    """
+    layer = _plain_layer(cache, layer_idx)
+    if layer is None:
+        return None
+    room: GrowingRoom | None = layer.__dict__.get(_PLACE)
+    keys, values = layer.keys, layer.values
+    if room is None or not room.serves(keys, values):
+        if not _like(keys, 1, heads, width) or not _like(values, 1, heads, width) or keys.shape != values.shape:
+            return None
+        # At once: of all layers together, what was and what is to be would be in memory twice.
+        room = layer.__dict__[_PLACE] = GrowingRoom(keys, values)
+        layer.keys, layer.values = room.views
+    return room
 
 
 def _like(kept: torch.Tensor, rows: int, heads: int, width: int) -> bool:

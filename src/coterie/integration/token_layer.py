@@ -16,6 +16,7 @@ from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.growing_cache import extend
 from coterie.integration.padding import padding_by
+from coterie.integration.row_rooms import RowRooms
 from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
 from coterie.kernels import QuantisedLinear
@@ -133,6 +134,8 @@ class TokenLayer:
 
     Attributes:
         routed: That given.
+        layer_idx: Its layer of a cache.
+        kept: Heads of a token's key, and values of each.
         times: What stages take is added to these; None where nobody wants to know.
         stands_for: The submodules that are not called.
     """
@@ -148,11 +151,11 @@ class TokenLayer:
         self._experts_forward = None if self._experts is None else own(self._experts)
         self._native = native
         self.routed = routed
-        self._layer_idx: int = attention.layer_idx
+        self.layer_idx: int = attention.layer_idx
         self._hidden_shape = (1, attention.q_proj.in_features)
         self._head_shape = (1, attention.head_dim)
         self._strides = (attention.head_dim, 1)
-        self._kept = (attention.k_proj.out_features // attention.head_dim, attention.head_dim)
+        self.kept = (attention.k_proj.out_features // attention.head_dim, attention.head_dim)
         self.times: StageTimes | None = None
         norms = (layer.input_layernorm, attention.q_norm, attention.k_norm, layer.post_attention_layernorm)
         router = (block, block.gate) if routed else ()
@@ -223,6 +226,11 @@ class TokenLayer:
         others = any(self._global_hooks) or any(one._forward_pre_hooks for one in self.stands_for)
         return not others and all(only_idle_recorders(one._forward_hooks) for one in self.stands_for)
 
+    @property
+    def takes_rows(self) -> bool:
+        """Whether it computes the next tokens of several sequences, as things are now."""
+        return self._token_experts is not None and self.intact and self.experts_intact
+
     def examine(self) -> None:
         """Takes the forwards that its submodules have now for those that it stands for."""
         self._forwards = Seen(self.stands_for)
@@ -242,6 +250,8 @@ class TokenLayer:
         native = self._native
         state = native.take(hidden_states, *carried[1], self.times)
         results = self._compute_beside(state, carried[0]) if rooms is None else native.compute(state, rooms)
+        if rows > 1 and isinstance(carried[0], RowRooms):
+            carried[0].copy_over_left(results)
         whole = None
         if self._experts is not None:
             if self._site is not None:
@@ -263,8 +273,10 @@ class TokenLayer:
     def _rooms(self, rows: int, carried: _Carried, now: _Round) -> list[KeyValueRoom] | None:
         """Places in the cache, with one more for each sequence; None if it takes keys and values itself."""
         cache, _, mask = carried
+        if isinstance(cache, RowRooms):
+            return cache.places(self.layer_idx)
         length = None if mask is None else mask.shape[-1]
-        rooms = extend(cache, self._layer_idx, rows, *self._kept, length=length)
+        rooms = extend(cache, self.layer_idx, rows, *self.kept, length=length)
         if rooms is None or mask is None or now.padding is None:
             return rooms
         width = self._head_shape[1]
@@ -274,10 +286,10 @@ class TokenLayer:
         """With a cache that takes key and value itself."""
         native = self._native
         begun = native.begin(state)
-        keys, values = cache.update(begun.key, begun.value, self._layer_idx)
+        keys, values = cache.update(begun.key, begun.value, self.layer_idx)
         if keys.dtype is not torch.bfloat16 or values.dtype is not torch.bfloat16:
             raise UsageError(
-                f"Layer {self._layer_idx} of the cache has {keys.dtype} keys and {values.dtype} values; the model "
+                f"Layer {self.layer_idx} of the cache has {keys.dtype} keys and {values.dtype} values; the model "
                 "computes in torch.bfloat16.",
                 advice="Give it a cache that this model has filled, outside autocast.",
             )

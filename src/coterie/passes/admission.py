@@ -57,6 +57,14 @@ class Admitted:
         self.thread = threading.get_ident()
         self.tokens = tokens
 
+    @property
+    def kept(self) -> list[tuple[Any, int]]:
+        """The caches given, with what of ``size`` each takes."""
+        rows = self.call.rows
+        if rows is None:
+            return [(cache, self.size) for cache, _ in self.call.caches]
+        return [(one, before + self.call.tokens) for one, before in zip(rows.caches, rows.lengths, strict=True)]
+
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
@@ -82,10 +90,12 @@ class Admission:
 
     Attributes:
         logits: What there is for logits of many positions; None where nothing bounds them.
+        lent: Tokens that caches may hold beyond those that the budget was made for, while somebody gives them room.
     """
 
     def __init__(self, make_room: Callable[[], None] | None = None) -> None:
         self.logits: LogitsRoom | None = None
+        self.lent = 0
         self._make_room = make_room or _nothing
         self._lock = threading.Lock()
         self._passes: list[weakref.ref[Admitted]] = []
@@ -138,6 +148,9 @@ class Admission:
     def _size(self, call: ForwardCall, most: int) -> int:
         """Tokens of memory that the pass's sequences take when it is over."""
         length = call.cached + call.tokens
+        if call.rows is not None:
+            # Each has been let in for its own length: together they are refused, if at all, for what others hold.
+            return sum(call.rows.lengths) + call.batch * call.tokens
         if call.batch * length > most:
             raise ContextLengthError(
                 f"{call.batch} × {length} tokens are more than the {most} that the memory budget was made for.",
@@ -163,16 +176,16 @@ class Admission:
             nested = any(one.thread == mine.thread for one in passes)
             if not nested and sum(one.tokens for one in passes) + mine.tokens > most:
                 return False
-            if self._held(mine, passes) + mine.size > most:
+            if self._held(mine, passes) + mine.size > most + self.lent:
                 return False
-            for cache, _ in mine.call.caches:
-                self._keep(cache, mine.size)
+            for cache, size in mine.kept:
+                self._keep(cache, size)
             self._passes = [*map(weakref.ref, passes), weakref.ref(mine)]
             return True
 
     def _held(self, mine: Admitted, passes: Iterable[Admitted]) -> int:
         """Tokens that live caches hold, and that passes will hold which have no cache yet; those of a pass left out."""
-        own = {id(cache) for cache, _ in mine.call.caches}
+        own = {id(cache) for cache, _ in mine.kept}
         for key in [key for key, kept in self._kept.items() if kept.cache() is None]:
             del self._kept[key]
         held = sum(kept.size for key, kept in self._kept.items() if key not in own)
@@ -208,7 +221,7 @@ class Admission:
             held = self._held(mine, [one for ref in self._passes if (one := ref()) is not None])
         return ContextLengthError(
             f"{mine.size} tokens do not fit beside the {held} of other sequences that are still in memory: the memory "
-            f"budget was made for {most}.",
+            f"budget was made for {most + self.lent}.",
             advice="Let go of outputs that are no longer needed (each has its cache, past_key_values, unless "
             "use_cache=False was asked for), generate one after the other, or " + _LARGER,
             tokens=mine.size + held,

@@ -15,12 +15,12 @@ from torch import nn
 
 from coterie.hf.caches import caches_in
 from coterie.passes.admission import Admission
-from coterie.passes.current import Pass, current, current_request, phase_or, rows_or, unwatched
+from coterie.passes.current import Pass, Request, current, current_request, phase_or, rows_or, unwatched
 from coterie.passes.forward_call import CallReader, ForwardCall
 from coterie.passes.forwards import Covering, Forward, install
 from coterie.passes.limit import ExpertLimit
 from coterie.passes.logits_room import LogitsRoom
-from coterie.passes.losses import LossMeter
+from coterie.passes.losses import LossMeter, RowLosses
 from coterie.passes.neighbours import process_neighbours
 from coterie.spec import Observer, Phase, StepEnded, StepStarted
 
@@ -67,6 +67,13 @@ class StepClock:
         """
         self.max_context = max_context
         self._admission.logits = logits if self._makes_logits else None
+
+    def lend(self, tokens: int) -> None:
+        """Says how many more tokens caches may hold for now: their room is taken from something else.
+
+        One pass may still have no more than the budget was made for.
+        """
+        self._admission.lent = tokens
 
     def install(self, module: nn.Module, *, makes_logits: bool = False) -> None:
         """Watches forward passes.
@@ -122,14 +129,19 @@ class StepClock:
             watch=self,
         )
 
+    def _losses(self, now: Pass, call: ForwardCall) -> LossMeter | RowLosses:
+        meters = [request.state(self, LossMeter) for request in _requests(now, call)]
+        return meters[0] if call.rows is None else RowLosses(meters, call.rows.lengths)
+
     def _begin(self, now: Pass, call: ForwardCall) -> None:
         with self._lock:
             self.tokens[now.phase] += now.batch * now.tokens
         if any(getattr(observer, "wants_losses", False) for observer in tuple(self.observers)):
-            now.losses = current_request().state(self, LossMeter)
+            now.losses = self._losses(now, call)
             now.losses.begin(call.ids, shape=(now.batch, now.tokens), cached=now.cached)
         else:
-            current_request().drop(self)
+            for request in _requests(now, call):
+                request.drop(self)
         if self.observers:
             ids = call.ids
             event = StepStarted(
@@ -142,6 +154,13 @@ class StepClock:
                 attended=_attended(call.mask, now.batch, now.tokens),
             )
             now.announce(event)
+
+
+def _requests(now: Pass, call: ForwardCall) -> list[Request]:
+    """Whose pass it is: those of its rows, where each has a cache of its own."""
+    if call.rows is None:
+        return [current_request()]
+    return [row.request or current_request() for row in now.rows]
 
 
 def _compute(now: Pass, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from coterie.cache import Consumer
 from coterie.native import PassMemory
 from coterie.passes.limit import ExpertLimit
-from coterie.passes.losses import LossMeter
+from coterie.passes.losses import LossMeter, RowLosses
 from coterie.spec import Event, Observer, Phase
 
 _Made = TypeVar("_Made")
@@ -128,7 +128,7 @@ class Pass:
         self.observers, self.limit, self.watch = observers, limit, watch
         self.consumer = consumer or _thread.consumer
         self.contributions = any(getattr(observer, "wants_contributions", False) for observer in observers)
-        self.losses: LossMeter | None = None
+        self.losses: LossMeter | RowLosses | None = None
         self.outer: Pass | None = None
         self._memory: PassMemory | None = None
         # What is to be told when a decode step is over; None outside one.

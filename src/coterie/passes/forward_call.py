@@ -17,6 +17,7 @@ from coterie.errors import UnsupportedError
 from coterie.hf.caches import cached_length, caches_in, holds_state, strangers_in
 from coterie.hf.last_logits import PARAMETER
 from coterie.hf.releases import broken
+from coterie.hf.row_caches import RowCaches
 from coterie.passes.last_logits import asked_for
 from coterie.spec import Phase
 
@@ -53,6 +54,11 @@ class ForwardCall:
     cached_new: int
     uses_cache: bool | None
     logits: int
+
+    @property
+    def rows(self) -> RowCaches | None:
+        """The caches of its sequences, where each has one of its own."""
+        return self.caches[0][0] if self.caches and isinstance(self.caches[0][0], RowCaches) else None
 
     def check_begin(self) -> None:
         """Refuses a cache that moves from the accelerator to memory and back: it has nowhere to move to.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -56,6 +59,36 @@ class LossMeter:
             for row in range(batch):
                 losses[row, tokens - predicted :] = _losses(logits_BNV[row, :-1], ids_BT[row, tokens - predicted :])
         return losses
+
+
+class RowLosses:
+    """The same for the next tokens of several requests in one pass.
+
+    Args:
+        meters: Those of the requests, one for each row.
+        positions: Tokens of each before the one of this pass.
+    """
+
+    def __init__(self, meters: Sequence[LossMeter], positions: Sequence[int]) -> None:
+        self._rows = list(zip(meters, positions, strict=True))
+
+    def begin(self, ids_BT: torch.Tensor | None, *, shape: tuple[int, int], cached: int) -> None:
+        """As :meth:`LossMeter.begin`, ``cached`` being that of the longest."""
+        for row, (meter, position) in enumerate(self._rows):
+            meter.begin(None if ids_BT is None else ids_BT[row : row + 1], shape=(1, shape[1]), cached=position)
+
+    def end(self, output: object) -> npt.NDArray[np.float32]:
+        """As :meth:`LossMeter.end`."""
+        logits = getattr(output, "logits", None)
+        whole = isinstance(logits, torch.Tensor) and logits.shape[:1] == (len(self._rows),)
+        found = []
+        for row, (meter, _) in enumerate(self._rows):
+            found.append(meter.end(_Logits(logits[row : row + 1] if whole and logits is not None else None)))
+        return np.concatenate(found)
+
+
+class _Logits(NamedTuple):
+    logits: torch.Tensor | None
 
 
 def _losses(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> npt.NDArray[np.float32]:

@@ -7,11 +7,11 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from coterie.generation.tickets import Done, Event, Failed, Part, Piece, Ticket
 from coterie.hf.tokenizer import decode_tokens
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import AnsweredMessage, Block
 from coterie.server.streams import event
-from coterie.server.tickets import Done, Event, Failed, Part, Piece, Ticket
 
 if TYPE_CHECKING:
     from coterie.generation.answers import ToolCall
@@ -72,7 +72,7 @@ class AnthropicStream:
                     for data in self._end(completion):
                         yield data
                 case Failed(error):
-                    yield event(refusal_of(error).body("anthropic", ticket.request_id), "error")
+                    yield event(refusal_of(error).body("anthropic", ticket.name), "error")
                 case _:
                     pass
 

@@ -11,11 +11,12 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import coterie
+from coterie.generation.engine import Engine
 from coterie.server import openapi
 from coterie.server.bodies import Bodies
-from coterie.server.engine import Engine
 from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
+from coterie.server.meters import Meters
 from coterie.server.operations import Operation
 from coterie.server.refusals import Refusal
 from coterie.server.routes import chat, completions, health, messages, models, tokens
@@ -27,6 +28,7 @@ _GROUPS = (chat, completions, messages, models, tokens, health)
 
 def make_app(
     engine: Engine,
+    meters: Meters,
     *,
     names: Sequence[str],
     hosts: Hosts,
@@ -38,13 +40,14 @@ def make_app(
 
     Args:
         engine: Runs the model.
+        meters: What is counted; the engine's watcher.
         names: What requests may call it.
         hosts: Who requests may be meant for.
         keys: What opens it; None for anybody.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
     """
-    service = Service(engine, names, bodies or Bodies(), ping_s=ping_s)
+    service = Service(engine, meters, names, bodies or Bodies(), ping_s=ping_s)
     operations = [one for group in _GROUPS for one in group.operations(service)]
 
     async def describe(_: Request) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def make_app(
     )
     router = Router([one.route() for one in operations], redirect_slashes=False)
     paths = [one.path for one in operations]
-    return Gate(_Routes(router), hosts=hosts, keys=keys, meters=engine.meters, paths=paths)
+    return Gate(_Routes(router), hosts=hosts, keys=keys, meters=meters, paths=paths)
 
 
 class _Routes:

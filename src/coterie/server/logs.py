@@ -38,6 +38,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+def log_failure(request_id: str, error: BaseException) -> None:
+    """Notes why a request got no answer."""
+    _log.error("request failed", exc_info=error, extra={"request_id": request_id})
+
+
 def log_request(scope: Scope, *, status: int, seconds: float) -> None:
     """Notes a request that is over.
 

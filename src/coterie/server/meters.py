@@ -9,11 +9,15 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from coterie.errors import EngineError
+from coterie.server.logs import log_failure
+from coterie.server.refusals import Refusal, refusal_of
+
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
+    from coterie.generation.governor import Governor
     from coterie.generation.opened import OpenModel
-    from coterie.server.refusals import Refusal
-    from coterie.server.tickets import Phase, Ticket
+    from coterie.generation.tickets import Phase, Ticket
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _TOKENS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
@@ -67,9 +71,12 @@ class Meters:
         self._generated.inc(tokens)
         self._success.labels(completion.finish_reason).inc()
 
-    def failed(self, refusal: Refusal) -> None:
-        """A request that was taken on got no whole answer."""
+    def failed(self, ticket: Ticket, error: BaseException) -> None:
+        """A request that was taken on got no whole answer; where that is the server's doing, the log has it."""
+        refusal = refusal_of(error)
         self._failed.labels(refusal.code or str(refusal.status)).inc()
+        if refusal.status >= 500 and not isinstance(error, Refusal | EngineError):
+            log_failure(ticket.name, error)
 
     def cancelled(self, phase: Phase) -> None:
         """A request's client left."""
@@ -96,6 +103,8 @@ class Meters:
 class _Watched(Protocol):
     """An engine, as far as it is watched."""
 
+    governor: Governor
+
     @property
     def opened(self) -> OpenModel: ...
     @property
@@ -118,6 +127,7 @@ class _Now(Collector):
         """The figures."""
         yield GaugeMetricFamily("coterie_num_requests_running", "Requests being served", value=self._engine.running)
         yield GaugeMetricFamily("coterie_num_requests_waiting", "Requests that wait", value=self._engine.waiting)
+        yield from _shared_memory(self._engine.governor)
         runtime = self._engine.opened.runtime
         stats = runtime.stats()
         total = stats.total
@@ -146,3 +156,15 @@ class _Now(Collector):
             ("coterie_expert_absent", "Choices of experts that the store does not have", total.absent),
         ):  # fmt: skip
             yield CounterMetricFamily(name, what, value=value)
+
+
+def _shared_memory(governor: Governor) -> Iterator[Metric]:
+    """What requests take of the memory that they share."""
+    for name, what, nbytes in (
+        ("total", "Bytes that keys and values, pictures and sounds of requests may take together", governor.total),
+        ("promised", "Bytes that running requests can come to need", governor.promised),
+        ("held", "Bytes that running requests have room for now", governor.held),
+        ("lent", "Bytes of these that were taken from experts", governor.lent),
+    ):
+        if nbytes is not None:
+            yield GaugeMetricFamily(f"coterie_kv_cache_{name}_bytes", what, value=nbytes)

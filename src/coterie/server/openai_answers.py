@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
+from coterie.generation.tickets import Done, Event, Failed, Piece, Ticket
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import (
     AnswerMessage,
@@ -20,7 +21,6 @@ from coterie.server.schemas.answers import (
     Usage,
 )
 from coterie.server.streams import DONE, event
-from coterie.server.tickets import Done, Event, Failed, Piece, Ticket
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
@@ -103,7 +103,7 @@ class OpenAIStream:
                     if self._usage:
                         yield event({**self._same, "choices": [], "usage": _usage(completion)})
                 case Failed(error):
-                    yield event(refusal_of(error).body("openai", ticket.request_id))
+                    yield event(refusal_of(error).body("openai", ticket.name))
                 case _:
                     pass
         yield DONE
@@ -129,8 +129,16 @@ def _more(done: Done) -> More:
     """What OpenAI's shape has no room for."""
     more: More = {"finish_reason": done.completion.finish_reason}
     if done.provenance is not None:
-        more["provenance"] = asdict(done.provenance)
+        more["provenance"] = _without_none(asdict(done.provenance))
     return more
+
+
+def _without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in figures.items()
+        if value is not None
+    }
 
 
 def _usage(completion: Completion) -> Usage:

@@ -8,6 +8,7 @@ from typing import Any
 
 from coterie.errors import ContextLengthError
 from coterie.generation.answers import ToolCall, reader_for
+from coterie.generation.asked import Prompt, ready
 from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, chat_template, template_settings
 from coterie.generation.chat_options import ChatOptions
 from coterie.generation.inputs import build_inputs, token_inputs
@@ -26,7 +27,6 @@ from coterie.server.schemas.messages import (
     ToolUseBlock,
     Turn,
 )
-from coterie.server.tickets import Prompt
 
 Messages = list[dict[str, Any]]
 """A conversation as :func:`coterie.generation.chat.chat_prompt` takes it."""
@@ -108,8 +108,7 @@ class Prompts:
         return self._ready(token_inputs(self._processors, ids))
 
     def _ready(self, inputs: Any, **more: Any) -> Prompt:
-        checked = self._checked(inputs)
-        return Prompt(inputs=lambda: checked, tokens=_length(checked), **more)
+        return ready(self._checked(inputs), **more)
 
     def _checked(self, inputs: Any) -> Any:
         """What is too long is told before it waits for the model."""

@@ -9,8 +9,11 @@ from typing import Any, Literal
 from coterie.errors import (
     ContextLengthError,
     CoterieError,
+    EngineError,
     InputError,
     MemoryBudgetError,
+    QueueFullError,
+    QueueTimeoutError,
     UnsupportedError,
     UsageError,
 )
@@ -71,6 +74,8 @@ def refusal_of(error: BaseException) -> Refusal:
     """What a client is told of an error: reasons that are its business, and no places on this machine."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, EngineError):
+        return _busy(error)
     if isinstance(error, ContextLengthError):
         return Refusal(400, _without_places(error), code="context_length_exceeded")
     # What a picture may take depends on what else is held at the moment.
@@ -85,6 +90,18 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, MemoryError):
         return Refusal(503, "There is not enough memory for this request.", code="insufficient_memory", retry_after=1)
     return Refusal(500, "Something went wrong; the server's log has more under this request's id.")
+
+
+def _busy(error: EngineError) -> Refusal:
+    """What a client is told that may come again."""
+    seconds = error.facts.get("retry_after")
+    again = seconds if isinstance(seconds, int) else 5
+    if isinstance(error, QueueFullError):
+        return Refusal(429, error.message, code="queue_full", retry_after=again)
+    if isinstance(error, QueueTimeoutError):
+        return Refusal(503, error.message, code="queue_timeout", retry_after=again)
+    code = "shutting_down" if error.facts.get("stopping") else "unavailable"
+    return Refusal(503, error.message, code=code, retry_after=again)
 
 
 def _without_places(error: CoterieError) -> str:

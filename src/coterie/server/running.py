@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from uvicorn import Config, Server
 
 from coterie.errors import UsageError
+from coterie.generation.engine import Engine
 from coterie.profiles.admission import PunctualProtocol
-from coterie.server.engine import Engine
 from coterie.server.refusals import Refusal
 
 if TYPE_CHECKING:

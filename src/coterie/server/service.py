@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from coterie.generation.engine import Engine
+from coterie.generation.tickets import Done, Event, Failed, Ticket
 from coterie.server.bodies import Bodies
-from coterie.server.engine import Engine
+from coterie.server.meters import Meters
 from coterie.server.prompts import Prompts
 from coterie.server.refusals import Refusal
 from coterie.server.streams import PING_S, EventStream, unless_gone
-from coterie.server.tickets import Done, Event, Failed, Ticket, Wish
+from coterie.server.wishes import Wish
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
@@ -34,12 +36,14 @@ class Service:
 
     Args:
         engine: Runs it.
+        meters: What is counted.
         names: What requests may call it; the first is its name in answers.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
 
     Attributes:
         engine: Runs the model.
+        meters: What is counted.
         prompts: Makes its prompts.
         bodies: Reads requests.
         name: What the model is called in answers.
@@ -48,8 +52,11 @@ class Service:
         fingerprint: Changes with the model, its store or its scheme.
     """
 
-    def __init__(self, engine: Engine, names: Sequence[str], bodies: Bodies, *, ping_s: float = PING_S) -> None:
+    def __init__(
+        self, engine: Engine, meters: Meters, names: Sequence[str], bodies: Bodies, *, ping_s: float = PING_S
+    ) -> None:
         self.engine = engine
+        self.meters = meters
         self.prompts = Prompts(engine.opened)
         self.bodies = bodies
         self.name = names[0]
@@ -77,7 +84,7 @@ class Service:
             Refusal: If there is none.
             ClientDisconnect: If nobody waits for it any more.
         """
-        ticket = self.engine.submit(wish, request.state.request_id)
+        ticket = self._submit(wish, request)
         done: list[Done] = []
 
         async def wait() -> None:
@@ -104,7 +111,7 @@ class Service:
         Raises:
             Refusal: If it is known soon that there is none; later it is told within the stream.
         """
-        ticket = self.engine.submit(wish, request.state.request_id)
+        ticket = self._submit(wish, request)
         done: list[Completion] = []
 
         def leave() -> None:
@@ -118,6 +125,11 @@ class Service:
             leave()
             raise
         return EventStream(events(_followed(ticket, first, done), ticket), ping=ping, ping_s=self._ping_s, close=leave)
+
+    def _submit(self, wish: Wish, request: Request) -> Ticket:
+        return self.engine.submit(
+            wish.prepare, wish.sampling, provenance=wish.provenance, name=request.state.request_id
+        )  # fmt: skip
 
     def _leave(self, request: Request, ticket: Ticket, completion: Completion | None) -> None:
         """The client has its answer, or wants none."""

@@ -16,7 +16,7 @@ from coterie.server.schemas.chat import ChatRequest, TemplateRequest
 from coterie.server.schemas.fields import read
 from coterie.server.service import Service
 from coterie.server.streams import COMMENT_PING
-from coterie.server.tickets import Wish
+from coterie.server.wishes import Wish
 
 
 def operations(service: Service) -> list[Operation]:

@@ -14,7 +14,7 @@ from coterie.server.schemas.completions import CompletionRequest
 from coterie.server.schemas.fields import read
 from coterie.server.service import Service
 from coterie.server.streams import COMMENT_PING
-from coterie.server.tickets import Wish
+from coterie.server.wishes import Wish
 
 
 def operations(service: Service) -> list[Operation]:

@@ -45,5 +45,5 @@ async def _ready(service: Service, _: Request) -> Status:
 
 async def _metrics(service: Service, _: Request) -> Response:
     # The model's figures are many.
-    text = await run_in_threadpool(service.engine.meters.text)
+    text = await run_in_threadpool(service.meters.text)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -17,7 +17,7 @@ from coterie.server.schemas.fields import read
 from coterie.server.schemas.messages import CountRequest, MessagesRequest
 from coterie.server.service import Service
 from coterie.server.streams import NAMED_PING
-from coterie.server.tickets import Wish
+from coterie.server.wishes import Wish
 
 
 def operations(service: Service) -> list[Operation]:

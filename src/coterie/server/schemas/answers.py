@@ -21,7 +21,7 @@ class More(TypedDict):
     """What OpenAI's shape has no room for."""
 
     finish_reason: str
-    provenance: NotRequired[dict[str, float]]
+    provenance: NotRequired[dict[str, float | dict[str, float]]]
 
 
 class CalledFunction(TypedDict):

@@ -1,0 +1,71 @@
+"""What an engine can be asked to continue, as the prompt that it makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from coterie.generation.answers import AnswerReader, reader_for
+from coterie.generation.chat import chat_prompt
+from coterie.generation.inputs import build_inputs, token_inputs
+from coterie.generation.opened import OpenModel
+from coterie.generation.tool_calls import CallText
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a model is to continue, made ready as far as it can be while the model works for others.
+
+    Attributes:
+        inputs: Makes the model's inputs, a batch of one; decodes pictures and sounds, for which there is room when no
+            pass is going on.
+        tokens: Its length, where it is known before. Then :attr:`inputs` is quick, and gives the same each time.
+        reader: Tells the parts of the answer apart, where it has parts.
+        calls: Takes the calls of tools out of the text, where there are tools.
+    """
+
+    inputs: Callable[[], BatchFeature]
+    tokens: int | None
+    reader: AnswerReader | None = None
+    calls: CallText | None = None
+
+
+Asked = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | Callable[[], Prompt]
+"""A text, token ids, messages of a conversation, a model's inputs, or what makes a :class:`Prompt`."""
+
+
+def preparing(opened: OpenModel, asked: Asked) -> Callable[[], Prompt]:
+    """What makes a prompt of it, in a thread of its own."""
+    if callable(asked):
+        return asked
+    if isinstance(asked, str):
+        return lambda: ready(build_inputs(opened.processors, asked))
+    if isinstance(asked, Mapping):
+        return partial(_given, asked)
+    if asked and isinstance(asked[0], Mapping):
+        return partial(_conversation, opened, asked)
+    return lambda: ready(token_inputs(opened.processors, asked))  # type: ignore[arg-type]
+
+
+def ready(inputs: BatchFeature, **more: Any) -> Prompt:
+    """A prompt whose inputs are there."""
+    return Prompt(inputs=lambda: inputs, tokens=int(inputs["input_ids"].shape[1]), **more)
+
+
+def _given(inputs: Mapping[str, Any]) -> Prompt:
+    from transformers import BatchFeature
+
+    return ready(BatchFeature(dict(inputs)))
+
+
+def _conversation(opened: OpenModel, messages: Sequence[Any]) -> Prompt:
+    made = chat_prompt(opened.processors, messages)
+    reader = reader_for(opened.processors.tokenizer, made.template, made.text)
+    if made.images or made.audios:
+        return Prompt(inputs=partial(made.inputs, opened.processors), tokens=None, reader=reader)
+    return ready(made.inputs(opened.processors), reader=reader)

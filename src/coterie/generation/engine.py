@@ -1,0 +1,435 @@
+"""Several requests at once to one model: who waits, who runs, and one thread that owns the model.
+
+The thread takes the running requests from forward pass to forward pass. Between two of them requests join and leave.
+What is raised over one ends that one alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+
+from coterie.errors import EngineStoppedError, QueueFullError, QueueTimeoutError
+from coterie.generation.asked import Asked, preparing
+from coterie.generation.governor import Governor
+from coterie.generation.interruption import Stopped, StopWatches
+from coterie.generation.jobs import Job
+from coterie.generation.opened import OpenModel
+from coterie.generation.provenance import counted
+from coterie.generation.sampling import Sampling
+from coterie.generation.steps import Steps
+from coterie.generation.tickets import Done, Failed, Phase, Prepared, Ticket
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from coterie.generation.completion import Completion
+
+Result = TypeVar("Result")
+
+PIECE = 512
+"""Tokens of a prompt that are computed in one pass: others wait for no more than that."""
+
+STALL_S = 120.0
+"""Without a layer computed for so long, a running request has got stuck."""
+
+_POLL_S = 0.05
+_LONGEST_RETRY_S = 600
+_log = logging.getLogger("coterie.engine")
+
+
+class Watcher(Protocol):
+    """Is told how requests end, in the engine's threads."""
+
+    def finished(self, ticket: Ticket, completion: Completion) -> None:
+        """A request was answered."""
+
+    def failed(self, ticket: Ticket, error: BaseException) -> None:
+        """A request that was taken on got no whole answer."""
+
+    def cancelled(self, phase: Phase) -> None:
+        """A request was given up where it was."""
+
+
+class Engine:
+    """One model and those who ask it at the same time.
+
+    Requests begin in the order in which they came, as soon as one of ``parallel`` places is free and what they can come
+    to need of memory fits beside what the others can. Those that run take turns as
+    :class:`~coterie.generation.steps.Steps` says. Each gets the answer that it would get alone.
+
+    While it is open nobody else should run the model. Leaving it as a context ends all requests. It does not close the
+    model.
+
+    Args:
+        model: From :func:`coterie.load`, or with its processors.
+        parallel: Requests that run at once.
+        most_waiting: Requests that may wait beside these.
+        longest_wait_s: Seconds after which a request that has not begun is given up.
+        piece: Tokens of a prompt that are computed in one pass. Of prompts that are longer, outputs are those that
+            transformers gives with ``prefill_chunk_size`` of that.
+        watcher: Told how requests end.
+
+    Attributes:
+        opened: The model.
+        parallel: Requests that run at once.
+        governor: Shares the memory.
+        draining: Whether nothing new is taken on.
+
+    Raises:
+        LoadError: If the model has no tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | OpenModel,
+        *,
+        parallel: int = 4,
+        most_waiting: int = 16,
+        longest_wait_s: float = 300.0,
+        piece: int = PIECE,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self.opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
+        self.parallel = parallel
+        self.governor = Governor(self.opened.runtime)
+        self.draining = False
+        self._most_waiting = most_waiting
+        self._longest_wait_s = longest_wait_s
+        self._piece = piece
+        self._watcher = watcher
+        self._names = map("request-{}".format, itertools.count(1))
+        self._waiting: list[Job] = []
+        self._running: list[Job] = []
+        self._steps = Steps()
+        self._stops = StopWatches()
+        lock = threading.RLock()
+        self._changed, self._late = threading.Condition(lock), threading.Condition(lock)
+        self._closed = False
+        self._death: BaseException | None = None
+        self._usual_s = 1.0
+        # One thread: tokenizers take one caller at a time, and the model wants the other cores.
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="coterie-prepare")
+        self._thread = threading.Thread(target=self._work, name="coterie-model", daemon=True)
+        self._clock = threading.Thread(target=self._expire, name="coterie-queue", daemon=True)
+
+    def start(self) -> Self:
+        """Begins to serve; entering it as a context does that, too."""
+        self._thread.start()
+        self._clock.start()
+        return self
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not begun."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that the model works for."""
+        return len(self._running)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing new can be served; None if all is well."""
+        if self._death is not None or (self._thread.ident is not None and not self._thread.is_alive()):
+            return "the model's thread has ended"
+        if self._thread.ident is None:
+            return "starting"
+        if self.draining:
+            return "shutting down"
+        if self._running and time.monotonic() - self._stops.beat > STALL_S:
+            return "the model makes no progress"
+        return None
+
+    def submit(
+        self, asked: Asked, sampling: Sampling | None = None, *, provenance: bool = False, name: str | None = None
+    ) -> Ticket:
+        """Takes a request on; its ticket tells what becomes of it.
+
+        Args:
+            asked: A text to continue, token ids, messages of a conversation as
+                :func:`coterie.chat_inputs` takes them, or inputs from there or from :func:`coterie.build_inputs`.
+            sampling: How tokens are chosen.
+            provenance: Whether the answer is to say what it took of experts.
+            name: What the request is called.
+
+        Raises:
+            QueueFullError: If there is no room.
+            EngineStoppedError: If nothing is served any more.
+        """
+        trouble = self.trouble
+        if trouble is not None:
+            raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
+        ticket = Ticket(name or next(self._names), self.cancel)
+        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance)
+        with self._changed:
+            if len(self._waiting) >= self._most_waiting + self.parallel - len(self._running):
+                raise QueueFullError(
+                    f"{len(self._waiting)} requests are waiting already.",
+                    advice="Ask again later, or allow more to wait.",
+                    retry_after=self._retry_after(),
+                )
+            self._waiting.append(job)
+            self._late.notify()
+        self._preparer.submit(self._prepare, job)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Gives a request up: nobody waits for it any more. Harmless if it is over."""
+        with self._changed:
+            job = next((one for one in (*self._waiting, *self._running) if one.ticket is ticket), None)
+            if job is None or ticket.phase == "over":
+                return
+            if self._watcher is not None:
+                self._watcher.cancelled(ticket.phase)
+            if job in self._waiting:
+                self._waiting.remove(job)
+            else:
+                self._stop(job)
+            ticket.tell_cancelled()
+            self._changed.notify_all()
+
+    def cut(self) -> None:
+        """Ends all requests, as a server does that has to go."""
+        self.draining = True
+        with self._changed:
+            for job in self._running:
+                self._stop(job)
+            for job in (*self._waiting, *self._running):
+                self._fail(job, _stopping())
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends all requests and the threads. Harmless when repeated."""
+        self.cut()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._late.notify_all()
+        for thread in (self._thread, self._clock):
+            if thread.ident is not None:
+                thread.join()
+        self._preparer.shutdown(cancel_futures=True)
+
+    async def aside(self, work: Callable[[], Result]) -> Result:
+        """Does what needs the tokenizer and not the model, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparer, work)
+
+    async def idle(self, seconds: float | None = None) -> bool:
+        """Waits until nothing runs and nobody waits; returns whether that came to be within the time."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while self._running or self._waiting:
+            if self._death is not None or (end is not None and time.monotonic() >= end):
+                return False
+            await asyncio.sleep(_POLL_S)
+        return True
+
+    def _prepare(self, job: Job) -> None:
+        if job.ticket.phase == "over":
+            return
+        try:
+            prompt = job.prepare(self.opened)
+        except BaseException as error:  # panics of Rust libraries are no Exception
+            with self._changed:
+                if job in self._waiting:
+                    self._waiting.remove(job)
+                self._fail(job, error)
+            return
+        with self._changed:
+            job.prompt = prompt
+            if job in self._waiting:
+                job.ticket.tell(Prepared(prompt.tokens))
+                self._changed.notify_all()
+
+    def _work(self) -> None:
+        """The model's thread."""
+        self.opened.runtime.add_observer(self._stops)
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            _log.critical("the model's thread has ended", exc_info=error)
+            with self._changed:
+                self._death = error
+                for job in (*self._waiting, *self._running):
+                    self._fail(job, EngineStoppedError("The model's thread has ended.", stopping=False))
+                    self._steps_without(job)
+                self._waiting.clear()
+                self._running.clear()
+        finally:
+            self.opened.runtime.remove_observer(self._stops)
+
+    def _turn(self) -> bool:
+        """Lets requests join, has a forward pass, and lets them leave; False at the end."""
+        while (job := self._next()) is not None:
+            self._begin(job)
+        if not self._running:
+            return not self._closed
+        for job in tuple(self._running):
+            self._provide(job)
+        meters = {job.sequence: job.meter for job in self._running if job.meter is not None}
+        before = counted(self.opened.runtime, meters.values())
+        try:
+            ran = self._steps.step()
+        except BaseException as error:  # what is no Exception ends its request all the same, and no other
+            _log.debug("a step ended early", exc_info=error)
+            ran = ()
+        if before is not None and (after := counted(self.opened.runtime, meters.values())) is not None:
+            for sequence in ran:
+                if (meter := meters.get(sequence)) is not None:
+                    meter.add(before, after, shared=len(ran) > 1)
+        for job in tuple(self._running):
+            job.note_progress()
+            if job.ticket.phase == "over":
+                self._leave(job)
+            elif job.sequence is not None and job.sequence.ended:
+                self._end(job)
+        return True
+
+    def _next(self) -> Job | None:
+        """The request that begins now; waits while there is nothing to do. None if it is time for a step, or the end.
+
+        Whoever waits first is first: nobody overtakes one that waits for memory, or for being alone.
+        """
+        with self._changed:
+            while True:
+                ready = next((job for job in self._waiting if job.prompt is not None), None)
+                if ready is not None and self._may_begin(ready):
+                    self._waiting.remove(ready)
+                    self._running.append(ready)
+                    ready.ticket.phase, ready.ticket.begun = "prefill", time.monotonic()
+                    self._stops.beat = time.monotonic()
+                    return ready
+                if self._running or (self._closed and ready is None):
+                    return None
+                if ready is None or ready in self._waiting:
+                    self._changed.wait()
+
+    def _may_begin(self, job: Job) -> bool:
+        """Whether there is room for it; fails it if there will never be. The lock is held."""
+        if len(self._running) >= (1 if job.alone else self.parallel):
+            return False
+        try:
+            return self.governor.promise(job, job.most)
+        except Exception as error:
+            self._waiting.remove(job)
+            self._fail(job, error)
+            return False
+
+    def _begin(self, job: Job) -> None:
+        """Its inputs, and its sequence; all of its generation, if that is one call."""
+        try:
+            job.begin(self.opened, self._piece)
+            if job.sequence is not None:
+                self._steps.add(job.sequence)
+                return
+            self.governor.hold(job, job.most, job.media_nbytes)
+            before = counted(self.opened.runtime, [job.meter])
+            job.search(self.opened)
+            if job.meter is not None and before is not None:
+                job.meter.add(before, self.opened.runtime.stats().total, shared=False)
+        except BaseException as error:  # whatever is raised over one request ends that one alone
+            self._leave(job, error)
+            return
+        self._end(job)
+
+    def _provide(self, job: Job) -> None:
+        """Sees to its memory for the next pass; without it, or if nobody wants it any more, it leaves."""
+        if job.ticket.phase == "over":
+            self._leave(job)
+            return
+        try:
+            self.governor.hold(job, job.coming, job.media_nbytes)
+        except Exception as error:
+            self._leave(job, error)
+
+    def _end(self, job: Job) -> None:
+        """Its answer is whole, or something has ended it."""
+        try:
+            completion = job.end(self.opened)
+        except BaseException as error:
+            self._leave(job, _stopping() if isinstance(error, Stopped) else error)
+            return
+        ticket = job.ticket
+        self._usual_s += 0.2 * (time.monotonic() - (ticket.begun or 0.0) - self._usual_s)
+        with self._changed:
+            if ticket.phase != "over":
+                if self._watcher is not None:
+                    self._watcher.finished(ticket, completion)
+                ticket.tell(Done(completion, None if job.meter is None else job.meter.told()))
+        self._leave(job)
+
+    def _leave(self, job: Job, error: BaseException | None = None) -> None:
+        """It takes no part any more; what it held is free. With an error, that is why."""
+        self._steps_without(job)
+        self.governor.release(job)
+        with self._changed:
+            self._running.remove(job)
+            self._stops.discard(job.request)
+            if error is not None:
+                self._fail(job, error)
+
+    def _steps_without(self, job: Job) -> None:
+        if job.sequence is not None:
+            self._steps.remove(job.sequence)
+
+    def _stop(self, job: Job) -> None:
+        """Has what it computes end at the next layer; the lock is held."""
+        self._stops.add(job.request)
+        self._steps_without(job)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        """Ends a request without an answer; the lock is held."""
+        if job.ticket.phase != "over":
+            if self._watcher is not None:
+                self._watcher.failed(job.ticket, error)
+            job.ticket.tell(Failed(error))
+
+    def _expire(self) -> None:
+        """The thread that ends requests which have waited for too long."""
+        with self._late:
+            while not self._closed:
+                self._late.wait(self._expire_due())
+
+    def _expire_due(self) -> float | None:
+        """Ends them; returns the seconds until the next one has. The lock is held."""
+        now = time.monotonic()
+        for job in [one for one in self._waiting if now - one.ticket.submitted >= self._longest_wait_s]:
+            self._waiting.remove(job)
+            self._fail(job, self._waited(job))
+        first = min((job.ticket.submitted for job in self._waiting), default=None)
+        return None if first is None else first + self._longest_wait_s - now
+
+    def _waited(self, job: Job) -> QueueTimeoutError:
+        why = ""
+        if job.prompt is not None and len(self._running) < self.parallel and not job.alone:
+            why = f" {self.governor.shortage(job.most)}"
+        return QueueTimeoutError(
+            f"The request waited for {self._longest_wait_s:g} s without its turn coming.{why}",
+            retry_after=self._retry_after(),
+        )
+
+    def _retry_after(self) -> int:
+        """Seconds until there may be room, by how long requests took lately."""
+        return max(1, min(_LONGEST_RETRY_S, round(self._usual_s)))
+
+
+def _stopping() -> EngineStoppedError:
+    return EngineStoppedError("Nothing is served any more: the engine is shutting down.", stopping=True)

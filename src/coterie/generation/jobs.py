@@ -1,0 +1,192 @@
+"""One request as an engine works on it: from its prompt to a sequence in steps, and from that to its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from coterie.errors import ContextLengthError
+from coterie.generation.asked import Prompt
+from coterie.generation.completion import Completing, most_tokens
+from coterie.generation.draws import Draws, drawing
+from coterie.generation.one_sequence import files_named, longest
+from coterie.generation.opened import OpenModel
+from coterie.generation.provenance import ProvenanceMeter
+from coterie.generation.sampling import Sampling
+from coterie.generation.sequence import Sequence
+from coterie.generation.tickets import Part, Piece, Prepared, Progress, Ticket
+from coterie.hf.generation_steps import one_by_one
+from coterie.passes.current import Request, Stated
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
+
+    from coterie.generation.completion import Completion
+
+
+class Job:
+    """One request.
+
+    Args:
+        ticket: What its maker sees of it.
+        prepare: Makes its prompt.
+        sampling: How tokens are chosen.
+        provenance: Whether it is counted what it takes of experts.
+
+    Attributes:
+        ticket: That given.
+        request: As whom its passes are known.
+        meter: Counts what it takes of experts, if that is wanted.
+        prompt: What it is to continue, once that is prepared.
+        most: Tokens whose keys and values it can come to need, once that is known.
+        alone: Whether its generation is one call of transformers', with nobody beside it.
+        sequence: Its sequence, once it takes part in steps.
+        media_nbytes: Bytes of its pictures and sounds, for as long as it has them.
+    """
+
+    def __init__(
+        self, ticket: Ticket, prepare: Callable[[], Prompt], sampling: Sampling, *, provenance: bool = False
+    ) -> None:
+        self.ticket = ticket
+        self.request = Request()
+        self.meter = ProvenanceMeter() if provenance else None
+        self.prompt: Prompt | None = None
+        self.most = 0
+        self.alone = False
+        self.sequence: Sequence | None = None
+        self.media_nbytes = 0
+        self._prepare = prepare
+        self._sampling = sampling
+        self._completing: Completing | None = None
+        self._draws: Draws | None = None
+
+    @property
+    def coming(self) -> int:
+        """Tokens whose keys and values it has after its next pass."""
+        return 0 if self.sequence is None else self.sequence.position + self.sequence.coming
+
+    def prepare(self, opened: OpenModel) -> Prompt:
+        """Makes its prompt, in whatever thread, and finds out what it can come to need.
+
+        Raises:
+            CoterieError: If it is none that the model can continue.
+        """
+        prompt = self._prepare()
+        model = opened.model
+        config = self._sampling.generation_config(model.generation_config)
+        self.alone = not one_by_one(model, config)
+        room = longest(model, config)
+        if prompt.tokens is not None:
+            inputs = prompt.inputs()
+            self._check_length(inputs, room)
+            self.most = most_tokens(model, opened.processors.tokenizer, inputs, self._sampling)
+        else:
+            # How many tokens its pictures and sounds make is not known yet.
+            self.most = room or 0
+        return prompt
+
+    def begin(self, opened: OpenModel, piece: int | None) -> None:
+        """Makes its inputs, and its sequence if it has one; in the model's thread, between two passes.
+
+        Args:
+            opened: The model.
+            piece: Tokens of its prompt that are computed in one pass.
+
+        Raises:
+            CoterieError: If a picture or sound cannot be used, or the settings ask for what cannot be done.
+        """
+        prompt, model = self.prompt, opened.model
+        assert prompt is not None
+        inputs = prompt.inputs()
+        self.ticket.tell(Prepared(int(inputs["input_ids"].shape[1])))
+        config = self._sampling.generation_config(model.generation_config)
+        self._check_length(inputs, longest(model, config))
+        if prompt.tokens is None:
+            tensors = [one for one in inputs.values() if isinstance(one, torch.Tensor)]
+            self.media_nbytes = sum(one.nbytes for one in tensors)
+        with files_named(model), Stated(self.request):
+            self._completing = Completing(
+                model,
+                opened.processors.tokenizer,
+                inputs,
+                self._sampling,
+                on_text=self._on_text(prompt),
+                reader=prompt.reader,
+            )
+            if not self.alone:
+                seed = self._sampling.seed
+                self._draws = None if seed is None else Draws(seed)
+                self.sequence = self._completing.sequence(self.request, draws=self._draws, piece=piece)
+
+    def search(self, opened: OpenModel) -> None:
+        """Generates in one call, if it is :attr:`alone`."""
+        assert self._completing is not None
+        with Stated(self.request), drawing(self._sampling.seed) as draws, files_named(opened.model):
+            self._completing.search(draws)
+
+    def note_progress(self) -> None:
+        """A pass is over; tells how far the prompt has been read."""
+        sequence, ticket = self.sequence, self.ticket
+        if sequence is None or ticket.phase != "prefill":
+            return
+        if not sequence.reading:
+            self._begin_answer()
+        elif sequence.position > ticket.read_tokens:
+            ticket.tell(Progress(sequence.position, ticket.prompt_tokens or sequence.position))
+
+    def _begin_answer(self) -> None:
+        """The prompt has been read."""
+        ticket = self.ticket
+        if ticket.phase == "prefill":
+            ticket.phase = "decode"
+            tokens = ticket.prompt_tokens or 0
+            ticket.tell(Progress(tokens, tokens))
+
+    def end(self, opened: OpenModel) -> Completion:
+        """Its answer.
+
+        Raises:
+            BaseException: What ended it before its time.
+        """
+        prompt = self.prompt
+        assert self._completing is not None
+        assert prompt is not None
+        if self.sequence is not None:
+            with files_named(opened.model):
+                self.sequence.check()
+        completion = self._completing.end()
+        if prompt.calls is None:
+            return completion
+        prompt.calls.end()
+        return replace(completion, text=prompt.calls.text, tool_calls=(*completion.tool_calls, *prompt.calls.calls))
+
+    def _on_text(self, prompt: Prompt) -> Callable[[str], None]:
+        if prompt.reader is not None:
+            prompt.reader.on_reasoning = self._teller("reasoning")
+        on_text = self._teller("text")
+        if prompt.calls is not None:
+            prompt.calls.on_text, on_text = on_text, prompt.calls.feed
+        return on_text
+
+    def _teller(self, part: Part) -> Callable[[str], None]:
+        ticket = self.ticket
+
+        def tell(text: str) -> None:
+            self._begin_answer()
+            ticket.tell(Piece(part, text))
+
+        return tell
+
+    @staticmethod
+    def _check_length(inputs: BatchFeature, room: int | None) -> None:
+        length = int(inputs["input_ids"].shape[1])
+        if room is not None and length > room:
+            raise ContextLengthError(
+                f"The prompt has {length} tokens; there is room for {room}.",
+                advice="Open the model with a larger max_context, or use a shorter prompt.",
+                tokens=length,
+                max_context=room,
+            )

@@ -1,0 +1,92 @@
+"""What a request took of experts: in forward passes of its own, and apart from these in passes of several requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coterie.engine.runtime import Runtime
+
+if TYPE_CHECKING:
+    from coterie.engine.statistics import BankStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a request took of experts.
+
+    Attributes:
+        passes: Forward passes.
+        experts_requested: Experts that layers asked for.
+        experts_read: Of these, read from disk.
+        hit_rate: Share of them that was in memory.
+        bytes_read: Bytes read for them.
+        read_wait_s: Seconds that the model waited for that.
+        experts_absent: Choices of experts that the store does not have.
+        shared: The same of the passes that computed tokens of other requests, too, all of which it counts for;
+            everything else is of passes that were this request's alone. None if there were none.
+    """
+
+    passes: int
+    experts_requested: int
+    experts_read: int
+    hit_rate: float
+    bytes_read: int
+    read_wait_s: float
+    experts_absent: int
+    shared: Provenance | None = None
+
+
+class ProvenanceMeter:
+    """Counts what one request takes, pass by pass."""
+
+    def __init__(self) -> None:
+        self._own = _Sums()
+        self._shared = _Sums()
+
+    def add(self, before: BankStats, after: BankStats, *, shared: bool) -> None:
+        """A pass of it is over.
+
+        Args:
+            before: What had been counted before it.
+            after: What had been counted after it.
+            shared: Whether it computed others' tokens, too.
+        """
+        (self._shared if shared else self._own).add(before, after)
+
+    def told(self) -> Provenance:
+        """What has come together."""
+        return self._own.told(self._shared.told() if self._shared.passes else None)
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.passes = self.requested = self.hits = self.misses = self.nbytes = self.absent = 0
+        self.wait_s = 0.0
+
+    def add(self, before: BankStats, after: BankStats) -> None:
+        self.passes += 1
+        self.requested += after.requested - before.requested
+        self.hits += after.hits - before.hits
+        self.misses += after.misses - before.misses
+        self.nbytes += after.bytes_read - before.bytes_read
+        self.absent += after.absent - before.absent
+        self.wait_s += after.wait_s - before.wait_s
+
+    def told(self, shared: Provenance | None = None) -> Provenance:
+        return Provenance(
+            passes=self.passes,
+            experts_requested=self.requested,
+            experts_read=self.misses,
+            hit_rate=round(self.hits / self.requested, 4) if self.requested else 0.0,
+            bytes_read=self.nbytes,
+            read_wait_s=round(self.wait_s, 6),
+            experts_absent=self.absent,
+            shared=shared,
+        )
+
+
+def counted(runtime: Runtime, meters: Iterable[ProvenanceMeter | None]) -> BankStats | None:
+    """What has been counted so far, if any of these wants to know."""
+    return runtime.stats().total if any(meter is not None for meter in meters) else None

@@ -1,0 +1,62 @@
+"""The caches of several sequences whose next tokens go through a model in one pass, as one that transformers takes.
+
+transformers' own batch has one cache, in which all sequences are padded to one length and none can come or go. Here
+each row keeps the cache that it has alone; the layers ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class RowsApartError(Exception):
+    """A layer was given several rows with caches of their own and cannot compute them; never leaves this package."""
+
+
+class RowCaches:
+    """Caches, one for each row of a decode step. Which is whose is their order.
+
+    What transformers asks of a cache it answers for the longest. Masks are made by it, and a row of one token needs
+    none.
+
+    Args:
+        caches: Those of the rows.
+        lengths: Tokens in each.
+
+    Attributes:
+        caches: Those given; None for one that is let go of.
+        lengths: Those given.
+        is_compileable: As of a cache of transformers.
+    """
+
+    is_compileable = False
+
+    def __init__(self, caches: Sequence[Any], lengths: Sequence[int]) -> None:
+        self.caches = list(caches)
+        self.lengths = tuple(lengths)
+
+    @property
+    def through(self) -> bool:
+        """Whether all layers have computed their tokens."""
+        raise NotImplementedError
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the longest, those that all layers have computed."""
+        return max(self.lengths) + self.through
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """What a mask would be as long as, and where it would begin."""
+        return max(self.lengths) + query_length, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Tokens before the new ones."""
+        return max(self.lengths)
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses keys and values that are given in one tensor.
+
+        Raises:
+            RowsApartError: Always.
+        """
+        raise RowsApartError("A layer computes rows as a batch of one cache.")

@@ -1,0 +1,27 @@
+"""What a request of a client asks of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coterie.generation.asked import Prompt
+
+if TYPE_CHECKING:
+    from coterie.generation.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is asked of the engine.
+
+    Attributes:
+        prepare: Makes the prompt, in a thread of its own.
+        sampling: How tokens are chosen.
+        provenance: Whether it is told what experts were read for it.
+    """
+
+    prepare: Callable[[], Prompt]
+    sampling: Sampling
+    provenance: bool = False

@@ -1,0 +1,399 @@
+"""Several requests at once get what each gets alone, whoever joins, leaves or fails beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import coterie
+from coterie.errors import (
+    ContextLengthError,
+    EngineStoppedError,
+    InputError,
+    QueueFullError,
+    QueueTimeoutError,
+    ReadError,
+    RequestCancelledError,
+)
+from coterie.generation import engine as engine_module
+from coterie.generation.completion import Completion, complete
+from coterie.generation.engine import Engine
+from coterie.generation.inputs import build_inputs, token_inputs
+from coterie.generation.opened import OpenModel
+from coterie.generation.sampling import Sampling
+from coterie.generation.tickets import Prepared, Progress, Ticket
+from coterie.passes.current import current
+from coterie.spec import Event, ExpertsSelected, ExpertsServed
+
+from .conftest import BUNDLED
+
+PROMPT = "And it came to pass in those days, that there went out a decree"
+PIECE = 8
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[OpenModel]:
+    model = coterie.load(BUNDLED, expert_memory="50%")
+    yield OpenModel.of(model)
+    model.coterie.close()
+
+
+@pytest.fixture
+def engine(opened: OpenModel) -> Iterator[Engine]:
+    with Engine(opened, piece=PIECE) as made:
+        yield made
+
+
+def alone(opened: OpenModel, prompt: str | list[int], wishes: Sampling, piece: int = PIECE) -> Completion:
+    make = build_inputs if isinstance(prompt, str) else token_inputs
+    inputs = make(opened.processors, prompt)  # type: ignore[operator]
+    return complete(opened.model, opened.processors.tokenizer, inputs, wishes, piece=piece)
+
+
+def same(ours: Completion, theirs: Completion) -> bool:
+    names = ("prompt_tokens", "token_ids", "text", "finish_reason", "reasoning", "tool_calls")
+    return all(getattr(ours, name) == getattr(theirs, name) for name in names)
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+class Holding:
+    """An observer that holds the model in a layer of a prompt's or an answer's pass, or fails there."""
+
+    def __init__(self, tokens: Callable[[int], bool], error: BaseException | None = None) -> None:
+        self.tokens, self.error = tokens, error
+        self.reached, self.released = threading.Event(), threading.Event()
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, ExpertsSelected) and not self.reached.is_set() and self.tokens(current().tokens):
+            self.reached.set()
+            if self.error is not None:
+                raise self.error
+            assert self.released.wait(60)
+
+
+@pytest.fixture
+def hold(opened: OpenModel) -> Iterator[Callable[..., Holding]]:
+    made: list[Holding] = []
+
+    def holding(tokens: Callable[[int], bool] = lambda _: True, error: BaseException | None = None) -> Holding:
+        made.append(Holding(tokens, error))
+        opened.runtime.add_observer(made[-1])
+        return made[-1]
+
+    yield holding
+    for one in made:
+        one.released.set()
+        opened.runtime.remove_observer(one)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 40))])
+def test_whoever_joins_and_leaves_each_gets_its_own_answer(engine: Engine, opened: OpenModel, seed: int) -> None:
+    draw = random.Random(seed)
+    asked: list[tuple[str, Sampling]] = [
+        (
+            PROMPT[: draw.randrange(5, len(PROMPT))] * draw.randrange(1, 3),
+            Sampling(
+                max_new_tokens=draw.randrange(1, 12),
+                temperature=draw.choice([0, 0, 0.8, 1.5]),
+                seed=draw.randrange(1000),
+                stop=draw.choice([(), ("e",), (" the",)]),
+                repetition_penalty=draw.choice([None, 1.2]),
+            ),
+        )
+        for _ in range(8)
+    ]
+    expected = [alone(opened, *one) for one in asked]
+    tickets: list[Ticket] = []
+    leaving: set[int] = set()
+    for number, one in enumerate(asked):
+        tickets.append(engine.submit(*one))
+        time.sleep(draw.random() * 0.01)
+        if draw.random() < 0.4:
+            leaver = draw.randrange(number + 1)
+            tickets[leaver].cancel()
+            leaving.add(leaver)
+    for number, (ticket, theirs) in enumerate(zip(tickets, expected, strict=True)):
+        try:
+            assert same(ticket.result(60), theirs)
+        except RequestCancelledError:
+            assert number in leaving
+    until(lambda: engine.running == engine.waiting == 0)
+    assert engine.governor.held == engine.governor.promised == 0
+
+
+def test_what_can_be_asked(engine: Engine, opened: OpenModel) -> None:
+    wishes = Sampling(max_new_tokens=4, temperature=0)
+    inputs = build_inputs(opened.processors, PROMPT)
+    expected = alone(opened, PROMPT, wishes)
+    for asked in (PROMPT, inputs["input_ids"][0].tolist(), inputs, dict(inputs)):
+        assert same(engine.submit(asked, wishes).result(30), expected)
+    message = {"role": "user", "content": PROMPT}
+    chatted = complete(
+        opened.model, opened.processors.tokenizer, coterie.chat_inputs(opened.processors, [message]), wishes,
+        piece=PIECE,
+    )  # fmt: skip
+    assert engine.submit([message], wishes).result(30).token_ids == chatted.token_ids
+    with pytest.raises(InputError):
+        engine.submit([], wishes).result(30)
+
+
+def test_an_answer_comes_piece_by_piece(engine: Engine, opened: OpenModel) -> None:
+    wishes = Sampling(max_new_tokens=12, temperature=0)
+    expected = alone(opened, PROMPT, wishes).text
+    ticket = engine.submit(PROMPT, wishes)
+    pieces = [piece.text for piece in ticket]
+    assert len(pieces) > 1
+    assert "".join(pieces) == expected == ticket.result().text
+
+    async def ask(seconds: float) -> tuple[str, str]:
+        await asyncio.sleep(seconds)
+        one = engine.submit(PROMPT, wishes)
+        told = [piece.text async for piece in one]
+        return "".join(told), (await one).text
+
+    async def several() -> list[tuple[str, str]]:
+        return await asyncio.gather(*(ask(0.002 * number) for number in range(3)))
+
+    assert asyncio.run(several()) == [(expected, expected)] * 3
+
+
+def test_progress_is_told_piece_by_piece_of_the_prompt(engine: Engine) -> None:
+    ticket = engine.submit(PROMPT * 2, Sampling(max_new_tokens=2, temperature=0))
+    ticket.result(30)
+    told: list[Any] = []
+    while (event := ticket.event(0)) is not None:
+        told.append(event)
+    tokens = ticket.prompt_tokens
+    assert tokens is not None
+    assert tokens > 2 * PIECE
+    assert told[0] == Prepared(tokens)
+    progress = [event for event in told if isinstance(event, Progress)]
+    assert progress == [*(Progress(read, tokens) for read in range(PIECE, tokens, PIECE)), Progress(tokens, tokens)]
+    assert ticket.phase == "over"
+
+
+def test_a_search_runs_alone_and_the_others_before_and_after(
+    engine: Engine, opened: OpenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = Sampling(max_new_tokens=5, greedy=True)
+    plain = alone(opened, PROMPT, wishes)
+    first = engine.submit(PROMPT, wishes)
+    first.result(30)
+    monkeypatch.setattr(opened.model.generation_config, "num_beams", 3)
+    searched = alone(opened, PROMPT, wishes)
+    running = [engine.submit(PROMPT, wishes) for _ in range(3)]
+    for ticket in running:
+        assert same(ticket.result(30), searched)
+    monkeypatch.undo()
+    assert same(engine.submit(PROMPT, wishes).result(30), plain)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_giving_up_ends_the_work_within_a_layer_and_touches_nobody(
+    engine: Engine, opened: OpenModel, hold: Callable[..., Holding], phase: str
+) -> None:
+    wishes = Sampling(max_new_tokens=6, temperature=0)
+    expected = alone(opened, PROMPT, wishes)
+    beside = engine.submit(PROMPT, wishes)
+    # Held in a layer of its own prompt; or in whichever step comes when it is being answered.
+    leaver = engine.submit(PROMPT * 6, Sampling(max_new_tokens=1000, temperature=0))
+    until(lambda: leaver.phase in ("prefill", "decode"))
+    if phase == "decode":
+        until(lambda: leaver.phase == "decode")
+    held = hold((lambda tokens: tokens > 1) if phase == "prefill" else (lambda tokens: tokens == 1))
+    if phase == "prefill":
+        engine.submit(PROMPT * 6, wishes)  # so that there is a prompt to be held in
+    assert held.reached.wait(30)
+    leaver.cancel()
+    with pytest.raises(RequestCancelledError):
+        leaver.result(1)
+    held.released.set()
+    assert same(beside.result(30), expected)
+    until(lambda: engine.running == 0)
+    assert engine.governor.held == 0
+    assert same(engine.submit(PROMPT, wishes).result(30), expected)
+
+
+def test_giving_up_in_a_prompt_computes_no_further_layer(
+    engine: Engine, opened: OpenModel, hold: Callable[..., Holding]
+) -> None:
+    held = hold(lambda tokens: tokens > 1)
+    layers: list[int] = []
+
+    class Counting:
+        def on_event(self, event: Event) -> None:
+            if isinstance(event, ExpertsServed):
+                layers.append(event.bank.layer)
+
+    opened.runtime.add_observer(counting := Counting())
+    ticket = engine.submit(PROMPT * 6, Sampling(max_new_tokens=4))
+    assert held.reached.wait(30)
+    ticket.cancel()
+    held.released.set()
+    until(lambda: engine.running == 0)
+    opened.runtime.remove_observer(counting)
+    assert len(layers) <= 1
+
+
+def test_giving_up_while_waiting(opened: OpenModel, hold: Callable[..., Holding]) -> None:
+    held = hold()
+    with Engine(opened, parallel=1) as engine:
+        running = engine.submit(PROMPT, Sampling(max_new_tokens=2))
+        assert held.reached.wait(30)
+        waiting = engine.submit(PROMPT, Sampling(max_new_tokens=2))
+        with waiting:
+            until(lambda: engine.waiting == 1)
+        assert engine.waiting == 0
+        with pytest.raises(RequestCancelledError):
+            waiting.result(1)
+        held.released.set()
+        assert running.result(30).token_ids
+
+
+@pytest.mark.parametrize("error", [ReadError("Expert 3 of layer 1 cannot be read."), SystemError("bad"), SystemExit(3)])
+def test_what_is_raised_over_one_is_its_own(
+    engine: Engine, opened: OpenModel, hold: Callable[..., Holding], error: BaseException
+) -> None:
+    wishes = Sampling(max_new_tokens=8, temperature=0)
+    expected = alone(opened, PROMPT, wishes)
+    hold(lambda tokens: tokens == PIECE - 1, error)
+    failing = engine.submit([5] * (PIECE - 1), wishes)
+    others = [engine.submit(PROMPT, wishes) for _ in range(2)]
+    with pytest.raises(type(error)):
+        failing.result(30)
+    assert all(same(other.result(30), expected) for other in others)
+    assert engine.trouble is None
+
+
+def test_a_prompt_that_is_none_is_its_own_fault(engine: Engine, opened: OpenModel) -> None:
+    wishes = Sampling(max_new_tokens=4, temperature=0)
+    expected = alone(opened, PROMPT, wishes)
+    beside = engine.submit(PROMPT, wishes)
+
+    def panics() -> Any:
+        raise SystemExit("as Rust libraries do")
+
+    hostile: list[tuple[Any, type[BaseException]]] = [
+        ([10**6], InputError), ("", InputError), (panics, SystemExit), ([1] * 10**5, ContextLengthError),
+    ]  # fmt: skip
+    for asked, error in hostile:
+        with pytest.raises(error):
+            engine.submit(asked, wishes).result(30)
+    assert same(beside.result(30), expected)
+
+
+def test_beyond_the_queue_and_its_time(opened: OpenModel, hold: Callable[..., Holding]) -> None:
+    held = hold()
+    with Engine(opened, parallel=1, most_waiting=1, longest_wait_s=0.3) as engine:
+        running = engine.submit(PROMPT, Sampling(max_new_tokens=2))
+        assert held.reached.wait(30)
+        waiting = engine.submit(PROMPT)
+        with pytest.raises(QueueFullError) as raised:
+            engine.submit(PROMPT)
+        assert raised.value.retry_after >= 1
+        with pytest.raises(QueueTimeoutError):
+            waiting.result(30)
+        held.released.set()
+        assert running.result(30).token_ids
+    with pytest.raises(EngineStoppedError):
+        engine.submit(PROMPT)
+
+
+def test_leaving_it_ends_all(opened: OpenModel, hold: Callable[..., Holding]) -> None:
+    held = hold()
+    with Engine(opened, parallel=1) as engine:
+        tickets = [engine.submit(PROMPT) for _ in range(2)]
+        assert held.reached.wait(30)
+        threading.Timer(0.05, held.released.set).start()
+    for ticket in tickets:
+        with pytest.raises(EngineStoppedError):
+            ticket.result(1)
+    engine.close()
+
+
+def test_when_its_thread_ends_all_are_told(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine(opened) as engine:
+
+        def broken(*_: object) -> None:
+            raise SystemError("its own code fails")
+
+        monkeypatch.setattr(engine_module.Job, "note_progress", broken)
+        with pytest.raises(EngineStoppedError):
+            engine.submit(PROMPT).result(30)
+        until(lambda: engine.trouble == "the model's thread has ended")
+        with pytest.raises(EngineStoppedError):
+            engine.submit(PROMPT)
+
+
+def test_an_answer_waits_for_one_piece_of_a_long_prompt(engine: Engine, opened: OpenModel) -> None:
+    turns: list[int] = []
+
+    class Turns:
+        last = -1
+
+        def on_event(self, event: Event) -> None:
+            if isinstance(event, ExpertsSelected) and current().number != self.last:
+                self.last = current().number
+                turns.append(current().tokens)
+
+    answered = engine.submit(PROMPT, Sampling(max_new_tokens=200, temperature=0))
+    until(lambda: answered.phase == "decode")
+    opened.runtime.add_observer(observer := Turns())
+    engine.submit(PROMPT * 3, Sampling(max_new_tokens=1)).result(30)
+    opened.runtime.remove_observer(observer)
+    answered.cancel()
+    pieces = [place for place, tokens in enumerate(turns) if tokens > 1]
+    assert len(pieces) > 3
+    assert all(tokens <= PIECE for tokens in turns)
+    assert all(after - before > 1 for before, after in itertools.pairwise(pieces))
+
+
+def test_what_a_request_took_of_experts_is_its_own_or_named_as_shared(engine: Engine, opened: OpenModel) -> None:
+    wishes = Sampling(max_new_tokens=6, temperature=0)
+    before = opened.runtime.stats().total
+    ticket = engine.submit(PROMPT, wishes, provenance=True)
+    ticket.result(30)
+    after = opened.runtime.stats().total
+    took = ticket.provenance
+    assert took is not None
+    assert took.shared is None
+    assert took.experts_requested == after.requested - before.requested > 0
+    tickets = [engine.submit(PROMPT, wishes, provenance=True) for _ in range(3)]
+    for one in tickets:
+        one.result(30)
+    told = [one.provenance for one in tickets]
+    assert all(one is not None for one in told)
+    for one in told:
+        shared = one.shared.experts_requested if one.shared is not None else 0  # type: ignore[union-attr]
+        assert one.experts_requested + shared >= took.experts_requested  # type: ignore[union-attr]
+    assert engine.submit(PROMPT, wishes).provenance is None
+
+
+def test_nothing_is_kept_of_what_is_over(engine: Engine) -> None:
+    tickets = [engine.submit(PROMPT, Sampling(max_new_tokens=2)), engine.submit([10**6])]
+    assert tickets[0].result(30).token_ids
+    with pytest.raises(InputError):
+        tickets[1].result(30)
+    known = [weakref.ref(ticket) for ticket in tickets]
+    tickets.clear()
+
+    def gone() -> bool:
+        gc.collect()
+        return all(ticket() is None for ticket in known)
+
+    until(gone)

@@ -1,0 +1,109 @@
+"""What requests can come to need is promised within the budget; what they hold comes out of the arena, and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+import coterie
+from coterie.errors import MemoryBudgetError
+from coterie.generation.engine import Engine
+from coterie.generation.governor import BLOCK, Governor
+from coterie.generation.opened import OpenModel
+from coterie.generation.sampling import Sampling
+
+from .conftest import BUNDLED
+
+CONTEXT = 4 * BLOCK
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[OpenModel]:
+    model = coterie.load(BUNDLED, memory="2GiB", max_context=CONTEXT)
+    yield OpenModel.of(model)
+    model.coterie.close()
+
+
+@pytest.fixture
+def tight(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> Governor:
+    """Whose budget leaves nothing but the arena to be lent."""
+    runtime = opened.runtime
+    plan = runtime.plan
+    assert plan is not None
+    monkeypatch.setattr(runtime, "plan", replace(plan, budget=plan.rest + plan.margin + runtime.cache.capacity))
+    made = Governor(runtime)
+    token = runtime.source.footprint.shape.kv_bytes(1) // 2
+    # So that a few blocks are all that there is.
+    made._floor = runtime.cache.capacity - 4 * BLOCK * token
+    made.total = made._reserve + 4 * BLOCK * token  # type: ignore[operator]
+    return made
+
+
+def test_what_all_can_come_to_need_is_within_the_budget(tight: Governor) -> None:
+    assert tight.promise("a", CONTEXT - 1)
+    assert tight.promise("b", 2 * BLOCK)
+    assert not tight.promise("c", 2 * BLOCK)
+    assert "are free" in tight.shortage(2 * BLOCK)
+    tight.release("b")
+    assert tight.promise("c", 2 * BLOCK)
+    tight.release("a")
+    tight.release("c")
+    with pytest.raises(MemoryBudgetError) as raised:
+        tight.promise("d", 3 * CONTEXT)
+    assert raised.value.asked > raised.value.free == raised.value.budget == tight.total  # type: ignore[operator]
+
+
+def test_what_is_held_beyond_the_reserve_is_taken_from_the_arena_in_blocks(tight: Governor, opened: OpenModel) -> None:
+    cache = opened.runtime.cache
+    before, token = cache.capacity, opened.runtime.source.footprint.shape.kv_bytes(1) // 2
+    for name in "ab":
+        assert tight.promise(name, CONTEXT - 1)
+    tight.hold("a", CONTEXT - 1)
+    assert (tight.lent, cache.capacity) == (0, before)
+    sizes = set()
+    for tokens in range(1, CONTEXT):
+        tight.hold("b", tokens)
+        sizes.add(tight.lent)
+    assert sizes == {blocks * BLOCK * token for blocks in range(4)}
+    assert cache.capacity == before - 3 * BLOCK * token
+    tight.release("a")
+    tight.release("b")
+    assert (tight.lent, tight.held, tight.promised, cache.capacity) == (0, 0, 0, before)
+
+
+def test_media_that_have_no_room_beside_what_was_promised_are_refused(tight: Governor) -> None:
+    assert tight.promise("a", CONTEXT - 1)
+    assert tight.promise("b", BLOCK - 1)
+    tight.hold("b", 1, media_nbytes=1000)
+    with pytest.raises(MemoryBudgetError):
+        tight.hold("b", 1, media_nbytes=tight.total or 0)
+    tight.hold("a", CONTEXT - 1)
+    tight.release("a")
+    tight.release("b")
+    assert tight.held == 0
+
+
+def test_requests_that_do_not_fit_together_wait_for_each_other(opened: OpenModel) -> None:
+    with Engine(opened, parallel=8) as engine:
+        governor = engine.governor
+        most = governor._nbytes(CONTEXT)
+        governor.total = most
+        tickets = [engine.submit("And it came", Sampling(max_new_tokens=None, stop=("e",))) for _ in range(4)]
+        running = []
+        for ticket in tickets:
+            ticket.result(60)
+            running.append(engine.running)
+        assert max(running) <= 1
+        assert governor.promised <= most
+
+
+def test_a_context_without_a_budget_is_shared() -> None:
+    model = coterie.load(BUNDLED, expert_memory="50%", max_context=40)
+    try:
+        with Engine(model, parallel=8) as engine:
+            tickets = [engine.submit("And it came", Sampling(max_new_tokens=30, temperature=0)) for _ in range(3)]
+            assert [len(ticket.result(60).token_ids) for ticket in tickets] == [30] * 3
+    finally:
+        model.coterie.close()
