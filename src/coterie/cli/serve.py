@@ -17,7 +17,7 @@ from coterie.cli.console import print_note
 from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
-from coterie.spec import install_advice
+from coterie.spec import install_advice, parse_bytes
 from coterie.spec.opening import Opening
 
 _PACKAGES = ("pydantic", "prometheus_client", "starlette", "uvicorn")
@@ -75,6 +75,23 @@ def command(
             "--queue-timeout", min=1, metavar="SECONDS", help="Give up a request that has waited for so long."
         ),
     ] = 300.0,
+    prefix_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix-memory",
+            metavar="SIZE",
+            show_default=False,
+            help="How much of the experts' memory the beginnings of prompts may take, to be computed once; 0 for what "
+            "requests leave of the context's. Default: a sixteenth.",
+        ),
+    ] = None,
+    shared_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--shared-prefixes",
+            help="Also between requests with different keys. How fast an answer begins then tells what others asked.",
+        ),
+    ] = False,
     drain: Annotated[
         float,
         typer.Option("--drain", min=0, metavar="SECONDS", help="At the end, let requests finish for so long."),
@@ -95,6 +112,9 @@ def command(
     keys = None if api_key_file is None else Keys.read(api_key_file)
     if keys is None and not is_local(host):
         raise UsageError(f"Others can reach {host}, and there is no key.", advice="Add --api-key-file FILE.", host=host)
+    prefix_nbytes = None
+    if prefix_memory is not None:
+        prefix_nbytes = 0 if prefix_memory.strip() == "0" else parse_bytes(prefix_memory, what="prefix memory")
     from coterie.server.running import listening_socket, serve
 
     # Before the model, which takes its time: an address that is taken is told at once.
@@ -110,10 +130,22 @@ def command(
             names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
             meters = Meters()
             engine = Engine(
-                opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout, watcher=meters
-            )  # fmt: skip
+                opened,
+                parallel=parallel,
+                most_waiting=queue,
+                longest_wait_s=queue_timeout,
+                prefix_memory=prefix_nbytes,
+                watcher=meters,
+            )
             meters.watch(engine)
-            app = make_app(engine, meters, names=names, hosts=Hosts(host, allow_host or ()), keys=keys)
+            app = make_app(
+                engine,
+                meters,
+                names=names,
+                hosts=Hosts(host, allow_host or ()),
+                keys=keys,
+                shared_prefixes=shared_prefixes,
+            )
 
             def say() -> None:
                 name = f"[{host}]" if ":" in host else host

@@ -22,6 +22,7 @@ from coterie.generation.governor import Governor
 from coterie.generation.interruption import Stopped, StopWatches
 from coterie.generation.jobs import Job
 from coterie.generation.opened import OpenModel
+from coterie.generation.prefixes import PIECE, Prefixes
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
 from coterie.generation.steps import Steps
@@ -31,11 +32,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from coterie.generation.completion import Completion
+    from coterie.generation.sequence import Keeper
+    from coterie.hf.generation_steps import Prepared as PreparedPrompt
 
 Result = TypeVar("Result")
-
-PIECE = 512
-"""Tokens of a prompt that are computed in one pass: others wait for no more than that."""
 
 STALL_S = 120.0
 """Without a layer computed for so long, a running request has got stuck."""
@@ -75,12 +75,15 @@ class Engine:
         longest_wait_s: Seconds after which a request that has not begun is given up.
         piece: Tokens of a prompt that are computed in one pass. Of prompts that are longer, outputs are those that
             transformers gives with ``prefill_chunk_size`` of that.
+        prefix_memory: Bytes of the experts' memory that the beginnings of prompts may take, beside what requests leave
+            of the room for a context. Default: a sixteenth of it.
         watcher: Told how requests end.
 
     Attributes:
         opened: The model.
         parallel: Requests that run at once.
         governor: Shares the memory.
+        prefixes: What prompts begin with, computed once.
         draining: Whether nothing new is taken on.
 
     Raises:
@@ -95,6 +98,7 @@ class Engine:
         most_waiting: int = 16,
         longest_wait_s: float = 300.0,
         piece: int = PIECE,
+        prefix_memory: int | None = None,
         watcher: Watcher | None = None,
     ) -> None:
         self.opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
@@ -103,7 +107,8 @@ class Engine:
         self.draining = False
         self._most_waiting = most_waiting
         self._longest_wait_s = longest_wait_s
-        self._piece = piece
+        self.prefixes = Prefixes(0, piece=piece)
+        self.governor.share(self.prefixes, prefix_memory)
         self._watcher = watcher
         self._names = map("request-{}".format, itertools.count(1))
         self._waiting: list[Job] = []
@@ -158,7 +163,13 @@ class Engine:
         return None
 
     def submit(
-        self, asked: Asked, sampling: Sampling | None = None, *, provenance: bool = False, name: str | None = None
+        self,
+        asked: Asked,
+        sampling: Sampling | None = None,
+        *,
+        provenance: bool = False,
+        name: str | None = None,
+        salt: str = "",
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
 
@@ -168,6 +179,8 @@ class Engine:
             sampling: How tokens are chosen.
             provenance: Whether the answer is to say what it took of experts.
             name: What the request is called.
+            salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
+                the same one: else how long an answer takes would tell what others have asked.
 
         Raises:
             QueueFullError: If there is no room.
@@ -177,7 +190,7 @@ class Engine:
         if trouble is not None:
             raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
         ticket = Ticket(name or next(self._names), self.cancel)
-        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance)
+        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt)
         with self._changed:
             if len(self._waiting) >= self._most_waiting + self.parallel - len(self._running):
                 raise QueueFullError(
@@ -336,7 +349,7 @@ class Engine:
     def _begin(self, job: Job) -> None:
         """Its inputs, and its sequence; all of its generation, if that is one call."""
         try:
-            job.begin(self.opened, self._piece)
+            job.begin(self.opened, _Beginning(job, self.prefixes, self.governor))
             if job.sequence is not None:
                 self._steps.add(job.sequence)
                 return
@@ -429,6 +442,27 @@ class Engine:
     def _retry_after(self) -> int:
         """Seconds until there may be room, by how long requests took lately."""
         return max(1, min(_LONGEST_RETRY_S, round(self._usual_s)))
+
+
+class _Beginning:
+    """What a prompt is found to begin with, and put into its cache once there is room for it."""
+
+    def __init__(self, job: Job, prefixes: Prefixes, governor: Governor) -> None:
+        self._job = job
+        self._prefixes = prefixes
+        self._governor = governor
+
+    @property
+    def piece(self) -> int:
+        return self._prefixes.piece
+
+    def begin(self, prepared: PreparedPrompt) -> Keeper | None:
+        job = self._job
+
+        def make_room(tokens: int) -> None:
+            self._governor.hold(job, tokens, job.media_nbytes)
+
+        return self._prefixes.begin(prepared, job.salt, make_room=make_room)
 
 
 def _stopping() -> EngineStoppedError:

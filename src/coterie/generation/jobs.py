@@ -10,7 +10,7 @@ import torch
 
 from coterie.errors import ContextLengthError
 from coterie.generation.asked import Prompt
-from coterie.generation.completion import Completing, most_tokens
+from coterie.generation.completion import Completing, Reuse, most_tokens
 from coterie.generation.draws import Draws, drawing
 from coterie.generation.one_sequence import files_named, longest
 from coterie.generation.opened import OpenModel
@@ -35,9 +35,11 @@ class Job:
         prepare: Makes its prompt.
         sampling: How tokens are chosen.
         provenance: Whether it is counted what it takes of experts.
+        salt: Whose it is: it begins with nothing that was computed for others.
 
     Attributes:
         ticket: That given.
+        salt: That given.
         request: As whom its passes are known.
         meter: Counts what it takes of experts, if that is wanted.
         prompt: What it is to continue, once that is prepared.
@@ -48,9 +50,16 @@ class Job:
     """
 
     def __init__(
-        self, ticket: Ticket, prepare: Callable[[], Prompt], sampling: Sampling, *, provenance: bool = False
+        self,
+        ticket: Ticket,
+        prepare: Callable[[], Prompt],
+        sampling: Sampling,
+        *,
+        provenance: bool = False,
+        salt: str = "",
     ) -> None:
         self.ticket = ticket
+        self.salt = salt
         self.request = Request()
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None
@@ -88,12 +97,12 @@ class Job:
             self.most = room or 0
         return prompt
 
-    def begin(self, opened: OpenModel, piece: int | None) -> None:
+    def begin(self, opened: OpenModel, reuse: Reuse) -> None:
         """Makes its inputs, and its sequence if it has one; in the model's thread, between two passes.
 
         Args:
             opened: The model.
-            piece: Tokens of its prompt that are computed in one pass.
+            reuse: Where it finds what was computed of its beginning, and what a piece of a prompt is.
 
         Raises:
             CoterieError: If a picture or sound cannot be used, or the settings ask for what cannot be done.
@@ -119,7 +128,7 @@ class Job:
             if not self.alone:
                 seed = self._sampling.seed
                 self._draws = None if seed is None else Draws(seed)
-                self.sequence = self._completing.sequence(self.request, draws=self._draws, piece=piece)
+                self.sequence = self._completing.sequence(self.request, draws=self._draws, reuse=reuse)
 
     def search(self, opened: OpenModel) -> None:
         """Generates in one call, if it is :attr:`alone`."""

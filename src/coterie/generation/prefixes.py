@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from coterie.generation.sequence import Keeper
 
 PIECE = 512
-"""Tokens of a piece, where nobody says otherwise."""
+"""Tokens of a piece, where nobody says otherwise: who is answered meanwhile waits for no more than that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,8 @@ class Prefixes:
             raise UsageError(f"Beginnings of {piece} tokens cannot be kept in {limit} bytes.")
         self.piece = piece
         self._tree: PrefixTree[Stretch] = PrefixTree(limit)
-        self._lock = threading.Lock()
+        # Whoever makes room for what is found may make these fewer.
+        self._lock = threading.RLock()
         self._model: weakref.ref[PreTrainedModel] | None = None
         self._counts = PrefixCounts()
 
@@ -105,12 +107,15 @@ class Prefixes:
         with self._lock:
             self._tree.clear(salt)
 
-    def begin(self, prepared: Prepared, salt: str = "") -> Keeper | None:
+    def begin(
+        self, prepared: Prepared, salt: str = "", *, make_room: Callable[[int], None] | None = None
+    ) -> Keeper | None:
         """Puts what is known of a prompt's beginning into its cache; more of it is kept as it is computed.
 
         Args:
             prepared: The request; nothing of it was computed yet.
             salt: What is kept under one is never found under another: whose request it is.
+            make_room: Told how many tokens the cache is about to hold.
 
         Returns:
             What the sequence is to be given as its keeper; None if this request has to be computed as a whole.
@@ -127,9 +132,9 @@ class Prefixes:
         if not may_come_in_pieces(prepared) or not known_layers(caches[0]) or _limited(model):
             return None
         with self._lock:
-            return self._find(prepared, caches[0], salt)
+            return self._find(prepared, caches[0], salt, make_room)
 
-    def _find(self, prepared: Prepared, cache: Any, salt: str) -> Keeper:
+    def _find(self, prepared: Prepared, cache: Any, salt: str, make_room: Callable[[int], None] | None) -> Keeper:
         size = prepared.config.prefill_chunk_size or self.piece
         node = self._tree.root(salt)
         position, seconds, found = 0, 0.0, []
@@ -148,6 +153,8 @@ class Prefixes:
         )
         if found:
             self._tree.used(node)
+            if make_room is not None:
+                make_room(position)
             fill(cache, found)
         return _Keeping(self, prepared, cache, node, size)
 

@@ -35,6 +35,7 @@ def make_app(
     keys: Keys | None = None,
     bodies: Bodies | None = None,
     ping_s: float = PING_S,
+    shared_prefixes: bool = False,
 ) -> ASGIApp:
     """Everything that a server answers.
 
@@ -46,6 +47,7 @@ def make_app(
         keys: What opens it; None for anybody.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
+        shared_prefixes: Whether prompts under several keys share what is computed of how they begin.
     """
     service = Service(engine, meters, names, bodies or Bodies(), ping_s=ping_s)
     operations = [one for group in _GROUPS for one in group.operations(service)]
@@ -58,7 +60,9 @@ def make_app(
     )
     router = Router([one.route() for one in operations], redirect_slashes=False)
     paths = [one.path for one in operations]
-    return Gate(_Routes(router), hosts=hosts, keys=keys, meters=meters, paths=paths)
+    return Gate(
+        _Routes(router), hosts=hosts, keys=keys, meters=meters, paths=paths, shared_prefixes=shared_prefixes
+    )  # fmt: skip
 
 
 class _Routes:

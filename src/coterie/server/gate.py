@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Collection
+from hashlib import sha256
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -41,16 +42,25 @@ class Gate:
         keys: What opens it; None for anybody.
         meters: What is counted.
         paths: The addresses that there are.
+        shared_prefixes: Whether prompts under several keys share what is computed of how they begin.
     """
 
     def __init__(
-        self, app: ASGIApp, *, hosts: Hosts, keys: Keys | None, meters: Meters, paths: Collection[str]
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Hosts,
+        keys: Keys | None,
+        meters: Meters,
+        paths: Collection[str],
+        shared_prefixes: bool = False,
     ) -> None:
         self._app = app
         self._paths = frozenset(paths)
         self._hosts = hosts
         self._keys = keys
         self._meters = meters
+        self._shared_prefixes = shared_prefixes
         self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,7 +68,8 @@ class Gate:
         if scope["type"] != "http":
             return
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        # Under the same salt, prompts that begin alike are computed once.
+        scope.setdefault("state", {}).update(request_id=request_id, salt="")
         begun, status = time.monotonic(), 0
 
         async def answer(message: Message) -> None:
@@ -105,6 +116,8 @@ class Gate:
         bearer = _header(scope, b"authorization") or ""
         scheme, _, key = bearer.partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else _header(scope, b"x-api-key") or ""
+        if not self._shared_prefixes:
+            scope["state"]["salt"] = sha256(given.encode("latin-1")).hexdigest()
         return keys.open_with(given)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from coterie.generation.completion import Completion
     from coterie.generation.governor import Governor
     from coterie.generation.opened import OpenModel
+    from coterie.generation.prefixes import Prefixes
     from coterie.generation.tickets import Phase, Ticket
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -104,6 +105,7 @@ class _Watched(Protocol):
     """An engine, as far as it is watched."""
 
     governor: Governor
+    prefixes: Prefixes
 
     @property
     def opened(self) -> OpenModel: ...
@@ -128,6 +130,7 @@ class _Now(Collector):
         yield GaugeMetricFamily("coterie_num_requests_running", "Requests being served", value=self._engine.running)
         yield GaugeMetricFamily("coterie_num_requests_waiting", "Requests that wait", value=self._engine.waiting)
         yield from _shared_memory(self._engine.governor)
+        yield from _prefixes(self._engine.prefixes)
         runtime = self._engine.opened.runtime
         stats = runtime.stats()
         total = stats.total
@@ -156,6 +159,23 @@ class _Now(Collector):
             ("coterie_expert_absent", "Choices of experts that the store does not have", total.absent),
         ):  # fmt: skip
             yield CounterMetricFamily(name, what, value=value)
+
+
+def _prefixes(prefixes: Prefixes) -> Iterator[Metric]:
+    """What is kept of the beginnings of prompts, and what it is good for."""
+    counts = prefixes.counts
+    for name, what, nbytes in (
+        ("", "Bytes that beginnings of prompts take", prefixes.nbytes),
+        ("limit_", "Bytes that they may take now", prefixes.limit),
+    ):
+        yield GaugeMetricFamily(f"coterie_prefix_cache_{name}bytes", what, value=nbytes)
+    for name, what, number in (
+        ("queries", "Prompts that could have begun with what was kept", counts.prompts),
+        ("hits", "Prompts that did", counts.hits),
+        ("tokens", "Tokens of prompts that were not computed again", counts.tokens),
+        ("saved_seconds", "What computing them took when it was done", counts.seconds),
+    ):
+        yield CounterMetricFamily(f"coterie_prefix_cache_{name}", what, value=number)
 
 
 def _shared_memory(governor: Governor) -> Iterator[Metric]:

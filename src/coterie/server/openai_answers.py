@@ -143,7 +143,12 @@ def _without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage(completion: Completion) -> Usage:
     prompt, new = completion.prompt_tokens, len(completion.token_ids)
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": new,
+        "total_tokens": prompt + new,
+        "prompt_tokens_details": {"cached_tokens": completion.reused_tokens},
+    }
 
 
 def _finish(completion: Completion) -> Finish:

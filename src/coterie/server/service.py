@@ -128,8 +128,12 @@ class Service:
 
     def _submit(self, wish: Wish, request: Request) -> Ticket:
         return self.engine.submit(
-            wish.prepare, wish.sampling, provenance=wish.provenance, name=request.state.request_id
-        )  # fmt: skip
+            wish.prepare,
+            wish.sampling,
+            provenance=wish.provenance,
+            name=request.state.request_id,
+            salt=request.state.salt,
+        )
 
     def _leave(self, request: Request, ticket: Ticket, completion: Completion | None) -> None:
         """The client has its answer, or wants none."""
