@@ -14,12 +14,13 @@ NEWEST ?= .venv-newest
 WHEELS ?= .venv-wheels
 AUDIT ?= .venv-audit
 DOCS ?= .venv-docs
+RAY ?= .venv-ray
 
 # Tests start many processes. Where nothing compiled may be kept, each compiles Coterie again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest check audit fix docs site report \
+.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest test-ray check audit fix docs site report \
 lock bench wheels release-check clean
 
 help: ## Show this list
@@ -44,7 +45,7 @@ demo: $(STAMP) ## Run the bundled model end to end, with proof of exactness
 	$(BIN)/coterie demo
 
 test: $(STAMP) ## Run the tests, but the slow ones and the matrix of models
-	$(BIN)/python -m pytest -n auto -m "not slow and not matrix"
+	$(BIN)/python -m pytest -n auto -m "not slow and not matrix and not ray"
 
 test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model and router class of transformers with stock
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m matrix
@@ -56,7 +57,8 @@ test-slow: $(STAMP) $(WHEELS)/.installed ## Run the slow tests (kill tests, larg
 $(OLDEST)/.installed: requirements-oldest.lock
 $(BETWEEN)/.installed: requirements-between.lock
 $(WHEELS)/.installed: requirements-wheels.lock
-$(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed: $(STAMP)
+$(RAY)/.installed: requirements-ray.lock
+$(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed $(RAY)/.installed: $(STAMP)
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $(filter requirements%,$^)
@@ -84,6 +86,9 @@ test-newest: $(STAMP) ## Run what test-oldest runs with the newest release below
 	@$(BIN)/python scripts/newest.py $(NEWEST) $(PIP_ARGS); told=$$?; \
 	if [ $$told = 3 ]; then exit 0; elif [ $$told != 0 ]; then exit $$told; fi; \
 	$(call RELEASE_TESTS_IN,$(NEWEST)) -m "not slow and not matrix" $(RELEASE_DIRS)
+
+test-ray: $(RAY)/.installed ## Run replicas on a Ray of several processes, and kill some of them
+	$(RAY)/bin/python -m pytest -m ray tests/ray
 
 check: $(STAMP) ## Format, lint, types, layers, lock and generated docs: all that CI checks
 	$(BIN)/python scripts/check.py
@@ -128,5 +133,5 @@ release-check: $(STAMP) ## Say what is still missing for a release (RELEASING.md
 	$(BIN)/python scripts/releasing.py
 
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(AUDIT) $(DOCS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(AUDIT) $(DOCS) $(RAY) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

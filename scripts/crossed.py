@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "coterie"
-EXPERTS = (str(SOURCE / "integration" / "adapters"), str(SOURCE / "integration" / "token_experts.py"))
+EXPERTS = (str(SOURCE / "integration" / "adapters"), str(SOURCE / "integration" / "quantised.py"))
 """Beginnings of the names of files by which a layer comes to its experts."""
 
 

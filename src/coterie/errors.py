@@ -32,6 +32,7 @@
     │   └── EngineStoppedError         the engine takes nothing on, or has been ended
     ├── OutputError                a file that was asked for cannot be written
     ├── InputError                 a prompt, picture or sound cannot be turned into model inputs
+    ├── ReplicaError               a copy of a model cannot be started in another process, or cannot go on
     ├── MissingPackageError        an optional package is not installed (says the line that installs it)
     └── ProfileError               a database of what experts do cannot be used
         ├── ProfileNotFoundError       there is no such profile, or nothing was recorded in it
@@ -217,6 +218,10 @@ class InputError(CoterieError):
 
 class OutputError(CoterieError):
     """A file that was asked for cannot be written; what was there before is unchanged."""
+
+
+class ReplicaError(CoterieError):
+    """A copy of a model, in another process or on another machine, cannot be started or cannot go on."""
 
 
 class MissingPackageError(CoterieError):

@@ -9,7 +9,7 @@ import torch
 
 from coterie.errors import UsageError
 from coterie.extraction import extract
-from coterie.integration.token_experts import TokenExperts
+from coterie.integration.quantised import TokenExperts
 from coterie.native import library
 from coterie.profiles.salience import SalienceRank
 from coterie.spec import AdaptiveExperts

@@ -6,6 +6,7 @@ import pytest
 import coterie
 from checkpoint.conftest import cache, hub, publish  # noqa: F401 - fixtures
 from coterie.generation.processors import Processors
+from integration.conftest import store  # noqa: F401 - a fixture
 
 DATA = Path(__file__).parents[1] / "data"
 BUNDLED = Path(coterie.__file__).parent / "bundled"

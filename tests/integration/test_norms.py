@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie.kernels import norms
+from coterie.kernels import dense
 from coterie.native import library
 from coterie.passes.forwards import own, remove
 from zoo import ZOO, logits
@@ -14,7 +14,7 @@ NAMES = sorted(ZOO)
 
 
 def native_norms(model) -> list[torch.nn.Module]:
-    return [one for one in model.modules() if isinstance(own(one), norms.NormForward)]
+    return [one for one in model.modules() if isinstance(own(one), dense.NormForward)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -45,7 +45,7 @@ def test_long_inputs_and_autocast_go_to_the_class(zoo_checkpoint, open_model, mo
     model = open_model(zoo_checkpoint("qwen3_moe", torch.bfloat16))
     module = native_norms(model)[0]
     calls: list[int] = []
-    monkeypatch.setattr(norms.RmsNorm, "__call__", lambda *_: calls.append(1))
+    monkeypatch.setattr(dense.RmsNorm, "__call__", lambda *_: calls.append(1))
     columns = module.weight.shape[0]
     long = torch.ones(1, 32768 // columns + 1, columns, dtype=torch.bfloat16)
     assert torch.equal(module(long), type(module).forward(module, long))

@@ -12,7 +12,7 @@ from torch import nn
 
 from coterie.errors import UsageError
 from coterie.hf.caches import caches_in
-from coterie.integration.token_experts import TokenExperts
+from coterie.integration.quantised import TokenExperts
 from coterie.integration.token_layer import TokenLayer
 from coterie.integration.token_router import TokenRouter
 from coterie.native import NativeLayer, library, rotate, token_attention

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from coterie.kernels.norms import RmsNorm
+from coterie.kernels.dense import RmsNorm
 from coterie.native import Library, PackedMatrix, dequantise, library, rotate, route, token_attention
 from coterie.native.library import levels_of
 from coterie.quant import SCHEMES

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from coterie.errors import UsageError
-from coterie.kernels.norms import RmsNorm
+from coterie.kernels.dense import RmsNorm
 from coterie.native import (
     STAGES,
     KeyValueRoom,

@@ -2,10 +2,9 @@
 
 from coterie.cache.arena import Slot, SlotArena
 from coterie.cache.bank_view import BankView, Held
-from coterie.cache.cache import ExpertCache
+from coterie.cache.cache import ExpertCache, Lease
 from coterie.cache.claims import Tensors
 from coterie.cache.consumer import Consumer
-from coterie.cache.lease import Lease
 from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, LeaseStats, ReadTimes
 

@@ -159,9 +159,10 @@ class ByBank:
 
     def __init__(self, loaded: Mapping[ExpertKey, Entry]) -> None:
         self._loaded = loaded
-        self._lists: dict[BankKey, list[Entry | None]] = {}
+        # By bank: the key of an expert begins with that of its bank.
+        self._lists: dict[tuple[str, int, str], list[Entry | None]] = {}
         # The same for native calls: a table for the records of each layout that somebody has asked for.
-        self._addresses: dict[BankKey, dict[RecordLayout, Addresses]] = {}
+        self._addresses: dict[tuple[str, int, str], dict[RecordLayout, Addresses]] = {}
 
     def list_of(self, bank: BankKey, experts: int) -> list[Entry | None]:
         """What is resident of a bank, by expert id: a list that is kept in step."""
@@ -189,7 +190,7 @@ class ByBank:
 
     def put(self, key: ExpertKey, entry: Entry | None) -> None:
         """An expert has become resident, or has left."""
-        bank = key.bank_key
+        bank = key[:3]
         listed = self._lists.get(bank)
         if listed is not None:
             listed[key.expert] = entry
@@ -202,7 +203,7 @@ class ByBank:
     def names(self) -> dict[BankKey, tuple[ExpertKey | None, ...]]:
         """What each list names, by expert id."""
         return {
-            bank: tuple(None if entry is None else entry.key for entry in listed)
+            BankKey(*bank): tuple(None if entry is None else entry.key for entry in listed)
             for bank, listed in self._lists.items()
         }
 

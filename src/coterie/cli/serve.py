@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.console import print_note
+from coterie.cli.console import notes, print_note
 from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
@@ -96,6 +97,26 @@ def command(
         float,
         typer.Option("--drain", min=0, metavar="SECONDS", help="At the end, let requests finish for so long."),
     ] = 30.0,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas",
+            min=1,
+            max=1000,
+            metavar="N",
+            show_default=False,
+            help="Serve so many copies of the model, each in a process with --memory of its own. Needs --ray.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            show_default=False,
+            help="The Ray cluster whose machines run the replicas, such as HOST:6379 or auto; local starts one here.",
+        ),
+    ] = None,
 ) -> None:
     """Serves a model over HTTP, in the shapes that clients of OpenAI and Anthropic know.
 
@@ -109,6 +130,7 @@ def command(
     from coterie.server.gate import is_local
     from coterie.server.keys import Keys
 
+    _check_replicas(replicas, ray, opening)
     keys = None if api_key_file is None else Keys.read(api_key_file)
     if keys is None and not is_local(host):
         raise UsageError(f"Others can reach {host}, and there is no key.", advice="Add --api-key-file FILE.", host=host)
@@ -121,39 +143,74 @@ def command(
     with closing(listening_socket(host, port)) as address, _log_lines():
         import_engine()
         # Before the model, too: what all this takes is part of the budget.
-        from coterie.generation.engine import Engine
-        from coterie.server.app import make_app
         from coterie.server.gate import Hosts
-        from coterie.server.meters import Meters
 
-        with open_model(model, opening) as opened:
-            names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
-            meters = Meters()
-            engine = Engine(
-                opened,
-                parallel=parallel,
-                most_waiting=queue,
-                longest_wait_s=queue_timeout,
-                prefix_memory=prefix_nbytes,
-                watcher=meters,
-            )
-            meters.watch(engine)
-            app = make_app(
-                engine,
-                meters,
-                names=names,
-                hosts=Hosts(host, allow_host or ()),
-                keys=keys,
-                shared_prefixes=shared_prefixes,
-            )
+        hosts = Hosts(host, allow_host or ())
 
-            def say() -> None:
-                name = f"[{host}]" if ":" in host else host
-                print_note(f"{names[0]} at http://{name}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
+        def say(name: str) -> None:
+            at = f"[{host}]" if ":" in host else host
+            print_note(f"{name} at http://{at}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
 
-            interrupted = serve(app, engine, address, drain_s=drain, on_ready=say)
+        with ExitStack() as stack:
+            if ray is None:
+                from coterie.generation.engine import Engine
+                from coterie.server.app import make_app
+                from coterie.server.meters import Meters
+
+                opened = stack.enter_context(open_model(model, opening))
+                names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
+                meters = Meters()
+                engine = Engine(
+                    opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout,
+                    prefix_memory=prefix_nbytes, watcher=meters,
+                )  # fmt: skip
+                meters.watch(engine)
+                app = make_app(
+                    engine, meters, names=names, hosts=hosts, keys=keys, shared_prefixes=shared_prefixes
+                )  # fmt: skip
+                interrupted = serve(app, engine, address, drain_s=drain, on_ready=partial(say, names[0]))
+            else:
+                from coterie.server.gate import Gate
+                from coterie.server.replicas.front import Front
+                from coterie.server.replicas.ray_cluster import replicas as started
+                from coterie.server.replicas.replica import ReplicaSettings
+
+                assert replicas is not None
+                settings = ReplicaSettings(
+                    model=model, opening=opening, names=alias or (), parallel=parallel, most_waiting=queue,
+                    longest_wait_s=queue_timeout, prefix_memory=prefix_nbytes,
+                )  # fmt: skip
+                with notes().status(f"starting {replicas} replicas"):
+                    cluster = stack.enter_context(started(ray, replicas, settings))
+                front = Front(cluster)
+                app = Gate(
+                    front, hosts=hosts, keys=keys, meters=front.meters, paths=front.paths,
+                    shared_prefixes=shared_prefixes,
+                )  # fmt: skip
+                word = f"{replicas} replicas of {model}"
+                interrupted = serve(app, front, address, drain_s=drain, on_ready=partial(say, word))
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _check_replicas(replicas: int | None, ray: str | None, opening: Opening) -> None:
+    """Refuses what says half of what is needed for replicas.
+
+    Raises:
+        UsageError: If something is missing.
+        MissingPackageError: If Ray is.
+    """
+    if (replicas is None) != (ray is None):
+        raise UsageError("--replicas and --ray belong together.", advice="Say --replicas N --ray ADDRESS (or local).")
+    if replicas is not None and opening.memory is None:
+        raise UsageError(
+            "Several replicas may share a machine, and nothing says what each may take of it.",
+            advice="Add --memory, which is meant for each.",
+        )
+    if replicas is not None and find_spec("ray") is None:
+        raise MissingPackageError(
+            "Replicas need ray, which is not installed.", advice=install_advice("ray"), package="ray"
+        )
 
 
 def _check_packages() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -322,11 +323,6 @@ class Runtime:
             for clock in clocks:
                 clock.limit = None
 
-    @property
-    def limits_experts(self) -> bool:
-        """Whether :meth:`limit_experts` holds now: what is computed is not what the model would compute."""
-        return any(clock.limit is not None for clock in self._attachment.clocks.values())
-
     def _widths(self) -> dict[BankKey, int]:
         """Bank → how many experts a router can choose among, identity experts included."""
         return {bank.key: bank.num_experts + bank.identities for bank in self.expert_banks}
@@ -374,6 +370,25 @@ class Runtime:
         arena = stats.capacity - stats.committed_bytes
         held = process_memory(exact=True).total + arena + self.plan.io_buffers + self._kept_nbytes
         return self.plan.budget - held
+
+    @property
+    def limits_experts(self) -> bool:
+        """Whether some of the experts that routers choose are left out; see :meth:`limit_experts`."""
+        return any(clock.limit is not None for clock in self._attachment.clocks.values())
+
+    @property
+    def most_rows(self) -> int | None:
+        """Sequences whose experts of one step all have room beside each other, where the cache depends on that.
+
+        With ``lru`` and ``lfu`` a step that asks for more finds nothing of it again in the next one. None for
+        any number.
+        """
+        cache = self.cache
+        room, share = cache.capacity / cache.total_bytes, self.working_set / cache.total_bytes
+        if room >= 1 or not cache.scans_badly or not 0 < share < 1:
+            return None
+        # Of rows that choose independently, a step asks for 1 − (1 − share)^rows of the experts; of related ones, less.
+        return max(1, int(math.log(1 - room) / math.log(1 - share)))
 
     def close(self) -> None:
         """Frees the experts' memory and closes files. The model cannot run afterwards. Harmless when repeated.

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
+from coterie.generation.row_count import RowCount
 from coterie.generation.sequence import Sequence
 from coterie.generation.shared_pass import SharedPass
 from coterie.hf.row_caches import RowsApartError
@@ -52,6 +54,7 @@ class Steps:
         self._passing: tuple[Sequence, ...] = ()
         self._leaving: list[Sequence] = []
         self._shared: SharedPass | None = None
+        self._count = RowCount()
         self._layers: WeakKeyDictionary[Any, RowLayers | None] = WeakKeyDictionary()
         self._apart: WeakSet[Sequence] = WeakSet()
 
@@ -95,10 +98,14 @@ class Steps:
                 is its :attr:`~coterie.generation.sequence.Sequence.error`.
         """
         with self._lock:
-            batch = self._passing = self._schedule()
+            batch, counts = self._schedule()
+            self._passing = batch
         try:
             with torch.no_grad():
-                self._compute(batch)
+                if counts:
+                    self._compute_timed(batch)
+                else:
+                    self._compute(batch)
         except BaseException as error:
             for sequence in batch:
                 if not sequence.ended:
@@ -134,32 +141,42 @@ class Steps:
             raise
         sequence.check()
 
-    def _schedule(self) -> tuple[Sequence, ...]:
-        """The sequences of the next pass: whose turn it is, and others that may share it."""
+    def _schedule(self) -> tuple[tuple[Sequence, ...], bool]:
+        """The sequences of the next pass: whose turn it is, and others that may share it.
+
+        Also, whether what it takes says something about how many should.
+        """
         prompt = None
         if not self._round:
             self._round.extend(one for one in self._waiting if not one.reading)
             prompt = next((one for one in self._waiting if one.reading), None)
         if prompt is not None:
-            batch = [prompt]
-        elif self._round:
-            batch = [self._round.popleft()]
-            batch += self._beside(batch[0])
-        else:
-            return ()
-        for one in batch:
-            self._waiting.remove(one)
-        return tuple(batch)
-
-    def _beside(self, first: Sequence) -> list[Sequence]:
-        """Who else gets a token in this round, and may get it in the same pass."""
-        if not self._round or not self._joins(first) or (layers := self._layers_of(first.model)) is None:
-            return []
-        most = layers.most if self._most_rows is None else min(layers.most, self._most_rows)
-        beside = [one for one in self._round if one.model is first.model and self._joins(one)][: most - 1]
+            self._waiting.remove(prompt)
+            return (prompt,), False
+        if not self._round:
+            return (), False
+        first = self._round.popleft()
+        able = self._able_beside(first)
+        beside = able[: self._count.most(1 + len(able)) - 1] if able else []
         for one in beside:
             self._round.remove(one)
-        return beside
+        for one in (first, *beside):
+            self._waiting.remove(one)
+        return (first, *beside), bool(able)
+
+    def _able_beside(self, first: Sequence) -> list[Sequence]:
+        """Who else gets a token in this round, and could get it in the same pass."""
+        if not self._round or not self._joins(first) or (most := self._most(first.model)) < 2:
+            return []
+        return [one for one in self._round if one.model is first.model and self._joins(one)][: most - 1]
+
+    def _most(self, model: Any) -> int:
+        """Sequences of a model that may share a pass, whatever that takes."""
+        layers, runtime = self._layers_of(model), getattr(model, "coterie", None)
+        if layers is None or runtime is None or runtime.limits_experts:
+            return 1
+        given = (layers.most, self._most_rows, runtime.most_rows)
+        return min(one for one in given if one is not None)
 
     def _joins(self, sequence: Sequence) -> bool:
         return sequence.phase == "decode" and sequence not in self._apart
@@ -168,6 +185,15 @@ class Steps:
         if model not in self._layers:
             self._layers[model] = RowLayers.of(model)
         return self._layers[model]
+
+    def _compute_timed(self, batch: tuple[Sequence, ...]) -> None:
+        """As :meth:`_compute`, and tells what it took."""
+        began = time.perf_counter()
+        self._compute(batch)
+        if any(one.error is not None for one in batch):
+            self._count.interrupt()
+        else:
+            self._count.took(len(batch), time.perf_counter() - began)
 
     def _compute(self, batch: tuple[Sequence, ...]) -> None:
         """The next token of each."""

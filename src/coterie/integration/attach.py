@@ -23,7 +23,7 @@ from coterie.passes.admission import Admission
 from coterie.passes.bank import StreamedBank
 from coterie.passes.clock import StepClock
 from coterie.passes.decoder import bank_decoders
-from coterie.passes.last_logits import give_parameter
+from coterie.passes.forward_call import give_parameter
 from coterie.passes.lookahead import LookAhead
 from coterie.passes.order import LayerOrder
 from coterie.spec import BankKey, ExpertSource, Missing, Observer, Prefetch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coterie.kernels.norms import NormForward, RmsNorm, epsilon_of, exact_rms_norm
+from coterie.kernels.dense import NormForward, RmsNorm, epsilon_of, exact_rms_norm
 from coterie.native import library
 from coterie.passes.forwards import covers_class, install
 

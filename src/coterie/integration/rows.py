@@ -17,7 +17,7 @@ from coterie.integration.growing_cache import GrowingRoom, room_ahead
 from coterie.integration.row_rooms import RowRooms
 from coterie.integration.token_layer import TokenLayer
 from coterie.kernels import QuantisedLinear
-from coterie.kernels.norms import NormForward
+from coterie.kernels.dense import NormForward
 from coterie.native import MOST_ROWS
 from coterie.passes.forwards import at, own
 

@@ -16,11 +16,11 @@ from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.adapters.decorated import DecoratedExperts
 from coterie.integration.growing_cache import extend
 from coterie.integration.padding import padding_by
+from coterie.integration.quantised import TokenExperts
 from coterie.integration.row_rooms import RowRooms
-from coterie.integration.token_experts import TokenExperts
 from coterie.integration.token_router import TokenRouter
 from coterie.kernels import QuantisedLinear
-from coterie.kernels.norms import NormForward
+from coterie.kernels.dense import NormForward
 from coterie.native import (
     MOST_ROWS,
     KeyValueRoom,

@@ -3,8 +3,8 @@
 Shape suffixes: T tokens, D model dimension, F expert dimension, E experts, K experts per token, N rows of one expert.
 """
 
+from coterie.kernels.dense import QuantisedLinear, StockLinear, quantised_linear, stock_linear
 from coterie.kernels.grouping import Grouping, group_by_expert
-from coterie.kernels.linear import QuantisedLinear, StockLinear, quantised_linear, stock_linear
 from coterie.kernels.stacked import StackedProduct, activate_rows
 from coterie.kernels.swiglu import Accumulator, swiglu_rows
 from coterie.kernels.token_kernel import TokenKernel

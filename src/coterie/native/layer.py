@@ -30,7 +30,7 @@ _long, _pointer, _double = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 
 
 class LayerNorm(NamedTuple):
-    """A root-mean-square normalisation, as :class:`coterie.kernels.norms.RmsNorm` describes it.
+    """A root-mean-square normalisation, as :class:`coterie.kernels.dense.RmsNorm` describes it.
 
     Attributes:
         weight: bfloat16 [D], contiguous.

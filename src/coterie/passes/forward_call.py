@@ -2,29 +2,39 @@
 
 Nobody tells a model which pass it is in. Coterie counts tokens against the budget, and decode steps take other ways, so
 both must be known for certain: a pass that goes on with earlier tokens but shows no cache is an error.
+
+What logits are asked for is a part of it. ``generate`` looks for the parameter ``logits_to_keep`` and asks for those of
+the last position alone, or of a few more where it checks candidates. What it asks for is all it reads. A forward that
+computes the logits of every position is given that parameter (:func:`give_parameter`), which any caller may use.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from coterie.errors import UnsupportedError
 from coterie.hf.caches import cached_length, caches_in, holds_state, strangers_in
-from coterie.hf.last_logits import PARAMETER
+from coterie.hf.last_logits import PARAMETER, head_to_narrow
 from coterie.hf.releases import broken
 from coterie.hf.row_caches import RowCaches
-from coterie.passes.last_logits import asked_for
-from coterie.spec import Phase
+from coterie.passes.current import carried
+from coterie.passes.forwards import Covering, Forward, install
+from coterie.spec import LAST_POSITIONS, Phase
 
 _CONTRACT = "forward pass"
 _IDS = ("input_ids", "decoder_input_ids")
 _NEW = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 """Names of what a pass computes, tokens or their embeddings; with an encoder, what it reads comes first."""
+
+Kept = int | torch.Tensor
+"""Positions whose logits are asked for, as transformers takes them: so many at the end, 0 for all; or which, [N]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,3 +220,72 @@ def _hidden(given: Mapping[str, Any], batch: int, tokens: int) -> Iterable[int]:
         positions = given.get(name)
         if isinstance(positions, torch.Tensor) and positions.numel() and not positions.is_floating_point():
             yield int(positions.min())
+
+
+class _Asked:
+    positions: Kept = 0
+
+
+def asked_for() -> Kept:
+    """What this thread's forward pass was asked for, if its class's own forward does not know the parameter."""
+    # Carried: of a model with an encoder the parts are passes, not the model whose forward is asked.
+    return carried(_Asked, _Asked).positions
+
+
+class _Keeping(Covering):
+    """A model's forward, with the parameter."""
+
+    def __init__(self, forward: Forward) -> None:
+        functools.update_wrapper(self, forward, updated=())
+        # What generate looks at to know whether it may ask.
+        self.__dict__["__signature__"] = _with_parameter(inspect.signature(forward))
+
+    def __call__(self, *args: Any, logits_to_keep: Kept = 0, **kwargs: Any) -> Any:
+        asked = carried(_Asked, _Asked)
+        before, asked.positions = asked.positions, logits_to_keep
+        try:
+            return self.beneath(*args, **kwargs)
+        finally:
+            asked.positions = before
+
+
+def give_parameter(model: nn.Module) -> None:
+    """Gives a model's forward the parameter; does nothing where it has it, or its logits are read otherwise.
+
+    Raises:
+        ContractError: If the class's head is not where it was.
+    """
+    head = head_to_narrow(model)
+    if head is None:
+        return
+    # By hooks: how the head computes is for others to choose.
+    head.register_forward_pre_hook(_narrow)
+    head.register_forward_hook(_select)
+    install(model, "logits", _Keeping(model.forward))
+
+
+def _narrow(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Gives a head the last positions, as many as make a product that rounds as that of all."""
+    kept = asked_for()
+    if not isinstance(kept, int) or kept < 1 or not args or args[0].dim() != 3:
+        return None
+    rows = max(kept, LAST_POSITIONS)
+    if args[0].shape[1] <= rows:
+        return None
+    # One after the other, as all of them are: else torch may choose another product.
+    return (args[0][:, -rows:].contiguous(), *args[1:])
+
+
+def _select(head: nn.Module, args: tuple[Any, ...], logits: torch.Tensor) -> torch.Tensor | None:
+    """Of what the head made, what was asked for."""
+    kept = asked_for()
+    if isinstance(kept, int):
+        return None if kept < 1 or logits.shape[1] <= kept else logits[:, -kept:]
+    return logits[:, kept]
+
+
+def _with_parameter(signature: inspect.Signature) -> inspect.Signature:
+    added = inspect.Parameter(PARAMETER, inspect.Parameter.KEYWORD_ONLY, default=0, annotation=Kept)
+    # What takes any other keyword comes last.
+    parameters = sorted((*signature.parameters.values(), added), key=lambda one: one.kind)
+    return signature.replace(parameters=parameters)

@@ -183,6 +183,9 @@ class LookAhead:
         self._mode: Prefetch = mode
         self._sites: list[Site] = []
         self._cache: ExpertCache | None = None
+        # By about how many rows steps have: those of one and of several are not compared.
+        self._trials: dict[int, PrefetchTrial] = {}
+        self._seconds: Callable[[], float] = time.perf_counter
         self.trial: PrefetchTrial | None = None
 
     @property
@@ -206,7 +209,19 @@ class LookAhead:
     def connect(self, cache: ExpertCache, clock: Callable[[], float] = time.perf_counter) -> None:
         """Gives it the cache that predictions go to."""
         self._cache = cache
-        self.trial = PrefetchTrial(self._mode, cache.read_times, clock)
+        self.trial = self._trials[0] = PrefetchTrial(self._mode, cache.read_times, clock)
+        self._seconds = clock
+
+    def _trial_of(self, rows: int, cache: ExpertCache, last: PrefetchTrial) -> PrefetchTrial:
+        """The trial for steps of about so many rows; for that of other ones it is an interruption."""
+        kind = (rows - 1).bit_length()
+        trial = self._trials.get(kind)
+        if trial is None:
+            trial = self._trials[kind] = PrefetchTrial(self._mode, cache.read_times, self._seconds)
+        if trial is not last:
+            last.interrupt()
+            self.trial = trial
+        return trial
 
     def reached(self, site: Site, hidden: torch.Tensor) -> None:
         """A site's router is called, before it chooses."""
@@ -253,7 +268,7 @@ class LookAhead:
         if cache is None or trial is None or cache.all_resident:
             return
         if now.decode and hidden.numel() <= _MOST_ROWS * hidden.shape[-1]:
-            place.looks = trial.begin_step()
+            place.looks = self._trial_of(now.batch, cache, trial).begin_step()
             place.learns = place.looks and now.number % _EVERY == 0
         else:
             trial.interrupt()

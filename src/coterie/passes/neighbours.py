@@ -98,6 +98,7 @@ class Neighbours:
 
     Attributes:
         heard: Whether it need not be told of another forward pass for now.
+        team: Threads that compute together, as it was last told.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Neighbours:
         self.heard = False
         self._watcher: threading.Thread | None = None
         self._last: ProcessorTimes | None = None
-        self._team = 1
+        self.team = 1
 
     def begin(self) -> None:
         """A model is about to be opened: what others do meanwhile is what the first step goes by."""
@@ -125,9 +126,9 @@ class Neighbours:
         return None
 
     def note(self) -> None:
-        """A forward pass begins; to be called while that is not :attr:`heard`."""
-        self._team = torch.get_num_threads()
-        if self._team < 2:
+        """A forward pass begins; to be called while that is not :attr:`heard`, and threads compute together, or did."""
+        self.team = torch.get_num_threads()
+        if self.team < 2:
             return
         self.heard = True
         if self._watcher is None:
@@ -147,7 +148,7 @@ class Neighbours:
             if others is not None:
                 own = (now.own_s - last.own_s) / (now.at_s - last.at_s)
                 rested = 0.0 if self.heard or own > _LEAST_OWN else rested + now.at_s - last.at_s
-                if judgement.look(others, self._team):
+                if judgement.look(others, self.team):
                     self._crowd.gather()
                 else:
                     self._crowd.scatter()
@@ -171,9 +172,11 @@ class Onlooker:
 
     Attributes:
         heard: It never needs to be told of a forward pass.
+        team: Threads that compute together do not matter to it.
     """
 
     heard = True
+    team = 1
 
     def __init__(self, *, times: Callable[[], ProcessorTimes | None] = processor_times) -> None:
         self._times = times

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coterie.generation.tickets import Done, Event, Failed, Part, Piece, Ticket
 from coterie.hf.tokenizer import decode_tokens
+from coterie.server.identity import new_id
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import AnsweredMessage, Block
 from coterie.server.streams import event
@@ -29,7 +29,7 @@ def message(service: Service, completion: Completion, stops: Sequence[str]) -> A
     content += [_call(one) for one in completion.tool_calls]
     reason, sequence = _stop(service, completion, stops)
     return {
-        "id": f"msg_{uuid.uuid4().hex}",
+        "id": new_id("msg_"),
         "type": "message",
         "role": "assistant",
         "model": service.name,
@@ -57,7 +57,7 @@ class AnthropicStream:
     async def __call__(self, events: AsyncGenerator[Event], ticket: Ticket) -> AsyncGenerator[bytes]:
         """The events of the stream."""
         begun: dict[str, Any] = {
-            "id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": self._service.name,
+            "id": new_id("msg_"), "type": "message", "role": "assistant", "model": self._service.name,
             "content": [], "stop_reason": None, "stop_sequence": None,
             # Of pictures and sounds it is known when they are decoded; the end of the stream says it again.
             "usage": {"input_tokens": ticket.prompt_tokens or 0, "output_tokens": 0},
@@ -126,7 +126,7 @@ def _call(call: ToolCall) -> Block:
     """A call, as an object is wanted; what the model wrote may be none."""
     arguments = call.as_message()["function"]["arguments"]
     given = arguments if isinstance(arguments, dict) else {"arguments": arguments}
-    return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex}", "name": call.name, "input": given}
+    return {"type": "tool_use", "id": new_id("toolu_"), "name": call.name, "input": given}
 
 
 def _stop(service: Service, completion: Completion, stops: Sequence[str]) -> tuple[str, str | None]:

@@ -31,7 +31,7 @@ def make_app(
     meters: Meters,
     *,
     names: Sequence[str],
-    hosts: Hosts,
+    hosts: Hosts | None,
     keys: Keys | None = None,
     bodies: Bodies | None = None,
     ping_s: float = PING_S,
@@ -43,7 +43,7 @@ def make_app(
         engine: Runs the model.
         meters: What is counted; the engine's watcher.
         names: What requests may call it.
-        hosts: Who requests may be meant for.
+        hosts: Who requests may be meant for; None behind a front, which has looked at them.
         keys: What opens it; None for anybody.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.

@@ -42,7 +42,18 @@ class Bodies:
         Raises:
             Refusal: If it is none, or too large, deep or slow.
         """
-        _check_headers(request, self._nbytes)
+        _check_kind(request)
+        async with self.raw(request) as data:
+            yield await _parsed(data)
+
+    @asynccontextmanager
+    async def raw(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request, whatever it is; it is counted until the end of the context.
+
+        Raises:
+            Refusal: If it is too large or slow.
+        """
+        _check_length(request, self._nbytes)
         held = 0
 
         def hold(nbytes: int) -> None:
@@ -63,19 +74,22 @@ class Bodies:
                         data += chunk
             except TimeoutError:
                 raise Refusal(408, f"The request was not there within {self._seconds:g} s.") from None
-            value = await _parsed(bytes(data))
+            body = bytes(data)
             del data
-            yield value
+            yield body
         finally:
             self._held -= held
 
 
-def _check_headers(request: Request, most: int) -> None:
+def _check_kind(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refusal(415, "The content type of a request is application/json.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "Requests must not be compressed.")
+
+
+def _check_length(request: Request, most: int) -> None:
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
         raise Refusal(413, f"A request may have {most:,} bytes.", code="request_too_large")

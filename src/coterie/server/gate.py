@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coterie.errors import CoterieError
 from coterie.profiles.admission import local_names
+from coterie.server import identity
+from coterie.server.identity import Identity
 from coterie.server.keys import Keys
 from coterie.server.logs import log_request
 from coterie.server.meters import Meters
@@ -38,7 +40,7 @@ class Gate:
 
     Args:
         app: The other.
-        hosts: Who requests may be meant for.
+        hosts: Who requests may be meant for; None where somebody else has looked at them.
         keys: What opens it; None for anybody.
         meters: What is counted.
         paths: The addresses that there are.
@@ -49,7 +51,7 @@ class Gate:
         self,
         app: ASGIApp,
         *,
-        hosts: Hosts,
+        hosts: Hosts | None,
         keys: Keys | None,
         meters: Meters,
         paths: Collection[str],
@@ -68,8 +70,11 @@ class Gate:
         if scope["type"] != "http":
             return
         request_id = _request_id(scope)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        identity.begin(state.get("identity") or Identity.new())
         # Under the same salt, prompts that begin alike are computed once.
-        scope.setdefault("state", {}).update(request_id=request_id, salt="")
+        state.setdefault("salt", "")
         begun, status = time.monotonic(), 0
 
         async def answer(message: Message) -> None:
@@ -98,6 +103,8 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         """Raises :class:`Refusal` for those who stay outside."""
+        if self._hosts is None:
+            return
         host = _header(scope, b"host")
         if not self._hosts.allow(host):
             raise Refusal(421, "This server goes by another name. Whoever runs it can allow more: --allow-host.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from coterie.generation.tickets import Done, Event, Failed, Piece, Ticket
+from coterie.server.identity import current, new_id
 from coterie.server.refusals import refusal_of
 from coterie.server.schemas.answers import (
     AnswerMessage,
@@ -43,7 +42,7 @@ def chat_completion(service: Service, done: Done) -> ChatCompletion:
     return {
         "id": _new_id("chat"),
         "object": "chat.completion",
-        "created": int(time.time()),
+        "created": current().created,
         "model": service.name,
         "system_fingerprint": service.fingerprint,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(completion)}],
@@ -58,7 +57,7 @@ def text_completion(service: Service, done: Done) -> TextCompletion:
     return {
         "id": _new_id("text"),
         "object": "text_completion",
-        "created": int(time.time()),
+        "created": current().created,
         "model": service.name,
         "system_fingerprint": service.fingerprint,
         "choices": [{"index": 0, "text": completion.text, "logprobs": None, "finish_reason": _finish(completion)}],
@@ -82,7 +81,7 @@ class OpenAIStream:
         self._same: Chunk = {
             "id": _new_id(kind),
             "object": _CHUNKS[kind],
-            "created": int(time.time()),
+            "created": current().created,
             "model": service.name,
             "system_fingerprint": service.fingerprint,
         }
@@ -122,7 +121,7 @@ class OpenAIStream:
 
 
 def _new_id(kind: Kind) -> str:
-    return f"{_PREFIXES[kind]}-{uuid.uuid4().hex}"
+    return new_id(f"{_PREFIXES[kind]}-")
 
 
 def _more(done: Done) -> More:
@@ -143,11 +142,13 @@ def _without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage(completion: Completion) -> Usage:
     prompt, new = completion.prompt_tokens, len(completion.token_ids)
+    # An answer that is made once more, after a replica was lost, has to be the same to the byte.
+    cached = 0 if current().seeded else completion.reused_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": completion.reused_tokens},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
@@ -160,6 +161,6 @@ def _finish(completion: Completion) -> Finish:
 
 def _calls(completion: Completion) -> list[Call]:
     return [
-        {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+        {"id": new_id("call_"), "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
         for c in completion.tool_calls
     ]

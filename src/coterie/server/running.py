@@ -8,17 +8,35 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from uvicorn import Config, Server
 
 from coterie.errors import UsageError
-from coterie.generation.engine import Engine
 from coterie.profiles.admission import PunctualProtocol
 from coterie.server.refusals import Refusal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+
+
+class Served(Protocol):
+    """What stands behind a server: one model, or a front before several."""
+
+    draining: bool
+
+    def start(self) -> object:
+        """Begins to serve."""
+
+    async def idle(self, seconds: float | None = None) -> bool:
+        """Waits until nothing runs and nobody waits."""
+
+    def cut(self) -> None:
+        """Ends all requests."""
+
+    def close(self) -> None:
+        """Ends."""
+
 
 _LINGER_S = 2.0
 """For streams that were cut to say so."""
@@ -52,7 +70,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    app: ASGIApp, engine: Engine, address: socket.socket, *, drain_s: float, on_ready: Callable[[], None]
+    app: ASGIApp, engine: Served, address: socket.socket, *, drain_s: float, on_ready: Callable[[], None]
 ) -> bool:
     """Serves until SIGINT or SIGTERM, and then finishes what runs; another signal cuts it.
 
@@ -80,7 +98,7 @@ def serve(
 
 
 async def _serve(
-    server: _Server, engine: Engine, address: socket.socket, drain_s: float, on_ready: Callable[[], None]
+    server: _Server, engine: Served, address: socket.socket, drain_s: float, on_ready: Callable[[], None]
 ) -> bool:
     ending, hurry = asyncio.Event(), asyncio.Event()
     interrupted = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from coterie.generation.engine import Engine
 from coterie.generation.tickets import Done, Event, Failed, Ticket
 from coterie.server.bodies import Bodies
+from coterie.server.identity import current
 from coterie.server.meters import Meters
 from coterie.server.prompts import Prompts
 from coterie.server.refusals import Refusal
@@ -127,9 +129,13 @@ class Service:
         return EventStream(events(_followed(ticket, first, done), ticket), ping=ping, ping_s=self._ping_s, close=leave)
 
     def _submit(self, wish: Wish, request: Request) -> Ticket:
+        """Has the engine take a request on."""
+        sampling = wish.sampling
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=current().seed)
         return self.engine.submit(
             wish.prepare,
-            wish.sampling,
+            sampling,
             provenance=wish.provenance,
             name=request.state.request_id,
             salt=request.state.salt,

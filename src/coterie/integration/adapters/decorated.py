@@ -13,8 +13,7 @@ from coterie.errors import LoadError
 from coterie.hf.experts import uses_common_forward
 from coterie.integration.adapters.adapter import AdapterSite
 from coterie.integration.adapters.class_forward import ClassForward
-from coterie.integration.quantised import QuantisedExperts
-from coterie.integration.token_experts import TokenExperts
+from coterie.integration.quantised import QuantisedExperts, TokenExperts
 from coterie.kernels import Accumulator, TokenKernel, group_by_expert, swiglu_rows
 from coterie.passes.contributions import Contributions
 from coterie.passes.current import Pass

@@ -1,24 +1,42 @@
-"""Linear layers: with the arithmetic of stock transformers, and with weights that are stored in a scheme.
+"""Linear layers and normalisations, the layers beside experts: the bits of stock transformers, by the fastest way.
 
-For an input whose rows do not lie one after the other, torch chooses between one product over all rows and a batched
-product by whether the *weight* wants gradients, even where none are computed; the two round differently in float32.
-Stock parameters want gradients, those of a streamed model must not. ``generate`` meets this with every batch: the head
-is given the last position of each row.
+Linear layers have the arithmetic of stock transformers, or weights that are stored in a scheme. For an input whose rows
+do not lie one after the other, torch chooses between one product over all rows and a batched product by whether the
+*weight* wants gradients, even where none are computed; the two round differently in float32. Stock parameters want
+gradients, those of a streamed model must not. ``generate`` meets this with every batch: the head is given the last
+position of each row.
+
+A root-mean-square normalisation is one native call instead of six, where that can be shown to give the same bits. Which
+order torch adds in, and what a class does with its weight, is not for us to assume: :func:`exact_rms_norm` tries on
+data of the very width what reproduces the module's own forward bit for bit, and has nothing to offer otherwise.
 """
 
 from __future__ import annotations
 
+import inspect
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from coterie.native import MOST_ROWS, PackedMatrix, library
+from coterie.native import MOST_ROWS, Library, PackedMatrix, library
 from coterie.quant import Scheme, StoredMatrix
 
-_VALUES = 2**22
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+_VALUES_AT_ONCE = 2**22
 """Weights that are dequantised at once: enough rows for an efficient product, few enough to stay out of the budget."""
+
+_MOST_VALUES = 32768
+"""From so many on torch may share a sum among threads."""
+
+_LANES = (8, 16, 4)
+_FORMS = (0, 1, 2)
+_TRIED_ROWS = (1, 2, 5, 16)
 
 
 def stock_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -54,7 +72,7 @@ def quantised_linear(
     scheme: Scheme,
     bias: torch.Tensor | None = None,
     *,
-    values_at_once: int = _VALUES,
+    values_at_once: int = _VALUES_AT_ONCE,
 ) -> torch.Tensor:
     """``input @ weight.T + bias`` with a weight that is stored in a scheme.
 
@@ -173,3 +191,138 @@ class QuantisedLinear(nn.Module):
         """What ``print(model)`` shows."""
         bias = self._parameters["bias"] is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, {bias=}, scheme={self.scheme.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm:
+    """How a module's normalisation is computed natively.
+
+    Attributes:
+        library: The native library.
+        lanes: Floats that torch adds side by side.
+        form: What is done with the weight; see ``native/rms_norm.c``.
+        epsilon: Added to the mean of the squares.
+    """
+
+    library: Library
+    lanes: int
+    form: int
+    epsilon: float
+
+    def __call__(self, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Normalises the last dimension, D.
+
+        Args:
+            values: Contiguous, […, D] of at most 32,768 values, bfloat16 or float32.
+            weight: [D] of the same dtype.
+        """
+        out = torch.empty_like(values)
+        columns = weight.shape[0]
+        self.library.functions.coterie_rms_norm(
+            self.library.level,
+            self.lanes,
+            self.form,
+            values.dtype is torch.bfloat16,
+            values.data_ptr(),
+            weight.data_ptr(),
+            values.numel() // columns,
+            columns,
+            self.epsilon,
+            out.data_ptr(),
+        )
+        return out
+
+
+def serves(values: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether :class:`RmsNorm` computes this as it was tried: few values, side by side, no gradients, no autocast."""
+    return (
+        values.dtype is weight.dtype
+        and values.numel() <= _MOST_VALUES
+        and values.shape[-1] == weight.shape[0]
+        and values.is_contiguous()
+        and not values.requires_grad
+    )
+
+
+class NormForward:
+    """A normalisation's forward: native for what was tried, the class's own for everything else.
+
+    Attributes:
+        norm: How it is computed natively.
+    """
+
+    __slots__ = ("_class_forward", "_module", "_parameters", "norm")
+
+    def __init__(self, module: nn.Module, norm: RmsNorm) -> None:
+        self._module = module
+        self.norm = norm
+        self._class_forward = type(module).forward
+        # Module.__getattr__, by which module.weight is found, costs more than the check.
+        self._parameters: dict[str, Any] = module._parameters
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the class computes."""
+        weight = self._parameters.get("weight")
+        if weight is None or not serves(hidden_states, weight) or torch.is_autocast_enabled("cpu"):
+            result: torch.Tensor = self._class_forward(self._module, hidden_states)
+            return result
+        return self.norm(hidden_states, weight)
+
+
+def exact_rms_norm(
+    library: Library, module: nn.Module, forward: Callable[[Any, torch.Tensor], torch.Tensor]
+) -> RmsNorm | None:
+    """The way that gives the bits of a module's forward on data of its width; None if none does.
+
+    Args:
+        library: The native library.
+        module: A normalisation with a ``weight`` [D] in bfloat16 or float32 and nothing else to compute with.
+        forward: Its class's forward, called with the module.
+    """
+    weight, epsilon = getattr(module, "weight", None), epsilon_of(module)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or epsilon is None:
+        return None
+    if (
+        weight.dtype not in (torch.bfloat16, torch.float32)
+        or weight.device.type != "cpu"
+        or len(list(module.parameters())) > 1
+    ):
+        return None
+    if len(inspect.signature(forward).parameters) != 2:
+        return None  # gated, or conditioned on something
+    columns = weight.shape[0]
+    if not 8 <= columns <= _MOST_VALUES // 2:
+        return None
+    with torch.no_grad():
+        rounds = [(rows, forward(module, rows)) for rows in _telling_rows(columns, weight.dtype)]
+        for lanes, form in itertools.product(_LANES, _FORMS):
+            norm = RmsNorm(library, lanes, form, epsilon)
+            if all(serves(rows, weight) and torch.equal(norm(rows, weight.detach()), want) for rows, want in rounds):
+                return norm
+    return None
+
+
+def epsilon_of(module: nn.Module) -> float | None:
+    """What a normalisation adds to the mean of the squares; None if it does not say."""
+    for name in ("variance_epsilon", "eps"):
+        value = getattr(module, name, None)
+        if isinstance(value, float):
+            return value
+    return None
+
+
+def _telling_rows(columns: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Rows of many magnitudes.
+
+    A sum that is added in another order differs in about half of all rows, but in its last bit; that shows in one of a
+    few hundred results in bfloat16, and in every other one in float32. So there are many values in all. Some rows are
+    so small that epsilon counts.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for count in (*_TRIED_ROWS, *[16] * min(64, -(-(1 << 16) // (16 * columns)))):
+        count = max(1, min(count, _MOST_VALUES // columns))
+        scale = 10.0 ** torch.randint(-4, 3, (count, 1), generator=generator)
+        spread = 2.0 ** torch.randint(-6, 7, (columns,), generator=generator)
+        found.append((torch.randn(count, columns, generator=generator) * scale * spread).to(dtype)[None])
+    return found
