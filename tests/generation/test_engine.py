@@ -373,7 +373,8 @@ def test_what_a_request_took_of_experts_is_its_own_or_named_as_shared(engine: En
     assert took is not None
     assert took.shared is None
     assert took.experts_requested == after.requested - before.requested > 0
-    tickets = [engine.submit(PROMPT, wishes, provenance=True) for _ in range(3)]
+    # Each under a salt of its own: else they would find their prompt computed.
+    tickets = [engine.submit(PROMPT, wishes, provenance=True, salt=str(number)) for number in range(3)]
     for one in tickets:
         one.result(30)
     told = [one.provenance for one in tickets]
@@ -397,3 +398,29 @@ def test_nothing_is_kept_of_what_is_over(engine: Engine) -> None:
         return all(ticket() is None for ticket in known)
 
     until(gone)
+
+
+def test_prompts_that_begin_alike_are_computed_once_and_answered_as_alone(opened: OpenModel) -> None:
+    wishes = Sampling(max_new_tokens=5, seed=7)
+    with Engine(opened, piece=PIECE) as engine:
+        prompts = [PROMPT + end for end in ("", " and so on", ", and all the rest of it was")]
+        found = [engine.submit(prompt, wishes, salt="anna").result(60) for prompt in prompts]
+        assert all(same(ours, alone(opened, prompt, wishes)) for ours, prompt in zip(found, prompts, strict=True))
+        assert [one.reused_tokens > 0 for one in found] == [False, True, True]
+        assert engine.submit(PROMPT, wishes, salt="bert").result(60).reused_tokens == 0
+        assert engine.prefixes.counts.hits == 2
+        # What was generated is computed anew when it comes back as a prompt, and gives what it gives alone.
+        longer = PROMPT + found[0].text + " And"
+        again = engine.submit(longer, wishes, salt="anna").result(60)
+        assert again.reused_tokens == found[1].reused_tokens
+        assert same(again, alone(opened, longer, wishes))
+    with Engine(opened, piece=PIECE, prefix_memory=0) as engine:
+        assert [engine.submit(PROMPT, wishes).result(60).reused_tokens for _ in range(2)] == [0, 0]
+
+
+def test_a_prompt_that_is_given_up_is_gone_on_with(engine: Engine) -> None:
+    ticket = engine.submit(PROMPT, Sampling(max_new_tokens=3))
+    while not isinstance(ticket.event(60), Progress):
+        pass
+    ticket.cancel()
+    assert engine.submit(PROMPT, Sampling(max_new_tokens=3)).result(60).reused_tokens >= PIECE
