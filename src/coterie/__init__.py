@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from coterie.engine import load
     from coterie.extraction import extract, quantize
     from coterie.generation.chat import chat_inputs
+    from coterie.generation.conversation import Conversation
     from coterie.generation.engine import Engine
     from coterie.generation.inputs import build_inputs
     from coterie.generation.opened import processors
+    from coterie.generation.prefixes import Prefixes
     from coterie.generation.samples import samples
     from coterie.generation.sampling import Sampling
     from coterie.inspection import inspect, verify
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES: dict[str, str] = {
+    "Conversation": "coterie.generation.conversation",
     "Engine": "coterie.generation.engine",
+    "Prefixes": "coterie.generation.prefixes",
     "Sampling": "coterie.generation.sampling",
     "build_inputs": "coterie.generation.inputs",
     "chat_inputs": "coterie.generation.chat",
@@ -41,7 +45,9 @@ _HOMES: dict[str, str] = {
 _SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles", "survey"})
 
 __all__ = [
+    "Conversation",
     "Engine",
+    "Prefixes",
     "Sampling",
     "__version__",
     "analysis",
