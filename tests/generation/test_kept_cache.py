@@ -213,9 +213,11 @@ def test_a_turn_computes_its_own_tokens_only(model, processors, data, monkeypatc
     marked = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}\n{% endif %}{% endfor %}"
     monkeypatch.setattr(processors.tokenizer, "chat_template", marked)
     conversation, anew = talk(model, processors), talk(model, processors, reuse=False)
+    # Older releases find out where pictures are in a pass over the whole prompt.
+    shown = prepare(model, input_ids=ids((1, 9)), max_new_tokens=1).kwargs["position_ids"].dim() == 3
     before = 0
     for number, text in enumerate(TURNS):
-        images = [data / "sandal.png"] if number == 1 else []
+        images = [data / "sandal.png"] if shown and number == 1 else []
         answer = conversation.ask(text, images=images)
         assert answer.reused_tokens == before
         assert anew.ask(text, images=images).reused_tokens == 0

@@ -20,7 +20,7 @@ from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
 from coterie.generation.steps import generated
-from coterie.hf.generation_steps import last_logits, prepare_in_pieces
+from coterie.hf.generation_steps import last_logits, prepare, prepare_in_pieces
 from coterie.spec import AdaptiveExperts
 from zoo import ZOO
 
@@ -146,6 +146,8 @@ def test_pictures_and_sounds_are_told_apart(bundled, processors: Processors, dat
         return build_inputs(processors, text, images=images, audios=audios).to(model.dtype)
 
     sandal, both = prompt("sandal.png"), prompt("sandal.png", "dog.wav")
+    if prepare(model, **sandal, max_new_tokens=1).kwargs["position_ids"].dim() == 2:
+        pytest.skip("this transformers finds out where pictures are in a pass over the whole prompt")
     got = [answer(model, one, prefixes) for one in (sandal, sandal, both, both, prompt("dog.wav"))]
     assert got == [alone(model, one) for one in (sandal, sandal, both, both, prompt("dog.wav"))]
     assert got[0].reused == 0

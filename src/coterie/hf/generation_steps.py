@@ -123,7 +123,9 @@ def prepare_in_pieces(model: PreTrainedModel, inputs: Mapping[str, Any], **optio
     media = media_of(model.config, inputs)
     if media is not None and media.each:
         prepared = replace(prepare(model, **media.prepared(inputs), **options), media=media)
-        if may_come_in_pieces(prepared):
+        positions = prepared.kwargs.get("position_ids")
+        # Older releases work out where pictures are in a forward pass, and only in one over the whole prompt.
+        if may_come_in_pieces(prepared) and isinstance(positions, Tensor) and positions.dim() == 3:
             return prepared
     return prepare(model, **inputs, **options)
 
