@@ -150,6 +150,10 @@ def test_pictures_and_sounds_are_told_apart(bundled, processors: Processors, dat
         pytest.skip("this transformers finds out where pictures are in a pass over the whole prompt")
     got = [answer(model, one, prefixes) for one in (sandal, sandal, both, both, prompt("dog.wav"))]
     assert got == [alone(model, one) for one in (sandal, sandal, both, both, prompt("dog.wav"))]
+    # Positions are those of the whole prompt: but for rounding, pieces come to the same.
+    for prompt_of, pieces in ((sandal, got[0]), (both, got[2])):
+        whole = answer(model, prompt_of, Prefixes(0, piece=1 << 20))
+        assert (whole.logits[0] - pieces.logits[0]).abs().max() < 0.1 * whole.logits[0].std()
     assert got[0].reused == 0
     assert got[1].reused % PIECE == 0
     assert got[1].reused > int((sandal["input_ids"] == model.config.image_token_id).sum())
