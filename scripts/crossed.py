@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "coterie"
+INSIDE = f"{SOURCE}/"
 EXPERTS = (str(SOURCE / "integration" / "adapters"), str(SOURCE / "integration" / "quantised.py"))
 """Beginnings of the names of files by which a layer comes to its experts."""
 
@@ -42,7 +43,7 @@ class Files:
 
 
 class Crossed:
-    """Collects the files while it counts; install it before threads begin."""
+    """Collects the files while it counts."""
 
     def __init__(self) -> None:
         self._files: Files | None = None
@@ -51,9 +52,8 @@ class Crossed:
         self._experts: FrameType | None = None
 
     def install(self) -> None:
-        """Listens in this thread and in all that begin from now on."""
+        """Listens in all threads that begin from now on; in this one, only within a step."""
         threading.setprofile(self._event)
-        sys.setprofile(self._event)
 
     def _event(self, frame: FrameType, event: str, argument: Any) -> None:
         files = self._files
@@ -63,11 +63,11 @@ class Crossed:
         if event == "return" and here and frame is self._experts:
             self._experts = None
         name = frame.f_code.co_filename
-        if event != "call" or not name.startswith(str(SOURCE)):
+        if event != "call" or not name.startswith(INSIDE):
             return
         if here and self._experts is None and name.startswith(EXPERTS):
             self._experts = frame
-        name = Path(name).relative_to(SOURCE).as_posix()
+        name = name.removeprefix(INSIDE)
         files.all.add(name)
         if self._experts is not None or not here:
             files.experts.add(name)
@@ -76,9 +76,11 @@ class Crossed:
     def step(self) -> Iterator[Files]:
         """What is entered within the block."""
         self._files = files = Files()
+        sys.setprofile(self._event)
         try:
             yield files
         finally:
+            sys.setprofile(None)
             self._files = self._experts = None
 
 

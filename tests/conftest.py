@@ -1,4 +1,9 @@
-"""Fixtures of the whole suite: offline, one thread, tiny checkpoints made once per session."""
+"""Fixtures of the whole suite: offline, one thread, tiny checkpoints made once per session.
+
+torch and transformers are imported by fixtures: the process that hands out the tests reads this file, and runs none.
+"""
+
+from __future__ import annotations
 
 import gc
 import os
@@ -7,9 +12,20 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, settings
 
 from processor import INTEL
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+# To import makes many objects that stay, and to open models makes many and little garbage: to look for it takes long.
+gc.disable()
+gc.set_threshold(50_000, 20, 20)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # For the processes that tests start, too: two workers that start two threads each on two cores wait for each other.
@@ -19,14 +35,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # On processors that are not Intel's, MKL adds float32 sums in an order that depends on where tensors lie in memory, and
 # stock is not the same twice (docs/concepts.md). Set before MKL is loaded, this ends it.
 os.environ.setdefault("MKL_CBWR", "" if INTEL else "AUTO")
-
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
-from transformers import PreTrainedModel
-
-from zoo import checkpoint, stock
-from zoo.tokenizer import add_tokenizer
 
 ZooCheckpoint = Callable[..., Path]
 
@@ -40,33 +48,50 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
-def pytest_configure() -> None:
-    """To import and to open models makes many objects and little garbage."""
-    gc.set_threshold(10_000, 10, 10)
-
-
 def pytest_collection_finish() -> None:
-    """Garbage is not looked for in what was imported, which stays: that took a seventh of the suite's time."""
-    gc.collect()
+    """Garbage is not looked for in what was imported, only in what tests make."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
+    import torch
+
     # Tiny models gain nothing from more threads, and busy machines lose a lot.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and thousands of small files would each be waited for.
+
+    That everything is synced at its time is tested by the calls (``store/faults.py``).
+    """
+
+    def sync(file: int | Any) -> None:
+        os.fstat(file if isinstance(file, int) else file.fileno())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", sync)
+        yield
 
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     """What a test draws does not depend on the tests that ran before it in this process."""
+    import torch
+
     random.seed(0)
-    torch.manual_seed(0)
+    # torch.manual_seed remembers for accelerators, if there were any, from where it was called.
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Two threads for torch during the test."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -76,6 +101,11 @@ def two_threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 MoE in bf16 with a tokenizer: words ``w3`` …; read it only."""
+    import torch
+
+    from zoo import checkpoint
+    from zoo.tokenizer import add_tokenizer
+
     directory = checkpoint("qwen3_moe", torch.bfloat16, tmp_path_factory.mktemp("readable"))
     add_tokenizer(directory, chat=False)
     return directory
@@ -84,6 +114,8 @@ def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def omni(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole Qwen3-Omni with a tokenizer and a chat template; the module's own."""
+    from zoo.tokenizer import add_tokenizer
+
     directory = tmp_path_factory.mktemp("omni") / "checkpoint"
     shutil.copytree(zoo_checkpoint("qwen3_omni"), directory)
     add_tokenizer(directory, chat=True)
@@ -93,6 +125,10 @@ def omni(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ZooCheckpoint:
     """Gives the directory of a zoo model's checkpoint: ``zoo_checkpoint(name, dtype, max_shard_size=None)``."""
+    import torch
+
+    from zoo import checkpoint
+
     root = tmp_path_factory.mktemp("zoo")
 
     def make(name: str, dtype: torch.dtype = torch.float32, max_shard_size: str | int | None = None) -> Path:
@@ -104,12 +140,16 @@ def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ZooCheckpoint:
 @pytest.fixture(scope="session")
 def moe(zoo_checkpoint) -> Path:
     """A Qwen3-MoE of 2 layers with 8 experts each, one tensor per expert: bytes go straight from file to file."""
+    import torch
+
     return zoo_checkpoint("qwen3_moe", torch.bfloat16)
 
 
 @pytest.fixture(scope="session")
 def zoo_store(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Gives a store of a zoo model: ``zoo_store(name, dtype, experts=None, layers=None)``; read it only."""
+    import torch
+
     from coterie.extraction import extract
 
     root = tmp_path_factory.mktemp("stores")
@@ -126,6 +166,10 @@ def zoo_store(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def zoo_stock(zoo_checkpoint: ZooCheckpoint) -> Callable[..., PreTrainedModel]:
     """Gives the stock model with eager experts: ``zoo_stock(name, dtype)``, one per session; do not change it."""
+    import torch
+
+    from zoo import stock
+
     models: dict[tuple[str, torch.dtype], PreTrainedModel] = {}
 
     def make(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -166,8 +210,9 @@ def open_model() -> Iterator[Callable[..., PreTrainedModel]]:
 
 
 @pytest.fixture(autouse=True)
-def _a_fresh_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _a_fresh_environment(request: pytest.FixtureRequest) -> None:
     """Programs that a test starts do not inherit what models without a budget, opened by other tests, wrote down."""
     if {"memory", "docs"} & set(request.path.parts):
+        monkeypatch = request.getfixturevalue("monkeypatch")
         for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
             monkeypatch.delenv(name, raising=False)

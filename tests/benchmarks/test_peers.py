@@ -116,7 +116,7 @@ class TestStreamedRun:
 
     def test_too_long_a_run_is_ended(self) -> None:
         program = "import time; print('abc', flush=True); time.sleep(600)"
-        run = run_streamed([sys.executable, "-c", program], None, timeout_s=5)
+        run = run_streamed([sys.executable, "-c", program], None, timeout_s=3)
         assert run.timed_out
         assert run.returncode == -9
         assert run.stdout == "abc\n"

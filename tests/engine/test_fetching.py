@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from coterie.checkpoint import Checkpoint
 from coterie.engine.fetching import FetchingExperts, open_origin
@@ -371,6 +372,8 @@ torch.set_num_threads(1)
 import coterie
 store, source, seed = sys.argv[1:]
 model = coterie.load(store, missing="fetch", source=source, expert_memory="40%")
+print("ready", flush=True)
+sys.stdin.readline()
 generator = torch.Generator().manual_seed(int(seed))
 ids = torch.randint(3, 90, (1, 12), generator=generator)
 out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
@@ -378,19 +381,27 @@ print(out.tolist(), flush=True)
 """
 
 
-def test_processes_at_once_grow_one_store_and_end_without_closing(moe, partial, zoo_stock):
-    command = [sys.executable, "-c", GENERATE, str(partial), str(moe)]
-    running = [
-        subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for seed in range(2)
-    ]
-    for seed, process in enumerate(running):
-        out, err = process.communicate(timeout=250)
-        assert process.returncode == 0, err
+def test_processes_at_once_grow_one_store_and_end_without_closing(moe, partial, zoo_stock, open_model):
+    """This process and another one, both with the store open before either of them fetches; the other just ends."""
+
+    def ask(model: PreTrainedModel, seed: int) -> list[list[int]]:
         ids = torch.randint(3, 90, (1, 12), generator=torch.Generator().manual_seed(seed))
         options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
-        expected = zoo_stock("qwen3_moe", torch.bfloat16).generate(input_ids=ids, **options)
-        assert json.loads(out.strip().splitlines()[-1]) == expected.tolist()
+        return model.generate(input_ids=ids, **options).tolist()
+
+    command = [sys.executable, "-c", GENERATE, str(partial), str(moe), "0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as other:
+        model = open_model(partial, missing="fetch", source=moe, expert_memory="40%")
+        assert other.stdout.readline() == "ready\n", other.stderr.read()
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        here = ask(model, 1)
+        out, err = other.communicate(timeout=250)
+    assert other.returncode == 0, err
+    stock = zoo_stock("qwen3_moe", torch.bfloat16)
+    assert [json.loads(out.strip().splitlines()[-1]), here] == [ask(stock, 0), ask(stock, 1)]
+    model.coterie.close()
     assert verify(partial, against=moe).ok
     assert sum(map(len, present(partial).values())) > 10
 

@@ -6,8 +6,6 @@ import copy
 import json
 import random
 import socket
-import subprocess
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ from coterie.profiles import remote as remote_module
 from coterie.profiles.bounded_get import BoundedClient
 from coterie.profiles.exchange import run_to_json, segment_to_json, vocabulary_to_json
 from fuzzing import Watch, cases, mutate, scramble
+from profiles.small_readers import SmallReaders, small_readers
 from profiles.synthetic import IDENTITY, run_facts, shapes
 
 Answer = Callable[[BaseHTTPRequestHandler, dict[str, str]], Any]
@@ -184,35 +183,33 @@ BOMBS: dict[str, Callable[[], dict[str, Answer]]] = {
     },
 }
 
-READER = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
-from coterie.errors import ProfileError
-from coterie.profiles import ProfileDatabase, RemoteProfile, sync
-with ProfileDatabase(sys.argv[2], create=True) as here:
-    try:
-        sync(here, RemoteProfile(sys.argv[1]))
-    except ProfileError as error:
-        print(type(error).__name__, error)
-with open("/proc/self/status") as status:
-    print(*(line.split()[1] for line in status if line.startswith("VmHWM")), file=sys.stderr)
+READ = """
+def read(url, path):
+    with ProfileDatabase(path, create=True) as here:
+        try:
+            sync(here, RemoteProfile(url))
+        except ProfileError as error:
+            print(type(error).__name__, error)
 """
 
 
+@pytest.fixture(scope="module")
+def readers() -> Iterator[SmallReaders]:
+    with small_readers(READ) as found:
+        yield found
+
+
 @pytest.mark.parametrize("name", list(BOMBS))
-def test_what_swells_is_refused_in_one_gibibyte(publisher, tmp_path: Path, name: str) -> None:
+def test_what_swells_is_refused_in_one_gibibyte(publisher, readers: SmallReaders, tmp_path: Path, name: str) -> None:
     url, answers = publisher
     answers["/v1/models"] = fixed({"models": [{"identity": IDENTITY, "model": "tiny"}]})
     answers["/v1/vocabulary"] = fixed({"shared": False})
     answers |= BOMBS[name]()
-    done = subprocess.run(
-        [sys.executable, "-c", READER, url, str(tmp_path / "here.db")],
-        capture_output=True, text=True, check=False, timeout=300, env={"OMP_NUM_THREADS": "1", "PATH": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("Profile"), done.stdout
-    assert len(done.stdout) < 1000
-    assert int(done.stderr.splitlines()[-1]) < 1 << 20
+    done = readers.run(url, str(tmp_path / "here.db"))
+    assert done.code == 0
+    assert done.out.startswith("Profile"), done.out
+    assert len(done.out) < 1000
+    assert done.peak < 1 << 20
 
 
 def trickle(handler: BaseHTTPRequestHandler, parameters: dict[str, str]) -> None:

@@ -65,13 +65,22 @@ def answers(database: ProfileDatabase) -> dict[str, object]:
     }
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What each process recorded into a file of its own; read it only."""
+    folder = tmp_path_factory.mktemp("files")
+    found = [str(folder / f"{number}.db") for number in range(PROCESSES)]
+    at_once(found)
+    return found
+
+
 @pytest.mark.parametrize("server", ["one server", "one file"])
-def test_processes_into_one_place_and_into_files_merged_later_give_the_same(tmp_path: Path, server, request) -> None:
+def test_processes_into_one_place_and_into_files_merged_later_give_the_same(
+    tmp_path: Path, files: list[str], server, request
+) -> None:
     one = request.getfixturevalue("postgresql") if server == "one server" else str(tmp_path / "one.db")
     # None of them finds any tables: they are made once all the same.
     at_once([one] * PROCESSES)
-    files = [str(tmp_path / f"{number}.db") for number in range(PROCESSES)]
-    at_once(files)
     sources = [ProfileDatabase(path) for path in files]
     with ProfileDatabase(one) as together, ProfileDatabase(tmp_path / "merged.db", create=True) as merged:
         merge(sources[::-1], merged)

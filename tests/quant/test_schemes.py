@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 import platform
 import subprocess
@@ -234,27 +236,26 @@ def test_the_schemes_by_name() -> None:
         lossy_scheme("int9")
 
 
+def capability_and_digest() -> tuple[str, str]:
+    """The instruction set of a process, and what all schemes make of the same weights in it."""
+    weights = torch.randn(300, 416, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64)
+    weights = (weights * 2**20).round().float() / 2**20
+    digest = hashlib.sha256(weights.numpy().tobytes())
+    for scheme in SCHEMES.values():
+        for part in scheme.quantise(weights):
+            digest.update(part.view(-1).view(torch.uint8).numpy().tobytes())
+    return torch.backends.cpu.get_cpu_capability(), digest.hexdigest()
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the capabilities are those of x86-64")
 def test_the_same_bytes_with_every_instruction_set() -> None:
-    script = (
-        "import hashlib, torch\n"
-        "from coterie.quant import SCHEMES\n"
-        "weights = torch.randn(300, 416, generator=torch.Generator('cpu').manual_seed(0), dtype=torch.float64)\n"
-        "weights = (weights * 2**20).round().float() / 2**20\n"
-        "digest = hashlib.sha256(weights.numpy().tobytes())\n"
-        "for scheme in SCHEMES.values():\n"
-        "    for part in scheme.quantise(weights):\n"
-        "        digest.update(part.view(-1).view(torch.uint8).numpy().tobytes())\n"
-        "print(torch.backends.cpu.get_cpu_capability(), digest.hexdigest())"
-    )
-    found: dict[str, str] = {}
-    for capability in ("default", "avx2", None):
-        environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
-        if capability is not None:
-            environment["ATEN_CPU_CAPABILITY"] = capability
+    found = dict([capability_and_digest()])
+    script = f"import hashlib, torch\nfrom coterie.quant import SCHEMES\n{inspect.getsource(capability_and_digest)}\n"
+    for capability in ("default", "avx2"):
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
-        )
+            [sys.executable, "-c", script + "print(*capability_and_digest())"],
+            capture_output=True, text=True, check=True, env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+        )  # fmt: skip
         used, digest = done.stdout.split()
         found[used] = digest
     assert len(found) > 1

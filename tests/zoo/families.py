@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,13 @@ class ZooModel:
         for modality, wanted in absent.items():
             if wanted and modality not in self.modalities:
                 raise ValueError(f"{self.name} takes no {modality}")
-        return example_inputs(self.config(), seed, batch, length, image=image, audio=audio)
+        return example_inputs(_read_only_config(self), seed, batch, length, image=image, audio=audio)
+
+
+@functools.cache
+def _read_only_config(model: ZooModel) -> PreTrainedConfig:
+    """To look sizes up in: transformers takes long to make one."""
+    return model.config()
 
 
 # Seen in 5.7; the release that mended it was not looked for.

@@ -37,6 +37,7 @@ _MOST_VALUES = 32768
 _LANES = (8, 16, 4)
 _FORMS = (0, 1, 2)
 _TRIED_ROWS = (1, 2, 5, 16)
+_TRIED_VALUES = 1 << 16
 
 
 def stock_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -316,11 +317,12 @@ def _telling_rows(columns: int, dtype: torch.dtype) -> list[torch.Tensor]:
 
     A sum that is added in another order differs in about half of all rows, but in its last bit; that shows in one of a
     few hundred results in bfloat16, and in every other one in float32. So there are many values in all. Some rows are
-    so small that epsilon counts.
+    so small that epsilon counts. Narrow rows are tried many at a time: each trial costs some calls, whatever is in it.
     """
     generator = torch.Generator().manual_seed(0)
     found = []
-    for count in (*_TRIED_ROWS, *[16] * min(64, -(-(1 << 16) // (16 * columns)))):
+    many = max(16, _TRIED_VALUES // 4 // columns)
+    for count in (*_TRIED_ROWS, *[many] * -(-_TRIED_VALUES // (many * columns))):
         count = max(1, min(count, _MOST_VALUES // columns))
         scale = 10.0 ** torch.randint(-4, 3, (count, 1), generator=generator)
         spread = 2.0 ** torch.randint(-6, 7, (columns,), generator=generator)
