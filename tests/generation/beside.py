@@ -64,9 +64,10 @@ def begun(model: Any, count: int, *, new: int = 6, steps: Steps | None = None) -
     steps = Steps() if steps is None else steps
     found = [Beside(model, seed, new=new) for seed in range(count)]
     for one in found:
+        alone = Steps()
+        alone.add(one.sequence)
+        alone.step()
         steps.add(one.sequence)
-    for _ in found:
-        steps.step()
     return steps, found
 
 

@@ -23,6 +23,7 @@ from coterie.errors import (
     QueueTimeoutError,
     ReadError,
     RequestCancelledError,
+    UsageError,
 )
 from coterie.generation import engine as engine_module
 from coterie.generation.completion import Completion, complete
@@ -424,3 +425,9 @@ def test_a_prompt_that_is_given_up_is_gone_on_with(engine: Engine) -> None:
         pass
     ticket.cancel()
     assert engine.submit(PROMPT, Sampling(max_new_tokens=3)).result(60).reused_tokens >= PIECE
+
+
+@pytest.mark.parametrize("options", [{"parallel": 0}, {"most_waiting": -1}, {"piece": 0}])
+def test_numbers_that_cannot_be_are_refused(opened: OpenModel, options: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        Engine(opened, **options)  # type: ignore[arg-type]

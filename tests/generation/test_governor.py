@@ -156,3 +156,18 @@ def test_beginnings_of_prompts_have_what_requests_leave_and_a_share(tight: Gover
         tight.release(one)
     assert (tight.lent, cache.capacity) == (0, before)
     assert kept.limit == reserve + 2 * BLOCK * token
+
+
+def test_a_cache_that_reserves_all_its_tokens_is_held_from_the_beginning(
+    opened: OpenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened.model.generation_config, "cache_implementation", "static")
+    wishes = Sampling(max_new_tokens=2 * BLOCK, temperature=0, stop=("the",))
+    with Engine(opened, parallel=4) as engine:
+        held: list[int] = []
+        tickets = [engine.submit("And it came to pass", wishes) for _ in range(4)]
+        for ticket in tickets:
+            for _ in ticket:
+                held.append(engine.governor.held)
+        assert len({ticket.result(60).token_ids for ticket in tickets}) == 1
+    assert max(held) >= engine.governor._nbytes(2 * BLOCK)

@@ -16,6 +16,7 @@ from coterie.native import MOST_ROWS, library
 from coterie.passes.current import current
 from coterie.records.reads import RecordReader
 from coterie.spec import ExpertsSelected, ExpertsServed, StepStarted
+from zoo import ZOO
 
 from .beside import Beside, begun, count_shared
 from .going import Failing
@@ -105,7 +106,7 @@ def test_one_with_another_cache_takes_turns_with_those_that_share(model, shared)
     other = Beside(model, 2, inputs={"input_ids": several[0].sequence.ids[:, :5], "cache_implementation": "static"})
     steps.add(other.sequence)
     finish(steps)
-    assert set(shared) == {2}
+    assert shared == [2] * 4  # one of the five rounds finds out who is in the way
     assert all(one.is_as(alone[seed]) for seed, one in enumerate(several))
     assert len(other.logits) == 6
 
@@ -308,8 +309,6 @@ def test_one_that_leaves_during_its_own_pass_ends_with_it(model) -> None:
 
 def test_an_interrupt_ends_all_that_share_the_pass(model, monkeypatch) -> None:
     steps, several = begun(model, 2)
-    later = Beside(model, 3)
-    steps.add(later.sequence)
 
     def interrupted(self: RowRooms, layer_idx: int) -> Any:
         raise KeyboardInterrupt
@@ -319,6 +318,8 @@ def test_an_interrupt_ends_all_that_share_the_pass(model, monkeypatch) -> None:
         steps.step()
     monkeypatch.undo()
     assert all(one.sequence.ended for one in several)
+    later = Beside(model, 3)
+    steps.add(later.sequence)
     steps.finish(later.sequence)
     assert later.is_as(Beside(model, 3).alone())
 
@@ -326,11 +327,33 @@ def test_an_interrupt_ends_all_that_share_the_pass(model, monkeypatch) -> None:
 def test_caches_count_for_what_each_holds(store, open_model, shared) -> None:
     """Were all counted as long as the longest, they would not have room beside each other."""
     model = open_model(store(), max_context=60)
-    long = Beside(model, 0, new=4, inputs={"input_ids": torch.arange(3, 38)[None]})
+    long = Beside(model, 0, new=6, inputs={"input_ids": torch.arange(3, 33)[None]})
     steps = Steps()
-    short = [Beside(model, 5, new=4, inputs={"input_ids": torch.arange(3, 6)[None]}) for _ in range(3)]
+    short = [Beside(model, 5, new=6, inputs={"input_ids": torch.arange(3, 6)[None]}) for _ in range(2)]
     for one in (long, *short):
         steps.add(one.sequence)
     finish(steps)
-    assert [one.sequence.error for one in (long, *short)] == [None] * 4
-    assert shared[0] == 4
+    assert [one.sequence.error for one in (long, *short)] == [None] * 3
+    assert max(shared) == 3
+
+
+def test_pictures_and_sounds_share_passes_with_texts(store, open_model, shared) -> None:
+    model = open_model(store("qwen3_omni_thinker"))
+    given = [
+        ZOO["qwen3_omni_thinker"].inputs(seed=seed, length=32 - 4 * seed, image=seed < 2, audio=seed > 0)
+        for seed in range(3)
+    ]
+    prompts = [
+        {name: one.bfloat16() if one.is_floating_point() else one for name, one in inputs.items()} for inputs in given
+    ]
+    alone = [Beside(model, seed, inputs=inputs).alone() for seed, inputs in enumerate(prompts)]
+    steps = Steps()
+    several = [Beside(model, seed, inputs=inputs) for seed, inputs in enumerate(prompts)]
+    for one in several:
+        steps.add(one.sequence)
+    steps.step()
+    # Older releases of transformers make positions within the forward pass, of the sequence that came last.
+    given = (several[0].sequence.next_inputs() or {}).get("position_ids") is not None
+    finish(steps)
+    assert max(shared, default=1) == (3 if given else 1)
+    assert all(one.is_as(other) for one, other in zip(several, alone, strict=True))

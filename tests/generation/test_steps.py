@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -294,7 +295,12 @@ def test_pieces_are_those_of_transformers(name, zoo_checkpoint, open_model) -> N
     model = open_model(zoo_checkpoint(name, torch.bfloat16), expert_memory="50%")
     inputs = ZOO[name].inputs(seed=4, length=23)
     for options in (MODES["greedy"], MODES["sampled"]):
-        expected = stock_way(model, inputs, options | {"prefill_chunk_size": 8})
+        try:
+            expected = stock_way(model, inputs, options | {"prefill_chunk_size": 8})
+        except RuntimeError:
+            # Older releases take positions in three dimensions apart in the wrong one.
+            assert name == "qwen3_vl_moe"
+            pytest.skip("transformers' own pieces fail")
         for ours, theirs in zip(our_way(model, inputs, options, piece=8), expected, strict=True):
             assert torch.equal(ours, theirs)
 
@@ -313,12 +319,13 @@ def test_a_prompt_goes_on_where_its_cache_ends(model) -> None:
     from transformers import DynamicCache
 
     expected = our_way(model, {"input_ids": ids(1, 23)}, MODES["greedy"], piece=8)
+    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
     for held in (8, 16):
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
             for begin in range(0, held, 8):
-                model(input_ids=ids(1, 23)[:, begin : begin + 8], past_key_values=cache)
-        inputs = {"input_ids": ids(1, 23), "past_key_values": cache}
+                model(input_ids=ids(1, 23)[:, begin : begin + 8], **{name: cache})
+        inputs = {"input_ids": ids(1, 23), name: cache}
         for ours, theirs in zip(our_way(model, inputs, MODES["greedy"], piece=8), expected, strict=True):
             assert torch.equal(ours, theirs)
 
@@ -340,3 +347,34 @@ def test_an_answer_waits_for_one_piece_of_others_prompts(model) -> None:
     turns = "".join(names[request] for request, *_ in observer.passes)
     # Pieces of the two prompts alternate, and between any two of them the answer gets a token.
     assert turns == "a" + "paqa" * 3 + "aa"
+
+
+def test_what_ends_one_of_several_in_a_pass_leaves_the_others_their_tokens(model) -> None:
+    """As a panic does of a Rust library that decodes one's token."""
+
+    class Panicking:
+        left = 3
+
+        def put(self, value: torch.Tensor) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise SystemExit("panic")
+
+        def end(self) -> None:
+            raise AssertionError("it has not ended by itself")
+
+    expected = [generated(sequence(model, seed)).new_ids.tolist() for seed in (1, 2, 3)]
+    steps = Steps()
+    together = [sequence(model, 1), sequence(model, 2, stream=Panicking()), sequence(model, 3)]
+    for one in together:
+        steps.add(one)
+    raised = 0
+    while steps.going:
+        try:
+            steps.step()
+        except SystemExit:
+            raised += 1
+    assert raised == 1
+    assert [one.new_ids.tolist() for one in (together[0], together[2])] == [expected[0], expected[2]]
+    with pytest.raises(SystemExit):
+        together[1].check()

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
 from coterie.spec import install_advice, parse_bytes
 from coterie.spec.opening import Opening
+
+if TYPE_CHECKING:
+    from coterie.generation.opened import OpenModel
 
 _PACKAGES = ("pydantic", "prometheus_client", "starlette", "uvicorn")
 
@@ -147,9 +150,9 @@ def command(
 
         hosts = Hosts(host, allow_host or ())
 
-        def say(name: str) -> None:
+        def say(name: str, how: str = "") -> None:
             at = f"[{host}]" if ":" in host else host
-            print_note(f"{name} at http://{at}:{address.getsockname()[1]}/v1. Ctrl-C ends it.")
+            print_note(f"{name} at http://{at}:{address.getsockname()[1]}/v1. {how}Ctrl-C ends it.")
 
         with ExitStack() as stack:
             if ray is None:
@@ -168,7 +171,9 @@ def command(
                 app = make_app(
                     engine, meters, names=names, hosts=hosts, keys=keys, shared_prefixes=shared_prefixes
                 )  # fmt: skip
-                interrupted = serve(app, engine, address, drain_s=drain, on_ready=partial(say, names[0]))
+                interrupted = serve(
+                    app, engine, address, drain_s=drain, on_ready=partial(say, names[0], _rows(opened, parallel))
+                )
             else:
                 from coterie.server.gate import Gate
                 from coterie.server.replicas.front import Front
@@ -191,6 +196,16 @@ def command(
                 interrupted = serve(app, front, address, drain_s=drain, on_ready=partial(say, word))
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _rows(opened: OpenModel, parallel: int) -> str:
+    """What is said of how several answers are computed."""
+    from coterie.integration import rows_together
+
+    rows = min(parallel, rows_together(opened.model))
+    if rows > 1:
+        return f"Up to {rows} answers share a forward pass. "
+    return "Answers take turns, a token each. " if parallel > 1 else ""
 
 
 def _check_replicas(replicas: int | None, ray: str | None, opening: Opening) -> None:

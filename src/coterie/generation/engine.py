@@ -16,24 +16,23 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from coterie.errors import EngineStoppedError, QueueFullError, QueueTimeoutError
+from coterie.errors import EngineStoppedError, UsageError
 from coterie.generation.asked import Asked, preparing
 from coterie.generation.governor import Governor
 from coterie.generation.interruption import Stopped, StopWatches
-from coterie.generation.jobs import Job
+from coterie.generation.jobs import Beginning, Job
 from coterie.generation.opened import OpenModel
 from coterie.generation.prefixes import PIECE, Prefixes
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
 from coterie.generation.steps import Steps
 from coterie.generation.tickets import Done, Failed, Phase, Prepared, Ticket
+from coterie.generation.waiting_line import WaitingLine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from coterie.generation.completion import Completion
-    from coterie.generation.sequence import Keeper
-    from coterie.hf.generation_steps import Prepared as PreparedPrompt
 
 Result = TypeVar("Result")
 
@@ -41,7 +40,6 @@ STALL_S = 120.0
 """Without a layer computed for so long, a running request has got stuck."""
 
 _POLL_S = 0.05
-_LONGEST_RETRY_S = 600
 _log = logging.getLogger("coterie.engine")
 
 
@@ -88,6 +86,7 @@ class Engine:
 
     Raises:
         LoadError: If the model has no tokenizer.
+        UsageError: If a number is out of range.
     """
 
     def __init__(
@@ -101,34 +100,35 @@ class Engine:
         prefix_memory: int | None = None,
         watcher: Watcher | None = None,
     ) -> None:
+        for what, number, least in (("parallel", parallel, 1), ("most_waiting", most_waiting, 0), ("piece", piece, 1)):
+            if number < least:
+                raise UsageError(f"{what} must be at least {least}, not {number}.", got=number)
         self.opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
         self.parallel = parallel
         self.governor = Governor(self.opened.runtime)
         self.draining = False
-        self._most_waiting = most_waiting
-        self._longest_wait_s = longest_wait_s
         self.prefixes = Prefixes(0, piece=piece)
         self.governor.share(self.prefixes, prefix_memory)
         self._watcher = watcher
         self._names = map("request-{}".format, itertools.count(1))
-        self._waiting: list[Job] = []
         self._running: list[Job] = []
         self._steps = Steps()
         self._stops = StopWatches()
         lock = threading.RLock()
-        self._changed, self._late = threading.Condition(lock), threading.Condition(lock)
+        self._changed = threading.Condition(lock)
+        self._waiting = WaitingLine(
+            lock, most=most_waiting, longest_s=longest_wait_s, give_up=self._fail, why=self._waited_for
+        )
         self._closed = False
         self._death: BaseException | None = None
-        self._usual_s = 1.0
         # One thread: tokenizers take one caller at a time, and the model wants the other cores.
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="coterie-prepare")
         self._thread = threading.Thread(target=self._work, name="coterie-model", daemon=True)
-        self._clock = threading.Thread(target=self._expire, name="coterie-queue", daemon=True)
 
     def start(self) -> Self:
         """Begins to serve; entering it as a context does that, too."""
         self._thread.start()
-        self._clock.start()
+        self._waiting.start()
         return self
 
     def __enter__(self) -> Self:
@@ -192,14 +192,7 @@ class Engine:
         ticket = Ticket(name or next(self._names), self.cancel)
         job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt)
         with self._changed:
-            if len(self._waiting) >= self._most_waiting + self.parallel - len(self._running):
-                raise QueueFullError(
-                    f"{len(self._waiting)} requests are waiting already.",
-                    advice="Ask again later, or allow more to wait.",
-                    retry_after=self._retry_after(),
-                )
-            self._waiting.append(job)
-            self._late.notify()
+            self._waiting.add(job, self.parallel - len(self._running))
         self._preparer.submit(self._prepare, job)
         return ticket
 
@@ -211,9 +204,7 @@ class Engine:
                 return
             if self._watcher is not None:
                 self._watcher.cancelled(ticket.phase)
-            if job in self._waiting:
-                self._waiting.remove(job)
-            else:
+            if not self._waiting.remove(job):
                 self._stop(job)
             ticket.tell_cancelled()
             self._changed.notify_all()
@@ -224,9 +215,8 @@ class Engine:
         with self._changed:
             for job in self._running:
                 self._stop(job)
-            for job in (*self._waiting, *self._running):
+            for job in (*self._waiting.clear(), *self._running):
                 self._fail(job, _stopping())
-            self._waiting.clear()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -235,10 +225,10 @@ class Engine:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            self._late.notify_all()
-        for thread in (self._thread, self._clock):
-            if thread.ident is not None:
-                thread.join()
+            self._waiting.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._waiting.join()
         self._preparer.shutdown(cancel_futures=True)
 
     async def aside(self, work: Callable[[], Result]) -> Result:
@@ -261,8 +251,7 @@ class Engine:
             prompt = job.prepare(self.opened)
         except BaseException as error:  # panics of Rust libraries are no Exception
             with self._changed:
-                if job in self._waiting:
-                    self._waiting.remove(job)
+                self._waiting.remove(job)
                 self._fail(job, error)
             return
         with self._changed:
@@ -281,10 +270,9 @@ class Engine:
             _log.critical("the model's thread has ended", exc_info=error)
             with self._changed:
                 self._death = error
-                for job in (*self._waiting, *self._running):
+                for job in (*self._waiting.clear(), *self._running):
                     self._fail(job, EngineStoppedError("The model's thread has ended.", stopping=False))
                     self._steps_without(job)
-                self._waiting.clear()
                 self._running.clear()
         finally:
             self.opened.runtime.remove_observer(self._stops)
@@ -323,7 +311,7 @@ class Engine:
         """
         with self._changed:
             while True:
-                ready = next((job for job in self._waiting if job.prompt is not None), None)
+                ready = self._waiting.ready
                 if ready is not None and self._may_begin(ready):
                     self._waiting.remove(ready)
                     self._running.append(ready)
@@ -349,7 +337,7 @@ class Engine:
     def _begin(self, job: Job) -> None:
         """Its inputs, and its sequence; all of its generation, if that is one call."""
         try:
-            job.begin(self.opened, _Beginning(job, self.prefixes, self.governor))
+            job.begin(self.opened, Beginning(job, self.prefixes, self.governor))
             if job.sequence is not None:
                 self._steps.add(job.sequence)
                 return
@@ -381,8 +369,8 @@ class Engine:
             self._leave(job, _stopping() if isinstance(error, Stopped) else error)
             return
         ticket = job.ticket
-        self._usual_s += 0.2 * (time.monotonic() - (ticket.begun or 0.0) - self._usual_s)
         with self._changed:
+            self._waiting.served(time.monotonic() - (ticket.begun or 0.0))
             if ticket.phase != "over":
                 if self._watcher is not None:
                     self._watcher.finished(ticket, completion)
@@ -415,54 +403,11 @@ class Engine:
                 self._watcher.failed(job.ticket, error)
             job.ticket.tell(Failed(error))
 
-    def _expire(self) -> None:
-        """The thread that ends requests which have waited for too long."""
-        with self._late:
-            while not self._closed:
-                self._late.wait(self._expire_due())
-
-    def _expire_due(self) -> float | None:
-        """Ends them; returns the seconds until the next one has. The lock is held."""
-        now = time.monotonic()
-        for job in [one for one in self._waiting if now - one.ticket.submitted >= self._longest_wait_s]:
-            self._waiting.remove(job)
-            self._fail(job, self._waited(job))
-        first = min((job.ticket.submitted for job in self._waiting), default=None)
-        return None if first is None else first + self._longest_wait_s - now
-
-    def _waited(self, job: Job) -> QueueTimeoutError:
-        why = ""
-        if job.prompt is not None and len(self._running) < self.parallel and not job.alone:
-            why = f" {self.governor.shortage(job.most)}"
-        return QueueTimeoutError(
-            f"The request waited for {self._longest_wait_s:g} s without its turn coming.{why}",
-            retry_after=self._retry_after(),
-        )
-
-    def _retry_after(self) -> int:
-        """Seconds until there may be room, by how long requests took lately."""
-        return max(1, min(_LONGEST_RETRY_S, round(self._usual_s)))
-
-
-class _Beginning:
-    """What a prompt is found to begin with, and put into its cache once there is room for it."""
-
-    def __init__(self, job: Job, prefixes: Prefixes, governor: Governor) -> None:
-        self._job = job
-        self._prefixes = prefixes
-        self._governor = governor
-
-    @property
-    def piece(self) -> int:
-        return self._prefixes.piece
-
-    def begin(self, prepared: PreparedPrompt) -> Keeper | None:
-        job = self._job
-
-        def make_room(tokens: int) -> None:
-            self._governor.hold(job, tokens, job.media_nbytes)
-
-        return self._prefixes.begin(prepared, job.salt, make_room=make_room)
+    def _waited_for(self, job: Job) -> str:
+        """What a request waits for, if that is memory."""
+        if job.prompt is None or job.alone or len(self._running) >= self.parallel:
+            return ""
+        return self.governor.shortage(job.most)
 
 
 def _stopping() -> EngineStoppedError:

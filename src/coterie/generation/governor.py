@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
+from contextlib import suppress
 
 from coterie.engine.runtime import Runtime
-from coterie.errors import MemoryBudgetError
+from coterie.errors import CoterieError, MemoryBudgetError
 from coterie.generation.prefixes import Prefixes
 from coterie.spec import format_bytes
 
@@ -153,7 +154,9 @@ class Governor:
         """A request holds nothing any more. Harmless if it never did."""
         self._promises.pop(whose, None)
         if self._holdings.pop(whose, None) is not None:
-            self._cover()
+            # Where the model has been closed, there is nothing to be given back.
+            with suppress(CoterieError):
+                self._cover()
 
     def shortage(self, tokens: int) -> str:
         """Says what a request of so many tokens asks for, and what there is."""

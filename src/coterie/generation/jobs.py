@@ -12,12 +12,15 @@ from coterie.errors import ContextLengthError
 from coterie.generation.asked import Prompt
 from coterie.generation.completion import Completing, Reuse, most_tokens
 from coterie.generation.draws import Draws, drawing
+from coterie.generation.governor import Governor
 from coterie.generation.one_sequence import files_named, longest
 from coterie.generation.opened import OpenModel
+from coterie.generation.prefixes import Prefixes
 from coterie.generation.provenance import ProvenanceMeter
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
 from coterie.generation.tickets import Part, Piece, Prepared, Progress, Ticket
+from coterie.hf.caches import reserved_length
 from coterie.hf.generation_steps import one_by_one
 from coterie.passes.current import Request, Stated
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import BatchFeature
 
     from coterie.generation.completion import Completion
+    from coterie.generation.sequence import Keeper
+    from coterie.hf.generation_steps import Prepared as PreparedPrompt
 
 
 class Job:
@@ -70,12 +75,14 @@ class Job:
         self._prepare = prepare
         self._sampling = sampling
         self._completing: Completing | None = None
+        # Tokens that it has room for from its first pass on, where that does not grow with it.
+        self._reserved = 0
         self._draws: Draws | None = None
 
     @property
     def coming(self) -> int:
         """Tokens whose keys and values it has after its next pass."""
-        return 0 if self.sequence is None else self.sequence.position + self.sequence.coming
+        return 0 if self.sequence is None else max(self._reserved, self.sequence.position + self.sequence.coming)
 
     def prepare(self, opened: OpenModel) -> Prompt:
         """Makes its prompt, in whatever thread, and finds out what it can come to need.
@@ -129,6 +136,11 @@ class Job:
                 seed = self._sampling.seed
                 self._draws = None if seed is None else Draws(seed)
                 self.sequence = self._completing.sequence(self.request, draws=self._draws, reuse=reuse)
+                kept = self.sequence.cache
+                if model.config.is_encoder_decoder:
+                    self._reserved = self.most
+                elif kept is not None:
+                    self._reserved = reserved_length(kept)
 
     def search(self, opened: OpenModel) -> None:
         """Generates in one call, if it is :attr:`alone`."""
@@ -199,3 +211,32 @@ class Job:
                 tokens=length,
                 max_context=room,
             )
+
+
+class Beginning:
+    """What a request's prompt is found to begin with: put into its cache once there is room for it.
+
+    Args:
+        job: The request.
+        prefixes: Beginnings of prompts.
+        governor: Makes the room.
+    """
+
+    def __init__(self, job: Job, prefixes: Prefixes, governor: Governor) -> None:
+        self._job = job
+        self._prefixes = prefixes
+        self._governor = governor
+
+    @property
+    def piece(self) -> int:
+        """Tokens of a prompt in one pass."""
+        return self._prefixes.piece
+
+    def begin(self, prepared: PreparedPrompt) -> Keeper | None:
+        """As :meth:`~coterie.generation.prefixes.Prefixes.begin`."""
+        job = self._job
+
+        def make_room(tokens: int) -> None:
+            self._governor.hold(job, tokens, job.media_nbytes)
+
+        return self._prefixes.begin(prepared, job.salt, make_room=make_room)

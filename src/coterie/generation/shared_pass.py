@@ -37,7 +37,7 @@ class SharedPass:
             layers: Those of the model.
             sequences: They have begun.
         """
-        caches, lengths = [one.cache for one in sequences], [one.row.position for one in sequences]
+        caches, lengths = [one.cache for one in sequences], [one.position for one in sequences]
         if any(cache is None for cache in caches):
             return None
         rooms = layers.rooms(caches, lengths, lambda row: sequences[row].cancel())

@@ -119,6 +119,9 @@ class Steps:
             for sequence in leaving:
                 if not sequence.ended:
                     sequence.cancel()
+        for sequence in batch:
+            if sequence.error is not None and not isinstance(sequence.error, Exception):
+                raise sequence.error
         return batch
 
     def finish(self, sequence: Sequence) -> None:
@@ -146,29 +149,36 @@ class Steps:
 
         Also, whether what it takes says something about how many should.
         """
+        if len(self._waiting) < 2:
+            self._round.clear()
+            return ((self._waiting.popleft(),) if self._waiting else ()), False
         prompt = None
         if not self._round:
             self._round.extend(one for one in self._waiting if not one.reading)
             prompt = next((one for one in self._waiting if one.reading), None)
         if prompt is not None:
-            self._waiting.remove(prompt)
-            return (prompt,), False
-        if not self._round:
-            return (), False
-        first = self._round.popleft()
-        able = self._able_beside(first)
-        beside = able[: self._count.most(1 + len(able)) - 1] if able else []
+            batch, counts = [prompt], False
+        else:
+            batch = [self._round.popleft()]
+            beside, counts = self._beside(batch[0])
+            batch += beside
+        for one in batch:
+            self._waiting.remove(one)
+        return tuple(batch), counts
+
+    def _beside(self, first: Sequence) -> tuple[list[Sequence], bool]:
+        """Who else gets a token in this round, and gets it in the same pass; and whether others might have."""
+        if not self._joins(first) or (most := self._most(first.model)) < 2:
+            return [], False
+        could = [one for one in self._waiting if one.model is first.model and self._joins(one)]
+        if len(could) < 2:
+            return [], False
+        # By all of them, however many have had their turn in this round: so many make a pass.
+        rows = self._count.most(min(len(could), most))
+        beside = [one for one in self._round if one in could][: rows - 1]
         for one in beside:
             self._round.remove(one)
-        for one in (first, *beside):
-            self._waiting.remove(one)
-        return (first, *beside), bool(able)
-
-    def _able_beside(self, first: Sequence) -> list[Sequence]:
-        """Who else gets a token in this round, and could get it in the same pass."""
-        if not self._round or not self._joins(first) or (most := self._most(first.model)) < 2:
-            return []
-        return [one for one in self._round if one.model is first.model and self._joins(one)][: most - 1]
+        return beside, True
 
     def _most(self, model: Any) -> int:
         """Sequences of a model that may share a pass, whatever that takes."""
@@ -196,15 +206,17 @@ class Steps:
             self._count.took(len(batch), time.perf_counter() - began)
 
     def _compute(self, batch: tuple[Sequence, ...]) -> None:
-        """The next token of each."""
+        """The next token of each. What should end the program and ends one of them takes nothing from the others."""
         outputs = self._together(batch) if len(batch) > 1 else None
         if outputs is not None:
             outputs.reverse()
+        goes_on = True
         for sequence in batch:
             # What is raised keeps the frames that it went through, this one too: no outputs stay here.
             row = outputs.pop() if outputs is not None else None
-            if not sequence.ended:
-                _advance(sequence, row)
+            if not sequence.ended and sequence not in self._leaving and (goes_on or row is not None):
+                # Who has no outputs after an interrupt is as before, and goes on another time.
+                goes_on &= _advance(sequence, row)
 
     def _together(self, batch: tuple[Sequence, ...]) -> list[Any] | None:
         """What one pass of all of them returned for each.
@@ -215,9 +227,12 @@ class Steps:
         model = batch[0].model
         try:
             layers = self._layers_of(model)
-            shared = None if layers is None else SharedPass.of(layers, batch)
+            if layers is None:
+                return None
+            shared = SharedPass.of(layers, batch)
             if shared is None:
-                self._apart.update(batch)
+                # Who is in the way takes turns from now on; all, if none is by itself.
+                self._apart.update([one for one in batch if SharedPass.of(layers, (one,)) is None] or batch)
                 return None
             with self._lock:
                 self._shared = shared
@@ -237,12 +252,18 @@ class Steps:
             self._shared = None
 
 
-def _advance(sequence: Sequence, outputs: Any) -> None:
-    """A sequence's next token, by what a pass returned for it; by a pass of its own where there was none."""
+def _advance(sequence: Sequence, outputs: Any) -> bool:
+    """A sequence's next token, by what a pass returned for it; by a pass of its own where there was none.
+
+    Returns:
+        Whether the program is to go on: not if what has ended the sequence should end that, too.
+    """
     try:
         sequence.take(sequence.run() if outputs is None else outputs)
-    except Exception as error:
+    except BaseException as error:
         sequence.fail(error)
+        return isinstance(error, Exception)
+    return True
 
 
 def generated(sequence: Sequence) -> Sequence:
