@@ -23,7 +23,7 @@ from coterie.hf.generation_steps import last_logits, prepare, prepare_in_pieces
 from coterie.passes.idle_caches import IDLE
 from zoo import ZOO
 
-GREEDY = Sampling(max_new_tokens=6, greedy=True)
+GREEDY = Sampling(max_new_tokens=3, greedy=True)
 TURNS = ["And it came to pass in those days", "that there went out a decree", "and all went to be taxed"]
 
 
@@ -228,16 +228,15 @@ def test_asked_again_a_turn_is_answered_in_the_same_way(model, processors) -> No
     conversation = talk(model, processors)
     for text in TURNS:
         answer = conversation.ask(text)
-        for _ in range(2):
-            assert conversation.retry().token_ids == answer.token_ids
+        assert conversation.retry().token_ids == answer.token_ids
     conversation.undo()
     assert conversation.ask(TURNS[-1]).token_ids == answer.token_ids
 
 
 def test_beginnings_kept_for_all_answer_as_if_nothing_were_kept(model, processors) -> None:
-    prefixes = Prefixes(1 << 28, piece=4)
+    prefixes = Prefixes(1 << 28, piece=6)
     found: list[list[Completion]] = []
-    for reuse in (prefixes, Prefixes(0, piece=4), prefixes.under("anna")):
+    for reuse in (prefixes, Prefixes(0, piece=6), prefixes.under("anna")):
         conversation = talk(model, processors, reuse=reuse)
         found.append([conversation.ask(text) for text in TURNS])
     assert len({tuple(answer.token_ids for answer in answers) for answers in found}) == 1
@@ -246,12 +245,12 @@ def test_beginnings_kept_for_all_answer_as_if_nothing_were_kept(model, processor
 
 
 def test_a_full_context_leaves_turns_that_can_go_on(bundled, processors, open_model) -> None:
-    conversation = talk(open_model(bundled, max_context=100), processors)
-    answers = [conversation.ask(f"And {number} of them went up") for number in range(16)]
+    conversation = talk(open_model(bundled, max_context=60), processors)
+    answers = [conversation.ask(f"And {number} of them went up") for number in range(10)]
     forgot = [number for number, answer in enumerate(answers) if number and not answer.reused_tokens]
     assert forgot
-    assert len(forgot) <= 5
-    assert max(answer.prompt_tokens for answer in answers) < 100
+    assert len(forgot) <= 4
+    assert max(answer.prompt_tokens for answer in answers) < 60
 
 
 def test_pictures_may_take_its_room(model, processors, data, monkeypatch) -> None:
