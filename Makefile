@@ -12,6 +12,7 @@ OLDEST ?= .venv-oldest
 BETWEEN ?= .venv-between
 NEWEST ?= .venv-newest
 WHEELS ?= .venv-wheels
+CLIENTS ?= .venv-clients
 AUDIT ?= .venv-audit
 DOCS ?= .venv-docs
 RAY ?= .venv-ray
@@ -20,8 +21,8 @@ RAY ?= .venv-ray
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest test-ray check audit fix docs site report \
-lock bench wheels release-check clean
+.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest test-clients test-ray check audit fix docs \
+site report lock bench wheels release-check clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -45,7 +46,7 @@ demo: $(STAMP) ## Run the bundled model end to end, with proof of exactness
 	$(BIN)/coterie demo
 
 test: $(STAMP) ## Run the tests, but the slow ones and the matrix of models
-	$(BIN)/python -m pytest -n auto -m "not slow and not matrix and not ray"
+	$(BIN)/python -m pytest -n auto -m "not slow and not matrix and not clients and not ray"
 
 test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model and router class of transformers with stock
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m matrix
@@ -53,12 +54,13 @@ test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model and router class
 test-slow: $(STAMP) $(WHEELS)/.installed ## Run the slow tests (kill tests, large models, wheels)
 	COTERIE_WHEELS_PYTHON=$(abspath $(WHEELS))/bin/python $(BIN)/python -m pytest -m slow
 
-# Further environments: other releases of transformers, and what makes wheels. What they lack they find in the first.
+# Further environments: other releases of transformers, what makes wheels, and clients of others. What they lack they find in the first.
 $(OLDEST)/.installed: requirements-oldest.lock
 $(BETWEEN)/.installed: requirements-between.lock
 $(WHEELS)/.installed: requirements-wheels.lock
+$(CLIENTS)/.installed: requirements-clients.lock
 $(RAY)/.installed: requirements-ray.lock
-$(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed $(RAY)/.installed: $(STAMP)
+$(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed $(CLIENTS)/.installed $(RAY)/.installed: $(STAMP)
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $(filter requirements%,$^)
@@ -86,6 +88,10 @@ test-newest: $(STAMP) ## Run what test-oldest runs with the newest release below
 	@$(BIN)/python scripts/newest.py $(NEWEST) $(PIP_ARGS); told=$$?; \
 	if [ $$told = 3 ]; then exit 0; elif [ $$told != 0 ]; then exit $$told; fi; \
 	$(call RELEASE_TESTS_IN,$(NEWEST)) -m "not slow and not matrix" $(RELEASE_DIRS)
+
+# The clients have one environment, the server that they ask has another: neither sees the other's releases.
+test-clients: $(CLIENTS)/.installed ## Ask a server through clients that others made
+	COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest -n auto --dist loadfile -m clients tests/clients
 
 test-ray: $(RAY)/.installed ## Run replicas on a Ray of several processes, and kill some of them
 	$(RAY)/bin/python -m pytest -m ray tests/ray
@@ -133,5 +139,5 @@ release-check: $(STAMP) ## Say what is still missing for a release (RELEASING.md
 	$(BIN)/python scripts/releasing.py
 
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(AUDIT) $(DOCS) $(RAY) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(WHEELS) $(CLIENTS) $(AUDIT) $(DOCS) $(RAY) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,6 +43,7 @@ class EventCounter:
 def observers(model: Any) -> dict[str, Any]:
     """Kinds of observers by name; none first."""
     from coterie.engine import TokenRecorder, TraceRecorder
+    from coterie.server.demand import Demand
 
     source = model.coterie.source
     return {
@@ -52,6 +53,7 @@ def observers(model: Any) -> dict[str, Any]:
             model=source.name, identity=source.identity, num_experts=dict(source.num_experts)
         ),
         "token recorder": TokenRecorder(),
+        "dashboard": Demand(source.num_experts),
     }
 
 

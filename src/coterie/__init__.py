@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coterie.generation.chat import chat_inputs
     from coterie.generation.conversation import Conversation
     from coterie.generation.engine import Engine
+    from coterie.generation.grammar import Grammar
     from coterie.generation.inputs import build_inputs
     from coterie.generation.opened import processors
     from coterie.generation.prefixes import Prefixes
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES: dict[str, str] = {
     "Conversation": "coterie.generation.conversation",
     "Engine": "coterie.generation.engine",
+    "Grammar": "coterie.generation.grammar",
     "Prefixes": "coterie.generation.prefixes",
     "Sampling": "coterie.generation.sampling",
     "build_inputs": "coterie.generation.inputs",
@@ -47,6 +49,7 @@ _SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles", "survey"}
 __all__ = [
     "Conversation",
     "Engine",
+    "Grammar",
     "Prefixes",
     "Sampling",
     "__version__",

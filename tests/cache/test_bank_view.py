@@ -85,6 +85,18 @@ def test_a_view_made_late_knows_what_came_before(open_cache):
     assert cache.view(KEYS[0]._replace(layer=1).bank_key, 8).try_hold([4], me()) is None
 
 
+def test_what_is_resident_can_be_looked_at(open_cache):
+    cache = open_cache(4)
+    view = cache.view(BANK, 8)
+    assert view.resident() == []
+    bring(cache, KEYS[4:7])
+    before = cache.stats()
+    assert view.resident() == [4, 5, 6]
+    assert cache.stats() == before
+    bring(cache, KEYS[:4])
+    assert [key.expert for key in sorted(cache.snapshot().resident)] == view.resident()
+
+
 def test_the_evicted_are_gone_and_the_held_are_not_evicted(open_cache):
     cache = open_cache(4)
     view = cache.view(BANK, 8)

@@ -7,7 +7,7 @@ import pytest
 from coterie.cache import ExpertCache
 from coterie.errors import MemoryBudgetError, UsageError
 
-from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of, leased
+from .sources import SMALL, TinySource, assert_consistent, assert_is, keys_of, leased, wait_until
 
 KEYS = keys_of(8)
 
@@ -20,7 +20,8 @@ def use(cache, keys):
 
 def test_what_was_used_longest_ago_leaves_and_its_memory_is_returned(open_cache):
     cache = open_cache(6)
-    use(cache, KEYS[:6])
+    for key in KEYS[:6]:
+        use(cache, [key])
     use(cache, KEYS[:2])
     assert cache.resize(3 * SMALL.nbytes)
     assert [key in cache for key in KEYS[:6]] == [True, True, False, False, False, True]
@@ -54,6 +55,39 @@ def test_less_than_the_least_is_refused_and_nothing_is_changed(open_cache):
     cache.close()
     with pytest.raises(UsageError):
         cache.resize(4 * SMALL.nbytes)
+
+
+def test_who_waits_for_all_at_once_gets_them_before_memory_is_given_up(open_cache):
+    cache = open_cache(6)
+    found = []
+
+    def ask():
+        with leased(cache, KEYS[4:7]) as lease:
+            found.extend(key for key, _ in lease)
+
+    with leased(cache, KEYS[:4]) as lease:
+        list(lease)
+        other = threading.Thread(target=ask)
+        other.start()
+        wait_until(lambda: cache.snapshot().waiting)
+        assert cache.snapshot().queued == 1
+        assert not cache.resize(2 * SMALL.nbytes)
+    other.join(60)
+    assert sorted(found) == sorted(KEYS[4:7])
+    assert cache.resize(2 * SMALL.nbytes)
+    assert cache.stats().committed_bytes == 2 * SMALL.nbytes
+    assert_consistent(cache)
+
+
+def test_a_lease_that_was_made_when_there_was_room_for_all_gets_them_one_after_the_other(open_cache):
+    cache = open_cache(6)
+    lease = leased(cache, KEYS[:4])
+    assert lease.together
+    assert cache.resize(3 * SMALL.nbytes)
+    with lease:
+        assert not lease.together
+        assert sorted(key for key, _ in lease) == sorted(KEYS[:4])
+    assert_consistent(cache)
 
 
 @pytest.mark.parametrize("eviction", ["markov", "lru", "lfu", "lfru"])

@@ -83,6 +83,29 @@ def test_sampling_repeats_with_a_seed(coterie) -> None:
     assert text(1) == text(1) != text(2)
 
 
+def test_an_answer_has_its_form(coterie, tmp_path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "answer.gbnf"
+    schema.write_text('{"type": "object", "properties": {"a": {"enum": [5]}}, "required": ["a"], '
+                      '"additionalProperties": false}')  # fmt: skip
+    grammar.write_text('root ::= "yes" | "no"')
+    options = ("generate", "bundled", PROMPT, "--expert-memory", "100%", "-q", "-n", "60")
+    assert json.loads(coterie(*options, "--json-schema", str(schema)).out) == {"a": 5}
+    assert coterie(*options, "--grammar-file", str(grammar)).out in ("yes\n", "no\n")
+    assert re.fullmatch("[xyz]{3}\n", coterie(*options, "--regex", "[xyz]{3}").out)
+    for wrong in (("--regex", "["), ("--regex", "a", "--grammar", str(grammar)), ("--json-schema", str(grammar))):
+        refused = coterie(*options, *wrong)
+        assert refused.code in (1, 2)
+        assert refused.out == ""
+
+
+def test_json_tells_how_likely_each_token_was(coterie) -> None:
+    found = json.loads(coterie("generate", "bundled", PROMPT, *FAST, "--json", "--logprobs", "2").out)
+    assert "".join(one["token"] for one in found["logprobs"]) == found["text"]
+    assert [one["token_id"] for one in found["logprobs"]] == found["token_ids"]
+    assert all(len(one["top_logprobs"]) == 2 and one["logprob"] <= 0 for one in found["logprobs"])
+    assert "--json" in coterie("generate", "bundled", PROMPT, *FAST, "--logprobs", "2").err
+
+
 def test_statistics_and_trace_are_written(coterie, tmp_path) -> None:
     stats, trace = tmp_path / "stats.json", tmp_path / "trace.npz"
     outcome = coterie(

@@ -14,6 +14,7 @@ import pytest
 
 from coterie import native
 from coterie.native import build
+from coterie.server.pages import PAGES
 
 from .conftest import ROOT, Bare, Wheels, pip
 
@@ -108,3 +109,8 @@ def test_doctor_says_what_is_missing_and_the_command_that_it_names_builds_it(wit
 def test_wheels_differ_by_the_library_only(wheels: Wheels) -> None:
     names = [set(zipfile.ZipFile(wheel).namelist()) for wheel in (wheels.pure, wheels.x86_64, wheels.aarch64)]
     assert names[1] == names[2] == names[0] | {"coterie/native/libcoterie.so"} > names[0]
+
+
+def test_wheels_have_the_dashboard(wheels: Wheels) -> None:
+    names = set(zipfile.ZipFile(wheels.pure).namelist())
+    assert {f"coterie/server/dashboard/{name}" for name in PAGES.values()} <= names

@@ -7,7 +7,10 @@ from pathlib import Path
 import coterie
 
 ROOT = Path(coterie.__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "cli.md")])
+CLIENTS = sorted((ROOT / "docs" / "clients").glob("*.md"))
+PAGES = sorted(
+    [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "cli.md"), *CLIENTS]
+)
 
 
 def section(page: str, heading: str, end: str | None = None) -> str:

@@ -11,7 +11,7 @@ from coterie.cli import app
 from coterie.cli.commands import COMMANDS, build
 from coterie.cli.option_names import _ARGUMENTS, _OTHERS
 
-from .pages import PAGES, ROOT, coterie_arguments
+from .pages import CLIENTS, PAGES, ROOT, coterie_arguments
 
 ENTRIES = {entry.name: entry for entry in COMMANDS}
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_ ]*|…|\.\.\.")
@@ -73,6 +73,12 @@ def anchors(page: str) -> set[str]:
     """The names under which a page's headings are linked to, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_of_a_client_is_listed() -> None:
+    listed = (ROOT / "docs" / "clients.md").read_text()
+    assert CLIENTS
+    assert {page.name for page in CLIENTS if f"(clients/{page.name})" not in listed} == set()
 
 
 def test_every_page_is_listed() -> None:

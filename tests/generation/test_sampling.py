@@ -2,6 +2,7 @@ import pytest
 from transformers import GenerationConfig
 
 from coterie.errors import UsageError
+from coterie.generation.grammar import Grammar
 from coterie.generation.sampling import Sampling
 
 
@@ -23,11 +24,26 @@ from coterie.generation.sampling import Sampling
         {"stop": ("",)},
         {"seed": 2**63},
         {"greedy": True, "top_k": 5},
+        {"typical_p": 0},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": {5: 101}},
+        {"logit_bias": {-1: 1}},
+        {"logit_bias": dict.fromkeys(range(1025), 1.0)},
+        {"min_new_tokens": -1},
+        {"min_new_tokens": 9, "max_new_tokens": 8},
+        {"stop_token_ids": (-1,)},
+        {"stop_token_ids": tuple(range(129))},
+        {"logprobs": 21},
+        {"prompt_logprobs": -1},
+        {"grammar": Grammar.json_object(), "ignore_eos": True},
+        {"grammar": Grammar.json_object(), "min_new_tokens": 1},
     ],
 )
 def test_values_out_of_range_are_refused(wrong) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         Sampling(**wrong)
+    assert caught.value.facts["field"] in wrong
 
 
 def test_nothing_said_leaves_the_models_own_way() -> None:

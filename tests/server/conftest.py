@@ -25,6 +25,7 @@ from coterie.server.app import make_app
 from coterie.server.gate import Hosts
 from coterie.server.meters import Meters
 from coterie.server.running import _Protocol
+from coterie.server.tls import Tls
 from coterie.spec import Event, ExpertsSelected
 
 DATA = Path(__file__).parents[1] / "data"
@@ -105,7 +106,9 @@ class Served:
 
 
 @contextmanager
-def serving(opened: OpenModel, engine: dict[str, Any] | None = None, **options: Any) -> Iterator[Served]:
+def serving(
+    opened: OpenModel, engine: dict[str, Any] | None = None, *, tls: Tls | None = None, **options: Any
+) -> Iterator[Served]:
     """A server for one test, with an engine of such options. The model stays open."""
     meters = Meters()
     made = Engine(opened, watcher=meters, **(engine or {}))
@@ -115,7 +118,7 @@ def serving(opened: OpenModel, engine: dict[str, Any] | None = None, **options: 
     app = make_app(made, meters, **settings)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, http=_Protocol, ws="none", lifespan="off", log_level="critical",
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=2, **({} if tls is None else tls.options()),
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -130,6 +133,7 @@ def serving(opened: OpenModel, engine: dict[str, Any] | None = None, **options: 
         server.should_exit = True
         thread.join(20)
         made.close()
+        meters.look_away()
         assert not thread.is_alive()
 
 

@@ -1,5 +1,6 @@
 """Bodies that mean no good: none of them gets a 5xx, or anything but an error with a name."""
 
+import http.client
 import json
 import socket
 from contextlib import suppress
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from coterie.server.bodies import Bodies
 from server.conftest import Served, chat
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/tokenize",
-         "/detokenize", "/apply-template")  # fmt: skip
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses",
+         "/tokenize", "/detokenize", "/apply-template")  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -81,18 +82,19 @@ VALUES = st.recursive(
 FIELDS = st.sampled_from([
     "messages", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "seed", "n",
     "stream_options", "logprobs", "tools", "response_format", "system", "stop_sequences", "prompt", "model",
-    "metadata", "content", "tokens", "add_special",
+    "metadata", "content", "tokens", "add_special", "input", "instructions", "reasoning", "text", "include", "store",
 ])  # fmt: skip
 BASES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
     "/v1/completions": {"prompt": "x", "max_tokens": 1},
     "/v1/messages": {"model": "bundled", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+    "/v1/responses": {"input": "x", "max_output_tokens": 1},
     "/tokenize": {"content": "x"},
     "/detokenize": {"tokens": [5]},
 }
 
 
-@settings(max_examples=150)
+@settings(max_examples=200)
 @given(path=st.sampled_from(sorted(BASES)), field=FIELDS, value=VALUES)
 def test_no_value_of_any_field_breaks_the_server(server: Served, path: str, field: str, value: object) -> None:
     asked = BASES[path] | {field: value}
@@ -101,3 +103,13 @@ def test_no_value_of_any_field_breaks_the_server(server: Served, path: str, fiel
     answer = server.post(path, json.dumps(asked).encode())
     assert answer.status in (200, 400, 404), (asked, answer.body)
     assert answer.status == 200 or answer.error["message"]
+
+
+def test_headers_have_a_limit_and_ranges_no_effect(server: Served) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", "/v1/models", headers={"X-Long": "x" * (1 << 20)})
+    assert connection.getresponse().status == 400
+    connection.close()
+    ranges = "bytes=" + ",".join(f"{n}-{n}" for n in range(3000))
+    answer = server.get("/openapi.json", Range=ranges)
+    assert answer.body == server.get("/openapi.json").body

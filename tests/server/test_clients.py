@@ -58,8 +58,8 @@ def test_openai_completions_models_and_media(of_openai, expected: str) -> None:
 
 def test_openai_errors(of_openai, serve, brake) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
-        of_openai.chat.completions.create(model="bundled", messages=USER, n=2)
-    assert (bad.value.param, bad.value.code) == ("n", "unsupported")
+        of_openai.chat.completions.create(model="bundled", messages=USER, modalities=["audio"])
+    assert (bad.value.param, bad.value.code) == ("modalities", "unsupported")
     with pytest.raises(openai.NotFoundError):
         of_openai.chat.completions.create(model="gpt-4", messages=USER)
     brake.error = RuntimeError("x")

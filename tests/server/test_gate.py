@@ -160,7 +160,7 @@ def test_a_request_keeps_its_id_or_gets_one(server: Served) -> None:
 
 
 def test_unknown_addresses_and_methods_are_told_in_json(server: Served) -> None:
-    assert (server.get("/v1/embeddings").status, server.get("/").status) == (404, 404)
+    assert (server.get("/v1/nothing").status, server.get("/dashboard/").status) == (404, 404)
     wrong = server.get(PATH)
     assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
     assert json.loads(wrong.body)["error"]["type"] == "invalid_request_error"

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import re
 
 import pytest
 
 from coterie.server.logs import JsonLines
+from docs.pages import ROOT, section
 from server.conftest import Served, chat, until
 
 
@@ -45,6 +47,17 @@ def test_a_request_is_a_line_without_what_was_asked(server: Served, lines: Lines
     server.post("/v1/chat/completions", chat(secret, n=2), **{"X-Request-Id": "two"})
     until(lambda: bool(lines.about("two")))
     assert secret not in "".join(lines.lines)
+
+
+def test_every_field_stands_in_the_reference(server: Served, lines: Lines, brake) -> None:
+    assert server.post("/v1/chat/completions", chat(), **{"X-Request-Id": "five"}).status == 200
+    brake.error = RuntimeError("x")
+    assert server.post("/v1/chat/completions", chat(), **{"X-Request-Id": "six"}).status == 500
+    until(lambda: bool(lines.about("five")) and len(lines.about("six")) >= 2)
+    fields = {name for one in (*lines.about("five"), *lines.about("six")) for name in one}
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    listed = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", section(page, "## Log"), re.MULTILINE))))
+    assert {"prefill_s", "frames", "request_id"} <= fields <= listed
 
 
 def test_a_failure_is_told_with_its_place_and_without_its_message(server: Served, lines: Lines, brake) -> None:

@@ -5,7 +5,9 @@ import io
 import struct
 import zlib
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from coterie.errors import InputError
@@ -42,6 +44,7 @@ def picture(kind: str, size=(32, 32)) -> bytes:
     [
         "http://169.254.169.254/latest/meta-data", "https://example.org/a.png", "http://2130706433/",
         "http://0177.0.0.1/", "http://[::ffff:127.0.0.1]/", "file:///etc/passwd", "/etc/passwd",
+        "https://allowed.example\\@169.254.169.254/", "http://allowed.example@127.0.0.1/",
         "C:\\boot.ini", "../../etc/passwd", "ftp://x/y", "data:image/png,AAAA", "data:image/png;base64",
         "data:image/gif;base64,R0lGODlh", "data:image/svg+xml;base64,AAAA", "data:text/plain;base64,AAAA",
         "data:image/png;charset=utf-8;base64,AAAA", "data:image/png;base64,!!!!", "data:image/png;base64,",
@@ -124,3 +127,35 @@ def test_what_is_wrong_with_one_of_many_is_said_of_its_field(number: int) -> Non
         raise InputError(f"The picture {pictures[number]} is none.")
     assert caught.value.param == f"picture {number}"
     assert caught.value.message == f"The picture picture {number} is none."
+
+
+def test_thousands_of_frames_are_one_picture(server: Served) -> None:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in range(200)]
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    still = io.BytesIO()
+    frames[0].save(still, "WEBP", lossless=True)
+    tokens = [
+        server.post(PATH, with_url(f"data:image/webp;base64,{encoded(one.getvalue())}")).json["usage"]["prompt_tokens"]
+        for one in (file, still)
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def test_a_long_silence_is_small_and_refused_all_the_same(server: Served) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(8000 * 600, np.int16), 8000, format="FLAC")
+    assert len(file.getvalue()) < 100_000
+    refused = server.post(PATH, with_sound(encoded(file.getvalue()), "flac"))
+    assert (refused.status, refused.error["param"]) == (400, "messages.0.content.0.input_audio.data")
+    assert "at most" in refused.error["message"]
+
+
+def test_what_decoders_are_given_tells_nothing_of_this_process(server: Served) -> None:
+    data = bytearray(picture("PNG", (64, 64)))
+    for place in range(8, len(data), 23):
+        broken = bytes(data[:place]) + bytes([data[place] ^ 0x55]) + bytes(data[place + 1 :])
+        answer = server.post(PATH, with_url(f"data:image/png;base64,{encoded(broken)}"))
+        assert answer.status in (200, 400)
+        assert b"0x" not in answer.body
+        assert b"/tmp" not in answer.body

@@ -9,9 +9,12 @@ def test_the_document_describes_every_address(server: Served) -> None:
     document = server.get("/openapi.json").json
     assert document["openapi"] == "3.1.0"
     assert {
-        "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/models",
-        "/v1/models/{model}", "/tokenize", "/detokenize", "/apply-template", "/healthz", "/readyz", "/metrics",
+        "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens",
+        "/v1/models", "/v1/responses", "/v1/audio/transcriptions",
+        "/v1/models/{model}", "/tokenize", "/detokenize", "/apply-template", "/healthz", "/readyz", "/health",
+        "/metrics", "/slots", "/props",
         "/openapi.json",
+        "/coterie/state", "/coterie/model", "/coterie/profile", "/coterie/profile/rank", "/coterie/profile/expert",
     } == set(document["paths"])  # fmt: skip
     chat = document["components"]["schemas"]["ChatRequest"]
     assert chat["additionalProperties"] is False

@@ -46,9 +46,9 @@ def test_headers_come_before_a_slow_prompt_is_ready(serve, monkeypatch) -> None:
     server = serve()
     made, slept = service_module.Prompts.of_messages, []
 
-    def slow(*arguments: object) -> object:
+    def slow(*arguments: object, **options: object) -> object:
         slept.append(time.sleep(0.5))
-        return made(*arguments)  # type: ignore[arg-type]
+        return made(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(service_module.Prompts, "of_messages", slow)
     connection, response = server.begin("/v1/chat/completions", chat("<|image_pad|>", stream=True))

@@ -6,6 +6,7 @@ import anthropic
 import openai
 import pytest
 
+from coterie.generation import jobs
 from coterie.server.prompts import from_anthropic, from_openai
 from coterie.server.schemas.chat import ChatRequest
 from coterie.server.schemas.fields import read
@@ -151,9 +152,11 @@ def test_a_model_that_cannot_be_told_of_tools_says_so(server: Served) -> None:
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tool_choice": "required", "tools": None}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "wether"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools.0.function.strict"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
@@ -166,3 +169,72 @@ def test_a_model_that_cannot_be_told_of_tools_says_so(server: Served) -> None:
 def test_what_is_wrong_is_named(templated: Served, more, param: str) -> None:
     refused = templated.post(PATH, ask() | more)
     assert (refused.status, refused.error["param"]) == (400, param), refused.body
+
+
+CLOSED = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 3}}, "required": ["city"],
+          "additionalProperties": False}  # fmt: skip
+CLOSED_TOOL = {"type": "function", "function": {"name": "weather", "parameters": CLOSED}}
+ONE = {"max_tokens": 60, "parallel_tool_calls": False, "tools": [CLOSED_TOOL]}
+
+
+def test_a_call_that_is_demanded_is_made(templated: Served) -> None:
+    """By a model that would not by itself; its arguments are kept to the tool's."""
+    only = {"type": "function", "function": {"name": "weather"}}
+    for choice in ("required", only):
+        for stream in (False, True):
+            answer = templated.post(PATH, ask(tool_choice=choice, stream=stream, **ONE))
+            if stream:
+                chunks = [data["choices"][0] for _, data in answer.events[:-1]]
+                (call,) = next(one["delta"]["tool_calls"] for one in chunks if one["delta"].get("tool_calls"))
+                assert chunks[-1]["finish_reason"] == "tool_calls"
+                assert not any(one["delta"].get("content") for one in chunks)
+            else:
+                (found,) = answer.json["choices"]
+                assert (found["finish_reason"], found["message"]["content"]) == ("tool_calls", None)
+                call = found["message"]["tool_calls"][0]
+            assert call["function"]["name"] == "weather"
+            assert [*json.loads(call["function"]["arguments"])] == ["city"]
+
+
+def test_anthropic_s_words_for_it(templated: Served) -> None:
+    tools = [ANTHROPIC_TOOL | {"input_schema": CLOSED}]
+    asked = {"model": "bundled", "messages": [QUESTION], "tools": tools, "max_tokens": 60, "temperature": 0}
+    for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
+        choice |= {"disable_parallel_tool_use": True}
+        found = templated.post("/v1/messages", asked | {"tool_choice": choice}).json
+        assert found["stop_reason"] == "tool_use"
+        assert {block["type"] for block in found["content"]} == {"tool_use"}
+        assert found["content"][0]["name"] == "weather"
+
+
+def test_what_the_budget_cuts_says_so(templated: Served) -> None:
+    cut = templated.post(PATH, ask(tool_choice="required", **ONE | {"max_tokens": 5})).json["choices"][0]
+    assert cut["finish_reason"] == "length"
+    form = {"type": "regex", "pattern": "[a-z ]{100}"}
+    cut = templated.post(PATH, ask(tools=None, response_format=form)).json["choices"][0]
+    assert (cut["finish_reason"], len(cut["message"]["content"]) < 100) == ("length", True)
+
+
+def test_the_first_call_can_be_the_last(templated: Served, monkeypatch) -> None:
+    seen = []
+
+    class Completing(jobs.Completing):
+        def __init__(self, model, tokenizer, inputs, sampling, **more) -> None:
+            seen.append(sampling.stop)
+            super().__init__(model, tokenizer, inputs, sampling, **more)
+
+    monkeypatch.setattr(jobs, "Completing", Completing)
+    for several in (True, False):
+        assert templated.post(PATH, ask(parallel_tool_calls=several, stop="x")).status == 200
+    assert seen == [("x",), ("x", "</tool_call>")]
+
+
+@pytest.mark.parametrize("more", [{"tool_choice": "required"}, {"response_format": {"type": "json_object"}}])
+def test_what_a_template_says_of_calls_decides(opened, monkeypatch, serve, more) -> None:
+    """A form can be kept to without calls, a call not without its form."""
+    monkeypatch.setattr(opened.processors.tokenizer, "chat_template", TEMPLATE.replace("tool_call>", "called>"))
+    answer = serve().post(PATH, ask(**more, max_tokens=40))
+    if "tool_choice" in more:
+        assert (answer.status, answer.error["param"]) == (400, "tool_choice")
+    else:
+        assert json.loads(answer.json["choices"][0]["message"]["content"]) is not None

@@ -7,7 +7,7 @@ import pytest
 from coterie.errors import LoadError
 from coterie.spec import SCHEME_NAMES, RecordLayout
 from coterie.spec.encodings import SCHEME_FORMATS, group_count
-from coterie.spec.parameters import checkpoint_encoding, dequantised_nbytes, plan_record, uses_scheme
+from coterie.spec.parameters import checkpoint_encoding, dequantised_nbytes, plan_record, precision, uses_scheme
 
 FIELDS = {
     "fp8": [("up", "F8_E4M3", (256, 128)), ("up_scale_inv", "F32", (2, 1))],
@@ -27,6 +27,7 @@ def test_fields_are_planned_by_their_names(encoding):
     assert stored.transposed == encoding.endswith("transposed")
     assert checkpoint_encoding(layout) == (name if encoding in ("fp8", "mxfp4") else None)
     assert uses_scheme(layout) == encoding.startswith("int")
+    assert precision(layout) == (name or "bf16")
     assert stored.positions == tuple(range(len(layout.fields)))
     assert dequantised_nbytes(layout, 2) == (0 if encoding == "plain" else 2 * 256 * 128)
 

@@ -267,6 +267,10 @@ class BankView:
         with self._holds.guard.lock:
             return self._by_bank.addresses_of(self._bank, layout, lambda: Addresses(library, len(self._entries)))
 
+    def resident(self) -> list[int]:
+        """Ids of the experts that are resident, in order, as somebody sees it who only looks: nobody waits for that."""
+        return [expert for expert, entry in enumerate(self._entries) if entry is not None]
+
     def prediction_over(self, consumer: Consumer) -> None:
         """A consumer asks for experts without a hold: what was predicted of it is over.
 

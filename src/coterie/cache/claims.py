@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from coterie.cache.arena import Slot
+from coterie.cache.arena import Slot, SlotArena
 from coterie.cache.cause import Cause
 from coterie.cache.consumer import Consumer
 from coterie.errors import CoterieError
@@ -124,6 +124,11 @@ class Claim:
         self.evictions = 0
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the slots of all its members."""
+        return sum(SlotArena.slot_nbytes(layout.nbytes) for layout in self.layouts.values())
+
+    @property
     def finished(self) -> bool:
         """Whether every key has been yielded."""
         return self.position == len(self.keys)
@@ -221,6 +226,11 @@ class OpenClaims:
     def queued(self) -> int:
         """Claims in the queue."""
         return len(self._queue)
+
+    @property
+    def needed_nbytes(self) -> int:
+        """Bytes that there must be so that each claim in the queue can have all its members together."""
+        return max((claim.nbytes for claim in self._queue), default=0)
 
     @property
     def want_reads(self) -> bool:

@@ -105,6 +105,9 @@ class Scheduler:
                 self._order.ahead.announce(claim.consumer, claim.upcoming)
             find = self._residency.find
             must_queue = claim.together and any(find(key) is None for key in claim.keys)
+            if must_queue and claim.nbytes > self._residency.capacity:
+                # There is less room than when the lease was made.
+                claim.together = must_queue = False
             if not must_queue or self._claims.enqueue(claim):
                 self._admit(claim)
 
@@ -207,7 +210,8 @@ class Scheduler:
         with self.lock:
             if not self.guard.usable:
                 self.guard.check()
-            fits = self._residency.resize(capacity)
+            # Whoever waits to have all at once was told that there is room for all.
+            fits = self._residency.resize(max(capacity, least := self._claims.needed_nbytes)) and capacity >= least
             self._order.wake()
             self._readers.notify()
             return fits

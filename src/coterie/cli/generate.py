@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli import options as shared
+from coterie.cli.form_options import GrammarOption, JsonSchemaOption, RegexOption, form_of
 from coterie.cli.generation import Request, run
 from coterie.cli.generation_options import (
     AdaptExpertsOption,
     AudiosOption,
     ChatTemplateOption,
     DomainOption,
+    FrequencyPenaltyOption,
     GreedyOption,
+    IgnoreEosOption,
     ImagesOption,
+    LogprobsOption,
     MaxNewTokensOption,
+    MinNewTokensOption,
     MinPOption,
     PerTokenOption,
+    PresencePenaltyOption,
     ProfileFileOption,
     QuietOption,
     RepeatPenaltyOption,
@@ -82,6 +88,14 @@ def command(
     seed: SeedOption = None,
     greedy: GreedyOption = None,
     stop: StopOption = None,
+    presence_penalty: PresencePenaltyOption = 0.0,
+    frequency_penalty: FrequencyPenaltyOption = 0.0,
+    min_new_tokens: MinNewTokensOption = None,
+    ignore_eos: IgnoreEosOption = False,
+    json_schema: JsonSchemaOption = None,
+    grammar: GrammarOption = None,
+    regex: RegexOption = None,
+    logprobs: LogprobsOption = None,
     chat: Annotated[
         bool | None,
         typer.Option(
@@ -131,6 +145,8 @@ def command(
     """  # fmt: skip
     _check_files(stats, per_token, record_trace, speak, speaker)
     check_adaptation(adapt_experts)
+    if logprobs is not None and not as_json:
+        raise UsageError("--logprobs are told in JSON alone.", advice="Add --json.")
     if salience is not None:
         check_writable(salience)
     checked_domain = check_domain(domain, record_profile)
@@ -147,6 +163,12 @@ def command(
         min_p=min_p,
         repetition_penalty=repeat_penalty,
         stop=tuple(stop or ()),
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        min_new_tokens=min_new_tokens,
+        ignore_eos=ignore_eos,
+        grammar=form_of(json_schema, grammar, regex),
+        logprobs=logprobs,
         seed=seed,
         greedy=greedy,
     )

@@ -205,6 +205,7 @@ def _as_json(opened: OpenModel, request: Request, completion: Completion) -> dic
         "decode_s": completion.decode_s,
         "prefill_tokens_per_s": completion.prefill_tokens_per_s,
         "decode_tokens_per_s": completion.decode_tokens_per_s,
+        **({} if request.sampling.logprobs is None else {"logprobs": _likelihoods(opened, completion)}),
         "stats": {
             **asdict(stats.total),
             "capacity": stats.capacity,
@@ -218,3 +219,18 @@ def _as_json(opened: OpenModel, request: Request, completion: Completion) -> dic
             "pinned": stats.pinned,
         },
     }
+
+
+def _likelihoods(opened: OpenModel, completion: Completion) -> list[dict[str, Any]]:
+    """How likely each token was."""
+    from coterie.hf.token_bytes import TokenBytes
+
+    tokens = TokenBytes(opened.processors.tokenizer)
+
+    def said(token_id: int, logprob: float | None) -> dict[str, Any]:
+        return {"token_id": token_id, "token": tokens.text(token_id), "logprob": logprob}
+
+    return [
+        {**said(one.token_id, one.logprob), "top_logprobs": [said(*other) for other in one.top]}
+        for one in completion.logprobs
+    ]

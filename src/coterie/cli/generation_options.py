@@ -63,6 +63,45 @@ RepeatPenaltyOption = Annotated[
     ),
 ]
 
+PresencePenaltyOption = Annotated[
+    float,
+    typer.Option(
+        "--presence-penalty",
+        metavar="X",
+        show_default=False,
+        help="Make tokens that were generated before less probable, from -2 to 2.",
+    ),
+]
+
+FrequencyPenaltyOption = Annotated[
+    float,
+    typer.Option(
+        "--frequency-penalty",
+        metavar="X",
+        show_default=False,
+        help="The same as many times as they were generated, from -2 to 2.",
+    ),
+]
+
+MinNewTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--min-new-tokens", metavar="N", show_default=False, help="Let the model end after so many tokens at the least."
+    ),
+]
+
+IgnoreEosOption = Annotated[bool, typer.Option("--ignore-eos", help="Go on where the model would end.")]
+
+LogprobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--logprobs",
+        metavar="N",
+        show_default=False,
+        help="With --json: how likely each token was, and the N most probable ones at its place (up to 20).",
+    ),
+]
+
 StopOption = Annotated[
     list[str] | None,
     typer.Option(

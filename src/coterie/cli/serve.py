@@ -23,8 +23,9 @@ from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.generation.opened import OpenModel
+    from coterie.server.tls import Tls
 
-_PACKAGES = ("pydantic", "prometheus_client", "starlette", "uvicorn")
+_PACKAGES = ("llguidance", "pydantic", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 
 
 @opens_model()
@@ -65,6 +66,35 @@ def command(
             metavar="NAME",
             show_default=False,
             help="Also answer requests for this name, such as that of a proxy before it. May be given several times.",
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="ORIGIN",
+            show_default=False,
+            help="Let web pages of this origin ask, such as https://chat.example.org. May be given several times.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert",
+            dir_okay=False,
+            metavar="FILE",
+            show_default=False,
+            help="Encrypt, with this certificate and those that it was signed with, in PEM.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-key",
+            dir_okay=False,
+            metavar="FILE",
+            show_default=False,
+            help="The certificate's private key, in PEM.",
         ),
     ] = None,
     parallel: Annotated[
@@ -140,7 +170,10 @@ def command(
     prefix_nbytes = None
     if prefix_memory is not None:
         prefix_nbytes = 0 if prefix_memory.strip() == "0" else parse_bytes(prefix_memory, what="prefix memory")
+    from coterie.server.origins import Origins
     from coterie.server.running import listening_socket, serve
+
+    origins, tls = Origins(allow_origin or ()), _tls(tls_cert, tls_key)
 
     # Before the model, which takes its time: an address that is taken is told at once.
     with closing(listening_socket(host, port)) as address, _log_lines():
@@ -152,7 +185,8 @@ def command(
 
         def say(name: str, how: str = "") -> None:
             at = f"[{host}]" if ":" in host else host
-            print_note(f"{name} at http://{at}:{address.getsockname()[1]}/v1. {how}Ctrl-C ends it.")
+            where = f"{'http' if tls is None else 'https'}://{at}:{address.getsockname()[1]}"
+            print_note(f"{name} at {where}/v1, dashboard at {where}/. {how}Ctrl-C ends it.")
 
         with ExitStack() as stack:
             if ray is None:
@@ -167,13 +201,12 @@ def command(
                     opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout,
                     prefix_memory=prefix_nbytes, watcher=meters,
                 )  # fmt: skip
-                meters.watch(engine)
                 app = make_app(
-                    engine, meters, names=names, hosts=hosts, keys=keys, shared_prefixes=shared_prefixes
+                    engine, meters, names=names, hosts=hosts, keys=keys, origins=origins, profile=opening.profile,
+                    shared_prefixes=shared_prefixes,
                 )  # fmt: skip
-                interrupted = serve(
-                    app, engine, address, drain_s=drain, on_ready=partial(say, names[0], _rows(opened, parallel))
-                )
+                ready = partial(say, names[0], _rows(opened, parallel))
+                interrupted = serve(app, engine, address, drain_s=drain, on_ready=ready, tls=tls)
             else:
                 from coterie.server.gate import Gate
                 from coterie.server.replicas.front import Front
@@ -189,11 +222,11 @@ def command(
                     cluster = stack.enter_context(started(ray, replicas, settings))
                 front = Front(cluster)
                 app = Gate(
-                    front, hosts=hosts, keys=keys, meters=front.meters, paths=front.paths,
+                    front, hosts=hosts, keys=keys, origins=origins, meters=front.meters, paths=front.paths,
                     shared_prefixes=shared_prefixes,
                 )  # fmt: skip
                 word = f"{replicas} replicas of {model}"
-                interrupted = serve(app, front, address, drain_s=drain, on_ready=partial(say, word))
+                interrupted = serve(app, front, address, drain_s=drain, on_ready=partial(say, word), tls=tls)
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -206,6 +239,24 @@ def _rows(opened: OpenModel, parallel: int) -> str:
     if rows > 1:
         return f"Up to {rows} answers share a forward pass. "
     return "Answers take turns, a token each. " if parallel > 1 else ""
+
+
+def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
+    """What encrypts; looked at before the model takes its time.
+
+    Raises:
+        UsageError: If there is one without the other.
+        InputError: If they cannot be used.
+    """
+    from coterie.server.tls import Tls
+
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("A certificate and its key are wanted together.", advice="Give --tls-cert and --tls-key.")
+    tls = Tls(certificate, key)
+    tls.check()
+    return tls
 
 
 def _check_replicas(replicas: int | None, ray: str | None, opening: Opening) -> None:

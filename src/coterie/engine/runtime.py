@@ -144,6 +144,11 @@ class Runtime:
             tokens=None if self._token_recorder is None else self._token_recorder.tokens(),
         )
 
+    def resident(self) -> dict[BankKey, list[int]]:
+        """Bank → ids of its experts that are in memory now. Looking keeps nobody waiting."""
+        views = {key: bank.view for key, bank in sorted(self._attachment.banks.items())}
+        return {key: [] if view is None else view.resident() for key, view in views.items()}
+
     def write_stats(self, path: str | Path) -> None:
         """Writes :meth:`stats` as JSON."""
         with replacing(path) as partial:

@@ -29,12 +29,12 @@ REASONING_MARKS = (
 )
 """How models write where their reasoning begins and ends."""
 
-CHANNEL, MESSAGE, START = "<|channel|>", "<|message|>", "<|start|>"
-_ENDS = ("<|end|>", "<|return|>", "<|call|>", START)
-_CONSTRAIN = "<|constrain|>"
+CHANNEL, MESSAGE, START, END, CONSTRAIN = "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"
+_ENDS = (END, "<|return|>", "<|call|>", START)
 
 _CALL_MARKS = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>", "<tool_call>", "</tool_call>", "<|tool_call|>",
-               "<|tool_call_begin|>", "<|tool_call_end|>")  # fmt: skip
+               "<|tool_call_begin|>", "<|tool_call_end|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
+               "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")  # fmt: skip
 """Marks of calls in text, which stay there: without them the next prompt would not have a call in it."""
 
 
@@ -120,26 +120,30 @@ class TaggedReader(AnswerReader):
         opening: Mark before the reasoning.
         closing: Mark after it.
         inside: Whether the prompt has ended with ``opening``.
+
+    Attributes:
+        opening, closing, inside: The same.
     """
 
     def __init__(self, opening: str, closing: str, *, inside: bool = False) -> None:
         super().__init__(marks=(opening, closing, *_CALL_MARKS))
-        self._opening, self._closing = opening, closing
+        self.opening, self.closing = opening, closing
+        self.inside = inside
         self._state: Literal["begin", "reasoning", "between", "text"] = "reasoning" if inside else "begin"
 
     def _read(self, *, final: bool) -> None:
         if self._state == "begin":
             begun = self._rest.lstrip()
-            if begun.startswith(self._opening):
-                self._state, self._rest = "reasoning", begun[len(self._opening) :]
-            elif self._opening.startswith(begun) and not final:
+            if begun.startswith(self.opening):
+                self._state, self._rest = "reasoning", begun[len(self.opening) :]
+            elif self.opening.startswith(begun) and not final:
                 return
             else:
                 self._state = "text"
         if self._state == "reasoning":
             if not self.reasoning:
                 self._rest = self._rest.lstrip("\n")
-            if self._take("reasoning", self._closing, final=final):
+            if self._take("reasoning", self.closing, final=final):
                 self._state = "between"
                 self.reasoning = self.reasoning.rstrip("\n")
         if self._state == "between":
@@ -159,7 +163,7 @@ class ChannelReader(AnswerReader):
     """
 
     def __init__(self) -> None:
-        super().__init__(marks=(CHANNEL, MESSAGE, _CONSTRAIN, *_ENDS))
+        super().__init__(marks=(CHANNEL, MESSAGE, CONSTRAIN, *_ENDS))
         self._state: Literal["begin", "header", "body"] = "begin"
         self._header = ""
         self._body = ""
@@ -217,10 +221,10 @@ class ChannelReader(AnswerReader):
     def _channel(self) -> str:
         """The channel that the header names; without one it is what the model says."""
         _, found, rest = self._header.partition(CHANNEL)
-        return rest.split(_CONSTRAIN)[0].split()[0] if found and rest.split(_CONSTRAIN)[0].split() else "final"
+        return rest.split(CONSTRAIN)[0].split()[0] if found and rest.split(CONSTRAIN)[0].split() else "final"
 
     def _recipient(self) -> str | None:
-        words = self._header.replace(CHANNEL, " ").replace(_CONSTRAIN, " ").split()
+        words = self._header.replace(CHANNEL, " ").replace(CONSTRAIN, " ").split()
         return next((word[len("to=") :].removeprefix("functions.") for word in words if word.startswith("to=")), None)
 
 

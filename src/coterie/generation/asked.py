@@ -16,6 +16,8 @@ from coterie.generation.tool_calls import CallText
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
+    from coterie.generation.grammar import Grammar
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
@@ -27,12 +29,16 @@ class Prompt:
         tokens: Its length, where it is known before. Then :attr:`inputs` is quick, and gives the same each time.
         reader: Tells the parts of the answer apart, where it has parts.
         calls: Takes the calls of tools out of the text, where there are tools.
+        form: The form of the answer in the model's own words, where it has to have one.
+        ends: Texts that end the answer beside those of the request.
     """
 
     inputs: Callable[[], BatchFeature]
     tokens: int | None
     reader: AnswerReader | None = None
     calls: CallText | None = None
+    form: Grammar | None = None
+    ends: tuple[str, ...] = ()
 
 
 Asked = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | Callable[[], Prompt]

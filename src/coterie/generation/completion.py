@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from coterie.generation.answers import AnswerReader, ToolCall
 from coterie.generation.draws import Draws, drawing
 from coterie.generation.interruption import Stopped, stoppable
+from coterie.generation.logprobs import LogprobsAsked, LogprobsTold, NewLogprobs, TokenLogprob
 from coterie.generation.one_sequence import beams, check_settings, files_named, longest, sequences_at_once
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Keeper, Sequence
+from coterie.generation.shaping import check_tokens, shaping
 from coterie.generation.steps import generated
 from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
@@ -42,6 +44,8 @@ class Completion:
             generation config is over) or ``interrupted`` (the caller stopped it).
         prefill_s: Seconds until the first new token was there (until the end, if none came).
         decode_s: Seconds from the first to the last new token.
+        logprobs: How likely the new tokens were, if that was asked for; up to the last one whose text is in the answer.
+        prompt_logprobs: The same of the prompt's tokens.
     """
 
     prompt_tokens: int
@@ -53,6 +57,8 @@ class Completion:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     reused_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -85,6 +91,8 @@ def complete(
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     reader: AnswerReader | None = None,
+    on_logprobs: LogprobsTold | None = None,
+    on_prompt_logprobs: LogprobsTold | None = None,
     piece: int | None = None,
     reuse: Reuse | None = None,
 ) -> Completion:
@@ -98,17 +106,24 @@ def complete(
         on_text: Told the text piece by piece, whole characters only.
         should_stop: Asked before every layer; True ends generation and keeps what is there.
         reader: Tells the parts of an answer apart; without one, all of it is text.
+        on_logprobs: Told how likely tokens were, before the piece of text that they are part of; with ``logprobs``.
+        on_prompt_logprobs: Told how likely the prompt's tokens were, before the first new one; with
+            ``prompt_logprobs``.
         piece: Tokens of the prompt that are computed in one pass, as :class:`~coterie.generation.sequence.Sequence`
             takes it; None for all of them.
         reuse: Where what was computed of the prompt's beginning is found, and kept; it says what a piece is.
 
     Raises:
         ContextLengthError: If the prompt is longer than the memory budget was made for.
+        InputError: If the model does not have a token that ``sampling`` names, or the form of the answer is none.
         UnsupportedError: If the generation config asks for what one sequence cannot do.
         LoadError: If transformers cannot generate with it.
         CoterieError: As reading experts does.
     """
-    completing = Completing(model, tokenizer, inputs, sampling, on_text=on_text, reader=reader)
+    completing = Completing(
+        model, tokenizer, inputs, sampling, on_text=on_text, reader=reader, on_logprobs=on_logprobs,
+        on_prompt_logprobs=on_prompt_logprobs,
+    )  # fmt: skip
     interrupted = False
     try:
         with stoppable(model, should_stop) as request, drawing(completing.sampling.seed) as draws, files_named(model):
@@ -131,6 +146,8 @@ class Completing:
         sampling: How tokens are chosen.
         on_text: Told the text.
         reader: Tells the parts of an answer apart.
+        on_logprobs: Told how likely its tokens were.
+        on_prompt_logprobs: Told how likely the prompt's were.
 
     Attributes:
         sampling: How tokens are chosen.
@@ -150,6 +167,8 @@ class Completing:
         *,
         on_text: Callable[[str], None] | None = None,
         reader: AnswerReader | None = None,
+        on_logprobs: LogprobsTold | None = None,
+        on_prompt_logprobs: LogprobsTold | None = None,
     ) -> None:
         self.sampling = sampling or Sampling()
         self._model = model
@@ -160,7 +179,8 @@ class Completing:
         self.config = effective_config(model, tokenizer, inputs, self.sampling)
         check_settings(model, self.config)
         self.in_steps = one_by_one(model, self.config)
-        self._stream = _stream(tokenizer, on_text, self.sampling, reader)
+        self._logprobs = LogprobsAsked(self.sampling, inputs["input_ids"][0], on_logprobs, on_prompt_logprobs)
+        self._stream = _stream(tokenizer, on_text, self.sampling, reader, self._logprobs.new)
         self._start = time.perf_counter()
         self._reused = 0
 
@@ -183,22 +203,34 @@ class Completing:
             self._model, self._tokenizer, self._inputs, self.config, self.sampling, keep=self._marks
         )  # fmt: skip
         inputs = self._inputs.to(self._model.dtype)
-        keeper = None
         if piece is None and reuse is None:
             prepared = prepare(self._model, **inputs, **options)
         else:
             prepared = prepare_in_pieces(self._model, inputs, **options)
+        # Where nothing is to come, the token that follows the prompt is not looked at.
+        stream = None if self.sampling.max_new_tokens == 0 else self._stream
+        hearing = self._logprobs.of(prepared)
+        keeper = None
         if reuse is not None:
-            keeper, piece = reuse.begin(prepared), reuse.piece
+            piece = reuse.piece
+            # Whoever wants to know how likely the prompt's tokens are has all of them computed.
+            keeper = reuse.begin(prepared) if hearing is None else None
         sequence = Sequence(
-            prepared, request=request, stream=self._stream, draws=draws, piece=piece, keeper=keeper
-        )  # fmt: skip
+            prepared,
+            request=request,
+            stream=stream,
+            draws=draws,
+            prompt_logits=hearing,
+            piece=piece,
+            keeper=keeper,
+        )
         self._reused = sequence.reused
         return sequence
 
     def search(self, draws: Draws | None) -> None:
         """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
         model, tokenizer, config, stream = self._model, self._tokenizer, self.config, self._stream
+        self._logprobs.refuse(model)
         options = {
             **self._inputs.to(model.dtype),
             **_generating(model, tokenizer, self._inputs, config, self.sampling, keep=self._marks, in_steps=False),
@@ -225,7 +257,7 @@ class Completing:
         done = finish(
             self._stream, self._inputs, self.config, self.sampling, start=self._start, interrupted=interrupted
         )
-        done = replace(done, reused_tokens=self._reused)
+        done = replace(done, reused_tokens=self._reused, **self._logprobs.told(self._stream.handed))
         reader = self._reader
         if reader is None:
             return done
@@ -248,12 +280,13 @@ def _stream(
     on_text: Callable[[str], None] | None,
     sampling: Sampling,
     reader: AnswerReader | None,
+    logprobs: NewLogprobs | None = None,
 ) -> TextStream:
     """The streamer, which the reader stands behind if there is one."""
     if reader is None:
-        return TextStream(tokenizer, on_text, stops=sampling.stop)
+        return TextStream(tokenizer, on_text, stops=sampling.stop, logprobs=logprobs)
     reader.on_text = on_text
-    return TextStream(tokenizer, reader.feed, keep=reader.marks, stops=sampling.stop)
+    return TextStream(tokenizer, reader.feed, keep=reader.marks, stops=sampling.stop, logprobs=logprobs)
 
 
 def _prompt_tokens(model: PreTrainedModel, inputs: BatchFeature) -> int:
@@ -272,13 +305,15 @@ def _generating(
     in_steps: bool = True,
 ) -> dict[str, Any]:
     """Options of ``generate`` for one prompt beside itself, the texts that end it included."""
+    prompt = _prompt_tokens(model, inputs)
     return {
         "generation_config": config,
-        **stopping(tokenizer, config, sampling, prompt=_prompt_tokens(model, inputs), keep=keep, in_steps=in_steps),
+        **wished(model, tokenizer, config, sampling, prompt=prompt, keep=keep, in_steps=in_steps),
     }
 
 
-def stopping(
+def wished(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: GenerationConfig,
     sampling: Sampling,
@@ -287,9 +322,10 @@ def stopping(
     keep: tuple[str, ...] = (),
     in_steps: bool = True,
 ) -> dict[str, Any]:
-    """What ``generate`` needs to end at a text: a criterion for the caller's, and for the model's own.
+    """What ``generate`` needs beside its settings: to end at a text, the caller's or the model's own; to shape scores.
 
     Args:
+        model: The model.
         tokenizer: The tokenizer.
         config: What is to be done.
         sampling: The caller's wishes.
@@ -298,7 +334,7 @@ def stopping(
             a text, and only there, the sequence ends.
         in_steps: Whether it is not told of the tokenizer, so that the model's own texts have to be given otherwise.
     """
-    from transformers import StoppingCriteriaList, StopStringCriteria
+    from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
     options: dict[str, Any] = {}
     criteria = StoppingCriteriaList()
@@ -310,6 +346,10 @@ def stopping(
         criteria.append(StopAtTexts(tokenizer, sampling.stop, keep=keep, prompt=prompt))
     if criteria:
         options["stopping_criteria"] = criteria
+    if config.eos_token_id is None:
+        options["eos_token_id"] = None  # said beside the config, as above
+    if shapers := shaping(model, tokenizer, config, sampling, prompt=prompt, in_steps=in_steps):
+        options["logits_processor"] = LogitsProcessorList(shapers)
     return options
 
 
@@ -323,6 +363,8 @@ def effective_config(
         config.eos_token_id = tokenizer.eos_token_id
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
+    check_tokens(model, sampling)
+    config.eos_token_id = sampling.ends(end_tokens(config))
     room = _room(model, config, int(inputs["input_ids"].shape[1]))
     wanted = sampling.max_new_tokens
     if wanted is None:
@@ -366,7 +408,7 @@ def finish(
 
 def _reason(stream: TextStream, config: GenerationConfig, sampling: Sampling, seconds: float) -> FinishReason:
     """Why it ended, when nobody stopped it."""
-    if stream.stopped or (stream.token_ids and stream.token_ids[-1] in _end_tokens(config.eos_token_id)):
+    if stream.stopped or (stream.token_ids and stream.token_ids[-1] in end_tokens(config)):
         return "stop"
     if sampling.max_new_tokens is not None and len(stream.token_ids) >= sampling.max_new_tokens:
         return "length"
@@ -376,7 +418,7 @@ def _reason(stream: TextStream, config: GenerationConfig, sampling: Sampling, se
     return "time" if config.max_time is not None and seconds >= config.max_time else "stop"
 
 
-def _end_tokens(value: Any) -> set[int]:
-    if value is None:
-        return set()
-    return {value} if isinstance(value, int) else set(value)
+def end_tokens(config: GenerationConfig) -> tuple[int, ...]:
+    """The tokens that end an answer."""
+    value = config.eos_token_id
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.errors import InputError, UsageError
 from coterie.files.json_text import read_json_object
 from coterie.files.replacing import replacing
+from coterie.generation.answer_form import answer_form
 from coterie.generation.answers import reader_for
 from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, check_options, user_message
 from coterie.generation.chat_options import ChatOptions
@@ -19,6 +20,7 @@ from coterie.generation.kept_cache import KeptCache
 from coterie.generation.one_sequence import longest
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
+from coterie.generation.toolbox import Toolbox
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -207,6 +209,9 @@ class Conversation:
         sampling = self.sampling
         if sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=(sampling.seed + self._turn) % 2**63)
+        if sampling.grammar is not None:
+            form = answer_form(self._processors.tokenizer, None, reader, Toolbox(), sampling.grammar)
+            sampling = dataclasses.replace(sampling, grammar=form)
         answer = complete(
             self._model,
             self._processors.tokenizer,

@@ -9,23 +9,27 @@ from typing import TYPE_CHECKING
 import torch
 
 from coterie.errors import ContextLengthError
+from coterie.generation.answer_form import answer_form
 from coterie.generation.asked import Prompt
 from coterie.generation.completion import Completing, Reuse, most_tokens
 from coterie.generation.draws import Draws, drawing
 from coterie.generation.governor import Governor
+from coterie.generation.logprobs import TokenLogprob
 from coterie.generation.one_sequence import files_named, longest
 from coterie.generation.opened import OpenModel
 from coterie.generation.prefixes import Prefixes
 from coterie.generation.provenance import ProvenanceMeter
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
+from coterie.generation.shaping import check
 from coterie.generation.tickets import Part, Piece, Prepared, Progress, Ticket
+from coterie.generation.toolbox import Toolbox
 from coterie.hf.caches import reserved_length
 from coterie.hf.generation_steps import one_by_one
 from coterie.passes.current import Request, Stated
 
 if TYPE_CHECKING:
-    from transformers import BatchFeature
+    from transformers import BatchFeature, PreTrainedTokenizerBase
 
     from coterie.generation.completion import Completion
     from coterie.generation.sequence import Keeper
@@ -78,6 +82,9 @@ class Job:
         # Tokens that it has room for from its first pass on, where that does not grow with it.
         self._reserved = 0
         self._draws: Draws | None = None
+        # What is told with the next piece.
+        self._heard: list[TokenLogprob] = []
+        self._of_prompt: list[TokenLogprob] = []
 
     @property
     def coming(self) -> int:
@@ -92,13 +99,16 @@ class Job:
         """
         prompt = self._prepare()
         model = opened.model
+        tokenizer = opened.processors.tokenizer
+        self._sampling = _in_the_models_words(self._sampling, prompt, tokenizer)
+        check(model, tokenizer, self._sampling)
         config = self._sampling.generation_config(model.generation_config)
         self.alone = not one_by_one(model, config)
         room = longest(model, config)
         if prompt.tokens is not None:
             inputs = prompt.inputs()
             self._check_length(inputs, room)
-            self.most = most_tokens(model, opened.processors.tokenizer, inputs, self._sampling)
+            self.most = most_tokens(model, tokenizer, inputs, self._sampling)
         else:
             # How many tokens its pictures and sounds make is not known yet.
             self.most = room or 0
@@ -131,6 +141,8 @@ class Job:
                 self._sampling,
                 on_text=self._on_text(prompt),
                 reader=prompt.reader,
+                on_logprobs=self._heard.extend,
+                on_prompt_logprobs=self._of_prompt.extend,
             )
             if not self.alone:
                 seed = self._sampling.seed
@@ -197,7 +209,9 @@ class Job:
 
         def tell(text: str) -> None:
             self._begin_answer()
-            ticket.tell(Piece(part, text))
+            ticket.tell(Piece(part, text, tuple(self._heard), tuple(self._of_prompt)))
+            self._heard.clear()
+            self._of_prompt.clear()
 
         return tell
 
@@ -240,3 +254,13 @@ class Beginning:
             self._governor.hold(job, tokens, job.media_nbytes)
 
         return self._prefixes.begin(prepared, job.salt, make_room=make_room)
+
+
+def _in_the_models_words(sampling: Sampling, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    """How tokens are chosen, with a form that begins where the answer does, after the model's reasoning."""
+    form = prompt.form
+    if form is None:
+        form = sampling.grammar
+        if form is not None and prompt.reader is not None:
+            form = answer_form(tokenizer, None, prompt.reader, Toolbox(), form)
+    return replace(sampling, grammar=form, stop=(*sampling.stop, *prompt.ends))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,7 @@ from coterie.hf.generation_steps import (
 )
 from coterie.passes.admission import CachesUsed
 from coterie.passes.current import Request, Row, Stated
+from coterie.passes.prompt_logits import PromptLogits
 from coterie.spec import Phase
 
 
@@ -70,6 +72,7 @@ class Sequence:
         draws: Its random numbers; without them, it draws from the process's.
         chooser: Chooses its tokens; by default as its settings say.
         keep: Given what each pass returned, to keep of it what is wanted. It must not refer to the sequence.
+        prompt_logits: Given the logits of its prompt.
         piece: Tokens of its prompt in one pass, where its settings do not say; None for all of them. Pieces end at
             multiples of it, wherever they begin. A prompt that cannot be taken apart is one pass all the same:
             :func:`~coterie.hf.generation_steps.may_come_in_pieces`.
@@ -95,6 +98,7 @@ class Sequence:
         draws: Draws | None = None,
         chooser: Chooser | None = None,
         keep: Callable[[Any], None] | None = None,
+        prompt_logits: PromptLogits | None = None,
         piece: int | None = None,
         keeper: Keeper | None = None,
     ) -> None:
@@ -121,6 +125,7 @@ class Sequence:
         self._draws = draws
         self._chooser = chooser
         self._keep = keep
+        self._prompt_logits = prompt_logits
         self._caches = CachesUsed()
         self._positions = Positions(prepared.model)
         if stream is not None:
@@ -171,7 +176,7 @@ class Sequence:
         piece = self._next_piece()
         rows = (self.row,) if self._begun or piece else None  # transformers may take a prompt apart by itself
         start = time.perf_counter()
-        with Stated(self.request, phase=self.phase, rows=rows), self._caches:
+        with Stated(self.request, phase=self.phase, rows=rows), self._caches, self._listening():
             if inputs is not None:
                 outputs = self.model(**inputs, return_dict=True)
             elif piece is not None:
@@ -203,6 +208,9 @@ class Sequence:
         if self._keep is not None:
             self._keep(outputs)
         self._kwargs = after_pass(prepared.model, outputs, self._kwargs)
+        if self._prompt_logits is not None:
+            self._prompt_logits.end(outputs, self._kwargs)
+            self._prompt_logits = None
         if self._cached:
             self.position = self.position + 1 if self._begun else prompt_length(prepared)
         self._begun = True
@@ -241,6 +249,10 @@ class Sequence:
                 raise error
             finally:
                 del error  # its traceback has this frame
+
+    def _listening(self) -> AbstractContextManager[None]:
+        """Whoever is given the logits of its prompt, listens."""
+        return nullcontext() if self._prompt_logits is None else self._prompt_logits.listening()
 
     def _next_piece(self) -> tuple[int, int] | None:
         """Where in the prompt the next pass begins and ends; None if the prompt is over, or not taken apart."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coterie.errors import UnsupportedError, UsageError
 from coterie.files.replacing import replacing
-from coterie.generation.completion import Completion, effective_config, finish, stopping
+from coterie.generation.completion import Completion, effective_config, finish, wished
 from coterie.generation.draws import drawing
 from coterie.generation.interruption import Stopped, stoppable
 from coterie.generation.one_sequence import check_settings, files_named
@@ -88,6 +88,9 @@ def speak(
     if voice.lower() not in voices:
         raise UsageError.unknown("speaker", voice, voices)
     wishes = sampling or Sampling()
+    if wishes.logprobs is not None or wishes.prompt_logprobs is not None:
+        raise UnsupportedError("Answers in speech tell no log probabilities.", advice="Leave them out.",
+                               field="logprobs")  # fmt: skip
     model.coterie.expect_request(inputs, speech=True)
     config = effective_config(model, tokenizer, inputs, wishes)
     check_settings(model, config, streamed=True)
@@ -101,14 +104,13 @@ def speak(
             if draws is not None:
                 # The talker draws in the middle of its passes, too.
                 draws.begin()
-            options = stopping(tokenizer, config, wishes, prompt=prompt)
+            options = {"eos_token_id": config.eos_token_id} | wished(model, tokenizer, config, wishes, prompt=prompt)
             _, waveform = model.generate(
                 **inputs.to(model.dtype),
                 speaker=voice,
                 return_audio=True,
                 thinker_generation_config=config,
                 thinker_max_new_tokens=config.max_new_tokens,
-                thinker_eos_token_id=config.eos_token_id,
                 **{f"thinker_{name}": value for name, value in options.items()},
                 **_loops(model, config, request, stream),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from coterie.hf.tokenizer import decode_tokens
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from coterie.generation.logprobs import NewLogprobs
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -37,6 +40,7 @@ class TextStream:
         on_text: Told each piece; it is never empty.
         keep: Contents of special tokens that leave their text nevertheless: marks that say what an answer's parts are.
         stops: Texts that end the answer; they and what follows are not handed on.
+        logprobs: Told which tokens came, and whose texts are handed on.
 
     Attributes:
         token_ids: New tokens so far, special ones included.
@@ -53,9 +57,13 @@ class TextStream:
         *,
         keep: Sequence[str] = (),
         stops: Sequence[str] = (),
+        logprobs: NewLogprobs | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._on_text = on_text
+        self._logprobs = logprobs
+        # Of each token, how long the decoded text was with it.
+        self._ends: list[int] = []
         self._stops = tuple(stops)
         self._silent = _special_ids(tokenizer, keep)
         self._keep = bool(keep)
@@ -83,7 +91,15 @@ class TextStream:
         """Takes new tokens."""
         if token_ids:
             self.token_ids.extend(token_ids)
+            if self._logprobs is not None:
+                self._logprobs.came(token_ids)
             self._take(final=False)
+
+    @property
+    def handed(self) -> int:
+        """Tokens whose text was handed on, or some of it; those without text count where others follow."""
+        # A token begins where the one before it ends.
+        return min(bisect_left(self._ends, len(self.text)) + 1, len(self.token_ids)) if self.text else 0
 
     def end(self) -> None:
         """Hands on what is left, even where a character is not complete. Harmless when repeated."""
@@ -98,6 +114,7 @@ class TextStream:
             self._known = grown
             if len(self.token_ids) - self._begin > _WINDOW:
                 self._move_on()
+        self._ends.extend([len(self._decoded)] * (len(self.token_ids) - len(self._ends)))
         self._hand_on(final=final)
 
     def _hand_on(self, *, final: bool) -> None:
@@ -115,6 +132,8 @@ class TextStream:
         piece = self._decoded[len(self.text) : until]
         if piece:
             self.text += piece
+            if self._logprobs is not None:
+                self._logprobs.hand_on(self.handed)
             if self._on_text is not None:
                 self._on_text(piece)
 

@@ -19,6 +19,7 @@ from coterie.errors import RequestCancelledError
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
+    from coterie.generation.logprobs import TokenLogprob
     from coterie.generation.provenance import Provenance
 
 Phase = Literal["queue", "prefill", "decode", "over"]
@@ -57,10 +58,14 @@ class Piece:
     Attributes:
         part: Whether it is said, or thought before.
         text: The text; never empty.
+        logprobs: How likely its tokens were, if that is wanted.
+        prompt_logprobs: With the first piece, the same of the prompt's tokens.
     """
 
     part: Part
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 ``<tool_call>…</tool_call>`` is how most say that they want something called. What stands between is JSON (Qwen,
 Hermes), or a function and its parameters between marks (Qwen3-Coder), or a name and pairs of keys and values (GLM).
-gpt-oss has a channel for it, which :class:`~coterie.generation.answers.ChannelReader` reads.
+DeepSeek has marks of its own around a name and JSON, which older models put into a fence. gpt-oss has a channel for it,
+which :class:`~coterie.generation.answers.ChannelReader` reads.
 """
 
 from __future__ import annotations
@@ -16,6 +17,17 @@ from coterie.generation.answers import ToolCall
 from coterie.generation.streaming import overlap
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
+DEEPSEEK_OPENING, DEEPSEEK_SEPARATOR, DEEPSEEK_CLOSING = (
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁sep｜>",
+    "<｜tool▁call▁end｜>",
+)
+DEEPSEEK_TURN = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
+"""What stands around all calls of a turn, and says nothing."""
+
+_CLOSINGS = {OPENING: CLOSING, DEEPSEEK_OPENING: DEEPSEEK_CLOSING}
+_MARKS = (*_CLOSINGS, *DEEPSEEK_TURN)
+_FENCE = re.compile(r"```json\s*(.*?)\s*```", re.DOTALL)
 
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*)</function>", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
@@ -42,7 +54,7 @@ class CallText:
         self.on_text = on_text
         self._parameters = {str(tool["function"]["name"]): _parameters(tool["function"]) for tool in tools}
         self._rest = ""
-        self._inside = False
+        self._inside = ""
 
     def feed(self, piece: str) -> None:
         """Takes a piece of the text."""
@@ -57,22 +69,23 @@ class CallText:
 
     def _read(self, *, final: bool) -> bool:
         """Reads up to the next mark; returns whether there was one."""
-        mark = CLOSING if self._inside else OPENING
-        before, found, rest = self._rest.partition(mark)
         if self._inside:
+            before, found, rest = self._rest.partition(_CLOSINGS[self._inside])
             if found or final:
                 self._take(before, closed=bool(found))
-                self._rest, self._inside = rest, False
+                self._rest, self._inside = rest, ""
             return bool(found)
+        place, mark = min(((at, one) for one in _MARKS if (at := self._rest.find(one)) >= 0), default=(-1, ""))
+        before = self._rest if place < 0 else self._rest[:place]
         # Blanks before a call belong to it; whether one comes is not known yet.
-        held = 0 if found or final else overlap(before, (mark,))
+        held = 0 if mark or final else overlap(before, _MARKS)
         said = before[: len(before) - held]
-        if found or not final or self.calls:
+        if mark or not final or self.calls:
             said = said.rstrip()
         self._say(said)
-        self._rest = rest if found else before[len(said) :]
-        self._inside = bool(found)
-        return bool(found)
+        self._rest = self._rest[place + len(mark) :] if mark else before[len(said) :]
+        self._inside = mark if mark in _CLOSINGS else ""
+        return bool(mark)
 
     def _say(self, piece: str) -> None:
         if not self.text and self.calls:
@@ -86,11 +99,13 @@ class CallText:
         """A call, if it is one; else the text that it is."""
         call = self._call(body.strip())
         if call is None:
-            self._say(f"{OPENING}{body}{CLOSING if closed else ''}")
+            self._say(f"{self._inside}{body}{_CLOSINGS[self._inside] if closed else ''}")
         else:
             self.calls.append(call)
 
     def _call(self, body: str) -> ToolCall | None:
+        if DEEPSEEK_SEPARATOR in body:
+            return _from_deepseek(body)
         if body.startswith("{"):
             return _from_json(body)
         function = _FUNCTION.fullmatch(body)
@@ -119,6 +134,17 @@ def _from_json(body: str) -> ToolCall | None:
     return ToolCall(
         name=name, arguments=arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     )
+
+
+def _from_deepseek(body: str) -> ToolCall | None:
+    kind, _, rest = body.partition(DEEPSEEK_SEPARATOR)
+    fence = _FENCE.search(rest)
+    name, arguments = (kind, rest) if fence is None else (rest[: fence.start()], fence[1])
+    try:
+        given = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return None
+    return ToolCall(name=name.strip(), arguments=json.dumps(given, ensure_ascii=False)) if name.strip() else None
 
 
 def _value(text: str) -> Any:

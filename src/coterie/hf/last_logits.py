@@ -7,9 +7,11 @@ of these the head can be given less.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from coterie.hf.releases import broken
 
@@ -67,3 +69,24 @@ def head_to_narrow(model: nn.Module) -> nn.Module | None:
     if head is None:
         raise broken(CONTRACT, f"A {own.__name__} has no {_HEAD}.")
     return head
+
+
+def changed_after_head(config: Any) -> Callable[[Tensor], Tensor]:
+    """What a class makes of its head's logits, as far as its configuration says: Granite, Cohere, Gemma.
+
+    Args:
+        config: The model's.
+    """
+    text = config.get_text_config()
+    cap = getattr(text, "final_logit_softcapping", None)
+    divisor = getattr(text, "logits_scaling", None)
+    factor = getattr(text, "logit_scale", None)
+
+    def change(logits: Tensor) -> Tensor:
+        if divisor:
+            logits = logits / divisor
+        if factor:
+            logits = logits * factor
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return change

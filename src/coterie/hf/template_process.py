@@ -1,8 +1,7 @@
-"""Renders chat templates in a process of its own, with limits; run as a script, with nothing but jinja2.
+"""Renders chat templates in a process of its own; run as a script within limits, with nothing but jinja2.
 
 The template of a checkpoint is a stranger's program. jinja's sandbox keeps it from reading files, not from taking all
-memory or time. This process sets its own limits before it reads anything, and ends with the request. What templates
-find in it (filters, functions, extensions) is what transformers gives them.
+memory or time. What templates find in it (filters, functions, extensions) is what transformers gives them.
 """
 
 from __future__ import annotations
@@ -59,28 +58,6 @@ def _environment() -> Any:
     return environment
 
 
-def _limit(memory: int, seconds: int) -> None:
-    """No more memory and processor time than this, nor files, for this process."""
-    import signal
-
-    # Ctrl-C is the caller's; it ends this process if it wants to.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        import resource
-    except ImportError:  # Windows: the caller's clock is the limit
-        return
-    for kind, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        resource.setrlimit(kind, (value, value))
-
-
 def _render(request: dict[str, Any]) -> list[dict[str, str]]:
     """The text of each conversation, or why there is none."""
     try:
@@ -108,9 +85,6 @@ def _render(request: dict[str, Any]) -> list[dict[str, str]]:
 
 def main() -> None:
     """Reads a request from stdin and writes the results to stdout, both as one JSON text."""
-    memory, seconds, *paths = sys.argv[1:]
-    _limit(int(memory), int(seconds))
-    sys.path[:0] = paths
     try:
         answer: Any = _render(json.loads(sys.stdin.buffer.read()))
     except MemoryError:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from coterie.errors import InputError, LoadError
 from coterie.files.json_text import JsonLimits, read_json_object
 from coterie.files.regular import read_bounded
 from coterie.files.text import decode_text
+from coterie.hf.limited import TooLong, run_limited
 
 SECONDS = 2
 """Seconds of processor time that a template may take; ordinary ones take hundredths."""
@@ -149,21 +146,19 @@ def render(
         }
     ).encode("ascii")
     memory = _MEMORY + 16 * len(request)
-    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("template_process.py")), str(memory)]
+    script = Path(__file__).with_name("template_process.py")
     try:
-        done = subprocess.run(
-            [*command, str(SECONDS), *_places()], input=request, capture_output=True, timeout=_WALL_SECONDS, check=False
+        written = run_limited(
+            script, request, ("jinja2", "markupsafe"), memory=memory, seconds=SECONDS, wall_seconds=_WALL_SECONDS
         )
-    except subprocess.TimeoutExpired as error:
+    except TooLong as error:
         raise _endless() from error
-    return _read_answer(done, memory)
+    return _read_answer(written, memory)
 
 
-def _read_answer(done: subprocess.CompletedProcess[bytes], memory: int) -> list[Rendered]:
-    if -done.returncode in (signal.SIGKILL, getattr(signal, "SIGXCPU", None)):
-        raise _endless()
+def _read_answer(written: bytes, memory: int) -> list[Rendered]:
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(written)
     except ValueError:
         answer = "memory"  # too little even to say so, or a stack of calls that ended the interpreter
     if answer == "memory":
@@ -184,17 +179,6 @@ def _endless() -> InputError:
 def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message without keys that have no value, as transformers shows it to a template."""
     return {key: value for key, value in message.items() if value is not None}
-
-
-def _places() -> list[str]:
-    """Folders that jinja2 and what it needs are in."""
-    places = []
-    for package in ("jinja2", "markupsafe"):
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:
-            raise InputError(f"Chat templates need {package}, which is not installed.", advice=f"pip install {package}")
-        places.append(str(Path(spec.origin).parents[1]))
-    return list(dict.fromkeys(places))
 
 
 @functools.lru_cache(maxsize=8)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class ForwardCall:
         caches: The caches given → tokens that each has seen, None where it does not count.
         cached_new: New tokens that go into a cache, of all those that are computed.
         uses_cache: What the caller says: whether keys and values are kept. None if it says nothing.
-        logits: Positions of each sequence whose logits are asked for.
+        logits: Positions of each sequence whose logits are asked for at once.
     """
 
     ids: torch.Tensor | None
@@ -172,6 +173,8 @@ def _logits(given: Mapping[str, Any]) -> int:
     lengths = [shape[1] for name in (*_NEW[2:], *_NEW[:2]) if (shape := _shape(given.get(name))) is not None]
     if lengths[0] == 1:
         return 1
+    if in_slices():
+        return min(LAST_POSITIONS, lengths[0])
     kept = given.get(PARAMETER, asked_for())
     if isinstance(kept, torch.Tensor):
         return min(kept.numel(), lengths[0])
@@ -224,12 +227,29 @@ def _hidden(given: Mapping[str, Any], batch: int, tokens: int) -> Iterable[int]:
 
 class _Asked:
     positions: Kept = 0
+    in_slices: bool = False
 
 
 def asked_for() -> Kept:
     """What this thread's forward pass was asked for, if its class's own forward does not know the parameter."""
     # Carried: of a model with an encoder the parts are passes, not the model whose forward is asked.
     return carried(_Asked, _Asked).positions
+
+
+def in_slices() -> bool:
+    """Whether this thread's forward passes make no more logits at once than those of the last positions take."""
+    return carried(_Asked, _Asked).in_slices
+
+
+@contextmanager
+def slicing() -> Iterator[None]:
+    """Inside, this thread's forward passes make the logits of all positions, but never all at once."""
+    asked = carried(_Asked, _Asked)
+    before, asked.in_slices = asked.in_slices, True
+    try:
+        yield
+    finally:
+        asked.in_slices = before
 
 
 class _Keeping(Covering):

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coterie.generation.tickets import Done, Event, Failed, Part, Piece, Ticket
+from coterie.generation.tickets import Done, Failed, Part, Piece
 from coterie.hf.tokenizer import decode_tokens
 from coterie.server.identity import new_id
 from coterie.server.refusals import refusal_of
@@ -16,6 +16,7 @@ from coterie.server.streams import event
 if TYPE_CHECKING:
     from coterie.generation.answers import ToolCall
     from coterie.generation.completion import Completion
+    from coterie.server.choices import Choices, Numbered
     from coterie.server.service import Service
 
 
@@ -54,16 +55,16 @@ class AnthropicStream:
         self._open: Part | None = None
         self._number = -1
 
-    async def __call__(self, events: AsyncGenerator[Event], ticket: Ticket) -> AsyncGenerator[bytes]:
+    async def __call__(self, events: AsyncGenerator[Numbered], choices: Choices) -> AsyncGenerator[bytes]:
         """The events of the stream."""
         begun: dict[str, Any] = {
             "id": new_id("msg_"), "type": "message", "role": "assistant", "model": self._service.name,
             "content": [], "stop_reason": None, "stop_sequence": None,
             # Of pictures and sounds it is known when they are decoded; the end of the stream says it again.
-            "usage": {"input_tokens": ticket.prompt_tokens or 0, "output_tokens": 0},
+            "usage": {"input_tokens": choices.prompt_tokens or 0, "output_tokens": 0},
         }  # fmt: skip
         yield event({"type": "message_start", "message": begun}, "message_start")
-        async for one in events:
+        async for _, one in events:
             match one:
                 case Piece(part, text):
                     for data in self._piece(part, text):
@@ -72,7 +73,7 @@ class AnthropicStream:
                     for data in self._end(completion):
                         yield data
                 case Failed(error):
-                    yield event(refusal_of(error).body("anthropic", ticket.name), "error")
+                    yield event(refusal_of(error).body("anthropic", choices.request_id), "error")
                 case _:
                     pass
 
@@ -131,10 +132,10 @@ def _call(call: ToolCall) -> Block:
 
 def _stop(service: Service, completion: Completion, stops: Sequence[str]) -> tuple[str, str | None]:
     """Why it ended, in Anthropic's words."""
-    if completion.tool_calls:
-        return "tool_use", None
     if completion.finish_reason != "stop":
         return "max_tokens", None
+    if completion.tool_calls:
+        return "tool_use", None
     tokenizer = service.engine.opened.processors.tokenizer
     text = decode_tokens(tokenizer, completion.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     found = [(place, stop) for stop in stops if (place := text.find(stop)) >= 0]

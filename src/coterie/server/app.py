@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,18 +13,37 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import coterie
 from coterie.generation.engine import Engine
-from coterie.server import openapi
+from coterie.server import openapi, pages
 from coterie.server.bodies import Bodies
+from coterie.server.explorer import Explorer
 from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
 from coterie.server.meters import Meters
 from coterie.server.operations import Operation
+from coterie.server.origins import Origins
 from coterie.server.refusals import Refusal
-from coterie.server.routes import chat, completions, health, messages, models, tokens
+from coterie.server.routes import (
+    absent,
+    audio,
+    chat,
+    completions,
+    dashboard,
+    health,
+    messages,
+    models,
+    responses,
+    slots,
+    tokens,
+)
+from coterie.server.routes import (
+    profile as profiles,
+)
 from coterie.server.service import Service
 from coterie.server.streams import PING_S
 
-_GROUPS = (chat, completions, messages, models, tokens, health)
+_GROUPS = (
+    chat, completions, messages, responses, audio, models, tokens, slots, health, dashboard, profiles, absent,
+)  # fmt: skip
 
 
 def make_app(
@@ -33,9 +53,11 @@ def make_app(
     names: Sequence[str],
     hosts: Hosts | None,
     keys: Keys | None = None,
+    origins: Origins | None = None,
     bodies: Bodies | None = None,
     ping_s: float = PING_S,
     shared_prefixes: bool = False,
+    profile: str | Path | None = None,
 ) -> ASGIApp:
     """Everything that a server answers.
 
@@ -45,23 +67,29 @@ def make_app(
         names: What requests may call it.
         hosts: Who requests may be meant for; None behind a front, which has looked at them.
         keys: What opens it; None for anybody.
+        origins: Other pages than its own that may ask; None for none.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
         shared_prefixes: Whether prompts under several keys share what is computed of how they begin.
+        profile: The profile that the dashboard asks about experts; None for none.
     """
     service = Service(engine, meters, names, bodies or Bodies(), ping_s=ping_s)
+    service.explorer = None if profile is None else Explorer(profile, engine.opened.runtime.source.identity)
     operations = [one for group in _GROUPS for one in group.operations(service)]
 
     async def describe(_: Request) -> dict[str, Any]:
-        return openapi.document(operations, version=coterie.__version__, keys=keys is not None)
+        return openapi.document(
+            [one for one in operations if one.described], version=coterie.__version__, keys=keys is not None
+        )
 
     operations.append(
         Operation(path="/openapi.json", summary="This document.", method="GET", handler=describe, answered=dict)
     )
-    router = Router([one.route() for one in operations], redirect_slashes=False)
-    paths = [one.path for one in operations]
+    router = Router([one.route() for one in operations] + pages.routes(), redirect_slashes=False)
+    paths = [*(one.path for one in operations), *pages.PAGES]
     return Gate(
-        _Routes(router), hosts=hosts, keys=keys, meters=meters, paths=paths, shared_prefixes=shared_prefixes
+        _Routes(router), hosts=hosts, keys=keys, origins=origins, meters=meters, paths=paths,
+        shared_prefixes=shared_prefixes,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON, within limits of size, time, depth and number of values."""
+"""Bodies of requests: JSON or a form, within limits of size, time, depth and number of values."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from coterie.files.json_text import JsonLimits, JsonProblem, parse_json
+from coterie.server.multipart import Form, boundary_of, read_form
 from coterie.server.refusals import Refusal
 
 BODY_NBYTES = 32 << 20
@@ -42,9 +43,17 @@ class Bodies:
         Raises:
             Refusal: If it is none, or too large, deep or slow.
         """
-        _check_kind(request)
+        _check_kind(request, "application/json")
         async with self.raw(request) as data:
             yield await _parsed(data)
+
+    @asynccontextmanager
+    async def form(self, request: Request) -> AsyncIterator[Form]:
+        """The form that a request consists of; otherwise as :meth:`json`."""
+        _check_kind(request, "multipart/form-data")
+        boundary = boundary_of(request.headers["content-type"])
+        async with self.raw(request) as data:
+            yield await run_in_threadpool(read_form, data, boundary)
 
     @asynccontextmanager
     async def raw(self, request: Request) -> AsyncIterator[bytes]:
@@ -81,10 +90,10 @@ class Bodies:
             self._held -= held
 
 
-def _check_kind(request: Request) -> None:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refusal(415, "The content type of a request is application/json.")
+def _check_kind(request: Request, kind: str) -> None:
+    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if said != kind:
+        raise Refusal(415, f"The content type of a request is {kind} here.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "Requests must not be compressed.")
 

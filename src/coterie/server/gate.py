@@ -24,10 +24,13 @@ from coterie.server.identity import Identity
 from coterie.server.keys import Keys
 from coterie.server.logs import log_request
 from coterie.server.meters import Meters
+from coterie.server.origins import Origins, is_preflight
+from coterie.server.pages import PAGES
 from coterie.server.refusals import Dialect, Refusal, refusal_of
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""Asked without a key: whatever watches over servers has none. They say a word about this server and nothing else."""
+OPEN_PATHS = frozenset({"/health", "/healthz", "/readyz", *PAGES})
+"""Asked without a key: whatever watches over servers has none, and a browser that opens a page has none yet. They say a
+word about this server, or what is in the package, and nothing else."""
 
 MOST_REQUESTS = 256
 """Requests at once, those that wait for the model included."""
@@ -45,6 +48,7 @@ class Gate:
         meters: What is counted.
         paths: The addresses that there are.
         shared_prefixes: Whether prompts under several keys share what is computed of how they begin.
+        origins: Other pages than its own that may ask; None for none.
     """
 
     def __init__(
@@ -56,8 +60,10 @@ class Gate:
         meters: Meters,
         paths: Collection[str],
         shared_prefixes: bool = False,
+        origins: Origins | None = None,
     ) -> None:
         self._app = app
+        self._origins = origins or Origins()
         self._paths = frozenset(paths)
         self._hosts = hosts
         self._keys = keys
@@ -76,6 +82,8 @@ class Gate:
         # Under the same salt, prompts that begin alike are computed once.
         state.setdefault("salt", "")
         begun, status = time.monotonic(), 0
+        origin = _header(scope, b"origin")
+        page = self._origins.headers(origin) if origin is not None and self._origins.name(origin) else []
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -83,12 +91,23 @@ class Gate:
                 status = message["status"]
                 self._meters.answered(scope["path"] if scope["path"] in self._paths else "other", status)
                 name = request_id.encode()
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name), (b"request-id", name)]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    *page,
+                    (b"x-request-id", name),
+                    (b"request-id", name),
+                ]
             await send(message)
 
         self._requests += 1
         try:
-            self._check(scope)
+            self._check_place(scope)
+            if page and is_preflight(scope):
+                allowed = self._origins.preflight(_header(scope, b"access-control-request-headers"))
+                await answer({"type": "http.response.start", "status": 204, "headers": allowed})
+                await answer({"type": "http.response.body", "body": b""})
+                return
+            self._check_key(scope)
             await self._app(scope, receive, answer)
         except ClientDisconnect:
             pass
@@ -101,16 +120,21 @@ class Gate:
             self._requests -= 1
             log_request(scope, status=status, seconds=time.monotonic() - begun)
 
-    def _check(self, scope: Scope) -> None:
-        """Raises :class:`Refusal` for those who stay outside."""
+    def _check_place(self, scope: Scope) -> None:
+        """Raises :class:`Refusal` for requests that are meant for others, or made by pages of others."""
         if self._hosts is None:
             return
         host = _header(scope, b"host")
         if not self._hosts.allow(host):
             raise Refusal(421, "This server goes by another name. Whoever runs it can allow more: --allow-host.")
         origin = _header(scope, b"origin")
-        if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
-            raise Refusal(403, "Web pages of other origins may not use this server.")
+        own = (f"http://{host}".lower(), f"https://{host}".lower())
+        if _has(scope, b"origin") and (origin is None or origin.lower() not in own) and not self._origins.name(origin):
+            raise Refusal(403, "Web pages of other origins may not use this server. Whoever runs it can allow "
+                          "more: --allow-origin.")  # fmt: skip
+
+    def _check_key(self, scope: Scope) -> None:
+        """Raises :class:`Refusal` for who has no key, or is one too many."""
         if self._keys is not None and scope["path"] not in OPEN_PATHS and not self._has_key(scope, self._keys):
             raise Refusal(
                 401, "This server wants an API key, and this is none.", code="invalid_api_key",
@@ -178,6 +202,10 @@ def refused(refusal: Refusal, scope: Scope) -> JSONResponse:
 def _request_id(scope: Scope) -> str:
     given = _header(scope, b"x-request-id")
     return given if given is not None and _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+def _has(scope: Scope, name: bytes) -> bool:
+    return any(key == name for key, _ in scope["headers"])
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

@@ -13,6 +13,8 @@ from starlette.types import Scope
 _log = logging.getLogger("coterie.server")
 _FACTS = "facts"
 _LONGEST_PATH = 200
+_POLLED = frozenset({"/coterie/state"})
+"""What a dashboard asks every second: worth a line only if there was no answer."""
 
 
 class JsonLines(logging.Formatter):
@@ -61,4 +63,5 @@ def log_request(scope: Scope, *, status: int, seconds: float) -> None:
         **state.get("facts", {}),
     }
     error = state.get("error")
-    _log.log(logging.ERROR if error else logging.INFO, "request", exc_info=error, extra={_FACTS: facts})
+    usual = logging.DEBUG if status == 200 and scope["path"] in _POLLED else logging.INFO
+    _log.log(logging.ERROR if error else usual, "request", exc_info=error, extra={_FACTS: facts})

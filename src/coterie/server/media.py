@@ -71,6 +71,15 @@ class Media:
         self.sounds[param] = data
         return param
 
+    def add_sound_file(self, param: str, data: bytes) -> str:
+        """Takes a sound as a file has it; returns what it is called in the prompt."""
+        if len(data) > MEDIUM_NBYTES:
+            raise Refusal(413, f"{param}: a sound has {MEDIUM_NBYTES:,} bytes at most.", param=param)
+        if _sound_kind(data) is None:
+            raise Refusal(400, f"{param} is no sound: WAV, MP3 and FLAC are.", param=param)
+        self.sounds[param] = data
+        return param
+
     @contextmanager
     def files(self) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Files of pictures and of sounds, inside only. What is wrong with one is said of its field.

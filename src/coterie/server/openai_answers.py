@@ -1,67 +1,39 @@
-"""Completions in OpenAI's shapes, whole and as streams."""
+"""Answers in OpenAI's shapes, whole and as streams: what stands around the choices."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from coterie.generation.tickets import Done, Event, Failed, Piece, Ticket
+from coterie.generation.tickets import Done, Failed, Piece
 from coterie.server.identity import current, new_id
+from coterie.server.openai_choices import ChatAnswers, Choice, TextAnswers
+from coterie.server.progress import PromptProgress
 from coterie.server.refusals import refusal_of
-from coterie.server.schemas.answers import (
-    AnswerMessage,
-    Call,
-    ChatCompletion,
-    Chunk,
-    Finish,
-    More,
-    TextCompletion,
-    Usage,
-)
+from coterie.server.schemas.answers import Chunk, More, MoreOfOne, Usage
 from coterie.server.streams import DONE, event
 
 if TYPE_CHECKING:
-    from coterie.generation.completion import Completion
+    from coterie.server.choices import Choices, Numbered
     from coterie.server.service import Service
 
-Kind = Literal["chat", "text"]
-_PREFIXES = {"chat": "chatcmpl", "text": "cmpl"}
-_CHUNKS = {"chat": "chat.completion.chunk", "text": "text_completion"}
+Answers = ChatAnswers | TextAnswers
 
 
-def chat_completion(service: Service, done: Done) -> ChatCompletion:
-    """A whole answer."""
-    completion = done.completion
-    calls = _calls(completion)
-    message: AnswerMessage = {"role": "assistant", "content": completion.text or None if calls else completion.text}
-    if completion.reasoning:
-        message["reasoning_content"] = completion.reasoning
-    if calls:
-        message["tool_calls"] = calls
+def whole(service: Service, answers: Answers, done: Sequence[Done], *, each: int | None = None) -> dict[str, Any]:
+    """All that was answered.
+
+    Args:
+        service: Who answers.
+        answers: How a choice is written.
+        done: The choices.
+        each: How many of them are to the same prompt; all of them by default.
+    """
     return {
-        "id": _new_id("chat"),
-        "object": "chat.completion",
-        "created": current().created,
-        "model": service.name,
-        "system_fingerprint": service.fingerprint,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(completion)}],
-        "usage": _usage(completion),
-        "coterie": _more(done),
-    }
-
-
-def text_completion(service: Service, done: Done) -> TextCompletion:
-    """A whole continuation."""
-    completion = done.completion
-    return {
-        "id": _new_id("text"),
-        "object": "text_completion",
-        "created": current().created,
-        "model": service.name,
-        "system_fingerprint": service.fingerprint,
-        "choices": [{"index": 0, "text": completion.text, "logprobs": None, "finish_reason": _finish(completion)}],
-        "usage": _usage(completion),
+        **_same(service, answers.prefix, answers.whole),
+        "choices": [answers.choice(number, one.completion) for number, one in enumerate(done)],
+        "usage": _usage(done, each or len(done)),
         "coterie": _more(done),
     }
 
@@ -71,62 +43,81 @@ class OpenAIStream:
 
     Args:
         service: Who answers.
-        kind: Whether a conversation is answered or a text continued.
+        answers: How a choice is written.
         usage: Whether what it took is told at the end.
+        each: How many choices are to the same prompt; all of them by default.
+        progress: Whether it is told how far prompts have been read.
     """
 
-    def __init__(self, service: Service, kind: Kind, *, usage: bool) -> None:
-        self._kind = kind
+    def __init__(
+        self, service: Service, answers: Answers, *, usage: bool, each: int | None = None, progress: bool = False
+    ) -> None:
+        self._answers = answers
+        self._progress = progress
         self._usage = usage
-        self._same: Chunk = {
-            "id": _new_id(kind),
-            "object": _CHUNKS[kind],
-            "created": current().created,
-            "model": service.name,
-            "system_fingerprint": service.fingerprint,
-        }
+        self._each = each
+        self._same: Chunk = _same(service, answers.prefix, answers.chunk)
 
-    async def __call__(self, events: AsyncGenerator[Event], ticket: Ticket) -> AsyncGenerator[bytes]:
+    async def __call__(self, events: AsyncGenerator[Numbered], choices: Choices) -> AsyncGenerator[bytes]:
         """The events of the stream."""
-        if self._kind == "chat":
-            yield self._chunk({"role": "assistant", "content": None})
-        async for one in events:
-            match one:
-                case Piece(part, text):
-                    yield self._chunk({"content" if part == "text" else "reasoning_content": text}, text)
+        failed = False
+        for number in range(choices.count):
+            for one in self._answers.opening(number):
+                yield self._chunk(one)
+        reading = PromptProgress(choices, wanted=self._progress)
+        async for number, told in events:
+            if (read := reading.of(number, told)) is not None:
+                yield self._chunk(self._answers.nothing(number), prompt_progress=read)
+            match told:
+                case Piece():
+                    for one in self._answers.piece(number, told):
+                        yield self._chunk(one)
                 case Done(completion):
-                    more = _more(one)
-                    if calls := _calls(completion):
-                        yield self._chunk({"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
-                    yield self._chunk({}, finish=completion, more=more)
-                    if self._usage:
-                        yield event({**self._same, "choices": [], "usage": _usage(completion)})
+                    *before, last = self._answers.ending(number, completion)
+                    for one in before:
+                        yield self._chunk(one)
+                    yield self._chunk(last, coterie=_more_of_one(told))
                 case Failed(error):
-                    yield event(refusal_of(error).body("openai", ticket.name))
+                    failed = True
+                    yield event(refusal_of(error).body("openai", choices.request_id))
                 case _:
                     pass
+        if self._usage and not failed:
+            done = [choices.done[number] for number in sorted(choices.done)]
+            yield event({**self._same, "choices": [], "usage": _usage(done, self._each or len(done))})
         yield DONE
 
-    def _chunk(
-        self, delta: Mapping[str, Any], text: str = "", *, finish: Completion | None = None, more: Any = None
-    ) -> bytes:
-        choice: Chunk = {"index": 0, "logprobs": None, "finish_reason": None if finish is None else _finish(finish)}
-        choice |= {"delta": delta} if self._kind == "chat" else {"text": text}
+    def _chunk(self, choice: Choice, **more: Any) -> bytes:
         chunk = {**self._same, "choices": [choice]}
         if self._usage:
             chunk["usage"] = None
-        if more is not None:
-            chunk["coterie"] = more
-        return event(chunk)
+        return event({**chunk, **more})
 
 
-def _new_id(kind: Kind) -> str:
-    return new_id(f"{_PREFIXES[kind]}-")
+def _same(service: Service, prefix: str, kind: str) -> dict[str, Any]:
+    """What all parts of an answer have."""
+    return {
+        "id": new_id(f"{prefix}-"),
+        "object": kind,
+        "created": current().created,
+        "model": service.name,
+        "system_fingerprint": service.fingerprint,
+    }
 
 
-def _more(done: Done) -> More:
-    """What OpenAI's shape has no room for."""
-    more: More = {"finish_reason": done.completion.finish_reason}
+def _more(done: Sequence[Done]) -> More:
+    """What OpenAI's shape has no room for: of the first choice, and where there are several, of each."""
+    first, *others = [_more_of_one(one) for one in done]
+    more: More = {"finish_reason": first["finish_reason"]}
+    if "provenance" in first:
+        more["provenance"] = first["provenance"]
+    if others:
+        more["choices"] = [first, *others]
+    return more
+
+
+def _more_of_one(done: Done) -> MoreOfOne:
+    more: MoreOfOne = {"finish_reason": done.completion.finish_reason}
     if done.provenance is not None:
         more["provenance"] = _without_none(asdict(done.provenance))
     return more
@@ -140,27 +131,16 @@ def _without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _usage(completion: Completion) -> Usage:
-    prompt, new = completion.prompt_tokens, len(completion.token_ids)
+def _usage(done: Sequence[Done], each: int) -> Usage:
+    """Tokens of all choices, and of each prompt once."""
+    prompts = [one.completion for one in done[::each]]
+    prompt = sum(one.prompt_tokens for one in prompts)
+    new = sum(len(one.completion.token_ids) for one in done)
     # An answer that is made once more, after a replica was lost, has to be the same to the byte.
-    cached = 0 if current().seeded else completion.reused_tokens
+    cached = 0 if current().seeded else sum(one.reused_tokens for one in prompts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
-
-
-def _finish(completion: Completion) -> Finish:
-    """Why it ended, in the three words that clients know."""
-    if completion.tool_calls:
-        return "tool_calls"
-    return "stop" if completion.finish_reason == "stop" else "length"
-
-
-def _calls(completion: Completion) -> list[Call]:
-    return [
-        {"id": new_id("call_"), "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-        for c in completion.tool_calls
-    ]

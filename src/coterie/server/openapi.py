@@ -58,7 +58,8 @@ def _described(operation: Operation, *, keys: bool) -> dict[str, Any]:
         "responses": {"200": {"description": "The answer.", "content": content}, "default": error},
     }
     if operation.asked is not None:
-        described["requestBody"] = {"required": True, "content": _json(operation.asked)}
+        kind = "multipart/form-data" if operation.form else "application/json"
+        described["requestBody"] = {"required": True, "content": _content(kind, operation.asked)}
     if names := _PARAMETER.findall(operation.path):
         described["parameters"] = list(_parameters(names))
     if keys and not operation.keyless:
@@ -67,7 +68,11 @@ def _described(operation: Operation, *, keys: bool) -> dict[str, Any]:
 
 
 def _json(kind: Any) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": _REFERENCE.format(model=kind.__name__)}}}
+    return _content("application/json", kind)
+
+
+def _content(media_type: str, kind: Any) -> dict[str, Any]:
+    return {media_type: {"schema": {"$ref": _REFERENCE.format(model=kind.__name__)}}}
 
 
 def _parameters(names: Iterable[str]) -> Iterable[dict[str, Any]]:

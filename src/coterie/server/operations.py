@@ -31,6 +31,8 @@ class Operation:
         streams: Whether it can answer in server-sent events.
         dialect: Whose errors it has.
         keyless: Whether no key is needed.
+        form: Whether a request is a form, as files are sent with.
+        described: Whether the OpenAPI document has it.
     """
 
     path: str
@@ -42,12 +44,14 @@ class Operation:
     streams: bool = False
     dialect: Dialect = "openai"
     keyless: bool = False
+    form: bool = False
+    described: bool = True
 
     def route(self) -> Route:
         """For starlette."""
 
         async def endpoint(request: Request) -> ASGIApp:
             answer = await self.handler(request)
-            return JSONResponse(answer) if isinstance(answer, dict) else answer
+            return JSONResponse(answer) if isinstance(answer, dict | list) else answer
 
         return Route(self.path, endpoint, methods=[self.method])

@@ -7,14 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from coterie.errors import ContextLengthError
+from coterie.generation.answer_form import answer_form, last_call_ends
 from coterie.generation.answers import ToolCall, reader_for
 from coterie.generation.asked import Prompt, ready
 from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, chat_template, template_settings
 from coterie.generation.chat_options import ChatOptions
+from coterie.generation.grammar import Grammar
 from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.one_sequence import longest
 from coterie.generation.opened import OpenModel
 from coterie.generation.tool_calls import CallText
+from coterie.generation.toolbox import Toolbox
 from coterie.server.media import Media
 from coterie.server.refusals import Refusal
 from coterie.server.schemas.chat import AssistantMessage, AudioPart, ImagePart, Message, TextPart, ToolMessage
@@ -72,26 +75,39 @@ class Prompts:
         self,
         messages: Messages,
         media: Media,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Toolbox | None = None,
         options: ChatOptions | None = None,
+        *,
+        wanted: Grammar | None = None,
     ) -> Prompt:
         """The next turn of a conversation, ready for the model but for its pictures and sounds.
 
+        Args:
+            messages: The turns so far.
+            media: What they show and play.
+            tools: What the model may call.
+            options: What the template is told.
+            wanted: The form of the answer.
+
         Raises:
-            CoterieError: If the template refuses the conversation, or it is too long.
+            CoterieError: If the template refuses the conversation, it is too long, or the model does not have what is
+                asked for.
         """
-        made = self.rendered(messages, tools, options)
-        reader = reader_for(self._processors.tokenizer, made.template, made.text)
-        calls = CallText(tools) if tools else None
+        tools, tokenizer = tools or Toolbox(), self._processors.tokenizer
+        made = self.rendered(messages, tools.tools, options)
+        reader = reader_for(tokenizer, made.template, made.text)
+        calls = CallText(tools.tools) if tools.tools else None
+        form = answer_form(tokenizer, made.template, reader, tools, wanted)
+        ends = last_call_ends(made.template, tokenizer, tools)
         if not media:
-            return self._ready(made.inputs(self._processors), reader=reader, calls=calls)
+            return self._ready(made.inputs(self._processors), reader=reader, calls=calls, form=form, ends=ends)
 
         def inputs() -> Any:
             with media.files() as (images, audios):
                 # In the order in which the prompt mentions them, which is that of the messages.
                 return self._checked(replace(made, images=images, audios=audios).inputs(self._processors))
 
-        return Prompt(inputs=inputs, tokens=None, reader=reader, calls=calls)
+        return Prompt(inputs=inputs, tokens=None, reader=reader, calls=calls, form=form, ends=ends)
 
     def rendered(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] = (), options: ChatOptions | None = None
@@ -99,13 +115,11 @@ class Prompts:
         """A conversation as the text that the model continues."""
         return chat_prompt(self._processors, messages, options, tools=tools)
 
-    def of_text(self, text: str) -> Prompt:
-        """A text to continue as it is."""
-        return self._ready(build_inputs(self._processors, text))
-
-    def of_ids(self, ids: Sequence[int]) -> Prompt:
-        """Tokens to continue as they are."""
-        return self._ready(token_inputs(self._processors, ids))
+    def of_text(self, text: str | Sequence[int]) -> Prompt:
+        """A text, or tokens, to continue as they are."""
+        if isinstance(text, str):
+            return self._ready(build_inputs(self._processors, text))
+        return self._ready(token_inputs(self._processors, text))
 
     def _ready(self, inputs: Any, **more: Any) -> Prompt:
         return ready(self._checked(inputs), **more)
@@ -115,7 +129,8 @@ class Prompts:
         length = _length(inputs)
         if self.context is not None and length > self.context:
             raise ContextLengthError(
-                f"The prompt has {length} tokens; there is room for {self.context}.",
+                # Clients know it by "prompt is too long", where they do not read codes.
+                f"The prompt is too long: it has {length} tokens, and there is room for {self.context}.",
                 tokens=length,
                 max_context=self.context,
             )

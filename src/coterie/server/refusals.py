@@ -26,8 +26,12 @@ _OPENAI_TYPES = {
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
+    501: "not_supported_error",
 }
 _ANTHROPIC_TYPES = _OPENAI_TYPES | {413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
+
+_PARAMS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "grammar": "response_format"}
+"""What fields of :class:`~coterie.generation.sampling.Sampling` are called in requests, where it is something else."""
 
 
 class Refusal(Exception):
@@ -82,14 +86,20 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, MemoryBudgetError) or (isinstance(error, InputError) and "room" in error.facts):
         return Refusal(503, _without_places(error), code="insufficient_memory", retry_after=1)
     if isinstance(error, UnsupportedError):
-        return Refusal(400, _without_places(error), code="unsupported")
+        return Refusal(400, _without_places(error), param=_param(error), code="unsupported")
     if isinstance(error, InputError | UsageError):
-        return Refusal(400, _without_places(error))
+        return Refusal(400, _without_places(error), param=_param(error))
     if isinstance(error, CoterieError):
         return Refusal(500, _without_places(error), code=type(error).__name__)
     if isinstance(error, MemoryError):
         return Refusal(503, "There is not enough memory for this request.", code="insufficient_memory", retry_after=1)
     return Refusal(500, "Something went wrong; the server's log has more under this request's id.")
+
+
+def _param(error: CoterieError) -> str | None:
+    """The field of the request that an error is about."""
+    field = error.facts.get("field")
+    return _PARAMS.get(field, field) if isinstance(field, str) else None
 
 
 def _busy(error: EngineError) -> Refusal:

@@ -15,6 +15,7 @@ from uvicorn import Config, Server
 from coterie.errors import UsageError
 from coterie.profiles.admission import PunctualProtocol
 from coterie.server.refusals import Refusal
+from coterie.server.tls import Tls
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -70,7 +71,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    app: ASGIApp, engine: Served, address: socket.socket, *, drain_s: float, on_ready: Callable[[], None]
+    app: ASGIApp,
+    engine: Served,
+    address: socket.socket,
+    *,
+    drain_s: float,
+    on_ready: Callable[[], None],
+    tls: Tls | None = None,
 ) -> bool:
     """Serves until SIGINT or SIGTERM, and then finishes what runs; another signal cuts it.
 
@@ -80,6 +87,7 @@ def serve(
         address: Where it listens, from :func:`listening_socket`; it is closed here.
         drain_s: Seconds that requests have to finish.
         on_ready: Called once requests are served.
+        tls: What it is encrypted with; None for not at all.
 
     Returns:
         Whether SIGINT ended it.
@@ -88,6 +96,7 @@ def serve(
         Config(
             app, http=_Protocol, ws="none", lifespan="off", log_level="critical",
             access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=int(_LINGER_S),
+            **({} if tls is None else tls.options()),
         )
     )  # fmt: skip
     engine.start()

@@ -6,13 +6,15 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import ClientDisconnect, Request
 
 from coterie.generation.engine import Engine
-from coterie.generation.tickets import Done, Event, Failed, Ticket
+from coterie.generation.tickets import Done, Failed
+from coterie.hf.token_bytes import TokenBytes
 from coterie.server.bodies import Bodies
+from coterie.server.choices import AT_ONCE, Choices, Numbered
 from coterie.server.identity import current
 from coterie.server.meters import Meters
 from coterie.server.prompts import Prompts
@@ -21,7 +23,7 @@ from coterie.server.streams import PING_S, EventStream, unless_gone
 from coterie.server.wishes import Wish
 
 if TYPE_CHECKING:
-    from coterie.generation.completion import Completion
+    from coterie.server.explorer import Explorer
 
 HEADERS_WITHIN_S = 0.05
 """A stream begins so soon, if it is not known by then that the request is none."""
@@ -29,8 +31,8 @@ HEADERS_WITHIN_S = 0.05
 UNTRAINED_TOKENS = 256
 """New tokens of an answer of a model that has no chat template, if the request does not say."""
 
-Events = Callable[[AsyncGenerator[Event], Ticket], AsyncGenerator[bytes]]
-"""Writes what becomes of a request as server-sent events."""
+Events = Callable[[AsyncGenerator[Numbered], Choices], AsyncGenerator[bytes]]
+"""Writes what becomes of a request's answers as server-sent events."""
 
 
 class Service:
@@ -51,7 +53,10 @@ class Service:
         name: What the model is called in answers.
         names: What requests may call it.
         created: When the server began, in seconds since 1970.
+        tokens: Its tokens one by one.
         fingerprint: Changes with the model, its store or its scheme.
+        demand: What is asked of the model's experts.
+        explorer: Asks the profile that the server was given; None without one.
     """
 
     def __init__(
@@ -64,8 +69,30 @@ class Service:
         self.name = names[0]
         self.names = tuple(names)
         self.created = int(time.time())
+        self.tokens = TokenBytes(engine.opened.processors.tokenizer)
         self.fingerprint = "fp_" + sha256(engine.opened.runtime.source.identity.encode()).hexdigest()[:12]
+        self.demand = meters.watch(engine)
+        self.explorer: Explorer | None = None
         self._ping_s = ping_s
+        self._open: set[Choices] = set()
+
+    @property
+    def parallel(self) -> int:
+        """Requests that the model works for at once."""
+        return self.engine.parallel
+
+    def phases(self) -> list[Literal["prefill", "decode"]]:
+        """How far the requests are that the model works for; the first ones first."""
+        tickets = (ticket for choices in self._open for ticket in choices.tickets)
+        begun = sorted((one for one in tickets if one.begun is not None), key=lambda one: one.begun or 0.0)
+        return [one.phase for one in begun if one.phase in ("prefill", "decode")]
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the model takes."""
+        processors = self.engine.opened.processors
+        media = {"image": processors.pictures, "audio": processors.sounds}
+        return ["text", *(name for name, made in media.items() if made is not None)]
 
     def check_model(self, name: str | None) -> None:
         """Refuses requests that are for another model."""
@@ -79,86 +106,80 @@ class Service:
         """New tokens of an answer: a model that was not trained to answer does not end by itself."""
         return wanted if wanted is not None or self.prompts.can_chat else UNTRAINED_TOKENS
 
-    async def whole(self, request: Request, wish: Wish) -> Done:
-        """The answer, once it is whole.
+    async def whole(self, request: Request, wishes: Sequence[Wish]) -> list[Done]:
+        """The answers, once they are whole.
 
         Raises:
             Refusal: If there is none.
-            ClientDisconnect: If nobody waits for it any more.
+            ClientDisconnect: If nobody waits for them any more.
         """
-        ticket = self._submit(wish, request)
-        done: list[Done] = []
+        choices = self._choices(request, wishes)
 
         async def wait() -> None:
-            while not done:
-                match await ticket.next():
-                    case Done() as one:
-                        done.append(one)
-                    case Failed(error):
-                        raise error
-                    case _:
-                        pass
+            async for _, event in choices.events():
+                if isinstance(event, Failed):
+                    raise event.error
 
         try:
             await unless_gone(request.receive, wait())
         finally:
-            self._leave(request, ticket, done[0].completion if done else None)
-        if not done:
+            self._leave(request, choices)
+        if len(choices.done) < len(wishes):
             raise ClientDisconnect
-        return done[0]
+        return [choices.done[number] for number in range(len(wishes))]
 
-    async def stream(self, request: Request, wish: Wish, events: Events, *, ping: bytes) -> EventStream:
-        """The answer as it comes.
+    async def stream(self, request: Request, wishes: Sequence[Wish], events: Events, *, ping: bytes) -> EventStream:
+        """The answers as they come.
 
         Raises:
             Refusal: If it is known soon that there is none; later it is told within the stream.
         """
-        ticket = self._submit(wish, request)
-        done: list[Completion] = []
+        choices = self._choices(request, wishes)
 
         def leave() -> None:
-            self._leave(request, ticket, done[0] if done else None)
+            self._leave(request, choices)
 
         try:
-            first = await ticket.first(HEADERS_WITHIN_S)
-            if isinstance(first, Failed):
-                raise first.error
+            first = await choices.soon(HEADERS_WITHIN_S)
+            if first is not None and isinstance(first[1], Failed):
+                raise first[1].error
         except BaseException:
             leave()
             raise
-        return EventStream(events(_followed(ticket, first, done), ticket), ping=ping, ping_s=self._ping_s, close=leave)
+        return EventStream(events(choices.events(first), choices), ping=ping, ping_s=self._ping_s, close=leave)
 
-    def _submit(self, wish: Wish, request: Request) -> Ticket:
+    def _choices(self, request: Request, wishes: Sequence[Wish]) -> Choices:
         """Has the engine take a request on."""
-        sampling = wish.sampling
-        if sampling.seed is None:
-            sampling = replace(sampling, seed=current().seed)
-        return self.engine.submit(
-            wish.prepare,
-            sampling,
-            provenance=wish.provenance,
-            name=request.state.request_id,
+        names = current()
+        seeded = [_with_seed(wish, names.seed, number) for number, wish in enumerate(wishes)]
+        # Whoever makes the same answer again has to write it in the same order.
+        made = Choices(
+            self.engine,
+            seeded,
+            request.state.request_id,
+            at_once=1 if names.seeded else AT_ONCE,
             salt=request.state.salt,
         )
+        self._open.add(made)
+        return made
 
-    def _leave(self, request: Request, ticket: Ticket, completion: Completion | None) -> None:
-        """The client has its answer, or wants none."""
-        facts: dict[str, Any] = {"queue_s": round(ticket.queue_s, 4), "prompt_tokens": ticket.prompt_tokens}
-        if completion is not None:
-            facts |= {"completion_tokens": len(completion.token_ids), "finish_reason": completion.finish_reason}
-        elif ticket.phase != "over":
-            facts["cancelled_in"] = ticket.phase
+    def _leave(self, request: Request, choices: Choices) -> None:
+        """The client has its answers, or wants none."""
+        first, done = choices.first, [one.completion for one in choices.done.values()]
+        facts: dict[str, Any] = {"queue_s": round(first.queue_s, 4), "prompt_tokens": first.prompt_tokens}
+        if done:
+            facts |= {"completion_tokens": sum(len(one.token_ids) for one in done)}
+            facts |= {"prefill_s": round(done[0].prefill_s, 4), "decode_s": round(done[0].decode_s, 4)}
+            facts |= {"finish_reason": done[0].finish_reason}
+        elif first.phase != "over":
+            facts["cancelled_in"] = first.phase
         request.state.facts = facts
-        self.engine.cancel(ticket)
+        self._open.discard(choices)
+        choices.cancel()
 
 
-async def _followed(ticket: Ticket, first: Event | None, done: list[Completion]) -> AsyncGenerator[Event]:
-    """What becomes of a request, to its end."""
-    event = await ticket.next() if first is None else first
-    while True:
-        if isinstance(event, Done):
-            done.append(event.completion)
-        yield event
-        if isinstance(event, Done | Failed):
-            return
-        event = await ticket.next()
+def _with_seed(wish: Wish, seed: int | None, number: int) -> Wish:
+    """A wish with a seed, if it has none."""
+    if wish.sampling.seed is not None or seed is None:
+        return wish
+    return replace(wish, sampling=replace(wish.sampling, seed=seed + number))

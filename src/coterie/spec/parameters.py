@@ -99,6 +99,13 @@ def dequantised_nbytes(layout: RecordLayout, itemsize: int) -> int:
     return itemsize * sum(_values(layout, encoding) for encoding in (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS))
 
 
+def precision(layout: RecordLayout) -> str:
+    """How the parameters of a record are stored, in a word: a scheme, a checkpoint's encoding, or else a dtype."""
+    encodings = (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS)
+    found = [one.name for one in encodings if _values(layout, one)]
+    return "+".join(found) or layout.fields[0].dtype.lower()
+
+
 def uses_scheme(layout: RecordLayout) -> bool:
     """Whether any field is the codes of a lossy scheme of ours."""
     return any(_values(layout, encoding) for encoding in SCHEME_FORMATS.values())

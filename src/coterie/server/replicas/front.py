@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 _PASSED_ON = frozenset({b"content-type", b"content-encoding", b"accept"})
 _POLL_S = 0.05
-_OWN = {"/healthz": "_alive", "/readyz": "_ready", "/metrics": "_metrics"}
-_COUNTED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/v1/models")
+_OWN = {"/healthz": "_alive", "/readyz": "_ready", "/health": "_ready", "/metrics": "_metrics"}
+_COUNTED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/v1/audio/transcriptions",
+            "/v1/models")  # fmt: skip
 
 
 class Cluster(Protocol):

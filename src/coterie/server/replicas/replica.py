@@ -78,9 +78,8 @@ class Replica:
             prefix_memory=settings.prefix_memory,
             watcher=self._meters,
         )
-        self._meters.watch(self._engine)
         names = list(dict.fromkeys([*settings.names, self._opened.runtime.source.name]))
-        self._app = make_app(self._engine, self._meters, names=names, hosts=None)
+        self._app = make_app(self._engine, self._meters, names=names, hosts=None, profile=opening.profile)
         self._engine.start()
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Part]:

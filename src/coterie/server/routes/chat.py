@@ -8,12 +8,14 @@ from typing import Any
 from starlette.requests import Request
 
 from coterie.server.media import Media
-from coterie.server.openai_answers import OpenAIStream, chat_completion
+from coterie.server.openai_answers import OpenAIStream, whole
+from coterie.server.openai_choices import ChatAnswers
 from coterie.server.operations import Operation
 from coterie.server.prompts import Messages, from_openai
 from coterie.server.schemas.answers import ChatCompletion, RenderedPrompt
 from coterie.server.schemas.chat import ChatRequest, TemplateRequest
 from coterie.server.schemas.fields import read
+from coterie.server.schemas.sampling import of_choice
 from coterie.server.service import Service
 from coterie.server.streams import COMMENT_PING
 from coterie.server.wishes import Wish
@@ -36,15 +38,17 @@ def operations(service: Service) -> list[Operation]:
 async def _chat(service: Service, request: Request) -> Any:
     asked, messages, media = await _understood(service, request)
     options = service.prompts.options(asked.variables)
-    wish = Wish(
-        prepare=partial(service.prompts.of_messages, messages, media, asked.shown_tools, options),
-        sampling=asked.wishes(service.most(asked.most)),
-        provenance=asked.wants_provenance,
-    )
+    sampling = asked.wishes(service.most(asked.most), logprobs=asked.told_logprobs)
+    make = partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
+    wishes = [
+        Wish(prepare=partial(make, wanted=one.grammar), sampling=one, provenance=asked.wants_provenance)
+        for one in (of_choice(sampling, number) for number in range(asked.choices))
+    ]
+    writing = ChatAnswers(service.tokens, logprobs=bool(asked.logprobs))
     if asked.stream:
-        events = OpenAIStream(service, "chat", usage=asked.wants_usage)
-        return await service.stream(request, wish, events, ping=COMMENT_PING)
-    return chat_completion(service, await service.whole(request, wish))
+        events = OpenAIStream(service, writing, usage=asked.wants_usage, progress=bool(asked.return_progress))
+        return await service.stream(request, wishes, events, ping=COMMENT_PING)
+    return whole(service, writing, await service.whole(request, wishes))
 
 
 async def _template(service: Service, request: Request) -> RenderedPrompt:

@@ -7,11 +7,13 @@ from typing import Any
 
 from starlette.requests import Request
 
-from coterie.server.openai_answers import OpenAIStream, text_completion
+from coterie.server.openai_answers import OpenAIStream, whole
+from coterie.server.openai_choices import TextAnswers
 from coterie.server.operations import Operation
 from coterie.server.schemas.answers import TextCompletion
 from coterie.server.schemas.completions import CompletionRequest
 from coterie.server.schemas.fields import read
+from coterie.server.schemas.sampling import of_choice
 from coterie.server.service import Service
 from coterie.server.streams import COMMENT_PING
 from coterie.server.wishes import Wish
@@ -31,10 +33,23 @@ async def _complete(service: Service, request: Request) -> Any:
     async with service.bodies.json(request) as body:
         asked = read(CompletionRequest, body)
         service.check_model(asked.model)
-    prompts, prompt = service.prompts, asked.prompt
-    prepare = partial(prompts.of_text, prompt) if isinstance(prompt, str) else partial(prompts.of_ids, prompt)
-    wish = Wish(prepare=prepare, sampling=asked.wishes(asked.max_tokens), provenance=asked.wants_provenance)
+    # Of a prompt that is only read, the tokens are told whether or not they are wanted: nothing else is to be done.
+    of_prompt = (asked.logprobs or 0) if asked.echo and (asked.logprobs is not None or asked.max_tokens == 0) else None
+    sampling = asked.wishes(asked.max_tokens, logprobs=asked.logprobs, prompt_logprobs=of_prompt)
+    wishes = [
+        Wish(
+            prepare=partial(service.prompts.of_text, prompt),
+            sampling=of_choice(sampling, number),
+            provenance=asked.wants_provenance,
+        )
+        for prompt in asked.prompts
+        for number in range(asked.choices)
+    ]
+    shown = [prompt for prompt in asked.prompts for _ in range(asked.choices)]
+    writing = TextAnswers(service.tokens, shown if asked.echo else None, logprobs=asked.logprobs is not None)
     if asked.stream:
-        events = OpenAIStream(service, "text", usage=asked.wants_usage)
-        return await service.stream(request, wish, events, ping=COMMENT_PING)
-    return text_completion(service, await service.whole(request, wish))
+        events = OpenAIStream(
+            service, writing, usage=asked.wants_usage, each=asked.choices, progress=bool(asked.return_progress)
+        )
+        return await service.stream(request, wishes, events, ping=COMMENT_PING)
+    return whole(service, writing, await service.whole(request, wishes), each=asked.choices)

@@ -26,6 +26,11 @@ def operations(service: Service) -> list[Operation]:
             path="/readyz", summary="Says whether requests are served.", method="GET", handler=partial(_ready, service),
             answered=Status, keyless=True,
         ),
+        # As llama-server calls it.
+        Operation(
+            path="/health", summary="The same as /readyz.", method="GET", handler=partial(_ready, service),
+            answered=Status, keyless=True,
+        ),
         Operation(
             path="/metrics", summary="Figures for Prometheus.", method="GET", handler=partial(_metrics, service),
         ),

@@ -37,13 +37,13 @@ def operations(service: Service) -> list[Operation]:
 async def _answer(service: Service, request: Request) -> Any:
     asked, messages, media = await _understood(service, request)
     stops = asked.stop_sequences or ()
-    wish = Wish(
-        prepare=partial(service.prompts.of_messages, messages, media, asked.shown_tools),
-        sampling=asked.sampling(most=asked.max_tokens, stop=stops),
-    )
+    sampling = asked.sampling(most=asked.max_tokens, stop=stops)
+    prepare = partial(service.prompts.of_messages, messages, media, asked.toolbox)
+    wishes = [Wish(prepare=prepare, sampling=sampling)]
     if asked.stream:
-        return await service.stream(request, wish, AnthropicStream(service, stops), ping=NAMED_PING)
-    return message(service, (await service.whole(request, wish)).completion, stops)
+        return await service.stream(request, wishes, AnthropicStream(service, stops), ping=NAMED_PING)
+    (done,) = await service.whole(request, wishes)
+    return message(service, done.completion, stops)
 
 
 async def _count(service: Service, request: Request) -> TokenCount:
@@ -54,7 +54,7 @@ async def _count(service: Service, request: Request) -> TokenCount:
     if media:
         param = next(iter(media.pictures))
         raise Refusal(400, f"{param}: the tokens of pictures are not counted yet.", param=param, code="unsupported")
-    prompt = await service.engine.aside(partial(service.prompts.of_messages, messages, media, asked.shown_tools))
+    prompt = await service.engine.aside(partial(service.prompts.of_messages, messages, media, asked.toolbox))
     return {"input_tokens": prompt.tokens or 0}
 
 

@@ -37,11 +37,6 @@ async def _one(service: Service, request: Request) -> ServedModel:
 
 def _facts(service: Service, name: str) -> ServedModel:
     opened = service.engine.opened
-    taken = ["text"]
-    if opened.processors.pictures is not None:
-        taken.append("image")
-    if opened.processors.sounds is not None:
-        taken.append("audio")
     plan, cache = opened.runtime.plan, opened.runtime.cache
     return {
         "id": name,
@@ -52,5 +47,5 @@ def _facts(service: Service, name: str) -> ServedModel:
         "memory_budget_bytes": None if plan is None else plan.budget,
         "expert_bytes": cache.total_bytes,
         "expert_cache_bytes": cache.stats().capacity,
-        "architecture": {"input_modalities": taken, "output_modalities": ["text"]},
+        "architecture": {"input_modalities": service.modalities, "output_modalities": ["text"]},
     }

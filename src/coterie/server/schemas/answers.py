@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired
 
+from pydantic import RootModel
 from typing_extensions import TypedDict
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -24,11 +25,47 @@ class Usage(TypedDict):
     prompt_tokens_details: PromptTokens
 
 
-class More(TypedDict):
-    """What OpenAI's shape has no room for."""
+class MoreOfOne(TypedDict):
+    """What OpenAI's shape has no room for, of a choice."""
 
     finish_reason: str
     provenance: NotRequired[dict[str, float | dict[str, float]]]
+
+
+class More(MoreOfOne):
+    """The same of the first choice, and where there are several, of each."""
+
+    choices: NotRequired[list[MoreOfOne]]
+
+
+class LikelyToken(TypedDict):
+    """A token and its log probability; its bytes, as it may be half a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ToldToken(LikelyToken):
+    """A token of an answer, with the likeliest ones at its place."""
+
+    top_logprobs: list[LikelyToken]
+
+
+class ChatLogprobs(TypedDict):
+    """How likely the tokens of an answer were."""
+
+    content: list[ToldToken]
+    refusal: None
+
+
+class TextLogprobs(TypedDict):
+    """How likely the tokens of a text were; None for the first, which nothing is before."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
 
 
 class CalledFunction(TypedDict):
@@ -60,7 +97,7 @@ class ChatChoice(TypedDict):
 
     index: int
     message: AnswerMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Finish
 
 
@@ -82,8 +119,8 @@ class TextChoice(TypedDict):
 
     index: int
     text: str
-    logprobs: None
-    finish_reason: Finish | None
+    logprobs: TextLogprobs | None
+    finish_reason: Finish
 
 
 class TextCompletion(TypedDict):
@@ -129,6 +166,76 @@ class AnsweredMessage(TypedDict):
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessageUsage
+
+
+class ResponseTokens(TypedDict):
+    """Tokens that a request took, in the words of ``/v1/responses``."""
+
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class ResponseFailure(TypedDict):
+    """Why there is no whole answer."""
+
+    code: str
+    message: str
+
+
+class ResponseResource(TypedDict):
+    """The answer of ``/v1/responses``; it repeats what was asked."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: bool
+    error: ResponseFailure | None
+    frequency_penalty: float
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[dict[str, Any]]
+    parallel_tool_calls: bool
+    presence_penalty: float
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: dict[str, str | None]
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: Any
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: str
+    usage: ResponseTokens | None
+    user: str | None
+
+
+class TranscriptionTokens(TypedDict):
+    """Tokens that a sound and its text took."""
+
+    type: Literal["tokens"]
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class Transcription(TypedDict):
+    """The answer of ``/v1/audio/transcriptions``."""
+
+    text: str
+    usage: TranscriptionTokens
 
 
 class TokenCount(TypedDict):
@@ -183,8 +290,43 @@ class ModelList(TypedDict):
     data: list[ServedModel]
 
 
+class Slot(TypedDict):
+    """A place for a request."""
+
+    id: int
+    n_ctx: int | None
+    speculative: bool
+    is_processing: bool
+    phase: Literal["prefill", "decode"] | None
+
+
+class SlotList(RootModel[list[Slot]]):
+    """The answer of ``/slots``."""
+
+
+class DefaultSettings(TypedDict):
+    """What a request gets that does not say."""
+
+    n_ctx: int | None
+    params: dict[str, float]
+
+
+class Props(TypedDict):
+    """The answer of ``/props``, in llama-server's words."""
+
+    default_generation_settings: DefaultSettings
+    total_slots: int
+    model_alias: str
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    modalities: dict[str, bool]
+    build_info: str
+    is_sleeping: bool
+
+
 class Status(TypedDict):
-    """The answer of ``/healthz`` and ``/readyz``."""
+    """The answer of ``/healthz``, ``/readyz`` and ``/health``."""
 
     status: str
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from coterie.generation.toolbox import Toolbox
+from coterie.server.refusals import Refusal
 from coterie.server.schemas.fields import (
     Fields,
     Nothing,
     NotYet,
     Off,
-    On,
-    OpenAISamplingFields,
-    PlainText,
     TextOnly,
     Tokens,
-    ToolChoice,
-    Zero,
 )
-from coterie.server.schemas.tools import CallId, Calls, Tools
+from coterie.server.schemas.sampling import Logprobs, OpenAISamplingFields
+from coterie.server.schemas.tools import CallId, Calls, ChosenTool, ToolChoice, Tools, toolbox
 
 MOST_MESSAGES = 4096
 MOST_PARTS = 1024
@@ -131,12 +129,11 @@ class ChatRequest(OpenAISamplingFields):
     messages: Messages
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    logprobs: Off = None
-    top_logprobs: Zero = None
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
-    parallel_tool_calls: On = None
-    response_format: PlainText = None
+    parallel_tool_calls: bool | None = None
     modalities: TextOnly = None
     audio: NotYet = None
     store: Off = None
@@ -154,10 +151,28 @@ class ChatRequest(OpenAISamplingFields):
         """New tokens at most, as it was asked; the smaller one of two names for it."""
         return min((one for one in (self.max_tokens, self.max_completion_tokens) if one is not None), default=None)
 
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise Refusal(400, "top_logprobs is for logprobs, which are not asked for.", param="top_logprobs")
+        _ = self.toolbox
+        return self
+
     @property
-    def shown_tools(self) -> list[dict[str, Any]]:
-        """The tools that the model is told of."""
-        return [] if self.tool_choice == "none" else [tool.plain() for tool in self.tools or ()]
+    def told_logprobs(self) -> int | None:
+        """Alternatives that are told of each token; None where nothing is told."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def toolbox(self) -> Toolbox:
+        """The tools, and how they may be called."""
+        choice = self.tool_choice
+        return toolbox(
+            [tool.plain() for tool in self.tools or ()],
+            wanted=choice if isinstance(choice, str) else None,
+            only=choice.function.name if isinstance(choice, ChosenTool) else None,
+            several=self.parallel_tool_calls is not False,
+        )
 
 
 class TemplateRequest(Fields):

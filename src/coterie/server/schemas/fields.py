@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from coterie.generation.sampling import Sampling
 from coterie.server.refusals import Refusal
 
 NOT_YET = frozenset({
     "audio", "best_of", "cache_control", "chat_template", "container", "context_management",
-    "echo", "extra_body", "file", "function_call", "functions", "grammar", "guided_json", "ignore_eos",
-    "json_schema", "logit_bias", "logprobs", "max_thinking_tokens", "mcp_servers", "min_tokens", "mirostat",
+    "dry_multiplier", "extra_body", "file", "function_call", "functions", "grammar", "guided_choice", "guided_grammar",
+    "guided_json", "guided_regex", "include_stop_str_in_output", "allowed_token_ids", "bad_words",
+    "json_schema", "length_penalty", "max_thinking_tokens", "mcp_servers", "mirostat", "prompt_logprobs",
     "mm_processor_kwargs", "modalities", "n_probs", "output_config", "prediction", "reasoning",
-    "refusal", "return_progress", "service_tier", "stop_token_ids", "suffix", "thinking", "tool_calls",
-    "tool_choice", "tools", "top_logprobs", "typical_p", "verbosity", "web_search_options",
+    "refusal", "return_token_ids", "service_tier", "skip_special_tokens", "structured_outputs",
+    "suffix", "thinking", "tool_calls", "top_a", "truncate_prompt_tokens", "use_beam_search", "verbosity",
+    "web_search_options",
+    # Of transcriptions.
+    "chunking_strategy", "include[]", "language", "prompt", "timestamp_granularities[]",
 })  # fmt: skip
 """Fields that other servers have and this one has not."""
 
@@ -56,99 +59,16 @@ def _only(*neutral: Any) -> BeforeValidator:
 NotYet = Annotated[None, BeforeValidator(not_yet)]
 """A field of other servers that has to be null here."""
 Off = Annotated[None, _only(False), WithJsonSchema({"anyOf": [{"const": False}, {"type": "null"}]})]
-Zero = Annotated[None, _only(0), WithJsonSchema({"anyOf": [{"const": 0}, {"type": "null"}]})]
 One = Annotated[None, _only(1), WithJsonSchema({"anyOf": [{"const": 1}, {"type": "null"}]})]
 Nothing = Annotated[None, _only({}, []), WithJsonSchema({"anyOf": [{"const": {}}, {"const": []}, {"type": "null"}]})]
 TextOnly = Annotated[None, _only(["text"]), WithJsonSchema({"anyOf": [{"const": ["text"]}, {"type": "null"}]})]
-PlainText = Annotated[
-    None, _only({"type": "text"}), WithJsonSchema({"anyOf": [{"const": {"type": "text"}}, {"type": "null"}]})
-]
-On = Annotated[None, _only(True), WithJsonSchema({"anyOf": [{"const": True}, {"type": "null"}]})]
 """Values of fields of other servers that change nothing, and may be said."""
 
 
-def check_choice(value: Any) -> Any:
-    """Lets tools be called or not, but not have to be."""
-    return value if value in ("auto", "none") else not_yet(value)
-
-
-ToolChoice = Annotated[Literal["auto", "none"], BeforeValidator(check_choice)]
-"""Whether tools may be called; that one must be is not supported yet."""
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 StopText = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 StopTexts = Annotated[list[StopText], Field(max_length=MOST_STOPS)]
 ModelName = Annotated[str, Field(max_length=512)]
-
-
-class SamplingFields(Fields):
-    """How tokens are chosen, as far as all requests may say it. What is left out is as the model's files say."""
-
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MOST_TOKENS)] | None = None
-
-    def sampling(self, *, most: int | None, stop: Sequence[str] = (), **more: Any) -> Sampling:
-        """The same for the engine.
-
-        Args:
-            most: New tokens; None until the model ends or there is no more room.
-            stop: Texts that end the answer.
-            **more: What else there is.
-        """
-        return Sampling(
-            max_new_tokens=most, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=tuple(stop),
-            **more,
-        )  # fmt: skip
-
-
-class StreamOptions(Fields):
-    """What a stream has besides the answer."""
-
-    include_usage: bool | None = None
-    include_obfuscation: Off = None
-
-
-class CoterieFields(Fields):
-    """What no other server has."""
-
-    provenance: bool | None = None
-    """Whether the answer says what experts were read for it."""
-
-
-class OpenAISamplingFields(SamplingFields):
-    """What both of OpenAI's ways of asking have; and what changes nothing and may be said."""
-
-    model: ModelName | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
-    stop: StopText | StopTexts | None = None
-    n: One = None
-    frequency_penalty: Zero = None
-    presence_penalty: Zero = None
-    logit_bias: Nothing = None
-    user: Annotated[str, Field(max_length=512)] | None = None
-    """Whom the caller asks for; nothing is kept of it."""
-    coterie: CoterieFields | None = None
-
-    def wishes(self, most: int | None) -> Sampling:
-        """How tokens are chosen."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or ()
-        return self.sampling(
-            most=most, stop=stop, min_p=self.min_p, repetition_penalty=self.repetition_penalty, seed=self.seed
-        )
-
-    @property
-    def wants_provenance(self) -> bool:
-        """Whether the answer says what experts were read for it."""
-        return self.coterie is not None and bool(self.coterie.provenance)
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream ends with what it took."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 def read(kind: type[Asked], value: Mapping[str, Any]) -> Asked:
@@ -163,6 +83,8 @@ def read(kind: type[Asked], value: Mapping[str, Any]) -> Asked:
         raise _refusal(error, value) from None
     if getattr(asked, "stream_options", None) is not None and not getattr(asked, "stream", None):
         raise Refusal(400, "stream_options is for streams.", param="stream_options")
+    if getattr(asked, "return_progress", None) and not getattr(asked, "stream", None):
+        raise Refusal(400, "return_progress is for streams.", param="return_progress")
     return asked
 
 

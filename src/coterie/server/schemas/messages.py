@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from coterie.generation.toolbox import Toolbox
+from coterie.server.refusals import Refusal
 from coterie.server.schemas.chat import MOST_MESSAGES, MOST_PARTS, Text
 from coterie.server.schemas.fields import (
     Fields,
     ModelName,
     Nothing,
-    Off,
-    SamplingFields,
     StopTexts,
     Tokens,
-    check_choice,
     not_yet,
 )
-from coterie.server.schemas.tools import MOST_TOOLS, CallId, ToolName
+from coterie.server.schemas.sampling import SamplingFields
+from coterie.server.schemas.tools import MOST_TOOLS, CallId, ToolName, toolbox
 
 
 class CacheControl(Fields):
@@ -133,10 +133,17 @@ class MessagesTool(Fields):
 
 
 class MessagesToolChoice(Fields):
-    """Whether tools may be called; that one must be is not supported yet."""
+    """Whether tools may be called, or must be: ``any``, or the one of a name with ``tool``."""
 
-    type: Annotated[Literal["auto", "none"], BeforeValidator(check_choice)]
-    disable_parallel_tool_use: Off = None
+    type: Literal["auto", "none", "any", "tool"]
+    name: ToolName | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.name is not None) != (self.type == "tool"):
+            raise Refusal(400, "tool_choice.name is for the type tool, and only for it.", param="tool_choice.name")
+        return self
 
 
 class Metadata(Fields):
@@ -165,12 +172,21 @@ class CountRequest(Fields):
     tool_choice: MessagesToolChoice | None = None
     thinking: NoThinking | None = None
 
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        _ = self.toolbox
+        return self
+
     @property
-    def shown_tools(self) -> list[dict[str, Any]]:
-        """The tools that the model is told of."""
-        if self.tool_choice is not None and self.tool_choice.type == "none":
-            return []
-        return [tool.plain() for tool in self.tools or ()]
+    def toolbox(self) -> Toolbox:
+        """The tools, and how they may be called."""
+        choice = self.tool_choice
+        return toolbox(
+            [tool.plain() for tool in self.tools or ()],
+            wanted=None if choice is None else choice.type,
+            only=None if choice is None else choice.name,
+            several=choice is None or not choice.disable_parallel_tool_use,
+        )
 
 
 class MessagesRequest(SamplingFields, CountRequest):

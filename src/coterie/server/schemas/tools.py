@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
+from coterie.generation.toolbox import Toolbox
+from coterie.server.refusals import Refusal
 from coterie.server.schemas.fields import Fields, Off
 
 MOST_TOOLS = 128
@@ -59,3 +62,47 @@ class Called(Fields):
 
 Tools = Annotated[list[Tool], Field(max_length=MOST_TOOLS)]
 Calls = Annotated[list[Called], Field(max_length=MOST_TOOLS)]
+
+
+class ChosenFunction(Fields):
+    """The function that has to be called."""
+
+    name: ToolName
+
+
+class ChosenTool(Fields):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+def _word_or_tool(value: Any) -> str:
+    return "word" if isinstance(value, str) else "tool"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["auto", "none", "required"], Tag("word")] | Annotated[ChosenTool, Tag("tool")],
+    Discriminator(_word_or_tool),
+]
+"""Whether tools may be called, or must be."""
+
+
+def toolbox(tools: Sequence[dict[str, Any]], *, wanted: str | None, only: str | None, several: bool) -> Toolbox:
+    """The tools of a request.
+
+    Args:
+        tools: What it brings, as templates take it.
+        wanted: ``none``, ``auto``, or whatever says that one has to be called.
+        only: The one that has to be called.
+        several: Whether more than one may be called.
+
+    Raises:
+        Refusal: If one has to be called that there is not.
+    """
+    must = wanted not in (None, "auto", "none") or only is not None
+    names = [tool["function"]["name"] for tool in tools]
+    if must and (not tools or (only is not None and only not in names)):
+        what = "there are no tools" if not tools else f"there is no tool {only!r}"
+        raise Refusal(400, f"tool_choice: {what}.", param="tool_choice")
+    return Toolbox(tools=() if wanted == "none" else tuple(tools), must=must, only=only, several=several)
