@@ -22,7 +22,7 @@ TRIES = 3
 """Replicas that one request may cost: it may be the request that ends them."""
 
 _PINGS = frozenset({COMMENT_PING, NAMED_PING})
-_UNLIKE = ("usage", "coterie", "message")
+_UNLIKE = ("usage", "coterie", "message", "response")
 """Parts of events that tell what an answer took, not what it is."""
 _PROGRESS = "prompt_progress"
 _END = b"\n\n"
