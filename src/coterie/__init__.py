@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from coterie.engine import load
     from coterie.extraction import extract, quantize
     from coterie.generation.chat import chat_inputs
+    from coterie.generation.conversation import Conversation
     from coterie.generation.engine import Engine
     from coterie.generation.grammar import Grammar
     from coterie.generation.inputs import build_inputs
     from coterie.generation.opened import processors
+    from coterie.generation.prefixes import Prefixes
     from coterie.generation.samples import samples
     from coterie.generation.sampling import Sampling
     from coterie.inspection import inspect, verify
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES: dict[str, str] = {
+    "Conversation": "coterie.generation.conversation",
     "Engine": "coterie.generation.engine",
     "Grammar": "coterie.generation.grammar",
+    "Prefixes": "coterie.generation.prefixes",
     "Sampling": "coterie.generation.sampling",
     "build_inputs": "coterie.generation.inputs",
     "chat_inputs": "coterie.generation.chat",
@@ -43,8 +47,10 @@ _HOMES: dict[str, str] = {
 _SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles", "survey"})
 
 __all__ = [
+    "Conversation",
     "Engine",
     "Grammar",
+    "Prefixes",
     "Sampling",
     "__version__",
     "analysis",

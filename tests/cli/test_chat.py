@@ -75,9 +75,41 @@ def test_a_full_context_forgets_the_oldest_turns(talk, asked) -> None:
     options = ("--memory", "6GiB", "--expert-memory", "36MiB", "--max-context", "24")
     outcome = talk("Hello, how are you", "And what is that to you", "And who are they", options=options)
     assert outcome.code == 0
-    assert "The context is full: the oldest 2 messages were forgotten." in outcome.err
+    assert "The context is full: the oldest 4 messages were forgotten." in outcome.err
     assert "--max-context" in outcome.err
     assert len(asked) == 3
+    # Nothing is to be gone on with: no more is forgotten than has to be.
+    outcome = talk(
+        "Hello, how are you", "And what is that to you", "And who are they", options=(*options, "--no-reuse")
+    )
+    assert "The context is full: the oldest 2 messages were forgotten." in outcome.err
+
+
+def test_thinking_is_a_switch_of_the_template(talk, tmp_path) -> None:
+    template = tmp_path / "thinking.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ ' thinks' if enable_thinking else ' says' }}"
+    )
+    options = ("--chat-template", str(template))
+    answers = {
+        name: talk("God", options=(*options, "--greedy", *given)).out
+        for name, given in (("yes", ("--think",)), ("no", ("--no-think",)))
+    }
+    assert answers["yes"] != answers["no"]
+    outcome = talk("God", "/set think on", "/retry", "/set think maybe", options=(*options, "--greedy", "--no-think"))
+    assert outcome.out == answers["no"] + answers["yes"]
+    assert "Say on or off" in outcome.err
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{{ effort }}")
+    outcome = talk("God", options=(*options, "--no-think"))
+    assert "has no switch for thinking. It reads effort." in outcome.err
+    assert talk("God", options=(*options, "--template-option", "efort=low")).code != 0
+    assert talk("God", "/set think off", options=options).code == 1
+    assert "It can be told nothing." in talk("God", options=("--think",)).err
+
+
+def test_what_was_reused_is_said(talk) -> None:
+    assert "of them reused)" in talk("Hello, how are you", "And what", options=()).err
+    assert "reused" not in talk("Hello, how are you", "And what", options=("--no-reuse",)).err
 
 
 def test_a_message_that_is_too_long_by_itself_is_a_failed_turn(talk, asked) -> None:

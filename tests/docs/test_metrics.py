@@ -8,6 +8,7 @@ import pytest
 
 import coterie
 from coterie.generation.governor import Governor
+from coterie.generation.prefixes import Prefixes
 from coterie.server.meters import Meters
 
 from .pages import ROOT
@@ -21,7 +22,10 @@ def watched() -> Any:
     meters = Meters()
     with coterie.load("bundled", memory="2GiB") as model:
         opened = SimpleNamespace(runtime=model.coterie)
-        meters.watch(SimpleNamespace(opened=opened, governor=Governor(model.coterie), running=0, waiting=0))
+        engine = SimpleNamespace(
+            opened=opened, governor=Governor(model.coterie), prefixes=Prefixes(0), running=0, waiting=0
+        )
+        meters.watch(engine)
         yield list(meters.registry.collect()), meters
 
 

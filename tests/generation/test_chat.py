@@ -155,6 +155,13 @@ def test_what_the_model_said_may_be_left_out(directory) -> None:
 def test_the_template_is_told_what_was_asked_for(directory) -> None:
     template = TEXT_ONLY + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
     assert prompt_of(directory, template, enable_thinking=False).endswith("<think></think>")
+    for options in (ChatOptions(thinking=False), ChatOptions(variables={"enable_thinking": False})):
+        assert options.told({"enable_thinking", "thinking"}) == {"enable_thinking": False}
+    assert ChatOptions(thinking=True).told({"thinking", "x"}) == {"thinking": True}
+    with pytest.raises(UsageError, match=r"no setting 'thinkng'\. It reads enable_thinking\."):
+        prompt_of(directory, template, thinkng=False)
+    with pytest.raises(UsageError, match="no switch for thinking"):
+        ChatOptions(thinking=True).told({"x"})
     with pytest.raises(UsageError, match="messages"):
         ChatOptions(variables={"messages": []})
     with pytest.raises(UsageError, match="x"):

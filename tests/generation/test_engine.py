@@ -446,6 +446,32 @@ def test_nothing_is_kept_of_what_is_over(engine: Engine) -> None:
     until(gone)
 
 
+def test_prompts_that_begin_alike_are_computed_once_and_answered_as_alone(opened: OpenModel) -> None:
+    wishes = Sampling(max_new_tokens=5, seed=7)
+    with Engine(opened, piece=PIECE) as engine:
+        prompts = [PROMPT + end for end in ("", " and so on", ", and all the rest of it was")]
+        found = [engine.submit(prompt, wishes, salt="anna").result(60) for prompt in prompts]
+        assert all(same(ours, alone(opened, prompt, wishes)) for ours, prompt in zip(found, prompts, strict=True))
+        assert [one.reused_tokens > 0 for one in found] == [False, True, True]
+        assert engine.submit(PROMPT, wishes, salt="bert").result(60).reused_tokens == 0
+        assert engine.prefixes.counts.hits == 2
+        # What was generated is computed anew when it comes back as a prompt, and gives what it gives alone.
+        longer = PROMPT + found[0].text + " And"
+        again = engine.submit(longer, wishes, salt="anna").result(60)
+        assert again.reused_tokens == found[1].reused_tokens
+        assert same(again, alone(opened, longer, wishes))
+    with Engine(opened, piece=PIECE, prefix_memory=0) as engine:
+        assert [engine.submit(PROMPT, wishes).result(60).reused_tokens for _ in range(2)] == [0, 0]
+
+
+def test_a_prompt_that_is_given_up_is_gone_on_with(engine: Engine) -> None:
+    ticket = engine.submit(PROMPT, Sampling(max_new_tokens=3))
+    while not isinstance(ticket.event(60), Progress):
+        pass
+    ticket.cancel()
+    assert engine.submit(PROMPT, Sampling(max_new_tokens=3)).result(60).reused_tokens >= PIECE
+
+
 @pytest.mark.parametrize("options", [{"parallel": 0}, {"most_waiting": -1}, {"piece": 0}])
 def test_numbers_that_cannot_be_are_refused(opened: OpenModel, options: dict[str, int]) -> None:
     with pytest.raises(UsageError):

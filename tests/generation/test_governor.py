@@ -109,6 +109,55 @@ def test_a_context_without_a_budget_is_shared() -> None:
         model.coterie.close()
 
 
+class Kept:
+    """As much of the beginnings of prompts as a governor looks at."""
+
+    piece = BLOCK
+
+    def __init__(self) -> None:
+        self.nbytes = self._limit = 0
+
+    @property
+    def limit(self) -> int:
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit, self.nbytes = limit, min(self.nbytes, limit)
+
+
+def test_beginnings_of_prompts_have_what_requests_leave_and_a_share(tight: Governor, opened: OpenModel) -> None:
+    cache, token = opened.runtime.cache, opened.runtime.source.footprint.shape.kv_bytes(1) // 2
+    before, kept = cache.capacity, Kept()
+    reserve = tight._reserve
+    assert reserve is not None
+    tight.share(kept, 2 * BLOCK * token)  # type: ignore[arg-type]
+    assert kept.limit == reserve + 2 * BLOCK * token
+    # In the room for a context they take nothing from experts. Beyond it they do, by the next piece, too.
+    kept.nbytes = reserve - 2 * BLOCK * token
+    assert tight.promise("a", CONTEXT - 1)
+    tight.hold("a", BLOCK - 1)
+    assert tight.lent == 0
+    tight.hold("a", 2 * BLOCK - 1)
+    assert (tight.lent, before - cache.capacity) == (BLOCK * token, BLOCK * token)
+    kept.nbytes += BLOCK * token
+    tight.hold("a", 2 * BLOCK - 1)
+    assert tight.lent == 2 * BLOCK * token
+    # A request that needs it gets it.
+    tight.hold("a", CONTEXT - 1)
+    assert kept.nbytes == kept.limit == 3 * BLOCK * token
+    assert tight.promise("b", 5 * BLOCK - 1)
+    tight.hold("b", 4 * BLOCK - 1)
+    assert kept.nbytes == kept.limit == BLOCK * token
+    tight.hold("b", 5 * BLOCK - 1)
+    assert kept.nbytes == kept.limit == 0
+    assert tight.held == tight.total
+    for one in "ab":
+        tight.release(one)
+    assert (tight.lent, cache.capacity) == (0, before)
+    assert kept.limit == reserve + 2 * BLOCK * token
+
+
 def test_a_cache_that_reserves_all_its_tokens_is_held_from_the_beginning(
     opened: OpenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def test_an_answer_is_that_of_complete(server: Served, opened) -> None:
         "prompt_tokens": expected.prompt_tokens,
         "completion_tokens": 6,
         "total_tokens": expected.prompt_tokens + 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert found["model"] == "bundled"
     assert found["id"].startswith("chatcmpl-")
@@ -107,7 +108,8 @@ def test_a_stream_has_the_shape_that_clients_know(server: Served, usage: bool) -
         chunk({}, "length") | {"coterie": {"finish_reason": "length"}},
     ]
     if usage:
-        golden.append({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}})
+        usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+        golden.append({"choices": [], "usage": usage | {"prompt_tokens_details": {"cached_tokens": 0}}})
     assert rest == golden
 
 

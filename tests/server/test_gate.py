@@ -10,7 +10,7 @@ import pytest
 from coterie.errors import InputError
 from coterie.server.gate import OPEN_PATHS, Hosts
 from coterie.server.keys import Keys
-from server.conftest import Served, chat
+from server.conftest import PROMPT, Served, chat
 
 PATH = "/v1/chat/completions"
 KEY = "a-key-of-some-length"
@@ -118,6 +118,25 @@ def test_a_file_without_a_sound_key_is_refused(tmp_path, text: str, reason: str)
     file.write_text(text)
     with pytest.raises(InputError, match=reason):
         Keys.read(file)
+
+
+def test_keys_share_nothing_of_their_prompts_unless_they_are_to(serve) -> None:
+    def cached(server: Served, key: str) -> int:
+        asked = {"prompt": PROMPT * 4, "max_tokens": 1}
+        answer = server.post("/v1/completions", asked, Authorization=f"Bearer {key}")
+        return answer.json["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    keys, piece = Keys([KEY, "another-key-here"]), {"piece": 8}
+    apart = serve(keys=keys, engine=piece)
+    assert cached(apart, KEY) == 0
+    assert cached(apart, KEY) > 0
+    assert cached(apart, "another-key-here") == 0
+    figures = apart.get("/metrics", Authorization=f"Bearer {KEY}").body.decode()
+    assert "coterie_prefix_cache_hits_total 1.0" in figures
+    assert "coterie_prefix_cache_queries_total 3.0" in figures
+    together = serve(keys=keys, engine=piece, shared_prefixes=True)
+    assert cached(together, KEY) == 0
+    assert cached(together, "another-key-here") > 0
 
 
 def test_keys_are_read_line_by_line(tmp_path) -> None:

@@ -77,8 +77,9 @@ def _write_beside(text: str) -> None:
 
 def summary(completion: Completion, stats: ModelStats) -> str:
     """One line: tokens, speed, why it ended, experts in memory, hit rate."""
+    reused = f" ({completion.reused_tokens} of them reused)" if completion.reused_tokens else ""
     parts = [
-        f"prompt {completion.prompt_tokens} tokens, {completion.prefill_tokens_per_s:.1f}/s",
+        f"prompt {completion.prompt_tokens} tokens{reused}, {completion.prefill_tokens_per_s:.1f}/s",
         f"{len(completion.token_ids)} new, {completion.decode_tokens_per_s:.1f}/s ({completion.finish_reason})",
         experts_line(stats),
     ]

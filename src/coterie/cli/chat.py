@@ -24,6 +24,7 @@ from coterie.cli.generation_options import (
     SystemOption,
     TemperatureOption,
     TemplateOptionsOption,
+    ThinkOption,
     TopKOption,
     TopPOption,
     chat_options,
@@ -44,6 +45,7 @@ def command(
     system: SystemOption = None,
     chat_template: ChatTemplateOption = None,
     template_option: TemplateOptionsOption = None,
+    think: ThinkOption = None,
     *,
     opening: Opening,
     max_new_tokens: Annotated[
@@ -67,13 +69,21 @@ def command(
     stats: StatsFileOption = None,
     record_profile: ProfileFileOption = None,
     domain: DomainOption = None,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse/--no-reuse",
+            help="Go on with what was computed for the last answer, or compute the whole conversation at every turn: "
+            "slower, and to the last bit what the same messages give by themselves.",
+        ),
+    ] = True,
     quiet: QuietOption = False,
 ) -> None:
     """Talks with a model. Answers stream to stdout; everything else goes to stderr.
 
     Where the model has a chat template, it is used. Where it has none, the model was not trained to chat, and continues
     the conversation so far as a text. What a model thinks before it answers goes to stderr. When the context is full,
-    the oldest turns are forgotten, with a remark.
+    the oldest turns are forgotten, with a remark. A turn computes its own tokens: what came before is kept.
 
     Lines that begin with a slash are commands; /help lists them. A message that begins with a slash is written with
     two. A message of several lines is put between two lines that hold nothing but three quotes.
@@ -84,7 +94,7 @@ def command(
     if stats is not None:
         check_writable(stats)
     checked_domain = check_domain(domain, record_profile)
-    template = chat_options(chat_template, template_option)
+    template = chat_options(chat_template, template_option, think)
     from coterie.generation.sampling import Sampling
 
     sampling = Sampling(
@@ -102,7 +112,9 @@ def command(
         # Here, where torch is imported and the user was told that this takes a moment.
         from coterie.generation.conversation import Conversation
 
-        conversation = Conversation(opened.model, opened.processors, sampling=sampling, system=system, options=template)
+        conversation = Conversation(
+            opened.model, opened.processors, sampling=sampling, system=system, options=template, reuse=reuse
+        )
         if max_new_tokens is None and not conversation.templated:
             conversation.sampling = replace(sampling, max_new_tokens=_ANSWER_TOKENS)
         if not quiet:

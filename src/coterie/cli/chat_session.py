@@ -27,7 +27,7 @@ _COMMANDS = {
     "/image PATH": "show a picture with the next message",
     "/audio PATH": "play a sound file with the next message",
     "/system TEXT": "another system message; without a text, none",
-    "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7",
+    "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7; think on or off",
     "/retry": "have the last message answered once more",
     "/undo": "forget the last message and its answer",
     "/save FILE": "keep the conversation in a file",
@@ -149,15 +149,19 @@ class ChatSession:
     def _set(self, argument: str) -> None:
         words = argument.removeprefix("parameter ").split(maxsplit=1)
         if len(words) != 2:
-            raise UsageError("/set needs a name and a value.", advice=f"Names: {', '.join(_SETTINGS)}.")
+            raise UsageError("/set needs a name and a value.", advice=f"Names: {', '.join(_SETTINGS)}, system, think.")
         name, text = words
         name = name.lstrip("-").replace("-", "_")
         name = _OTHER_NAMES.get(name, name)
         if name == "system":
             self.conversation.instruct(text)
             return
+        if name == "think":
+            self.conversation.options = replace(self.conversation.options, thinking=_switch(name, text))
+            print_note(f"{name} is {text} from now on.")
+            return
         if name not in _SETTINGS:
-            raise UsageError.unknown("setting", name, _SETTINGS)
+            raise UsageError.unknown("setting", name, (*_SETTINGS, "system", "think"))
         attribute, read = _SETTINGS[name]
         try:
             value = read(text)
@@ -210,6 +214,14 @@ class ChatSession:
             f"{sum(stats.prefill_tokens.values())} tokens of prompts, {sum(stats.decode_tokens.values())} generated; "
             f"{experts_line(stats)}; {total.misses} reads, waited {total.wait_s:.1f} s for them"
         )
+
+
+def _switch(name: str, text: str) -> bool:
+    """A value that is on or off."""
+    values = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+    if text.lower() not in values:
+        raise UsageError(f"{text!r} is not a value of {name}.", advice="Say on or off.")
+    return values[text.lower()]
 
 
 def _path(command: str, argument: str) -> Path:

@@ -36,6 +36,7 @@ from coterie.cli.generation_options import (
     SystemOption,
     TemperatureOption,
     TemplateOptionsOption,
+    ThinkOption,
     TopKOption,
     TopPOption,
     TraceFileOption,
@@ -106,6 +107,7 @@ def command(
     system: SystemOption = None,
     chat_template: ChatTemplateOption = None,
     template_option: TemplateOptionsOption = None,
+    think: ThinkOption = None,
     speak: Annotated[
         Path | None,
         typer.Option(
@@ -148,7 +150,7 @@ def command(
     if salience is not None:
         check_writable(salience)
     checked_domain = check_domain(domain, record_profile)
-    template = chat_options(chat_template, template_option)
+    template = chat_options(chat_template, template_option, think)
     answers = _wants_answer(chat, system, template, speak)
     text = _read_prompt(prompt, file, has_media=bool(image or audio))
     from coterie.generation.sampling import Sampling
@@ -200,6 +202,7 @@ def _wants_answer(chat: bool | None, system: str | None, template: ChatOptions, 
             ("--system", system),
             ("--chat-template", template.template),
             ("--template-option", template.variables or None),
+            ("--no-think" if template.thinking is False else "--think", template.thinking),
             ("--speak", speech),
         )
         if value is not None

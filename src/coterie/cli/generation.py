@@ -80,7 +80,12 @@ def _generate(
     if not request.chat:
         return _continue(opened, request, printer, pressed, quiet=quiet), {}
     talk = Conversation(
-        opened.model, opened.processors, sampling=request.sampling, system=request.system, options=request.template
+        opened.model,
+        opened.processors,
+        sampling=request.sampling,
+        system=request.system,
+        options=request.template,
+        reuse=False,
     )
     if not talk.templated:
         why = ", and its talker needs one to know whose turn it is" if request.speech else ""

@@ -140,6 +140,15 @@ ChatTemplateOption = Annotated[
     ),
 ]
 
+ThinkOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think",
+        show_default=False,
+        help="Have the model think before it answers, or not, if its chat template has a switch for that.",
+    ),
+]
+
 TemplateOptionsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -246,8 +255,8 @@ DomainOption = Annotated[
 ]
 
 
-def chat_options(template: str | None, given: list[str] | None) -> ChatOptions:
-    """What ``--chat-template`` and ``--template-option`` say.
+def chat_options(template: str | None, given: list[str] | None, thinking: bool | None) -> ChatOptions:
+    """What ``--chat-template``, ``--template-option`` and ``--think`` say.
 
     Raises:
         UsageError: If an option is not of the form NAME=VALUE, or of a JSON object of them, or no template can be told
@@ -255,7 +264,7 @@ def chat_options(template: str | None, given: list[str] | None) -> ChatOptions:
     """
     from coterie.generation.chat_options import ChatOptions
 
-    return ChatOptions(template=template, variables=_template_variables(given))
+    return ChatOptions(template=template, variables=_template_variables(given), thinking=thinking)
 
 
 def _template_variables(given: list[str] | None) -> dict[str, Any]:

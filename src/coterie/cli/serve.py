@@ -18,7 +18,7 @@ from coterie.cli.console import notes, print_note
 from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
-from coterie.spec import install_advice
+from coterie.spec import install_advice, parse_bytes
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
@@ -109,6 +109,23 @@ def command(
             "--queue-timeout", min=1, metavar="SECONDS", help="Give up a request that has waited for so long."
         ),
     ] = 300.0,
+    prefix_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix-memory",
+            metavar="SIZE",
+            show_default=False,
+            help="How much of the experts' memory the beginnings of prompts may take, to be computed once; 0 for what "
+            "requests leave of the context's. Default: a sixteenth.",
+        ),
+    ] = None,
+    shared_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--shared-prefixes",
+            help="Also between requests with different keys. How fast an answer begins then tells what others asked.",
+        ),
+    ] = False,
     drain: Annotated[
         float,
         typer.Option("--drain", min=0, metavar="SECONDS", help="At the end, let requests finish for so long."),
@@ -150,6 +167,9 @@ def command(
     keys = None if api_key_file is None else Keys.read(api_key_file)
     if keys is None and not is_local(host):
         raise UsageError(f"Others can reach {host}, and there is no key.", advice="Add --api-key-file FILE.", host=host)
+    prefix_nbytes = None
+    if prefix_memory is not None:
+        prefix_nbytes = 0 if prefix_memory.strip() == "0" else parse_bytes(prefix_memory, what="prefix memory")
     from coterie.server.origins import Origins
     from coterie.server.running import listening_socket, serve
 
@@ -178,11 +198,13 @@ def command(
                 names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
                 meters = Meters()
                 engine = Engine(
-                    opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout, watcher=meters
-                )
+                    opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout,
+                    prefix_memory=prefix_nbytes, watcher=meters,
+                )  # fmt: skip
                 app = make_app(
-                    engine, meters, names=names, hosts=hosts, keys=keys, origins=origins, profile=opening.profile
-                )
+                    engine, meters, names=names, hosts=hosts, keys=keys, origins=origins, profile=opening.profile,
+                    shared_prefixes=shared_prefixes,
+                )  # fmt: skip
                 ready = partial(say, names[0], _rows(opened, parallel))
                 interrupted = serve(app, engine, address, drain_s=drain, on_ready=ready, tls=tls)
             else:
@@ -194,12 +216,15 @@ def command(
                 assert replicas is not None
                 settings = ReplicaSettings(
                     model=model, opening=opening, names=alias or (), parallel=parallel, most_waiting=queue,
-                    longest_wait_s=queue_timeout,
+                    longest_wait_s=queue_timeout, prefix_memory=prefix_nbytes,
                 )  # fmt: skip
                 with notes().status(f"starting {replicas} replicas"):
                     cluster = stack.enter_context(started(ray, replicas, settings))
                 front = Front(cluster)
-                app = Gate(front, hosts=hosts, keys=keys, origins=origins, meters=front.meters, paths=front.paths)
+                app = Gate(
+                    front, hosts=hosts, keys=keys, origins=origins, meters=front.meters, paths=front.paths,
+                    shared_prefixes=shared_prefixes,
+                )  # fmt: skip
                 word = f"{replicas} replicas of {model}"
                 interrupted = serve(app, front, address, drain_s=drain, on_ready=partial(say, word), tls=tls)
     if interrupted:

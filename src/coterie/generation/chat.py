@@ -12,7 +12,15 @@ from coterie.generation.chat_options import ChatOptions
 from coterie.generation.inputs import build_inputs, check_text
 from coterie.generation.processors import Processors
 from coterie.hf.foreign import foreign
-from coterie.hf.templates import Rendered, choose_template, is_json, processor_template, render, template_of_file
+from coterie.hf.templates import (
+    Rendered,
+    choose_template,
+    is_json,
+    processor_template,
+    render,
+    settings_of,
+    template_of_file,
+)
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -105,6 +113,7 @@ def chat_inputs(
         InputError: If a message is not of this form, the template refuses the conversation or leaves a text out, or as
             :func:`build_inputs`.
         LoadError: If the template cannot be used.
+        UsageError: If it is told what it does not read.
     """
     processors = source if isinstance(source, Processors) else Processors(source)
     return chat_prompt(processors, messages, options).inputs(processors)
@@ -132,13 +141,14 @@ def chat_prompt(
     if not turns:
         raise InputError("The conversation is empty.")
     template = chat_template(processors, wishes.template)
+    told = wishes.told(template_settings(processors, template))
     if _renders_itself(processors) and wishes.template is None:
         text = _render_by_tokenizer(processors, turns)
         template = ""
     elif template is None:
         text = "\n".join("".join(_as_text(processors, part) for part in turn.parts) for turn in turns)
     else:
-        text = _render(processors, template, turns, {**wishes.variables, **({"tools": list(tools)} if tools else {})})
+        text = _render(processors, template, turns, {**told, **({"tools": list(tools)} if tools else {})})
     if any(str(tool["function"]["name"]) not in text for tool in tools):
         raise InputError("This model cannot be told of tools: its chat template does not show them.")
     return ChatPrompt(text=text, template=template, images=tuple(images), audios=tuple(audios))
@@ -163,6 +173,22 @@ def chat_template(processors: Processors, wanted: str | None = None) -> str | No
     if own is None and wanted is not None:
         raise InputError(f"There is no chat template {wanted!r}.", advice="Name a file.", path=Path(wanted))
     return choose_template(own, wanted, path=processors.path)
+
+
+def template_settings(processors: Processors, template: str | None) -> frozenset[str]:
+    """What a chat template can be told, by name; nothing where there is none."""
+    return frozenset() if template is None else settings_of(template) - {*processors.tokenizer.special_tokens_map}
+
+
+def check_options(processors: Processors, options: ChatOptions) -> None:
+    """Refuses what would have no effect on any conversation.
+
+    Raises:
+        UsageError: If the template is told what it does not read.
+        InputError: If the template that was asked for cannot be read.
+        LoadError: If the model's cannot.
+    """
+    options.told(template_settings(processors, chat_template(processors, options.template)))
 
 
 def can_chat(processors: Processors) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coterie.generation.answers import AnswerReader, ToolCall
 from coterie.generation.draws import Draws, drawing
@@ -13,12 +13,12 @@ from coterie.generation.interruption import Stopped, stoppable
 from coterie.generation.logprobs import LogprobsAsked, LogprobsTold, NewLogprobs, TokenLogprob
 from coterie.generation.one_sequence import beams, check_settings, files_named, longest, sequences_at_once
 from coterie.generation.sampling import Sampling
-from coterie.generation.sequence import Sequence
+from coterie.generation.sequence import Keeper, Sequence
 from coterie.generation.shaping import check_tokens, shaping
 from coterie.generation.steps import generated
 from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
-from coterie.hf.generation_steps import one_by_one, prepare
+from coterie.hf.generation_steps import Prepared, one_by_one, prepare, prepare_in_pieces
 from coterie.passes.current import Request
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Completion:
             parts, what the model says.
         reasoning: What it thought before, where the answer has parts.
         tool_calls: What it wants called, likewise.
+        reused_tokens: Tokens of the prompt that an earlier request had computed already.
         finish_reason: ``stop`` (the model ended, or a text came that ends the answer), ``length`` (``max_new_tokens``
             reached), ``context`` (the memory budget was made for no longer sequence), ``time`` (``max_time`` of the
             generation config is over) or ``interrupted`` (the caller stopped it).
@@ -55,18 +56,30 @@ class Completion:
     decode_s: float
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    reused_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Tokens of the prompt per second."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+        """Tokens of the prompt that were computed, per second."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
         """New tokens after the first per second; 0 if there is only one."""
         return (len(self.token_ids) - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+class Reuse(Protocol):
+    """Where requests find what earlier ones have computed of the same tokens."""
+
+    @property
+    def piece(self) -> int | None:
+        """Tokens of a prompt in one pass; None for all of them."""
+
+    def begin(self, prepared: Prepared) -> Keeper | None:
+        """Puts it into the request's cache; returns who keeps what is computed now, None if nothing is to be kept."""
 
 
 def complete(
@@ -81,6 +94,7 @@ def complete(
     on_logprobs: LogprobsTold | None = None,
     on_prompt_logprobs: LogprobsTold | None = None,
     piece: int | None = None,
+    reuse: Reuse | None = None,
 ) -> Completion:
     """Generates after one prompt.
 
@@ -97,6 +111,7 @@ def complete(
             ``prompt_logprobs``.
         piece: Tokens of the prompt that are computed in one pass, as :class:`~coterie.generation.sequence.Sequence`
             takes it; None for all of them.
+        reuse: Where what was computed of the prompt's beginning is found, and kept; it says what a piece is.
 
     Raises:
         ContextLengthError: If the prompt is longer than the memory budget was made for.
@@ -113,7 +128,7 @@ def complete(
     try:
         with stoppable(model, should_stop) as request, drawing(completing.sampling.seed) as draws, files_named(model):
             if completing.in_steps:
-                generated(completing.sequence(request, draws=draws, piece=piece))
+                generated(completing.sequence(request, draws=draws, piece=piece, reuse=reuse))
             else:
                 completing.search(draws)
     except Stopped:
@@ -167,35 +182,59 @@ class Completing:
         self._logprobs = LogprobsAsked(self.sampling, inputs["input_ids"][0], on_logprobs, on_prompt_logprobs)
         self._stream = _stream(tokenizer, on_text, self.sampling, reader, self._logprobs.new)
         self._start = time.perf_counter()
+        self._reused = 0
 
     @property
     def _marks(self) -> tuple[str, ...]:
         return () if self._reader is None else self._reader.marks
 
-    def sequence(self, request: Request, *, draws: Draws | None, piece: int | None = None) -> Sequence:
+    def sequence(
+        self, request: Request, *, draws: Draws | None, piece: int | None = None, reuse: Reuse | None = None
+    ) -> Sequence:
         """Its sequence, to be taken to its end by a :class:`~coterie.generation.steps.Steps`.
 
         Args:
             request: As whom its passes are known.
             draws: Its random numbers, from its seed.
             piece: Tokens of the prompt in one pass.
+            reuse: Where it finds what was computed of its beginning, and what a piece is.
         """
         options = _generating(
             self._model, self._tokenizer, self._inputs, self.config, self.sampling, keep=self._marks
         )  # fmt: skip
-        prepared = prepare(self._model, **options)
+        inputs = self._inputs.to(self._model.dtype)
+        if piece is None and reuse is None:
+            prepared = prepare(self._model, **inputs, **options)
+        else:
+            prepared = prepare_in_pieces(self._model, inputs, **options)
         # Where nothing is to come, the token that follows the prompt is not looked at.
         stream = None if self.sampling.max_new_tokens == 0 else self._stream
         hearing = self._logprobs.of(prepared)
-        return Sequence(prepared, request=request, stream=stream, draws=draws, prompt_logits=hearing, piece=piece)
+        keeper = None
+        if reuse is not None:
+            piece = reuse.piece
+            # Whoever wants to know how likely the prompt's tokens are has all of them computed.
+            keeper = reuse.begin(prepared) if hearing is None else None
+        sequence = Sequence(
+            prepared,
+            request=request,
+            stream=stream,
+            draws=draws,
+            prompt_logits=hearing,
+            piece=piece,
+            keeper=keeper,
+        )
+        self._reused = sequence.reused
+        return sequence
 
     def search(self, draws: Draws | None) -> None:
         """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
         model, tokenizer, config, stream = self._model, self._tokenizer, self.config, self._stream
         self._logprobs.refuse(model)
-        options = _generating(
-            model, tokenizer, self._inputs, config, self.sampling, keep=self._marks, in_steps=False
-        )  # fmt: skip
+        options = {
+            **self._inputs.to(model.dtype),
+            **_generating(model, tokenizer, self._inputs, config, self.sampling, keep=self._marks, in_steps=False),
+        }
         if config.token_healing or config.stop_strings is not None:
             options["tokenizer"] = tokenizer
         if beams(config) == 1:
@@ -218,7 +257,7 @@ class Completing:
         done = finish(
             self._stream, self._inputs, self.config, self.sampling, start=self._start, interrupted=interrupted
         )
-        done = replace(done, **self._logprobs.told(self._stream.handed))
+        done = replace(done, reused_tokens=self._reused, **self._logprobs.told(self._stream.handed))
         reader = self._reader
         if reader is None:
             return done
@@ -265,10 +304,9 @@ def _generating(
     keep: tuple[str, ...] = (),
     in_steps: bool = True,
 ) -> dict[str, Any]:
-    """Options of ``generate`` for one prompt, the texts that end it included."""
+    """Options of ``generate`` for one prompt beside itself, the texts that end it included."""
     prompt = _prompt_tokens(model, inputs)
     return {
-        **inputs.to(model.dtype),
         "generation_config": config,
         **wished(model, tokenizer, config, sampling, prompt=prompt, keep=keep, in_steps=in_steps),
     }

@@ -13,9 +13,10 @@ from coterie.files.json_text import read_json_object
 from coterie.files.replacing import replacing
 from coterie.generation.answer_form import answer_form
 from coterie.generation.answers import reader_for
-from coterie.generation.chat import can_chat, chat_prompt, user_message
+from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, check_options, user_message
 from coterie.generation.chat_options import ChatOptions
-from coterie.generation.completion import Completion, complete
+from coterie.generation.completion import Completion, Reuse, complete
+from coterie.generation.kept_cache import KeptCache
 from coterie.generation.one_sequence import longest
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from coterie.generation.answers import AnswerReader
 
+_ROOM_SHARE = 4
+"""One part in so many of the longest prompt is free after the oldest turns were forgotten."""
 _LEAST_SHARE = 4
 """One part in so many of the context is kept for the answer, or as much of it as the answer may take."""
 
@@ -33,9 +36,11 @@ _LEAST_SHARE = 4
 class Conversation:
     """The turns between a user and a model.
 
-    Every answer is generated from the whole conversation. Where the model has no chat template, the turns so far, one
-    per line, are the text that it continues. What a model thought before it answered, and the marks around it, are told
-    apart from the answer and kept as its template expects them.
+    Every answer is generated from the whole conversation. What was computed of it for the last answer is kept, so that
+    a turn computes no more than what is new: the turn itself, and what the template shows in another way than it was
+    generated. Where the model has no chat template, the turns so far, one per line, are the text that it continues.
+    What a model thought before it answered, and the marks around it, are told apart from the answer and kept as its
+    template expects them.
 
     Args:
         model: From :func:`coterie.load`.
@@ -43,6 +48,11 @@ class Conversation:
         sampling: How tokens are chosen. With a seed, turn n uses seed + n.
         system: A system message, kept over :meth:`reset`.
         options: Another template than the model's, and what it is told.
+        reuse: What an answer begins with: ``True`` for what the last answer was computed with, ``False`` for nothing
+            (every answer is computed anew, from the first token on), or :class:`~coterie.generation.prefixes.Prefixes`.
+            With the first, an answer is the same whenever the same conversation takes the same course, whoever else is
+            served. It may differ in rounding from what the same messages come to in a prompt of their own. With the
+            others it does not.
 
     Attributes:
         templated: Whether the model has a chat template.
@@ -53,6 +63,7 @@ class Conversation:
     Raises:
         InputError: If the template that was asked for cannot be read.
         LoadError: If the model's cannot.
+        UsageError: If the template is told what it does not read.
     """
 
     def __init__(
@@ -63,16 +74,29 @@ class Conversation:
         sampling: Sampling | None = None,
         system: str | None = None,
         options: ChatOptions | None = None,
+        reuse: bool | Reuse = True,
     ) -> None:
         self._model = model
         self._processors = processors
-        self._options = options or ChatOptions()
+        self._options = ChatOptions()
+        self._reuse: Reuse | None = (KeptCache() if reuse else None) if isinstance(reuse, bool) else reuse
         self._turn = 0
         self._first: list[dict[str, Any]] = _system_message(system)
         self.sampling = sampling or Sampling()
-        self.templated = self._options.template is not None or can_chat(processors)
+        self.options = options or ChatOptions()
+        self.templated = self.options.template is not None or can_chat(processors)
         self.messages = list(self._first)
         self.forgotten = 0
+
+    @property
+    def options(self) -> ChatOptions:
+        """Another template than the model's, and what it is told; what has no effect is refused."""
+        return self._options
+
+    @options.setter
+    def options(self, options: ChatOptions) -> None:
+        check_options(self._processors, options)
+        self._options = options
 
     def ask(
         self,
@@ -196,6 +220,7 @@ class Conversation:
             on_text=on_text,
             should_stop=should_stop,
             reader=reader,
+            reuse=self._reuse,
         )
         if answer.token_ids:
             self.messages = [*asked, _as_message(answer)]
@@ -205,20 +230,33 @@ class Conversation:
     def _prepare(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], BatchFeature, AnswerReader]:
         """The messages that fit, the inputs of the next turn, and what reads the answer."""
         turns = self.messages[len(self._first) :]
-        limit = self._limit()
+        limit = goal = self._limit()
         while True:
             asked = [*self._first, *turns, message]
             prompt = chat_prompt(self._processors, asked, self._options)
-            inputs = prompt.inputs(self._processors)
+            inputs = self._inputs(prompt)
             length = int(inputs["input_ids"].shape[1])
-            if limit is None or length <= limit or not turns:
+            if limit is None or goal is None or length <= goal or not turns:
                 break
+            if self._reuse is not None:
+                # More than has to go: until the context is full again, turns can go on with what is kept.
+                goal = limit - limit // _ROOM_SHARE
             # Another round costs a rendering, and what is left out for nothing is lost: half as many messages as the
             # length suggests go at once, a turn at least.
             excess = max(1, len(turns) * (length - limit) // (2 * length))
             turns = _without_first(turns, excess)
         self.forgotten = len(self.messages) + 1 - len(asked)
         return asked, inputs, reader_for(self._processors.tokenizer, prompt.template, prompt.text)
+
+    def _inputs(self, prompt: ChatPrompt) -> BatchFeature:
+        """The model's inputs; pictures and sounds have the room of what is kept, if they need it."""
+        try:
+            return prompt.inputs(self._processors)
+        except InputError as error:
+            if not isinstance(self._reuse, KeptCache) or not self._reuse.tokens or not hasattr(error, "room"):
+                raise
+            self._reuse.drop()
+        return prompt.inputs(self._processors)
 
     def _limit(self) -> int | None:
         """The longest prompt that leaves room for an answer; None if nothing limits it."""

@@ -20,8 +20,9 @@ from coterie.errors import EngineStoppedError, UsageError
 from coterie.generation.asked import Asked, preparing
 from coterie.generation.governor import Governor
 from coterie.generation.interruption import Stopped, StopWatches
-from coterie.generation.jobs import Job
+from coterie.generation.jobs import Beginning, Job
 from coterie.generation.opened import OpenModel
+from coterie.generation.prefixes import PIECE, Prefixes
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
 from coterie.generation.steps import Steps
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from coterie.generation.completion import Completion
 
 Result = TypeVar("Result")
-
-PIECE = 512
-"""Tokens of a prompt that are computed in one pass: others wait for no more than that."""
 
 STALL_S = 120.0
 """Without a layer computed for so long, a running request has got stuck."""
@@ -63,12 +61,15 @@ class Engine:
         longest_wait_s: Seconds after which a request that has not begun is given up.
         piece: Tokens of a prompt that are computed in one pass. Of prompts that are longer, outputs are those that
             transformers gives with ``prefill_chunk_size`` of that.
+        prefix_memory: Bytes of the experts' memory that the beginnings of prompts may take, beside what requests leave
+            of the room for a context. Default: a sixteenth of it.
         watcher: Told how requests end.
 
     Attributes:
         opened: The model.
         parallel: Requests that run at once.
         governor: Shares the memory.
+        prefixes: What prompts begin with, computed once.
         draining: Whether nothing new is taken on.
 
     Raises:
@@ -84,6 +85,7 @@ class Engine:
         most_waiting: int = 16,
         longest_wait_s: float = 300.0,
         piece: int = PIECE,
+        prefix_memory: int | None = None,
         watcher: Watcher | None = None,
     ) -> None:
         for what, number, least in (("parallel", parallel, 1), ("most_waiting", most_waiting, 0), ("piece", piece, 1)):
@@ -93,7 +95,8 @@ class Engine:
         self.parallel = parallel
         self.governor = Governor(self.opened.runtime)
         self.draining = False
-        self._piece = piece
+        self.prefixes = Prefixes(0, piece=piece)
+        self.governor.share(self.prefixes, prefix_memory)
         self._watcher = watcher
         self._names = map("request-{}".format, itertools.count(1))
         self._running: list[Job] = []
@@ -151,7 +154,13 @@ class Engine:
         return None
 
     def submit(
-        self, asked: Asked, sampling: Sampling | None = None, *, provenance: bool = False, name: str | None = None
+        self,
+        asked: Asked,
+        sampling: Sampling | None = None,
+        *,
+        provenance: bool = False,
+        name: str | None = None,
+        salt: str = "",
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
 
@@ -161,6 +170,8 @@ class Engine:
             sampling: How tokens are chosen.
             provenance: Whether the answer is to say what it took of experts.
             name: What the request is called.
+            salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
+                the same one: else how long an answer takes would tell what others have asked.
 
         Raises:
             QueueFullError: If there is no room.
@@ -170,7 +181,7 @@ class Engine:
         if trouble is not None:
             raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
         ticket = Ticket(name or next(self._names), self.cancel)
-        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance)
+        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt)
         with self._changed:
             self._waiting.add(job, self.parallel - len(self._running))
         self._preparer.submit(self._prepare, job)
@@ -327,7 +338,7 @@ class Engine:
         """Its inputs, and its sequence; all of its generation, if that is one call."""
         try:
             self._listen(wanted=True)
-            job.begin(self.opened, self._piece)
+            job.begin(self.opened, Beginning(job, self.prefixes, self.governor))
             if job.sequence is not None:
                 self._steps.add(job.sequence)
                 return

@@ -4,6 +4,9 @@ A memory budget has room for the keys and values of one context, and for experts
 they come to hold more, it is taken from the second, block by block, and given back when they end: the fewer experts
 are in memory then, the more are read. So a request begins only if what it can come to need fits beside what was
 promised to the others, with the fewest experts that a token is computed with at a bearable speed.
+
+What was computed of the beginnings of prompts is kept in what requests leave of all that. Nothing is promised to it: it
+goes when a request needs the room.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from contextlib import suppress
 
 from coterie.engine.runtime import Runtime
 from coterie.errors import CoterieError, MemoryBudgetError
+from coterie.generation.prefixes import Prefixes
 from coterie.spec import format_bytes
 
 BLOCK = 256
@@ -21,6 +25,11 @@ BLOCK = 256
 
 _FLOOR = 2
 """So many times the experts of one token stay in memory, if the arena has had so many."""
+
+_PREFIX_SHARE = 16
+"""One part in so many of the arena is for beginnings of prompts, if nobody says how much."""
+_PREFIX_NBYTES = 256 << 20
+"""For these where no budget says what there is."""
 
 _PATIENCE_S = 10.0
 _POLL_S = 0.002
@@ -58,6 +67,27 @@ class Governor:
         self._promises: dict[Hashable, int] = {}
         self._holdings: dict[Hashable, int] = {}
         self._lent = 0
+        self._prefixes: Prefixes | None = None
+        self._share = 0
+        # Bytes that these may come to take more in the next pass, and that were there when it was last seen to.
+        self._ahead = 0
+        self._kept = 0
+
+    def share(self, prefixes: Prefixes, nbytes: int | None) -> None:
+        """Bounds what the beginnings of prompts take from now on.
+
+        Args:
+            prefixes: Those of this model.
+            nbytes: Bytes of the arena that they may take, beside what requests leave of the room for a context; None
+                for a share of it.
+        """
+        self._prefixes = prefixes
+        if self._blocked:
+            self._share = self._capacity // _PREFIX_SHARE if nbytes is None else nbytes
+        else:
+            self._share = _PREFIX_NBYTES if nbytes is None else nbytes
+        self._ahead = self._token * prefixes.piece
+        self._cover()
 
     @property
     def promised(self) -> int:
@@ -104,9 +134,11 @@ class Governor:
             MemoryBudgetError: If there is none, which happens for the sake of pictures and sounds.
         """
         needed = self._nbytes(tokens) + media_nbytes
-        if self._holdings.get(whose) == needed:
-            return
         before = self._holdings.get(whose, 0)
+        if before == needed and self._kept == self._prefix_nbytes:
+            return
+        # A pass over a longer piece, as one with a picture is, leaves as much to be kept.
+        self._ahead = max(self._ahead, needed - before)
         if media_nbytes and self.total is not None:
             others = sum(max(one, self._holdings.get(who, 0)) for who, one in self._promises.items() if who != whose)
             if others + max(self._promises[whose], needed) > self.total:
@@ -156,16 +188,34 @@ class Governor:
 
     def _cover(self) -> None:
         """Takes from the arena what is held beyond all else, or gives it back."""
-        if self._reserve is None or not self._blocked:
+        if self._reserve is None or self.total is None or not self._blocked:
+            if self._prefixes is not None:
+                self._prefixes.limit = self._share
             return
+        kept = self._bound_prefixes(self._reserve, self.total)
         beyond = max(0, self.held - self._reserve)
-        lent = max(0, beyond - self._spare)
+        lent = max(0, self.held + kept - self._reserve - self._spare)
         if lent != self._lent:
             self._resize(self._capacity - lent)
             self._lent = lent
-        kept = max(0, min(self.promised, self._reserve) - min(self.held, self._reserve))
+        # What is kept of prompts makes way for what was promised.
+        promised = min(self.promised, self._reserve) - min(self.held, self._reserve) - self._prefix_nbytes
         # Blocks are begun before they are full, that of the context as well.
-        self._runtime.lend_context(beyond // self._token + BLOCK if self.held else 0, kept_nbytes=kept)
+        self._runtime.lend_context(beyond // self._token + BLOCK if self.held else 0, kept_nbytes=max(0, promised))
+
+    @property
+    def _prefix_nbytes(self) -> int:
+        return 0 if self._prefixes is None else self._prefixes.nbytes
+
+    def _bound_prefixes(self, reserve: int, total: int) -> int:
+        """Has the beginnings of prompts take no more than there is; returns what they may take after the next pass."""
+        if self._prefixes is None:
+            return 0
+        held = self.held
+        self._prefixes.limit = max(0, min(max(0, reserve - held) + self._share, total - held))
+        self._kept = self._prefixes.nbytes
+        ahead, self._ahead = self._ahead, self._token * self._prefixes.piece
+        return min(self._prefixes.limit, self._kept + ahead)
 
     def _resize(self, capacity: int) -> None:
         cache = self._runtime.cache

@@ -11,11 +11,13 @@ import torch
 from coterie.errors import ContextLengthError
 from coterie.generation.answer_form import answer_form
 from coterie.generation.asked import Prompt
-from coterie.generation.completion import Completing, most_tokens
+from coterie.generation.completion import Completing, Reuse, most_tokens
 from coterie.generation.draws import Draws, drawing
+from coterie.generation.governor import Governor
 from coterie.generation.logprobs import TokenLogprob
 from coterie.generation.one_sequence import files_named, longest
 from coterie.generation.opened import OpenModel
+from coterie.generation.prefixes import Prefixes
 from coterie.generation.provenance import ProvenanceMeter
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedTokenizerBase
 
     from coterie.generation.completion import Completion
+    from coterie.generation.sequence import Keeper
+    from coterie.hf.generation_steps import Prepared as PreparedPrompt
 
 
 class Job:
@@ -40,9 +44,11 @@ class Job:
         prepare: Makes its prompt.
         sampling: How tokens are chosen.
         provenance: Whether it is counted what it takes of experts.
+        salt: Whose it is: it begins with nothing that was computed for others.
 
     Attributes:
         ticket: That given.
+        salt: That given.
         request: As whom its passes are known.
         meter: Counts what it takes of experts, if that is wanted.
         prompt: What it is to continue, once that is prepared.
@@ -53,9 +59,16 @@ class Job:
     """
 
     def __init__(
-        self, ticket: Ticket, prepare: Callable[[], Prompt], sampling: Sampling, *, provenance: bool = False
+        self,
+        ticket: Ticket,
+        prepare: Callable[[], Prompt],
+        sampling: Sampling,
+        *,
+        provenance: bool = False,
+        salt: str = "",
     ) -> None:
         self.ticket = ticket
+        self.salt = salt
         self.request = Request()
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None
@@ -101,12 +114,12 @@ class Job:
             self.most = room or 0
         return prompt
 
-    def begin(self, opened: OpenModel, piece: int | None) -> None:
+    def begin(self, opened: OpenModel, reuse: Reuse) -> None:
         """Makes its inputs, and its sequence if it has one; in the model's thread, between two passes.
 
         Args:
             opened: The model.
-            piece: Tokens of its prompt that are computed in one pass.
+            reuse: Where it finds what was computed of its beginning, and what a piece of a prompt is.
 
         Raises:
             CoterieError: If a picture or sound cannot be used, or the settings ask for what cannot be done.
@@ -134,7 +147,7 @@ class Job:
             if not self.alone:
                 seed = self._sampling.seed
                 self._draws = None if seed is None else Draws(seed)
-                self.sequence = self._completing.sequence(self.request, draws=self._draws, piece=piece)
+                self.sequence = self._completing.sequence(self.request, draws=self._draws, reuse=reuse)
                 kept = self.sequence.cache
                 if model.config.is_encoder_decoder:
                     self._reserved = self.most
@@ -212,6 +225,35 @@ class Job:
                 tokens=length,
                 max_context=room,
             )
+
+
+class Beginning:
+    """What a request's prompt is found to begin with: put into its cache once there is room for it.
+
+    Args:
+        job: The request.
+        prefixes: Beginnings of prompts.
+        governor: Makes the room.
+    """
+
+    def __init__(self, job: Job, prefixes: Prefixes, governor: Governor) -> None:
+        self._job = job
+        self._prefixes = prefixes
+        self._governor = governor
+
+    @property
+    def piece(self) -> int:
+        """Tokens of a prompt in one pass."""
+        return self._prefixes.piece
+
+    def begin(self, prepared: PreparedPrompt) -> Keeper | None:
+        """As :meth:`~coterie.generation.prefixes.Prefixes.begin`."""
+        job = self._job
+
+        def make_room(tokens: int) -> None:
+            self._governor.hold(job, tokens, job.media_nbytes)
+
+        return self._prefixes.begin(prepared, job.salt, make_room=make_room)
 
 
 def _in_the_models_words(sampling: Sampling, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Sampling:

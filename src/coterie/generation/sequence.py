@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from coterie.hf.generation_steps import (
     last_logits,
     may_come_in_pieces,
     next_inputs,
+    piece_end,
     prefill,
     prefill_piece,
     prompt_length,
@@ -37,6 +39,20 @@ class Stream(Protocol):
 
     def end(self) -> None:
         """No more will come."""
+
+
+class Keeper(Protocol):
+    """Keeps what is computed of a sequence, for another one that begins in the same way."""
+
+    def passed(self, begin: int, end: int, seconds: float) -> None:
+        """A pass over some tokens of the prompt is over."""
+
+    def ended(self, ids: Tensor, position: int) -> Any:
+        """The sequence has ended, for whatever reason, after so many of its tokens [1, T] were computed.
+
+        Returns:
+            Its cache, if that is kept; else it is emptied, or left to itself.
+        """
 
 
 Chooser = Callable[[Tensor], Tensor]
@@ -60,12 +76,14 @@ class Sequence:
         piece: Tokens of its prompt in one pass, where its settings do not say; None for all of them. Pieces end at
             multiples of it, wherever they begin. A prompt that cannot be taken apart is one pass all the same:
             :func:`~coterie.hf.generation_steps.may_come_in_pieces`.
+        keeper: Keeps what is computed of its prompt.
 
     Attributes:
         request: As whom its passes are known.
         ids: All its tokens so far [1, T], prompt included.
         prompt: How many of them are the prompt.
         position: How many of them have been computed and are kept. It begins with those that its cache holds already.
+        reused: Those.
         model: What it is computed by.
         ended: Whether it has ended, for whatever reason.
         error: What ended it before its time.
@@ -82,6 +100,7 @@ class Sequence:
         keep: Callable[[Any], None] | None = None,
         prompt_logits: PromptLogits | None = None,
         piece: int | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.request = request or Request()
         self.model = prepared.model
@@ -94,9 +113,14 @@ class Sequence:
         self._cached = bool(prepared.kwargs["use_cache"])
         self._begun = False
         self.position = max((cached_length(cache) or 0 for cache in caches_in(prepared.kwargs.values())), default=0)
+        self.reused = self.position
         # Read from the settings here: a pass over a piece is given none.
-        size = prepared.config.prefill_chunk_size or piece
-        self._size = size if size is not None and may_come_in_pieces(prepared) else None
+        length = prompt_length(prepared)
+        size = prepared.config.prefill_chunk_size or piece or length
+        in_pieces = length > size or self.position > 0 or bool(prepared.media.each)
+        self._size = size if in_pieces and may_come_in_pieces(prepared) else None
+        self._keeper = keeper
+        self._seconds = 0.0
         self._stream = stream
         self._draws = draws
         self._chooser = chooser
@@ -151,6 +175,7 @@ class Sequence:
         inputs = self.next_inputs()
         piece = self._next_piece()
         rows = (self.row,) if self._begun or piece else None  # transformers may take a prompt apart by itself
+        start = time.perf_counter()
         with Stated(self.request, phase=self.phase, rows=rows), self._caches, self._listening():
             if inputs is not None:
                 outputs = self.model(**inputs, return_dict=True)
@@ -158,6 +183,7 @@ class Sequence:
                 outputs = prefill_piece(self._prepared, self._kwargs, *piece)
             else:
                 outputs = prefill(self._prepared, self._kwargs)
+        self._seconds = time.perf_counter() - start
         self._positions.note()
         return outputs
 
@@ -174,6 +200,8 @@ class Sequence:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
         prepared = self._prepared
         piece = self._next_piece()
+        if self._keeper is not None and not self._begun:
+            self._keeper.passed(*(piece or (self.position, prompt_length(prepared))), self._seconds)
         if piece is not None and piece[1] < prompt_length(prepared):
             self.position = piece[1]
             return
@@ -211,8 +239,7 @@ class Sequence:
 
         Not while a pass computes it: see :meth:`~coterie.generation.steps.Steps.remove`.
         """
-        self._caches.let_go()
-        self._end()
+        self._caches.let_go(but=self._end())
 
     def check(self) -> None:
         """Raises what ended it before its time, once."""
@@ -229,16 +256,19 @@ class Sequence:
 
     def _next_piece(self) -> tuple[int, int] | None:
         """Where in the prompt the next pass begins and ends; None if the prompt is over, or not taken apart."""
-        length = prompt_length(self._prepared)
-        if self._begun or self._size is None or length <= self._size:
+        if self._begun or self._size is None:
             return None
-        return self.position, min(length, (self.position // self._size + 1) * self._size)
+        return self.position, piece_end(self._prepared, self.position, self._size)
 
-    def _end(self) -> None:
+    def _end(self) -> Any:
+        """It takes part no more; returns its cache if that is kept."""
         self.ended = True
+        kept = None if self._keeper is None else self._keeper.ended(self.ids, self.position)
+        self._keeper = None
         # Whoever reads its tokens need not keep its cache.
         self._prepared.kwargs.clear()
         self._kwargs = {}
+        return kept
 
     def _choose(self, scores: Tensor) -> Tensor:
         sample = bool(self._prepared.config.do_sample)

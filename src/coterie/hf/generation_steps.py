@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from coterie.hf.caches import caches_in, counts_tokens, is_cache, let_go_of_kept
+from coterie.hf.prompt_media import Media, media_of
 from coterie.hf.rotary_lengths import Frequencies
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _OF_PICTURES = frozenset(
 )  # fmt: skip
 """What says where in a prompt pictures and sounds are: a pass that is given its positions reads none of it."""
 _ONE_BY_ONE = ("greedy_search", "sample")
+_ENCODED = "mm_encoder_outputs"
+"""What releases from 5.24 on make of all pictures of a prompt before its first pass."""
 _BY_TOKEN = {
     "attention_mask": "prompt",
     "position_ids": "piece",
@@ -59,6 +62,7 @@ class Prepared:
         config: Its settings.
         kwargs: What forward passes are called with, its cache included.
         whole: Whether the first pass computes the logits of the whole prompt, whatever the class does to generate.
+        media: Pictures and sounds that each pass over a piece of the prompt is given by itself.
     """
 
     model: PreTrainedModel
@@ -68,6 +72,12 @@ class Prepared:
     config: GenerationConfig
     kwargs: dict[str, Any]
     whole: bool = False
+    media: Media = field(default_factory=Media)
+
+    def go_on_with(self, cache: Any) -> None:
+        """Has it begin with a cache that holds the first tokens of the prompt, in place of its own."""
+        name = next(name for name, value in self.kwargs.items() if is_cache(value))
+        self.kwargs[name] = cache
 
 
 def one_by_one(model: PreTrainedModel, config: GenerationConfig) -> bool:
@@ -101,6 +111,24 @@ def prepare(model: PreTrainedModel, **options: Any) -> Prepared:
     with _unremarked():
         prepared: Prepared = model.generate(custom_generate=hand_over, **options)
     return prepared
+
+
+def prepare_in_pieces(model: PreTrainedModel, inputs: Mapping[str, Any], **options: Any) -> Prepared:
+    """Prepares a request whose prompt may come in pieces, pictures and sounds included, where that is possible.
+
+    Args:
+        model: The model.
+        inputs: What its forward takes of the prompt.
+        options: Further ones, as of :func:`prepare`.
+    """
+    media = media_of(model.config, inputs)
+    if media is not None and media.each:
+        prepared = replace(prepare(model, **media.prepared(inputs), **options), media=media)
+        positions = prepared.kwargs.get("position_ids")
+        # Older releases work out where pictures are in a forward pass, and only in one over the whole prompt.
+        if may_come_in_pieces(prepared) and isinstance(positions, Tensor) and positions.dim() == 3:
+            return prepared
+    return prepare(model, **inputs, **options)
 
 
 @contextmanager
@@ -212,20 +240,33 @@ def prefill(prepared: Prepared, kwargs: dict[str, Any]) -> Any:
 def may_come_in_pieces(prepared: Prepared) -> bool:
     """Whether the prompt can be computed in several passes, as ``prefill_chunk_size`` of transformers has it.
 
-    It cannot with an encoder, with what goes through a model as a whole (pictures, sounds, embeddings), without a
-    cache, or with one that holds states instead of tokens: layers of linear attention begin anew with longer passes.
+    It cannot with an encoder, with what goes through a model as a whole (embeddings, and pictures and sounds that were
+    not told apart: :func:`prepare_in_pieces`), without a cache, or with one that holds states instead of tokens: layers
+    of linear attention begin anew with longer passes.
 
     Args:
         prepared: The request.
     """
     caches = caches_in(prepared.kwargs.values())
     others = {name for name, value in prepared.kwargs.items() if isinstance(value, Tensor)} - {*_BY_TOKEN}
+    others -= {name for one in prepared.media.each for name in one.inputs}
     return (
-        not (prepared.whole or prepared.model.config.is_encoder_decoder or others)
+        not (prepared.whole or prepared.model.config.is_encoder_decoder or others or prepared.kwargs.get(_ENCODED))
         and bool(prepared.kwargs["use_cache"])
         and len(caches) == 1
         and counts_tokens(caches[0])
     )
+
+
+def piece_end(prepared: Prepared, begin: int, size: int) -> int:
+    """Where a piece of the prompt ends: at a multiple of a number of tokens, or where a picture or sound does.
+
+    Args:
+        prepared: A request that :func:`may_come_in_pieces`.
+        begin: First token of the piece.
+        size: That number.
+    """
+    return prepared.media.after(min(prompt_length(prepared), (begin // size + 1) * size))
 
 
 def prefill_piece(prepared: Prepared, kwargs: dict[str, Any], begin: int, end: int) -> Any:
@@ -241,6 +282,11 @@ def prefill_piece(prepared: Prepared, kwargs: dict[str, Any], begin: int, end: i
     for name, first in _BY_TOKEN.items():
         if (value := kwargs.get(name)) is not None:
             known[name] = value[..., begin if first == "piece" else 0 : end]
+    if prepared.media.each:
+        # What there is of all media tells nothing of these.
+        for name in {_ENCODED, *(name for one in prepared.media.each for name in one.inputs)}:
+            known.pop(name, None)
+        known |= prepared.media.inputs(begin, end)
     ids = prepared.ids[:, begin:end]
     inputs = prepared.model.prepare_inputs_for_generation(ids, is_first_iteration=True, **known)
     return prepared.model(**inputs, return_dict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -180,6 +181,7 @@ def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if value is not None}
 
 
+@functools.lru_cache(maxsize=8)
 def settings_of(template: str) -> frozenset[str]:
     """Names that a template reads and does not make itself: what it can be told.
 

@@ -4,6 +4,7 @@ A budget provides for the keys and values, and for the activations, of so many t
 by itself; what several threads do at once, and caches that a caller keeps, have to be added up. A cache counts for as
 long as it lives, whoever has it. Where there is no room,
 
+- caches that are kept for later (:mod:`coterie.passes.idle_caches`) go, the one that was used longest ago first;
 - a pass that begins sequences waits while other threads compute: it holds nothing yet, so nobody waits for it;
 - a pass that goes on with a sequence is refused, because two of them that wait would wait for each other;
 - and so is one that begins while nobody else computes: nobody is about to make room.
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.errors import ContextLengthError
 from coterie.hf.caches import caches_in, empty, reserved_length
 from coterie.passes.forward_call import ForwardCall
+from coterie.passes.idle_caches import IDLE
 from coterie.passes.logits_room import LogitsRoom
 
 if TYPE_CHECKING:
@@ -122,6 +124,8 @@ class Admission:
                 collected = True
                 self._make_room()
                 gc.collect()
+            elif (idle := IDLE.let_one_go(self._counts)) is not None:
+                self.forget(idle)
             elif call.cached or not self._others_compute():
                 raise self._refusal(mine, most)
             else:
@@ -199,6 +203,12 @@ class Admission:
         with self._lock:
             self._kept.pop(id(cache), None)
 
+    def _counts(self, cache: Any) -> bool:
+        """Whether a cache takes room here."""
+        with self._lock:
+            known = self._kept.get(id(cache))
+        return known is not None and known.cache() is cache
+
     def _others_compute(self) -> bool:
         me, since = threading.get_ident(), time.monotonic() - QUIET_S
         with self._lock:
@@ -243,11 +253,11 @@ class CachesUsed:
     ) -> None:
         _generations.seen.pop()
 
-    def let_go(self) -> None:
-        """Empties them."""
+    def let_go(self, but: object = None) -> None:
+        """Empties them, all but one that is kept."""
         for admission, known in self._seen:
             cache = known()
-            if cache is not None and all(cache is not one for one in self._given):
+            if cache is not None and cache is not but and all(cache is not one for one in self._given):
                 empty(cache)
                 admission.forget(cache)
 

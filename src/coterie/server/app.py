@@ -57,6 +57,7 @@ def make_app(
     origins: Origins | None = None,
     bodies: Bodies | None = None,
     ping_s: float = PING_S,
+    shared_prefixes: bool = False,
     profile: str | Path | None = None,
 ) -> ASGIApp:
     """Everything that a server answers.
@@ -70,6 +71,7 @@ def make_app(
         origins: Other pages than its own that may ask; None for none.
         bodies: Reads requests.
         ping_s: Seconds of silence in a stream before something is sent.
+        shared_prefixes: Whether prompts under several keys share what is computed of how they begin.
         profile: The profile that the dashboard asks about experts; None for none.
     """
     service = Service(engine, meters, names, bodies or Bodies(), ping_s=ping_s)
@@ -86,7 +88,10 @@ def make_app(
     )
     router = Router([one.route() for one in operations] + pages.routes(), redirect_slashes=False)
     paths = [*(one.path for one in operations), *pages.PAGES]
-    return Gate(_Routes(router), hosts=hosts, keys=keys, origins=origins, meters=meters, paths=paths)
+    return Gate(
+        _Routes(router), hosts=hosts, keys=keys, origins=origins, meters=meters, paths=paths,
+        shared_prefixes=shared_prefixes,
+    )  # fmt: skip
 
 
 class _Routes:

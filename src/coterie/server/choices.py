@@ -35,6 +35,7 @@ class Choices:
         wishes: What is wanted of each.
         request_id: What the request is called.
         at_once: Answers that are with the engine at a time.
+        salt: Whose it is, as the engine takes it.
 
     Raises:
         EngineError: If there is no room for the first of them.
@@ -44,11 +45,14 @@ class Choices:
         done: The answers that are whole, by number.
     """
 
-    def __init__(self, engine: Engine, wishes: Sequence[Wish], request_id: str, *, at_once: int = AT_ONCE) -> None:
+    def __init__(
+        self, engine: Engine, wishes: Sequence[Wish], request_id: str, *, at_once: int = AT_ONCE, salt: str = ""
+    ) -> None:
         self.request_id = request_id
         self.done: dict[int, Done] = {}
         self._engine = engine
         self._at_once = at_once
+        self._salt = salt
         self._wishes = tuple(wishes)
         self._tickets: list[Ticket] = []
         self._told: asyncio.Queue[Numbered] = asyncio.Queue()
@@ -134,8 +138,8 @@ class Choices:
         number = len(self._tickets)
         wish = self._wishes[number]
         ticket = self._engine.submit(
-            wish.prepare, wish.sampling, provenance=wish.provenance, name=self.request_id
-        )  # fmt: skip
+            wish.prepare, wish.sampling, provenance=wish.provenance, name=self.request_id, salt=self._salt
+        )
         self._tickets.append(ticket)
         pump = asyncio.ensure_future(self._follow(number, ticket))
         self._pumps.add(pump)

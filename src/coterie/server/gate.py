@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Collection
+from hashlib import sha256
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -46,6 +47,7 @@ class Gate:
         keys: What opens it; None for anybody.
         meters: What is counted.
         paths: The addresses that there are.
+        shared_prefixes: Whether prompts under several keys share what is computed of how they begin.
         origins: Other pages than its own that may ask; None for none.
     """
 
@@ -57,6 +59,7 @@ class Gate:
         keys: Keys | None,
         meters: Meters,
         paths: Collection[str],
+        shared_prefixes: bool = False,
         origins: Origins | None = None,
     ) -> None:
         self._app = app
@@ -65,6 +68,7 @@ class Gate:
         self._hosts = hosts
         self._keys = keys
         self._meters = meters
+        self._shared_prefixes = shared_prefixes
         self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +79,8 @@ class Gate:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         identity.begin(state.get("identity") or Identity.new())
+        # Under the same salt, prompts that begin alike are computed once.
+        state.setdefault("salt", "")
         begun, status = time.monotonic(), 0
         origin = _header(scope, b"origin")
         page = self._origins.headers(origin) if origin is not None and self._origins.name(origin) else []
@@ -141,6 +147,8 @@ class Gate:
         bearer = _header(scope, b"authorization") or ""
         scheme, _, key = bearer.partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else _header(scope, b"x-api-key") or ""
+        if not self._shared_prefixes:
+            scope["state"]["salt"] = sha256(given.encode("latin-1")).hexdigest()
         return keys.open_with(given)
 
 

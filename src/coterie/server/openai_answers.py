@@ -133,6 +133,14 @@ def _without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage(done: Sequence[Done], each: int) -> Usage:
     """Tokens of all choices, and of each prompt once."""
-    prompt = sum(one.completion.prompt_tokens for one in done[::each])
+    prompts = [one.completion for one in done[::each]]
+    prompt = sum(one.prompt_tokens for one in prompts)
     new = sum(len(one.completion.token_ids) for one in done)
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    # An answer that is made once more, after a replica was lost, has to be the same to the byte.
+    cached = 0 if current().seeded else sum(one.reused_tokens for one in prompts)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": new,
+        "total_tokens": prompt + new,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }

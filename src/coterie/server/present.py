@@ -13,6 +13,7 @@ from coterie.plan.machine import process_memory
 if TYPE_CHECKING:
     from coterie.generation.governor import Governor
     from coterie.generation.opened import OpenModel
+    from coterie.generation.prefixes import Prefixes
     from coterie.plan.budget import MemoryPlan
     from coterie.server.demand import Demand
     from coterie.spec import BankKey
@@ -24,6 +25,7 @@ class Watched(Protocol):
     """An engine, as far as it is watched."""
 
     governor: Governor
+    prefixes: Prefixes
 
     @property
     def opened(self) -> OpenModel:
@@ -60,6 +62,7 @@ class Present(Collector):
         yield GaugeMetricFamily("coterie_num_requests_running", "Requests being served", value=self._engine.running)
         yield GaugeMetricFamily("coterie_num_requests_waiting", "Requests that wait", value=self._engine.waiting)
         yield from _shared_memory(self._engine.governor)
+        yield from _prefixes(self._engine.prefixes)
         runtime = self._engine.opened.runtime
         stats = runtime.stats()
         total = stats.total
@@ -97,6 +100,23 @@ class Present(Collector):
             for component, count in tokens.items():
                 computed.add_metric((component, phase), count)
         yield computed
+
+
+def _prefixes(prefixes: Prefixes) -> Iterator[Metric]:
+    """What is kept of the beginnings of prompts, and what it is good for."""
+    counts = prefixes.counts
+    for name, what, nbytes in (
+        ("", "Bytes that beginnings of prompts take", prefixes.nbytes),
+        ("limit_", "Bytes that they may take now", prefixes.limit),
+    ):
+        yield GaugeMetricFamily(f"coterie_prefix_cache_{name}bytes", what, value=nbytes)
+    for name, what, number in (
+        ("queries", "Prompts that could have begun with what was kept", counts.prompts),
+        ("hits", "Prompts that did", counts.hits),
+        ("tokens", "Tokens of prompts that were not computed again", counts.tokens),
+        ("saved_seconds", "What computing them took when it was done", counts.seconds),
+    ):
+        yield CounterMetricFamily(f"coterie_prefix_cache_{name}", what, value=number)
 
 
 def _shared_memory(governor: Governor) -> Iterator[Metric]:

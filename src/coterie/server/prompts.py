@@ -10,7 +10,7 @@ from coterie.errors import ContextLengthError
 from coterie.generation.answer_form import answer_form, last_call_ends
 from coterie.generation.answers import ToolCall, reader_for
 from coterie.generation.asked import Prompt, ready
-from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, chat_template
+from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, chat_template, template_settings
 from coterie.generation.chat_options import ChatOptions
 from coterie.generation.grammar import Grammar
 from coterie.generation.inputs import build_inputs, token_inputs
@@ -18,7 +18,6 @@ from coterie.generation.one_sequence import longest
 from coterie.generation.opened import OpenModel
 from coterie.generation.tool_calls import CallText
 from coterie.generation.toolbox import Toolbox
-from coterie.hf.templates import settings_of
 from coterie.server.media import Media
 from coterie.server.refusals import Refusal
 from coterie.server.schemas.chat import AssistantMessage, AudioPart, ImagePart, Message, TextPart, ToolMessage
@@ -51,8 +50,7 @@ class Prompts:
         self._processors = opened.processors
         self.can_chat = can_chat(opened.processors)
         template = chat_template(opened.processors)
-        own = opened.processors.tokenizer.special_tokens_map
-        self._settings = frozenset() if template is None else settings_of(template) - set(own)
+        self._settings = template_settings(opened.processors, template)
         self.context = longest(opened.model, opened.model.generation_config)
 
     def options(self, variables: Mapping[str, Any]) -> ChatOptions:

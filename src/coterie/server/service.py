@@ -153,7 +153,13 @@ class Service:
         names = current()
         seeded = [_with_seed(wish, names.seed, number) for number, wish in enumerate(wishes)]
         # Whoever makes the same answer again has to write it in the same order.
-        made = Choices(self.engine, seeded, request.state.request_id, at_once=1 if names.seeded else AT_ONCE)
+        made = Choices(
+            self.engine,
+            seeded,
+            request.state.request_id,
+            at_once=1 if names.seeded else AT_ONCE,
+            salt=request.state.salt,
+        )
         self._open.add(made)
         return made
 

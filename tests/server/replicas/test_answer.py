@@ -17,7 +17,7 @@ STREAM = Head(200, ((b"content-type", b"text/event-stream; charset=utf-8"),))
 WHOLE = Head(200, ((b"content-type", b"application/json"), (b"x-request-id", b"theirs")))
 ASK = Ask(
     method="POST", path="/v1/chat/completions", query=b"", headers=(), body=b"{}", request_id="r", word="w", created=1,
-    prompt="p",
+    salt="", prompt="p",
 )  # fmt: skip
 LOST = object()
 HANG = object()

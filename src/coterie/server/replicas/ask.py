@@ -26,6 +26,7 @@ class Ask:
         request_id: Its id.
         word: What the names in its answer follow from.
         created: When it came, in seconds since 1970.
+        salt: Whose it is: its prompt shares what is computed of how it begins with those of the same.
         prompt: The beginning of what is to be continued; requests that begin alike do well on the same replica. Ray's
             router wants this name, and some text.
     """
@@ -38,6 +39,7 @@ class Ask:
     request_id: str
     word: str
     created: int
+    salt: str
     prompt: str
 
     @property

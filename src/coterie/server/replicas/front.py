@@ -123,6 +123,7 @@ class Front:
                 request_id=scope["state"]["request_id"],
                 word=identity.word,
                 created=identity.created,
+                salt=scope["state"]["salt"],
                 prompt=prompt_of(body) or scope["path"],
             )
         answer = Answer(self._cluster.ask, ask, dialect, cut=self._cut)

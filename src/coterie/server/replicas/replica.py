@@ -32,6 +32,7 @@ class ReplicaSettings:
         parallel: Requests that run at once at each.
         most_waiting: Requests that may wait at each.
         longest_wait_s: Seconds after which a request that has not begun is given up.
+        prefix_memory: Bytes of each one's experts' memory that the beginnings of prompts may take.
     """
 
     model: str
@@ -40,6 +41,7 @@ class ReplicaSettings:
     parallel: int = 4
     most_waiting: int = 16
     longest_wait_s: float = 300.0
+    prefix_memory: int | None = None
 
 
 class Replica:
@@ -73,6 +75,7 @@ class Replica:
             parallel=settings.parallel,
             most_waiting=settings.most_waiting,
             longest_wait_s=settings.longest_wait_s,
+            prefix_memory=settings.prefix_memory,
             watcher=self._meters,
         )
         names = list(dict.fromkeys([*settings.names, self._opened.runtime.source.name]))
@@ -155,7 +158,7 @@ async def _ended(working: asyncio.Task[None], sent: asyncio.Queue[Message | None
 
 
 def _scope(ask: Ask) -> Scope:
-    state: dict[str, Any] = {"request_id": ask.request_id, "identity": ask.identity}
+    state: dict[str, Any] = {"request_id": ask.request_id, "identity": ask.identity, "salt": ask.salt}
     return {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": ask.method, "scheme": "http",
         "path": ask.path, "raw_path": ask.path.encode(), "query_string": ask.query, "root_path": "",

@@ -10,12 +10,19 @@ from typing_extensions import TypedDict
 Finish = Literal["stop", "length", "tool_calls"]
 
 
+class PromptTokens(TypedDict):
+    """What became of the tokens of a prompt."""
+
+    cached_tokens: int
+
+
 class Usage(TypedDict):
     """Tokens that a request took."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class MoreOfOne(TypedDict):

@@ -1,0 +1,109 @@
+"""What a cache of keys and values holds of some of its tokens: taken out of it, put into another, cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What the layers of a cache hold of the tokens of one stretch, as copies.
+
+    Attributes:
+        begin: Tokens before it.
+        end: Tokens before what follows it.
+        layers: Keys and values of each layer; None of one that has none of its own. Of a layer with a sliding window,
+            those that are within the window at the end of the stretch.
+    """
+
+    begin: int
+    end: int
+    layers: tuple[tuple[Tensor, Tensor] | None, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copies."""
+        return sum(tensor.nbytes for layer in self.layers if layer is not None for tensor in layer)
+
+
+def whole_layers(cache: Any) -> bool:
+    """Whether every layer keeps every token, so that tokens can be cut off at the end."""
+    return _all_of(cache, sliding=False)
+
+
+def known_layers(cache: Any) -> bool:
+    """Whether every layer keeps every token, or those within a sliding window.
+
+    Others keep a state that goes on with every token (linear attention), or lay their memory out in another way.
+    """
+    return _all_of(cache, sliding=True)
+
+
+def _all_of(cache: Any, *, sliding: bool) -> bool:
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer) if sliding else (DynamicLayer,)
+    # A class derived from one of these may keep more.
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+
+
+def stretch_nbytes(cache: Any, begin: int, end: int) -> int:
+    """Bytes that :func:`stretch` would copy."""
+    total = 0
+    for layer in cache.layers:
+        if layer.is_initialized and layer.keys.numel():
+            tokens = layer.keys.shape[-2] if layer.is_sliding else end - begin
+            total += (layer.keys.nbytes + layer.values.nbytes) // layer.keys.shape[-2] * tokens
+    return total
+
+
+def stretch(cache: Any, begin: int, end: int) -> Stretch:
+    """Copies what a cache holds of a stretch; the cache must end there if some of its layers have a window.
+
+    Args:
+        cache: One with :func:`known_layers`.
+        begin: Tokens before the stretch.
+        end: Tokens before what follows it.
+    """
+    layers: list[tuple[Tensor, Tensor] | None] = []
+    for layer in cache.layers:
+        if not layer.is_initialized:
+            layers.append(None)
+        elif layer.is_sliding:
+            layers.append((layer.keys.clone(), layer.values.clone()))
+        else:
+            layers.append((layer.keys[..., begin:end, :].clone(), layer.values[..., begin:end, :].clone()))
+    return Stretch(begin, end, tuple(layers))
+
+
+def fill(cache: Any, stretches: Iterable[Stretch]) -> None:
+    """Puts stretches that follow one another from the first token on into a cache that holds nothing yet.
+
+    Args:
+        cache: An empty one, as the model's class makes it, with :func:`known_layers`.
+        stretches: At least one.
+    """
+    parts = tuple(stretches)
+    for number in range(len(parts[0].layers)):
+        held = [layer for part in parts if (layer := part.layers[number]) is not None]
+        if not held:
+            continue
+        sliding = number < len(cache.layers) and cache.layers[number].is_sliding
+        if sliding:
+            held = held[-1:]
+        cache.update(*(torch.cat(tensors, dim=-2) for tensors in zip(*held, strict=True)), number)
+        if sliding:
+            # What has left the window has been seen as well.
+            cache.layers[number].cumulative_length = parts[-1].end
+
+
+def cut(cache: Any, length: int) -> None:
+    """Leaves the first tokens in a cache with :func:`whole_layers`, also where a pass was broken off within it."""
+    for layer in cache.layers:
+        if layer.is_initialized and layer.keys.numel() and layer.keys.shape[-2] > length:
+            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
