@@ -97,7 +97,9 @@ def test_a_prompt_is_echoed_without_them(server: Served, opened) -> None:
     assert server.post(TEXT, ask(echo=True)).json["choices"][0]["text"] == PROMPT + alone(opened).text
     nothing = server.post(TEXT, ask(echo=True, max_tokens=0)).json
     assert nothing["choices"] == [{"index": 0, "text": PROMPT, "logprobs": None, "finish_reason": "length"}]
-    assert nothing["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
+    assert nothing["usage"] == {
+        "prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 0},
+    }  # fmt: skip
 
 
 def test_each_choice_has_a_seed_of_its_own(server: Served, opened) -> None:
@@ -108,7 +110,9 @@ def test_each_choice_has_a_seed_of_its_own(server: Served, opened) -> None:
     expected = [alone(opened, temperature=1.2, seed=seed).text for seed in seeds]
     assert [one["text"] for one in found["choices"]] == expected
     assert len({*expected}) > 1
-    assert found["usage"] == {"prompt_tokens": 5, "completion_tokens": 15, "total_tokens": 20}
+    assert found["usage"] == {
+        "prompt_tokens": 5, "completion_tokens": 15, "total_tokens": 20, "prompt_tokens_details": {"cached_tokens": 0},
+    }  # fmt: skip
     assert len(found["coterie"]["choices"]) == 3
     texts = ["", "", ""]
     events = server.post(TEXT, ask(n=3, stream=True, stream_options={"include_usage": True}, **drawn)).events

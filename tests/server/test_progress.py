@@ -15,8 +15,9 @@ def reading(serve) -> Served:
     return serve(engine={"piece": 16})
 
 
-def check(told: list[dict], total: int) -> None:
-    assert len(told) > 3
+def check(told: list[dict], total: int, *, cached: int = 0) -> None:
+    assert len(told) > (2 if cached else 3)
+    assert [one["cache"] for one in told] == [0, *[cached] * (len(told) - 1)]
     assert [set(one) for one in told] == [{"total", "cache", "processed", "time_ms"}] * len(told)
     assert {one["total"] for one in told} == {total}
     read = [one["processed"] for one in told]
@@ -29,8 +30,8 @@ def check(told: list[dict], total: int) -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_a_stream_tells_if_it_is_asked(reading: Served, path: str) -> None:
     asked = chat(LONG, max_tokens=2) if "chat" in path else {"prompt": LONG, "max_tokens": 2, "temperature": 0}
-    total = reading.post(path, asked).json["usage"]["prompt_tokens"]
     chunks = [data for _, data in reading.post(path, asked | WANTED).events[:-1]]
+    total = reading.post(path, asked).json["usage"]["prompt_tokens"]
     check([chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk], total)
     for chunk in chunks:
         (choice,) = chunk["choices"]
@@ -38,6 +39,18 @@ def test_a_stream_tells_if_it_is_asked(reading: Served, path: str) -> None:
             assert choice["finish_reason"] is None
             assert not (choice["delta"] if "chat" in path else choice["text"])
     assert not any("prompt_progress" in data for _, data in reading.post(path, asked | {"stream": True}).events[:-1])
+
+
+def test_what_was_computed_before_is_told_as_cached(reading: Served) -> None:
+    asked = {"prompt": LONG, "max_tokens": 2, "temperature": 0}
+    reading.post("/v1/completions", asked)
+    longer = asked | {"prompt": LONG + "And there was no more sea. " * 6}
+    chunks = [data for _, data in reading.post("/v1/completions", longer | WANTED).events[:-1]]
+    usage = reading.post("/v1/completions", longer).json["usage"]
+    told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+    check(told, usage["prompt_tokens"], cached=told[-1]["cache"])
+    assert 0 < told[-1]["cache"] <= usage["prompt_tokens_details"]["cached_tokens"]
+    assert told[-1]["cache"] % 16 == 0
 
 
 def test_responses_tell_it_as_they_go_on(reading: Served) -> None:

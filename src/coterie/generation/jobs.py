@@ -168,7 +168,7 @@ class Job:
         if not sequence.reading:
             self._begin_answer()
         elif sequence.position > ticket.read_tokens:
-            ticket.tell(Progress(sequence.position, ticket.prompt_tokens or sequence.position))
+            ticket.tell(Progress(sequence.position, ticket.prompt_tokens or sequence.position, sequence.reused))
 
     def _begin_answer(self) -> None:
         """The prompt has been read."""
@@ -176,7 +176,7 @@ class Job:
         if ticket.phase == "prefill":
             ticket.phase = "decode"
             tokens = ticket.prompt_tokens or 0
-            ticket.tell(Progress(tokens, tokens))
+            ticket.tell(Progress(tokens, tokens, 0 if self.sequence is None else self.sequence.reused))
 
     def end(self, opened: OpenModel) -> Completion:
         """Its answer.

@@ -45,10 +45,12 @@ class Progress:
     Attributes:
         read: Tokens of it.
         tokens: Its length.
+        reused: Of those that were read, how many an earlier request had computed.
     """
 
     read: int
     tokens: int
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ class PromptProgress:
         """
         match event:
             case Prepared(int() as total):
-                read = 0
-            case Progress(read, total):
+                read = reused = 0
+            case Progress(read, total, reused):
                 pass
             case _:
                 return None
@@ -43,4 +43,4 @@ class PromptProgress:
         self._said[number] = read
         begun = self._choices.tickets[number].begun
         elapsed = 0 if begun is None or not read else round(1000 * (time.monotonic() - begun))
-        return {"total": total, "cache": 0, "processed": read, "time_ms": elapsed}
+        return {"total": total, "cache": reused, "processed": read, "time_ms": elapsed}

@@ -86,7 +86,8 @@ class Responses:
             completed_at=int(time.time()),
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             usage={
-                "input_tokens": prompt, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                "input_tokens": prompt,
+                "input_tokens_details": {"cached_tokens": completion.reused_tokens, "cache_write_tokens": 0},
                 # Of the tokens of an answer it is not known which were thought.
                 "output_tokens": new, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": prompt + new,
             },
