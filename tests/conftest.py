@@ -48,6 +48,11 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker more than there are processors: many tests wait for processes, servers and disks."""
+    return (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count() or 1) + 1
+
+
 def pytest_collection_finish() -> None:
     """Garbage is not looked for in what was imported, only in what tests make."""
     gc.freeze()

@@ -21,7 +21,7 @@ CONTEXT = 4 * BLOCK
 
 @pytest.fixture(scope="module")
 def opened() -> Iterator[OpenModel]:
-    model = coterie.load(BUNDLED, memory="2GiB", max_context=CONTEXT)
+    model = coterie.load(BUNDLED, memory="8GiB", max_context=CONTEXT)
     yield OpenModel.of(model)
     model.coterie.close()
 
