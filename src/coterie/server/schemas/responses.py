@@ -14,7 +14,7 @@ from coterie.server.schemas.chat import MOST_MESSAGES, MOST_PARTS, InputAudio, T
 from coterie.server.schemas.fields import Fields, ModelName, Nothing, NotYet, Off, Tokens, not_yet
 from coterie.server.schemas.forms import JsonObject, NamedSchema, PlainText
 from coterie.server.schemas.sampling import Penalty, SamplingFields
-from coterie.server.schemas.tools import MOST_TOOLS, CallId, Function, ToolName, toolbox
+from coterie.server.schemas.tools import MOST_TOOLS, CallId, Function, ToolName, toolbox, word_or_tool
 
 
 def _keeps_nothing(value: Any) -> None:
@@ -197,13 +197,9 @@ class NamedTool(Fields):
     name: ToolName
 
 
-def _word_or_tool(value: Any) -> str:
-    return "word" if isinstance(value, str) else "tool"
-
-
 ToolChoice = Annotated[
     Annotated[Literal["auto", "none", "required"], Tag("word")] | Annotated[NamedTool, Tag("tool")],
-    Discriminator(_word_or_tool),
+    Discriminator(word_or_tool),
 ]
 
 

@@ -77,13 +77,14 @@ class ChosenTool(Fields):
     function: ChosenFunction
 
 
-def _word_or_tool(value: Any) -> str:
+def word_or_tool(value: Any) -> str:
+    """Which of the two a choice of tools is: a word such as ``auto``, or the tool itself."""
     return "word" if isinstance(value, str) else "tool"
 
 
 ToolChoice = Annotated[
     Annotated[Literal["auto", "none", "required"], Tag("word")] | Annotated[ChosenTool, Tag("tool")],
-    Discriminator(_word_or_tool),
+    Discriminator(word_or_tool),
 ]
 """Whether tools may be called, or must be."""
 
