@@ -2,11 +2,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 
 import coterie
 from checkpoint.conftest import cache, hub, publish  # noqa: F401 - fixtures
 from coterie.generation.processors import Processors
 from integration.conftest import store  # noqa: F401 - a fixture
+
+OLD = Version(transformers.__version__) < Version("5.8")
+"""Whether this is a release of transformers in which the forward passes of omni models work out positions."""
 
 DATA = Path(__file__).parents[1] / "data"
 BUNDLED = Path(coterie.__file__).parent / "bundled"

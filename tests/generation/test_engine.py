@@ -36,7 +36,7 @@ from coterie.native import library
 from coterie.passes.current import current
 from coterie.spec import Event, ExpertsSelected, ExpertsServed
 
-from .conftest import BUNDLED
+from .conftest import BUNDLED, OLD
 
 PROMPT = "And it came to pass in those days, that there went out a decree"
 PIECE = 8
@@ -407,6 +407,7 @@ def test_an_answer_waits_for_one_piece_of_a_long_prompt(engine: Engine, opened: 
     assert all(after - before > 1 for before, after in itertools.pairwise(pieces))
 
 
+@pytest.mark.skipif(OLD, reason="positions are made within the pass there, and answers take turns")
 def test_what_several_took_of_experts_together_is_named_as_shared(sharing: OpenModel) -> None:
     wishes = Sampling(max_new_tokens=40, temperature=0)
     with Engine(sharing) as engine:

@@ -14,7 +14,7 @@ from coterie.generation.governor import BLOCK, Governor
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
 
-from .conftest import BUNDLED
+from .conftest import BUNDLED, OLD
 
 CONTEXT = 4 * BLOCK
 
@@ -158,6 +158,7 @@ def test_beginnings_of_prompts_have_what_requests_leave_and_a_share(tight: Gover
     assert kept.limit == reserve + 2 * BLOCK * token
 
 
+@pytest.mark.skipif(OLD, reason="with a static cache, stock itself fails over the mask that it has made")
 def test_a_cache_that_reserves_all_its_tokens_is_held_from_the_beginning(
     opened: OpenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,21 @@ def test_answers_are_those_from_scratch(model) -> None:
     assert prefixes.counts.seconds > 0
 
 
+def test_what_the_model_keeps_of_another_sequence_is_not_taken_for_ones_own(model) -> None:
+    prefixes = Prefixes(1 << 30, piece=PIECE)
+    answer(model, ids((1, 40)), prefixes)
+    prompt = ids((1, 40), (2, 40))
+    expected = alone(model, prompt)
+    kept = [vars(one) for one in (model, *model.children()) if "rope_deltas" in vars(one)]
+    assert kept
+    for space in kept:
+        # As after a search over three sequences with pictures.
+        space["rope_deltas"] = torch.tensor([[5], [6], [7]])
+    got = answer(model, prompt, prefixes)
+    assert got.reused == 32
+    assert got == expected
+
+
 def test_what_was_generated_is_not_taken_for_what_is_read(model) -> None:
     prefixes = Prefixes(1 << 30, piece=PIECE)
     first = answer(model, ids((1, 20)), prefixes, new=20)

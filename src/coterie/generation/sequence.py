@@ -127,7 +127,7 @@ class Sequence:
         self._keep = keep
         self._prompt_logits = prompt_logits
         self._caches = CachesUsed()
-        self._positions = Positions(prepared.model)
+        self._positions = Positions(prepared, goes_on=self.position > 0)
         if stream is not None:
             stream.put(self.ids.cpu())
 

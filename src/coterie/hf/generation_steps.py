@@ -201,13 +201,20 @@ class Positions:
     Also, the frequencies of its rotary embedding where they go by the longest sequence.
 
     Args:
-        model: A model that has just prepared the sequence.
+        prepared: A sequence that its model has just prepared.
+        goes_on: Whether its cache holds tokens already, of an earlier one that began alike.
     """
 
     __slots__ = ("_frequencies", "_kept")
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, prepared: Prepared, *, goes_on: bool = False) -> None:
+        model = prepared.model
         self._kept = [(space, space[_POSITIONS]) for space in _spaces(model)]
+        if goes_on and not isinstance(prepared.kwargs.get("position_ids"), Tensor):
+            # Older releases find it out in the pass over the first tokens, which this sequence does not have: what the
+            # model keeps is of another. There, only texts go on so, whose positions are counted.
+            counted = torch.zeros(1, 1, dtype=torch.long, device=prepared.ids.device)
+            self._kept = [(space, counted) for space, _ in self._kept]
         self._frequencies = Frequencies(model)
 
     def put_back(self) -> None:
