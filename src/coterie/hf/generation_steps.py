@@ -124,11 +124,16 @@ def prepare_in_pieces(model: PreTrainedModel, inputs: Mapping[str, Any], **optio
     media = media_of(model.config, inputs)
     if media is not None and media.each:
         prepared = replace(prepare(model, **media.prepared(inputs), **options), media=media)
-        positions = prepared.kwargs.get("position_ids")
         # Older releases work out where pictures are in a forward pass, and only in one over the whole prompt.
-        if may_come_in_pieces(prepared) and isinstance(positions, Tensor) and positions.dim() == 3:
+        if may_come_in_pieces(prepared) and _knows_places(prepared):
             return prepared
     return prepare(model, **inputs, **options)
+
+
+def _knows_places(prepared: Prepared) -> bool:
+    """Whether it has been worked out where in time, height and width each token is."""
+    positions = prepared.kwargs.get("position_ids")
+    return isinstance(positions, Tensor) and positions.dim() == 3
 
 
 @contextmanager
@@ -210,7 +215,7 @@ class Positions:
     def __init__(self, prepared: Prepared, *, goes_on: bool = False) -> None:
         model = prepared.model
         self._kept = [(space, space[_POSITIONS]) for space in _spaces(model)]
-        if goes_on and not isinstance(prepared.kwargs.get("position_ids"), Tensor):
+        if goes_on and not _knows_places(prepared):
             # Older releases find it out in the pass over the first tokens, which this sequence does not have: what the
             # model keeps is of another. There, only texts go on so, whose positions are counted.
             counted = torch.zeros(1, 1, dtype=torch.long, device=prepared.ids.device)
