@@ -98,6 +98,10 @@ class PageError(AssertionError):
     """The emulated process could not have a page."""
 
 
+class PageWarning(Warning):
+    """A call was made once more. No UserWarning: those that our modules cause are errors in tests."""
+
+
 class EmulatedFunctions:
     """The functions of a library, as ``ctypes.CDLL`` would have them.
 
@@ -149,7 +153,8 @@ class EmulatedFunctions:
             try:
                 at, text = self._answer(name, call)
             except PageError as error:
-                warnings.warn(f"{error}; called once more", stacklevel=3)
+                whole = f"{name}({', '.join(map(hex, map(int, filter(None, arguments))))})"
+                warnings.warn(f"{error}; {whole} called once more", PageWarning, stacklevel=2)
                 self._end()
                 self._process = self._started()
                 at, text = self._answer(name, call)

@@ -22,7 +22,7 @@ from coterie.native.library import levels_of
 from coterie.quant import SCHEMES
 
 from . import emulation, test_conversion, test_experts, test_layer, test_matmul, test_rows, test_token_experts
-from .emulation import EmulatedFunctions, Programs
+from .emulation import EmulatedFunctions, PageWarning, Programs
 from .matrices import activations, random_matrix
 
 PROCESSORS = {"default": "cortex-a72", "neon": "cortex-a72", "dotprod": "cortex-a76"}
@@ -80,7 +80,7 @@ def test_a_call_that_gets_no_page_is_made_once_more(
 
     read = os.pread
     monkeypatch.setattr(emulation.os, "pread", pread)
-    with pytest.warns(UserWarning, match="memory that is not there.*not now.*called once more"):
+    with pytest.warns(PageWarning, match="memory that is not there.*not now.*called once more"):
         product = PackedMatrix(Library(functions, 0, threaded=False), *matrix)(x)
     functions.close()
     assert torch.equal(product, PackedMatrix(twin, *matrix)(x))
