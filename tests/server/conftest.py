@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 import coterie
 from coterie.engine.loader import load
@@ -106,19 +107,11 @@ class Served:
 
 
 @contextmanager
-def serving(
-    opened: OpenModel, engine: dict[str, Any] | None = None, *, tls: Tls | None = None, **options: Any
-) -> Iterator[Served]:
-    """A server for one test, with an engine of such options. The model stays open."""
-    meters = Meters()
-    made = Engine(opened, watcher=meters, **(engine or {}))
-    meters.watch(made)
-    made.start()
-    settings = {"names": ["bundled"], "hosts": Hosts("127.0.0.1")} | options
-    app = make_app(made, meters, **settings)
+def listening(app: ASGIApp, **options: Any) -> Iterator[int]:
+    """Uvicorn in a thread; gives its port."""
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, http=_Protocol, ws="none", lifespan="off", log_level="critical",
-        timeout_graceful_shutdown=2, **({} if tls is None else tls.options()),
+        timeout_graceful_shutdown=2, **options,
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -127,14 +120,32 @@ def serving(
         assert thread.is_alive()
         threading.Event().wait(0.01)
     try:
-        yield Served(server.servers[0].sockets[0].getsockname()[1], made, meters)
+        yield server.servers[0].sockets[0].getsockname()[1]
     finally:
-        made.cut()
         server.should_exit = True
         thread.join(20)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def serving(
+    opened: OpenModel, engine: dict[str, Any] | None = None, *, tls: Tls | None = None, **options: Any
+) -> Iterator[Served]:
+    """A server for one test, with an engine of such options. The model stays open."""
+    meters = Meters()
+    made = Engine(opened, watcher=meters, **(engine or {}))
+    made.start()
+    settings = {"names": ["bundled"], "hosts": Hosts("127.0.0.1")} | options
+    app = make_app(made, meters, **settings)
+    try:
+        with listening(app, **({} if tls is None else tls.options())) as port:
+            try:
+                yield Served(port, made, meters)
+            finally:
+                made.cut()
+    finally:
         made.close()
         meters.look_away()
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
@@ -133,22 +133,17 @@ def open_model(path: str, opening: Opening, *, whole: bool = False, quiet: bool 
         CoterieError: As :func:`coterie.load`.
     """
     import_engine(quiet=quiet)
-    from coterie.engine import open_streamed
-    from coterie.engine.source import text_component
     from coterie.generation.opened import OpenModel
 
     with quiet_terminal(quiet=quiet):
         with nullcontext() if quiet else notes().status(f"opening {path}"):
-            if opening.component is None and not whole:
-                part = text_component(path, revision=opening.revision, offline=opening.offline)
-                opening = replace(opening, component=part)
-            model = open_streamed(path, opening)
-        if not quiet and opening.max_context is None:
-            _tell_context(model)
+            opened = OpenModel.open(path, opening, whole=whole)
         try:
-            yield OpenModel.of(model)
+            if not quiet and opening.max_context is None:
+                _tell_context(opened.model)
+            yield opened
         finally:
-            model.coterie.close()
+            opened.model.coterie.close()
 
 
 def _tell_context(model: Any) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coterie.engine.opening import open_streamed
 from coterie.engine.runtime import Runtime
+from coterie.engine.source import text_component
 from coterie.errors import CheckpointNotFoundError
 from coterie.files.naming import resolve_path
 from coterie.generation.processors import Processors
 from coterie.hf.tokenizer import embedding_rows
+from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +41,28 @@ class OpenModel:
         source = model.coterie.source
         made = Processors(source.directory, embedding_rows=embedding_rows(model), store=source.store)
         return cls(model=model, processors=made)
+
+    @classmethod
+    def open(cls, path: str, opening: Opening, *, whole: bool = False) -> OpenModel:
+        """Opens a model, of an omni model without a named component the one for texts; whoever opens it closes it.
+
+        Args:
+            path: The model.
+            opening: How it is opened.
+            whole: Open a whole omni model even if no component is named.
+
+        Raises:
+            CoterieError: As :func:`coterie.load`, and as :meth:`of`.
+        """
+        if opening.component is None and not whole:
+            part = text_component(path, revision=opening.revision, offline=opening.offline)
+            opening = replace(opening, component=part)
+        model = open_streamed(path, opening)
+        try:
+            return cls.of(model)
+        except BaseException:
+            model.coterie.close()
+            raise
 
     @property
     def runtime(self) -> Runtime:

@@ -1,12 +1,9 @@
 """The server before replicas, with replicas in this process that all have the bundled model."""
 
 import json
-import threading
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
 
 from coterie.generation.engine import Engine
 from coterie.server.app import make_app
@@ -17,8 +14,7 @@ from coterie.server.replicas.answer import LostReplica
 from coterie.server.replicas.ask import Ask, Part
 from coterie.server.replicas.front import Front
 from coterie.server.replicas.replica import answered
-from coterie.server.running import _Protocol
-from server.conftest import PROMPT, Served, chat, drop, until
+from server.conftest import PROMPT, Served, chat, drop, listening, until
 
 
 class Here:
@@ -52,23 +48,6 @@ class Here:
         return self.down
 
 
-@contextmanager
-def listening(gate: Gate, engine: Engine) -> Iterator[Served]:
-    config = uvicorn.Config(
-        gate, host="127.0.0.1", port=0, http=_Protocol, ws="none", lifespan="off", log_level="critical"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    until(lambda: server.started)
-    try:
-        yield Served(server.servers[0].sockets[0].getsockname()[1], engine, Meters())
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def served(opened) -> Iterator[tuple[Served, Here]]:
     engine = Engine(opened)
@@ -76,8 +55,8 @@ def served(opened) -> Iterator[tuple[Served, Here]]:
     here = Here(engine)
     front = Front(here, ping_s=0.05)
     gate = Gate(front, hosts=Hosts("127.0.0.1"), keys=None, meters=front.meters, paths=front.paths)
-    with listening(gate, engine) as found:
-        yield found, here
+    with listening(gate) as port:
+        yield Served(port, engine, Meters()), here
     engine.close()
 
 
@@ -153,7 +132,8 @@ def test_a_key_is_wanted_and_not_passed_on(served, tmp_path) -> None:
     path = tmp_path / "keys"
     path.write_text("a-key-of-some-length\n")
     gate = Gate(front, hosts=Hosts("127.0.0.1"), keys=Keys.read(path), meters=front.meters, paths=front.paths)
-    with listening(gate, served[0].engine) as locked:
+    with listening(gate) as port:
+        locked = Served(port, served[0].engine, Meters())
         assert locked.get("/v1/models").status == 401
         assert locked.get("/healthz").status == 200
         assert locked.get("/v1/models", Authorization="Bearer a-key-of-some-length").status == 200

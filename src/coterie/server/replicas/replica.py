@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import ReplicaError
@@ -55,20 +55,14 @@ class Replica:
     """
 
     def __init__(self, settings: ReplicaSettings) -> None:
-        from coterie.engine import open_streamed
         from coterie.engine.quiet import quiet_libraries
-        from coterie.engine.source import text_component
         from coterie.generation.engine import Engine
         from coterie.generation.opened import OpenModel
         from coterie.server.app import make_app
         from coterie.server.meters import Meters
 
-        opening = settings.opening
         with quiet_libraries(show_downloads=False):
-            if opening.component is None:
-                part = text_component(settings.model, revision=opening.revision, offline=opening.offline)
-                opening = replace(opening, component=part)
-            self._opened = OpenModel.of(open_streamed(settings.model, opening))
+            self._opened = OpenModel.open(settings.model, settings.opening)
         self._meters = Meters()
         self._engine = Engine(
             self._opened,
@@ -79,7 +73,7 @@ class Replica:
             watcher=self._meters,
         )
         names = list(dict.fromkeys([*settings.names, self._opened.runtime.source.name]))
-        self._app = make_app(self._engine, self._meters, names=names, hosts=None, profile=opening.profile)
+        self._app = make_app(self._engine, self._meters, names=names, hosts=None, profile=settings.opening.profile)
         self._engine.start()
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Part]:
