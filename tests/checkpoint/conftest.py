@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def hub(cache, monkeypatch) -> Iterator[LocalHub]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield served
     served.close()
+    # What still asks this Hub would go on asking in the tests after this one.
+    for thread in threading.enumerate():
+        if thread.name.startswith("coterie-hub"):
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 @pytest.fixture

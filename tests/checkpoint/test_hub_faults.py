@@ -19,6 +19,8 @@ import torch
 
 from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.checkpoint.hub import repository
+from coterie.checkpoint.hub.attempts import Attempts
+from coterie.checkpoint.hub.failures import BrokenAnswer, HubFailure
 from coterie.cli import main
 from coterie.errors import (
     CheckpointError,
@@ -174,6 +176,16 @@ def test_waiting_has_an_end(hub, text, waits):
     ):
         Checkpoint.open(REPO)
     assert waits == [100.0, 100.0, 100.0]
+
+
+def test_what_nobody_wants_any_more_is_not_tried_again(waits):
+    stopped = threading.Event()
+    attempts = Attempts("a shard", stopped=stopped)
+    attempts.failed(BrokenAnswer("refused"))
+    stopped.set()
+    with pytest.raises(HubFailure, match="refused"):
+        attempts.failed(BrokenAnswer("refused"))
+    assert waits == [0.5]
 
 
 def test_what_is_here_is_used_while_the_hub_is_down(hub, text, waits, caplog):

@@ -241,8 +241,8 @@ def capability_and_digest() -> tuple[str, str]:
     weights = torch.randn(300, 416, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64)
     weights = (weights * 2**20).round().float() / 2**20
     digest = hashlib.sha256(weights.numpy().tobytes())
-    for scheme in SCHEMES.values():
-        for part in scheme.quantise(weights):
+    for name in sorted(SCHEMES):
+        for part in SCHEMES[name].quantise(weights):
             digest.update(part.view(-1).view(torch.uint8).numpy().tobytes())
     return torch.backends.cpu.get_cpu_capability(), digest.hexdigest()
 

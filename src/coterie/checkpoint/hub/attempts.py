@@ -59,7 +59,7 @@ class Attempts:
             reached: Bytes that are there by now. Getting further gives all tries back.
 
         Raises:
-            HubFailure: If another try is no use, or patience is at an end.
+            HubFailure: If another try is no use, patience is at an end, or nobody wants it any more.
         """
         failure = failure_of(error)
         if reached >= self._reached + _PROGRESS_BYTES:
@@ -68,6 +68,7 @@ class Attempts:
         wait_s = self._wait(failure)
         if (
             not failure.passing
+            or self._stopped.is_set()
             or self._tries >= self._patience.tries
             or wait_s > self._patience.total_s - self._waited_s
         ):
