@@ -40,7 +40,11 @@ def settings() -> dict[str, object]:
         "the log of coterie": _log(logging.getLogger("coterie")),
         "the log of everything": _log(logging.root),
     }
-    found |= {f"the variable {name}": value for name, value in os.environ.items() if name not in _COMING_AND_GOING}
+    found |= {
+        f"the variable {name}": value
+        for name, value in os.environ.items()
+        if name not in _COMING_AND_GOING and not name.startswith("KMP_")  # of scikit-learn, when it is imported
+    }
     found |= dict(_tables())
     return found
 
