@@ -207,7 +207,7 @@ def test_experts_of_one_token_in_one_call_have_the_bits_of_the_kernel(native: Li
     test_token_experts.test_bits_are_those_of_the_kernel(scheme, [5, 0, 8, 2], native)
 
 
-@pytest.mark.parametrize("rows", [3, 16])
+@pytest.mark.parametrize("rows", [3, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_rows_have_the_bits_that_they_have_alone(native: Library, scheme: str, rows: int) -> None:
     case = test_rows.INT8 if scheme == "int8" else test_layer.SMALL
