@@ -39,7 +39,7 @@ def test_a_planted_map_is_recovered_exactly(planted_checkpoint, planted_db):
     )
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_random_routers_show_nothing(count, tmp_path):
     for seed in range(count):
         model = routed_checkpoint(tmp_path / str(seed), [random_rows(100 * seed + layer) for layer in range(LAYERS)])
