@@ -216,6 +216,10 @@ class InputError(CoterieError):
     """A prompt, picture or sound cannot be turned into model inputs."""
 
 
+class SpeechError(CoterieError):
+    """An answer in speech ended before its time, by another error; ``speech`` has what was spoken."""
+
+
 class OutputError(CoterieError):
     """A file that was asked for cannot be written; what was there before is unchanged."""
 
