@@ -144,7 +144,9 @@ def test_an_error_while_it_speaks_keeps_what_was_spoken(model, omni, monkeypatch
         return own(hidden)
 
     monkeypatch.setattr(model.talker.codec_head, "forward", fails)
-    with pytest.raises(SpeechError, match=r"spoken to its end: Expert 3 .* cannot be read\. Look at the disk") as caught:
+    with pytest.raises(
+        SpeechError, match=r"spoken to its end: Expert 3 .* cannot be read\. Look at the disk"
+    ) as caught:
         answer(model, omni, voice=Voice(greedy=True))
     assert isinstance(caught.value.__cause__, ReadError)
     assert len(caught.value.speech.samples) > 0

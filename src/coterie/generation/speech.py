@@ -138,6 +138,8 @@ def speak(
         )
     how = voice or Voice()
     known = voices(model.config)
+    if not known:
+        raise UnsupportedError(f"{model.coterie.source.name} names no voices in its config.json.")
     name = (how.name or known[0]).lower()
     if name not in known:
         raise UsageError.unknown("voice", how.name or "", known)
@@ -260,9 +262,7 @@ class _Generated:
     hidden_states: tuple[dict[int, Tensor], ...]
 
 
-def _thinking(
-    model: PreTrainedModel, config: GenerationConfig, request: Request, stream: TextStream
-) -> dict[str, Any]:
+def _thinking(model: PreTrainedModel, config: GenerationConfig, request: Request, stream: TextStream) -> dict[str, Any]:
     """Options of the whole model's ``generate`` by which its thinker generates in our loop."""
     if not one_by_one(model.thinker, config):
         return {"thinker_streamer": stream}

@@ -70,16 +70,15 @@ def wav_file(path: str | Path, rate: int) -> Iterator[WavWriter]:
         OutputError: If it cannot be written.
     """
     failure: BaseException | None = None
-    with replacing(path) as partial:
-        with partial.open("wb") as file:
-            writer = WavWriter(file, rate)
-            try:
-                yield writer
-            except OSError:
-                raise  # most likely of this file, which the error is to name
-            except BaseException as error:
-                failure = error
-            writer.end()
+    with replacing(path) as partial, partial.open("wb") as file:
+        writer = WavWriter(file, rate)
+        try:
+            yield writer
+        except OSError:
+            raise  # most likely of this file, which the error is to name
+        except BaseException as error:
+            failure = error
+        writer.end()
     if failure is not None:
         raise failure
 
