@@ -26,10 +26,14 @@ def test_a_wav_file_has_the_samples_clipped(tmp_path) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_what_was_written_before_an_error_is_a_whole_file(error, tmp_path) -> None:
-    with pytest.raises(error), wav_file(tmp_path / "a.wav", 8_000) as writer:
-        writer.write(SAMPLES[:2])
-        writer.write(SAMPLES[2:])
-        raise error
+    def write() -> None:
+        with wav_file(tmp_path / "a.wav", 8_000) as writer:
+            writer.write(SAMPLES[:2])
+            writer.write(SAMPLES[2:])
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert read(str(tmp_path / "a.wav")) == (8_000, VALUES)
 
 

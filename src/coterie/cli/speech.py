@@ -37,7 +37,8 @@ SpeakOption = Annotated[
         metavar="FILE|-|play",
         show_default=False,
         help="Answer in speech too, while it is made: into a WAV file (24 kHz), to stdout (-, the text goes to "
-        "stderr), or out of the loudspeaker (play). Needs a whole omni model; the prompt is put into its chat template.",
+        "stderr), or out of the loudspeaker (play). Needs a whole omni model; the prompt is put into its chat "
+        "template.",
     ),
 ]
 VoiceOption = Annotated[

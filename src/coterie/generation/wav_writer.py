@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ class WavWriter:
         rate: Samples per second.
     """
 
-    def __init__(self, file: BinaryIO, rate: int) -> None:
+    def __init__(self, file: IO[bytes], rate: int) -> None:
         self._file = file
         self._rate = rate
         self._nbytes = 0

@@ -36,9 +36,9 @@ class Vocoder:
         for module in code2wav.modules():
             inner = getattr(module, "conv", None)
             if isinstance(inner, nn.ConvTranspose1d):
-                self._convolutions[module] = _Transposed(inner, first=module.left_pad)
+                self._convolutions[module] = _Transposed(inner)
             elif isinstance(inner, nn.Conv1d):
-                self._convolutions[module] = _Causal(inner, before=module.padding)
+                self._convolutions[module] = _Causal(inner)
 
     @property
     def frame_samples(self) -> int:
@@ -71,14 +71,15 @@ class Vocoder:
                 samples = block(samples)
                 if not samples.shape[-1]:
                     return torch.zeros(0)  # what comes after has seen nothing yet
-        return samples.clamp(min=-1, max=1).reshape(-1).float()
+        made: Tensor = samples.clamp(min=-1, max=1).reshape(-1).float()
+        return made
 
     @contextmanager
     def _remembering(self) -> Iterator[None]:
         """Inside, the convolutions go on where they were; all around them is the class's own."""
         try:
             for module, convolution in self._convolutions.items():
-                module.forward = convolution  # type: ignore[method-assign, assignment]
+                module.forward = convolution
             yield
         finally:
             for module in self._convolutions:
@@ -88,9 +89,9 @@ class Vocoder:
 class _Causal:
     """A convolution over what came before, which begins with zeros."""
 
-    def __init__(self, convolution: nn.Conv1d, *, before: int) -> None:
+    def __init__(self, convolution: nn.Conv1d) -> None:
         self._convolution = convolution
-        self._before = before
+        self._before = (convolution.kernel_size[0] - 1) * convolution.dilation[0]
         self._seen: Tensor | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -105,9 +106,9 @@ class _Causal:
 class _Transposed:
     """A transposed convolution, each output of which goes by an input and those before; the first ones are cut off."""
 
-    def __init__(self, convolution: nn.ConvTranspose1d, *, first: int) -> None:
+    def __init__(self, convolution: nn.ConvTranspose1d) -> None:
         self._convolution = convolution
-        self._cut = first
+        self._cut = convolution.kernel_size[0] - convolution.stride[0]
         self._stride = convolution.stride[0]
         self._before = -(-convolution.kernel_size[0] // self._stride) - 1
         self._seen: Tensor | None = None
