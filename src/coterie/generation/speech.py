@@ -22,6 +22,7 @@ from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence as Tokens
 from coterie.generation.steps import generated
 from coterie.generation.streaming import TextStream
+from coterie.hf.code_predictor import predicting
 from coterie.hf.generation_steps import Prepared, hand_over, one_by_one, prompt_length
 from coterie.hf.vocoder import Vocoder
 from coterie.passes.current import Request
@@ -326,7 +327,8 @@ class _Talking:
         if room is not None:
             prepared.criteria.append(lambda ids, scores, **_: torch.tensor([ids.shape[1] > room]))
         sequence = Tokens(prepared, request=self._request, keep=self._take)
-        ids = generated(sequence).ids
+        with predicting(self._model.talker.code_predictor):
+            ids = generated(sequence).ids
         self.reason = self._ended(ids, prepared.config, room)
         raise _Spoken
 
