@@ -51,7 +51,11 @@ def test_options_that_change_between_two_frames(predictor) -> None:
 
 
 def test_afterwards_it_generates_as_before(predictor) -> None:
-    with pytest.raises(ValueError, match="stopped"), predicting(predictor):
-        assert "generate" in vars(predictor)
-        raise ValueError("stopped")
+    def stop() -> None:
+        with predicting(predictor):
+            assert "generate" in vars(predictor)
+            raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"):
+        stop()
     assert "generate" not in vars(predictor)

@@ -22,9 +22,9 @@ from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence as Tokens
 from coterie.generation.steps import generated
 from coterie.generation.streaming import TextStream
+from coterie.generation.vocoder import Vocoder
 from coterie.hf.code_predictor import predicting
 from coterie.hf.generation_steps import Prepared, hand_over, one_by_one, prompt_length
-from coterie.hf.vocoder import Vocoder
 from coterie.passes.current import Request
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.hf.caches import is_cache
+from coterie.passes.forwards import install, remove
 
 
 class Vocoder:
@@ -79,11 +80,11 @@ class Vocoder:
         """Inside, the convolutions go on where they were; all around them is the class's own."""
         try:
             for module, convolution in self._convolutions.items():
-                module.forward = convolution
+                install(module, "native", convolution)
             yield
         finally:
             for module in self._convolutions:
-                del module.forward
+                remove(module, "native")
 
 
 class _Causal:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
-from coterie.hf.vocoder import Vocoder
+from coterie.generation.vocoder import Vocoder
 from zoo.omni import omni_config
 
 FRAMES = 40
