@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def threads(before: set[threading.Thread]) -> list[str]:
 
     if begun():
         gc.collect()  # models that a test left open
+    end = time.monotonic() + _PATIENCE_S
     for thread in begun():
-        thread.join(_PATIENCE_S)
+        thread.join(max(0.0, end - time.monotonic()))
     return sorted(thread.name for thread in begun())
