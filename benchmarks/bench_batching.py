@@ -31,6 +31,7 @@ import torch
 
 from bench_kernels import spread
 from fullsize.files import Files
+from harness.all_experts import read_all_experts
 from harness.journal import Journal
 from harness.machine import load_average, wait_until_quiet
 from harness.options import options
@@ -167,6 +168,8 @@ def measure(journal: Journal, store: str | Path, memory: str, given: Any) -> Non
     context = rows * (given.length + 1 + most) + rows * given.length // 2
     options: dict[str, Any] = {"expert_memory": memory} if memory.endswith("%") else {"memory": memory}
     with load(store, max_context=context, **options) as model:
+        if memory == "100%":
+            read_all_experts(model.coterie)
         vocabulary = model.config.get_text_config().vocab_size
         draw = torch.Generator().manual_seed(0)
         streams = Streams(model, torch.randint(16, vocabulary, (rows, given.length + 1), generator=draw), most)
