@@ -82,8 +82,10 @@ def timed(listeners: Sequence[Listener], settle: int, tokens: int, seconds: floa
         stop = max(one.times[first + settle + tokens - 1] for one, first in zip(listeners, had, strict=True))
         speed = sum(start < at <= stop for one in listeners for at in one.times) / max(stop - start, 1e-9)
     else:
-        # From token to token of each: those of one step come at nearly one moment.
-        came = [one.times[first:] for one, first in zip(listeners, had, strict=True)]
+        # From token to token of each: those of one step come at nearly one moment. Of one that got a single token, the
+        # one before that counts, too.
+        since = [first if len(one.times) > first + 1 else first - 1 for one, first in zip(listeners, had, strict=True)]
+        came = [one.times[first:] for one, first in zip(listeners, since, strict=True)]
         speed = sum((len(times) - 1) / (times[-1] - times[0]) for times in came if len(times) > 1)
     return {"speed": speed, "whole": whole, "load": load_average()}
 

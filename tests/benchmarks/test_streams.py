@@ -97,6 +97,10 @@ class TestTimed:
         assert not point["whole"]
         assert point["speed"] == pytest.approx(0.2)
 
+    def test_a_single_token_is_timed_from_the_one_before(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        point = timed(Scripted(monkeypatch, had=2, every=[39.0], many=9).streams, settle=4, tokens=8, seconds=50)
+        assert point["speed"] == pytest.approx(1 / 40, rel=1e-3)
+
     def test_nothing_may_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
         point = timed(Scripted(monkeypatch, had=1, every=[10.0], many=0).streams, settle=1, tokens=1, seconds=5)
         assert point["speed"] == 0
