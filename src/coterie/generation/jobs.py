@@ -45,10 +45,12 @@ class Job:
         sampling: How tokens are chosen.
         provenance: Whether it is counted what it takes of experts.
         salt: Whose it is: it begins with nothing that was computed for others.
+        repeated: Whether others have the same prompt.
 
     Attributes:
         ticket: That given.
         salt: That given.
+        repeated: That given.
         request: As whom its passes are known.
         meter: Counts what it takes of experts, if that is wanted.
         prompt: What it is to continue, once that is prepared.
@@ -66,9 +68,11 @@ class Job:
         *,
         provenance: bool = False,
         salt: str = "",
+        repeated: bool = False,
     ) -> None:
         self.ticket = ticket
         self.salt = salt
+        self.repeated = repeated
         self.request = Request()
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None
@@ -253,7 +257,7 @@ class Beginning:
         def make_room(tokens: int) -> None:
             self._governor.hold(job, tokens, job.media_nbytes)
 
-        return self._prefixes.begin(prepared, job.salt, make_room=make_room)
+        return self._prefixes.begin(prepared, job.salt, make_room=make_room, ends=job.repeated)
 
 
 def _in_the_models_words(sampling: Sampling, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Sampling:

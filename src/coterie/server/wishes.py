@@ -20,8 +20,10 @@ class Wish:
         prepare: Makes the prompt, in a thread of its own.
         sampling: How tokens are chosen.
         provenance: Whether it is told what experts were read for it.
+        repeated: Whether others of the request have the same prompt.
     """
 
     prepare: Callable[[], Prompt]
     sampling: Sampling
     provenance: bool = False
+    repeated: bool = False

@@ -41,7 +41,12 @@ async def _chat(service: Service, request: Request) -> Any:
     sampling = asked.wishes(service.most(asked.most), logprobs=asked.told_logprobs)
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
     wishes = [
-        Wish(prepare=partial(make, wanted=one.grammar), sampling=one, provenance=asked.wants_provenance)
+        Wish(
+            prepare=partial(make, wanted=one.grammar),
+            sampling=one,
+            provenance=asked.wants_provenance,
+            repeated=asked.choices > 1,
+        )
         for one in (of_choice(sampling, number) for number in range(asked.choices))
     ]
     writing = ChatAnswers(service.tokens, logprobs=bool(asked.logprobs))
