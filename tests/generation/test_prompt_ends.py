@@ -102,10 +102,10 @@ def test_memory_that_was_laid_out_ahead(name, zoo_checkpoint, open_model) -> Non
     compare(model, prompt_of(name), length=40, computed=computed, cache_implementation="static", disable_compile=True)
 
 
-def test_whoever_comes_alone_keeps_no_end(zoo_checkpoint, open_model) -> None:
+def test_whoever_comes_alone_keeps_no_end_and_finds_none(zoo_checkpoint, open_model) -> None:
     model = open_model(zoo_checkpoint("qwen3_moe", torch.bfloat16), expert_memory="50%")
     prefixes = Prefixes(1 << 30, piece=PIECE)
-    for salt, ends, reused in (("", False, 0), ("", True, 32), ("", False, 40), ("anna", True, 0)):
+    for salt, ends, reused in (("", False, 0), ("", True, 32), ("", False, 32), ("", True, 40), ("anna", True, 0)):
         choice = Choice(model, prompt_of("qwen3_moe"), 1, prefixes, salt=salt, ends=ends)
         generated(choice.sequence)
         assert choice.sequence.reused == reused

@@ -199,9 +199,12 @@ def command(
     with closing(listening_socket(host, port)) as address, _log_lines():
         import_engine()
         # Before the model, too: what all this takes is part of the budget.
+        from coterie.generation.prefix_folder import check_folder
         from coterie.server.gate import Hosts
 
         hosts = Hosts(host, allow_host or ())
+        if prefix_dir is not None and ray is None:
+            check_folder(prefix_dir)
 
         def say(name: str, how: str = "") -> None:
             at = f"[{host}]" if ":" in host else host

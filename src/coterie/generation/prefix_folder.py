@@ -22,6 +22,7 @@ from pathlib import Path
 
 from coterie.errors import CoterieError, OutputError, StoreBusyError, UnsupportedError, UsageError
 from coterie.files.regular import open_regular, read_bounded
+from coterie.files.safetensors_header import LENGTH_BYTES
 from coterie.generation.prefix_files import DamagedPieceError, PieceFacts, facts_of, file_nbytes, piece_of, write_piece
 from coterie.hf.cache_states import Stretch
 from coterie.store.disk import Disk
@@ -31,8 +32,8 @@ _SECRET = "secret"
 _SECRET_BYTES = 32
 _FILE = re.compile(r"([0-9a-f]{64})\.safetensors")
 _PARTIAL = re.compile(r"\.[0-9a-f]{8}\.[A-Za-z0-9.]{1,80}\.partial")
-_HEAD_BYTES = 1 << 20
-"""Of a file's beginning, in which its header is."""
+_HEAD_BYTES = 4 << 20
+"""A header that is longer is none."""
 _ROUNDS = 200_000
 """Of a digest of what could be guessed: a tenth of a second."""
 _PATIENCE_S = 10.0
@@ -124,19 +125,12 @@ class PrefixFolder:
         self._entries: dict[str, _Entry] = {}
         # What cannot be removed is never looked at again.
         self._bad: set[str] = set()
-        try:
+        with _explained(self.path):
             _check_own(self.path)
             with self._disk.alone():
                 self._sweep()
                 self._secret = self._read_secret() or self._make_secret()
             self._scan()
-        except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be used for beginnings of prompts: {error.strerror or error}.",
-                advice="Check the path and its permissions.",
-                path=self.path,
-                errno=error.errno,
-            ) from error
 
     @property
     def nbytes(self) -> int:
@@ -300,7 +294,8 @@ class PrefixFolder:
 
     def _facts(self, name: str, size: int) -> PieceFacts:
         with os.fdopen(open_regular(self._file(name), links=False), "rb") as file:
-            facts = facts_of(file.read(min(size, _HEAD_BYTES)), size)
+            length = file.read(LENGTH_BYTES)
+            facts = facts_of(length + file.read(min(_HEAD_BYTES, int.from_bytes(length, "little"))), size)
         if facts.name != name:
             raise DamagedPieceError("it is that of another piece")
         return facts
@@ -348,8 +343,37 @@ def _listed(path: Path) -> Iterable[tuple[str, os.stat_result]]:
                     yield match[1], found
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be used for beginnings of prompts: {error.strerror or error}.",
+            advice="Check the path and its permissions.",
+            path=path,
+            errno=error.errno,
+        ) from error
+
+
+def check_folder(path: Path) -> None:
+    """Finds before any work is done that a directory cannot be used.
+
+    Raises:
+        CoterieError: As :class:`PrefixFolder`.
+    """
+    with _explained(path):
+        _check_own(path)
+
+
 def _check_own(path: Path) -> None:
-    """Makes the directory, or sees to it that it is this user's alone."""
+    """Makes the directory, or sees to it that it is this user's alone.
+
+    Raises:
+        UsageError: If it is not, or no directory.
+        UnsupportedError: If files have no owners on this system.
+        OSError: If it cannot be made.
+    """
     if not hasattr(os, "geteuid"):
         raise UnsupportedError("Files have no owners on this system: nothing would keep others from reading prompts.")
     with suppress(FileExistsError):

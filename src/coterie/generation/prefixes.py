@@ -149,7 +149,7 @@ class Prefixes:
             prepared: The request; nothing of it was computed yet.
             salt: What is kept under one is never found under another: whose request it is.
             make_room: Told how many tokens the cache is about to hold.
-            ends: Whether others have the same prompt: then it is kept to its end.
+            ends: Whether others have the same prompt: then it is kept to its end, and found to its end.
 
         Returns:
             What the sequence is to be given as its keeper; None if this request has to be computed as a whole.
@@ -359,7 +359,7 @@ class _Keeping:
     def _end(self, begin: int) -> Supplied | None:
         """The end of the prompt, if others with the same one have come there."""
         length = prompt_length(self._prepared)
-        if self._node is None or piece_end(self._prepared, begin, self._size) < length:
+        if self._node is None or not self._ends or piece_end(self._prepared, begin, self._size) < length:
             return None
         found = self._prefixes.find_end(self._node, _END + _key(self._prepared, begin, length))
         if found is None:
