@@ -140,9 +140,10 @@ class PrefixCopy:
         if root is None:
             whose = self._folder.slow_digest(salt) if salt else b""
             root = self._folder.digest(b"root", self._model, whose)
-            while len(self._roots) >= _MOST_SALTS:
-                self._roots.pop(next(iter(self._roots)), None)
-            self._roots[salt] = root
+            with self._changed:
+                if len(self._roots) >= _MOST_SALTS:
+                    self._roots.clear()
+                self._roots[salt] = root
         return Place(root, root)
 
     def after(self, place: Place, key: bytes) -> Place:
