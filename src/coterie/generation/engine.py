@@ -31,6 +31,7 @@ from coterie.generation.steps import Steps
 from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
+from coterie.profiles.facts import check_group
 from coterie.spec import PREFIX_DIR_NBYTES
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class Engine:
         name: str | None = None,
         salt: str = "",
         repeated: bool = False,
+        domain: str | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
 
@@ -185,18 +187,23 @@ class Engine:
                 the same one: else how long an answer takes would tell what others have asked.
             repeated: Whether others with the same prompt come with it, for several answers to one question. What is
                 computed of the prompt is kept to its end then, and the others begin with their first new token.
+            domain: What it is about, for a profile that is being recorded
+                (:meth:`~coterie.engine.runtime.Runtime.record_profile`); None for the recorder's domain.
 
         Raises:
             QueueFullError: If there is no room.
             EngineStoppedError: If nothing is served any more.
+            UsageError: If the domain's name cannot be.
         """
+        if domain is not None:
+            check_group("text", domain, "prompt")
         trouble = self.trouble
         if trouble is not None:
             raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
         ticket = Ticket(name or next(self._names), self.cancel)
         job = Job(
             ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
-            repeated=repeated,
+            repeated=repeated, domain=domain,
         )  # fmt: skip
         with self._changed:
             self._waiting.add(job, self.parallel - len(self._running))

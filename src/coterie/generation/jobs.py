@@ -46,6 +46,7 @@ class Job:
         provenance: Whether it is counted what it takes of experts.
         salt: Whose it is: it begins with nothing that was computed for others.
         repeated: Whether others have the same prompt.
+        domain: What it is about, for profiles.
 
     Attributes:
         ticket: That given.
@@ -69,11 +70,12 @@ class Job:
         provenance: bool = False,
         salt: str = "",
         repeated: bool = False,
+        domain: str | None = None,
     ) -> None:
         self.ticket = ticket
         self.salt = salt
         self.repeated = repeated
-        self.request = Request()
+        self.request = Request(domain)
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None
         self.most = 0

@@ -46,6 +46,7 @@ async def _chat(service: Service, request: Request) -> Any:
             sampling=one,
             provenance=asked.wants_provenance,
             repeated=asked.choices > 1,
+            domain=service.domain(asked.domain),
         )
         for one in (of_choice(sampling, number) for number in range(asked.choices))
     ]

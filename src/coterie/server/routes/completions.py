@@ -42,6 +42,7 @@ async def _complete(service: Service, request: Request) -> Any:
             sampling=of_choice(sampling, number),
             provenance=asked.wants_provenance,
             repeated=asked.choices > 1,
+            domain=service.domain(asked.domain),
         )
         for prompt in asked.prompts
         for number in range(asked.choices)
