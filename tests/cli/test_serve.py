@@ -141,6 +141,16 @@ def test_keys_are_looked_at_before_the_model(coterie, tmp_path: Path) -> None:
     assert "cannot be read" in outcome.err
 
 
+def test_a_directory_for_prompts_is_looked_at_before_the_model(coterie, tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(0o755)
+    outcome = coterie("serve", "bundled", "--port", "0", "--prefix-dir", str(tmp_path / "open"))
+    assert outcome.code == 2
+    assert "chmod 700" in outcome.err
+    outcome = coterie("serve", "bundled", "--port", "0", "--prefix-dir-limit", "1GiB")
+    assert outcome.code == 2
+    assert "--prefix-dir DIR" in outcome.err
+
+
 def test_what_is_missing_is_told_with_how_to_get_it(coterie, monkeypatch) -> None:
     monkeypatch.setattr(serve_module, "_PACKAGES", ("starlette", "no_such_package"))
     outcome = coterie("serve", "bundled")

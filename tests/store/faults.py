@@ -121,7 +121,7 @@ class PowerCuts(WatchedCalls):
                 self._names[directory] = _entries(directory)
 
     def after(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
-        if name in ("create", "open"):
+        if name in ("create", "create_own", "open"):
             # A new file may get the number of one that was removed.
             if os.fstat(result).st_size == 0:
                 self._synced[_inode(os.fstat(result))] = b""

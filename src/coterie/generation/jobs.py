@@ -45,11 +45,13 @@ class Job:
         sampling: How tokens are chosen.
         provenance: Whether it is counted what it takes of experts.
         salt: Whose it is: it begins with nothing that was computed for others.
+        repeated: Whether others have the same prompt.
         domain: What it is about, for profiles.
 
     Attributes:
         ticket: That given.
         salt: That given.
+        repeated: That given.
         request: As whom its passes are known.
         meter: Counts what it takes of experts, if that is wanted.
         prompt: What it is to continue, once that is prepared.
@@ -67,10 +69,12 @@ class Job:
         *,
         provenance: bool = False,
         salt: str = "",
+        repeated: bool = False,
         domain: str | None = None,
     ) -> None:
         self.ticket = ticket
         self.salt = salt
+        self.repeated = repeated
         self.request = Request(domain)
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None
@@ -255,7 +259,7 @@ class Beginning:
         def make_room(tokens: int) -> None:
             self._governor.hold(job, tokens, job.media_nbytes)
 
-        return self._prefixes.begin(prepared, job.salt, make_room=make_room)
+        return self._prefixes.begin(prepared, job.salt, make_room=make_room, ends=job.repeated)
 
 
 def _in_the_models_words(sampling: Sampling, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Sampling:
