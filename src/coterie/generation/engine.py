@@ -364,6 +364,7 @@ class Engine:
         try:
             self._listen(wanted=True)
             job.begin(self.opened, Beginning(job, self.prefixes, self.governor))
+            self.governor.narrow(job, job.most, job.media_nbytes)
             if job.sequence is not None:
                 self._steps.add(job.sequence)
                 return

@@ -55,7 +55,7 @@ class Job:
         request: As whom its passes are known.
         meter: Counts what it takes of experts, if that is wanted.
         prompt: What it is to continue, once that is prepared.
-        most: Tokens whose keys and values it can come to need, once that is known.
+        most: Tokens whose keys and values it can come to need; those of the whole room, until its length is known.
         alone: Whether its generation is one call of transformers', with nobody beside it.
         sequence: Its sequence, once it takes part in steps.
         media_nbytes: Bytes of its pictures and sounds, for as long as it has them.
@@ -139,6 +139,7 @@ class Job:
         if prompt.tokens is None:
             tensors = [one for one in inputs.values() if isinstance(one, torch.Tensor)]
             self.media_nbytes = sum(one.nbytes for one in tensors)
+            self.most = most_tokens(model, opened.processors.tokenizer, inputs, self._sampling)
         with files_named(model), Stated(self.request):
             self._completing = Completing(
                 model,
