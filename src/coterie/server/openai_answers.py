@@ -136,8 +136,7 @@ def _usage(done: Sequence[Done], each: int) -> Usage:
     prompts = [one.completion for one in done[::each]]
     prompt = sum(one.prompt_tokens for one in prompts)
     new = sum(len(one.completion.token_ids) for one in done)
-    # An answer that is made once more, after a replica was lost, has to be the same to the byte.
-    cached = 0 if current().seeded else sum(one.reused_tokens for one in prompts)
+    cached = sum(one.reused_tokens for one in prompts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,

@@ -22,12 +22,12 @@ QUESTION = "Transcribe the audio into text."
 """What the model is asked, after the sound."""
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
             path="/v1/audio/transcriptions", summary="Writes down what is said in a sound.",
-            handler=partial(_transcribe, service), asked=TranscriptionRequest, answered=Transcription, form=True,
+            handler=_transcribe, asked=TranscriptionRequest, answered=Transcription, form=True,
         )
     ]  # fmt: skip
 

@@ -21,16 +21,16 @@ from coterie.server.schemas.responses import ResponseRequest
 from coterie.server.service import Service
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
             path="/v1/chat/completions/input_tokens", summary="Says how many tokens a conversation has.",
-            handler=partial(_of_chat, service), asked=ChatRequest, answered=InputTokens,
+            handler=_of_chat, asked=ChatRequest, answered=InputTokens,
         ),
         Operation(
             path="/v1/responses/input_tokens", summary="Says how many tokens a conversation has.",
-            handler=partial(_of_response, service), asked=ResponseRequest, answered=InputTokens,
+            handler=_of_response, asked=ResponseRequest, answered=InputTokens,
         ),
     ]  # fmt: skip
 

@@ -21,16 +21,16 @@ from coterie.server.streams import NAMED_PING
 from coterie.server.wishes import Wish
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
-            path="/v1/messages", summary="Answers a conversation.", handler=partial(_answer, service),
+            path="/v1/messages", summary="Answers a conversation.", handler=_answer,
             asked=MessagesRequest, answered=AnsweredMessage, streams=True, dialect="anthropic",
         ),
         Operation(
             path="/v1/messages/count_tokens", summary="Says how many tokens a conversation has.",
-            handler=partial(_count, service), asked=CountRequest, answered=TokenCount, dialect="anthropic",
+            handler=_count, asked=CountRequest, answered=TokenCount, dialect="anthropic",
         ),
     ]  # fmt: skip
 

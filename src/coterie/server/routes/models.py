@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from starlette.requests import Request
 
 from coterie.server.operations import Operation
@@ -11,16 +9,16 @@ from coterie.server.schemas.answers import ModelList, ServedModel
 from coterie.server.service import Service
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
             path="/v1/models", summary="Lists the model that is served, under each of its names.", method="GET",
-            handler=partial(_all, service), answered=ModelList,
+            handler=_all, answered=ModelList,
         ),
         Operation(
             path="/v1/models/{model:path}", summary="Says what a model can do.", method="GET",
-            handler=partial(_one, service), answered=ServedModel,
+            handler=_one, answered=ServedModel,
         ),
     ]  # fmt: skip
 
