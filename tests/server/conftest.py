@@ -238,6 +238,12 @@ def chat(text: str = PROMPT, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": 6, "temperature": 0} | more
 
 
+def told_of_prompt(tokens: int, **more: int) -> dict[str, int]:
+    """What usage tells of a prompt of a text that nobody had asked before, and that is too short to be kept."""
+    nothing = dict.fromkeys(("audio_tokens", "cache_write_tokens", "cached_tokens", "image_tokens"), 0)
+    return {**nothing, "text_tokens": tokens} | more
+
+
 def say(monkeypatch: pytest.MonkeyPatch, *pieces: str) -> None:
     """Has the model answer so, whatever it is asked."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,27 @@ class Prompt:
     calls: CallText | None = None
     form: Grammar | None = None
     ends: tuple[str, ...] = ()
+
+
+class Measured(Exception):
+    """What ends a request of which no more is wanted than the length of its prompt.
+
+    Attributes:
+        tokens: The length.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"The prompt has {tokens} tokens.")
+        self.tokens = tokens
+
+
+def measuring(prompt: Prompt) -> Prompt:
+    """A prompt whose request ends with :class:`Measured` when its pictures and sounds have been decoded."""
+
+    def measure() -> BatchFeature:
+        raise Measured(int(prompt.inputs()["input_ids"].shape[1]))
+
+    return replace(prompt, inputs=measure)
 
 
 Asked = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | Callable[[], Prompt]

@@ -39,6 +39,9 @@ class Completion:
         reasoning: What it thought before, where the answer has parts.
         tool_calls: What it wants called, likewise.
         reused_tokens: Tokens of the prompt that an earlier request had computed already.
+        kept_tokens: Tokens of the prompt that were computed and are kept for later requests.
+        picture_tokens: Tokens of the prompt that stand for pictures, where an engine answers.
+        sound_tokens: The same of sounds.
         finish_reason: ``stop`` (the model ended, or a text came that ends the answer), ``length`` (``max_new_tokens``
             reached), ``context`` (the memory budget was made for no longer sequence), ``time`` (``max_time`` of the
             generation config is over) or ``interrupted`` (the caller stopped it).
@@ -57,6 +60,9 @@ class Completion:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     reused_tokens: int = 0
+    kept_tokens: int = 0
+    picture_tokens: int = 0
+    sound_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
@@ -183,6 +189,7 @@ class Completing:
         self._stream = _stream(tokenizer, on_text, self.sampling, reader, self._logprobs.new)
         self._start = time.perf_counter()
         self._reused = 0
+        self._keeper: Keeper | None = None
 
     @property
     def _marks(self) -> tuple[str, ...]:
@@ -214,7 +221,7 @@ class Completing:
         if reuse is not None:
             piece = reuse.piece
             # Whoever wants to know how likely the prompt's tokens are has all of them computed.
-            keeper = reuse.begin(prepared) if hearing is None else None
+            keeper = self._keeper = reuse.begin(prepared) if hearing is None else None
         sequence = Sequence(
             prepared,
             request=request,
@@ -257,7 +264,10 @@ class Completing:
         done = finish(
             self._stream, self._inputs, self.config, self.sampling, start=self._start, interrupted=interrupted
         )
-        done = replace(done, reused_tokens=self._reused, **self._logprobs.told(self._stream.handed))
+        kept = 0 if self._keeper is None else self._keeper.kept
+        done = replace(
+            done, reused_tokens=self._reused, kept_tokens=kept, **self._logprobs.told(self._stream.handed)
+        )  # fmt: skip
         reader = self._reader
         if reader is None:
             return done

@@ -79,6 +79,8 @@ class Job:
         self._prepare = prepare
         self._sampling = sampling
         self._completing: Completing | None = None
+        # Of pictures, and of sounds.
+        self._media_tokens = (0, 0)
         # Tokens that it has room for from its first pass on, where that does not grow with it.
         self._reserved = 0
         self._draws: Draws | None = None
@@ -133,6 +135,8 @@ class Job:
         if prompt.tokens is None:
             tensors = [one for one in inputs.values() if isinstance(one, torch.Tensor)]
             self.media_nbytes = sum(one.nbytes for one in tensors)
+            made = opened.processors
+            self._media_tokens = _count(inputs, made.picture_token), _count(inputs, made.sound_token)
         with files_named(model), Stated(self.request):
             self._completing = Completing(
                 model,
@@ -190,7 +194,8 @@ class Job:
         if self.sequence is not None:
             with files_named(opened.model):
                 self.sequence.check()
-        completion = self._completing.end()
+        pictures, sounds = self._media_tokens
+        completion = replace(self._completing.end(), picture_tokens=pictures, sound_tokens=sounds)
         if prompt.calls is None:
             return completion
         prompt.calls.end()
@@ -225,6 +230,10 @@ class Job:
                 tokens=length,
                 max_context=room,
             )
+
+
+def _count(inputs: BatchFeature, token: int | None) -> int:
+    return 0 if token is None else int((inputs["input_ids"] == token).sum())
 
 
 class Beginning:

@@ -113,7 +113,9 @@ class KeptCache:
 
 
 class _Going:
-    """Keeps the cache of one request."""
+    """Keeps the cache of one request, for the conversation that it is of."""
+
+    kept = 0
 
     def __init__(self, kept: KeptCache, cache: Any, shown: list[tuple[int, bytes]]) -> None:
         self._kept = kept

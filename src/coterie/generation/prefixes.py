@@ -203,6 +203,7 @@ class _Keeping:
         self._cache = cache
         self._node = node
         self._size = size
+        self.kept = 0
 
     def passed(self, begin: int, end: int, seconds: float) -> None:
         # What is shorter, as the end of a prompt is, another prompt would compute together with what follows it.
@@ -211,6 +212,7 @@ class _Keeping:
         if self._node is not None:
             key = _key(self._prepared, begin, end)
             self._node = self._prefixes.keep(self._node, key, self._cache, (begin, end), seconds)
+            self.kept += 0 if self._node is None else end - begin
 
     def ended(self, ids: Tensor, position: int) -> None:
         self._node = self._cache = None

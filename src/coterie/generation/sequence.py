@@ -44,6 +44,10 @@ class Stream(Protocol):
 class Keeper(Protocol):
     """Keeps what is computed of a sequence, for another one that begins in the same way."""
 
+    @property
+    def kept(self) -> int:
+        """Tokens of the prompt that were computed and are kept, for whoever begins in the same way."""
+
     def passed(self, begin: int, end: int, seconds: float) -> None:
         """A pass over some tokens of the prompt is over."""
 

@@ -136,10 +136,16 @@ def _usage(done: Sequence[Done], each: int) -> Usage:
     prompts = [one.completion for one in done[::each]]
     prompt = sum(one.prompt_tokens for one in prompts)
     new = sum(len(one.completion.token_ids) for one in done)
-    cached = sum(one.reused_tokens for one in prompts)
+    pictures, sounds = sum(one.picture_tokens for one in prompts), sum(one.sound_tokens for one in prompts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {
+            "audio_tokens": sounds,
+            "cache_write_tokens": sum(one.kept_tokens for one in prompts),
+            "cached_tokens": sum(one.reused_tokens for one in prompts),
+            "image_tokens": pictures,
+            "text_tokens": prompt - pictures - sounds,
+        },
     }
