@@ -6,11 +6,11 @@ text it could not be read, and the next prompt would hold what its template keep
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from coterie.generation.model_json import read_written
 from coterie.generation.streaming import overlap
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class ToolCall:
     def as_message(self) -> dict[str, Any]:
         """As templates expect it: the arguments as an object, where they are one."""
         try:
-            arguments = json.loads(self.arguments)
-        except (ValueError, RecursionError):
+            arguments = read_written(self.arguments)
+        except ValueError:
             arguments = self.arguments
         return {"type": "function", "function": {"name": self.name, "arguments": arguments}}
 
