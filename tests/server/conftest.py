@@ -262,7 +262,8 @@ def say(monkeypatch: pytest.MonkeyPatch, *pieces: str) -> None:
             reader = self.reader
             reader.end()
             return Completion(prompt_tokens=3, token_ids=(1, 2), text=reader.text, reasoning=reader.reasoning,
-                              finish_reason="stop", prefill_s=0.1, decode_s=0.1)  # fmt: skip
+                              tool_calls=tuple(reader.calls), finish_reason="stop", prefill_s=0.1,
+                              decode_s=0.1)  # fmt: skip
 
     monkeypatch.setattr(jobs, "Completing", Said)
     monkeypatch.setattr(jobs, "one_by_one", lambda *_: False)

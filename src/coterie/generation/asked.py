@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from coterie.generation.answers import AnswerReader, reader_for
+from coterie.generation.answers import AnswerReader
 from coterie.generation.chat import chat_prompt
 from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.opened import OpenModel
+from coterie.generation.parsed_answers import reading
 from coterie.generation.tool_calls import CallText
+from coterie.generation.toolbox import Toolbox
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -92,7 +94,7 @@ def _given(inputs: Mapping[str, Any]) -> Prompt:
 
 def _conversation(opened: OpenModel, messages: Sequence[Any]) -> Prompt:
     made = chat_prompt(opened.processors, messages)
-    reader = reader_for(opened.processors.tokenizer, made.template, made.text)
+    reader, _ = reading(opened.processors.tokenizer, made.template, made.text, Toolbox())
     if made.images or made.audios:
         return Prompt(inputs=partial(made.inputs, opened.processors), tokens=None, reader=reader)
     return ready(made.inputs(opened.processors), reader=reader)

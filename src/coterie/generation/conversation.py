@@ -12,12 +12,12 @@ from coterie.errors import InputError, UsageError
 from coterie.files.json_text import read_json_object
 from coterie.files.replacing import replacing
 from coterie.generation.answer_form import answer_form
-from coterie.generation.answers import reader_for
 from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, check_options, user_message
 from coterie.generation.chat_options import ChatOptions
 from coterie.generation.completion import Completion, Reuse, complete
 from coterie.generation.kept_cache import KeptCache
 from coterie.generation.one_sequence import longest
+from coterie.generation.parsed_answers import reading
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
 from coterie.generation.toolbox import Toolbox
@@ -246,7 +246,11 @@ class Conversation:
             excess = max(1, len(turns) * (length - limit) // (2 * length))
             turns = _without_first(turns, excess)
         self.forgotten = len(self.messages) + 1 - len(asked)
-        return asked, inputs, reader_for(self._processors.tokenizer, prompt.template, prompt.text)
+        formed = self.sampling.grammar is not None
+        reader, _ = reading(
+            self._processors.tokenizer, prompt.template, prompt.text, Toolbox(), formed=formed
+        )  # fmt: skip
+        return asked, inputs, reader
 
     def _inputs(self, prompt: ChatPrompt) -> BatchFeature:
         """The model's inputs; pictures and sounds have the room of what is kept, if they need it."""

@@ -93,6 +93,11 @@ class Job:
         """Tokens whose keys and values it has after its next pass."""
         return 0 if self.sequence is None else max(self._reserved, self.sequence.position + self.sequence.coming)
 
+    @property
+    def ends_apart(self) -> bool:
+        """Whether its answer, once it is computed, is not to be waited for by whoever computes others."""
+        return self.prompt is not None and self.prompt.reader is not None and self.prompt.reader.apart
+
     def prepare(self, opened: OpenModel) -> Prompt:
         """Makes its prompt, in whatever thread, and finds out what it can come to need.
 

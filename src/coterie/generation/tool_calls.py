@@ -131,9 +131,7 @@ def _from_json(body: str) -> ToolCall | None:
     name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
     if not isinstance(name, str):
         return None
-    return ToolCall(
-        name=name, arguments=arguments if isinstance(arguments, str) else written(arguments)
-    )
+    return ToolCall(name=name, arguments=arguments if isinstance(arguments, str) else written(arguments))
 
 
 def _from_deepseek(body: str) -> ToolCall | None:
