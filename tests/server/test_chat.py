@@ -282,6 +282,7 @@ def test_a_model_has_several_names(serve) -> None:
     assert [model["id"] for model in listed] == ["one", "claude-x"]
     assert listed[0]["architecture"] == {"input_modalities": ["text", "image", "audio"], "output_modalities": ["text"]}
     assert listed[0]["max_model_len"] == 4096
+    assert listed[0]["prompt_cache"]
     assert server.get("/v1/models/claude-x").json["id"] == "claude-x"
     assert server.get("/v1/models/two").status == 404
 

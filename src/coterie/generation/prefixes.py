@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coterie.errors import UsageError
 from coterie.generation.prefix_tree import Node, PrefixTree
-from coterie.hf.cache_states import Stretch, fill, known_layers, stretch, stretch_nbytes
+from coterie.hf.cache_states import Stretch, fill, keeps_every_token, known_layers, stretch, stretch_nbytes
 from coterie.hf.caches import caches_in
 from coterie.hf.generation_steps import Prepared, may_come_in_pieces, piece_end, prompt_length
 
@@ -223,6 +223,11 @@ def _key(prepared: Prepared, begin: int, end: int) -> bytes:
     ids = prepared.ids[0, begin:end].contiguous().numpy().tobytes()
     shown = b"".join(f" {one.begin - begin} ".encode() + one.digest for one in prepared.media.within(begin, end))
     return f"{end - begin} ".encode() + ids + shown
+
+
+def reuses_beginnings(model: PreTrainedModel) -> bool:
+    """Whether a model's prompts can begin with what was computed of others, as far as its own settings go."""
+    return keeps_every_token(model) and not _limited(model)
 
 
 def _limited(model: PreTrainedModel) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
+from coterie.generation.prefixes import reuses_beginnings
 from coterie.server.operations import Operation
 from coterie.server.schemas.answers import ModelList, ServedModel
 from coterie.server.service import Service
@@ -43,6 +44,7 @@ def _facts(service: Service, name: str) -> ServedModel:
         "owned_by": "coterie",
         "max_model_len": service.prompts.context,
         "memory_budget_bytes": None if plan is None else plan.budget,
+        "prompt_cache": reuses_beginnings(opened.model),
         "expert_bytes": cache.total_bytes,
         "expert_cache_bytes": cache.stats().capacity,
         "architecture": {"input_modalities": service.modalities, "output_modalities": ["text"]},

@@ -299,6 +299,7 @@ class ServedModel(TypedDict):
     owned_by: str
     max_model_len: int | None
     memory_budget_bytes: int | None
+    prompt_cache: bool
     expert_bytes: int
     expert_cache_bytes: int
     architecture: Modalities
