@@ -42,21 +42,19 @@ def stop_after(pieces: int) -> tuple[list[str], Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("how", "reuse"),
-    [("greedy", True), ("drawn", True), ("penalised", True), ("drawn", False), ("greedy", "prefixes"),
-     ("penalised", "lost")],
-)  # fmt: skip
+    ("how", "reuse"), [("penalised", True), ("greedy", "prefixes"), ("drawn", False), ("penalised", "lost")]
+)
 def test_an_answer_becomes_what_it_would_have_been(model, processors, how: str, reuse: Any) -> None:
     def options() -> dict[str, Any]:
         return {"reuse": Prefixes(1 << 24, piece=4) if reuse == "prefixes" else bool(reuse)}
 
-    whole = talk(model, processors, 14, how, **options())
+    whole = talk(model, processors, 9, how, **options())
     expected = whole.ask(QUESTION)
-    cut = talk(model, processors, 5, how, **options())
+    cut = talk(model, processors, 3, how, **options())
     first = cut.ask(QUESTION)
-    assert (first.finish_reason, first.token_ids) == ("length", expected.token_ids[:5])
+    assert (first.finish_reason, first.token_ids) == ("length", expected.token_ids[:3])
     told: list[str] = []
-    for more in (3, 6):
+    for more in (2, 4):
         if reuse == "lost":
             IDLE.let_one_go(lambda _: True)
         cut.sampling = Sampling(max_new_tokens=more, temperature=0.1)
@@ -65,8 +63,9 @@ def test_an_answer_becomes_what_it_would_have_been(model, processors, how: str, 
     assert found.prompt_tokens == expected.prompt_tokens
     assert first.text + "".join(told) == expected.text
     assert cut.messages == whole.messages
-    cut.sampling = whole.sampling
-    assert cut.ask(MORE).token_ids == whole.ask(MORE).token_ids
+    if reuse is True:
+        cut.sampling = whole.sampling
+        assert cut.ask(MORE).token_ids == whole.ask(MORE).token_ids
 
 
 def test_what_is_kept_is_not_computed_again(model, processors) -> None:
