@@ -22,6 +22,7 @@ from coterie.generation.asked import Asked, preparing
 from coterie.generation.governor import Governor
 from coterie.generation.interruption import Stopped, StopWatches
 from coterie.generation.jobs import Beginning, Job
+from coterie.generation.late_answers import LateAnswers
 from coterie.generation.opened import OpenModel
 from coterie.generation.prefix_copy import PrefixCopy
 from coterie.generation.prefixes import PIECE, Prefixes
@@ -123,6 +124,7 @@ class Engine:
         self._death: BaseException | None = None
         # One thread: tokenizers take one caller at a time, and the model wants the other cores.
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="coterie-prepare")
+        self._late = LateAnswers(parallel, self._conclude)
         self._thread = threading.Thread(target=self._work, name="coterie-model", daemon=True)
 
     def start(self) -> Self:
@@ -229,7 +231,7 @@ class Engine:
         with self._changed:
             for job in self._running:
                 self._stop(job)
-            for job in (*self._waiting.clear(), *self._running):
+            for job in (*self._waiting.clear(), *self._running, *self._late.jobs):
                 self._fail(job, _stopping())
             self._changed.notify_all()
 
@@ -245,6 +247,7 @@ class Engine:
         self._waiting.join()
         self._preparer.shutdown(cancel_futures=True)
         self.prefixes.close()
+        self._late.shutdown()
 
     async def aside(self, work: Callable[[], Result]) -> Result:
         """Does what needs the tokenizer and not the model, off the event loop."""
@@ -253,7 +256,7 @@ class Engine:
     async def idle(self, seconds: float | None = None) -> bool:
         """Waits until nothing runs and nobody waits; returns whether that came to be within the time."""
         end = None if seconds is None else time.monotonic() + seconds
-        while self._running or self._waiting:
+        while self._running or self._waiting or self._late:
             if self._death is not None or (end is not None and time.monotonic() >= end):
                 return False
             await asyncio.sleep(_POLL_S)
@@ -390,12 +393,28 @@ class Engine:
 
     def _end(self, job: Job) -> None:
         """Its answer is whole, or something has ended it."""
+        if job.ends_apart:
+            self._late.expect(job)
+            self._leave(job)
+            self._late.begin(job)
+            return
         try:
             completion = job.end(self.opened)
         except BaseException as error:
-            self._leave(job, _stopping() if isinstance(error, Stopped) else error)
+            self._leave(job, _ended_by(error))
             return
         self._leave(job, completion=completion)
+
+    def _conclude(self, job: Job) -> None:
+        """Takes its answer apart, and hands it over; in a thread of its own."""
+        try:
+            completion = job.end(self.opened)
+        except BaseException as error:
+            with self._changed:
+                self._fail(job, _ended_by(error))
+            return
+        with self._changed:
+            self._finish(job, completion)
 
     def _leave(self, job: Job, error: BaseException | None = None, *, completion: Completion | None = None) -> None:
         """It takes no part any more: what it held is free before anybody is told how it ended.
@@ -449,6 +468,10 @@ class Engine:
         if job.prompt is None or job.alone or len(self._running) >= self.parallel:
             return ""
         return self.governor.shortage(job.most)
+
+
+def _ended_by(error: BaseException) -> BaseException:
+    return _stopping() if isinstance(error, Stopped) else error
 
 
 def _stopping() -> EngineStoppedError:

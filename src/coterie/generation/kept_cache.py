@@ -74,6 +74,17 @@ class KeptCache:
             prepared.go_on_with(cache)
         return _Going(self, cache, _shown(prepared))
 
+    def resume(self, ids: Tensor) -> tuple[Any, Keeper] | None:
+        """The kept cache as it was left, and who keeps it; None if it is not there, or has gone on since.
+
+        Args:
+            ids: The tokens that it has to hold, [T].
+        """
+        if self._cache is None or not torch.equal(self._ids, ids) or not IDLE.take(self._cache):
+            return None
+        cache, self._cache = self._cache, None
+        return cache, _Going(self, cache, self._shown)
+
     def _go_on(self, prepared: Prepared) -> Any:
         """The kept cache, cut to the tokens that the request begins with; None if there are none."""
         if self._cache is None or not IDLE.take(self._cache):
@@ -113,7 +124,9 @@ class KeptCache:
 
 
 class _Going:
-    """Keeps the cache of one request."""
+    """Keeps the cache of one request, for the conversation that it is of."""
+
+    kept = 0
 
     def __init__(self, kept: KeptCache, cache: Any, shown: list[tuple[int, bytes]]) -> None:
         self._kept = kept

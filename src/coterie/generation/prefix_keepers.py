@@ -30,6 +30,9 @@ class PieceKeeper:
         size: Tokens of a piece.
         ends: Whether the prompt is kept, and found, to its end.
         make_room: Told how many tokens the cache is about to hold.
+
+    Attributes:
+        kept: Tokens of the prompt that were computed and are kept, in whole pieces.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class PieceKeeper:
         self._make_room = make_room
         self._ends = ends
         self._hit = False
+        self.kept = 0
 
     def supply(self, begin: int) -> Supplied | None:
         """See :class:`~coterie.generation.sequence.Keeper`; likewise the following."""
@@ -92,6 +96,7 @@ class PieceKeeper:
         if node is not None:
             room = stretch_nbytes(cache, begin, end)
             self._node = pieces.keep(node, key, room, lambda: stretch(cache, begin, end), seconds)
+            self.kept += 0 if self._node is None else end - begin
         self._write(self._node, key, begin, end, seconds)
 
     def ended(self, ids: Tensor, position: int) -> Any:
@@ -151,7 +156,12 @@ class WholeKeeper:
         prepared: The request.
         salt: Whose it is.
         key: What the prompt is.
+
+    Attributes:
+        kept: Tokens of whole pieces that are kept: none.
     """
+
+    kept = 0
 
     def __init__(self, pieces: KeptPieces, prepared: Prepared, salt: str, key: bytes) -> None:
         self._pieces = pieces

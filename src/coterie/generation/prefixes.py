@@ -19,7 +19,7 @@ from coterie.generation.kept_pieces import KeptPieces, PrefixCounts
 from coterie.generation.prefix_copy import PrefixCopy
 from coterie.generation.prefix_keepers import PieceKeeper, WholeKeeper
 from coterie.generation.prompt_ends import can_be_copied, whole_key
-from coterie.hf.cache_states import known_layers
+from coterie.hf.cache_states import keeps_every_token, known_layers
 from coterie.hf.caches import caches_in
 from coterie.hf.generation_steps import Prepared, may_come_in_pieces
 
@@ -175,6 +175,11 @@ def _hides(prepared: Prepared) -> bool:
     """Whether some tokens of the prompt are not looked at: it is not what its tokens say."""
     mask = prepared.kwargs.get("attention_mask")
     return isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all())
+
+
+def reuses_beginnings(model: PreTrainedModel) -> bool:
+    """Whether a model's prompts can begin with what was computed of others, as far as its own settings go."""
+    return keeps_every_token(model) and not _limited(model)
 
 
 def _limited(model: PreTrainedModel) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +19,8 @@ from coterie.hf.generation_steps import (
     after_pass,
     choose,
     last_logits,
+    left_of,
+    lengthen,
     may_come_in_pieces,
     next_inputs,
     piece_end,
@@ -60,6 +62,10 @@ class Supplied:
 class Keeper(Protocol):
     """Keeps what is computed of a sequence, for another one that begins in the same way."""
 
+    @property
+    def kept(self) -> int:
+        """Tokens of the prompt that were computed and are kept, for whoever begins in the same way."""
+
     def supply(self, begin: int) -> Supplied | None:
         """Puts what is known of the prompt after so many tokens into the cache; asked before each pass over it.
 
@@ -100,6 +106,7 @@ class Sequence:
             multiples of it, wherever they begin. A prompt that cannot be taken apart is one pass all the same:
             :func:`~coterie.hf.generation_steps.may_come_in_pieces`.
         keeper: Keeps what is computed of its prompt.
+        follows: Tokens that its answer is known to begin with: each is chosen again, and then it is that one.
 
     Attributes:
         request: As whom its passes are known.
@@ -125,6 +132,7 @@ class Sequence:
         prompt_logits: PromptLogits | None = None,
         piece: int | None = None,
         keeper: Keeper | None = None,
+        follows: Iterable[int] = (),
     ) -> None:
         self.request = request or Request()
         self.model = prepared.model
@@ -146,6 +154,9 @@ class Sequence:
         in_pieces = length > size or self.position > 0 or bool(prepared.media.each)
         self._size = size if in_pieces and may_come_in_pieces(prepared) else None
         self._keeper = keeper
+        self._follows = tuple(follows)
+        # The name of its cache, where it could go on with what is left of it.
+        self._left: str | None = None
         self._seconds = 0.0
         self._stream = stream
         self._draws = draws
@@ -252,6 +263,8 @@ class Sequence:
             with Stated(self.request), self._caches:
                 scores = prepared.processors(self.ids, scores)
         token = self._choose(scores) if self._chooser is None else self._chooser(scores)
+        if (place := int(self.ids.shape[1]) - self.prompt) < len(self._follows):
+            token = torch.full_like(token, self._follows[place])
         self.ids = torch.cat([self.ids, token[:, None]], dim=-1)
         done = bool(prepared.criteria(self.ids, None))
         if self._stream is not None:
@@ -275,6 +288,27 @@ class Sequence:
         if self._keeper is not None:
             self._keeper.passed(begin, end, self._seconds, outputs, self._positions)
         return end
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it has ended and left what it could go on with, but for its cache."""
+        return self._left is not None
+
+    def go_on(self, cache: Any, *, request: Request, stream: Stream, keeper: Keeper, most: int) -> None:
+        """Takes part again, as if it had not ended: it :attr:`may_go_on`.
+
+        Args:
+            cache: Its cache, as it left it.
+            request: As whom its passes are known from now on.
+            stream: Given its further tokens.
+            keeper: Keeps its cache.
+            most: New tokens at which it ends, those that it has included.
+        """
+        assert self._left is not None
+        lengthen(self._prepared, self.prompt + most)
+        self._kwargs[self._left] = cache
+        self._left, self.ended = None, False
+        self.request, self._stream, self._keeper = request, stream, keeper
 
     def fail(self, error: BaseException) -> None:
         """Ends it before its time, and frees what its caches hold, whoever remembers the error."""
@@ -313,8 +347,11 @@ class Sequence:
         kept = None if self._keeper is None else self._keeper.ended(self.ids, self.position)
         self._keeper = None
         # Whoever reads its tokens need not keep its cache.
+        left: dict[str, Any] = {}
+        if kept is not None and self._begun:
+            self._left, left = left_of(self._kwargs)
         self._prepared.kwargs.clear()
-        self._kwargs = {}
+        self._kwargs = left
         return kept
 
     def _choose(self, scores: Tensor) -> Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,18 @@ class Stretch:
 def whole_layers(cache: Any) -> bool:
     """Whether every layer keeps every token, so that tokens can be cut off at the end."""
     return _all_of(cache, sliding=False)
+
+
+def keeps_every_token(model: PreTrainedModel) -> bool:
+    """Whether the cache of a sequence has :func:`known_layers`, with the model's own settings."""
+    from transformers import DynamicCache
+
+    config, settings = model.config, model.generation_config
+    if config.is_encoder_decoder or settings.use_cache is False:
+        return False
+    if settings.cache_implementation not in (None, "dynamic") or not model._supports_default_dynamic_cache():
+        return False
+    return known_layers(DynamicCache(config=config.get_text_config(decoder=True)))
 
 
 def known_layers(cache: Any) -> bool:

@@ -9,6 +9,7 @@ is given in steps, to the bit.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -416,6 +417,37 @@ def after_pass(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) -> 
         outputs, kwargs, is_encoder_decoder=model.config.is_encoder_decoder
     )
     return following
+
+
+def left_of(kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What a sequence that has ended could go on with, but for its cache: pictures and sounds are in that.
+
+    Args:
+        kwargs: As :func:`after_pass` returned them, with one cache.
+
+    Returns:
+        The name of the cache, and the rest.
+    """
+    name = next(name for name, value in kwargs.items() if is_cache(value))
+    dropped = {name, _ENCODED}
+    dropped |= {one for one, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return name, {one: value for one, value in kwargs.items() if one not in dropped}
+
+
+def lengthen(prepared: Prepared, length: int) -> None:
+    """Has a sequence that goes on end at another length; its time begins anew.
+
+    Args:
+        prepared: The request.
+        length: Tokens at which it ends, prompt included.
+    """
+    from transformers import MaxLengthCriteria, MaxTimeCriteria
+
+    for one in prepared.criteria:
+        if isinstance(one, MaxLengthCriteria):
+            one.max_length = length
+        elif isinstance(one, MaxTimeCriteria):
+            one.initial_timestamp = time.time()
 
 
 def last_logits(outputs: Any, ids: Tensor) -> Tensor:

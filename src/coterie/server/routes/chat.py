@@ -21,16 +21,16 @@ from coterie.server.streams import COMMENT_PING
 from coterie.server.wishes import Wish
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
-            path="/v1/chat/completions", summary="Answers a conversation.", handler=partial(_chat, service),
+            path="/v1/chat/completions", summary="Answers a conversation.", handler=_chat,
             asked=ChatRequest, answered=ChatCompletion, streams=True,
         ),
         Operation(
             path="/apply-template", summary="Shows a conversation as the text that the model continues.",
-            handler=partial(_template, service), asked=TemplateRequest, answered=RenderedPrompt,
+            handler=_template, asked=TemplateRequest, answered=RenderedPrompt,
         ),
     ]  # fmt: skip
 

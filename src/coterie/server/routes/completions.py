@@ -19,11 +19,11 @@ from coterie.server.streams import COMMENT_PING
 from coterie.server.wishes import Wish
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
-            path="/v1/completions", summary="Continues a text.", handler=partial(_complete, service),
+            path="/v1/completions", summary="Continues a text.", handler=_complete,
             asked=CompletionRequest, answered=TextCompletion, streams=True,
         )
     ]  # fmt: skip
