@@ -18,7 +18,7 @@ from coterie.cli.console import notes, print_note
 from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
-from coterie.spec import install_advice, parse_bytes
+from coterie.spec import DEFAULT_BATCHING, DEFAULT_PARALLEL, Batching, install_advice, parse_bytes
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
@@ -99,7 +99,15 @@ def command(
     ] = None,
     parallel: Annotated[
         int, typer.Option("--parallel", min=1, max=64, metavar="N", help="Requests that are served at once.")
-    ] = 4,
+    ] = DEFAULT_PARALLEL,
+    batching: Annotated[
+        Batching,
+        typer.Option(
+            "--batching",
+            help="exact: every answer is the one that it would be alone. fast: who is beside it may change the last "
+            "bits of its logits; then most models that take turns otherwise compute several answers in one pass.",
+        ),
+    ] = DEFAULT_BATCHING,
     queue: Annotated[
         int, typer.Option("--queue", min=0, max=10_000, metavar="N", help="Requests that may wait for their turn.")
     ] = 16,
@@ -163,7 +171,7 @@ def command(
     from coterie.server.gate import is_local
     from coterie.server.keys import Keys
 
-    _check_replicas(replicas, ray, opening)
+    _check_replicas(replicas, ray, opening, batching)
     keys = None if api_key_file is None else Keys.read(api_key_file)
     if keys is None and not is_local(host):
         raise UsageError(f"Others can reach {host}, and there is no key.", advice="Add --api-key-file FILE.", host=host)
@@ -199,13 +207,13 @@ def command(
                 meters = Meters()
                 engine = Engine(
                     opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout,
-                    prefix_memory=prefix_nbytes, watcher=meters,
+                    prefix_memory=prefix_nbytes, batching=batching, watcher=meters,
                 )  # fmt: skip
                 app = make_app(
                     engine, meters, names=names, hosts=hosts, keys=keys, origins=origins, profile=opening.profile,
                     shared_prefixes=shared_prefixes,
                 )  # fmt: skip
-                ready = partial(say, names[0], _rows(opened, parallel))
+                ready = partial(say, names[0], _rows(opened, parallel, batching))
                 interrupted = serve(app, engine, address, drain_s=drain, on_ready=ready, tls=tls)
             else:
                 from coterie.server.gate import Gate
@@ -231,13 +239,14 @@ def command(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _rows(opened: OpenModel, parallel: int) -> str:
+def _rows(opened: OpenModel, parallel: int, batching: Batching) -> str:
     """What is said of how several answers are computed."""
     from coterie.integration import rows_together
 
-    rows = min(parallel, rows_together(opened.model))
+    rows, exact = (min(parallel, rows_together(opened.model, how)) for how in (batching, "exact"))
     if rows > 1:
-        return f"Up to {rows} answers share a forward pass. "
+        changes = "" if rows == exact else ", which may change the last bits of each"
+        return f"Up to {rows} answers share a forward pass{changes}. "
     return "Answers take turns, a token each. " if parallel > 1 else ""
 
 
@@ -259,11 +268,11 @@ def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
     return tls
 
 
-def _check_replicas(replicas: int | None, ray: str | None, opening: Opening) -> None:
-    """Refuses what says half of what is needed for replicas.
+def _check_replicas(replicas: int | None, ray: str | None, opening: Opening, batching: Batching) -> None:
+    """Refuses what says half of what is needed for replicas, or what they cannot do.
 
     Raises:
-        UsageError: If something is missing.
+        UsageError: If something is missing, or cannot be done.
         MissingPackageError: If Ray is.
     """
     if (replicas is None) != (ray is None):
@@ -272,6 +281,11 @@ def _check_replicas(replicas: int | None, ray: str | None, opening: Opening) -> 
         raise UsageError(
             "Several replicas may share a machine, and nothing says what each may take of it.",
             advice="Add --memory, which is meant for each.",
+        )
+    if replicas is not None and batching != "exact":
+        raise UsageError(
+            "Replicas answer exactly: where one is lost, another makes its answer again, and it has to be the same.",
+            advice="Leave --batching out.",
         )
     if replicas is not None and find_spec("ray") is None:
         raise MissingPackageError(

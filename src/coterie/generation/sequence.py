@@ -85,6 +85,7 @@ class Sequence:
         position: How many of them have been computed and are kept. It begins with those that its cache holds already.
         reused: Those.
         model: What it is computed by.
+        exact: Whether all that was computed of it has the bits that it has alone.
         ended: Whether it has ended, for whatever reason.
         error: What ended it before its time.
     """
@@ -106,6 +107,7 @@ class Sequence:
         self.model = prepared.model
         self.ids = prepared.ids
         self.prompt = int(prepared.ids.shape[1])
+        self.exact = True
         self.ended = False
         self.error: BaseException | None = None
         self._prepared = prepared

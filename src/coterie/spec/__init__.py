@@ -5,11 +5,14 @@
 from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
 from coterie.spec.context import LAST_POSITIONS, ContextShape
 from coterie.spec.defaults import (
+    DEFAULT_BATCHING,
     DEFAULT_DOMAIN,
     DEFAULT_LABEL,
+    DEFAULT_PARALLEL,
     DEFAULT_POLICY,
     DEFAULT_PREFETCH,
     DEFAULT_WARM,
+    Batching,
     Missing,
     Prefetch,
 )
@@ -33,8 +36,10 @@ from coterie.spec.stamp import FileStamp
 
 __all__ = [
     "ADAPTATION_PRESETS",
+    "DEFAULT_BATCHING",
     "DEFAULT_DOMAIN",
     "DEFAULT_LABEL",
+    "DEFAULT_PARALLEL",
     "DEFAULT_POLICY",
     "DEFAULT_PREFETCH",
     "DEFAULT_WARM",
@@ -46,6 +51,7 @@ __all__ = [
     "Access",
     "AdaptiveExperts",
     "BankKey",
+    "Batching",
     "ByteSource",
     "ContextShape",
     "Event",
