@@ -21,6 +21,7 @@ from zoo import MATRIX, ZOO
 from zoo.sizes import TEXT_IDS
 
 from .beside import Beside, begun, count_shared
+from .conftest import OLD
 
 DTYPES = {"qwen3_moe": torch.float32}
 
@@ -67,23 +68,36 @@ def divergence(ours: Beside, theirs: Beside) -> float:
 
 
 # Their windows have 8 to 32 tokens, some of the prompts more: what is hidden differs by row, and caches forget.
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v3", "afmoe", "llama4_text"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "llama4_text"])
 def test_each_gets_nearly_what_it_gets_alone(name, fast, shared) -> None:
     model = fast(name)
     assert (rows_together(model), rows_together(model, "fast")) == (1, MOST_ROWS)
-    lengths = (3, 41, 17, 30)
+    compare(model, (3, 41, 17, 30))
+    assert max(shared) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, case in {**MATRIX, **ZOO}.items() if case.generates])
+def test_every_family_gets_nearly_what_it_gets_alone_or_takes_turns(name, fast, shared) -> None:
+    model = fast(name)
+    why = row_mixers.why_apart(model)
+    compare(model, (3, 41, 17, 30), exact=why is not None)
+    # Older releases of transformers make positions within the forward pass of some.
+    assert max(shared, default=1) == (4 if why is None and not OLD else max(shared, default=1))
+    assert why is None or not shared
+
+
+def compare(model: Any, lengths: tuple[int, ...], *, exact: bool = False) -> None:
     alone = [one.alone() for one in several_of(model, lengths)]
     steps, together = Steps(batching="fast", measured=False), several_of(model, lengths)
     for one in together:
         steps.add(one.sequence)
         steps.step()
     finish(steps)
-    assert max(shared) == len(lengths)
     for one, other in zip(together, alone, strict=True):
         one.sequence.check()
-        assert not one.sequence.exact
         assert other.sequence.exact
-        assert divergence(one, other) < 1e-4
+        assert one.is_as(other) if exact else divergence(one, other) < 1e-4
     assert all(again.alone().is_as(one) for again, one in zip(several_of(model, lengths), alone, strict=True))
 
 
