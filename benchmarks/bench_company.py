@@ -100,8 +100,8 @@ def main() -> int:
         extract("bundled", root / "int4", scheme="int4")
         measure(report, table, root / "int4", "bundled, experts in int4", given.streams, given)
         if not given.quick:
-            wide = generated_checkpoint(given.work_dir, Dimensions(layers=2))
-            measure(report, table, wide, "2 layers of the size of Qwen3-30B-A3B, bfloat16", given.streams, given)
+            wide = generated_checkpoint(given.work_dir, Dimensions(layers=2, experts=32))
+            measure(report, table, wide, "2 layers as wide as Qwen3-30B-A3B, bfloat16", given.streams, given)
     return report.finish()
 
 
