@@ -70,7 +70,7 @@ def _print_model(report: InspectReport) -> None:
     row("minimum", f"{format_bytes(report.minimum_nbytes)} for the process, without context")
     row("working set", f"{format_bytes(report.working_set_nbytes)} of experts for one token")
     for batching, facts in report.batching.items():
-        row(f"several requests, {batching}", _rows(facts))
+        row(f"{batching} pass", _rows(facts))
     if report.ignored:
         row("ignored", f"{len(report.ignored)} tensors that transformers does not use, such as {report.ignored[0]}")
     print_table(table)
@@ -136,7 +136,7 @@ def _schemes(bank: BankFacts) -> str:
 def _rows(facts: RowsFacts) -> str:
     if facts.rows is None:
         return f"not known: {facts.why}"
-    return f"up to {facts.rows} share a pass" if facts.why is None else f"take turns: {facts.why}"
+    return f"up to {facts.rows} requests" if facts.why is None else f"one request: {facts.why}"
 
 
 def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
