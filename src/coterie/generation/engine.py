@@ -29,6 +29,7 @@ from coterie.generation.steps import Steps
 from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
+from coterie.profiles.facts import check_group
 from coterie.spec import DEFAULT_BATCHING, DEFAULT_PARALLEL, Batching
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class Engine:
         provenance: bool = False,
         name: str | None = None,
         salt: str = "",
+        domain: str | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
 
@@ -182,16 +184,22 @@ class Engine:
             name: What the request is called.
             salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
                 the same one: else how long an answer takes would tell what others have asked.
+            domain: What it is about, for a profile that is being recorded
+                (:meth:`~coterie.engine.runtime.Runtime.record_profile`); None for the recorder's domain.
 
         Raises:
             QueueFullError: If there is no room.
             EngineStoppedError: If nothing is served any more.
+            UsageError: If the domain's name cannot be.
         """
+        if domain is not None:
+            check_group("text", domain, "prompt")
         trouble = self.trouble
         if trouble is not None:
             raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
         ticket = Ticket(name or next(self._names), self.cancel)
-        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt)
+        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
+                  domain=domain)  # fmt: skip
         with self._changed:
             self._waiting.add(job, self.parallel - len(self._running))
         self._preparer.submit(self._prepare, job)
