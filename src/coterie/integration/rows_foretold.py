@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from coterie.hf.experts import uses_common_forward
 from coterie.hf.last_logits import output_head
 from coterie.hf.rotary_lengths import goes_by_length
 from coterie.integration.token_layer import LINEARS, known_block, known_layer
 from coterie.native import PackedMatrix, library
 from coterie.native.attention import attention_served
+from coterie.native.matmul import SCHEMES
 
 
 def why_not_exact(model: Any, linears: Collection[str], scheme: str, schemes: Collection[str]) -> str | None:
@@ -48,8 +50,12 @@ def why_not_exact(model: Any, linears: Collection[str], scheme: str, schemes: Co
     widths = {one.in_features for one in (*linear, head) if isinstance(one, nn.Linear)}
     if not all(PackedMatrix.served(native, scheme, width) for width in widths):
         return "not all of its linear layers are stored in int4 or int8"
-    if len(set(schemes)) != 1 or not all(PackedMatrix.served(native, one, next(iter(widths))) for one in schemes):
+    if len(set(schemes)) != 1 or not set(schemes) <= set(SCHEMES):
         return "its experts are not all stored in int4, or all in int8"
+    experts = [layer.mlp.experts for layer in layers]
+    sizes = {size for one in experts if uses_common_forward(one) for size in one.down_proj.shape[-2:]}
+    if not sizes or not all(PackedMatrix.served(native, one, size) for one in schemes for size in sizes):
+        return "its experts have a form that is not computed natively"
     return None
 
 
