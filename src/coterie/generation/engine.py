@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, get_args
 
@@ -22,6 +23,7 @@ from coterie.generation.governor import Governor
 from coterie.generation.interruption import Stopped, StopWatches
 from coterie.generation.jobs import Beginning, Job
 from coterie.generation.opened import OpenModel
+from coterie.generation.prefix_copy import PrefixCopy
 from coterie.generation.prefixes import PIECE, Prefixes
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
@@ -30,7 +32,7 @@ from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
 from coterie.profiles.facts import check_group
-from coterie.spec import DEFAULT_BATCHING, DEFAULT_PARALLEL, Batching
+from coterie.spec import DEFAULT_BATCHING, DEFAULT_PARALLEL, PREFIX_DIR_NBYTES, Batching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,6 +68,9 @@ class Engine:
             transformers gives with ``prefill_chunk_size`` of that.
         prefix_memory: Bytes of the experts' memory that the beginnings of prompts may take, beside what requests leave
             of the room for a context. Default: a sixteenth of it.
+        prefix_dir: A directory of this user's alone, made if need be, in which these are copied, for the time after a
+            restart and for what memory has no room for. Several processes may share it.
+        prefix_dir_limit: Bytes that its files may take.
         batching: ``exact`` if each answer is the one that it would be alone. ``fast`` if who is beside it may change
             the last bits of its logits, and so sometimes a token: answers of models that cannot be computed together
             exactly share passes, too.
@@ -81,7 +86,8 @@ class Engine:
 
     Raises:
         LoadError: If the model has no tokenizer.
-        UsageError: If a number is out of range.
+        UsageError: If a number is out of range, or the directory open to others.
+        OutputError: If the directory cannot be used.
     """
 
     def __init__(
@@ -93,6 +99,8 @@ class Engine:
         longest_wait_s: float = 300.0,
         piece: int = PIECE,
         prefix_memory: int | None = None,
+        prefix_dir: str | Path | None = None,
+        prefix_dir_limit: int = PREFIX_DIR_NBYTES,
         batching: Batching = DEFAULT_BATCHING,
         watcher: Watcher | None = None,
     ) -> None:
@@ -106,7 +114,8 @@ class Engine:
         self.batching: Batching = batching
         self.governor = Governor(self.opened.runtime)
         self.draining = False
-        self.prefixes = Prefixes(0, piece=piece)
+        copy = None if prefix_dir is None else PrefixCopy.of(self.opened.model, prefix_dir, prefix_dir_limit)
+        self.prefixes = Prefixes(0, piece=piece, copy=copy)
         self.governor.share(self.prefixes, prefix_memory)
         self._watcher = watcher
         self._names = map("request-{}".format, itertools.count(1))
@@ -172,6 +181,7 @@ class Engine:
         provenance: bool = False,
         name: str | None = None,
         salt: str = "",
+        repeated: bool = False,
         domain: str | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
@@ -184,6 +194,8 @@ class Engine:
             name: What the request is called.
             salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
                 the same one: else how long an answer takes would tell what others have asked.
+            repeated: Whether others with the same prompt come with it, for several answers to one question. What is
+                computed of the prompt is kept to its end then, and the others begin with their first new token.
             domain: What it is about, for a profile that is being recorded
                 (:meth:`~coterie.engine.runtime.Runtime.record_profile`); None for the recorder's domain.
 
@@ -198,8 +210,10 @@ class Engine:
         if trouble is not None:
             raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
         ticket = Ticket(name or next(self._names), self.cancel)
-        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
-                  domain=domain)  # fmt: skip
+        job = Job(
+            ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
+            repeated=repeated, domain=domain,
+        )  # fmt: skip
         with self._changed:
             self._waiting.add(job, self.parallel - len(self._running))
         self._preparer.submit(self._prepare, job)
@@ -239,6 +253,7 @@ class Engine:
             self._thread.join()
         self._waiting.join()
         self._preparer.shutdown(cancel_futures=True)
+        self.prefixes.close()
 
     async def aside(self, work: Callable[[], Result]) -> Result:
         """Does what needs the tokenizer and not the model, off the event loop."""
@@ -258,6 +273,7 @@ class Engine:
             return
         try:
             prompt = job.prepare(self.opened)
+            self.prefixes.expect(job.salt)
         except BaseException as error:  # panics of Rust libraries are no Exception
             with self._changed:
                 self._waiting.remove(job)
@@ -305,7 +321,7 @@ class Engine:
             ran = ()
         if before is not None and (after := counted(self.opened.runtime, meters.values())) is not None:
             for sequence in ran:
-                if (meter := meters.get(sequence)) is not None:
+                if sequence.computed and (meter := meters.get(sequence)) is not None:
                     meter.add(before, after, shared=len(ran) > 1)
         for job in tuple(self._running):
             job.note_progress()
@@ -357,6 +373,7 @@ class Engine:
         try:
             self._listen(wanted=True)
             job.begin(self.opened, Beginning(job, self.prefixes, self.governor))
+            self.governor.narrow(job, job.most, job.media_nbytes)
             if job.sequence is not None:
                 self._steps.add(job.sequence)
                 return

@@ -27,6 +27,9 @@ wait for a turn instead of in the queue."""
 DEFAULT_WARM = "auto"
 """The setting of ``warm`` that goes by the request."""
 
+PREFIX_DIR_NBYTES = 10 << 30
+"""Bytes that the copy of the beginnings of prompts may take on disk."""
+
 DEFAULT_LABEL = "survey"
 """The run that recording files goes on with where nobody names one."""
 
