@@ -101,7 +101,7 @@ def _stream(server: Process, asked: dict, headers: dict) -> urllib.request.Reque
 
 @pytest.mark.parametrize("drain", [pytest.param("30", marks=pytest.mark.slow), "0"])
 def test_sigterm_lets_what_runs_finish_or_cuts_it(start, tmp_path: Path, drain: str) -> None:
-    server = start("--drain", drain)
+    server = start("--drain", drain, *(["--batching", "fast"] if drain == "0" else []))
     asked = {"prompt": "And it came to pass", "max_tokens": 60 if drain == "30" else 4000, "temperature": 0}
     with urllib.request.urlopen(_stream(server, asked, {}), timeout=60) as response:
         assert response.readline().startswith(b"data: ")
@@ -112,6 +112,7 @@ def test_sigterm_lets_what_runs_finish_or_cuts_it(start, tmp_path: Path, drain: 
     assert rest.endswith(b"data: [DONE]\n\n")
     assert (b'"finish_reason": "length"' in rest) is (drain == "30")
     assert (b'"code": "shutting_down"' in rest) is (drain == "0")
+    assert ("which may change the last bits of each" in " ".join(said.split()) + server.lines[0]) is (drain == "0")
     (request,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert request["status"] == 200
     assert "And it came" not in said
@@ -133,6 +134,12 @@ def test_without_a_key_others_cannot_reach_it(coterie) -> None:
         outcome = coterie("serve", "bundled", "--host", host)
         assert outcome.code == 2
         assert "there is no key. Add --api-key-file FILE." in outcome.err
+
+
+def test_replicas_answer_exactly(coterie) -> None:
+    outcome = coterie("serve", "bundled", "--memory", "2GiB", "--replicas", "2", "--ray", "local", "--batching", "fast")
+    assert outcome.code == 2
+    assert "Replicas answer exactly" in outcome.err
 
 
 def test_keys_are_looked_at_before_the_model(coterie, tmp_path: Path) -> None:

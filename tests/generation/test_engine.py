@@ -417,7 +417,26 @@ def test_what_several_took_of_experts_together_is_named_as_shared(sharing: OpenM
     shared = [one.shared for one in told if one is not None and one.shared is not None]
     assert len(shared) == 3
     assert max(one.passes for one in shared) > 10
-    assert all(one.experts_requested > 0 and one.shared is None for one in shared)
+    assert all(one.experts_requested > 0 and one.shared is one.batching is None for one in shared)
+    # Its layers give rows the bits that they have alone.
+    assert [one.batching for one in told if one is not None] == ["exact"] * 3
+
+
+@pytest.mark.skipif(OLD, reason="positions are made within the pass there, and answers take turns")
+def test_answers_that_may_have_other_bits_say_so(opened: OpenModel) -> None:
+    """The bundled model's linear layers are torch's."""
+    wishes = Sampling(max_new_tokens=12, temperature=0)
+    expected = alone(opened, PROMPT, wishes)
+    with Engine(opened, batching="fast") as engine:
+        tickets = [engine.submit(PROMPT, wishes, provenance=True) for _ in range(3)]
+        completions = [ticket.result(60) for ticket in tickets]
+        told = [ticket.provenance for ticket in tickets]
+        by_itself = engine.submit(PROMPT, wishes, provenance=True)
+        assert same(by_itself.result(60), expected)
+    assert all(one is not None and one.shared is not None and one.batching == "fast" for one in told)
+    assert [len(one.token_ids) for one in completions] == [12] * 3
+    assert by_itself.provenance is not None
+    assert by_itself.provenance.batching == "exact"
 
 
 def test_what_a_request_took_of_experts_is_its_own(engine: Engine, opened: OpenModel) -> None:
@@ -474,8 +493,8 @@ def test_a_prompt_that_is_given_up_is_gone_on_with(engine: Engine) -> None:
     assert engine.submit(PROMPT, Sampling(max_new_tokens=3)).result(60).reused_tokens >= PIECE
 
 
-@pytest.mark.parametrize("options", [{"parallel": 0}, {"most_waiting": -1}, {"piece": 0}])
-def test_numbers_that_cannot_be_are_refused(opened: OpenModel, options: dict[str, int]) -> None:
+@pytest.mark.parametrize("options", [{"parallel": 0}, {"most_waiting": -1}, {"piece": 0}, {"batching": "quick"}])
+def test_numbers_that_cannot_be_are_refused(opened: OpenModel, options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         Engine(opened, **options)  # type: ignore[arg-type]
 

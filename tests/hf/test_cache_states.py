@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from coterie.hf.cache_states import cut, fill, known_layers, stretch, stretch_nbytes, whole_layers
+from coterie.hf.cache_states import Mark, cut, fill, known_layers, stretch, stretch_nbytes, whole_layers
 from coterie.hf.caches import cached_length
 from zoo import ZOO
 
@@ -66,3 +66,22 @@ def test_which_caches_are_known() -> None:
     others = [StaticCache(config=ZOO["qwen3_moe"].config(), max_cache_len=8)]
     others += [DynamicCache(config=ZOO[name].config()) for name in ("qwen3_next", "jamba") if not ZOO[name].why_not]
     assert not any(known_layers(cache) for cache in others)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("length", [1, 7, 8, 20])
+@pytest.mark.parametrize("reached", [0, 1, 2])
+def test_a_token_is_taken_off_again_wherever_its_pass_was_broken_off(name: str, length: int, reached: int) -> None:
+    """Also where another one has left a window for it, of 8 tokens in the one family that has one."""
+    cache, other = empty(name), empty(name)
+    for one in (cache, other):
+        put(one, 0, length)
+    mark = Mark(cache)
+    for layer in range(reached):
+        cache.update(*torch.full((2, 1, 2, 1, 4), 77.0), layer)
+    mark.put_back()
+    for ours, theirs in zip(cache.layers, other.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+        assert ours.get_mask_sizes(1) == theirs.get_mask_sizes(1)
+        assert ours.get_seq_length() == length

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from coterie.hf.row_caches import RowsApartError
-from coterie.integration import RowRooms, RowsAllLeftError
+from coterie.hf.row_caches import RowsAllLeftError, RowsApartError
+from coterie.integration import RowRooms
 from coterie.integration.growing_cache import GrowingRoom, room_ahead
 
 from .test_growing_cache import filled, same, token

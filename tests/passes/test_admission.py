@@ -38,7 +38,7 @@ def test_caches_of_rows_count_for_what_each_holds() -> None:
     for cache, length in zip(caches, (2, 7, 4), strict=True):
         cache.update(torch.zeros(1, 1, length, 4), torch.zeros(1, 1, length, 4), 0)
     call = CallReader(lambda input_ids: None).read(
-        (), {"input_ids": torch.ones(3, 1).long(), "use_cache": True, "cache": Rows(caches, (2, 7, 4))}
+        (), {"input_ids": torch.ones(3, 1).long(), "use_cache": True, "cache": Rows(caches, (2, 7, 4), lambda _: None)}
     )
     assert (call.phase, call.batch, call.cached) == ("decode", 3, 7)
     admission = Admission()

@@ -371,6 +371,7 @@ def test_an_answer_can_say_what_was_read_for_it(server: Served) -> None:
     assert whole["experts_read"] == after.misses - before.misses
     assert 0 <= whole["hit_rate"] <= 1
     assert whole["experts_absent"] == 0
+    assert whole["batching"] == "exact"
     last = server.post(PATH, chat(coterie={"provenance": True}, stream=True)).events[-2][1]
     assert last["coterie"]["provenance"]["experts_requested"] == whole["experts_requested"]
     assert "provenance" not in server.post(PATH, chat()).json["coterie"]

@@ -13,6 +13,7 @@ from coterie.spec import format_bytes, parse_bytes
 if TYPE_CHECKING:
     from coterie.inspection import InspectReport, MemoryFit
     from coterie.inspection.report import BankFacts
+    from coterie.inspection.row_batching import RowsFacts
 
 
 def command(
@@ -68,6 +69,8 @@ def _print_model(report: InspectReport) -> None:
     row("dense part", _dense(report))
     row("minimum", f"{format_bytes(report.minimum_nbytes)} for the process, without context")
     row("working set", f"{format_bytes(report.working_set_nbytes)} of experts for one token")
+    for batching, facts in report.batching.items():
+        row(f"{batching} pass", _rows(facts))
     if report.ignored:
         row("ignored", f"{len(report.ignored)} tensors that transformers does not use, such as {report.ignored[0]}")
     print_table(table)
@@ -128,6 +131,12 @@ def _schemes(bank: BankFacts) -> str:
         f"{scheme} {count}" if len(bank.schemes) > 1 else scheme for scheme, count in bank.schemes.items()
     )
     return f"{schemes} ({', '.join(bank.encodings)})" if bank.encodings else schemes
+
+
+def _rows(facts: RowsFacts) -> str:
+    if facts.rows is None:
+        return f"not known: {facts.why}"
+    return f"up to {facts.rows} requests" if facts.why is None else f"one request: {facts.why}"
 
 
 def _print_memory(fit: MemoryFit, report: InspectReport) -> None:

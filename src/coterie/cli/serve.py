@@ -19,7 +19,14 @@ from coterie.cli.generation_options import DomainOption, ProfileFileOption, chec
 from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
-from coterie.spec import PREFIX_DIR_NBYTES, install_advice, parse_bytes
+from coterie.spec import (
+    DEFAULT_BATCHING,
+    DEFAULT_PARALLEL,
+    PREFIX_DIR_NBYTES,
+    Batching,
+    install_advice,
+    parse_bytes,
+)
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
@@ -100,7 +107,15 @@ def command(
     ] = None,
     parallel: Annotated[
         int, typer.Option("--parallel", min=1, max=64, metavar="N", help="Requests that are served at once.")
-    ] = 4,
+    ] = DEFAULT_PARALLEL,
+    batching: Annotated[
+        Batching,
+        typer.Option(
+            "--batching",
+            help="exact: every answer is the one that it would be alone. fast: who is beside it may change the last "
+            "bits of its logits; then most models that take turns otherwise compute several answers in one pass.",
+        ),
+    ] = DEFAULT_BATCHING,
     queue: Annotated[
         int, typer.Option("--queue", min=0, max=10_000, metavar="N", help="Requests that may wait for their turn.")
     ] = 16,
@@ -185,7 +200,7 @@ def command(
     from coterie.server.gate import is_local
     from coterie.server.keys import Keys
 
-    _check_replicas(replicas, ray, opening)
+    _check_replicas(replicas, ray, opening, batching)
     checked_domain = check_domain(domain, record_profile)
     if record_profile is not None and ray is not None:
         raise UsageError("Replicas record no profile.", advice="Record it with one server, without --ray.")
@@ -230,13 +245,14 @@ def command(
                 meters = Meters()
                 engine = Engine(
                     opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout,
-                    prefix_memory=prefix_nbytes, prefix_dir=prefix_dir, prefix_dir_limit=dir_nbytes, watcher=meters,
+                    prefix_memory=prefix_nbytes, prefix_dir=prefix_dir, prefix_dir_limit=dir_nbytes,
+                    batching=batching, watcher=meters,
                 )  # fmt: skip
                 app = make_app(
                     engine, meters, names=names, hosts=hosts, keys=keys, origins=origins, profile=opening.profile,
                     shared_prefixes=shared_prefixes, domain=None if record_profile is None else checked_domain,
                 )  # fmt: skip
-                ready = partial(say, names[0], _rows(opened, parallel))
+                ready = partial(say, names[0], _rows(opened, parallel, batching))
                 interrupted = serve(app, engine, address, drain_s=drain, on_ready=ready, tls=tls)
             else:
                 from coterie.server.gate import Gate
@@ -276,13 +292,14 @@ def _dir_limit(directory: Path | None, limit: str | None) -> int:
     return parse_bytes(limit, what="limit of the prefix directory")
 
 
-def _rows(opened: OpenModel, parallel: int) -> str:
+def _rows(opened: OpenModel, parallel: int, batching: Batching) -> str:
     """What is said of how several answers are computed."""
     from coterie.integration import rows_together
 
-    rows = min(parallel, rows_together(opened.model))
+    rows, exact = (min(parallel, rows_together(opened.model, how)) for how in (batching, "exact"))
     if rows > 1:
-        return f"Up to {rows} answers share a forward pass. "
+        changes = "" if rows == exact else ", which may change the last bits of each"
+        return f"Up to {rows} answers share a forward pass{changes}. "
     return "Answers take turns, a token each. " if parallel > 1 else ""
 
 
@@ -304,11 +321,11 @@ def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
     return tls
 
 
-def _check_replicas(replicas: int | None, ray: str | None, opening: Opening) -> None:
-    """Refuses what says half of what is needed for replicas.
+def _check_replicas(replicas: int | None, ray: str | None, opening: Opening, batching: Batching) -> None:
+    """Refuses what says half of what is needed for replicas, or what they cannot do.
 
     Raises:
-        UsageError: If something is missing.
+        UsageError: If something is missing, or cannot be done.
         MissingPackageError: If Ray is.
     """
     if (replicas is None) != (ray is None):
@@ -317,6 +334,11 @@ def _check_replicas(replicas: int | None, ray: str | None, opening: Opening) -> 
         raise UsageError(
             "Several replicas may share a machine, and nothing says what each may take of it.",
             advice="Add --memory, which is meant for each.",
+        )
+    if replicas is not None and batching != "exact":
+        raise UsageError(
+            "Replicas answer exactly: where one is lost, another makes its answer again, and it has to be the same.",
+            advice="Leave --batching out.",
         )
     if replicas is not None and find_spec("ray") is None:
         raise MissingPackageError(

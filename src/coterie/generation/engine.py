@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, get_args
 
 from coterie.errors import EngineStoppedError, UsageError
 from coterie.generation.asked import Asked, preparing
@@ -33,7 +33,7 @@ from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
 from coterie.profiles.facts import check_group
-from coterie.spec import PREFIX_DIR_NBYTES
+from coterie.spec import DEFAULT_BATCHING, DEFAULT_PARALLEL, PREFIX_DIR_NBYTES, Batching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +54,8 @@ class Engine:
 
     Requests begin in the order in which they came, as soon as one of ``parallel`` places is free and what they can come
     to need of memory fits beside what the others can. Those that run take turns as
-    :class:`~coterie.generation.steps.Steps` says. Each gets the answer that it would get alone.
+    :class:`~coterie.generation.steps.Steps` says. Each gets the answer that it would get alone, unless batching is
+    ``fast``.
 
     While it is open nobody else should run the model. Leaving it as a context ends all requests. It does not close the
     model.
@@ -71,11 +72,15 @@ class Engine:
         prefix_dir: A directory of this user's alone, made if need be, in which these are copied, for the time after a
             restart and for what memory has no room for. Several processes may share it.
         prefix_dir_limit: Bytes that its files may take.
+        batching: ``exact`` if each answer is the one that it would be alone. ``fast`` if who is beside it may change
+            the last bits of its logits, and so sometimes a token: answers of models that cannot be computed together
+            exactly share passes, too.
         watcher: Told how requests end.
 
     Attributes:
         opened: The model.
         parallel: Requests that run at once.
+        batching: That given.
         governor: Shares the memory.
         prefixes: What prompts begin with, computed once.
         draining: Whether nothing new is taken on.
@@ -90,20 +95,24 @@ class Engine:
         self,
         model: PreTrainedModel | OpenModel,
         *,
-        parallel: int = 4,
+        parallel: int = DEFAULT_PARALLEL,
         most_waiting: int = 16,
         longest_wait_s: float = 300.0,
         piece: int = PIECE,
         prefix_memory: int | None = None,
         prefix_dir: str | Path | None = None,
         prefix_dir_limit: int = PREFIX_DIR_NBYTES,
+        batching: Batching = DEFAULT_BATCHING,
         watcher: Watcher | None = None,
     ) -> None:
         for what, number, least in (("parallel", parallel, 1), ("most_waiting", most_waiting, 0), ("piece", piece, 1)):
             if number < least:
                 raise UsageError(f"{what} must be at least {least}, not {number}.", got=number)
+        if batching not in get_args(Batching):
+            raise UsageError(f"There is no batching {batching!r}.", advice="It is exact or fast.", got=batching)
         self.opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
         self.parallel = parallel
+        self.batching: Batching = batching
         self.governor = Governor(self.opened.runtime)
         self.draining = False
         copy = None if prefix_dir is None else PrefixCopy.of(self.opened.model, prefix_dir, prefix_dir_limit)
@@ -112,7 +121,7 @@ class Engine:
         self._watcher = watcher
         self._names = map("request-{}".format, itertools.count(1))
         self._running: list[Job] = []
-        self._steps = Steps()
+        self._steps = Steps(batching=batching)
         self._stops = StopWatches()
         self._listening = False
         lock = threading.RLock()
@@ -443,7 +452,7 @@ class Engine:
                 if self._watcher is not None:
                     self._watcher.finished(ticket, completion)
             finally:
-                ticket.tell(Done(completion, None if job.meter is None else job.meter.told()))
+                ticket.tell(Done(completion, job.provenance))
 
     def _steps_without(self, job: Job) -> None:
         if job.sequence is not None:

@@ -18,7 +18,7 @@ from coterie.generation.logprobs import TokenLogprob
 from coterie.generation.one_sequence import files_named, longest
 from coterie.generation.opened import OpenModel
 from coterie.generation.prefixes import Prefixes
-from coterie.generation.provenance import ProvenanceMeter
+from coterie.generation.provenance import Provenance, ProvenanceMeter
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
 from coterie.generation.shaping import check
@@ -103,6 +103,13 @@ class Job:
     def ends_apart(self) -> bool:
         """Whether its answer, once it is computed, is not to be waited for by whoever computes others."""
         return self.prompt is not None and self.prompt.reader is not None and self.prompt.reader.apart
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """What it took of experts, if that is counted."""
+        if self.meter is None:
+            return None
+        return self.meter.told("exact" if self.sequence is None or self.sequence.exact else "fast")
 
     def prepare(self, opened: OpenModel) -> Prompt:
         """Makes its prompt, in whatever thread, and finds out what it can come to need.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from coterie.engine.runtime import Runtime
+from coterie.spec import Batching
 
 if TYPE_CHECKING:
     from coterie.engine.statistics import BankStats
@@ -24,6 +25,8 @@ class Provenance:
         bytes_read: Bytes read for them.
         read_wait_s: Seconds that the model waited for that.
         experts_absent: Choices of experts that the store does not have.
+        batching: ``exact`` if all that was computed has the bits that it has alone; ``fast`` if it may have others,
+            because of who was beside it. None of ``shared``.
         shared: The same of the passes that computed tokens of other requests, too, all of which it counts for;
             everything else is of passes that were this request's alone. None if there were none.
     """
@@ -35,6 +38,7 @@ class Provenance:
     bytes_read: int
     read_wait_s: float
     experts_absent: int
+    batching: Batching | None = None
     shared: Provenance | None = None
 
 
@@ -55,9 +59,14 @@ class ProvenanceMeter:
         """
         (self._shared if shared else self._own).add(before, after)
 
-    def told(self) -> Provenance:
-        """What has come together."""
-        return self._own.told(self._shared.told() if self._shared.passes else None)
+    def told(self, batching: Batching) -> Provenance:
+        """What has come together.
+
+        Args:
+            batching: How it was computed.
+        """
+        shared = self._shared.told() if self._shared.passes else None
+        return replace(self._own.told(), batching=batching, shared=shared)
 
 
 class _Sums:
@@ -74,7 +83,7 @@ class _Sums:
         self.absent += after.absent - before.absent
         self.wait_s += after.wait_s - before.wait_s
 
-    def told(self, shared: Provenance | None = None) -> Provenance:
+    def told(self) -> Provenance:
         return Provenance(
             passes=self.passes,
             experts_requested=self.requested,
@@ -83,7 +92,6 @@ class _Sums:
             bytes_read=self.nbytes,
             read_wait_s=round(self.wait_s, 6),
             experts_absent=self.absent,
-            shared=shared,
         )
 
 

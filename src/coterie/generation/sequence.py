@@ -116,6 +116,7 @@ class Sequence:
         reused: Those, and what was found of its prompt since.
         computed: Whether its last step was a forward pass; else what that would compute was there.
         model: What it is computed by.
+        exact: Whether all that was computed of it has the bits that it has alone.
         ended: Whether it has ended, for whatever reason.
         error: What ended it before its time.
     """
@@ -138,6 +139,7 @@ class Sequence:
         self.model = prepared.model
         self.ids = prepared.ids
         self.prompt = int(prepared.ids.shape[1])
+        self.exact = True
         self.ended = False
         self.error: BaseException | None = None
         self._prepared = prepared

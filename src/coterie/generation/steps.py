@@ -15,11 +15,13 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
+from coterie.generation.doubts import Doubts
 from coterie.generation.row_count import RowCount
 from coterie.generation.sequence import Sequence
 from coterie.generation.shared_pass import SharedPass
-from coterie.hf.row_caches import RowsApartError
-from coterie.integration import RowLayers, RowsAllLeftError
+from coterie.hf.row_caches import RowsAllLeftError, RowsApartError
+from coterie.integration import RowWay, row_ways
+from coterie.spec import DEFAULT_BATCHING, Batching
 
 _log = logging.getLogger("coterie.generation")
 
@@ -27,26 +29,32 @@ _log = logging.getLogger("coterie.generation")
 class Steps:
     """Sequences that are generated side by side, in one thread.
 
-    They join and leave between two steps, and each ends as it wishes. Each gets the tokens and logits that it gets
-    alone, to the bit, whoever is beside it. What is raised over one ends that one alone.
+    They join and leave between two steps, and each ends as it wishes. Unless batching is ``fast``, each gets the tokens
+    and logits that it gets alone, to the bit, whoever is beside it. What is raised over one ends that one alone.
 
     They take turns in rounds. In each, one prompt has a piece of it computed, and then everyone that is being answered
     gets a token. So an answer waits for no more than one piece of others' prompts, and prompts advance piece by piece,
     one after the other, however long each of them is.
 
-    A step is a forward pass. Where a model computes rows with the bits of each alone
-    (:func:`~coterie.integration.rows_together`), the next tokens of several who are being answered are computed in one:
-    each weight is read once for all. Else it is of one sequence.
+    A step is a forward pass. Where a model computes rows together (:func:`~coterie.integration.rows_together`), the
+    next tokens of several who are being answered are computed in one: each weight is read once for all. Else it is of
+    one sequence.
 
     One thread calls :meth:`step` and :meth:`finish`. Any thread may :meth:`add` and :meth:`remove`, also from within a
     step, as observers do.
 
     Args:
         most_rows: Sequences that share a pass at most; None for as many as the model allows.
+        batching: ``exact`` if only rows that have the bits of each alone share a pass; ``fast`` if others do, too.
+        measured: Whether it is measured how many of those that may share a pass had better; else all do.
     """
 
-    def __init__(self, *, most_rows: int | None = None) -> None:
+    def __init__(
+        self, *, most_rows: int | None = None, batching: Batching = DEFAULT_BATCHING, measured: bool = True
+    ) -> None:
         self._most_rows = most_rows
+        self._measured = measured
+        self._batching: Batching = batching
         self._lock = threading.Lock()
         self._waiting: deque[Sequence] = deque()
         # Who is still to get a token in this round.
@@ -56,7 +64,10 @@ class Steps:
         self._leaving: list[Sequence] = []
         self._shared: SharedPass | None = None
         self._count = RowCount()
-        self._layers: WeakKeyDictionary[Any, RowLayers | None] = WeakKeyDictionary()
+        # What a pass of several has failed with, while it shows whether it concerns one of them.
+        self._failed: Exception | None = None
+        self._ways: WeakKeyDictionary[Any, tuple[RowWay, ...]] = WeakKeyDictionary()
+        self._doubts = Doubts()
         self._apart: WeakSet[Sequence] = WeakSet()
 
     @property
@@ -68,9 +79,10 @@ class Steps:
         """Has a sequence take part from the next step on."""
         with self._lock:
             self._waiting.append(sequence)
-            if self._layers.get(sequence.model, sequence) is None:
+            ways = self._ways.get(sequence.model)
+            if ways is not None and not any(way.exact for way in ways):
                 # Its layers may compute rows by now: hooks that kept them from it come and go.
-                del self._layers[sequence.model]
+                del self._ways[sequence.model]
 
     def remove(self, sequence: Sequence) -> None:
         """Has it take no part any more, which ends it; harmless if it has ended.
@@ -179,27 +191,29 @@ class Steps:
             return [], False
         # By all of them, however many have had their turn in this round; of more than fit, in passes of one size.
         passes = math.ceil(len(could) / most)
-        rows = self._count.most(math.ceil(len(could) / passes))
+        rows = math.ceil(len(could) / passes)
+        if self._measured:
+            rows = self._count.most(rows)
         beside = [one for one in self._round if one in could][: rows - 1]
         for one in beside:
             self._round.remove(one)
-        return beside, True
+        return beside, self._measured
 
     def _most(self, model: Any) -> int:
         """Sequences of a model that may share a pass, whatever that takes."""
-        layers, runtime = self._layers_of(model), getattr(model, "coterie", None)
-        if layers is None or runtime is None or runtime.limits_experts:
+        ways, runtime = self._ways_of(model), getattr(model, "coterie", None)
+        if not ways or runtime is None or runtime.limits_experts:
             return 1
-        given = (layers.most, self._most_rows, runtime.most_rows)
+        given = (ways[0].most, self._most_rows, runtime.most_rows)
         return min(one for one in given if one is not None)
 
     def _joins(self, sequence: Sequence) -> bool:
         return sequence.phase == "decode" and sequence not in self._apart
 
-    def _layers_of(self, model: Any) -> RowLayers | None:
-        if model not in self._layers:
-            self._layers[model] = RowLayers.of(model)
-        return self._layers[model]
+    def _ways_of(self, model: Any) -> tuple[RowWay, ...]:
+        if model not in self._ways:
+            self._ways[model] = row_ways(model, self._batching)
+        return tuple(way for way in self._ways[model] if way.exact or self._doubts.allow(model))
 
     def _compute_timed(self, batch: tuple[Sequence, ...]) -> None:
         """As :meth:`_compute`, and tells what it took."""
@@ -222,6 +236,9 @@ class Steps:
             if not sequence.ended and sequence not in self._leaving and (goes_on or row is not None):
                 # Who has no outputs after an interrupt is as before, and goes on another time.
                 goes_on &= _advance(sequence, row)
+        failed, self._failed = self._failed, None
+        if failed is not None and not any(one.error for one in batch):
+            self._doubts.note(batch[0].model, failed)
 
     def _together(self, batch: tuple[Sequence, ...]) -> list[Any] | None:
         """What one pass of all of them returned for each.
@@ -230,14 +247,13 @@ class Steps:
         each goes on alone.
         """
         model = batch[0].model
+        shared = None
         try:
-            layers = self._layers_of(model)
-            if layers is None:
-                return None
-            shared = SharedPass.of(layers, batch)
+            ways = self._ways_of(model)
+            shared = _shared(ways, batch)
             if shared is None:
                 # Who is in the way takes turns from now on; all, if none is by itself.
-                self._apart.update([one for one in batch if SharedPass.of(layers, (one,)) is None] or batch)
+                self._apart.update([one for one in batch if _shared(ways, (one,)) is None] or batch if ways else ())
                 return None
             with self._lock:
                 self._shared = shared
@@ -246,15 +262,25 @@ class Steps:
             return shared.run()
         except RowsAllLeftError:
             return None
-        except RowsApartError:
-            # Its layers are not what they were; they are looked at again.
-            del self._layers[model]
+        except RowsApartError as error:
+            if shared is not None and not shared.way.exact:
+                self._doubts.exclude(model, error)
+            else:
+                # Its layers are not what they were; they are looked at again.
+                del self._ways[model]
             return None
         except Exception as error:
             _log.warning("A pass of %d sequences failed (%s); each goes on alone.", len(batch), error)
+            if shared is not None and not shared.way.exact:
+                self._failed = error
             return None
         finally:
             self._shared = None
+
+
+def _shared(ways: tuple[RowWay, ...], batch: tuple[Sequence, ...]) -> SharedPass | None:
+    """A pass of all of them, by the best way that there is."""
+    return next((found for way in ways if (found := SharedPass.of(way, batch)) is not None), None)
 
 
 def _advance(sequence: Sequence, outputs: Any) -> bool:

@@ -175,3 +175,37 @@ def cut(cache: Any, length: int) -> None:
     for layer in cache.layers:
         if layer.is_initialized and layer.keys.numel() and layer.keys.shape[-2] > length:
             layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+
+
+class Mark:
+    """Where a cache with :func:`known_layers` stands before a pass of one token.
+
+    Args:
+        cache: The cache.
+    """
+
+    __slots__ = ("_cache", "_layers")
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+        self._layers: list[tuple[int, int, tuple[Tensor, Tensor] | None]] = []
+        for layer in cache.layers:
+            held = layer.keys.shape[-2] if layer.is_initialized and layer.keys.numel() else 0
+            self._layers.append((held, int(layer.get_seq_length()), _oldest(layer) if held else None))
+
+    def put_back(self) -> None:
+        """Takes the token of the pass off again, in those layers that have it, as nobody needs it."""
+        for layer, (held, seen, oldest) in zip(self._cache.layers, self._layers, strict=True):
+            if not held or int(layer.get_seq_length()) == seen:
+                continue
+            keys, values = layer.keys[..., :-1, :], layer.values[..., :-1, :]
+            if keys.shape[-2] < held and oldest is not None:  # it has left the window
+                keys, values = torch.cat([oldest[0], keys], dim=-2), torch.cat([oldest[1], values], dim=-2)
+            layer.keys, layer.values = keys, values
+            if layer.is_sliding:
+                layer.cumulative_length = seen
+
+
+def _oldest(layer: Any) -> tuple[Tensor, Tensor] | None:
+    """The token that may leave a layer's window."""
+    return (layer.keys[..., :1, :].clone(), layer.values[..., :1, :].clone()) if layer.is_sliding else None

@@ -6,12 +6,17 @@ each row keeps the cache that it has alone; the layers ask for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 
 class RowsApartError(Exception):
     """A layer was given several rows with caches of their own and cannot compute them; never leaves this package."""
+
+
+class RowsAllLeftError(Exception):
+    """Nobody wants a token of a pass any more; never leaves this package."""
 
 
 class RowCaches:
@@ -23,6 +28,7 @@ class RowCaches:
     Args:
         caches: Those of the rows.
         lengths: Tokens in each.
+        let_go: Told of a row that has left, to let go of its cache.
 
     Attributes:
         caches: Those given; None for one that is let go of.
@@ -32,9 +38,33 @@ class RowCaches:
 
     is_compileable = False
 
-    def __init__(self, caches: Sequence[Any], lengths: Sequence[int]) -> None:
+    def __init__(self, caches: Sequence[Any], lengths: Sequence[int], let_go: Callable[[int], None]) -> None:
         self.caches = list(caches)
         self.lengths = tuple(lengths)
+        self._let_go = let_go
+        self._leaving: set[int] = set()
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What else a model is called with."""
+        return {}
+
+    @property
+    def left(self) -> frozenset[int]:
+        """Rows that nobody wants any more."""
+        return frozenset(self._leaving)
+
+    def leave(self, row: int) -> None:
+        """Nobody wants a row any more; by any thread."""
+        self._leaving.add(row)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, the model computes the pass. The caches are as they were if it fails."""
+        yield
+
+    def commit(self) -> None:
+        """The pass is over: its tokens are kept."""
 
     @property
     def through(self) -> bool:

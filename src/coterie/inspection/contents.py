@@ -11,11 +11,12 @@ from coterie.checkpoint import Checkpoint, model_dtype, unread_tensors
 from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
+from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows
 from coterie.inspection.what_fits import memory_fit, process_nbytes
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_headers
 from coterie.quant import linear_names, lossy_scheme
-from coterie.spec import RecordLayout, parse_bytes
+from coterie.spec import Batching, RecordLayout, parse_bytes
 from coterie.spec.encodings import NATIVE
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import checkpoint_encoding
@@ -96,6 +97,7 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         ignored=manifest.ignored,
         records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
         budget=budget,
+        batching=store_rows(store),
         context=default_context(_store_model(store)[1]),
     )
 
@@ -180,6 +182,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         ignored=ignored,
         records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
         budget=budget,
+        batching=rows_facts(checkpoint.skeleton, checkpoint.keymap, (), NATIVE, {NATIVE}),
         context=default_context(checkpoint.skeleton.config),
     )
 
@@ -195,6 +198,7 @@ def _report(
     ignored: tuple[str, ...],
     records: list[int],
     budget: int | None,
+    batching: dict[Batching, RowsFacts],
     context: int,
 ) -> InspectReport:
     working_set = sum(bank.working_set_nbytes for bank in banks)
@@ -220,6 +224,7 @@ def _report(
         minimum_nbytes=process_nbytes() + footprint.dense + footprint.buffers + footprint.least_experts,
         working_set_nbytes=working_set,
         ignored=ignored,
+        batching=batching,
         memory=fit,
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from coterie.inspection.row_batching import RowsFacts
 from coterie.inspection.what_fits import MemoryFit
+from coterie.spec import Batching
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,7 @@ class InspectReport:
             records, and buffers.
         working_set_nbytes: Bytes that one token's experts take in all layers.
         ignored: Checkpoint tensors that transformers does not use.
+        batching: How many requests share a forward pass, with ``exact`` and with ``fast``.
         memory: What the budget that was asked about would hold.
     """
 
@@ -139,6 +142,7 @@ class InspectReport:
     minimum_nbytes: int
     working_set_nbytes: int
     ignored: tuple[str, ...]
+    batching: dict[Batching, RowsFacts]
     memory: MemoryFit | None
 
     def to_json(self) -> dict[str, object]:

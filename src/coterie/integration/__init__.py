@@ -5,17 +5,18 @@ from coterie.integration.guards import install_guards
 from coterie.integration.linear import QuantisedLinears, round_as_stock
 from coterie.integration.norms import install_native_norms
 from coterie.integration.quantizer import StreamingConfig, register, strip_plugin_marks
-from coterie.integration.row_rooms import RowRooms, RowsAllLeftError
-from coterie.integration.rows import RowLayers, rows_together
+from coterie.integration.row_mixers import why_apart
+from coterie.integration.row_rooms import RowRooms
+from coterie.integration.rows import RowWay, row_ways, rows_together
+from coterie.integration.rows_foretold import why_not_exact
 from coterie.integration.token_forwards import install_native_layers
 from coterie.integration.token_layer import TokenLayer
 
 __all__ = [
     "Attachment",
     "QuantisedLinears",
-    "RowLayers",
     "RowRooms",
-    "RowsAllLeftError",
+    "RowWay",
     "StreamingConfig",
     "TokenLayer",
     "install_guards",
@@ -23,6 +24,9 @@ __all__ = [
     "install_native_norms",
     "register",
     "round_as_stock",
+    "row_ways",
     "rows_together",
     "strip_plugin_marks",
+    "why_apart",
+    "why_not_exact",
 ]

@@ -7,13 +7,9 @@ from typing import Any
 
 import torch
 
-from coterie.hf.row_caches import RowCaches, RowsApartError
+from coterie.hf.row_caches import RowCaches, RowsAllLeftError, RowsApartError
 from coterie.integration.growing_cache import GrowingRoom
 from coterie.native import KeyValueRoom, Results
-
-
-class RowsAllLeftError(Exception):
-    """Nobody wants a token of a pass any more; never leaves this package."""
 
 
 class RowRooms(RowCaches):
@@ -38,27 +34,16 @@ class RowRooms(RowCaches):
         rooms: list[list[GrowingRoom | None]],
         let_go: Callable[[int], None],
     ) -> None:
-        super().__init__(caches, lengths)
+        super().__init__(caches, lengths, let_go)
         self._rooms = rooms
         self._places = [[room.next_place for room in row if room is not None] for row in rooms]
         self._through = 0
-        self._let_go = let_go
-        self._leaving: set[int] = set()
         self._left: dict[int, tuple[tuple[torch.Tensor, torch.Tensor], KeyValueRoom]] = {}
 
     @property
     def through(self) -> bool:
         """Whether all layers have computed their tokens."""
         return self._through == len(self._places)
-
-    @property
-    def left(self) -> frozenset[int]:
-        """Rows that nobody wants any more."""
-        return frozenset(self._leaving)
-
-    def leave(self, row: int) -> None:
-        """Nobody wants a row any more."""
-        self._leaving.add(row)
 
     def places(self, layer_idx: int) -> list[KeyValueRoom]:
         """Where keys and values of each row lie in a layer, with a place for its token at the end.

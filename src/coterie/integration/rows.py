@@ -1,38 +1,66 @@
-"""Next tokens of several sequences in one pass: which models compute them with the bits of each alone, and where to.
+"""Next tokens of several sequences in one pass: which models compute them, whether each has its own bits, and where to.
 
-They do where every decoder layer is native: its products, norms, rotations and choices have the same bits whatever the
-number of rows, and each row attends to a cache of its own. The norm and the head after the layers have to be so, too.
-Whatever else is between layers, such as an embedding or a sum, is computed value by value.
+Each has the bits that it has alone where every decoder layer is native: its products, norms, rotations and choices have
+the same bits whatever the number of rows, and each row attends to a cache of its own. The norm and the head after the
+layers have to be so, too. Whatever else is between layers, such as an embedding or a sum, is computed value by value.
+
+Where other bits will do, more models compute rows together: :mod:`coterie.integration.row_mixers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from coterie.hf.last_logits import output_head
 from coterie.hf.rotary_lengths import goes_by_length
+from coterie.hf.row_caches import RowCaches
 from coterie.integration.growing_cache import GrowingRoom, room_ahead
+from coterie.integration.row_mixers import RowMixers
 from coterie.integration.row_rooms import RowRooms
 from coterie.integration.token_layer import TokenLayer
 from coterie.kernels import QuantisedLinear
 from coterie.kernels.dense import NormForward
 from coterie.native import MOST_ROWS
 from coterie.passes.forwards import at, own
+from coterie.spec import Batching
+
+
+class RowWay(Protocol):
+    """A way to compute the next tokens of several sequences of a model in one pass.
+
+    Attributes:
+        exact: Whether rows have the bits that they have alone.
+        most: Rows of a pass at most.
+    """
+
+    exact: bool
+    most: int
+
+    def rooms(self, caches: Sequence[Any], lengths: Sequence[int], let_go: Callable[[int], None]) -> RowCaches | None:
+        """Room for another token of each sequence; None if one has a cache of another kind.
+
+        Args:
+            caches: Their caches.
+            lengths: Tokens in each.
+            let_go: Told of a row that has left, to let go of its cache.
+        """
 
 
 class RowLayers:
-    """The decoder layers of a model that computes rows together.
+    """The decoder layers of a model that computes rows together, each with the bits that it has alone.
 
     Args:
         layers: In order.
 
     Attributes:
+        exact: Whether rows have the bits that they have alone.
         most: Rows of a pass at most.
     """
 
+    exact = True
     most = MOST_ROWS
 
     def __init__(self, layers: Sequence[TokenLayer]) -> None:
@@ -83,18 +111,31 @@ class RowLayers:
         return RowRooms(caches, lengths, rooms, let_go)
 
 
-def rows_together(model: nn.Module) -> int:
-    """Sequences whose next tokens go through a model in one pass, each with the bits that it has alone; 1 for no more.
+def row_ways(model: nn.Module, batching: Batching = "exact") -> tuple[RowWay, ...]:
+    """The ways to compute rows of a model together, the best first.
 
-    More than one do in models with decoder layers as Qwen3-MoE has them, such as Qwen3-Omni's thinker, that are opened
-    from a store whose experts and linear layers are in int4 or int8, with the native library. In all others, each row
-    is computed as it is alone: rows of torch's products have other bits in another number.
+    Args:
+        model: A model with its experts connected.
+        batching: Whether rows are to have the bits that they have alone.
+    """
+    exact = RowLayers.of(model)
+    fast = None if batching == "exact" else RowMixers.of(model)
+    return tuple(way for way in (exact, fast) if way is not None)
+
+
+def rows_together(model: nn.Module, batching: Batching = "exact") -> int:
+    """Sequences whose next tokens go through a model in one pass; 1 for no more.
+
+    Each with the bits that it has alone, more than one do in models with decoder layers as Qwen3-MoE has them, such as
+    Qwen3-Omni's thinker, that are opened from a store whose experts and linear layers are in int4 or int8, with the
+    native library. In all others, rows of torch's products have other bits in another number. Where they may have, they
+    go through models whose layers all keep tokens, and through no other.
 
     Args:
         model: From :func:`coterie.load`.
+        batching: ``exact`` for the bits of each alone, ``fast`` if they may be others.
     """
-    layers = RowLayers.of(model)
-    return 1 if layers is None else layers.most
+    return max((way.most for way in row_ways(model, batching)), default=1)
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[nn.Module, list[tuple[str, nn.Module]]]]:

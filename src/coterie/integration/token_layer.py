@@ -39,7 +39,8 @@ from coterie.passes.current import current
 from coterie.passes.forwards import Seen, at, own
 from coterie.passes.lookahead import Site, WatchedRouter
 
-_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""The linear layers of attention, by name."""
 _IDLE = frozenset(
     {"position_ids", "cache_position", "use_cache", "output_router_logits", "output_hidden_states", "return_dict"}
 )
@@ -160,7 +161,7 @@ class TokenLayer:
         norms = (layer.input_layernorm, attention.q_norm, attention.k_norm, layer.post_attention_layernorm)
         router = (block, block.gate) if routed else ()
         self.stands_for: tuple[nn.Module, ...] = (
-            attention, *(getattr(attention, name) for name in _LINEARS), *norms, *router,
+            attention, *(getattr(attention, name) for name in LINEARS), *norms, *router,
         )  # fmt: skip
         self._site: Site | None = _site_of(block.gate) if routed else None
         self._children = [(one._modules, name, child) for one in (module, attention, *router[:1])
@@ -188,10 +189,10 @@ class TokenLayer:
         attention: Any = getattr(module, "self_attn", None)
         if own(module) is not None or attention is None or own(attention) is not None:
             return None
-        linears: list[Any] = [getattr(attention, name, None) for name in _LINEARS]
+        linears: list[Any] = [getattr(attention, name, None) for name in LINEARS]
         packed = [one.packed for one in linears if isinstance(one, QuantisedLinear) and one.bias is None]
         matrices = [one for one in packed if one is not None and one.least_rows > 1]
-        if len(matrices) < len(_LINEARS) or not _known(type(module), type(attention)):
+        if len(matrices) < len(LINEARS) or not known_layer(type(module), type(attention)):
             return None
         names = ("input_layernorm", "post_attention_layernorm")
         norms = [_norm_of(getattr(owner, name, None)) for owner, name in (
@@ -362,7 +363,8 @@ def _carried(kwargs: dict[str, Any]) -> _Carried | None:
     return None if cache is None or embeddings is None else (cache, embeddings, mask)
 
 
-def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:
+def known_layer(layer: type[nn.Module], attention: type[nn.Module]) -> bool:
+    """Whether a layer and its attention compute what is computed here, by their classes' source."""
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention, Qwen3MoeDecoderLayer
 
     if not same_forward(layer, Qwen3MoeDecoderLayer):
@@ -372,6 +374,13 @@ def _known(layer: type[nn.Module], attention: type[nn.Module]) -> bool:
     from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextAttention
 
     return same_forward(attention, Qwen3VLMoeTextAttention, helpers=_HELPERS)
+
+
+def known_block(block: nn.Module | None) -> bool:
+    """Whether a block is nothing but a router and experts, by its class's source."""
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+
+    return block is not None and same_forward(type(block), Qwen3MoeSparseMoeBlock)
 
 
 def _norm_of(module: nn.Module | None) -> LayerNorm | None:
@@ -384,9 +393,7 @@ def _norm_of(module: nn.Module | None) -> LayerNorm | None:
 
 def _router_of(block: nn.Module | None) -> LayerRouter | None:
     """The router of a block that is nothing but a router and experts."""
-    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
-
-    if block is None or own(block) is not None or not same_forward(type(block), Qwen3MoeSparseMoeBlock):
+    if block is None or own(block) is not None or not known_block(block):
         return None
     gate: Any = block.gate
     forward = at(gate, "native")

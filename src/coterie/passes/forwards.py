@@ -6,7 +6,8 @@ a module a forward, too (``module.forward = …``): what was there lies beneath 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -61,6 +62,26 @@ def remove(module: nn.Module, place: Place) -> None:
     at = max((number for number, layer in enumerate(layers) if layer.place == place), default=None)
     if at is not None:
         _put(module, [*layers[:at], *(layer for layer in layers[at + 1 :] if layer.place is not None)])
+
+
+@contextmanager
+def standing_in(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
+    """Inside, modules have other forwards than they have, whoever gave them these.
+
+    Args:
+        forwards: Modules, each once, and what is called instead.
+    """
+    stood = [(module.__dict__, own(module), forward) for module, forward in forwards]
+    for space, _, forward in stood:
+        space["forward"] = forward
+    try:
+        yield
+    finally:
+        for space, before, _ in stood:
+            if before is None:
+                del space["forward"]
+            else:
+                space["forward"] = before
 
 
 def own(module: nn.Module) -> Forward | None:

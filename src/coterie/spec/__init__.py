@@ -5,12 +5,15 @@
 from coterie.spec.adaptation import ADAPTATION_PRESETS, AdaptiveExperts
 from coterie.spec.context import LAST_POSITIONS, ContextShape
 from coterie.spec.defaults import (
+    DEFAULT_BATCHING,
     DEFAULT_DOMAIN,
     DEFAULT_LABEL,
+    DEFAULT_PARALLEL,
     DEFAULT_POLICY,
     DEFAULT_PREFETCH,
     DEFAULT_WARM,
     PREFIX_DIR_NBYTES,
+    Batching,
     Missing,
     Prefetch,
 )
@@ -34,8 +37,10 @@ from coterie.spec.stamp import FileStamp
 
 __all__ = [
     "ADAPTATION_PRESETS",
+    "DEFAULT_BATCHING",
     "DEFAULT_DOMAIN",
     "DEFAULT_LABEL",
+    "DEFAULT_PARALLEL",
     "DEFAULT_POLICY",
     "DEFAULT_PREFETCH",
     "DEFAULT_WARM",
@@ -48,6 +53,7 @@ __all__ = [
     "Access",
     "AdaptiveExperts",
     "BankKey",
+    "Batching",
     "ByteSource",
     "ContextShape",
     "Event",

@@ -9,11 +9,20 @@ Missing = Literal["error", "mask", "drop", "nearest", "fetch"]
 """What to do when an absent expert would be routed to. With ``fetch`` it is read from the checkpoint."""
 
 Prefetch = Literal["auto", "on", "off"]
+Batching = Literal["exact", "fast"]
+"""Whether answers that are computed together have the bits that each has alone, or may have others."""
 """When the experts that the next layer will probably ask for are read before it does; ``auto``: where steps are
 shorter for it."""
 
 DEFAULT_PREFETCH: Prefetch = "auto"
 """Both ways are tried, and the faster one is kept."""
+
+DEFAULT_BATCHING: Batching = "exact"
+"""No answer depends on who else is served."""
+
+DEFAULT_PARALLEL = 8
+"""Requests that run at once. How many of them share a pass is found out while it runs; those that are not among them
+wait for a turn instead of in the queue."""
 
 DEFAULT_WARM = "auto"
 """The setting of ``warm`` that goes by the request."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.errors import ReplicaError
 from coterie.server.replicas.ask import Ask, Head, Part
-from coterie.spec import PREFIX_DIR_NBYTES
+from coterie.spec import DEFAULT_PARALLEL, PREFIX_DIR_NBYTES
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
@@ -42,7 +42,7 @@ class ReplicaSettings:
     model: str
     opening: Opening
     names: Sequence[str] = ()
-    parallel: int = 4
+    parallel: int = DEFAULT_PARALLEL
     most_waiting: int = 16
     longest_wait_s: float = 300.0
     prefix_memory: int | None = None

@@ -33,7 +33,7 @@ class MoreOfOne(TypedDict):
     """What OpenAI's shape has no room for, of a choice."""
 
     finish_reason: str
-    provenance: NotRequired[dict[str, float | dict[str, float]]]
+    provenance: NotRequired[dict[str, float | str | dict[str, float]]]
 
 
 class More(MoreOfOne):

@@ -1,0 +1,65 @@
+"""Whether the next tokens of several requests to a model go through it in one pass, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.errors import CoterieError
+from coterie.hf.keymap import KeyMap
+from coterie.integration import why_apart, why_not_exact
+from coterie.native import MOST_ROWS
+from coterie.origins import StoreOrigin
+from coterie.spec import Batching
+from coterie.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsFacts:
+    """How many requests share a forward pass of a model.
+
+    Attributes:
+        rows: Requests whose next tokens are computed in one pass at most; 1 if they take turns. None if that is not
+            known.
+        why: Why they take turns, or why it is not known; None if they share passes.
+    """
+
+    rows: int | None
+    why: str | None
+
+
+def rows_facts(
+    skeleton: Any, keymap: KeyMap, pairs: Collection[str], scheme: str, schemes: Collection[str]
+) -> dict[Batching, RowsFacts]:
+    """How many requests share a pass, by batching.
+
+    Args:
+        skeleton: The model on the meta device.
+        keymap: Where in it the tensors have their places.
+        pairs: Checkpoint names of weights of linear layers that are stored in a scheme.
+        scheme: That scheme.
+        schemes: Those of the experts; with an empty one for experts that are absent.
+    """
+    linears = {keymap.dense[name].removesuffix(".weight") for name in pairs if name in keymap.dense}
+    exact = why_not_exact(skeleton, linears, scheme, schemes)
+    fast = None if exact is None else why_apart(skeleton)
+    return {"exact": _facts(exact), "fast": _facts(fast)}
+
+
+def store_rows(store: Store) -> dict[Batching, RowsFacts]:
+    """The same of a store's model."""
+    try:
+        origin = StoreOrigin.open(store.path)
+    except CoterieError as error:
+        unknown = RowsFacts(rows=None, why=error.message)
+        return {"exact": unknown, "fast": unknown}
+    model, manifest = origin.model, store.manifest
+    schemes = {record.scheme for bank in manifest.banks for record in bank.records.values()}
+    if any(bank.num_experts - len(bank.weightless) > len(bank.records) for bank in manifest.banks):
+        schemes.add("")
+    return rows_facts(model.skeleton, model.keymap, origin.pairs, manifest.dense_scheme, schemes)
+
+
+def _facts(why: str | None) -> RowsFacts:
+    return RowsFacts(rows=MOST_ROWS if why is None else 1, why=why)
