@@ -31,6 +31,7 @@ from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
 from coterie.hf.limited import kept_ready
+from coterie.profiles.facts import check_group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -169,6 +170,7 @@ class Engine:
         name: str | None = None,
         salt: str = "",
         whose: object = None,
+        domain: str | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
 
@@ -181,13 +183,19 @@ class Engine:
             salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
                 the same one: else how long an answer takes would tell what others have asked.
             whose: One of :attr:`undertaken`: then it is taken on even while it drains.
+            domain: What it is about, for a profile that is being recorded
+                (:meth:`~coterie.engine.runtime.Runtime.record_profile`); None for the recorder's domain.
 
         Raises:
             QueueFullError: If there is no room.
             EngineStoppedError: If nothing is served any more.
+            UsageError: If the domain's name cannot be.
         """
+        if domain is not None:
+            check_group("text", domain, "prompt")
         ticket = Ticket(name or next(self._names), self.cancel)
-        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt)
+        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
+                  domain=domain)  # fmt: skip
         with self._changed:
             # With the lock: whoever ends all requests at the same time sees this one, or has it refused here.
             trouble = self.trouble

@@ -45,6 +45,7 @@ class Job:
         sampling: How tokens are chosen.
         provenance: Whether it is counted what it takes of experts.
         salt: Whose it is: it begins with nothing that was computed for others.
+        domain: What it is about, for profiles.
 
     Attributes:
         ticket: That given.
@@ -66,10 +67,11 @@ class Job:
         *,
         provenance: bool = False,
         salt: str = "",
+        domain: str | None = None,
     ) -> None:
         self.ticket = ticket
         self.salt = salt
-        self.request = Request()
+        self.request = Request(domain)
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None
         self.most = 0

@@ -26,11 +26,19 @@ _Made = TypeVar("_Made")
 
 
 class Request:
-    """Whose passes follow one another, whatever else their thread computes meanwhile."""
+    """Whose passes follow one another, whatever else their thread computes meanwhile.
 
-    __slots__ = ("__weakref__", "_states")
+    Args:
+        domain: Name of what it is about, for profiles; None where nobody said.
 
-    def __init__(self) -> None:
+    Attributes:
+        domain: That given.
+    """
+
+    __slots__ = ("__weakref__", "_states", "domain")
+
+    def __init__(self, domain: str | None = None) -> None:
+        self.domain = domain
         self._states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     def state(self, owner: object, make: Callable[[], _Made]) -> _Made:

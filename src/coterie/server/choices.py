@@ -141,8 +141,9 @@ class Choices:
         number = len(self._tickets)
         wish = self._wishes[number]
         ticket = self._engine.submit(
-            wish.prepare, wish.sampling, provenance=wish.provenance, name=self.request_id, salt=self._salt, whose=self
-        )
+            wish.prepare, wish.sampling, provenance=wish.provenance, name=self.request_id, salt=self._salt,
+            domain=wish.domain, whose=self,
+        )  # fmt: skip
         self._tickets.append(ticket)
         pump = asyncio.ensure_future(self._follow(number, ticket))
         self._pumps.add(pump)
