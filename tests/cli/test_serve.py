@@ -57,7 +57,7 @@ def _stream(server: Process, asked: dict, headers: dict) -> urllib.request.Reque
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("drain", ["30", "0"])
+@pytest.mark.parametrize("drain", [pytest.param("30", marks=pytest.mark.slow), "0"])
 def test_sigterm_lets_what_runs_finish_or_cuts_it(start, tmp_path: Path, drain: str) -> None:
     server = start("--drain", drain)
     asked = {"prompt": "And it came to pass", "max_tokens": 60 if drain == "30" else 4000, "temperature": 0}

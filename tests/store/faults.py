@@ -9,7 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from coterie.store.syscalls import SystemCalls
+
+EVERY = [3, pytest.param(1, marks=pytest.mark.slow)]
+"""Parameters of tests that stop at one change of the disk after the other: at every third, and slowly at each."""
 
 CALLS = tuple(name for name in vars(SystemCalls) if not name.startswith("_"))
 
