@@ -71,6 +71,24 @@ def test_two_threads_that_miss_the_same_expert_read_it_once(tmp_path):
         assert cache.stats().misses == 3
 
 
+def test_when_a_reading_thread_ends_whoever_waits_is_told_and_it_shows(tmp_path):
+    class Death(BaseException):
+        """Ends a thread."""
+
+    def dies(key):
+        raise Death
+
+    with ExpertCache(TinySource.uniform(tmp_path, 4, before_read=dies), capacity=2**20) as cache:
+        assert cache.failure is None
+
+        def work():
+            with pytest.raises(ReadError, match="has ended"), leased(cache, keys_of(2)) as lease:
+                next(lease)
+
+        run_threads(work, work)
+        assert isinstance(cache.failure, Death)
+
+
 class Unreliable:
     """Now and then a read fails, and now and then it takes its time."""
 

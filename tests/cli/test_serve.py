@@ -1,13 +1,8 @@
 """``coterie serve`` as a process: from its start to its end."""
 
 import json
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,57 +10,21 @@ from pathlib import Path
 import pytest
 
 from coterie.cli import serve as serve_module
-
-URL = re.compile(r"http://[\d.]+:\d+")
-
-
-class Process:
-    """A server that was started by the command line."""
-
-    def __init__(self, *arguments: str, temporary: Path) -> None:
-        environment = os.environ | {"TMPDIR": str(temporary), "COLUMNS": "200", "TERM": "dumb"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "coterie", "serve", "bundled", "--memory", "2GiB", "--port", "0", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
-        )  # fmt: skip
-        self.lines: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if (found := URL.search(line)) is not None:
-                self.url = found.group()
-                return
-        raise AssertionError("".join(self.lines))
-
-    def ask(self, path: str, value: object = None, **headers: str) -> tuple[int, bytes]:
-        data = None if value is None else json.dumps(value).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"} | headers)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                return response.status, response.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-    def end(self, number: int) -> tuple[int, str]:
-        self.process.send_signal(number)
-        out, rest = self.process.communicate(timeout=60)
-        assert out == ""
-        return self.process.returncode, "".join(self.lines) + rest
+from server.process import Process
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+def start(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Process]]:
     made: list[Process] = []
 
     def run(*arguments: str) -> Process:
-        made.append(Process(*arguments, temporary=tmp_path))
+        log, environment = tmp_path_factory.mktemp("log"), {"TMPDIR": str(tmp_path)}
+        made.append(Process("bundled", "--memory", "2GiB", *arguments, folder=log, environment=environment))
         return made[-1]
 
     yield run
     for one in made:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+        one.kill()
 
 
 def test_a_server_serves_and_leaves_nothing(start, tmp_path: Path) -> None:
@@ -82,10 +41,9 @@ def test_a_server_serves_and_leaves_nothing(start, tmp_path: Path) -> None:
     with urllib.request.urlopen(_stream(server, asked, key), timeout=60) as response:
         assert response.read().endswith(b"data: [DONE]\n\n")
     assert b"coterie_num_requests_running 0.0" in server.ask("/metrics", **key)[1]
-    left, said = server.end(signal.SIGINT)
-    assert left == 130, said
-    requests = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert [one["status"] for one in requests] == [200, 401, 200, 200, 200]
+    left, said = server.end(signal.SIGINT), server.said
+    assert (left, server.out) == (130, ""), said
+    assert [one["status"] for one in server.log] == [200, 401, 200, 200, 200]
     assert "And it came" not in said
     assert "a-key" not in said
     assert "Traceback" not in said
@@ -107,13 +65,13 @@ def test_sigterm_lets_what_runs_finish_or_cuts_it(start, tmp_path: Path, drain: 
         assert response.readline().startswith(b"data: ")
         server.process.send_signal(signal.SIGTERM)
         rest = response.read()
-    out, said = server.process.communicate(timeout=60)
-    assert (server.process.returncode, out) == (0, ""), said
+    left, said = server.process.wait(60), server.said
+    assert (left, server.out) == (0, ""), said
     assert rest.endswith(b"data: [DONE]\n\n")
     assert (b'"finish_reason": "length"' in rest) is (drain == "30")
     assert (b'"code": "shutting_down"' in rest) is (drain == "0")
-    assert ("which may change the last bits of each" in " ".join(said.split()) + server.lines[0]) is (drain == "0")
-    (request,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert ("which may change the last bits of each" in " ".join(said.split())) is (drain == "0")
+    (request,) = server.log
     assert request["status"] == 200
     assert "And it came" not in said
     assert "Traceback" not in said

@@ -366,23 +366,81 @@ def test_when_its_thread_ends_all_are_told(opened: OpenModel, monkeypatch: pytes
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_when_the_thread_of_the_queue_ends_it_is_seen(opened: OpenModel, hold: Callable[..., Holding]) -> None:
+    def broken() -> float | None:
+        raise SystemError("its own code fails")
+
+    wishes = Sampling(max_new_tokens=3, temperature=0)
+    expected = alone(opened, PROMPT, wishes)
+    held = hold()
+    with Engine(opened, parallel=1) as engine:
+        running = engine.submit(PROMPT, wishes)
+        assert held.reached.wait(30)
+        engine._waiting._expire = broken  # type: ignore[method-assign]
+        waiting = engine.submit(PROMPT, wishes)
+        until(lambda: engine.trouble == "the queue's thread has ended")
+        with pytest.raises(EngineStoppedError):
+            engine.submit(PROMPT)
+        held.released.set()
+        assert all(same(ticket.result(30), expected) for ticket in (running, waiting))
+
+
+def test_a_watcher_that_fails_is_no_request_s_fault(opened: OpenModel, hold: Callable[..., Holding]) -> None:
     class Broken:
         def failed(self, ticket: Ticket, error: BaseException) -> None:
             raise SystemError("it cannot be told")
 
-        def finished(self, ticket: Ticket, completion: Completion) -> None: ...
-        def cancelled(self, phase: str) -> None: ...
+        def finished(self, ticket: Ticket, completion: Completion) -> None:
+            raise SystemError("it cannot be told")
 
+        def cancelled(self, phase: str) -> None:
+            raise SystemError("it cannot be told")
+
+    wishes = Sampling(max_new_tokens=3, temperature=0)
+    expected = alone(opened, PROMPT, wishes)
     held = hold()
-    with Engine(opened, parallel=1, longest_wait_s=0.1, watcher=Broken()) as engine:
-        running = engine.submit(PROMPT, Sampling(max_new_tokens=1))
+    with Engine(opened, parallel=1, longest_wait_s=0.5, watcher=Broken()) as engine:
+        running = engine.submit(PROMPT, wishes)
         assert held.reached.wait(30)
-        waiting = engine.submit(PROMPT)
-        with pytest.raises(QueueTimeoutError):
-            waiting.result(30)
-        until(lambda: engine.trouble == "the queue's thread has ended")
+        leaver = engine.submit(PROMPT, wishes)
+        leaver.cancel()
+        late = engine.submit(PROMPT, wishes)
+        for ticket, error in ((leaver, RequestCancelledError), (late, QueueTimeoutError)):
+            with pytest.raises(error):
+                ticket.result(30)
         held.released.set()
-        assert running.result(30).token_ids
+        assert same(running.result(30), expected)
+        with pytest.raises(InputError):
+            engine.submit([10**6]).result(30)
+        assert engine.trouble is None
+        assert same(engine.submit(PROMPT, wishes).result(30), expected)
+
+
+def test_whoever_comes_while_all_is_ended_is_told(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at whether anything is served and the queue, everything may be ended."""
+    with Engine(opened) as engine:
+        init = engine_module.Job.__init__
+
+        def ended(*arguments: Any, **options: Any) -> None:
+            init(*arguments, **options)
+            engine.cut()
+
+        monkeypatch.setattr(engine_module.Job, "__init__", ended)
+        with pytest.raises(EngineStoppedError):
+            engine.submit(PROMPT).result(30)
+        assert engine.waiting == 0
+
+
+def test_who_cannot_be_made_ready_does_not_wait(engine: Engine, opened: OpenModel) -> None:
+    def none_left(*_: object) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._preparer, "submit", none_left)
+        with pytest.raises(RuntimeError):
+            engine.submit(PROMPT)
+    assert engine.waiting == 0
+    wishes = Sampling(max_new_tokens=3, temperature=0)
+    assert same(engine.submit(PROMPT, wishes).result(30), alone(opened, PROMPT, wishes))
 
 
 def test_an_answer_waits_for_one_piece_of_a_long_prompt(engine: Engine, opened: OpenModel) -> None:

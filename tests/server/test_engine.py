@@ -1,5 +1,6 @@
 """Requests that wait, are given up, fail, and what that does to the others: nothing."""
 
+import asyncio
 import gc
 import json
 import threading
@@ -14,6 +15,7 @@ from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.sampling import Sampling
 from coterie.generation.tickets import Ticket
+from coterie.server import service as service_module
 from server.conftest import PROMPT, Answer, Served, chat, drop, until
 
 PATH = "/v1/completions"
@@ -176,6 +178,30 @@ def test_draining_finishes_what_runs_and_takes_nothing_on(serve, brake, opened) 
     assert "retry-after" in refused.headers
     brake.release()
     assert b'"finish_reason": "length"' in running[1].read()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_draining_finishes_all_choices_of_a_request(serve, brake, monkeypatch, stream: bool) -> None:
+    """Also those that are not with the engine yet."""
+    monkeypatch.setattr(service_module, "AT_ONCE", 1)
+    server = serve(engine={"parallel": 1})
+    several = ask(n=4, temperature=1.2, seed=3, max_tokens=2)
+    expected = sorted(choice["text"] for choice in server.post(PATH, several).json["choices"])
+    brake.hold()
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(server.post, PATH, several | {"stream": stream})
+        assert brake.reached.wait(30)
+        server.engine.draining = True
+        idle = pool.submit(lambda: asyncio.run(server.engine.idle(30)))
+        brake.release()
+        found = answer.result(60)
+        assert idle.result(60)
+    if not stream:
+        assert sorted(choice["text"] for choice in found.json["choices"]) == expected
+        return
+    pieces = [data["choices"][0] for _, data in found.events[:-1]]
+    texts = {number: "".join(one["text"] for one in pieces if one["index"] == number) for number in range(4)}
+    assert sorted(texts.values()) == expected
 
 
 def test_cutting_ends_what_runs_with_a_reason(serve, brake) -> None:

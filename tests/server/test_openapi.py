@@ -2,6 +2,7 @@
 
 import re
 
+from coterie.server import openapi
 from server.conftest import Served
 
 
@@ -29,3 +30,16 @@ def test_nothing_is_referred_to_that_is_not_there(server: Served) -> None:
     wanted = set(re.findall(r'"#/components/schemas/([^"]+)"', answer.body.decode()))
     assert wanted
     assert wanted <= set(schemas)
+
+
+def test_it_is_made_once(serve, monkeypatch) -> None:
+    made, document = [], openapi.document
+
+    def counted(*arguments, **options):
+        made.append(1)
+        return document(*arguments, **options)
+
+    monkeypatch.setattr(openapi, "document", counted)
+    server: Served = serve()
+    assert server.get("/openapi.json").json == server.get("/openapi.json").json
+    assert len(made) == 1

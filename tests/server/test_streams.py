@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from coterie.profiles import admission
 from coterie.server import service as service_module
 from coterie.server.streams import COMMENT_PING, DONE, EventStream
 from server.conftest import PROMPT, Served, chat, drop, until
@@ -84,6 +85,44 @@ def test_a_client_that_takes_nothing_is_given_up() -> None:
 
     asyncio.run(run())
     assert ended == ["events", "close"]
+
+
+def test_who_asks_on_and_on_and_takes_nothing_is_given_up(server: Served, monkeypatch) -> None:
+    """Whoever answers waits for what was said before to be taken, and that is a request going on."""
+    monkeypatch.setattr(admission, "TAKE_TIMEOUT_S", 0.3)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 150)
+
+        def is_closed() -> bool:
+            try:
+                connection.send(b"G")
+            except ConnectionError:
+                return True
+            return False
+
+        until(is_closed)
+    assert server.get("/readyz").status == 200
+
+
+def test_who_takes_it_in_the_end_is_not_given_up(server: Served, monkeypatch) -> None:
+    monkeypatch.setattr(admission, "TAKE_TIMEOUT_S", 1.5)
+    ask, times = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n", 60
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(ask * times)
+        time.sleep(0.2)
+        for more in (times, 1):
+            taken = b""
+            while taken.count(b'{"openapi"') < more or not taken.endswith(b"}"):
+                part = connection.recv(1 << 20)
+                assert part
+                taken += part
+            if more > 1:
+                # It was waited for, and is so no longer.
+                time.sleep(1.6)
+                connection.sendall(ask)
 
 
 def test_leaving_before_the_first_event_gives_the_request_up() -> None:

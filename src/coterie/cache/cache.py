@@ -114,6 +114,11 @@ class ExpertCache:
         """Reads outstanding at most."""
         return self._scheduler.at_once
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What has ended a reading thread, so that nothing can be read any more; None if all is well."""
+        return self._scheduler.failure
+
     def __contains__(self, key: ExpertKey) -> bool:
         """Whether an expert is resident at this moment."""
         return key in self._residency

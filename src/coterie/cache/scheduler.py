@@ -82,6 +82,11 @@ class Scheduler:
         self._readers = Readers(self._order, reader, self.lock, at_once=threads)
         holds.wake, holds.notify = self._order.wake, self._readers.notify
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What has ended a reading thread; None if all of them read."""
+        return self._order.failure
+
     def _notify_reader(self) -> None:
         self._readers.notify()
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, get_args
@@ -32,6 +33,7 @@ from coterie.generation.steps import Steps
 from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
+from coterie.hf.limited import kept_ready
 from coterie.profiles.facts import check_group
 from coterie.spec import DEFAULT_BATCHING, DEFAULT_PARALLEL, PREFIX_DIR_NBYTES, Batching
 
@@ -46,6 +48,7 @@ STALL_S = 120.0
 """Without a layer computed for so long, a running request has got stuck."""
 
 _POLL_S = 0.05
+_DRAINING = "shutting down"
 _log = logging.getLogger("coterie.engine")
 
 
@@ -84,6 +87,7 @@ class Engine:
         governor: Shares the memory.
         prefixes: What prompts begin with, computed once.
         draining: Whether nothing new is taken on.
+        undertaken: Those who were promised an answer that takes several requests: their later ones are no new ones.
 
     Raises:
         LoadError: If the model has no tokenizer.
@@ -115,6 +119,7 @@ class Engine:
         self.batching: Batching = batching
         self.governor = Governor(self.opened.runtime)
         self.draining = False
+        self.undertaken: set[object] = set()
         copy = None if prefix_dir is None else PrefixCopy.of(self.opened.model, prefix_dir, prefix_dir_limit)
         self.prefixes = Prefixes(0, piece=piece, copy=copy)
         self.governor.share(self.prefixes, prefix_memory)
@@ -131,6 +136,7 @@ class Engine:
         )
         self._closed = False
         self._death: BaseException | None = None
+        self._kept = ExitStack()
         # One thread: tokenizers take one caller at a time, and the model wants the other cores.
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="coterie-prepare")
         self._late = LateAnswers(parallel, self._conclude)
@@ -138,6 +144,7 @@ class Engine:
 
     def start(self) -> Self:
         """Begins to serve; entering it as a context does that, too."""
+        self._kept.enter_context(kept_ready())
         self._thread.start()
         self._waiting.start()
         return self
@@ -167,13 +174,13 @@ class Engine:
             return "the model's thread has ended"
         if self._thread.ident is None:
             return "starting"
-        if self.draining:
-            return "shutting down"
         if not self._waiting.is_watched:
             return "the queue's thread has ended"
+        if self.opened.runtime.cache.failure is not None:
+            return "experts cannot be read any more"
         if self._running and time.monotonic() - self._stops.beat > STALL_S:
             return "the model makes no progress"
-        return None
+        return _DRAINING if self.draining else None
 
     def submit(
         self,
@@ -184,6 +191,7 @@ class Engine:
         name: str | None = None,
         salt: str = "",
         repeated: bool = False,
+        whose: object = None,
         domain: str | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
@@ -198,6 +206,7 @@ class Engine:
                 the same one: else how long an answer takes would tell what others have asked.
             repeated: Whether others with the same prompt come with it, for several answers to one question. What is
                 computed of the prompt is kept to its end then, and the others begin with their first new token.
+            whose: One of :attr:`undertaken`: then it is taken on even while it drains.
             domain: What it is about, for a profile that is being recorded
                 (:meth:`~coterie.engine.runtime.Runtime.record_profile`); None for the recorder's domain.
 
@@ -208,17 +217,22 @@ class Engine:
         """
         if domain is not None:
             check_group("text", domain, "prompt")
-        trouble = self.trouble
-        if trouble is not None:
-            raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
         ticket = Ticket(name or next(self._names), self.cancel)
         job = Job(
             ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
             repeated=repeated, domain=domain,
         )  # fmt: skip
         with self._changed:
+            # With the lock: whoever ends all requests at the same time sees this one, or has it refused here.
+            trouble = self.trouble
+            if trouble is not None and not (trouble == _DRAINING and whose in self.undertaken):
+                raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
             self._waiting.add(job, self.parallel - len(self._running))
-        self._preparer.submit(self._prepare, job)
+            try:
+                self._preparer.submit(self._prepare, job)
+            except BaseException:  # no more threads, for instance: nobody would make it ready
+                self._waiting.remove(job)
+                raise
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -227,8 +241,7 @@ class Engine:
             job = next((one for one in (*self._waiting, *self._running) if one.ticket is ticket), None)
             if job is None or ticket.phase == "over":
                 return
-            if self._watcher is not None:
-                self._watcher.cancelled(ticket.phase)
+            self._tell(lambda watcher: watcher.cancelled(ticket.phase))
             if not self._waiting.remove(job):
                 self._stop(job)
             ticket.tell_cancelled()
@@ -238,6 +251,7 @@ class Engine:
         """Ends all requests, as a server does that has to go."""
         self.draining = True
         with self._changed:
+            self.undertaken.clear()
             for job in self._running:
                 self._stop(job)
             for job in (*self._waiting.clear(), *self._running, *self._late.jobs):
@@ -257,15 +271,16 @@ class Engine:
         self._preparer.shutdown(cancel_futures=True)
         self.prefixes.close()
         self._late.shutdown()
+        self._kept.close()
 
     async def aside(self, work: Callable[[], Result]) -> Result:
         """Does what needs the tokenizer and not the model, off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._preparer, work)
 
     async def idle(self, seconds: float | None = None) -> bool:
-        """Waits until nothing runs and nobody waits; returns whether that came to be within the time."""
+        """Waits until nobody waits for anything any more; returns whether that came to be within the time."""
         end = None if seconds is None else time.monotonic() + seconds
-        while self._running or self._waiting or self._late:
+        while self._running or self._waiting or self._late or self.undertaken:
             if self._death is not None or (end is not None and time.monotonic() >= end):
                 return False
             await asyncio.sleep(_POLL_S)
@@ -449,8 +464,7 @@ class Engine:
         self._waiting.served(time.monotonic() - (ticket.begun or 0.0))
         if ticket.phase != "over":
             try:
-                if self._watcher is not None:
-                    self._watcher.finished(ticket, completion)
+                self._tell(lambda watcher: watcher.finished(ticket, completion))
             finally:
                 ticket.tell(Done(completion, job.provenance))
 
@@ -466,11 +480,17 @@ class Engine:
     def _fail(self, job: Job, error: BaseException) -> None:
         """Ends a request without an answer; the lock is held."""
         if job.ticket.phase != "over":
-            try:
-                if self._watcher is not None:
-                    self._watcher.failed(job.ticket, error)
-            finally:
-                job.ticket.tell(Failed(error))
+            self._tell(lambda watcher: watcher.failed(job.ticket, error))
+            job.ticket.tell(Failed(error))
+
+    def _tell(self, what: Callable[[Watcher], None]) -> None:
+        """Tells the watcher something; what goes wrong there is no request's fault, nor that of a thread of this."""
+        if self._watcher is None:
+            return
+        try:
+            what(self._watcher)
+        except Exception as error:
+            _log.error("the watcher cannot be told", exc_info=error)
 
     def _waited_for(self, job: Job) -> str:
         """What a request waits for, if that is memory."""

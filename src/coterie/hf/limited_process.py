@@ -10,7 +10,7 @@ import runpy
 import sys
 
 
-def _limit(memory: int, seconds: int) -> None:
+def limit(memory: int, seconds: int) -> None:
     """No more memory and processor time than this, nor files, for this process."""
     import signal
 
@@ -35,7 +35,7 @@ def _limit(memory: int, seconds: int) -> None:
 def main() -> None:
     """Limits this process, and runs the script."""
     memory, seconds, script, *folders = sys.argv[1:]
-    _limit(int(memory), int(seconds))
+    limit(int(memory), int(seconds))
     sys.path[:0] = folders
     runpy.run_path(script, run_name="__main__")
 

@@ -83,14 +83,25 @@ def _render(request: dict[str, Any]) -> list[dict[str, str]]:
     return results
 
 
-def main() -> None:
-    """Reads a request from stdin and writes the results to stdout, both as one JSON text."""
+def prepare() -> None:
+    """Imports what :func:`answer` needs."""
+    _environment()
+
+
+def answer(request: bytes) -> bytes:
+    """The results of a request, both as one JSON text."""
     try:
-        answer: Any = _render(json.loads(sys.stdin.buffer.read()))
+        results: Any = _render(json.loads(request))
     except MemoryError:
-        answer = "memory"
+        results = "memory"
+    return json.dumps(results).encode("ascii")
+
+
+def main() -> None:
+    """Reads a request from stdin and writes the results to stdout."""
+    written = answer(sys.stdin.buffer.read())
     with open(1, "wb") as answers:
-        answers.write(json.dumps(answer).encode("ascii"))
+        answers.write(written)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from coterie.errors import InputError, LoadError
 from coterie.files.json_text import JsonLimits, read_json_object
 from coterie.files.regular import read_bounded
 from coterie.files.text import decode_text
-from coterie.hf.limited import TooLong, run_limited
+from coterie.hf.limited import TooLong, run_limited_often
 
 SECONDS = 2
 """Seconds of processor time that a template may take; ordinary ones take hundredths."""
@@ -124,7 +124,8 @@ def render(
 ) -> list[Rendered]:
     """Renders one or several forms of a conversation.
 
-    A process of its own does it, which is limited in memory and time and ends with the request: some 80 ms.
+    A process of its own does it, which is limited in memory and time and ends with the request: some 80 ms, and 3
+    inside :func:`~coterie.hf.limited.kept_ready`.
 
     Args:
         template: The template.
@@ -148,7 +149,7 @@ def render(
     memory = _MEMORY + 16 * len(request)
     script = Path(__file__).with_name("template_process.py")
     try:
-        written = run_limited(
+        written = run_limited_often(
             script, request, ("jinja2", "markupsafe"), memory=memory, seconds=SECONDS, wall_seconds=_WALL_SECONDS
         )
     except TooLong as error:

@@ -20,6 +20,8 @@ MOST_CONNECTIONS = 512
 """Open connections; where there are more, the one that has been waited for the longest is closed."""
 HEAD_TIMEOUT_S = 10.0
 """In which a request has to be said, and within which something of an answer has to be taken."""
+TAKE_TIMEOUT_S = 60.0
+"""Within which something has to be taken while the rest of an answer, or the next one, waits for that."""
 RETRY_AFTER_S = 5
 
 _Message = MutableMapping[str, Any]
@@ -99,6 +101,7 @@ class PunctualProtocol(H11Protocol):
         """Begins to wait for the first request."""
         super().connection_made(transport)
         self._waiting_since: float | None = None
+        self._taking: asyncio.TimerHandle | None = None
         self._wait()
         waiting: list[Any] = [one for one in self.connections if getattr(one, "_waiting_since", None) is not None]
         if len(self.connections) > MOST_CONNECTIONS and waiting:
@@ -110,6 +113,17 @@ class PunctualProtocol(H11Protocol):
         super().on_response_complete()
         if self.cycle is finished:
             self._wait()
+
+    def pause_writing(self) -> None:
+        """More was said than is taken: whoever answers waits from now on, and not for ever."""
+        super().pause_writing()
+        self._wait_for_taking()
+
+    def resume_writing(self) -> None:
+        """Enough was taken."""
+        super().resume_writing()
+        if self._taking is not None:
+            self._taking.cancel()
 
     def error_body(self, text: str) -> bytes:
         """The body of the answer to what is no HTTP."""
@@ -144,3 +158,14 @@ class PunctualProtocol(H11Protocol):
                 self._watch(cycle, left)
             else:
                 self.transport.abort()
+
+    def _wait_for_taking(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._taking = self.loop.call_later(TAKE_TIMEOUT_S, self._see_what_was_taken, unsent)
+
+    def _see_what_was_taken(self, unsent: int) -> None:
+        """Closes the connection if nothing was, of so many bytes."""
+        if self.transport.get_write_buffer_size() < unsent:
+            self._wait_for_taking()
+        else:
+            self.transport.abort()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -101,8 +104,17 @@ def _operations(*, keys: bool) -> list[Operation]:
     """
     operations = [one for group in _GROUPS for one in group.operations()]
 
-    async def describe(_service: Service, _request: Request) -> dict[str, Any]:
-        return openapi.document([one for one in operations if one.described], version=coterie.__version__, keys=keys)
+    @functools.cache
+    def description() -> Response:
+        described = [one for one in operations if one.described]
+        return JSONResponse(openapi.document(described, version=coterie.__version__, keys=keys))
+
+    describing = asyncio.Lock()
+
+    async def describe(_service: Service, _request: Request) -> Response:
+        # It takes some tenths of a second to make: once, and while others are answered.
+        async with describing:
+            return await run_in_threadpool(description)
 
     operations.append(
         Operation(path="/openapi.json", summary="This document.", method="GET", handler=describe, answered=dict)

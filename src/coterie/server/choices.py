@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from coterie.errors import EngineError, QueueFullError
+from coterie.errors import QueueFullError
 from coterie.generation.tickets import Done, Event, Failed, Ticket
 from coterie.server.wishes import Wish
 
@@ -58,6 +58,8 @@ class Choices:
         self._told: asyncio.Queue[Numbered] = asyncio.Queue()
         self._pumps: set[asyncio.Task[None]] = set()
         self._take_on()
+        # From now on the answer is promised: a server that is to end waits for all of it.
+        engine.undertaken.add(self)
 
     @property
     def count(self) -> int:
@@ -108,7 +110,8 @@ class Choices:
                 return
 
     def cancel(self) -> None:
-        """Gives up those that are not whole. Harmless where all are."""
+        """Gives up those that are not whole. Harmless where all are; it is for the end in any case."""
+        self._engine.undertaken.discard(self)
         for pump in self._pumps:
             pump.cancel()
         for ticket in self._tickets:
@@ -129,7 +132,7 @@ class Choices:
                 self._take_on()
             except QueueFullError:
                 return
-            except EngineError as error:
+            except Exception as error:  # the first ones are under way: what is told of it comes after them
                 self._told.put_nowait((len(self._tickets), Failed(error)))
                 return
 
@@ -139,7 +142,7 @@ class Choices:
         wish = self._wishes[number]
         ticket = self._engine.submit(
             wish.prepare, wish.sampling, provenance=wish.provenance, name=self.request_id, salt=self._salt,
-            repeated=wish.repeated, domain=wish.domain,
+            repeated=wish.repeated, domain=wish.domain, whose=self,
         )  # fmt: skip
         self._tickets.append(ticket)
         pump = asyncio.ensure_future(self._follow(number, ticket))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,12 +88,11 @@ class Media:
         Raises:
             Refusal: If the code inside raises over one.
         """
-        with tempfile.TemporaryDirectory(prefix="coterie-") as directory:
-            paths: dict[str, Path] = {}
-            for number, (param, data) in enumerate([*self.pictures.items(), *self.sounds.items()]):
-                # None of these names begins with another: messages are searched for them.
-                paths[param] = Path(directory) / f"{number:03}"
-                paths[param].write_bytes(data)
+        with ExitStack() as stack:
+            try:
+                paths = self._written(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coterie-"))))
+            except OSError as error:
+                raise _no_file(error) from error
             try:
                 yield (
                     tuple(str(paths[param]) for param in self.pictures),
@@ -106,6 +106,15 @@ class Media:
                         refusal.message = message.replace(str(path), param)
                 raise refusal from None
 
+    def _written(self, directory: Path) -> dict[str, Path]:
+        """Writes all of them; returns the file of each."""
+        paths: dict[str, Path] = {}
+        for number, (param, data) in enumerate([*self.pictures.items(), *self.sounds.items()]):
+            # None of these names begins with another: messages are searched for them.
+            paths[param] = directory / f"{number:03}"
+            paths[param].write_bytes(data)
+        return paths
+
     def _decoded(self, param: str, text: str) -> bytes:
         if len(self.pictures) + len(self.sounds) >= MOST_MEDIA:
             raise Refusal(400, f"{param}: a request has {MOST_MEDIA} pictures and sounds at most.", param=param)
@@ -115,6 +124,17 @@ class Media:
             return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             raise Refusal(400, f"{param} is not base64.", param=param) from None
+
+
+def _no_file(error: OSError) -> Refusal:
+    """What a client is told whose pictures and sounds cannot be put into files."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message, code = "The server's disk has no room for pictures and sounds.", "insufficient_storage"
+    else:
+        message, code = "The server cannot put pictures and sounds into files.", "unavailable"
+    return Refusal(
+        503, f"{message} Whoever runs it can name another folder for them: TMPDIR.", code=code, retry_after=5
+    )
 
 
 def _picture_kind(data: bytes) -> str | None:

@@ -39,8 +39,8 @@ class Served(Protocol):
         """Ends."""
 
 
-_LINGER_S = 2.0
-"""For streams that were cut to say so."""
+_LINGER_S = 5.0
+"""For streams that were cut to say so; no longer than it takes, and on a machine that is busy it takes long."""
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
