@@ -67,6 +67,7 @@ def test_stopped_while_speaking_there_is_text_and_no_sound(model, omni) -> None:
     assert made.samples is None
     assert made.completion.finish_reason == "interrupted"
     assert made.completion.token_ids
+    assert next(asked_after) == 14  # nothing was computed afterwards
 
 
 @pytest.fixture

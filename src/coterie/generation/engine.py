@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from coterie.errors import EngineStoppedError, UsageError
 from coterie.generation.asked import Asked, preparing
 from coterie.generation.governor import Governor
-from coterie.generation.interruption import Stopped, StopWatches
+from coterie.generation.interruption import Pulse
 from coterie.generation.jobs import Beginning, Job
 from coterie.generation.opened import OpenModel
 from coterie.generation.prefixes import PIECE, Prefixes
@@ -29,6 +30,7 @@ from coterie.generation.steps import Steps
 from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
+from coterie.passes.current import Stopped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +103,7 @@ class Engine:
         self._names = map("request-{}".format, itertools.count(1))
         self._running: list[Job] = []
         self._steps = Steps()
-        self._stops = StopWatches()
+        self._pulse = Pulse()
         self._listening = False
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
@@ -149,7 +151,7 @@ class Engine:
             return "shutting down"
         if not self._waiting.is_watched:
             return "the queue's thread has ended"
-        if self._running and time.monotonic() - self._stops.beat > STALL_S:
+        if self._running and time.monotonic() - self._pulse.beat > STALL_S:
             return "the model makes no progress"
         return None
 
@@ -195,6 +197,7 @@ class Engine:
                 return
             if self._watcher is not None:
                 self._watcher.cancelled(ticket.phase)
+            job.wanted = False
             if not self._waiting.remove(job):
                 self._stop(job)
             ticket.tell_cancelled()
@@ -277,7 +280,7 @@ class Engine:
             self._provide(job)
         # Layers of a step for answers tell of themselves when it is over, and that takes a millisecond.
         self._listen(wanted=any(job.sequence is not None and job.sequence.phase == "prefill" for job in self._running))
-        self._stops.beat = time.monotonic()
+        self._pulse.beat = time.monotonic()
         meters = {job.sequence: job.meter for job in self._running if job.meter is not None}
         before = counted(self.opened.runtime, meters.values())
         try:
@@ -295,14 +298,15 @@ class Engine:
                 self._leave(job)
             elif job.sequence is not None and job.sequence.ended:
                 self._end(job)
+        self.governor.settle()
         return True
 
     def _listen(self, *, wanted: bool) -> None:
-        """Has layers tell when they are computed, so that a pass can be ended there, or no more."""
+        """Has layers tell when they are computed, so that it is seen if they are not, or no more."""
         if wanted == self._listening:
             return
         self._listening, runtime = wanted, self.opened.runtime
-        (runtime.add_observer if wanted else runtime.remove_observer)(self._stops)
+        (runtime.add_observer if wanted else runtime.remove_observer)(self._pulse)
 
     def _next(self) -> Job | None:
         """The request that begins now; waits while there is nothing to do. None if it is time for a step, or the end.
@@ -316,7 +320,7 @@ class Engine:
                     self._waiting.remove(ready)
                     self._running.append(ready)
                     ready.ticket.phase, ready.ticket.begun = "prefill", time.monotonic()
-                    self._stops.beat = time.monotonic()
+                    self._pulse.beat = time.monotonic()
                     return ready
                 if self._running or (self._closed and ready is None):
                     return None
@@ -340,6 +344,7 @@ class Engine:
             self._listen(wanted=True)
             job.begin(self.opened, Beginning(job, self.prefixes, self.governor))
             if job.sequence is not None:
+                job.sequence.on_cancelled = partial(self._let_go, job)
                 self._steps.add(job.sequence)
                 return
             self.governor.hold(job, job.most, job.media_nbytes)
@@ -382,12 +387,20 @@ class Engine:
         self._steps_without(job)
         self.governor.release(job)
         with self._changed:
-            self._running.remove(job)
-            self._stops.discard(job.request)
+            if job in self._running:
+                self._running.remove(job)
             if error is not None:
                 self._fail(job, error)
             elif completion is not None:
                 self._finish(job, completion)
+
+    def _let_go(self, job: Job) -> None:
+        """What it held is free before its time: if nobody wants it any more, its place is free as well, at once."""
+        with self._changed:
+            if not job.wanted and job in self._running:
+                self._running.remove(job)
+                self.governor.forget(job)
+                self._changed.notify_all()
 
     def _finish(self, job: Job, completion: Completion) -> None:
         """Hands a request its answer; the lock is held."""
@@ -406,7 +419,7 @@ class Engine:
 
     def _stop(self, job: Job) -> None:
         """Has what it computes end at the next layer; the lock is held."""
-        self._stops.add(job.request)
+        job.request.end()
         self._steps_without(job)
 
     def _fail(self, job: Job, error: BaseException) -> None:

@@ -50,6 +50,7 @@ class Job:
         ticket: That given.
         salt: That given.
         request: As whom its passes are known.
+        wanted: Whether nobody has given it up.
         meter: Counts what it takes of experts, if that is wanted.
         prompt: What it is to continue, once that is prepared.
         most: Tokens whose keys and values it can come to need, once that is known.
@@ -70,6 +71,7 @@ class Job:
         self.ticket = ticket
         self.salt = salt
         self.request = Request()
+        self.wanted = True
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None
         self.most = 0

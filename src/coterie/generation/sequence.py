@@ -86,6 +86,7 @@ class Sequence:
         reused: Those.
         model: What it is computed by.
         ended: Whether it has ended, for whatever reason.
+        on_cancelled: Called when it has ended before its time and what its caches held is free, by whoever ended it.
         error: What ended it before its time.
     """
 
@@ -108,6 +109,7 @@ class Sequence:
         self.prompt = int(prepared.ids.shape[1])
         self.ended = False
         self.error: BaseException | None = None
+        self.on_cancelled: Callable[[], None] = _nothing
         self._prepared = prepared
         self._kwargs = prepared.kwargs
         self._cached = bool(prepared.kwargs["use_cache"])
@@ -240,6 +242,7 @@ class Sequence:
         Not while a pass computes it: see :meth:`~coterie.generation.steps.Steps.remove`.
         """
         self._caches.let_go(but=self._end())
+        self.on_cancelled()
 
     def check(self) -> None:
         """Raises what ended it before its time, once."""
@@ -279,3 +282,7 @@ class Sequence:
             return choose(scores, sample=True)
         finally:
             self._draws.end()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

@@ -17,14 +17,14 @@ from coterie.errors import UnsupportedError, UsageError
 from coterie.files.replacing import replacing
 from coterie.generation.completion import Completion, effective_config, finish, wished
 from coterie.generation.draws import drawing
-from coterie.generation.interruption import Stopped, stoppable
+from coterie.generation.interruption import stoppable
 from coterie.generation.one_sequence import check_settings, files_named
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence, Stream
 from coterie.generation.steps import generated
 from coterie.generation.streaming import TextStream
 from coterie.hf.generation_steps import Prepared, hand_over, one_by_one
-from coterie.passes.current import Request
+from coterie.passes.current import Request, Stopped
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ def speak(
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
+        with stoppable(should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
             if draws is not None:
                 # The talker draws in the middle of its passes, too.
                 draws.begin()
