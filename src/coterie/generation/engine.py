@@ -12,18 +12,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from coterie.errors import EngineStoppedError, UsageError
-from coterie.generation.asked import Asked, preparing
+from coterie.generation.asides import Asides
+from coterie.generation.asked import Asked, nbytes_of, preparing
 from coterie.generation.governor import Governor
 from coterie.generation.interruption import Pulse
 from coterie.generation.jobs import Beginning, Job
+from coterie.generation.media_line import MediaLine
 from coterie.generation.opened import OpenModel
 from coterie.generation.prefixes import PIECE, Prefixes
+from coterie.generation.preparers import UNKNOWN_NBYTES, Preparers
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
 from coterie.generation.steps import Steps
@@ -112,8 +114,12 @@ class Engine:
         )
         self._closed = False
         self._death: BaseException | None = None
-        # One thread: tokenizers take one caller at a time, and the model wants the other cores.
-        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="coterie-prepare")
+        self._preparers = Preparers()
+        self._asides = Asides(
+            self._preparers, most=parallel + most_waiting, longest_s=longest_wait_s,
+            retry_after=lambda: self._waiting.retry_after,
+        )  # fmt: skip
+        self._media = MediaLine(self._preparers, self.governor, self._changed)
         self._thread = threading.Thread(target=self._work, name="coterie-model", daemon=True)
 
     def start(self) -> Self:
@@ -151,7 +157,7 @@ class Engine:
             return "shutting down"
         if not self._waiting.is_watched:
             return "the queue's thread has ended"
-        if self._running and time.monotonic() - self._pulse.beat > STALL_S:
+        if len(self._running) > len(self._media) and time.monotonic() - self._pulse.beat > STALL_S:
             return "the model makes no progress"
         return None
 
@@ -163,6 +169,7 @@ class Engine:
         provenance: bool = False,
         name: str | None = None,
         salt: str = "",
+        nbytes: int | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
 
@@ -174,6 +181,7 @@ class Engine:
             name: What the request is called.
             salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
                 the same one: else how long an answer takes would tell what others have asked.
+            nbytes: How long what is asked is, where that is not seen: short ones are made ready first.
 
         Raises:
             QueueFullError: If there is no room.
@@ -183,10 +191,13 @@ class Engine:
         if trouble is not None:
             raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
         ticket = Ticket(name or next(self._names), self.cancel)
-        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt)
+        job = Job(
+            ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
+            nbytes=nbytes_of(asked) if nbytes is None else nbytes,
+        )  # fmt: skip
         with self._changed:
             self._waiting.add(job, self.parallel - len(self._running))
-        self._preparer.submit(self._prepare, job)
+            job.work = self._preparers.submit(partial(self._prepare, job), job.nbytes)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -198,8 +209,12 @@ class Engine:
             if self._watcher is not None:
                 self._watcher.cancelled(ticket.phase)
             job.wanted = False
+            decoding = job in self._media
+            self._media.withdraw(job)
             if not self._waiting.remove(job):
                 self._stop(job)
+                if decoding:
+                    self._let_go(job)
             ticket.tell_cancelled()
             self._changed.notify_all()
 
@@ -223,11 +238,20 @@ class Engine:
         if self._thread.ident is not None:
             self._thread.join()
         self._waiting.join()
-        self._preparer.shutdown(cancel_futures=True)
+        self._preparers.close()
 
-    async def aside(self, work: Callable[[], Result]) -> Result:
-        """Does what needs the tokenizer and not the model, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparer, work)
+    async def aside(self, work: Callable[[], Result], *, nbytes: int = UNKNOWN_NBYTES) -> Result:
+        """Does what needs the tokenizer and not the model, off the event loop, as soon and as long as requests wait.
+
+        Args:
+            work: What.
+            nbytes: How long the text is.
+
+        Raises:
+            QueueFullError: If there is no room.
+            QueueTimeoutError: If it takes too long.
+        """
+        return await self._asides.do(work, nbytes)
 
     async def idle(self, seconds: float | None = None) -> bool:
         """Waits until nothing runs and nobody waits; returns whether that came to be within the time."""
@@ -238,8 +262,8 @@ class Engine:
             await asyncio.sleep(_POLL_S)
         return True
 
-    def _prepare(self, job: Job) -> None:
-        if job.ticket.phase == "over":
+    def _prepare(self, job: Job, wanted: bool) -> None:
+        if not wanted or job.ticket.phase == "over":
             return
         try:
             prompt = job.prepare(self.opened)
@@ -273,7 +297,11 @@ class Engine:
     def _turn(self) -> bool:
         """Lets requests join, has a forward pass, and lets them leave; False at the end."""
         while (job := self._next()) is not None:
-            self._begin(job)
+            if job.decodes:
+                self._decode(job)
+            else:
+                self._begin(job)
+        self._begin_decoded()
         if not self._running:
             return not self._closed
         for job in tuple(self._running):
@@ -322,10 +350,16 @@ class Engine:
                     ready.ticket.phase, ready.ticket.begun = "prefill", time.monotonic()
                     self._pulse.beat = time.monotonic()
                     return ready
-                if self._running or (self._closed and ready is None):
+                if (
+                    self._media.over
+                    or any(job.sequence is not None for job in self._running)
+                    or (self._closed and ready is None)
+                ):
                     return None
                 if ready is None or ready in self._waiting:
-                    self._changed.wait()
+                    self._changed.wait(_POLL_S if self._media.late else None)
+                    if self._media.late:
+                        return None
 
     def _may_begin(self, job: Job) -> bool:
         """Whether there is room for it; fails it if there will never be. The lock is held."""
@@ -337,6 +371,23 @@ class Engine:
             self._waiting.remove(job)
             self._fail(job, error)
             return False
+
+    def _decode(self, job: Job) -> None:
+        """Has its pictures and sounds decoded."""
+        try:
+            self._media.add(job)
+        except Exception as error:
+            self._leave(job, error)
+
+    def _begin_decoded(self) -> None:
+        """Goes on with those whose pictures and sounds have been decoded."""
+        for job, failed in self._media.ready():
+            if job not in self._running:
+                continue
+            if failed is not None or job.ticket.phase == "over":
+                self._leave(job, failed)
+            else:
+                self._begin(job)
 
     def _begin(self, job: Job) -> None:
         """Its inputs, and its sequence; all of its generation, if that is one call."""
@@ -361,6 +412,8 @@ class Engine:
         """Sees to its memory for the next pass; without it, or if nobody wants it any more, it leaves."""
         if job.ticket.phase == "over":
             self._leave(job)
+            return
+        if job.sequence is None:
             return
         try:
             self.governor.hold(job, job.coming, job.media_nbytes)
@@ -424,6 +477,7 @@ class Engine:
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """Ends a request without an answer; the lock is held."""
+        self._media.withdraw(job)
         if job.ticket.phase != "over":
             try:
                 if self._watcher is not None:

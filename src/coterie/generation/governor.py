@@ -32,6 +32,11 @@ _PREFIX_SHARE = 16
 _PREFIX_NBYTES = 256 << 20
 """For these where no budget says what there is."""
 
+_ASIDE_SHARE = 8
+_ASIDE_NBYTES = 64 << 20
+"""For decoding beside passes: one part in so many of what requests share, but not less than this if that is free."""
+_LEAST_ASIDE_NBYTES = 8 << 20
+
 _PATIENCE_S = 10.0
 _POLL_S = 0.002
 
@@ -155,6 +160,30 @@ class Governor:
         except MemoryBudgetError:
             self._note(whose, before)
             raise
+
+    def set_aside(self, whose: Hashable) -> int | None:
+        """Sets bytes aside for pictures and sounds to be decoded while passes go on; until it is forgotten.
+
+        They are taken from what requests leave of the room for a context, and not from the arena.
+
+        Args:
+            whose: Who decodes.
+
+        Returns:
+            How many; 0 if there are too few. None where nothing bounds them.
+        """
+        if self._reserve is None or self.total is None or not self._blocked:
+            return None
+        # Beginnings of prompts go if they are in the way, but not what they take in the next pass.
+        taken = self.held + (0 if self._prefixes is None else self._ahead)
+        free = min(self.total - self.promised, self._reserve + self._spare + self._lent - taken)
+        nbytes = min(free, max(_ASIDE_NBYTES, self.total // _ASIDE_SHARE))
+        if nbytes < _LEAST_ASIDE_NBYTES:
+            return 0
+        with self._changing:
+            self._promises[whose] = self._holdings[whose] = nbytes
+        self._cover()
+        return nbytes
 
     def forget(self, whose: Hashable) -> None:
         """A request holds nothing any more, and comes to need nothing. Harmless if it never did; by any thread.

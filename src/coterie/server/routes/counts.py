@@ -40,7 +40,7 @@ async def _of_chat(service: Service, request: Request) -> InputTokens:
         asked = read(ChatRequest, body)
         service.check_model(asked.model)
         messages, media = from_openai(asked.messages)
-    return await _counted(service, messages, media, asked.toolbox, service.prompts.options(asked.variables))
+    return await _counted(service, request, messages, media, asked.toolbox, service.prompts.options(asked.variables))
 
 
 async def _of_response(service: Service, request: Request) -> InputTokens:
@@ -48,16 +48,21 @@ async def _of_response(service: Service, request: Request) -> InputTokens:
         asked = read(ResponseRequest, body)
         service.check_model(asked.model)
         messages, media = from_items(asked.input, asked.instructions)
-    return await _counted(service, messages, media, asked.toolbox, told_of_thinking(service, asked))
+    return await _counted(service, request, messages, media, asked.toolbox, told_of_thinking(service, asked))
 
 
 async def _counted(
-    service: Service, messages: Messages, media: Media, tools: Toolbox, options: ChatOptions | None
+    service: Service,
+    request: Request,
+    messages: Messages,
+    media: Media,
+    tools: Toolbox,
+    options: ChatOptions | None,
 ) -> InputTokens:
     if media:
         param = next(iter([*media.pictures, *media.sounds]))
         raise Refusal(
             400, f"{param}: the tokens of pictures and sounds are not counted yet.", param=param, code="unsupported"
         )
-    prompt = await service.engine.aside(partial(service.prompts.of_messages, messages, media, tools, options))
+    prompt = await service.aside(request, partial(service.prompts.of_messages, messages, media, tools, options))
     return {"object": "response.input_tokens", "input_tokens": prompt.tokens or 0}

@@ -58,7 +58,7 @@ async def _count(service: Service, request: Request) -> TokenCount:
         param = next(iter(media.pictures))
         raise Refusal(400, f"{param}: the tokens of pictures are not counted yet.", param=param, code="unsupported")
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, _options(service, asked))
-    prompt = await service.engine.aside(make)
+    prompt = await service.aside(request, make)
     return {"input_tokens": prompt.tokens or 0}
 
 
