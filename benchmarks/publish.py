@@ -21,6 +21,8 @@ def filled(page: str) -> str:
     """The page with the present results in their places."""
 
     def fill(match: re.Match[str]) -> str:
+        if not (RESULTS / f"{match[2]}.md").exists():
+            return match[0]  # not measured yet
         text = (RESULTS / f"{match[2]}.md").read_text(encoding="utf-8")
         return f"{match[1]}\n{text}\n{match[3]}"
 
