@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,10 @@ from coterie.generation import inputs as inputs_module
 from coterie.generation.completion import Completion, complete
 from coterie.generation.decoding import DECODING
 from coterie.generation.engine import Engine
+from coterie.generation.inputs import build_inputs
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
+from coterie.spec import Event, ExpertsSelected, StepStarted
 
 from .conftest import BUNDLED, DATA
 
@@ -137,6 +140,62 @@ def test_a_picture_is_not_made_smaller_for_others(
     # It would take it at a quarter of its size.
     monkeypatch.setattr(engine.governor, "set_aside", lambda whose: 100_000)
     assert engine.submit(messages, WISHES).result(30).token_ids == expected.token_ids
+
+
+class Encoders:
+    """An observer that notes the tokens of passes, and how many layers come to their experts."""
+
+    def __init__(self) -> None:
+        self.passes: list[list[int]] = []
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, StepStarted):
+            self.passes.append([event.tokens, 0])
+        elif isinstance(event, ExpertsSelected) and self.passes:
+            self.passes[-1][1] += 1
+
+
+def test_an_encoder_has_a_pass_of_its_own_between_which_others_get_tokens(opened: OpenModel, engine: Engine) -> None:
+    expected = alone(opened, PICTURES)
+    before = opened.runtime.stats().prefill_tokens
+    beside = engine.submit(TEXT, Sampling(max_new_tokens=900, greedy=True, ignore_eos=True))
+    until(lambda: beside.phase == "decode")
+    opened.runtime.add_observer(seen := Encoders())
+    shown = engine.submit(PICTURES, WISHES).result(60)
+    opened.runtime.remove_observer(seen)
+    beside.cancel()
+    assert shown.token_ids == expected.token_ids
+    kinds = ["encoder" if not layers else "tokens" if tokens > 1 else "answer" for tokens, layers in seen.passes]
+    first = [kind for kind, _ in itertools.groupby(kinds[: kinds.index("tokens") + 1])]
+    # Pictures together, sounds together, and the prompt's tokens; in between, tokens of the other.
+    assert first[-5:] == ["encoder", "answer", "encoder", "answer", "tokens"]
+    prompts = shown.prompt_tokens + len(build_inputs(opened.processors, TEXT)["input_ids"][0])
+    after = opened.runtime.stats().prefill_tokens
+    assert sum(after.values()) - sum(before.values()) == prompts
+
+
+def test_an_encoder_ends_at_its_next_layer(opened: OpenModel, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, released, layers = threading.Event(), threading.Event(), []
+    visual = next(one for name, one in opened.model.named_modules() if name.endswith("visual"))
+
+    def held(*_: object) -> None:
+        layers.append(1)
+        begun.set()
+        assert released.wait(30)
+
+    hooks = [block.register_forward_hook(held) for block in visual.blocks]
+    try:
+        shown = engine.submit(PICTURES, WISHES)
+        assert begun.wait(30)
+        shown.cancel()
+        released.set()
+        until(lambda: engine.running == 0)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(hooks) > 1
+    assert len(layers) == 1
+    assert engine.submit(PICTURES, WISHES).result(30).token_ids == alone(opened, PICTURES).token_ids
 
 
 def test_what_cannot_be_decoded_is_its_own_fault(engine: Engine, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
 from coterie.passes.current import Stopped
+from coterie.passes.encoders import watch_encoders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,6 +97,7 @@ class Engine:
             if number < least:
                 raise UsageError(f"{what} must be at least {least}, not {number}.", got=number)
         self.opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
+        watch_encoders(self.opened.model)
         self.parallel = parallel
         self.governor = Governor(self.opened.runtime)
         self.draining = False

@@ -188,6 +188,7 @@ class Job:
                 seed = self._sampling.seed
                 self._draws = None if seed is None else Draws(seed)
                 self.sequence = self._completing.sequence(self.request, draws=self._draws, reuse=reuse)
+                self.sequence.encode_apart()
                 kept = self.sequence.cache
                 if model.config.is_encoder_decoder:
                     self._reserved = self.most

@@ -26,7 +26,7 @@ from coterie.hf.generation_steps import (
     prompt_length,
 )
 from coterie.passes.admission import CachesUsed
-from coterie.passes.current import Request, Row, Stated
+from coterie.passes.current import EncodedAhead, Request, Row, Stated
 from coterie.passes.prompt_logits import PromptLogits
 from coterie.spec import Phase
 
@@ -122,7 +122,7 @@ class Sequence:
         in_pieces = length > size or self.position > 0 or bool(prepared.media.each)
         self._size = size if in_pieces and may_come_in_pieces(prepared) else None
         self._keeper = keeper
-        self._seconds = 0.0
+        self._seconds = self._encoding_s = 0.0
         self._stream = stream
         self._draws = draws
         self._chooser = chooser
@@ -172,20 +172,31 @@ class Sequence:
         begin, end = self._next_piece() or (self.position, prompt_length(self._prepared))
         return end - begin
 
+    def encode_apart(self) -> None:
+        """Has the encoders of pictures and sounds run in passes of their own, if its prompt comes in pieces."""
+        if self._size is not None:
+            self.request.encodings = []
+
     def run(self) -> Any:
-        """Its next forward pass, alone; returns what the model returns."""
+        """Its next forward pass, alone; returns what the model returns, None if the pass was an encoder's."""
         inputs = self.next_inputs()
         piece = self._next_piece()
         rows = (self.row,) if self._begun or piece else None  # transformers may take a prompt apart by itself
         start = time.perf_counter()
-        with Stated(self.request, phase=self.phase, rows=rows), self._caches, self._listening():
-            if inputs is not None:
-                outputs = self.model(**inputs, return_dict=True)
-            elif piece is not None:
-                outputs = prefill_piece(self._prepared, self._kwargs, *piece)
-            else:
-                outputs = prefill(self._prepared, self._kwargs)
-        self._seconds = time.perf_counter() - start
+        try:
+            with Stated(self.request, phase=self.phase, rows=rows), self._caches, self._listening():
+                if inputs is not None:
+                    outputs = self.model(**inputs, return_dict=True)
+                elif piece is not None:
+                    outputs = prefill_piece(self._prepared, self._kwargs, *piece)
+                else:
+                    outputs = prefill(self._prepared, self._kwargs)
+        except EncodedAhead:
+            self._encoding_s += time.perf_counter() - start
+            return None
+        if self.request.encodings:
+            self.request.encodings.clear()
+        self._seconds, self._encoding_s = self._encoding_s + time.perf_counter() - start, 0.0
         self._positions.note()
         return outputs
 
@@ -200,6 +211,8 @@ class Sequence:
 
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
+        if outputs is None:
+            return
         prepared = self._prepared
         piece = self._next_piece()
         if self._keeper is not None and not self._begun:
@@ -266,6 +279,7 @@ class Sequence:
     def _end(self) -> Any:
         """It takes part no more; returns its cache if that is kept."""
         self.ended = True
+        self.request.encodings = None
         kept = None if self._keeper is None else self._keeper.ended(self.ids, self.position)
         self._keeper = None
         # Whoever reads its tokens need not keep its cache.

@@ -29,18 +29,25 @@ class Stopped(Exception):
     """Ends a forward pass because nobody wants what it computes; whoever began it does not pass this on."""
 
 
+class EncodedAhead(Exception):
+    """Ends a forward pass that has come to an encoder; it is to be begun anew. Whoever began it does not pass it on."""
+
+
 class Request:
     """Whose passes follow one another, whatever else their thread computes meanwhile.
 
     Attributes:
         before_layer: Called before each layer's experts are computed, in passes that are of nobody else. What it raises
             ends the pass, and no lease is open then. None where nobody wants to be asked.
+        encodings: What encoders were given, and what they made of it: its passes end with each encoder that they come
+            to, and find that when they are begun anew. None where they do not end.
     """
 
-    __slots__ = ("__weakref__", "_states", "before_layer")
+    __slots__ = ("__weakref__", "_states", "before_layer", "encodings")
 
     def __init__(self) -> None:
         self.before_layer: Callable[[], None] | None = None
+        self.encodings: list[tuple[Any, Any]] | None = None
         self._states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     def end(self) -> None:
