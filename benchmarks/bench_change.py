@@ -84,7 +84,7 @@ def main() -> int:
     """Measures and reports."""
     parser = options(__doc__)
     parser.add_argument(
-        "--before", default="4270792", help="the other commit (%(default)s: before one owner of passes)"
+        "--before", default="322fea17", help="the other commit (%(default)s: before several requests at once)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 2, help="default: all processors")
     parser.add_argument("--rounds", type=int, default=None, help="default: 40, or 2 with --quick")

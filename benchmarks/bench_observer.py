@@ -9,12 +9,18 @@ one.
 
 Steps of one sequence alternate between no observer and each kind, in an order drawn anew each round, so that contexts
 of all kinds are equally long and a busy moment hits all.
+
+The server's dashboard is an observer that is always there, and a page that asks once per second, if it is open. Here it
+asks once in each step, and a second of it is reckoned as that of a page: what steps take without it, and one question.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 from harness.machine import wait_until_quiet
@@ -28,6 +34,8 @@ SHAPE = Dimensions(layers=48, expert_hidden=16)
 QUICK = Dimensions(layers=8, expert_hidden=16)
 MOST = 0.03
 
+DASHBOARD, ASKED = "dashboard", "dashboard, asked in each step"
+
 
 class EventCounter:
     """The least observer: counts events by kind."""
@@ -38,6 +46,44 @@ class EventCounter:
     def on_event(self, event: object) -> None:
         """Counts it."""
         self.seen[type(event).__name__] += 1
+
+
+class OpenPage:
+    """The dashboard's observer, and a page that asks what there is to show once in each step.
+
+    Args:
+        runtime: Of the model.
+    """
+
+    def __init__(self, runtime: Any) -> None:
+        from coterie.server.demand import Demand
+
+        self._demand = Demand(runtime.source.num_experts)
+        governor = SimpleNamespace(total=0, held=0, lent=0)
+        opened = SimpleNamespace(runtime=runtime)
+        engine = SimpleNamespace(opened=opened, governor=governor, running=1, waiting=0, trouble=None)
+        self._service: Any = SimpleNamespace(engine=engine, demand=self._demand, created=0.0)
+        self._pool = ThreadPoolExecutor(1)
+        self._asking: Future[int] | None = None
+        self.asked = 0
+
+    def on_event(self, event: Any) -> None:
+        """As the server's, and asks at the beginning of a step."""
+        self._demand.on_event(event)
+        if type(event).__name__ == "StepStarted" and (self._asking is None or self._asking.done()):
+            self._asking = self._pool.submit(self._ask)
+
+    def _ask(self) -> int:
+        from coterie.server.routes.dashboard import state
+
+        self.asked += 1
+        return len(json.dumps(state(self._service)))
+
+    def close(self) -> None:
+        """Ends its thread; raises what a question has raised."""
+        self._pool.shutdown()
+        if self._asking is not None:
+            self._asking.result()
 
 
 def observers(model: Any) -> dict[str, Any]:
@@ -53,7 +99,8 @@ def observers(model: Any) -> dict[str, Any]:
             model=source.name, identity=source.identity, num_experts=dict(source.num_experts)
         ),
         "token recorder": TokenRecorder(),
-        "dashboard": Demand(source.num_experts),
+        DASHBOARD: Demand(source.num_experts),
+        ASKED: OpenPage(model.coterie),
     }
 
 
@@ -79,7 +126,12 @@ def main() -> int:
         f"{dimensions.hidden}, experts' width {dimensions.expert_hidden}, {given.threads} threads, {rounds} rounds:",
         ("observer", *COLUMNS),
     )
-    require_cheap(report, add_rows(table, timings), MOST)
+    shares = add_rows(table, timings)
+    base = timings.median(NONE)
+    # Of a page, there is one question per second.
+    open_page = shares[DASHBOARD] + max(0.0, shares.pop(ASKED) - shares[DASHBOARD]) * base
+    require_cheap(report, shares | {"dashboard, open in a browser": open_page}, MOST)
+    kinds[ASKED].close()
     report.values.update({"rounds": timings.rounds, "events": dict(kinds["counts events"].seen)})
     model.coterie.close()
     return report.finish()

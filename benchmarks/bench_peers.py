@@ -33,6 +33,7 @@ from fullsize.files import Files
 from fullsize.model import FullSizeModel
 from fullsize.shapes import SHAPES, gguf_nbytes, store_nbytes
 from harness.cgroup import CgroupUnavailable
+from harness.journal import Journal
 from harness.machine import wait_until_quiet
 from harness.options import options
 from harness.page_cache import cached_bytes, drop_everything
@@ -149,11 +150,8 @@ def _title(case: Case) -> str:
     return case.name[0].upper() + case.name[1:]
 
 
-def _journal(given: argparse.Namespace, name: str) -> Path:
-    journal: Path = given.work_dir / f"peers-{name}.jsonl"
-    if not given.resume:
-        journal.unlink(missing_ok=True)
-    return journal
+def _journal(given: argparse.Namespace, name: str) -> Journal:
+    return Journal(given.work_dir / f"peers-{name}.jsonl", resume=given.resume)
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from harness.report import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("benchmarks.md", "sizes.md", "speed.md")))
+UNKNOWN = "Not measured yet.\n"
 _PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -21,9 +22,8 @@ def filled(page: str) -> str:
     """The page with the present results in their places."""
 
     def fill(match: re.Match[str]) -> str:
-        if not (RESULTS / f"{match[2]}.md").exists():
-            return match[0]  # not measured yet
-        text = (RESULTS / f"{match[2]}.md").read_text(encoding="utf-8")
+        file = RESULTS / f"{match[2]}.md"
+        text = file.read_text(encoding="utf-8") if file.exists() else UNKNOWN
         return f"{match[1]}\n{text}\n{match[3]}"
 
     return _PLACE.sub(fill, page)

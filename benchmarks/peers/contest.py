@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from fullsize.model import FullSizeModel
+from harness.journal import Journal
 from peers.case import Case, Outcome
 from peers.engines import Engine, measure
 
@@ -23,20 +22,18 @@ class Contest:
 
     Attributes:
         model: What all of them run.
-        journal: A file of outcomes, a line each; what it has is not run again.
+        journal: Of outcomes; what it has is not run again.
         outcomes: By round, case and engine.
     """
 
     model: FullSizeModel
-    journal: Path
+    journal: Journal
     outcomes: dict[tuple[int, str, str], Outcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.journal.exists():
-            for line in self.journal.read_text().splitlines():
-                entry = json.loads(line)
-                outcome = Outcome(**entry["outcome"])
-                self.outcomes[entry["round"], outcome.case, outcome.engine] = outcome
+        for key, value in self.journal:
+            outcome = Outcome(**value)
+            self.outcomes[key["round"], outcome.case, outcome.engine] = outcome
 
     def run(self, case: Case, engines: Sequence[Engine], number: int) -> None:
         """One round of one case; who begins rotates."""
@@ -47,8 +44,7 @@ class Contest:
                 continue
             outcome = measure(engine, case, self.model)
             self.outcomes[key] = outcome
-            with self.journal.open("a") as file:
-                file.write(json.dumps({"round": number, "outcome": asdict(outcome)}) + "\n")
+            self.journal.keep({"round": number, "case": case.name, "engine": engine.name}, asdict(outcome))
             print(_line(number, outcome), file=sys.stderr, flush=True)
 
     def of(self, case: str, engine: str) -> list[Outcome]:

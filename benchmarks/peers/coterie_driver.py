@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullsize.walk import TOKEN_LENGTH, text_of, token_of
+from harness.all_experts import read_all_experts
 from peers.costs import measured_costs
 
 if TYPE_CHECKING:
@@ -157,13 +158,7 @@ def main() -> int:
     runtime = model.coterie
     loaded = time.perf_counter()
     if given.warm:
-        from coterie.cache import Consumer
-
-        for bank in runtime.banks:
-            keys = [key for key in runtime.source.experts.keys() if key.bank_key == bank]
-            with runtime.cache.lease(keys, consumer=Consumer()) as lease:
-                for _ in lease:
-                    pass
+        read_all_experts(runtime)
     warmed = time.perf_counter()
     ids = ids_of(given.prompt)
     recorder = Recorder(runtime)

@@ -15,13 +15,14 @@ from pathlib import Path
 
 RELEASE = "llama-cpp-python==0.3.36"
 
-_TARGETS = ("llama-completion",)
+_TARGETS = ("llama-completion", "llama-server")
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DGGML_NATIVE=ON",
     "-DLLAMA_BUILD_TESTS=OFF",
-    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_SERVER=ON",
     "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
     "-DLLAMA_BUILD_MTMD=OFF",
     "-DLLAMA_OPENSSL=OFF",
 )
@@ -38,10 +39,12 @@ class Llama:
 
     Attributes:
         completion: Its program for one completion.
+        server: Its server.
         version: What it calls itself, and the release that it came in.
     """
 
     completion: Path
+    server: Path
     version: str
 
 
@@ -57,8 +60,8 @@ def build_llama(work: Path, *, source: Path | None = None, build: Path | None = 
         SystemExit: If a step fails.
     """
     build = build or work / "llama" / "build"
-    completion = build / "bin" / "llama-completion"
-    if not completion.exists():
+    completion, server = (build / "bin" / name for name in _TARGETS)
+    if not (completion.exists() and server.exists()):
         tree = source or _fetch(work / "llama")
         _patch(tree)
         tools, environment = _tools(work / "llama" / "tools")
@@ -67,7 +70,7 @@ def build_llama(work: Path, *, source: Path | None = None, build: Path | None = 
         _run([tools["cmake"], "--build", build, "--target", *_TARGETS], environment)
     said = subprocess.run([completion, "--version"], capture_output=True, text=True, check=True)
     lines = [line for line in (said.stdout + said.stderr).splitlines() if line.startswith(("version", "built"))]
-    return Llama(completion, f"{', '.join(lines)}; from {RELEASE}")
+    return Llama(completion, server, f"{', '.join(lines)}; from {RELEASE}")
 
 
 def _fetch(folder: Path) -> Path:

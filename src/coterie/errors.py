@@ -30,6 +30,7 @@
     │   ├── QueueTimeoutError          its turn did not come in time
     │   ├── RequestCancelledError      nobody wants it any more
     │   └── EngineStoppedError         the engine takes nothing on, or has been ended
+    ├── SpeechError                an answer could not be spoken to its end (has what was spoken)
     ├── OutputError                a file that was asked for cannot be written
     ├── InputError                 a prompt, picture or sound cannot be turned into model inputs
     ├── ReplicaError               a copy of a model cannot be started in another process, or cannot go on
@@ -214,6 +215,10 @@ class EngineStoppedError(EngineError):
 
 class InputError(CoterieError):
     """A prompt, picture or sound cannot be turned into model inputs."""
+
+
+class SpeechError(CoterieError):
+    """An answer in speech ended before its time, by another error; ``speech`` has what was spoken."""
 
 
 class OutputError(CoterieError):

@@ -15,6 +15,7 @@ from fullsize.model import FullSizeModel
 from fullsize.shapes import SHAPES
 from fullsize.walk import text_of
 from harness.cgroup import CgroupRun, why_unavailable
+from harness.journal import Journal
 from harness.raw_disk import raw_bandwidth, raw_bandwidth_to_new_memory
 from harness.report import Report
 from harness.streamed import Piece, StreamedRun, run_streamed
@@ -149,7 +150,7 @@ def outcome(engine: str, tokens_per_s: float, **facts: object) -> Outcome:
 
 class TestContest:
     def filled(self, tmp_path: Path) -> Contest:
-        contest = Contest(MODEL, tmp_path / "journal")
+        contest = Contest(MODEL, Journal(tmp_path / "journal", resume=True))
         for number, (ours, theirs, other) in enumerate([(8.0, 2.0, 1.0), (9.0, 3.0, 1.0), (20.0, 2.0, 4.0)]):
             for engine, speed in (("ours", ours), ("theirs", theirs), ("other", other)):
                 contest.outcomes[number, "start", engine] = outcome(engine, speed)
@@ -181,11 +182,11 @@ class TestContest:
 
         monkeypatch.setattr(contests, "measure", measure)
         engines = [Script("a"), Script("b")]
-        first = Contest(MODEL, tmp_path / "journal")
+        first = Contest(MODEL, Journal(tmp_path / "journal", resume=True))
         first.run(CASE, engines, 0)
         first.run(CASE, engines, 1)
         assert asked == ["a", "b", "b", "a"]
-        second = Contest(MODEL, tmp_path / "journal")
+        second = Contest(MODEL, Journal(tmp_path / "journal", resume=True))
         second.run(CASE, engines, 1)
         assert len(asked) == 4
         assert second.outcomes == first.outcomes
@@ -287,7 +288,7 @@ class TestBesideTheIdeal:
     """Two rounds, the second on a machine of half the speed: what is compared is of the same round."""
 
     def contest(self, tmp_path: Path, step_s: float, new: int = 0) -> Contest:
-        contest = Contest(MODEL, tmp_path / "journal")
+        contest = Contest(MODEL, Journal(tmp_path / "journal", resume=True))
         case, roomy = roomy_case(QUICK, 60.0)
         for number, slow in enumerate((1.0, 2.0)):
             parts = {"rest_s": 0.1 * slow, "experts_s": 0.04 * slow}

@@ -151,7 +151,7 @@ def test_little_memory_is_remarked_on_in_one_line(coterie) -> None:
         (("bundled", "a", "--image", "/nowhere/a.png"), 2, "does not exist"),
         (("bundled", "a", "--file", __file__), 2, "Both a prompt and --file"),
         (("bundled", "a", "--per-token"), 2, "--stats"),
-        (("bundled", "a", "--speaker", "x"), 2, "--speak"),
+        (("bundled", "a", "--voice", "x"), 2, "--speak"),
         (("bundled", "a", "--record-trace", "x.csv"), 2, ".npz or .jsonl"),
         (("bundled", "a", "--stats", "/nowhere/x.json"), 2, "There is no directory /nowhere"),
         (("bundled", "a", "--top-p", "7"), 2, "--top-p must be"),

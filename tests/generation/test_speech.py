@@ -1,5 +1,5 @@
 import copy
-import wave
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,14 +8,16 @@ from packaging.version import Version
 
 from coterie.engine.loader import load
 from coterie.engine.source import text_component
-from coterie.errors import LoadError, UnsupportedError, UsageError
+from coterie.errors import LoadError, ReadError, SpeechError, UnsupportedError, UsageError
 from coterie.generation.chat import chat_inputs
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
-from coterie.generation.speech import SPEECH_RATE, can_speak, speak, write_wav
+from coterie.generation.speech import SPEECH_RATE, Voice, can_speak, speak, voices
 
 ASKED = [{"role": "user", "content": "w5 w6 w7"}]
 WISHES = Sampling(max_new_tokens=4, greedy=True, seed=3)
+FRAME_S = 24 / SPEECH_RATE
+"""Seconds of a frame of this model."""
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +50,117 @@ def test_the_text_is_the_thinkers(model, omni) -> None:
     assert list(made.completion.token_ids) == expected[0, inputs["input_ids"].shape[1] :].tolist()
 
 
+def answer(model, omni, wishes=WISHES, **options):
+    processors = Processors(omni)
+    return speak(model, processors.tokenizer, chat_inputs(processors, ASKED), wishes, **options)
+
+
+def test_sound_that_comes_while_it_is_made_is_the_sound_of_all_frames(model, omni) -> None:
+    chunks: list[np.ndarray] = []
+    voice = Voice(max_seconds=40 * FRAME_S, greedy=True)
+    streamed = answer(model, omni, voice=voice, on_sound=chunks.append)
+    at_once = answer(model, omni, voice=voice)
+    assert len(chunks) > 1
+    assert np.array_equal(np.concatenate(chunks), streamed.samples)
+    assert len(at_once.samples) == len(streamed.samples)
+    assert np.abs(at_once.samples - streamed.samples).max() <= 1e-6
+    assert streamed.completion.token_ids == at_once.completion.token_ids
+    assert 0 < streamed.first_s <= streamed.seconds
+
+
+def test_at_once_it_is_transformers_own_to_the_bit(model, omni) -> None:
+    processors = Processors(omni)
+    inputs = chat_inputs(processors, ASKED)
+    made = answer(model, omni, voice=Voice(greedy=True, max_seconds=30 * FRAME_S))
+    # Its text was cut at four tokens. The fourth goes through no layer there, and is not spoken.
+    longer = model.generate(
+        **inputs, speaker="ethan", return_audio=True, thinker_max_new_tokens=5, thinker_do_sample=False,
+        thinker_eos_token_id=101, thinker_pad_token_id=0, talker_do_sample=False, talker_max_new_tokens=31,
+    )  # fmt: skip
+    assert longer[0][0, -5:-1].tolist() == list(made.completion.token_ids)
+    assert np.array_equal(longer[1].reshape(-1).numpy(), made.samples)
+
+
+def test_greedy_speech_is_the_same_twice_without_a_seed(model, omni) -> None:
+    wishes = replace(WISHES, seed=None)
+    one, other = (answer(model, omni, wishes, voice=Voice(greedy=True, max_seconds=12 * FRAME_S)) for _ in range(2))
+    assert np.array_equal(one.samples, other.samples)
+    drawn = answer(model, omni, wishes, voice=Voice(max_seconds=12 * FRAME_S))
+    assert not np.array_equal(drawn.samples, one.samples)
+
+
+def test_the_longest_speech_that_was_asked_for(model, omni) -> None:
+    made = answer(model, omni, voice=Voice(max_seconds=9.5 * FRAME_S, greedy=True))
+    assert made.finish_reason == "length"
+    assert 9 * FRAME_S < len(made.samples) / SPEECH_RATE <= 10 * FRAME_S
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_longest_speech_that_is_none(seconds) -> None:
+    with pytest.raises(UsageError, match="seconds above 0"):
+        Voice(max_seconds=seconds)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_speech_that_meets_the_context_is_kept(streamed, omni) -> None:
+    chunks: list[np.ndarray] = []
+    with load(omni, expert_memory="100%", max_context=48) as model:
+        made = answer(model, omni, voice=Voice(greedy=True), on_sound=chunks.append if streamed else None)
+    assert made.finish_reason == "context"
+    assert len(made.samples) > 4 * FRAME_S * SPEECH_RATE
+    assert made.completion.finish_reason == "length"
+    assert not streamed or np.array_equal(np.concatenate(chunks), made.samples)
+
+
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.8"), reason="counts the calls that newer releases make"
 )
-def test_stopped_while_speaking_there_is_text_and_no_sound(model, omni) -> None:
-    processors = Processors(omni)
-    pieces: list[str] = []
+def test_stopped_while_speaking_what_was_spoken_is_kept(model, omni) -> None:
+    whole = answer(model, omni, voice=Voice(max_seconds=30 * FRAME_S, greedy=True))
     asked_after = iter(range(10_000))
-    made = speak(
-        model,
-        processors.tokenizer,
-        chat_inputs(processors, ASKED),
-        WISHES,
-        on_text=pieces.append,
-        # Four thinker steps over two layers, then the talker's.
-        should_stop=lambda: next(asked_after) > 12,
-    )
-    assert made.samples is None
-    assert made.completion.finish_reason == "interrupted"
+    # Four thinker steps over two layers, then the talker's.
+    made = answer(model, omni, voice=Voice(greedy=True), should_stop=lambda: next(asked_after) > 40)
+    assert made.finish_reason == "interrupted"
+    assert made.completion.finish_reason == "length"
+    assert 0 < len(made.samples) < len(whole.samples)
+    assert next(asked_after) == 42
+
+
+def test_stopped_before_it_speaks_there_is_text_and_no_sound(model, omni) -> None:
+    asked_after = iter(range(10_000))
+    made = answer(model, omni, should_stop=lambda: next(asked_after) > 4)
+    assert (made.finish_reason, made.completion.finish_reason) == ("interrupted", "interrupted")
+    assert made.samples.size == 0
+    assert made.first_s is None
     assert made.completion.token_ids
-    assert next(asked_after) == 14  # nothing was computed afterwards
+    assert next(asked_after) == 6  # no layer was computed afterwards
+
+
+def test_an_error_while_it_speaks_keeps_what_was_spoken(model, omni, monkeypatch) -> None:
+    steps = iter(range(10_000))
+    own = model.talker.codec_head.forward
+
+    def fails(hidden):
+        if next(steps) == 10:
+            raise ReadError("Expert 3 of layer 1 cannot be read.", advice="Look at the disk.")
+        return own(hidden)
+
+    monkeypatch.setattr(model.talker.codec_head, "forward", fails)
+    with pytest.raises(
+        SpeechError, match=r"spoken to its end: Expert 3 .* cannot be read\. Look at the disk"
+    ) as caught:
+        answer(model, omni, voice=Voice(greedy=True))
+    assert isinstance(caught.value.__cause__, ReadError)
+    assert len(caught.value.speech.samples) > 0
+    assert len(caught.value.speech.completion.token_ids) == 4
+
+
+def test_an_answer_without_text_has_no_sound(model, omni) -> None:
+    made = answer(model, omni, replace(WISHES, max_new_tokens=5), voice=Voice(greedy=True))
+    ends = replace(WISHES, stop_token_ids=made.completion.token_ids[:1])
+    silent = answer(model, omni, ends)
+    assert silent.finish_reason == "none"
+    assert silent.samples.size == 0
 
 
 @pytest.fixture
@@ -102,7 +195,7 @@ def test_healing_tokens_is_refused_as_the_talker_reads_the_prompt_too(model, omn
 def test_an_unknown_voice_names_the_nearest(model, omni) -> None:
     processors = Processors(omni)
     with pytest.raises(UsageError, match="Did you mean 'ethan'"):
-        speak(model, processors.tokenizer, chat_inputs(processors, ASKED), WISHES, speaker="Etha")
+        speak(model, processors.tokenizer, chat_inputs(processors, ASKED), WISHES, voice=Voice(name="Etha"))
 
 
 def test_a_thinker_alone_does_not_speak(omni) -> None:
@@ -126,8 +219,6 @@ def test_where_only_text_is_wanted_the_thinker_is_opened(omni, bundled, zoo_chec
     assert text_component(tmp_path / "thinker") is None
 
 
-def test_a_wav_file_has_the_samples_clipped(tmp_path) -> None:
-    write_wav(tmp_path / "a.wav", np.array([0.0, 1.0, -1.0, 2.0, 0.5], dtype=np.float32))
-    with wave.open(str(tmp_path / "a.wav")) as file:
-        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, SPEECH_RATE)
-        assert np.frombuffer(file.readframes(9), "<i2").tolist() == [0, 32767, -32767, 32767, 16384]
+def test_the_voices_of_a_model(model, bundled) -> None:
+    assert voices(model.config) == ["ethan", "chelsie"]
+    assert voices(model.thinker.config) == []

@@ -32,16 +32,18 @@ class AnswerPrinter:
 
     Args:
         quiet: Do not show what it thinks.
+        beside: Show all of it on stderr, since stdout is wanted for its sound.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, beside: bool = False) -> None:
         self._quiet = quiet
+        self._write = _write_beside if beside else write_text
         self._thinking = False
 
     def text(self, piece: str) -> None:
         """Takes a piece of what the model says."""
         self._end_of_thinking()
-        write_text(piece)
+        self._write(piece)
 
     def reasoning(self, piece: str) -> None:
         """Takes a piece of what it thinks."""
@@ -55,7 +57,7 @@ class AnswerPrinter:
     def end(self, completion: Completion) -> None:
         """Ends the line, and says what else the answer wants."""
         self._end_of_thinking()
-        write_text("\n")
+        self._write("\n")
         for call in completion.tool_calls:
             print_note(f"The model wants to call {call.name} with {call.arguments}")
         if completion.reasoning and not completion.text and completion.finish_reason in ("length", "context"):

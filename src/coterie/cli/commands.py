@@ -42,6 +42,7 @@ COMMANDS = (
     CommandEntry("verify", "coterie.cli.verify", "Check a store or checkpoint; compare it with its source."),
     CommandEntry("generate", "coterie.cli.generate", "Continue a prompt, with pictures and sounds; stream the text."),
     CommandEntry("chat", "coterie.cli.chat", "Talk with a model."),
+    CommandEntry("voices", "coterie.cli.voices", "List the voices in which a model speaks."),
     CommandEntry("serve", "coterie.cli.serve", "Serve a model over HTTP, for clients of OpenAI and Anthropic."),
     CommandEntry("bench", "coterie.cli.bench", "Measure how fast a model runs here, and where the time goes."),
     CommandEntry("evaluate", "coterie.cli.evaluate", "Measure perplexity, and what a scheme or partial store loses."),

@@ -45,6 +45,7 @@ from coterie.cli.generation_options import (
     check_domain,
 )
 from coterie.cli.opening import open_model, opens_model
+from coterie.cli.speech import STDOUT, MaxSpeechOption, SpeakOption, VoiceGreedyOption, VoiceOption, check_speech
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import read_prompt, read_prompt_from_stdin
@@ -108,21 +109,10 @@ def command(
     chat_template: ChatTemplateOption = None,
     template_option: TemplateOptionsOption = None,
     think: ThinkOption = None,
-    speak: Annotated[
-        Path | None,
-        typer.Option(
-            "--speak",
-            dir_okay=False,
-            metavar="FILE",
-            show_default=False,
-            help="Answer in speech too: write a WAV file (24 kHz). Needs a whole omni model; the prompt is put into "
-            "its chat template.",
-        ),
-    ] = None,
-    speaker: Annotated[
-        str | None,
-        typer.Option("--speaker", metavar="NAME", show_default=False, help="With --speak: one of the model's voices."),
-    ] = None,
+    speak: SpeakOption = None,
+    voice: VoiceOption = None,
+    voice_greedy: VoiceGreedyOption = False,
+    max_speech: MaxSpeechOption = None,
     stats: StatsFileOption = None,
     per_token: PerTokenOption = False,
     salience: SalienceFileOption = None,
@@ -140,10 +130,13 @@ def command(
     The prompt is continued as it is. With --chat, --system or --chat-template it is a question to a model that was
     trained to answer; what such a model thinks first goes to stderr.
 
-    Ctrl-C ends generation and keeps what was printed; statistics, salience, trace and profile are still written. The
-    exit code is 130.
+    Ctrl-C ends generation and keeps what was printed and spoken; statistics, salience, trace and profile are still
+    written. The exit code is 130.
     """  # fmt: skip
-    _check_files(stats, per_token, record_trace, speak, speaker)
+    _check_files(stats, per_token, record_trace)
+    how = check_speech(speak, voice, greedy=voice_greedy, longest_s=max_speech)
+    if speak == STDOUT and as_json:
+        raise UsageError("--speak - and --json both write to stdout.", advice="Write the speech to a file.")
     check_adaptation(adapt_experts)
     if logprobs is not None and not as_json:
         raise UsageError("--logprobs are told in JSON alone.", advice="Add --json.")
@@ -181,7 +174,7 @@ def command(
         images=tuple(image or ()),
         audios=tuple(audio or ()),
         speech=speak,
-        speaker=speaker,
+        voice=how,
         stats=stats,
         per_token=per_token,
         trace=record_trace,
@@ -194,7 +187,7 @@ def command(
         run(opened, request, as_json=as_json, quiet=quiet)
 
 
-def _wants_answer(chat: bool | None, system: str | None, template: ChatOptions, speech: Path | None) -> bool | None:
+def _wants_answer(chat: bool | None, system: str | None, template: ChatOptions, speech: str | None) -> bool | None:
     """Whether the prompt is to be answered: what only an answer has asks for one."""
     asked = [
         name
@@ -212,17 +205,13 @@ def _wants_answer(chat: bool | None, system: str | None, template: ChatOptions, 
     return True if asked else chat
 
 
-def _check_files(
-    stats: Path | None, per_token: bool, trace: Path | None, speech: Path | None, speaker: str | None
-) -> None:
+def _check_files(stats: Path | None, per_token: bool, trace: Path | None) -> None:
     """What would fail at the end is told before a model is loaded."""
     if per_token and stats is None:
         raise UsageError("--per-token adds to --stats, which was not given.", advice="Add --stats FILE.")
-    if speaker is not None and speech is None:
-        raise UsageError("--speaker chooses the voice of --speak, which was not given.", advice="Add --speak FILE.")
     if trace is not None and trace.suffix not in (".npz", ".jsonl"):
         raise UsageError(f"A trace is written as .npz or .jsonl, not {trace.name!r}.", path=trace)
-    for path in (stats, trace, speech):
+    for path in (stats, trace):
         if path is not None:
             check_writable(path)
 

@@ -14,6 +14,7 @@ from coterie.cli.answer import AnswerPrinter, summary
 from coterie.cli.console import print_json, print_note
 from coterie.cli.generation_options import print_unused
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
+from coterie.cli.speech import STDOUT, SoundOutput, speech_as_json, speech_summary
 from coterie.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from coterie.generation.completion import Completion
     from coterie.generation.opened import OpenModel
     from coterie.generation.sampling import Sampling
+    from coterie.generation.speech import Voice
 
 JSON_SCHEMA_VERSION = 1
 
@@ -37,8 +39,8 @@ class Request:
     chat: bool | None
     system: str | None
     template: ChatOptions
-    speech: Path | None
-    speaker: str | None
+    speech: str | None
+    voice: Voice | None
     stats: Path | None
     per_token: bool
     trace: Path | None
@@ -50,7 +52,7 @@ class Request:
 
 def run(opened: OpenModel, request: Request, *, as_json: bool, quiet: bool) -> None:
     """Generates what was asked for, shows it and writes what is to be written beside it."""
-    printer = None if as_json else AnswerPrinter(quiet=quiet)
+    printer = None if as_json else AnswerPrinter(quiet=quiet, beside=request.speech == STDOUT)
     if not quiet:
         print_unused(request.sampling, opened.model)
     with ctrl_c_requests_stop() as pressed, _recorded(opened, request):
@@ -62,7 +64,7 @@ def run(opened: OpenModel, request: Request, *, as_json: bool, quiet: bool) -> N
         printer.end(completion)
     if not quiet:
         print_note(summary(completion, statistics))
-    if completion.finish_reason == "interrupted":
+    if "interrupted" in (completion.finish_reason, extra.get("speech", {}).get("finish_reason")):
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
@@ -94,7 +96,7 @@ def _generate(
             advice=f"Leave {'--speak' if request.speech else '--chat'} out, or pass a template (--chat-template).",
         )
     if request.speech is not None:
-        return _speak(opened, request, talk.messages, printer, pressed, request.speech)
+        return _speak(opened, request, talk.messages, printer, pressed, request.speech, quiet=quiet)
     done = talk.ask(
         request.prompt,
         images=request.images,
@@ -135,33 +137,32 @@ def _speak(
     before: Sequence[Mapping[str, Any]],
     printer: AnswerPrinter | None,
     pressed: Callable[[], bool],
-    path: Path,
+    target: str,
+    *,
+    quiet: bool,
 ) -> tuple[Completion, dict[str, Any]]:
-    """Answers in speech, too, and writes it to a file."""
+    """Answers in speech, too, which is heard or written while it is made."""
     from coterie.generation.chat import chat_inputs, user_message
-    from coterie.generation.speech import SPEECH_RATE, speak, write_wav
+    from coterie.generation.speech import SPEECH_RATE, speak
 
     message = user_message(request.prompt, images=request.images, audios=request.audios)
-    speech = speak(
-        opened.model,
-        opened.processors.tokenizer,
-        chat_inputs(opened.processors, [*before, message], request.template),
-        request.sampling,
-        speaker=request.speaker,
-        on_text=None if printer is None else printer.text,
-        should_stop=pressed,
-    )
-    if speech.samples is None:
-        return speech.completion, {"speech": None}
-    write_wav(path, speech.samples)
-    return speech.completion, {
-        "speech": {
-            "file": str(path),
-            "seconds": len(speech.samples) / SPEECH_RATE,
-            "rate": SPEECH_RATE,
-            "made_in_s": speech.seconds,
-        }
-    }
+    sound = SoundOutput(target, SPEECH_RATE)
+    try:
+        speech = speak(
+            opened.model,
+            opened.processors.tokenizer,
+            chat_inputs(opened.processors, [*before, message], request.template),
+            request.sampling,
+            voice=request.voice,
+            on_text=None if printer is None else printer.text,
+            on_sound=sound.write,
+            should_stop=pressed,
+        )
+    finally:
+        sound.end()
+    if not quiet:
+        print_note(speech_summary(speech, SPEECH_RATE))
+    return speech.completion, {"speech": speech_as_json(target, speech, SPEECH_RATE)}
 
 
 @contextmanager

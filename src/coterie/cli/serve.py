@@ -15,6 +15,7 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import notes, print_note
+from coterie.cli.generation_options import DomainOption, ProfileFileOption, check_domain
 from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
@@ -126,6 +127,8 @@ def command(
             help="Also between requests with different keys. How fast an answer begins then tells what others asked.",
         ),
     ] = False,
+    record_profile: ProfileFileOption = None,
+    domain: DomainOption = None,
     drain: Annotated[
         float,
         typer.Option("--drain", min=0, metavar="SECONDS", help="At the end, let requests finish for so long."),
@@ -164,6 +167,9 @@ def command(
     from coterie.server.keys import Keys
 
     _check_replicas(replicas, ray, opening)
+    checked_domain = check_domain(domain, record_profile)
+    if record_profile is not None and ray is not None:
+        raise UsageError("Replicas record no profile.", advice="Record it with one server, without --ray.")
     keys = None if api_key_file is None else Keys.read(api_key_file)
     if keys is None and not is_local(host):
         raise UsageError(f"Others can reach {host}, and there is no key.", advice="Add --api-key-file FILE.", host=host)
@@ -196,6 +202,8 @@ def command(
 
                 opened = stack.enter_context(open_model(model, opening))
                 names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
+                if record_profile is not None:
+                    stack.enter_context(opened.runtime.record_profile(record_profile, domain=checked_domain))
                 meters = Meters()
                 engine = Engine(
                     opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout,
@@ -203,7 +211,7 @@ def command(
                 )  # fmt: skip
                 app = make_app(
                     engine, meters, names=names, hosts=hosts, keys=keys, origins=origins, profile=opening.profile,
-                    shared_prefixes=shared_prefixes,
+                    shared_prefixes=shared_prefixes, domain=None if record_profile is None else checked_domain,
                 )  # fmt: skip
                 ready = partial(say, names[0], _rows(opened, parallel))
                 interrupted = serve(app, engine, address, drain_s=drain, on_ready=ready, tls=tls)

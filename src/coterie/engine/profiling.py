@@ -52,7 +52,7 @@ class ProfileRecorder:
     Args:
         recording: Where to.
         roles: Component → what its input ids stand for.
-        domain: Name of what the model is working on; see :attr:`domain`.
+        domain: Name of what the model is working on, where a request does not name its own; see :attr:`domain`.
         contributions: Whether gate weight × ‖expert output‖₂ is measured as well.
         boundaries: Whether segments may end at every step. Not where inputs are marked
             (:meth:`coterie.profiles.Recording.mark`) and one input takes several steps.
@@ -126,33 +126,59 @@ class ProfileRecorder:
 
     def _rows(self, event: StepStarted) -> _Rows:
         count, component = event.batch * event.tokens, event.component
+        domains = self._domains(event)
+        if len(set(domains)) > 1:
+            return self._rows_of_several(event, domains)
+        domain = domains[0] if domains else self._domain
         generated = event.phase == "decode"
         phase = "generated" if generated else "prompt"
         usual = "speech" if component == "talker" and generated else "text"
         ids = event.input_ids
         if component in _TOWERS:
-            return _Rows(-1, self._group(_TOWERS[component], phase), None, None)
+            return _Rows(-1, self._group(_TOWERS[component], domain, phase), None, None)
         if ids is None or ids.size != count:
-            self._add_tokens(usual, phase, count)
-            return _Rows(count, self._group(usual, phase), None, None)
+            self._add_tokens(usual, domain, phase, count)
+            return _Rows(count, self._group(usual, domain, phase), None, None)
         roles, flat = self._roles.get(component, TokenRoles()), ids.reshape(-1)
         if count == 1 and event.attended is None:
             modality = roles.media.get(int(flat[0]), usual)
-            self._add_tokens(modality, phase, 1)
-            return _Rows(1, self._group(modality, phase), int(flat[0]), None)
+            self._add_tokens(modality, domain, phase, 1)
+            return _Rows(1, self._group(modality, domain, phase), int(flat[0]), None)
         attended = np.ones(count, np.bool_) if event.attended is None else event.attended.reshape(-1)
         if generated and event.batch > 1 and roles.padding is not None:
             attended = attended & (flat != roles.padding)
-        groups = np.full(count, self._group(usual, phase), np.uint8)
+        groups = np.full(count, self._group(usual, domain, phase), np.uint8)
         left = attended.copy()
         for token, modality in roles.media.items():
             found = flat == token
             if found.any():
-                groups[found] = self._group(modality, phase)
-                self._add_tokens(modality, phase, int((found & attended).sum()))
+                groups[found] = self._group(modality, domain, phase)
+                self._add_tokens(modality, domain, phase, int((found & attended).sum()))
                 left &= ~found
-        self._add_tokens(usual, phase, int(left.sum()))
+        self._add_tokens(usual, domain, phase, int(left.sum()))
         return _Rows(count, groups, flat, None if attended.all() else np.flatnonzero(attended))
+
+    def _domains(self, event: StepStarted) -> list[str]:
+        """Of each sequence, the domain of its request."""
+        rows = current(event.component).rows
+        return [self._domain if row.request is None else row.request.domain or self._domain for row in rows]
+
+    def _rows_of_several(self, event: StepStarted, domains: list[str]) -> _Rows:
+        """As :meth:`_rows`, of sequences of different domains: next tokens, none of which is padding."""
+        generated = event.phase == "decode"
+        phase = "generated" if generated else "prompt"
+        usual = "speech" if event.component == "talker" and generated else "text"
+        count = event.batch * event.tokens
+        ids = event.input_ids
+        flat = None if ids is None or ids.size != count else ids.reshape(-1)
+        media = self._roles.get(event.component, TokenRoles()).media
+        groups = np.empty(count, np.uint8)
+        for number in range(count):
+            modality = usual if flat is None else media.get(int(flat[number]), usual)
+            domain = domains[number // event.tokens]
+            groups[number] = self._group(modality, domain, phase)
+            self._add_tokens(modality, domain, phase, 1)
+        return _Rows(count, groups, flat, None)
 
     def _count(
         self, rows: _Rows | None, selected: ExpertsSelected, contributions: npt.NDArray[np.float32] | None
@@ -164,7 +190,7 @@ class ProfileRecorder:
             # A tower's rows; or a bank for some of the tokens alone, which does not say for which.
             of_pictures = "vision" in bank.bank
             modality = _TOWERS.get(bank.component, "image" if of_pictures else "text")
-            self.recording.add(bank, ids, weights, contributions, self._group(modality, "prompt"))
+            self.recording.add(bank, ids, weights, contributions, self._group(modality, self._domain, "prompt"))
             return
         groups, token_ids, kept = rows.groups, rows.token_ids, rows.kept
         if kept is not None:
@@ -176,17 +202,17 @@ class ProfileRecorder:
             token_ids = token_ids[kept] if isinstance(token_ids, np.ndarray) else token_ids
         self.recording.add(bank, ids, weights, contributions, groups, token_ids)
 
-    def _group(self, modality: str, phase: str) -> int:
-        group = check_group(modality, self._domain, phase)
+    def _group(self, modality: str, domain: str, phase: str) -> int:
+        group = check_group(modality, domain, phase)
         number = self._groups.get(group)
         if number is None:
             number = self._groups[group] = self.recording.group(*group)
         return number
 
-    def _add_tokens(self, modality: str, phase: str, count: int) -> None:
+    def _add_tokens(self, modality: str, domain: str, phase: str, count: int) -> None:
         if count:
             with self._lock:
-                self._tokens[check_group(modality, self._domain, phase)] += count
+                self._tokens[check_group(modality, domain, phase)] += count
 
 
 def _named_once(

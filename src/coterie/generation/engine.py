@@ -34,6 +34,7 @@ from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
 from coterie.passes.current import Stopped
 from coterie.passes.encoders import watch_encoders
+from coterie.profiles.facts import check_group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -172,6 +173,7 @@ class Engine:
         name: str | None = None,
         salt: str = "",
         nbytes: int | None = None,
+        domain: str | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
 
@@ -184,18 +186,23 @@ class Engine:
             salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
                 the same one: else how long an answer takes would tell what others have asked.
             nbytes: How long what is asked is, where that is not seen: short ones are made ready first.
+            domain: What it is about, for a profile that is being recorded
+                (:meth:`~coterie.engine.runtime.Runtime.record_profile`); None for the recorder's domain.
 
         Raises:
             QueueFullError: If there is no room.
             EngineStoppedError: If nothing is served any more.
+            UsageError: If the domain's name cannot be.
         """
+        if domain is not None:
+            check_group("text", domain, "prompt")
         trouble = self.trouble
         if trouble is not None:
             raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
         ticket = Ticket(name or next(self._names), self.cancel)
         job = Job(
             ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
-            nbytes=nbytes_of(asked) if nbytes is None else nbytes,
+            nbytes=nbytes_of(asked) if nbytes is None else nbytes, domain=domain,
         )  # fmt: skip
         with self._changed:
             self._waiting.add(job, self.parallel - len(self._running))

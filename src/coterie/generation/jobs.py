@@ -48,6 +48,7 @@ class Job:
         provenance: Whether it is counted what it takes of experts.
         salt: Whose it is: it begins with nothing that was computed for others.
         nbytes: How long what it asks is.
+        domain: What it is about, for profiles.
 
     Attributes:
         ticket: That given.
@@ -73,12 +74,13 @@ class Job:
         provenance: bool = False,
         salt: str = "",
         nbytes: int = UNKNOWN_NBYTES,
+        domain: str | None = None,
     ) -> None:
         self.ticket = ticket
         self.nbytes = nbytes
         self.work: Work | None = None
         self.salt = salt
-        self.request = Request()
+        self.request = Request(domain)
         self.wanted = True
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None

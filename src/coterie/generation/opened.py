@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from coterie.engine.opening import open_streamed
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import text_component
-from coterie.errors import CheckpointNotFoundError
+from coterie.errors import CheckpointNotFoundError, UsageError
 from coterie.files.naming import resolve_path
 from coterie.generation.processors import Processors
+from coterie.hf.configs import component_of_class
 from coterie.hf.tokenizer import embedding_rows
 from coterie.spec.opening import Opening
 
@@ -52,13 +53,18 @@ class OpenModel:
             whole: Open a whole omni model even if no component is named.
 
         Raises:
+            UsageError: If it is a talker without its thinker.
             CoterieError: As :func:`coterie.load`, and as :meth:`of`.
         """
+        if opening.component == "talker":
+            raise _no_reader(path)
         if opening.component is None and not whole:
             part = text_component(path, revision=opening.revision, offline=opening.offline)
             opening = replace(opening, component=part)
         model = open_streamed(path, opening)
         try:
+            if component_of_class(type(model), model.config) == "talker":
+                raise _no_reader(path)
             return cls.of(model)
         except BaseException:
             model.coterie.close()
@@ -69,6 +75,13 @@ class OpenModel:
         """The streaming side of the model."""
         runtime: Runtime = self.model.coterie
         return runtime
+
+
+def _no_reader(path: str) -> UsageError:
+    return UsageError(
+        f"The talker of {path} speaks what the thinker has written, and answers no prompt by itself.",
+        advice="Leave the component out and add --speak, or open the thinker.",
+    )
 
 
 def processors(model: str | Path | PreTrainedModel) -> Processors:

@@ -36,16 +36,21 @@ class EncodedAhead(Exception):
 class Request:
     """Whose passes follow one another, whatever else their thread computes meanwhile.
 
+    Args:
+        domain: Name of what it is about, for profiles; None where nobody said.
+
     Attributes:
+        domain: That given.
         before_layer: Called before each layer's experts are computed, in passes that are of nobody else. What it raises
             ends the pass, and no lease is open then. None where nobody wants to be asked.
         encodings: What encoders were given, and what they made of it: its passes end with each encoder that they come
             to, and find that when they are begun anew. None where they do not end.
     """
 
-    __slots__ = ("__weakref__", "_states", "before_layer", "encodings")
+    __slots__ = ("__weakref__", "_states", "before_layer", "domain", "encodings")
 
-    def __init__(self) -> None:
+    def __init__(self, domain: str | None = None) -> None:
+        self.domain = domain
         self.before_layer: Callable[[], None] | None = None
         self.encodings: list[tuple[Any, Any]] | None = None
         self._states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()

@@ -15,6 +15,7 @@ import coterie
 from coterie.generation.engine import Engine
 from coterie.server import openapi, pages
 from coterie.server.bodies import Bodies
+from coterie.server.domains import Domains
 from coterie.server.explorer import Explorer
 from coterie.server.gate import Gate, Hosts
 from coterie.server.keys import Keys
@@ -59,6 +60,7 @@ def make_app(
     ping_s: float = PING_S,
     shared_prefixes: bool = False,
     profile: str | Path | None = None,
+    domain: str | None = None,
 ) -> ASGIApp:
     """Everything that a server answers.
 
@@ -73,9 +75,11 @@ def make_app(
         ping_s: Seconds of silence in a stream before something is sent.
         shared_prefixes: Whether prompts under several keys share what is computed of how they begin.
         profile: The profile that the dashboard asks about experts; None for none.
+        domain: What requests are about that do not say it, for the profile that is recorded; None where none is.
     """
     service = Service(engine, meters, names, bodies or Bodies(), ping_s=ping_s)
     service.explorer = None if profile is None else Explorer(profile, engine.opened.runtime.source.identity)
+    service.domains = None if domain is None else Domains(domain)
     operations = [one for group in _GROUPS for one in group.operations(service)]
 
     async def describe(_: Request) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from coterie.server.streams import PING_S, EventStream, unless_gone
 from coterie.server.wishes import Wish
 
 if TYPE_CHECKING:
+    from coterie.server.domains import Domains
     from coterie.server.explorer import Explorer
 
 Result = TypeVar("Result")
@@ -59,6 +60,7 @@ class Service:
         fingerprint: Changes with the model, its store or its scheme.
         demand: What is asked of the model's experts.
         explorer: Asks the profile that the server was given; None without one.
+        domains: What requests may say that they are about; None where no profile is recorded.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Service:
         self.fingerprint = "fp_" + sha256(engine.opened.runtime.source.identity.encode()).hexdigest()[:12]
         self.demand = meters.watch(engine)
         self.explorer: Explorer | None = None
+        self.domains: Domains | None = None
         self._ping_s = ping_s
         self._open: set[Choices] = set()
 
@@ -95,6 +98,17 @@ class Service:
         processors = self.engine.opened.processors
         media = {"image": processors.pictures, "audio": processors.sounds}
         return ["text", *(name for name, made in media.items() if made is not None)]
+
+    def domain(self, name: str | None) -> str | None:
+        """What a request says that it is about, if it may say so."""
+        if name is None:
+            return None
+        if self.domains is None:
+            raise Refusal(
+                400, "coterie.domain is for a profile, and this server records none: coterie serve --record-profile "
+                "FILE.", param="coterie.domain",
+            )  # fmt: skip
+        return self.domains.taken(name)
 
     def check_model(self, name: str | None) -> None:
         """Refuses requests that are for another model."""

@@ -20,8 +20,10 @@ class Wish:
         prepare: Makes the prompt, in a thread of its own.
         sampling: How tokens are chosen.
         provenance: Whether it is told what experts were read for it.
+        domain: What it is about, for the profile that is recorded.
     """
 
     prepare: Callable[[], Prompt]
     sampling: Sampling
     provenance: bool = False
+    domain: str | None = None

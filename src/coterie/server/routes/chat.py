@@ -41,9 +41,12 @@ async def _chat(service: Service, request: Request) -> Any:
     sampling = asked.wishes(service.most(asked.most), logprobs=asked.told_logprobs)
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
     wishes = [
-        Wish(prepare=partial(make, wanted=one.grammar), sampling=one, provenance=asked.wants_provenance)
+        Wish(
+            prepare=partial(make, wanted=one.grammar), sampling=one, provenance=asked.wants_provenance,
+            domain=service.domain(asked.domain),
+        )
         for one in (of_choice(sampling, number) for number in range(asked.choices))
-    ]
+    ]  # fmt: skip
     writing = ChatAnswers(service.tokens, logprobs=bool(asked.logprobs))
     if asked.stream:
         events = OpenAIStream(service, writing, usage=asked.wants_usage, progress=bool(asked.return_progress))

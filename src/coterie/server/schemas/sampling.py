@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from coterie.generation.sampling import MOST_BIASED, MOST_LOGPROBS, MOST_STOP_IDS, Sampling
+from coterie.profiles.facts import MAX_NAME
 from coterie.server.schemas.fields import MOST_TOKENS, Fields, ModelName, Off, StopText, StopTexts
 from coterie.server.schemas.forms import ResponseFormat
 
@@ -58,6 +59,8 @@ class CoterieFields(Fields):
 
     provenance: bool | None = None
     """Whether the answer says what experts were read for it."""
+    domain: Annotated[str, Field(min_length=1, max_length=MAX_NAME)] | None = None
+    """What the request is about, for the profile that the server records."""
 
 
 class OpenAISamplingFields(SamplingFields):
@@ -109,6 +112,11 @@ class OpenAISamplingFields(SamplingFields):
     def wants_provenance(self) -> bool:
         """Whether the answer says what experts were read for it."""
         return self.coterie is not None and bool(self.coterie.provenance)
+
+    @property
+    def domain(self) -> str | None:
+        """What it is about, for the profile that the server records."""
+        return None if self.coterie is None else self.coterie.domain
 
     @property
     def wants_usage(self) -> bool:

@@ -1,0 +1,108 @@
+"""The further codes of a frame of speech, in a loop of its own.
+
+Qwen3-Omni's talker names the first code of each frame; a small model, the code predictor, names the others one by one
+(15 in the released model). Transformers calls its ``generate`` for each frame: settings, checks, a cache and lists of
+processors for 15 passes over five layers. Here all that is prepared once, and what is computed stays the class's own,
+to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.hf.caches import is_cache
+from coterie.hf.generation_steps import Prepared, choose, one_by_one, prepare
+
+_READ = ("output_hidden_states", "return_dict_in_generate")
+"""Options that say what is returned; the talker always asks for the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codes:
+    """A frame's further codes, as what asks for them reads them.
+
+    Attributes:
+        sequences: int64 [1, Q - 1].
+        hidden_states: Of each pass, a tuple that begins with what went into the layers: [1, T, H].
+    """
+
+    sequences: Tensor
+    hidden_states: tuple[tuple[Tensor, ...], ...]
+
+
+@contextmanager
+def predicting(predictor: Any) -> Iterator[None]:
+    """Inside, a talker's code predictor generates in this loop, where transformers would in its common one.
+
+    Args:
+        predictor: The model's ``talker.code_predictor``.
+    """
+    config = predictor.generation_config
+    if not one_by_one(predictor, config) or config.eos_token_id is not None:
+        yield  # a frame has all of its codes; one that may end before is not of this loop
+        return
+    frames = _Frames(predictor, predictor.generate)
+    predictor.generate = frames
+    try:
+        yield
+    finally:
+        del predictor.generate
+
+
+class _Frames:
+    """``generate`` of the code predictor, during one answer."""
+
+    def __init__(self, predictor: Any, generate: Any) -> None:
+        self._predictor = predictor
+        self._generate = generate
+        self._options: dict[str, Any] | None = None
+        self._prepared: Prepared | None = None
+
+    def __call__(self, *, inputs_embeds: Tensor, max_new_tokens: int, **options: Any) -> Any:
+        """The codes after the first one.
+
+        Args:
+            inputs_embeds: What the talker's last layer says, and the embedding of the first code: [1, 2, H].
+            max_new_tokens: How many codes.
+            options: Those of ``generate``.
+        """
+        asked = {name: value for name, value in options.items() if name not in _READ}
+        if self._prepared is None or asked != self._options:
+            self._options = asked
+            self._prepared = self._prepare(inputs_embeds, max_new_tokens, asked)
+        if len(inputs_embeds) > 1:
+            return self._generate(inputs_embeds=inputs_embeds, max_new_tokens=max_new_tokens, **options)
+        return self._codes(self._prepared, inputs_embeds, max_new_tokens)
+
+    def _prepare(self, inputs_embeds: Tensor, count: int, asked: dict[str, Any]) -> Prepared:
+        del self._predictor.generate
+        try:
+            return prepare(self._predictor, inputs_embeds=inputs_embeds, max_new_tokens=count, **asked)
+        finally:
+            self._predictor.generate = self
+
+    @torch.no_grad()
+    def _codes(self, prepared: Prepared, inputs_embeds: Tensor, count: int) -> Codes:
+        embeddings = self._predictor.get_input_embeddings()
+        sample = bool(prepared.config.do_sample)
+        ids = inputs_embeds.new_empty(1, 0, dtype=torch.long)
+        outputs = self._predictor(inputs_embeds=inputs_embeds, use_cache=True, return_dict=True)
+        hidden = [(inputs_embeds,)]
+        while True:
+            scores = outputs.logits[:, -1].to(torch.float32, copy=True)
+            code = choose(prepared.processors(ids, scores), sample=sample)
+            ids = torch.cat([ids, code[:, None]], dim=-1)
+            done = ids.shape[1]
+            if done == count:
+                return Codes(sequences=ids, hidden_states=tuple(hidden))
+            hidden.append((embeddings[done - 1](code[:, None]),))
+            cache = {name: value for name, value in outputs.items() if is_cache(value)}
+            outputs = self._predictor(
+                input_ids=code[:, None], generation_steps=done, use_cache=True, return_dict=True, **cache
+            )
