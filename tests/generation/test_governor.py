@@ -10,8 +10,10 @@ import pytest
 import coterie
 from coterie.errors import MemoryBudgetError
 from coterie.generation import governor
+from coterie.generation.asked import Prompt
 from coterie.generation.engine import Engine
 from coterie.generation.governor import BLOCK, Governor
+from coterie.generation.inputs import build_inputs
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
 
@@ -130,6 +132,31 @@ def test_requests_that_do_not_fit_together_wait_for_each_other(opened: OpenModel
             running.append(engine.running)
         assert max(running) <= 1
         assert governor.promised <= most
+
+
+def test_requests_whose_length_shows_when_they_begin_leave_the_rest_to_others(opened: OpenModel) -> None:
+    inputs = build_inputs(opened.processors, "And it came")
+    wishes, running = Sampling(max_new_tokens=40, temperature=0), []
+    with Engine(opened, parallel=8) as engine:
+        governor = engine.governor
+        # Two contexts have no room, two such requests have.
+        governor.total = governor._nbytes(CONTEXT) + 2 * governor._nbytes(1)
+        tickets = [engine.submit(lambda: Prompt(inputs=lambda: inputs, tokens=None), wishes) for _ in range(3)]
+        for _ in tickets[1]:
+            running.append(engine.running)
+        assert len({ticket.result(60).token_ids for ticket in tickets}) == 1
+        assert governor.promised == 0
+    assert max(running) > 1
+
+
+def test_a_promise_is_narrowed_and_never_widened(tight: Governor) -> None:
+    assert tight.promise("a", CONTEXT - 1)
+    for tokens, media, left in ((BLOCK - 1, 7, 7), (CONTEXT - 1, 0, 7), (1, 0, 0)):
+        tight.narrow("a", tokens, media)
+        assert tight.promised == tight._nbytes(1) + left
+    tight.narrow("b", 1)
+    tight.release("a")
+    assert tight.promised == 0
 
 
 def test_a_context_without_a_budget_is_shared() -> None:

@@ -148,6 +148,11 @@ def serving(
         meters.look_away()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_thread_goes_on() -> None:
+    """But those of the session's server, which begin when it needs them; others are joined where they are started."""
+
+
 @pytest.fixture(scope="session")
 def opened() -> Iterator[OpenModel]:
     model = load(BUNDLED, expert_memory="50%")

@@ -30,6 +30,22 @@ def test_a_text_and_its_tokens_are_continued_alike(server: Served, expected: str
         assert (found["object"], found["id"][:5]) == ("text_completion", "cmpl-")
 
 
+def test_several_answers_compute_their_prompt_once(server: Served) -> None:
+    def computed() -> int:
+        return sum(server.engine.opened.runtime.stats().prefill_tokens.values())
+
+    prompt = [*range(300, 340)]
+    before = computed()
+    found = server.post(PATH, ask(prompt, n=5, temperature=1.5, seed=3)).json
+    assert computed() - before == 40
+    usage = {"prompt_tokens": 40, "completion_tokens": 25, "total_tokens": 65}
+    assert found["usage"] == usage | {"prompt_tokens_details": {"cached_tokens": 0}}
+    alone = [server.post(PATH, ask(prompt, temperature=1.5, seed=3 + number)).json for number in range(5)]
+    texts = [one["choices"][0]["text"] for one in alone]
+    assert [one["text"] for one in found["choices"]] == texts
+    assert len(set(texts)) > 1
+
+
 def test_a_stream_has_the_shape_that_clients_know(server: Served, expected: str) -> None:
     options = {"stream": True, "stream_options": {"include_usage": True}}
     *chunks, done = [data for _, data in server.post(PATH, ask(PROMPT, **options)).events]

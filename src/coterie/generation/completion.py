@@ -182,7 +182,7 @@ class Completing:
         self._logprobs = LogprobsAsked(self.sampling, inputs["input_ids"][0], on_logprobs, on_prompt_logprobs)
         self._stream = _stream(tokenizer, on_text, self.sampling, reader, self._logprobs.new)
         self._start = time.perf_counter()
-        self._reused = 0
+        self._sequence: Sequence | None = None
 
     @property
     def _marks(self) -> tuple[str, ...]:
@@ -215,7 +215,7 @@ class Completing:
             piece = reuse.piece
             # Whoever wants to know how likely the prompt's tokens are has all of them computed.
             keeper = reuse.begin(prepared) if hearing is None else None
-        sequence = Sequence(
+        self._sequence = sequence = Sequence(
             prepared,
             request=request,
             stream=stream,
@@ -224,7 +224,6 @@ class Completing:
             piece=piece,
             keeper=keeper,
         )
-        self._reused = sequence.reused
         return sequence
 
     def search(self, draws: Draws | None) -> None:
@@ -257,7 +256,8 @@ class Completing:
         done = finish(
             self._stream, self._inputs, self.config, self.sampling, start=self._start, interrupted=interrupted
         )
-        done = replace(done, reused_tokens=self._reused, **self._logprobs.told(self._stream.handed))
+        reused = 0 if self._sequence is None else self._sequence.reused
+        done = replace(done, reused_tokens=reused, **self._logprobs.told(self._stream.handed))
         reader = self._reader
         if reader is None:
             return done

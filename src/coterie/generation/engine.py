@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -24,6 +25,7 @@ from coterie.generation.interruption import Pulse
 from coterie.generation.jobs import Beginning, Job
 from coterie.generation.media_line import MediaLine
 from coterie.generation.opened import OpenModel
+from coterie.generation.prefix_copy import PrefixCopy
 from coterie.generation.prefixes import PIECE, Prefixes
 from coterie.generation.preparers import UNKNOWN_NBYTES, Preparers
 from coterie.generation.provenance import counted
@@ -35,6 +37,7 @@ from coterie.generation.watcher import Watcher
 from coterie.passes.current import Stopped
 from coterie.passes.encoders import watch_encoders
 from coterie.profiles.facts import check_group
+from coterie.spec import PREFIX_DIR_NBYTES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +72,9 @@ class Engine:
             transformers gives with ``prefill_chunk_size`` of that.
         prefix_memory: Bytes of the experts' memory that the beginnings of prompts may take, beside what requests leave
             of the room for a context. Default: a sixteenth of it.
+        prefix_dir: A directory of this user's alone, made if need be, in which these are copied, for the time after a
+            restart and for what memory has no room for. Several processes may share it.
+        prefix_dir_limit: Bytes that its files may take.
         watcher: Told how requests end.
 
     Attributes:
@@ -80,7 +86,8 @@ class Engine:
 
     Raises:
         LoadError: If the model has no tokenizer.
-        UsageError: If a number is out of range.
+        UsageError: If a number is out of range, or the directory open to others.
+        OutputError: If the directory cannot be used.
     """
 
     def __init__(
@@ -92,6 +99,8 @@ class Engine:
         longest_wait_s: float = 300.0,
         piece: int = PIECE,
         prefix_memory: int | None = None,
+        prefix_dir: str | Path | None = None,
+        prefix_dir_limit: int = PREFIX_DIR_NBYTES,
         watcher: Watcher | None = None,
     ) -> None:
         for what, number, least in (("parallel", parallel, 1), ("most_waiting", most_waiting, 0), ("piece", piece, 1)):
@@ -102,7 +111,8 @@ class Engine:
         self.parallel = parallel
         self.governor = Governor(self.opened.runtime)
         self.draining = False
-        self.prefixes = Prefixes(0, piece=piece)
+        copy = None if prefix_dir is None else PrefixCopy.of(self.opened.model, prefix_dir, prefix_dir_limit)
+        self.prefixes = Prefixes(0, piece=piece, copy=copy)
         self.governor.share(self.prefixes, prefix_memory)
         self._watcher = watcher
         self._names = map("request-{}".format, itertools.count(1))
@@ -173,6 +183,7 @@ class Engine:
         name: str | None = None,
         salt: str = "",
         nbytes: int | None = None,
+        repeated: bool = False,
         domain: str | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
@@ -186,6 +197,8 @@ class Engine:
             salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
                 the same one: else how long an answer takes would tell what others have asked.
             nbytes: How long what is asked is, where that is not seen: short ones are made ready first.
+            repeated: Whether others with the same prompt come with it, for several answers to one question. What is
+                computed of the prompt is kept to its end then, and the others begin with their first new token.
             domain: What it is about, for a profile that is being recorded
                 (:meth:`~coterie.engine.runtime.Runtime.record_profile`); None for the recorder's domain.
 
@@ -202,7 +215,7 @@ class Engine:
         ticket = Ticket(name or next(self._names), self.cancel)
         job = Job(
             ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
-            nbytes=nbytes_of(asked) if nbytes is None else nbytes, domain=domain,
+            nbytes=nbytes_of(asked) if nbytes is None else nbytes, repeated=repeated, domain=domain,
         )  # fmt: skip
         with self._changed:
             self._waiting.add(job, self.parallel - len(self._running))
@@ -248,6 +261,7 @@ class Engine:
             self._thread.join()
         self._waiting.join()
         self._preparers.close()
+        self.prefixes.close()
 
     async def aside(self, work: Callable[[], Result], *, nbytes: int = UNKNOWN_NBYTES) -> Result:
         """Does what needs the tokenizer and not the model, off the event loop, as soon and as long as requests wait.
@@ -276,6 +290,7 @@ class Engine:
             return
         try:
             prompt = job.prepare(self.opened)
+            self.prefixes.expect(job.salt)
         except BaseException as error:  # panics of Rust libraries are no Exception
             with self._changed:
                 self._waiting.remove(job)
@@ -327,7 +342,7 @@ class Engine:
             ran = ()
         if before is not None and (after := counted(self.opened.runtime, meters.values())) is not None:
             for sequence in ran:
-                if (meter := meters.get(sequence)) is not None:
+                if sequence.computed and (meter := meters.get(sequence)) is not None:
                     meter.add(before, after, shared=len(ran) > 1)
         for job in tuple(self._running):
             job.note_progress()
@@ -403,6 +418,7 @@ class Engine:
         try:
             self._listen(wanted=True)
             job.begin(self.opened, Beginning(job, self.prefixes, self.governor))
+            self.governor.narrow(job, job.most, job.media_nbytes)
             if job.sequence is not None:
                 job.sequence.on_cancelled = partial(self._let_go, job)
                 self._steps.add(job.sequence)

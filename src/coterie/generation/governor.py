@@ -132,6 +132,18 @@ class Governor:
         self._promises[whose] = needed
         return True
 
+    def narrow(self, whose: Hashable, tokens: int, media_nbytes: int = 0) -> None:
+        """It is known by now that a request can come to need less than it was promised: others get the rest.
+
+        Args:
+            whose: A request that was made a promise.
+            tokens: Tokens whose keys and values it can come to need.
+            media_nbytes: Bytes of its pictures and sounds.
+        """
+        with self._changing:
+            if whose in self._promises:
+                self._promises[whose] = min(self._promises[whose], self._nbytes(tokens) + media_nbytes)
+
     def hold(self, whose: Hashable, tokens: int, media_nbytes: int = 0) -> None:
         """Sees to it that there is room for what a request holds after its next pass.
 

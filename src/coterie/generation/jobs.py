@@ -48,6 +48,7 @@ class Job:
         provenance: Whether it is counted what it takes of experts.
         salt: Whose it is: it begins with nothing that was computed for others.
         nbytes: How long what it asks is.
+        repeated: Whether others have the same prompt.
         domain: What it is about, for profiles.
 
     Attributes:
@@ -55,11 +56,12 @@ class Job:
         salt: That given.
         nbytes: That given.
         work: What a thread was handed for it last; None before.
+        repeated: That given.
         request: As whom its passes are known.
         wanted: Whether nobody has given it up.
         meter: Counts what it takes of experts, if that is wanted.
         prompt: What it is to continue, once that is prepared.
-        most: Tokens whose keys and values it can come to need, once that is known.
+        most: Tokens whose keys and values it can come to need; those of the whole room, until its length is known.
         alone: Whether its generation is one call of transformers', with nobody beside it.
         sequence: Its sequence, once it takes part in steps.
         media_nbytes: Bytes of its pictures and sounds, for as long as it has them.
@@ -74,12 +76,14 @@ class Job:
         provenance: bool = False,
         salt: str = "",
         nbytes: int = UNKNOWN_NBYTES,
+        repeated: bool = False,
         domain: str | None = None,
     ) -> None:
         self.ticket = ticket
         self.nbytes = nbytes
         self.work: Work | None = None
         self.salt = salt
+        self.repeated = repeated
         self.request = Request(domain)
         self.wanted = True
         self.meter = ProvenanceMeter() if provenance else None
@@ -175,6 +179,7 @@ class Job:
         if prompt.tokens is None:
             tensors = [one for one in inputs.values() if isinstance(one, torch.Tensor)]
             self.media_nbytes = sum(one.nbytes for one in tensors)
+            self.most = most_tokens(model, opened.processors.tokenizer, inputs, self._sampling)
         with files_named(model), Stated(self.request):
             self._completing = Completing(
                 model,
@@ -296,7 +301,7 @@ class Beginning:
         def make_room(tokens: int) -> None:
             self._governor.hold(job, tokens, job.media_nbytes)
 
-        return self._prefixes.begin(prepared, job.salt, make_room=make_room)
+        return self._prefixes.begin(prepared, job.salt, make_room=make_room, ends=job.repeated)
 
 
 def _in_the_models_words(sampling: Sampling, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Sampling:

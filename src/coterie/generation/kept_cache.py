@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coterie.hf.cache_states import cut, known_layers, whole_layers
 from coterie.hf.caches import cached_length, caches_in
-from coterie.hf.generation_steps import Prepared, may_come_in_pieces, prompt_length
+from coterie.hf.generation_steps import Positions, Prepared, may_come_in_pieces, prompt_length
 from coterie.passes.idle_caches import IDLE
 
 if TYPE_CHECKING:
@@ -120,7 +120,10 @@ class _Going:
         self._cache = cache
         self._shown = shown
 
-    def passed(self, begin: int, end: int, seconds: float) -> None:
+    def supply(self, begin: int) -> None:
+        """All that is kept is there when the request begins."""
+
+    def passed(self, begin: int, end: int, seconds: float, outputs: Any, positions: Positions) -> None:
         self._kept.note(begin, end)
 
     def ended(self, ids: Tensor, position: int) -> Any:

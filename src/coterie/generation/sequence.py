@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -41,11 +42,33 @@ class Stream(Protocol):
         """No more will come."""
 
 
+@dataclass(frozen=True, slots=True)
+class Supplied:
+    """Tokens of a prompt that need not be computed: what the model keeps of them is in the sequence's cache.
+
+    Attributes:
+        position: Where the prompt goes on.
+        outputs: If that is its end, what the last pass over it returned.
+        positions: Likewise, where its positions are.
+    """
+
+    position: int
+    outputs: Any = None
+    positions: Positions | None = None
+
+
 class Keeper(Protocol):
     """Keeps what is computed of a sequence, for another one that begins in the same way."""
 
-    def passed(self, begin: int, end: int, seconds: float) -> None:
-        """A pass over some tokens of the prompt is over."""
+    def supply(self, begin: int) -> Supplied | None:
+        """Puts what is known of the prompt after so many tokens into the cache; asked before each pass over it.
+
+        Returns:
+            None if the next pass is to be computed.
+        """
+
+    def passed(self, begin: int, end: int, seconds: float, outputs: Any, positions: Positions) -> None:
+        """A pass over some tokens of the prompt is over: what it took, returned, and left of positions."""
 
     def ended(self, ids: Tensor, position: int) -> Any:
         """The sequence has ended, for whatever reason, after so many of its tokens [1, T] were computed.
@@ -57,6 +80,10 @@ class Keeper(Protocol):
 
 Chooser = Callable[[Tensor], Tensor]
 """Given the logits of a step, float32 [1, V], says the next token, [1]."""
+
+
+_ENCODED = object()
+"""What a pass returns that has come to an encoder, and no further."""
 
 
 class Sequence:
@@ -83,7 +110,8 @@ class Sequence:
         ids: All its tokens so far [1, T], prompt included.
         prompt: How many of them are the prompt.
         position: How many of them have been computed and are kept. It begins with those that its cache holds already.
-        reused: Those.
+        reused: Those, and what was found of its prompt since.
+        computed: Whether its last step was a forward pass; else what that would compute was there.
         model: What it is computed by.
         ended: Whether it has ended, for whatever reason.
         on_cancelled: Called when it has ended before its time and what its caches held is free, by whoever ended it.
@@ -116,6 +144,8 @@ class Sequence:
         self._begun = False
         self.position = max((cached_length(cache) or 0 for cache in caches_in(prepared.kwargs.values())), default=0)
         self.reused = self.position
+        self.computed = True
+        self._supplied: Supplied | None = None
         # Read from the settings here: a pass over a piece is given none.
         length = prompt_length(prepared)
         size = prepared.config.prefill_chunk_size or piece or length
@@ -178,7 +208,14 @@ class Sequence:
             self.request.encodings = []
 
     def run(self) -> Any:
-        """Its next forward pass, alone; returns what the model returns, None if the pass was an encoder's."""
+        """Its next forward pass, alone; returns what the model returns.
+
+        What of the prompt need not be computed takes a step, too: whoever is beside it waits for no more than that. So
+        does an encoder of pictures or sounds.
+        """
+        self._supplied = self._keeper.supply(self.position) if self.reading and self._keeper is not None else None
+        if self._supplied is not None:
+            return self._supplied.outputs
         inputs = self.next_inputs()
         piece = self._next_piece()
         rows = (self.row,) if self._begun or piece else None  # transformers may take a prompt apart by itself
@@ -193,7 +230,7 @@ class Sequence:
                     outputs = prefill(self._prepared, self._kwargs)
         except EncodedAhead:
             self._encoding_s += time.perf_counter() - start
-            return None
+            return _ENCODED
         if self.request.encodings:
             self.request.encodings.clear()
         self._seconds, self._encoding_s = self._encoding_s + time.perf_counter() - start, 0.0
@@ -211,15 +248,15 @@ class Sequence:
 
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
-        if outputs is None:
+        self.computed = self._supplied is None
+        if outputs is _ENCODED:
             return
         prepared = self._prepared
-        piece = self._next_piece()
-        if self._keeper is not None and not self._begun:
-            self._keeper.passed(*(piece or (self.position, prompt_length(prepared))), self._seconds)
-        if piece is not None and piece[1] < prompt_length(prepared):
-            self.position = piece[1]
-            return
+        if self.reading:
+            read = self._read(outputs)
+            if read < prompt_length(prepared):
+                self.position = read
+                return
         if self._keep is not None:
             self._keep(outputs)
         self._kwargs = after_pass(prepared.model, outputs, self._kwargs)
@@ -243,6 +280,21 @@ class Sequence:
             self._end()
             if self._stream is not None:
                 self._stream.end()
+
+    def _read(self, outputs: Any) -> int:
+        """Some of the prompt has been computed, or was there; returns where it goes on."""
+        found, self._supplied = self._supplied, None
+        if found is not None:
+            self.reused += found.position - self.position
+            if found.positions is not None:
+                self._positions = found.positions
+            elif not self.position:
+                self._positions.go_on(self._prepared)
+            return found.position
+        begin, end = self._next_piece() or (self.position, prompt_length(self._prepared))
+        if self._keeper is not None:
+            self._keeper.passed(begin, end, self._seconds, outputs, self._positions)
+        return end
 
     def fail(self, error: BaseException) -> None:
         """Ends it before its time, and frees what its caches hold, whoever remembers the error."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -215,12 +216,23 @@ class Positions:
     def __init__(self, prepared: Prepared, *, goes_on: bool = False) -> None:
         model = prepared.model
         self._kept = [(space, space[_POSITIONS]) for space in _spaces(model)]
-        if goes_on and not _knows_places(prepared):
+        self._frequencies = Frequencies(model)
+        if goes_on:
+            self.go_on(prepared)
+
+    def go_on(self, prepared: Prepared) -> None:
+        """Says that its first tokens are computed by nobody: its cache holds them."""
+        if not _knows_places(prepared):
             # Older releases find it out in the pass over the first tokens, which this sequence does not have: what the
             # model keeps is of another. There, only texts go on so, whose positions are counted.
             counted = torch.zeros(1, 1, dtype=torch.long, device=prepared.ids.device)
             self._kept = [(space, counted) for space, _ in self._kept]
-        self._frequencies = Frequencies(model)
+
+    def copy(self) -> Positions:
+        """Those of another sequence that has computed the same tokens."""
+        made = copy(self)
+        made._frequencies = copy(self._frequencies)
+        return made
 
     def put_back(self) -> None:
         """Has the model keep what it kept."""
@@ -372,6 +384,24 @@ def row_of(outputs: Any, row: int, cache: object) -> Any:
             for name, value in outputs.items()
         }
     )
+
+
+def last_of(outputs: Any) -> dict[str, Any] | None:
+    """Of what a pass over a prompt returned, what the choice of its next token takes, as copies.
+
+    Args:
+        outputs: Of the pass.
+
+    Returns:
+        What to make such outputs of, by name, without caches; None if there is more than is known to be of no use.
+    """
+    if set(outputs) - {"logits", _POSITIONS} - {name for name, value in outputs.items() if is_cache(value)}:
+        return None
+    return {
+        name: value[:, -1:].clone() if name == "logits" else value.clone() if isinstance(value, Tensor) else value
+        for name, value in outputs.items()
+        if not is_cache(value)
+    }
 
 
 def after_pass(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -42,11 +42,14 @@ async def _chat(service: Service, request: Request) -> Any:
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
     wishes = [
         Wish(
-            prepare=partial(make, wanted=one.grammar), sampling=one, provenance=asked.wants_provenance,
+            prepare=partial(make, wanted=one.grammar),
+            sampling=one,
+            provenance=asked.wants_provenance,
+            repeated=asked.choices > 1,
             domain=service.domain(asked.domain),
         )
         for one in (of_choice(sampling, number) for number in range(asked.choices))
-    ]  # fmt: skip
+    ]
     writing = ChatAnswers(service.tokens, logprobs=bool(asked.logprobs))
     if asked.stream:
         events = OpenAIStream(service, writing, usage=asked.wants_usage, progress=bool(asked.return_progress))

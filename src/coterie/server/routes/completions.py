@@ -41,6 +41,7 @@ async def _complete(service: Service, request: Request) -> Any:
             prepare=partial(service.prompts.of_text, prompt),
             sampling=of_choice(sampling, number),
             provenance=asked.wants_provenance,
+            repeated=asked.choices > 1,
             domain=service.domain(asked.domain),
         )
         for prompt in asked.prompts
