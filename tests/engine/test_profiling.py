@@ -17,8 +17,9 @@ from coterie.errors import (
     UsageError,
 )
 from coterie.extraction import extract
-from coterie.generation.interruption import Stopped, stoppable
+from coterie.generation.interruption import stoppable
 from coterie.native import library
+from coterie.passes.current import Stopped
 from coterie.profiles import Group, Profile, ProfileDatabase
 from coterie.spec import BankKey
 from zoo import MATRIX, ZOO, logits
@@ -244,7 +245,7 @@ def test_the_native_library_computes_the_same_while_recording(scheme, zoo_checkp
 def test_a_pass_that_is_stopped_leaves_nothing_behind(model, tmp_path):
     with model.coterie.record_profile(tmp_path / "p.db"):
         for _ in range(2):
-            with pytest.raises(Stopped), stoppable(model, lambda: True):
+            with pytest.raises(Stopped), stoppable(lambda: True):
                 logits(model, ZOO["qwen3_moe"].inputs(length=9))
             logits(model, ZOO["qwen3_moe"].inputs(length=7))
     assert read(tmp_path / "p.db").tokens == 14

@@ -13,8 +13,9 @@ import torch
 from coterie.engine.salience import SalienceReport
 from coterie.errors import UsageError
 from coterie.extraction import extract
-from coterie.generation.interruption import Stopped, stoppable
+from coterie.generation.interruption import stoppable
 from coterie.native import library
+from coterie.passes.current import Stopped
 from coterie.profiles.salience import SalienceScale
 from coterie.spec.json_schema import json_schema
 from zoo import ZOO, logits
@@ -121,7 +122,7 @@ def test_padding_is_left_out(model):
 
 def test_a_pass_that_is_stopped_leaves_nothing_behind(model):
     with model.coterie.salience() as trace:
-        with pytest.raises(Stopped), stoppable(model, lambda: True):
+        with pytest.raises(Stopped), stoppable(lambda: True):
             logits(model, ZOO["qwen3_moe"].inputs(length=9))
         assert not trace.tokens
         logits(model, ZOO["qwen3_moe"].inputs(length=7))

@@ -30,12 +30,15 @@ from coterie.generation import engine as engine_module
 from coterie.generation.completion import Completion, complete
 from coterie.generation.engine import Engine
 from coterie.generation.inputs import build_inputs, token_inputs
+from coterie.generation.jobs import Job
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
 from coterie.generation.tickets import Prepared, Progress, Ticket
+from coterie.integration.quantised import TokenExperts
 from coterie.native import library
-from coterie.passes.current import current
-from coterie.spec import Event, ExpertsSelected, ExpertsServed
+from coterie.passes.bank import StreamedBank
+from coterie.passes.current import Pass, current
+from coterie.spec import Event, ExpertsSelected
 
 from .conftest import BUNDLED, OLD
 
@@ -227,51 +230,163 @@ def test_a_search_runs_alone_and_the_others_before_and_after(
     assert same(engine.submit(PROMPT, wishes).result(30), plain)
 
 
+class Layers:
+    """Holds the model between two layers, and counts those that it computes afterwards.
+
+    Args:
+        monkeypatch: Puts it where each layer comes to its experts.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.computed: list[int] = []
+        self.number = -1
+        self._wanted: Callable[[Pass], bool] = lambda _: False
+        self._reached, self._released = threading.Event(), threading.Event()
+        route, compute = StreamedBank.route, TokenExperts.compute
+
+        def routed(bank: StreamedBank, now: Pass, *args: Any) -> Any:
+            self._enter(now)
+            result = route(bank, now, *args)
+            self.computed.append(bank.bank.key.layer)
+            return result
+
+        def computed(experts: TokenExperts, state: Any) -> Any:
+            now = experts._streamed.now()
+            self._enter(now)
+            result = compute(experts, state)
+            if result is not None:
+                self.computed.append(experts._streamed.bank.key.layer)
+            return result
+
+        monkeypatch.setattr(StreamedBank, "route", routed)
+        monkeypatch.setattr(TokenExperts, "compute", computed)
+
+    def hold(self, wanted: Callable[[Pass], bool]) -> None:
+        """Waits until a pass of a kind is before its second layer or a later one, and keeps it there."""
+        self._reached.clear()
+        self._released.clear()
+        self.number = -1
+        self._wanted = wanted
+        assert self._reached.wait(30)
+
+    def release(self, until: Callable[[Pass], bool] | None = None) -> None:
+        """Lets it go on; to where such a pass comes to the next layer, if one is named."""
+        self.computed.clear()
+        self._reached.clear()
+        if until is not None:
+            self._wanted = until
+        self._released.set()
+        if until is not None:
+            assert self._reached.wait(30)
+
+    def _enter(self, now: Pass) -> None:
+        wanted, second = self._wanted(now), now.number == self.number
+        self.number = now.number
+        if wanted and second:
+            self._wanted = lambda _: False
+            self._reached.set()
+            assert self._released.wait(30)
+            self._released.clear()
+
+
+@pytest.fixture
+def layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layers]:
+    made = Layers(monkeypatch)
+    yield made
+    made._released.set()
+
+
+LONG = Sampling(max_new_tokens=1000, temperature=0)
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_giving_up_ends_the_work_within_a_layer_and_touches_nobody(
-    engine: Engine, opened: OpenModel, hold: Callable[..., Holding], phase: str
+@pytest.mark.parametrize("kind", ["opened", "sharing"])
+def test_who_is_given_up_ends_before_the_next_layer(
+    kind: str, phase: str, layers: Layers, request: pytest.FixtureRequest
 ) -> None:
+    opened: OpenModel = request.getfixturevalue(kind)
     wishes = Sampling(max_new_tokens=6, temperature=0)
     expected = alone(opened, PROMPT, wishes)
-    beside = engine.submit(PROMPT, wishes)
-    # Held in a layer of its own prompt; or in whichever step comes when it is being answered.
-    leaver = engine.submit(PROMPT * 6, Sampling(max_new_tokens=1000, temperature=0))
-    until(lambda: leaver.phase in ("prefill", "decode"))
-    if phase == "decode":
-        until(lambda: leaver.phase == "decode")
-    held = hold((lambda tokens: tokens > 1) if phase == "prefill" else (lambda tokens: tokens == 1))
-    if phase == "prefill":
-        engine.submit(PROMPT * 6, wishes)  # so that there is a prompt to be held in
-    assert held.reached.wait(30)
+    with Engine(opened, piece=PIECE) as engine:
+        leaver = engine.submit(PROMPT * 2, LONG)
+        layers.hold(lambda now: now.phase == phase)
+        leaver.cancel()
+        with pytest.raises(RequestCancelledError):
+            leaver.result(1)
+        layers.release()
+        until(lambda: engine.running == 0)
+        assert (layers.computed, engine.governor.held, engine.governor.promised) == ([], 0, 0)
+        assert engine.trouble is None
+        assert same(engine.submit(PROMPT, wishes).result(30), expected)
+
+
+@pytest.mark.skipif(OLD, reason="positions are made within the pass there, and answers take turns")
+def test_who_is_given_up_within_a_shared_pass_is_gone_before_that_ends(sharing: OpenModel, layers: Layers) -> None:
+    wishes = Sampling(max_new_tokens=60, temperature=0)
+    expected = alone(sharing, PROMPT, wishes)
+    with Engine(sharing, piece=PIECE) as engine:
+        beside = [engine.submit(PROMPT, wishes) for _ in range(2)]
+        leaver = engine.submit(PROMPT, LONG)
+        layers.hold(lambda now: now.batch == 3)
+        before, number = engine.governor.promised, layers.number
+        leaver.cancel()
+        layers.release(lambda now: now.number == number)
+        assert len(layers.computed) == 1
+        assert engine.running == 2
+        assert 0 < engine.governor.promised < before
+        layers.release()
+        assert all(same(ticket.result(30), expected) for ticket in beside)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_who_is_given_up_while_others_are_computed_is_gone_at_once(
+    engine: Engine, opened: OpenModel, layers: Layers, phase: str
+) -> None:
+    wishes = Sampling(max_new_tokens=4, temperature=0)
+    expected = alone(opened, PROMPT * 2, wishes)
+    leaver = engine.submit(PROMPT * (4 if phase == "prefill" else 1), LONG)
+    until(lambda: leaver.phase == "decode" or (phase == "prefill" and leaver.read_tokens > 0))
+    beside = engine.submit(PROMPT * 2, wishes)
+    until(lambda: beside.read_tokens > 0)
+    layers.hold(lambda now: now.rows[0].request is of(engine, beside).request)
     leaver.cancel()
-    with pytest.raises(RequestCancelledError):
-        leaver.result(1)
-    held.released.set()
+    # Nothing of it is computed now, and nobody has gone on.
+    assert engine.running == 1
+    assert engine.governor.promised == engine.governor._promises[of(engine, beside)]
+    layers.release()
     assert same(beside.result(30), expected)
     until(lambda: engine.running == 0)
-    assert engine.governor.held == 0
-    assert same(engine.submit(PROMPT, wishes).result(30), expected)
+    assert engine.governor.held == engine.governor.lent == 0
 
 
-def test_giving_up_in_a_prompt_computes_no_further_layer(
-    engine: Engine, opened: OpenModel, hold: Callable[..., Holding]
+def of(engine: Engine, ticket: Ticket) -> Job:
+    return next(job for job in engine._running if job.ticket is ticket)
+
+
+def test_a_search_that_is_given_up_ends_before_the_next_layer(
+    engine: Engine, opened: OpenModel, layers: Layers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = hold(lambda tokens: tokens > 1)
-    layers: list[int] = []
-
-    class Counting:
-        def on_event(self, event: Event) -> None:
-            if isinstance(event, ExpertsServed):
-                layers.append(event.bank.layer)
-
-    opened.runtime.add_observer(counting := Counting())
-    ticket = engine.submit(PROMPT * 6, Sampling(max_new_tokens=4))
-    assert held.reached.wait(30)
-    ticket.cancel()
-    held.released.set()
+    monkeypatch.setattr(opened.model.generation_config, "num_beams", 3)
+    leaver = engine.submit(PROMPT, Sampling(max_new_tokens=1000, greedy=True))
+    layers.hold(lambda now: now.decode)
+    leaver.cancel()
+    layers.release()
     until(lambda: engine.running == 0)
-    opened.runtime.remove_observer(counting)
-    assert len(layers) <= 1
+    assert (layers.computed, engine.governor.held) == ([], 0)
+
+
+def test_a_completion_is_stopped_before_the_next_layer(opened: OpenModel) -> None:
+    asked: list[str] = []
+
+    def stop() -> bool:
+        asked.append(current().phase)
+        return asked.count("decode") == 4  # in the middle of a step
+
+    inputs = build_inputs(opened.processors, PROMPT)
+    made = complete(opened.model, opened.processors.tokenizer, inputs, LONG, should_stop=stop)
+    per_step = len(opened.runtime.banks)
+    assert (made.finish_reason, len(made.token_ids)) == ("interrupted", 1)
+    assert (per_step > 4, len(asked)) == (True, per_step + 4)
 
 
 def test_giving_up_while_waiting(opened: OpenModel, hold: Callable[..., Holding]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import coterie
 from coterie.errors import MemoryBudgetError
+from coterie.generation import governor
 from coterie.generation.asked import Prompt
 from coterie.generation.engine import Engine
 from coterie.generation.governor import BLOCK, Governor
@@ -73,6 +74,38 @@ def test_what_is_held_beyond_the_reserve_is_taken_from_the_arena_in_blocks(tight
     tight.release("a")
     tight.release("b")
     assert (tight.lent, tight.held, tight.promised, cache.capacity) == (0, 0, 0, before)
+
+
+def test_decoding_takes_what_requests_leave_of_the_context_and_nothing_of_the_arena(
+    tight: Governor, opened: OpenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(governor, "_LEAST_ASIDE_NBYTES", 1)
+    monkeypatch.setattr(governor, "_ASIDE_NBYTES", 1 << 40)
+    capacity = opened.runtime.cache.capacity
+    assert tight._reserve is not None
+    assert tight.promise("a", BLOCK - 1)
+    tight.hold("a", BLOCK - 1)
+    aside = tight.set_aside("decoding")
+    assert aside == tight._reserve - tight._nbytes(BLOCK - 1)
+    assert (tight.held, tight.lent, opened.runtime.cache.capacity) == (tight._reserve, 0, capacity)
+    # It is promised: others find less, until it is over.
+    assert tight.set_aside("more") == 0
+    assert not tight.promise("b", CONTEXT)
+    tight.release("decoding")
+    assert tight.promise("b", CONTEXT)
+    for name in "ab":
+        tight.forget(name)
+    tight.settle()
+    assert (tight.held, tight.promised, tight.lent) == (0, 0, 0)
+    monkeypatch.setattr(opened.runtime, "plan", None)
+    assert Governor(opened.runtime).set_aside("decoding") is None
+
+
+def test_what_is_forgotten_holds_nothing_again(tight: Governor) -> None:
+    assert tight.promise("a", 1)
+    tight.forget("a")
+    tight.hold("a", 1)
+    assert (tight.held, tight.promised) == (0, 0)
 
 
 def test_media_that_have_no_room_beside_what_was_promised_are_refused(tight: Governor) -> None:

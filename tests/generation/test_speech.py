@@ -123,6 +123,7 @@ def test_stopped_while_speaking_what_was_spoken_is_kept(model, omni) -> None:
     assert made.finish_reason == "interrupted"
     assert made.completion.finish_reason == "length"
     assert 0 < len(made.samples) < len(whole.samples)
+    assert next(asked_after) == 42
 
 
 def test_stopped_before_it_speaks_there_is_text_and_no_sound(model, omni) -> None:
@@ -132,6 +133,7 @@ def test_stopped_before_it_speaks_there_is_text_and_no_sound(model, omni) -> Non
     assert made.samples.size == 0
     assert made.first_s is None
     assert made.completion.token_ids
+    assert next(asked_after) == 6  # no layer was computed afterwards
 
 
 def test_an_error_while_it_speaks_keeps_what_was_spoken(model, omni, monkeypatch) -> None:

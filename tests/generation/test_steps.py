@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from coterie.generation.draws import Draws
-from coterie.generation.interruption import Stopped, StopWatch
 from coterie.generation.sequence import Sequence
 from coterie.generation.steps import Steps, generated
 from coterie.hf.generation_steps import last_logits, one_by_one, prepare
-from coterie.passes.current import Request, current
+from coterie.passes.current import Request, Stopped, current
 from coterie.spec import StepStarted
 from zoo import MATRIX, ZOO
 
@@ -171,12 +170,15 @@ def test_one_that_its_caller_stops_ends_alone(model) -> None:
     staying, stopped = sequence(model, 1), sequence(model, 2)
     steps.add(staying)
     steps.add(stopped)
-    watch = StopWatch(lambda: len(stopped.new_ids) >= 2, stopped.request)
-    model.coterie.add_observer(watch)
+
+    def stop() -> None:
+        if len(stopped.new_ids) >= 2:
+            raise Stopped
+
+    stopped.request.before_layer = stop
     steps.finish(staying)
     with pytest.raises(Stopped):
         steps.finish(stopped)
-    model.coterie.remove_observer(watch)
     assert torch.equal(staying.new_ids, expected)
     assert len(stopped.new_ids) == 2
 

@@ -12,6 +12,7 @@ from coterie.generation.chat import chat_prompt
 from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.opened import OpenModel
 from coterie.generation.parsed_answers import reading
+from coterie.generation.preparers import UNKNOWN_NBYTES
 from coterie.generation.tool_calls import CallText
 from coterie.generation.toolbox import Toolbox
 
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
 
     from coterie.generation.grammar import Grammar
 
+_TOKEN_NBYTES = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """What a model is to continue, made ready as far as it can be while the model works for others.
 
     Attributes:
-        inputs: Makes the model's inputs, a batch of one; decodes pictures and sounds, for which there is room when no
-            pass is going on.
+        inputs: Makes the model's inputs, a batch of one; decodes pictures and sounds, if there is room for that.
         tokens: Its length, where it is known before. Then :attr:`inputs` is quick, and gives the same each time.
         reader: Tells the parts of the answer apart, where it has parts.
         calls: Takes the calls of tools out of the text, where there are tools.
@@ -66,6 +68,22 @@ def measuring(prompt: Prompt) -> Prompt:
 
 Asked = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | Callable[[], Prompt]
 """A text, token ids, messages of a conversation, a model's inputs, or what makes a :class:`Prompt`."""
+
+
+def nbytes_of(asked: Asked) -> int:
+    """How long a text is, in round figures: by that it is seen who waits for whom while prompts are made ready."""
+    if isinstance(asked, str):
+        return len(asked)
+    if callable(asked):
+        return UNKNOWN_NBYTES
+    if isinstance(asked, Mapping):
+        return 0  # it is ready
+    return sum(nbytes_of(one) if isinstance(one, str | Sequence) else _TOKEN_NBYTES for one in map(_said, asked))
+
+
+def _said(part: Any) -> Any:
+    """Of a message, what it says; of a part of that, its text."""
+    return part.get("content", part.get("text", "")) or "" if isinstance(part, Mapping) else part
 
 
 def preparing(opened: OpenModel, asked: Asked) -> Callable[[], Prompt]:

@@ -243,7 +243,10 @@ def _renders_itself(processors: Processors) -> bool:
 
 def _render_by_tokenizer(processors: Processors, turns: Sequence[_Turn]) -> str:
     conversation = [{"role": turn.role, "content": turn.text} for turn in turns]
-    with foreign("This conversation with the tokenizer", processors.path, error=InputError, advice=None):
+    with (
+        processors.tokenizing,
+        foreign("This conversation with the tokenizer", processors.path, error=InputError, advice=None),
+    ):
         return str(processors.tokenizer.apply_chat_template(conversation, tokenize=False))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coterie.generation.answers import AnswerReader, ToolCall
 from coterie.generation.draws import Draws, drawing
-from coterie.generation.interruption import Stopped, stoppable
+from coterie.generation.interruption import stoppable
 from coterie.generation.logprobs import LogprobsAsked, LogprobsTold, NewLogprobs, TokenLogprob
 from coterie.generation.one_sequence import beams, check_settings, files_named, longest, sequences_at_once
 from coterie.generation.sampling import Sampling
@@ -19,7 +19,7 @@ from coterie.generation.steps import generated
 from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
 from coterie.hf.generation_steps import Prepared, one_by_one, prepare, prepare_in_pieces
-from coterie.passes.current import Request
+from coterie.passes.current import Request, Stopped
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -194,7 +194,7 @@ class Completing:
         """Takes it to its end, as :func:`complete` does; arguments and errors are of there."""
         interrupted, model = False, self._model
         try:
-            with stoppable(model, should_stop) as request, drawing(self.sampling.seed) as draws, files_named(model):
+            with stoppable(should_stop) as request, drawing(self.sampling.seed) as draws, files_named(model):
                 if self.in_steps:
                     generated(self.sequence(request, draws=draws, piece=piece, reuse=reuse))
                 else:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from coterie.errors import UnsupportedError, UsageError
 from coterie.generation.draws import drawing
-from coterie.generation.interruption import Stopped, stoppable
+from coterie.generation.interruption import stoppable
 from coterie.generation.kept_cache import KeptCache
 from coterie.generation.one_sequence import files_named
 from coterie.generation.steps import generated
 from coterie.hf.context import DEFAULT_CONTEXT
+from coterie.passes.current import Stopped
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -92,7 +93,7 @@ class CutAnswer:
         texts.catching_up = thoughts.catching_up = lambda: len(stream.token_ids) <= known
         interrupted, seed = False, completing.sampling.seed
         try:
-            with stoppable(self._model, should_stop) as request, drawing(seed) as draws, files_named(self._model):
+            with stoppable(should_stop) as request, drawing(seed) as draws, files_named(self._model):
                 sequence = self._resumed(request, reuse, most)
                 if sequence is None:
                     completing.take_inputs(inputs())

@@ -1,17 +1,22 @@
-"""Room for pictures and sounds while they are decoded: what a budget leaves when no model computes."""
+"""Room for pictures and sounds while they are decoded: what a budget leaves when no model computes.
+
+Beside a model that computes there is only what was set aside for that. What takes more waits until no pass is going on:
+a picture is not decoded in another way because others are computed for.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from pathlib import Path
 
 from coterie.engine.promises import spare_nbytes
-from coterie.errors import InputError
+from coterie.errors import InputError, RequestCancelledError
 from coterie.spec import format_bytes
 
-DECODING = threading.Lock()
-"""Held while something is decoded: one at a time has all the room."""
+DECODING = threading.RLock()
+"""Held while something is decoded, and by whoever uses what makes inputs of it: one at a time has all the room."""
 
 FULL_PROCESSOR_NBYTES = 12
 """Bytes per pixel that a model's own processor takes for a picture that it was given: copies, and values as floats."""
@@ -26,8 +31,88 @@ _KEPT_FREE = 16 << 20
 """What decoders and the heap may leave behind."""
 
 
+class Beside:
+    """Decoding beside a model that computes.
+
+    Args:
+        room: Bytes that were set aside; None where no budget bounds them.
+        wanted: Whether somebody still wants what is decoded.
+
+    Attributes:
+        short: Whether something would have taken more.
+    """
+
+    def __init__(self, room: int | None, wanted: Callable[[], bool]) -> None:
+        self.room = room
+        self.wanted = wanted
+        self.short = False
+
+
+class _Holder:
+    """Whoever holds :data:`DECODING`.
+
+    Attributes:
+        beside: How it decodes beside passes; None if no pass goes on.
+    """
+
+    beside: Beside | None = None
+
+
+_holder = _Holder()
+
+
+@contextmanager
+def beside_passes(room: int | None, wanted: Callable[[], bool]) -> Iterator[Beside]:
+    """Inside, what is decoded has no more than some room, and ends early if nobody wants it.
+
+    Args:
+        room: As :class:`Beside` takes it.
+        wanted: Likewise.
+    """
+    with DECODING:
+        _holder.beside = beside = Beside(room, wanted)
+        try:
+            yield beside
+        finally:
+            _holder.beside = None
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Inside, one picture or sound is decoded.
+
+    Raises:
+        RequestCancelledError: If nobody wants it any more.
+    """
+    with DECODING:
+        beside = _holder.beside
+        if beside is not None and not beside.wanted():
+            raise RequestCancelledError("The request was given up.")
+        try:
+            yield
+        except InputError as error:
+            if beside is not None:
+                beside.short |= "room" in error.facts
+            raise
+
+
+def take_room(nbytes: int) -> None:
+    """What has been decoded takes so many bytes, and is kept. :data:`DECODING` is held."""
+    beside = _holder.beside
+    if beside is not None and beside.room is not None:
+        beside.room -= nbytes
+
+
+def may_shrink() -> bool:
+    """Whether pictures that would take too much may be decoded smaller than they are. :data:`DECODING` is held."""
+    return _holder.beside is None
+
+
 def decoding_room() -> int | None:
-    """Bytes that decoding may take now; None where no open model has a budget."""
+    """Bytes that decoding may take now; None where no open model has a budget. :data:`DECODING` is held."""
+    beside = _holder.beside
+    if beside is not None and beside.room is not None:
+        return max(0, beside.room)
     spare = spare_nbytes()
     return None if spare is None else max(0, spare - _KEPT_FREE)
 

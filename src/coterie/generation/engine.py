@@ -12,21 +12,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, get_args
 
 from coterie.errors import EngineStoppedError, UsageError
-from coterie.generation.asked import Asked, preparing
+from coterie.generation.asides import Asides
+from coterie.generation.asked import Asked, nbytes_of, preparing
 from coterie.generation.governor import Governor
-from coterie.generation.interruption import Stopped, StopWatches
+from coterie.generation.interruption import Pulse
 from coterie.generation.jobs import Beginning, Job
 from coterie.generation.late_answers import LateAnswers
+from coterie.generation.media_line import MediaLine
 from coterie.generation.opened import OpenModel
 from coterie.generation.prefix_copy import PrefixCopy
 from coterie.generation.prefixes import PIECE, Prefixes
+from coterie.generation.preparers import UNKNOWN_NBYTES, Preparers
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
 from coterie.generation.steps import Steps
@@ -34,6 +37,8 @@ from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
 from coterie.hf.limited import kept_ready
+from coterie.passes.current import Stopped
+from coterie.passes.encoders import watch_encoders
 from coterie.profiles.facts import check_group
 from coterie.spec import DEFAULT_BATCHING, DEFAULT_PARALLEL, PREFIX_DIR_NBYTES, Batching
 
@@ -115,6 +120,7 @@ class Engine:
         if batching not in get_args(Batching):
             raise UsageError(f"There is no batching {batching!r}.", advice="It is exact or fast.", got=batching)
         self.opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
+        watch_encoders(self.opened.model)
         self.parallel = parallel
         self.batching: Batching = batching
         self.governor = Governor(self.opened.runtime)
@@ -127,7 +133,7 @@ class Engine:
         self._names = map("request-{}".format, itertools.count(1))
         self._running: list[Job] = []
         self._steps = Steps(batching=batching)
-        self._stops = StopWatches()
+        self._pulse = Pulse()
         self._listening = False
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
@@ -137,8 +143,12 @@ class Engine:
         self._closed = False
         self._death: BaseException | None = None
         self._kept = ExitStack()
-        # One thread: tokenizers take one caller at a time, and the model wants the other cores.
-        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="coterie-prepare")
+        self._preparers = Preparers()
+        self._asides = Asides(
+            self._preparers, most=parallel + most_waiting, longest_s=longest_wait_s,
+            retry_after=lambda: self._waiting.retry_after,
+        )  # fmt: skip
+        self._media = MediaLine(self._preparers, self.governor, self._changed)
         self._late = LateAnswers(parallel, self._conclude)
         self._thread = threading.Thread(target=self._work, name="coterie-model", daemon=True)
 
@@ -178,7 +188,7 @@ class Engine:
             return "the queue's thread has ended"
         if self.opened.runtime.cache.failure is not None:
             return "experts cannot be read any more"
-        if self._running and time.monotonic() - self._stops.beat > STALL_S:
+        if len(self._running) > len(self._media) and time.monotonic() - self._pulse.beat > STALL_S:
             return "the model makes no progress"
         return _DRAINING if self.draining else None
 
@@ -190,6 +200,7 @@ class Engine:
         provenance: bool = False,
         name: str | None = None,
         salt: str = "",
+        nbytes: int | None = None,
         repeated: bool = False,
         whose: object = None,
         domain: str | None = None,
@@ -204,6 +215,7 @@ class Engine:
             name: What the request is called.
             salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
                 the same one: else how long an answer takes would tell what others have asked.
+            nbytes: How long what is asked is, where that is not seen: short ones are made ready first.
             repeated: Whether others with the same prompt come with it, for several answers to one question. What is
                 computed of the prompt is kept to its end then, and the others begin with their first new token.
             whose: One of :attr:`undertaken`: then it is taken on even while it drains.
@@ -220,7 +232,7 @@ class Engine:
         ticket = Ticket(name or next(self._names), self.cancel)
         job = Job(
             ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
-            repeated=repeated, domain=domain,
+            nbytes=nbytes_of(asked) if nbytes is None else nbytes, repeated=repeated, domain=domain,
         )  # fmt: skip
         with self._changed:
             # With the lock: whoever ends all requests at the same time sees this one, or has it refused here.
@@ -229,7 +241,7 @@ class Engine:
                 raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
             self._waiting.add(job, self.parallel - len(self._running))
             try:
-                self._preparer.submit(self._prepare, job)
+                job.work = self._preparers.submit(partial(self._prepare, job), job.nbytes)
             except BaseException:  # no more threads, for instance: nobody would make it ready
                 self._waiting.remove(job)
                 raise
@@ -242,8 +254,13 @@ class Engine:
             if job is None or ticket.phase == "over":
                 return
             self._tell(lambda watcher: watcher.cancelled(ticket.phase))
+            job.wanted = False
+            decoding = job in self._media
+            self._media.withdraw(job)
             if not self._waiting.remove(job):
                 self._stop(job)
+                if decoding:
+                    self._let_go(job)
             ticket.tell_cancelled()
             self._changed.notify_all()
 
@@ -268,14 +285,23 @@ class Engine:
         if self._thread.ident is not None:
             self._thread.join()
         self._waiting.join()
-        self._preparer.shutdown(cancel_futures=True)
+        self._preparers.close()
         self.prefixes.close()
         self._late.shutdown()
         self._kept.close()
 
-    async def aside(self, work: Callable[[], Result]) -> Result:
-        """Does what needs the tokenizer and not the model, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparer, work)
+    async def aside(self, work: Callable[[], Result], *, nbytes: int = UNKNOWN_NBYTES) -> Result:
+        """Does what needs the tokenizer and not the model, off the event loop, as soon and as long as requests wait.
+
+        Args:
+            work: What.
+            nbytes: How long the text is.
+
+        Raises:
+            QueueFullError: If there is no room.
+            QueueTimeoutError: If it takes too long.
+        """
+        return await self._asides.do(work, nbytes)
 
     async def idle(self, seconds: float | None = None) -> bool:
         """Waits until nobody waits for anything any more; returns whether that came to be within the time."""
@@ -286,8 +312,8 @@ class Engine:
             await asyncio.sleep(_POLL_S)
         return True
 
-    def _prepare(self, job: Job) -> None:
-        if job.ticket.phase == "over":
+    def _prepare(self, job: Job, wanted: bool) -> None:
+        if not wanted or job.ticket.phase == "over":
             return
         try:
             prompt = job.prepare(self.opened)
@@ -322,14 +348,18 @@ class Engine:
     def _turn(self) -> bool:
         """Lets requests join, has a forward pass, and lets them leave; False at the end."""
         while (job := self._next()) is not None:
-            self._begin(job)
+            if job.decodes:
+                self._decode(job)
+            else:
+                self._begin(job)
+        self._begin_decoded()
         if not self._running:
             return not self._closed
         for job in tuple(self._running):
             self._provide(job)
         # Layers of a step for answers tell of themselves when it is over, and that takes a millisecond.
         self._listen(wanted=any(job.sequence is not None and job.sequence.phase == "prefill" for job in self._running))
-        self._stops.beat = time.monotonic()
+        self._pulse.beat = time.monotonic()
         meters = {job.sequence: job.meter for job in self._running if job.meter is not None}
         before = counted(self.opened.runtime, meters.values())
         try:
@@ -347,14 +377,15 @@ class Engine:
                 self._leave(job)
             elif job.sequence is not None and job.sequence.ended:
                 self._end(job)
+        self.governor.settle()
         return True
 
     def _listen(self, *, wanted: bool) -> None:
-        """Has layers tell when they are computed, so that a pass can be ended there, or no more."""
+        """Has layers tell when they are computed, so that it is seen if they are not, or no more."""
         if wanted == self._listening:
             return
         self._listening, runtime = wanted, self.opened.runtime
-        (runtime.add_observer if wanted else runtime.remove_observer)(self._stops)
+        (runtime.add_observer if wanted else runtime.remove_observer)(self._pulse)
 
     def _next(self) -> Job | None:
         """The request that begins now; waits while there is nothing to do. None if it is time for a step, or the end.
@@ -368,12 +399,18 @@ class Engine:
                     self._waiting.remove(ready)
                     self._running.append(ready)
                     ready.ticket.phase, ready.ticket.begun = "prefill", time.monotonic()
-                    self._stops.beat = time.monotonic()
+                    self._pulse.beat = time.monotonic()
                     return ready
-                if self._running or (self._closed and ready is None):
+                if (
+                    self._media.over
+                    or any(job.sequence is not None for job in self._running)
+                    or (self._closed and ready is None)
+                ):
                     return None
                 if ready is None or ready in self._waiting:
-                    self._changed.wait()
+                    self._changed.wait(_POLL_S if self._media.late else None)
+                    if self._media.late:
+                        return None
 
     def _may_begin(self, job: Job) -> bool:
         """Whether there is room for it; fails it if there will never be. The lock is held."""
@@ -386,6 +423,23 @@ class Engine:
             self._fail(job, error)
             return False
 
+    def _decode(self, job: Job) -> None:
+        """Has its pictures and sounds decoded."""
+        try:
+            self._media.add(job)
+        except Exception as error:
+            self._leave(job, error)
+
+    def _begin_decoded(self) -> None:
+        """Goes on with those whose pictures and sounds have been decoded."""
+        for job, failed in self._media.ready():
+            if job not in self._running:
+                continue
+            if failed is not None or job.ticket.phase == "over":
+                self._leave(job, failed)
+            else:
+                self._begin(job)
+
     def _begin(self, job: Job) -> None:
         """Its inputs, and its sequence; all of its generation, if that is one call."""
         try:
@@ -393,6 +447,7 @@ class Engine:
             job.begin(self.opened, Beginning(job, self.prefixes, self.governor))
             self.governor.narrow(job, job.most, job.media_nbytes)
             if job.sequence is not None:
+                job.sequence.on_cancelled = partial(self._let_go, job)
                 self._steps.add(job.sequence)
                 return
             self.governor.hold(job, job.most, job.media_nbytes)
@@ -409,6 +464,8 @@ class Engine:
         """Sees to its memory for the next pass; without it, or if nobody wants it any more, it leaves."""
         if job.ticket.phase == "over":
             self._leave(job)
+            return
+        if job.sequence is None:
             return
         try:
             self.governor.hold(job, job.coming, job.media_nbytes)
@@ -451,12 +508,20 @@ class Engine:
         self._steps_without(job)
         self.governor.release(job)
         with self._changed:
-            self._running.remove(job)
-            self._stops.discard(job.request)
+            if job in self._running:
+                self._running.remove(job)
             if error is not None:
                 self._fail(job, error)
             elif completion is not None:
                 self._finish(job, completion)
+
+    def _let_go(self, job: Job) -> None:
+        """What it held is free before its time: if nobody wants it any more, its place is free as well, at once."""
+        with self._changed:
+            if not job.wanted and job in self._running:
+                self._running.remove(job)
+                self.governor.forget(job)
+                self._changed.notify_all()
 
     def _finish(self, job: Job, completion: Completion) -> None:
         """Hands a request its answer; the lock is held."""
@@ -474,11 +539,12 @@ class Engine:
 
     def _stop(self, job: Job) -> None:
         """Has what it computes end at the next layer; the lock is held."""
-        self._stops.add(job.request)
+        job.request.end()
         self._steps_without(job)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """Ends a request without an answer; the lock is held."""
+        self._media.withdraw(job)
         if job.ticket.phase != "over":
             self._tell(lambda watcher: watcher.failed(job.ticket, error))
             job.ticket.tell(Failed(error))

@@ -11,6 +11,7 @@ goes when a request needs the room.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Hashable
 from contextlib import suppress
@@ -31,12 +32,17 @@ _PREFIX_SHARE = 16
 _PREFIX_NBYTES = 256 << 20
 """For these where no budget says what there is."""
 
+_ASIDE_SHARE = 8
+_ASIDE_NBYTES = 64 << 20
+"""For decoding beside passes: one part in so many of what requests share, but not less than this if that is free."""
+_LEAST_ASIDE_NBYTES = 8 << 20
+
 _PATIENCE_S = 10.0
 _POLL_S = 0.002
 
 
 class Governor:
-    """Shares a model's memory among requests. Belongs to one thread, but for its figures.
+    """Shares a model's memory among requests. Belongs to one thread, but for its figures and :meth:`forget`.
 
     Where a model was opened without a budget for the process, requests share the tokens that it was opened for, if that
     was said, and nothing is taken from experts.
@@ -67,6 +73,10 @@ class Governor:
         self._promises: dict[Hashable, int] = {}
         self._holdings: dict[Hashable, int] = {}
         self._lent = 0
+        # Guards promises and holdings: requests are forgotten by whoever gives them up.
+        self._changing = threading.Lock()
+        # What was held when the arena was last seen to.
+        self._covered = 0
         self._prefixes: Prefixes | None = None
         self._share = 0
         # Bytes that these may come to take more in the next pass, and that were there when it was last seen to.
@@ -130,8 +140,9 @@ class Governor:
             tokens: Tokens whose keys and values it can come to need.
             media_nbytes: Bytes of its pictures and sounds.
         """
-        if whose in self._promises:
-            self._promises[whose] = min(self._promises[whose], self._nbytes(tokens) + media_nbytes)
+        with self._changing:
+            if whose in self._promises:
+                self._promises[whose] = min(self._promises[whose], self._nbytes(tokens) + media_nbytes)
 
     def hold(self, whose: Hashable, tokens: int, media_nbytes: int = 0) -> None:
         """Sees to it that there is room for what a request holds after its next pass.
@@ -146,28 +157,74 @@ class Governor:
         """
         needed = self._nbytes(tokens) + media_nbytes
         before = self._holdings.get(whose, 0)
-        if before == needed and self._kept == self._prefix_nbytes:
+        if before == needed and self._kept == self._prefix_nbytes and self._covered == self.held:
             return
         # A pass over a longer piece, as one with a picture is, leaves as much to be kept.
         self._ahead = max(self._ahead, needed - before)
         if media_nbytes and self.total is not None:
             others = sum(max(one, self._holdings.get(who, 0)) for who, one in self._promises.items() if who != whose)
-            if others + max(self._promises[whose], needed) > self.total:
+            if others + max(self._promises.get(whose, 0), needed) > self.total:
                 raise self._refusal(needed)
-        self._holdings[whose] = needed
+        if not self._note(whose, needed):
+            return
         try:
             self._cover()
         except MemoryBudgetError:
-            self._holdings[whose] = before
+            self._note(whose, before)
             raise
 
+    def set_aside(self, whose: Hashable) -> int | None:
+        """Sets bytes aside for pictures and sounds to be decoded while passes go on; until it is forgotten.
+
+        They are taken from what requests leave of the room for a context, and not from the arena.
+
+        Args:
+            whose: Who decodes.
+
+        Returns:
+            How many; 0 if there are too few. None where nothing bounds them.
+        """
+        if self._reserve is None or self.total is None or not self._blocked:
+            return None
+        # Beginnings of prompts go if they are in the way, but not what they take in the next pass.
+        taken = self.held + (0 if self._prefixes is None else self._ahead)
+        free = min(self.total - self.promised, self._reserve + self._spare + self._lent - taken)
+        nbytes = min(free, max(_ASIDE_NBYTES, self.total // _ASIDE_SHARE))
+        if nbytes < _LEAST_ASIDE_NBYTES:
+            return 0
+        with self._changing:
+            self._promises[whose] = self._holdings[whose] = nbytes
+        self._cover()
+        return nbytes
+
+    def forget(self, whose: Hashable) -> None:
+        """A request holds nothing any more, and comes to need nothing. Harmless if it never did; by any thread.
+
+        The arena gets back what it lent for that when it is settled.
+        """
+        with self._changing:
+            self._promises.pop(whose, None)
+            self._holdings.pop(whose, None)
+
     def release(self, whose: Hashable) -> None:
-        """A request holds nothing any more. Harmless if it never did."""
-        self._promises.pop(whose, None)
-        if self._holdings.pop(whose, None) is not None:
+        """As :meth:`forget`, and gives back to the arena what is not needed any more."""
+        self.forget(whose)
+        self._covered = -1
+        self.settle()
+
+    def settle(self) -> None:
+        """Gives back to the arena what was lent for requests that were forgotten."""
+        if self._covered != self.held:
             # Where the model has been closed, there is nothing to be given back.
             with suppress(CoterieError):
                 self._cover()
+
+    def _note(self, whose: Hashable, nbytes: int) -> bool:
+        """Notes what a request holds; False if it was forgotten meanwhile."""
+        with self._changing:
+            if whose in self._promises:
+                self._holdings[whose] = nbytes
+            return whose in self._promises
 
     def shortage(self, tokens: int) -> str:
         """Says what a request of so many tokens asks for, and what there is."""
@@ -199,20 +256,21 @@ class Governor:
 
     def _cover(self) -> None:
         """Takes from the arena what is held beyond all else, or gives it back."""
+        held = self._covered = self.held
         if self._reserve is None or self.total is None or not self._blocked:
             if self._prefixes is not None:
                 self._prefixes.limit = self._share
             return
         kept = self._bound_prefixes(self._reserve, self.total)
-        beyond = max(0, self.held - self._reserve)
-        lent = max(0, self.held + kept - self._reserve - self._spare)
+        beyond = max(0, held - self._reserve)
+        lent = max(0, held + kept - self._reserve - self._spare)
         if lent != self._lent:
             self._resize(self._capacity - lent)
             self._lent = lent
         # What is kept of prompts makes way for what was promised.
-        promised = min(self.promised, self._reserve) - min(self.held, self._reserve) - self._prefix_nbytes
+        promised = min(self.promised, self._reserve) - min(held, self._reserve) - self._prefix_nbytes
         # Blocks are begun before they are full, that of the context as well.
-        self._runtime.lend_context(beyond // self._token + BLOCK if self.held else 0, kept_nbytes=max(0, promised))
+        self._runtime.lend_context(beyond // self._token + BLOCK if held else 0, kept_nbytes=max(0, promised))
 
     @property
     def _prefix_nbytes(self) -> int:

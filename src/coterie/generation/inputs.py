@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import InputError
-from coterie.generation.decoding import DECODING, FULL_PROCESSOR_NBYTES, check_features, check_values, decoding_room
+from coterie.generation.decoding import (
+    DECODING,
+    FULL_PROCESSOR_NBYTES,
+    check_features,
+    check_values,
+    decoding,
+    decoding_room,
+    may_shrink,
+    take_room,
+)
 from coterie.generation.picture import read_picture
 from coterie.generation.placeholders import MediaTokens, expand, picture_lengths, place_media, sound_lengths
 from coterie.generation.processors import Processors
@@ -132,21 +141,30 @@ def _tokenize(processors: Processors, texts: list[str], add_special_tokens: bool
         raise InputError(
             "Several prompts need a padding token, and this tokenizer has none.", advice="Pass one by one."
         )
-    with foreign("The tokenizer", processors.path, error=InputError):
-        encoded = tokenizer(
-            texts,
-            return_tensors="pt",
-            padding=len(texts) > 1,
-            padding_side="left",
-            add_special_tokens=add_special_tokens,
-        )
-    empty = [number for number, mask in enumerate(encoded["attention_mask"]) if not bool(mask.any())]
+    with processors.tokenizing, foreign("The tokenizer", processors.path, error=InputError):
+        # Padded here: it would set itself up for that, which it cannot while another thread uses it.
+        found: list[list[int]] = tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+    empty = [number for number, ids in enumerate(found) if not ids]
     if empty:
         which = "The prompt" if len(texts) == 1 else f"Prompt {empty[0] + 1} of {len(texts)}"
         raise InputError(f"{which} is empty.", advice="Give the model at least one token to continue.")
+    encoded = _padded(found, tokenizer.pad_token_id or 0)
     if processors.embedding_rows is not None:
         check_ids(encoded["input_ids"], tokenizer, processors.embedding_rows)
-    return {"input_ids": encoded["input_ids"].long(), "attention_mask": encoded["attention_mask"].long()}
+    return encoded
+
+
+def _padded(found: Sequence[Sequence[int]], padding: int) -> Inputs:
+    """Rows of tokens, padded on the left to the longest."""
+    import torch
+
+    longest = max(map(len, found))
+    ids = torch.full((len(found), longest), padding, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(found):
+        ids[row, longest - len(tokens) :] = torch.tensor(tokens, dtype=torch.int64)
+        mask[row, longest - len(tokens) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _from_parts(
@@ -188,14 +206,15 @@ def _picture_features(processors: Processors, images: Sequence[str | Path]) -> I
 
 
 def _one_picture(processors: Processors, path: str | Path) -> Inputs:
-    with DECODING:
+    with decoding():
         room = decoding_room()
-        picture = read_picture(path, room=room)
+        picture = read_picture(path, room=room, may_shrink=may_shrink())
         with foreign(f"The picture {path} with the image processor", processors.path, error=InputError, advice=None):
             _check_pixels(processors.image_processor, picture, path)
             picture = processors.scaled(picture)
             check_values(picture.width * picture.height, path, room)
             features = processors.image_processor(images=[picture], return_tensors="pt")
+            take_room(features["pixel_values"].nbytes)
             return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
 
 
@@ -214,7 +233,7 @@ def _check_pixels(processor: Any, picture: Any, path: str | Path) -> None:
 
 def _sound_features(processors: Processors, audios: Sequence[str | Path]) -> Inputs:
     extractor = processors.feature_extractor
-    with foreign("The sounds with the feature extractor", processors.path, error=InputError, advice=None):
+    with DECODING, foreign("The sounds with the feature extractor", processors.path, error=InputError, advice=None):
         features = extractor(
             _read_sounds(processors, audios),
             sampling_rate=extractor.sampling_rate,
@@ -237,8 +256,10 @@ def _read_sounds(processors: Processors, audios: Sequence[str | Path]) -> list[A
         sounds: list[Any] = []
         for path in audios:
             left = None if room is None else room - sum(sound.nbytes for sound in sounds)
-            sounds.append(read_sound(path, rate=extractor.sampling_rate, max_seconds=limit, room=left))
-        check_features(sounds, room)
+            with decoding():
+                sounds.append(read_sound(path, rate=extractor.sampling_rate, max_seconds=limit, room=left))
+        with decoding():
+            check_features(sounds, room)
     for path, sound in zip(audios, sounds, strict=True):
         if len(sound) < shortest:
             raise InputError(
@@ -252,11 +273,12 @@ def _read_sounds(processors: Processors, audios: Sequence[str | Path]) -> list[A
 def _all_pictures(images: Sequence[str | Path]) -> list[Any]:
     """Pictures for a processor that wants all at once, and takes about as much again for each."""
     pictures: list[Any] = []
-    with DECODING:
-        for path in images:
+    for path in images:
+        with decoding():
             room = decoding_room()
             held = sum(picture.width * picture.height for picture in pictures) * FULL_PROCESSOR_NBYTES
-            pictures.append(read_picture(path, room=None if room is None else (room - held) // 2))
+            left = None if room is None else (room - held) // 2
+            pictures.append(read_picture(path, room=left, may_shrink=may_shrink()))
     return pictures
 
 
@@ -274,11 +296,12 @@ def _with_full_processor(
     media = [(processors.pictures, len(images)), (processors.sounds, len(audios))]
     texts = place_media(texts, [(tokens, count) for tokens, count in media if tokens is not None])
     options: dict[str, Any] = {}
-    if images:
-        options["images"] = _all_pictures(images)
     if len(texts) > 1:
         options |= {"padding": True, "padding_side": "left"}
-    with foreign(f"This input with {type(full).__name__}", processors.path, error=InputError, advice=None):
+    # Processors have a tokenizer of their own, which they set up anew for each call.
+    with DECODING, foreign(f"This input with {type(full).__name__}", processors.path, error=InputError, advice=None):
+        if images:
+            options["images"] = _all_pictures(images)
         if audios:
             options["audio"] = _read_sounds(processors, audios)
         return full(text=texts, return_tensors="pt", add_special_tokens=add_special_tokens, **options)

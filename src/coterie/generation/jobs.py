@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from coterie.errors import ContextLengthError
+from coterie.errors import ContextLengthError, CoterieError
 from coterie.generation.answer_form import answer_form
 from coterie.generation.asked import Prompt
 from coterie.generation.completion import Completing, Reuse, most_tokens
+from coterie.generation.decoding import beside_passes
 from coterie.generation.draws import Draws, drawing
 from coterie.generation.governor import Governor
 from coterie.generation.logprobs import TokenLogprob
 from coterie.generation.one_sequence import files_named, longest
 from coterie.generation.opened import OpenModel
 from coterie.generation.prefixes import Prefixes
+from coterie.generation.preparers import UNKNOWN_NBYTES, Work
 from coterie.generation.provenance import Provenance, ProvenanceMeter
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
@@ -45,14 +47,18 @@ class Job:
         sampling: How tokens are chosen.
         provenance: Whether it is counted what it takes of experts.
         salt: Whose it is: it begins with nothing that was computed for others.
+        nbytes: How long what it asks is.
         repeated: Whether others have the same prompt.
         domain: What it is about, for profiles.
 
     Attributes:
         ticket: That given.
         salt: That given.
+        nbytes: That given.
+        work: What a thread was handed for it last; None before.
         repeated: That given.
         request: As whom its passes are known.
+        wanted: Whether nobody has given it up.
         meter: Counts what it takes of experts, if that is wanted.
         prompt: What it is to continue, once that is prepared.
         most: Tokens whose keys and values it can come to need; those of the whole room, until its length is known.
@@ -69,13 +75,17 @@ class Job:
         *,
         provenance: bool = False,
         salt: str = "",
+        nbytes: int = UNKNOWN_NBYTES,
         repeated: bool = False,
         domain: str | None = None,
     ) -> None:
         self.ticket = ticket
+        self.nbytes = nbytes
+        self.work: Work | None = None
         self.salt = salt
         self.repeated = repeated
         self.request = Request(domain)
+        self.wanted = True
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None
         self.most = 0
@@ -90,6 +100,7 @@ class Job:
         # Tokens that it has room for from its first pass on, where that does not grow with it.
         self._reserved = 0
         self._draws: Draws | None = None
+        self._inputs: BatchFeature | None = None
         # What is told with the next piece.
         self._heard: list[TokenLogprob] = []
         self._of_prompt: list[TokenLogprob] = []
@@ -134,6 +145,35 @@ class Job:
             self.most = room or 0
         return prompt
 
+    @property
+    def decodes(self) -> bool:
+        """Whether its pictures and sounds are still to be decoded."""
+        return self.prompt is not None and self.prompt.tokens is None and self._inputs is None
+
+    def decode(self, room: int | None) -> None:
+        """Decodes its pictures and sounds while passes go on, in another thread than the model's.
+
+        If there is no room for that beside passes, it is still to be done then.
+
+        Args:
+            room: Bytes that it may take; None for any number.
+
+        Raises:
+            CoterieError: If a picture or sound cannot be used.
+        """
+        assert self.prompt is not None
+        with beside_passes(room, lambda: self.ticket.phase != "over") as beside:
+            try:
+                self._inputs = self.prompt.inputs()
+            except CoterieError:
+                if not beside.short:
+                    raise
+
+    def decode_between(self) -> None:
+        """The same while no pass goes on, where there is more room."""
+        assert self.prompt is not None
+        self._inputs = self.prompt.inputs()
+
     def begin(self, opened: OpenModel, reuse: Reuse) -> None:
         """Makes its inputs, and its sequence if it has one; in the model's thread, between two passes.
 
@@ -146,7 +186,7 @@ class Job:
         """
         prompt, model = self.prompt, opened.model
         assert prompt is not None
-        inputs = prompt.inputs()
+        inputs, self._inputs = prompt.inputs() if self._inputs is None else self._inputs, None
         self.ticket.tell(Prepared(int(inputs["input_ids"].shape[1])))
         config = self._sampling.generation_config(model.generation_config)
         self._check_length(inputs, longest(model, config))
@@ -171,6 +211,7 @@ class Job:
                 seed = self._sampling.seed
                 self._draws = None if seed is None else Draws(seed)
                 self.sequence = self._completing.sequence(self.request, draws=self._draws, reuse=reuse)
+                self.sequence.encode_apart()
                 kept = self.sequence.cache
                 if model.config.is_encoder_decoder:
                     self._reserved = self.most

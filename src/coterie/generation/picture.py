@@ -26,13 +26,14 @@ _ORIENTATION = 0x0112
 _DRAFTS = (1, 2, 4, 8)
 
 
-def read_picture(path: str | Path, *, room: int | None = None) -> Image.Image:
+def read_picture(path: str | Path, *, room: int | None = None, may_shrink: bool = True) -> Image.Image:
     """Reads a picture in RGB, turned the way its EXIF orientation says, on white where it is transparent.
 
     Args:
         path: A file of any format that Pillow reads; of an animation, the first frame.
         room: Bytes that it may take to decode. A JPEG that takes more is decoded at a half, a quarter or an eighth of
             its size, with a warning; any other is an error. None for no limit but :data:`MAX_PIXELS`.
+        may_shrink: Whether that is done; if not, such a JPEG is an error, too.
 
     Raises:
         InputError: If there is no such file, it is not a picture, it is truncated, has values that cannot be shown, or
@@ -43,7 +44,7 @@ def read_picture(path: str | Path, *, room: int | None = None) -> Image.Image:
         with regular_file(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is below
             with Image.open(file) as image:
-                shrunk = _fit(image, path, room)
+                shrunk = _fit(image, path, room, may_shrink=may_shrink)
                 image.load()
                 if _is_turned(image):
                     _check_room(image, path, room, shrunk, turned=True)
@@ -70,7 +71,7 @@ def read_picture(path: str | Path, *, room: int | None = None) -> Image.Image:
     return picture
 
 
-def _fit(image: Image.Image, path: Path, room: int | None) -> int:
+def _fit(image: Image.Image, path: Path, room: int | None, *, may_shrink: bool) -> int:
     """Refuses what is too large before it is decoded; returns by how much a JPEG is made smaller."""
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
@@ -79,7 +80,7 @@ def _fit(image: Image.Image, path: Path, room: int | None) -> int:
             advice="Scale it down.",
             path=path,
         )
-    scales = _DRAFTS if image.format in ("JPEG", "MPO") else (1,)
+    scales = _DRAFTS if may_shrink and image.format in ("JPEG", "MPO") else (1,)
     # Whether a picture is turned may be said behind its pixels: it is looked at again then.
     scale = next((one for one in scales if room is None or decoding_nbytes(image, one) <= room), 1)
     if scale > 1:

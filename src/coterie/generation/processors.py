@@ -7,6 +7,8 @@ feature extractor. Where it is installed, the model's own processor is used.
 
 from __future__ import annotations
 
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,7 @@ from coterie.files.json_text import read_json_object
 from coterie.generation.placeholders import MediaTokens, sound_lengths
 from coterie.hf.foreign import foreign
 from coterie.hf.processor_limits import check_processor_files
-from coterie.hf.tokenizer import load_tokenizer
+from coterie.hf.tokenizer import load_tokenizer, takes_many_callers
 from coterie.spec import install_advice
 from coterie.store import Store, is_store
 
@@ -66,6 +68,8 @@ class Processors:
         path: The directory.
         config: ``config.json``, of the thinker where the model has one.
         tokenizer: The tokenizer.
+        tokenizing: Held while the tokenizer makes tokens of a text. Those written in Rust take any number of callers at
+            once; others take one.
     """
 
     def __init__(self, path: str | Path, *, embedding_rows: int | None = None, store: Store | None = None) -> None:
@@ -75,6 +79,9 @@ class Processors:
         self.config = _read_config(self.path)
         self.embedding_rows = embedding_rows
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.path, embedding_rows)
+        self.tokenizing: AbstractContextManager[Any] = (
+            nullcontext() if takes_many_callers(self.tokenizer) else threading.RLock()
+        )
         self._check_files()
         self._qwen = _QWEN_MEDIA.get(str(self.config.get("model_type")))
         for tokens, key in ((self.pictures, "image_token_id"), (self.sounds, "audio_token_id")):

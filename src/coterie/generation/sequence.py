@@ -29,7 +29,7 @@ from coterie.hf.generation_steps import (
     prompt_length,
 )
 from coterie.passes.admission import CachesUsed
-from coterie.passes.current import Request, Row, Stated
+from coterie.passes.current import EncodedAhead, Request, Row, Stated
 from coterie.passes.prompt_logits import PromptLogits
 from coterie.spec import Phase
 
@@ -88,6 +88,10 @@ Chooser = Callable[[Tensor], Tensor]
 """Given the logits of a step, float32 [1, V], says the next token, [1]."""
 
 
+_ENCODED = object()
+"""What a pass returns that has come to an encoder, and no further."""
+
+
 class Sequence:
     """One request on its way: what a forward pass is called with, and what becomes of what it returns.
 
@@ -118,6 +122,7 @@ class Sequence:
         model: What it is computed by.
         exact: Whether all that was computed of it has the bits that it has alone.
         ended: Whether it has ended, for whatever reason.
+        on_cancelled: Called when it has ended before its time and what its caches held is free, by whoever ended it.
         error: What ended it before its time.
     """
 
@@ -142,6 +147,7 @@ class Sequence:
         self.exact = True
         self.ended = False
         self.error: BaseException | None = None
+        self.on_cancelled: Callable[[], None] = _nothing
         self._prepared = prepared
         self._kwargs = prepared.kwargs
         self._cached = bool(prepared.kwargs["use_cache"])
@@ -159,7 +165,7 @@ class Sequence:
         self._follows = tuple(follows)
         # The name of its cache, where it could go on with what is left of it.
         self._left: str | None = None
-        self._seconds = 0.0
+        self._seconds = self._encoding_s = 0.0
         self._stream = stream
         self._draws = draws
         self._chooser = chooser
@@ -209,10 +215,16 @@ class Sequence:
         begin, end = self._next_piece() or (self.position, prompt_length(self._prepared))
         return end - begin
 
+    def encode_apart(self) -> None:
+        """Has the encoders of pictures and sounds run in passes of their own, if its prompt comes in pieces."""
+        if self._size is not None:
+            self.request.encodings = []
+
     def run(self) -> Any:
         """Its next forward pass, alone; returns what the model returns.
 
-        What of the prompt need not be computed takes a step, too: whoever is beside it waits for no more than that.
+        What of the prompt need not be computed takes a step, too: whoever is beside it waits for no more than that. So
+        does an encoder of pictures or sounds.
         """
         self._supplied = self._keeper.supply(self.position) if self.reading and self._keeper is not None else None
         if self._supplied is not None:
@@ -221,14 +233,20 @@ class Sequence:
         piece = self._next_piece()
         rows = (self.row,) if self._begun or piece else None  # transformers may take a prompt apart by itself
         start = time.perf_counter()
-        with Stated(self.request, phase=self.phase, rows=rows), self._caches, self._listening():
-            if inputs is not None:
-                outputs = self.model(**inputs, return_dict=True)
-            elif piece is not None:
-                outputs = prefill_piece(self._prepared, self._kwargs, *piece)
-            else:
-                outputs = prefill(self._prepared, self._kwargs)
-        self._seconds = time.perf_counter() - start
+        try:
+            with Stated(self.request, phase=self.phase, rows=rows), self._caches, self._listening():
+                if inputs is not None:
+                    outputs = self.model(**inputs, return_dict=True)
+                elif piece is not None:
+                    outputs = prefill_piece(self._prepared, self._kwargs, *piece)
+                else:
+                    outputs = prefill(self._prepared, self._kwargs)
+        except EncodedAhead:
+            self._encoding_s += time.perf_counter() - start
+            return _ENCODED
+        if self.request.encodings:
+            self.request.encodings.clear()
+        self._seconds, self._encoding_s = self._encoding_s + time.perf_counter() - start, 0.0
         self._positions.note()
         return outputs
 
@@ -243,8 +261,10 @@ class Sequence:
 
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
-        prepared = self._prepared
         self.computed = self._supplied is None
+        if outputs is _ENCODED:
+            return
+        prepared = self._prepared
         if self.reading:
             read = self._read(outputs)
             if read < prompt_length(prepared):
@@ -323,6 +343,7 @@ class Sequence:
         Not while a pass computes it: see :meth:`~coterie.generation.steps.Steps.remove`.
         """
         self._caches.let_go(but=self._end())
+        self.on_cancelled()
 
     def check(self) -> None:
         """Raises what ended it before its time, once."""
@@ -346,6 +367,7 @@ class Sequence:
     def _end(self) -> Any:
         """It takes part no more; returns its cache if that is kept."""
         self.ended = True
+        self.request.encodings = None
         kept = None if self._keeper is None else self._keeper.ended(self.ids, self.position)
         self._keeper = None
         # Whoever reads its tokens need not keep its cache.
@@ -365,3 +387,7 @@ class Sequence:
             return choose(scores, sample=True)
         finally:
             self._draws.end()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from coterie.errors import CoterieError, SpeechError, UnsupportedError, UsageError
 from coterie.generation.completion import Completion, effective_config, end_tokens, finish, wished
 from coterie.generation.draws import drawing
-from coterie.generation.interruption import Stopped, stoppable
+from coterie.generation.interruption import stoppable
 from coterie.generation.one_sequence import check_settings, files_named, longest
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence as Tokens
@@ -25,7 +25,7 @@ from coterie.generation.streaming import TextStream
 from coterie.generation.vocoder import Vocoder
 from coterie.hf.code_predictor import predicting
 from coterie.hf.generation_steps import Prepared, hand_over, one_by_one, prompt_length
-from coterie.passes.current import Request
+from coterie.passes.current import Request, Stopped
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -159,7 +159,7 @@ def speak(
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(model, should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
+        with stoppable(should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
             if draws is not None:
                 # The talker draws in the middle of its passes, too.
                 draws.begin()

@@ -21,6 +21,7 @@ from coterie.generation.sequence import Sequence
 from coterie.generation.shared_pass import SharedPass
 from coterie.hf.row_caches import RowsAllLeftError, RowsApartError
 from coterie.integration import RowWay, row_ways
+from coterie.passes.current import Stopped
 from coterie.spec import DEFAULT_BATCHING, Batching
 
 _log = logging.getLogger("coterie.generation")
@@ -85,10 +86,10 @@ class Steps:
                 del self._ways[sequence.model]
 
     def remove(self, sequence: Sequence) -> None:
-        """Has it take no part any more, which ends it; harmless if it has ended.
+        """Has it take no part any more, which ends it and its request; harmless if it has ended.
 
-        What its cache holds is free at once. If the step that goes on computes its next token beside those of others,
-        it is free at the next layer; if it computes that alone, when the step is over.
+        What its cache holds is free at once. If the step that goes on computes something of it, it is free at the next
+        layer, whoever else is in that step.
         """
         with self._lock:
             if sequence in self._waiting:
@@ -98,6 +99,8 @@ class Steps:
             else:
                 if sequence in self._passing and sequence not in self._leaving:
                     self._leaving.append(sequence)
+                    # Ends the pass if it is of nobody else.
+                    sequence.request.end()
                     if self._shared is not None:
                         self._shared.leave(sequence)
                 return
@@ -135,6 +138,8 @@ class Steps:
             for sequence in leaving:
                 if not sequence.ended:
                     sequence.cancel()
+                elif isinstance(sequence.error, Stopped):
+                    sequence.error = None  # it has ended as it was told to
         for sequence in batch:
             if sequence.error is not None and not isinstance(sequence.error, Exception):
                 raise sequence.error

@@ -87,9 +87,27 @@ def load_tokenizer(path: str | Path, embedding_rows: int | None = None) -> PreTr
             raise ValueError(f"it has {len(vocabulary)} tokens, the longest of {longest:,} characters")
         if tokenizer.pad_token is None and tokenizer.eos_token is not None:
             tokenizer.pad_token = tokenizer.eos_token
+        _set_up(tokenizer)
     if embedding_rows is not None:
         _check_rows(vocabulary, embedding_rows, directory)
     return tokenizer
+
+
+def takes_many_callers(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether several threads may have texts made into tokens at once, as long as nobody asks for padding or a cut."""
+    return bool(getattr(tokenizer, "is_fast", False))
+
+
+def _set_up(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has a tokenizer as each call without padding and cut would set it up.
+
+    A call that finds it otherwise changes it, and fails while another thread uses it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if takes_many_callers(tokenizer) and backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
 
 
 def encode_text(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:

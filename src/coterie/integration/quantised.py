@@ -166,9 +166,12 @@ class TokenExperts:
 
         Raises:
             UsageError: If the cache is closed.
+            Stopped: If nobody wants the pass any more.
         """
         streamed = self._streamed
         now = streamed.now()
+        if (request := now.request) is not None and request.before_layer is not None:
+            request.before_layer()
         if now.limit is not None or not streamed.may_hold(now) or not self._computed.there(state):
             return None
         self._view.prediction_over(now.consumer)

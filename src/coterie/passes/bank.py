@@ -144,6 +144,7 @@ class StreamedBank:
         Raises:
             UnsupportedError: If gradients are wanted.
             ExpertMissingError: If the policy says so.
+            Stopped: If nobody wants the pass any more.
         """
         if torch.is_grad_enabled() and (hidden.requires_grad or top_k_weights_TK.requires_grad):
             raise UnsupportedError(
@@ -152,6 +153,8 @@ class StreamedBank:
             )
         if now.observers:
             self.chosen(now, top_k_index_TK, top_k_weights_TK)
+        if (request := now.request) is not None and request.before_layer is not None:
+            request.before_layer()
         if self.missing is None:
             routed = Routed(top_k_index_TK, top_k_weights_TK, 0)
         else:

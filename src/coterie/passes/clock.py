@@ -15,7 +15,7 @@ from torch import nn
 
 from coterie.hf.caches import caches_in
 from coterie.passes.admission import Admission
-from coterie.passes.current import Pass, Request, current, current_request, phase_or, rows_or, unwatched
+from coterie.passes.current import EncodedAhead, Pass, Request, current, current_request, phase_or, rows_or, unwatched
 from coterie.passes.forward_call import CallReader, ForwardCall
 from coterie.passes.forwards import Covering, Forward, install
 from coterie.passes.limit import ExpertLimit
@@ -102,7 +102,11 @@ class StepClock:
         with self._make(call) as now:
             try:
                 self._begin(now, call)
-                result = _compute(now, forward, args, kwargs)
+                try:
+                    result = _compute(now, forward, args, kwargs)
+                except EncodedAhead:
+                    self._count(now, -1)  # it is begun anew
+                    raise
                 if place is not None and not call.caches and call.uses_cache is not False:
                     made = caches_in([result])
             finally:
@@ -114,6 +118,10 @@ class StepClock:
                 losses = now.losses.end(result)
                 now.announce(StepEnded(step=now.number, component=self.component, losses=losses))
         return result
+
+    def _count(self, now: Pass, times: int) -> None:
+        with self._lock:
+            self.tokens[now.phase] += times * now.batch * now.tokens
 
     def _make(self, call: ForwardCall) -> Pass:
         return Pass(
@@ -134,8 +142,7 @@ class StepClock:
         return meters[0] if call.rows is None else RowLosses(meters, call.rows.lengths)
 
     def _begin(self, now: Pass, call: ForwardCall) -> None:
-        with self._lock:
-            self.tokens[now.phase] += now.batch * now.tokens
+        self._count(now, 1)
         if any(getattr(observer, "wants_losses", False) for observer in tuple(self.observers)):
             now.losses = self._losses(now, call)
             now.losses.begin(call.ids, shape=(now.batch, now.tokens), cached=now.cached)

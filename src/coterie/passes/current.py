@@ -25,6 +25,14 @@ from coterie.spec import Event, Observer, Phase
 _Made = TypeVar("_Made")
 
 
+class Stopped(Exception):
+    """Ends a forward pass because nobody wants what it computes; whoever began it does not pass this on."""
+
+
+class EncodedAhead(Exception):
+    """Ends a forward pass that has come to an encoder; it is to be begun anew. Whoever began it does not pass it on."""
+
+
 class Request:
     """Whose passes follow one another, whatever else their thread computes meanwhile.
 
@@ -33,13 +41,23 @@ class Request:
 
     Attributes:
         domain: That given.
+        before_layer: Called before each layer's experts are computed, in passes that are of nobody else. What it raises
+            ends the pass, and no lease is open then. None where nobody wants to be asked.
+        encodings: What encoders were given, and what they made of it: its passes end with each encoder that they come
+            to, and find that when they are begun anew. None where they do not end.
     """
 
-    __slots__ = ("__weakref__", "_states", "domain")
+    __slots__ = ("__weakref__", "_states", "before_layer", "domain", "encodings")
 
     def __init__(self, domain: str | None = None) -> None:
         self.domain = domain
+        self.before_layer: Callable[[], None] | None = None
+        self.encodings: list[tuple[Any, Any]] | None = None
         self._states: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    def end(self) -> None:
+        """Has its passes end at the next layer, that which is going on as well; called in whatever thread."""
+        self.before_layer = _stop
 
     def state(self, owner: object, make: Callable[[], _Made]) -> _Made:
         """What ``owner`` keeps from one pass of it to the next, as long as both live; it must not refer to it.
@@ -56,6 +74,10 @@ class Request:
     def drop(self, owner: object) -> None:
         """Forgets what ``owner`` kept."""
         self._states.pop(owner, None)
+
+
+def _stop() -> None:
+    raise Stopped
 
 
 class Row(NamedTuple):
@@ -99,6 +121,7 @@ class Pass:
         tokens: That given.
         cached: That given.
         rows: The sequences, one after the other.
+        request: Whose all of them are; None where they are of several, or nobody said.
         observers: Those given.
         limit: That given.
         watch: That given.
@@ -110,7 +133,7 @@ class Pass:
 
     __slots__ = (
         "_memory", "_pending", "_states", "batch", "cached", "component", "consumer", "contributions", "decode",
-        "limit", "losses", "number", "observers", "outer", "phase", "rows", "tokens", "watch",
+        "limit", "losses", "number", "observers", "outer", "phase", "request", "rows", "tokens", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +156,7 @@ class Pass:
         self.phase, self.decode = phase, phase == "decode"
         self.batch, self.tokens, self.cached = batch, tokens, cached
         self.rows = (Row(None, cached),) * batch if rows is None else rows
+        self.request = _only_request(self.rows)
         self.observers, self.limit, self.watch = observers, limit, watch
         self.consumer = consumer or _thread.consumer
         self.contributions = any(getattr(observer, "wants_contributions", False) for observer in observers)
@@ -208,6 +232,11 @@ class Pass:
         # An exception's traceback may keep the pass, and for long.
         self._memory = self._pending = None
         self._states = {}
+
+
+def _only_request(rows: tuple[Row, ...]) -> Request | None:
+    first = rows[0].request if rows else None
+    return first if len(rows) == 1 or all(row.request is first for row in rows) else None
 
 
 class _Thread(threading.local):

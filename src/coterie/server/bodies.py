@@ -59,6 +59,8 @@ class Bodies:
     async def raw(self, request: Request) -> AsyncIterator[bytes]:
         """The body of a request, whatever it is; it is counted until the end of the context.
 
+        How long it was stays known as ``request.state.nbytes``.
+
         Raises:
             Refusal: If it is too large or slow.
         """
@@ -85,6 +87,7 @@ class Bodies:
                 raise Refusal(408, f"The request was not there within {self._seconds:g} s.") from None
             body = bytes(data)
             del data
+            request.state.nbytes = len(body)
             yield body
         finally:
             self._held -= held

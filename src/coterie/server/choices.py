@@ -36,6 +36,7 @@ class Choices:
         request_id: What the request is called.
         at_once: Answers that are with the engine at a time.
         salt: Whose it is, as the engine takes it.
+        nbytes: How long it was.
 
     Raises:
         EngineError: If there is no room for the first of them.
@@ -46,13 +47,21 @@ class Choices:
     """
 
     def __init__(
-        self, engine: Engine, wishes: Sequence[Wish], request_id: str, *, at_once: int = AT_ONCE, salt: str = ""
+        self,
+        engine: Engine,
+        wishes: Sequence[Wish],
+        request_id: str,
+        *,
+        at_once: int = AT_ONCE,
+        salt: str = "",
+        nbytes: int | None = None,
     ) -> None:
         self.request_id = request_id
         self.done: dict[int, Done] = {}
         self._engine = engine
         self._at_once = at_once
         self._salt = salt
+        self._nbytes = nbytes
         self._wishes = tuple(wishes)
         self._tickets: list[Ticket] = []
         self._told: asyncio.Queue[Numbered] = asyncio.Queue()
@@ -142,7 +151,7 @@ class Choices:
         wish = self._wishes[number]
         ticket = self._engine.submit(
             wish.prepare, wish.sampling, provenance=wish.provenance, name=self.request_id, salt=self._salt,
-            repeated=wish.repeated, domain=wish.domain, whose=self,
+            nbytes=self._nbytes, repeated=wish.repeated, domain=wish.domain, whose=self,
         )  # fmt: skip
         self._tickets.append(ticket)
         pump = asyncio.ensure_future(self._follow(number, ticket))

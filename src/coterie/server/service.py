@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -27,6 +27,8 @@ from coterie.server.wishes import Wish
 if TYPE_CHECKING:
     from coterie.server.domains import Domains
     from coterie.server.explorer import Explorer
+
+Result = TypeVar("Result")
 
 HEADERS_WITHIN_S = 0.05
 """A stream begins so soon, if it is not known by then that the request is none."""
@@ -122,6 +124,22 @@ class Service:
         """New tokens of an answer: a model that was not trained to answer does not end by itself."""
         return wanted if wanted is not None or self.prompts.can_chat else UNTRAINED_TOKENS
 
+    async def aside(self, request: Request, work: Callable[[], Result]) -> Result:
+        """Does what needs the tokenizer and not the model, for as long as the client waits for it.
+
+        Raises:
+            EngineError: If there is no room for it, or it takes too long.
+            ClientDisconnect: If nobody waits for it any more.
+        """
+        done: list[Result] = []
+
+        async def wait() -> None:
+            done.append(await self.engine.aside(work, nbytes=request.state.nbytes))
+
+        if not await unless_gone(request.receive, wait()):
+            raise ClientDisconnect
+        return done[0]
+
     async def whole(self, request: Request, wishes: Sequence[Wish]) -> list[Done]:
         """The answers, once they are whole.
 
@@ -153,7 +171,7 @@ class Service:
             Refusal: If it is none.
             ClientDisconnect: If nobody waits for it any more.
         """
-        prompt = await self.engine.aside(prepare)
+        prompt = await self.aside(request, prepare)
         if prompt.tokens is not None:
             return prompt.tokens
         try:
@@ -193,6 +211,7 @@ class Service:
             request.state.request_id,
             at_once=1 if names.seeded else AT_ONCE,
             salt=request.state.salt,
+            nbytes=request.state.nbytes,
         )
         self._open.add(made)
         return made

@@ -62,7 +62,7 @@ async def _template(service: Service, request: Request) -> RenderedPrompt:
         asked = read(TemplateRequest, body)
         messages, _ = from_openai(asked.messages)
     tools = [tool.plain() for tool in asked.tools or ()]
-    prompt = await service.engine.aside(partial(service.prompts.rendered, messages, tools))
+    prompt = await service.aside(request, partial(service.prompts.rendered, messages, tools))
     return {"prompt": prompt.text}
 
 

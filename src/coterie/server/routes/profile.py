@@ -57,7 +57,7 @@ async def _expert(service: Service, request: Request) -> Answered:
     card = await _explorer(service).ask("expert", **asked.model_dump())
     # The profile is the model's, so its tokens are, too.
     tokens: list[dict[str, Any]] = card["top_tokens"]
-    await service.engine.aside(partial(_name_tokens, service, tokens))
+    await service.aside(request, partial(_name_tokens, service, tokens))
     return card
 
 

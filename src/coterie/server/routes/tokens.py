@@ -6,6 +6,7 @@ from functools import partial
 
 from starlette.requests import Request
 
+from coterie.generation.processors import Processors
 from coterie.hf.tokenizer import decode_tokens, encode_text
 from coterie.server.operations import Operation
 from coterie.server.schemas.answers import PlainContent, TokenList
@@ -31,9 +32,13 @@ def operations() -> list[Operation]:
 async def _tokenize(service: Service, request: Request) -> TokenList:
     async with service.bodies.json(request) as body:
         asked = read(TokenizeRequest, body)
-    tokenizer = service.engine.opened.processors.tokenizer
-    work = partial(encode_text, tokenizer, asked.content, add_special_tokens=asked.add_special)
-    return {"tokens": await service.engine.aside(work)}
+    work = partial(_encode, service.engine.opened.processors, asked.content, asked.add_special)
+    return {"tokens": await service.aside(request, work)}
+
+
+def _encode(processors: Processors, text: str, add_special: bool) -> list[int]:
+    with processors.tokenizing:
+        return encode_text(processors.tokenizer, text, add_special_tokens=add_special)
 
 
 async def _detokenize(service: Service, request: Request) -> PlainContent:
@@ -41,4 +46,4 @@ async def _detokenize(service: Service, request: Request) -> PlainContent:
         asked = read(DetokenizeRequest, body)
     tokenizer = service.engine.opened.processors.tokenizer
     work = partial(decode_tokens, tokenizer, asked.tokens, clean_up_tokenization_spaces=False)
-    return {"content": await service.engine.aside(work)}
+    return {"content": await service.aside(request, work)}
