@@ -46,7 +46,7 @@ demo: $(STAMP) ## Run the bundled model end to end, with proof of exactness
 	$(BIN)/coterie demo
 
 test: $(STAMP) ## Run the tests, but the slow ones and the matrix of models
-	$(BIN)/python -m pytest -n auto -m "not slow and not matrix and not clients and not ray"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not matrix and not clients and not ray"
 
 test-matrix: $(STAMP) ## Compare every Mixture-of-Experts model and router class of transformers with stock
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m matrix

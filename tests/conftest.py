@@ -9,6 +9,7 @@ import gc
 import os
 import random
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import left_behind
 from processor import INTEL
 
 if TYPE_CHECKING:
@@ -214,10 +216,27 @@ def open_model() -> Iterator[Callable[..., PreTrainedModel]]:
         model.coterie.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _settings_are_put_back() -> Iterator[None]:
+    """No module changes what the ones after it find: which these are depends on the number of workers."""
+    for name in left_behind.OF_MODELS:
+        os.environ.pop(name, None)
+    before = left_behind.settings()
+    yield
+    assert left_behind.changed(before, left_behind.settings()) == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_thread_goes_on() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert left_behind.threads(before) == []
+
+
 @pytest.fixture(autouse=True)
 def _a_fresh_environment(request: pytest.FixtureRequest) -> None:
     """Programs that a test starts do not inherit what models without a budget, opened by other tests, wrote down."""
     if {"memory", "docs"} & set(request.path.parts):
         monkeypatch = request.getfixturevalue("monkeypatch")
-        for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        for name in left_behind.OF_MODELS:
             monkeypatch.delenv(name, raising=False)

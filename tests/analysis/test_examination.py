@@ -39,8 +39,9 @@ def test_a_planted_map_is_recovered_exactly(planted_checkpoint, planted_db):
     )
 
 
-def test_random_routers_show_nothing(tmp_path):
-    for seed in range(8):
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_random_routers_show_nothing(count, tmp_path):
+    for seed in range(count):
         model = routed_checkpoint(tmp_path / str(seed), [random_rows(100 * seed + layer) for layer in range(LAYERS)])
         profile = planted_profile(tmp_path / f"{seed}.db", Routers.open(model).identity, (1, 3))
         found = examine_routers(model, profile=profile, draws=19, seed=seed)

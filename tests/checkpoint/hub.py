@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
+from weakref import WeakSet
 
 _LARGE = (".safetensors", ".bin", ".gguf")
 _XET: frozenset[str] = frozenset()
@@ -98,6 +99,7 @@ class LocalHub:
         self.idle = threading.Condition()
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._connections: WeakSet[socket.socket] = WeakSet()
         self._servers = [self._serve("hub"), self._serve("cdn")]
         self._threads = [
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True) for server in self._servers
@@ -115,6 +117,11 @@ class LocalHub:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
             request_queue_size = 64
+
+            def get_request(self) -> tuple[socket.socket, Any]:
+                found = super().get_request()
+                hub._connections.add(found[0])
+                return found
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # whoever was asked to reset connections gets errors of them
@@ -159,6 +166,10 @@ class LocalHub:
             server.shutdown()
             server.server_close()
             thread.join()
+        # Clients keep theirs for later, and a thread would wait at each of them.
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

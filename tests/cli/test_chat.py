@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coterie.generation.completion import complete
+from coterie.generation.completion import Completing
 from coterie.generation.conversation import Conversation
 
 DATA = Path(__file__).parents[1] / "data"
@@ -198,15 +198,23 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(talk, monkeypatch) -> Non
                 pressed.append(piece)
                 os.kill(os.getpid(), signal.SIGINT)
 
-        return complete(*arguments, on_text=on_piece, **options)
+        return Completing(*arguments, on_text=on_piece, **options)
 
-    monkeypatch.setattr("coterie.generation.conversation.complete", press_after_the_first_piece)
+    monkeypatch.setattr("coterie.generation.conversation.Completing", press_after_the_first_piece)
     before = signal.getsignal(signal.SIGINT)
     outcome = talk("Hello, how are you", "And you")
     assert outcome.code == 0
     assert "(interrupted)" in outcome.err
     assert "4 new" in outcome.err  # the second answer is whole
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_answer_goes_on_where_it_was_cut(talk) -> None:
+    whole = talk("Hello, how are you", options=("--greedy", "-n", "12", "-q"))
+    cut = talk("/continue", "Hello, how are you", "/continue", "/continue", options=("--greedy", "-q"))
+    assert cut.code == 1
+    assert "There is no answer that could go on." in cut.err
+    assert cut.out.replace("\n", "") == whole.out.replace("\n", "")
 
 
 def test_in_a_terminal_it_asks_and_ends_with_ctrl_d(coterie, monkeypatch) -> None:

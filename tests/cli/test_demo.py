@@ -13,11 +13,42 @@ from coterie.generation.sampling import Sampling
 @pytest.fixture(autouse=True)
 def short(monkeypatch) -> None:
     """Few tokens; everything else is as users see it."""
+    shortened(monkeypatch)
+
+
+def shortened(monkeypatch) -> None:
     monkeypatch.setattr(demonstration, "_SAMPLED", Sampling(max_new_tokens=4, temperature=0.7, top_p=0.9, seed=7))
     monkeypatch.setattr(demonstration, "_GREEDY_TOKENS", 2)
 
 
-def test_it_shows_every_part_and_proves(coterie, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def happened(tmp_path_factory) -> tuple[list[demonstration.Happening], demonstration.Demonstration]:
+    """What one demonstration tells, and its result."""
+    folder, told = tmp_path_factory.mktemp("demo"), []
+    with pytest.MonkeyPatch.context() as patch:
+        shortened(patch)
+        result = demonstration.demonstrate(folder, tell=told.append)
+    assert sorted(path.name for path in folder.iterdir()) == ["full", "partial"]
+    return told, result
+
+
+@pytest.fixture
+def again(happened, monkeypatch) -> list[Path]:
+    """Demonstrations tell the same again; the folders that they are given."""
+    folders: list[Path] = []
+
+    def demonstrate(folder, *, tell=lambda _: None, progress=None):
+        folders.append(folder)
+        assert folder.is_dir()
+        for one in happened[0]:
+            tell(one)
+        return happened[1]
+
+    monkeypatch.setattr(demonstration, "demonstrate", demonstrate)
+    return folders
+
+
+def test_it_shows_every_part_and_proves(coterie, again, tmp_path) -> None:
     outcome = coterie("demo", "--keep", str(tmp_path))
     assert outcome.code == 0, outcome.err
     for text in (
@@ -40,10 +71,10 @@ def test_it_shows_every_part_and_proves(coterie, tmp_path) -> None:
     commands = [line for line in outcome.out.splitlines() if line.strip().startswith("coterie ")]
     assert all(len(line) <= 80 for line in outcome.out.splitlines() if line not in commands)
     assert outcome.err == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "partial"]
+    assert again == [tmp_path]
 
 
-def test_json_has_the_figures(coterie, tmp_path) -> None:
+def test_json_has_the_figures(coterie, again) -> None:
     outcome = coterie("demo", "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
@@ -54,7 +85,7 @@ def test_json_has_the_figures(coterie, tmp_path) -> None:
     assert found["holding"]["resident_bytes"] * 4 == found["holding"]["total_expert_bytes"]
     assert set(found["partial"]["likeness"]) == {"mask", "drop"}
     assert all(view["kl"] > 0.01 and view["same_top"] < 1 for view in found["partial"]["likeness"].values())
-    assert not Path(found["extracted"]["store"]).exists()  # it was temporary
+    assert not again[0].exists()  # it was temporary
 
 
 def test_a_difference_is_an_error(coterie, monkeypatch) -> None:
@@ -65,6 +96,8 @@ def test_a_difference_is_an_error(coterie, monkeypatch) -> None:
         return compare(streamed, stock, cases, **options)
 
     monkeypatch.setattr(demonstration, "compare_exactly", spoil)
+    needed = [one for one in demonstration.PROMPTS if one[0] in demonstration._PARTIAL_DOMAINS]
+    monkeypatch.setattr(demonstration, "PROMPTS", needed)
     outcome = coterie("demo")
     assert outcome.code == 1
     assert "DIFFERENT" in outcome.out

@@ -269,10 +269,9 @@ def test_a_partial_store_fetches_and_grows(coterie, expected, tmp_path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--temperature", "0"), ("--temp", "0"), ("--temperature", "0", "--top-k", "40", "-q"),
-        ("--greedy", "--top-p", "1"),
-        ("--repeat-penalty", "1.0", "--seed", "-1"), ("--repetition_penalty", "1", "--top_k=0", "--greedy"),
-        ("--n-predict", "4"), ("--max-tokens=4",), ("--num_predict", "4"), ("--ctx-size", "64", "-n", "4"),
+        ("--temperature", "0", "--top-k", "40", "-q"), ("--temp", "0", "--n-predict", "4"),
+        ("--greedy", "--top-p", "1", "--max-tokens=4"), ("--repeat-penalty", "1.0", "--seed", "-1"),
+        ("--repetition_penalty", "1", "--top_k=0", "--greedy", "--num_predict", "4"), ("--ctx-size", "64", "-n", "4"),
     ],
 )  # fmt: skip
 def test_habits_of_other_programs(coterie, expected, options) -> None:

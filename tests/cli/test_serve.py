@@ -99,7 +99,7 @@ def _stream(server: Process, asked: dict, headers: dict) -> urllib.request.Reque
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("drain", ["30", "0"])
+@pytest.mark.parametrize("drain", [pytest.param("30", marks=pytest.mark.slow), "0"])
 def test_sigterm_lets_what_runs_finish_or_cuts_it(start, tmp_path: Path, drain: str) -> None:
     server = start("--drain", drain)
     asked = {"prompt": "And it came to pass", "max_tokens": 60 if drain == "30" else 4000, "temperature": 0}
@@ -139,6 +139,16 @@ def test_keys_are_looked_at_before_the_model(coterie, tmp_path: Path) -> None:
     outcome = coterie("serve", "bundled", "--api-key-file", str(tmp_path / "nothing"))
     assert outcome.code == 1
     assert "cannot be read" in outcome.err
+
+
+def test_a_directory_for_prompts_is_looked_at_before_the_model(coterie, tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(0o755)
+    outcome = coterie("serve", "bundled", "--port", "0", "--prefix-dir", str(tmp_path / "open"))
+    assert outcome.code == 2
+    assert "chmod 700" in outcome.err
+    outcome = coterie("serve", "bundled", "--port", "0", "--prefix-dir-limit", "1GiB")
+    assert outcome.code == 2
+    assert "--prefix-dir DIR" in outcome.err
 
 
 def test_what_is_missing_is_told_with_how_to_get_it(coterie, monkeypatch) -> None:

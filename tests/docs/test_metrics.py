@@ -8,6 +8,8 @@ import pytest
 
 import coterie
 from coterie.generation.governor import Governor
+from coterie.generation.prefix_copy import PrefixCopy
+from coterie.generation.prefix_folder import PrefixFolder
 from coterie.generation.prefixes import Prefixes
 from coterie.server.meters import Meters
 
@@ -18,12 +20,13 @@ BY_LAYER = ("component", "layer", "bank")
 
 
 @pytest.fixture(scope="module")
-def watched() -> Any:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Any:
     meters = Meters()
+    copy = PrefixCopy(PrefixFolder(tmp_path_factory.mktemp("own") / "prefixes", 1 << 20), b"")
     with coterie.load("bundled", memory="2GiB") as model:
         opened = SimpleNamespace(runtime=model.coterie)
         engine = SimpleNamespace(
-            opened=opened, governor=Governor(model.coterie), prefixes=Prefixes(0), running=0, waiting=0
+            opened=opened, governor=Governor(model.coterie), prefixes=Prefixes(0, copy=copy), running=0, waiting=0
         )
         meters.watch(engine)
         yield list(meters.registry.collect()), meters

@@ -21,6 +21,19 @@ from zoo import ZOO, logits, stock
 BF16, FP32 = torch.bfloat16, torch.float32
 MEMORY = ("100%", "25%", "minimum")
 SOURCES = ("checkpoint", "store")
+OFTEN = [("checkpoint", "25%"), ("store", "minimum"), ("store", "100%")]
+"""Sources and budgets, each of them once; the others are slow tests."""
+
+
+def combined(*memories: str) -> list[Any]:
+    """Parameters: each source with each of these budgets."""
+    return [
+        pytest.param(kind, memory, marks=() if (kind, memory) in OFTEN else pytest.mark.slow)
+        for kind in SOURCES
+        for memory in memories
+    ]
+
+
 MODALITIES = {
     "text": {},
     "image": {"image": True},
@@ -91,8 +104,7 @@ def assert_same(got: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...])
         assert torch.equal(ours, theirs), f"{(ours != theirs).float().mean():.1%} of the elements differ"
 
 
-@pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize(("kind", "memory"), combined(*MEMORY))
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_text(name, kind, memory, path_of, expected, open_model):
     path = path_of(kind, name)
@@ -130,7 +142,7 @@ def outputs_of_bundled(model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
     return scores, model.generate(ids[:1], max_new_tokens=8, do_sample=False)
 
 
-@pytest.mark.parametrize(("kind", "memory"), [("checkpoint", "25%"), ("store", "minimum"), ("store", "100%")])
+@pytest.mark.parametrize(("kind", "memory"), OFTEN)
 def test_a_trained_model_with_four_experts_per_token(kind, memory, bundled_outputs, tmp_path, open_model):
     """Of two addends the order does not matter; with the zoo's two experts per token it would never show."""
     path = resolve_path("bundled")
@@ -187,8 +199,7 @@ def test_the_talker_of_omni_alone(kind, path_of, zoo_stock, open_model):
     assert model.coterie.stats().total.evictions > 0
 
 
-@pytest.mark.parametrize("memory", ["25%", "minimum"])
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize(("kind", "memory"), combined("25%", "minimum"))
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_speech(modality, kind, memory, path_of, spoken, open_model):
     path = path_of(kind, "qwen3_omni")

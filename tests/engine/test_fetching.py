@@ -29,7 +29,7 @@ from coterie.origins import CheckpointOrigin
 from coterie.spec import ExpertKey
 from coterie.store import Store, StoreWriter
 from extraction.stores import decoded, present, snapshot
-from store.faults import Killed, KillingCalls, WatchedCalls
+from store.faults import EVERY, Killed, KillingCalls, WatchedCalls
 
 ALL = {0: set(range(8)), 1: set(range(8))}
 ABSENT = [ExpertKey("text", layer, "mlp", expert) for layer in (0, 1) for expert in range(2, 8)]
@@ -222,14 +222,15 @@ def test_threads_fetch_at_once(moe, partial, fetching):
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_every_change_of_the_disk(moe, partial, fetching, tmp_path):
+@pytest.mark.parametrize("every", EVERY)
+def test_killed_at_every_change_of_the_disk(every, moe, partial, fetching, tmp_path):
     counted = WatchedCalls()
     shutil.copytree(partial, tmp_path / "counted")
     experts = fetching(tmp_path / "counted", calls=counted)
     fetch(experts, ABSENT[4:8])
     experts.growth.flush()
     assert counted.count > 15
-    for at in range(counted.count):
+    for at in range(0, counted.count, every):
         path = tmp_path / f"store-{at}"
         shutil.copytree(partial, path)
         experts = fetching(path, calls=KillingCalls(at))

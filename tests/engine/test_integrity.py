@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import coterie
 from coterie.checkpoint import TensorInfo, WholeFile
@@ -21,6 +22,9 @@ from odd_files import ODD, make_odd
 from .damage import register
 
 PROMPT = torch.tensor([[5, 900, 33, 71]])
+
+
+Open = Callable[..., PreTrainedModel]
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,10 @@ def write_in_place(path: Path) -> None:
         *(pytest.param(partial(make_odd, kind), id=kind) for kind in ODD),
     ],
 )
-def test_an_expert_file_that_changes_after_loading_is_an_error(store: Path, change: Callable[[Path], None]) -> None:
-    model = coterie.load(store, expert_memory="10%")
+def test_an_expert_file_that_changes_after_loading_is_an_error(
+    store: Path, change: Callable[[Path], None], open_model: Open
+) -> None:
+    model = open_model(store, expert_memory="10%")
     path = store / "experts/thinker/mlp-layer-003.safetensors"
     change(path)
     with pytest.raises(ReadError) as caught:
@@ -87,8 +93,8 @@ def test_an_expert_file_that_changes_after_loading_is_an_error(store: Path, chan
         tokens(model)
 
 
-def test_a_file_written_to_after_it_was_read_is_an_error(store: Path) -> None:
-    model = coterie.load(store, expert_memory="10%")
+def test_a_file_written_to_after_it_was_read_is_an_error(store: Path, open_model: Open) -> None:
+    model = open_model(store, expert_memory="10%")
     tokens(model, 2)
     path = store / "experts/thinker/mlp-layer-003.safetensors"
     write_in_place(path)
@@ -96,9 +102,9 @@ def test_a_file_written_to_after_it_was_read_is_an_error(store: Path) -> None:
         tokens(model, 24)
 
 
-def test_a_file_replaced_while_it_is_open_stays_what_it_was(store: Path, pristine: Path) -> None:
-    expected = tokens(coterie.load(pristine, expert_memory="25%"), 8)
-    model = coterie.load(store, expert_memory="25%")
+def test_a_file_replaced_while_it_is_open_stays_what_it_was(store: Path, pristine: Path, open_model: Open) -> None:
+    expected = tokens(open_model(pristine, expert_memory="25%"), 8)
+    model = open_model(store, expert_memory="25%")
     assert tokens(model, 8) == expected
     replace_by_another_layer(store / "experts/thinker/mlp-layer-003.safetensors")
     assert tokens(model, 8) == expected
@@ -138,7 +144,7 @@ def test_a_side_file_swapped_while_the_model_is_built_is_told(store: Path, monke
         coterie.load(store, expert_memory="25%")
 
 
-def test_the_dense_file_is_read_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dense_file_is_read_once(store: Path, monkeypatch: pytest.MonkeyPatch, open_model: Open) -> None:
     reads: list[Path] = []
     read = WholeFile._read
 
@@ -150,7 +156,7 @@ def test_the_dense_file_is_read_once(store: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         "coterie.checkpoint.reading.read_range", lambda *_: pytest.fail("a tensor is read a second time")
     )
-    model = coterie.load(store, expert_memory="25%")
+    model = open_model(store, expert_memory="25%")
     assert reads == [store / "dense.safetensors"]
     assert not any(file._kept for file in model.coterie.source.dense_files)
 
@@ -161,10 +167,10 @@ def test_a_damaged_store_is_not_quantised(store: Path, tmp_path: Path) -> None:
         quantize(store, tmp_path / "small", scheme="int4", dense_scheme="int4")
 
 
-def test_int4_layers_come_from_checked_bytes(pristine: Path, tmp_path: Path) -> None:
+def test_int4_layers_come_from_checked_bytes(pristine: Path, tmp_path: Path, open_model: Open) -> None:
     small = tmp_path / "small"
     quantize(pristine, small, scheme="int4", dense_scheme="int4")
-    expected = tokens(coterie.load(small, expert_memory="50%"))
+    expected = tokens(open_model(small, expert_memory="50%"))
     assert len(expected) == 8
     flip(small / "dense.safetensors", (small / "dense.safetensors").stat().st_size // 2)
     with pytest.raises(ChecksumError, match=r"dense\.safetensors"):

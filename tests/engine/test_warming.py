@@ -92,6 +92,20 @@ def generated(model, prompt):
     return out.sequences, torch.stack(out.logits)
 
 
+@pytest.fixture(scope="module")
+def prompts(processors):
+    return [build_inputs(processors, texts[1]) for texts in TEXTS.values()]
+
+
+@pytest.fixture(scope="module")
+def expected(bundled, prompts):
+    """What comes out without a profile."""
+    from coterie.engine import load
+
+    with load(bundled, expert_memory="100%", component="thinker") as plain:
+        return [generated(plain, prompt) for prompt in prompts]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -103,10 +117,7 @@ def generated(model, prompt):
     ],
     ids=str,
 )
-def test_not_a_bit_of_the_output_changes(opened, processors, profile, options):
-    prompts = [build_inputs(processors, texts[1]) for texts in TEXTS.values()]
-    plain = opened(expert_memory="100%")
-    expected = [generated(plain, prompt) for prompt in prompts]
+def test_not_a_bit_of_the_output_changes(opened, prompts, expected, profile, options):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "pin=")
         model = opened(profile=profile, **options)

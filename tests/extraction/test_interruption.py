@@ -27,7 +27,7 @@ from coterie.errors import (
 from coterie.extraction import extract
 from coterie.inspection import verify
 from coterie.store import Store, StoreWriter, is_store
-from store.faults import FailingCalls, Killed, KillingCalls, ShortWrites, WatchedCalls
+from store.faults import EVERY, FailingCalls, Killed, KillingCalls, ShortWrites, WatchedCalls
 
 from .stores import snapshot
 
@@ -38,9 +38,10 @@ def fresh(moe: Path, tmp_path: Path) -> dict[str, bytes | None]:
     return snapshot(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("mode", ["kill", "full"])
 def test_stopped_at_every_change_of_the_disk(
-    mode: str, moe: Path, tmp_path: Path, fresh: dict[str, bytes | None], monkeypatch: pytest.MonkeyPatch
+    mode: str, every: int, moe: Path, tmp_path: Path, fresh: dict[str, bytes | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Opening the checkpoint anew for each of a hundred runs is not what this is about.
     opened = Checkpoint.open(moe)
@@ -48,7 +49,7 @@ def test_stopped_at_every_change_of_the_disk(
     counted = WatchedCalls()
     extract(moe, tmp_path / "counted", experts="0-5", workers=1, calls=counted)
     assert counted.count > 40
-    for at in range(counted.count):
+    for at in range(0, counted.count, every):
         path = tmp_path / f"store-{at}"
         failing = KillingCalls(at) if mode == "kill" else FailingCalls(at, errno.ENOSPC)
         with pytest.raises(Killed if mode == "kill" else DiskSpaceError):

@@ -35,15 +35,21 @@ def asked(monkeypatch, processors):
     """What the model was given, decoded; its answers are "one", "two", ..."""
     seen = SimpleNamespace(prompts=[], seeds=[], answers=[answer("one", 1), answer("two", 2), answer("three", 3)])
 
-    def complete(model, tokenizer, inputs, sampling, **options):
-        seen.prompts.append(tokenizer.decode(inputs["input_ids"][0]))
-        seen.seeds.append(sampling.seed)
-        given = seen.answers.pop(0)
-        if isinstance(given, Exception):
-            raise given
-        return given
+    class Completing:
+        def __init__(self, model, tokenizer, inputs, sampling, **options):
+            seen.prompts.append(tokenizer.decode(inputs["input_ids"][0]))
+            seen.seeds.append(sampling.seed)
 
-    monkeypatch.setattr(module, "complete", complete)
+        def run(self, should_stop, **options):
+            given = seen.answers.pop(0)
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+        def take_inputs(self, inputs):
+            pass
+
+    monkeypatch.setattr(module, "Completing", Completing)
     return seen
 
 

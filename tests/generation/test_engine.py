@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -477,3 +478,38 @@ def test_a_prompt_that_is_given_up_is_gone_on_with(engine: Engine) -> None:
 def test_numbers_that_cannot_be_are_refused(opened: OpenModel, options: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         Engine(opened, **options)  # type: ignore[arg-type]
+
+
+def test_several_answers_compute_their_prompt_once(opened: OpenModel) -> None:
+    wishes = [Sampling(max_new_tokens=5, seed=seed, temperature=1.5) for seed in range(5)]
+    expected = [alone(opened, PROMPT, one) for one in wishes]
+
+    def computed() -> int:
+        return sum(opened.runtime.stats().prefill_tokens.values())
+
+    with Engine(opened, piece=PIECE, parallel=3, prefix_memory=1 << 24) as engine:
+        before = computed()
+        tickets = [engine.submit(PROMPT, one, repeated=True, provenance=True) for one in wishes]
+        got = [ticket.result(60) for ticket in tickets]
+        assert [one.token_ids for one in got] == [one.token_ids for one in expected]
+        assert computed() - before == got[0].prompt_tokens
+        # Who computes which piece is as it happens; the ones that begin later find all of it.
+        assert sum(one.prompt_tokens - one.reused_tokens for one in got) == got[0].prompt_tokens
+        assert got[4].reused_tokens == got[4].prompt_tokens
+        told = tickets[4].provenance
+        assert told is not None
+        assert told.passes + (0 if told.shared is None else told.shared.passes) == 4
+        assert engine.governor.held == 0
+
+
+def test_what_prompts_begin_with_outlives_the_engine(opened: OpenModel, tmp_path: Path) -> None:
+    wishes = Sampling(max_new_tokens=4, seed=1)
+    found = []
+    for salt in ("anna", "anna", "bert"):
+        with Engine(opened, piece=PIECE, prefix_dir=tmp_path / "prefixes", prefix_dir_limit=1 << 20) as engine:
+            found.append(engine.submit(PROMPT, wishes, salt=salt).result(60))
+    assert len({one.token_ids for one in found}) == 1
+    assert [one.reused_tokens > 0 for one in found] == [False, True, False]
+    (tmp_path / "prefixes").chmod(0o755)
+    with pytest.raises(UsageError, match="Others can look"):
+        Engine(opened, prefix_dir=tmp_path / "prefixes")

@@ -281,3 +281,53 @@ def test_what_is_kept_is_what_was_shown(model, processors, data) -> None:
 
 def without_ids(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name != "input_ids"}
+
+
+class Stream:
+    """Is given tokens, and does nothing with them."""
+
+    def put(self, value: torch.Tensor) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "broken_off"), [("qwen3_moe", True), ("gpt_oss", False), ("gpt_oss", True), ("qwen3_vl_moe", False)]
+)
+def test_a_sequence_that_has_ended_goes_on_as_if_it_had_not(name, broken_off, zoo_checkpoint, open_model) -> None:
+    if reason := ZOO[name].why_not:
+        pytest.skip(reason)
+    model = open_model(zoo_checkpoint(name, torch.bfloat16), expert_memory="50%")
+    logits: list[torch.Tensor] = []
+
+    def begin(kept: KeptCache, new: int) -> Sequence:
+        prepared = prepare_in_pieces(model, {"input_ids": ids((1, 20))}, max_new_tokens=new, do_sample=False)
+        return Sequence(
+            prepared,
+            keeper=kept.begin(prepared),
+            keep=lambda outputs: logits.append(last_logits(outputs, ids((1, 20)))),
+        )
+
+    expected = generated(begin(KeptCache(), 8)).ids
+    whole, kept = list(logits), KeptCache()
+    logits.clear()
+    sequence = begin(kept, 20 if broken_off else 4)
+    if broken_off:
+        for _ in range(4):
+            sequence.take(sequence.run())
+        sequence.run()  # its token is in the cache, and nobody takes what it returned
+        sequence.cancel()
+    else:
+        generated(sequence)
+    # A sliding window cannot go back to where the pass began.
+    assert sequence.may_go_on == (not broken_off or name != "gpt_oss")
+    if not sequence.may_go_on:
+        return
+    found = kept.resume(sequence.ids[0, : sequence.position])
+    assert found is not None
+    sequence.go_on(found[0], request=sequence.request, stream=Stream(), keeper=found[1], most=8)
+    assert torch.equal(generated(sequence).ids, expected)
+    assert all(torch.equal(*both) for both in zip(logits, whole, strict=True))
+    assert kept.resume(sequence.ids[0]) is None

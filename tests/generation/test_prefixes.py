@@ -15,7 +15,7 @@ from coterie.errors import UsageError
 from coterie.extraction import extract
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
-from coterie.generation.prefixes import Prefixes
+from coterie.generation.prefixes import Prefixes, reuses_beginnings
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
@@ -133,6 +133,7 @@ def test_other_families(name, zoo_checkpoint, open_model) -> None:
     if reason := ZOO[name].why_not:
         pytest.skip(reason)
     model = open_model(zoo_checkpoint(name, torch.bfloat16), expert_memory="50%")
+    assert reuses_beginnings(model)
     prefixes = Prefixes(1 << 30, piece=PIECE)
     for prompt, reused in ((ids((1, 50)), 0), (ids((1, 50)), 48), (ids((1, 40), (2, 7)), 32)):
         got = answer(model, prompt, prefixes)
@@ -145,6 +146,7 @@ def test_states_that_go_on_with_every_token_are_not_kept(name, zoo_checkpoint, o
     if reason := ZOO[name].why_not:
         pytest.skip(reason)
     model = open_model(zoo_checkpoint(name, torch.bfloat16), expert_memory="50%")
+    assert not reuses_beginnings(model)
     prefixes = Prefixes(1 << 30, piece=PIECE)
     assert answer(model, ids((1, 50)), prefixes) == answer(model, ids((1, 50)), prefixes)
     assert (prefixes.nbytes, prefixes.counts.prompts) == (0, 0)

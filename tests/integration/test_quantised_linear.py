@@ -18,10 +18,8 @@ from coterie.integration import QuantisedLinears
 from coterie.kernels import QuantisedLinear
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES, stored_linear
+from integration.families import with_schemes
 from zoo import ZOO, logits, stock
-
-NAMES = sorted(ZOO)
-BY_SCHEME = pytest.mark.parametrize("scheme", sorted(SCHEMES))
 
 
 def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str) -> None:
@@ -32,8 +30,7 @@ def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str) -
             model.get_parameter(checkpoint.keymap.dense[name]).copy_(rounded)
 
 
-@BY_SCHEME
-@pytest.mark.parametrize("name", NAMES)
+@with_schemes(1)
 def test_outputs_are_those_of_stock_with_the_rounded_weights(
     name: str, scheme: str, zoo_checkpoint, tmp_path: Path, open_model
 ) -> None:

@@ -13,15 +13,12 @@ from coterie.errors import LoadError
 from coterie.extraction import extract
 from coterie.hf.banks import find_banks
 from coterie.passes.decoder import FieldDecoder
-from coterie.quant import SCHEMES
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import ExpertKey, RecordLayout
 from coterie.spec.parameters import dequantised_nbytes
 from coterie.store import Store
+from integration.families import with_schemes
 from zoo import ZOO, logits, stock
-
-NAMES = sorted(ZOO)
-BY_SCHEME = pytest.mark.parametrize("scheme", sorted(SCHEMES))
 
 
 def fields_of(store: Store, key: ExpertKey) -> tuple[torch.Tensor, ...]:
@@ -51,8 +48,7 @@ def round_experts(model: PreTrainedModel, store: Store) -> None:
                         whole.view(-1, *bank.parameters[name])[expert].copy_(value)
 
 
-@BY_SCHEME
-@pytest.mark.parametrize("name", NAMES)
+@with_schemes(0)
 def test_outputs_are_those_of_stock_with_the_rounded_weights(
     name: str, scheme: str, zoo_checkpoint, tmp_path: Path, open_model
 ) -> None:

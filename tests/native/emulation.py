@@ -2,9 +2,6 @@
 
 The emulated process (emulated.c) has no memory of ours. It asks for pages when they are touched and sends back which
 bytes have changed, so every pointer means the same to both, and the wrappers in ``coterie.native`` notice nothing.
-
-Nothing is sent back before a call has ended. So a call that could not get a page is made once more, in a process of its
-own: such calls are rare, and never the same. A warning says what was mapped there.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ import shutil
 import struct
 import subprocess
 import threading
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,19 +83,12 @@ def compiled(folder: Path) -> Programs:
 
 def compile_server(path: Path, architecture: Architecture = AARCH64) -> Path:
     """The program that serves a library."""
-    flags = ["-std=gnu11", "-O2", "-Wall", "-Werror"]
+    # What the program has in place of the C library's is the library's, too.
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Werror", "-rdynamic"]
     command = [architecture.compiler, *flags, str(_SERVER), "-ldl", "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return path
-
-
-class PageError(AssertionError):
-    """The emulated process could not have a page."""
-
-
-class PageWarning(Warning):
-    """A call was made once more. No UserWarning: those that our modules cause are errors in tests."""
 
 
 class EmulatedFunctions:
@@ -150,21 +139,14 @@ class EmulatedFunctions:
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         call = _packed(name, arguments)
         with self._lock:
-            try:
-                at, text = self._answer(name, call)
-            except PageError as error:
-                whole = f"{name}({', '.join(map(hex, map(int, filter(None, arguments))))})"
-                warnings.warn(f"{error}; {whole} called once more", PageWarning, stacklevel=2)
-                self._end()
-                self._process = self._started()
-                at, text = self._answer(name, call)
+            at, text = self._answer(name, call)
         result, _ = PROTOTYPES[name]
         if result is ctypes.c_char_p:
             return text if at else None
         return None if result is None else result(at).value
 
     def _answer(self, name: str, call: bytes) -> tuple[int, bytes]:
-        """What a call returns, and the text at that address; PageError before any of our memory has changed."""
+        """What a call returns, and the text at that address."""
         self._why = ""
         self._send(call)
         while True:
@@ -186,8 +168,7 @@ class EmulatedFunctions:
             reasons = {"F": "touched memory that is not there", "C": "cannot have our page", "N": "is not there"}
             problem = f"{name} {reasons.get(kind, 'needs too many pages')}: {at:#x}{self._why}"
             here, there = _beside(at, "self"), _beside(at, str(self._process.pid))
-            # Far from any memory of ours it is the library's fault.
-            raise (PageError if here and kind in "FC" else AssertionError)(f"{problem}; here: {here}; there: {there}")
+            raise AssertionError(f"{problem}; here: {here}; there: {there}")
 
     def _send(self, data: bytes) -> None:
         assert self._process.stdin is not None

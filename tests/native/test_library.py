@@ -14,7 +14,7 @@ import pytest
 from coterie.errors import UsageError
 from coterie.native import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.build import LIBRARY
-from coterie.native.library import levels_of
+from coterie.native.library import _load, levels_of
 
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the library was not built")
 
@@ -32,17 +32,15 @@ def test_either_a_library_or_a_reason() -> None:
 
 
 @needs_library
-def test_the_variable_lowers_the_level() -> None:
-    show = "from coterie.native import library; print(library().level_name)"
-    assert python(show, **{VARIABLE: LEVELS[0]}) == LEVELS[0]
+def test_the_variable_lowers_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, LEVELS[0])
+    assert _load.__wrapped__().level_name == LEVELS[0]
 
 
-def test_a_level_that_does_not_exist_is_an_error() -> None:
-    script = (
-        "from coterie.errors import UsageError\nfrom coterie.native import library\n"
-        "try:\n    library()\nexcept UsageError as error:\n    print(error)"
-    )
-    assert f"'{LEVELS[1]}'" in python(script, **{VARIABLE: LEVELS[1] + "0"})
+def test_a_level_that_does_not_exist_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, LEVELS[1] + "0")
+    with pytest.raises(UsageError, match=f"'{LEVELS[1]}'"):
+        _load.__wrapped__()
 
 
 def test_lowering_never_raises_the_level(native: Library) -> None:

@@ -147,6 +147,7 @@ def test_opening_a_model_warns_where_nothing_can_be_done(
     assert all(part in str(warning) for part in said or ())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="adapts on Linux only")
 def test_a_model_runs_the_same_while_threads_sleep() -> None:
     """Without the suite's OMP_WAIT_POLICY, beside a busy process, on two threads."""

@@ -62,14 +62,14 @@ def test_what_this_process_did_is_taken_off() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_a_busy_child_is_seen() -> None:
-    work = "import time\nwhile time.process_time() < 1: pass"
+    work = "import time\nwhile time.process_time() < 0.4: pass"
     before = processor_times()
     subprocess.run([sys.executable, "-c", work], check=True)
     after = processor_times()
     if before is None or after is None:
         pytest.skip("this kernel does not tell")
-    # A kernel may count by looking a hundred times a second who is at work: of a second, half is seen in any case.
-    assert after.busy_s - before.busy_s > 0.5
+    # A kernel may count by looking a hundred times a second who is at work: half is seen in any case.
+    assert after.busy_s - before.busy_s > 0.2
     others = cores_of_others(before, after)
     assert others is not None
     assert others > 0

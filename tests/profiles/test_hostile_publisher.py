@@ -7,7 +7,6 @@ import json
 import random
 import socket
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +23,7 @@ from coterie.profiles import remote as remote_module
 from coterie.profiles.bounded_get import BoundedClient
 from coterie.profiles.exchange import run_to_json, segment_to_json, vocabulary_to_json
 from fuzzing import Watch, cases, mutate, scramble
+from profiles.bombs import bomb
 from profiles.small_readers import SmallReaders, small_readers
 from profiles.synthetic import IDENTITY, run_facts, shapes
 
@@ -83,13 +83,6 @@ def a_bank(layer: int = 0, experts: int = 8, top_k: int = 2) -> dict[str, Any]:
 
 def packed(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def bomb(nbytes: int) -> bytes:
-    """So many zeros, a thousandth of that in size."""
-    deflate = zlib.compressobj(9)
-    pieces = [deflate.compress(bytes(1 << 20)) for _ in range(nbytes >> 20)]
-    return b"".join([*pieces, deflate.compress(bytes(nbytes & 0xFFFFF)), deflate.flush()])
 
 
 def endless(name: str, item: Callable[[int], Any]) -> Answer:

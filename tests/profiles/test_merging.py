@@ -168,9 +168,24 @@ def empty(tmp_path_factory) -> Path:
     return path
 
 
-@settings(max_examples=10, phases=[Phase.explicit, Phase.generate])
-@given(facts(), facts(), facts(), st.lists(st.integers(1, 6), min_size=1, max_size=4))
+MERGES = given(facts(), facts(), facts(), st.lists(st.integers(1, 6), min_size=1, max_size=4))
+GENERATED = [Phase.explicit, Phase.generate]
+
+
+@settings(max_examples=5, phases=GENERATED)
+@MERGES
 def test_profiles_merge_in_any_order_and_after_any_interruption(tmp_path_factory, empty, a, b, c, kills) -> None:
+    merge_in_any_order(tmp_path_factory, empty, a, b, c, kills)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, phases=GENERATED)
+@MERGES
+def test_many_profiles_merge_in_any_order(tmp_path_factory, empty, a, b, c, kills) -> None:
+    merge_in_any_order(tmp_path_factory, empty, a, b, c, kills)
+
+
+def merge_in_any_order(tmp_path_factory, empty, a, b, c, kills) -> None:
     folder = tmp_path_factory.mktemp("merge")
     for name in ("a", "b", "c", "order0", "order3", "order4", "bc", "a-bc", "fragile"):
         shutil.copy(empty, folder / name)

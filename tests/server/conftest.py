@@ -148,6 +148,11 @@ def serving(
         meters.look_away()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_thread_goes_on() -> None:
+    """But those of the session's server, which begin when it needs them; others are joined where they are started."""
+
+
 @pytest.fixture(scope="session")
 def opened() -> Iterator[OpenModel]:
     model = load(BUNDLED, expert_memory="50%")
@@ -238,6 +243,12 @@ def chat(text: str = PROMPT, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": 6, "temperature": 0} | more
 
 
+def told_of_prompt(tokens: int, **more: int) -> dict[str, int]:
+    """What usage tells of a prompt of a text that nobody had asked before, and that is too short to be kept."""
+    nothing = dict.fromkeys(("audio_tokens", "cache_write_tokens", "cached_tokens", "image_tokens"), 0)
+    return {**nothing, "text_tokens": tokens} | more
+
+
 def say(monkeypatch: pytest.MonkeyPatch, *pieces: str) -> None:
     """Has the model answer so, whatever it is asked."""
 
@@ -256,7 +267,8 @@ def say(monkeypatch: pytest.MonkeyPatch, *pieces: str) -> None:
             reader = self.reader
             reader.end()
             return Completion(prompt_tokens=3, token_ids=(1, 2), text=reader.text, reasoning=reader.reasoning,
-                              finish_reason="stop", prefill_s=0.1, decode_s=0.1)  # fmt: skip
+                              tool_calls=tuple(reader.calls), finish_reason="stop", prefill_s=0.1,
+                              decode_s=0.1)  # fmt: skip
 
     monkeypatch.setattr(jobs, "Completing", Said)
     monkeypatch.setattr(jobs, "one_by_one", lambda *_: False)

@@ -47,6 +47,8 @@ def test_a_sound_becomes_text(server: Served, expected: str) -> None:
     answer = sent(server, model="bundled").json
     assert answer["text"] == expected
     assert answer["usage"]["total_tokens"] == answer["usage"]["input_tokens"] + answer["usage"]["output_tokens"]
+    details = answer["usage"]["input_token_details"]
+    assert 0 < details["audio_tokens"] < sum(details.values()) == answer["usage"]["input_tokens"]
     plain = sent(server, response_format="text", temperature="0")
     assert plain.headers["content-type"].startswith("text/plain")
     assert plain.body.decode() == f"{expected}\n"

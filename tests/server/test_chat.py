@@ -9,7 +9,7 @@ from coterie.generation.chat import chat_inputs, user_message
 from coterie.generation.completion import complete
 from coterie.generation.grammar import Grammar
 from coterie.generation.sampling import Sampling
-from server.conftest import DATA, PROMPT, Served, chat, say
+from server.conftest import DATA, PROMPT, Served, chat, say, told_of_prompt
 
 PATH = "/v1/chat/completions"
 
@@ -39,7 +39,7 @@ def test_an_answer_is_that_of_complete(server: Served, opened) -> None:
         "prompt_tokens": expected.prompt_tokens,
         "completion_tokens": 6,
         "total_tokens": expected.prompt_tokens + 6,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": told_of_prompt(5),
     }
     assert found["model"] == "bundled"
     assert found["id"].startswith("chatcmpl-")
@@ -109,7 +109,7 @@ def test_a_stream_has_the_shape_that_clients_know(server: Served, usage: bool) -
     ]
     if usage:
         usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
-        golden.append({"choices": [], "usage": usage | {"prompt_tokens_details": {"cached_tokens": 0}}})
+        golden.append({"choices": [], "usage": usage | {"prompt_tokens_details": told_of_prompt(5)}})
     assert rest == golden
 
 
@@ -282,6 +282,7 @@ def test_a_model_has_several_names(serve) -> None:
     assert [model["id"] for model in listed] == ["one", "claude-x"]
     assert listed[0]["architecture"] == {"input_modalities": ["text", "image", "audio"], "output_modalities": ["text"]}
     assert listed[0]["max_model_len"] == 4096
+    assert listed[0]["prompt_cache"]
     assert server.get("/v1/models/claude-x").json["id"] == "claude-x"
     assert server.get("/v1/models/two").status == 404
 

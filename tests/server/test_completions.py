@@ -5,7 +5,7 @@ import pytest
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.sampling import Sampling
-from server.conftest import PROMPT, Served
+from server.conftest import PROMPT, Served, told_of_prompt
 
 PATH = "/v1/completions"
 
@@ -26,8 +26,24 @@ def test_a_text_and_its_tokens_are_continued_alike(server: Served, expected: str
         found = server.post(PATH, ask(prompt)).json
         assert found["choices"] == [{"index": 0, "text": expected, "logprobs": None, "finish_reason": "length"}]
         usage = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
-        assert found["usage"] == usage | {"prompt_tokens_details": {"cached_tokens": 0}}
+        assert found["usage"] == usage | {"prompt_tokens_details": told_of_prompt(5)}
         assert (found["object"], found["id"][:5]) == ("text_completion", "cmpl-")
+
+
+def test_several_answers_compute_their_prompt_once(server: Served) -> None:
+    def computed() -> int:
+        return sum(server.engine.opened.runtime.stats().prefill_tokens.values())
+
+    prompt = [*range(300, 340)]
+    before = computed()
+    found = server.post(PATH, ask(prompt, n=5, temperature=1.5, seed=3)).json
+    assert computed() - before == 40
+    usage = {"prompt_tokens": 40, "completion_tokens": 25, "total_tokens": 65}
+    assert found["usage"] == usage | {"prompt_tokens_details": {"cached_tokens": 0}}
+    alone = [server.post(PATH, ask(prompt, temperature=1.5, seed=3 + number)).json for number in range(5)]
+    texts = [one["choices"][0]["text"] for one in alone]
+    assert [one["text"] for one in found["choices"]] == texts
+    assert len(set(texts)) > 1
 
 
 def test_a_stream_has_the_shape_that_clients_know(server: Served, expected: str) -> None:

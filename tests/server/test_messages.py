@@ -16,6 +16,11 @@ def ask(content=PROMPT, **more):
     } | more  # fmt: skip
 
 
+def usage(tokens: int, **more: int) -> dict[str, int]:
+    cache = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+    return {"input_tokens": tokens, "output_tokens": 0} | cache | more
+
+
 def test_an_answer_is_that_of_the_other_api(server: Served) -> None:
     expected = server.post("/v1/chat/completions", chat(max_tokens=3)).json["choices"][0]["message"]["content"]
     found = server.post(PATH, ask([{"type": "text", "text": PROMPT}])).json
@@ -27,7 +32,7 @@ def test_an_answer_is_that_of_the_other_api(server: Served) -> None:
         "content": [{"type": "text", "text": expected}],
         "stop_reason": "max_tokens",
         "stop_sequence": None,
-        "usage": {"input_tokens": 5, "output_tokens": 3},
+        "usage": usage(5, output_tokens=3),
     }
 
 
@@ -46,7 +51,7 @@ def test_a_stream_has_the_shape_that_clients_know(server: Served) -> None:
             "type": "message_start",
             "message": {
                 "type": "message", "role": "assistant", "model": "bundled", "content": [], "stop_reason": None,
-                "stop_sequence": None, "usage": {"input_tokens": 5, "output_tokens": 0},
+                "stop_sequence": None, "usage": usage(5),
             },
         },
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -57,7 +62,7 @@ def test_a_stream_has_the_shape_that_clients_know(server: Served) -> None:
         {
             "type": "message_delta",
             "delta": {"stop_reason": "max_tokens", "stop_sequence": None},
-            "usage": {"input_tokens": 5, "output_tokens": 3},
+            "usage": usage(5, output_tokens=3),
         },
         {"type": "message_stop"},
     ]  # fmt: skip
@@ -127,12 +132,34 @@ def test_what_is_wrong_is_named(server: Served, more, message: str) -> None:
     assert refused.json["request_id"] == refused.headers["request-id"]
 
 
-def test_tokens_of_pictures_are_not_guessed(server: Served) -> None:
+def test_tokens_of_pictures_are_those_that_are_read(server: Served) -> None:
     source = {"type": "base64", "media_type": "image/png", "data": encoded("sandal.png")}
-    messages = [{"role": "user", "content": [{"type": "image", "source": source}]}]
-    refused = server.post(f"{PATH}/count_tokens", {"model": "bundled", "messages": messages})
+    asked = ask(
+        [{"type": "text", "text": "And"}, {"type": "image", "source": source}, {"type": "image", "source": source}]
+    )
+    counted = server.post(f"{PATH}/count_tokens", {name: asked[name] for name in ("model", "messages")}).json
+    assert counted == {"input_tokens": server.post(PATH, asked).json["usage"]["input_tokens"]}
+    source["data"] = encoded("sandal.png")[:400]
+    refused = server.post(f"{PATH}/count_tokens", {"model": "bundled", "messages": asked["messages"]})
     assert refused.status == 400
-    assert "messages.0.content.0.source.data" in refused.error["message"]
+    assert "messages.0.content.1.source.data" in refused.error["message"]
+
+
+def test_what_was_kept_of_a_prompt_is_told(server: Served) -> None:
+    """A prompt is the sum of three: what was read from the cache, what was kept, and the rest."""
+    server.engine.prefixes.clear()
+    asked = ask(" ".join(["and it came to be told"] * 200), max_tokens=1)
+    total = server.post(f"{PATH}/count_tokens", {name: asked[name] for name in ("model", "messages")}).json[
+        "input_tokens"
+    ]
+    whole = total // 512 * 512
+    assert 512 <= whole < total
+    first = server.post(PATH, asked).json["usage"]
+    assert first == usage(total - whole, output_tokens=1, cache_creation_input_tokens=whole)
+    events = server.post(PATH, asked | {"stream": True}).events
+    began = events[0][1]["message"]["usage"]
+    assert sum(began[name] for name in usage(0)) == total
+    assert events[-2][1]["usage"] == usage(total - whole, output_tokens=1, cache_read_input_tokens=whole)
 
 
 def test_another_model_is_refused(server: Served) -> None:

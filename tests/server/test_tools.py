@@ -101,6 +101,22 @@ def test_openai_s_client_reads_calls(templated: Served, saying) -> None:
         assert client.chat.completions.create(model="bundled", messages=messages, tools=[WEATHER]).choices
 
 
+@pytest.mark.parametrize("value", ["NaN", "1e999", '"\\ud800"', "[" * 5000 + "]" * 5000])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_no_client_can_be_sent_is_text(templated: Served, monkeypatch, value: str, stream: bool) -> None:
+    say(monkeypatch, f'<tool_call>{{"name": "weather", "arguments": {{"city": {value}}}}}</tool_call>')
+    tool = {"name": "weather", "input_schema": {"type": "object"}}
+    asked = {"model": "bundled", "messages": [QUESTION], "tools": [tool], "max_tokens": 9, "stream": stream}
+    answer = templated.post("/v1/messages", asked)
+    assert answer.status == 200
+    told = answer.events[-2][1]["delta"]["stop_reason"] if stream else answer.json["stop_reason"]
+    assert told == "end_turn"
+    found = templated.post(PATH, ask(stream=stream))
+    assert found.status == 200
+    assert b"tool_calls" not in found.body.replace(b"</tool_calls>", b"")
+    assert b"error" not in found.body
+
+
 ANTHROPIC_TOOL = {"name": "weather", "description": "What it is like outside.",
                   "input_schema": WEATHER["function"]["parameters"]}  # fmt: skip
 

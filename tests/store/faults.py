@@ -9,7 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from coterie.store.syscalls import SystemCalls
+
+EVERY = [3, pytest.param(1, marks=pytest.mark.slow)]
+"""Parameters of tests that stop at one change of the disk after the other: at every third, and slowly at each."""
 
 CALLS = tuple(name for name in vars(SystemCalls) if not name.startswith("_"))
 
@@ -116,7 +121,7 @@ class PowerCuts(WatchedCalls):
                 self._names[directory] = _entries(directory)
 
     def after(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
-        if name in ("create", "open"):
+        if name in ("create", "create_own", "open"):
             # A new file may get the number of one that was removed.
             if os.fstat(result).st_size == 0:
                 self._synced[_inode(os.fstat(result))] = b""

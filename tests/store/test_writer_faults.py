@@ -11,7 +11,7 @@ import pytest
 from coterie.errors import CoterieError, DiskSpaceError, StoreError
 from coterie.store import Store, StoreWriter, is_store, verify_store
 
-from .faults import FailingCalls, Killed, KillingCalls, PowerCuts, ShortWrites, WatchedCalls, restore
+from .faults import EVERY, FailingCalls, Killed, KillingCalls, PowerCuts, ShortWrites, WatchedCalls, restore
 from .tiny import THINKER, make_plan, snapshot, write_bank, write_store
 
 
@@ -41,12 +41,13 @@ def number_of_calls(tmp_path: Path, base: dict[str, bytes | None] | None) -> int
     return calls.count
 
 
+@pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("mode", ["kill", "error"])
-def test_new_store_stopped_at_every_call(mode: str, tmp_path: Path, fresh: dict[str, bytes | None]) -> None:
+def test_new_store_stopped_at_every_call(mode: str, every: int, tmp_path: Path, fresh: dict[str, bytes | None]) -> None:
     total = number_of_calls(tmp_path, None)
     assert total > 50
     plan = make_plan(range(4))
-    for at in range(total):
+    for at in range(0, total, every):
         path = tmp_path / f"{mode}-{at}"
         failing = KillingCalls(at) if mode == "kill" else FailingCalls(at, errno.EIO)
         try:
@@ -63,12 +64,13 @@ def test_new_store_stopped_at_every_call(mode: str, tmp_path: Path, fresh: dict[
         shutil.rmtree(path)
 
 
+@pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("mode", ["kill", pytest.param("error", marks=pytest.mark.slow)])
 def test_growth_stopped_at_every_call(
-    mode: str, tmp_path: Path, fresh: dict[str, bytes | None], grown: dict[str, bytes | None]
+    mode: str, every: int, tmp_path: Path, fresh: dict[str, bytes | None], grown: dict[str, bytes | None]
 ) -> None:
     total = number_of_calls(tmp_path, fresh)
-    for at in range(total):
+    for at in range(0, total, every):
         path = tmp_path / f"{mode}-{at}"
         restore(fresh, path)
         failing = KillingCalls(at) if mode == "kill" else FailingCalls(at, errno.EIO)

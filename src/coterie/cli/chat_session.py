@@ -29,6 +29,7 @@ _COMMANDS = {
     "/system TEXT": "another system message; without a text, none",
     "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7; think on or off",
     "/retry": "have the last message answered once more",
+    "/continue": "have the last answer go on, if -n or Ctrl-C has cut it",
     "/undo": "forget the last message and its answer",
     "/save FILE": "keep the conversation in a file",
     "/load FILE": "go on with a conversation that was kept",
@@ -128,6 +129,8 @@ class ChatSession:
                 self._set(argument)
             case "/retry":
                 self._show(self.conversation.retry)
+            case "/continue":
+                self._show(self.conversation.go_on)
             case "/undo":
                 undone = self.conversation.undo()
                 print_note("The last message is forgotten." if undone else "There is no message to forget.")

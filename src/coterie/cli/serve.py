@@ -19,7 +19,7 @@ from coterie.cli.generation_options import DomainOption, ProfileFileOption, chec
 from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.cli.opening import import_engine, open_model, opens_model
 from coterie.errors import MissingPackageError, UsageError
-from coterie.spec import install_advice, parse_bytes
+from coterie.spec import PREFIX_DIR_NBYTES, install_advice, parse_bytes
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
@@ -120,6 +120,25 @@ def command(
             "requests leave of the context's. Default: a sixteenth.",
         ),
     ] = None,
+    prefix_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--prefix-dir",
+            file_okay=False,
+            metavar="DIR",
+            show_default=False,
+            help="Also keep them in this directory, for the time after a restart. It must be open to you alone.",
+        ),
+    ] = None,
+    prefix_dir_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix-dir-limit",
+            metavar="SIZE",
+            show_default=False,
+            help="How large that directory may become. Default: 10GiB.",
+        ),
+    ] = None,
     shared_prefixes: Annotated[
         bool,
         typer.Option(
@@ -176,6 +195,7 @@ def command(
     prefix_nbytes = None
     if prefix_memory is not None:
         prefix_nbytes = 0 if prefix_memory.strip() == "0" else parse_bytes(prefix_memory, what="prefix memory")
+    dir_nbytes = _dir_limit(prefix_dir, prefix_dir_limit)
     from coterie.server.origins import Origins
     from coterie.server.running import listening_socket, serve
 
@@ -185,9 +205,12 @@ def command(
     with closing(listening_socket(host, port)) as address, _log_lines():
         import_engine()
         # Before the model, too: what all this takes is part of the budget.
+        from coterie.generation.prefix_folder import check_folder
         from coterie.server.gate import Hosts
 
         hosts = Hosts(host, allow_host or ())
+        if prefix_dir is not None and ray is None:
+            check_folder(prefix_dir)
 
         def say(name: str, how: str = "") -> None:
             at = f"[{host}]" if ":" in host else host
@@ -207,7 +230,7 @@ def command(
                 meters = Meters()
                 engine = Engine(
                     opened, parallel=parallel, most_waiting=queue, longest_wait_s=queue_timeout,
-                    prefix_memory=prefix_nbytes, watcher=meters,
+                    prefix_memory=prefix_nbytes, prefix_dir=prefix_dir, prefix_dir_limit=dir_nbytes, watcher=meters,
                 )  # fmt: skip
                 app = make_app(
                     engine, meters, names=names, hosts=hosts, keys=keys, origins=origins, profile=opening.profile,
@@ -224,7 +247,8 @@ def command(
                 assert replicas is not None
                 settings = ReplicaSettings(
                     model=model, opening=opening, names=alias or (), parallel=parallel, most_waiting=queue,
-                    longest_wait_s=queue_timeout, prefix_memory=prefix_nbytes,
+                    longest_wait_s=queue_timeout, prefix_memory=prefix_nbytes, prefix_dir=prefix_dir,
+                    prefix_dir_limit=dir_nbytes,
                 )  # fmt: skip
                 with notes().status(f"starting {replicas} replicas"):
                     cluster = stack.enter_context(started(ray, replicas, settings))
@@ -237,6 +261,19 @@ def command(
                 interrupted = serve(app, front, address, drain_s=drain, on_ready=partial(say, word), tls=tls)
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _dir_limit(directory: Path | None, limit: str | None) -> int:
+    """Bytes that a directory for beginnings of prompts may take.
+
+    Raises:
+        UsageError: If there is no directory, or it is no size.
+    """
+    if limit is None:
+        return PREFIX_DIR_NBYTES
+    if directory is None:
+        raise UsageError("--prefix-dir-limit bounds a directory, and none is named.", advice="Add --prefix-dir DIR.")
+    return parse_bytes(limit, what="limit of the prefix directory")
 
 
 def _rows(opened: OpenModel, parallel: int) -> str:

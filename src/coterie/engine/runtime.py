@@ -26,6 +26,7 @@ from coterie.passes import ExpertLimit
 from coterie.plan.budget import MemoryPlan
 from coterie.plan.machine import process_memory
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
+from coterie.spec.defaults import Missing
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ class Runtime:
     def expert_banks(self) -> list[ExpertBank]:
         """Where each bank is in the model, and what its experts are made of."""
         return [streamed.bank for streamed in self._attachment.banks.values()]
+
+    @property
+    def missing(self) -> Missing | None:
+        """What is done about experts that are not there; None if all are."""
+        return self._attachment.missing
 
     def warm_with(self, usage: Usage, opening: Opening) -> None:
         """Begins to use a profile."""

@@ -51,7 +51,7 @@ def answer_form(
     if wanted is None and not (toolbox.must or toolbox.strict):
         return None
     mark = _marks(tokenizer)
-    if wanted is not None and calls is None and type(reader) is AnswerReader:
+    if wanted is not None and calls is None and not isinstance(reader, TaggedReader | ChannelReader):
         return wanted
     frame = _frame(reader, mark, calls, toolbox, wanted)
     return Grammar("lark", _NOTHING, frame, "tools") if wanted is None else Grammar(wanted.kind, wanted.text, frame)

@@ -6,11 +6,11 @@ text it could not be read, and the next prompt would hold what its template keep
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from coterie.generation.model_json import read_written
 from coterie.generation.streaming import overlap
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ REASONING_MARKS = (
 CHANNEL, MESSAGE, START, END, CONSTRAIN = "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"
 _ENDS = (END, "<|return|>", "<|call|>", START)
 
-_CALL_MARKS = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>", "<tool_call>", "</tool_call>", "<|tool_call|>",
+CALL_MARKS = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>", "<tool_call>", "</tool_call>", "<|tool_call|>",
                "<|tool_call_begin|>", "<|tool_call_end|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
                "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")  # fmt: skip
 """Marks of calls in text, which stay there: without them the next prompt would not have a call in it."""
@@ -53,8 +53,8 @@ class ToolCall:
     def as_message(self) -> dict[str, Any]:
         """As templates expect it: the arguments as an object, where they are one."""
         try:
-            arguments = json.loads(self.arguments)
-        except (ValueError, RecursionError):
+            arguments = read_written(self.arguments)
+        except ValueError:
             arguments = self.arguments
         return {"type": "function", "function": {"name": self.name, "arguments": arguments}}
 
@@ -70,9 +70,12 @@ class AnswerReader:
         calls: What it wants called.
         on_text: Told each piece of the text.
         on_reasoning: Told each piece of the reasoning.
+        apart: Whether its end takes a while, and nobody else should wait for it.
     """
 
-    marks: tuple[str, ...] = _CALL_MARKS
+    apart: ClassVar[bool] = False
+
+    marks: tuple[str, ...] = CALL_MARKS
     text: str = ""
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
@@ -126,7 +129,7 @@ class TaggedReader(AnswerReader):
     """
 
     def __init__(self, opening: str, closing: str, *, inside: bool = False) -> None:
-        super().__init__(marks=(opening, closing, *_CALL_MARKS))
+        super().__init__(marks=(opening, closing, *CALL_MARKS))
         self.opening, self.closing = opening, closing
         self.inside = inside
         self._state: Literal["begin", "reasoning", "between", "text"] = "reasoning" if inside else "begin"

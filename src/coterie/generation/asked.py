@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from coterie.generation.answers import AnswerReader, reader_for
+from coterie.generation.answers import AnswerReader
 from coterie.generation.chat import chat_prompt
 from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.opened import OpenModel
+from coterie.generation.parsed_answers import reading
 from coterie.generation.tool_calls import CallText
+from coterie.generation.toolbox import Toolbox
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -39,6 +41,27 @@ class Prompt:
     calls: CallText | None = None
     form: Grammar | None = None
     ends: tuple[str, ...] = ()
+
+
+class Measured(Exception):
+    """What ends a request of which no more is wanted than the length of its prompt.
+
+    Attributes:
+        tokens: The length.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"The prompt has {tokens} tokens.")
+        self.tokens = tokens
+
+
+def measuring(prompt: Prompt) -> Prompt:
+    """A prompt whose request ends with :class:`Measured` when its pictures and sounds have been decoded."""
+
+    def measure() -> BatchFeature:
+        raise Measured(int(prompt.inputs()["input_ids"].shape[1]))
+
+    return replace(prompt, inputs=measure)
 
 
 Asked = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | Callable[[], Prompt]
@@ -71,7 +94,7 @@ def _given(inputs: Mapping[str, Any]) -> Prompt:
 
 def _conversation(opened: OpenModel, messages: Sequence[Any]) -> Prompt:
     made = chat_prompt(opened.processors, messages)
-    reader = reader_for(opened.processors.tokenizer, made.template, made.text)
+    reader, _ = reading(opened.processors.tokenizer, made.template, made.text, Toolbox())
     if made.images or made.audios:
         return Prompt(inputs=partial(made.inputs, opened.processors), tokens=None, reader=reader)
     return ready(made.inputs(opened.processors), reader=reader)

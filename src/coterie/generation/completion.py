@@ -39,6 +39,9 @@ class Completion:
         reasoning: What it thought before, where the answer has parts.
         tool_calls: What it wants called, likewise.
         reused_tokens: Tokens of the prompt that an earlier request had computed already.
+        kept_tokens: Tokens of the prompt that were computed and are kept for later requests.
+        picture_tokens: Tokens of the prompt that stand for pictures, where an engine answers.
+        sound_tokens: The same of sounds.
         finish_reason: ``stop`` (the model ended, or a text came that ends the answer), ``length`` (``max_new_tokens``
             reached), ``context`` (the memory budget was made for no longer sequence), ``time`` (``max_time`` of the
             generation config is over) or ``interrupted`` (the caller stopped it).
@@ -57,6 +60,9 @@ class Completion:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     reused_tokens: int = 0
+    kept_tokens: int = 0
+    picture_tokens: int = 0
+    sound_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
@@ -124,16 +130,7 @@ def complete(
         model, tokenizer, inputs, sampling, on_text=on_text, reader=reader, on_logprobs=on_logprobs,
         on_prompt_logprobs=on_prompt_logprobs,
     )  # fmt: skip
-    interrupted = False
-    try:
-        with stoppable(model, should_stop) as request, drawing(completing.sampling.seed) as draws, files_named(model):
-            if completing.in_steps:
-                generated(completing.sequence(request, draws=draws, piece=piece, reuse=reuse))
-            else:
-                completing.search(draws)
-    except Stopped:
-        interrupted = True
-    return completing.end(interrupted=interrupted)
+    return completing.run(should_stop, piece=piece, reuse=reuse)
 
 
 class Completing:
@@ -153,6 +150,8 @@ class Completing:
         sampling: How tokens are chosen.
         config: What that makes of the model's generation config.
         in_steps: Whether its tokens are chosen one after the other.
+        made: Its sequence, once there is one.
+        stream: Makes text of its tokens.
 
     Raises:
         UnsupportedError: If the generation config asks for what one sequence cannot do.
@@ -180,16 +179,62 @@ class Completing:
         check_settings(model, self.config)
         self.in_steps = one_by_one(model, self.config)
         self._logprobs = LogprobsAsked(self.sampling, inputs["input_ids"][0], on_logprobs, on_prompt_logprobs)
-        self._stream = _stream(tokenizer, on_text, self.sampling, reader, self._logprobs.new)
+        self.made: Sequence | None = None
+        self.stream = _stream(tokenizer, on_text, self.sampling, reader, self._logprobs.new)
         self._start = time.perf_counter()
-        self._reused = 0
+        self._keeper: Keeper | None = None
 
     @property
     def _marks(self) -> tuple[str, ...]:
         return () if self._reader is None else self._reader.marks
 
+    def run(
+        self, should_stop: Callable[[], bool] | None, *, piece: int | None = None, reuse: Reuse | None = None
+    ) -> Completion:
+        """Takes it to its end, as :func:`complete` does; arguments and errors are of there."""
+        interrupted, model = False, self._model
+        try:
+            with stoppable(model, should_stop) as request, drawing(self.sampling.seed) as draws, files_named(model):
+                if self.in_steps:
+                    generated(self.sequence(request, draws=draws, piece=piece, reuse=reuse))
+                else:
+                    self.search(draws)
+        except Stopped:
+            interrupted = True
+        return self.end(interrupted=interrupted)
+
+    def renew(self, wanted: int | None, most: int, *, on_text: Callable[[str], None], reader: AnswerReader) -> None:
+        """Has its tokens read once more from the first on, and up to so many of them.
+
+        Args:
+            wanted: New tokens that are wanted of it; None for as many as there is room for.
+            most: New tokens at which it ends.
+            on_text: Told the text.
+            reader: Tells the parts of the answer apart.
+        """
+        self.sampling = replace(self.sampling, max_new_tokens=wanted)
+        self.config.max_new_tokens = most
+        self._reader = reader
+        self.stream = _stream(self._tokenizer, on_text, self.sampling, reader)
+        self._start = time.perf_counter()
+
+    def room(self) -> int | None:
+        """New tokens that there is room for; None if nothing says so."""
+        return _room(self._model, self.config, int(self._inputs["input_ids"].shape[1]))
+
+    def take_inputs(self, inputs: BatchFeature | None) -> None:
+        """Is given its prompt once more; None lets go of pictures and sounds."""
+        kept = {"input_ids": self._inputs["input_ids"]}
+        self._inputs = type(self._inputs)(kept) if inputs is None else inputs
+
     def sequence(
-        self, request: Request, *, draws: Draws | None, piece: int | None = None, reuse: Reuse | None = None
+        self,
+        request: Request,
+        *,
+        draws: Draws | None,
+        piece: int | None = None,
+        reuse: Reuse | None = None,
+        follows: tuple[int, ...] = (),
     ) -> Sequence:
         """Its sequence, to be taken to its end by a :class:`~coterie.generation.steps.Steps`.
 
@@ -198,6 +243,7 @@ class Completing:
             draws: Its random numbers, from its seed.
             piece: Tokens of the prompt in one pass.
             reuse: Where it finds what was computed of its beginning, and what a piece is.
+            follows: Tokens that it is known to begin with.
         """
         options = _generating(
             self._model, self._tokenizer, self._inputs, self.config, self.sampling, keep=self._marks
@@ -208,14 +254,14 @@ class Completing:
         else:
             prepared = prepare_in_pieces(self._model, inputs, **options)
         # Where nothing is to come, the token that follows the prompt is not looked at.
-        stream = None if self.sampling.max_new_tokens == 0 else self._stream
+        stream = None if self.sampling.max_new_tokens == 0 else self.stream
         hearing = self._logprobs.of(prepared)
         keeper = None
         if reuse is not None:
             piece = reuse.piece
             # Whoever wants to know how likely the prompt's tokens are has all of them computed.
-            keeper = reuse.begin(prepared) if hearing is None else None
-        sequence = Sequence(
+            keeper = self._keeper = reuse.begin(prepared) if hearing is None else None
+        sequence = self.made = Sequence(
             prepared,
             request=request,
             stream=stream,
@@ -223,13 +269,13 @@ class Completing:
             prompt_logits=hearing,
             piece=piece,
             keeper=keeper,
+            follows=follows,
         )
-        self._reused = sequence.reused
         return sequence
 
     def search(self, draws: Draws | None) -> None:
         """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
-        model, tokenizer, config, stream = self._model, self._tokenizer, self.config, self._stream
+        model, tokenizer, config, stream = self._model, self._tokenizer, self.config, self.stream
         self._logprobs.refuse(model)
         options = {
             **self._inputs.to(model.dtype),
@@ -254,10 +300,12 @@ class Completing:
         Args:
             interrupted: Whether that was its caller's doing.
         """
-        done = finish(
-            self._stream, self._inputs, self.config, self.sampling, start=self._start, interrupted=interrupted
-        )
-        done = replace(done, reused_tokens=self._reused, **self._logprobs.told(self._stream.handed))
+        done = finish(self.stream, self._inputs, self.config, self.sampling, start=self._start, interrupted=interrupted)
+        # It has the cache.
+        keeper, self._keeper = self._keeper, None
+        kept = 0 if keeper is None else keeper.kept
+        reused = 0 if self.made is None else self.made.reused
+        done = replace(done, reused_tokens=reused, kept_tokens=kept, **self._logprobs.told(self.stream.handed))
         reader = self._reader
         if reader is None:
             return done

@@ -12,12 +12,13 @@ from coterie.errors import InputError, UsageError
 from coterie.files.json_text import read_json_object
 from coterie.files.replacing import replacing
 from coterie.generation.answer_form import answer_form
-from coterie.generation.answers import reader_for
 from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, check_options, user_message
 from coterie.generation.chat_options import ChatOptions
-from coterie.generation.completion import Completion, Reuse, complete
+from coterie.generation.completion import Completing, Completion, Reuse
+from coterie.generation.cut_answer import CUT, CutAnswer
 from coterie.generation.kept_cache import KeptCache
 from coterie.generation.one_sequence import longest
+from coterie.generation.parsed_answers import reading
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
 from coterie.generation.toolbox import Toolbox
@@ -87,6 +88,7 @@ class Conversation:
         self.templated = self.options.template is not None or can_chat(processors)
         self.messages = list(self._first)
         self.forgotten = 0
+        self._last: _Last | None = None
 
     @property
     def options(self) -> ChatOptions:
@@ -155,6 +157,40 @@ class Conversation:
                 self.messages = before
         return answer
 
+    def go_on(
+        self,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        on_reasoning: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Completion:
+        """Has the last answer go on that was cut, by ``max_new_tokens`` or by the caller; returns all of it.
+
+        It becomes what it would have been if it had not been cut, token for token. It takes up to ``max_new_tokens``
+        more tokens, and is sampled as it began. What is told is what comes now.
+
+        Raises:
+            UsageError: If the last answer was not cut, was loaded from a file, or the context is full.
+            UnsupportedError: If it was found by a search over several sequences.
+            CoterieError: As :meth:`ask`; the answer is as it was then.
+        """
+        last = self._last
+        if last is None or not self.messages or self.messages[-1] is not last.message:
+            raise UsageError("There is no answer that could go on.", advice="Ask something first.")
+        if last.answer.completion.finish_reason not in CUT:
+            raise UsageError("The last answer has come to its end.")
+        answer = last.answer.go_on(
+            self.sampling.max_new_tokens,
+            self._reader(last.prompt),
+            lambda: self._inputs(last.prompt),
+            reuse=self._reuse,
+            on_text=on_text,
+            on_reasoning=on_reasoning,
+            should_stop=should_stop,
+        )
+        self._keep(self.messages[:-1], answer, last)
+        return answer
+
     def undo(self) -> bool:
         """Forgets the last turn; returns whether there was one."""
         left = self._without_last()
@@ -204,7 +240,8 @@ class Conversation:
         on_reasoning: Callable[[str], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> Completion:
-        asked, inputs, reader = self._prepare(message)
+        asked, prompt, inputs = self._prepare(message)
+        reader = self._reader(prompt)
         reader.on_reasoning = on_reasoning
         sampling = self.sampling
         if sampling.seed is not None:
@@ -212,23 +249,27 @@ class Conversation:
         if sampling.grammar is not None:
             form = answer_form(self._processors.tokenizer, None, reader, Toolbox(), sampling.grammar)
             sampling = dataclasses.replace(sampling, grammar=form)
-        answer = complete(
-            self._model,
-            self._processors.tokenizer,
-            inputs,
-            sampling,
-            on_text=on_text,
-            should_stop=should_stop,
-            reader=reader,
-            reuse=self._reuse,
-        )
+        completing = Completing(
+            self._model, self._processors.tokenizer, inputs, sampling, on_text=on_text, reader=reader
+        )  # fmt: skip
+        answer = completing.run(should_stop, reuse=self._reuse)
         if answer.token_ids:
-            self.messages = [*asked, _as_message(answer)]
+            self._keep(asked, answer, _Last(CutAnswer(self._model, completing, answer), prompt))
             self._turn += 1
         return answer
 
-    def _prepare(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], BatchFeature, AnswerReader]:
-        """The messages that fit, the inputs of the next turn, and what reads the answer."""
+    def _keep(self, asked: list[dict[str, Any]], answer: Completion, last: _Last) -> None:
+        """Remembers an answer as the last turn."""
+        last.message = _as_message(answer)
+        self.messages, self._last = [*asked, last.message], last
+
+    def _reader(self, prompt: ChatPrompt) -> AnswerReader:
+        """What reads an answer to a prompt."""
+        formed = self.sampling.grammar is not None
+        return reading(self._processors.tokenizer, prompt.template, prompt.text, Toolbox(), formed=formed)[0]
+
+    def _prepare(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], ChatPrompt, BatchFeature]:
+        """The messages that fit, and the prompt and the inputs of the next turn."""
         turns = self.messages[len(self._first) :]
         limit = goal = self._limit()
         while True:
@@ -246,7 +287,7 @@ class Conversation:
             excess = max(1, len(turns) * (length - limit) // (2 * length))
             turns = _without_first(turns, excess)
         self.forgotten = len(self.messages) + 1 - len(asked)
-        return asked, inputs, reader_for(self._processors.tokenizer, prompt.template, prompt.text)
+        return asked, prompt, inputs
 
     def _inputs(self, prompt: ChatPrompt) -> BatchFeature:
         """The model's inputs; pictures and sounds have the room of what is kept, if they need it."""
@@ -271,6 +312,15 @@ class Conversation:
         """The messages before the user's last one; None if there is none."""
         users = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
         return self.messages[: users[-1]] if users else None
+
+
+@dataclasses.dataclass(slots=True)
+class _Last:
+    """The last answer, what it answers, and the turn that it is."""
+
+    answer: CutAnswer
+    prompt: ChatPrompt
+    message: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _without_first(turns: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -21,7 +22,9 @@ from coterie.generation.asked import Asked, preparing
 from coterie.generation.governor import Governor
 from coterie.generation.interruption import Stopped, StopWatches
 from coterie.generation.jobs import Beginning, Job
+from coterie.generation.late_answers import LateAnswers
 from coterie.generation.opened import OpenModel
+from coterie.generation.prefix_copy import PrefixCopy
 from coterie.generation.prefixes import PIECE, Prefixes
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
@@ -30,6 +33,7 @@ from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
 from coterie.generation.watcher import Watcher
 from coterie.profiles.facts import check_group
+from coterie.spec import PREFIX_DIR_NBYTES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +68,9 @@ class Engine:
             transformers gives with ``prefill_chunk_size`` of that.
         prefix_memory: Bytes of the experts' memory that the beginnings of prompts may take, beside what requests leave
             of the room for a context. Default: a sixteenth of it.
+        prefix_dir: A directory of this user's alone, made if need be, in which these are copied, for the time after a
+            restart and for what memory has no room for. Several processes may share it.
+        prefix_dir_limit: Bytes that its files may take.
         watcher: Told how requests end.
 
     Attributes:
@@ -75,7 +82,8 @@ class Engine:
 
     Raises:
         LoadError: If the model has no tokenizer.
-        UsageError: If a number is out of range.
+        UsageError: If a number is out of range, or the directory open to others.
+        OutputError: If the directory cannot be used.
     """
 
     def __init__(
@@ -87,6 +95,8 @@ class Engine:
         longest_wait_s: float = 300.0,
         piece: int = PIECE,
         prefix_memory: int | None = None,
+        prefix_dir: str | Path | None = None,
+        prefix_dir_limit: int = PREFIX_DIR_NBYTES,
         watcher: Watcher | None = None,
     ) -> None:
         for what, number, least in (("parallel", parallel, 1), ("most_waiting", most_waiting, 0), ("piece", piece, 1)):
@@ -96,7 +106,8 @@ class Engine:
         self.parallel = parallel
         self.governor = Governor(self.opened.runtime)
         self.draining = False
-        self.prefixes = Prefixes(0, piece=piece)
+        copy = None if prefix_dir is None else PrefixCopy.of(self.opened.model, prefix_dir, prefix_dir_limit)
+        self.prefixes = Prefixes(0, piece=piece, copy=copy)
         self.governor.share(self.prefixes, prefix_memory)
         self._watcher = watcher
         self._names = map("request-{}".format, itertools.count(1))
@@ -113,6 +124,7 @@ class Engine:
         self._death: BaseException | None = None
         # One thread: tokenizers take one caller at a time, and the model wants the other cores.
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="coterie-prepare")
+        self._late = LateAnswers(parallel, self._conclude)
         self._thread = threading.Thread(target=self._work, name="coterie-model", daemon=True)
 
     def start(self) -> Self:
@@ -162,6 +174,7 @@ class Engine:
         provenance: bool = False,
         name: str | None = None,
         salt: str = "",
+        repeated: bool = False,
         domain: str | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
@@ -174,6 +187,8 @@ class Engine:
             name: What the request is called.
             salt: Whose it is. Prompts that begin alike share what is computed of that, and so become faster, only under
                 the same one: else how long an answer takes would tell what others have asked.
+            repeated: Whether others with the same prompt come with it, for several answers to one question. What is
+                computed of the prompt is kept to its end then, and the others begin with their first new token.
             domain: What it is about, for a profile that is being recorded
                 (:meth:`~coterie.engine.runtime.Runtime.record_profile`); None for the recorder's domain.
 
@@ -188,8 +203,10 @@ class Engine:
         if trouble is not None:
             raise EngineStoppedError(f"This engine takes no requests: {trouble}.", stopping=False)
         ticket = Ticket(name or next(self._names), self.cancel)
-        job = Job(ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
-                  domain=domain)  # fmt: skip
+        job = Job(
+            ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
+            repeated=repeated, domain=domain,
+        )  # fmt: skip
         with self._changed:
             self._waiting.add(job, self.parallel - len(self._running))
         self._preparer.submit(self._prepare, job)
@@ -214,7 +231,7 @@ class Engine:
         with self._changed:
             for job in self._running:
                 self._stop(job)
-            for job in (*self._waiting.clear(), *self._running):
+            for job in (*self._waiting.clear(), *self._running, *self._late.jobs):
                 self._fail(job, _stopping())
             self._changed.notify_all()
 
@@ -229,6 +246,8 @@ class Engine:
             self._thread.join()
         self._waiting.join()
         self._preparer.shutdown(cancel_futures=True)
+        self.prefixes.close()
+        self._late.shutdown()
 
     async def aside(self, work: Callable[[], Result]) -> Result:
         """Does what needs the tokenizer and not the model, off the event loop."""
@@ -237,7 +256,7 @@ class Engine:
     async def idle(self, seconds: float | None = None) -> bool:
         """Waits until nothing runs and nobody waits; returns whether that came to be within the time."""
         end = None if seconds is None else time.monotonic() + seconds
-        while self._running or self._waiting:
+        while self._running or self._waiting or self._late:
             if self._death is not None or (end is not None and time.monotonic() >= end):
                 return False
             await asyncio.sleep(_POLL_S)
@@ -248,6 +267,7 @@ class Engine:
             return
         try:
             prompt = job.prepare(self.opened)
+            self.prefixes.expect(job.salt)
         except BaseException as error:  # panics of Rust libraries are no Exception
             with self._changed:
                 self._waiting.remove(job)
@@ -295,7 +315,7 @@ class Engine:
             ran = ()
         if before is not None and (after := counted(self.opened.runtime, meters.values())) is not None:
             for sequence in ran:
-                if (meter := meters.get(sequence)) is not None:
+                if sequence.computed and (meter := meters.get(sequence)) is not None:
                     meter.add(before, after, shared=len(ran) > 1)
         for job in tuple(self._running):
             job.note_progress()
@@ -373,12 +393,28 @@ class Engine:
 
     def _end(self, job: Job) -> None:
         """Its answer is whole, or something has ended it."""
+        if job.ends_apart:
+            self._late.expect(job)
+            self._leave(job)
+            self._late.begin(job)
+            return
         try:
             completion = job.end(self.opened)
         except BaseException as error:
-            self._leave(job, _stopping() if isinstance(error, Stopped) else error)
+            self._leave(job, _ended_by(error))
             return
         self._leave(job, completion=completion)
+
+    def _conclude(self, job: Job) -> None:
+        """Takes its answer apart, and hands it over; in a thread of its own."""
+        try:
+            completion = job.end(self.opened)
+        except BaseException as error:
+            with self._changed:
+                self._fail(job, _ended_by(error))
+            return
+        with self._changed:
+            self._finish(job, completion)
 
     def _leave(self, job: Job, error: BaseException | None = None, *, completion: Completion | None = None) -> None:
         """It takes no part any more: what it held is free before anybody is told how it ended.
@@ -432,6 +468,10 @@ class Engine:
         if job.prompt is None or job.alone or len(self._running) >= self.parallel:
             return ""
         return self.governor.shortage(job.most)
+
+
+def _ended_by(error: BaseException) -> BaseException:
+    return _stopping() if isinstance(error, Stopped) else error
 
 
 def _stopping() -> EngineStoppedError:

@@ -45,11 +45,13 @@ class Job:
         sampling: How tokens are chosen.
         provenance: Whether it is counted what it takes of experts.
         salt: Whose it is: it begins with nothing that was computed for others.
+        repeated: Whether others have the same prompt.
         domain: What it is about, for profiles.
 
     Attributes:
         ticket: That given.
         salt: That given.
+        repeated: That given.
         request: As whom its passes are known.
         meter: Counts what it takes of experts, if that is wanted.
         prompt: What it is to continue, once that is prepared.
@@ -67,10 +69,12 @@ class Job:
         *,
         provenance: bool = False,
         salt: str = "",
+        repeated: bool = False,
         domain: str | None = None,
     ) -> None:
         self.ticket = ticket
         self.salt = salt
+        self.repeated = repeated
         self.request = Request(domain)
         self.meter = ProvenanceMeter() if provenance else None
         self.prompt: Prompt | None = None
@@ -81,6 +85,8 @@ class Job:
         self._prepare = prepare
         self._sampling = sampling
         self._completing: Completing | None = None
+        # Of pictures, and of sounds.
+        self._media_tokens = (0, 0)
         # Tokens that it has room for from its first pass on, where that does not grow with it.
         self._reserved = 0
         self._draws: Draws | None = None
@@ -92,6 +98,11 @@ class Job:
     def coming(self) -> int:
         """Tokens whose keys and values it has after its next pass."""
         return 0 if self.sequence is None else max(self._reserved, self.sequence.position + self.sequence.coming)
+
+    @property
+    def ends_apart(self) -> bool:
+        """Whether its answer, once it is computed, is not to be waited for by whoever computes others."""
+        return self.prompt is not None and self.prompt.reader is not None and self.prompt.reader.apart
 
     def prepare(self, opened: OpenModel) -> Prompt:
         """Makes its prompt, in whatever thread, and finds out what it can come to need.
@@ -136,6 +147,8 @@ class Job:
             tensors = [one for one in inputs.values() if isinstance(one, torch.Tensor)]
             self.media_nbytes = sum(one.nbytes for one in tensors)
             self.most = most_tokens(model, opened.processors.tokenizer, inputs, self._sampling)
+            made = opened.processors
+            self._media_tokens = _count(inputs, made.picture_token), _count(inputs, made.sound_token)
         with files_named(model), Stated(self.request):
             self._completing = Completing(
                 model,
@@ -193,7 +206,8 @@ class Job:
         if self.sequence is not None:
             with files_named(opened.model):
                 self.sequence.check()
-        completion = self._completing.end()
+        pictures, sounds = self._media_tokens
+        completion = replace(self._completing.end(), picture_tokens=pictures, sound_tokens=sounds)
         if prompt.calls is None:
             return completion
         prompt.calls.end()
@@ -230,6 +244,10 @@ class Job:
             )
 
 
+def _count(inputs: BatchFeature, token: int | None) -> int:
+    return 0 if token is None else int((inputs["input_ids"] == token).sum())
+
+
 class Beginning:
     """What a request's prompt is found to begin with: put into its cache once there is room for it.
 
@@ -256,7 +274,7 @@ class Beginning:
         def make_room(tokens: int) -> None:
             self._governor.hold(job, tokens, job.media_nbytes)
 
-        return self._prefixes.begin(prepared, job.salt, make_room=make_room)
+        return self._prefixes.begin(prepared, job.salt, make_room=make_room, ends=job.repeated)
 
 
 def _in_the_models_words(sampling: Sampling, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Sampling:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coterie.hf.cache_states import cut, known_layers, whole_layers
 from coterie.hf.caches import cached_length, caches_in
-from coterie.hf.generation_steps import Prepared, may_come_in_pieces, prompt_length
+from coterie.hf.generation_steps import Positions, Prepared, may_come_in_pieces, prompt_length
 from coterie.passes.idle_caches import IDLE
 
 if TYPE_CHECKING:
@@ -74,6 +74,17 @@ class KeptCache:
             prepared.go_on_with(cache)
         return _Going(self, cache, _shown(prepared))
 
+    def resume(self, ids: Tensor) -> tuple[Any, Keeper] | None:
+        """The kept cache as it was left, and who keeps it; None if it is not there, or has gone on since.
+
+        Args:
+            ids: The tokens that it has to hold, [T].
+        """
+        if self._cache is None or not torch.equal(self._ids, ids) or not IDLE.take(self._cache):
+            return None
+        cache, self._cache = self._cache, None
+        return cache, _Going(self, cache, self._shown)
+
     def _go_on(self, prepared: Prepared) -> Any:
         """The kept cache, cut to the tokens that the request begins with; None if there are none."""
         if self._cache is None or not IDLE.take(self._cache):
@@ -113,14 +124,19 @@ class KeptCache:
 
 
 class _Going:
-    """Keeps the cache of one request."""
+    """Keeps the cache of one request, for the conversation that it is of."""
+
+    kept = 0
 
     def __init__(self, kept: KeptCache, cache: Any, shown: list[tuple[int, bytes]]) -> None:
         self._kept = kept
         self._cache = cache
         self._shown = shown
 
-    def passed(self, begin: int, end: int, seconds: float) -> None:
+    def supply(self, begin: int) -> None:
+        """All that is kept is there when the request begins."""
+
+    def passed(self, begin: int, end: int, seconds: float, outputs: Any, positions: Positions) -> None:
         self._kept.note(begin, end)
 
     def ended(self, ids: Tensor, position: int) -> Any:

@@ -105,6 +105,16 @@ class Processors:
         )
 
     @property
+    def picture_token(self) -> int | None:
+        """The token that a prompt has for each feature vector of a picture; None if the model takes no pictures."""
+        return self._placeholder(self.pictures, "image")
+
+    @property
+    def sound_token(self) -> int | None:
+        """The same of sounds."""
+        return self._placeholder(self.sounds, "audio")
+
+    @property
     def needs_token_types(self) -> bool:
         """True if the model's positions need ``mm_token_type_ids``."""
         return self._qwen is not None and self._qwen.token_types
@@ -201,6 +211,12 @@ class Processors:
     def _token(self, attribute: str, default: str) -> str:
         token = getattr(self.tokenizer, attribute, None)
         return token if isinstance(token, str) else default
+
+    def _placeholder(self, tokens: MediaTokens | None, kind: str) -> int | None:
+        if tokens is not None:
+            return int(self.tokenizer.convert_tokens_to_ids(tokens.pad))
+        said = self.config.get(f"{kind}_token_id", self.config.get(f"{kind}_token_index"))
+        return said if isinstance(said, int) else None
 
     def _check_token(self, tokens: MediaTokens | None, key: str) -> None:
         """A foreign tokenizer may fit the embedding and still put the placeholders elsewhere."""

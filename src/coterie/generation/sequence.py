@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,8 @@ from coterie.hf.generation_steps import (
     after_pass,
     choose,
     last_logits,
+    left_of,
+    lengthen,
     may_come_in_pieces,
     next_inputs,
     piece_end,
@@ -41,11 +44,37 @@ class Stream(Protocol):
         """No more will come."""
 
 
+@dataclass(frozen=True, slots=True)
+class Supplied:
+    """Tokens of a prompt that need not be computed: what the model keeps of them is in the sequence's cache.
+
+    Attributes:
+        position: Where the prompt goes on.
+        outputs: If that is its end, what the last pass over it returned.
+        positions: Likewise, where its positions are.
+    """
+
+    position: int
+    outputs: Any = None
+    positions: Positions | None = None
+
+
 class Keeper(Protocol):
     """Keeps what is computed of a sequence, for another one that begins in the same way."""
 
-    def passed(self, begin: int, end: int, seconds: float) -> None:
-        """A pass over some tokens of the prompt is over."""
+    @property
+    def kept(self) -> int:
+        """Tokens of the prompt that were computed and are kept, for whoever begins in the same way."""
+
+    def supply(self, begin: int) -> Supplied | None:
+        """Puts what is known of the prompt after so many tokens into the cache; asked before each pass over it.
+
+        Returns:
+            None if the next pass is to be computed.
+        """
+
+    def passed(self, begin: int, end: int, seconds: float, outputs: Any, positions: Positions) -> None:
+        """A pass over some tokens of the prompt is over: what it took, returned, and left of positions."""
 
     def ended(self, ids: Tensor, position: int) -> Any:
         """The sequence has ended, for whatever reason, after so many of its tokens [1, T] were computed.
@@ -77,13 +106,15 @@ class Sequence:
             multiples of it, wherever they begin. A prompt that cannot be taken apart is one pass all the same:
             :func:`~coterie.hf.generation_steps.may_come_in_pieces`.
         keeper: Keeps what is computed of its prompt.
+        follows: Tokens that its answer is known to begin with: each is chosen again, and then it is that one.
 
     Attributes:
         request: As whom its passes are known.
         ids: All its tokens so far [1, T], prompt included.
         prompt: How many of them are the prompt.
         position: How many of them have been computed and are kept. It begins with those that its cache holds already.
-        reused: Those.
+        reused: Those, and what was found of its prompt since.
+        computed: Whether its last step was a forward pass; else what that would compute was there.
         model: What it is computed by.
         ended: Whether it has ended, for whatever reason.
         error: What ended it before its time.
@@ -101,6 +132,7 @@ class Sequence:
         prompt_logits: PromptLogits | None = None,
         piece: int | None = None,
         keeper: Keeper | None = None,
+        follows: Iterable[int] = (),
     ) -> None:
         self.request = request or Request()
         self.model = prepared.model
@@ -114,12 +146,17 @@ class Sequence:
         self._begun = False
         self.position = max((cached_length(cache) or 0 for cache in caches_in(prepared.kwargs.values())), default=0)
         self.reused = self.position
+        self.computed = True
+        self._supplied: Supplied | None = None
         # Read from the settings here: a pass over a piece is given none.
         length = prompt_length(prepared)
         size = prepared.config.prefill_chunk_size or piece or length
         in_pieces = length > size or self.position > 0 or bool(prepared.media.each)
         self._size = size if in_pieces and may_come_in_pieces(prepared) else None
         self._keeper = keeper
+        self._follows = tuple(follows)
+        # The name of its cache, where it could go on with what is left of it.
+        self._left: str | None = None
         self._seconds = 0.0
         self._stream = stream
         self._draws = draws
@@ -171,7 +208,13 @@ class Sequence:
         return end - begin
 
     def run(self) -> Any:
-        """Its next forward pass, alone; returns what the model returns."""
+        """Its next forward pass, alone; returns what the model returns.
+
+        What of the prompt need not be computed takes a step, too: whoever is beside it waits for no more than that.
+        """
+        self._supplied = self._keeper.supply(self.position) if self.reading and self._keeper is not None else None
+        if self._supplied is not None:
+            return self._supplied.outputs
         inputs = self.next_inputs()
         piece = self._next_piece()
         rows = (self.row,) if self._begun or piece else None  # transformers may take a prompt apart by itself
@@ -199,12 +242,12 @@ class Sequence:
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned for it: chooses the next token, and sees whether it is the last one."""
         prepared = self._prepared
-        piece = self._next_piece()
-        if self._keeper is not None and not self._begun:
-            self._keeper.passed(*(piece or (self.position, prompt_length(prepared))), self._seconds)
-        if piece is not None and piece[1] < prompt_length(prepared):
-            self.position = piece[1]
-            return
+        self.computed = self._supplied is None
+        if self.reading:
+            read = self._read(outputs)
+            if read < prompt_length(prepared):
+                self.position = read
+                return
         if self._keep is not None:
             self._keep(outputs)
         self._kwargs = after_pass(prepared.model, outputs, self._kwargs)
@@ -220,6 +263,8 @@ class Sequence:
             with Stated(self.request), self._caches:
                 scores = prepared.processors(self.ids, scores)
         token = self._choose(scores) if self._chooser is None else self._chooser(scores)
+        if (place := int(self.ids.shape[1]) - self.prompt) < len(self._follows):
+            token = torch.full_like(token, self._follows[place])
         self.ids = torch.cat([self.ids, token[:, None]], dim=-1)
         done = bool(prepared.criteria(self.ids, None))
         if self._stream is not None:
@@ -228,6 +273,42 @@ class Sequence:
             self._end()
             if self._stream is not None:
                 self._stream.end()
+
+    def _read(self, outputs: Any) -> int:
+        """Some of the prompt has been computed, or was there; returns where it goes on."""
+        found, self._supplied = self._supplied, None
+        if found is not None:
+            self.reused += found.position - self.position
+            if found.positions is not None:
+                self._positions = found.positions
+            elif not self.position:
+                self._positions.go_on(self._prepared)
+            return found.position
+        begin, end = self._next_piece() or (self.position, prompt_length(self._prepared))
+        if self._keeper is not None:
+            self._keeper.passed(begin, end, self._seconds, outputs, self._positions)
+        return end
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it has ended and left what it could go on with, but for its cache."""
+        return self._left is not None
+
+    def go_on(self, cache: Any, *, request: Request, stream: Stream, keeper: Keeper, most: int) -> None:
+        """Takes part again, as if it had not ended: it :attr:`may_go_on`.
+
+        Args:
+            cache: Its cache, as it left it.
+            request: As whom its passes are known from now on.
+            stream: Given its further tokens.
+            keeper: Keeps its cache.
+            most: New tokens at which it ends, those that it has included.
+        """
+        assert self._left is not None
+        lengthen(self._prepared, self.prompt + most)
+        self._kwargs[self._left] = cache
+        self._left, self.ended = None, False
+        self.request, self._stream, self._keeper = request, stream, keeper
 
     def fail(self, error: BaseException) -> None:
         """Ends it before its time, and frees what its caches hold, whoever remembers the error."""
@@ -266,8 +347,11 @@ class Sequence:
         kept = None if self._keeper is None else self._keeper.ended(self.ids, self.position)
         self._keeper = None
         # Whoever reads its tokens need not keep its cache.
+        left: dict[str, Any] = {}
+        if kept is not None and self._begun:
+            self._left, left = left_of(self._kwargs)
         self._prepared.kwargs.clear()
-        self._kwargs = {}
+        self._kwargs = left
         return kept
 
     def _choose(self, scores: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ which :class:`~coterie.generation.answers.ChannelReader` reads.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from coterie.generation.answers import ToolCall
+from coterie.generation.model_json import read_written, written
 from coterie.generation.streaming import overlap
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
@@ -120,20 +120,18 @@ class CallText:
     def _from_texts(self, name: str, pairs: Sequence[tuple[str, str]]) -> ToolCall:
         types = self._parameters.get(name, {})
         arguments = {key: text if types.get(key) == "string" else _value(text) for key, text in pairs}
-        return ToolCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
+        return ToolCall(name=name, arguments=written(arguments))
 
 
 def _from_json(body: str) -> ToolCall | None:
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+        value = read_written(body)
+    except ValueError:
         return None
     name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
     if not isinstance(name, str):
         return None
-    return ToolCall(
-        name=name, arguments=arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    )
+    return ToolCall(name=name, arguments=arguments if isinstance(arguments, str) else written(arguments))
 
 
 def _from_deepseek(body: str) -> ToolCall | None:
@@ -141,17 +139,17 @@ def _from_deepseek(body: str) -> ToolCall | None:
     fence = _FENCE.search(rest)
     name, arguments = (kind, rest) if fence is None else (rest[: fence.start()], fence[1])
     try:
-        given = json.loads(arguments)
-    except (ValueError, RecursionError):
+        given = read_written(arguments)
+    except ValueError:
         return None
-    return ToolCall(name=name.strip(), arguments=json.dumps(given, ensure_ascii=False)) if name.strip() else None
+    return ToolCall(name=name.strip(), arguments=written(given)) if name.strip() else None
 
 
 def _value(text: str) -> Any:
     """What a text says as JSON; itself, if it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return read_written(text)
+    except ValueError:
         return text
 
 

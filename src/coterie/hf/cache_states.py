@@ -1,13 +1,17 @@
-"""What a cache of keys and values holds of some of its tokens: taken out of it, put into another, cut off."""
+"""What a cache of keys and values holds of some of its tokens: taken out of it, put into another, cut off, copied."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,18 @@ class Stretch:
 def whole_layers(cache: Any) -> bool:
     """Whether every layer keeps every token, so that tokens can be cut off at the end."""
     return _all_of(cache, sliding=False)
+
+
+def keeps_every_token(model: PreTrainedModel) -> bool:
+    """Whether the cache of a sequence has :func:`known_layers`, with the model's own settings."""
+    from transformers import DynamicCache
+
+    config, settings = model.config, model.generation_config
+    if config.is_encoder_decoder or settings.use_cache is False:
+        return False
+    if settings.cache_implementation not in (None, "dynamic") or not model._supports_default_dynamic_cache():
+        return False
+    return known_layers(DynamicCache(config=config.get_text_config(decoder=True)))
 
 
 def known_layers(cache: Any) -> bool:
@@ -82,10 +98,10 @@ def stretch(cache: Any, begin: int, end: int) -> Stretch:
 
 
 def fill(cache: Any, stretches: Iterable[Stretch]) -> None:
-    """Puts stretches that follow one another from the first token on into a cache that holds nothing yet.
+    """Puts stretches that follow one another into a cache, after what it holds.
 
     Args:
-        cache: An empty one, as the model's class makes it, with :func:`known_layers`.
+        cache: One with :func:`known_layers`, which ends where the first of them begins.
         stretches: At least one.
     """
     parts = tuple(stretches)
@@ -93,13 +109,65 @@ def fill(cache: Any, stretches: Iterable[Stretch]) -> None:
         held = [layer for part in parts if (layer := part.layers[number]) is not None]
         if not held:
             continue
-        sliding = number < len(cache.layers) and cache.layers[number].is_sliding
-        if sliding:
-            held = held[-1:]
-        cache.update(*(torch.cat(tensors, dim=-2) for tensors in zip(*held, strict=True)), number)
-        if sliding:
+        if number < len(cache.layers) and (layer := cache.layers[number]).is_sliding:
             # What has left the window has been seen as well.
-            cache.layers[number].cumulative_length = parts[-1].end
+            if layer.is_initialized:
+                layer.keys, layer.values = (tensor.clone() for tensor in held[-1])
+            else:
+                cache.update(*held[-1], number)
+            layer.cumulative_length = parts[-1].end
+        else:
+            cache.update(*(torch.cat(tensors, dim=-2) for tensors in zip(*held, strict=True)), number)
+
+
+def copied(cache: Any) -> Any | None:
+    """A copy of a cache that shares no memory with it; None of one that holds what is not known to be plain data.
+
+    Args:
+        cache: Of any kind: such as one with states of linear attention, or with memory that was laid out ahead.
+    """
+    if not type(cache).__module__.startswith("transformers."):
+        return None
+    try:
+        return _copy_of(cache, {"layers": [_copy_of(layer) for layer in cache.layers]})
+    except (AttributeError, _StrangeError):
+        return None
+
+
+def copied_nbytes(cache: Any) -> int:
+    """Bytes that :func:`copied` would copy."""
+    return sum(_nbytes(value) for part in (cache, *cache.layers) for value in vars(part).values())
+
+
+class _StrangeError(Exception):
+    """A value is not known to be plain data."""
+
+
+def _copy_of(thing: Any, known: Mapping[str, Any] | None = None) -> Any:
+    """An object of the same class with copies of its attributes."""
+    made = copy(thing)
+    for name, value in vars(thing).items():
+        vars(made)[name] = known[name] if known is not None and name in known else _copy_of_value(value)
+    return made
+
+
+def _copy_of_value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if value is None or isinstance(value, bool | int | float | str | type | torch.dtype | torch.device):
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(_copy_of_value(one) for one in value)
+    if isinstance(value, dict):
+        return type(value)((name, _copy_of_value(one)) for name, one in value.items())
+    raise _StrangeError
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return int(value.nbytes)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_nbytes, parts))
 
 
 def cut(cache: Any, length: int) -> None:

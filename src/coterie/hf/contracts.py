@@ -239,9 +239,26 @@ def _recorders_are_known() -> None:
     expect(all(only_idle_recorders(hooks) for hooks in hooked), "Hooks that record outputs are not known as such.")
 
 
+def _answers_are_taken_apart() -> None:
+    from types import SimpleNamespace
+    from typing import cast
+
+    from coterie.hf.responses import parse_response, response_form
+
+    template = {"start_anchor": "a:", "fields": {"content": {}, "thinking": {"open": "<", "close": ">"}}}
+    parts = {"content": {"type": "string", "x-regex": ">(.*)"}, "thinking": {"type": "string", "x-regex": "<(.*)>"}}
+    said = SimpleNamespace(response_template=template, response_schema={"type": "object", "properties": parts})
+    form = response_form(cast(Any, said))
+    expect(form is not None, "Its parser of answers is elsewhere.")
+    assert form is not None
+    found = parse_response(form, "<b>c", prompt="a:")
+    expect(found == {"thinking": "b", "content": "c"}, "Its parser of answers finds other parts.")
+
+
 READING = "Tensors of a checkpoint reach the module that they belong to."
 MEMORY = "The budget is kept: what a context takes is known before it is taken."
 EXACT = "Experts are computed as the class computes them, to the bit."
+ANSWERS = "Thoughts and calls are found in answers whose form only their tokenizer knows; without it they are text."
 SPEED = "Decode steps take the short way; without it they are slower, and right."
 
 CONTRACTS: tuple[Contract, ...] = (
@@ -268,5 +285,7 @@ CONTRACTS: tuple[Contract, ...] = (
              check=_generation_asks_for_the_last_logits, essential=False),
     Contract(name="recorded outputs leave known hooks", protects=SPEED, follower="coterie.hf.recorders",
              check=_recorders_are_known, essential=False),
+    Contract(name="answers are taken apart as tokenizers say", protects=ANSWERS, follower="coterie.hf.response_process",
+             check=_answers_are_taken_apart, essential=False),
 )  # fmt: skip
 """All of them, in the order in which they are shown."""

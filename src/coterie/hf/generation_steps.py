@@ -9,8 +9,10 @@ is given in steps, to the bit.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -215,12 +217,23 @@ class Positions:
     def __init__(self, prepared: Prepared, *, goes_on: bool = False) -> None:
         model = prepared.model
         self._kept = [(space, space[_POSITIONS]) for space in _spaces(model)]
-        if goes_on and not _knows_places(prepared):
+        self._frequencies = Frequencies(model)
+        if goes_on:
+            self.go_on(prepared)
+
+    def go_on(self, prepared: Prepared) -> None:
+        """Says that its first tokens are computed by nobody: its cache holds them."""
+        if not _knows_places(prepared):
             # Older releases find it out in the pass over the first tokens, which this sequence does not have: what the
             # model keeps is of another. There, only texts go on so, whose positions are counted.
             counted = torch.zeros(1, 1, dtype=torch.long, device=prepared.ids.device)
             self._kept = [(space, counted) for space, _ in self._kept]
-        self._frequencies = Frequencies(model)
+
+    def copy(self) -> Positions:
+        """Those of another sequence that has computed the same tokens."""
+        made = copy(self)
+        made._frequencies = copy(self._frequencies)
+        return made
 
     def put_back(self) -> None:
         """Has the model keep what it kept."""
@@ -374,6 +387,24 @@ def row_of(outputs: Any, row: int, cache: object) -> Any:
     )
 
 
+def last_of(outputs: Any) -> dict[str, Any] | None:
+    """Of what a pass over a prompt returned, what the choice of its next token takes, as copies.
+
+    Args:
+        outputs: Of the pass.
+
+    Returns:
+        What to make such outputs of, by name, without caches; None if there is more than is known to be of no use.
+    """
+    if set(outputs) - {"logits", _POSITIONS} - {name for name, value in outputs.items() if is_cache(value)}:
+        return None
+    return {
+        name: value[:, -1:].clone() if name == "logits" else value.clone() if isinstance(value, Tensor) else value
+        for name, value in outputs.items()
+        if not is_cache(value)
+    }
+
+
 def after_pass(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What passes are called with from now on.
 
@@ -386,6 +417,37 @@ def after_pass(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) -> 
         outputs, kwargs, is_encoder_decoder=model.config.is_encoder_decoder
     )
     return following
+
+
+def left_of(kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What a sequence that has ended could go on with, but for its cache: pictures and sounds are in that.
+
+    Args:
+        kwargs: As :func:`after_pass` returned them, with one cache.
+
+    Returns:
+        The name of the cache, and the rest.
+    """
+    name = next(name for name, value in kwargs.items() if is_cache(value))
+    dropped = {name, _ENCODED}
+    dropped |= {one for one, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return name, {one: value for one, value in kwargs.items() if one not in dropped}
+
+
+def lengthen(prepared: Prepared, length: int) -> None:
+    """Has a sequence that goes on end at another length; its time begins anew.
+
+    Args:
+        prepared: The request.
+        length: Tokens at which it ends, prompt included.
+    """
+    from transformers import MaxLengthCriteria, MaxTimeCriteria
+
+    for one in prepared.criteria:
+        if isinstance(one, MaxLengthCriteria):
+            one.max_length = length
+        elif isinstance(one, MaxTimeCriteria):
+            one.initial_timestamp = time.time()
 
 
 def last_logits(outputs: Any, ids: Tensor) -> Tensor:

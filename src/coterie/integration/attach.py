@@ -54,6 +54,7 @@ class Attachment:
         removed: Names of the parameters that were taken out.
         dense_shapes: Name → shape of the parameters that were left in.
         linears: Those given.
+        missing: That given.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Attachment:
         self._twins: dict[BankKey, list[StreamedBank]] = {}
         self._num_experts = num_experts
         self._present = present
-        self._missing = missing
+        self.missing = missing
         self._experts_per_token = experts_per_token
         self._prefetch: Prefetch = prefetch
         self.ahead: dict[str, LookAhead] = {}
@@ -122,7 +123,7 @@ class Attachment:
                 del tied[name]
 
     def _stream(self, model: PreTrainedModel, bank: ExpertBank, kernels: _Kernels) -> StreamedBank:
-        policy = adapt_block(model, bank, self._present[bank.key], self._missing, self._experts_per_token)
+        policy = adapt_block(model, bank, self._present[bank.key], self.missing, self._experts_per_token)
         self.removed.update(name for names in bank.targets.values() for name in names)
         streamed = StreamedBank(bank, self.clocks[bank.key.component], policy)
         streamed.order = self.orders[bank.key.component]

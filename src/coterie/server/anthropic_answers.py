@@ -10,7 +10,7 @@ from coterie.generation.tickets import Done, Failed, Part, Piece
 from coterie.hf.tokenizer import decode_tokens
 from coterie.server.identity import new_id
 from coterie.server.refusals import refusal_of
-from coterie.server.schemas.answers import AnsweredMessage, Block
+from coterie.server.schemas.answers import AnsweredMessage, Block, MessageUsage
 from coterie.server.streams import event
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def message(service: Service, completion: Completion, stops: Sequence[str]) -> A
         "content": content,
         "stop_reason": reason,
         "stop_sequence": sequence,
-        "usage": {"input_tokens": completion.prompt_tokens, "output_tokens": len(completion.token_ids)},
+        "usage": _usage(completion),
     }
 
 
@@ -60,8 +60,9 @@ class AnthropicStream:
         begun: dict[str, Any] = {
             "id": new_id("msg_"), "type": "message", "role": "assistant", "model": self._service.name,
             "content": [], "stop_reason": None, "stop_sequence": None,
-            # Of pictures and sounds it is known when they are decoded; the end of the stream says it again.
-            "usage": {"input_tokens": choices.prompt_tokens or 0, "output_tokens": 0},
+            # Of pictures it is known when they are decoded, and what is known of a prompt when the model begins with
+            # it; the end of the stream says it again.
+            "usage": _tokens(choices.prompt_tokens or 0),
         }  # fmt: skip
         yield event({"type": "message_start", "message": begun}, "message_start")
         async for _, one in events:
@@ -115,12 +116,29 @@ class AnthropicStream:
             told += self._called(_call(one))
         reason, sequence = _stop(self._service, completion, self._stops)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
-        usage = {"input_tokens": completion.prompt_tokens, "output_tokens": len(completion.token_ids)}
         return [
             *told,
-            event({"type": "message_delta", "delta": delta, "usage": usage}, "message_delta"),
+            event({"type": "message_delta", "delta": delta, "usage": _usage(completion)}, "message_delta"),
             event({"type": "message_stop"}, "message_stop"),
         ]
+
+
+def _usage(completion: Completion) -> MessageUsage:
+    """What an answer took."""
+    return _tokens(
+        completion.prompt_tokens, read=completion.reused_tokens, kept=completion.kept_tokens,
+        new=len(completion.token_ids),
+    )  # fmt: skip
+
+
+def _tokens(prompt: int, *, read: int = 0, kept: int = 0, new: int = 0) -> MessageUsage:
+    """Tokens in Anthropic's words, where a prompt's are counted in three parts, each token in one of them."""
+    return {
+        "input_tokens": prompt - read - kept,
+        "cache_creation_input_tokens": kept,
+        "cache_read_input_tokens": read,
+        "output_tokens": new,
+    }
 
 
 def _call(call: ToolCall) -> Block:

@@ -80,22 +80,34 @@ def make_app(
     service = Service(engine, meters, names, bodies or Bodies(), ping_s=ping_s)
     service.explorer = None if profile is None else Explorer(profile, engine.opened.runtime.source.identity)
     service.domains = None if domain is None else Domains(domain)
-    operations = [one for group in _GROUPS for one in group.operations(service)]
+    operations = _operations(keys=keys is not None)
+    router = Router([one.route(service) for one in operations] + pages.routes(), redirect_slashes=False)
+    return Gate(
+        _Routes(router), hosts=hosts, keys=keys, origins=origins, meters=meters, paths=addresses(),
+        shared_prefixes=shared_prefixes,
+    )  # fmt: skip
 
-    async def describe(_: Request) -> dict[str, Any]:
-        return openapi.document(
-            [one for one in operations if one.described], version=coterie.__version__, keys=keys is not None
-        )
+
+def addresses() -> list[str]:
+    """All that a server answers, whoever has the model; what varies in an address is in braces."""
+    return [*(one.path for one in _operations(keys=False)), *pages.PAGES]
+
+
+def _operations(*, keys: bool) -> list[Operation]:
+    """All that a model can be asked.
+
+    Args:
+        keys: Whether a key is wanted, for the description.
+    """
+    operations = [one for group in _GROUPS for one in group.operations()]
+
+    async def describe(_service: Service, _request: Request) -> dict[str, Any]:
+        return openapi.document([one for one in operations if one.described], version=coterie.__version__, keys=keys)
 
     operations.append(
         Operation(path="/openapi.json", summary="This document.", method="GET", handler=describe, answered=dict)
     )
-    router = Router([one.route() for one in operations] + pages.routes(), redirect_slashes=False)
-    paths = [*(one.path for one in operations), *pages.PAGES]
-    return Gate(
-        _Routes(router), hosts=hosts, keys=keys, origins=origins, meters=meters, paths=paths,
-        shared_prefixes=shared_prefixes,
-    )  # fmt: skip
+    return operations
 
 
 class _Routes:

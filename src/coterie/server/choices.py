@@ -139,7 +139,7 @@ class Choices:
         wish = self._wishes[number]
         ticket = self._engine.submit(
             wish.prepare, wish.sampling, provenance=wish.provenance, name=self.request_id, salt=self._salt,
-            domain=wish.domain,
+            repeated=wish.repeated, domain=wish.domain,
         )  # fmt: skip
         self._tickets.append(ticket)
         pump = asyncio.ensure_future(self._follow(number, ticket))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from coterie.errors import EngineError
+from coterie.generation.asked import Measured
 from coterie.server.demand import Demand
 from coterie.server.logs import log_failure
 from coterie.server.present import Layers, Present, Watched
@@ -90,6 +91,8 @@ class Meters:
 
     def failed(self, ticket: Ticket, error: BaseException) -> None:
         """A request that was taken on got no whole answer; where that is the server's doing, the log has it."""
+        if isinstance(error, Measured):
+            return  # no answer was wanted
         refusal = refusal_of(error)
         self._failed.labels(refusal.code or str(refusal.status)).inc()
         if refusal.status >= 500 and not isinstance(error, Refusal | EngineError):

@@ -133,14 +133,22 @@ def _without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage(done: Sequence[Done], each: int) -> Usage:
     """Tokens of all choices, and of each prompt once."""
-    prompts = [one.completion for one in done[::each]]
-    prompt = sum(one.prompt_tokens for one in prompts)
+    prompts = [[one.completion for one in done[begin : begin + each]] for begin in range(0, len(done), each)]
+    prompt = sum(one.prompt_tokens for one, *_ in prompts)
     new = sum(len(one.completion.token_ids) for one in done)
-    # An answer that is made once more, after a replica was lost, has to be the same to the byte.
-    cached = 0 if current().seeded else sum(one.reused_tokens for one in prompts)
+    # What the first of a prompt's answers has computed, the others find.
+    cached = sum(min(one.reused_tokens for one in choices) for choices in prompts)
+    written = sum(max(one.kept_tokens for one in choices) for choices in prompts)
+    pictures, sounds = sum(one.picture_tokens for one, *_ in prompts), sum(one.sound_tokens for one, *_ in prompts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {
+            "audio_tokens": sounds,
+            "cache_write_tokens": written,
+            "cached_tokens": cached,
+            "image_tokens": pictures,
+            "text_tokens": prompt - pictures - sounds,
+        },
     }

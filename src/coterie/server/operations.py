@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -14,7 +14,10 @@ from starlette.types import ASGIApp
 from coterie.server.refusals import Dialect
 from coterie.server.schemas.fields import Fields
 
-Handler = Callable[[Request], Awaitable[Any]]
+if TYPE_CHECKING:
+    from coterie.server.service import Service
+
+Handler = Callable[["Service", Request], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,7 @@ class Operation:
     Attributes:
         path: The address, with what varies in braces.
         summary: What it is for, in a line.
-        handler: Answers: with an ASGI application, or with what becomes JSON.
+        handler: Answers for a model: with an ASGI application, or with what becomes JSON.
         method: How it is asked.
         asked: What a request says; None where it says nothing.
         answered: What an answer says; None where that is no JSON.
@@ -47,11 +50,15 @@ class Operation:
     form: bool = False
     described: bool = True
 
-    def route(self) -> Route:
-        """For starlette."""
+    def route(self, service: Service) -> Route:
+        """For starlette.
+
+        Args:
+            service: The model that is asked.
+        """
 
         async def endpoint(request: Request) -> ASGIApp:
-            answer = await self.handler(request)
+            answer = await self.handler(service, request)
             return JSONResponse(answer) if isinstance(answer, dict | list) else answer
 
         return Route(self.path, endpoint, methods=[self.method])

@@ -13,6 +13,7 @@ from coterie.plan.machine import process_memory
 if TYPE_CHECKING:
     from coterie.generation.governor import Governor
     from coterie.generation.opened import OpenModel
+    from coterie.generation.prefix_copy import PrefixCopy
     from coterie.generation.prefixes import Prefixes
     from coterie.plan.budget import MemoryPlan
     from coterie.server.demand import Demand
@@ -117,6 +118,29 @@ def _prefixes(prefixes: Prefixes) -> Iterator[Metric]:
         ("saved_seconds", "What computing them took when it was done", counts.seconds),
     ):
         yield CounterMetricFamily(f"coterie_prefix_cache_{name}", what, value=number)
+    if prefixes.copy is not None:
+        yield from _prefix_copy(prefixes.copy)
+
+
+def _prefix_copy(copy: PrefixCopy) -> Iterator[Metric]:
+    """What is kept of them on disk."""
+    counts = copy.counts
+    for name, what, value in (
+        ("bytes", "Bytes that beginnings of prompts take on disk", copy.nbytes),
+        ("limit_bytes", "Bytes that they may take there", copy.limit),
+        ("paused", "Whether nothing is written there for now, after a failure", int(copy.paused)),
+    ):
+        yield GaugeMetricFamily(f"coterie_prefix_dir_{name}", what, value=value)
+    for name, what, number in (
+        ("read", "Pieces of prompts that were read from there", counts.read),
+        ("read_bytes", "Their bytes", counts.bytes_read),
+        ("written", "Pieces that were written there", counts.written),
+        ("written_bytes", "Their bytes", counts.bytes_written),
+        ("skipped", "Pieces that were not", counts.skipped),
+        ("failed", "Writes and reads that failed", counts.failed),
+        ("damaged", "Files that were not what was written", copy.damaged),
+    ):
+        yield CounterMetricFamily(f"coterie_prefix_dir_{name}", what, value=number)
 
 
 def _shared_memory(governor: Governor) -> Iterator[Metric]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from coterie.errors import ContextLengthError
 from coterie.generation.answer_form import answer_form, last_call_ends
-from coterie.generation.answers import ToolCall, reader_for
+from coterie.generation.answers import ToolCall
 from coterie.generation.asked import Prompt, ready
 from coterie.generation.chat import ChatPrompt, can_chat, chat_prompt, chat_template, template_settings
 from coterie.generation.chat_options import ChatOptions
@@ -16,7 +16,7 @@ from coterie.generation.grammar import Grammar
 from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.one_sequence import longest
 from coterie.generation.opened import OpenModel
-from coterie.generation.tool_calls import CallText
+from coterie.generation.parsed_answers import reading
 from coterie.generation.toolbox import Toolbox
 from coterie.server.media import Media
 from coterie.server.refusals import Refusal
@@ -99,8 +99,7 @@ class Prompts:
         """
         tools, tokenizer = tools or Toolbox(), self._processors.tokenizer
         made = self.rendered(messages, tools.tools, options)
-        reader = reader_for(tokenizer, made.template, made.text)
-        calls = CallText(tools.tools) if tools.tools else None
+        reader, calls = reading(tokenizer, made.template, made.text, tools, formed=wanted is not None)
         form = answer_form(tokenizer, made.template, reader, tools, wanted)
         ends = last_call_ends(made.template, tokenizer, tools)
         if not media:

@@ -87,7 +87,9 @@ class Responses:
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             usage={
                 "input_tokens": prompt,
-                "input_tokens_details": {"cached_tokens": completion.reused_tokens, "cache_write_tokens": 0},
+                "input_tokens_details": {
+                    "cached_tokens": completion.reused_tokens, "cache_write_tokens": completion.kept_tokens,
+                },
                 # Of the tokens of an answer it is not known which were thought.
                 "output_tokens": new, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": prompt + new,
             },

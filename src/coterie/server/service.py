@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import ClientDisconnect, Request
 
+from coterie.generation.asked import Measured, Prompt, measuring
 from coterie.generation.engine import Engine
+from coterie.generation.sampling import Sampling
 from coterie.generation.tickets import Done, Failed
 from coterie.hf.token_bytes import TokenBytes
 from coterie.server.bodies import Bodies
@@ -141,6 +143,24 @@ class Service:
         if len(choices.done) < len(wishes):
             raise ClientDisconnect
         return [choices.done[number] for number in range(len(wishes))]
+
+    async def prompt_tokens(self, request: Request, prepare: Callable[[], Prompt]) -> int:
+        """Length of a prompt, as it would be read.
+
+        Pictures and sounds are decoded for it, so it waits for its turn if it has some.
+
+        Raises:
+            Refusal: If it is none.
+            ClientDisconnect: If nobody waits for it any more.
+        """
+        prompt = await self.engine.aside(prepare)
+        if prompt.tokens is not None:
+            return prompt.tokens
+        try:
+            await self.whole(request, [Wish(prepare=lambda: measuring(prompt), sampling=Sampling(max_new_tokens=1))])
+        except Measured as measured:
+            return measured.tokens
+        raise AssertionError("a prompt that was to be measured was answered")
 
     async def stream(self, request: Request, wishes: Sequence[Wish], events: Events, *, ping: bytes) -> EventStream:
         """The answers as they come.

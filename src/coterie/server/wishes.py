@@ -20,10 +20,12 @@ class Wish:
         prepare: Makes the prompt, in a thread of its own.
         sampling: How tokens are chosen.
         provenance: Whether it is told what experts were read for it.
+        repeated: Whether others of the request have the same prompt.
         domain: What it is about, for the profile that is recorded.
     """
 
     prepare: Callable[[], Prompt]
     sampling: Sampling
     provenance: bool = False
+    repeated: bool = False
     domain: str | None = None

@@ -10,6 +10,7 @@ from coterie.spec.defaults import (
     DEFAULT_POLICY,
     DEFAULT_PREFETCH,
     DEFAULT_WARM,
+    PREFIX_DIR_NBYTES,
     Missing,
     Prefetch,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "DTYPE_BYTES",
     "FIELD_ALIGNMENT",
     "LAST_POSITIONS",
+    "PREFIX_DIR_NBYTES",
     "RECORD_ALIGNMENT",
     "SCHEME_NAMES",
     "Access",

@@ -18,6 +18,9 @@ DEFAULT_PREFETCH: Prefetch = "auto"
 DEFAULT_WARM = "auto"
 """The setting of ``warm`` that goes by the request."""
 
+PREFIX_DIR_NBYTES = 10 << 30
+"""Bytes that the copy of the beginnings of prompts may take on disk."""
+
 DEFAULT_LABEL = "survey"
 """The run that recording files goes on with where nobody names one."""
 

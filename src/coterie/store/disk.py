@@ -40,6 +40,14 @@ class Disk:
         """The file of this relative name."""
         return self.root / name
 
+    def partial(self, name: str) -> Path:
+        """Where a file of this relative name is written until it is whole."""
+        return self.path(names.partial_file(name))
+
+    def create(self, path: Path) -> int:
+        """Opens an empty file, as :meth:`~coterie.store.syscalls.SystemCalls.create`."""
+        return self.calls.create(path)
+
     def make_directory(self, path: Path) -> None:
         """Creates a directory and its missing parents durably."""
         if path.is_dir():
@@ -104,7 +112,7 @@ class NewFile:
         self.nbytes = nbytes
         self._disk = disk
         self._target = disk.path(name)
-        self._partial = disk.path(names.partial_file(name))
+        self._partial = disk.partial(name)
         self._lock = threading.Lock()
         self._pending: deque[tuple[int, int]] = deque()
         self._pending_bytes = 0
@@ -112,7 +120,7 @@ class NewFile:
         self._direct_fd: int | None = None
         self._is_direct = direct
         with explained(self._target, nbytes):
-            self._fd = disk.calls.create(self._partial)
+            self._fd = disk.create(self._partial)
             try:
                 disk.calls.allocate(self._fd, nbytes)
                 if direct:

@@ -39,6 +39,20 @@ class SystemCalls:
         """Opens an empty file for reading and writing, truncating what was there; returns the descriptor."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _O_BINARY | _O_CLOEXEC | _O_NOFOLLOW, 0o666)
 
+    def create_own(self, path: Path) -> int:
+        """Opens a new file that only this user may read, locked as :meth:`lock` does: others see that it is written.
+
+        Raises:
+            FileExistsError: If anything has that name, a link included.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | _O_CLOEXEC | _O_NOFOLLOW, 0o600)
+        try:
+            _lock(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
     def open(self, path: Path) -> int:
         """Opens a file for reading and writing, creating it if need be; returns the descriptor."""
         return os.open(path, os.O_RDWR | os.O_CREAT | _O_BINARY | _O_CLOEXEC | _O_NOFOLLOW, 0o666)

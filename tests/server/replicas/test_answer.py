@@ -95,6 +95,29 @@ def test_how_far_a_prompt_is_read_is_told_and_not_compared() -> None:
     assert answered(Replicas(first, second))[1] == [*progress, *chunks(2), DONE]
 
 
+def test_events_are_numbered_anew_where_another_replica_tells_of_more() -> None:
+    """Of ``/v1/responses``, whose clients count on it."""
+
+    def said(number: int, **more: Any) -> bytes:
+        return event({"type": "t", "sequence_number": number, **more}, "t")
+
+    first = [STREAM, said(0), said(1, prompt_progress={"processed": 1}), said(2, delta="a"), LOST]
+    second = [STREAM, said(0), said(1, delta="a"), said(2, delta="b"), said(3, prompt_progress={}), said(4), DONE]
+    third = [STREAM, said(0), said(1, delta="a"), said(2, delta="b"), said(3), DONE]
+    told = [said(0), said(1, prompt_progress={"processed": 1}), said(2, delta="a"), said(3, delta="b")]
+    whole = [*told, said(4, prompt_progress={}), said(5), DONE]
+    assert answered(Replicas(first, second))[1] == whole
+    assert answered(Replicas(first, [*second[:4], LOST], third))[1] == [*told, said(4), DONE]
+
+
+def test_what_a_model_writes_may_look_like_an_event() -> None:
+    def said(took: int) -> bytes:
+        return event({"text": "data: {}", "usage": {"prompt_tokens": took}})
+
+    replicas = Replicas([STREAM, said(1), LOST], [STREAM, said(2), *chunks(1), DONE])
+    assert answered(replicas)[1] == [said(1), *chunks(1), DONE]
+
+
 @pytest.mark.parametrize("dialect", ["openai", "anthropic"])
 def test_another_answer_is_not_mixed_in(dialect: str) -> None:
     replicas = Replicas([STREAM, *chunks(3), LOST], [STREAM, event({"text": "other"}), *chunks(3)[1:], DONE])

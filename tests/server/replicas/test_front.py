@@ -107,6 +107,46 @@ def test_a_stream_without_a_seed_goes_on_with_the_same_random_numbers(served, pa
         assert sum("role" in data["choices"][0]["delta"] for _, data in events[:-1]) == 1
 
 
+LONG = " ".join(["it came to pass"] * 130)
+
+
+@pytest.mark.parametrize("lost_after", [4, 6, 9])
+def test_a_lost_replica_ends_no_stream_that_tells_how_far_its_prompt_is(served, lost_after: int) -> None:
+    front, here = served
+    here.engine.prefixes.clear()
+    here.losses = [lost_after]
+    asked = {"input": LONG, "stream": True, "return_progress": True, "max_output_tokens": 4, "temperature": 0}
+    events = front.post("/v1/responses", asked).events
+    assert len(here.asked) == 2
+    assert events[-1][1] == "[DONE]"
+    assert [data["sequence_number"] for _, data in events[:-1]] == [*range(len(events) - 1)]
+    assert (events[-2][0], "error" in dict(events)) == ("response.incomplete", False)
+    whole = front.post("/v1/responses", {name: asked[name] for name in ("input", "max_output_tokens", "temperature")})
+    deltas = "".join(data["delta"] for name, data in events if name == "response.output_text.delta")
+    assert deltas == whole.json["output"][0]["content"][0]["text"]
+
+
+def test_replicas_tell_what_of_a_prompt_was_not_computed_again(served) -> None:
+    front, here = served
+    here.engine.prefixes.clear()
+    path, asked = "/v1/completions", {"prompt": LONG, "max_tokens": 1, "temperature": 0}
+    first, again = (front.post(path, asked).json["usage"]["prompt_tokens_details"]["cached_tokens"] for _ in range(2))
+    assert (first, again) == (0, 512)
+    here.losses = [1]
+    assert front.post(path, asked).json["usage"]["prompt_tokens_details"]["cached_tokens"] == 512
+
+
+def test_every_address_is_counted_for_itself(served) -> None:
+    front = served[0]
+    for path in ("/props", "/v1/messages/count_tokens", "/dashboard/app.js"):
+        front.get(path)
+    text = front.get("/metrics").body.decode()
+    for path, status in (("/props", 200), ("/v1/messages/count_tokens", 405), ("/dashboard/app.js", 200)):
+        assert f'coterie_http_responses_total{{path="{path}",replica="front",status="{status}"}}' in text
+    described = front.get("/openapi.json").json["paths"]
+    assert {path.replace(":path", "") for path in Front(served[1]).paths} >= set(described)
+
+
 def test_what_is_wrong_is_said_as_a_replica_says_it(served) -> None:
     front, here = served
     answer = front.post("/v1/completions", {"prompt": 5})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coterie.server.refusals import Dialect, Refusal
 from coterie.server.replicas.ask import Ask, Head, Part
@@ -22,9 +22,11 @@ TRIES = 3
 """Replicas that one request may cost: it may be the request that ends them."""
 
 _PINGS = frozenset({COMMENT_PING, NAMED_PING})
-_UNLIKE = ("usage", "coterie", "message", "response")
-"""Parts of events that tell what an answer took, not what it is."""
+_UNLIKE = ("usage", "coterie", "message", "response", "sequence_number")
+"""Parts of events that tell what an answer took, or how many they are, not what it is."""
 _PROGRESS = "prompt_progress"
+_NUMBER = "sequence_number"
+_DATA = b"data: "
 _END = b"\n\n"
 _log = logging.getLogger("coterie.server")
 
@@ -88,19 +90,21 @@ class Answer:
 
     async def events(self) -> AsyncGenerator[bytes]:
         """The events of a stream, each once; errors are events, too."""
-        passed, so_far = 0, sha256()
+        passed, so_far, told = 0, sha256(), 0
         try:
             while True:
                 again, made = 0, sha256()
                 try:
                     events = _events(self._left())
                     while (one := await self._unless_cut(anext(events, None))) is not None:
-                        essence = _essence(one)
+                        value = _value(one)
+                        essence = _essence(one, value)
                         if again == passed:
                             if essence is not None:
                                 so_far.update(essence)
                                 passed = again = passed + 1
-                            yield one
+                            yield _with_number(one, value, told)
+                            told += 1
                         elif essence is not None:
                             made.update(essence)
                             again += 1
@@ -190,17 +194,28 @@ async def _events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         yield rest
 
 
-def _essence(one: bytes) -> bytes | None:
-    """What an event says of the answer, whichever replica makes it; None if it tells how far its prompt is read."""
-    name, _, data = one.rpartition(b"data: ")
+def _value(one: bytes) -> dict[str, Any] | None:
+    """What an event says, as an object; None if it says something else."""
     try:
-        value = json.loads(data)
+        value = json.loads(one.partition(_DATA)[2])
     except ValueError:
-        return one
-    if not isinstance(value, dict):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _essence(one: bytes, value: Mapping[str, Any] | None) -> bytes | None:
+    """What an event says of the answer, whichever replica makes it; None if it tells how far its prompt is read."""
+    if value is None:
         return one
     if _PROGRESS in value:
         return None
-    for key in _UNLIKE:
-        value.pop(key, None)
-    return name + json.dumps(value, sort_keys=True).encode()
+    said = {key: part for key, part in value.items() if key not in _UNLIKE}
+    return one.partition(_DATA)[0] + json.dumps(said, sort_keys=True).encode()
+
+
+def _with_number(one: bytes, value: dict[str, Any] | None, number: int) -> bytes:
+    """An event with its number, if such events have one: another replica tells more or less often how far it is."""
+    if value is None or value.get(_NUMBER, number) == number:
+        return one
+    name = one.partition(_DATA)[0].removeprefix(b"event: ").strip().decode()
+    return event(value | {_NUMBER: number}, name or None)

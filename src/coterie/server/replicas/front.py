@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from coterie.server.app import addresses
 from coterie.server.bodies import Bodies
 from coterie.server.gate import dialect_of
 from coterie.server.identity import current
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 _PASSED_ON = frozenset({b"content-type", b"content-encoding", b"accept"})
 _POLL_S = 0.05
 _OWN = {"/healthz": "_alive", "/readyz": "_ready", "/health": "_ready", "/metrics": "_metrics"}
-_COUNTED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/v1/audio/transcriptions",
-            "/v1/models")  # fmt: skip
 
 
 class Cluster(Protocol):
@@ -71,8 +70,8 @@ class Front:
 
     @property
     def paths(self) -> list[str]:
-        """Addresses that are counted each for itself."""
-        return [*_OWN, *_COUNTED]
+        """Addresses that are counted each for itself: those of the replicas, which this answers for."""
+        return addresses()
 
     def start(self) -> None:
         """Nothing: the replicas serve already."""

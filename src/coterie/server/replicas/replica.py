@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import ReplicaError
 from coterie.server.replicas.ask import Ask, Head, Part
+from coterie.spec import PREFIX_DIR_NBYTES
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
@@ -33,6 +35,8 @@ class ReplicaSettings:
         most_waiting: Requests that may wait at each.
         longest_wait_s: Seconds after which a request that has not begun is given up.
         prefix_memory: Bytes of each one's experts' memory that the beginnings of prompts may take.
+        prefix_dir: Where these are copied, on each machine.
+        prefix_dir_limit: Bytes that the directory may take on each.
     """
 
     model: str
@@ -42,6 +46,8 @@ class ReplicaSettings:
     most_waiting: int = 16
     longest_wait_s: float = 300.0
     prefix_memory: int | None = None
+    prefix_dir: Path | None = None
+    prefix_dir_limit: int = PREFIX_DIR_NBYTES
 
 
 class Replica:
@@ -70,6 +76,8 @@ class Replica:
             most_waiting=settings.most_waiting,
             longest_wait_s=settings.longest_wait_s,
             prefix_memory=settings.prefix_memory,
+            prefix_dir=settings.prefix_dir,
+            prefix_dir_limit=settings.prefix_dir_limit,
             watcher=self._meters,
         )
         names = list(dict.fromkeys([*settings.names, self._opened.runtime.source.name]))

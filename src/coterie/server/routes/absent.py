@@ -22,7 +22,7 @@ _ABSENT = {
 }
 
 
-def operations(_: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(path=path, summary=f"There is no {why}.", handler=partial(_refuse, why), described=False)
@@ -30,5 +30,5 @@ def operations(_: Service) -> list[Operation]:
     ]
 
 
-async def _refuse(why: str, _: Request) -> Any:
+async def _refuse(why: str, _service: Service, _request: Request) -> Any:
     raise Refusal(501, f"This server has no {why}.", code="unsupported")

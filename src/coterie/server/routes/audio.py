@@ -22,12 +22,12 @@ QUESTION = "Transcribe the audio into text."
 """What the model is asked, after the sound."""
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
             path="/v1/audio/transcriptions", summary="Writes down what is said in a sound.",
-            handler=partial(_transcribe, service), asked=TranscriptionRequest, answered=Transcription, form=True,
+            handler=_transcribe, asked=TranscriptionRequest, answered=Transcription, form=True,
         )
     ]  # fmt: skip
 
@@ -51,5 +51,10 @@ async def _transcribe(service: Service, request: Request) -> Any:
     if asked.response_format == "text":
         return PlainTextResponse(f"{text}\n")
     prompt, new = completion.prompt_tokens, len(completion.token_ids)
-    usage = {"type": "tokens", "input_tokens": prompt, "output_tokens": new, "total_tokens": prompt + new}
+    usage = {
+        "type": "tokens", "input_tokens": prompt, "output_tokens": new, "total_tokens": prompt + new,
+        "input_token_details": {
+            "audio_tokens": completion.sound_tokens, "text_tokens": prompt - completion.sound_tokens,
+        },
+    }  # fmt: skip
     return {"text": text, "usage": usage}

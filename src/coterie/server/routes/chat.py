@@ -21,16 +21,16 @@ from coterie.server.streams import COMMENT_PING
 from coterie.server.wishes import Wish
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
-            path="/v1/chat/completions", summary="Answers a conversation.", handler=partial(_chat, service),
+            path="/v1/chat/completions", summary="Answers a conversation.", handler=_chat,
             asked=ChatRequest, answered=ChatCompletion, streams=True,
         ),
         Operation(
             path="/apply-template", summary="Shows a conversation as the text that the model continues.",
-            handler=partial(_template, service), asked=TemplateRequest, answered=RenderedPrompt,
+            handler=_template, asked=TemplateRequest, answered=RenderedPrompt,
         ),
     ]  # fmt: skip
 
@@ -42,11 +42,14 @@ async def _chat(service: Service, request: Request) -> Any:
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
     wishes = [
         Wish(
-            prepare=partial(make, wanted=one.grammar), sampling=one, provenance=asked.wants_provenance,
+            prepare=partial(make, wanted=one.grammar),
+            sampling=one,
+            provenance=asked.wants_provenance,
+            repeated=asked.choices > 1,
             domain=service.domain(asked.domain),
         )
         for one in (of_choice(sampling, number) for number in range(asked.choices))
-    ]  # fmt: skip
+    ]
     writing = ChatAnswers(service.tokens, logprobs=bool(asked.logprobs))
     if asked.stream:
         events = OpenAIStream(service, writing, usage=asked.wants_usage, progress=bool(asked.return_progress))

@@ -19,11 +19,11 @@ from coterie.server.streams import COMMENT_PING
 from coterie.server.wishes import Wish
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
-            path="/v1/completions", summary="Continues a text.", handler=partial(_complete, service),
+            path="/v1/completions", summary="Continues a text.", handler=_complete,
             asked=CompletionRequest, answered=TextCompletion, streams=True,
         )
     ]  # fmt: skip
@@ -41,6 +41,7 @@ async def _complete(service: Service, request: Request) -> Any:
             prepare=partial(service.prompts.of_text, prompt),
             sampling=of_choice(sampling, number),
             provenance=asked.wants_provenance,
+            repeated=asked.choices > 1,
             domain=service.domain(asked.domain),
         )
         for prompt in asked.prompts

@@ -1,17 +1,15 @@
-"""How many tokens a conversation of texts has, before it is answered."""
+"""How many tokens a conversation has, before it is answered."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from starlette.requests import Request
 
-from coterie.generation.chat_options import ChatOptions
-from coterie.generation.toolbox import Toolbox
-from coterie.server.media import Media
+from coterie.generation.asked import Prompt
 from coterie.server.operations import Operation
-from coterie.server.prompts import Messages, from_openai
-from coterie.server.refusals import Refusal
+from coterie.server.prompts import from_openai
 from coterie.server.response_items import from_items
 from coterie.server.routes.responses import told_of_thinking
 from coterie.server.schemas.answers import InputTokens
@@ -21,16 +19,16 @@ from coterie.server.schemas.responses import ResponseRequest
 from coterie.server.service import Service
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
             path="/v1/chat/completions/input_tokens", summary="Says how many tokens a conversation has.",
-            handler=partial(_of_chat, service), asked=ChatRequest, answered=InputTokens,
+            handler=_of_chat, asked=ChatRequest, answered=InputTokens,
         ),
         Operation(
             path="/v1/responses/input_tokens", summary="Says how many tokens a conversation has.",
-            handler=partial(_of_response, service), asked=ResponseRequest, answered=InputTokens,
+            handler=_of_response, asked=ResponseRequest, answered=InputTokens,
         ),
     ]  # fmt: skip
 
@@ -40,7 +38,10 @@ async def _of_chat(service: Service, request: Request) -> InputTokens:
         asked = read(ChatRequest, body)
         service.check_model(asked.model)
         messages, media = from_openai(asked.messages)
-    return await _counted(service, messages, media, asked.toolbox, service.prompts.options(asked.variables))
+    options = service.prompts.options(asked.variables)
+    return await _counted(
+        service, request, partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
+    )
 
 
 async def _of_response(service: Service, request: Request) -> InputTokens:
@@ -48,16 +49,11 @@ async def _of_response(service: Service, request: Request) -> InputTokens:
         asked = read(ResponseRequest, body)
         service.check_model(asked.model)
         messages, media = from_items(asked.input, asked.instructions)
-    return await _counted(service, messages, media, asked.toolbox, told_of_thinking(service, asked))
+    options = told_of_thinking(service, asked)
+    return await _counted(
+        service, request, partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
+    )
 
 
-async def _counted(
-    service: Service, messages: Messages, media: Media, tools: Toolbox, options: ChatOptions | None
-) -> InputTokens:
-    if media:
-        param = next(iter([*media.pictures, *media.sounds]))
-        raise Refusal(
-            400, f"{param}: the tokens of pictures and sounds are not counted yet.", param=param, code="unsupported"
-        )
-    prompt = await service.engine.aside(partial(service.prompts.of_messages, messages, media, tools, options))
-    return {"object": "response.input_tokens", "input_tokens": prompt.tokens or 0}
+async def _counted(service: Service, request: Request, prepare: Callable[[], Prompt]) -> InputTokens:
+    return {"object": "response.input_tokens", "input_tokens": await service.prompt_tokens(request, prepare)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -21,16 +20,16 @@ from coterie.spec.parameters import precision
 _SPEAKS = "talker"
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
             path="/coterie/state", summary="What the model and its experts are doing now.", method="GET",
-            handler=partial(_state, service), answered=DashboardState,
+            handler=_state, answered=DashboardState,
         ),
         Operation(
             path="/coterie/model", summary="What the model consists of.", method="GET",
-            handler=partial(_model, service), answered=DashboardModel,
+            handler=_model, answered=DashboardModel,
         ),
     ]  # fmt: skip
 

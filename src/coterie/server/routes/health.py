@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -15,7 +13,7 @@ from coterie.server.schemas.answers import Status
 from coterie.server.service import Service
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
@@ -23,21 +21,21 @@ def operations(service: Service) -> list[Operation]:
             keyless=True,
         ),
         Operation(
-            path="/readyz", summary="Says whether requests are served.", method="GET", handler=partial(_ready, service),
+            path="/readyz", summary="Says whether requests are served.", method="GET", handler=_ready,
             answered=Status, keyless=True,
         ),
         # As llama-server calls it.
         Operation(
-            path="/health", summary="The same as /readyz.", method="GET", handler=partial(_ready, service),
+            path="/health", summary="The same as /readyz.", method="GET", handler=_ready,
             answered=Status, keyless=True,
         ),
         Operation(
-            path="/metrics", summary="Figures for Prometheus.", method="GET", handler=partial(_metrics, service),
+            path="/metrics", summary="Figures for Prometheus.", method="GET", handler=_metrics,
         ),
     ]  # fmt: skip
 
 
-async def _alive(_: Request) -> Status:
+async def _alive(_service: Service, _request: Request) -> Status:
     return {"status": "ok"}
 
 

@@ -12,7 +12,6 @@ from coterie.server.anthropic_answers import AnthropicStream, message
 from coterie.server.media import Media
 from coterie.server.operations import Operation
 from coterie.server.prompts import Messages, from_anthropic
-from coterie.server.refusals import Refusal
 from coterie.server.schemas.answers import AnsweredMessage, TokenCount
 from coterie.server.schemas.fields import read
 from coterie.server.schemas.messages import CountRequest, MessagesRequest
@@ -21,16 +20,16 @@ from coterie.server.streams import NAMED_PING
 from coterie.server.wishes import Wish
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
-            path="/v1/messages", summary="Answers a conversation.", handler=partial(_answer, service),
+            path="/v1/messages", summary="Answers a conversation.", handler=_answer,
             asked=MessagesRequest, answered=AnsweredMessage, streams=True, dialect="anthropic",
         ),
         Operation(
             path="/v1/messages/count_tokens", summary="Says how many tokens a conversation has.",
-            handler=partial(_count, service), asked=CountRequest, answered=TokenCount, dialect="anthropic",
+            handler=_count, asked=CountRequest, answered=TokenCount, dialect="anthropic",
         ),
     ]  # fmt: skip
 
@@ -54,12 +53,8 @@ async def _count(service: Service, request: Request) -> TokenCount:
         asked = read(CountRequest, body)
         service.check_model(asked.model)
         messages, media = from_anthropic(asked.messages, asked.system)
-    if media:
-        param = next(iter(media.pictures))
-        raise Refusal(400, f"{param}: the tokens of pictures are not counted yet.", param=param, code="unsupported")
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, _options(service, asked))
-    prompt = await service.engine.aside(make)
-    return {"input_tokens": prompt.tokens or 0}
+    return {"input_tokens": await service.prompt_tokens(request, make)}
 
 
 def _options(service: Service, asked: CountRequest) -> ChatOptions | None:

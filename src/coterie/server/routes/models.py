@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from starlette.requests import Request
 
+from coterie.generation.prefixes import reuses_beginnings
 from coterie.server.operations import Operation
 from coterie.server.schemas.answers import ModelList, ServedModel
 from coterie.server.service import Service
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
             path="/v1/models", summary="Lists the model that is served, under each of its names.", method="GET",
-            handler=partial(_all, service), answered=ModelList,
+            handler=_all, answered=ModelList,
         ),
         Operation(
             path="/v1/models/{model:path}", summary="Says what a model can do.", method="GET",
-            handler=partial(_one, service), answered=ServedModel,
+            handler=_one, answered=ServedModel,
         ),
     ]  # fmt: skip
 
@@ -45,6 +44,7 @@ def _facts(service: Service, name: str) -> ServedModel:
         "owned_by": "coterie",
         "max_model_len": service.prompts.context,
         "memory_budget_bytes": None if plan is None else plan.budget,
+        "prompt_cache": reuses_beginnings(opened.model),
         "expert_bytes": cache.total_bytes,
         "expert_cache_bytes": cache.stats().capacity,
         "architecture": {"input_modalities": service.modalities, "output_modalities": ["text"]},

@@ -17,19 +17,19 @@ from coterie.server.schemas.fields import read
 from coterie.server.service import Service
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
             path="/coterie/profile", summary="Says what was recorded in the profile.", method="GET",
-            handler=partial(_summary, service), answered=ProfileSummary,
+            handler=_summary, answered=ProfileSummary,
         ),
         Operation(
             path="/coterie/profile/rank", summary="Ranks experts by how much they handle a domain or modality.",
-            handler=partial(_rank, service), asked=ProfileQuestion, answered=Answered,
+            handler=_rank, asked=ProfileQuestion, answered=Answered,
         ),
         Operation(
-            path="/coterie/profile/expert", summary="Says what one expert does.", handler=partial(_expert, service),
+            path="/coterie/profile/expert", summary="Says what one expert does.", handler=_expert,
             asked=ExpertQuestion, answered=Answered,
         ),
     ]  # fmt: skip

@@ -20,11 +20,11 @@ from coterie.server.streams import COMMENT_PING
 from coterie.server.wishes import Wish
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
-            path="/v1/responses", summary="Answers a conversation.", handler=partial(_answer, service),
+            path="/v1/responses", summary="Answers a conversation.", handler=_answer,
             asked=ResponseRequest, answered=ResponseResource, streams=True,
         )
     ]  # fmt: skip

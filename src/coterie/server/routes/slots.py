@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from starlette.requests import Request
 
 import coterie
@@ -14,16 +12,16 @@ from coterie.server.schemas.answers import Props, Slot, SlotList
 from coterie.server.service import Service
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
             path="/slots", summary="Says how far the requests are that the model works for.", method="GET",
-            handler=partial(_slots, service), answered=SlotList,
+            handler=_slots, answered=SlotList,
         ),
         Operation(
             path="/props", summary="Says how requests are answered that do not say.", method="GET",
-            handler=partial(_props, service), answered=Props,
+            handler=_props, answered=Props,
         ),
     ]  # fmt: skip
 

@@ -14,15 +14,15 @@ from coterie.server.schemas.fields import read
 from coterie.server.service import Service
 
 
-def operations(service: Service) -> list[Operation]:
+def operations() -> list[Operation]:
     """The addresses."""
     return [
         Operation(
-            path="/tokenize", summary="Says which tokens a text consists of.", handler=partial(_tokenize, service),
+            path="/tokenize", summary="Says which tokens a text consists of.", handler=_tokenize,
             asked=TokenizeRequest, answered=TokenList,
         ),
         Operation(
-            path="/detokenize", summary="Says which text tokens stand for.", handler=partial(_detokenize, service),
+            path="/detokenize", summary="Says which text tokens stand for.", handler=_detokenize,
             asked=DetokenizeRequest, answered=PlainContent,
         ),
     ]  # fmt: skip

@@ -11,9 +11,13 @@ Finish = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokens(TypedDict):
-    """What became of the tokens of a prompt."""
+    """What the tokens of a prompt stand for, and what became of them."""
 
+    audio_tokens: int
+    cache_write_tokens: int
     cached_tokens: int
+    image_tokens: int
+    text_tokens: int
 
 
 class Usage(TypedDict):
@@ -149,9 +153,11 @@ class Block(TypedDict):
 
 
 class MessageUsage(TypedDict):
-    """Tokens that a request took, in Anthropic's words."""
+    """Tokens that a request took, in Anthropic's words: a prompt is the sum of the first three."""
 
     input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
     output_tokens: int
 
 
@@ -222,11 +228,19 @@ class ResponseResource(TypedDict):
     user: str | None
 
 
+class SoundTokens(TypedDict):
+    """What is asked of a sound: the sound, and the words around it."""
+
+    audio_tokens: int
+    text_tokens: int
+
+
 class TranscriptionTokens(TypedDict):
     """Tokens that a sound and its text took."""
 
     type: Literal["tokens"]
     input_tokens: int
+    input_token_details: SoundTokens
     output_tokens: int
     total_tokens: int
 
@@ -285,6 +299,7 @@ class ServedModel(TypedDict):
     owned_by: str
     max_model_len: int | None
     memory_budget_bytes: int | None
+    prompt_cache: bool
     expert_bytes: int
     expert_cache_bytes: int
     architecture: Modalities
