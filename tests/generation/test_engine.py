@@ -550,7 +550,7 @@ def test_who_cannot_be_made_ready_does_not_wait(engine: Engine, opened: OpenMode
         raise RuntimeError("can't start new thread")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine._preparer, "submit", none_left)
+        patch.setattr(engine._preparers._pool, "submit", none_left)
         with pytest.raises(RuntimeError):
             engine.submit(PROMPT)
     assert engine.waiting == 0

@@ -184,16 +184,16 @@ def test_a_request_for_which_there_is_no_thread_is_no_one_else_s_trouble(serve, 
     whole = asked(path, PROMPTS[0], stream=False)
     expected = text_of(path, server.post(path, whole))
     several = whole | {"n": 3, "temperature": 1, "seed": 1, "stream": True}
-    submit, left = server.engine._preparer.submit, [1]
+    submit, left = server.engine._preparers.submit, [1]
 
-    def none_left(*arguments: object) -> object:
+    def none_left(*arguments: object, **more: object) -> object:
         if not left:
             raise RuntimeError("can't start new thread")
         left.pop()
-        return submit(*arguments)
+        return submit(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.engine._preparer, "submit", none_left)
+        patch.setattr(server.engine._preparers, "submit", none_left)
         told = [data for _, data in server.post(path, several).events]
         assert (told[-2]["error"]["type"], told[-1]) == ("server_error", "[DONE]")
         assert server.post(path, whole).status == 500

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 SHORT_NBYTES = 16 << 10
@@ -79,7 +80,11 @@ class Preparers:
             closed = self._closed
             if not closed:
                 self._waiting.append(work)
-                self._pool.submit(self._work)
+                try:
+                    self._pool.submit(self._work)
+                except BaseException:  # there may be no room for another thread
+                    self._waiting.remove(work)
+                    raise
         if closed:
             run(False)
         return work
@@ -110,7 +115,8 @@ class Preparers:
                 with self._lock:
                     self._going.remove(work)
                     if self._waiting and not self._closed:
-                        self._pool.submit(self._work)  # this may have been in the way of several
+                        with suppress(RuntimeError):  # without another thread, this one does all of it
+                            self._pool.submit(self._work)  # this may have been in the way of several
                 del work  # a thread that waits keeps nothing
 
     def _next(self) -> Work | None:
