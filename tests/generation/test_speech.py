@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from packaging.version import Version
 
@@ -71,11 +72,12 @@ def test_sound_that_comes_while_it_is_made_is_the_sound_of_all_frames(model, omn
 def test_at_once_it_is_transformers_own_to_the_bit(model, omni) -> None:
     processors = Processors(omni)
     inputs = chat_inputs(processors, ASKED)
-    made = answer(model, omni, voice=Voice(greedy=True, max_seconds=30 * FRAME_S))
+    made = answer(model, omni, voice=Voice(max_seconds=30 * FRAME_S))
     # Its text was cut at four tokens. The fourth goes through no layer there, and is not spoken.
+    torch.manual_seed(WISHES.seed)
     longer = model.generate(
         **inputs, speaker="ethan", return_audio=True, thinker_max_new_tokens=5, thinker_do_sample=False,
-        thinker_eos_token_id=101, thinker_pad_token_id=0, talker_do_sample=False, talker_max_new_tokens=31,
+        thinker_eos_token_id=101, thinker_pad_token_id=0, talker_max_new_tokens=31,
     )  # fmt: skip
     assert longer[0][0, -5:-1].tolist() == list(made.completion.token_ids)
     assert np.array_equal(longer[1].reshape(-1).numpy(), made.samples)

@@ -42,6 +42,13 @@ def test_codes_of_many_frames(options, predictor) -> None:
     assert len({tuple(ids[0].tolist()) for ids, _ in found}) > 1
 
 
+def test_the_likeliest_codes_whatever_is_asked(predictor) -> None:
+    expected = codes(predictor, 1, do_sample=False)[0]
+    with predicting(predictor, greedy=True):
+        found = codes(predictor, 1, do_sample=True, top_k=50, top_p=0.8)[0]
+    assert torch.equal(expected, found)
+
+
 def test_options_that_change_between_two_frames(predictor) -> None:
     asked = [{"do_sample": True, "temperature": 5.0}, {"do_sample": False}, {"do_sample": True, "top_k": 2}]
     expected = [codes(predictor, 1, **options)[0] for options in asked]

@@ -327,7 +327,7 @@ class _Talking:
         if room is not None:
             prepared.criteria.append(lambda ids, scores, **_: torch.tensor([ids.shape[1] > room]))
         sequence = Tokens(prepared, request=self._request, keep=self._take)
-        with predicting(self._model.talker.code_predictor):
+        with predicting(self._model.talker.code_predictor, greedy=self._voice.greedy):
             ids = generated(sequence).ids
         self.reason = self._ended(ids, prepared.config, room)
         raise _Spoken

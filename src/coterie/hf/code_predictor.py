@@ -21,6 +21,8 @@ from coterie.hf.generation_steps import Prepared, choose, one_by_one, prepare
 
 _READ = ("output_hidden_states", "return_dict_in_generate")
 """Options that say what is returned; the talker always asks for the same."""
+_DRAWN = ("top_k", "top_p", "temperature")
+"""Options that say how codes are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +39,19 @@ class Codes:
 
 
 @contextmanager
-def predicting(predictor: Any) -> Iterator[None]:
+def predicting(predictor: Any, *, greedy: bool = False) -> Iterator[None]:
     """Inside, a talker's code predictor generates in this loop, where transformers would in its common one.
 
     Args:
         predictor: The model's ``talker.code_predictor``.
+        greedy: Whether it takes the likeliest codes; else it does what it is asked for. Older releases always ask it to
+            draw.
     """
     config = predictor.generation_config
     if not one_by_one(predictor, config) or config.eos_token_id is not None:
         yield  # a frame has all of its codes; one that may end before is not of this loop
         return
-    frames = _Frames(predictor, predictor.generate)
+    frames = _Frames(predictor, predictor.generate, greedy=greedy)
     predictor.generate = frames
     try:
         yield
@@ -58,8 +62,9 @@ def predicting(predictor: Any) -> Iterator[None]:
 class _Frames:
     """``generate`` of the code predictor, during one answer."""
 
-    def __init__(self, predictor: Any, generate: Any) -> None:
+    def __init__(self, predictor: Any, generate: Any, *, greedy: bool) -> None:
         self._predictor = predictor
+        self._greedy = greedy
         self._generate = generate
         self._options: dict[str, Any] | None = None
         self._prepared: Prepared | None = None
@@ -73,6 +78,8 @@ class _Frames:
             options: Those of ``generate``.
         """
         asked = {name: value for name, value in options.items() if name not in _READ}
+        if self._greedy:
+            asked = {name: value for name, value in asked.items() if name not in _DRAWN} | {"do_sample": False}
         if self._prepared is None or asked != self._options:
             self._options = asked
             self._prepared = self._prepare(inputs_embeds, max_new_tokens, asked)
