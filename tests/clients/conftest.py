@@ -37,6 +37,16 @@ TEMPLATE = (
 """Shows tools as Qwen's and Hermes' templates do."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _settings_are_put_back() -> None:
+    """Clients of others write into the environment when they are imported."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_thread_goes_on() -> None:
+    """Clients of others keep threads for the next request, and the server's log is read for as long as it runs."""
+
+
 @dataclass(frozen=True)
 class Server:
     """A server that runs.
