@@ -40,7 +40,9 @@ SLACK_S = 0.02
 _POLL_S = 0.0005
 _READY = re.compile(r"http://127\.0\.0\.1:(\d+)/v1")
 _OPENING_S = 600.0
-_ENDLESS = 100_000
+_LONG = 1000
+"""New tokens of an answer that others are measured beside: longer than that takes, and four fit into the memory."""
+_LONGEST_S = 600.0
 
 
 class Pace:
@@ -104,9 +106,11 @@ class Pace:
 
 
 def until(condition: Callable[[], bool]) -> float:
-    """Seconds until something is so."""
+    """Seconds until something is so; ends the program if that does not come to be."""
     began = time.perf_counter()
     while not condition():
+        if time.perf_counter() - began > _LONGEST_S:
+            raise SystemExit(f"What is measured has not come to be within {_LONGEST_S:g} s.")
         time.sleep(_POLL_S)
     return time.perf_counter() - began
 
@@ -120,7 +124,7 @@ def measure_giving_up(report: Report, engine: Any, pace: Pace, prompt: list[int]
         ("where", "beside others", "median, ms", "longest, ms", "slowest layer, ms", "layers begun meanwhile"),
     )
     draw = random.Random(0)
-    endless = Sampling(max_new_tokens=_ENDLESS, greedy=True)
+    endless = Sampling(max_new_tokens=_LONG, greedy=True, ignore_eos=True)
     for others in (0, 1, 3):
         beside = [engine.submit(prompt[: 8 + number], endless) for number in range(others)]
         until(lambda: all(one.phase == "decode" for one in beside))  # noqa: B023
@@ -173,7 +177,7 @@ def measure_stalls(report: Report, engine: Any, pace: Pace, prompt: list[int]) -
             if type(event).__name__ == "Piece":
                 arrivals.append(time.perf_counter())
 
-    beside = engine.submit(prompt[:8], Sampling(max_new_tokens=_ENDLESS, greedy=True))
+    beside = engine.submit(prompt[:8], Sampling(max_new_tokens=_LONG, greedy=True, ignore_eos=True))
     reader = threading.Thread(target=read, args=(beside,))
     reader.start()
     until(lambda: len(arrivals) > 3)

@@ -10,6 +10,7 @@ from packaging.version import Version
 from coterie.engine.loader import load
 from coterie.engine.source import text_component
 from coterie.errors import LoadError, ReadError, SpeechError, UnsupportedError, UsageError
+from coterie.generation import speech
 from coterie.generation.chat import chat_inputs
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
@@ -155,6 +156,18 @@ def test_an_error_while_it_speaks_keeps_what_was_spoken(model, omni, monkeypatch
     assert isinstance(caught.value.__cause__, ReadError)
     assert len(caught.value.speech.samples) > 0
     assert len(caught.value.speech.completion.token_ids) == 4
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_talker_that_generates_in_a_way_of_its_own_is_heard(streamed, model, omni, monkeypatch) -> None:
+    expected = answer(model, omni, voice=Voice(max_seconds=12 * FRAME_S))
+    own = speech.one_by_one
+    monkeypatch.setattr(speech, "one_by_one", lambda part, config: part is not model.talker and own(part, config))
+    chunks: list[np.ndarray] = []
+    made = answer(model, omni, voice=Voice(max_seconds=12 * FRAME_S), on_sound=chunks.append if streamed else None)
+    assert np.array_equal(made.samples, expected.samples)
+    assert made.finish_reason == expected.finish_reason == "length"
+    assert not streamed or np.array_equal(np.concatenate(chunks), made.samples)
 
 
 def test_an_answer_without_text_has_no_sound(model, omni) -> None:

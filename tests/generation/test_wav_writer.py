@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from coterie.errors import OutputError
-from coterie.generation.wav_writer import WavWriter, wav_file, write_wav
+from coterie.generation.wav_writer import WavWriter, wav_file
 
 SAMPLES = np.array([0.0, 1.0, -1.0, 2.0, 0.5], dtype=np.float32)
 VALUES = [0, 32767, -32767, 32767, 16384]
@@ -20,7 +20,8 @@ def read(file) -> tuple[int, list[int]]:
 
 
 def test_a_wav_file_has_the_samples_clipped(tmp_path) -> None:
-    write_wav(tmp_path / "a.wav", SAMPLES, 24_000)
+    with wav_file(tmp_path / "a.wav", 24_000) as writer:
+        writer.write(SAMPLES)
     assert read(str(tmp_path / "a.wav")) == (24_000, VALUES)
 
 

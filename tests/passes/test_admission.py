@@ -29,16 +29,17 @@ def test_a_cache_in_the_place_of_one_that_is_gone_is_let_go_of() -> None:
     assert not admission._kept
 
 
-class Rows(RowCaches):
-    through = False
-
-
 def test_caches_of_rows_count_for_what_each_holds() -> None:
     caches = [DynamicCache() for _ in range(3)]
     for cache, length in zip(caches, (2, 7, 4), strict=True):
         cache.update(torch.zeros(1, 1, length, 4), torch.zeros(1, 1, length, 4), 0)
     call = CallReader(lambda input_ids: None).read(
-        (), {"input_ids": torch.ones(3, 1).long(), "use_cache": True, "cache": Rows(caches, (2, 7, 4), lambda _: None)}
+        (),
+        {
+            "input_ids": torch.ones(3, 1).long(),
+            "use_cache": True,
+            "cache": RowCaches(caches, (2, 7, 4), lambda _: None, depth=1),
+        },
     )
     assert (call.phase, call.batch, call.cached) == ("decode", 3, 7)
     admission = Admission()

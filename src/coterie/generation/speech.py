@@ -38,6 +38,8 @@ SpeechEnd = Literal["stop", "length", "context", "interrupted", "none"]
 
 _FIRST_FRAMES, _FRAMES = 8, 25
 """Frames of the first chunk of sound, which is waited for, and of those after it."""
+_CHUNK_FRAMES = 300
+"""Frames that transformers decodes at once."""
 _USUAL = "ethan"
 """The voice that transformers takes where none is asked for."""
 _MOST_FRAMES = 4096
@@ -165,7 +167,7 @@ def speak(
                 draws.begin()
             talking = _Talking(model, how, request, sound)
             options = {"eos_token_id": config.eos_token_id} | wished(model, tokenizer, config, wishes, prompt=prompt)
-            model.generate(
+            _, waveform = model.generate(
                 **inputs.to(model.dtype),
                 speaker=name,
                 return_audio=True,
@@ -175,6 +177,9 @@ def speak(
                 **_thinking(model, config, request, stream),
                 **talking.options(),
             )
+            # Nothing has left it: the talker generates in a way of its own, and so does the vocoder.
+            sound.take(waveform.reshape(-1).float())
+            talking.ended_elsewhere(waveform.numel())
     except _Spoken:
         pass
     except Stopped:
@@ -234,15 +239,16 @@ class _Sound:
             with torch.no_grad():
                 waveform = self._code2wav.chunked_decode(codes[None])
             self._frames.clear()
-            self._keep(waveform.reshape(-1).float())
+            self.take(waveform.reshape(-1).float())
         return np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.float32)
 
     def _flush(self, vocoder: Vocoder) -> None:
         codes = torch.stack(self._frames, dim=1)
         self._frames.clear()
-        self._keep(vocoder.decode(codes))
+        self.take(vocoder.decode(codes))
 
-    def _keep(self, samples: Tensor) -> None:
+    def take(self, samples: Tensor) -> None:
+        """Takes the next samples, float32 [samples]."""
         chunk: Samples = samples.numpy()
         self.first_at = self.first_at or time.perf_counter()
         self._chunks.append(chunk)
@@ -311,6 +317,13 @@ class _Talking:
         if one_by_one(talker, talker.generation_config):
             options["talker_custom_generate"] = self._generate
         return options
+
+    def ended_elsewhere(self, samples: int) -> None:
+        """It was transformers' own way to speak that has made so many samples."""
+        asked = self._asked()
+        # Of each chunk a part of a frame is missing.
+        fewest = (asked - math.ceil(asked / _CHUNK_FRAMES)) * int(self._model.code2wav.total_upsample)
+        self.reason = "length" if samples > fewest else "stop"
 
     def _asked(self) -> int:
         """Frames that it may become at most, as its caller wants it."""

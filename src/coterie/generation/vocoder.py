@@ -41,11 +41,6 @@ class Vocoder:
             elif isinstance(inner, nn.Conv1d):
                 self._convolutions[module] = _Causal(inner)
 
-    @property
-    def frame_samples(self) -> int:
-        """Samples that a frame becomes."""
-        return int(self._code2wav.total_upsample)
-
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """The samples of the next frames.

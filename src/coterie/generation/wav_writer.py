@@ -81,18 +81,3 @@ def wav_file(path: str | Path, rate: int) -> Iterator[WavWriter]:
         writer.end()
     if failure is not None:
         raise failure
-
-
-def write_wav(path: str | Path, samples: npt.NDArray[np.float32], rate: int) -> None:
-    """Writes a mono WAV file of 16-bit samples.
-
-    Args:
-        path: The file; replaced if it is there.
-        samples: float32 [samples]; what is beyond [-1, 1] is clipped.
-        rate: Samples per second.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    with wav_file(path, rate) as writer:
-        writer.write(samples)

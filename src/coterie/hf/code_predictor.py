@@ -51,8 +51,7 @@ def predicting(predictor: Any, *, greedy: bool = False) -> Iterator[None]:
     if not one_by_one(predictor, config) or config.eos_token_id is not None:
         yield  # a frame has all of its codes; one that may end before is not of this loop
         return
-    frames = _Frames(predictor, predictor.generate, greedy=greedy)
-    predictor.generate = frames
+    predictor.generate = _Frames(predictor, greedy=greedy)
     try:
         yield
     finally:
@@ -62,14 +61,13 @@ def predicting(predictor: Any, *, greedy: bool = False) -> Iterator[None]:
 class _Frames:
     """``generate`` of the code predictor, during one answer."""
 
-    def __init__(self, predictor: Any, generate: Any, *, greedy: bool) -> None:
+    def __init__(self, predictor: Any, *, greedy: bool) -> None:
         self._predictor = predictor
         self._greedy = greedy
-        self._generate = generate
         self._options: dict[str, Any] | None = None
         self._prepared: Prepared | None = None
 
-    def __call__(self, *, inputs_embeds: Tensor, max_new_tokens: int, **options: Any) -> Any:
+    def __call__(self, *, inputs_embeds: Tensor, max_new_tokens: int, **options: Any) -> Codes:
         """The codes after the first one.
 
         Args:
@@ -83,8 +81,6 @@ class _Frames:
         if self._prepared is None or asked != self._options:
             self._options = asked
             self._prepared = self._prepare(inputs_embeds, max_new_tokens, asked)
-        if len(inputs_embeds) > 1:
-            return self._generate(inputs_embeds=inputs_embeds, max_new_tokens=max_new_tokens, **options)
         return self._codes(self._prepared, inputs_embeds, max_new_tokens)
 
     def _prepare(self, inputs_embeds: Tensor, count: int, asked: dict[str, Any]) -> Prepared:

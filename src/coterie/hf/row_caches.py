@@ -29,6 +29,7 @@ class RowCaches:
         caches: Those of the rows.
         lengths: Tokens in each.
         let_go: Told of a row that has left, to let go of its cache.
+        depth: Layers that have a cache.
 
     Attributes:
         caches: Those given; None for one that is let go of.
@@ -38,11 +39,15 @@ class RowCaches:
 
     is_compileable = False
 
-    def __init__(self, caches: Sequence[Any], lengths: Sequence[int], let_go: Callable[[int], None]) -> None:
+    def __init__(
+        self, caches: Sequence[Any], lengths: Sequence[int], let_go: Callable[[int], None], *, depth: int
+    ) -> None:
         self.caches = list(caches)
         self.lengths = tuple(lengths)
         self._let_go = let_go
         self._leaving: set[int] = set()
+        self._depth = depth
+        self._computed = 0
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -69,7 +74,17 @@ class RowCaches:
     @property
     def through(self) -> bool:
         """Whether all layers have computed their tokens."""
-        raise NotImplementedError
+        return self._computed == self._depth
+
+    def _begin_layer(self, layer_idx: int) -> None:
+        """A layer computes the tokens.
+
+        Raises:
+            RowsApartError: If layers do not come one after the other.
+        """
+        if layer_idx != self._computed:
+            raise RowsApartError(f"Layer {layer_idx} of {self._depth} comes after {self._computed} layers.")
+        self._computed += 1
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the longest, those that all layers have computed."""

@@ -103,20 +103,14 @@ class MixedRows(RowCaches, Cache):  # type: ignore[misc]  # transformers has no 
         known: Sequence[_KnownMixer],
         let_go: Callable[[int], None],
     ) -> None:
-        super().__init__(caches, lengths, let_go)
+        super().__init__(caches, lengths, let_go, depth=len(known))
         # Asked before the first layer is computed.
         self._longest = caches[max(range(len(caches)), key=self.lengths.__getitem__)]
         # What the class finds out about a cache it finds out of these.
         self.layers: list[Any] = self._longest.layers
         self.layer_class_to_replicate, self.offloading = None, False
         self._known = known
-        self._through = 0
         self._marks: list[Mark | None] = [Mark(cache) for cache in caches]
-
-    @property
-    def through(self) -> bool:
-        """Whether all layers have computed their tokens."""
-        return self._through == len(self._known)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -139,7 +133,7 @@ class MixedRows(RowCaches, Cache):  # type: ignore[misc]  # transformers has no 
             with standing_in([(known.mixer.module, _RowByRow(known, self)) for known in self._known]):
                 yield
             if not self.through:
-                raise RowsApartError(f"{self._through} of {len(self._known)} layers were called.")
+                raise RowsApartError(f"{self._computed} of {self._depth} layers were called.")
         except BaseException:
             for mark in self._marks:
                 if mark is not None:
@@ -153,9 +147,7 @@ class MixedRows(RowCaches, Cache):  # type: ignore[misc]  # transformers has no 
             RowsAllLeftError: If nobody wants any of them.
             RowsApartError: If layers do not come one after the other.
         """
-        if layer_idx != self._through:
-            raise RowsApartError(f"Layer {layer_idx} of {len(self._known)} comes after {self._through} layers.")
-        self._through += 1
+        self._begin_layer(layer_idx)
         for row in tuple(self._leaving):
             mark, self._marks[row] = self._marks[row], None
             if mark is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from coterie.hf.row_caches import RowCaches, RowsAllLeftError, RowsApartError
+from coterie.hf.row_caches import RowCaches, RowsAllLeftError
 from coterie.integration.growing_cache import GrowingRoom
 from coterie.native import KeyValueRoom, Results
 
@@ -34,16 +34,10 @@ class RowRooms(RowCaches):
         rooms: list[list[GrowingRoom | None]],
         let_go: Callable[[int], None],
     ) -> None:
-        super().__init__(caches, lengths, let_go)
+        super().__init__(caches, lengths, let_go, depth=len(rooms))
         self._rooms = rooms
         self._places = [[room.next_place for room in row if room is not None] for row in rooms]
-        self._through = 0
         self._left: dict[int, tuple[tuple[torch.Tensor, torch.Tensor], KeyValueRoom]] = {}
-
-    @property
-    def through(self) -> bool:
-        """Whether all layers have computed their tokens."""
-        return self._through == len(self._places)
 
     def places(self, layer_idx: int) -> list[KeyValueRoom]:
         """Where keys and values of each row lie in a layer, with a place for its token at the end.
@@ -52,9 +46,7 @@ class RowRooms(RowCaches):
             RowsAllLeftError: If nobody wants any of them.
             RowsApartError: If layers do not come one after the other.
         """
-        if layer_idx != self._through:
-            raise RowsApartError(f"Layer {layer_idx} of {len(self._places)} comes after {self._through} layers.")
-        self._through += 1
+        self._begin_layer(layer_idx)
         places = self._places[layer_idx]
         if self._leaving:
             places = list(places)
