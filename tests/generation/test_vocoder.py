@@ -58,6 +58,18 @@ def test_longer_sound_has_no_hole_where_transformers_has_one(code2wav, codes) ->
     assert (found - whole(code2wav, long)).abs().max() <= 1e-7
 
 
+def test_with_the_released_strides_555_samples_are_missing_at_each_border() -> None:
+    config = omni_config().code2wav_config
+    config.upsample_rates, config.upsampling_ratios = [8, 5, 4, 3], [2, 2]
+    model = Qwen3OmniMoeCode2Wav._from_config(config).eval()
+    codes = torch.zeros(config.num_quantizers, 12, dtype=torch.long)
+    with torch.no_grad():
+        parted = model.chunked_decode(codes[None], chunk_size=6, left_context_size=0).shape[-1]
+    one = len(Vocoder(model).decode(codes))
+    assert one - parted == 555
+    assert len(whole(model, codes)) == one == 12 * 1920 - 555
+
+
 def test_two_answers_do_not_hear_each_other(code2wav, codes) -> None:
     one, other = Vocoder(code2wav), Vocoder(code2wav)
     backwards = codes.flip(1)
