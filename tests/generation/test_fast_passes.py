@@ -77,6 +77,13 @@ def test_each_gets_nearly_what_it_gets_alone(name, fast, shared) -> None:
     assert max(shared) == 4
 
 
+def test_a_model_that_keeps_keys_on_its_modules_keeps_those_of_each_sequence(fast, shared) -> None:
+    """So GLM-MoE-DSA's indexers do in older releases of transformers; in newer ones a cache has them."""
+    model = fast("glm_moe_dsa")
+    compare(model, (3, 41, 17, 30), exact=True)
+    assert not shared
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in {**MATRIX, **ZOO}.items() if case.generates])
 def test_every_family_gets_nearly_what_it_gets_alone_or_takes_turns(name, fast, shared) -> None:

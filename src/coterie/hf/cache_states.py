@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from coterie.hf.caches import own_keys
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -49,7 +51,7 @@ def keeps_every_token(model: PreTrainedModel) -> bool:
         return False
     if settings.cache_implementation not in (None, "dynamic") or not model._supports_default_dynamic_cache():
         return False
-    return known_layers(DynamicCache(config=config.get_text_config(decoder=True)))
+    return known_layers(DynamicCache(config=config.get_text_config(decoder=True))) and not own_keys(model)
 
 
 def known_layers(cache: Any) -> bool:

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
+
+OWN_KEYS = "_cached_keys"
+"""What a module keeps of the sequence that it saw last, where it does: :func:`own_keys`."""
 
 _DEEPEST = 2
 """Containers within containers that are looked into: an output that holds an output that holds a cache."""
@@ -117,3 +121,14 @@ def _cache_class() -> type:
 
     found: type = Cache
     return found
+
+
+def own_keys(model: nn.Module) -> list[nn.Module]:
+    """Modules that keep keys of the sequence that they saw last on themselves, beside its cache.
+
+    So the indexers of GLM-MoE-DSA do in older releases of transformers. A pass of several tokens begins them anew.
+
+    Args:
+        model: The model, with weights or without.
+    """
+    return [module for module in model.modules() if OWN_KEYS in module._buffers]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from coterie.hf.caches import caches_in, counts_tokens, is_cache, let_go_of_kept
+from coterie.hf.caches import OWN_KEYS, caches_in, counts_tokens, is_cache, let_go_of_kept, own_keys
 from coterie.hf.prompt_media import Media, media_of
 from coterie.hf.rotary_lengths import Frequencies
 
@@ -205,19 +205,21 @@ def _spaces(model: PreTrainedModel) -> list[dict[str, Any]]:
 class Positions:
     """Where a sequence's positions are, as its model keeps it on itself: several sequences have one model.
 
-    Also, the frequencies of its rotary embedding where they go by the longest sequence.
+    Also, the frequencies of its rotary embedding where they go by the longest sequence, and keys that modules keep of
+    the one that they saw last.
 
     Args:
         prepared: A sequence that its model has just prepared.
         goes_on: Whether its cache holds tokens already, of an earlier one that began alike.
     """
 
-    __slots__ = ("_frequencies", "_kept")
+    __slots__ = ("_frequencies", "_kept", "_keys")
 
     def __init__(self, prepared: Prepared, *, goes_on: bool = False) -> None:
         model = prepared.model
         self._kept = [(space, space[_POSITIONS]) for space in _spaces(model)]
         self._frequencies = Frequencies(model)
+        self._keys: list[tuple[dict[str, Any], Any]] = [(module._buffers, None) for module in own_keys(model)]
         if goes_on:
             self.go_on(prepared)
 
@@ -239,11 +241,14 @@ class Positions:
         """Has the model keep what it kept."""
         for space, value in self._kept:
             space[_POSITIONS] = value
+        for buffers, value in self._keys:
+            buffers[OWN_KEYS] = value
         self._frequencies.put_back()
 
     def note(self) -> None:
         """Remembers what it keeps now."""
         self._kept = [(space, space[_POSITIONS]) for space, _ in self._kept]
+        self._keys = [(buffers, buffers[OWN_KEYS]) for buffers, _ in self._keys]
         self._frequencies.note()
 
 
@@ -267,7 +272,7 @@ def may_come_in_pieces(prepared: Prepared) -> bool:
 
     It cannot with an encoder, with what goes through a model as a whole (embeddings, and pictures and sounds that were
     not told apart: :func:`prepare_in_pieces`), without a cache, or with one that holds states instead of tokens: layers
-    of linear attention begin anew with longer passes.
+    of linear attention begin anew with longer passes. So do modules that have :func:`~coterie.hf.caches.own_keys`.
 
     Args:
         prepared: The request.
@@ -280,6 +285,7 @@ def may_come_in_pieces(prepared: Prepared) -> bool:
         and bool(prepared.kwargs["use_cache"])
         and len(caches) == 1
         and counts_tokens(caches[0])
+        and not own_keys(prepared.model)
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from coterie.hf.cache_states import known_layers
-from coterie.hf.caches import is_cache
+from coterie.hf.caches import is_cache, own_keys
 from coterie.hf.rotary_lengths import goes_by_length
 from coterie.hf.row_caches import RowsApartError
 
@@ -151,7 +151,7 @@ def why_not_apart(model: Any, found: list[Mixer]) -> str | None:
         return "its rotary embedding goes by the longest sequence"
     if not found or [mixer.layer_idx for mixer in found] != list(range(len(found))):
         return "its layers are not of the kind that transformers has a cache for"
-    if not known_layers(DynamicCache(config=config.get_text_config(decoder=True))):
+    if own_keys(model) or not known_layers(DynamicCache(config=config.get_text_config(decoder=True))):
         return "some of its layers keep other things than keys and values, such as a state"
     for mixer in found:
         if mixer.strange:
