@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest test-clients test-ray check audit fix docs \
-site report lock bench wheels release-check clean
+site report talker lock bench wheels release-check clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -124,6 +124,9 @@ site: $(DOCS)/.installed ## Build the documentation site into build/site
 report: $(STAMP) ## Record the bundled model on MATERIAL=FOLDER and write docs/report anew
 	@test -n "$(MATERIAL)" || { echo "Say where texts, sounds and pictures are: make report MATERIAL=FOLDER" >&2; exit 1; }
 	$(BIN)/python scripts/report.py $(MATERIAL)
+
+talker: $(STAMP) ## Train the talker of the bundled omni model anew (an hour; needs espeak-ng)
+	$(BIN)/python scripts/train_talker.py
 
 lock: $(STAMP) ## Write requirements.lock from what is installed in .venv
 	$(BIN)/python scripts/lock.py

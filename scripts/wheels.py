@@ -32,6 +32,9 @@ GLIBC = (2, 28)
 
 LIBRARY = "coterie/native/libcoterie.so"
 
+MOST_BYTES = 90_000_000
+"""Of a file: an index takes less than 100 MB, and the models in the package are to leave room below that."""
+
 
 class WheelError(Exception):
     """A wheel was not made, or is not what it should be."""
@@ -85,6 +88,7 @@ def build(folder: Path) -> list[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="coterie-wheels-") as work:
         made = [_hatchling(ROOT, "sdist", Path(work, "sdist"), {})]
+        check_size(made[0])
         for kind in KINDS:
             tree = _unpacked(made[0], Path(work, kind.platform, "tree"))
             wheel = _hatchling(tree, "wheel", Path(work, kind.platform), kind.environment)
@@ -98,9 +102,10 @@ def check(wheel: Path, kind: Kind) -> None:
     """Looks at what was made.
 
     Raises:
-        WheelError: If its name is not that of its kind, a library is missing or is there where none should be, or the
-            library needs what not every system of the platform has.
+        WheelError: If its name is not that of its kind, it is larger than :data:`MOST_BYTES`, a library is missing or
+            is there where none should be, or the library needs what not every system of the platform has.
     """
+    check_size(wheel)
     tags = {str(tag) for tag in parse_wheel_filename(wheel.name)[3]}
     if tags != {f"py3-none-{kind.platform}"}:
         raise WheelError(f"{wheel.name} has other tags than py3-none-{kind.platform}")
@@ -110,6 +115,16 @@ def check(wheel: Path, kind: Kind) -> None:
         raise WheelError(f"{wheel.name} has the libraries {libraries}")
     if kind.processor is not None:
         _check_platform(wheel, kind)
+
+
+def check_size(path: Path) -> None:
+    """Looks whether an index would take a file, with room to spare.
+
+    Raises:
+        WheelError: If it would not.
+    """
+    if path.stat().st_size > MOST_BYTES:
+        raise WheelError(f"{path.name} has {path.stat().st_size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f} MB")
 
 
 def _check_platform(wheel: Path, kind: Kind) -> None:

@@ -130,6 +130,27 @@ def omni(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def joined_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for ``COTERIE_HOME`` in which the bundled omni model is put together already; read it only."""
+    from coterie.files.naming import BUNDLED_OMNI, resolve_path
+
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COTERIE_HOME", str(home))
+        resolve_path(BUNDLED_OMNI)
+    return home
+
+
+@pytest.fixture
+def bundled_omni(joined_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the bundled omni model; during the test its name leads there, too."""
+    from coterie.files.naming import BUNDLED_OMNI, resolve_path
+
+    monkeypatch.setenv("COTERIE_HOME", str(joined_home))
+    return Path(resolve_path(BUNDLED_OMNI))
+
+
+@pytest.fixture(scope="session")
 def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ZooCheckpoint:
     """Gives the directory of a zoo model's checkpoint: ``zoo_checkpoint(name, dtype, max_shard_size=None)``."""
     import torch

@@ -11,9 +11,10 @@ from coterie.generation.sampling import Sampling
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch) -> None:
-    """Few tokens; everything else is as users see it."""
+def short(monkeypatch, joined_home) -> None:
+    """Few tokens, and a home of the tests; everything else is as users see it."""
     shortened(monkeypatch)
+    monkeypatch.setenv("COTERIE_HOME", str(joined_home))
 
 
 def shortened(monkeypatch) -> None:
@@ -22,13 +23,15 @@ def shortened(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def happened(tmp_path_factory) -> tuple[list[demonstration.Happening], demonstration.Demonstration]:
+def happened(tmp_path_factory, joined_home) -> tuple[list[demonstration.Happening], demonstration.Demonstration]:
     """What one demonstration tells, and its result."""
     folder, told = tmp_path_factory.mktemp("demo"), []
     with pytest.MonkeyPatch.context() as patch:
         shortened(patch)
+        patch.setenv("COTERIE_HOME", str(joined_home))
         result = demonstration.demonstrate(folder, tell=told.append)
-    assert sorted(path.name for path in folder.iterdir()) == ["full", "partial"]
+    assert sorted(path.name for path in folder.iterdir()) == ["full", "partial", "spoken"]
+    assert sorted(path.name for path in (folder / "spoken").iterdir()) == ["dog-ada.wav", "dog-ben.wav"]
     return told, result
 
 
@@ -60,6 +63,8 @@ def test_it_shows_every_part_and_proves(coterie, again, tmp_path) -> None:
         "tokens per second",
         "Greatest difference: 0",
         "Bit-identical",
+        "dog.wav → 'dog' → 0.",
+        "s of sound → 'dog'",
         "64 of 256 experts",
         "Try next",
         f"coterie inspect {tmp_path / 'partial'}",
@@ -83,6 +88,8 @@ def test_json_has_the_figures(coterie, again) -> None:
     assert found["exactness"]["cases"] == 8
     assert found["exactness"]["sequence_logits"] > 100_000
     assert found["holding"]["resident_bytes"] * 4 == found["holding"]["total_expert_bytes"]
+    spoken = [(one["voice"], one["asked"], one["text"], one["heard"]) for one in found["spoken"]]
+    assert spoken == [(voice, "dog.wav", "dog", "dog") for voice in ("ada", "ben")]
     assert set(found["partial"]["likeness"]) == {"mask", "drop"}
     assert all(view["kl"] > 0.01 and view["same_top"] < 1 for view in found["partial"]["likeness"].values())
     assert not again[0].exists()  # it was temporary

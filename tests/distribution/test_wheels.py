@@ -111,6 +111,13 @@ def test_wheels_differ_by_the_library_only(wheels: Wheels) -> None:
     assert names[1] == names[2] == names[0] | {"coterie/native/libcoterie.so"} > names[0]
 
 
+def test_wheels_have_the_weights_of_both_models_once(wheels: Wheels) -> None:
+    sizes = {one.filename: one.file_size for one in zipfile.ZipFile(wheels.pure).infolist()}
+    weights = {name for name in sizes if name.endswith(".safetensors")}
+    assert weights == {"coterie/bundled/model.safetensors", "coterie/bundled-omni/talker.safetensors"}
+    assert all(path.stat().st_size < 90e6 for path in wheels.folder.iterdir())
+
+
 def test_wheels_have_the_dashboard(wheels: Wheels) -> None:
     names = set(zipfile.ZipFile(wheels.pure).namelist())
     assert {f"coterie/server/dashboard/{name}" for name in PAGES.values()} <= names

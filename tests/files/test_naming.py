@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import coterie
-from coterie.errors import CheckpointNotFoundError
-from coterie.files.naming import check_name, resolve_path
+from coterie.errors import CheckpointNotFoundError, UsageError
+from coterie.files.naming import check_name, check_new_name, resolve_path
 
 
 @pytest.fixture
@@ -41,6 +41,25 @@ def test_bundled_is_the_model_in_the_package_whatever_lies_here(stores: Path) ->
     assert resolve_path("./bundled") == "./bundled"
 
 
+def test_bundled_omni_is_put_together_once(stores: Path) -> None:
+    Path("bundled-omni").mkdir()
+    whole = Path(resolve_path("bundled-omni"))
+    assert whole.name == "bundled-omni"
+    assert whole.parents[1] == stores.parent / "joined"
+    assert resolve_path("./bundled-omni") == "./bundled-omni"
+    before = (whole / "model.safetensors").stat()
+    assert resolve_path("bundled-omni") == whole
+    assert (whole / "model.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+    assert list((stores.parent / "joined").iterdir()) == [whole.parent]
+
+
+@pytest.mark.parametrize("name", ["bundled", "bundled-omni"])
+def test_no_store_is_made_under_a_name_of_the_package(name: str) -> None:
+    with pytest.raises(UsageError, match=f"./{name} could not be opened by this name"):
+        check_new_name(name)
+    check_new_name(f"other/{name}")
+
+
 def test_a_prompt_without_a_model_is_told_so(stores: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="MODEL comes first"):
         check_name("And it came to pass")
@@ -57,6 +76,7 @@ def test_what_may_name_a_model_passes(stores: Path, model: str) -> None:
     [
         ("mien", "'mine'"),
         ("bundeld", "'bundled'"),
+        ("bundled-omi", "'bundled-omni'"),
         ("./qwen3-cheker", "'./qwen3-checker'"),
         ("qwen3-cheker", "'qwen3-checker'"),
         ("../here/qwen3-cheker", "'../here/qwen3-checker'"),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Sample,
     )
     from coterie.evaluate.exactness import Exactness
+    from coterie.evaluate.spoken import Spoken
     from coterie.extraction import Progress
 
 _PLAIN_WIDTH = 80
@@ -41,7 +42,8 @@ _HEADINGS = {
     "extract": "1  Extract: from the checkpoint to one aligned record per expert",
     "generate": "2  Generate, with a quarter of the experts in memory",
     "prove": "3  Prove: the same bits as stock transformers",
-    "cut": "4  Cut: only 8 of the 32 experts of every layer",
+    "speak": "4  Speak: a word heard, said, and heard again",
+    "cut": "5  Cut: only 8 of the 32 experts of every layer",
 }
 
 
@@ -53,7 +55,8 @@ def command(
             file_okay=False,
             metavar="DIR",
             show_default=False,
-            help="Keep the two stores, DIR/full and DIR/partial. Default: a temporary folder.",
+            help="Keep the two stores, DIR/full and DIR/partial, and what was spoken, DIR/spoken. Default: a temporary "
+            "folder.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -61,8 +64,9 @@ def command(
     """Shows the bundled model at work; needs no network.
 
     Extracts the model in the package to a store; generates from prompts of six domains, a spoken word and a picture
-    while a quarter of the experts is in memory; compares every logit with stock transformers; shows what is left of
-    the text with 8 of 32 experts. The exit code is 1 if a single logit differs.
+    while a quarter of the experts is in memory; compares every logit with stock transformers; has a word said in
+    each voice of the bundled omni model, and heard; shows what is left of the text with 8 of 32 experts. The exit
+    code is 1 if a single logit differs.
     """
     import_engine()
     with ExitStack() as stack:
@@ -94,6 +98,7 @@ def next_steps(keep: Path | None, sample: Path) -> list[tuple[str, str]]:
     steps = [
         ('coterie generate bundled "春" --temperature 0.7 --top-p 0.9', "text of your own"),
         (f"coterie generate bundled --audio {shlex.quote(str(sample))}", "a spoken word"),
+        (f"coterie generate bundled-omni --audio {shlex.quote(str(sample))} --speak answer.wav", "an answer in speech"),
         ("coterie chat bundled --expert-memory 25% --temperature 0.7", "turn by turn"),
     ]
     if keep is None:
@@ -132,6 +137,7 @@ class _Screen:
         """Prints a heading or a result."""
         from coterie.evaluate import demonstration as demo
         from coterie.evaluate.exactness import Exactness
+        from coterie.evaluate.spoken import Spoken
 
         if self._bar is not None and not isinstance(happening, demo.Stage):
             self._bar.close()
@@ -148,6 +154,8 @@ class _Screen:
                 self._holding(happening)
             case Exactness():
                 self._exactness(happening)
+            case Spoken():
+                self._spoken(happening)
             case demo.PartialView():
                 self._partial(happening)
 
@@ -192,6 +200,15 @@ class _Screen:
             self._line("Bit-identical, and the same tokens.", "bold green")
         else:
             self._line(f"DIFFERENT: {', '.join(exactness.different)}", "bold red")
+
+    def _spoken(self, word: Spoken) -> None:
+        row = Table.grid(padding=(0, 2))
+        row.add_column(width=9, style="cyan")
+        row.add_column(overflow="fold")
+        shown = Text.assemble((word.asked, "bold"), " → ", repr(word.text), f" → {word.sound_s:.1f} s of sound → ")
+        shown.append(repr(word.heard), "bold green" if word.returned else "bold red")
+        row.add_row(word.voice, shown)
+        self._console.print(row)
 
     def _partial(self, view: PartialView) -> None:
         self._extracted(view.store)

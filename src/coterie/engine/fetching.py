@@ -11,7 +11,7 @@ from coterie.checkpoint import Checkpoint
 from coterie.engine.store_growth import StoreGrowth
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
-from coterie.files.naming import BUNDLED, model_path
+from coterie.files.naming import IN_PACKAGE, model_path
 from coterie.origins import CheckpointOrigin, Origin
 from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.records import RecordReader
@@ -190,7 +190,7 @@ def open_origin(store: Store, source: str | Path | None, *, offline: bool = Fals
     """
     facts, model = store.manifest.source, store.manifest.model
     if source is None:
-        if facts.revision is None and facts.name != BUNDLED:
+        if facts.revision is None and facts.name not in IN_PACKAGE:
             raise UsageError(
                 f"{store.path} was made from a directory named {facts.name!r}; where that is, a store does not know.",
                 advice="Pass its path as source; missing='fetch' reads from it what the store lacks.",

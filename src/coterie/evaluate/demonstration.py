@@ -1,4 +1,4 @@
-"""The bundled model at work: extracted, run with a quarter of its experts in memory, proved exact, cut down.
+"""The bundled model at work: extracted, run with a quarter of its experts in memory, proved exact, heard, cut down.
 
 Prints nothing: tells each result as it is there and returns them all.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from coterie.engine.opening import open_streamed
 from coterie.evaluate.exactness import Case, Exactness, Likeness, compare_exactly, likeness
+from coterie.evaluate.spoken import Spoken, spoken_words
 from coterie.extraction import ProgressCallback, extract
 from coterie.files.naming import BUNDLED, resolve_path
 from coterie.generation.completion import Completion, complete
@@ -48,9 +49,9 @@ _GREEDY_TOKENS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A part begins: ``extract``, ``generate``, ``prove`` or ``cut``."""
+    """A part begins: ``extract``, ``generate``, ``prove``, ``speak`` or ``cut``."""
 
-    name: Literal["extract", "generate", "prove", "cut"]
+    name: Literal["extract", "generate", "prove", "speak", "cut"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,7 @@ class Demonstration:
         samples: Texts, one spoken word, one picture.
         holding: Memory and speed meanwhile.
         exactness: Compared with stock transformers.
+        spoken: A word in each voice of the omni model.
         partial: With few experts.
         seconds: Time taken in all.
     """
@@ -159,11 +161,12 @@ class Demonstration:
     samples: tuple[Sample, ...]
     holding: Holding
     exactness: Exactness
+    spoken: tuple[Spoken, ...]
     partial: PartialView
     seconds: float
 
 
-Happening = Stage | Extracted | Sample | Holding | Exactness | PartialView
+Happening = Stage | Extracted | Sample | Holding | Exactness | Spoken | PartialView
 
 
 def samples_folder() -> Path:
@@ -180,7 +183,8 @@ def demonstrate(
     """Runs the demonstration.
 
     Args:
-        folder: Where the stores ``full`` and ``partial`` are made; those of an earlier run are used again.
+        folder: Where the stores ``full`` and ``partial`` are made; those of an earlier run are used again. What is
+            spoken comes into ``spoken``.
         tell: Told each result as soon as it is there.
         progress: Told how far an extraction is.
 
@@ -193,7 +197,8 @@ def demonstrate(
     extracted = _extract(folder / "full", None, progress)
     say(extracted)
     with _opened(extracted.store, Opening(expert_memory=EXPERT_MEMORY)) as model:
-        processors = OpenModel.of(model).processors
+        opened = OpenModel.of(model)
+        processors = opened.processors
         say(Stage(name="generate"))
         samples, cases = _make_samples(model, processors, say)
         holding = _holding(model, samples)
@@ -201,6 +206,12 @@ def demonstrate(
         say(Stage(name="prove"))
         exactness, logits = compare_exactly(model, _stock(model.dtype), cases, greedy_tokens=_GREEDY_TOKENS)
         say(exactness)
+        say(Stage(name="speak"))
+        spoken = []
+        question, opening = samples_folder() / "dog.wav", Opening(expert_memory=EXPERT_MEMORY)
+        for one in spoken_words(question, folder / "spoken", opened, opening):
+            spoken.append(one)
+            say(one)
     say(Stage(name="cut"))
     partial = _cut(folder / "partial", processors, samples, cases, logits, progress)
     say(partial)
@@ -210,6 +221,7 @@ def demonstrate(
         samples=tuple(samples),
         holding=holding,
         exactness=exactness,
+        spoken=tuple(spoken),
         partial=partial,
         seconds=time.perf_counter() - start,
     )

@@ -1,7 +1,7 @@
-"""What the text that names a model means: a path, ``bundled``, a store by its name, or a repository of the Hub.
+"""What the text that names a model means: a path, a model of the package, a store by its name, or one of the Hub.
 
-In this order, but for ``bundled``, which means the model in the package wherever one stands; a directory of that name
-is ``./bundled``.
+In this order, but for ``bundled`` and ``bundled-omni``, which mean the models in the package wherever one stands; a
+directory of such a name is ``./bundled``.
 """
 
 from __future__ import annotations
@@ -11,21 +11,34 @@ from pathlib import Path
 
 from coterie.errors import CheckpointNotFoundError, UsageError
 from coterie.files.home import stores_by_name
+from coterie.files.joining import joined
 from coterie.files.other_programs import check_form
 
 BUNDLED = "bundled"
 """The name under which the checkpoint in the package is opened."""
 
+BUNDLED_OMNI = "bundled-omni"
+"""The name of the same with a talker and a vocoder, which lie in the package beside it."""
+
+IN_PACKAGE = (BUNDLED, BUNDLED_OMNI)
+"""The names that mean models of the package."""
+
 
 def resolve_path(model: str | Path) -> str | Path:
-    """Replaces ``bundled`` and the name of a store by the directory that is meant; leaves everything else as it is.
+    """Replaces ``bundled``, ``bundled-omni`` and the name of a store by the directory that is meant.
 
-    Only a bare text is a name: ``Path("mine")`` and ``"./mine"`` are paths.
+    Only a bare text is a name: ``Path("mine")`` and ``"./mine"`` are paths. Everything else is left as it is.
+
+    Raises:
+        OutputError, UsageError: If ``bundled-omni`` is not put together yet, and cannot be.
     """
     if not isinstance(model, str) or not _is_bare(model):
         return model
+    package = Path(__file__).parents[1]
     if model == BUNDLED:
-        return Path(__file__).parents[1] / BUNDLED
+        return package / BUNDLED
+    if model == BUNDLED_OMNI:
+        return joined(package / BUNDLED, package / BUNDLED_OMNI)
     # What lies here comes first, so that a new store elsewhere never changes what a command opens.
     return model if _exists(Path(model)) else stores_by_name().get(model, model)
 
@@ -51,15 +64,16 @@ def check_name(model: str | Path) -> None:
 
 
 def check_new_name(store: str | Path) -> None:
-    """Refuses to make a store under the one name that commands would not open it by.
+    """Refuses to make a store under a name that commands would not open it by.
 
     Raises:
-        UsageError: If it is ``bundled`` in the current directory.
+        UsageError: If it is ``bundled`` or ``bundled-omni`` in the current directory.
     """
-    if Path(store) == Path(BUNDLED):
+    name = next((name for name in IN_PACKAGE if Path(store) == Path(name)), None)
+    if name is not None:
         raise UsageError(
-            f"A store in ./{BUNDLED} could not be opened by this name, which means the model in the package.",
-            advice=f"Choose another name, such as ./{BUNDLED}-store.",
+            f"A store in ./{name} could not be opened by this name, which means a model in the package.",
+            advice=f"Choose another name, such as ./{name}-store.",
             path=Path(store),
         )
 
@@ -109,6 +123,6 @@ def _nearest(model: str, stores: dict[str, Path]) -> str | None:
         path, beside = Path(model), {}
     if model.startswith("./"):
         beside = {name: f"./{text}" for name, text in beside.items()}
-    names = beside | ({name: name for name in (*stores, BUNDLED)} if _is_bare(model) else {})
+    names = beside | ({name: name for name in (*stores, *IN_PACKAGE)} if _is_bare(model) else {})
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
     return names[near[0]] if near else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coterie.errors import CoterieError
-from coterie.files.naming import BUNDLED
+from coterie.files.naming import IN_PACKAGE
 from coterie.hf.tokenizer import decode_tokens, load_tokenizer, tokenizer_file
 from coterie.profiles.heavy_tokens import TokenText, plain_id
 
@@ -35,13 +35,13 @@ def token_texts(model: str | Path, *, revision: str | None = None, offline: bool
 
 
 def recorded_token_texts(name: str) -> TokenText | None:
-    """The same for the model that a profile names, if it is at hand: the bundled one, or a directory.
+    """The same for the model that a profile names, if it is at hand: one of the package, or a directory.
 
     Args:
         name: What :attr:`~coterie.profiles.RunFacts.tokenizer` says.
     """
     directory = Path(name)
-    if not name or (name != BUNDLED and (not directory.is_dir() or tokenizer_file(directory) is None)):
+    if not name or (name not in IN_PACKAGE and (not directory.is_dir() or tokenizer_file(directory) is None)):
         return None
     try:
         return token_texts(name, offline=True)

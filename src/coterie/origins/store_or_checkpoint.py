@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coterie.errors import UsageError
-from coterie.files.naming import BUNDLED, check_name, model_path
+from coterie.files.naming import IN_PACKAGE, check_name, model_path
 from coterie.files.other_programs import no_model
 from coterie.store import Store, is_store, is_unfinished
 
@@ -17,7 +17,7 @@ def store_path(model: str | Path) -> Path | None:
         StoreNotFoundError: If it is a directory with an unfinished store, or with neither.
         UsageError, UnsupportedError, CheckpointNotFoundError: If it is no name of a model, or of one in another format.
     """
-    if model == BUNDLED:
+    if model in IN_PACKAGE:
         return None
     check_name(model)
     path = model_path(model)
