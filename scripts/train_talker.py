@@ -4,8 +4,8 @@
 
 The bundled model hears 32 words; what is trained here says them. espeak-ng speaks every word in the two voices of
 scripts/talker/words.py (the voices that the talker learns), and in others (which the thinker hears meanwhile). The
-thinker stays as it is. Everything is seeded. It may be stopped at any time and goes on where it was; to begin anew, remove
-the folder. On one core of 2026 it takes less than an hour.
+thinker stays as it is. Everything is seeded. It may be stopped at any time, and goes on where it was. To begin anew,
+remove the folder.
 
 At its end it says how many words come back: a word in a voice that no part was trained with is heard, said, and
 what was said is heard again. It writes these questions to tests/data/words, for the test that counts them, too.
@@ -26,7 +26,7 @@ from talker.codes import quantised
 from talker.configuration import ENTRIES, GROUPS, TARGET, whole_config
 from talker.ears import Ears
 from talker.scores import scores
-from talker.synthesis import need_espeak, spoken, spoken_frames
+from talker.synthesis import RATE, need_espeak, spoken
 from talker.talking import Thoughts, trained_talker
 from talker.training import spent_s
 from talker.vocoder import Recording, trained_vocoder
@@ -34,7 +34,6 @@ from talker.words import ASKING, HELD_OUT, VOICES, WORDS
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = ROOT / "tests" / "data" / "words"
-RATE_OF_QUESTIONS = 16_000
 SEED = 0
 
 
@@ -63,7 +62,7 @@ def main() -> None:
 
 def recorded() -> list[Recording]:
     """Every word in every voice of the model."""
-    said = [(word, name, spoken_frames(word, voice)) for name, voice in VOICES.items() for word in WORDS]
+    said = [(word, name, spoken(word, voice)) for name, voice in VOICES.items() for word in WORDS]
     codes = quantised([samples for _, _, samples in said], groups=GROUPS, entries=ENTRIES, seed=SEED)
     return [
         Recording(word=word, voice=voice, samples=samples, codes=of)
@@ -76,10 +75,7 @@ def thoughts(ears: Ears) -> Thoughts:
     return Thoughts(
         embedding=ears.embedding(),
         tokens={word: ears.token_ids(word) for word in WORDS},
-        heard={
-            word: [ears.hidden(spoken(word, voice, RATE_OF_QUESTIONS), RATE_OF_QUESTIONS) for voice in ASKING]
-            for word in WORDS
-        },
+        heard={word: [ears.hidden(spoken(word, voice)) for voice in ASKING] for word in WORDS},
     )
 
 
@@ -88,7 +84,7 @@ def questions() -> dict[str, Path]:
     QUESTIONS.mkdir(exist_ok=True)
     files = {word: QUESTIONS / f"{word}.flac" for word in WORDS}
     for word, file in files.items():
-        soundfile.write(file, spoken(word, HELD_OUT, RATE_OF_QUESTIONS), RATE_OF_QUESTIONS, subtype="PCM_16")
+        soundfile.write(file, spoken(word, HELD_OUT), RATE, subtype="PCM_16")
     return files
 
 

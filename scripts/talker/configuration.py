@@ -108,9 +108,7 @@ def _talker(thinker: dict[str, Any]) -> dict[str, Any]:
             "shared_expert_intermediate_size": 64,
             "norm_topk_prob": True,
             "max_position_embeddings": 1024,
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "interleaved": True,
-            },
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         },
         "code_predictor_config": {
             **attention,
@@ -120,7 +118,7 @@ def _talker(thinker: dict[str, Any]) -> dict[str, Any]:
             "intermediate_size": 256,
             "max_position_embeddings": 64,
         },
-    }  # fmt: skip
+    }
 
 
 def _code2wav() -> dict[str, Any]:

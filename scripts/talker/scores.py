@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
 
 import coterie
 from coterie.generation.chat import chat_inputs
-from coterie.generation.speech import SPEECH_RATE, Voice, speak
-
-from pathlib import Path
-
+from coterie.generation.speech import Voice, speak
 from talker.ears import Ears
 from talker.words import VOICES, WORDS
 
@@ -57,7 +57,7 @@ def scores(asked: Mapping[str, Path], ears: Ears) -> dict[str, Score]:
         model.coterie.close()
 
 
-def _score(model, asked: Mapping[str, Path], voice: Voice, ears: Ears) -> Score:  # noqa: ANN001
+def _score(model: PreTrainedModel, asked: Mapping[str, Path], voice: Voice, ears: Ears) -> Score:
     processors = coterie.processors(model)
     understood = spoken = returned = 0
     wrong = []
@@ -66,7 +66,7 @@ def _score(model, asked: Mapping[str, Path], voice: Voice, ears: Ears) -> Score:
         wishes = coterie.Sampling(max_new_tokens=6, greedy=True, seed=seed)
         answer = speak(model, processors.tokenizer, inputs, wishes, voice=voice)
         text = answer.completion.text.strip()
-        heard = ears.heard(answer.samples, SPEECH_RATE) if len(answer.samples) else ""
+        heard = ears.heard(answer.samples) if len(answer.samples) else ""
         understood += text == word
         spoken += heard == text
         returned += text == word == heard

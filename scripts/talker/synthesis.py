@@ -16,7 +16,7 @@ from talker.words import EspeakVoice
 Samples = npt.NDArray[np.float32]
 
 RATE = 24_000
-"""Samples per second of the vocoder."""
+"""Samples per second of all that is spoken here: the vocoder's."""
 
 FRAME = 1920
 """Samples of a frame: 80 ms, as in Qwen3-Omni."""
@@ -35,17 +35,12 @@ def need_espeak() -> None:
         raise SystemExit("espeak-ng is not installed, which speaks the words (Debian, Ubuntu: apt install espeak-ng).")
 
 
-def spoken(word: str, voice: EspeakVoice, rate: int) -> Samples:
-    """A word as espeak-ng says it: float32 [samples] at ``rate``."""
+def spoken(word: str, voice: EspeakVoice) -> Samples:
+    """A word as espeak-ng says it, without the silence around it, filled up to whole frames: float32 [samples]."""
     command = ["espeak-ng", "-v", voice.name, "-s", str(voice.speed), "-p", str(voice.pitch), "--stdout", word]
     wav = subprocess.run(command, capture_output=True, check=True).stdout
     samples, own_rate = soundfile.read(io.BytesIO(wav), dtype="float32")
-    return np.asarray(soxr.resample(samples, own_rate, rate, quality="HQ"), np.float32)
-
-
-def spoken_frames(word: str, voice: EspeakVoice) -> Samples:
-    """The same at :data:`RATE` without the silence around it, filled up to whole frames."""
-    samples = spoken(word, voice, RATE)
+    samples = np.asarray(soxr.resample(samples, own_rate, RATE, quality="HQ"), np.float32)
     (loud,) = np.nonzero(np.abs(samples) > _SILENT)
     samples = samples[max(0, loud[0] - _MARGIN) : loud[-1] + _MARGIN]
     return np.pad(samples, (0, -len(samples) % FRAME))

@@ -40,7 +40,7 @@ from talker.training import Plan, train
 from talker.vocoder import Recording
 
 BATCH = 16
-PLAN = Plan(steps=900, rate=2e-3, least=0.05, betas=(0.9, 0.999), seed=2)
+PLAN = Plan(steps=1500, rate=2e-3, least=0.05, betas=(0.9, 0.999), seed=2)
 
 _BALANCE = 0.01
 _PLAIN_TEXT = range(32, 8192)
@@ -99,7 +99,9 @@ class _Lesson:
         positions = torch.arange(x_BLH.shape[1]).expand(3, len(chosen), -1)
         outputs = self._model.model(inputs_embeds=x_BLH, position_ids=positions, output_router_logits=True)
         hidden = outputs.last_hidden_state
-        ends = [hidden[row, begin - 1 : length] for row, (begin, length) in enumerate(zip(begins, lengths, strict=True))]
+        ends = [
+            hidden[row, begin - 1 : length] for row, (begin, length) in enumerate(zip(begins, lengths, strict=True))
+        ]
         first = [torch.cat([torch.from_numpy(one.codes[:, 0]), torch.tensor([CODEC_EOS])]) for one in chosen]
         total = nn.functional.cross_entropy(self._model.codec_head(torch.cat(ends)), torch.cat(first))
         codes = torch.cat([torch.from_numpy(one.codes) for one in chosen])

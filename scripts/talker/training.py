@@ -58,7 +58,8 @@ def train(model: nn.Module, loss: Callable[[int, random.Random], Tensor], plan: 
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        smooth = float(value) if smooth is None else _SMOOTHING * smooth + (1 - _SMOOTHING) * float(value)
+        now = value.item()
+        smooth = now if smooth is None else _SMOOTHING * smooth + (1 - _SMOOTHING) * now
         if (step + 1) % _TELL_EVERY == 0:
             spent = time.process_time() - began
             left = spent / (step + 1) * (plan.steps - step - 1)

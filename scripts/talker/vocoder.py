@@ -16,8 +16,8 @@ from talker.codes import Codes
 from talker.synthesis import FRAME, Samples
 from talker.training import Plan, train
 
-BATCH = 8
-PLAN = Plan(steps=2600, rate=2e-3, least=0.03, betas=(0.8, 0.99), seed=1)
+BATCH = 4
+PLAN = Plan(steps=3000, rate=2e-3, least=0.03, betas=(0.8, 0.99), seed=1)
 
 _RESOLUTIONS = (256, 512, 1024, 2048)
 
@@ -92,5 +92,7 @@ def _distance(made: Tensor, target: Tensor, windows: dict[int, Tensor]) -> Tenso
     total = 2 * nn.functional.l1_loss(made, target)
     for size, window in windows.items():
         a, b = (torch.stft(x, size, size // 4, size, window, return_complex=True).abs() for x in (made, target))
-        total = total + ((a - b).norm() / b.norm() + 0.5 * nn.functional.l1_loss((a + 1e-3).log(), (b + 1e-3).log())) / len(windows)
+        total = total + (
+            (a - b).norm() / b.norm() + 0.5 * nn.functional.l1_loss((a + 1e-3).log(), (b + 1e-3).log())
+        ) / len(windows)
     return total

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WORDS = tuple(
-    (
-        "zero one two three four five six seven eight nine ten eleven twelve red green blue yellow black white yes no "
-        "stop go left right up down cat dog bird fish horse"
-    ).split()
-)
+WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "red", "green", "blue", "yellow", "black", "white", "yes", "no", "stop", "go", "left", "right", "up", "down",
+    "cat", "dog", "bird", "fish", "horse",
+)  # fmt: skip
 """The words that the bundled thinker knows by ear."""
 
 
@@ -28,7 +27,7 @@ class EspeakVoice:
     pitch: int = 50
 
 
-VOICES = {"ada": EspeakVoice(name="en-us+f3"), "ben": EspeakVoice(name="en-us+m2", pitch=35)}
+VOICES = {"ada": EspeakVoice(name="en-us+f3"), "ben": EspeakVoice(name="en-us+m3")}
 """The voices of the model, the usual one first."""
 
 ASKING = (

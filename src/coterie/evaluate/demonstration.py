@@ -39,6 +39,8 @@ PROMPTS = (
 """Domain and prompt: what the bundled model was trained on."""
 
 EXPERT_MEMORY = "25%"
+SPEAKING_MEMORY = "50%"
+"""Of the omni model, whose thinker and talker share it."""
 PARTIAL_EXPERTS = "0-7"
 POLICIES: tuple[Literal["mask", "drop"], ...] = ("mask", "drop")
 _PARTIAL_DOMAINS = ("prose", "german")
@@ -208,7 +210,7 @@ def demonstrate(
         say(exactness)
         say(Stage(name="speak"))
         spoken = []
-        question, opening = samples_folder() / "dog.wav", Opening(expert_memory=EXPERT_MEMORY)
+        question, opening = samples_folder() / "dog.wav", Opening(expert_memory=SPEAKING_MEMORY)
         for one in spoken_words(question, folder / "spoken", opened, opening):
             spoken.append(one)
             say(one)

@@ -66,9 +66,7 @@ def spoken_words(question: Path, folder: Path, ears: OpenModel, opening: Opening
         speaker = OpenModel.of(model)
         inputs = chat_inputs(speaker.processors, [user_message("", audios=[question])])
         for name in voices(model.config):
-            answer = speak(
-                model, speaker.processors.tokenizer, inputs, _WORD, voice=Voice(name=name, greedy=True)
-            )
+            answer = speak(model, speaker.processors.tokenizer, inputs, _WORD, voice=Voice(name=name, greedy=True))
             sound = folder / f"{question.stem}-{name}.wav"
             with wav_file(sound, SPEECH_RATE) as writer:
                 writer.write(answer.samples)
