@@ -130,23 +130,23 @@ def omni(zoo_checkpoint: ZooCheckpoint, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def joined_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for ``COTERIE_HOME`` in which the bundled omni model is put together already; read it only."""
+def joined_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for ``XDG_CACHE_HOME`` in which the bundled omni model is put together already; read it only."""
     from coterie.files.naming import BUNDLED_OMNI, resolve_path
 
-    home = tmp_path_factory.mktemp("home")
+    cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COTERIE_HOME", str(home))
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         resolve_path(BUNDLED_OMNI)
-    return home
+    return cache
 
 
 @pytest.fixture
-def bundled_omni(joined_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def bundled_omni(joined_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of the bundled omni model; during the test its name leads there, too."""
     from coterie.files.naming import BUNDLED_OMNI, resolve_path
 
-    monkeypatch.setenv("COTERIE_HOME", str(joined_home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(joined_cache))
     return Path(resolve_path(BUNDLED_OMNI))
 
 

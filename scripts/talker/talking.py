@@ -40,7 +40,7 @@ from talker.training import Plan, train
 from talker.vocoder import Recording
 
 BATCH = 16
-PLAN = Plan(steps=1500, rate=2e-3, least=0.05, betas=(0.9, 0.999), seed=2)
+PLAN = Plan(steps=800, rate=2e-3, least=0.05, betas=(0.9, 0.999), seed=2)
 
 _BALANCE = 0.01
 _PLAIN_TEXT = range(32, 8192)
@@ -68,6 +68,10 @@ def trained_talker(
     """The talker, trained to the end of :data:`PLAN`; ``path`` keeps its state."""
     torch.manual_seed(PLAN.seed)
     model = Talker(config.talker_config)
+    for value in model.parameters():
+        if value.dim() >= 2:
+            # The class leaves the weights of experts as they are in fresh memory.
+            nn.init.normal_(value, std=0.02)
     lesson = _Lesson(model, thoughts)
 
     def loss(step: int, choice: random.Random) -> Tensor:

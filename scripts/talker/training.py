@@ -14,6 +14,7 @@ from torch import Tensor, nn
 _SAVE_EVERY_S = 60
 _TELL_EVERY = 25
 _SMOOTHING = 0.97
+_WARM_UP = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +23,8 @@ class Plan:
 
     Attributes:
         steps: Steps in all.
-        rate: Learning rate after the first steps, from which it falls linearly.
-        least: What is left of the rate at the end, as a fraction.
+        rate: Learning rate, which is reached after the first steps and kept for the first half.
+        least: What is left of it at the end, to which it falls linearly, as a fraction.
         betas: Of AdamW.
         seed: Of the weights at the start, and of what each step is shown.
     """
@@ -33,6 +34,11 @@ class Plan:
     least: float
     betas: tuple[float, float]
     seed: int
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, numbered from 0."""
+        left = 2 * (1 - step / self.steps)
+        return self.rate * min(1.0, (step + 1) / _WARM_UP, self.least + (1 - self.least) * left)
 
 
 def train(model: nn.Module, loss: Callable[[int, random.Random], Tensor], plan: Plan, path: Path) -> None:
@@ -52,7 +58,7 @@ def train(model: nn.Module, loss: Callable[[int, random.Random], Tensor], plan: 
     model.train()
     for step in range(done, plan.steps):
         for group in optimizer.param_groups:
-            group["lr"] = plan.rate * min(1.0, (step + 1) / 50) * max(plan.least, 1 - step / plan.steps)
+            group["lr"] = plan.rate_at(step)
         value = loss(step, random.Random(f"{plan.seed} {step}"))
         optimizer.zero_grad(set_to_none=True)
         value.backward()

@@ -17,7 +17,7 @@ from talker.synthesis import FRAME, Samples
 from talker.training import Plan, train
 
 BATCH = 4
-PLAN = Plan(steps=3000, rate=2e-3, least=0.03, betas=(0.8, 0.99), seed=1)
+PLAN = Plan(steps=1500, rate=2e-3, least=0.03, betas=(0.8, 0.99), seed=1)
 
 _RESOLUTIONS = (256, 512, 1024, 2048)
 

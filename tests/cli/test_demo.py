@@ -11,10 +11,10 @@ from coterie.generation.sampling import Sampling
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch, joined_home) -> None:
-    """Few tokens, and a home of the tests; everything else is as users see it."""
+def short(monkeypatch, joined_cache) -> None:
+    """Few tokens, and a cache of the tests; everything else is as users see it."""
     shortened(monkeypatch)
-    monkeypatch.setenv("COTERIE_HOME", str(joined_home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(joined_cache))
 
 
 def shortened(monkeypatch) -> None:
@@ -23,12 +23,12 @@ def shortened(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def happened(tmp_path_factory, joined_home) -> tuple[list[demonstration.Happening], demonstration.Demonstration]:
+def happened(tmp_path_factory, joined_cache) -> tuple[list[demonstration.Happening], demonstration.Demonstration]:
     """What one demonstration tells, and its result."""
     folder, told = tmp_path_factory.mktemp("demo"), []
     with pytest.MonkeyPatch.context() as patch:
         shortened(patch)
-        patch.setenv("COTERIE_HOME", str(joined_home))
+        patch.setenv("XDG_CACHE_HOME", str(joined_cache))
         result = demonstration.demonstrate(folder, tell=told.append)
     assert sorted(path.name for path in folder.iterdir()) == ["full", "partial", "spoken"]
     assert sorted(path.name for path in (folder / "spoken").iterdir()) == ["dog-ada.wav"]

@@ -15,8 +15,8 @@ from coterie.files.joining import joined
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A thinker and the rest, with a few tensors each; the home is a folder of the test."""
-    monkeypatch.setenv("COTERIE_HOME", str(tmp_path / "home"))
+    """A thinker and the rest, with a few tensors each; the cache is a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     thinker, rest = tmp_path / "thinker", tmp_path / "whole"
     thinker.mkdir()
     rest.mkdir()
@@ -60,7 +60,7 @@ def test_several_at_once_make_one(parts: tuple[Path, Path], tmp_path: Path) -> N
         thread.join()
     assert len(found) == 4
     assert len(set(found)) == 1
-    assert [path.name for path in (tmp_path / "home" / "joined").iterdir()] == [found[0].parent.name]
+    assert [path.name for path in (tmp_path / "cache/coterie/joined").iterdir()] == [found[0].parent.name]
 
 
 def test_what_was_left_half_done_is_not_taken_for_whole(
@@ -73,8 +73,8 @@ def test_what_was_left_half_done_is_not_taken_for_whole(
         patch.setattr(shutil, "copyfileobj", full)
         with pytest.raises(OutputError, match="No space left on device") as caught:
             joined(*parts)
-    assert "COTERIE_HOME" in str(caught.value)
-    assert list((tmp_path / "home" / "joined").iterdir()) == []
+    assert "XDG_CACHE_HOME" in str(caught.value)
+    assert list((tmp_path / "cache/coterie/joined").iterdir()) == []
     assert (joined(*parts) / "model.safetensors").is_file()
 
 
@@ -82,6 +82,6 @@ def test_a_folder_that_cannot_be_made_is_said(
     parts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("COTERIE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(OutputError, match="cannot be written"):
         joined(*parts)

@@ -41,16 +41,17 @@ def test_bundled_is_the_model_in_the_package_whatever_lies_here(stores: Path) ->
     assert resolve_path("./bundled") == "./bundled"
 
 
-def test_bundled_omni_is_put_together_once(stores: Path) -> None:
+def test_bundled_omni_is_put_together_once(stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(stores.parent / "cache"))
     Path("bundled-omni").mkdir()
     whole = Path(resolve_path("bundled-omni"))
     assert whole.name == "bundled-omni"
-    assert whole.parents[1] == stores.parent / "joined"
+    assert whole.parents[1] == stores.parent / "cache/coterie/joined"
     assert resolve_path("./bundled-omni") == "./bundled-omni"
     before = (whole / "model.safetensors").stat()
     assert resolve_path("bundled-omni") == whole
     assert (whole / "model.safetensors").stat().st_mtime_ns == before.st_mtime_ns
-    assert list((stores.parent / "joined").iterdir()) == [whole.parent]
+    assert list((stores.parent / "cache/coterie/joined").iterdir()) == [whole.parent]
 
 
 @pytest.mark.parametrize("name", ["bundled", "bundled-omni"])

@@ -1,7 +1,7 @@
 """Makes a whole omni model of two parts of the package: a thinker, and the talker and vocoder that were trained for it.
 
 The package has the thinker's weights once, under the names of a model of its own. A checkpoint of the whole is
-written when it is first opened, to the user's folder; it is an ordinary directory, which transformers opens too.
+written when it is first opened, to the user's cache folder; it is an ordinary directory, which transformers opens too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import OutputError
-from coterie.files.home import HOME_VARIABLE, joined_folder
+from coterie.files.home import CACHE_VARIABLE, cache_folder
 from coterie.files.safetensors_header import CHECKPOINT_HEADER, LENGTH_BYTES, read_header_text
 
 _THINKER_WEIGHTS, _OTHER_WEIGHTS, _WEIGHTS = "model.safetensors", "talker.safetensors", "model.safetensors"
+_FOLDER = "joined"
 _SMALL = (".json", ".jinja")
 _ALIGNMENT = 8
 
@@ -36,20 +37,19 @@ def joined(thinker: Path, rest: Path) -> Path:
 
     Raises:
         OutputError: If it cannot be written.
-        UsageError: If this user has no folder for it.
     """
     parts = [*_small_files(thinker, rest).values(), thinker / _THINKER_WEIGHTS, rest / _OTHER_WEIGHTS]
     found = [path.stat() for path in parts]
     content = _content(tuple(parts), tuple((one.st_mtime_ns, one.st_size) for one in found))
-    folder = joined_folder() / content
+    folder = cache_folder() / _FOLDER / content
     if not folder.is_dir():
         try:
             _make(folder, thinker, rest)
         except OSError as error:
             raise OutputError(
                 f"The whole model of {rest.name} cannot be written to {folder.parent}: {error.strerror or error}.",
-                advice=f"It takes {sum(one.st_size for one in found) / 1e6:.0f} MB. Name a folder for it with "
-                f"{HOME_VARIABLE}.",
+                advice=f"It takes {sum(one.st_size for one in found) / 1e6:.0f} MB. Set {CACHE_VARIABLE} to a folder "
+                "that can be written.",
                 path=folder,
             ) from error
     return folder / rest.name

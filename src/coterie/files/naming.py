@@ -30,7 +30,7 @@ def resolve_path(model: str | Path) -> str | Path:
     Only a bare text is a name: ``Path("mine")`` and ``"./mine"`` are paths. Everything else is left as it is.
 
     Raises:
-        OutputError, UsageError: If ``bundled-omni`` is not put together yet, and cannot be.
+        OutputError: If ``bundled-omni`` is not put together yet, and cannot be.
     """
     if not isinstance(model, str) or not _is_bare(model):
         return model

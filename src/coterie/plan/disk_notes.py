@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import OutputError, UsageError
+from coterie.files.home import cache_folder
 from coterie.files.replacing import replacing
 from coterie.plan.disk import disk_identity
 from coterie.plan.machine import SYSTEM_ROOT
@@ -23,6 +23,7 @@ from coterie.spec import Extent
 SCHEMA_VERSION = 1
 """Also changes when the trial does: older notes are then measured anew."""
 
+_FILE = "disks.json"
 FORCING_VARIABLE = "COTERIE_READS_AT_ONCE"
 _MOST_AT_ONCE = 64
 
@@ -72,7 +73,7 @@ class DiskNotes:
     """
 
     def __init__(self, path: Path | None = None, *, root: Path = SYSTEM_ROOT) -> None:
-        self._path = _default_path() if path is None else path
+        self._path = cache_folder() / _FILE if path is None else path
         self._root = root
 
     def find(self, place: Path, record: int) -> Note | None:
@@ -147,21 +148,6 @@ class DiskNotes:
 
     def _identity(self, place: Path) -> str:
         return disk_identity(place, root=self._root)
-
-
-def _default_path() -> Path:
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(stated).is_absolute():
-        base = Path(stated)
-    elif sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        base = Path(os.environ["LOCALAPPDATA"])
-    else:
-        try:
-            base = Path("~/.cache").expanduser()
-        except RuntimeError:
-            # This user has no home, and so no notes: nothing can be read or written below a device.
-            base = Path(os.devnull)
-    return base / "coterie" / "disks.json"
 
 
 def _size_class(record: int) -> str:
