@@ -25,6 +25,7 @@ def write_package(folder: Path, config: dict[str, Any], talker: nn.Module, vocod
     folder.mkdir(exist_ok=True)
     tensors = {**dict(_named("talker", talker)), **dict(_named("code2wav", vocoder))}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it for its owner alone
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return (folder / WEIGHTS).stat().st_size

@@ -31,7 +31,7 @@ def happened(tmp_path_factory, joined_cache) -> tuple[list[demonstration.Happeni
         patch.setenv("XDG_CACHE_HOME", str(joined_cache))
         result = demonstration.demonstrate(folder, tell=told.append)
     assert sorted(path.name for path in folder.iterdir()) == ["full", "partial", "spoken"]
-    assert sorted(path.name for path in (folder / "spoken").iterdir()) == ["dog-ada.wav"]
+    assert sorted(path.name for path in (folder / "spoken").iterdir()) == ["dog-ada.wav", "dog-ben.wav"]
     return told, result
 
 
@@ -89,7 +89,7 @@ def test_json_has_the_figures(coterie, again) -> None:
     assert found["exactness"]["sequence_logits"] > 100_000
     assert found["holding"]["resident_bytes"] * 4 == found["holding"]["total_expert_bytes"]
     spoken = [(one["voice"], one["asked"], one["text"], one["heard"]) for one in found["spoken"]]
-    assert spoken == [(voice, "dog.wav", "dog", "dog") for voice in ("ada",)]
+    assert spoken == [(voice, "dog.wav", "dog", "dog") for voice in ("ada", "ben")]
     assert set(found["partial"]["likeness"]) == {"mask", "drop"}
     assert all(view["kl"] > 0.01 and view["same_top"] < 1 for view in found["partial"]["likeness"].values())
     assert not again[0].exists()  # it was temporary

@@ -21,7 +21,7 @@ from generation.conftest import BUNDLED
 
 WORDS = Path(__file__).parents[1] / "data" / "words"
 WORD = Sampling(max_new_tokens=6, greedy=True, seed=5)
-VOICES = ["ada"]
+VOICES = ["ada", "ben"]
 PACKAGE = BUNDLED.with_name("bundled-omni")
 
 
@@ -96,8 +96,7 @@ def test_the_talkers_experts_are_counted(bundled_omni, open_model, tmp_path) -> 
         assert table.tokens[spoken].sum() == frames  # the last one is the end, which is chosen and not passed on
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("voice", VOICES)
+@pytest.mark.parametrize("voice", [VOICES[0], pytest.param(VOICES[1], marks=pytest.mark.slow)])
 def test_words_come_back(voice, bundled_omni, open_model, tmp_path) -> None:
     model, ears = open_model("bundled-omni", expert_memory="50%"), open_model("bundled", expert_memory="100%")
     processors, of_ears = Processors(bundled_omni), Processors(BUNDLED)

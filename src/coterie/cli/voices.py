@@ -27,7 +27,8 @@ def command(
     found = voices(load_config(model_directory(model, revision=revision, offline=offline))) if whole else []
     if not found:
         raise UnsupportedError(
-            f"{model} does not speak.", advice="Whole omni models do, such as Qwen/Qwen3-Omni-30B-A3B-Instruct."
+            f"{model} does not speak.",
+            advice="Whole omni models do, such as Qwen/Qwen3-Omni-30B-A3B-Instruct, and `bundled-omni` in the package.",
         )
     if as_json:
         print_json({"schema_version": 1, "model": model, "voices": found})
