@@ -125,7 +125,7 @@ report: $(STAMP) ## Record the bundled model on MATERIAL=FOLDER and write docs/r
 	@test -n "$(MATERIAL)" || { echo "Say where texts, sounds and pictures are: make report MATERIAL=FOLDER" >&2; exit 1; }
 	$(BIN)/python scripts/report.py $(MATERIAL)
 
-talker: $(STAMP) ## Train the talker of the bundled omni model anew (an hour; needs espeak-ng)
+talker: $(STAMP) ## Train the talker of the bundled omni model anew (a quarter of an hour; needs espeak-ng)
 	$(BIN)/python scripts/train_talker.py
 
 lock: $(STAMP) ## Write requirements.lock from what is installed in .venv
