@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = ("2  ", "3  ")
+STEPS = ("2  ", "3  ", "4  ")
 """Of the demonstration, that are shown."""
-SHOWN = ("prose", "speech", "picture")
+SHOWN = ("prose", "speech", "picture", "ada", "ben")
 LABEL = re.compile(r"([a-z]+) {2,}\S")
 WIDTH = 200
 """Columns of the terminal for commands; the demonstration takes 80."""
