@@ -16,10 +16,12 @@ from coterie.cli.options import (
     ProfileDomainOption,
     ProfileOption,
     RevisionOption,
+    known_dense_scheme,
     known_scheme,
 )
 from coterie.cli.transfer import resumable_progress
 from coterie.spec import format_bytes
+from coterie.spec.dense_parts import SCHEMED_PARTS
 
 if TYPE_CHECKING:
     from coterie.extraction import ExtractionReport
@@ -84,11 +86,12 @@ def command(
         str | None,
         typer.Option(
             "--dense-scheme",
-            callback=known_scheme,
-            metavar="SCHEME",
+            callback=known_dense_scheme,
+            metavar="SCHEMES",
             show_default=False,
-            help="How linear layers outside experts are stored (attention, head, encoders): native, int8 or int4. "
-            "Routers, norms and embeddings stay as they are. Default: as in the store, else native.",
+            help="How linear layers outside experts are stored: native, int8 or int4 for all, or by part, such as "
+            f"attention=int8,encoders=native,rest=int4. Parts: {', '.join(SCHEMED_PARTS)}. Default: as in the store; "
+            "for a new one native, or, if the model speaks and its experts are lossy, int8 for all but encoders.",
         ),
     ] = None,
     revision: RevisionOption = None,

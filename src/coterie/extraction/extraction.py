@@ -11,6 +11,7 @@ from typing import Literal
 from coterie.errors import CoterieError, ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.dense import dense_tensors
+from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import Meter, ProgressCallback
@@ -32,6 +33,7 @@ from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.quant import lossy_scheme
 from coterie.records.files import file_stamps, first_changed
 from coterie.spec import BankKey
+from coterie.spec.dense_schemes import DenseRequest, DenseSchemes
 from coterie.spec.encodings import NATIVE
 from coterie.store import StoreWriter, Survey, SurveyedFile, is_store, survey
 from coterie.store.manifest_file import load_manifest
@@ -116,7 +118,7 @@ def extract(
     modalities: Collection[str] | None = None,
     component: str | None = None,
     scheme: str | None = None,
-    dense_scheme: str | None = None,
+    dense_scheme: str | Mapping[str, str] | None = None,
     revision: str | None = None,
     offline: bool = False,
     dry_run: bool = False,
@@ -147,8 +149,12 @@ def extract(
         scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``; or by what ``profile`` says of
             each layer's experts, such as ``"trust:top25%=native,rest=int4"``. Default: as those that the store has, if
             they are all alike, else ``native``. One store may have experts of several schemes.
-        dense_scheme: How weights of linear layers outside experts are stored (attention, heads, encoders): likewise.
-            Default: as the store has them, else ``native``. One store has one.
+        dense_scheme: How weights of linear layers outside experts are stored: one scheme, such as ``"int8"``, or one
+            for each part of the model, such as ``{"attention": "int8", "encoders": "native", "rest": "int4"}``, or the
+            same as a text, ``"attention=int8,encoders=native,rest=int4"``. ``rest`` is for the parts that are not
+            named; one scheme for all is ``rest`` alone. Both leave out the code predictor of a model that speaks, which
+            has to be named. Default: as the store has them; in a new store of a model that speaks, if its experts are
+            stored with losses, ``int8`` for everything but encoders; else ``native``.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
         dry_run: Write and download no weights; report what would be done.
@@ -182,8 +188,13 @@ def extract(
     )
     origin = CheckpointOrigin.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
+    request = DenseRequest.parse(dense_scheme)
     undecided = scheme is None and dense_scheme is None and not is_store(root)
-    one_scheme, dense_scheme = _schemes(root, None if by_trust else scheme, dense_scheme)
+    one_scheme, otherwise = _schemes(root, None if by_trust else scheme)
+    if otherwise is None:
+        lossy = by_trust is not None or one_scheme != NATIVE
+        otherwise = default_dense_schemes(origin.model.config, request, lossy_experts=lossy)
+    dense_schemes = settle_dense_schemes(origin, request, otherwise)
     scheme_of: str | SchemeOf = one_scheme
     if by_trust is not None and profile is not None:
         schemes = by_trust.schemes(origin.keys(), profile, origin.identity, domain=domain, modalities=modalities)
@@ -199,7 +210,7 @@ def extract(
     options = WriteOptions(
         dry_run=dry_run, restart=restart, planned=planned, progress=progress, workers=workers, calls=calls
     )
-    report = make_store(origin, root, chosen, scheme_of, dense_scheme, options, in_four_bits=in_four_bits)
+    report = make_store(origin, root, chosen, scheme_of, dense_schemes, options, in_four_bits=in_four_bits)
     return replace(report, seconds=monotonic() - start)
 
 
@@ -220,7 +231,7 @@ def make_store(
     root: Path,
     chosen: Mapping[BankKey, tuple[int, ...]],
     scheme: str | SchemeOf,
-    dense_scheme: str,
+    dense_schemes: DenseSchemes,
     options: WriteOptions,
     *,
     in_four_bits: int | None = None,
@@ -232,7 +243,7 @@ def make_store(
         root: The directory.
         chosen: Bank → ids of the experts that the store is to have.
         scheme: That of all experts, or of each.
-        dense_scheme: That of linear layers outside experts.
+        dense_schemes: Those of linear layers outside experts.
         options: How.
         in_four_bits: What it would take in four bits, where that is worth saying.
 
@@ -243,7 +254,7 @@ def make_store(
     check_apart(root, origin.directory)
     origin.warn_left_out()
     check_tokenizer(origin.directory, embedding_rows(origin.model.skeleton))
-    plan = plan_extraction(origin, chosen, scheme, dense_scheme)
+    plan = plan_extraction(origin, chosen, scheme, dense_schemes)
     downloads = missing_downloads(origin, plan.tensors)
     if not downloads:
         plan = with_fingerprints(plan, origin)
@@ -292,23 +303,21 @@ def _check_selection(
         )
 
 
-def _schemes(root: Path, scheme: str | None, dense_scheme: str | None) -> tuple[str, str]:
-    """The schemes that were asked for, else those of the store that is grown."""
-    for wanted in (scheme, dense_scheme):
-        if wanted is not None:
-            lossy_scheme(wanted)
-    if (scheme is None or dense_scheme is None) and is_store(root):
-        manifest, _ = load_manifest(root)
-        scheme = scheme or scheme_of_store(manifest)
-        dense_scheme = dense_scheme or manifest.dense_scheme
-    return scheme or NATIVE, dense_scheme or NATIVE
+def _schemes(root: Path, scheme: str | None) -> tuple[str, DenseSchemes | None]:
+    """The scheme of experts that was asked for, else that of the store that is grown; and this store's others."""
+    if scheme is not None:
+        lossy_scheme(scheme)
+    if not is_store(root):
+        return scheme or NATIVE, None
+    manifest, _ = load_manifest(root)
+    return scheme or scheme_of_store(manifest) or NATIVE, manifest.dense_schemes
 
 
 def _four_bits(origin: Origin, chosen: Mapping[BankKey, tuple[int, ...]]) -> int | None:
     """Bytes of experts and all else with linear layers in four bits; None if some weights cannot be stored so."""
     try:
         layouts = record_layouts(origin, _FOUR_BITS)
-        dense = dense_tensors(origin, _FOUR_BITS)
+        dense = dense_tensors(origin, DenseSchemes(_FOUR_BITS))
     except CoterieError:
         return None
     return sum(layouts[key].nbytes * len(ids) for key, ids in chosen.items()) + sum(one.nbytes for one in dense)

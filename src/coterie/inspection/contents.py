@@ -14,8 +14,7 @@ from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, 
 from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows
 from coterie.inspection.what_fits import memory_fit, process_nbytes
 from coterie.origins.store_or_checkpoint import store_path
-from coterie.origins.stored_dense import dense_headers
-from coterie.quant import linear_names, lossy_scheme
+from coterie.origins.stored_dense import dense_headers, stored_linears
 from coterie.spec import Batching, RecordLayout, parse_bytes
 from coterie.spec.encodings import NATIVE
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
@@ -91,7 +90,7 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         ),
         banks,
         dense_nbytes=sum(facts.nbytes for facts in manifest.dense),
-        dense_scheme=manifest.dense_scheme,
+        dense_scheme=str(manifest.dense_schemes),
         footprint=footprint,
         disk_nbytes=files + (store.path / MANIFEST).stat().st_size,
         ignored=manifest.ignored,
@@ -113,10 +112,9 @@ def store_footprint(store: Store) -> Footprint:
     model_class, config = _store_model(store)
     tensors = dense_headers(store)
     dtype = model_dtype(config, tensors)
-    lossy = lossy_scheme(manifest.dense_scheme)
-    pairs = {} if lossy is None else linear_names(tensors, lossy)
+    linears = stored_linears(tensors, manifest.dense_schemes)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
-    parts = [tensors.pop(name) for pair in pairs.values() for name in pair]
+    parts = [tensors.pop(info.name) for linear in linears.values() for info in linear.tensors]
     dense = sum(part.nbytes for part in parts)
     dense += sum(tensor.nbytes for tensor in unread_tensors(tensors, load_quantisation(store.path), dtype).values())
     banks = {
@@ -182,7 +180,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         ignored=ignored,
         records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
         budget=budget,
-        batching=rows_facts(checkpoint.skeleton, checkpoint.keymap, (), NATIVE, {NATIVE}),
+        batching=rows_facts(checkpoint.skeleton, checkpoint.keymap, {}, {NATIVE}),
         context=default_context(checkpoint.skeleton.config),
     )
 

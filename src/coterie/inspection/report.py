@@ -114,7 +114,8 @@ class InspectReport:
         components: By name.
         dense_nbytes: Bytes of everything that is not an expert, as stored.
         dense_memory_nbytes: Bytes of it in memory, always resident: more where quantised weights are dequantised.
-        dense_scheme: Scheme of linear layers outside experts.
+        dense_scheme: Scheme of linear layers outside experts: one, or one by part, such as
+            ``attention=int8,encoders=native``.
         expert_nbytes: Bytes of the experts present.
         full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
         disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint.

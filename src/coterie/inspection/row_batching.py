@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from coterie.hf.keymap import KeyMap
 from coterie.integration import why_apart, why_not_exact
 from coterie.native import MOST_ROWS
 from coterie.origins import StoreOrigin
+from coterie.origins.stored_dense import StoredLinear
 from coterie.spec import Batching
 from coterie.store import Store
 
@@ -30,19 +31,22 @@ class RowsFacts:
 
 
 def rows_facts(
-    skeleton: Any, keymap: KeyMap, pairs: Collection[str], scheme: str, schemes: Collection[str]
+    skeleton: Any, keymap: KeyMap, linears: Mapping[str, StoredLinear], schemes: Collection[str]
 ) -> dict[Batching, RowsFacts]:
     """How many requests share a pass, by batching.
 
     Args:
         skeleton: The model on the meta device.
         keymap: Where in it the tensors have their places.
-        pairs: Checkpoint names of weights of linear layers that are stored in a scheme.
-        scheme: That scheme.
+        linears: Weights of linear layers that are stored in a scheme, by their names in the checkpoint.
         schemes: Those of the experts; with an empty one for experts that are absent.
     """
-    linears = {keymap.dense[name].removesuffix(".weight") for name in pairs if name in keymap.dense}
-    exact = why_not_exact(skeleton, linears, scheme, schemes)
+    stored = {
+        keymap.dense[name].removesuffix(".weight"): linear.scheme.name
+        for name, linear in linears.items()
+        if name in keymap.dense
+    }
+    exact = why_not_exact(skeleton, stored, schemes)
     fast = None if exact is None else why_apart(skeleton)
     return {"exact": _facts(exact), "fast": _facts(fast)}
 
@@ -58,7 +62,7 @@ def store_rows(store: Store) -> dict[Batching, RowsFacts]:
     schemes = {record.scheme for bank in manifest.banks for record in bank.records.values()}
     if any(bank.num_experts - len(bank.weightless) > len(bank.records) for bank in manifest.banks):
         schemes.add("")
-    return rows_facts(model.skeleton, model.keymap, origin.pairs, manifest.dense_scheme, schemes)
+    return rows_facts(model.skeleton, model.keymap, origin.linears, schemes)
 
 
 def _facts(why: str | None) -> RowsFacts:
