@@ -58,7 +58,8 @@ def test_the_stock_library_reads_codes_scales_and_what_stays(moe: Path, tmp_path
         for (field, _, _), part in zip(matrix.fields(), matrix.quantise(checkpoint.read(name)), strict=True):
             assert torch.equal(found.pop(field), part)
     assert (
-        found.keys() == checkpoint.keymap.dense.keys() - quantised_linears(CheckpointOrigin(checkpoint), DenseSchemes("int4")).keys()
+        found.keys()
+        == checkpoint.keymap.dense.keys() - quantised_linears(CheckpointOrigin(checkpoint), DenseSchemes("int4")).keys()
     )
     for name, value in found.items():
         assert torch.equal(value, checkpoint.read(name))
