@@ -8,14 +8,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-from coterie.errors import CoterieError, ExtractionError, UsageError
+from coterie.errors import ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
-from coterie.extraction.dense import dense_tensors
 from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
+from coterie.extraction.four_bits import FourBits
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import Meter, ProgressCallback
-from coterie.extraction.quantising import SchemeOf, record_layouts, scheme_of_store
+from coterie.extraction.quantising import SchemeOf, scheme_of_store
 from coterie.extraction.selection import Experts, Numbers, select_experts
 from coterie.extraction.target import (
     DiskNeed,
@@ -44,8 +44,6 @@ Status = Literal["planned", "written", "resumed", "grown", "already complete"]
 LARGE_NBYTES = 2**30
 """From this size on, somebody who has not said how to store a model is told what four bits would take."""
 
-_FOUR_BITS = "int4"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractionReport:
@@ -65,8 +63,11 @@ class ExtractionReport:
         ignored: Checkpoint tensors that transformers does not use and that were left out.
         store_nbytes: Bytes of the whole store.
         written_nbytes: Bytes of experts and dense tensors written now; 0 for a dry run.
-        int4_nbytes: About what the store would take in four bits, where it is large and nobody said how to store it;
-            else None.
+        dense_scheme: How linear layers outside experts are stored: one scheme, or one for each part.
+        int4_nbytes: About what the store would take with experts in ``int4``, where it is large and nobody said how to
+            store it; else None.
+        int4_dense_scheme: The scheme of linear layers outside experts that is counted with in ``int4_nbytes``; None
+            for what they would have by default.
         needed_nbytes: Bytes that were still needed on the store's disk before.
         free_nbytes: Bytes that were free there before.
         disks: The same for each disk that is written: the store's, and that of the Hub's cache if it is another.
@@ -84,7 +85,9 @@ class ExtractionReport:
     downloads: tuple[ShardDownload, ...]
     ignored: tuple[str, ...]
     store_nbytes: int
+    dense_scheme: str
     int4_nbytes: int | None
+    int4_dense_scheme: str | None
     written_nbytes: int
     needed_nbytes: int
     free_nbytes: int
@@ -206,11 +209,11 @@ def extract(
         from coterie.extraction.most_used import most_used
 
         chosen = most_used(origin, top, profile, domain=domain, modalities=modalities)
-    in_four_bits = _four_bits(origin, chosen) if undecided else None
+    four_bits = FourBits.of(origin, chosen) if undecided else None
     options = WriteOptions(
         dry_run=dry_run, restart=restart, planned=planned, progress=progress, workers=workers, calls=calls
     )
-    report = make_store(origin, root, chosen, scheme_of, dense_schemes, options, in_four_bits=in_four_bits)
+    report = make_store(origin, root, chosen, scheme_of, dense_schemes, options, four_bits=four_bits)
     return replace(report, seconds=monotonic() - start)
 
 
@@ -234,7 +237,7 @@ def make_store(
     dense_schemes: DenseSchemes,
     options: WriteOptions,
     *,
-    in_four_bits: int | None = None,
+    four_bits: FourBits | None = None,
 ) -> ExtractionReport:
     """Writes, resumes or grows a store.
 
@@ -245,7 +248,7 @@ def make_store(
         scheme: That of all experts, or of each.
         dense_schemes: Those of linear layers outside experts.
         options: How.
-        in_four_bits: What it would take in four bits, where that is worth saying.
+        four_bits: What it would take in four bits, where nobody said how to store it.
 
     Raises:
         CoterieError: As :func:`extract` says.
@@ -266,9 +269,9 @@ def make_store(
 
     def report() -> ExtractionReport:
         made = _report(origin, root, plan, found, downloads, needs, status, written, monotonic() - start)
-        if in_four_bits is None or made.store_nbytes < max(LARGE_NBYTES, 2 * in_four_bits):
+        if four_bits is None or made.store_nbytes < max(LARGE_NBYTES, 2 * four_bits.nbytes):
             return made
-        return replace(made, int4_nbytes=in_four_bits)
+        return replace(made, int4_nbytes=four_bits.nbytes, int4_dense_scheme=four_bits.dense_scheme)
 
     if options.planned is not None:
         options.planned(report())
@@ -311,16 +314,6 @@ def _schemes(root: Path, scheme: str | None) -> tuple[str, DenseSchemes | None]:
         return scheme or NATIVE, None
     manifest, _ = load_manifest(root)
     return scheme or scheme_of_store(manifest) or NATIVE, manifest.dense_schemes
-
-
-def _four_bits(origin: Origin, chosen: Mapping[BankKey, tuple[int, ...]]) -> int | None:
-    """Bytes of experts and all else with linear layers in four bits; None if some weights cannot be stored so."""
-    try:
-        layouts = record_layouts(origin, _FOUR_BITS)
-        dense = dense_tensors(origin, DenseSchemes(_FOUR_BITS))
-    except CoterieError:
-        return None
-    return sum(layouts[key].nbytes * len(ids) for key, ids in chosen.items()) + sum(one.nbytes for one in dense)
 
 
 def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -> Survey:
@@ -398,7 +391,9 @@ def _report(
         downloads=downloads,
         ignored=plan.store.ignored,
         store_nbytes=sum(file.nbytes for file in files),
+        dense_scheme=str(plan.store.dense_schemes),
         int4_nbytes=None,
+        int4_dense_scheme=None,
         written_nbytes=written,
         needed_nbytes=needs[0].needed,
         free_nbytes=needs[0].free,

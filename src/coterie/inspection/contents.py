@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from coterie.checkpoint import Checkpoint, model_dtype, unread_tensors
+from coterie.errors import CoterieError
 from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
+from coterie.inspection.dense_parts import DensePartFacts, dense_part_facts
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
-from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows
+from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows, unknown_rows
 from coterie.inspection.what_fits import memory_fit, process_nbytes
+from coterie.origins import StoreOrigin
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_headers, stored_linears
 from coterie.spec import Batching, RecordLayout, parse_bytes
@@ -76,6 +79,14 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
     )
     files = sum(manifest.file_sizes.values())
     footprint = store_footprint(store)
+    dense_parts: tuple[DensePartFacts, ...] = ()
+    try:
+        origin = StoreOrigin.open(store.path)
+    except CoterieError as error:
+        batching = unknown_rows(error.message)
+    else:
+        batching = store_rows(origin)
+        dense_parts = dense_part_facts(origin.model.skeleton, origin.model.keymap, origin.tensors, origin.linears)
     return _report(
         Model(
             kind="store",
@@ -96,7 +107,8 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         ignored=manifest.ignored,
         records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
         budget=budget,
-        batching=store_rows(store),
+        dense_parts=dense_parts,
+        batching=batching,
         context=default_context(_store_model(store)[1]),
     )
 
@@ -180,6 +192,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         ignored=ignored,
         records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
         budget=budget,
+        dense_parts=dense_part_facts(checkpoint.skeleton, checkpoint.keymap, checkpoint.tensors, {}),
         batching=rows_facts(checkpoint.skeleton, checkpoint.keymap, {}, {NATIVE}),
         context=default_context(checkpoint.skeleton.config),
     )
@@ -191,6 +204,7 @@ def _report(
     *,
     dense_nbytes: int,
     dense_scheme: str,
+    dense_parts: tuple[DensePartFacts, ...],
     footprint: Footprint,
     disk_nbytes: int,
     ignored: tuple[str, ...],
@@ -216,6 +230,7 @@ def _report(
         dense_nbytes=dense_nbytes,
         dense_memory_nbytes=footprint.dense,
         dense_scheme=dense_scheme,
+        dense_parts=dense_parts,
         expert_nbytes=footprint.experts,
         full_nbytes=full if known else None,
         disk_nbytes=disk_nbytes,

@@ -6,14 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.errors import CoterieError
 from coterie.hf.keymap import KeyMap
 from coterie.integration import why_apart, why_not_exact
 from coterie.native import MOST_ROWS
 from coterie.origins import StoreOrigin
 from coterie.origins.stored_dense import StoredLinear
 from coterie.spec import Batching
-from coterie.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +49,15 @@ def rows_facts(
     return {"exact": _facts(exact), "fast": _facts(fast)}
 
 
-def store_rows(store: Store) -> dict[Batching, RowsFacts]:
+def unknown_rows(why: str) -> dict[Batching, RowsFacts]:
+    """The same of a model that cannot be opened."""
+    unknown = RowsFacts(rows=None, why=why)
+    return {"exact": unknown, "fast": unknown}
+
+
+def store_rows(origin: StoreOrigin) -> dict[Batching, RowsFacts]:
     """The same of a store's model."""
-    try:
-        origin = StoreOrigin.open(store.path)
-    except CoterieError as error:
-        unknown = RowsFacts(rows=None, why=error.message)
-        return {"exact": unknown, "fast": unknown}
-    model, manifest = origin.model, store.manifest
+    model, manifest = origin.model, origin.store.manifest
     schemes = {record.scheme for bank in manifest.banks for record in bank.records.values()}
     if any(bank.num_experts - len(bank.weightless) > len(bank.records) for bank in manifest.banks):
         schemes.add("")

@@ -347,7 +347,7 @@ def _dense(node: Node, version: int) -> tuple[tuple[FileFacts, ...], FileFacts |
         schemes = _schemes_by_part(value["schemes"])
     else:
         value = node.fields("shards", "index", optional=("scheme",))
-        schemes = DenseSchemes(_one_scheme(value["scheme"])) if "scheme" in value else NATIVE_EVERYWHERE
+        schemes = DenseSchemes(_one_scheme(value["scheme"], "R32")) if "scheme" in value else NATIVE_EVERYWHERE
     shards = tuple(_file(item, "R17") for item in value["shards"].items(limit=99_999))
     for item, facts, expected in zip(
         value["shards"].items(limit=99_999), shards, names.dense_files(len(shards)), strict=True
@@ -368,11 +368,11 @@ def _dense(node: Node, version: int) -> tuple[tuple[FileFacts, ...], FileFacts |
     return shards, index, schemes
 
 
-def _one_scheme(node: Node, *others: str) -> str:
-    scheme = node.text(_SCHEME, rule="R32")
+def _one_scheme(node: Node, rule: str, *others: str) -> str:
+    scheme = node.text(_SCHEME, rule=rule)
     valid = (*SCHEME_FORMATS, *others)
     if scheme not in valid:
-        raise node.error("R32", f"{scheme!r} is not one of {', '.join(valid)}")
+        raise node.error(rule, f"{scheme!r} is not one of {', '.join(valid)}")
     return scheme
 
 
@@ -381,7 +381,7 @@ def _schemes_by_part(node: Node) -> DenseSchemes:
     for part, item in node.members(limit=len(SCHEMED_PARTS)):
         if part not in SCHEMED_PARTS:
             raise item.error("R33", f"{part[:80]!r} is not one of {', '.join(SCHEMED_PARTS)}")
-        found[part] = _one_scheme(item, NATIVE)
+        found[part] = _one_scheme(item, "R33", NATIVE)
     schemes = DenseSchemes.of_parts(found)
     if not schemes.by_part:
         raise node.error("R33", f"version {FORMAT_VERSION} can say the same")
