@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,15 @@ def test_a_store_is_quantised_part_by_part(omni: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"part '{part}' are stored as int8; as native they would be larger"):
             quantize(tmp_path / "got", tmp_path / "no", dense_scheme=f"{part}=native,head=int8")
     assert not (tmp_path / "no").exists()
+
+
+def test_the_code_predictor_of_a_store_is_rounded_later(omni: Path, tmp_path: Path) -> None:
+    extract(omni, tmp_path / "old", experts="0", dense_scheme="int4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing is rounded twice
+        quantize(tmp_path / "old", tmp_path / "got", dense_scheme="predictor=int8")
+    extract(omni, tmp_path / "want", experts="0", dense_scheme="predictor=int8,rest=int4")
+    assert snapshot(tmp_path / "got") == snapshot(tmp_path / "want")
 
 
 def test_a_checkpoint_is_quantised_without_defaults(omni: Path, tmp_path: Path) -> None:
