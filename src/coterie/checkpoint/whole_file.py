@@ -147,9 +147,7 @@ class WholeFile:
             got=got,
         )
 
-    def _pass(
-        self, file: OpenBytes, scratch: memoryview, position: int, end: int, *digests: xxhash.xxh3_128
-    ) -> int:
+    def _pass(self, file: OpenBytes, scratch: memoryview, position: int, end: int, *digests: xxhash.xxh3_128) -> int:
         """Hashes the bytes up to an end and keeps none of them; returns that end."""
         while position < end:
             position = self._fill(file, scratch[: min(len(scratch), end - position)], position, *digests)

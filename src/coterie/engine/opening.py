@@ -80,9 +80,7 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     else:
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
         if goes_by_phase(source, budget, context, opening.expert_memory):
-            parts = Parts(
-                source.footprint, source.dense, source.linears, source.dtype, source.table, source.component
-            )
+            parts = Parts(source.footprint, source.dense, source.encoded, source.dtype, source.table, source.component)
         first = plan_for(source, budget, context, loaded=False, by_phase=parts is not None)
         room = first.arena - source.footprint.least_experts
         bound_compiled_kernels(budget)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,6 @@ from torch import nn
 from coterie.cache.arena import AddressRange
 from coterie.checkpoint import LazyTensor, Postponing, TensorInfo
 from coterie.engine.lending import Lending
-from coterie.engine.linears import StoredLinears
 from coterie.errors import LoadError, MemoryBudgetError, ReadError
 from coterie.hf.keymap import plain_targets
 from coterie.hf.parts import is_whole, may_leave, part_path
@@ -104,7 +103,7 @@ class Parts:
     Args:
         footprint: What the model takes.
         dense: Its dense tensors by checkpoint name, unread.
-        linears: Its linear layers in a scheme, or None.
+        encoded: Codes and scales of its linear layers that are in a scheme.
         dtype: That it computes in.
         table: Checkpoint name of the table of embeddings whose rows are read when they are asked for, or None.
         component: The component that it is of a larger checkpoint, or None.
@@ -114,14 +113,14 @@ class Parts:
         self,
         footprint: Footprint,
         dense: Mapping[str, Any],
-        linears: StoredLinears | None,
+        encoded: Collection[TensorInfo],
         dtype: torch.dtype,
         table: str | None,
         component: str | None,
     ) -> None:
         self._footprint = footprint
         self._dense = dense
-        self._linears = linears
+        self._encoded = encoded
         self._dtype = dtype
         self._table = table
         self._component = component
@@ -140,23 +139,21 @@ class Parts:
         Args:
             model: The skeleton, with its experts.
         """
-        plain = plain_targets(model, self._dense, component=self._component)  # type: ignore[arg-type]
-        whole = is_whole((*self._dense, *(() if self._linears is None else self._linears.parts)))
+        plain = plain_targets(model, self._dense, component=self._component)
+        whole = is_whole((*self._dense, *(info.name for info in self._encoded)))
         wanted: dict[str, list[tuple[TensorInfo, str | None]]] = {}
         for name, tensor in self._dense.items():
             found = part_path(name, whole=whole)
             if found is not None and name in plain and may_leave(tensor) and self._postponable(tensor):
                 wanted.setdefault(found[0], []).append((tensor.info, plain[name]))
-        for name, pair in () if self._linears is None else self._linears.parts.items():
-            found = part_path(name, whole=whole)
-            if found is not None:
-                wanted.setdefault(found[0], []).extend((info, None) for info in pair if may_leave(info))
+        for info in self._encoded:
+            found = part_path(info.name, whole=whole)
+            if found is not None and may_leave(info):
+                wanted.setdefault(found[0], []).append((info, None))
         for part in self._footprint.parts:
             if wanted.get(part.path):
                 memory, length, tensors = _reserve(wanted[part.path])
-                self._parts.append(
-                    _Part(path=part.path, use=part.use, memory=memory, length=length, tensors=tensors)
-                )
+                self._parts.append(_Part(path=part.path, use=part.use, memory=memory, length=length, tensors=tensors))
         table = None if self._table is None else self._dense.get(self._table)
         if table is not None and self._table in plain and self._postponable(table):
             path = plain[self._table].rpartition(".")[0]
@@ -204,7 +201,9 @@ class Parts:
         found = [name for name, _ in model.named_modules() if name == path or name.endswith(f".{path}")]
         last = path.rpartition(".")[2]
         found += [name for name, _ in model.named_modules() if name.rpartition(".")[2] == last]
-        return found[0]
+        if not found:
+            raise LoadError(f"The model has no {last}, of which there are weights.", advice="Please report it.")
+        return str(found[0])
 
     def _settled(self, model: nn.Module, one: _Tensor) -> bool:
         """Whether a weight lies in the memory that was reserved for it; else it is read, and stays."""
@@ -315,9 +314,7 @@ class Parts:
         try:
             for tensors in by_keeper.values():
                 records = {one.info.name: one.record for one in tensors}
-                tensors[0].keeper.read_postponed(
-                    [one.info for one in tensors], lambda info, records=records: records[info.name]  # type: ignore[misc]
-                )
+                tensors[0].keeper.read_postponed([one.info for one in tensors], partial(_record_of, records))
         except BaseException:
             part.discard()
             self._return(part)
@@ -425,6 +422,10 @@ def _read_rows(info: TensorInfo, ids: Sequence[int], into: memoryview) -> None:
             path=info.path,
             tensor=info.name,
         ) from error
+
+
+def _record_of(records: Mapping[str, memoryview], info: TensorInfo) -> memoryview:
+    return records[info.name]
 
 
 def _read_now(one: _Tensor) -> torch.Tensor:

@@ -122,6 +122,11 @@ class ModelSource:
         return name if name in self.dense else None
 
     @property
+    def encoded(self) -> tuple[TensorInfo, ...]:
+        """Codes and scales of the linear layers that are in a scheme."""
+        return () if self.linears is None else tuple(i for pair in self.linears.parts.values() for i in pair)
+
+    @property
     def _as_stored(self) -> dict[str, LazyTensor | TensorInfo]:
         """Dense tensors that lie in memory as they are stored, by name."""
         found: dict[str, LazyTensor | TensorInfo] = {
@@ -129,9 +134,7 @@ class ModelSource:
             for name, tensor in self.dense.items()
             if isinstance(tensor, LazyTensor) and tensor.dtype == self.dtype
         }
-        if self.linears is not None:
-            found |= {info.name: info for pair in self.linears.parts.values() for info in pair}
-        return found
+        return found | {info.name: info for info in self.encoded}
 
     @property
     def _buffered_reads(self) -> int:

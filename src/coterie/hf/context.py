@@ -110,7 +110,7 @@ def _speech_shape(
 
 def _widest_stage(vocoder: Any) -> int:
     """Values that stand for a frame in a vocoder's widest stage: channels × samples, which grow as channels halve."""
-    samples = prod(vocoder.upsampling_ratios)
+    samples = int(prod(vocoder.upsampling_ratios))
     widths = [_number(vocoder, "hidden_size") * samples]
     for stage, rate in enumerate(vocoder.upsample_rates):
         samples *= rate

@@ -79,9 +79,7 @@ class AwayModules:
         touched: Brings the weights back; called before a module computes without them.
     """
 
-    def __init__(
-        self, path: str, root: nn.Module, addresses: frozenset[int], touched: Callable[[], object]
-    ) -> None:
+    def __init__(self, path: str, root: nn.Module, addresses: frozenset[int], touched: Callable[[], object]) -> None:
         self._path = path
         self._touched = touched
         self._places: list[tuple[dict[str, Any], str, torch.Tensor]] = []
@@ -149,6 +147,7 @@ class Using(Covering):
         functools.update_wrapper(self, module.forward, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What lies beneath it computes."""
         with self._using(args, kwargs):
             return self.beneath(*args, **kwargs)
 

@@ -56,13 +56,13 @@ class EmbeddingRows:
         install(module, "native", self)
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        """int […] → […, D].
+        """Int […] → […, D].
 
         Raises:
             CoterieError: If rows cannot be read; then nothing has changed.
             UsageError: If there is no such row.
         """
-        ids, places = input.reshape(-1).unique(return_inverse=True)
+        ids, places = torch.unique(input.reshape(-1), return_inverse=True)
         if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < self._count:
             raise UsageError(f"There is no token {int(ids[0] if ids[0] < 0 else ids[-1])}; there are {self._count}.")
         rows_UD = self._rows(ids.tolist())

@@ -16,6 +16,7 @@ from coterie.hf.parts import ENCODERS
 from coterie.passes.current import EncodedAhead, current_request
 from coterie.passes.forwards import Covering, at, install
 
+
 class _Encoder(Covering):
     """The forward of an encoder."""
 
