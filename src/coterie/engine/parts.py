@@ -355,7 +355,7 @@ class Parts:
             return
         if part.users:
             alive = {thread.ident for thread in threading.enumerate()}
-            part.users &= alive  # type: ignore[arg-type]
+            part.users &= alive
         if not part.users:
             self._leave(part)
 

@@ -34,7 +34,7 @@ from coterie.hf.configs import (
     resolve_model,
 )
 from coterie.hf.context import context_shape
-from coterie.hf.parts import embedding_table, parts_of
+from coterie.hf.parts import embedding_table, leaving
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.store_origin import tensors_about
 from coterie.origins.stored_dense import checked_tensors, dense_headers
@@ -103,14 +103,15 @@ class ModelSource:
         layouts: dict[BankKey, Counter[RecordLayout]] = {bank: Counter() for bank in self.num_experts}
         for key in self.experts.keys():
             layouts[key.bank_key][self.experts.layout(key)] += 1
+        parts, table = leaving(self._as_stored, self.config)
         return Footprint.of(
             {
                 bank: BankRecords(layouts=found, absent=self.num_experts[bank] - len(self.present[bank]))
                 for bank, found in layouts.items()
             },
             dense=sum(tensor.nbytes for tensor in self.dense.values()) + (self.linears.nbytes if self.linears else 0),
-            parts=parts_of(self._as_stored),
-            table=0 if self.table is None else self.dense[self.table].nbytes,
+            parts=parts,
+            table=table,
             shape=context_shape(self.config, self.dtype, self.model_class),
             buffered_reads=self._buffered_reads,
         )
@@ -118,8 +119,7 @@ class ModelSource:
     @cached_property
     def table(self) -> str | None:
         """The table of embeddings whose rows can be read when they are asked for, by checkpoint name; None if none."""
-        name = embedding_table(self._as_stored, self.config)
-        return name if name in self.dense else None
+        return embedding_table(self._as_stored, self.config)
 
     @property
     def encoded(self) -> tuple[TensorInfo, ...]:

@@ -79,6 +79,17 @@ def parts_of(tensors: Mapping[str, _Sized]) -> tuple[Part, ...]:
     )
 
 
+def leaving(tensors: Mapping[str, _Sized], config: PreTrainedConfig) -> tuple[tuple[Part, ...], int]:
+    """What of a model's dense part need not be in memory all the time: parts, and bytes of the table of embeddings.
+
+    Args:
+        tensors: As for :func:`parts_of`.
+        config: The model's.
+    """
+    table = embedding_table(tensors, config)
+    return parts_of(tensors), 0 if table is None else tensors[table].nbytes
+
+
 def embedding_table(tensors: Mapping[str, _Sized], config: PreTrainedConfig) -> str | None:
     """The checkpoint name of a table of embeddings of which a pass needs only some rows; None if there is none.
 
