@@ -92,8 +92,13 @@ def assemble(processors: Processors, texts: Sequence[str], media: MediaFiles) ->
 
 def token_types(processors: Processors, ids: Tensor) -> Tensor:
     """What each token is of, int64 like the tokens: 1 a picture, 2 a video, 0 text."""
-    types = (ids == processors.picture_token).long()
-    return types if processors.video_token is None else types + 2 * (ids == processors.video_token).long()
+    import torch
+
+    types = torch.zeros_like(ids)
+    for kind, token in ((1, processors.picture_token), (2, processors.video_token)):
+        if token is not None:
+            types.masked_fill_(ids == token, kind)
+    return types
 
 
 def _picture_texts(processors: Processors, tokens: MediaTokens, features: Inputs) -> list[str]:
@@ -108,7 +113,7 @@ def _check_heard(processors: Processors, videos: Sequence[Video], media: MediaFi
     if wanted and videos and processors.sounds is None:
         raise InputError(f"A {processors.config.get('model_type')} model does not hear videos.")
     silent = [video.path for video in videos if video.samples is None]
-    if not videos or len(silent) == len(videos) and not wanted:
+    if not videos or (len(silent) == len(videos) and not wanted):
         return False
     if silent:
         raise InputError(
@@ -121,7 +126,9 @@ def _check_heard(processors: Processors, videos: Sequence[Video], media: MediaFi
     return True
 
 
-def _in_order(order: Sequence[str], sounds: Sequence[Samples], videos: Sequence[Video], *, heard: bool) -> list[Samples]:
+def _in_order(
+    order: Sequence[str], sounds: Sequence[Samples], videos: Sequence[Video], *, heard: bool
+) -> list[Samples]:
     """All sounds, those of videos among them, in the order in which the prompts have their tokens."""
     alone, of_videos = iter(sounds), iter(videos)
     found: list[Samples | None] = []

@@ -189,7 +189,7 @@ def open_container(path: str | Path, *, what: str, room: int | None = None) -> I
             with _decoder(path, file, what, room) as process:
                 yield Container(path, process, _request(path, file, form), what)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"There is no file {path}.", path=path) from error
+        raise InputError(f"There is no {what.removeprefix('The ')} file {path}.", path=path) from error
     except OSError as error:
         raise InputError(f"{what} {path} cannot be read: {error.strerror or error}.", path=path) from error
 

@@ -207,9 +207,7 @@ def check_tokens(processors: Processors, path: Path, tokens: int) -> None:
         )
 
 
-def _sound_in(
-    processors: Processors, container: Container, options: VideoOptions, room: int | None
-) -> Samples | None:
+def _sound_in(processors: Processors, container: Container, options: VideoOptions, room: int | None) -> Samples | None:
     """The sound of a video, if it is heard."""
     if options.sound is False or processors.sounds is None or not container.sound:
         return None

@@ -1,13 +1,12 @@
 """Decodes videos and sounds with PyAV in a process of its own: decoders are large, and files may come from anywhere.
 
 Run by :mod:`coterie.hf.limited_process`. It reads requests from stdin, one JSON object a line, and answers each with
-JSON lines on stdout; after a line that has ``nbytes``, so many raw bytes follow. An answer with ``problem`` is the last.
+JSON lines on stdout. After a line that has ``nbytes``, so many bytes follow. An answer with ``problem`` is the last.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -186,21 +185,19 @@ def main() -> None:
 
 
 def _serve(say: Any) -> None:
-    opened: File | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        if opened is None:
-            import av
+    import av
 
-            av.logging.set_level(None)
-            given = request["file"]
-            file = open(given, "rb") if isinstance(given, str) else os.fdopen(given, "rb")
-            opened = File(file, request["format"], request["most_pixels"], request["most_frames"])
-            say(opened.survey())
-        elif "frames" in request:
-            for frame in opened.frames(request["frames"]):
-                say({}, frame)
-        else:
+    av.logging.set_level(None)
+    first = json.loads(sys.stdin.readline())
+    with open(first["file"], "rb") as file:  # a path, or the number of a descriptor
+        opened = File(file, first["format"], first["most_pixels"], first["most_frames"])
+        say(opened.survey())
+        for line in sys.stdin:
+            request = json.loads(line)
+            if "frames" in request:
+                for frame in opened.frames(request["frames"]):
+                    say({}, frame)
+                continue
             for rate, samples in opened.sound():
                 say({"rate": rate}, samples)
             say({"over": True})

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _FPS = 2.0
 """Frames per second that are taken of a video where a processor would take all of them."""
+_VISION = ("vision_bos_token", "vision_start_token"), ("vision_eos_token", "vision_end_token")
+_BEFORE = {"image": _VISION[0], "video": _VISION[0], "audio": ("audio_bos_token",)}
+_BEHIND = {"image": _VISION[1], "video": _VISION[1], "audio": ("audio_eos_token",)}
 _FRAME_NBYTES = 3 + 3 * FULL_PROCESSOR_NBYTES
 """Bytes per pixel of a frame that a processor takes: the frame, and its values as floats, some times."""
 
@@ -41,7 +44,7 @@ def with_own_processor(
     Raises:
         InputError: If the model does not take such media, torchvision is missing, or a file cannot be used.
     """
-    full = processors.full
+    full: Any = processors.full
     placed = place_media(texts, _kinds(processors, full, media))
     options: dict[str, Any] = {}
     if len(placed) > 1:
@@ -58,7 +61,7 @@ def with_own_processor(
 
 
 def _kinds(processors: Processors, full: Any, media: MediaFiles) -> list[tuple[MediaTokens, int]]:
-    """How prompts mention media: each by the processor's token for it, which puts others around it itself."""
+    """How prompts mention media: each by the processor's token for it, between those that it does not put there."""
     found = []
     for files, part, name, kind in (
         (media.images, "image_processor", "image", "picture"),
@@ -69,10 +72,16 @@ def _kinds(processors: Processors, full: Any, media: MediaFiles) -> list[tuple[M
         if files and (getattr(full, part, None) is None or not isinstance(token, str)):
             raise InputError(f"A {processors.config.get('model_type')} model does not take {kind}s.")
         if isinstance(token, str):
-            found.append((MediaTokens(kind=kind, start="", pad=token, end=""), len(files)))
+            start, end = (_around(full, names) for names in (_BEFORE[name], _BEHIND[name]))
+            found.append((MediaTokens(kind=kind, start=start, pad=token, end=end), len(files)))
     if media.options.sound and media.videos:
         raise InputError(f"A {processors.config.get('model_type')} model does not hear videos.")
     return found
+
+
+def _around(full: Any, names: Sequence[str]) -> str:
+    """A token that prompts have around a medium, by the names that models like Qwen's have for it; empty in others."""
+    return next((one for one in (getattr(full, name, None) for name in names) if isinstance(one, str)), "")
 
 
 def _pictures(media: MediaFiles) -> list[Any]:

@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
@@ -113,6 +114,17 @@ def picture_lengths(grid_thw: Tensor, merge_size: int) -> list[int]:
         merge_size: Patches that are merged to one vector, along each side.
     """
     return [int(grid.prod()) // merge_size**2 for grid in grid_thw]
+
+
+@cache
+def clips_are_replaced_whole() -> bool:
+    """Whether Qwen3-VL's processor takes the tokens around a video away with its placeholder.
+
+    Older releases of transformers do: each group of frames has such tokens of its own. Newer ones leave them there.
+    """
+    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+    return not hasattr(Qwen3VLProcessor, "replace_video_token")
 
 
 def sound_lengths(frames: Tensor, n_window: int) -> list[int]:

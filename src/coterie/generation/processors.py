@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.errors import InputError, LoadError
 from coterie.files.json_text import read_json_object
-from coterie.generation.placeholders import MediaTokens, sound_lengths
+from coterie.generation.placeholders import MediaTokens, clips_are_replaced_whole, sound_lengths
 from coterie.generation.video_settings import Rule, VideoSettings, video_settings
 from coterie.hf.foreign import foreign
 from coterie.hf.processor_limits import check_processor_files
@@ -131,7 +131,19 @@ class Processors:
             start=self._token("vision_bos_token", "<|vision_start|>"),
             pad=self._token("video_token", "<|video_pad|>"),
             end=self._token("vision_eos_token", "<|vision_end|>"),
+            replaced_whole=self._qwen.videos == "clip" and clips_are_replaced_whole(),
         )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the model takes besides text, of ``image``, ``audio`` and ``video``, as far as its config says."""
+        if self._qwen is not None:
+            found = {"image": self.pictures, "audio": self.sounds, "video": self.videos}
+            return tuple(kind for kind, tokens in found.items() if tokens is not None)
+        sees = self.config.get("vision_config") is not None
+        hears = any(self.config.get(f"{name}_config") is not None for name in ("audio", "sound"))
+        frames = sees and self.config.get("video_token_id") is not None
+        return tuple(kind for kind, there in (("image", sees), ("audio", hears), ("video", frames)) if there)
 
     @property
     def picture_token(self) -> int | None:

@@ -1,7 +1,7 @@
 """How models of the Qwen-VL kind want videos: which frames, in what size, with what values.
 
-The rules are those of transformers' video processors (``video_processing_qwen2_vl.py``, ``video_processing_qwen3_vl.py``),
-which need torchvision.
+The rules are those of transformers' video processors, which need torchvision: ``video_processing_qwen2_vl.py`` and
+``video_processing_qwen3_vl.py``.
 """
 
 from __future__ import annotations

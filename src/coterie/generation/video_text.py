@@ -1,7 +1,7 @@
 """What stands for a video in a prompt of a Qwen-VL-like model.
 
-Qwen3-Omni has one token for each feature vector. If it hears the sound, the sound's tokens are among them, each where it
-is heard. Qwen3-VL says the time of each group of frames before its tokens. The rules are those of transformers'
+Qwen3-Omni has one token for each feature vector. If it hears the sound, the sound's tokens are among them, each where
+it is heard. Qwen3-VL says the time of each group of frames before its tokens. The rules are those of transformers'
 processors (``processing_qwen3_omni_moe.py``, ``processing_qwen3_vl.py``).
 """
 
@@ -65,7 +65,7 @@ def timed_text(grid: Grid, merge: int, frames: Sequence[int], rate: float, tempo
         temporal: Frames that become one.
         video: Tokens of videos.
     """
-    whole = [*frames, *frames[-1:] * (-len(frames) % temporal)]
+    whole = [*frames, *[frames[-1]] * (-len(frames) % temporal)]
     times = [number / rate for number in whole]
     each = video.pad * (grid[1] * grid[2] // merge**2)
     return "".join(
