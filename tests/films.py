@@ -19,6 +19,7 @@ def write_film(
     tone: float | None = None,
     codec: str = "mpeg4",
     sound_codec: str = "aac",
+    sound_rate: int = RATE,
 ) -> Path:
     """Writes a video of ``frames`` frames of (width, height) at a rate; a tone of so many Hz plays as long."""
     import av
@@ -26,18 +27,21 @@ def write_film(
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=rate)
         video.width, video.height = size
-        video.pix_fmt = "yuv420p"
-        sound = None if tone is None else container.add_stream(sound_codec, rate=RATE, layout="mono")
+        video.pix_fmt = {"mjpeg": "yuvj420p", "ffv1": "bgr0"}.get(codec, "yuv420p")  # the last without any loss
+        video.bit_rate = 4_000_000
+        sound = None if tone is None else container.add_stream(sound_codec, rate=sound_rate, layout="mono")
         for number in range(frames):
             for packet in video.encode(av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")):
                 container.mux(packet)
         container.mux(video.encode())
         if sound is not None:
             seconds = frames / rate
-            samples = 0.4 * np.sin(2 * np.pi * tone * np.arange(int(RATE * seconds)) / RATE)
+            samples = 0.4 * np.sin(2 * np.pi * tone * np.arange(int(sound_rate * seconds)) / sound_rate)
             frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
-            for one in av.AudioResampler(format=sound.format, layout="mono", rate=RATE).resample(frame):
+            frame.sample_rate, frame.pts, frame.time_base = sound_rate, 0, Fraction(1, sound_rate)
+            for one in av.AudioResampler(
+                format=sound.format, layout="mono", rate=sound_rate, frame_size=sound.codec_context.frame_size or 1024
+            ).resample(frame):
                 container.mux(sound.encode(one))
             container.mux(sound.encode())
     return path
