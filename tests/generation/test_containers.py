@@ -109,7 +109,7 @@ def test_files_that_are_none(film, tmp_path):
         assert caught.value.path == tmp_path / name
     for name, content in {"head": data[:200], "half": data[: len(data) // 2], "zeros": data[:64] + bytes(5000)}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match="The video .* cannot be read: "), opened(tmp_path / name) as container:
+        with pytest.raises(InputError, match=r"The video .* cannot be read: "), opened(tmp_path / name) as container:
             assert container.video is not None
     with pytest.raises(InputError, match="There is no video file"), opened(tmp_path / "missing.mp4"):
         pass
