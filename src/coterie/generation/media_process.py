@@ -142,7 +142,9 @@ class File:
         import av
 
         self._file.seek(0)
-        return av.open(self._file, mode="r", format=self._form, options={"max_pixels": str(self._most_pixels)})
+        options = {"max_pixels": str(self._most_pixels)}
+        # Titles and the like are in any encoding, and nobody reads them.
+        return av.open(self._file, mode="r", format=self._form, options=options, metadata_errors="replace")
 
 
 def _video_of(container: Any) -> Any:
