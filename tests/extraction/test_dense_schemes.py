@@ -11,9 +11,10 @@ import torch
 from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.errors import StoreError, UsageError
 from coterie.extraction import extract, quantize
+from coterie.extraction.four_bits import FourBits
 from coterie.hf.linears import linear_weights
 from coterie.inspection import inspect, verify
-from coterie.origins import StoreOrigin
+from coterie.origins import CheckpointOrigin, StoreOrigin
 from coterie.store import Store, verify_store
 
 from .stores import snapshot
@@ -67,6 +68,20 @@ def test_a_model_that_speaks_has_a_default_beside_rounded_experts(omni: Path, tm
     assert made(scheme="int4", component="talker") == "talker=int8,predictor=int8"
     assert made() == made(scheme="int4", dense_scheme="native") == "native"
     assert made(scheme="int4", dense_scheme="int4") == "int4"
+
+
+def test_what_four_bits_take_is_counted_with_the_default(omni: Path, moe: Path, tmp_path: Path) -> None:
+    for checkpoint, dense_scheme in ((omni, None), (moe, "int4")):
+        origin = CheckpointOrigin.open(checkpoint)
+        chosen = dict.fromkeys(origin.model.banks, (0, 1))
+        counted = FourBits.of(origin, chosen)
+        assert counted is not None
+        assert counted.dense_scheme == dense_scheme
+        plan = {"scheme": "int4", "dense_scheme": dense_scheme, "experts": "0-1", "dry_run": True}
+        report = extract(checkpoint, tmp_path / "store", **plan)
+        tensors = sum(file.nbytes for file in report.files if file.file.endswith(".safetensors"))
+        # Files have headers, too.
+        assert 0 < tensors - counted.nbytes < len(report.files) * 2**15
 
 
 def test_other_models_have_none(moe: Path, tmp_path: Path) -> None:
