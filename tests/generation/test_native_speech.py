@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from coterie.generation.speech import Voice, speak
 from coterie.integration.code_predictor import NativeCodePredictor
 from coterie.native import DenseDecoder, library
 from coterie.passes.forwards import own
+from zoo import ZOO, save
+from zoo.omni import omni_config
 from zoo.tokenizer import add_tokenizer
 
 WISHES = Sampling(max_new_tokens=4, greedy=True, seed=3)
@@ -24,11 +27,12 @@ FRAMES, CODES = 6, 3
 
 
 @pytest.fixture(scope="module")
-def checkpoint(zoo_checkpoint, tmp_path_factory):
+def checkpoint(tmp_path_factory):
     if library() is None:
         pytest.skip("the native library was not built")
     directory = tmp_path_factory.mktemp("speaking") / "checkpoint"
-    shutil.copytree(zoo_checkpoint("qwen3_omni", torch.bfloat16), directory)
+    model = replace(ZOO["qwen3_omni"], config=partial(omni_config, whole_groups=True))
+    save(model, torch.bfloat16, directory)
     add_tokenizer(directory, chat=True)
     return directory
 

@@ -42,7 +42,7 @@ def predictor_of(scheme: str | None, **changes: Any) -> Any:
     )
 
     torch.manual_seed(0)
-    config = omni_config().talker_config.code_predictor_config
+    config = omni_config(whole_groups=True).talker_config.code_predictor_config
     for name, value in changes.items():
         setattr(config, name, value)
     with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from torch import nn
 
 from conftest import realigned
 from coterie.errors import UsageError
+from coterie.extraction import extract
 from coterie.hf.caches import caches_in
 from coterie.integration.quantised import TokenExperts
 from coterie.integration.token_layer import LayerGroup, TokenLayer
@@ -21,7 +25,8 @@ from coterie.passes.forwards import at, install, own, remove
 from coterie.routing import Preview, preview_of
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
 from harness.kept_cache import kept_cache
-from zoo import stock
+from zoo import ZOO, save, stock
+from zoo.omni import omni_config
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -125,6 +130,16 @@ def test_bits_are_those_of_the_parts(name: str, length: int, store, open_model) 
     assert all(part.calls == 6 + (length == 1) for part in parts)
 
 
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory) -> Path:
+    """A store of an omni model whose talker's shared experts are computed natively, too."""
+    root = tmp_path_factory.mktemp("talking")
+    model = replace(ZOO["qwen3_omni"], config=partial(omni_config, whole_groups=True))
+    save(model, torch.bfloat16, root / "checkpoint")
+    extract(root / "checkpoint", root / "store", scheme="int4", dense_scheme="int4")
+    return root / "store"
+
+
 def stepped(layer: Any, config: Any) -> torch.Tensor:
     """What a talker's layer makes of some tokens one after the other."""
     from transformers import DynamicCache
@@ -141,8 +156,8 @@ def stepped(layer: Any, config: Any) -> torch.Tensor:
     return torch.cat(found)
 
 
-def test_the_talker_s_layers_are_native_with_their_shared_experts(store, open_model, finished) -> None:
-    model = open_model(store("qwen3_omni"), expert_memory="100%")
+def test_the_talker_s_layers_are_native_with_their_shared_experts(talking, open_model, finished) -> None:
+    model = open_model(talking, expert_memory="100%")
     layers = replaced(model.talker, TokenLayer)
     assert len(layers) == len(model.talker.model.layers)
     layer, calls = layers[0], []
@@ -158,8 +173,8 @@ def test_the_talker_s_layers_are_native_with_their_shared_experts(store, open_mo
     assert distance(got, want - layer.mlp.shared_expert(layer.post_attention_layernorm(want))) > 0.02
 
 
-def test_a_block_of_another_kind_is_called(store, open_model, finished) -> None:
-    model = open_model(store("qwen3_omni"))
+def test_a_block_of_another_kind_is_called(talking, open_model, finished) -> None:
+    model = open_model(talking)
     layer = replaced(model.talker, TokenLayer)[0]
 
     class Other(type(layer.mlp)):
