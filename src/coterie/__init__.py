@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from coterie.generation.prefixes import Prefixes
     from coterie.generation.samples import samples
     from coterie.generation.sampling import Sampling
+    from coterie.generation.video_options import VideoOptions
     from coterie.inspection import inspect, verify
 
     __version__: str
@@ -32,6 +33,7 @@ _HOMES: dict[str, str] = {
     "Grammar": "coterie.generation.grammar",
     "Prefixes": "coterie.generation.prefixes",
     "Sampling": "coterie.generation.sampling",
+    "VideoOptions": "coterie.generation.video_options",
     "build_inputs": "coterie.generation.inputs",
     "chat_inputs": "coterie.generation.chat",
     "extract": "coterie.extraction",
@@ -52,6 +54,7 @@ __all__ = [
     "Grammar",
     "Prefixes",
     "Sampling",
+    "VideoOptions",
     "__version__",
     "analysis",
     "build_inputs",

@@ -22,6 +22,7 @@ from coterie.generation.parsed_answers import reading
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
 from coterie.generation.toolbox import Toolbox
+from coterie.generation.video_options import VideoOptions
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -54,6 +55,7 @@ class Conversation:
             With the first, an answer is the same whenever the same conversation takes the same course, whoever else is
             served. It may differ in rounding from what the same messages come to in a prompt of their own. With the
             others it does not.
+        video_options: Which frames of videos are shown, how large, and whether their sound is heard.
 
     Attributes:
         templated: Whether the model has a chat template.
@@ -76,10 +78,12 @@ class Conversation:
         system: str | None = None,
         options: ChatOptions | None = None,
         reuse: bool | Reuse = True,
+        video_options: VideoOptions | None = None,
     ) -> None:
         self._model = model
         self._processors = processors
         self._options = ChatOptions()
+        self._video_options = video_options or VideoOptions()
         self._reuse: Reuse | None = (KeptCache() if reuse else None) if isinstance(reuse, bool) else reuse
         self._turn = 0
         self._first: list[dict[str, Any]] = _system_message(system)
@@ -106,6 +110,7 @@ class Conversation:
         *,
         images: Sequence[str | Path] = (),
         audios: Sequence[str | Path] = (),
+        videos: Sequence[str | Path] = (),
         on_text: Callable[[str], None] | None = None,
         on_reasoning: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -116,9 +121,10 @@ class Conversation:
         token, is as if it had not been. When the context is full, the oldest turns are forgotten.
 
         Args:
-            text: What the user says; may be empty if there is a picture or sound.
+            text: What the user says; may be empty if there is a picture, sound or video.
             images: Picture files shown before the text.
             audios: Sound files played before the text.
+            videos: Video files shown before the text.
             on_text: As in :func:`~coterie.generation.completion.complete`.
             on_reasoning: Told what the model thinks before it answers, piece by piece.
             should_stop: As in :func:`~coterie.generation.completion.complete`.
@@ -127,7 +133,7 @@ class Conversation:
             InputError: If a file cannot be used or the template refuses the conversation.
             ContextLengthError: If this turn alone is longer than the memory budget was made for.
         """
-        message = user_message(text, images=images, audios=audios)
+        message = user_message(text, images=images, audios=audios, videos=videos)
         return self._answer(message, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
 
     def retry(
@@ -274,7 +280,7 @@ class Conversation:
         limit = goal = self._limit()
         while True:
             asked = [*self._first, *turns, message]
-            prompt = chat_prompt(self._processors, asked, self._options)
+            prompt = chat_prompt(self._processors, asked, self._options, video_options=self._video_options)
             inputs = self._inputs(prompt)
             length = int(inputs["input_ids"].shape[1])
             if limit is None or goal is None or length <= goal or not turns:

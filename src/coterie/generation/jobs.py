@@ -95,8 +95,8 @@ class Job:
         self._prepare = prepare
         self._sampling = sampling
         self._completing: Completing | None = None
-        # Of pictures, and of sounds.
-        self._media_tokens = (0, 0)
+        # Of pictures, of sounds, and of videos.
+        self._media_tokens = (0, 0, 0)
         # Tokens that it has room for from its first pass on, where that does not grow with it.
         self._reserved = 0
         self._draws: Draws | None = None
@@ -195,7 +195,11 @@ class Job:
             self.media_nbytes = sum(one.nbytes for one in tensors)
             self.most = most_tokens(model, opened.processors.tokenizer, inputs, self._sampling)
             made = opened.processors
-            self._media_tokens = _count(inputs, made.picture_token), _count(inputs, made.sound_token)
+            self._media_tokens = (
+                _count(inputs, made.picture_token),
+                _count(inputs, made.sound_token),
+                _count(inputs, made.video_token),
+            )
         with files_named(model), Stated(self.request):
             self._completing = Completing(
                 model,
@@ -254,8 +258,10 @@ class Job:
         if self.sequence is not None:
             with files_named(opened.model):
                 self.sequence.check()
-        pictures, sounds = self._media_tokens
-        completion = replace(self._completing.end(), picture_tokens=pictures, sound_tokens=sounds)
+        pictures, sounds, videos = self._media_tokens
+        completion = replace(
+            self._completing.end(), picture_tokens=pictures, sound_tokens=sounds, video_tokens=videos
+        )  # fmt: skip
         if prompt.calls is None:
             return completion
         prompt.calls.end()

@@ -25,6 +25,7 @@ from coterie.generation.streaming import TextStream
 from coterie.generation.vocoder import Vocoder
 from coterie.hf.code_predictor import predicting
 from coterie.hf.generation_steps import Prepared, hand_over, one_by_one, prompt_length
+from coterie.hf.hidden_states import keep_states_of
 from coterie.passes.current import Request, Stopped
 
 if TYPE_CHECKING:
@@ -161,7 +162,12 @@ def speak(
     start = time.perf_counter()
     interrupted = False
     try:
-        with stoppable(should_stop) as request, drawing(wishes.seed) as draws, files_named(model):
+        with (
+            stoppable(should_stop) as request,
+            drawing(wishes.seed) as draws,
+            files_named(model),
+            model.coterie.speaking(),
+        ):
             if draws is not None:
                 # The talker draws in the middle of its passes, too.
                 draws.begin()
@@ -188,7 +194,8 @@ def speak(
         if talking is None or not talking.begun:
             raise
         failure = error
-    samples = sound.end()
+    with model.coterie.speaking():
+        samples = sound.end()
     end = time.perf_counter()
     ended: SpeechEnd = "interrupted" if interrupted else "none" if talking is None else talking.reason
     text_only = interrupted and not (talking is not None and talking.begun)
@@ -278,6 +285,7 @@ def _thinking(model: PreTrainedModel, config: GenerationConfig, request: Request
 
     def generate(*args: Any, **kwargs: Any) -> _Generated:
         prepared: Prepared = hand_over(*args, **kwargs)
+        keep_states_of(read, prepared.kwargs)
         hidden: list[dict[int, Tensor]] = []
         sequence = Tokens(
             prepared,

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint import Checkpoint, model_dtype, unread_tensors
+from coterie.checkpoint import Checkpoint, LazyTensor, model_dtype, unread_tensors
 from coterie.errors import CoterieError
 from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
+from coterie.hf.parts import leaving
 from coterie.inspection.dense_parts import DensePartFacts, dense_part_facts
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
 from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows, unknown_rows
@@ -18,6 +19,7 @@ from coterie.inspection.what_fits import memory_fit, process_nbytes
 from coterie.origins import StoreOrigin
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_headers, stored_linears
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import Batching, RecordLayout, parse_bytes
 from coterie.spec.encodings import NATIVE
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
@@ -125,6 +127,9 @@ def store_footprint(store: Store) -> Footprint:
     tensors = dense_headers(store)
     dtype = model_dtype(config, tensors)
     linears = stored_linears(tensors, manifest.dense_schemes)
+    encoded = {info.name for linear in linears.values() for info in linear.tensors}
+    as_stored = {name: info for name, info in tensors.items() if TORCH_DTYPES[info.dtype] == dtype or name in encoded}
+    leaves, table = leaving(as_stored, config)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
     parts = [tensors.pop(info.name) for linear in linears.values() for info in linear.tensors]
     dense = sum(part.nbytes for part in parts)
@@ -136,7 +141,7 @@ def store_footprint(store: Store) -> Footprint:
         )
         for bank in manifest.banks
     }
-    return Footprint.of(banks, dense=dense, shape=context_shape(config, dtype, model_class))
+    return Footprint.of(banks, dense=dense, parts=leaves, table=table, shape=context_shape(config, dtype, model_class))
 
 
 def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
@@ -148,7 +153,20 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> Footprint:
     banks = {key: BankRecords(layouts={bank.layout: bank.bank.num_experts}) for key, bank in checkpoint.banks.items()}
     skeleton = checkpoint.skeleton
     shape = context_shape(skeleton.config, checkpoint.dtype, type(skeleton))
-    return Footprint.of(banks, dense=checkpoint.dense_memory_nbytes, shape=shape, buffered_reads=READS_AT_ONCE)
+    as_stored = {
+        name: tensor
+        for name, tensor in checkpoint.dense_state_dict().items()
+        if isinstance(tensor, LazyTensor) and tensor.dtype == checkpoint.dtype
+    }
+    leaves, table = leaving(as_stored, skeleton.config)
+    return Footprint.of(
+        banks,
+        dense=checkpoint.dense_memory_nbytes,
+        parts=leaves,
+        table=table,
+        shape=shape,
+        buffered_reads=READS_AT_ONCE,
+    )
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectReport:
