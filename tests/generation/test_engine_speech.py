@@ -11,7 +11,7 @@ import torch
 import coterie
 from coterie.engine.loader import load
 from coterie.errors import RequestCancelledError, SpeechError, UsageError
-from coterie.generation.tickets import Piece, SoundChunk
+from coterie.generation.tickets import SoundChunk, Ticket
 from zoo.tokenizer import add_tokenizer
 
 GREEDY = coterie.Sampling(max_new_tokens=12, greedy=True)
@@ -57,15 +57,20 @@ def test_each_says_what_it_says_alone(model, checkpoint) -> None:
     assert written.speech is None
 
 
-def test_text_and_sound_come_in_turn_and_others_go_on(engine) -> None:
-    ticket = engine.submit(ASKED, LONG, voice=coterie.Voice(greedy=True, max_seconds=1))
-    pieces = iter(ticket)
-    next(piece for piece in pieces if isinstance(piece, SoundChunk))
-    other = engine.submit([{"role": "user", "content": "w8"}], GREEDY)
-    assert len(other.result(60).token_ids) == 12
-    assert ticket.phase != "over"
-    assert any(isinstance(piece, Piece) for piece in pieces)
-    ticket.cancel()
+def test_text_and_sound_come_in_turn_and_others_go_on(engine, monkeypatch) -> None:
+    told: list[tuple[str, str]] = []
+    tell = Ticket.tell
+    monkeypatch.setattr(
+        Ticket, "tell", lambda self, event: told.append((self.name, type(event).__name__)) or tell(self, event)
+    )
+    speech = engine.submit(ASKED, LONG, name="speech", voice=coterie.Voice(greedy=True, max_seconds=24 * 40 / 24_000))
+    other = engine.submit([{"role": "user", "content": "w8"}], LONG, name="other")
+    speech.result(60)
+    other.result(60)
+    first = told.index(("speech", "SoundChunk"))
+    last = len(told) - 1 - told[::-1].index(("speech", "Piece"))
+    assert first < last
+    assert ("other", "Piece") in told[first:last]
 
 
 def test_who_is_given_up_holds_nothing_any_more(engine) -> None:
