@@ -14,7 +14,6 @@ from transformers import BatchFeature
 import coterie
 from coterie.engine.loader import load
 from coterie.errors import OutputError, ReadError, SpeechError, UnsupportedError, UsageError
-from coterie.generation import talking
 from coterie.generation.completion import complete
 from coterie.generation.frames import FIRST_FRAMES, Frames
 from coterie.generation.kept_cache import KeptCache
@@ -144,7 +143,7 @@ def test_a_voice_with_a_seed_of_its_own_does_not_wait(model, frames) -> None:
 
 
 def test_where_rows_depend_on_their_number_the_text_is_read_as_a_whole(model, frames, monkeypatch) -> None:
-    monkeypatch.setattr(talking, "rows_are_independent", lambda model: False)
+    monkeypatch.setattr(talker, "rows_are_independent", lambda model: False)
     pieces, _ = spoken(model, GREEDY, voice=SHORT)
     kinds = [piece.part for piece in pieces]
     assert kinds == sorted(kinds, key=("text", "sound").index)
@@ -278,3 +277,18 @@ def test_pictures_and_sounds_of_earlier_turns_are_heard_again(model) -> None:
     anew_again, expected_again = asked(more, kept)
     assert anew_again.completion.reused_tokens == 0
     assert torch.equal(expected_again, expected)
+
+
+@pytest.mark.parametrize("most", [4, 20])
+def test_quantised_weights_speak_alike_whether_the_sound_waits_or_not(most, checkpoint, tmp_path) -> None:
+    coterie.extract(checkpoint, tmp_path / "store", scheme="int8", dense_scheme="int8")
+    with load(tmp_path / "store", expert_memory="100%") as quantised:
+        assert talker.text_reading(quantised) == "alone"
+        inputs = coterie.chat_inputs(coterie.processors(quantised), ASKED)
+        tokenizer, wishes = coterie.processors(quantised).tokenizer, replace(GREEDY, max_new_tokens=most)
+        made = [
+            Speaking(quantised, tokenizer, inputs, wishes, voice=SHORT, streamed=streamed).result()
+            for streamed in (True, False)
+        ]
+    assert len(made[0].samples) == len(made[1].samples)
+    assert np.abs(made[0].samples - made[1].samples).max() <= 2**-8
