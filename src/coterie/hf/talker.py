@@ -208,7 +208,7 @@ class TextRows:
 
 _ROW_COUNTS = (4, 5, 7, 13, 33, 160)
 """In how many rows it is tried out whether the number of rows matters, and how many are computed alone."""
-_ALONE = 16
+_ALONE = 8
 _independent: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 
 
