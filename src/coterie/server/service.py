@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from coterie.generation.asked import Measured, Prompt, measuring
 from coterie.generation.engine import Engine
 from coterie.generation.sampling import Sampling
+from coterie.generation.speech import can_speak, voices
 from coterie.generation.tickets import Done, Failed
 from coterie.hf.token_bytes import TokenBytes
 from coterie.server.bodies import Bodies
@@ -22,6 +23,7 @@ from coterie.server.meters import Meters
 from coterie.server.prompts import Prompts
 from coterie.server.refusals import Refusal
 from coterie.server.streams import PING_S, EventStream, unless_gone
+from coterie.server.transcripts import Transcripts
 from coterie.server.wishes import Wish
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class Service:
         demand: What is asked of the model's experts.
         explorer: Asks the profile that the server was given; None without one.
         domains: What requests may say that they are about; None where no profile is recorded.
+        voices: In which voices the model speaks; none if it does not.
+        transcripts: What was said in the last answers that were spoken.
     """
 
     def __init__(
@@ -80,6 +84,9 @@ class Service:
         self.demand = meters.watch(engine)
         self.explorer: Explorer | None = None
         self.domains: Domains | None = None
+        model = engine.opened.model
+        self.voices = voices(model.config) if can_speak(model) else []
+        self.transcripts = Transcripts()
         self._ping_s = ping_s
         self._open: set[Choices] = set()
 
@@ -100,6 +107,17 @@ class Service:
         processors = self.engine.opened.processors
         media = {"image": processors.pictures, "audio": processors.sounds}
         return ["text", *(name for name, made in media.items() if made is not None)]
+
+    @property
+    def silence(self) -> str:
+        """Why the model does not speak."""
+        if self.engine.opened.runtime.source.component is not None:
+            return f"{self.name} does not speak: it was opened without its talker. coterie serve --speech opens it."
+        return f"{self.name} does not speak: it has no talker."
+
+    def said(self, request: Request) -> Callable[[str], str | None]:
+        """Tells what was said in an answer before, by the id of its sound; None if it is not known."""
+        return lambda name: self.transcripts.find(request.state.salt, name, time.time())
 
     def domain(self, name: str | None) -> str | None:
         """What a request says that it is about, if it may say so."""

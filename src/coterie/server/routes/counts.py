@@ -37,7 +37,7 @@ async def _of_chat(service: Service, request: Request) -> InputTokens:
     async with service.bodies.json(request) as body:
         asked = read(ChatRequest, body)
         service.check_model(asked.model)
-        messages, media = from_openai(asked.messages)
+        messages, media = from_openai(asked.messages, service.said(request))
     options = service.prompts.options(asked.variables)
     return await _counted(
         service, request, partial(service.prompts.of_messages, messages, media, asked.toolbox, options)

@@ -13,10 +13,10 @@ from coterie.server.schemas.fields import (
     Nothing,
     NotYet,
     Off,
-    TextOnly,
     Tokens,
 )
-from coterie.server.schemas.sampling import Logprobs, OpenAISamplingFields
+from coterie.server.schemas.sampling import CoterieFields, Logprobs, OpenAISamplingFields
+from coterie.server.schemas.speech import MOST_SECONDS, ChatAudio, Modalities, SpokenAudio
 from coterie.server.schemas.tools import CallId, Calls, ChosenTool, ToolChoice, Tools, toolbox
 
 MOST_MESSAGES = 4096
@@ -106,7 +106,7 @@ class AssistantMessage(Fields):
     tool_calls: Calls | None = None
     function_call: NotYet = None
     refusal: NotYet = None
-    audio: NotYet = None
+    audio: SpokenAudio | None = None
     annotations: Nothing = None
     parsed: NotYet = None
 
@@ -123,6 +123,15 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
 
 
+class ChatCoterieFields(CoterieFields):
+    """What no other server has, and answers to conversations have."""
+
+    max_speech: Annotated[float, Field(gt=0, le=MOST_SECONDS)] | None = None
+    """Seconds after which the sound ends."""
+    voice_greedy: bool | None = None
+    """Whether the likeliest sound is taken at each step."""
+
+
 class ChatRequest(OpenAISamplingFields):
     """A conversation that is to be gone on with."""
 
@@ -134,9 +143,10 @@ class ChatRequest(OpenAISamplingFields):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    modalities: TextOnly = None
-    audio: NotYet = None
+    modalities: Modalities | None = None
+    audio: ChatAudio | None = None
     store: Off = None
+    coterie: ChatCoterieFields | None = None
     chat_template_kwargs: Variables | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
 
@@ -156,7 +166,39 @@ class ChatRequest(OpenAISamplingFields):
         if self.top_logprobs and not self.logprobs:
             raise Refusal(400, "top_logprobs is for logprobs, which are not asked for.", param="top_logprobs")
         _ = self.toolbox
+        self._check_speech()
         return self
+
+    def _check_speech(self) -> None:
+        """Refuses what an answer in speech cannot have, and what is said of one that is not asked for."""
+        asked = self.speaks
+        more = self.coterie or ChatCoterieFields()
+        for param, given in (
+            ("audio", self.audio),
+            ("coterie.max_speech", more.max_speech),
+            ("coterie.voice_greedy", more.voice_greedy),
+        ):
+            if given is not None and not asked:
+                raise Refusal(400, f'{param} is for answers in speech: say modalities ["text", "audio"].', param=param)
+        if not asked:
+            return
+        if "text" not in (self.modalities or ()):
+            raise Refusal(
+                400, 'modalities: an answer in speech has its text, too: say ["text", "audio"].', param="modalities"
+            )
+        for param, wanted, why in (
+            ("n", self.choices > 1, "one answer is spoken, not several"),
+            ("tools", bool(self.tools), "a call of a tool is not for speaking"),
+            ("logprobs", bool(self.logprobs), "a spoken answer tells no log probabilities"),
+            ("stop", bool(self.stop), "the text that ends the answer would be spoken"),
+        ):
+            if wanted:
+                raise Refusal(400, f"{param} does not go with speech: {why}.", param=param, code="unsupported")
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the answer is to be spoken, too."""
+        return "audio" in (self.modalities or ())
 
     @property
     def told_logprobs(self) -> int | None:
