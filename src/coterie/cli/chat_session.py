@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.cli.answer import AnswerPrinter, experts_line, summary
 from coterie.cli.console import print_error, print_note
 from coterie.cli.interrupts import ctrl_c_requests_stop
+from coterie.cli.turn_sounds import VOICE_SETTINGS, TurnSounds, switch
 from coterie.errors import ContextLengthError, CoterieError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ _COMMANDS = {
     "/image PATH": "show a picture with the next message",
     "/audio PATH": "play a sound file with the next message",
     "/system TEXT": "another system message; without a text, none",
-    "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7; think on or off",
+    "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7; think on or off; voice NAME",
+    "/speak WHERE": "speak the answers from now on: play, a WAV file (numbered), on or off",
     "/retry": "have the last message answered once more",
     "/continue": "have the last answer go on, if -n or Ctrl-C has cut it",
     "/undo": "forget the last message and its answer",
@@ -50,6 +52,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "stop": ("stop", lambda text: tuple(shlex.split(text))),
 }
 """What /set knows -> the field of Sampling, and how its value is read."""
+_KNOWN = (*_SETTINGS, *VOICE_SETTINGS, "system", "think")
 _OTHER_NAMES = {"temp": "temperature", "repetition_penalty": "repeat_penalty", "num_predict": "max_new_tokens"}
 
 
@@ -61,6 +64,7 @@ class ChatSession:
         opened: The model.
         conversation: With it.
         quiet: Leave remarks out.
+        sounds: Where the sound of answers goes.
         images: Pictures that go with the next message.
         audios: Sounds likewise.
         failed: Whether a line of a pipe came to nothing. In a terminal the user has seen it, and may have tried again.
@@ -69,6 +73,7 @@ class ChatSession:
     opened: OpenModel
     conversation: Conversation
     quiet: bool
+    sounds: TurnSounds
     images: list[Path] = field(default_factory=list)
     audios: list[Path] = field(default_factory=list)
     failed: bool = False
@@ -127,6 +132,8 @@ class ChatSession:
                 print_note("The next answers follow it." if argument else "There is no system message now.")
             case "/set":
                 self._set(argument)
+            case "/speak":
+                print_note(self.sounds.obey(argument))
             case "/retry":
                 self._show(self.conversation.retry)
             case "/continue":
@@ -152,7 +159,7 @@ class ChatSession:
     def _set(self, argument: str) -> None:
         words = argument.removeprefix("parameter ").split(maxsplit=1)
         if len(words) != 2:
-            raise UsageError("/set needs a name and a value.", advice=f"Names: {', '.join(_SETTINGS)}, system, think.")
+            raise UsageError("/set needs a name and a value.", advice=f"Names: {', '.join(_KNOWN)}.")
         name, text = words
         name = name.lstrip("-").replace("-", "_")
         name = _OTHER_NAMES.get(name, name)
@@ -160,11 +167,15 @@ class ChatSession:
             self.conversation.instruct(text)
             return
         if name == "think":
-            self.conversation.options = replace(self.conversation.options, thinking=_switch(name, text))
+            self.conversation.options = replace(self.conversation.options, thinking=switch(name, text))
+            print_note(f"{name} is {text} from now on.")
+            return
+        if name in VOICE_SETTINGS:
+            self.sounds.set(name, text)
             print_note(f"{name} is {text} from now on.")
             return
         if name not in _SETTINGS:
-            raise UsageError.unknown("setting", name, (*_SETTINGS, "system", "think"))
+            raise UsageError.unknown("setting", name, _KNOWN)
         attribute, read = _SETTINGS[name]
         try:
             value = read(text)
@@ -196,9 +207,9 @@ class ChatSession:
     def _show(self, ask: Callable[..., Completion], *arguments: Any, **options: Any) -> None:
         """Has something answered and shows the answer."""
         printer = AnswerPrinter(quiet=self.quiet)
-        with ctrl_c_requests_stop() as pressed:
+        with ctrl_c_requests_stop() as pressed, self.sounds.of_an_answer(pressed) as heard:
             answer = ask(
-                *arguments, on_text=printer.text, on_reasoning=printer.reasoning, should_stop=pressed, **options
+                *arguments, on_text=printer.text, on_reasoning=printer.reasoning, should_stop=pressed, **heard, **options
             )
         printer.end(answer)
         if self.quiet:
@@ -209,6 +220,8 @@ class ChatSession:
                 f"--max-context makes room for more."
             )
         print_note(summary(answer, self.opened.runtime.stats()))
+        if (spoken := self.sounds.summary()) is not None:
+            print_note(spoken)
 
     def _stats(self) -> str:
         stats = self.opened.runtime.stats()
@@ -217,14 +230,6 @@ class ChatSession:
             f"{sum(stats.prefill_tokens.values())} tokens of prompts, {sum(stats.decode_tokens.values())} generated; "
             f"{experts_line(stats)}; {total.misses} reads, waited {total.wait_s:.1f} s for them"
         )
-
-
-def _switch(name: str, text: str) -> bool:
-    """A value that is on or off."""
-    values = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
-    if text.lower() not in values:
-        raise UsageError(f"{text!r} is not a value of {name}.", advice="Say on or off.")
-    return values[text.lower()]
 
 
 def _path(command: str, argument: str) -> Path:

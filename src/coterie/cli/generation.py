@@ -146,7 +146,7 @@ def _speak(
     from coterie.generation.speech import SPEECH_RATE, speak
 
     message = user_message(request.prompt, images=request.images, audios=request.audios)
-    sound = SoundOutput(target, SPEECH_RATE)
+    sound = SoundOutput(target, SPEECH_RATE, pressed)
     try:
         speech = speak(
             opened.model,

@@ -37,6 +37,7 @@ class ReplicaSettings:
         prefix_memory: Bytes of each one's experts' memory that the beginnings of prompts may take.
         prefix_dir: Where these are copied, on each machine.
         prefix_dir_limit: Bytes that the directory may take on each.
+        speech: Whether the whole of an omni model is opened, to answer in speech, too.
     """
 
     model: str
@@ -48,6 +49,7 @@ class ReplicaSettings:
     prefix_memory: int | None = None
     prefix_dir: Path | None = None
     prefix_dir_limit: int = PREFIX_DIR_NBYTES
+    speech: bool = False
 
 
 class Replica:
@@ -68,7 +70,9 @@ class Replica:
         from coterie.server.meters import Meters
 
         with quiet_libraries(show_downloads=False):
-            self._opened = OpenModel.open(settings.model, settings.opening)
+            self._opened = OpenModel.open(settings.model, settings.opening, whole=settings.speech)
+        if settings.speech:
+            self._opened.check_speaks()
         self._meters = Meters()
         self._engine = Engine(
             self._opened,
