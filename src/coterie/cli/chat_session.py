@@ -16,7 +16,7 @@ from coterie.cli.answer import AnswerPrinter, experts_line, summary
 from coterie.cli.console import print_error, print_note
 from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.cli.turn_sounds import VOICE_SETTINGS, TurnSounds, switch
-from coterie.errors import ContextLengthError, CoterieError, UsageError
+from coterie.errors import ContextLengthError, CoterieError, SpeechError, UsageError
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
@@ -137,7 +137,7 @@ class ChatSession:
             case "/retry":
                 self._show(self.conversation.retry)
             case "/continue":
-                self._show(self.conversation.go_on)
+                self._show(self.conversation.go_on, spoken=False)
             case "/undo":
                 undone = self.conversation.undo()
                 print_note("The last message is forgotten." if undone else "There is no message to forget.")
@@ -204,14 +204,36 @@ class ChatSession:
             self.images.clear()
             self.audios.clear()
 
-    def _show(self, ask: Callable[..., Completion], *arguments: Any, **options: Any) -> None:
-        """Has something answered and shows the answer."""
+    def _show(self, ask: Callable[..., Completion], *arguments: Any, spoken: bool = True, **options: Any) -> None:
+        """Has something answered and shows the answer.
+
+        Args:
+            ask: Has it answered.
+            *arguments: What is asked.
+            spoken: Whether the answer is spoken, where answers are.
+            **options: What it is asked with.
+        """
         printer = AnswerPrinter(quiet=self.quiet)
-        with ctrl_c_requests_stop() as pressed, self.sounds.of_an_answer(pressed) as heard:
-            answer = ask(
-                *arguments, on_text=printer.text, on_reasoning=printer.reasoning, should_stop=pressed, **heard, **options
-            )
-        printer.end(answer)
+        answer: Completion | None = None
+        with ctrl_c_requests_stop() as pressed, self.sounds.of_an_answer(pressed, spoken=spoken) as heard:
+            try:
+                answer = ask(
+                    *arguments, on_text=printer.text, on_reasoning=printer.reasoning, should_stop=pressed,
+                    **heard, **options,
+                )  # fmt: skip
+            except SpeechError:
+                # Its text is there, and a turn of the conversation.
+                assert self.conversation.speech is not None
+                answer = self.conversation.speech.completion
+                raise
+            finally:
+                if answer is not None:
+                    printer.end(answer)
+        assert answer is not None
+        self._tell(answer)
+
+    def _tell(self, answer: Completion) -> None:
+        """Says what an answer took, and what else there is to say of it."""
         if self.quiet:
             return
         if self.conversation.forgotten:
@@ -220,8 +242,8 @@ class ChatSession:
                 f"--max-context makes room for more."
             )
         print_note(summary(answer, self.opened.runtime.stats()))
-        if (spoken := self.sounds.summary()) is not None:
-            print_note(spoken)
+        if (line := self.sounds.summary()) is not None:
+            print_note(line)
 
     def _stats(self) -> str:
         stats = self.opened.runtime.stats()

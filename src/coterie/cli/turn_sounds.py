@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coterie.cli.speech import PLAY, SoundOutput, check_target_of_turns, numbered, speech_summary
-from coterie.errors import UsageError
+from coterie.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from coterie.generation.conversation import Conversation
@@ -30,6 +30,7 @@ class TurnSounds:
     Raises:
         UnsupportedError: If they are to be spoken, and the model does not speak.
         UsageError: If it has no such voice.
+        InputError: If there is no chat template.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class TurnSounds:
 
         Raises:
             UnsupportedError: If the model does not speak.
-            UsageError: If sound cannot go there.
+            UsageError, OutputError: If sound cannot go there.
+            InputError: If there is no chat template.
         """
         match argument:
             case "":
@@ -89,17 +91,18 @@ class TurnSounds:
             self._conversation.voice = changed
 
     @contextmanager
-    def of_an_answer(self, should_stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    def of_an_answer(self, should_stop: Callable[[], bool], *, spoken: bool) -> Iterator[dict[str, Any]]:
         """Inside, an answer is spoken, if answers are.
 
         Args:
             should_stop: Whether no more of it is wanted.
+            spoken: Whether this one can be.
 
         Yields:
             What the conversation is asked with beside the question.
         """
         self._file = None
-        if self._conversation.voice is None:
+        if self._conversation.voice is None or not spoken:
             yield {}
             return
         from coterie.generation.speech import SPEECH_RATE
@@ -122,13 +125,18 @@ class TurnSounds:
         return f"{speech_summary(speech, SPEECH_RATE)}{where}"
 
     def _turn_on(self, target: str) -> None:
-        self._opened.check_speaks(self._voice)
         check_target_of_turns(target)
         self._target = target
         self._speak()
 
     def _speak(self) -> None:
         self._opened.check_speaks(self._voice)
+        if not self._conversation.templated:
+            raise InputError(
+                f"{self._opened.runtime.source.name} has no chat template, and its talker needs one to know whose turn "
+                f"it is.",
+                advice="Pass a template (--chat-template).",
+            )
         self._conversation.voice = self._voice
 
     def _next(self) -> str:

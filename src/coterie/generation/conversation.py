@@ -201,6 +201,7 @@ class Conversation:
             raise UsageError("An answer that was spoken does not go on.", advice="Have it answered once more.")
         if last.answer.completion.finish_reason not in CUT:
             raise UsageError("The last answer has come to its end.")
+        self.speech = None
         answer = last.answer.go_on(
             self.sampling.max_new_tokens,
             self._reader(last.prompt),

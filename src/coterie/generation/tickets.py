@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from coterie.errors import RequestCancelledError
 
 if TYPE_CHECKING:
@@ -68,6 +71,21 @@ class Piece:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SoundChunk:
+    """Some of an answer's sound.
+
+    Attributes:
+        samples: float32 [samples] in [-1, 1], one channel; never empty.
+        rate: Samples per second.
+        part: Tells it from text.
+    """
+
+    samples: npt.NDArray[np.float32]
+    rate: int
+    part: Literal["sound"] = "sound"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _LENGTHS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_FACTORS = (0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 _TOKENS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 
 
@@ -56,6 +57,15 @@ class Meters:
             "coterie_request_decode_time_seconds", "From a request's first token to its last",
             buckets=_WAITS, registry=registry,
         )  # fmt: skip
+        self._first_sound = Histogram(
+            "coterie_time_to_first_audio_seconds", "From a request's arrival to the first sound of its answer",
+            buckets=_WAITS, registry=registry,
+        )  # fmt: skip
+        self._factor = Histogram(
+            "coterie_speech_real_time_factor", "Seconds that a second of speech took to make",
+            buckets=_FACTORS, registry=registry,
+        )  # fmt: skip
+        self._speech = Counter("coterie_speech_seconds", "Seconds of speech in whole answers", registry=registry)
         self._prompts = Histogram(
             "coterie_request_prompt_tokens", "Tokens of a prompt", buckets=_LENGTHS, registry=registry
         )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from coterie.generation.speech import SPEECH_RATE, Speech
-from coterie.generation.tickets import Done, Failed, Piece, Sound
+from coterie.generation.tickets import Done, Failed, Piece, SoundChunk
 from coterie.server.identity import current, new_id
 from coterie.server.openai_choices import ChatAnswers, Choice, TextAnswers
 from coterie.server.progress import PromptProgress
@@ -73,7 +73,7 @@ class OpenAIStream:
                 case Piece():
                     for one in self._answers.piece(number, told):
                         yield self._chunk(one)
-                case Sound():
+                case SoundChunk():
                     for one in self._answers.sound(number, told):
                         yield self._chunk(one)
                 case Done():

@@ -22,7 +22,7 @@ from coterie.server.schemas.answers import (
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
     from coterie.generation.logprobs import TokenLogprob
-    from coterie.generation.tickets import Done, Piece, Sound
+    from coterie.generation.tickets import Done, Piece, SoundChunk
     from coterie.hf.token_bytes import TokenBytes
 
 Choice = dict[str, Any]
@@ -74,7 +74,7 @@ class ChatAnswers:
         name = "content" if piece.part == "text" else "reasoning_content"
         yield delta_of(number, {name: piece.text}, self._of(piece.logprobs) if piece.logprobs else None)
 
-    def sound(self, number: int, sound: Sound) -> Iterator[Choice]:
+    def sound(self, number: int, sound: SoundChunk) -> Iterator[Choice]:
         """Some of its sound: an answer that nobody wanted spoken has none."""
         yield from ()
 
@@ -151,7 +151,7 @@ class TextAnswers:
         yield from self._echo(number, piece.prompt_logprobs)
         yield _text(number, piece.text, self._of(number, piece.logprobs))
 
-    def sound(self, number: int, sound: Sound) -> Iterator[Choice]:
+    def sound(self, number: int, sound: SoundChunk) -> Iterator[Choice]:
         """Some of its sound: a continuation has none."""
         yield from ()
 

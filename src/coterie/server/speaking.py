@@ -65,6 +65,11 @@ def voice_named(
             400 if asking else 501, f"{f'{asking}: ' if asking else ''}{service.silence}", param=asking,
             code="unsupported",
         )  # fmt: skip
+    if not service.prompts.can_chat:
+        raise Refusal(
+            400, f"{service.name} has no chat template, and its talker needs one to know whose turn it is.",
+            param=asking, code="unsupported",
+        )  # fmt: skip
     if name is not None and name.lower() not in service.voices:
         raise Refusal(
             400, f"{param}: there is no voice {name!r} here; there is {', '.join(service.voices)}.", param=param

@@ -12,7 +12,7 @@ from coterie.server.speaking import SoundPieces, encoded, written
 from coterie.server.transcripts import LASTS_S
 
 if TYPE_CHECKING:
-    from coterie.generation.tickets import Done, Piece, Sound
+    from coterie.generation.tickets import Done, Piece, SoundChunk
     from coterie.hf.token_bytes import TokenBytes
     from coterie.server.schemas.answers import ChatChoice, Finish
 
@@ -61,7 +61,7 @@ class SpokenAnswers(ChatAnswers):
         else:
             yield from super().piece(number, piece)
 
-    def sound(self, number: int, sound: Sound) -> Iterator[Choice]:
+    def sound(self, number: int, sound: SoundChunk) -> Iterator[Choice]:
         """Some of the sound."""
         if data := self._pieces.take(sound.samples):
             yield self._audio(number, data=data)
