@@ -17,6 +17,7 @@ from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.one_sequence import longest
 from coterie.generation.opened import OpenModel
 from coterie.generation.parsed_answers import reading
+from coterie.generation.reading_aloud import reading_aloud
 from coterie.generation.toolbox import Toolbox
 from coterie.server.media import Media
 from coterie.server.refusals import Refusal
@@ -118,6 +119,12 @@ class Prompts:
     ) -> ChatPrompt:
         """A conversation as the text that the model continues."""
         return chat_prompt(self._processors, messages, options, tools=tools)
+
+    def of_speech(self, text: str) -> Prompt:
+        """A text to read out, whatever the model would say."""
+        made = reading_aloud(self._processors, text)
+        self._checked(made.inputs())
+        return made
 
     def of_text(self, text: str | Sequence[int]) -> Prompt:
         """A text, or tokens, to continue as they are."""

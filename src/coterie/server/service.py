@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -199,7 +200,7 @@ class Service:
         raise AssertionError("a prompt that was to be measured was answered")
 
     async def stream(self, request: Request, wishes: Sequence[Wish], events: Events, *, ping: bytes) -> EventStream:
-        """The answers as they come.
+        """The answers as they come, as events.
 
         Raises:
             Refusal: If it is known soon that there is none; later it is told within the stream.
@@ -217,6 +218,38 @@ class Service:
             leave()
             raise
         return EventStream(events(choices.events(first), choices), ping=ping, ping_s=self._ping_s, close=leave)
+
+    async def sound(self, request: Request, wish: Wish, pieces: Events, *, kind: str) -> EventStream:
+        """The sound of an answer as it comes, as bytes, in which no error can be told.
+
+        Raises:
+            Refusal: If there is none. What fails after the first piece breaks the answer off.
+            ClientDisconnect: If nobody waits for it any more.
+        """
+        choices = self._choices(request, [wish])
+        written = pieces(choices.events(), choices)
+        first: list[bytes] = []
+
+        def leave() -> None:
+            self._leave(request, choices)
+
+        async def wait() -> None:
+            first.append(await anext(written, b""))
+
+        async def whole() -> AsyncGenerator[bytes]:
+            async with aclosing(written):
+                yield first[0]
+                async for piece in written:
+                    yield piece
+
+        try:
+            if not await unless_gone(request.receive, wait()):
+                raise ClientDisconnect
+        except BaseException:
+            await written.aclose()
+            leave()
+            raise
+        return EventStream(whole(), ping=b"", kind=kind, ping_s=self._ping_s, close=leave)
 
     def _choices(self, request: Request, wishes: Sequence[Wish]) -> Choices:
         """Has the engine take a request on."""

@@ -16,7 +16,7 @@ from coterie.server.schemas.fields import (
     Tokens,
 )
 from coterie.server.schemas.sampling import CoterieFields, Logprobs, OpenAISamplingFields
-from coterie.server.schemas.speech import MOST_SECONDS, ChatAudio, Modalities, SpokenAudio
+from coterie.server.schemas.speech import ChatAudio, Modalities, SpeechCoterieFields, SpokenAudio
 from coterie.server.schemas.tools import CallId, Calls, ChosenTool, ToolChoice, Tools, toolbox
 
 MOST_MESSAGES = 4096
@@ -123,13 +123,8 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
 
 
-class ChatCoterieFields(CoterieFields):
+class ChatCoterieFields(CoterieFields, SpeechCoterieFields):
     """What no other server has, and answers to conversations have."""
-
-    max_speech: Annotated[float, Field(gt=0, le=MOST_SECONDS)] | None = None
-    """Seconds after which the sound ends."""
-    voice_greedy: bool | None = None
-    """Whether the likeliest sound is taken at each step."""
 
 
 class ChatRequest(OpenAISamplingFields):

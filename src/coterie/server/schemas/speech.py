@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from coterie.server.refusals import Refusal
-from coterie.server.schemas.fields import Fields
+from coterie.server.schemas.fields import Fields, ModelName, NotYet, One
 
 Modality = Literal["text", "audio"]
 Modalities = Annotated[list[Modality], Field(min_length=1, max_length=4)]
@@ -18,6 +18,7 @@ SoundFormat = Literal["wav", "pcm16"]
 _OTHER_FORMATS = ("aac", "flac", "mp3", "opus")
 """What OpenAI's clients may ask for, and no encoder is here for."""
 
+LONGEST_INPUT = 4096
 LONGEST_ID = 64
 LONGEST_VOICE = 64
 LONGEST_TRANSCRIPT = 16 << 20
@@ -73,3 +74,35 @@ class SpokenAudio(Fields):
     data: Annotated[str | None, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})] = None
     """Taken so that a whole message may be sent back; it is not read."""
     expires_at: int | None = None
+
+
+class SpeechCoterieFields(Fields):
+    """What no other server has, and speech has."""
+
+    max_speech: Annotated[float, Field(gt=0, le=MOST_SECONDS)] | None = None
+    """Seconds after which the sound ends."""
+    voice_greedy: bool | None = None
+    """Whether the likeliest sound is taken at each step."""
+
+
+def _of_speech(value: Any) -> Any:
+    return written_as(value, "response_format", ("wav", "pcm"))
+
+
+class SpeechRequest(Fields):
+    """A text that is to be read out."""
+
+    input: Annotated[str, Field(min_length=1, max_length=LONGEST_INPUT)]
+    model: ModelName | None = None
+    voice: VoiceName | VoiceId | None = None
+    response_format: Annotated[Literal["wav", "pcm"], BeforeValidator(_of_speech)] = "wav"
+    stream_format: Literal["audio", "sse"] = "audio"
+    speed: One = None
+    instructions: NotYet = None
+    seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
+    coterie: SpeechCoterieFields | None = None
+
+    @property
+    def kind(self) -> SoundFormat:
+        """What the sound is written as."""
+        return "wav" if self.response_format == "wav" else "pcm16"
