@@ -6,7 +6,6 @@ import wave
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import openai
 import pytest
 
@@ -102,7 +101,7 @@ def test_a_whole_answer_has_its_sound_and_what_is_said_in_it(expected: Speech, s
     told = answer["coterie"]["speech"]
     assert told["finish_reason"] == expected.finish_reason == "length"
     assert told["seconds"] == pytest.approx(len(expected.samples) / SPEECH_RATE, abs=1e-4)
-    assert 0 < told["first_sound_s"]
+    assert told["first_sound_s"] > 0
     usage = answer["usage"]
     tokens = len(expected.completion.token_ids)
     assert usage["completion_tokens_details"] == {"audio_tokens": 20, "text_tokens": tokens}
@@ -153,7 +152,9 @@ def test_the_client_of_openai_hears_both(expected: Speech, speaker: Served) -> N
             "model": "omni", "messages": [USER], "max_tokens": 4, "temperature": 0, "modalities": ["text", "audio"],
             "extra_body": {"coterie": {"max_speech": SECONDS, "voice_greedy": True}},
         }  # fmt: skip
-        audio = client.chat.completions.create(**asked, audio={"voice": "ethan", "format": "wav"}).choices[0].message.audio
+        audio = (
+            client.chat.completions.create(**asked, audio={"voice": "ethan", "format": "wav"}).choices[0].message.audio
+        )
         assert audio.transcript == expected.completion.text
         assert sound_of({"audio": {"data": audio.data}}) == pcm16(expected.samples)
         stream = client.chat.completions.create(**asked, audio={"voice": "ethan", "format": "pcm16"}, stream=True)
