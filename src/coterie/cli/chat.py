@@ -101,8 +101,8 @@ def command(
     Lines that begin with a slash are commands; /help lists them. A message that begins with a slash is written with
     two. A message of several lines is put between two lines that hold nothing but three quotes.
 
-    With --speak a whole omni model answers in speech, too. Ctrl-C stops it: what was spoken is kept, and so is the text.
-    /speak turns it off and on.
+    With --speak a whole omni model answers in speech, too. Ctrl-C stops it: what was spoken is kept, and so is the
+    text. /speak turns it off and on.
 
     When stdin is not a terminal, each line is one turn, and nothing is asked. The exit code is then 1 if any of them
     failed.
