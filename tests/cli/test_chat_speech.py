@@ -13,8 +13,12 @@ import pytest
 
 from coterie.cli import turn_sounds
 from coterie.cli.speech import SoundOutput, numbered
+from coterie.engine.loader import load
 from coterie.errors import OutputError, UsageError
 from coterie.generation.conversation import Conversation
+from coterie.generation.processors import Processors
+from coterie.generation.sampling import Sampling
+from coterie.generation.speech import Voice
 
 SPOKEN = ("-n", "3", "--greedy", "--voice-greedy", "--max-speech", "0.02")
 FRAMES = 20
@@ -79,23 +83,22 @@ def test_a_silent_answer_has_the_text_of_a_spoken_one(talk) -> None:
 
 
 def test_the_voice_is_a_setting(talk) -> None:
-    outcome = talk("w5", "/set voice chelsie", "/reset", "w5", "/set max_speech 0.01", "/reset", "w5")
+    outcome = talk("w5", "/set voice chelsie", "/reset", "w5", "/set max_speech 0.003", "/reset", "w5")
     assert outcome.code == 0, outcome.err
     one, other, short = map(samples, files())
     assert one != other
     assert len(short) < len(other)
-    assert other[: len(short) - 100] == short[:-100]
     wrong = talk("/set voice Bob", "/set voice_greedy perhaps", "/set max_speech long", "/set max_speech -1", "w5")
     assert wrong.code == 1
-    for words in ("Did you mean", "'perhaps'", "'long'", "'-1'"):
-        assert words in wrong.err or words == "Did you mean"
+    for words in ("'Bob'", "'perhaps'", "'long'", "above 0, not -1"):
+        assert words in wrong.err
     assert samples(files()[-1]) == one
 
 
-def test_what_was_spoken_does_not_go_on(talk) -> None:
+def test_what_continue_adds_is_not_spoken(talk) -> None:
     outcome = talk("w5", "/continue")
-    assert outcome.code == 1
-    assert "spoken does not go on" in outcome.err
+    assert outcome.code == 0
+    assert len(outcome.out.splitlines()) == 2
     assert len(files()) == 1
 
 
@@ -110,7 +113,7 @@ def test_ctrl_c_keeps_what_was_spoken_and_the_session(talk, monkeypatch) -> None
 
     monkeypatch.setattr(SoundOutput, "write", press_at_the_first_sound)
     options = ("--speak", "a.wav", "-n", "3", "--greedy", "--voice-greedy", "--max-speech", "0.2")
-    outcome = talk("w5", "/save one.json", "w7", "/save two.json", options=options)
+    outcome = talk("w5 w6 w7", "/save one.json", "/retry", "w7", "/save two.json", options=options)
     assert outcome.code == 0, outcome.err
     assert "interrupted" in outcome.err
     assert 0 < len(samples("a-1.wav")) < len(samples("a-2.wav"))
@@ -164,7 +167,7 @@ def test_files_are_numbered_from_the_first_that_is_free(tmp_path) -> None:
         (("--voice", "ethan"), "--voice is of --speak"),
         (("--max-speech", "3"), "--max-speech is of --speak"),
         (("--speak", "a.wav", "--voice", "Etha"), "Did you mean 'ethan'"),
-        (("--speak", "a.wav", "--component", "thinker"), "does not speak"),
+        (("--speak", "a.wav", "--component", "thinker"), "no talker"),
     ],
 )
 def test_what_cannot_be_is_told_at_once(options, words, talk) -> None:
@@ -178,7 +181,7 @@ def test_what_cannot_be_is_told_at_once(options, words, talk) -> None:
 def test_without_a_talker_there_is_no_speech_to_turn_on(talk) -> None:
     outcome = talk("/speak play", "/speak b.wav", "/set voice ethan", "/speak", options=("-n", "2"))
     assert outcome.code == 1
-    assert "opened as a thinker alone" in outcome.err
+    assert outcome.err.count("no talker") == 3
     assert "Answers are not spoken." in outcome.err
 
 
@@ -189,21 +192,17 @@ def test_a_value_that_is_neither_on_nor_off() -> None:
         turn_sounds.switch("think", "maybe")
 
 
-def test_conversations_have_a_voice_from_python_too(omni) -> None:
-    from coterie.engine.loader import load
-    from coterie.generation.processors import Processors
-    from coterie.generation.sampling import Sampling
-    from coterie.generation.speech import Voice
-
+def test_a_turn_is_spoken_again_in_place_of_its_answer(omni) -> None:
     with load(omni, expert_memory="100%") as model:
         conversation = Conversation(model, Processors(omni), sampling=Sampling(max_new_tokens=3, greedy=True))
+        with pytest.raises(UsageError, match="Nothing was asked"):
+            conversation.speak_again()
         silent = conversation.ask("w5")
-        assert conversation.speech is None
-        conversation.voice = Voice(greedy=True, max_seconds=0.01)
-        chunks = []
-        spoken = conversation.ask("w6", on_sound=chunks.append)
-        assert np.array_equal(np.concatenate(chunks), conversation.speech.samples)
-        assert [one["content"] for one in conversation.messages[1::2]] == [silent.text, spoken.text]
-        conversation.voice = None
-        conversation.retry()
-        assert conversation.speech is None
+        speaking = conversation.speak_again(voice=Voice(greedy=True, max_seconds=0.01))
+        assert conversation.messages[1]["content"] == silent.text
+        spoken = speaking.result()
+        assert len(spoken.samples)
+        assert conversation.messages[1:] == [{"role": "assistant", "content": spoken.completion.text}]
+        kept = list(conversation.messages)
+        conversation.speak_again(should_stop=lambda: True).result()
+        assert conversation.messages == kept

@@ -8,12 +8,12 @@ from typing import Any
 
 import openai
 import pytest
-from coterie.generation.speaking import speak
 
 from coterie.engine.loader import load
 from coterie.generation.chat import chat_inputs
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
+from coterie.generation.speaking import speak
 from coterie.generation.speech import SPEECH_RATE, Speech, Voice
 from coterie.generation.wav_writer import pcm16
 from server import test_meters

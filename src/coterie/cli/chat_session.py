@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from coterie.cli.answer import AnswerPrinter, experts_line, summary
 from coterie.cli.console import print_error, print_note
 from coterie.cli.interrupts import ctrl_c_requests_stop
 from coterie.cli.turn_sounds import VOICE_SETTINGS, TurnSounds, switch
-from coterie.errors import ContextLengthError, CoterieError, SpeechError, UsageError
+from coterie.errors import ContextLengthError, CoterieError, UsageError
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
     from coterie.generation.conversation import Conversation
     from coterie.generation.opened import OpenModel
+    from coterie.generation.speaking import Speaking
 
 _COMMANDS = {
     "/help": "this list",
@@ -135,9 +137,9 @@ class ChatSession:
             case "/speak":
                 print_note(self.sounds.obey(argument))
             case "/retry":
-                self._show(self.conversation.retry)
+                self._show(self.conversation.retry, self.conversation.speak_again)
             case "/continue":
-                self._show(self.conversation.go_on, spoken=False)
+                self._show(self.conversation.go_on)
             case "/undo":
                 undone = self.conversation.undo()
                 print_note("The last message is forgotten." if undone else "There is no message to forget.")
@@ -199,37 +201,29 @@ class ChatSession:
 
     def _ask(self, text: str) -> None:
         try:
-            self._show(self.conversation.ask, text, images=tuple(self.images), audios=tuple(self.audios))
+            files = {"images": tuple(self.images), "audios": tuple(self.audios)}
+            self._show(self.conversation.ask, self.conversation.speak, text=text, **files)
         finally:
             self.images.clear()
             self.audios.clear()
 
-    def _show(self, ask: Callable[..., Completion], *arguments: Any, spoken: bool = True, **options: Any) -> None:
+    def _show(
+        self, ask: Callable[..., Completion], speak: Callable[..., Speaking] | None = None, /, **asked: Any
+    ) -> None:
         """Has something answered and shows the answer.
 
         Args:
-            ask: Has it answered.
-            *arguments: What is asked.
-            spoken: Whether the answer is spoken, where answers are.
-            **options: What it is asked with.
+            ask: Has it answered in text.
+            speak: Begins an answer in speech, which is what it becomes if answers are spoken; None if it cannot be.
+            **asked: What is asked.
         """
         printer = AnswerPrinter(quiet=self.quiet)
-        answer: Completion | None = None
-        with ctrl_c_requests_stop() as pressed, self.sounds.of_an_answer(pressed, spoken=spoken) as heard:
-            try:
-                answer = ask(
-                    *arguments, on_text=printer.text, on_reasoning=printer.reasoning, should_stop=pressed,
-                    **heard, **options,
-                )  # fmt: skip
-            except SpeechError:
-                # Its text is there, and a turn of the conversation.
-                assert self.conversation.speech is not None
-                answer = self.conversation.speech.completion
-                raise
-            finally:
-                if answer is not None:
-                    printer.end(answer)
-        assert answer is not None
+        with ctrl_c_requests_stop() as pressed:
+            if speak is not None and self.sounds.on:
+                answer = self.sounds.answer(partial(speak, **asked), printer, pressed)
+            else:
+                answer = ask(on_text=printer.text, on_reasoning=printer.reasoning, should_stop=pressed, **asked)
+                printer.end(answer)
         self._tell(answer)
 
     def _tell(self, answer: Completion) -> None:

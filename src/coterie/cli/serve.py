@@ -248,12 +248,13 @@ def command(
         with ExitStack() as stack:
             if ray is None:
                 from coterie.generation.engine import Engine
+                from coterie.generation.speech import Voice, speaker_of
                 from coterie.server.app import make_app
                 from coterie.server.meters import Meters
 
                 opened = stack.enter_context(open_model(model, opening, whole=speech))
                 if speech:
-                    opened.check_speaks()
+                    speaker_of(opened.model, Voice())
                 names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
                 if record_profile is not None:
                     stack.enter_context(opened.runtime.record_profile(record_profile, domain=checked_domain))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from coterie.cli.speech import PLAY, SoundOutput, check_target_of_turns, numbered, speech_summary
-from coterie.errors import InputError, UsageError
+from coterie.errors import SpeechError, UsageError
 
 if TYPE_CHECKING:
+    from coterie.cli.answer import AnswerPrinter
+    from coterie.generation.completion import Completion
     from coterie.generation.conversation import Conversation
     from coterie.generation.opened import OpenModel
-    from coterie.generation.speech import Voice
+    from coterie.generation.speaking import Speaking
+    from coterie.generation.speech import Speech, Voice
 
-_ON, _OFF = "on", "off"
+
+class Speaks(Protocol):
+    """Begins an answer in speech."""
+
+    def __call__(self, *, voice: Voice, should_stop: Callable[[], bool]) -> Speaking:
+        """The answer on its way, spoken so; it ends when nobody wants more of it."""
 
 
 class TurnSounds:
@@ -23,9 +30,12 @@ class TurnSounds:
 
     Args:
         opened: The model.
-        conversation: With it; it has a voice while its answers are spoken.
+        conversation: With it.
         target: What --speak says; None if answers are not spoken.
         voice: How they are, if they are.
+
+    Attributes:
+        on: Whether answers are spoken.
 
     Raises:
         UnsupportedError: If they are to be spoken, and the model does not speak.
@@ -38,13 +48,15 @@ class TurnSounds:
     ) -> None:
         from coterie.generation.speech import Voice as AnyVoice
 
+        self.on = False
         self._opened = opened
         self._conversation = conversation
-        self._target = target
+        self._target = target or PLAY
         self._voice = voice or AnyVoice()
         self._file: str | None = None
+        self._speech: Speech | None = None
         if target is not None:
-            self._speak()
+            self._turn_on(target)
 
     def obey(self, argument: str) -> str:
         """Does what /speak says, and tells how it is now.
@@ -57,18 +69,13 @@ class TurnSounds:
             UsageError, OutputError: If sound cannot go there.
             InputError: If there is no chat template.
         """
-        match argument:
-            case "":
-                pass
-            case "off":
-                self._conversation.voice = None
-            case "on":
-                self._turn_on(self._target or PLAY)
-            case _:
-                self._turn_on(argument)
-        if self._conversation.voice is None:
+        if argument == "off":
+            self.on = False
+        elif argument:
+            self._turn_on(self._target if argument == "on" else argument)
+        if not self.on:
             return "Answers are not spoken."
-        return "Answers are spoken." if self._target == PLAY else f"The next answer is spoken into {self._next()}."
+        return "Answers are spoken." if self._target == PLAY else f"The next answer is spoken into {self._next}."
 
     def set(self, name: str, text: str) -> None:
         """Changes how answers are spoken.
@@ -78,69 +85,72 @@ class TurnSounds:
             text: Its value.
 
         Raises:
+            UnsupportedError: If the model does not speak.
             UsageError: If it has no such value.
         """
+        from coterie.generation.speech import speaker_of
+
         attribute, read = VOICE_SETTINGS[name]
         try:
             changed = replace(self._voice, **{attribute: read(text)})
-        except ValueError as error:  # which a UsageError is, too
+        except UsageError:
+            raise
+        except ValueError as error:
             raise UsageError(f"{text!r} is not a value of {name}.") from error
-        self._opened.check_speaks(changed)
+        speaker_of(self._opened.model, changed)
         self._voice = changed
-        if self._conversation.voice is not None:
-            self._conversation.voice = changed
 
-    @contextmanager
-    def of_an_answer(self, should_stop: Callable[[], bool], *, spoken: bool) -> Iterator[dict[str, Any]]:
-        """Inside, an answer is spoken, if answers are.
+    def answer(self, speak: Speaks, printer: AnswerPrinter, should_stop: Callable[[], bool]) -> Completion:
+        """Has an answer spoken, and shows its text meanwhile.
 
         Args:
+            speak: Begins it.
+            printer: Shows it.
             should_stop: Whether no more of it is wanted.
-            spoken: Whether this one can be.
 
-        Yields:
-            What the conversation is asked with beside the question.
+        Raises:
+            SpeechError: If the sound could not be made to its end. The text is shown.
+            CoterieError: If there is no answer.
         """
-        self._file = None
-        if self._conversation.voice is None or not spoken:
-            yield {}
-            return
-        from coterie.generation.speech import SPEECH_RATE
-
-        self._file = self._next()
-        output = SoundOutput(self._file, SPEECH_RATE, should_stop)
+        speaking = speak(voice=self._voice, should_stop=should_stop)
+        self._file = self._next
+        output = SoundOutput(self._file, speaking.rate, should_stop)
+        failure: SpeechError | None = None
         try:
-            yield {"on_sound": output.write}
+            try:
+                speech = speaking.tell(on_text=printer.text, on_reasoning=printer.reasoning, on_sound=output.write)
+            except SpeechError as error:
+                speech, failure = speaking.result(), error
+            self._speech = speech
+            printer.end(speech.completion)
         finally:
             output.end()
+        if failure is not None:
+            raise failure
+        return speech.completion
 
     def summary(self) -> str | None:
-        """What came of the last answer's sound; None if it had none."""
+        """What came of the sound of the last answer, which is told once; None if it had none."""
         from coterie.generation.speech import SPEECH_RATE
 
-        speech = self._conversation.speech
+        speech, self._speech = self._speech, None
         if speech is None:
             return None
         where = f", in {self._file}" if self._file != PLAY and len(speech.samples) else ""
         return f"{speech_summary(speech, SPEECH_RATE)}{where}"
 
     def _turn_on(self, target: str) -> None:
-        check_target_of_turns(target)
-        self._target = target
-        self._speak()
+        from coterie.generation.speaking import no_template
+        from coterie.generation.speech import speaker_of
 
-    def _speak(self) -> None:
-        self._opened.check_speaks(self._voice)
+        speaker_of(self._opened.model, self._voice)
         if not self._conversation.templated:
-            raise InputError(
-                f"{self._opened.runtime.source.name} has no chat template, and its talker needs one to know whose turn "
-                f"it is.",
-                advice="Pass a template (--chat-template).",
-            )
-        self._conversation.voice = self._voice
+            raise no_template(self._opened.model)
+        check_target_of_turns(target)
+        self._target, self.on = target, True
 
+    @property
     def _next(self) -> str:
-        assert self._target is not None
         return numbered(self._target)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.errors import InputError, SpeechError, UsageError
+from coterie.errors import InputError, UsageError
 from coterie.files.json_text import read_json_object
 from coterie.files.replacing import replacing
 from coterie.generation.answer_form import answer_form
@@ -21,7 +21,8 @@ from coterie.generation.one_sequence import longest
 from coterie.generation.parsed_answers import reading
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
-from coterie.generation.speech import Samples, Speech, Voice, speak
+from coterie.generation.speaking import Speaking, no_template
+from coterie.generation.speech import Voice
 from coterie.generation.toolbox import Toolbox
 
 if TYPE_CHECKING:
@@ -55,13 +56,10 @@ class Conversation:
             With the first, an answer is the same whenever the same conversation takes the same course, whoever else is
             served. It may differ in rounding from what the same messages come to in a prompt of their own. With the
             others it does not.
-        voice: How answers are spoken, by a whole omni model; None for answers in text alone.
 
     Attributes:
         templated: Whether the model has a chat template.
         sampling: How tokens are chosen.
-        voice: That given; from the next answer on, what it is set to.
-        speech: The last answer in speech, its sound included; None if it was not spoken.
         messages: The turns so far, as :func:`~coterie.generation.chat.chat_inputs` takes them.
         forgotten: Messages that the last answer could not take into account, because the context was full.
 
@@ -80,7 +78,6 @@ class Conversation:
         system: str | None = None,
         options: ChatOptions | None = None,
         reuse: bool | Reuse = True,
-        voice: Voice | None = None,
     ) -> None:
         self._model = model
         self._processors = processors
@@ -89,8 +86,6 @@ class Conversation:
         self._turn = 0
         self._first: list[dict[str, Any]] = _system_message(system)
         self.sampling = sampling or Sampling()
-        self.voice = voice
-        self.speech: Speech | None = None
         self.options = options or ChatOptions()
         self.templated = self.options.template is not None or can_chat(processors)
         self.messages = list(self._first)
@@ -115,14 +110,12 @@ class Conversation:
         audios: Sequence[str | Path] = (),
         on_text: Callable[[str], None] | None = None,
         on_reasoning: Callable[[str], None] | None = None,
-        on_sound: Callable[[Samples], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Completion:
         """Takes a turn and returns the answer.
 
         An answer that was stopped is kept as far as it came; a turn that failed, or was stopped before the first
-        token, is as if it had not been. When the context is full, the oldest turns are forgotten. What is kept of an
-        answer in speech is its text, also if the sound was stopped, or failed.
+        token, is as if it had not been. When the context is full, the oldest turns are forgotten.
 
         Args:
             text: What the user says; may be empty if there is a picture or sound.
@@ -130,18 +123,96 @@ class Conversation:
             audios: Sound files played before the text.
             on_text: As in :func:`~coterie.generation.completion.complete`.
             on_reasoning: Told what the model thinks before it answers, piece by piece.
-            on_sound: As in :func:`~coterie.generation.speech.speak`, where there is a :attr:`voice`.
             should_stop: As in :func:`~coterie.generation.completion.complete`.
 
         Raises:
             InputError: If a file cannot be used or the template refuses the conversation.
             ContextLengthError: If this turn alone is longer than the memory budget was made for.
-            UnsupportedError: If there is a :attr:`voice`, and the model does not speak.
-            SpeechError: If the sound could not be made to its end.
         """
         message = user_message(text, images=images, audios=audios)
-        return self._answer(
-            message, on_text=on_text, on_reasoning=on_reasoning, on_sound=on_sound, should_stop=should_stop
+        return self._answer(message, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
+
+    def speak(
+        self,
+        text: str,
+        *,
+        images: Sequence[str | Path] = (),
+        audios: Sequence[str | Path] = (),
+        voice: Voice | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Speaking:
+        """Takes a turn that is answered in text and speech; the sound comes while the text goes on.
+
+        The turn is kept when the answer has ended or is closed, as :meth:`ask` keeps it; what is kept of the answer is
+        its text. Until then nothing else should be asked.
+
+        Args:
+            text: What the user says; may be empty if there is a picture or sound.
+            images: Picture files shown before the text.
+            audios: Sound files played before the text.
+            voice: How it is spoken.
+            should_stop: As in :func:`coterie.speak`.
+
+        Returns:
+            The answer on its way, as :func:`coterie.speak` returns it.
+
+        Raises:
+            UnsupportedError: If the model has no talker.
+            UsageError: If it has no such voice.
+            InputError: If there is no chat template, or as :meth:`ask`.
+            ContextLengthError: As :meth:`ask`.
+        """
+        return self._speaking(user_message(text, images=images, audios=audios), voice, should_stop)
+
+    def speak_again(
+        self, *, voice: Voice | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> Speaking:
+        """Has the last turn answered once more as :meth:`speak` does, in place of the answer that it had.
+
+        That answer is kept if there is no other in the end.
+
+        Args:
+            voice: How it is spoken.
+            should_stop: As in :func:`coterie.speak`.
+
+        Raises:
+            UsageError: If there was none.
+            CoterieError: As :meth:`speak`.
+        """
+        before = self.messages
+        asked = self._without_last()
+        if asked is None:
+            raise _nothing_asked()
+        self.messages = asked
+        try:
+            return self._speaking(before[len(asked)], voice, should_stop)
+        finally:
+            self.messages = before
+
+    def _speaking(
+        self, message: dict[str, Any], voice: Voice | None, should_stop: Callable[[], bool] | None
+    ) -> Speaking:
+        """An answer in text and speech, which is kept when it has ended."""
+        if not self.templated:
+            raise no_template(self._model)
+        asked, prompt, inputs = self._prepare(message)
+
+        def keep(completing: Completing, answer: Completion) -> None:
+            if answer.token_ids:
+                self._keep(asked, answer, _Last(CutAnswer(self._model, completing, answer), prompt))
+                self._turn += 1
+
+        reader = self._reader(prompt)
+        return Speaking(
+            self._model,
+            self._processors.tokenizer,
+            inputs,
+            self._wishes(reader),
+            voice=voice,
+            reader=reader,
+            reuse=self._reuse,
+            should_stop=should_stop,
+            on_end=keep,
         )
 
     def retry(
@@ -149,7 +220,6 @@ class Conversation:
         *,
         on_text: Callable[[str], None] | None = None,
         on_reasoning: Callable[[str], None] | None = None,
-        on_sound: Callable[[Samples], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Completion:
         """Has the last turn answered once more, in place of the answer that it had.
@@ -161,17 +231,12 @@ class Conversation:
         before = self.messages
         asked = self._without_last()
         if asked is None:
-            raise UsageError("Nothing was asked yet that could be asked again.")
+            raise _nothing_asked()
         message = before[len(asked)]
         self.messages = asked
         answer = None
         try:
-            answer = self._answer(
-                message, on_text=on_text, on_reasoning=on_reasoning, on_sound=on_sound, should_stop=should_stop
-            )
-        except SpeechError as error:
-            answer = _spoken(error).completion
-            raise
+            answer = self._answer(message, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
         finally:
             if answer is None or not answer.token_ids:
                 self.messages = before
@@ -197,11 +262,8 @@ class Conversation:
         last = self._last
         if last is None or not self.messages or self.messages[-1] is not last.message:
             raise UsageError("There is no answer that could go on.", advice="Ask something first.")
-        if last.answer is None:
-            raise UsageError("An answer that was spoken does not go on.", advice="Have it answered once more.")
         if last.answer.completion.finish_reason not in CUT:
             raise UsageError("The last answer has come to its end.")
-        self.speech = None
         answer = last.answer.go_on(
             self.sampling.max_new_tokens,
             self._reader(last.prompt),
@@ -261,23 +323,13 @@ class Conversation:
         *,
         on_text: Callable[[str], None] | None,
         on_reasoning: Callable[[str], None] | None,
-        on_sound: Callable[[Samples], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> Completion:
-        self.speech = None
         asked, prompt, inputs = self._prepare(message)
         reader = self._reader(prompt)
         reader.on_reasoning = on_reasoning
-        sampling = self.sampling
-        if sampling.seed is not None:
-            sampling = dataclasses.replace(sampling, seed=(sampling.seed + self._turn) % 2**63)
-        if sampling.grammar is not None:
-            form = answer_form(self._processors.tokenizer, None, reader, Toolbox(), sampling.grammar)
-            sampling = dataclasses.replace(sampling, grammar=form)
-        if self.voice is not None:
-            return self._speak(asked, prompt, inputs, sampling, self.voice, on_text, on_sound, should_stop)
         completing = Completing(
-            self._model, self._processors.tokenizer, inputs, sampling, on_text=on_text, reader=reader
+            self._model, self._processors.tokenizer, inputs, self._wishes(reader), on_text=on_text, reader=reader
         )  # fmt: skip
         answer = completing.run(should_stop, reuse=self._reuse)
         if answer.token_ids:
@@ -285,33 +337,15 @@ class Conversation:
             self._turn += 1
         return answer
 
-    def _speak(
-        self,
-        asked: list[dict[str, Any]],
-        prompt: ChatPrompt,
-        inputs: BatchFeature,
-        sampling: Sampling,
-        voice: Voice,
-        on_text: Callable[[str], None] | None,
-        on_sound: Callable[[Samples], None] | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> Completion:
-        """An answer in speech; its text is kept, whatever becomes of the sound."""
-        failure: SpeechError | None = None
-        try:
-            speech = speak(
-                self._model, self._processors.tokenizer, inputs, sampling, voice=voice, on_text=on_text,
-                on_sound=on_sound, should_stop=should_stop,
-            )  # fmt: skip
-        except SpeechError as error:
-            speech, failure = _spoken(error), error
-        self.speech, answer = speech, speech.completion
-        if answer.token_ids:
-            self._keep(asked, answer, _Last(None, prompt))
-            self._turn += 1
-        if failure is not None:
-            raise failure
-        return answer
+    def _wishes(self, reader: AnswerReader) -> Sampling:
+        """How the tokens of the next answer are chosen."""
+        sampling = self.sampling
+        if sampling.seed is not None:
+            sampling = dataclasses.replace(sampling, seed=(sampling.seed + self._turn) % 2**63)
+        if sampling.grammar is not None:
+            form = answer_form(self._processors.tokenizer, None, reader, Toolbox(), sampling.grammar)
+            sampling = dataclasses.replace(sampling, grammar=form)
+        return sampling
 
     def _keep(self, asked: list[dict[str, Any]], answer: Completion, last: _Last) -> None:
         """Remembers an answer as the last turn."""
@@ -371,18 +405,15 @@ class Conversation:
 
 @dataclasses.dataclass(slots=True)
 class _Last:
-    """The last answer as it could go on, if it could, what it answers, and the turn that it is."""
+    """The last answer, what it answers, and the turn that it is."""
 
-    answer: CutAnswer | None
+    answer: CutAnswer
     prompt: ChatPrompt
     message: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _spoken(error: SpeechError) -> Speech:
-    """What was spoken before an error."""
-    speech = error.facts["speech"]
-    assert isinstance(speech, Speech)
-    return speech
+def _nothing_asked() -> UsageError:
+    return UsageError("Nothing was asked yet that could be asked again.")
 
 
 def _without_first(turns: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from coterie.engine.opening import open_streamed
 from coterie.engine.runtime import Runtime
 from coterie.engine.source import text_component
-from coterie.errors import CheckpointNotFoundError, UnsupportedError, UsageError
+from coterie.errors import CheckpointNotFoundError, UsageError
 from coterie.files.naming import resolve_path
 from coterie.generation.processors import Processors
-from coterie.generation.speech import Voice, can_speak, voices
 from coterie.hf.configs import component_of_class
 from coterie.hf.tokenizer import embedding_rows
 from coterie.spec.opening import Opening
@@ -70,27 +69,6 @@ class OpenModel:
         except BaseException:
             model.coterie.close()
             raise
-
-    def check_speaks(self, voice: Voice | None = None) -> None:
-        """Whether the model answers in speech.
-
-        Args:
-            voice: How; None in any of its voices.
-
-        Raises:
-            UnsupportedError: If it does not speak.
-            UsageError: If it has no such voice.
-        """
-        known = voices(self.model.config) if can_speak(self.model) else []
-        if not known:
-            source = self.runtime.source
-            part = "" if source.component is None else f", it was opened as a {source.component} alone"
-            raise UnsupportedError(
-                f"{source.name} does not speak{part}.",
-                advice="Whole omni models do, such as Qwen/Qwen3-Omni-30B-A3B-Instruct, opened with --speak.",
-            )
-        if voice is not None and voice.name is not None and voice.name.lower() not in known:
-            raise UsageError.unknown("voice", voice.name, known)
 
     @property
     def runtime(self) -> Runtime:

@@ -66,13 +66,14 @@ class Replica:
         from coterie.engine.quiet import quiet_libraries
         from coterie.generation.engine import Engine
         from coterie.generation.opened import OpenModel
+        from coterie.generation.speech import Voice, speaker_of
         from coterie.server.app import make_app
         from coterie.server.meters import Meters
 
         with quiet_libraries(show_downloads=False):
             self._opened = OpenModel.open(settings.model, settings.opening, whole=settings.speech)
         if settings.speech:
-            self._opened.check_speaks()
+            speaker_of(self._opened.model, Voice())
         self._meters = Meters()
         self._engine = Engine(
             self._opened,

@@ -1,0 +1,382 @@
+"""An answer in speech while it is made: pieces of text and chunks of sound, one after the other."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from coterie.errors import CoterieError, InputError, SpeechError, UnsupportedError
+from coterie.generation.answers import AnswerReader
+from coterie.generation.chat import can_chat, chat_inputs, user_message
+from coterie.generation.completion import Completing, Completion, Reuse, end_tokens
+from coterie.generation.draws import Draws
+from coterie.generation.frames import Frames, Samples
+from coterie.generation.interruption import stopping_when
+from coterie.generation.media_rows import MediaRows
+from coterie.generation.one_sequence import check_settings, files_named
+from coterie.generation.opened import OpenModel
+from coterie.generation.sampling import Sampling
+from coterie.generation.speech import SPEECH_RATE, Speech, Voice, speaker_of
+from coterie.generation.steps import Steps
+from coterie.generation.talking import Talking
+from coterie.generation.tickets import Part, Piece, SoundChunk
+from coterie.hf.talker import media_mask
+from coterie.passes.current import Request, Stated, Stopped
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
+
+    from coterie.generation.sequence import Keeper
+    from coterie.generation.sequence import Sequence as Tokens
+
+
+def speak(
+    model: PreTrainedModel | OpenModel,
+    asked: str | Sequence[Mapping[str, Any]] | BatchFeature,
+    sampling: Sampling | None = None,
+    *,
+    voice: Voice | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Speaking:
+    """Has a model answer in text and speech; the sound comes while the text goes on.
+
+    Example::
+
+        with coterie.load("Qwen/Qwen3-Omni-30B-A3B-Instruct", memory="8GiB") as model:
+            for piece in coterie.speak(model, "Tell me a story."):
+                if isinstance(piece, coterie.SoundChunk):
+                    loudspeaker.write(piece.samples)  # float32, piece.rate samples per second
+                else:
+                    print(piece.text, end="", flush=True)
+
+    For a turn of a conversation see :meth:`coterie.Conversation.speak`.
+
+    Args:
+        model: A whole omni model from :func:`coterie.load`.
+        asked: What the user says; or messages of a conversation, as :func:`coterie.chat_inputs` takes them; or the
+            inputs that it returns, pictures and sounds included.
+        sampling: How the text's tokens are chosen. The sound is drawn as ``voice`` says. With a seed both are
+            repeatable; where both are drawn, the talker goes on with the random numbers that the text has left, as in
+            transformers, and the sound comes after the text. A seed of the voice's own makes it come meanwhile.
+        voice: How it is spoken.
+        should_stop: Asked before every layer; True ends the answer, and keeps what is there.
+
+    Returns:
+        An iterator, which computes what it gives when it is asked for it. What ends the answer before its time is
+        raised there.
+
+    Raises:
+        UnsupportedError: If the model has no talker, or its settings ask for what one sequence cannot do.
+        UsageError: If it has no such voice.
+        InputError: If it has no chat template, by which a talker knows whose turn it is; or a file cannot be used.
+        CoterieError: As :func:`coterie.load` and computing the answer raise it.
+    """
+    opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
+    speaker_of(opened.model, voice or Voice())
+    return Speaking(
+        opened.model,
+        opened.processors.tokenizer,
+        _inputs(opened, asked),
+        sampling,
+        voice=voice,
+        should_stop=should_stop,
+    )
+
+
+def _inputs(opened: OpenModel, asked: str | Sequence[Mapping[str, Any]] | BatchFeature) -> BatchFeature:
+    if not isinstance(asked, str) and isinstance(asked, Mapping):
+        return asked
+    if not can_chat(opened.processors):
+        raise no_template(opened.model)
+    return chat_inputs(opened.processors, [user_message(asked)] if isinstance(asked, str) else asked)
+
+
+def no_template(model: PreTrainedModel) -> InputError:
+    """What to say of a model whose talker cannot know whose turn it is."""
+    return InputError(
+        f"{model.coterie.source.name} has no chat template, and its talker needs one to know whose turn it is.",
+        advice="Make inputs with a template (chat_inputs), or pass one to the conversation (ChatOptions).",
+    )
+
+
+class Speaking:
+    """An answer on its way, in text and sound. Made by :func:`coterie.speak` and :meth:`coterie.Conversation.speak`.
+
+    Iterating over it gives its pieces: a ``Piece`` with a ``text``, or a :class:`coterie.SoundChunk` with ``samples``.
+    A token of the text and a frame of the sound (0.08 seconds) are computed in turn; of the sound, 0.6 seconds come
+    first, then 2 at a time. Leaving it as a context ends it, and keeps what is there.
+
+    Args:
+        model: A whole omni model.
+        tokenizer: Its tokenizer.
+        inputs: From :func:`coterie.chat_inputs`: the talker needs to see whose turn is whose.
+        sampling: How the text's tokens are chosen.
+        voice: How it is spoken.
+        streamed: Whether sound comes while it is made. Else all of it is decoded at the end as transformers does, to
+            the bit; beyond 24 seconds that leaves out some samples (23 ms) every 24 seconds, and takes more memory.
+        reader: Tells the parts of the text apart.
+        reuse: Where what was computed of the prompt's beginning is found.
+        should_stop: Asked before every layer; True ends it, and keeps what is there.
+        on_end: Given the text when all of the answer has ended, or is given up.
+
+    Attributes:
+        rate: Samples of the sound per second.
+
+    Raises:
+        UnsupportedError: If the model has no talker, or the generation config asks for what one sequence cannot do.
+        UsageError: If it has no such voice.
+    """
+
+    rate = SPEECH_RATE
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        inputs: BatchFeature,
+        sampling: Sampling | None = None,
+        *,
+        voice: Voice | None = None,
+        streamed: bool = True,
+        reader: AnswerReader | None = None,
+        reuse: Reuse | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        on_end: Callable[[Completing, Completion], None] | None = None,
+    ) -> None:
+        how, wishes = voice or Voice(), sampling or Sampling()
+        speaker = speaker_of(model, how)
+        if wishes.logprobs is not None or wishes.prompt_logprobs is not None:
+            raise UnsupportedError("Answers in speech tell no log probabilities.", advice="Leave them out.",
+                                   field="logprobs")  # fmt: skip
+        self._model = model
+        self._inputs = inputs
+        self._reuse = reuse
+        self._on_end = on_end
+        self._pieces: deque[Piece | SoundChunk] = deque()
+        if reader is not None:
+            reader.on_reasoning = self._teller("reasoning")
+        model.coterie.expect_request(inputs, speech=True)
+        self._completing = Completing(
+            model, tokenizer, inputs, wishes, on_text=self._teller("text"), reader=reader
+        )  # fmt: skip
+        config = self._completing.config
+        check_settings(model, config, streamed=True)
+        self._ends = end_tokens(config)
+        self._steps = Steps()
+        self._request = Request()
+        self._request.before_layer = stopping_when(self._wanted(should_stop))
+        self._stop = False
+        self._draws = None if wishes.seed is None else Draws(wishes.seed)
+        drawn_twice = self._draws is not None and bool(config.do_sample) and not how.greedy and how.seed is None
+        self._talking = Talking(
+            model,
+            speaker=speaker,
+            greedy=how.greedy,
+            most_frames=how.most_frames(model.code2wav),
+            request=self._request,
+            frames=Frames(model.code2wav, self._hear if streamed else None),
+            draws=self._draws if how.seed is None else Draws(how.seed),
+            waits=not streamed or drawn_twice,
+        )
+        self._text: Tokens | None = None
+        self._begun = self._written = False
+        self._speech: Speech | None = None
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Piece | SoundChunk]:
+        return self
+
+    def __next__(self) -> Piece | SoundChunk:
+        while not self._pieces:
+            if self._speech is not None:
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                raise StopIteration
+            self._step()
+        return self._pieces.popleft()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def result(self) -> Speech:
+        """The whole answer, once it has ended; what was not given of it yet is not given any more.
+
+        Raises:
+            SpeechError: If the sound could not be made to its end. What there is of the answer is its ``speech``.
+            CoterieError: What else ended it before its time.
+        """
+        for _ in self:
+            pass
+        assert self._speech is not None
+        return self._speech
+
+    def tell(
+        self,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        on_reasoning: Callable[[str], None] | None = None,
+        on_sound: Callable[[Samples], None] | None = None,
+    ) -> Speech:
+        """Takes it to its end, and tells its pieces meanwhile.
+
+        Args:
+            on_text: Told the text.
+            on_reasoning: Told what the model thinks before.
+            on_sound: Told the samples of the sound. If it raises a :class:`~coterie.errors.CoterieError`, the sound has
+                ended with that, and the text goes on.
+
+        Raises:
+            CoterieError: As :meth:`result`.
+        """
+        told = {"text": on_text, "reasoning": on_reasoning}
+        with self:
+            for piece in self:
+                if isinstance(piece, Piece):
+                    if (on_piece := told[piece.part]) is not None:
+                        on_piece(piece.text)
+                elif on_sound is not None and self._talking.error is None:
+                    try:
+                        on_sound(piece.samples)
+                    except CoterieError as error:
+                        self._fall_silent(error)
+            return self.result()
+
+    def stop(self) -> None:
+        """Ends it before the next layer is computed; in whatever thread. What is there is kept, and still given."""
+        self._stop = True
+
+    def close(self) -> None:
+        """Ends it at once, between two of its pieces; what was not given yet is not given any more. Harmless after it.
+
+        The speech that there is by then is its :meth:`result`.
+        """
+        if self._speech is None:
+            self._end(interrupted=True)
+        self._pieces.clear()
+
+    def _step(self) -> None:
+        """A forward pass, and what follows from it."""
+        try:
+            with files_named(self._model):
+                if not self._begun:
+                    self._begun = True
+                    self._begin()
+                elif self._stop:
+                    raise Stopped
+                else:
+                    self._steps.step()
+                self._follow()
+        except Stopped:
+            self._end(interrupted=True)
+        except CoterieError as error:
+            self._end(error)
+        except BaseException:
+            self._end(interrupted=True)
+            raise
+
+    def _begin(self) -> None:
+        """Makes the sequence of the text."""
+        with Stated(self._request):
+            if not self._completing.in_steps:
+                self._begin_elsewhere()
+                return
+            ids = self._inputs["input_ids"]
+            shown = bool(media_mask(self._model, ids).any())
+            self._text = self._completing.sequence(
+                self._request,
+                draws=self._draws,
+                reuse=None if shown else self._reuse,
+                media=self._watch if shown else None,
+            )
+        self._steps.add(self._text)
+
+    def _begin_elsewhere(self) -> None:
+        """Has transformers write the text in a way of its own, which is one call."""
+        if self._draws is not None:
+            self._draws.begin()
+        try:
+            self._talking.begin_elsewhere(self._completing.whole_options(), self._prompt(), self._steps)
+        finally:
+            if self._draws is not None:
+                self._draws.end()
+        self._written = True
+
+    def _watch(self, keeper: Keeper | None) -> Keeper:
+        """Keeps what the talker reads of pictures and sounds in the prompt."""
+        self._talking.media = MediaRows(self._model, self._inputs["input_ids"], keeper)
+        return self._talking.media
+
+    def _follow(self) -> None:
+        """Sees to text and sound after a step."""
+        text, talking = self._text, self._talking
+        if text is not None:
+            talking.follow(text, self._ends, self._prompt, self._steps)
+            text.check()
+            self._written = text.ended
+        else:
+            talking.look()
+        if isinstance(talking.error, Stopped) or not isinstance(talking.error, CoterieError | None):
+            raise talking.error
+        if self._written and talking.over:
+            self._end(talking.error)
+
+    def _prompt(self) -> Mapping[str, Any]:
+        made: Mapping[str, Any] = self._inputs.to(self._model.dtype)
+        return made
+
+    def _fall_silent(self, error: CoterieError) -> None:
+        """The sound ends with an error, and the text goes on."""
+        if self._talking.sequence is not None:
+            self._steps.remove(self._talking.sequence)
+        self._talking.fail(error)
+
+    def _end(self, error: CoterieError | None = None, *, interrupted: bool = False) -> None:
+        """All has ended, whatever ended it."""
+        talking, written = self._talking, self._written
+        for sequence in (self._text, talking.sequence):
+            if sequence is not None:
+                self._steps.remove(sequence)
+        if interrupted:
+            talking.stop()
+        samples = talking.frames.end()
+        completion = self._completing.end(interrupted=not written and error is None)
+        first, began = talking.frames.first_at, self._completing.stream.first_at
+        self._speech = speech = Speech(
+            completion=completion,
+            samples=samples,
+            finish_reason=talking.reason if len(samples) or talking.reason == "interrupted" else "none",
+            seconds=talking.seconds,
+            first_s=None if first is None or began is None else first - began,
+        )
+        if error is not None:
+            self._error = error if not talking.begun else _speech_error(error, speech)
+        if self._on_end is not None:
+            self._on_end(self._completing, completion)
+
+    def _hear(self, samples: Samples) -> None:
+        self._pieces.append(SoundChunk(samples, SPEECH_RATE))
+
+    def _teller(self, part: Part) -> Callable[[str], None]:
+        def tell(text: str) -> None:
+            self._pieces.append(Piece(part, text))
+
+        return tell
+
+    def _wanted(self, should_stop: Callable[[], bool] | None) -> Callable[[], bool]:
+        return lambda: self._stop or (should_stop is not None and should_stop())
+
+
+def _speech_error(error: CoterieError, speech: Speech) -> SpeechError:
+    made = SpeechError(
+        f"The answer could not be spoken to its end: {error}", advice=error.advice, speech=speech
+    )  # fmt: skip
+    made.__cause__ = error
+    return made
