@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def speak(
     model: PreTrainedModel | OpenModel,
-    asked: str | Sequence[Mapping[str, Any]] | BatchFeature,
+    asked: str | Sequence[Mapping[str, Any]] | Mapping[str, Any],
     sampling: Sampling | None = None,
     *,
     voice: Voice | None = None,
@@ -85,9 +85,11 @@ def speak(
     )
 
 
-def _inputs(opened: OpenModel, asked: str | Sequence[Mapping[str, Any]] | BatchFeature) -> BatchFeature:
-    if not isinstance(asked, str) and isinstance(asked, Mapping):
-        return asked
+def _inputs(opened: OpenModel, asked: str | Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> BatchFeature:
+    if isinstance(asked, Mapping):
+        from transformers import BatchFeature
+
+        return BatchFeature(dict(asked))
     if not can_chat(opened.processors):
         raise no_template(opened.model)
     return chat_inputs(opened.processors, [user_message(asked)] if isinstance(asked, str) else asked)

@@ -247,7 +247,9 @@ class Talking:
         sequence = self.sequence
         assert sequence is not None
         self.over = True
-        self.seconds += sequence.seconds
+        start = time.perf_counter()
+        self.frames.end()
+        self.seconds += sequence.seconds + time.perf_counter() - start
         self.error, sequence.error = sequence.error, None
         if self.error is None:
             self.reason = self._reason(sequence)
