@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from coterie.errors import EngineError
 from coterie.generation.asked import Measured
+from coterie.generation.speech import SPEECH_RATE
 from coterie.server.demand import Demand
 from coterie.server.logs import log_failure
 from coterie.server.present import Layers, Present, Watched
@@ -15,6 +16,7 @@ from coterie.server.refusals import Refusal, refusal_of
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
+    from coterie.generation.speech import Speech
     from coterie.generation.tickets import Phase, Ticket
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -98,6 +100,15 @@ class Meters:
         self._prompt.inc(completion.prompt_tokens)
         self._generated.inc(tokens)
         self._success.labels(completion.finish_reason).inc()
+
+    def spoken(self, ticket: Ticket, speech: Speech) -> None:
+        """An answer was spoken."""
+        seconds = len(speech.samples) / SPEECH_RATE
+        self._speech.inc(seconds)
+        if seconds:
+            self._factor.observe(speech.seconds / seconds)
+        if speech.first_s is not None:
+            self._first_sound.observe(ticket.queue_s + speech.completion.prefill_s + speech.first_s)
 
     def failed(self, ticket: Ticket, error: BaseException) -> None:
         """A request that was taken on got no whole answer; where that is the server's doing, the log has it."""
