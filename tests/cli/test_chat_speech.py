@@ -20,6 +20,8 @@ from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
 from coterie.generation.speech import Voice
 
+pytestmark = pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
+
 SPOKEN = ("-n", "3", "--greedy", "--voice-greedy", "--max-speech", "0.02")
 FRAMES = 20
 """Of 0.02 seconds, in this model."""

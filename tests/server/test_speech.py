@@ -4,6 +4,7 @@ import base64
 import io
 import wave
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,8 +17,11 @@ from coterie.generation.sampling import Sampling
 from coterie.generation.speaking import speak
 from coterie.generation.speech import SPEECH_RATE, Speech, Voice
 from coterie.generation.wav_writer import pcm16
+from docs.pages import ROOT, python_blocks
 from server import test_meters
 from server.conftest import Served, drop, read_events, serving, until
+
+pytestmark = pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
 
 PATH = "/v1/chat/completions"
 FRAME_S = 24 / SPEECH_RATE
@@ -58,10 +62,7 @@ def alone(whole: OpenModel) -> Callable[..., Speech]:
     def answered(messages: Any = (USER,), voice: str = "ethan") -> Speech:
         how = Voice(name=voice, greedy=True, max_seconds=SECONDS)
         inputs = chat_inputs(whole.processors, list(messages))
-        with speak(whole, inputs, Sampling(max_new_tokens=4, temperature=0), voice=how) as speaking:
-            for _ in speaking:
-                pass
-        return speaking.speech
+        return speak(whole, inputs, Sampling(max_new_tokens=4, temperature=0), voice=how).result()
 
     return answered
 
@@ -158,9 +159,26 @@ def test_the_client_of_openai_hears_both(expected: Speech, speaker: Served) -> N
         assert audio.transcript == expected.completion.text
         assert sound_of({"audio": {"data": audio.data}}) == pcm16(expected.samples)
         stream = client.chat.completions.create(**asked, audio={"voice": "ethan", "format": "pcm16"}, stream=True)
-        pieces = [getattr(chunk.choices[0].delta, "audio", None) or {} for chunk in stream]
-        assert b"".join(base64.b64decode(one.get("data", "")) for one in pieces) == pcm16(expected.samples)
-        assert "".join(one.get("transcript", "") for one in pieces) == expected.completion.text
+        pieces = [audio for chunk in stream if (audio := chunk.choices[0].delta.audio) is not None]
+        assert b"".join(base64.b64decode(one.data or "") for one in pieces) == pcm16(expected.samples)
+        assert "".join(one.transcript or "" for one in pieces) == expected.completion.text
+
+
+def test_the_examples_of_the_page_run(speaker: Served, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "serve.md").read_text()
+    examples = [block for block in python_blocks(page) if "audio" in block and "voice" in block]
+    assert len(examples) == 3
+    with openai.OpenAI(base_url=f"{speaker.url}/v1", api_key="none", max_retries=0) as client:
+        asked = client.with_options(timeout=60)
+        for block in examples:
+            short = block.replace('model="qwen3-omni",', 'model="omni", extra_body={"coterie": {"max_speech": 0.02}},')
+            exec(short, {"client": asked, "base64": base64})
+    assert capsys.readouterr().out.strip()
+    for name in ("story.wav", "morning.wav"):
+        with wave.open(name) as file:
+            assert any(file.readframes(400))
+    assert len(Path("story.pcm").read_bytes()) > 2 * 100
 
 
 def test_a_conversation_goes_on_with_what_was_said(alone, speaker: Served) -> None:
