@@ -146,6 +146,7 @@ class Completing:
         reader: Tells the parts of an answer apart.
         on_logprobs: Told how likely its tokens were.
         on_prompt_logprobs: Told how likely the prompt's were.
+        speech: Whether it is to be spoken.
 
     Attributes:
         sampling: How tokens are chosen.
@@ -169,13 +170,14 @@ class Completing:
         reader: AnswerReader | None = None,
         on_logprobs: LogprobsTold | None = None,
         on_prompt_logprobs: LogprobsTold | None = None,
+        speech: bool = False,
     ) -> None:
         self.sampling = sampling or Sampling()
         self._model = model
         self._tokenizer = tokenizer
         self._inputs = inputs
         self._reader = reader
-        model.coterie.expect_request(inputs)
+        model.coterie.expect_request(inputs, speech=speech)
         self.config = effective_config(model, tokenizer, inputs, self.sampling)
         check_settings(model, self.config)
         self._writer = writing_part(model)

@@ -7,29 +7,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from coterie.errors import CoterieError, InputError, SpeechError, UnsupportedError
+from coterie.errors import CoterieError, InputError
 from coterie.generation.answers import AnswerReader
 from coterie.generation.chat import can_chat, chat_inputs, user_message
-from coterie.generation.completion import Completing, Completion, Reuse, end_tokens
+from coterie.generation.completion import Completing, Completion, Reuse
 from coterie.generation.draws import Draws
-from coterie.generation.frames import Frames, Samples
+from coterie.generation.frames import Samples
 from coterie.generation.interruption import stopping_when
-from coterie.generation.media_rows import MediaRows
-from coterie.generation.one_sequence import check_settings, files_named
+from coterie.generation.one_sequence import files_named
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
-from coterie.generation.speech import SPEECH_RATE, Speech, Voice, speaker_of
+from coterie.generation.speech import SPEECH_RATE, Speech, Voice
+from coterie.generation.spoken_answer import SpokenAnswer, check_spoken, speech_error
 from coterie.generation.steps import Steps
-from coterie.generation.talking import Talking
 from coterie.generation.tickets import Part, Piece, SoundChunk
-from coterie.hf.talker import media_mask
-from coterie.passes.current import Request, Stated, Stopped
+from coterie.passes.current import Request, Stopped
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
-
-    from coterie.generation.sequence import Keeper
-    from coterie.generation.sequence import Sequence as Tokens
 
 
 def speak(
@@ -74,7 +69,7 @@ def speak(
         CoterieError: As :func:`coterie.load` and computing the answer raise it.
     """
     opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
-    speaker_of(opened.model, voice or Voice())
+    check_spoken(opened.model, sampling or Sampling(), voice or Voice())
     return Speaking(
         opened.model,
         opened.processors.tokenizer,
@@ -148,42 +143,30 @@ class Speaking:
         on_end: Callable[[Completing, Completion], None] | None = None,
     ) -> None:
         how, wishes = voice or Voice(), sampling or Sampling()
-        speaker = speaker_of(model, how)
-        if wishes.logprobs is not None or wishes.prompt_logprobs is not None:
-            raise UnsupportedError("Answers in speech tell no log probabilities.", advice="Leave them out.",
-                                   field="logprobs")  # fmt: skip
+        check_spoken(model, wishes, how)
         self._model = model
-        self._inputs = inputs
         self._reuse = reuse
         self._on_end = on_end
         self._pieces: deque[Piece | SoundChunk] = deque()
         if reader is not None:
             reader.on_reasoning = self._teller("reasoning")
-        model.coterie.expect_request(inputs, speech=True)
         self._completing = Completing(
-            model, tokenizer, inputs, wishes, on_text=self._teller("text"), reader=reader
-        )  # fmt: skip
-        config = self._completing.config
-        check_settings(model, config, streamed=True)
-        self._ends = end_tokens(config)
-        self._steps = Steps()
-        self._request = Request()
-        self._request.before_layer = stopping_when(self._wanted(should_stop))
-        self._stop = False
-        self._draws = None if wishes.seed is None else Draws(wishes.seed)
-        drawn_twice = self._draws is not None and bool(config.do_sample) and not how.greedy and how.seed is None
-        self._talking = Talking(
-            model,
-            speaker=speaker,
-            greedy=how.greedy,
-            most_frames=how.most_frames(model.code2wav),
-            request=self._request,
-            frames=Frames(model.code2wav, self._hear if streamed else None),
-            draws=self._draws if how.seed is None else Draws(how.seed),
-            waits=not streamed or drawn_twice,
+            model, tokenizer, inputs, wishes, on_text=self._teller("text"), reader=reader, speech=True
         )
-        self._text: Tokens | None = None
-        self._begun = self._written = False
+        self._steps = Steps()
+        self._stop = False
+        request = Request()
+        request.before_layer = stopping_when(lambda: self._stop or (should_stop is not None and should_stop()))
+        self._answer = SpokenAnswer(
+            model,
+            inputs,
+            self._completing,
+            how,
+            request,
+            draws=None if wishes.seed is None else Draws(wishes.seed),
+            on_sound=self._hear if streamed else None,
+        )
+        self._begun = False
         self._speech: Speech | None = None
         self._error: BaseException | None = None
 
@@ -244,11 +227,11 @@ class Speaking:
                 if isinstance(piece, Piece):
                     if (on_piece := told[piece.part]) is not None:
                         on_piece(piece.text)
-                elif on_sound is not None and self._talking.error is None:
+                elif on_sound is not None and self._answer.talking.error is None:
                     try:
                         on_sound(piece.samples)
                     except CoterieError as error:
-                        self._fall_silent(error)
+                        self._answer.fall_silent(error, self._steps)
             return self.result()
 
     def stop(self) -> None:
@@ -275,7 +258,7 @@ class Speaking:
                     raise Stopped
                 else:
                     self._steps.step()
-                self._follow()
+                self._answer.follow(self._steps)
         except Stopped:
             self._end(interrupted=True)
         except CoterieError as error:
@@ -283,83 +266,28 @@ class Speaking:
         except BaseException:
             self._end(interrupted=True)
             raise
+        else:
+            if self._answer.over:
+                failed = self._answer.talking.error
+                self._end(failed if isinstance(failed, CoterieError) else None)
 
     def _begin(self) -> None:
-        """Makes the sequence of the text."""
-        with Stated(self._request):
-            if not self._completing.in_steps:
-                self._begin_elsewhere()
-                return
-            ids = self._inputs["input_ids"]
-            shown = bool(media_mask(self._model, ids).any())
-            self._text = self._completing.sequence(
-                self._request,
-                draws=self._draws,
-                reuse=None if shown else self._reuse,
-                media=self._watch if shown else None,
-            )
-        self._steps.add(self._text)
-
-    def _begin_elsewhere(self) -> None:
-        """Has transformers write the text in a way of its own, which is one call."""
-        if self._draws is not None:
-            self._draws.begin()
-        try:
-            self._talking.begin_elsewhere(self._completing.whole_options(), self._prompt(), self._steps)
-        finally:
-            if self._draws is not None:
-                self._draws.end()
-        self._written = True
-
-    def _watch(self, keeper: Keeper | None) -> Keeper:
-        """Keeps what the talker reads of pictures and sounds in the prompt."""
-        self._talking.media = MediaRows(self._model, self._inputs["input_ids"], keeper)
-        return self._talking.media
-
-    def _follow(self) -> None:
-        """Sees to text and sound after a step."""
-        text, talking = self._text, self._talking
-        if text is not None:
-            talking.follow(text, self._ends, self._prompt, self._steps)
-            text.check()
-            self._written = text.ended
+        """Makes the sequence of the text, which takes part from now on."""
+        if self._completing.in_steps:
+            self._steps.add(self._answer.begin(self._reuse))
         else:
-            talking.look()
-        if isinstance(talking.error, Stopped) or not isinstance(talking.error, CoterieError | None):
-            raise talking.error
-        if self._written and talking.over:
-            self._end(talking.error)
-
-    def _prompt(self) -> Mapping[str, Any]:
-        made: Mapping[str, Any] = self._inputs.to(self._model.dtype)
-        return made
-
-    def _fall_silent(self, error: CoterieError) -> None:
-        """The sound ends with an error, and the text goes on."""
-        if self._talking.sequence is not None:
-            self._steps.remove(self._talking.sequence)
-        self._talking.fail(error)
+            self._answer.begin_elsewhere(self._steps)
 
     def _end(self, error: CoterieError | None = None, *, interrupted: bool = False) -> None:
         """All has ended, whatever ended it."""
-        talking, written = self._talking, self._written
-        for sequence in (self._text, talking.sequence):
-            if sequence is not None:
-                self._steps.remove(sequence)
+        answer = self._answer
+        answer.leave(self._steps)
         if interrupted:
-            talking.stop()
-        samples = talking.frames.end()
-        completion = self._completing.end(interrupted=not written and error is None)
-        first, began = talking.frames.first_at, self._completing.stream.first_at
-        self._speech = speech = Speech(
-            completion=completion,
-            samples=samples,
-            finish_reason=talking.reason if len(samples) or talking.reason == "interrupted" else "none",
-            seconds=talking.seconds,
-            first_s=None if first is None or began is None else first - began,
-        )
+            answer.talking.stop()
+        completion = self._completing.end(interrupted=interrupted and not answer.written)
+        self._speech = speech = answer.speech(completion)
         if error is not None:
-            self._error = error if not talking.begun else _speech_error(error, speech)
+            self._error = speech_error(error, speech) if answer.talking.begun else error
         if self._on_end is not None:
             self._on_end(self._completing, completion)
 
@@ -371,14 +299,3 @@ class Speaking:
             self._pieces.append(Piece(part, text))
 
         return tell
-
-    def _wanted(self, should_stop: Callable[[], bool] | None) -> Callable[[], bool]:
-        return lambda: self._stop or (should_stop is not None and should_stop())
-
-
-def _speech_error(error: CoterieError, speech: Speech) -> SpeechError:
-    made = SpeechError(
-        f"The answer could not be spoken to its end: {error}", advice=error.advice, speech=speech
-    )  # fmt: skip
-    made.__cause__ = error
-    return made

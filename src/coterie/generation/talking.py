@@ -36,6 +36,8 @@ SpeechEnd = Literal["stop", "length", "context", "interrupted", "none"]
 
 MOST_FRAMES = 4095
 """Frames that transformers has a talker make at most: 5.5 minutes."""
+TALKER_MARKS = 9
+"""Tokens that the talker reads between the prompt and the first frame."""
 _CHUNK_FRAMES = 300
 """Frames that transformers decodes at once."""
 
