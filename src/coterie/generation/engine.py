@@ -549,6 +549,8 @@ class Engine:
         if ticket.phase != "over":
             try:
                 self._tell(lambda watcher: watcher.finished(ticket, completion))
+                if (speech := job.speech) is not None:
+                    self._tell(lambda watcher: watcher.spoken(ticket, speech))
             finally:
                 ticket.tell(Done(completion, job.provenance, job.speech))
 

@@ -173,6 +173,7 @@ class SpokenAnswer:
             completion=completion,
             samples=samples,
             finish_reason=talking.reason if len(samples) or talking.reason == "interrupted" else "none",
+            frames=talking.frames.count,
             seconds=talking.seconds,
             first_s=None if first is None or began is None else first - began,
         )
