@@ -408,7 +408,7 @@ class Engine:
                     return ready
                 if (
                     self._media.over
-                    or any(job.sequence is not None for job in self._running)
+                    or any(job.sequences for job in self._running)
                     or (self._closed and ready is None)
                 ):
                     return None
@@ -451,6 +451,9 @@ class Engine:
             self._listen(wanted=True)
             job.begin(self.opened, Beginning(job, self.prefixes, self.governor))
             self.governor.narrow(job, job.most, job.media_nbytes)
+            if job.is_given:
+                job.say(self.opened, self._steps)
+                return
             if job.sequence is not None:
                 job.sequence.on_cancelled = partial(self._let_go, job)
                 self._steps.add(job.sequence)
@@ -482,7 +485,7 @@ class Engine:
         if job.ticket.phase == "over":
             self._leave(job)
             return
-        if job.sequence is None:
+        if not job.sequences:
             return
         try:
             self.governor.hold(job, job.coming, job.media_nbytes)

@@ -7,14 +7,21 @@ Technical Report, arXiv:2509.17765, 2.1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from coterie.errors import InputError
 from coterie.generation.asked import Prompt, ready
-from coterie.generation.chat import chat_inputs, user_message
+from coterie.generation.chat import can_chat, chat_inputs, user_message
 from coterie.generation.inputs import check_text
+from coterie.generation.opened import OpenModel
+from coterie.generation.sampling import Sampling
+from coterie.generation.speaking import Speaking, no_template
+from coterie.generation.speech import Voice, speaker_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from coterie.generation.processors import Processors
 
 REQUEST = "Read this aloud: {text}"
@@ -42,3 +49,50 @@ def reading_aloud(processors: Processors, text: str) -> Prompt:
             advice="Leave it out.", field="input",
         )  # fmt: skip
     return ready(chat_inputs(processors, [user_message(REQUEST.format(text=text))]), said=said)
+
+
+def read_aloud(
+    model: PreTrainedModel | OpenModel,
+    text: str,
+    *,
+    voice: Voice | None = None,
+    seed: int | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Speaking:
+    """Has a model read a text out.
+
+    The model is asked to, and the text is taken for its answer, whatever it would say. How well it reads depends on
+    what its talker has learned. Example::
+
+        speech = coterie.read_aloud(model, "Good morning.").result()
+
+    Args:
+        model: A whole omni model from :func:`coterie.load`.
+        text: The text.
+        voice: How it is spoken.
+        seed: Makes what is drawn repeatable.
+        should_stop: As in :func:`coterie.speak`.
+
+    Returns:
+        An iterator over the text and the chunks of its sound, as of :func:`coterie.speak`.
+
+    Raises:
+        UnsupportedError: If the model has no talker.
+        UsageError: If it has no such voice.
+        InputError: If there is no chat template, or nothing to say.
+        CoterieError: As computing the sound raises it.
+    """
+    opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
+    speaker_of(opened.model, voice or Voice())
+    if not can_chat(opened.processors):
+        raise no_template(opened.model)
+    prompt = reading_aloud(opened.processors, text)
+    return Speaking(
+        opened.model,
+        opened.processors.tokenizer,
+        prompt.inputs(),
+        Sampling(max_new_tokens=None, seed=seed),
+        voice=voice,
+        should_stop=should_stop,
+        said=prompt.said,
+    )

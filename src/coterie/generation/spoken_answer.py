@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from coterie.errors import CoterieError, SpeechError, UnsupportedError
 from coterie.generation.completion import Completing, Completion, Reuse, end_tokens
@@ -13,11 +15,12 @@ from coterie.generation.frames import Frames, Samples
 from coterie.generation.media_rows import MediaRows
 from coterie.generation.one_sequence import check_settings
 from coterie.generation.sampling import Sampling
-from coterie.generation.sequence import Keeper, Sequence
+from coterie.generation.sequence import Keeper
+from coterie.generation.sequence import Sequence as Tokens
 from coterie.generation.speech import Speech, Voice, speaker_of
 from coterie.generation.steps import Steps
 from coterie.generation.talking import Talking
-from coterie.hf.talker import media_mask
+from coterie.hf.talker import giving, media_mask, written
 from coterie.passes.current import Request, Stated
 
 if TYPE_CHECKING:
@@ -90,11 +93,11 @@ class SpokenAnswer:
             draws=draws if voice.seed is None else Draws(voice.seed),
             waits=on_sound is None or drawn_twice,
         )
-        self.text: Sequence | None = None
+        self.text: Tokens | None = None
         self.written = False
 
     @property
-    def sequences(self) -> tuple[Sequence, ...]:
+    def sequences(self) -> tuple[Tokens, ...]:
         """Those that there are by now."""
         return tuple(one for one in (self.text, self.talking.sequence) if one is not None)
 
@@ -103,7 +106,7 @@ class SpokenAnswer:
         """Whether text and sound have come to their ends."""
         return self.written and self.talking.over
 
-    def begin(self, reuse: Reuse | None) -> Sequence:
+    def begin(self, reuse: Reuse | None) -> Tokens:
         """Makes the sequence of the text.
 
         Args:
@@ -129,6 +132,26 @@ class SpokenAnswer:
         """
         with Stated(self._request), self._drawing():
             self.talking.begin_elsewhere(self._completing.whole_options(), self._prompt(), steps)
+        self.written = True
+
+    def begin_said(self, said: Sequence[int], steps: Steps) -> None:
+        """Begins with a text that is given: the thinker writes nothing, and the talker takes part from now on.
+
+        The prompt has no pictures or sounds: of those the talker reads what the thinker makes of them.
+
+        Args:
+            said: The tokens of the text, without an end token; at least one.
+            steps: Where the talker's sequence takes part.
+        """
+        prompt = self._inputs["input_ids"]
+        tokens = torch.tensor(said, dtype=prompt.dtype)
+        stream = self._completing.stream
+        stream.put(prompt)
+        for token in tokens.split(1):
+            stream.put(token)
+        found = written(self._model, torch.cat([prompt, tokens[None]], dim=1), None)
+        with Stated(self._request), self._drawing():
+            self.talking.begin_elsewhere({"custom_generate": giving(found)}, self._prompt(), steps)
         self.written = True
 
     def follow(self, steps: Steps) -> None:
