@@ -15,7 +15,10 @@ import coterie
 from coterie.engine.loader import load
 from coterie.errors import OutputError, ReadError, SpeechError, UnsupportedError, UsageError
 from coterie.generation import talking
+from coterie.generation.completion import complete
 from coterie.generation.frames import FIRST_FRAMES, Frames
+from coterie.generation.kept_cache import KeptCache
+from coterie.generation.speaking import Speaking
 from coterie.generation.tickets import Piece, SoundChunk
 from coterie.hf import talker
 from zoo import ZOO
@@ -250,3 +253,28 @@ def test_what_cannot_be_spoken_is_said_at_once(model, bundled) -> None:
         coterie.Voice(seed=-2)
     with load(bundled, expert_memory="100%") as mute, pytest.raises(UnsupportedError, match="no talker"):
         coterie.speak(mute, "w5")
+
+
+def test_pictures_and_sounds_of_earlier_turns_are_heard_again(model) -> None:
+    tokenizer, wishes = coterie.processors(model).tokenizer, replace(GREEDY, max_new_tokens=3)
+    kept, first = KeptCache(), shown(model)
+
+    def asked(inputs, reuse):
+        speaking = Speaking(model, tokenizer, inputs, wishes, voice=SHORT, reuse=reuse)
+        return speaking.result(), speaking._answer.talking.media.rows
+
+    answer, rows = asked(first, kept)
+    ids = [*first["input_ids"][0].tolist(), *answer.completion.token_ids]
+    more = BatchFeature({**first, "input_ids": torch.tensor([ids + first["input_ids"][0, -8:].tolist()])})
+    more["attention_mask"] = torch.ones_like(more["input_ids"])
+    again, heard = asked(more, kept)
+    anew, expected = asked(more, None)
+    assert again.completion.reused_tokens >= 32
+    assert torch.equal(heard, rows)
+    assert torch.allclose(heard.float(), expected.float(), atol=0.05)
+    assert len(again.samples) == len(anew.samples)
+    # A turn that was not spoken has left nothing of what it saw.
+    complete(model, tokenizer, first, wishes, reuse=kept)
+    anew_again, expected_again = asked(more, kept)
+    assert anew_again.completion.reused_tokens == 0
+    assert torch.equal(expected_again, expected)

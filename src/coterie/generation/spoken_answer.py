@@ -12,7 +12,8 @@ from coterie.errors import CoterieError, SpeechError, UnsupportedError
 from coterie.generation.completion import Completing, Completion, Reuse, end_tokens
 from coterie.generation.draws import Draws
 from coterie.generation.frames import Frames, Samples
-from coterie.generation.media_rows import MediaRows
+from coterie.generation.kept_cache import KeptCache
+from coterie.generation.media_rows import MediaRows, all_heard
 from coterie.generation.one_sequence import check_settings
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Keeper
@@ -110,17 +111,25 @@ class SpokenAnswer:
         """Makes the sequence of the text.
 
         Args:
-            reuse: Where what was computed of the prompt's beginning is found. Of a prompt with pictures or sounds all
-                is computed: only passes over them tell what the talker reads of them.
+            reuse: Where what was computed of the prompt's beginning is found. Only passes over pictures and sounds tell
+                what the talker reads of them: a conversation keeps it, and without one all is computed.
         """
         shown = bool(media_mask(self._model, self._inputs["input_ids"]).any())
+        conversation = reuse if isinstance(reuse, KeptCache) else None
+        if shown and conversation is not None and not all_heard(self._model, conversation):
+            conversation.drop()
+
+        def watch(keeper: Keeper | None) -> Keeper:
+            self.talking.media = MediaRows(self._model, self._inputs["input_ids"], keeper, conversation)
+            return self.talking.media
+
         with Stated(self._request):
             self.text = self._completing.sequence(
                 self._request,
                 draws=self._draws,
                 piece=None if reuse is None else reuse.piece,
-                reuse=None if shown else reuse,
-                media=self._watch if shown else None,
+                reuse=conversation if shown else reuse,
+                media=watch if shown else None,
             )
         return self.text
 
@@ -204,11 +213,6 @@ class SpokenAnswer:
     def _prompt(self) -> Mapping[str, Any]:
         made: Mapping[str, Any] = self._inputs.to(self._model.dtype)
         return made
-
-    def _watch(self, keeper: Keeper | None) -> Keeper:
-        """Keeps what the talker reads of pictures and sounds in the prompt."""
-        self.talking.media = MediaRows(self._model, self._inputs["input_ids"], keeper)
-        return self.talking.media
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
