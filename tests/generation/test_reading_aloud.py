@@ -105,7 +105,9 @@ def test_several_are_read_at_once_as_each_alone(opened) -> None:
         for ticket, expected in zip(tickets, alone, strict=True):
             assert ticket.result(60).text == expected.completion.text
             assert np.array_equal(ticket.speech.samples, expected.samples)
-        endless = engine.submit(lambda: reading_aloud(opened.processors, TEXT), sampling=Sampling(seed=LONG), voice=Voice())
+        endless = engine.submit(
+            lambda: reading_aloud(opened.processors, TEXT), sampling=Sampling(seed=LONG), voice=Voice()
+        )
         next(one for one in endless if isinstance(one, SoundChunk))
         endless.cancel()
     assert engine.running == 0

@@ -164,9 +164,7 @@ class Conversation:
         """
         return self._speaking(user_message(text, images=images, audios=audios), voice, should_stop)
 
-    def speak_again(
-        self, *, voice: Voice | None = None, should_stop: Callable[[], bool] | None = None
-    ) -> Speaking:
+    def speak_again(self, *, voice: Voice | None = None, should_stop: Callable[[], bool] | None = None) -> Speaking:
         """Has the last turn answered once more as :meth:`speak` does, in place of the answer that it had.
 
         That answer is kept if there is no other in the end.

@@ -406,11 +406,7 @@ class Engine:
                     ready.ticket.phase, ready.ticket.begun = "prefill", time.monotonic()
                     self._pulse.beat = time.monotonic()
                     return ready
-                if (
-                    self._media.over
-                    or any(job.sequences for job in self._running)
-                    or (self._closed and ready is None)
-                ):
+                if self._media.over or any(job.sequences for job in self._running) or (self._closed and ready is None):
                     return None
                 if ready is None or ready in self._waiting:
                     self._changed.wait(_POLL_S if self._media.late else None)
