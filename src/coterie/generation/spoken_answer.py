@@ -156,8 +156,8 @@ class SpokenAnswer:
         tokens = torch.tensor(said, dtype=prompt.dtype)
         stream = self._completing.stream
         stream.put(prompt)
-        for token in tokens.split(1):
-            stream.put(token)
+        for token in tokens:
+            stream.put(token[None])
         found = written(self._model, torch.cat([prompt, tokens[None]], dim=1), None)
         with Stated(self._request), self._drawing():
             self.talking.begin_elsewhere({"custom_generate": giving(found)}, self._prompt(), steps)

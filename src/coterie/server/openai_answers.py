@@ -112,7 +112,11 @@ def _same(service: Service, prefix: str, kind: str) -> dict[str, Any]:
 def _more(done: Sequence[Done]) -> More:
     """What OpenAI's shape has no room for: of the first choice, and where there are several, of each."""
     first, *others = [_more_of_one(one) for one in done]
-    more: More = {**first}
+    more: More = {"finish_reason": first["finish_reason"]}
+    if "speech" in first:
+        more["speech"] = first["speech"]
+    if "provenance" in first:
+        more["provenance"] = first["provenance"]
     if others:
         more["choices"] = [first, *others]
     return more

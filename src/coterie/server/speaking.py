@@ -6,7 +6,8 @@ import base64
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from coterie.generation.speech import SPEECH_RATE, Samples, Voice
+from coterie.generation.frames import Samples
+from coterie.generation.speech import SPEECH_RATE, Voice
 from coterie.generation.wav_writer import WavWriter, pcm16
 from coterie.server.refusals import Refusal
 from coterie.server.schemas.speech import SoundFormat, name_of
