@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coterie.errors import CoterieError, SpeechError, UnsupportedError
+from coterie.errors import CoterieError, InputError, SpeechError, UnsupportedError
 from coterie.generation.completion import Completing, Completion, Reuse, end_tokens
 from coterie.generation.draws import Draws
 from coterie.generation.frames import Frames, Samples
@@ -21,7 +21,7 @@ from coterie.generation.sequence import Sequence as Tokens
 from coterie.generation.speech import Speech, Voice, speaker_of
 from coterie.generation.steps import Steps
 from coterie.generation.talking import Talking
-from coterie.hf.talker import giving, media_mask, written
+from coterie.hf.talker import giving, media_mask, tokens_to_begin, written
 from coterie.passes.current import Request, Stated
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class SpokenAnswer:
 
     Raises:
         UnsupportedError: If the generation config asks for what one sequence cannot do.
+        InputError: If the prompt has no turn of the assistant.
     """
 
     def __init__(
@@ -82,6 +83,12 @@ class SpokenAnswer:
         self._request = request
         self._draws = draws
         self._ends = end_tokens(config)
+        first = tokens_to_begin(model, inputs["input_ids"])
+        if first is None:
+            raise InputError(
+                "The prompt has no turn of the assistant, by which a talker knows what it is to say.",
+                advice="Pass messages, or inputs that chat_inputs made with the model's chat template.",
+            )
         # In transformers the talker goes on with the random numbers that the text has left.
         drawn_twice = draws is not None and bool(config.do_sample) and not voice.greedy and voice.seed is None
         self.talking = Talking(
@@ -93,6 +100,7 @@ class SpokenAnswer:
             frames=Frames(model.code2wav, on_sound),
             draws=draws if voice.seed is None else Draws(voice.seed),
             waits=on_sound is None or drawn_twice,
+            first=first,
         )
         self.text: Tokens | None = None
         self.written = False

@@ -53,6 +53,7 @@ class Talking:
         request: As whom its passes are known.
         frames: Takes what it makes.
         draws: Its random numbers; without them, it draws from the process's.
+        first: Tokens of the text that its first pass reads.
         waits: Whether it begins when the text has come to its end, and no sooner; also where it could not be exact
             before.
 
@@ -77,6 +78,7 @@ class Talking:
         frames: Frames,
         draws: Draws | None,
         waits: bool,
+        first: int,
     ) -> None:
         self.sequence: TalkerSequence | None = None
         self.reason: SpeechEnd = "none"
@@ -93,6 +95,7 @@ class Talking:
         self._request = request
         self._draws = draws
         self._waits = waits
+        self._first = first
         self._room: int | None = None
 
     @property
@@ -118,8 +121,10 @@ class Talking:
             self.sequence.tell(_said(text, ends), over=text.ended)
         elif text.ended or not (text.reading or self._wait()):
             said = _said(text, ends)
+            if len(said) < self._first and not text.ended:
+                return
             if not len(said):
-                self.over = text.ended
+                self.over = True
             elif self.in_steps:
                 self._begin(text, said, inputs(), steps)
             elif text.ended:
@@ -165,7 +170,7 @@ class Talking:
         """Makes the talker's sequence, which takes part from now on."""
         start = time.perf_counter()
         # Of a text that has ended, all is read as transformers reads it.
-        known = said if text.ended else said[:1]
+        known = said if text.ended else said[: self._first]
         with Stated(self._request):
             prepared = prepare_talker(
                 self._model, inputs, self._speaker, thinker=self._written(text, known), talker=self._options

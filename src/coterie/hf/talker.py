@@ -23,6 +23,8 @@ _TRAILING = "trailing_text_hidden"
 _MEDIA = ("audio_token_id", "image_token_id", "video_token_id")
 _ENCODED = ("input_features", "pixel_values", "pixel_values_videos")
 """Inputs that only the thinker's encoders read."""
+_ROLE_ROWS = 4
+"""Rows in which transformers computes the fewest: three tokens say whose turn it is, and one is of the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,21 @@ def writing_part(model: Any) -> Any:
 def accepted_layer(model: Any) -> int:
     """The layer of the thinker whose input the talker reads, of pictures and sounds in a prompt."""
     return int(model.config.talker_config.accept_hidden_layer)
+
+
+def tokens_to_begin(model: Any, ids: Tensor) -> int | None:
+    """Tokens of the text that the talker's first pass reads.
+
+    Args:
+        model: The whole model.
+        ids: The prompt, [1, T].
+
+    Returns:
+        1 after the marks of Qwen3-Omni's own template; None if the prompt has no turn of the assistant.
+    """
+    begins = (ids[0, :-1] == model.config.im_start_token_id) & (ids[0, 1:] == model.config.assistant_token_id)
+    places = begins.nonzero().flatten()
+    return max(1, _ROLE_ROWS - (ids.shape[1] - int(places[-1]))) if len(places) else None
 
 
 def media_mask(model: Any, ids: Tensor) -> Tensor:
@@ -189,8 +206,6 @@ class TextRows:
         return _alone(self._model.talker.text_projection, self._model.thinker.get_input_embeddings()(token[None, None]))
 
 
-_ROLE_ROWS = 4
-"""Rows in which transformers computes the fewest: three tokens say whose turn it is, and one is of the text."""
 _ROW_COUNTS = (4, 5, 7, 13, 33, 160)
 """In how many rows it is tried out whether the number of rows matters, and how many are computed alone."""
 _ALONE = 16
