@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,7 @@ class Job:
         self.speech: Speech | None = None
         self._voice = voice
         self._spoken: SpokenAnswer | None = None
+        self._open = ExitStack()
         self._prepare = prepare
         self._sampling = sampling
         self._completing: Completing | None = None
@@ -247,6 +249,8 @@ class Job:
                 self._draws = None if seed is None else Draws(seed)
                 if self._voice is not None:
                     self._spoken = self._speaking(model, inputs, self._voice)
+                    # What speaks stays in memory between its passes and those of others.
+                    self._open.enter_context(model.coterie.speaking())
                 if self.is_given:
                     return
                 if self._spoken is None:
@@ -280,6 +284,10 @@ class Job:
         assert self.prompt.said is not None
         with files_named(opened.model), Stated(self.request):
             self._spoken.begin_said(self.prompt.said, steps)
+
+    def close(self) -> None:
+        """Lets go of what it needed to speak. Harmless when repeated."""
+        self._open.close()
 
     def follow(self, steps: Steps) -> None:
         """Sees to the sound of its answer after a step, if it has one.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -208,7 +208,7 @@ class TextRows:
 
 _ROW_COUNTS = (4, 5, 7, 13, 33, 160)
 """In how many rows it is tried out whether the number of rows matters, and how many are computed alone."""
-_ALONE = 16
+_ALONE = 8
 _independent: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 
 
@@ -225,12 +225,30 @@ def _alone(projection: nn.Module, row: Tensor) -> Tensor:
     return made
 
 
-@torch.no_grad()
-def rows_are_independent(model: Any) -> bool:
-    """Whether a row of the text has the same bits however many there are, so that it may be read before all are there.
+TextReading = Literal["alone", "together", "either"]
+"""How the talker's rows of a text are computed: one by one, all at once, or either way, with the same bits."""
+
+
+def text_reading(model: Any) -> TextReading:
+    """How the rows of a text are to be computed, so that they are the same whether the sound waits for the text or not.
 
     Transformers projects all rows of a text at once. How a product of matrices rounds can depend on the number of rows:
-    in bfloat16 it does not, in float32 it does with several threads. So it is tried out, once for each model.
+    in bfloat16 it does not, in float32 it does with several threads. Only if it does not may a row be read before all
+    are there. Where weights are stored in a scheme, transformers has no bits that would have to be met, and rows are
+    always computed one by one.
+
+    Args:
+        model: The whole model.
+    """
+    projection = model.talker.text_projection
+    if not (isinstance(projection.linear_fc1, nn.Linear) and isinstance(projection.linear_fc2, nn.Linear)):
+        return "alone"
+    return "either" if rows_are_independent(model) else "together"
+
+
+@torch.no_grad()
+def rows_are_independent(model: Any) -> bool:
+    """Whether a row of the text has the same bits however many there are; it is tried out, once for each model.
 
     Args:
         model: The whole model.

@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint import Checkpoint, model_dtype, unread_tensors
+from coterie.checkpoint import Checkpoint, LazyTensor, model_dtype, unread_tensors
 from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
+from coterie.hf.parts import leaving
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
 from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows
 from coterie.inspection.what_fits import memory_fit, process_nbytes
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_headers
 from coterie.quant import linear_names, lossy_scheme
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import Batching, RecordLayout, parse_bytes
 from coterie.spec.encodings import NATIVE
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
@@ -115,6 +117,12 @@ def store_footprint(store: Store) -> Footprint:
     dtype = model_dtype(config, tensors)
     lossy = lossy_scheme(manifest.dense_scheme)
     pairs = {} if lossy is None else linear_names(tensors, lossy)
+    as_stored = {
+        name: info
+        for name, info in tensors.items()
+        if TORCH_DTYPES[info.dtype] == dtype or any(name in pair for pair in pairs.values())
+    }
+    leaves, table = leaving(as_stored, config)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
     parts = [tensors.pop(name) for pair in pairs.values() for name in pair]
     dense = sum(part.nbytes for part in parts)
@@ -126,7 +134,7 @@ def store_footprint(store: Store) -> Footprint:
         )
         for bank in manifest.banks
     }
-    return Footprint.of(banks, dense=dense, shape=context_shape(config, dtype, model_class))
+    return Footprint.of(banks, dense=dense, parts=leaves, table=table, shape=context_shape(config, dtype, model_class))
 
 
 def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
@@ -138,7 +146,20 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> Footprint:
     banks = {key: BankRecords(layouts={bank.layout: bank.bank.num_experts}) for key, bank in checkpoint.banks.items()}
     skeleton = checkpoint.skeleton
     shape = context_shape(skeleton.config, checkpoint.dtype, type(skeleton))
-    return Footprint.of(banks, dense=checkpoint.dense_memory_nbytes, shape=shape, buffered_reads=READS_AT_ONCE)
+    as_stored = {
+        name: tensor
+        for name, tensor in checkpoint.dense_state_dict().items()
+        if isinstance(tensor, LazyTensor) and tensor.dtype == checkpoint.dtype
+    }
+    leaves, table = leaving(as_stored, skeleton.config)
+    return Footprint.of(
+        banks,
+        dense=checkpoint.dense_memory_nbytes,
+        parts=leaves,
+        table=table,
+        shape=shape,
+        buffered_reads=READS_AT_ONCE,
+    )
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectReport:
