@@ -64,6 +64,7 @@ def main() -> int:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     import coterie
+    from coterie.engine.quiet import quiet_libraries
 
     words = " ".join(WORDS.values()).split()[: 6 if given.quick else None]
     report = Report("reading_aloud", "Texts that are read out", work=Path(tempfile.gettempdir()), quick=given.quick)
@@ -72,6 +73,7 @@ def main() -> int:
         ("what the user says", "heard rightly", "heard as something else"),
     )
     with (
+        quiet_libraries(show_downloads=False),
         tempfile.TemporaryDirectory() as folder,
         coterie.load(given.model, expert_memory="100%") as model,
         coterie.load("bundled", expert_memory="100%") as ears,

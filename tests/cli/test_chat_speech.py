@@ -78,6 +78,7 @@ def test_speech_is_turned_off_and_on(talk) -> None:
     assert outcome.err.count("speech 0.0 s") == 3
 
 
+@pytest.mark.slow
 def test_a_silent_answer_has_the_text_of_a_spoken_one(talk) -> None:
     spoken, silent = talk("w5 w6"), talk("/speak off", "w5 w6", "/continue")
     assert silent.out.splitlines()[0] == spoken.out.splitlines()[0]
@@ -97,6 +98,7 @@ def test_the_voice_is_a_setting(talk) -> None:
     assert samples(files()[-1]) == one
 
 
+@pytest.mark.slow
 def test_what_continue_adds_is_not_spoken(talk) -> None:
     outcome = talk("w5", "/continue")
     assert outcome.code == 0
@@ -180,6 +182,7 @@ def test_what_cannot_be_is_told_at_once(options, words, talk) -> None:
     assert outcome.out == ""
 
 
+@pytest.mark.slow
 def test_without_a_talker_there_is_no_speech_to_turn_on(talk) -> None:
     outcome = talk("/speak play", "/speak b.wav", "/set voice ethan", "/speak", options=("-n", "2"))
     assert outcome.code == 1

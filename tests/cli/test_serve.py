@@ -78,6 +78,7 @@ def test_sigterm_lets_what_runs_finish_or_cuts_it(start, tmp_path: Path, drain: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_with_speech_the_whole_of_an_omni_model_is_served(omni: Path, tmp_path: Path) -> None:
     server = Process(str(omni), "--memory", "2GiB", "--speech", "--alias", "omni", folder=tmp_path)
     try:

@@ -147,6 +147,7 @@ def test_a_stream_of_wav_begins_with_its_header(expected: Speech, speaker: Serve
     assert sound[44:] == pcm16(expected.samples)
 
 
+@pytest.mark.slow
 def test_the_client_of_openai_hears_both(expected: Speech, speaker: Served) -> None:
     with openai.OpenAI(base_url=f"{speaker.url}/v1", api_key="none", max_retries=0) as client:
         asked = {
