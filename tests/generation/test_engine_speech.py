@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -112,3 +113,27 @@ def test_an_unknown_voice_is_refused(engine) -> None:
 def test_a_text_that_no_template_made_cannot_be_spoken(engine) -> None:
     with pytest.raises(InputError, match="no turn of the assistant"):
         engine.submit("w5 w6", GREEDY, voice=VOICE).result(60)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_speaks_stays_in_memory_until_the_answer_has_ended(given_up, engine, model, monkeypatch) -> None:
+    held: list[None] = []
+    entered: list[None] = []
+
+    @contextmanager
+    def speaking():
+        held.append(None)
+        entered.append(None)
+        yield
+        held.pop()
+
+    monkeypatch.setattr(type(model.coterie), "speaking", lambda runtime: speaking())
+    ticket = engine.submit(ASKED, LONG if given_up else GREEDY, voice=VOICE)
+    next(piece for piece in ticket if isinstance(piece, SoundChunk))
+    if given_up:
+        ticket.cancel()
+    else:
+        ticket.result(60)
+    engine.submit(ASKED, GREEDY).result(60)  # in the model's thread, after all that is left of the first
+    assert entered
+    assert not held

@@ -63,7 +63,6 @@ class Talking:
         reason: Why the sound ended; ``none`` as long as it has not.
         over: Whether no more will come.
         error: What ended it before its time.
-        seconds: Seconds that it took to make the sound.
         media: What it reads of pictures and sounds in the prompt; None where there are none.
         frames: Those given.
     """
@@ -85,7 +84,7 @@ class Talking:
         self.reason: SpeechEnd = "none"
         self.over = False
         self.error: BaseException | None = None
-        self.seconds = 0.0
+        self._seconds = 0.0
         self.media: MediaRows | None = None
         self.frames = frames
         self._model = model
@@ -150,6 +149,11 @@ class Talking:
         self.over, self.error = True, error
 
     @property
+    def seconds(self) -> float:
+        """Seconds that it took to make the sound."""
+        return self._seconds + (0.0 if self.sequence is None else self.sequence.seconds)
+
+    @property
     def begun(self) -> bool:
         """Whether the talker has begun."""
         return self.sequence is not None
@@ -183,7 +187,7 @@ class Talking:
         self._take_part(prepared, TextRows(self._model, prepared, known=len(known)), steps)
         assert self.sequence is not None
         self.sequence.tell(said, over=text.ended)
-        self.seconds += time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
 
     def _take_part(self, prepared: Prepared, rows: TextRows, steps: Steps) -> None:
         """Has a talker's request take part.
@@ -227,7 +231,7 @@ class Talking:
                 self._model, inputs, self._speaker, thinker=self._written(text, said), talker=self._options
             )
         self._take_elsewhere(waveform)
-        self.seconds += time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
 
     def _written(self, text: Sequence, said: Tensor) -> dict[str, Any]:
         """Options of the thinker, by which it has written some of the text already."""
@@ -261,7 +265,7 @@ class Talking:
         self.over = True
         start = time.perf_counter()
         self.frames.end()
-        self.seconds += sequence.seconds + time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
         self.error, sequence.error = sequence.error, None
         if self.error is None:
             self.reason = self._reason(sequence)
@@ -330,6 +334,8 @@ class TalkerSequence(Sequence):
         """What its next forward pass is called with, which is where the further codes of the frame come about."""
         if self.reading:
             return super().next_inputs()
+        if self.request.before_layer is not None:
+            self.request.before_layer()  # the codes take as long as some layers
         self._rows.supply(self._kwargs)
         draws = self._draws
         if draws is not None:
