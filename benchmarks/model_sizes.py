@@ -28,6 +28,7 @@ from coterie.hf.context import context_shape, default_context
 from coterie.hf.skeleton import build_skeleton
 from coterie.inspection import MemoryFit, memory_fit
 from coterie.origins import CheckpointOrigin
+from coterie.spec.dense_schemes import DenseSchemes
 from coterie.spec.footprint import BankRecords, Footprint
 from harness.report import RESULTS, Table
 
@@ -146,7 +147,7 @@ def sizes(model: Released, folder: Path) -> Sizes:
     checkpoint = Checkpoint.open(folder)
     chosen = {key: tuple(range(bank.bank.num_experts)) for key, bank in checkpoint.banks.items()}
     scheme = "native" if model.mxfp4 else _SCHEME
-    plan = plan_extraction(CheckpointOrigin(checkpoint), chosen, scheme, _SCHEME)
+    plan = plan_extraction(CheckpointOrigin(checkpoint), chosen, scheme, DenseSchemes(_SCHEME))
     banks = {bank.key: BankRecords(layouts=Counter(one.layout for one in bank.experts)) for bank in plan.store.banks}
     records = [one.layout.nbytes for bank in plan.store.banks for one in bank.experts]
     dense = sum(tensor.nbytes for tensor in plan.dense)

@@ -14,18 +14,21 @@ from coterie.checkpoint import Checkpoint
 from coterie.errors import LoadError
 from coterie.extraction import extract
 from coterie.extraction.dense import quantised_linears
-from coterie.integration import QuantisedLinears
+from coterie.integration import EncodedWeight, QuantisedLinears
 from coterie.kernels import QuantisedLinear
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES, stored_linear
+from coterie.spec.dense_schemes import DenseSchemes
+from coterie.store import Store
 from integration.families import with_schemes
 from zoo import ZOO, logits, stock
 
 
-def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str) -> None:
+def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str | DenseSchemes) -> None:
     """Gives a stock model the weights that a store's linear layers stand for."""
+    schemes = DenseSchemes(scheme) if isinstance(scheme, str) else scheme
     with torch.no_grad():
-        for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), scheme).items():
+        for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), schemes).items():
             rounded = matrix.scheme.dequantise(matrix.quantise(checkpoint.read(name)), matrix.shape[1], model.dtype)
             model.get_parameter(checkpoint.keymap.dense[name]).copy_(rounded)
 
@@ -46,6 +49,27 @@ def test_outputs_are_those_of_stock_with_the_rounded_weights(
     model = open_model(tmp_path / "store")
     assert torch.equal(logits(model, ZOO[name].inputs()), want)
     assert any(isinstance(module, QuantisedLinear) for module in model.modules())
+
+
+def test_speech_is_that_of_stock_with_the_rounded_parts(zoo_checkpoint, tmp_path: Path, open_model) -> None:
+    directory = zoo_checkpoint("qwen3_omni", torch.float32)
+    extract(directory, tmp_path / "store", dense_scheme="attention=int8,talker=int4,predictor=int8")
+
+    def answer(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(5)
+        text, sound = model.generate(
+            **ZOO["qwen3_omni"].inputs(), return_audio=True, thinker_max_new_tokens=4, talker_max_new_tokens=9
+        )
+        return text, sound
+
+    reference = realigned(stock(directory, torch.float32))
+    exact = answer(reference)
+    round_linears(reference, Checkpoint.open(directory), Store.open(tmp_path / "store").manifest.dense_schemes)
+    want = answer(reference)
+    got = answer(open_model(tmp_path / "store"))
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    assert not torch.equal(exact[1], want[1])
 
 
 @pytest.fixture
@@ -149,7 +173,7 @@ def _skeleton(zoo_checkpoint) -> PreTrainedModel:
 def test_a_weight_of_another_shape_is_refused_by_name(zoo_checkpoint) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     facts = (("U8", (3, 32)), ("BF16", (3, 1, 2)))
-    linears = QuantisedLinears({name: (_Unread(), facts)}, SCHEMES["int4"])
+    linears = QuantisedLinears({name: EncodedWeight(scheme=SCHEMES["int4"], facts=facts, read=_Unread())})
     with pytest.raises(LoadError, match=r"q_proj.*do not belong together") as caught:
         linears.replace(_skeleton(zoo_checkpoint))
     assert caught.value.tensor == name
@@ -158,7 +182,7 @@ def test_a_weight_of_another_shape_is_refused_by_name(zoo_checkpoint) -> None:
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight", "nobody.weight"])
 def test_a_weight_of_no_linear_layer_is_refused_by_name(name: str, zoo_checkpoint) -> None:
-    linears = QuantisedLinears({name: (_Unread(), ())}, SCHEMES["int4"])
+    linears = QuantisedLinears({name: EncodedWeight(scheme=SCHEMES["int4"], facts=(), read=_Unread())})
     with pytest.raises(LoadError, match=r"not the weight of a plain linear layer") as caught:
         linears.replace(_skeleton(zoo_checkpoint))
     assert caught.value.tensor == name

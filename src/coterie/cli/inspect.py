@@ -44,6 +44,7 @@ def command(
         return
     _print_model(report)
     _print_components(report)
+    _print_dense_parts(report)
     _print_layers(report)
     if report.memory is not None:
         _print_memory(report.memory, report)
@@ -99,6 +100,17 @@ def _print_components(report: InspectReport) -> None:
     print_table(table)
 
 
+def _print_dense_parts(report: InspectReport) -> None:
+    if not report.dense_parts:
+        return
+    results().print()
+    table = plain_table("part", "bytes", "schemes", right=("bytes",))
+    for one in report.dense_parts:
+        schemes = [f"{scheme} {format_bytes(nbytes)}" for scheme, nbytes in one.schemes.items()]
+        table.add_row(one.part, format_bytes(one.nbytes), ", ".join(schemes if len(schemes) > 1 else one.schemes))
+    print_table(table)
+
+
 def _print_layers(report: InspectReport) -> None:
     results().print()
     table = plain_table(
@@ -119,7 +131,9 @@ def _print_layers(report: InspectReport) -> None:
 
 
 def _dense(report: InspectReport) -> str:
+    has_parts = "=" in report.dense_scheme
     scheme = "" if report.dense_scheme == "native" else f", linear layers in {report.dense_scheme}"
+    scheme = ", linear layers in one scheme for each part (below)" if has_parts else scheme
     if report.dense_memory_nbytes <= report.dense_nbytes:
         return f"{format_bytes(report.dense_nbytes)}, always resident{scheme}"
     loaded = format_bytes(report.dense_memory_nbytes)

@@ -23,12 +23,12 @@ from coterie.checkpoint import (
     unread_tensors,
 )
 from coterie.engine.fetching import FetchingExperts, open_origin
-from coterie.engine.linears import StoredLinears, stored_linears
+from coterie.engine.linears import StoredLinears
 from coterie.errors import LoadError, UsageError
 from coterie.hf.configs import (
-    COMPONENTS,
     component_of_class,
     fill_known_gaps,
+    has_talker,
     load_config,
     load_quantisation,
     resolve_model,
@@ -224,8 +224,7 @@ def text_component(path: str | Path, *, revision: str | None = None, offline: bo
         return None
     config = load_config(_directory(path, store, revision, offline))
     whole, _ = resolve_model(config, None)
-    has_parts = all(hasattr(config, f"{name}_config") for name in COMPONENTS)
-    return "thinker" if has_parts and component_of_class(whole, config) == "text" else None
+    return "thinker" if has_talker(config) and component_of_class(whole, config) == "text" else None
 
 
 def model_directory(path: str | Path, *, revision: str | None = None, offline: bool = False) -> Path:
@@ -315,7 +314,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         experts = StorePart(store, banks)
     tensors, dense_files = checked_tensors(store, headers, lambda name: name.startswith(part))
     dtype = model_dtype(model_config, tensors)
-    linears = stored_linears(tensors, store.manifest.dense_scheme, component or facts.component)
+    linears = StoredLinears.of(tensors, store.manifest.dense_schemes, component or facts.component)
     if linears is not None:
         tensors = {name: info for name, info in tensors.items() if name not in linears.stored_names}
     return ModelSource(

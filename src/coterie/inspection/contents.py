@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from coterie.checkpoint import Checkpoint, LazyTensor, model_dtype, unread_tensors
+from coterie.errors import CoterieError
 from coterie.hf.configs import load_config, load_quantisation, resolve_model
 from coterie.hf.context import context_shape, default_context
 from coterie.hf.parts import leaving
+from coterie.inspection.dense_parts import DensePartFacts, dense_part_facts
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
-from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows
+from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows, unknown_rows
 from coterie.inspection.what_fits import memory_fit, process_nbytes
+from coterie.origins import StoreOrigin
 from coterie.origins.store_or_checkpoint import store_path
-from coterie.origins.stored_dense import dense_headers
-from coterie.quant import linear_names, lossy_scheme
+from coterie.origins.stored_dense import dense_headers, stored_linears
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import Batching, RecordLayout, parse_bytes
 from coterie.spec.encodings import NATIVE
@@ -79,6 +81,14 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
     )
     files = sum(manifest.file_sizes.values())
     footprint = store_footprint(store)
+    dense_parts: tuple[DensePartFacts, ...] = ()
+    try:
+        origin = StoreOrigin.open(store.path)
+    except CoterieError as error:
+        batching = unknown_rows(error.message)
+    else:
+        batching = store_rows(origin)
+        dense_parts = dense_part_facts(origin.model.skeleton, origin.model.keymap, origin.tensors, origin.linears)
     return _report(
         Model(
             kind="store",
@@ -93,13 +103,14 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
         ),
         banks,
         dense_nbytes=sum(facts.nbytes for facts in manifest.dense),
-        dense_scheme=manifest.dense_scheme,
+        dense_scheme=str(manifest.dense_schemes),
         footprint=footprint,
         disk_nbytes=files + (store.path / MANIFEST).stat().st_size,
         ignored=manifest.ignored,
         records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
         budget=budget,
-        batching=store_rows(store),
+        dense_parts=dense_parts,
+        batching=batching,
         context=default_context(_store_model(store)[1]),
     )
 
@@ -115,16 +126,12 @@ def store_footprint(store: Store) -> Footprint:
     model_class, config = _store_model(store)
     tensors = dense_headers(store)
     dtype = model_dtype(config, tensors)
-    lossy = lossy_scheme(manifest.dense_scheme)
-    pairs = {} if lossy is None else linear_names(tensors, lossy)
-    as_stored = {
-        name: info
-        for name, info in tensors.items()
-        if TORCH_DTYPES[info.dtype] == dtype or any(name in pair for pair in pairs.values())
-    }
+    linears = stored_linears(tensors, manifest.dense_schemes)
+    encoded = {info.name for linear in linears.values() for info in linear.tensors}
+    as_stored = {name: info for name, info in tensors.items() if TORCH_DTYPES[info.dtype] == dtype or name in encoded}
     leaves, table = leaving(as_stored, config)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
-    parts = [tensors.pop(name) for pair in pairs.values() for name in pair]
+    parts = [tensors.pop(info.name) for linear in linears.values() for info in linear.tensors]
     dense = sum(part.nbytes for part in parts)
     dense += sum(tensor.nbytes for tensor in unread_tensors(tensors, load_quantisation(store.path), dtype).values())
     banks = {
@@ -203,7 +210,8 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         ignored=ignored,
         records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
         budget=budget,
-        batching=rows_facts(checkpoint.skeleton, checkpoint.keymap, (), NATIVE, {NATIVE}),
+        dense_parts=dense_part_facts(checkpoint.skeleton, checkpoint.keymap, checkpoint.tensors, {}),
+        batching=rows_facts(checkpoint.skeleton, checkpoint.keymap, {}, {NATIVE}),
         context=default_context(checkpoint.skeleton.config),
     )
 
@@ -214,6 +222,7 @@ def _report(
     *,
     dense_nbytes: int,
     dense_scheme: str,
+    dense_parts: tuple[DensePartFacts, ...],
     footprint: Footprint,
     disk_nbytes: int,
     ignored: tuple[str, ...],
@@ -239,6 +248,7 @@ def _report(
         dense_nbytes=dense_nbytes,
         dense_memory_nbytes=footprint.dense,
         dense_scheme=dense_scheme,
+        dense_parts=dense_parts,
         expert_nbytes=footprint.experts,
         full_nbytes=full if known else None,
         disk_nbytes=disk_nbytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from coterie.inspection.dense_parts import DensePartFacts
 from coterie.inspection.row_batching import RowsFacts
 from coterie.inspection.what_fits import MemoryFit
 from coterie.spec import Batching
@@ -114,7 +115,9 @@ class InspectReport:
         components: By name.
         dense_nbytes: Bytes of everything that is not an expert, as stored.
         dense_memory_nbytes: Bytes of it in memory, always resident: more where quantised weights are dequantised.
-        dense_scheme: Scheme of linear layers outside experts.
+        dense_scheme: Scheme of linear layers outside experts: one, or one by part, such as
+            ``attention=int8,encoders=native``.
+        dense_parts: The parts outside experts that the model has, with their schemes; empty if it cannot be built.
         expert_nbytes: Bytes of the experts present.
         full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
         disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint.
@@ -136,6 +139,7 @@ class InspectReport:
     dense_nbytes: int
     dense_memory_nbytes: int
     dense_scheme: str
+    dense_parts: tuple[DensePartFacts, ...]
     expert_nbytes: int
     full_nbytes: int | None
     disk_nbytes: int

@@ -4,7 +4,7 @@ from coterie.integration.attach import Attachment
 from coterie.integration.away import AwayModules, cover
 from coterie.integration.embedding_rows import EmbeddingRows
 from coterie.integration.guards import install_guards
-from coterie.integration.linear import QuantisedLinears, round_as_stock
+from coterie.integration.linear import EncodedWeight, QuantisedLinears, round_as_stock
 from coterie.integration.norms import install_native_norms
 from coterie.integration.quantizer import StreamingConfig, register, strip_plugin_marks
 from coterie.integration.row_mixers import why_apart
@@ -18,6 +18,7 @@ __all__ = [
     "Attachment",
     "AwayModules",
     "EmbeddingRows",
+    "EncodedWeight",
     "QuantisedLinears",
     "RowRooms",
     "RowWay",
