@@ -124,7 +124,7 @@ class ModelSource:
     @property
     def encoded(self) -> tuple[TensorInfo, ...]:
         """Codes and scales of the linear layers that are in a scheme."""
-        return () if self.linears is None else tuple(i for pair in self.linears.parts.values() for i in pair)
+        return () if self.linears is None else tuple(i for one in self.linears.weights.values() for i in one.tensors)
 
     @property
     def _as_stored(self) -> dict[str, LazyTensor | TensorInfo]:
