@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from coterie.generation.inputs import build_inputs
     from coterie.generation.opened import processors
     from coterie.generation.prefixes import Prefixes
+    from coterie.generation.reading_aloud import read_aloud
     from coterie.generation.samples import samples
     from coterie.generation.sampling import Sampling
     from coterie.generation.speaking import speak
@@ -46,6 +47,7 @@ _HOMES: dict[str, str] = {
     "load": "coterie.engine",
     "processors": "coterie.generation.opened",
     "quantize": "coterie.extraction",
+    "read_aloud": "coterie.generation.reading_aloud",
     "samples": "coterie.generation.samples",
     "speak": "coterie.generation.speaking",
     "verify": "coterie.inspection",
@@ -75,6 +77,7 @@ __all__ = [
     "processors",
     "profiles",
     "quantize",
+    "read_aloud",
     "samples",
     "speak",
     "survey",

@@ -78,6 +78,30 @@ def test_sigterm_lets_what_runs_finish_or_cuts_it(start, tmp_path: Path, drain: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_with_speech_the_whole_of_an_omni_model_is_served(omni: Path, tmp_path: Path) -> None:
+    server = Process(str(omni), "--memory", "2GiB", "--speech", "--alias", "omni", folder=tmp_path)
+    try:
+        model = json.loads(server.ask("/v1/models")[1])["data"][0]
+        assert model["voices"] == ["ethan", "chelsie"]
+        asked = {"input": "w5 w6", "response_format": "pcm", "coterie": {"max_speech": 0.01, "voice_greedy": True}}
+        status, sound = server.ask("/v1/audio/speech", asked)
+        assert (status, len(sound) % 2) == (200, 0)
+        assert any(sound)
+        assert server.end(signal.SIGINT) == 130, server.said
+    finally:
+        server.kill()
+
+
+def test_speech_needs_a_model_that_speaks_and_all_of_it(coterie, omni: Path) -> None:
+    outcome = coterie("serve", str(omni), "--speech", "--component", "thinker")
+    assert outcome.code == 2
+    assert "--speech takes the whole model" in outcome.err
+    outcome = coterie("serve", "bundled", "--speech", "--port", "0")
+    assert outcome.code == 1
+    assert "no talker" in outcome.err
+
+
 def test_an_address_that_is_taken_is_an_error(coterie) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -224,6 +224,28 @@ def test_a_turn_computes_its_own_tokens_only(model, processors, data, monkeypatc
         before = answer.prompt_tokens + len(answer.token_ids) - 1
 
 
+def test_the_picture_and_the_sound_of_a_turn_are_encoded_once(model, processors, data) -> None:
+    if prepare(model, input_ids=ids((1, 9)), max_new_tokens=1).kwargs["position_ids"].dim() != 3:
+        pytest.skip("this release finds out where pictures are in a pass over the whole prompt")
+    seen: list[str] = []
+    encoders = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
+    hooks = [
+        encoders[name].register_forward_pre_hook(lambda *_, name=name: seen.append(name))
+        for name in ("visual", "audio_tower")
+    ]
+    try:
+        conversation = talk(model, processors)
+        conversation.ask(TURNS[0], images=[data / "sandal.png"], audios=[data / "dog.wav"])
+        assert sorted(seen) == ["audio_tower", "visual"]
+        for text in TURNS[1:]:
+            assert conversation.ask(text).reused_tokens
+        conversation.ask("", images=[data / "ankle-boot.png"])
+        assert sorted(seen) == ["audio_tower", "visual", "visual"]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def test_asked_again_a_turn_is_answered_in_the_same_way(model, processors) -> None:
     conversation = talk(model, processors)
     for text in TURNS:

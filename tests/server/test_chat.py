@@ -157,7 +157,6 @@ def test_a_conversation_is_read_as_a_whole(server: Served, opened) -> None:
     ("field", "value", "neutral"),
     [
         ("modalities", ["text", "audio"], ["text"]),
-        ("audio", {"voice": "Cherry", "format": "wav"}, None),
         ("store", True, False),
         ("verbosity", "low", ...),
         ("chat_template", "{{ 1 }}", ...),

@@ -12,7 +12,7 @@ def test_the_document_describes_every_address(server: Served) -> None:
     assert {
         "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens",
         "/v1/models", "/v1/responses", "/v1/responses/input_tokens",
-        "/v1/chat/completions/input_tokens", "/v1/audio/transcriptions",
+        "/v1/chat/completions/input_tokens", "/v1/audio/transcriptions", "/v1/audio/speech",
         "/v1/models/{model}", "/tokenize", "/detokenize", "/apply-template", "/healthz", "/readyz", "/health",
         "/metrics", "/slots", "/props",
         "/openapi.json",

@@ -32,6 +32,15 @@ from coterie.cli.generation_options import (
     print_unused,
 )
 from coterie.cli.opening import open_model, opens_model
+from coterie.cli.speech import (
+    MaxSpeechOption,
+    SpeakTurnsOption,
+    VoiceGreedyOption,
+    VoiceOption,
+    check_target_of_turns,
+    checked_voice,
+)
+from coterie.cli.turn_sounds import TurnSounds
 from coterie.cli.video_options import (
     VideoFpsOption,
     VideoFramesOption,
@@ -77,6 +86,10 @@ def command(
     seed: SeedOption = None,
     greedy: GreedyOption = None,
     stop: StopOption = None,
+    speak: SpeakTurnsOption = None,
+    voice: VoiceOption = None,
+    voice_greedy: VoiceGreedyOption = False,
+    max_speech: MaxSpeechOption = None,
     stats: StatsFileOption = None,
     record_profile: ProfileFileOption = None,
     domain: DomainOption = None,
@@ -99,11 +112,17 @@ def command(
     Lines that begin with a slash are commands; /help lists them. A message that begins with a slash is written with
     two. A message of several lines is put between two lines that hold nothing but three quotes.
 
+    With --speak a whole omni model answers in speech, too. Ctrl-C stops it: what was spoken is kept, and so is the
+    text. /speak turns it off and on.
+
     When stdin is not a terminal, each line is one turn, and nothing is asked. The exit code is then 1 if any of them
     failed.
     """
     if stats is not None:
         check_writable(stats)
+    if speak is not None:
+        check_target_of_turns(speak)
+    how = checked_voice(speak, voice, greedy=voice_greedy, longest_s=max_speech)
     checked_domain = check_domain(domain, record_profile)
     template = chat_options(chat_template, template_option, think)
     shown = video_options(video_fps, video_frames, video_pixels, video_sound)
@@ -120,7 +139,7 @@ def command(
         greedy=greedy,
         stop=tuple(stop or ()),
     )
-    with open_model(model, opening, quiet=quiet) as opened:
+    with open_model(model, opening, whole=speak is not None, quiet=quiet) as opened:
         # Here, where torch is imported and the user was told that this takes a moment.
         from coterie.generation.conversation import Conversation
 
@@ -133,11 +152,12 @@ def command(
             reuse=reuse,
             video_options=shown,
         )
+        sounds = TurnSounds(opened, conversation, target=speak, voice=how)
         if max_new_tokens is None and not conversation.templated:
             conversation.sampling = replace(sampling, max_new_tokens=_ANSWER_TOKENS)
         if not quiet:
             print_unused(sampling, opened.model)
-        session = ChatSession(opened=opened, conversation=conversation, quiet=quiet)
+        session = ChatSession(opened=opened, conversation=conversation, quiet=quiet, sounds=sounds)
         with ExitStack() as stack:
             if stats is not None:
                 stack.callback(opened.runtime.write_stats, stats)

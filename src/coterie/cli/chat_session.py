@@ -9,18 +9,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.cli.answer import AnswerPrinter, experts_line, summary
 from coterie.cli.console import print_error, print_note
 from coterie.cli.interrupts import ctrl_c_requests_stop
+from coterie.cli.turn_sounds import VOICE_SETTINGS, TurnSounds, switch
 from coterie.errors import ContextLengthError, CoterieError, UsageError
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
     from coterie.generation.conversation import Conversation
     from coterie.generation.opened import OpenModel
+    from coterie.generation.speaking import Speaking
 
 _COMMANDS = {
     "/help": "this list",
@@ -28,7 +31,8 @@ _COMMANDS = {
     "/audio PATH": "play a sound file with the next message",
     "/video PATH": "show a video with the next message",
     "/system TEXT": "another system message; without a text, none",
-    "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7; think on or off",
+    "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7; think on or off; voice NAME",
+    "/speak WHERE": "speak the answers from now on: play, a WAV file (numbered), on or off",
     "/retry": "have the last message answered once more",
     "/continue": "have the last answer go on, if -n or Ctrl-C has cut it",
     "/undo": "forget the last message and its answer",
@@ -51,6 +55,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "stop": ("stop", lambda text: tuple(shlex.split(text))),
 }
 """What /set knows -> the field of Sampling, and how its value is read."""
+_KNOWN = (*_SETTINGS, *VOICE_SETTINGS, "system", "think")
 _OTHER_NAMES = {"temp": "temperature", "repetition_penalty": "repeat_penalty", "num_predict": "max_new_tokens"}
 
 
@@ -62,6 +67,7 @@ class ChatSession:
         opened: The model.
         conversation: With it.
         quiet: Leave remarks out.
+        sounds: Where the sound of answers goes.
         images: Pictures that go with the next message.
         audios: Sounds likewise.
         videos: Videos likewise.
@@ -71,6 +77,7 @@ class ChatSession:
     opened: OpenModel
     conversation: Conversation
     quiet: bool
+    sounds: TurnSounds
     images: list[Path] = field(default_factory=list)
     audios: list[Path] = field(default_factory=list)
     videos: list[Path] = field(default_factory=list)
@@ -129,8 +136,10 @@ class ChatSession:
                 print_note("The next answers follow it." if argument else "There is no system message now.")
             case "/set":
                 self._set(argument)
+            case "/speak":
+                print_note(self.sounds.obey(argument))
             case "/retry":
-                self._show(self.conversation.retry)
+                self._show(self.conversation.retry, self.conversation.speak_again)
             case "/continue":
                 self._show(self.conversation.go_on)
             case "/undo":
@@ -159,7 +168,7 @@ class ChatSession:
     def _set(self, argument: str) -> None:
         words = argument.removeprefix("parameter ").split(maxsplit=1)
         if len(words) != 2:
-            raise UsageError("/set needs a name and a value.", advice=f"Names: {', '.join(_SETTINGS)}, system, think.")
+            raise UsageError("/set needs a name and a value.", advice=f"Names: {', '.join(_KNOWN)}.")
         name, text = words
         name = name.lstrip("-").replace("-", "_")
         name = _OTHER_NAMES.get(name, name)
@@ -167,11 +176,15 @@ class ChatSession:
             self.conversation.instruct(text)
             return
         if name == "think":
-            self.conversation.options = replace(self.conversation.options, thinking=_switch(name, text))
+            self.conversation.options = replace(self.conversation.options, thinking=switch(name, text))
+            print_note(f"{name} is {text} from now on.")
+            return
+        if name in VOICE_SETTINGS:
+            self.sounds.set(name, text)
             print_note(f"{name} is {text} from now on.")
             return
         if name not in _SETTINGS:
-            raise UsageError.unknown("setting", name, (*_SETTINGS, "system", "think"))
+            raise UsageError.unknown("setting", name, _KNOWN)
         attribute, read = _SETTINGS[name]
         try:
             value = read(text)
@@ -196,18 +209,31 @@ class ChatSession:
     def _ask(self, text: str) -> None:
         try:
             files = {"images": tuple(self.images), "audios": tuple(self.audios), "videos": tuple(self.videos)}
-            self._show(self.conversation.ask, text, **files)
+            self._show(self.conversation.ask, self.conversation.speak, text=text, **files)
         finally:
             self._detach()
 
-    def _show(self, ask: Callable[..., Completion], *arguments: Any, **options: Any) -> None:
-        """Has something answered and shows the answer."""
+    def _show(
+        self, ask: Callable[..., Completion], speak: Callable[..., Speaking] | None = None, /, **asked: Any
+    ) -> None:
+        """Has something answered and shows the answer.
+
+        Args:
+            ask: Has it answered in text.
+            speak: Begins an answer in speech, which is what it becomes if answers are spoken; None if it cannot be.
+            **asked: What is asked.
+        """
         printer = AnswerPrinter(quiet=self.quiet)
         with ctrl_c_requests_stop() as pressed:
-            answer = ask(
-                *arguments, on_text=printer.text, on_reasoning=printer.reasoning, should_stop=pressed, **options
-            )
-        printer.end(answer)
+            if speak is not None and self.sounds.on:
+                answer = self.sounds.answer(partial(speak, **asked), printer, pressed)
+            else:
+                answer = ask(on_text=printer.text, on_reasoning=printer.reasoning, should_stop=pressed, **asked)
+                printer.end(answer)
+        self._tell(answer)
+
+    def _tell(self, answer: Completion) -> None:
+        """Says what an answer took, and what else there is to say of it."""
         if self.quiet:
             return
         if self.conversation.forgotten:
@@ -216,6 +242,8 @@ class ChatSession:
                 f"--max-context makes room for more."
             )
         print_note(summary(answer, self.opened.runtime.stats()))
+        if (line := self.sounds.summary()) is not None:
+            print_note(line)
 
     def _stats(self) -> str:
         stats = self.opened.runtime.stats()
@@ -224,14 +252,6 @@ class ChatSession:
             f"{sum(stats.prefill_tokens.values())} tokens of prompts, {sum(stats.decode_tokens.values())} generated; "
             f"{experts_line(stats)}; {total.misses} reads, waited {total.wait_s:.1f} s for them"
         )
-
-
-def _switch(name: str, text: str) -> bool:
-    """A value that is on or off."""
-    values = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
-    if text.lower() not in values:
-        raise UsageError(f"{text!r} is not a value of {name}.", advice="Say on or off.")
-    return values[text.lower()]
 
 
 def _path(command: str, argument: str) -> Path:

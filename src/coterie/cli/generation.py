@@ -168,7 +168,7 @@ def _speak(
         voice=request.voice,
         should_stop=pressed,
     )
-    sound = SoundOutput(target, speaking.rate)
+    sound = SoundOutput(target, speaking.rate, pressed)
     try:
         speech = speaking.tell(on_text=None if printer is None else printer.text, on_sound=sound.write)
     finally:

@@ -161,6 +161,14 @@ def command(
             help="Also between requests with different keys. How fast an answer begins then tells what others asked.",
         ),
     ] = False,
+    speech: Annotated[
+        bool,
+        typer.Option(
+            "--speech",
+            help="Also answer in speech: open the whole of an omni model, not its thinker alone. That takes memory for "
+            "its talker and vocoder.",
+        ),
+    ] = False,
     record_profile: ProfileFileOption = None,
     domain: DomainOption = None,
     drain: Annotated[
@@ -201,6 +209,11 @@ def command(
     from coterie.server.keys import Keys
 
     _check_replicas(replicas, ray, opening, batching)
+    if speech and opening.component is not None:
+        raise UsageError(
+            f"--speech takes the whole model, and --component opens its {opening.component} alone.",
+            advice="Leave one of them out.",
+        )
     checked_domain = check_domain(domain, record_profile)
     if record_profile is not None and ray is not None:
         raise UsageError("Replicas record no profile.", advice="Record it with one server, without --ray.")
@@ -235,10 +248,13 @@ def command(
         with ExitStack() as stack:
             if ray is None:
                 from coterie.generation.engine import Engine
+                from coterie.generation.speech import Voice, speaker_of
                 from coterie.server.app import make_app
                 from coterie.server.meters import Meters
 
-                opened = stack.enter_context(open_model(model, opening))
+                opened = stack.enter_context(open_model(model, opening, whole=speech))
+                if speech:
+                    speaker_of(opened.model, Voice())
                 names = list(dict.fromkeys([*(alias or ()), opened.runtime.source.name]))
                 if record_profile is not None:
                     stack.enter_context(opened.runtime.record_profile(record_profile, domain=checked_domain))
@@ -264,7 +280,7 @@ def command(
                 settings = ReplicaSettings(
                     model=model, opening=opening, names=alias or (), parallel=parallel, most_waiting=queue,
                     longest_wait_s=queue_timeout, prefix_memory=prefix_nbytes, prefix_dir=prefix_dir,
-                    prefix_dir_limit=dir_nbytes,
+                    prefix_dir_limit=dir_nbytes, speech=speech,
                 )  # fmt: skip
                 with notes().status(f"starting {replicas} replicas"):
                     cluster = stack.enter_context(started(ray, replicas, settings))

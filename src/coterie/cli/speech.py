@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,8 @@ _PLAYERS = (
 )
 """Programs that play a WAV file from their stdin, the first that is found."""
 
+_POLL_S = 0.05
+
 SpeakOption = Annotated[
     str | None,
     typer.Option(
@@ -40,6 +43,16 @@ SpeakOption = Annotated[
         help="Answer in speech too, while it is made: into a WAV file (24 kHz), to stdout (-, the text goes to "
         "stderr), or out of the loudspeaker (play). Needs a whole omni model; the prompt is put into its chat "
         "template.",
+    ),
+]
+SpeakTurnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--speak",
+        metavar="FILE|play",
+        show_default=False,
+        help="Answer in speech too, while it is made: out of the loudspeaker (play), or into a WAV file for each "
+        "answer, which is numbered: answer.wav becomes answer-1.wav, answer-2.wav. Needs a whole omni model.",
     ),
 ]
 VoiceOption = Annotated[
@@ -59,16 +72,43 @@ MaxSpeechOption = Annotated[
 
 
 def check_speech(speak: str | None, voice: str | None, *, greedy: bool, longest_s: float | None) -> Voice | None:
-    """How an answer is to be spoken; None if it is not.
+    """How an answer is to be spoken, and whether it would be heard in the end; None if it is not.
 
     Raises:
-        UsageError: If an option has no effect, or nothing could be heard in the end.
+        UsageError: If an option has no effect, or sound cannot go there.
+        OutputError: If the file cannot be written.
+    """
+    if speak is not None:
+        check_target(speak)
+    return checked_voice(speak, voice, greedy=greedy, longest_s=longest_s)
+
+
+def checked_voice(speak: str | None, voice: str | None, *, greedy: bool, longest_s: float | None) -> Voice | None:
+    """How answers are to be spoken; None if they are not.
+
+    Raises:
+        UsageError: If an option has no effect, or no such value.
     """
     for name, given in (("--voice", voice), ("--voice-greedy", greedy or None), ("--max-speech", longest_s)):
         if given is not None and speak is None:
             raise UsageError(f"{name} is of --speak, which was not given.", advice="Add --speak FILE.")
     if speak is None:
         return None
+    from coterie.generation.speech import Voice
+
+    return Voice(name=voice, greedy=greedy, max_seconds=longest_s)
+
+
+def check_target(speak: str) -> None:
+    """Whether sound can go there.
+
+    Args:
+        speak: What --speak says.
+
+    Raises:
+        UsageError: If it cannot.
+        OutputError: If the file cannot be written.
+    """
     if speak == PLAY:
         _player()
     elif speak != STDOUT:
@@ -81,9 +121,28 @@ def check_speech(speak: str | None, voice: str | None, *, greedy: bool, longest_
         check_writable(speak)
     elif sys.stdout.isatty():
         raise UsageError("Speech is not written to a terminal.", advice="Pipe it on, or name a file.")
-    from coterie.generation.speech import Voice
 
-    return Voice(name=voice, greedy=greedy, max_seconds=longest_s)
+
+def check_target_of_turns(speak: str) -> None:
+    """Whether the sound of several answers can go there; raises as :func:`check_target`."""
+    if speak == STDOUT:
+        raise UsageError(
+            "In a conversation stdout has the text.", advice="Write a file, or `play` for the loudspeaker."
+        )
+    check_target(numbered(speak))
+
+
+def numbered(speak: str) -> str:
+    """Where the next answer's sound goes: the first file of that name with a number that there is not yet.
+
+    Args:
+        speak: What --speak says.
+    """
+    path = Path(speak).expanduser()
+    if speak == PLAY or path.is_char_device():
+        return speak
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
+    return str(next(one for one in names if not one.exists()))
 
 
 class SoundOutput:
@@ -92,11 +151,13 @@ class SoundOutput:
     Args:
         target: What --speak says.
         rate: Samples per second.
+        should_stop: Whether a player is to be silent at once, rather than say what it has been given.
     """
 
-    def __init__(self, target: str, rate: int) -> None:
+    def __init__(self, target: str, rate: int, should_stop: Callable[[], bool]) -> None:
         self._target = target
         self._rate = rate
+        self._should_stop = should_stop
         self._stack = ExitStack()
         self._writer: WavWriter | None = None
 
@@ -107,7 +168,7 @@ class SoundOutput:
             OutputError: If they cannot be written.
         """
         if self._writer is None:
-            self._writer = self._stack.enter_context(_opened(self._target, self._rate))
+            self._writer = self._stack.enter_context(_opened(self._target, self._rate, self._should_stop))
         try:
             self._writer.write(samples)
         except BrokenPipeError as error:
@@ -124,13 +185,13 @@ class SoundOutput:
 
 
 @contextmanager
-def _opened(target: str, rate: int) -> Iterator[WavWriter]:
+def _opened(target: str, rate: int, should_stop: Callable[[], bool]) -> Iterator[WavWriter]:
     from coterie.generation.wav_writer import WavWriter, wav_file
 
     if target == STDOUT:
         yield WavWriter(sys.stdout.buffer, rate)
     elif target == PLAY:
-        # Ctrl-C ends the speech; the player says what is there, and ends by itself.
+        # Ctrl-C is for us: it ends the speech, and then the player.
         with subprocess.Popen(
             _player(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -141,9 +202,19 @@ def _opened(target: str, rate: int) -> Iterator[WavWriter]:
             finally:
                 with suppress(BrokenPipeError):
                     player.stdin.close()
+                _play_out(player, should_stop)
     else:
         with wav_file(target, rate) as writer:
             yield writer
+
+
+def _play_out(player: subprocess.Popen[bytes], should_stop: Callable[[], bool]) -> None:
+    """Waits until all is played, or nobody wants to hear more."""
+    while not should_stop():
+        with suppress(subprocess.TimeoutExpired):
+            player.wait(_POLL_S)
+            return
+    player.terminate()
 
 
 def _player() -> list[str]:

@@ -35,6 +35,7 @@ class Prompt:
         calls: Takes the calls of tools out of the text, where there are tools.
         form: The form of the answer in the model's own words, where it has to have one.
         ends: Texts that end the answer beside those of the request.
+        said: Tokens of the answer, where it is given and only to be spoken; without an end token.
     """
 
     inputs: Callable[[], BatchFeature]
@@ -43,6 +44,7 @@ class Prompt:
     calls: CallText | None = None
     form: Grammar | None = None
     ends: tuple[str, ...] = ()
+    said: tuple[int, ...] | None = None
 
 
 class Measured(Exception):

@@ -144,6 +144,7 @@ class Conversation:
         *,
         images: Sequence[str | Path] = (),
         audios: Sequence[str | Path] = (),
+        videos: Sequence[str | Path] = (),
         voice: Voice | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Speaking:
@@ -153,9 +154,10 @@ class Conversation:
         its text. Until then nothing else should be asked.
 
         Args:
-            text: What the user says; may be empty if there is a picture or sound.
+            text: What the user says; may be empty if there is a picture, sound or video.
             images: Picture files shown before the text.
             audios: Sound files played before the text.
+            videos: Video files shown before the text.
             voice: How it is spoken.
             should_stop: As in :func:`coterie.speak`.
 
@@ -168,9 +170,38 @@ class Conversation:
             InputError: If there is no chat template, or as :meth:`ask`.
             ContextLengthError: As :meth:`ask`.
         """
+        return self._speaking(user_message(text, images=images, audios=audios, videos=videos), voice, should_stop)
+
+    def speak_again(self, *, voice: Voice | None = None, should_stop: Callable[[], bool] | None = None) -> Speaking:
+        """Has the last turn answered once more as :meth:`speak` does, in place of the answer that it had.
+
+        That answer is kept if there is no other in the end.
+
+        Args:
+            voice: How it is spoken.
+            should_stop: As in :func:`coterie.speak`.
+
+        Raises:
+            UsageError: If there was none.
+            CoterieError: As :meth:`speak`.
+        """
+        before = self.messages
+        asked = self._without_last()
+        if asked is None:
+            raise _nothing_asked()
+        self.messages = asked
+        try:
+            return self._speaking(before[len(asked)], voice, should_stop)
+        finally:
+            self.messages = before
+
+    def _speaking(
+        self, message: dict[str, Any], voice: Voice | None, should_stop: Callable[[], bool] | None
+    ) -> Speaking:
+        """An answer in text and speech, which is kept when it has ended."""
         if not self.templated:
             raise no_template(self._model)
-        asked, prompt, inputs = self._prepare(user_message(text, images=images, audios=audios))
+        asked, prompt, inputs = self._prepare(message)
 
         def keep(completing: Completing, answer: Completion) -> None:
             if answer.token_ids:
@@ -206,7 +237,7 @@ class Conversation:
         before = self.messages
         asked = self._without_last()
         if asked is None:
-            raise UsageError("Nothing was asked yet that could be asked again.")
+            raise _nothing_asked()
         message = before[len(asked)]
         self.messages = asked
         answer = None
@@ -385,6 +416,10 @@ class _Last:
     answer: CutAnswer
     prompt: ChatPrompt
     message: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _nothing_asked() -> UsageError:
+    return UsageError("Nothing was asked yet that could be asked again.")
 
 
 def _without_first(turns: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -406,11 +406,7 @@ class Engine:
                     ready.ticket.phase, ready.ticket.begun = "prefill", time.monotonic()
                     self._pulse.beat = time.monotonic()
                     return ready
-                if (
-                    self._media.over
-                    or any(job.sequence is not None for job in self._running)
-                    or (self._closed and ready is None)
-                ):
+                if self._media.over or any(job.sequences for job in self._running) or (self._closed and ready is None):
                     return None
                 if ready is None or ready in self._waiting:
                     self._changed.wait(_POLL_S if self._media.late else None)
@@ -451,6 +447,9 @@ class Engine:
             self._listen(wanted=True)
             job.begin(self.opened, Beginning(job, self.prefixes, self.governor))
             self.governor.narrow(job, job.most, job.media_nbytes)
+            if job.is_given:
+                job.say(self.opened, self._steps)
+                return
             if job.sequence is not None:
                 job.sequence.on_cancelled = partial(self._let_go, job)
                 self._steps.add(job.sequence)
@@ -482,7 +481,7 @@ class Engine:
         if job.ticket.phase == "over":
             self._leave(job)
             return
-        if job.sequence is None:
+        if not job.sequences:
             return
         try:
             self.governor.hold(job, job.coming, job.media_nbytes)
@@ -551,6 +550,8 @@ class Engine:
         if ticket.phase != "over":
             try:
                 self._tell(lambda watcher: watcher.finished(ticket, completion))
+                if (speech := job.speech) is not None:
+                    self._tell(lambda watcher: watcher.spoken(ticket, speech))
             finally:
                 ticket.tell(Done(completion, job.provenance, job.speech))
 

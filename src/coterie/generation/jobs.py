@@ -251,10 +251,16 @@ class Job:
             if not self.alone:
                 seed = self._sampling.seed
                 self._draws = None if seed is None else Draws(seed)
-                if self._voice is None:
+                if self._voice is not None:
+                    self._spoken = self._speaking(model, inputs, self._voice)
+                    # What speaks stays in memory between its passes and those of others.
+                    self._open.enter_context(model.coterie.speaking())
+                if self.is_given:
+                    return
+                if self._spoken is None:
                     self.sequence = self._completing.sequence(self.request, draws=self._draws, reuse=reuse)
                 else:
-                    self.sequence = self._speak(model, inputs, self._voice, reuse)
+                    self.sequence = self._spoken.begin(reuse)
                 self.sequence.encode_apart()
                 kept = self.sequence.cache
                 if model.config.is_encoder_decoder:
@@ -262,16 +268,26 @@ class Job:
                 elif kept is not None:
                     self._reserved = reserved_length(kept)
 
-    def _speak(self, model: PreTrainedModel, inputs: BatchFeature, voice: Voice, reuse: Reuse) -> Sequence:
-        """The sequence of a text that is spoken."""
+    def _speaking(self, model: PreTrainedModel, inputs: BatchFeature, voice: Voice) -> SpokenAnswer:
+        """An answer that is spoken."""
         assert self._completing is not None
-        self._spoken = SpokenAnswer(
+        return SpokenAnswer(
             model, inputs, self._completing, voice, self.request, draws=self._draws,
             on_sound=lambda samples: self.ticket.tell(SoundChunk(samples, SPEECH_RATE)),
         )  # fmt: skip
-        # What speaks stays in memory between its passes and those of others.
-        self._open.enter_context(model.coterie.speaking())
-        return self._spoken.begin(reuse)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether its text is given, and only to be spoken."""
+        return self._voice is not None and self.prompt is not None and self.prompt.said is not None
+
+    def say(self, opened: OpenModel, steps: Steps) -> None:
+        """Begins to speak a text that :attr:`is_given`; its talker takes part in steps from now on."""
+        assert self._spoken is not None
+        assert self.prompt is not None
+        assert self.prompt.said is not None
+        with files_named(opened.model), Stated(self.request):
+            self._spoken.begin_said(self.prompt.said, steps)
 
     def close(self) -> None:
         """Lets go of what it needed to speak. Harmless when repeated."""

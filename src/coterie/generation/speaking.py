@@ -118,6 +118,7 @@ class Speaking:
         reuse: Where what was computed of the prompt's beginning is found.
         should_stop: Asked before every layer; True ends it, and keeps what is there.
         on_end: Given the text when all of the answer has ended, or is given up.
+        said: Tokens of the text, where it is given and only to be spoken, after a prompt without pictures and sounds.
 
     Attributes:
         rate: Samples of the sound per second.
@@ -143,12 +144,14 @@ class Speaking:
         reuse: Reuse | None = None,
         should_stop: Callable[[], bool] | None = None,
         on_end: Callable[[Completing, Completion], None] | None = None,
+        said: Sequence[int] | None = None,
     ) -> None:
         how, wishes = voice or Voice(), sampling or Sampling()
         check_spoken(model, wishes, how)
         self._model = model
         self._reuse = reuse
         self._on_end = on_end
+        self._said = said
         self._pieces: deque[Piece | SoundChunk] = deque()
         if reader is not None:
             reader.on_reasoning = self._teller("reasoning")
@@ -278,7 +281,9 @@ class Speaking:
         """Makes the sequence of the text, which takes part from now on."""
         # What speaks stays in memory between its passes and those of the text.
         self._open.enter_context(self._model.coterie.speaking())
-        if self._completing.in_steps:
+        if self._said is not None:
+            self._answer.begin_said(self._said, self._steps)
+        elif self._completing.in_steps:
             self._steps.add(self._answer.begin(self._reuse))
         else:
             self._answer.begin_elsewhere(self._steps)

@@ -31,6 +31,7 @@ class Speech:
         finish_reason: Why the sound ended: ``stop`` (all is said), ``length`` (``max_seconds`` reached), ``context``
             (the memory budget was made for no longer sequence), ``interrupted`` (the caller stopped it) or ``none``
             (there was no text to say, or it was stopped before the first sound).
+        frames: Frames that the sound was made of, of 0.08 seconds each in the released model.
         seconds: Seconds that making the sound took, beside the text.
         first_s: Seconds from the first token of the text to the first sound; None if none came.
     """
@@ -38,6 +39,7 @@ class Speech:
     completion: Completion
     samples: Samples
     finish_reason: SpeechEnd
+    frames: int
     seconds: float
     first_s: float | None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from coterie.errors import CoterieError, InputError, SpeechError, UnsupportedError
 from coterie.generation.completion import Completing, Completion, Reuse, end_tokens
@@ -14,11 +16,12 @@ from coterie.generation.kept_cache import KeptCache
 from coterie.generation.media_rows import MediaRows, all_heard
 from coterie.generation.one_sequence import check_settings
 from coterie.generation.sampling import Sampling
-from coterie.generation.sequence import Keeper, Sequence
+from coterie.generation.sequence import Keeper
+from coterie.generation.sequence import Sequence as Tokens
 from coterie.generation.speech import Speech, Voice, speaker_of
 from coterie.generation.steps import Steps
 from coterie.generation.talking import Talking
-from coterie.hf.talker import media_mask, tokens_to_begin
+from coterie.hf.talker import giving, media_mask, tokens_to_begin, written
 from coterie.passes.current import Request, Stated
 
 if TYPE_CHECKING:
@@ -99,11 +102,11 @@ class SpokenAnswer:
             waits=on_sound is None or drawn_twice,
             first=first,
         )
-        self.text: Sequence | None = None
+        self.text: Tokens | None = None
         self.written = False
 
     @property
-    def sequences(self) -> tuple[Sequence, ...]:
+    def sequences(self) -> tuple[Tokens, ...]:
         """Those that there are by now."""
         return tuple(one for one in (self.text, self.talking.sequence) if one is not None)
 
@@ -112,7 +115,7 @@ class SpokenAnswer:
         """Whether text and sound have come to their ends."""
         return self.written and self.talking.over
 
-    def begin(self, reuse: Reuse | None) -> Sequence:
+    def begin(self, reuse: Reuse | None) -> Tokens:
         """Makes the sequence of the text.
 
         Args:
@@ -146,6 +149,26 @@ class SpokenAnswer:
         """
         with Stated(self._request), self._drawing():
             self.talking.begin_elsewhere(self._completing.whole_options(), self._prompt(), steps)
+        self.written = True
+
+    def begin_said(self, said: Sequence[int], steps: Steps) -> None:
+        """Begins with a text that is given: the thinker writes nothing, and the talker takes part from now on.
+
+        The prompt has no pictures or sounds: of those the talker reads what the thinker makes of them.
+
+        Args:
+            said: The tokens of the text, without an end token; at least one.
+            steps: Where the talker's sequence takes part.
+        """
+        prompt = self._inputs["input_ids"]
+        tokens = torch.tensor(said, dtype=prompt.dtype)
+        stream = self._completing.stream
+        stream.put(prompt)
+        for token in tokens:
+            stream.put(token[None])
+        found = written(self._model, torch.cat([prompt, tokens[None]], dim=1), None)
+        with Stated(self._request), self._drawing():
+            self.talking.begin_elsewhere({"custom_generate": giving(found)}, self._prompt(), steps)
         self.written = True
 
     def follow(self, steps: Steps) -> None:
@@ -190,6 +213,7 @@ class SpokenAnswer:
             completion=completion,
             samples=samples,
             finish_reason=talking.reason if len(samples) or talking.reason == "interrupted" else "none",
+            frames=talking.frames.count,
             seconds=talking.seconds,
             first_s=None if first is None or began is None else first - began,
         )

@@ -8,6 +8,7 @@ from coterie.generation.tickets import Phase, Ticket
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
+    from coterie.generation.speech import Speech
 
 
 class Watcher(Protocol):
@@ -15,6 +16,9 @@ class Watcher(Protocol):
 
     def finished(self, ticket: Ticket, completion: Completion) -> None:
         """A request was answered."""
+
+    def spoken(self, ticket: Ticket, speech: Speech) -> None:
+        """A request that was answered had its answer spoken; told after :meth:`finished`."""
 
     def failed(self, ticket: Ticket, error: BaseException) -> None:
         """A request that was taken on got no whole answer."""

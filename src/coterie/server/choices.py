@@ -151,7 +151,7 @@ class Choices:
         wish = self._wishes[number]
         ticket = self._engine.submit(
             wish.prepare, wish.sampling, provenance=wish.provenance, name=self.request_id, salt=self._salt,
-            nbytes=self._nbytes, repeated=wish.repeated, domain=wish.domain, whose=self,
+            nbytes=self._nbytes, repeated=wish.repeated, domain=wish.domain, voice=wish.voice, whose=self,
         )  # fmt: skip
         self._tickets.append(ticket)
         pump = asyncio.ensure_future(self._follow(number, ticket))

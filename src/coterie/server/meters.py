@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from coterie.errors import EngineError
 from coterie.generation.asked import Measured
+from coterie.generation.speech import SPEECH_RATE
 from coterie.server.demand import Demand
 from coterie.server.logs import log_failure
 from coterie.server.present import Layers, Present, Watched
@@ -15,10 +16,12 @@ from coterie.server.refusals import Refusal, refusal_of
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
+    from coterie.generation.speech import Speech
     from coterie.generation.tickets import Phase, Ticket
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _LENGTHS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_FACTORS = (0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 _TOKENS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 
 
@@ -56,6 +59,15 @@ class Meters:
             "coterie_request_decode_time_seconds", "From a request's first token to its last",
             buckets=_WAITS, registry=registry,
         )  # fmt: skip
+        self._first_sound = Histogram(
+            "coterie_time_to_first_audio_seconds", "From a request's arrival to the first sound of its answer",
+            buckets=_WAITS, registry=registry,
+        )  # fmt: skip
+        self._factor = Histogram(
+            "coterie_speech_real_time_factor", "Seconds that a second of speech took to make",
+            buckets=_FACTORS, registry=registry,
+        )  # fmt: skip
+        self._speech = Counter("coterie_speech_seconds", "Seconds of speech in whole answers", registry=registry)
         self._prompts = Histogram(
             "coterie_request_prompt_tokens", "Tokens of a prompt", buckets=_LENGTHS, registry=registry
         )  # fmt: skip
@@ -88,6 +100,15 @@ class Meters:
         self._prompt.inc(completion.prompt_tokens)
         self._generated.inc(tokens)
         self._success.labels(completion.finish_reason).inc()
+
+    def spoken(self, ticket: Ticket, speech: Speech) -> None:
+        """An answer was spoken."""
+        seconds = len(speech.samples) / SPEECH_RATE
+        self._speech.inc(seconds)
+        if seconds:
+            self._factor.observe(speech.seconds / seconds)
+        if speech.first_s is not None:
+            self._first_sound.observe(ticket.queue_s + speech.completion.prefill_s + speech.first_s)
 
     def failed(self, ticket: Ticket, error: BaseException) -> None:
         """A request that was taken on got no whole answer; where that is the server's doing, the log has it."""

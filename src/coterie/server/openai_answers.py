@@ -6,12 +6,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from coterie.generation.tickets import Done, Failed, Piece
+from coterie.generation.speech import SPEECH_RATE, Speech
+from coterie.generation.tickets import Done, Failed, Piece, SoundChunk
 from coterie.server.identity import current, new_id
 from coterie.server.openai_choices import ChatAnswers, Choice, TextAnswers
 from coterie.server.progress import PromptProgress
 from coterie.server.refusals import refusal_of
-from coterie.server.schemas.answers import Chunk, More, MoreOfOne, Usage
+from coterie.server.schemas.answers import Chunk, More, MoreOfOne, SpeechFacts, Usage
 from coterie.server.streams import DONE, event
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def whole(service: Service, answers: Answers, done: Sequence[Done], *, each: int
     """
     return {
         **_same(service, answers.prefix, answers.whole),
-        "choices": [answers.choice(number, one.completion) for number, one in enumerate(done)],
+        "choices": [answers.choice(number, one) for number, one in enumerate(done)],
         "usage": _usage(done, each or len(done)),
         "coterie": _more(done),
     }
@@ -72,8 +73,11 @@ class OpenAIStream:
                 case Piece():
                     for one in self._answers.piece(number, told):
                         yield self._chunk(one)
-                case Done(completion):
-                    *before, last = self._answers.ending(number, completion)
+                case SoundChunk():
+                    for one in self._answers.sound(number, told):
+                        yield self._chunk(one)
+                case Done():
+                    *before, last = self._answers.ending(number, told)
                     for one in before:
                         yield self._chunk(one)
                     yield self._chunk(last, coterie=_more_of_one(told))
@@ -109,6 +113,8 @@ def _more(done: Sequence[Done]) -> More:
     """What OpenAI's shape has no room for: of the first choice, and where there are several, of each."""
     first, *others = [_more_of_one(one) for one in done]
     more: More = {"finish_reason": first["finish_reason"]}
+    if "speech" in first:
+        more["speech"] = first["speech"]
     if "provenance" in first:
         more["provenance"] = first["provenance"]
     if others:
@@ -118,9 +124,23 @@ def _more(done: Sequence[Done]) -> More:
 
 def _more_of_one(done: Done) -> MoreOfOne:
     more: MoreOfOne = {"finish_reason": done.completion.finish_reason}
+    if done.speech is not None:
+        more["speech"] = told_of_speech(done.speech)
     if done.provenance is not None:
         more["provenance"] = _without_none(asdict(done.provenance))
     return more
+
+
+def told_of_speech(speech: Speech) -> SpeechFacts:
+    """How long the sound is, why it ended, and how long it took."""
+    facts: SpeechFacts = {
+        "finish_reason": speech.finish_reason,
+        "seconds": round(len(speech.samples) / SPEECH_RATE, 4),
+        "made_in_s": round(speech.seconds, 4),
+    }
+    if speech.first_s is not None:
+        facts["first_sound_s"] = round(speech.first_s, 4)
+    return facts
 
 
 def _without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +161,7 @@ def _usage(done: Sequence[Done], each: int) -> Usage:
     written = sum(max(one.kept_tokens for one in choices) for choices in prompts)
     pictures, sounds = sum(one.picture_tokens for one, *_ in prompts), sum(one.sound_tokens for one, *_ in prompts)
     videos = sum(one.video_tokens for one, *_ in prompts)
-    return {
+    usage: Usage = {
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
@@ -154,3 +174,9 @@ def _usage(done: Sequence[Done], each: int) -> Usage:
             "video_tokens": videos,
         },
     }
+    if spoken := [one.speech for one in done if one.speech is not None]:
+        frames = sum(one.frames for one in spoken)
+        usage["completion_tokens"] += frames
+        usage["total_tokens"] += frames
+        usage["completion_tokens_details"] = {"audio_tokens": frames, "text_tokens": new}
+    return usage

@@ -22,7 +22,7 @@ from coterie.server.schemas.answers import (
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
     from coterie.generation.logprobs import TokenLogprob
-    from coterie.generation.tickets import Piece
+    from coterie.generation.tickets import Done, Piece, SoundChunk
     from coterie.hf.token_bytes import TokenBytes
 
 Choice = dict[str, Any]
@@ -46,8 +46,9 @@ class ChatAnswers:
         self._logprobs = logprobs
         self._told: defaultdict[int, int] = defaultdict(int)
 
-    def choice(self, number: int, completion: Completion) -> ChatChoice:
+    def choice(self, number: int, done: Done) -> ChatChoice:
         """A whole answer."""
+        completion = done.completion
         calls = _calls(completion)
         message: AnswerMessage = {"role": "assistant", "content": completion.text or None if calls else completion.text}
         if completion.reasoning:
@@ -56,30 +57,38 @@ class ChatAnswers:
             message["tool_calls"] = calls
         return {
             "index": number, "message": message, "logprobs": self._of(completion.logprobs),
-            "finish_reason": finish_of(completion),
+            "finish_reason": self._finish(done),
         }  # fmt: skip
 
     def opening(self, number: int) -> Iterator[Choice]:
         """What a stream begins with."""
-        yield _chunk(number, {"role": "assistant", "content": None}, None)
+        yield delta_of(number, {"role": "assistant", "content": None})
 
     def nothing(self, number: int) -> Choice:
         """Nothing of an answer, where something else is told."""
-        return _chunk(number, {}, None)
+        return delta_of(number, {})
 
     def piece(self, number: int, piece: Piece) -> Iterator[Choice]:
         """Some of an answer."""
         self._told[number] += len(piece.logprobs)
         name = "content" if piece.part == "text" else "reasoning_content"
-        yield _chunk(number, {name: piece.text}, self._of(piece.logprobs) if piece.logprobs else None)
+        yield delta_of(number, {name: piece.text}, self._of(piece.logprobs) if piece.logprobs else None)
 
-    def ending(self, number: int, completion: Completion) -> Iterator[Choice]:
+    def sound(self, number: int, sound: SoundChunk) -> Iterator[Choice]:
+        """Some of its sound: an answer that nobody wanted spoken has none."""
+        yield from ()
+
+    def ending(self, number: int, done: Done) -> Iterator[Choice]:
         """What was not told before, and why it ended."""
+        completion = done.completion
         left = completion.logprobs[self._told[number] :]
         calls = [{"index": place, **call} for place, call in enumerate(_calls(completion))]
         if calls or left:
-            yield _chunk(number, {"tool_calls": calls} if calls else {}, self._of(left) if left else None)
-        yield _chunk(number, {}, None) | {"finish_reason": finish_of(completion)}
+            yield delta_of(number, {"tool_calls": calls} if calls else {}, self._of(left) if left else None)
+        yield delta_of(number, {}) | {"finish_reason": self._finish(done)}
+
+    def _finish(self, done: Done) -> Finish:
+        return finish_of(done.completion)
 
     def _of(self, logprobs: Sequence[TokenLogprob]) -> ChatLogprobs | None:
         if not self._logprobs:
@@ -119,8 +128,9 @@ class TextAnswers:
         self._offsets: defaultdict[int, int] = defaultdict(int)
         self._echoing = {*range(len(echoed or ()))}
 
-    def choice(self, number: int, completion: Completion) -> TextChoice:
+    def choice(self, number: int, done: Done) -> TextChoice:
         """A whole continuation."""
+        completion = done.completion
         told = (*completion.prompt_logprobs, *completion.logprobs)
         return {
             "index": number, "text": self._prompt(number) + completion.text, "logprobs": self._of(number, told),
@@ -141,8 +151,13 @@ class TextAnswers:
         yield from self._echo(number, piece.prompt_logprobs)
         yield _text(number, piece.text, self._of(number, piece.logprobs))
 
-    def ending(self, number: int, completion: Completion) -> Iterator[Choice]:
+    def sound(self, number: int, sound: SoundChunk) -> Iterator[Choice]:
+        """Some of its sound: a continuation has none."""
+        yield from ()
+
+    def ending(self, number: int, done: Done) -> Iterator[Choice]:
         """What was not told before, and why it ended."""
+        completion = done.completion
         yield from self._echo(number, completion.prompt_logprobs)
         left = completion.logprobs[self._told[number] :]
         if left:
@@ -191,7 +206,8 @@ def finish_of(completion: Completion) -> Finish:
     return "tool_calls" if completion.tool_calls else "stop"
 
 
-def _chunk(number: int, delta: Mapping[str, Any], logprobs: ChatLogprobs | None) -> Choice:
+def delta_of(number: int, delta: Mapping[str, Any], logprobs: ChatLogprobs | None = None) -> Choice:
+    """Some of an answer to a conversation."""
     return {"index": number, "logprobs": logprobs, "finish_reason": None, "delta": delta}
 
 

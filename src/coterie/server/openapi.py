@@ -48,9 +48,11 @@ def document(operations: Sequence[Operation], *, version: str, keys: bool) -> di
 
 def _described(operation: Operation, *, keys: bool) -> dict[str, Any]:
     error = {"description": "Why there is no answer.", "content": _json(_ERRORS[operation.dialect])}
-    content = (
-        {"text/plain": {"schema": {"type": "string"}}} if operation.answered is None else _json(operation.answered)
-    )
+    content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in operation.kinds}
+    if operation.answered is not None:
+        content |= _json(operation.answered)
+    elif not content:
+        content = {"text/plain": {"schema": {"type": "string"}}}
     if operation.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     described: dict[str, Any] = {

@@ -35,6 +35,7 @@ class Operation:
         dialect: Whose errors it has.
         keyless: Whether no key is needed.
         form: Whether a request is a form, as files are sent with.
+        kinds: What an answer may be that is bytes, such as ``audio/wav``.
         described: Whether the OpenAPI document has it.
     """
 
@@ -48,6 +49,7 @@ class Operation:
     dialect: Dialect = "openai"
     keyless: bool = False
     form: bool = False
+    kinds: tuple[str, ...] = ()
     described: bool = True
 
     def route(self, service: Service) -> Route:

@@ -23,6 +23,7 @@ PAGES = {
         f"/dashboard/{name}": name
         for name in (
             "app.css", "app.js", "chat.js", "client.js", "figures.js", "heat.js", "icon.svg", "media.js", "profile.js",
+            "sound.js",
         )
     },
 }  # fmt: skip
@@ -33,7 +34,7 @@ _POLICY = "; ".join((
     "script-src 'self'",
     "style-src 'self'",
     "connect-src 'self'",
-    # What somebody attaches in the chat is shown from memory.
+    # What somebody attaches in the chat, and what the model says, is shown and played from memory.
     "img-src 'self' blob:",
     "media-src blob:",
     "base-uri 'none'",

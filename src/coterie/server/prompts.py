@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from coterie.generation.inputs import build_inputs, token_inputs
 from coterie.generation.one_sequence import longest
 from coterie.generation.opened import OpenModel
 from coterie.generation.parsed_answers import reading
+from coterie.generation.reading_aloud import reading_aloud
 from coterie.generation.toolbox import Toolbox
 from coterie.server.media import Media
 from coterie.server.refusals import Refusal
@@ -38,6 +39,7 @@ from coterie.server.schemas.messages import (
     ToolUseBlock,
     Turn,
 )
+from coterie.server.schemas.speech import SpokenAudio
 
 Messages = list[dict[str, Any]]
 """A conversation as :func:`coterie.generation.chat.chat_prompt` takes it."""
@@ -126,6 +128,12 @@ class Prompts:
         """A conversation as the text that the model continues."""
         return chat_prompt(self._processors, messages, options, tools=tools)
 
+    def of_speech(self, text: str) -> Prompt:
+        """A text to read out, whatever the model would say."""
+        made = reading_aloud(self._processors, text)
+        self._checked(made.inputs())
+        return made
+
     def of_text(self, text: str | Sequence[int]) -> Prompt:
         """A text, or tokens, to continue as they are."""
         if isinstance(text, str):
@@ -152,11 +160,15 @@ def _length(inputs: Mapping[str, Any]) -> int:
     return int(inputs["input_ids"].shape[1])
 
 
-def from_openai(messages: Sequence[Message]) -> tuple[Messages, Media]:
+def from_openai(messages: Sequence[Message], said: Callable[[str], str | None]) -> tuple[Messages, Media]:
     """Messages in OpenAI's shape as the model's template takes them, and what they show and play.
 
+    Args:
+        messages: The messages.
+        said: Gives what was said in an answer before, by the id of its sound; None if that is not known.
+
     Raises:
-        Refusal: If a picture or sound is none that is taken.
+        Refusal: If a picture or sound is none that is taken, or it is not known what was said.
     """
     made: Messages = []
     media = Media()
@@ -164,7 +176,9 @@ def from_openai(messages: Sequence[Message]) -> tuple[Messages, Media]:
     for number, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
         content: str | list[dict[str, Any]]
-        if message.content is None or isinstance(message.content, str):
+        if isinstance(message, AssistantMessage) and message.content is None and message.audio is not None:
+            content = _spoken(message.audio, f"messages.{number}.audio.id", said)
+        elif message.content is None or isinstance(message.content, str):
             content = message.content or ""
         else:
             content = [
@@ -184,9 +198,23 @@ def from_openai(messages: Sequence[Message]) -> tuple[Messages, Media]:
     return made, media
 
 
+def _spoken(audio: SpokenAudio, param: str, said: Callable[[str], str | None]) -> str:
+    """What was said in an answer before."""
+    text = said(audio.id) if audio.transcript is None else audio.transcript
+    if text is None:
+        raise Refusal(
+            400,
+            f"{param}: it is not known here what was said in {audio.id!r}, which is kept for an hour at most. Send the "
+            f"transcript as the content of the message.",
+            param=param,
+            code="audio_not_found",
+        )
+    return text
+
+
 def _answered(message: AssistantMessage, param: str, names: dict[str, str]) -> dict[str, Any]:
     """What an answer had besides its text; notes the names of the tools that it called."""
-    if message.content is None and not message.tool_calls:
+    if message.content is None and not message.tool_calls and message.audio is None:
         raise Refusal(400, f"{param}.content is missing.", param=f"{param}.content")
     more: dict[str, Any] = {}
     if message.reasoning_content is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -13,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from coterie.generation.asked import Measured, Prompt, measuring
 from coterie.generation.engine import Engine
 from coterie.generation.sampling import Sampling
+from coterie.generation.speech import can_speak, voices
 from coterie.generation.tickets import Done, Failed
 from coterie.hf.token_bytes import TokenBytes
 from coterie.server.bodies import Bodies
@@ -22,6 +24,7 @@ from coterie.server.meters import Meters
 from coterie.server.prompts import Prompts
 from coterie.server.refusals import Refusal
 from coterie.server.streams import PING_S, EventStream, unless_gone
+from coterie.server.transcripts import Transcripts
 from coterie.server.wishes import Wish
 
 if TYPE_CHECKING:
@@ -63,6 +66,8 @@ class Service:
         demand: What is asked of the model's experts.
         explorer: Asks the profile that the server was given; None without one.
         domains: What requests may say that they are about; None where no profile is recorded.
+        voices: In which voices the model speaks; none if it does not.
+        transcripts: What was said in the last answers that were spoken.
     """
 
     def __init__(
@@ -80,6 +85,9 @@ class Service:
         self.demand = meters.watch(engine)
         self.explorer: Explorer | None = None
         self.domains: Domains | None = None
+        model = engine.opened.model
+        self.voices = voices(model.config) if can_speak(model) else []
+        self.transcripts = Transcripts()
         self._ping_s = ping_s
         self._open: set[Choices] = set()
 
@@ -98,6 +106,17 @@ class Service:
     def modalities(self) -> list[str]:
         """What the model takes."""
         return ["text", *self.engine.opened.processors.kinds]
+
+    @property
+    def silence(self) -> str:
+        """Why the model does not speak."""
+        if self.engine.opened.runtime.source.component is not None:
+            return f"{self.name} does not speak: it was opened without its talker. coterie serve --speech opens it."
+        return f"{self.name} does not speak: it has no talker."
+
+    def said(self, request: Request) -> Callable[[str], str | None]:
+        """Tells what was said in an answer before, by the id of its sound; None if it is not known."""
+        return lambda name: self.transcripts.find(request.state.salt, name, time.time())
 
     def domain(self, name: str | None) -> str | None:
         """What a request says that it is about, if it may say so."""
@@ -179,7 +198,7 @@ class Service:
         raise AssertionError("a prompt that was to be measured was answered")
 
     async def stream(self, request: Request, wishes: Sequence[Wish], events: Events, *, ping: bytes) -> EventStream:
-        """The answers as they come.
+        """The answers as they come, as events.
 
         Raises:
             Refusal: If it is known soon that there is none; later it is told within the stream.
@@ -197,6 +216,38 @@ class Service:
             leave()
             raise
         return EventStream(events(choices.events(first), choices), ping=ping, ping_s=self._ping_s, close=leave)
+
+    async def sound(self, request: Request, wish: Wish, pieces: Events, *, kind: str) -> EventStream:
+        """The sound of an answer as it comes, as bytes, in which no error can be told.
+
+        Raises:
+            Refusal: If there is none. What fails after the first piece breaks the answer off.
+            ClientDisconnect: If nobody waits for it any more.
+        """
+        choices = self._choices(request, [wish])
+        written = pieces(choices.events(), choices)
+        first: list[bytes] = []
+
+        def leave() -> None:
+            self._leave(request, choices)
+
+        async def wait() -> None:
+            first.append(await anext(written, b""))
+
+        async def whole() -> AsyncGenerator[bytes]:
+            async with aclosing(written):
+                yield first[0]
+                async for piece in written:
+                    yield piece
+
+        try:
+            if not await unless_gone(request.receive, wait()):
+                raise ClientDisconnect
+        except BaseException:
+            await written.aclose()
+            leave()
+            raise
+        return EventStream(whole(), ping=b"", kind=kind, ping_s=self._ping_s, close=leave)
 
     def _choices(self, request: Request, wishes: Sequence[Wish]) -> Choices:
         """Has the engine take a request on."""

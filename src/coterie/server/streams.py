@@ -1,4 +1,4 @@
-"""Answers that arrive piece by piece, as server-sent events that never fall silent."""
+"""Answers that arrive piece by piece, as server-sent events that never fall silent, or as the bytes of a sound."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+EVENTS = "text/event-stream; charset=utf-8"
 
 
 class EventStream:
@@ -35,7 +36,8 @@ class EventStream:
 
     Args:
         events: The events. When the client leaves, it is closed.
-        ping: What is sent so that there is something.
+        ping: What is sent so that there is something; nothing if it is empty.
+        kind: What the answer is. Of other kinds than events, each is some bytes.
         ping_s: Seconds of silence before that.
         send_s: Seconds that a client may take to take something.
         close: Called at the end, whoever ended it.
@@ -46,11 +48,13 @@ class EventStream:
         events: AsyncGenerator[bytes],
         *,
         ping: bytes,
+        kind: str = EVENTS,
         ping_s: float = PING_S,
         send_s: float = SEND_S,
         close: Callable[[], None],
     ) -> None:
         self._events = events
+        self._kind = kind
         self._ping = ping
         self._ping_s = ping_s
         self._send_s = send_s
@@ -65,7 +69,7 @@ class EventStream:
 
     async def _send(self, receive: Receive, send: Send) -> None:
         headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"content-type", self._kind.encode("ascii")),
             (b"cache-control", b"no-cache, no-transform"),
             # Proxies would hold it back.
             (b"x-accel-buffering", b"no"),
@@ -89,7 +93,8 @@ class EventStream:
             while True:
                 done, _ = await asyncio.wait({coming}, timeout=self._ping_s)
                 if not done:
-                    await say(self._ping)
+                    if self._ping:
+                        await say(self._ping)
                     continue
                 data = coming.result()
                 if data is None:

@@ -10,6 +10,7 @@ from coterie.generation.asked import Prompt
 
 if TYPE_CHECKING:
     from coterie.generation.sampling import Sampling
+    from coterie.generation.speech import Voice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Wish:
         provenance: Whether it is told what experts were read for it.
         repeated: Whether others of the request have the same prompt.
         domain: What it is about, for the profile that is recorded.
+        voice: How the answer is spoken; None if it is not.
     """
 
     prepare: Callable[[], Prompt]
@@ -29,3 +31,4 @@ class Wish:
     provenance: bool = False
     repeated: bool = False
     domain: str | None = None
+    voice: Voice | None = None

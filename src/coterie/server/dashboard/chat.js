@@ -3,6 +3,7 @@
 import { ask, events, Refused } from "./client.js";
 import { bytes, count, counted, element, percent, rate } from "./figures.js";
 import { accepted, attachment, MOST } from "./media.js";
+import { Sound } from "./sound.js";
 
 const find = (id) => document.getElementById(id);
 
@@ -39,6 +40,9 @@ export class Chat {
     this.modalities = model.input_modalities;
     find("attach").accept = accepted(this.modalities);
     find("attach-part").hidden = this.modalities.length < 2;
+    find("voice-part").hidden = !model.voices.length;
+    const voices = model.voices.map((name) => element("option", { value: name }, name));
+    find("chat-form").elements.voice.replaceChildren(element("option", { value: "" }, "none"), ...voices);
     const kinds = [this.modalities.includes("image") && "pictures", this.modalities.includes("audio") && "sounds"].filter(Boolean);
     find("attach-label").textContent = `Attach ${kinds.join(" or ")}…`;
     const words = model.can_chat
@@ -106,6 +110,10 @@ export class Chat {
     for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
       if (fields[name].value !== "") body[name] = Number(fields[name].value);
     }
+    if (fields.voice.value) {
+      body.modalities = ["text", "audio"];
+      body.audio = { voice: fields.voice.value, format: "pcm16" };
+    }
     return body;
   }
 
@@ -118,14 +126,16 @@ export class Chat {
     this.write("user", text, media);
     find("prompt").value = "";
     this.list();
-    const shown = new Answer(this.write("assistant", ""));
+    const body = this.request();
+    // A browser plays sound for somebody who has just done something, so the player is made now.
+    const shown = new Answer(this.write("assistant", ""), body.audio ? new Sound() : null);
     this.running = new AbortController();
     this.busy(true);
     const begun = performance.now();
     const clock = setInterval(() => !shown.begun && this.say(`Waiting, ${Math.round((performance.now() - begun) / 1000)} s`), 1000);
     this.say("Waiting");
     try {
-      const response = await ask("/v1/chat/completions", { body: this.request(), signal: this.running.signal });
+      const response = await ask("/v1/chat/completions", { body, signal: this.running.signal });
       for await (const piece of events(response)) {
         if (piece.error) throw new Refused(0, piece.error.message, piece.error.code);
         if (shown.take(piece)) this.say("Answering");
@@ -185,8 +195,9 @@ export class Chat {
 }
 
 class Answer {
-  constructor(item) {
+  constructor(item, sound) {
     this.item = item;
+    this.sound = sound;
     this.said = item.querySelector(".said");
     this.said.classList.add("waiting");
     this.text = "";
@@ -198,13 +209,15 @@ class Answer {
   /** Takes a piece; returns whether it was the first with text. */
   take(piece) {
     const delta = piece.choices?.[0]?.delta ?? {};
-    const first = this.begun === null && Boolean(delta.content || delta.reasoning_content);
+    const content = delta.content || delta.audio?.transcript;
+    const first = this.begun === null && Boolean(content || delta.reasoning_content);
     if (first) this.begun = performance.now();
     if (delta.reasoning_content) this.think(delta.reasoning_content);
-    if (delta.content) {
-      this.text += delta.content;
-      this.said.append(delta.content);
+    if (content) {
+      this.text += content;
+      this.said.append(content);
     }
+    if (delta.audio?.data) this.sound?.take(delta.audio.data);
     for (const call of delta.tool_calls ?? []) this.said.append(`\n${call.function.name}(${call.function.arguments})`);
     if (piece.coterie) this.more = piece.coterie;
     if (piece.usage) this.usage = piece.usage;
@@ -222,19 +235,31 @@ class Answer {
   end() {
     this.said.classList.remove("waiting");
     const seconds = (performance.now() - (this.begun ?? performance.now())) / 1000;
-    const tokens = this.usage?.completion_tokens ?? 0;
+    const tokens = this.usage?.completion_tokens_details?.text_tokens ?? this.usage?.completion_tokens ?? 0;
     const words = [counted(tokens, "token")];
-    if (tokens > 1 && seconds > 0) words.push(`${rate((tokens - 1) / seconds)} tokens/s`);
+    if (tokens > 1 && seconds > 0 && !this.sound) words.push(`${rate((tokens - 1) / seconds)} tokens/s`);
     const took = this.more?.provenance;
     if (took) words.push(`hit rate ${percent(took.hit_rate)}`, `${bytes(took.bytes_read)} read`);
     if (took?.experts_absent) words.push(`${count(took.experts_absent)} choices of absent experts`);
     if (this.more && this.more.finish_reason !== "stop") words.push(`ended by ${this.more.finish_reason}`);
+    if (this.more?.speech) words.push(`${rate(this.more.speech.seconds)} s of speech`);
+    this.hear();
     this.item.append(element("p", { class: "meta" }, words.join(" · ")));
     return `Answered with ${words[0]}`;
   }
 
+  /** What was spoken can be heard again. */
+  hear({ silent = false } = {}) {
+    this.sound?.end({ silent });
+    const file = this.sound?.file();
+    if (!file) return;
+    const again = element("audio", { src: URL.createObjectURL(file), controls: true, "aria-label": "What the model said" });
+    this.said.after(element("div", { class: "media" }, again));
+  }
+
   fail(message) {
     this.said.classList.remove("waiting");
+    this.hear({ silent: message === null });
     this.item.append(message === null
       ? element("p", { class: "meta" }, "cancelled")
       : element("p", { class: "error" }, message));

@@ -37,6 +37,7 @@ class ReplicaSettings:
         prefix_memory: Bytes of each one's experts' memory that the beginnings of prompts may take.
         prefix_dir: Where these are copied, on each machine.
         prefix_dir_limit: Bytes that the directory may take on each.
+        speech: Whether the whole of an omni model is opened, to answer in speech, too.
     """
 
     model: str
@@ -48,6 +49,7 @@ class ReplicaSettings:
     prefix_memory: int | None = None
     prefix_dir: Path | None = None
     prefix_dir_limit: int = PREFIX_DIR_NBYTES
+    speech: bool = False
 
 
 class Replica:
@@ -64,11 +66,14 @@ class Replica:
         from coterie.engine.quiet import quiet_libraries
         from coterie.generation.engine import Engine
         from coterie.generation.opened import OpenModel
+        from coterie.generation.speech import Voice, speaker_of
         from coterie.server.app import make_app
         from coterie.server.meters import Meters
 
         with quiet_libraries(show_downloads=False):
-            self._opened = OpenModel.open(settings.model, settings.opening)
+            self._opened = OpenModel.open(settings.model, settings.opening, whole=settings.speech)
+        if settings.speech:
+            speaker_of(self._opened.model, Voice())
         self._meters = Meters()
         self._engine = Engine(
             self._opened,

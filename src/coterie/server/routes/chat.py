@@ -18,6 +18,8 @@ from coterie.server.schemas.chat import ChatRequest, TemplateRequest
 from coterie.server.schemas.fields import read
 from coterie.server.schemas.sampling import of_choice
 from coterie.server.service import Service
+from coterie.server.speaking import asked_voice
+from coterie.server.spoken_choices import SpokenAnswers
 from coterie.server.streams import COMMENT_PING
 from coterie.server.wishes import Wish
 
@@ -39,6 +41,7 @@ def operations() -> list[Operation]:
 async def _chat(service: Service, request: Request) -> Any:
     asked, messages, media = await _understood(service, request)
     options = service.prompts.options(asked.variables)
+    voice = asked_voice(service, asked)
     sampling = asked.wishes(service.most(asked.most), logprobs=asked.told_logprobs)
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
     wishes = [
@@ -48,20 +51,30 @@ async def _chat(service: Service, request: Request) -> Any:
             provenance=asked.wants_provenance,
             repeated=asked.choices > 1,
             domain=service.domain(asked.domain),
+            voice=voice,
         )
         for one in (of_choice(sampling, number) for number in range(asked.choices))
     ]
-    writing = ChatAnswers(service.tokens, logprobs=bool(asked.logprobs))
+    writing = _writing(service, request, asked)
     if asked.stream:
         events = OpenAIStream(service, writing, usage=asked.wants_usage, progress=bool(asked.return_progress))
         return await service.stream(request, wishes, events, ping=COMMENT_PING)
     return whole(service, writing, await service.whole(request, wishes))
 
 
+def _writing(service: Service, request: Request, asked: ChatRequest) -> ChatAnswers:
+    """How the answers are written."""
+    if not asked.speaks:
+        return ChatAnswers(service.tokens, logprobs=bool(asked.logprobs))
+    kind = None if asked.audio is None else asked.audio.format
+    keep = partial(service.transcripts.keep, request.state.salt)
+    return SpokenAnswers(service.tokens, kind=kind or ("pcm16" if asked.stream else "wav"), keep=keep)
+
+
 async def _template(service: Service, request: Request) -> RenderedPrompt:
     async with service.bodies.json(request) as body:
         asked = read(TemplateRequest, body)
-        messages, _ = from_openai(asked.messages)
+        messages, _ = from_openai(asked.messages, service.said(request))
     tools = [tool.plain() for tool in asked.tools or ()]
     prompt = await service.aside(request, partial(service.prompts.rendered, messages, tools))
     return {"prompt": prompt.text}
@@ -72,7 +85,7 @@ async def _understood(service: Service, request: Request) -> tuple[ChatRequest, 
     async with service.bodies.json(request) as body:
         asked = read(ChatRequest, body)
         service.check_model(asked.model)
-        messages, media = from_openai(asked.messages)
+        messages, media = from_openai(asked.messages, service.said(request))
         show_videos(asked, media)
     asked.messages.clear()
     return asked, messages, media

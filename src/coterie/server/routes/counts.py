@@ -38,7 +38,7 @@ async def _of_chat(service: Service, request: Request) -> InputTokens:
     async with service.bodies.json(request) as body:
         asked = read(ChatRequest, body)
         service.check_model(asked.model)
-        messages, media = from_openai(asked.messages)
+        messages, media = from_openai(asked.messages, service.said(request))
         show_videos(asked, media)
     options = service.prompts.options(asked.variables)
     return await _counted(

@@ -128,6 +128,7 @@ def model(service: Service) -> DashboardModel:
         "name": service.name,
         "context": service.prompts.context,
         "input_modalities": service.modalities,
+        "voices": service.voices,
         "can_chat": service.prompts.can_chat,
         "profile": service.explorer is not None,
         "precisions": list(names),

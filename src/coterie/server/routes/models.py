@@ -47,5 +47,9 @@ def _facts(service: Service, name: str) -> ServedModel:
         "prompt_cache": reuses_beginnings(opened.model),
         "expert_bytes": cache.total_bytes,
         "expert_cache_bytes": cache.stats().capacity,
-        "architecture": {"input_modalities": service.modalities, "output_modalities": ["text"]},
+        "architecture": {
+            "input_modalities": service.modalities,
+            "output_modalities": ["text", "audio"] if service.voices else ["text"],
+        },
+        "voices": service.voices,
     }

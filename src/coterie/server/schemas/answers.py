@@ -21,6 +21,13 @@ class PromptTokens(TypedDict):
     video_tokens: int
 
 
+class CompletionTokens(TypedDict):
+    """What the tokens of a spoken answer are: of its text, and frames of its sound."""
+
+    audio_tokens: int
+    text_tokens: int
+
+
 class Usage(TypedDict):
     """Tokens that a request took."""
 
@@ -28,12 +35,23 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokens
+    completion_tokens_details: NotRequired[CompletionTokens]
+
+
+class SpeechFacts(TypedDict):
+    """Of an answer in speech: why the sound ended, how long it is, and how long it took after the text."""
+
+    finish_reason: str
+    seconds: float
+    made_in_s: float
+    first_sound_s: NotRequired[float]
 
 
 class MoreOfOne(TypedDict):
     """What OpenAI's shape has no room for, of a choice."""
 
     finish_reason: str
+    speech: NotRequired[SpeechFacts]
     provenance: NotRequired[dict[str, float | str | dict[str, float]]]
 
 
@@ -88,11 +106,21 @@ class Call(TypedDict):
     function: CalledFunction
 
 
+class SpokenAnswer(TypedDict):
+    """The sound of an answer, in base64, and its text; until ``expires_at`` the id is enough to say it again."""
+
+    id: str
+    data: str
+    transcript: str
+    expires_at: int
+
+
 class AnswerMessage(TypedDict):
     """What the model says."""
 
     role: Literal["assistant"]
     content: str | None
+    audio: NotRequired[SpokenAnswer | None]
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Call]]
 
@@ -304,6 +332,7 @@ class ServedModel(TypedDict):
     expert_bytes: int
     expert_cache_bytes: int
     architecture: Modalities
+    voices: list[str]
 
 
 class ModelList(TypedDict):

@@ -14,10 +14,10 @@ from coterie.server.schemas.fields import (
     Nothing,
     NotYet,
     Off,
-    TextOnly,
     Tokens,
 )
-from coterie.server.schemas.sampling import Logprobs, OpenAISamplingFields
+from coterie.server.schemas.sampling import CoterieFields, Logprobs, OpenAISamplingFields
+from coterie.server.schemas.speech import ChatAudio, Modalities, SpeechCoterieFields, SpokenAudio
 from coterie.server.schemas.tools import CallId, Calls, ChosenTool, ToolChoice, Tools, toolbox
 
 MOST_MESSAGES = 4096
@@ -136,7 +136,7 @@ class AssistantMessage(Fields):
     tool_calls: Calls | None = None
     function_call: NotYet = None
     refusal: NotYet = None
-    audio: NotYet = None
+    audio: SpokenAudio | None = None
     annotations: Nothing = None
     parsed: NotYet = None
 
@@ -153,6 +153,10 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
 
 
+class ChatCoterieFields(CoterieFields, SpeechCoterieFields):
+    """What no other server has, and answers to conversations have."""
+
+
 class ChatRequest(OpenAISamplingFields):
     """A conversation that is to be gone on with."""
 
@@ -164,9 +168,10 @@ class ChatRequest(OpenAISamplingFields):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    modalities: TextOnly = None
-    audio: NotYet = None
+    modalities: Modalities | None = None
+    audio: ChatAudio | None = None
     store: Off = None
+    coterie: ChatCoterieFields | None = None
     chat_template_kwargs: Variables | None = None
     mm_processor_kwargs: Processing | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
@@ -191,7 +196,39 @@ class ChatRequest(OpenAISamplingFields):
         if shown is not None and shown.fps is not None and shown.num_frames is not None:
             param = "mm_processor_kwargs.num_frames"
             raise Refusal(400, f"{param}: frames are chosen by it or by fps, not both.", param=param)
+        self._check_speech()
         return self
+
+    def _check_speech(self) -> None:
+        """Refuses what an answer in speech cannot have, and what is said of one that is not asked for."""
+        asked = self.speaks
+        more = self.coterie or ChatCoterieFields()
+        for param, given in (
+            ("audio", self.audio),
+            ("coterie.max_speech", more.max_speech),
+            ("coterie.voice_greedy", more.voice_greedy),
+        ):
+            if given is not None and not asked:
+                raise Refusal(400, f'{param} is for answers in speech: say modalities ["text", "audio"].', param=param)
+        if not asked:
+            return
+        if "text" not in (self.modalities or ()):
+            raise Refusal(
+                400, 'modalities: an answer in speech has its text, too: say ["text", "audio"].', param="modalities"
+            )
+        for param, wanted, why in (
+            ("n", self.choices > 1, "one answer is spoken, not several"),
+            ("tools", bool(self.tools), "a call of a tool is not for speaking"),
+            ("logprobs", bool(self.logprobs), "a spoken answer tells no log probabilities"),
+            ("stop", bool(self.stop), "the text that ends the answer would be spoken"),
+        ):
+            if wanted:
+                raise Refusal(400, f"{param} does not go with speech: {why}.", param=param, code="unsupported")
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the answer is to be spoken, too."""
+        return "audio" in (self.modalities or ())
 
     @property
     def video_options(self) -> VideoOptions:

@@ -103,6 +103,7 @@ class DashboardModel(TypedDict):
     name: str
     context: int | None
     input_modalities: list[str]
+    voices: list[str]
     can_chat: bool
     profile: bool
     precisions: list[str]

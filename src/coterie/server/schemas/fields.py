@@ -61,7 +61,6 @@ NotYet = Annotated[None, BeforeValidator(not_yet)]
 Off = Annotated[None, _only(False), WithJsonSchema({"anyOf": [{"const": False}, {"type": "null"}]})]
 One = Annotated[None, _only(1), WithJsonSchema({"anyOf": [{"const": 1}, {"type": "null"}]})]
 Nothing = Annotated[None, _only({}, []), WithJsonSchema({"anyOf": [{"const": {}}, {"const": []}, {"type": "null"}]})]
-TextOnly = Annotated[None, _only(["text"]), WithJsonSchema({"anyOf": [{"const": ["text"]}, {"type": "null"}]})]
 """Values of fields of other servers that change nothing, and may be said."""
 
 
