@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 import coterie
 from coterie.generation.chat import chat_inputs
-from coterie.generation.speech import Voice, speak
+from coterie.generation.speaking import Speaking
+from coterie.generation.speech import Voice
 from talker.ears import Ears
 from talker.words import VOICES, WORDS
 
@@ -64,7 +65,7 @@ def _score(model: PreTrainedModel, asked: Mapping[str, Path], voice: Voice, ears
     for seed, word in enumerate(WORDS):
         inputs = chat_inputs(processors, [{"role": "user", "content": [{"type": "audio", "path": asked[word]}]}])
         wishes = coterie.Sampling(max_new_tokens=6, greedy=True, seed=seed)
-        answer = speak(model, processors.tokenizer, inputs, wishes, voice=voice)
+        answer = Speaking(model, processors.tokenizer, inputs, wishes, voice=voice, streamed=False).result()
         text = answer.completion.text.strip()
         heard = ears.heard(answer.samples) if len(answer.samples) else ""
         understood += text == word

@@ -14,7 +14,8 @@ from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
-from coterie.generation.speech import SPEECH_RATE, Speech, Voice, speak, voices
+from coterie.generation.speaking import Speaking
+from coterie.generation.speech import SPEECH_RATE, Speech, Voice, voices
 from coterie.generation.wav_writer import wav_file
 from coterie.profiles import Group, Profile, ProfileDatabase
 from generation.conftest import BUNDLED
@@ -30,7 +31,8 @@ def asked(processors: Processors, word: str):
 
 
 def said(model, processors: Processors, word: str, voice: Voice) -> Speech:
-    return speak(model, processors.tokenizer, asked(processors, word), WORD, voice=voice)
+    inputs = asked(processors, word)
+    return Speaking(model, processors.tokenizer, inputs, WORD, voice=voice, streamed=False).result()
 
 
 def listened(ears, processors: Processors, samples: np.ndarray, path: Path) -> str:

@@ -13,7 +13,8 @@ from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
-from coterie.generation.speech import SPEECH_RATE, Voice, speak, voices
+from coterie.generation.speaking import Speaking
+from coterie.generation.speech import SPEECH_RATE, Voice, voices
 from coterie.generation.wav_writer import wav_file
 from coterie.spec.opening import Opening
 
@@ -66,7 +67,8 @@ def spoken_words(question: Path, folder: Path, ears: OpenModel, opening: Opening
         speaker = OpenModel.of(model)
         inputs = chat_inputs(speaker.processors, [user_message("", audios=[question])])
         for name in voices(model.config):
-            answer = speak(model, speaker.processors.tokenizer, inputs, _WORD, voice=Voice(name=name, greedy=True))
+            voice = Voice(name=name, greedy=True)
+            answer = Speaking(model, speaker.processors.tokenizer, inputs, _WORD, voice=voice, streamed=False).result()
             sound = folder / f"{question.stem}-{name}.wav"
             with wav_file(sound, SPEECH_RATE) as writer:
                 writer.write(answer.samples)
