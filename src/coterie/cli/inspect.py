@@ -85,7 +85,8 @@ def _print_components(report: InspectReport) -> None:
         "present",
         "bytes",
         "full",
-        right=("banks", "experts", "present", "bytes", "full"),
+        "working set",
+        right=("banks", "experts", "present", "bytes", "full", "working set"),
     )
     for one in report.components:
         table.add_row(
@@ -95,6 +96,7 @@ def _print_components(report: InspectReport) -> None:
             f"{one.present} ({_percent(one.present, one.experts)})",
             format_bytes(one.present_nbytes),
             "unknown" if one.full_nbytes is None else format_bytes(one.full_nbytes),
+            format_bytes(one.working_set_nbytes),
         )
     print_table(table)
 

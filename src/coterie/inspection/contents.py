@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from coterie.checkpoint import Checkpoint, model_dtype, unread_tensors
-from coterie.hf.configs import load_config, load_quantisation, resolve_model
+from coterie.checkpoint import Checkpoint, TensorInfo, model_dtype, unread_tensors
+from coterie.hf.configs import load_quantisation
 from coterie.hf.context import context_shape, default_context
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
 from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows
 from coterie.inspection.what_fits import memory_fit, process_nbytes
+from coterie.origins.store_component import StoreComponent, store_component
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_headers
 from coterie.quant import linear_names, lossy_scheme
@@ -37,27 +37,29 @@ def inspect(
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``.
         memory: A budget for the whole process, such as ``"8GiB"``: what would it hold?
-        component: Of a checkpoint, only this part of the model.
+        component: Only this part of a whole model, such as ``thinker``.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
 
     Raises:
         StoreError: If the store is unfinished or damaged.
         CheckpointError: If the checkpoint is not complete and consistent.
-        UsageError: If the budget is not a size.
+        UsageError: If the budget is not a size, or the model has no such component.
     """
     budget = None if memory is None else parse_bytes(memory, what="memory")
     path = store_path(model)
     if path is not None:
-        return _inspect_store(Store.open(path), budget)
+        return _inspect_store(Store.open(path), component, budget)
     return _inspect_checkpoint(Checkpoint.open(model, component=component, revision=revision, offline=offline), budget)
 
 
-def _inspect_store(store: Store, budget: int | None) -> InspectReport:
+def _inspect_store(store: Store, component: str | None, budget: int | None) -> InspectReport:
     manifest = store.manifest
+    part = store_component(store, component)
+    held = [bank for bank in manifest.banks if bank.key in part.banks]
     # A manifest knows the records that are present; a bank without any is taken to be like its component's others.
     typical: dict[str, int] = {}
-    for bank in manifest.banks:
+    for bank in held:
         sizes = (record.nbytes for record in bank.records.values())
         typical[bank.key.component] = max(typical.get(bank.key.component, 0), *sizes, 0)
     banks = tuple(
@@ -73,51 +75,52 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
             present_nbytes=bank.nbytes,
             record_nbytes=max((r.nbytes for r in bank.records.values()), default=typical[bank.key.component]),
         )
-        for bank in manifest.banks
+        for bank in held
     )
-    files = sum(manifest.file_sizes.values())
-    footprint = store_footprint(store)
+    tensors = _dense_of(store, part)
+    dense_nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    disk_nbytes = sum(manifest.file_sizes.values()) + (store.path / MANIFEST).stat().st_size
     return _report(
         Model(
             kind="store",
             model=str(store.path),
             source=manifest.source.name,
             revision=manifest.source.revision,
-            model_class=manifest.model.class_name,
+            model_class=part.model_class.__name__,
             model_type=manifest.model.model_type,
-            component=manifest.model.component,
+            component=part.name,
             identity=manifest.model.identity,
             integrity=manifest.source.integrity,
         ),
         banks,
-        dense_nbytes=sum(facts.nbytes for facts in manifest.dense),
+        dense_nbytes=dense_nbytes,
         dense_scheme=manifest.dense_scheme,
-        footprint=footprint,
-        disk_nbytes=files + (store.path / MANIFEST).stat().st_size,
+        footprint=store_footprint(store, component),
+        disk_nbytes=disk_nbytes if not part.prefix else dense_nbytes + sum(bank.nbytes for bank in held),
         ignored=manifest.ignored,
-        records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
+        records=[record.nbytes for bank in held for record in bank.records.values()],
         budget=budget,
-        batching=store_rows(store),
-        context=default_context(_store_model(store)[1]),
+        batching=store_rows(store, component if part.prefix else None),
+        context=default_context(part.config),
     )
 
 
-def _store_model(store: Store) -> tuple[type[Any], Any]:
-    """Class and configuration of the model that a store holds."""
-    return resolve_model(load_config(store.path), store.manifest.model.component)
+def _dense_of(store: Store, part: StoreComponent) -> dict[str, TensorInfo]:
+    """What is no expert of a component, by name."""
+    return {name: info for name, info in dense_headers(store).items() if name.startswith(part.prefix)}
 
 
-def store_footprint(store: Store) -> Footprint:
-    """What the model of a store takes in memory."""
+def store_footprint(store: Store, component: str | None = None) -> Footprint:
+    """What the model of a store, or a component of it, takes in memory."""
     manifest = store.manifest
-    model_class, config = _store_model(store)
-    tensors = dense_headers(store)
-    dtype = model_dtype(config, tensors)
+    part = store_component(store, component)
+    tensors = _dense_of(store, part)
+    dtype = model_dtype(part.config, tensors)
     lossy = lossy_scheme(manifest.dense_scheme)
     pairs = {} if lossy is None else linear_names(tensors, lossy)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
     parts = [tensors.pop(name) for pair in pairs.values() for name in pair]
-    dense = sum(part.nbytes for part in parts)
+    dense = sum(tensor.nbytes for tensor in parts)
     dense += sum(tensor.nbytes for tensor in unread_tensors(tensors, load_quantisation(store.path), dtype).values())
     banks = {
         bank.key: BankRecords(
@@ -125,8 +128,9 @@ def store_footprint(store: Store) -> Footprint:
             absent=bank.num_experts - len(bank.records),
         )
         for bank in manifest.banks
+        if bank.key in part.banks
     }
-    return Footprint.of(banks, dense=dense, shape=context_shape(config, dtype, model_class))
+    return Footprint.of(banks, dense=dense, shape=context_shape(part.config, dtype, part.model_class))
 
 
 def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
@@ -201,7 +205,8 @@ def _report(
     batching: dict[Batching, RowsFacts],
     context: int,
 ) -> InspectReport:
-    working_set = sum(bank.working_set_nbytes for bank in banks)
+    components = tuple(_component(name, banks) for name in sorted({bank.component for bank in banks}))
+    working_set = max((one.working_set_nbytes for one in components), default=0)
     known = all(bank.record_nbytes for bank in banks if bank.experts)
     full = dense_nbytes + sum(bank.full_nbytes for bank in banks)
     experts, present = sum(bank.experts for bank in banks), sum(bank.present for bank in banks)
@@ -214,7 +219,7 @@ def _report(
         experts=experts,
         present=present,
         banks=banks,
-        components=tuple(_component(name, banks) for name in sorted({bank.component for bank in banks})),
+        components=components,
         dense_nbytes=dense_nbytes,
         dense_memory_nbytes=footprint.dense,
         dense_scheme=dense_scheme,

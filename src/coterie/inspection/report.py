@@ -117,10 +117,11 @@ class InspectReport:
         dense_scheme: Scheme of linear layers outside experts.
         expert_nbytes: Bytes of the experts present.
         full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
-        disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint.
+        disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint or of a component.
         minimum_nbytes: The least budget for the process that can work, without any context: process, dense part, two
             records, and buffers.
-        working_set_nbytes: Bytes that one token's experts take in all layers.
+        working_set_nbytes: Bytes that one token's experts take in all layers, of the component that takes most: a
+            token goes through one.
         ignored: Checkpoint tensors that transformers does not use.
         batching: How many requests share a forward pass, with ``exact`` and with ``fast``.
         memory: What the budget that was asked about would hold.

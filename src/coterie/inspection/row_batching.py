@@ -30,7 +30,12 @@ class RowsFacts:
 
 
 def rows_facts(
-    skeleton: Any, keymap: KeyMap, pairs: Collection[str], scheme: str, schemes: Collection[str]
+    skeleton: Any,
+    keymap: KeyMap,
+    pairs: Collection[str],
+    scheme: str,
+    schemes: Collection[str],
+    component: str | None = None,
 ) -> dict[Batching, RowsFacts]:
     """How many requests share a pass, by batching.
 
@@ -40,25 +45,31 @@ def rows_facts(
         pairs: Checkpoint names of weights of linear layers that are stored in a scheme.
         scheme: That scheme.
         schemes: Those of the experts; with an empty one for experts that are absent.
+        component: Of the model, only this component is asked about.
     """
     linears = {keymap.dense[name].removesuffix(".weight") for name in pairs if name in keymap.dense}
+    if component is not None:
+        skeleton = skeleton.get_submodule(component)
+        inside = f"{component}."
+        linears = {path.removeprefix(inside) for path in linears if path.startswith(inside)}
     exact = why_not_exact(skeleton, linears, scheme, schemes)
     fast = None if exact is None else why_apart(skeleton)
     return {"exact": _facts(exact), "fast": _facts(fast)}
 
 
-def store_rows(store: Store) -> dict[Batching, RowsFacts]:
-    """The same of a store's model."""
+def store_rows(store: Store, component: str | None = None) -> dict[Batching, RowsFacts]:
+    """The same of a store's model, or of a component of it."""
     try:
         origin = StoreOrigin.open(store.path)
     except CoterieError as error:
         unknown = RowsFacts(rows=None, why=error.message)
         return {"exact": unknown, "fast": unknown}
     model, manifest = origin.model, store.manifest
-    schemes = {record.scheme for bank in manifest.banks for record in bank.records.values()}
-    if any(bank.num_experts - len(bank.weightless) > len(bank.records) for bank in manifest.banks):
+    banks = [bank for bank in manifest.banks if component in (None, bank.key.component)]
+    schemes = {record.scheme for bank in banks for record in bank.records.values()}
+    if any(bank.num_experts - len(bank.weightless) > len(bank.records) for bank in banks):
         schemes.add("")
-    return rows_facts(model.skeleton, model.keymap, origin.pairs, manifest.dense_scheme, schemes)
+    return rows_facts(model.skeleton, model.keymap, origin.pairs, manifest.dense_scheme, schemes, component)
 
 
 def _facts(why: str | None) -> RowsFacts:
