@@ -149,9 +149,10 @@ def opened(given: argparse.Namespace) -> Any:
 
 def encoder_schemes(model: Any) -> list[str]:
     """The schemes that weights of the encoders are in; ``native`` if they are in none."""
+    from coterie.origins.stored_dense import dense_headers
     from coterie.spec.encodings import NATIVE, SCHEME_FORMATS
 
-    names = [one.name for one in model.coterie.source.store.manifest.dense]
+    names = list(dense_headers(model.coterie.source.store))
     found = [
         scheme
         for scheme, form in SCHEME_FORMATS.items()
