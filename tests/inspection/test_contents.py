@@ -54,6 +54,37 @@ def test_components_are_told_apart(zoo_checkpoint) -> None:
     assert only.disk_nbytes < report.disk_nbytes
 
 
+def test_no_token_goes_through_two_components(zoo_checkpoint) -> None:
+    report = inspect(zoo_checkpoint("qwen3_omni"))
+    sets = [one.working_set_nbytes for one in report.components]
+    assert min(sets) > 0
+    assert report.working_set_nbytes == max(sets)
+
+
+@pytest.mark.parametrize("component", ["thinker", "talker"])
+def test_a_component_of_a_store_is_that_of_its_checkpoint(component: str, zoo_store, zoo_checkpoint) -> None:
+    store, checkpoint = zoo_store("qwen3_omni"), zoo_checkpoint("qwen3_omni")
+    one, other = inspect(store, component=component, memory="2GiB"), inspect(checkpoint, component=component)
+    assert one.model.component == component
+    assert one.model.model_class == other.model.model_class
+    assert one.banks == other.banks
+    assert (one.dense_nbytes, one.dense_memory_nbytes) == (other.dense_nbytes, other.dense_memory_nbytes)
+    assert one.disk_nbytes == other.disk_nbytes == one.dense_nbytes + one.expert_nbytes
+    assert one.batching == other.batching
+    assert one.memory is not None
+    assert one.memory.expert_nbytes > inspect(store, memory="2GiB").memory.expert_nbytes
+
+
+def test_a_store_of_one_component_has_no_other(zoo_checkpoint, tmp_path: Path) -> None:
+    extract(zoo_checkpoint("qwen3_omni"), tmp_path / "thinker", component="thinker")
+    named, whole = inspect(tmp_path / "thinker", component="thinker"), inspect(tmp_path / "thinker")
+    assert (named.model, named.banks, named.disk_nbytes) == (whole.model, whole.banks, whole.disk_nbytes)
+    with pytest.raises(UsageError, match="holds only the thinker, not the talker"):
+        inspect(tmp_path / "thinker", component="talker")
+    with pytest.raises(UsageError, match="encoder"):
+        inspect(tmp_path / "thinker", component="encoder")
+
+
 def test_what_a_budget_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coterie.inspection.what_fits.process_memory", lambda: SimpleNamespace(total=0))
     sizes, margin = [100] * 10, 64 * 2**20
