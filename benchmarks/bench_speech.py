@@ -107,8 +107,8 @@ def spoken(store: Path, prompt: Prompt, words: list[str], given: Any, limit: int
 
 
 def held(run: CgroupRun) -> int:
-    """The greatest memory that it held."""
-    return max(run.resident, run.high_water)
+    """The greatest memory that a process of it held: one that is being started is counted with its parent's pages."""
+    return max(run.marks.values())
 
 
 def rtf(answer: dict[str, Any]) -> float:
@@ -162,8 +162,14 @@ def by_frame(answer: dict[str, Any], frame_s: float) -> list[str]:
     return [f"{value:.1f}" if value else "not seen" for value in parts] + [f"{whole - sum(parts):.1f}", f"{whole:.1f}"]
 
 
+def lent(plan: dict[str, Any]) -> str:
+    """What experts lend of their memory to parts that only some phases need, as a plan has it."""
+    uses = [f"{nbytes / MIB:.0f} while {use}" for use, nbytes in plan.get("lent", {}).items()]
+    return f" (of which they lend {', '.join(uses)})" if uses else ""
+
+
 def predicted(plan: dict[str, Any]) -> int:
-    """Bytes that a plan has for a phase, experts included, its margin left out."""
+    """Bytes that a plan has for every phase, experts included, its margin left out: what they lend is taken."""
     return sum(int(plan[name]) for name in ("process", "kv_cache", "activations", "io_buffers", "libraries", "arena"))
 
 
@@ -178,17 +184,17 @@ def add_memory(report: Report, run: dict[str, Any], limit: int, quick: bool) -> 
     answer = run["answers"][0]
     table = report.table(
         f"Memory by phase, budget {limit / GIB:g} GiB, prompt of {answer['prompt_tokens']} tokens, "
-        f"{run['capacity'] / MIB:.0f} MiB for experts, encoders in {', '.join(run['encoders'])}; the cgroup reached "
+        f"{run['plan']['arena'] / MIB:.0f} MiB for experts{lent(run['plan'])}, encoders in {', '.join(run['encoders'])}; the cgroup reached "
         f"its limit {run['reclaims']} times and gave pages of files back:",
         ("phase", "predicted MiB", "measured MiB", "predicted / measured"),
     )
     for phase in PHASES[1:]:
         measured = max((peaks.get(phase, 0) for peaks in run["peaks"]), default=0)
-        plan = run["plan"].get("phases", {}).get(phase, run["plan"])
         if not measured:
             continue
-        ratio = predicted(plan) / measured
-        table.rows.append((phase, f"{predicted(plan) / MIB:.0f}", f"{measured / MIB:.0f}", f"{ratio:.2f}"))
+        planned = predicted(run["plan"])
+        ratio = planned / measured
+        table.rows.append((phase, f"{planned / MIB:.0f}", f"{measured / MIB:.0f}", f"{ratio:.2f}"))
         if not quick:
             what = f"memory planned for the phase of {phase}: at least what is held, and at most {MOST_OVER} of it"
             report.require(what, f"{ratio:.2f}", 1 <= ratio <= MOST_OVER)
@@ -196,8 +202,8 @@ def add_memory(report: Report, run: dict[str, Any], limit: int, quick: bool) -> 
     if not quick:
         report.require(
             f"{name}: at least {LEAST_EXPERTS / GIB:g} GiB for experts",
-            f"{run['capacity'] / GIB:.2f} GiB",
-            run["capacity"] >= LEAST_EXPERTS,
+            f"{run['plan']['arena'] / GIB:.2f} GiB",
+            run["plan"]["arena"] >= LEAST_EXPERTS,
         )
 
 

@@ -166,11 +166,13 @@ class TestSpeaking:
 
     def test_what_it_found_is_told(self, run: dict[str, Any], tmp_path: Path) -> None:
         report = Report("x", "X", work=tmp_path, quick=False)
-        run = run | {"killed": False, "held": 1 << 30, "reclaims": 0}
+        plan = run["plan"] | {"lent": {"speaking": 5 << 20}}
+        run = run | {"killed": False, "held": 1 << 30, "reclaims": 0, "plan": plan}
         bench_speech.add_speed(report, {2: run}, quick=False)
         bench_speech.add_memory(report, run, 1 << 30, quick=False)
         bench_speech.add_reads(report, {"one": run})
         bench_speech.require_once(report, "one", run)
+        assert "they lend 5 while speaking" in report.tables[2].caption
         assert [len(table.rows) for table in report.tables][:2] == [1, 1]
         assert all(len(row) == len(table.columns) for table in report.tables for row in table.rows)
         met = {verdict.requirement: verdict.met for verdict in report.verdicts}

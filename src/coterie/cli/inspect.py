@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 def command(
     model: ModelArgument,
     memory: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--memory", metavar="SIZE", show_default=False, help="What would a budget of this size hold? Such as 8GiB."
+            "--memory",
+            metavar="SIZE",
+            show_default=False,
+            help="What would a budget of this size hold? Such as 8GiB. Several are shown as a table.",
         ),
     ] = None,
     component: ComponentOption = None,
@@ -34,8 +37,8 @@ def command(
     With --memory it says how many experts a budget for the whole process would hold beside the dense part, with the
     context that is provided for where none is asked for.
     """
-    if memory is not None:
-        parse_bytes(memory, what="memory")  # told before torch is imported
+    for budget in memory or ():
+        parse_bytes(budget, what="memory")  # told before torch is imported
     from coterie.inspection import inspect
 
     report = inspect(model, memory=memory, component=component, revision=revision, offline=offline)
@@ -45,7 +48,9 @@ def command(
     _print_model(report)
     _print_components(report)
     _print_layers(report)
-    if report.memory is not None:
+    if len(report.budgets) > 1:
+        _print_budgets(report)
+    elif report.memory is not None:
         _print_memory(report.memory, report)
 
 
@@ -159,6 +164,23 @@ def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
             f"That is less than twice the working set of {format_bytes(report.working_set_nbytes)}: expect few hits.",
             style="yellow",
         )
+
+
+def _print_budgets(report: InspectReport) -> None:
+    results().print()
+    sizes = ("budget", "process", "dense part", "context", "margin", "for experts")
+    table = plain_table(*sizes, "share", "", right=(*sizes, "share"))
+    for fit in report.budgets:
+        remark = "expect few hits" if fit.enough and not fit.comfortable else ""
+        table.add_row(
+            *map(format_bytes, (fit.memory, fit.process_nbytes, fit.dense_nbytes, fit.context_nbytes)),
+            format_bytes(fit.margin_nbytes),
+            format_bytes(fit.expert_nbytes) if fit.enough else "–",
+            f"{fit.share:.0%}" if fit.enough else "–",
+            remark if fit.enough else f"too little: about {format_bytes(fit.minimum)} are needed",
+        )
+    print_table(table)
+    results().print(f"With a context of {report.budgets[0].context} tokens.")
 
 
 def _percent(part: int, whole: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from coterie.checkpoint import Checkpoint, TensorInfo, model_dtype, unread_tensors
@@ -27,7 +27,7 @@ from coterie.store.names import MANIFEST
 def inspect(
     model: str | Path,
     *,
-    memory: str | int | None = None,
+    memory: str | int | Sequence[str | int] | None = None,
     component: str | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -36,7 +36,7 @@ def inspect(
 
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``.
-        memory: A budget for the whole process, such as ``"8GiB"``: what would it hold?
+        memory: A budget for the whole process, such as ``"8GiB"``, or several: what would each hold?
         component: Only this part of a whole model, such as ``thinker``.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
@@ -46,14 +46,15 @@ def inspect(
         CheckpointError: If the checkpoint is not complete and consistent.
         UsageError: If the budget is not a size, or the model has no such component.
     """
-    budget = None if memory is None else parse_bytes(memory, what="memory")
+    asked = () if memory is None else (memory,) if isinstance(memory, str | int) else tuple(memory)
+    budgets = [parse_bytes(budget, what="memory") for budget in asked]
     path = store_path(model)
     if path is not None:
-        return _inspect_store(Store.open(path), component, budget)
-    return _inspect_checkpoint(Checkpoint.open(model, component=component, revision=revision, offline=offline), budget)
+        return _inspect_store(Store.open(path), component, budgets)
+    return _inspect_checkpoint(Checkpoint.open(model, component=component, revision=revision, offline=offline), budgets)
 
 
-def _inspect_store(store: Store, component: str | None, budget: int | None) -> InspectReport:
+def _inspect_store(store: Store, component: str | None, budgets: Sequence[int]) -> InspectReport:
     manifest = store.manifest
     part = store_component(store, component)
     held = [bank for bank in manifest.banks if bank.key in part.banks]
@@ -99,7 +100,7 @@ def _inspect_store(store: Store, component: str | None, budget: int | None) -> I
         disk_nbytes=disk_nbytes if not part.prefix else dense_nbytes + sum(bank.nbytes for bank in held),
         ignored=manifest.ignored,
         records=[record.nbytes for bank in held for record in bank.records.values()],
-        budget=budget,
+        budgets=budgets,
         batching=store_rows(store, component if part.prefix else None),
         context=default_context(part.config),
     )
@@ -145,7 +146,7 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> Footprint:
     return Footprint.of(banks, dense=checkpoint.dense_memory_nbytes, shape=shape, buffered_reads=READS_AT_ONCE)
 
 
-def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectReport:
+def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int]) -> InspectReport:
     names = [name for found in checkpoint.router_names().values() for name in found]
     here = not checkpoint.location.missing_shards(checkpoint.tensors[name].path for name in names)
     banks = tuple(
@@ -185,7 +186,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
         disk_nbytes=sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out),
         ignored=ignored,
         records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
-        budget=budget,
+        budgets=budgets,
         batching=rows_facts(checkpoint.skeleton, checkpoint.keymap, (), NATIVE, {NATIVE}),
         context=default_context(checkpoint.skeleton.config),
     )
@@ -201,7 +202,7 @@ def _report(
     disk_nbytes: int,
     ignored: tuple[str, ...],
     records: list[int],
-    budget: int | None,
+    budgets: Sequence[int],
     batching: dict[Batching, RowsFacts],
     context: int,
 ) -> InspectReport:
@@ -210,9 +211,10 @@ def _report(
     known = all(bank.record_nbytes for bank in banks if bank.experts)
     full = dense_nbytes + sum(bank.full_nbytes for bank in banks)
     experts, present = sum(bank.experts for bank in banks), sum(bank.present for bank in banks)
-    fit = None
-    if budget is not None:
-        fit = memory_fit(budget, footprint, context=context, record_sizes=records, working_set_nbytes=working_set)
+    fits = tuple(
+        memory_fit(budget, footprint, context=context, record_sizes=records, working_set_nbytes=working_set)
+        for budget in budgets
+    )
     return InspectReport(
         model=model,
         complete=present == experts,
@@ -230,7 +232,8 @@ def _report(
         working_set_nbytes=working_set,
         ignored=ignored,
         batching=batching,
-        memory=fit,
+        memory=fits[0] if fits else None,
+        budgets=fits,
     )
 
 

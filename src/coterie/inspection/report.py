@@ -124,7 +124,8 @@ class InspectReport:
             token goes through one.
         ignored: Checkpoint tensors that transformers does not use.
         batching: How many requests share a forward pass, with ``exact`` and with ``fast``.
-        memory: What the budget that was asked about would hold.
+        memory: What the budget that was asked about would hold; the first of several.
+        budgets: What each of them would hold.
     """
 
     schema_version: int = 1
@@ -145,6 +146,7 @@ class InspectReport:
     ignored: tuple[str, ...]
     batching: dict[Batching, RowsFacts]
     memory: MemoryFit | None
+    budgets: tuple[MemoryFit, ...]
 
     def to_json(self) -> dict[str, object]:
         """The report as JSON values."""
