@@ -184,7 +184,8 @@ def add_memory(report: Report, run: dict[str, Any], limit: int, quick: bool) -> 
     answer = run["answers"][0]
     table = report.table(
         f"Memory by phase, budget {limit / GIB:g} GiB, prompt of {answer['prompt_tokens']} tokens, "
-        f"{run['plan']['arena'] / MIB:.0f} MiB for experts{lent(run['plan'])}, encoders in {', '.join(run['encoders'])}; the cgroup reached "
+        f"{run['plan']['arena'] / MIB:.0f} MiB for experts{lent(run['plan'])}, "
+        f"encoders in {', '.join(run['encoders'])}; the cgroup reached "
         f"its limit {run['reclaims']} times and gave pages of files back:",
         ("phase", "predicted MiB", "measured MiB", "predicted / measured"),
     )
