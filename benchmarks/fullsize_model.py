@@ -39,12 +39,12 @@ def checkpoint_nbytes(shape: str) -> int:
 def write_omni(files: Files, given: argparse.Namespace) -> None:
     """Writes what is asked for of a whole omni model."""
     from fullsize.omni.hollow import write_hollow_checkpoint
-    from fullsize.omni.store import DENSE, write_omni_store
+    from fullsize.omni.store import write_omni_store
 
     if given.hollow:
         write_hollow_checkpoint(files.hollow, OMNI_SHAPES[given.shape]())
     if given.store:
-        write_omni_store(files.store, given.shape, given.dense_scheme or DENSE)
+        write_omni_store(files.store, given.shape, given.dense_scheme)
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ import xxhash
 
 from coterie.quant import ALIGNMENT, SCHEMES, StoredMatrix, stored_linear
 from coterie.spec import BankKey, RecordLayout
+from coterie.spec.dense_schemes import DenseSchemes
 from coterie.store import (
     BankPlan,
     BankWriter,
@@ -116,7 +117,7 @@ def _plan(model: FullSizeModel, name: str, files: tuple[str, ...]) -> StorePlan:
             for layer in range(d.layers)
         ),
         files=files,
-        dense_scheme=_SCHEME,
+        dense_schemes=DenseSchemes(_SCHEME),
     )
 
 

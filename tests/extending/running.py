@@ -30,7 +30,7 @@ def main(checkpoint: Path, store: Path) -> None:
     coterie.extract(checkpoint, store, scheme="toy", dense_scheme="toy")
     opened = Store.open(store)
     assert {opened.scheme(key) for key in opened.keys()} == {"toy"}
-    assert opened.manifest.dense_scheme == "toy"
+    assert str(opened.manifest.dense_schemes) == "toy"
     assert coterie.verify(store).ok
 
     reference = realigned(stock(checkpoint, torch.bfloat16))

@@ -17,6 +17,7 @@ from coterie.extraction.dense import dense_tensors, quantised_linears
 from coterie.inspection import inspect, verify
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES
+from coterie.spec.dense_schemes import DenseSchemes
 from coterie.store import Store, verify_store
 from coterie.store.dense_writer import plan_shards
 from store.faults import Killed, KillingCalls, WatchedCalls
@@ -39,12 +40,12 @@ def test_every_family_is_stored_and_compares_with_its_checkpoint(
         pytest.skip(reason)
     directory = zoo_checkpoint(name, torch.bfloat16)
     extract(directory, tmp_path / "store", dense_scheme=scheme)
-    assert Store.open(tmp_path / "store").manifest.dense_scheme == scheme
+    assert Store.open(tmp_path / "store").manifest.dense_schemes == DenseSchemes(scheme)
     assert verify_store(tmp_path / "store").problems == ()
     report = verify(tmp_path / "store", against=directory)
     assert report.ok
     checkpoint = Checkpoint.open(directory)
-    matrices = quantised_linears(CheckpointOrigin(checkpoint), scheme)
+    matrices = quantised_linears(CheckpointOrigin(checkpoint), DenseSchemes(scheme))
     assert report.compared_tensors == len(checkpoint.keymap.dense) + len(matrices)
 
 
@@ -52,12 +53,13 @@ def test_the_stock_library_reads_codes_scales_and_what_stays(moe: Path, tmp_path
     extract(moe, tmp_path / "store", dense_scheme="int4")
     found = load_file(tmp_path / "store" / "dense.safetensors")
     checkpoint = Checkpoint.open(moe)
-    for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), "int4").items():
+    for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), DenseSchemes("int4")).items():
         assert name not in found
         for (field, _, _), part in zip(matrix.fields(), matrix.quantise(checkpoint.read(name)), strict=True):
             assert torch.equal(found.pop(field), part)
     assert (
-        found.keys() == checkpoint.keymap.dense.keys() - quantised_linears(CheckpointOrigin(checkpoint), "int4").keys()
+        found.keys()
+        == checkpoint.keymap.dense.keys() - quantised_linears(CheckpointOrigin(checkpoint), DenseSchemes("int4")).keys()
     )
     for name, value in found.items():
         assert torch.equal(value, checkpoint.read(name))
@@ -79,7 +81,7 @@ def test_a_native_store_does_not_mention_it(moe: Path, tmp_path: Path) -> None:
     extract(moe, tmp_path / "named", scheme="int4", dense_scheme="native")
     assert snapshot(tmp_path / "store") == snapshot(tmp_path / "named")
     assert b'"scheme":"int4","xxh3"' in (tmp_path / "store/coterie.json").read_bytes()
-    assert Store.open(tmp_path / "store").manifest.dense_scheme == "native"
+    assert Store.open(tmp_path / "store").manifest.dense_schemes == DenseSchemes("native")
 
 
 def test_the_identity_of_the_model_stays_the_same(moe: Path, tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_stopped_at_every_change_of_the_disk(moe: Path, tmp_path: Path, monkeypa
 
 
 def test_scales_are_the_same_without_the_codes_before_them(moe: Path) -> None:
-    tensors = {tensor.name: tensor for tensor in dense_tensors(CheckpointOrigin.open(moe), "int4")}
+    tensors = {tensor.name: tensor for tensor in dense_tensors(CheckpointOrigin.open(moe), DenseSchemes("int4"))}
     codes, scales = tensors[f"{Q_PROJ}_int4"], tensors[f"{Q_PROJ}_int4_scales"]
     alone = b"".join(scales.chunks())
     assert len(b"".join(codes.chunks())) == codes.nbytes
@@ -115,7 +117,7 @@ def test_scales_are_the_same_without_the_codes_before_them(moe: Path) -> None:
 
 
 def test_codes_lie_directly_before_their_scales_and_everything_is_aligned(moe: Path) -> None:
-    shards = plan_shards(dense_tensors(CheckpointOrigin.open(moe), "int4"), limit=20_000)
+    shards = plan_shards(dense_tensors(CheckpointOrigin.open(moe), DenseSchemes("int4")), limit=20_000)
     assert len(shards) > 1
     for shard in shards:
         offset = 0
@@ -136,7 +138,7 @@ def test_growing_keeps_the_scheme_and_refuses_another(moe: Path, tmp_path: Path)
     assert snapshot(store) == before
     assert extract(moe, store, experts="0-4").status == "grown"
     assert (store / "dense.safetensors").read_bytes() == dense
-    assert Store.open(store).manifest.dense_scheme == "int4"
+    assert Store.open(store).manifest.dense_schemes == DenseSchemes("int4")
     assert verify(store, against=moe).ok
 
 
@@ -166,7 +168,7 @@ def test_fp8_weights_are_dequantised_first(tmp_path: Path) -> None:
     state = checkpoint.dense_state_dict()
     fp8 = [
         name
-        for name in quantised_linears(CheckpointOrigin(checkpoint), "int8")
+        for name in quantised_linears(CheckpointOrigin(checkpoint), DenseSchemes("int8"))
         if checkpoint.tensors[name].dtype == "F8_E4M3"
     ]
     assert len(fp8) > 5

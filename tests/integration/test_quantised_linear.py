@@ -14,10 +14,11 @@ from coterie.checkpoint import Checkpoint
 from coterie.errors import LoadError
 from coterie.extraction import extract
 from coterie.extraction.dense import quantised_linears
-from coterie.integration import QuantisedLinears
+from coterie.integration import EncodedWeight, QuantisedLinears
 from coterie.kernels import QuantisedLinear
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES, stored_linear
+from coterie.spec.dense_schemes import DenseSchemes
 from integration.families import with_schemes
 from zoo import ZOO, logits, stock
 
@@ -25,7 +26,7 @@ from zoo import ZOO, logits, stock
 def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str) -> None:
     """Gives a stock model the weights that a store's linear layers stand for."""
     with torch.no_grad():
-        for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), scheme).items():
+        for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), DenseSchemes(scheme)).items():
             rounded = matrix.scheme.dequantise(matrix.quantise(checkpoint.read(name)), matrix.shape[1], model.dtype)
             model.get_parameter(checkpoint.keymap.dense[name]).copy_(rounded)
 
@@ -149,7 +150,7 @@ def _skeleton(zoo_checkpoint) -> PreTrainedModel:
 def test_a_weight_of_another_shape_is_refused_by_name(zoo_checkpoint) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     facts = (("U8", (3, 32)), ("BF16", (3, 1, 2)))
-    linears = QuantisedLinears({name: (_Unread(), facts)}, SCHEMES["int4"])
+    linears = QuantisedLinears({name: EncodedWeight(scheme=SCHEMES["int4"], facts=facts, read=_Unread())})
     with pytest.raises(LoadError, match=r"q_proj.*do not belong together") as caught:
         linears.replace(_skeleton(zoo_checkpoint))
     assert caught.value.tensor == name
@@ -158,7 +159,7 @@ def test_a_weight_of_another_shape_is_refused_by_name(zoo_checkpoint) -> None:
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight", "nobody.weight"])
 def test_a_weight_of_no_linear_layer_is_refused_by_name(name: str, zoo_checkpoint) -> None:
-    linears = QuantisedLinears({name: (_Unread(), ())}, SCHEMES["int4"])
+    linears = QuantisedLinears({name: EncodedWeight(scheme=SCHEMES["int4"], facts=(), read=_Unread())})
     with pytest.raises(LoadError, match=r"not the weight of a plain linear layer") as caught:
         linears.replace(_skeleton(zoo_checkpoint))
     assert caught.value.tensor == name

@@ -5,6 +5,7 @@ import torch
 
 from coterie.extraction import extract
 from coterie.origins import CheckpointOrigin, StoreOrigin
+from coterie.spec.dense_schemes import DenseSchemes
 
 
 def record(origin, key):
@@ -21,7 +22,7 @@ def both(moe, tmp_path):
 
 def test_a_native_store_is_the_same_as_its_checkpoint(both):
     checkpoint, store = both
-    for name in ("identity", "integrity", "made_from", "dense_scheme", "quantisation"):
+    for name in ("identity", "integrity", "made_from", "dense_schemes", "quantisation"):
         assert getattr(checkpoint, name) == getattr(store, name), name
     assert (checkpoint.model.name, checkpoint.model.class_name) == (store.model.name, store.model.class_name)
     assert (checkpoint.model.model_type, checkpoint.model.dtype) == (store.model.model_type, store.model.dtype)
@@ -52,12 +53,13 @@ def test_what_is_lossy_says_so(moe, tmp_path):
     extract(moe, tmp_path / "store", scheme="int8", dense_scheme="int4")
     origin = StoreOrigin.open(tmp_path / "store")
     assert len(origin.made_from) == 32
-    assert origin.dense_scheme == "int4"
+    assert origin.dense_schemes == DenseSchemes("int4")
     assert {origin.scheme(key) for key in origin.keys()} == {"int8"}
-    assert origin.pairs
-    for codes, scales in origin.pairs.values():
-        assert {codes.name, scales.name} <= origin.tensors.keys()
-    assert origin.pairs.keys() <= origin.model.keymap.dense.keys()
+    assert origin.linears
+    for linear in origin.linears.values():
+        assert linear.scheme.name == "int4"
+        assert {linear.codes.name, linear.scales.name} <= origin.tensors.keys()
+    assert origin.linears.keys() <= origin.model.keymap.dense.keys()
     assert origin.model.dtype == torch.bfloat16
 
 

@@ -14,7 +14,7 @@ import xxhash
 
 from coterie.errors import ChecksumError, StoreFormatError
 from coterie.store import Store, verify_store
-from coterie.store.manifest_json import seal_manifest
+from coterie.store.manifest_json import manifest_bytes, seal_manifest
 
 from .tiny import write_store
 
@@ -79,6 +79,16 @@ def many(count: int, item: Any) -> Callable[[Any], Any]:
     return lambda _: [item] * count
 
 
+def in_parts(schemes: Any, *, version: int = 2, **other: Any) -> Callable[[Json], None]:
+    """Gives linear layers outside experts schemes by part."""
+
+    def change(manifest: Json) -> None:
+        manifest["version"] = version
+        manifest["dense"].update(schemes=schemes, **other)
+
+    return change
+
+
 SMALL = "gate_up|down/small"
 FIELD = ("layouts", SMALL, "fields", 0)
 
@@ -100,7 +110,8 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R4", "banks[0].weightless", at("banks", 0, "weightless", value=many(7, 1))),
     ("R5", "the top level", at("format", value="safetensors")),
     ("R5", "the top level", at("version", value=REMOVED)),
-    ("R5", "version", at("version", value=2)),
+    ("R5", "version", at("version", value=0)),
+    ("R5", "version", at("version", value=3)),
     ("R4", "version", at("version", value=True)),
     ("R6", "model.identity", at("model", "identity", value="ABCDEF0123456789")),
     ("R6", "source.integrity", at("source", "integrity", value="abc")),
@@ -162,6 +173,16 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R32", "dense.scheme", at("dense", "scheme", value="native")),
     ("R32", "dense.scheme", at("dense", "scheme", value="int3")),
     ("R32", "dense.scheme", at("dense", "scheme", value="INT4")),
+    ("R3", "dense", in_parts({"attention": "int8", "head": "native"}, version=1)),
+    ("R3", "dense", at("version", value=2)),
+    ("R3", "dense", in_parts({"attention": "int8", "head": "native"}, scheme="int8")),
+    ("R4", "dense.schemes", in_parts(["int8"])),
+    ("R4", "dense.schemes", in_parts({f"part{number}": "int8" for number in range(100)})),
+    ("R33", "dense.schemes.heads", in_parts({"attention": "int8", "heads": "native"})),
+    ("R33", "dense.schemes.vocoder", in_parts({"attention": "int8", "vocoder": "native"})),
+    ("R33", "dense.schemes.head", in_parts({"attention": "int8", "head": "int3"})),
+    ("R33", "dense.schemes", in_parts({})),
+    ("R33", "dense.schemes", in_parts({"attention": "int8", "head": "int8", "predictor": "native"})),
     ("R18", "files[1]", at("files", value=lambda files: [files[1], files[0]])),
     ("R18", "files[1]", at("files", value=lambda files: [files[0], files[0]])),
     ("R18", "files[0]", at("files", 0, "file", value="/config.json")),
@@ -290,6 +311,30 @@ def in_int4(change: Callable[[Json], None]) -> Callable[[Path], None]:
     return apply
 
 
+def in_both(change: Callable[[Json], None]) -> Callable[[Path], None]:
+    """The same in a store that says that some are in int4 and some in int8."""
+
+    def apply(root: Path) -> None:
+        replaced_whole_file(SHARD, edited_header(change))(root)
+        edit_manifest(root, in_parts({"attention": "int4", "head": "int8"}))
+
+    return apply
+
+
+def twice_stored(value: Json) -> None:
+    """Codes and scales of one weight in two schemes."""
+    begin, end = value.pop("embed.weight")["data_offsets"]
+    for name, dtype, shape, nbytes in (
+        ("q_int4", "U8", [32, 32], 1024),
+        ("q_int4_scales", "BF16", [32, 1, 2], 128),
+        ("q_int8", "I8", [32, 64], 2048),
+        ("q_int8_scales", "BF16", [32, 1], 64),
+        ("other", "U8", [end - begin - 3264], end - begin - 3264),
+    ):
+        value[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, begin + nbytes]}
+        begin += nbytes
+
+
 def renamed(**names: str) -> Callable[[Json], None]:
     def change(value: Json) -> None:
         for new, old in names.items():
@@ -387,6 +432,9 @@ FILE_CASES: list[tuple[str, str, str, str, Callable[[Path], None]]] = [
     ("R32", "malformed", SHARD, "header.q_int4_scales", in_int4(renamed(q_int4_scales="embed.weight"))),
     ("R32", "malformed", SHARD, "header.q_int4", in_int4(renamed(q_int4="embed.weight", q_int4_scales="norm.weight"))),
     ("R32", "malformed", SHARD, "header.q_int4", in_int4(split_embedding)),
+    ("R32", "malformed", SHARD, "header.q_int4", in_both(renamed(q_int4="embed.weight"))),
+    ("R32", "malformed", SHARD, "header.q_int8", in_both(renamed(q_int8="embed.weight"))),
+    ("R32", "malformed", SHARD, "header.q_int8", in_both(twice_stored)),
     ("R29", "foreign", "notes.txt", "the file itself", lambda root: (root / "notes.txt").touch()),
     ("R29", "foreign", "experts/.x.partial", "the file itself", lambda root: (root / "experts/.x.partial").touch()),
     ("R29", "foreign", "experts/x", "the file itself", lambda root: (root / "experts/x").symlink_to("/")),
@@ -450,9 +498,22 @@ def test_file_rules(rule: str, kind: str, file: str, place: str, change: Callabl
 
 def test_every_rule_of_the_document_has_a_malformed_store() -> None:
     documented = re.findall(r"^- \*\*(R\d+)\*\*", DOCUMENT.read_text(), re.MULTILINE)
-    assert len(documented) == len(set(documented)) == 32
+    assert len(documented) == len(set(documented)) == 33
     tested = {case[0] for cases in (MANIFEST_CASES, TEXT_CASES, FILE_CASES) for case in cases}
     assert tested == set(documented)
+
+
+def test_schemes_by_part_are_read_as_they_were_written(store: Path) -> None:
+    edit_manifest(store, in_parts({"attention": "int8", "encoders": "native"}))
+    manifest = Store.open(store).manifest
+    assert (manifest.version, str(manifest.dense_schemes)) == (2, "attention=int8,encoders=native")
+    assert manifest_bytes(manifest).strip() == (store / "coterie.json").read_bytes()
+
+
+def test_a_store_of_a_later_version_says_what_to_do(store: Path) -> None:
+    edit_manifest(store, at("version", value=3))
+    with pytest.raises(StoreFormatError, match=r"version 3, this program reads versions 1 to 2.*newer Coterie"):
+        Store.open(store)
 
 
 def test_the_documented_example_is_a_manifest(tmp_path: Path) -> None:

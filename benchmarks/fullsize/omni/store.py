@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from coterie.checkpoint import Checkpoint
-from coterie.extraction.planning import ExtractionPlan, plan_extraction
+from coterie.extraction.whole import plan_whole
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES, linear_names
 from coterie.store import DenseTensor
@@ -23,22 +22,20 @@ from fullsize.omni.weights import OmniWeights
 
 EXPERTS = "int4"
 
-DENSE = "int4"
-"""How linear layers outside experts are stored."""
 
-
-def write_omni_store(path: Path, shape: str, dense_scheme: str = DENSE) -> None:
+def write_omni_store(path: Path, shape: str, dense_scheme: str | None = None) -> None:
     """Writes the store, or goes on with one that was interrupted; nothing is done if it is there.
 
     Args:
         path: Its directory.
         shape: Name of one of :data:`OMNI_SHAPES`.
-        dense_scheme: As ``coterie extract --dense-scheme`` takes it.
+        dense_scheme: As ``coterie extract --dense-scheme`` takes it; None for what that does by default.
     """
     config = OMNI_SHAPES[shape]()
     weights = OmniWeights(config)
     with tempfile.TemporaryDirectory() as folder:
-        made = _plan(write_hollow_checkpoint(Path(folder) / shape, config), dense_scheme)
+        origin = CheckpointOrigin.open(write_hollow_checkpoint(Path(folder) / shape, config))
+        made = plan_whole(origin, EXPERTS, dense_scheme)
         files = {name: file.read_bytes() for name, file in made.side_files.items()} | dict(made.changed_files)
     # What the plan has are fingerprints of holes.
     drawn = str(xxhash.xxh3_128_hexdigest(str(config).encode()))
@@ -48,12 +45,6 @@ def write_omni_store(path: Path, shape: str, dense_scheme: str = DENSE) -> None:
         source=replace(made.store.source, integrity=drawn),
     )
     fill_store(path, plan, list(_filled(made.dense, weights)), files, lambda key: weights.part(key.component))
-
-
-def _plan(hollow: Path, dense_scheme: str) -> ExtractionPlan:
-    checkpoint = Checkpoint.open(hollow)
-    chosen = {key: tuple(range(bank.bank.num_experts)) for key, bank in checkpoint.banks.items()}
-    return plan_extraction(CheckpointOrigin(checkpoint), chosen, EXPERTS, dense_scheme)
 
 
 def _filled(planned: tuple[DenseTensor, ...], weights: OmniWeights) -> Iterator[DenseTensor]:

@@ -16,10 +16,12 @@ from coterie.cli.options import (
     ProfileDomainOption,
     ProfileOption,
     RevisionOption,
+    known_dense_scheme,
     known_scheme,
 )
 from coterie.cli.transfer import resumable_progress
 from coterie.spec import format_bytes
+from coterie.spec.dense_parts import SCHEMED_PARTS
 
 if TYPE_CHECKING:
     from coterie.extraction import ExtractionReport
@@ -84,11 +86,12 @@ def command(
         str | None,
         typer.Option(
             "--dense-scheme",
-            callback=known_scheme,
-            metavar="SCHEME",
+            callback=known_dense_scheme,
+            metavar="SCHEMES",
             show_default=False,
-            help="How linear layers outside experts are stored (attention, head, encoders): native, int8 or int4. "
-            "Routers, norms and embeddings stay as they are. Default: as in the store, else native.",
+            help="How linear layers outside experts are stored: native, int8 or int4 for all, or by part, such as "
+            f"attention=int8,encoders=native,rest=int4. Parts: {', '.join(SCHEMED_PARTS)}. Default: as in the store; "
+            "for a new one native, or, if the model speaks and its experts are lossy, int8 for all but encoders.",
         ),
     ] = None,
     revision: RevisionOption = None,
@@ -140,9 +143,10 @@ def _say_what_four_bits_take(report: ExtractionReport) -> None:
 
 
 def _four_bits(report: ExtractionReport) -> str:
+    dense = "" if report.int4_dense_scheme is None else f" --dense-scheme {report.int4_dense_scheme}"
     return (
         f"Stored as in the checkpoint: {format_bytes(report.store_nbytes)}. In four bits, with losses, about "
-        f"{format_bytes(report.int4_nbytes or 0)}: --scheme int4 --dense-scheme int4"
+        f"{format_bytes(report.int4_nbytes or 0)}: --scheme int4{dense}"
     )
 
 
@@ -170,6 +174,8 @@ def _print_plan(report: ExtractionReport) -> None:
     out = results()
     out.print()
     out.print(f"experts        {_experts(report)}")
+    if report.dense_scheme != "native":
+        out.print(f"other layers   {report.dense_scheme}")
     out.print(f"store          {format_bytes(report.store_nbytes)} in {len(report.files)} files")
     if report.downloads:
         total = sum(shard.nbytes for shard in report.downloads)
@@ -195,6 +201,8 @@ def _print_outcome(report: ExtractionReport) -> None:
             f"({format_bytes(int(speed))}/s).",
         )
     out.print(f"It has {_experts(report)}, {format_bytes(report.store_nbytes)} on disk.")
+    if "=" in report.dense_scheme:
+        out.print(f"Linear layers outside experts: {report.dense_scheme.replace('=', ' ').replace(',', ', ')}.")
     if report.ignored:
         out.print(f"Left out: {len(report.ignored)} tensors that transformers does not use.")
 

@@ -28,11 +28,32 @@ def command(
         ),
     ] = None,
     component: ComponentOption = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--scheme",
+            metavar="SCHEME",
+            show_default=False,
+            help="Of a checkpoint: what would a store hold whose experts are in native, int8 or int4?",
+        ),
+    ] = None,
+    dense_scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--dense-scheme",
+            metavar="SCHEME|PART=SCHEME,...",
+            show_default=False,
+            help="The same of linear layers outside experts; as `coterie extract` takes it.",
+        ),
+    ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Shows what a store or checkpoint holds: completeness by layer and component, bytes on disk and in memory.
+
+    With --scheme it shows what a store of a checkpoint would hold, before it is made; weights are neither read nor
+    downloaded for that.
 
     With --memory it says how many experts a budget for the whole process would hold beside the dense part, with the
     context that is provided for where none is asked for.
@@ -41,12 +62,21 @@ def command(
         parse_bytes(budget, what="memory")  # told before torch is imported
     from coterie.inspection import inspect
 
-    report = inspect(model, memory=memory, component=component, revision=revision, offline=offline)
+    report = inspect(
+        model,
+        memory=memory,
+        component=component,
+        scheme=scheme,
+        dense_scheme=dense_scheme,
+        revision=revision,
+        offline=offline,
+    )
     if as_json:
         print_json(report.to_json())
         return
     _print_model(report)
     _print_components(report)
+    _print_dense_parts(report)
     _print_layers(report)
     if len(report.budgets) > 1:
         _print_budgets(report)
@@ -69,7 +99,7 @@ def _print_model(report: InspectReport) -> None:
     row("integrity", model.integrity or "not known before the routers are downloaded")
     share = "complete" if report.complete else f"partial, {_percent(report.present, report.experts)}"
     row("experts", f"{report.present} of {report.experts}, {share}")
-    row("on disk", format_bytes(report.disk_nbytes))
+    row("as a store" if report.planned else "on disk", format_bytes(report.disk_nbytes))
     row("full size", "unknown" if report.full_nbytes is None else format_bytes(report.full_nbytes))
     row("dense part", _dense(report))
     row("minimum", f"{format_bytes(report.minimum_nbytes)} for the process, without context")
@@ -106,6 +136,17 @@ def _print_components(report: InspectReport) -> None:
     print_table(table)
 
 
+def _print_dense_parts(report: InspectReport) -> None:
+    if not report.dense_parts:
+        return
+    results().print()
+    table = plain_table("part", "bytes", "schemes", right=("bytes",))
+    for one in report.dense_parts:
+        schemes = [f"{scheme} {format_bytes(nbytes)}" for scheme, nbytes in one.schemes.items()]
+        table.add_row(one.part, format_bytes(one.nbytes), ", ".join(schemes if len(schemes) > 1 else one.schemes))
+    print_table(table)
+
+
 def _print_layers(report: InspectReport) -> None:
     results().print()
     table = plain_table(
@@ -126,7 +167,9 @@ def _print_layers(report: InspectReport) -> None:
 
 
 def _dense(report: InspectReport) -> str:
+    has_parts = "=" in report.dense_scheme
     scheme = "" if report.dense_scheme == "native" else f", linear layers in {report.dense_scheme}"
+    scheme = ", linear layers in one scheme for each part (below)" if has_parts else scheme
     if report.dense_memory_nbytes <= report.dense_nbytes:
         return f"{format_bytes(report.dense_nbytes)}, always resident{scheme}"
     loaded = format_bytes(report.dense_memory_nbytes)

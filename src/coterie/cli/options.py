@@ -13,6 +13,7 @@ import typer
 from coterie.errors import UsageError
 from coterie.files.naming import check_name, check_new_name
 from coterie.spec import SCHEME_NAMES, Missing, Prefetch
+from coterie.spec.dense_schemes import DenseRequest
 
 
 def named_model(model: str | None) -> str | None:
@@ -47,6 +48,16 @@ def known_scheme(scheme: str | None) -> str | None:
     if scheme is not None and ":" not in scheme and scheme not in SCHEME_NAMES:
         raise UsageError.unknown("scheme", scheme, SCHEME_NAMES)
     return scheme
+
+
+def known_dense_scheme(given: str | None) -> str | None:
+    """The callback of everything that names the schemes of linear layers outside experts.
+
+    Raises:
+        UsageError: If a scheme or a part is not known; names the nearest one.
+    """
+    DenseRequest.parse(given)
+    return given
 
 
 def _new_store(store: Path) -> Path:

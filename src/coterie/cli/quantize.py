@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 
 from coterie.cli.extract import print_report
-from coterie.cli.options import JsonOption, ModelArgument, NewStoreArgument, OfflineOption, ProfileOption, known_scheme
+from coterie.cli.options import (
+    JsonOption,
+    ModelArgument,
+    NewStoreArgument,
+    OfflineOption,
+    ProfileOption,
+    known_dense_scheme,
+    known_scheme,
+)
 from coterie.cli.transfer import resumable_progress
 
 
@@ -29,10 +37,11 @@ def command(
         str | None,
         typer.Option(
             "--dense-scheme",
-            callback=known_scheme,
-            metavar="SCHEME",
+            callback=known_dense_scheme,
+            metavar="SCHEMES",
             show_default=False,
-            help="For linear layers outside experts (attention, head, encoders): int8 or int4. Default: as they are.",
+            help="For linear layers outside experts: int8 or int4 for all, or by part, as `coterie extract` has it. "
+            "Default: as they are.",
         ),
     ] = None,
     profile: ProfileOption = None,

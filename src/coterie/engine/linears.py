@@ -9,8 +9,9 @@ from functools import partial
 import torch
 
 from coterie.checkpoint import TensorInfo, read_tensor
-from coterie.integration import QuantisedLinears
-from coterie.quant import Scheme, linear_names, lossy_scheme
+from coterie.integration import EncodedWeight, QuantisedLinears
+from coterie.origins.stored_dense import StoredLinear, stored_linears
+from coterie.spec.dense_schemes import DenseSchemes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,54 +19,51 @@ class StoredLinears:
     """Weights in a scheme, unread.
 
     Attributes:
-        scheme: The scheme.
-        parts: Checkpoint name of a weight → its codes and scales.
+        weights: Checkpoint name of a weight → its scheme, codes and scales.
         component: The component that the model is of a larger checkpoint, or None.
     """
 
-    scheme: Scheme
-    parts: Mapping[str, tuple[TensorInfo, TensorInfo]]
+    weights: Mapping[str, StoredLinear]
     component: str | None
+
+    @classmethod
+    def of(
+        cls, tensors: Mapping[str, TensorInfo], schemes: DenseSchemes, component: str | None
+    ) -> StoredLinears | None:
+        """Finds the weights that are in a scheme; None if there are none.
+
+        Args:
+            tensors: Dense tensors of a store by name.
+            schemes: Those of the manifest.
+            component: The component that the model is of a larger checkpoint, or None.
+
+        Raises:
+            UsageError: If there is no such scheme.
+        """
+        weights = stored_linears(tensors, schemes)
+        return cls(weights=weights, component=component) if weights else None
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory, and in the file."""
-        return sum(info.nbytes for pair in self.parts.values() for info in pair)
+        return sum(weight.nbytes for weight in self.weights.values())
 
     @property
     def stored_names(self) -> frozenset[str]:
         """Names of their tensors in the store."""
-        return frozenset(info.name for pair in self.parts.values() for info in pair)
+        return frozenset(info.name for weight in self.weights.values() for info in weight.tensors)
 
     def layers(self) -> QuantisedLinears:
         """The layers that take them, for one model."""
         weights = {
-            name: (partial(_read, *pair), tuple((info.dtype, info.shape) for info in pair))
-            for name, pair in self.parts.items()
+            name: EncodedWeight(
+                scheme=weight.scheme,
+                facts=tuple((info.dtype, info.shape) for info in weight.tensors),
+                read=partial(_read, *weight.tensors),
+            )
+            for name, weight in self.weights.items()
         }
-        return QuantisedLinears(weights, self.scheme, self.component)
-
-
-def stored_linears(tensors: Mapping[str, TensorInfo], scheme: str, component: str | None) -> StoredLinears | None:
-    """Finds the weights that are in a scheme.
-
-    Args:
-        tensors: Dense tensors of a store by name.
-        scheme: That of the manifest.
-        component: The component that the model is of a larger checkpoint, or None.
-
-    Returns:
-        They, or None if there are none.
-
-    Raises:
-        UsageError: If there is no such scheme.
-    """
-    lossy = lossy_scheme(scheme)
-    names = {} if lossy is None else linear_names(tensors, lossy)
-    if lossy is None or not names:
-        return None
-    parts = {name: (tensors[codes], tensors[scales]) for name, (codes, scales) in names.items()}
-    return StoredLinears(scheme=lossy, parts=parts, component=component)
+        return QuantisedLinears(weights, self.component)
 
 
 def _read(codes: TensorInfo, scales: TensorInfo) -> tuple[torch.Tensor, torch.Tensor]:

@@ -89,7 +89,7 @@ def _check_size(model: PreTrainedModel, source: ModelSource, room: int | None) -
             {name: tensor.shape for name, tensor in source.dense.items()},
             path,
             component=source.component,
-            encoded=() if source.linears is None else source.linears.parts,
+            encoded=() if source.linears is None else source.linears.weights,
         )
     rest = rest_nbytes(model)
     if room is not None and rest > room:

@@ -13,12 +13,12 @@ import torch
 
 from coterie.checkpoint import Checkpoint, Location, UnreadTensor, WholeFile, model_dtype, unread_tensors
 from coterie.engine.fetching import FetchingExperts, open_origin
-from coterie.engine.linears import StoredLinears, stored_linears
+from coterie.engine.linears import StoredLinears
 from coterie.errors import UsageError
 from coterie.hf.configs import (
-    COMPONENTS,
     component_of_class,
     fill_known_gaps,
+    has_talker,
     load_config,
     load_quantisation,
     resolve_model,
@@ -191,8 +191,7 @@ def text_component(path: str | Path, *, revision: str | None = None, offline: bo
         return None
     config = load_config(_directory(path, store, revision, offline))
     whole, _ = resolve_model(config, None)
-    has_parts = all(hasattr(config, f"{name}_config") for name in COMPONENTS)
-    return "thinker" if has_parts and component_of_class(whole, config) == "text" else None
+    return "thinker" if has_talker(config) and component_of_class(whole, config) == "text" else None
 
 
 def model_directory(path: str | Path, *, revision: str | None = None, offline: bool = False) -> Path:
@@ -250,7 +249,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
     headers = dense_headers(store)
     tensors, dense_files = checked_tensors(store, headers, lambda name: name.startswith(part.prefix))
     dtype = model_dtype(part.config, tensors)
-    linears = stored_linears(tensors, store.manifest.dense_scheme, part.name)
+    linears = StoredLinears.of(tensors, store.manifest.dense_schemes, part.name)
     if linears is not None:
         tensors = {name: info for name, info in tensors.items() if name not in linears.stored_names}
     return ModelSource(

@@ -195,7 +195,7 @@ class StoreGrowth:
             source=manifest.source,
             banks=bank_plans(self._origin, chosen, self._scheme),
             ignored=manifest.ignored,
-            dense_scheme=manifest.dense_scheme,
+            dense_schemes=manifest.dense_schemes,
         )
 
     def _give_up(self, why: str) -> None:

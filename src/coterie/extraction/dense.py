@@ -9,61 +9,64 @@ import torch
 from coterie.checkpoint import TensorInfo
 from coterie.errors import CheckpointFileError
 from coterie.extraction.linears import QuantisedPair, ReadRows, fp8_rows, plain_rows, stored_rows
-from coterie.extraction.quantising import check_smaller
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
 from coterie.origins import Origin
 from coterie.quant import ALIGNMENT, StoredMatrix, lossy_scheme, stored_linear
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.records import pieces_of
-from coterie.spec.encodings import NATIVE
+from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.store import DenseTensor
 
 
-def dense_tensors(origin: Origin, scheme: str = NATIVE) -> tuple[DenseTensor, ...]:
+def dense_tensors(origin: Origin, schemes: DenseSchemes = NATIVE_EVERYWHERE) -> tuple[DenseTensor, ...]:
     """Everything that is not an expert, under its names in the checkpoint; nothing is read yet.
 
     Args:
         origin: Where it comes from.
-        scheme: In which weights of linear layers are wanted; each then is two tensors, codes and scales.
-
-    Raises:
-        UsageError: If there is no such scheme, or what there is has fewer bits.
-    """
-    have = origin.dense_scheme
-    check_smaller("Linear layers outside experts are", have, scheme)
-    pairs = origin.pairs
-    plain = [name for name in origin.model.keymap.dense if name not in pairs]
-    if scheme == have:
-        parts = [info for pair in pairs.values() for info in pair]
-        return (*(_tensor(origin, name) for name in plain), *(as_stored(info, ALIGNMENT) for info in parts))
-    matrices = quantised_linears(origin, scheme)
-    scales_of = _fp8_scales(origin)
-    taken = {*matrices, *(scales_of[name] for name in matrices if name in scales_of)}
-    tensors = [_tensor(origin, name) for name in plain if name not in taken]
-    for name, matrix in matrices.items():
-        tensors += QuantisedPair(matrix, _rows(origin, name, scales_of.get(name))).tensors()
-    return tuple(tensors)
-
-
-def quantised_linears(origin: Origin, scheme: str) -> dict[str, StoredMatrix]:
-    """The weights that are quantised where linear layers outside experts are wanted in a scheme.
+        schemes: In which the linear layers of each part are wanted; each weight then is two tensors, codes and scales.
 
     Raises:
         UsageError: If there is no such scheme.
     """
-    lossy = lossy_scheme(scheme)
-    if lossy is None:
-        return {}
+    matrices = quantised_linears(origin, schemes)
+    scales_of = _fp8_scales(origin)
+    taken = {*matrices, *(scales_of[name] for name in matrices if name in scales_of)}
+    tensors: list[DenseTensor] = []
+    for name in origin.model.keymap.dense:
+        if name in matrices:
+            tensors += QuantisedPair(matrices[name], _rows(origin, name, scales_of.get(name))).tensors()
+        elif name in origin.linears:
+            tensors += (as_stored(info, ALIGNMENT) for info in origin.linears[name].tensors)
+        elif name not in taken:
+            tensors.append(_tensor(origin, name))
+    return tuple(tensors)
+
+
+def quantised_linears(origin: Origin, schemes: DenseSchemes) -> dict[str, StoredMatrix]:
+    """The weights that are quantised where linear layers outside experts are wanted in these schemes.
+
+    Those of parts that are in their scheme already are not among them.
+
+    Raises:
+        UsageError: If there is no such scheme.
+    """
     fp8 = _fp8_scales(origin)
-    pairs = origin.pairs
     found: dict[str, StoredMatrix] = {}
-    for name, shape in linear_weights(origin.model.skeleton, origin.model.keymap).items():
-        matrix = stored_linear(name, *shape, lossy)
+    for name, weight in linear_weights(origin.model.skeleton, origin.model.keymap).items():
+        wanted = schemes.of(weight.part)
+        scheme = None if wanted == origin.dense_schemes.of(weight.part) else lossy_scheme(wanted)
+        matrix = None if scheme is None else stored_linear(name, *weight.shape, scheme)
         # What has another shape is found, and named, when the model is loaded.
-        if matrix is not None and (name in pairs or _is_weight(origin.tensors[name], shape, name in fp8)):
+        is_weight = name in origin.linears or _is_weight(origin.tensors[name], weight.shape, name in fp8)
+        if matrix is not None and is_weight:
             found[name] = matrix
     return found
+
+
+def parts_with_linears(origin: Origin) -> frozenset[str]:
+    """The parts of a model whose linear layers may be in a scheme."""
+    return frozenset(weight.part for weight in linear_weights(origin.model.skeleton, origin.model.keymap).values())
 
 
 def _is_weight(info: TensorInfo, shape: tuple[int, int], is_fp8: bool) -> bool:
@@ -79,12 +82,11 @@ def _fp8_scales(origin: Origin) -> dict[str, str]:
 
 def _rows(origin: Origin, name: str, scales: str | None) -> ReadRows:
     """Reads a weight from wherever the origin has it."""
-    pairs = origin.pairs
-    have = lossy_scheme(origin.dense_scheme)
+    stored = origin.linears.get(name)
 
     def rows() -> Iterator[torch.Tensor]:
-        if name in pairs and have is not None:
-            return stored_rows(*pairs[name], have, origin.model.dtype)
+        if stored is not None:
+            return stored_rows(*stored.tensors, stored.scheme, origin.model.dtype)
         origin.download([name] if scales is None else [name, scales])
         if scales is None:
             return plain_rows(origin.tensors[name])

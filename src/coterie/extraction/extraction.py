@@ -8,13 +8,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-from coterie.errors import CoterieError, ExtractionError, UsageError
+from coterie.errors import ExtractionError, UsageError
 from coterie.extraction.copying import Copier, worker_count
-from coterie.extraction.dense import dense_tensors
+from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
+from coterie.extraction.four_bits import FourBits
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import Meter, ProgressCallback
-from coterie.extraction.quantising import SchemeOf, record_layouts, scheme_of_store
+from coterie.extraction.quantising import SchemeOf, scheme_of_store
 from coterie.extraction.selection import Experts, Numbers, select_experts
 from coterie.extraction.target import (
     DiskNeed,
@@ -32,6 +33,7 @@ from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.quant import lossy_scheme
 from coterie.records.files import file_stamps, first_changed
 from coterie.spec import BankKey
+from coterie.spec.dense_schemes import DenseRequest, DenseSchemes
 from coterie.spec.encodings import NATIVE
 from coterie.store import StoreWriter, Survey, SurveyedFile, is_store, survey
 from coterie.store.manifest_file import load_manifest
@@ -41,8 +43,6 @@ Status = Literal["planned", "written", "resumed", "grown", "already complete"]
 
 LARGE_NBYTES = 2**30
 """From this size on, somebody who has not said how to store a model is told what four bits would take."""
-
-_FOUR_BITS = "int4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +63,11 @@ class ExtractionReport:
         ignored: Checkpoint tensors that transformers does not use and that were left out.
         store_nbytes: Bytes of the whole store.
         written_nbytes: Bytes of experts and dense tensors written now; 0 for a dry run.
-        int4_nbytes: About what the store would take in four bits, where it is large and nobody said how to store it;
-            else None.
+        dense_scheme: How linear layers outside experts are stored: one scheme, or one for each part.
+        int4_nbytes: About what the store would take with experts in ``int4``, where it is large and nobody said how to
+            store it; else None.
+        int4_dense_scheme: The scheme of linear layers outside experts that is counted with in ``int4_nbytes``; None
+            for what they would have by default.
         needed_nbytes: Bytes that were still needed on the store's disk before.
         free_nbytes: Bytes that were free there before.
         disks: The same for each disk that is written: the store's, and that of the Hub's cache if it is another.
@@ -82,7 +85,9 @@ class ExtractionReport:
     downloads: tuple[ShardDownload, ...]
     ignored: tuple[str, ...]
     store_nbytes: int
+    dense_scheme: str
     int4_nbytes: int | None
+    int4_dense_scheme: str | None
     written_nbytes: int
     needed_nbytes: int
     free_nbytes: int
@@ -116,7 +121,7 @@ def extract(
     modalities: Collection[str] | None = None,
     component: str | None = None,
     scheme: str | None = None,
-    dense_scheme: str | None = None,
+    dense_scheme: str | Mapping[str, str] | None = None,
     revision: str | None = None,
     offline: bool = False,
     dry_run: bool = False,
@@ -147,8 +152,12 @@ def extract(
         scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``; or by what ``profile`` says of
             each layer's experts, such as ``"trust:top25%=native,rest=int4"``. Default: as those that the store has, if
             they are all alike, else ``native``. One store may have experts of several schemes.
-        dense_scheme: How weights of linear layers outside experts are stored (attention, heads, encoders): likewise.
-            Default: as the store has them, else ``native``. One store has one.
+        dense_scheme: How weights of linear layers outside experts are stored: one scheme, such as ``"int8"``, or one
+            for each part of the model, such as ``{"attention": "int8", "encoders": "native", "rest": "int4"}``, or the
+            same as a text, ``"attention=int8,encoders=native,rest=int4"``. ``rest`` is for the parts that are not
+            named; one scheme for all is ``rest`` alone. Both leave out the code predictor of a model that speaks, which
+            has to be named. Default: as the store has them; in a new store of a model that speaks, if its experts are
+            stored with losses, ``int8`` for everything but encoders; else ``native``.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
         dry_run: Write and download no weights; report what would be done.
@@ -182,8 +191,13 @@ def extract(
     )
     origin = CheckpointOrigin.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
+    request = DenseRequest.parse(dense_scheme)
     undecided = scheme is None and dense_scheme is None and not is_store(root)
-    one_scheme, dense_scheme = _schemes(root, None if by_trust else scheme, dense_scheme)
+    one_scheme, otherwise = _schemes(root, None if by_trust else scheme)
+    if otherwise is None:
+        lossy = by_trust is not None or one_scheme != NATIVE
+        otherwise = default_dense_schemes(origin.model.config, request, lossy_experts=lossy)
+    dense_schemes = settle_dense_schemes(origin, request, otherwise)
     scheme_of: str | SchemeOf = one_scheme
     if by_trust is not None and profile is not None:
         schemes = by_trust.schemes(origin.keys(), profile, origin.identity, domain=domain, modalities=modalities)
@@ -195,11 +209,11 @@ def extract(
         from coterie.extraction.most_used import most_used
 
         chosen = most_used(origin, top, profile, domain=domain, modalities=modalities)
-    in_four_bits = _four_bits(origin, chosen) if undecided else None
+    four_bits = FourBits.of(origin, chosen) if undecided else None
     options = WriteOptions(
         dry_run=dry_run, restart=restart, planned=planned, progress=progress, workers=workers, calls=calls
     )
-    report = make_store(origin, root, chosen, scheme_of, dense_scheme, options, in_four_bits=in_four_bits)
+    report = make_store(origin, root, chosen, scheme_of, dense_schemes, options, four_bits=four_bits)
     return replace(report, seconds=monotonic() - start)
 
 
@@ -220,10 +234,10 @@ def make_store(
     root: Path,
     chosen: Mapping[BankKey, tuple[int, ...]],
     scheme: str | SchemeOf,
-    dense_scheme: str,
+    dense_schemes: DenseSchemes,
     options: WriteOptions,
     *,
-    in_four_bits: int | None = None,
+    four_bits: FourBits | None = None,
 ) -> ExtractionReport:
     """Writes, resumes or grows a store.
 
@@ -232,9 +246,9 @@ def make_store(
         root: The directory.
         chosen: Bank → ids of the experts that the store is to have.
         scheme: That of all experts, or of each.
-        dense_scheme: That of linear layers outside experts.
+        dense_schemes: Those of linear layers outside experts.
         options: How.
-        in_four_bits: What it would take in four bits, where that is worth saying.
+        four_bits: What it would take in four bits, where nobody said how to store it.
 
     Raises:
         CoterieError: As :func:`extract` says.
@@ -243,7 +257,7 @@ def make_store(
     check_apart(root, origin.directory)
     origin.warn_left_out()
     check_tokenizer(origin.directory, embedding_rows(origin.model.skeleton))
-    plan = plan_extraction(origin, chosen, scheme, dense_scheme)
+    plan = plan_extraction(origin, chosen, scheme, dense_schemes)
     downloads = missing_downloads(origin, plan.tensors)
     if not downloads:
         plan = with_fingerprints(plan, origin)
@@ -255,9 +269,9 @@ def make_store(
 
     def report() -> ExtractionReport:
         made = _report(origin, root, plan, found, downloads, needs, status, written, monotonic() - start)
-        if in_four_bits is None or made.store_nbytes < max(LARGE_NBYTES, 2 * in_four_bits):
+        if four_bits is None or made.store_nbytes < max(LARGE_NBYTES, 2 * four_bits.nbytes):
             return made
-        return replace(made, int4_nbytes=in_four_bits)
+        return replace(made, int4_nbytes=four_bits.nbytes, int4_dense_scheme=four_bits.dense_scheme)
 
     if options.planned is not None:
         options.planned(report())
@@ -292,26 +306,14 @@ def _check_selection(
         )
 
 
-def _schemes(root: Path, scheme: str | None, dense_scheme: str | None) -> tuple[str, str]:
-    """The schemes that were asked for, else those of the store that is grown."""
-    for wanted in (scheme, dense_scheme):
-        if wanted is not None:
-            lossy_scheme(wanted)
-    if (scheme is None or dense_scheme is None) and is_store(root):
-        manifest, _ = load_manifest(root)
-        scheme = scheme or scheme_of_store(manifest)
-        dense_scheme = dense_scheme or manifest.dense_scheme
-    return scheme or NATIVE, dense_scheme or NATIVE
-
-
-def _four_bits(origin: Origin, chosen: Mapping[BankKey, tuple[int, ...]]) -> int | None:
-    """Bytes of experts and all else with linear layers in four bits; None if some weights cannot be stored so."""
-    try:
-        layouts = record_layouts(origin, _FOUR_BITS)
-        dense = dense_tensors(origin, _FOUR_BITS)
-    except CoterieError:
-        return None
-    return sum(layouts[key].nbytes * len(ids) for key, ids in chosen.items()) + sum(one.nbytes for one in dense)
+def _schemes(root: Path, scheme: str | None) -> tuple[str, DenseSchemes | None]:
+    """The scheme of experts that was asked for, else that of the store that is grown; and this store's others."""
+    if scheme is not None:
+        lossy_scheme(scheme)
+    if not is_store(root):
+        return scheme or NATIVE, None
+    manifest, _ = load_manifest(root)
+    return scheme or scheme_of_store(manifest) or NATIVE, manifest.dense_schemes
 
 
 def _survey(root: Path, plan: ExtractionPlan, *, restart: bool, compare: bool) -> Survey:
@@ -389,7 +391,9 @@ def _report(
         downloads=downloads,
         ignored=plan.store.ignored,
         store_nbytes=sum(file.nbytes for file in files),
+        dense_scheme=str(plan.store.dense_schemes),
         int4_nbytes=None,
+        int4_dense_scheme=None,
         written_nbytes=written,
         needed_nbytes=needs[0].needed,
         free_nbytes=needs[0].free,

@@ -10,6 +10,7 @@ from coterie.extraction.dense import dense_tensors
 from coterie.extraction.quantising import SchemedExperts, SchemeOf, one_scheme
 from coterie.origins import Origin
 from coterie.spec import BankKey, ExpertKey
+from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.spec.encodings import NATIVE
 from coterie.store import BankPlan, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
 
@@ -39,7 +40,7 @@ def plan_extraction(
     origin: Origin,
     chosen: Mapping[BankKey, tuple[int, ...]],
     scheme: str | SchemeOf = NATIVE,
-    dense_scheme: str = NATIVE,
+    dense_schemes: DenseSchemes = NATIVE_EVERYWHERE,
 ) -> ExtractionPlan:
     """Plans a store that holds the chosen experts and everything that is not an expert. Reads no tensor.
 
@@ -58,13 +59,13 @@ def plan_extraction(
         banks=bank_plans(origin, chosen, scheme),
         files=tuple(files),
         ignored=tuple(sorted(origin.model.keymap.ignored)),
-        dense_scheme=dense_scheme,
+        dense_schemes=dense_schemes,
         made_from=origin.made_from,
     )
     experts = (name for key, ids in chosen.items() for e in ids for name in origin.names_of(key.expert(e)))
     return ExtractionPlan(
         store=plan,
-        dense=dense_tensors(origin, dense_scheme),
+        dense=dense_tensors(origin, dense_schemes),
         side_files=files,
         changed_files=origin.changed_files(),
         # A store has no tensors under the names of weights that are in a scheme, and nothing to download.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
 from coterie.errors import UsageError
+from coterie.extraction.dense_choice import settle_dense_schemes
 from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
@@ -18,6 +20,8 @@ from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_files
 from coterie.quant import lossy_scheme
 from coterie.spec import BankKey
+from coterie.spec.dense_parts import SCHEMED_PARTS
+from coterie.spec.dense_schemes import REST, DenseRequest
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store
 from coterie.store.syscalls import SystemCalls
@@ -28,7 +32,7 @@ def quantize(
     store: str | Path,
     *,
     scheme: str | None = None,
-    dense_scheme: str | None = None,
+    dense_scheme: str | Mapping[str, str] | None = None,
     profile: str | Path | None = None,
     offline: bool = False,
     dry_run: bool = False,
@@ -47,7 +51,8 @@ def quantize(
         store: The new store's directory.
         scheme: How experts are stored: ``int8`` or ``int4``, or by what ``profile`` says of each layer's experts, such
             as ``"trust:top25%=native,rest=int4"``. Default: each as it is.
-        dense_scheme: How weights of linear layers outside experts are stored; likewise.
+        dense_scheme: How weights of linear layers outside experts are stored: one scheme, or schemes by part, as in
+            :func:`extract`. Default: each as it is.
         profile: The model's profile, for a scheme by trust.
         offline: Use only what is on this machine.
         dry_run: Write no weights; report what would be done.
@@ -72,10 +77,10 @@ def quantize(
             "A profile and a scheme by trust go together.",
             advice="Write --profile PROFILE --scheme trust:top25%=native,rest=int4, or leave out the profile.",
         )
-    for wanted in (None if by_trust else scheme, dense_scheme):
-        if wanted is not None:
-            lossy_scheme(wanted)
-    if {scheme, dense_scheme} <= {None, NATIVE}:
+    if scheme is not None and by_trust is None:
+        lossy_scheme(scheme)
+    request = DenseRequest.parse(dense_scheme)
+    if scheme in (None, NATIVE) and request.only_native:
         raise UsageError(
             "Nothing is to be quantised.",
             advice="Say how experts are to be stored (--scheme int4), or linear layers "
@@ -90,7 +95,7 @@ def quantize(
             model,
             store,
             scheme=scheme or NATIVE,
-            dense_scheme=dense_scheme or NATIVE,
+            dense_scheme={REST: NATIVE, **request.named} if request.rest is None else dense_scheme,
             profile=profile,
             offline=offline,
             dry_run=dry_run,
@@ -100,7 +105,8 @@ def quantize(
             calls=calls,
         )
     origin = StoreOrigin.open(path)
-    dense = origin.store.manifest.dense_scheme
+    dense = origin.dense_schemes
+    dense_wanted = settle_dense_schemes(origin, request, dense)
     have = {key: origin.store.scheme(key) for key in origin.keys()}
     want = have if scheme is None else dict.fromkeys(have, scheme)
     if by_trust is not None and profile is not None:
@@ -108,8 +114,7 @@ def quantize(
     changes = sorted({(have[key], want[key]) for key in have})
     for old, new in changes:
         check_smaller("Some experts are", old, new)
-    check_smaller("Linear layers outside experts are", dense, dense_scheme or dense)
-    changes.append((dense, dense_scheme or dense))
+    changes += [(dense.of(part), dense_wanted.of(part)) for part in SCHEMED_PARTS]
     if any(old not in (NATIVE, new) for old, new in changes):
         _warn_lossy(path)
     if not dry_run:
@@ -123,7 +128,7 @@ def quantize(
         Path(store).expanduser().absolute(),
         chosen,
         want.__getitem__,
-        dense_scheme or dense,
+        dense_wanted,
         options,
     )
     return replace(report, seconds=monotonic() - start)

@@ -206,6 +206,11 @@ def config_dtype(config: PreTrainedConfig) -> torch.dtype | None:
     return computing_dtype(str(dtype).removeprefix("torch."))
 
 
+def has_talker(config: PreTrainedConfig) -> bool:
+    """Whether a whole configuration describes a model that speaks: a thinker, and a talker."""
+    return all(getattr(config, f"{name}_config", None) is not None for name in COMPONENTS)
+
+
 def fill_known_gaps(config: PreTrainedConfig) -> None:
     """Fills what released configurations lack and transformers' code reads.
 

@@ -55,7 +55,7 @@ class Comparison:
             except CheckpointFileError as error:
                 self._add("malformed", path.name, "the file itself", error.message)
         # What is lossy is quantised again: the same weights give the same bytes.
-        wanted = dense_tensors(self._origin, store.manifest.dense_scheme)
+        wanted = dense_tensors(self._origin, store.manifest.dense_schemes)
         self._compare_tensors(found, {tensor.name: tensor for tensor in wanted})
         self._compare_experts(store)
         self._compare_files(store)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from coterie.checkpoint import Checkpoint, TensorInfo, model_dtype, unread_tensors
+from coterie.errors import CoterieError, UsageError
+from coterie.extraction.planning import ExtractionPlan
+from coterie.extraction.whole import plan_whole
 from coterie.hf.configs import load_quantisation
 from coterie.hf.context import context_shape, default_context
+from coterie.inspection.dense_parts import DensePartFacts, dense_part_facts
+from coterie.inspection.planned import planned_footprint, planned_linears
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
-from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows
+from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows, unknown_rows
 from coterie.inspection.what_fits import memory_fit, process_nbytes
+from coterie.origins import CheckpointOrigin, StoreOrigin
 from coterie.origins.store_component import StoreComponent, store_component
 from coterie.origins.store_or_checkpoint import store_path
-from coterie.origins.stored_dense import dense_headers
-from coterie.quant import linear_names, lossy_scheme
+from coterie.origins.stored_dense import dense_headers, stored_linears
 from coterie.spec import Batching, RecordLayout, parse_bytes
 from coterie.spec.encodings import NATIVE
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
@@ -29,6 +34,8 @@ def inspect(
     *,
     memory: str | int | Sequence[str | int] | None = None,
     component: str | None = None,
+    scheme: str | None = None,
+    dense_scheme: str | Mapping[str, str] | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> InspectReport:
@@ -38,20 +45,33 @@ def inspect(
         model: A store, a checkpoint directory, a Hub id, or ``bundled``.
         memory: A budget for the whole process, such as ``"8GiB"``, or several: what would each hold?
         component: Only this part of a whole model, such as ``thinker``.
+        scheme: Of a checkpoint: what would a store hold whose experts are stored so? As :func:`coterie.extract` takes
+            it.
+        dense_scheme: Likewise, of linear layers outside experts.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
 
     Raises:
         StoreError: If the store is unfinished or damaged.
         CheckpointError: If the checkpoint is not complete and consistent.
-        UsageError: If the budget is not a size, or the model has no such component.
+        UsageError: If the budget is not a size, the model has no such component, there is no such scheme, or a store
+            is to be looked at as if it had another one.
     """
     asked = () if memory is None else (memory,) if isinstance(memory, str | int) else tuple(memory)
     budgets = [parse_bytes(budget, what="memory") for budget in asked]
     path = store_path(model)
+    wanted = scheme is not None or dense_scheme is not None
     if path is not None:
+        if wanted:
+            raise UsageError(
+                f"{path} is a store, and has its schemes.",
+                advice="Leave the schemes out, or name the checkpoint to see what another store of it would hold.",
+                path=path,
+            )
         return _inspect_store(Store.open(path), component, budgets)
-    return _inspect_checkpoint(Checkpoint.open(model, component=component, revision=revision, offline=offline), budgets)
+    checkpoint = Checkpoint.open(model, component=component, revision=revision, offline=offline)
+    plan = plan_whole(CheckpointOrigin(checkpoint), scheme, dense_scheme) if wanted else None
+    return _inspect_checkpoint(checkpoint, budgets, plan)
 
 
 def _inspect_store(store: Store, component: str | None, budgets: Sequence[int]) -> InspectReport:
@@ -81,6 +101,16 @@ def _inspect_store(store: Store, component: str | None, budgets: Sequence[int]) 
     tensors = _dense_of(store, part)
     dense_nbytes = sum(tensor.nbytes for tensor in tensors.values())
     disk_nbytes = sum(manifest.file_sizes.values()) + (store.path / MANIFEST).stat().st_size
+    dense_parts: tuple[DensePartFacts, ...] = ()
+    try:
+        origin = StoreOrigin.open(store.path)
+    except CoterieError as error:
+        batching = unknown_rows(error.message)
+    else:
+        batching = store_rows(origin, component if part.prefix else None)
+        dense_parts = dense_part_facts(
+            origin.model.skeleton, origin.model.keymap, origin.tensors, origin.linears, prefix=part.prefix
+        )
     return _report(
         Model(
             kind="store",
@@ -95,13 +125,14 @@ def _inspect_store(store: Store, component: str | None, budgets: Sequence[int]) 
         ),
         banks,
         dense_nbytes=dense_nbytes,
-        dense_scheme=manifest.dense_scheme,
+        dense_scheme=str(manifest.dense_schemes),
         footprint=store_footprint(store, component),
         disk_nbytes=disk_nbytes if not part.prefix else dense_nbytes + sum(bank.nbytes for bank in held),
         ignored=manifest.ignored,
         records=[record.nbytes for bank in held for record in bank.records.values()],
         budgets=budgets,
-        batching=store_rows(store, component if part.prefix else None),
+        dense_parts=dense_parts,
+        batching=batching,
         context=default_context(part.config),
     )
 
@@ -117,11 +148,10 @@ def store_footprint(store: Store, component: str | None = None) -> Footprint:
     part = store_component(store, component)
     tensors = _dense_of(store, part)
     dtype = model_dtype(part.config, tensors)
-    lossy = lossy_scheme(manifest.dense_scheme)
-    pairs = {} if lossy is None else linear_names(tensors, lossy)
+    linears = stored_linears(tensors, manifest.dense_schemes)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
-    parts = [tensors.pop(name) for pair in pairs.values() for name in pair]
-    dense = sum(tensor.nbytes for tensor in parts)
+    stored = [tensors.pop(info.name) for linear in linears.values() for info in linear.tensors]
+    dense = sum(tensor.nbytes for tensor in stored)
     dense += sum(tensor.nbytes for tensor in unread_tensors(tensors, load_quantisation(store.path), dtype).values())
     banks = {
         bank.key: BankRecords(
@@ -146,26 +176,33 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> Footprint:
     return Footprint.of(banks, dense=checkpoint.dense_memory_nbytes, shape=shape, buffered_reads=READS_AT_ONCE)
 
 
-def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int]) -> InspectReport:
+def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int], plan: ExtractionPlan | None) -> InspectReport:
+    """What a checkpoint holds, or what a store of it would."""
     names = [name for found in checkpoint.router_names().values() for name in found]
     here = not checkpoint.location.missing_shards(checkpoint.tensors[name].path for name in names)
+    experts = {key: [(NATIVE, bank.layout)] * bank.bank.num_experts for key, bank in checkpoint.banks.items()}
+    if plan is not None:
+        experts = {bank.key: [(one.scheme, one.layout) for one in bank.experts] for bank in plan.store.banks}
     banks = tuple(
         BankFacts(
             component=key.component,
             layer=key.layer,
             bank=key.bank,
             experts=bank.bank.num_experts,
-            present=bank.bank.num_experts,
+            present=len(experts[key]),
             top_k=bank.bank.top_k,
-            schemes={NATIVE: bank.bank.num_experts},
-            encodings=_encodings([bank.layout]),
-            present_nbytes=bank.bank.num_experts * bank.layout.nbytes,
-            record_nbytes=bank.layout.nbytes,
+            schemes=dict(Counter(scheme for scheme, _ in experts[key])),
+            encodings=_encodings(layout for _, layout in experts[key]),
+            present_nbytes=sum(layout.nbytes for _, layout in experts[key]),
+            record_nbytes=max(layout.nbytes for _, layout in experts[key]),
         )
         for key, bank in sorted(checkpoint.banks.items())
     )
     ignored = tuple(sorted(checkpoint.keymap.ignored))
     left_out = {*ignored, *checkpoint.keymap.outside}
+    linears = {} if plan is None else planned_linears(checkpoint, plan)
+    dense_nbytes = checkpoint.dense_nbytes if plan is None else sum(tensor.nbytes for tensor in plan.dense)
+    on_disk = sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out)
     return _report(
         Model(
             kind="checkpoint",
@@ -180,15 +217,22 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int]) -> Inspe
             integrity=checkpoint.integrity if here else None,
         ),
         banks,
-        dense_nbytes=checkpoint.dense_nbytes,
-        dense_scheme=NATIVE,
-        footprint=checkpoint_footprint(checkpoint),
-        disk_nbytes=sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out),
+        dense_nbytes=dense_nbytes,
+        dense_scheme=NATIVE if plan is None else str(plan.store.dense_schemes),
+        footprint=checkpoint_footprint(checkpoint) if plan is None else planned_footprint(checkpoint, plan),
+        disk_nbytes=on_disk if plan is None else dense_nbytes + plan.store.expert_nbytes,
         ignored=ignored,
-        records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
+        records=[layout.nbytes for found in experts.values() for _, layout in found],
         budgets=budgets,
-        batching=rows_facts(checkpoint.skeleton, checkpoint.keymap, (), NATIVE, {NATIVE}),
+        dense_parts=dense_part_facts(checkpoint.skeleton, checkpoint.keymap, checkpoint.tensors, linears),
+        batching=rows_facts(
+            checkpoint.skeleton,
+            checkpoint.keymap,
+            linears,
+            {scheme for found in experts.values() for scheme, _ in found},
+        ),
         context=default_context(checkpoint.skeleton.config),
+        planned=plan is not None,
     )
 
 
@@ -198,6 +242,7 @@ def _report(
     *,
     dense_nbytes: int,
     dense_scheme: str,
+    dense_parts: tuple[DensePartFacts, ...],
     footprint: Footprint,
     disk_nbytes: int,
     ignored: tuple[str, ...],
@@ -205,6 +250,7 @@ def _report(
     budgets: Sequence[int],
     batching: dict[Batching, RowsFacts],
     context: int,
+    planned: bool = False,
 ) -> InspectReport:
     components = tuple(_component(name, banks) for name in sorted({bank.component for bank in banks}))
     working_set = max((one.working_set_nbytes for one in components), default=0)
@@ -217,6 +263,7 @@ def _report(
     )
     return InspectReport(
         model=model,
+        planned=planned,
         complete=present == experts,
         experts=experts,
         present=present,
@@ -225,6 +272,7 @@ def _report(
         dense_nbytes=dense_nbytes,
         dense_memory_nbytes=footprint.dense,
         dense_scheme=dense_scheme,
+        dense_parts=dense_parts,
         expert_nbytes=footprint.experts,
         full_nbytes=full if known else None,
         disk_nbytes=disk_nbytes,

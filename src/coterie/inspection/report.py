@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from coterie.inspection.dense_parts import DensePartFacts
 from coterie.inspection.row_batching import RowsFacts
 from coterie.inspection.what_fits import MemoryFit
 from coterie.spec import Batching
@@ -107,6 +108,7 @@ class InspectReport:
     Attributes:
         schema_version: Version of this form.
         model: Which model it is.
+        planned: Whether this is what a store of the checkpoint would hold, in the schemes that were asked about.
         complete: Whether every expert is present.
         experts: Experts with weights that the model has.
         present: Experts that are here.
@@ -114,10 +116,13 @@ class InspectReport:
         components: By name.
         dense_nbytes: Bytes of everything that is not an expert, as stored.
         dense_memory_nbytes: Bytes of it in memory, always resident: more where quantised weights are dequantised.
-        dense_scheme: Scheme of linear layers outside experts.
+        dense_scheme: Scheme of linear layers outside experts: one, or one by part, such as
+            ``attention=int8,encoders=native``.
+        dense_parts: The parts outside experts that the model has, with their schemes; empty if it cannot be built.
         expert_nbytes: Bytes of the experts present.
         full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
-        disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint or of a component.
+        disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint or of a component, or of
+            the store that is planned.
         minimum_nbytes: The least budget for the process that can work, without any context: process, dense part, two
             records, and buffers.
         working_set_nbytes: Bytes that one token's experts take in all layers, of the component that takes most: a
@@ -130,6 +135,7 @@ class InspectReport:
 
     schema_version: int = 1
     model: Model
+    planned: bool
     complete: bool
     experts: int
     present: int
@@ -138,6 +144,7 @@ class InspectReport:
     dense_nbytes: int
     dense_memory_nbytes: int
     dense_scheme: str
+    dense_parts: tuple[DensePartFacts, ...]
     expert_nbytes: int
     full_nbytes: int | None
     disk_nbytes: int

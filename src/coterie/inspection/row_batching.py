@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.errors import CoterieError
 from coterie.hf.keymap import KeyMap
+from coterie.inspection.planned import SchemedLinear
 from coterie.integration import why_apart, why_not_exact
 from coterie.native import MOST_ROWS
 from coterie.origins import StoreOrigin
 from coterie.spec import Batching
-from coterie.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +31,7 @@ class RowsFacts:
 def rows_facts(
     skeleton: Any,
     keymap: KeyMap,
-    pairs: Collection[str],
-    scheme: str,
+    linears: Mapping[str, SchemedLinear],
     schemes: Collection[str],
     component: str | None = None,
 ) -> dict[Batching, RowsFacts]:
@@ -42,34 +40,38 @@ def rows_facts(
     Args:
         skeleton: The model on the meta device.
         keymap: Where in it the tensors have their places.
-        pairs: Checkpoint names of weights of linear layers that are stored in a scheme.
-        scheme: That scheme.
+        linears: Weights of linear layers that are stored in a scheme, by their names in the checkpoint.
         schemes: Those of the experts; with an empty one for experts that are absent.
         component: Of the model, only this component is asked about.
     """
-    linears = {keymap.dense[name].removesuffix(".weight") for name in pairs if name in keymap.dense}
+    stored = {
+        keymap.dense[name].removesuffix(".weight"): linear.scheme.name
+        for name, linear in linears.items()
+        if name in keymap.dense
+    }
     if component is not None:
         skeleton = skeleton.get_submodule(component)
         inside = f"{component}."
-        linears = {path.removeprefix(inside) for path in linears if path.startswith(inside)}
-    exact = why_not_exact(skeleton, linears, scheme, schemes)
+        stored = {path.removeprefix(inside): one for path, one in stored.items() if path.startswith(inside)}
+    exact = why_not_exact(skeleton, stored, schemes)
     fast = None if exact is None else why_apart(skeleton)
     return {"exact": _facts(exact), "fast": _facts(fast)}
 
 
-def store_rows(store: Store, component: str | None = None) -> dict[Batching, RowsFacts]:
+def unknown_rows(why: str) -> dict[Batching, RowsFacts]:
+    """The same of a model that cannot be opened."""
+    unknown = RowsFacts(rows=None, why=why)
+    return {"exact": unknown, "fast": unknown}
+
+
+def store_rows(origin: StoreOrigin, component: str | None = None) -> dict[Batching, RowsFacts]:
     """The same of a store's model, or of a component of it."""
-    try:
-        origin = StoreOrigin.open(store.path)
-    except CoterieError as error:
-        unknown = RowsFacts(rows=None, why=error.message)
-        return {"exact": unknown, "fast": unknown}
-    model, manifest = origin.model, store.manifest
+    model, manifest = origin.model, origin.store.manifest
     banks = [bank for bank in manifest.banks if component in (None, bank.key.component)]
     schemes = {record.scheme for bank in banks for record in bank.records.values()}
     if any(bank.num_experts - len(bank.weightless) > len(bank.records) for bank in banks):
         schemes.add("")
-    return rows_facts(model.skeleton, model.keymap, origin.pairs, manifest.dense_scheme, schemes, component)
+    return rows_facts(model.skeleton, model.keymap, origin.linears, schemes, component)
 
 
 def _facts(why: str | None) -> RowsFacts:

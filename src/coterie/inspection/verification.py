@@ -128,7 +128,7 @@ def verify(
             other = CheckpointOrigin.open(
                 against, component=store.manifest.model.component, revision=revision, offline=offline
             )
-            dense = sum(tensor.nbytes for tensor in dense_tensors(other, store.manifest.dense_scheme))
+            dense = sum(tensor.nbytes for tensor in dense_tensors(other, store.manifest.dense_schemes))
             comparison = Comparison(other, Meter("compare", 2 * (dense + store.manifest.expert_nbytes), progress))
             comparison.store(store)
             tensors, experts = comparison.tensors, comparison.experts

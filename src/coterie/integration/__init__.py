@@ -2,7 +2,7 @@
 
 from coterie.integration.attach import Attachment
 from coterie.integration.guards import install_guards
-from coterie.integration.linear import QuantisedLinears, round_as_stock
+from coterie.integration.linear import EncodedWeight, QuantisedLinears, round_as_stock
 from coterie.integration.norms import install_native_norms
 from coterie.integration.quantizer import StreamingConfig, register, strip_plugin_marks
 from coterie.integration.row_mixers import why_apart
@@ -14,6 +14,7 @@ from coterie.integration.token_layer import TokenLayer
 
 __all__ = [
     "Attachment",
+    "EncodedWeight",
     "QuantisedLinears",
     "RowRooms",
     "RowWay",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,23 +22,31 @@ ReadParts = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 """Reads the codes and scales of a weight."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedWeight:
+    """The weight of a linear layer that a source has in a scheme.
+
+    Attributes:
+        scheme: The scheme.
+        facts: Dtypes and shapes of its codes and its scales.
+        read: Reads both.
+    """
+
+    scheme: Scheme
+    facts: tuple[tuple[str, tuple[int, ...]], ...]
+    read: ReadParts
+
+
 class QuantisedLinears:
-    """The linear layers of a model whose weights a source has in a scheme.
+    """The linear layers of a model whose weights a source has in schemes.
 
     Args:
-        weights: Checkpoint name of a weight → what reads its codes and scales, and their shapes and dtypes, in order.
-        scheme: Their scheme.
+        weights: By checkpoint name.
         component: The component that the model is of a larger checkpoint, or None.
     """
 
-    def __init__(
-        self,
-        weights: Mapping[str, tuple[ReadParts, tuple[tuple[str, tuple[int, ...]], ...]]],
-        scheme: Scheme,
-        component: str | None = None,
-    ) -> None:
+    def __init__(self, weights: Mapping[str, EncodedWeight], component: str | None = None) -> None:
         self._weights = weights
-        self._scheme = scheme
         self._component = component
         self._modules: dict[str, QuantisedLinear] = {}
 
@@ -49,26 +58,26 @@ class QuantisedLinears:
         """
         targets = plain_targets(model, self._weights, component=self._component)
         modules = dict(model.named_modules())
-        for name, (_, facts) in self._weights.items():
+        for name, weight in self._weights.items():
             path, _, parameter = targets.get(name, "").rpartition(".")
             module = modules.get(path)
             if type(module) is not nn.Linear or parameter != "weight":
                 raise LoadError(
-                    f"{name!r} is stored in {self._scheme.name}, but in {type(model).__name__} it is not the weight of "
-                    "a plain linear layer.",
+                    f"{name!r} is stored in {weight.scheme.name}, but in {type(model).__name__} it is not the weight "
+                    "of a plain linear layer.",
                     advice="Another release of transformers may have built the model otherwise; extract it again.",
                     tensor=name,
                 )
             outputs, inputs = module.weight.shape
-            matrix = StoredMatrix(parameter=name, shape=(outputs, inputs), scheme=self._scheme, transposed=False)
+            matrix = StoredMatrix(parameter=name, shape=(outputs, inputs), scheme=weight.scheme, transposed=False)
             expected = tuple((dtype, shape) for _, dtype, shape in matrix.fields())
-            if facts != expected:
+            if weight.facts != expected:
                 raise LoadError(
-                    f"{name!r} is stored as {facts}, a layer of {outputs} × {inputs} needs {expected}.",
+                    f"{name!r} is stored as {weight.facts}, a layer of {outputs} × {inputs} needs {expected}.",
                     advice="config.json and the weights do not belong together.",
                     tensor=name,
                     expected=expected,
-                    got=facts,
+                    got=weight.facts,
                 )
             self._modules[name] = QuantisedLinear(module, matrix)
             model.set_submodule(path, self._modules[name])
@@ -76,7 +85,7 @@ class QuantisedLinears:
     def fill(self) -> None:
         """Reads every weight into its layer, after everything else is loaded."""
         for name, module in self._modules.items():
-            module.fill(*self._weights[name][0]())
+            module.fill(*self._weights[name].read())
 
 
 def round_as_stock(model: nn.Module) -> None:

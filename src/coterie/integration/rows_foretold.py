@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,13 +20,12 @@ from coterie.native.attention import attention_served
 from coterie.native.matmul import SCHEMES
 
 
-def why_not_exact(model: Any, linears: Collection[str], scheme: str, schemes: Collection[str]) -> str | None:
+def why_not_exact(model: Any, linears: Mapping[str, str], schemes: Collection[str]) -> str | None:
     """Why rows of a model would not have the bits of each alone if they were computed together; None if they will.
 
     Args:
         model: The skeleton.
-        linears: Paths of the linear layers that are stored in a scheme.
-        scheme: That scheme.
+        linears: Paths of the linear layers that are stored in a scheme → that scheme.
         schemes: Those of the experts; with an empty one for experts that are absent.
     """
     layers = [module for module in model.modules() if isinstance(getattr(module, "self_attn", None), nn.Module)]
@@ -39,7 +38,7 @@ def why_not_exact(model: Any, linears: Collection[str], scheme: str, schemes: Co
         return "its layers have a form that is not computed natively"
     head = output_head(model)
     linear = [getattr(layer.self_attn, name) for layer in layers for name in LINEARS]
-    stored = {id(model.get_submodule(path)) for path in linears}
+    stored = {id(model.get_submodule(path)): scheme for path, scheme in linears.items()}
     native = library()
     if any(id(one) not in stored for one in (*linear, head)):
         return "not all of its linear layers are stored in int4 or int8"
@@ -47,8 +46,8 @@ def why_not_exact(model: Any, linears: Collection[str], scheme: str, schemes: Co
         return "some of its experts are absent"
     if native is None:
         return "the native library was not built"
-    widths = {one.in_features for one in (*linear, head) if isinstance(one, nn.Linear)}
-    if not all(PackedMatrix.served(native, scheme, width) for width in widths):
+    forms = {(stored[id(one)], one.in_features) for one in (*linear, head) if isinstance(one, nn.Linear)}
+    if not all(PackedMatrix.served(native, scheme, width) for scheme, width in forms):
         return "not all of its linear layers are stored in int4 or int8"
     if len(set(schemes)) != 1 or not set(schemes) <= set(SCHEMES):
         return "its experts are not all stored in int4, or all in int8"

@@ -27,10 +27,13 @@ def install_native_layers(model: PreTrainedModel) -> None:
         model: With its weights, and normalisation as it is to stay.
     """
     native = library()
-    if native is None or not any(isinstance(module, QuantisedLinear) for module in model.modules()):
+    rounded = {_layer_of(name) for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
+    if native is None or not rounded:
         return
-    for module in model.modules():
-        router = TokenRouter.of(module, native) if covers_class(module, "native") else None
+    for name, module in model.named_modules():
+        # In a layer whose linear layers are the checkpoint's own, the router has the bits of its class.
+        may_be = _layer_of(name) in rounded and covers_class(module, "native")
+        router = TokenRouter.of(module, native) if may_be else None
         if router is not None:
             install(module, "native", router)
     states = TokenStates()
@@ -41,3 +44,10 @@ def install_native_layers(model: PreTrainedModel) -> None:
         layer = TokenLayer.of(module, native, groups.setdefault(stack, LayerGroup(states)))
         if layer is not None:
             install(module, "native", layer)
+
+
+def _layer_of(path: str) -> str:
+    """The decoder layer that a module is in: its path up to the first number."""
+    segments = path.split(".")
+    end = next((place for place, segment in enumerate(segments) if segment.isdigit()), len(segments))
+    return ".".join(segments[: end + 1])

@@ -10,7 +10,9 @@ from coterie.hf.configs import read_config
 from coterie.hf.quantisation import Quantisation
 from coterie.origins.origin import OriginBank, OriginModel
 from coterie.origins.side_files import side_files, with_dtype
+from coterie.origins.stored_dense import StoredLinear
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec.dense_schemes import NATIVE_EVERYWHERE
 from coterie.spec.encodings import NATIVE
 
 
@@ -22,11 +24,11 @@ class CheckpointOrigin:
     """
 
     made_from = ""
-    dense_scheme = NATIVE
+    dense_schemes = NATIVE_EVERYWHERE
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self.pairs: Mapping[str, tuple[TensorInfo, TensorInfo]] = {}
+        self.linears: Mapping[str, StoredLinear] = {}
         self.model = OriginModel(
             name=checkpoint.location.name,
             revision=checkpoint.location.revision,

@@ -13,7 +13,9 @@ from coterie.checkpoint import TensorInfo
 from coterie.hf.banks import ExpertBank
 from coterie.hf.keymap import KeyMap
 from coterie.hf.quantisation import Quantisation
+from coterie.origins.stored_dense import StoredLinear
 from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout
+from coterie.spec.dense_schemes import DenseSchemes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -110,13 +112,13 @@ class Origin(ExpertSource, Protocol):
         ...
 
     @property
-    def dense_scheme(self) -> str:
-        """The scheme in which linear layers outside experts lie here."""
+    def dense_schemes(self) -> DenseSchemes:
+        """The schemes in which linear layers outside experts lie here."""
         ...
 
     @property
-    def pairs(self) -> Mapping[str, tuple[TensorInfo, TensorInfo]]:
-        """Weights in that scheme: name of the weight → codes and scales, whose names are in :attr:`tensors`."""
+    def linears(self) -> Mapping[str, StoredLinear]:
+        """Weights of linear layers in a scheme, by name; their codes and scales are in :attr:`tensors`."""
         ...
 
     @property

@@ -23,10 +23,10 @@ from coterie.hf.quantised import fold_names, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.origins.origin import OriginBank, OriginModel
-from coterie.origins.stored_dense import dense_headers
-from coterie.quant import linear_names, lossy_scheme
+from coterie.origins.stored_dense import StoredLinear, dense_headers, stored_linears
 from coterie.quant.dtypes import SAFETENSORS_DTYPES
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec.dense_schemes import DenseSchemes
 from coterie.spec.encodings import NATIVE
 from coterie.store import Bank, Store
 from coterie.store.manifest_json import manifest_bytes
@@ -49,7 +49,7 @@ class StoreOrigin:
         facts = store.manifest
         self.store = store
         self.tensors = opened.tensors
-        self.pairs = opened.pairs
+        self.linears = opened.linears
         self.quantisation = opened.quantisation
         self.model = OriginModel(
             name=facts.source.name,
@@ -93,14 +93,14 @@ class StoreOrigin:
         """What identifies a store that has lost something; empty for one that has not."""
         manifest = self.store.manifest
         schemes = {record.scheme for bank in manifest.banks for record in bank.records.values()}
-        if {*schemes, manifest.dense_scheme} <= {NATIVE}:
+        if schemes <= {NATIVE} and not manifest.dense_schemes.lossy:
             return ""
         return str(xxhash.xxh3_128_hexdigest(manifest_bytes(manifest)))
 
     @property
-    def dense_scheme(self) -> str:
-        """The scheme of linear layers outside experts."""
-        return self.store.manifest.dense_scheme
+    def dense_schemes(self) -> DenseSchemes:
+        """The schemes of linear layers outside experts."""
+        return self.store.manifest.dense_schemes
 
     def scheme(self, key: ExpertKey) -> str:
         """The scheme of this expert's record."""
@@ -163,7 +163,7 @@ class _Opened:
     skeleton: Any
     keymap: KeyMap
     tensors: Mapping[str, TensorInfo]
-    pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
+    linears: Mapping[str, StoredLinear]
     quantisation: Quantisation | None
 
 
@@ -180,13 +180,11 @@ def _open_dense(store: Store) -> _Opened:
         path=store.path / "config.json",
         tensors=tensors_about(len(tensors), sum(bank.num_experts for bank in store.banks.values())),
     )
-    lossy = lossy_scheme(facts.dense_scheme)
-    names = {} if lossy is None else linear_names(tensors, lossy)
-    pairs = {name: (tensors[codes], tensors[scales]) for name, (codes, scales) in names.items()}
-    parts = {info.name for pair in pairs.values() for info in pair}
+    linears = stored_linears(tensors, facts.dense_schemes)
+    parts = {info.name for linear in linears.values() for info in linear.tensors}
     quantisation = load_quantisation(store.path)
     folded = fold_names(quantisation, {name: info.dtype for name, info in tensors.items() if name not in parts})
-    keymap = map_dense(skeleton, [*folded.names, *pairs], component=component)
+    keymap = map_dense(skeleton, [*folded.names, *linears], component=component)
     unfold_keymap(keymap, folded, quantisation)
     keymap.ignored = list(facts.ignored)
     check_architecture(skeleton, len(keymap.banks))
@@ -200,7 +198,7 @@ def _open_dense(store: Store) -> _Opened:
             path=store.path,
         )
     return _Opened(
-        config=config, skeleton=skeleton, keymap=keymap, tensors=tensors, pairs=pairs, quantisation=quantisation
+        config=config, skeleton=skeleton, keymap=keymap, tensors=tensors, linears=linears, quantisation=quantisation
     )
 
 

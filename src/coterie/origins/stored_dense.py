@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from coterie.checkpoint import TensorInfo, WholeFile, read_header
 from coterie.errors import ReadError
+from coterie.quant import Scheme, linear_names, lossy_scheme
+from coterie.spec.dense_schemes import DenseSchemes
 from coterie.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLinear:
+    """The weight of a linear layer that a store has in a scheme.
+
+    Attributes:
+        scheme: The scheme.
+        codes: Where its codes are.
+        scales: Where its scales are.
+    """
+
+    scheme: Scheme
+    codes: TensorInfo
+    scales: TensorInfo
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, TensorInfo]:
+        """Codes and scales."""
+        return self.codes, self.scales
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, and in the file."""
+        return self.codes.nbytes + self.scales.nbytes
+
+
+def stored_linears(tensors: Mapping[str, TensorInfo], schemes: DenseSchemes) -> dict[str, StoredLinear]:
+    """The weights that are in a scheme among a store's dense tensors, by name.
+
+    Of a weight that is there in two schemes, one is found: nothing claims the tensors of the other.
+
+    Args:
+        tensors: Dense tensors by name.
+        schemes: Those of the manifest.
+
+    Raises:
+        UsageError: If there is no such scheme.
+    """
+    found: dict[str, StoredLinear] = {}
+    for name in schemes.lossy:
+        scheme = lossy_scheme(name)
+        if scheme is not None:
+            for weight, (codes, scales) in linear_names(tensors, scheme).items():
+                found[weight] = StoredLinear(scheme, tensors[codes], tensors[scales])
+    return dict(sorted(found.items()))
 
 
 def dense_headers(store: Store) -> dict[str, TensorInfo]:

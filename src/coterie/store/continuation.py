@@ -53,9 +53,9 @@ def check_growth(root: Path, base: Manifest, plan: StorePlan) -> None:
         raise refuse(f"it was made from {base.source.name!r}, and that checkpoint differs from this one", another)
     if base.model != plan.model:
         raise refuse(f"it holds {base.model}, not {plan.model}", another)
-    if base.dense_scheme != plan.dense_scheme:
+    if base.dense_schemes != plan.dense_schemes:
         raise refuse(
-            f"its linear layers outside experts are there as {base.dense_scheme}, not {plan.dense_scheme}",
+            f"its linear layers outside experts are there as {base.dense_schemes}, not {plan.dense_schemes}",
             "What is there is never rewritten in place; write to another directory.",
         )
     unknown = set(plan.files) - {facts.file for facts in base.files}

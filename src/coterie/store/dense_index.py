@@ -8,7 +8,6 @@ from pathlib import Path
 
 from coterie.errors import StoreFormatError
 from coterie.files.regular import read_bounded
-from coterie.spec.encodings import SCHEME_FORMATS
 from coterie.store import names
 from coterie.store.manifest import Manifest
 from coterie.store.manifest_file import check_file
@@ -47,8 +46,8 @@ def dense_problems(root: Path, manifest: Manifest) -> Iterator[StoreFormatError]
             first = shard_of.setdefault(tensor.name, facts.file)
             if first != facts.file:
                 yield format_error(path, "R25", f"header.{tensor.name}", f"the tensor is in {first!r} as well")
-    if readable and manifest.dense_scheme in SCHEME_FORMATS:
-        for name, what in dense_scheme_problems(manifest.dense_scheme, facts_of):
+    if readable:
+        for name, what in dense_scheme_problems(manifest.dense_schemes.lossy, facts_of):
             yield format_error(root / shard_of[name], "R32", f"header.{name[:80]}", what)
     if manifest.dense_index is not None and readable:
         yield from _index_problems(root / names.DENSE_INDEX, shard_of)

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from coterie.spec import BankKey, ExpertKey, RecordLayout
+from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 
 FORMAT_NAME = "coterie-store"
 FORMAT_VERSION = 1
+"""Of a store whose linear layers outside experts are in one scheme, or as in the checkpoint."""
+PARTS_VERSION = 2
+"""Of one in which they are in several, by part of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +152,7 @@ class Manifest:
         dense_index: The index of shards, if there are several.
         files: Configuration, tokenizer and the like, ordered by name.
         ignored: Checkpoint tensors that transformers does not use and that were left out, sorted.
-        dense_scheme: The scheme of linear layers outside experts: ``native``, ``int8``, ``int4``.
+        dense_schemes: The schemes of linear layers outside experts: one for all, or by part of the model.
     """
 
     model: ModelFacts
@@ -159,7 +163,12 @@ class Manifest:
     dense_index: FileFacts | None
     files: tuple[FileFacts, ...]
     ignored: tuple[str, ...]
-    dense_scheme: str = "native"
+    dense_schemes: DenseSchemes = NATIVE_EVERYWHERE
+
+    @property
+    def version(self) -> int:
+        """The version of the format: the oldest that can say all of this."""
+        return PARTS_VERSION if self.dense_schemes.by_part else FORMAT_VERSION
 
     @cached_property
     def banks_by_key(self) -> Mapping[BankKey, Bank]:

@@ -14,11 +14,14 @@ from pathlib import Path
 import xxhash
 
 from coterie.spec import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, BankKey, Field, RecordLayout, round_up
+from coterie.spec.dense_parts import SCHEMED_PARTS
+from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.spec.encodings import NATIVE, SCHEME_FORMATS
 from coterie.store import names
 from coterie.store.manifest import (
     FORMAT_NAME,
     FORMAT_VERSION,
+    PARTS_VERSION,
     Bank,
     FileFacts,
     Manifest,
@@ -49,7 +52,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     index = manifest.dense_index
     value = {
         "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
+        "version": manifest.version,
         "model": {
             "class": manifest.model.class_name,
             "model_type": manifest.model.model_type,
@@ -66,12 +69,18 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         "dense": {
             "shards": [_file_value(facts) for facts in manifest.dense],
             "index": None if index is None else _file_value(index),
-            **({} if manifest.dense_scheme == NATIVE else {"scheme": manifest.dense_scheme}),
+            **_schemes_value(manifest.dense_schemes),
         },
         "files": [_file_value(facts) for facts in manifest.files],
         "ignored": list(manifest.ignored),
     }
     return seal_manifest(value) + b"\n"
+
+
+def _schemes_value(schemes: DenseSchemes) -> dict[str, object]:
+    if schemes.by_part:
+        return {"schemes": dict(schemes.by_part)}
+    return {} if schemes.scheme == NATIVE else {"scheme": schemes.scheme}
 
 
 def seal_manifest(value: dict[str, object]) -> bytes:
@@ -133,7 +142,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         StoreFormatError: With file, rule and place, if a MUST rule is broken.
     """
     root = parse_json(data, path, rule="R2")
-    _check_version(root)
+    version = _read_version(root)
     top = root.fields(
         "format", "version", "model", "source", "layouts", "banks", "dense", "files", "ignored", "checksum"
     )
@@ -146,7 +155,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     unused = layouts.keys() - used
     if unused:
         raise top["layouts"].error("R7", f"no record uses the layout {min(unused)!r}")
-    dense, dense_index, dense_scheme = _dense(top["dense"])
+    dense, dense_index, dense_schemes = _dense(top["dense"], version)
     return Manifest(
         model=_model(top["model"]),
         source=_source(top["source"]),
@@ -156,11 +165,11 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         dense_index=dense_index,
         files=_side_files(top["files"]),
         ignored=_sorted_texts(top["ignored"], "R19"),
-        dense_scheme=dense_scheme,
+        dense_schemes=dense_schemes,
     )
 
 
-def _check_version(root: Node) -> None:
+def _read_version(root: Node) -> int:
     """The version comes first: the keys of another version are not judged by this one's rules."""
     members = dict(root.members(limit=64))
     if "format" not in members or members["format"].text(rule="R5") != FORMAT_NAME:
@@ -168,12 +177,13 @@ def _check_version(root: Node) -> None:
     if "version" not in members:
         raise root.error("R5", "there is no format version")
     version = members["version"].integer(0, rule="R5")
-    if version != FORMAT_VERSION:
+    if not FORMAT_VERSION <= version <= PARTS_VERSION:
         raise members["version"].error(
             "R5",
-            f"the store has format version {version}, this program reads version {FORMAT_VERSION}",
-            advice="Install a newer Coterie." if version > FORMAT_VERSION else "Extract the store again.",
+            f"the store has format version {version}, this program reads versions {FORMAT_VERSION} to {PARTS_VERSION}",
+            advice="Install a newer Coterie." if version > PARTS_VERSION else "Extract the store again.",
         )
+    return version
 
 
 def _model(node: Node) -> ModelFacts:
@@ -331,11 +341,13 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
     )
 
 
-def _dense(node: Node) -> tuple[tuple[FileFacts, ...], FileFacts | None, str]:
-    value = node.fields("shards", "index", optional=("scheme",))
-    scheme = value["scheme"].text(_SCHEME, rule="R32") if "scheme" in value else NATIVE
-    if "scheme" in value and scheme not in SCHEME_FORMATS:
-        raise value["scheme"].error("R32", f"{scheme!r} is not one of {', '.join(SCHEME_FORMATS)}")
+def _dense(node: Node, version: int) -> tuple[tuple[FileFacts, ...], FileFacts | None, DenseSchemes]:
+    if version == PARTS_VERSION:
+        value = node.fields("shards", "index", "schemes")
+        schemes = _schemes_by_part(value["schemes"])
+    else:
+        value = node.fields("shards", "index", optional=("scheme",))
+        schemes = DenseSchemes(_one_scheme(value["scheme"], "R32")) if "scheme" in value else NATIVE_EVERYWHERE
     shards = tuple(_file(item, "R17") for item in value["shards"].items(limit=99_999))
     for item, facts, expected in zip(
         value["shards"].items(limit=99_999), shards, names.dense_files(len(shards)), strict=True
@@ -347,13 +359,33 @@ def _dense(node: Node) -> tuple[tuple[FileFacts, ...], FileFacts | None, str]:
     if value["index"].is_null:
         if len(shards) > 1:
             raise value["index"].error("R17", "several shards need an index")
-        return shards, None, scheme
+        return shards, None, schemes
     index = _file(value["index"], "R17")
     if len(shards) < 2 or index.file != names.DENSE_INDEX:
         raise value["index"].error(
             "R17", f"an index is named {names.DENSE_INDEX!r} and is there for several shards only"
         )
-    return shards, index, scheme
+    return shards, index, schemes
+
+
+def _one_scheme(node: Node, rule: str, *others: str) -> str:
+    scheme = node.text(_SCHEME, rule=rule)
+    valid = (*SCHEME_FORMATS, *others)
+    if scheme not in valid:
+        raise node.error(rule, f"{scheme!r} is not one of {', '.join(valid)}")
+    return scheme
+
+
+def _schemes_by_part(node: Node) -> DenseSchemes:
+    found: dict[str, str] = {}
+    for part, item in node.members(limit=len(SCHEMED_PARTS)):
+        if part not in SCHEMED_PARTS:
+            raise item.error("R33", f"{part[:80]!r} is not one of {', '.join(SCHEMED_PARTS)}")
+        found[part] = _one_scheme(item, "R33", NATIVE)
+    schemes = DenseSchemes.of_parts(found)
+    if not schemes.by_part:
+        raise node.error("R33", f"version {FORMAT_VERSION} can say the same")
+    return schemes
 
 
 def _side_files(node: Node) -> tuple[FileFacts, ...]:

@@ -10,6 +10,7 @@ import xxhash
 
 from coterie.errors import StoreFormatError, UsageError
 from coterie.spec import BankKey, RecordLayout
+from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.store import names
 from coterie.store.manifest import Bank, FileFacts, Manifest, ModelFacts, Record, Segment, SourceFacts
 from coterie.store.manifest_json import manifest_bytes, parse_manifest
@@ -120,7 +121,7 @@ class StorePlan:
         banks: All banks of the model (or component), in any order, also those of which no expert is wanted.
         files: Relative names of the side files (config, tokenizer, ...) that will be copied.
         ignored: Checkpoint tensors that transformers does not use.
-        dense_scheme: The scheme of linear layers outside experts.
+        dense_schemes: The schemes of linear layers outside experts.
         made_from: Tells apart sources that give other bytes for the same plan; in the journal only.
     """
 
@@ -129,7 +130,7 @@ class StorePlan:
     banks: tuple[BankPlan, ...]
     files: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    dense_scheme: str = "native"
+    dense_schemes: DenseSchemes = NATIVE_EVERYWHERE
     made_from: str = ""
 
     @property
@@ -175,7 +176,7 @@ class StorePlan:
             dense_index=None,
             files=tuple(FileFacts(file=name, nbytes=0, checksum=_NO_CHECKSUM) for name in sorted(self.files)),
             ignored=tuple(sorted(self.ignored)),
-            dense_scheme=self.dense_scheme,
+            dense_schemes=self.dense_schemes,
         )
         try:
             return parse_manifest(manifest_bytes(draft), Path(names.MANIFEST))
@@ -202,7 +203,7 @@ class StorePlan:
             },
             "files": [facts.file for facts in whole.files],
             "ignored": list(whole.ignored),
-            "dense schemes": whole.dense_scheme,
+            "dense schemes": str(whole.dense_schemes),
         }
         return {name: str(xxhash.xxh3_128_hexdigest(dump_json(part))) for name, part in parts.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from coterie.spec import Field, RecordLayout
 from coterie.spec.encodings import SCHEME_FORMATS
@@ -29,16 +29,27 @@ def scheme_problem(scheme: str, layout: RecordLayout) -> str | None:
     return None if found else f"no field holds codes of {scheme}"
 
 
-def dense_scheme_problems(scheme: str, tensors: Mapping[str, Facts]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the dense tensors of a store whose linear layers are in a lossy scheme.
+def dense_scheme_problems(schemes: Collection[str], tensors: Mapping[str, Facts]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the dense tensors of a store whose linear layers are in lossy schemes.
 
     Args:
-        scheme: That of the manifest.
+        schemes: Those of the manifest.
         tensors: Name → dtype and shape, of all shards.
 
     Yields:
         The name of a tensor, and what is wrong with it.
     """
+    weights: dict[str, str] = {}
+    for scheme in schemes:
+        yield from _problems_of(scheme, tensors)
+        of_codes, _ = SCHEME_FORMATS[scheme].ends[0]
+        for name in sorted(name for name in tensors if name.endswith(of_codes)):
+            first = weights.setdefault(name.removesuffix(of_codes), scheme)
+            if first != scheme:
+                yield name, f"{name.removesuffix(of_codes)[:80]!r} is there in {first} as well"
+
+
+def _problems_of(scheme: str, tensors: Mapping[str, Facts]) -> Iterator[tuple[str, str]]:
     of_codes, of_scales = SCHEME_FORMATS[scheme].ends[0]
     for name in sorted(tensors):
         if name.endswith(of_scales) and name.removesuffix(of_scales) + of_codes not in tensors:

@@ -256,7 +256,7 @@ class StoreWriter:
             dense_index=next((facts for facts in dense if facts.file == names.DENSE_INDEX), None),
             files=tuple(_facts(entry) for entry in side if entry is not None),
             ignored=tuple(sorted(self.plan.ignored)),
-            dense_scheme=self.plan.dense_scheme,
+            dense_schemes=self.plan.dense_schemes,
         )
 
     def _all_banks(self) -> tuple[Bank, ...]:
