@@ -199,7 +199,8 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--length", type=int, default=32, help="tokens of each prompt (%(default)s)")
-    parser.add_argument("--settle", type=int, default=24, help="tokens of each stream before (%(default)s)")
+    # After that many, Coterie has found out how many of so many streams share a pass.
+    parser.add_argument("--settle", type=int, default=48, help="tokens of each stream before (%(default)s)")
     parser.add_argument("--tokens", type=int, default=12, help="tokens of each stream that are timed (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="for a number of streams (%(default)g)")
     parser.add_argument("--timeout", type=float, default=400.0, help="until a server has begun (%(default)g)")
