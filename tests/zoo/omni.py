@@ -93,8 +93,8 @@ def _thinker() -> dict[str, Any]:
 
 
 def _talker() -> dict[str, Any]:
-    text = _TEXT | _TALKER_SIZES | {"vocab_size": _TALKER_VOCABULARY, "shared_expert_intermediate_size": 24}
-    predictor = TEXT | _TALKER_SIZES | {"vocab_size": _CODES, "num_code_groups": 4, "intermediate_size": 48}
+    text = _TEXT | _TALKER_SIZES | {"vocab_size": _TALKER_VOCABULARY, "shared_expert_intermediate_size": 32}
+    predictor = TEXT | _TALKER_SIZES | {"vocab_size": _CODES, "num_code_groups": 4, "intermediate_size": 64}
     del predictor["num_experts_per_tok"]
     return (
         {"text_config": text, "code_predictor_config": predictor}

@@ -8,17 +8,21 @@ to the bit.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coterie.hf.caches import is_cache
 from coterie.hf.generation_steps import Prepared, choose, one_by_one, prepare
 
+_CLASSES = "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe"
+_NAME = "Qwen3OmniMoeTalkerCodePredictor"
 _READ = ("output_hidden_states", "return_dict_in_generate")
 """Options that say what is returned; the talker always asks for the same."""
 _DRAWN = ("top_k", "top_p", "temperature")
@@ -36,6 +40,32 @@ class Codes:
 
     sequences: Tensor
     hidden_states: tuple[tuple[Tensor, ...], ...]
+
+
+def is_code_predictor(module: nn.Module) -> bool:
+    """Whether a module is the code predictor of Qwen3-Omni's talker."""
+    # By its name: to import the class takes longer than all models without one need.
+    return (type(module).__module__, type(module).__name__) == (_CLASSES, f"{_NAME}ModelForConditionalGeneration")
+
+
+def code_scores(logits: Tensor, cache: Any, steps: int) -> Any:
+    """What a code predictor returns of a pass, as its class does.
+
+    Args:
+        logits: Of the next code, [1, 1, V].
+        cache: The tokens that it has seen.
+        steps: Which of its heads and embeddings is next.
+    """
+    outputs, name = _outputs()
+    return outputs(logits=logits, generation_steps=steps, **{name: cache})
+
+
+@functools.cache
+def _outputs() -> tuple[type[Any], str]:
+    """What a predictor's outputs are, and what they call the cache, in which releases differ."""
+    outputs: type[Any] = getattr(importlib.import_module(_CLASSES), f"{_NAME}OutputWithPast")
+    names = {field.name for field in fields(outputs)}
+    return outputs, "cache" if "cache" in names else "past_key_values"
 
 
 @contextmanager
