@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import StoreNotFoundError, UsageError
@@ -136,3 +137,21 @@ def test_the_report_as_json(moe: Path) -> None:
     assert value["model"]["model_class"] == "Qwen3MoeForCausalLM"
     assert value["banks"][0]["schemes"] == {"native": 8}
     assert value["memory"]["memory"] == 8 * 10**9
+
+
+def test_what_a_store_would_hold_is_what_it_holds(zoo_checkpoint, tmp_path: Path) -> None:
+    checkpoint, schemes = zoo_checkpoint("qwen3_omni", torch.bfloat16), {"scheme": "int4", "dense_scheme": "int8"}
+    planned = inspect(checkpoint, **schemes, memory=["2GiB", "3GiB"])
+    extract(checkpoint, tmp_path / "store", **schemes)
+    made = inspect(tmp_path / "store", memory=["2GiB", "3GiB"])
+    assert (planned.planned, made.planned) == (True, False)
+    assert (planned.banks, planned.components, planned.dense_parts) == (made.banks, made.components, made.dense_parts)
+    assert (planned.dense_nbytes, planned.dense_memory_nbytes) == (made.dense_nbytes, made.dense_memory_nbytes)
+    assert (planned.dense_scheme, planned.batching) == (made.dense_scheme, made.batching)
+    assert planned.disk_nbytes == planned.dense_nbytes + planned.expert_nbytes < made.disk_nbytes
+    assert [fit.context_nbytes for fit in planned.budgets] == [fit.context_nbytes for fit in made.budgets]
+
+
+def test_a_store_has_its_schemes(zoo_store) -> None:
+    with pytest.raises(UsageError, match="has its schemes"):
+        inspect(zoo_store("qwen3_omni"), scheme="int4")
