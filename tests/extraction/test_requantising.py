@@ -33,7 +33,8 @@ def test_of_a_lossless_store_it_is_what_extraction_makes(
         pytest.skip(reason)
     directory = zoo_checkpoint(name, torch.bfloat16)
     extract(directory, tmp_path / "native")
-    extract(directory, tmp_path / "want", scheme=scheme, dense_scheme=dense)
+    # Extraction chooses for a model that speaks what nobody says; quantising leaves it as it is.
+    extract(directory, tmp_path / "want", scheme=scheme, dense_scheme=dense or "native")
     report = quantize(tmp_path / "native", tmp_path / "got", scheme=scheme, dense_scheme=dense)
     assert report.complete
     assert snapshot(tmp_path / "got") == snapshot(tmp_path / "want")

@@ -19,14 +19,16 @@ from coterie.kernels import QuantisedLinear
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES, stored_linear
 from coterie.spec.dense_schemes import DenseSchemes
+from coterie.store import Store
 from integration.families import with_schemes
 from zoo import ZOO, logits, stock
 
 
-def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str) -> None:
+def round_linears(model: PreTrainedModel, checkpoint: Checkpoint, scheme: str | DenseSchemes) -> None:
     """Gives a stock model the weights that a store's linear layers stand for."""
+    schemes = DenseSchemes(scheme) if isinstance(scheme, str) else scheme
     with torch.no_grad():
-        for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), DenseSchemes(scheme)).items():
+        for name, matrix in quantised_linears(CheckpointOrigin(checkpoint), schemes).items():
             rounded = matrix.scheme.dequantise(matrix.quantise(checkpoint.read(name)), matrix.shape[1], model.dtype)
             model.get_parameter(checkpoint.keymap.dense[name]).copy_(rounded)
 
@@ -47,6 +49,27 @@ def test_outputs_are_those_of_stock_with_the_rounded_weights(
     model = open_model(tmp_path / "store")
     assert torch.equal(logits(model, ZOO[name].inputs()), want)
     assert any(isinstance(module, QuantisedLinear) for module in model.modules())
+
+
+def test_speech_is_that_of_stock_with_the_rounded_parts(zoo_checkpoint, tmp_path: Path, open_model) -> None:
+    directory = zoo_checkpoint("qwen3_omni", torch.float32)
+    extract(directory, tmp_path / "store", dense_scheme="attention=int8,talker=int4,predictor=int8")
+
+    def answer(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(5)
+        text, sound = model.generate(
+            **ZOO["qwen3_omni"].inputs(), return_audio=True, thinker_max_new_tokens=4, talker_max_new_tokens=9
+        )
+        return text, sound
+
+    reference = realigned(stock(directory, torch.float32))
+    exact = answer(reference)
+    round_linears(reference, Checkpoint.open(directory), Store.open(tmp_path / "store").manifest.dense_schemes)
+    want = answer(reference)
+    got = answer(open_model(tmp_path / "store"))
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    assert not torch.equal(exact[1], want[1])
 
 
 @pytest.fixture

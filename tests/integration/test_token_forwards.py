@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import realigned
 from coterie.errors import UsageError
 from coterie.hf.caches import caches_in
 from coterie.integration.quantised import TokenExperts
 from coterie.integration.token_layer import LayerGroup, TokenLayer
 from coterie.integration.token_router import TokenRouter
 from coterie.native import NativeLayer, TokenStates, library, rotate, token_attention
-from coterie.passes.forwards import install, own, remove
+from coterie.passes.forwards import at, install, own, remove
 from coterie.routing import Preview, preview_of
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
 from harness.kept_cache import kept_cache
+from zoo import stock
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -200,6 +202,26 @@ def test_a_model_with_its_own_linear_layers_is_left_alone(store, open_model) -> 
     model = open_model(store("qwen3_moe", "native"))
     assert not replaced(model, TokenLayer)
     assert not replaced(model, TokenRouter)
+
+
+def test_parts_in_no_scheme_are_left_alone(store, open_model, zoo_checkpoint) -> None:
+    model = open_model(store("qwen3_omni", "talker=int8,predictor=int8,rest=native", scheme="native"))
+    native = {name: type(found) for name, module in model.named_modules() if (found := at(module, "native"))}
+    layers = [name for name, kind in native.items() if kind is TokenLayer]
+    routers = [name for name, kind in native.items() if kind is TokenRouter]
+    assert layers
+    assert routers
+    assert all(name.startswith("talker.") for name in (*layers, *routers))
+    reference = realigned(stock(zoo_checkpoint("qwen3_omni", torch.bfloat16), torch.bfloat16))
+    assert torch.equal(continued(model), continued(reference))
+
+
+def test_layers_are_native_where_parts_have_different_schemes(store, open_model, finished) -> None:
+    model = open_model(store("qwen3_moe", "attention=int8,head=int4"))
+    got = continued(model)
+    assert len(finished) == 6 * len(replaced(model, TokenLayer)) > 0
+    part_by_part(model)
+    assert torch.equal(got, continued(model))
 
 
 def test_prompts_and_masked_tokens_go_to_the_class(store, open_model, finished) -> None:

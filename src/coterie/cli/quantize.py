@@ -57,7 +57,7 @@ def command(
     """Makes a new store with weights in fewer bits. The source is not changed, and its selection of experts is kept.
 
     Of a store that has the checkpoint's own weights the result is the one that `coterie extract` would make of the
-    checkpoint. An interrupted run goes on where it stopped when the same command is given again.
+    checkpoint in these schemes. An interrupted run goes on where it stopped when the same command is given again.
     """
     from coterie.extraction import quantize
 

@@ -44,7 +44,7 @@ def quantize(
     """Makes a store in a smaller scheme of a store, or of a checkpoint; goes on with an interrupted one.
 
     It has the experts that the source has. Of a store whose weights are the checkpoint's own it is byte for byte the
-    store that :func:`extract` makes of the checkpoint; of one that is lossy already, its losses stay.
+    store that :func:`extract` makes of the checkpoint in these schemes; of one that is lossy already, its losses stay.
 
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``. It is not changed.
