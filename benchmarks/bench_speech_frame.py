@@ -212,6 +212,7 @@ def quality(report: Report, config: Any, frames: int) -> dict[str, Divergence]:
     reference = logits(wide)
     found = {"bfloat16": divergence(reference, logits(plain))}
     found |= {scheme: divergence(reference, logits(in_scheme(plain, scheme))) for scheme in SCHEMES}
+    found["int8, layers called one by one"] = divergence(reference, logits(in_scheme(plain, "int8", native=False)))
     total = found["bfloat16"]
     caption = f"Codes beside those in float32 ({total.codes:,} of {frames} frames, entropy {total.entropy:.2f} nats):"
     table = report.table(caption, ("weights", "mean KLD, nats", "same likeliest code"))

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 
-def in_scheme(predictor: Any, scheme: str) -> Any:
-    """A copy whose linear layers have their weights in a scheme, computed as Coterie does."""
+def in_scheme(predictor: Any, scheme: str, *, native: bool = True) -> Any:
+    """A copy whose linear layers have their weights in a scheme.
+
+    Args:
+        predictor: The code predictor in bfloat16.
+        scheme: The scheme.
+        native: Whether it is computed as Coterie does; else the layers are called by their class, with bfloat16 between.
+    """
     from coterie.integration import install_native_layers, install_native_norms
     from coterie.kernels import QuantisedLinear
     from coterie.quant import SCHEMES, stored_linear
@@ -23,8 +29,9 @@ def in_scheme(predictor: Any, scheme: str) -> Any:
             layer = QuantisedLinear(module, matrix)
             layer.fill(*matrix.quantise(module.weight.detach()))
             made.set_submodule(name, layer)
-    install_native_norms(made)
-    install_native_layers(made)
+    if native:
+        install_native_norms(made)
+        install_native_layers(made)
     return made
 
 

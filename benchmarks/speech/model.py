@@ -1,7 +1,7 @@
 """Random models whose talker, code predictor and vocoder have the released Qwen3-Omni's dimensions.
 
-The thinker is small: a frame of speech does not go through it. Of the talker's 128 experts a layer has sixteen here.
-A frame goes through six of them, and those of all layers are several times larger than a processor's caches.
+The thinker is small: a frame of speech does not go through it. Of the talker's 128 experts a layer has eight here. A
+frame goes through six of them, and those of all layers are several times larger than a processor's caches.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import coterie
 
 _THINKER = {
     "text_config": {
-        "hidden_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128,
-        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "intermediate_size": 64,
-        "vocab_size": 1024,
+        "hidden_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 128, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+        "intermediate_size": 64, "vocab_size": 1024,
     },
     "vision_config": {
-        "depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4, "out_hidden_size": 2048,
-        "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
+        "depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4,
+        "out_hidden_size": 2048, "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
     },
     "audio_config": {
         "num_mel_bins": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "d_model": 32,
@@ -33,15 +33,17 @@ _ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [24, 20, 20
 _TALKER = {
     "hidden_size": 1024, "intermediate_size": 2048, "moe_intermediate_size": 384, "num_attention_heads": 16,
     "shared_expert_intermediate_size": 768, "num_key_value_heads": 2, "head_dim": 128, "num_hidden_layers": 20,
-    "num_experts": 16, "num_experts_per_tok": 6, "norm_topk_prob": True, "vocab_size": 3072,
+    "num_experts": 8, "num_experts_per_tok": 6, "norm_topk_prob": True, "vocab_size": 3072,
     "rope_parameters": _ROPE,
 }  # fmt: skip
 _PREDICTOR = {
-    "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
-    "num_hidden_layers": 5, "num_code_groups": 16, "vocab_size": 2048,
+    "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8,
+    "head_dim": 128, "num_hidden_layers": 5, "num_code_groups": 16, "vocab_size": 2048,
 }  # fmt: skip
-_SMALL_TALKER = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 128,
-                 "intermediate_size": 128, "shared_expert_intermediate_size": 64, "moe_intermediate_size": 64}  # fmt: skip
+_SMALL_TALKER = {
+    "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 128, "intermediate_size": 128,
+    "shared_expert_intermediate_size": 64, "moe_intermediate_size": 64,
+}  # fmt: skip
 _SMALL_PREDICTOR = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
                     "head_dim": 32, "intermediate_size": 128}  # fmt: skip
 _SMALL_VOCODER = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
@@ -80,7 +82,7 @@ def predictor_of(config: Any) -> Any:
 
 
 def spread(model: torch.nn.Module) -> None:
-    """Gives matrices random weights by which values keep their size from layer to layer, and codes are not all alike."""
+    """Gives matrices random weights by which values keep their size, and codes are not all alike."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "embedding" in name:

@@ -129,7 +129,10 @@ class _Frames:
         hidden = [(inputs_embeds,)]
         while True:
             scores = outputs.logits[:, -1].to(torch.float32, copy=True)
-            code = choose(prepared.processors(ids, scores), sample=sample)
+            for process in prepared.processors:
+                # Not all by one call: that asks Python for the signature of each of them.
+                scores = process(ids, scores)
+            code = choose(scores, sample=sample)
             ids = torch.cat([ids, code[:, None]], dim=-1)
             done = ids.shape[1]
             if done == count:
