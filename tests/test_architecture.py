@@ -374,7 +374,7 @@ def decodes(tree: ast.AST) -> list[int]:
 def test_nobody_decodes_but_the_loop() -> None:
     others = {
         "generation/completion.py": "a search over several beams is one call",
-        "generation/speech.py": "the whole omni model's, whose thinker and talker generate in the loop",
+        "hf/talker.py": "the whole omni model's, whose thinker has written and whose talker is only prepared by it",
         "generation/vocoder.py": "a speech codec has no tokens to choose: its frames are there",
         "hf/code_predictor.py": "the codes of one frame of speech, of which the loop's token is the first",
         "generation/contracts.py": "what the loop and a streamed model are compared with",

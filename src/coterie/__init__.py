@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from coterie.generation.prefixes import Prefixes
     from coterie.generation.samples import samples
     from coterie.generation.sampling import Sampling
+    from coterie.generation.speaking import speak
+    from coterie.generation.speech import Voice
+    from coterie.generation.tickets import SoundChunk
     from coterie.inspection import inspect, verify
 
     __version__: str
@@ -32,6 +35,8 @@ _HOMES: dict[str, str] = {
     "Grammar": "coterie.generation.grammar",
     "Prefixes": "coterie.generation.prefixes",
     "Sampling": "coterie.generation.sampling",
+    "SoundChunk": "coterie.generation.tickets",
+    "Voice": "coterie.generation.speech",
     "build_inputs": "coterie.generation.inputs",
     "chat_inputs": "coterie.generation.chat",
     "extract": "coterie.extraction",
@@ -40,6 +45,7 @@ _HOMES: dict[str, str] = {
     "processors": "coterie.generation.opened",
     "quantize": "coterie.extraction",
     "samples": "coterie.generation.samples",
+    "speak": "coterie.generation.speaking",
     "verify": "coterie.inspection",
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
@@ -52,6 +58,8 @@ __all__ = [
     "Grammar",
     "Prefixes",
     "Sampling",
+    "SoundChunk",
+    "Voice",
     "__version__",
     "analysis",
     "build_inputs",
@@ -65,6 +73,7 @@ __all__ = [
     "profiles",
     "quantize",
     "samples",
+    "speak",
     "survey",
     "verify",
 ]

@@ -10,14 +10,24 @@ from packaging.version import Version
 from coterie.engine.loader import load
 from coterie.engine.source import text_component
 from coterie.errors import LoadError, ReadError, SpeechError, UnsupportedError, UsageError
-from coterie.generation import speech
+from coterie.generation import talking
 from coterie.generation.chat import chat_inputs
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
-from coterie.generation.speech import SPEECH_RATE, Voice, can_speak, speak, voices
+from coterie.generation.speaking import Speaking
+from coterie.generation.speech import SPEECH_RATE, Speech, Voice, can_speak, voices
 
 ASKED = [{"role": "user", "content": "w5 w6 w7"}]
 WISHES = Sampling(max_new_tokens=4, greedy=True, seed=3)
+
+
+def speak(model, tokenizer, inputs, wishes, *, voice=None, should_stop=None, on_text=None, on_sound=None) -> Speech:
+    speaking = Speaking(
+        model, tokenizer, inputs, wishes, voice=voice, should_stop=should_stop, streamed=on_sound is not None
+    )
+    return speaking.tell(on_text=on_text, on_sound=on_sound)
+
+
 FRAME_S = 24 / SPEECH_RATE
 """Seconds of a frame of this model."""
 
@@ -161,8 +171,8 @@ def test_an_error_while_it_speaks_keeps_what_was_spoken(model, omni, monkeypatch
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_talker_that_generates_in_a_way_of_its_own_is_heard(streamed, model, omni, monkeypatch) -> None:
     expected = answer(model, omni, voice=Voice(max_seconds=12 * FRAME_S))
-    own = speech.one_by_one
-    monkeypatch.setattr(speech, "one_by_one", lambda part, config: part is not model.talker and own(part, config))
+    own = talking.one_by_one
+    monkeypatch.setattr(talking, "one_by_one", lambda part, config: part is not model.talker and own(part, config))
     chunks: list[np.ndarray] = []
     made = answer(model, omni, voice=Voice(max_seconds=12 * FRAME_S), on_sound=chunks.append if streamed else None)
     assert np.array_equal(made.samples, expected.samples)

@@ -143,26 +143,25 @@ def _speak(
 ) -> tuple[Completion, dict[str, Any]]:
     """Answers in speech, too, which is heard or written while it is made."""
     from coterie.generation.chat import chat_inputs, user_message
-    from coterie.generation.speech import SPEECH_RATE, speak
+    from coterie.generation.speaking import Speaking
 
     message = user_message(request.prompt, images=request.images, audios=request.audios)
-    sound = SoundOutput(target, SPEECH_RATE)
+    speaking = Speaking(
+        opened.model,
+        opened.processors.tokenizer,
+        chat_inputs(opened.processors, [*before, message], request.template),
+        request.sampling,
+        voice=request.voice,
+        should_stop=pressed,
+    )
+    sound = SoundOutput(target, speaking.rate)
     try:
-        speech = speak(
-            opened.model,
-            opened.processors.tokenizer,
-            chat_inputs(opened.processors, [*before, message], request.template),
-            request.sampling,
-            voice=request.voice,
-            on_text=None if printer is None else printer.text,
-            on_sound=sound.write,
-            should_stop=pressed,
-        )
+        speech = speaking.tell(on_text=None if printer is None else printer.text, on_sound=sound.write)
     finally:
         sound.end()
     if not quiet:
-        print_note(speech_summary(speech, SPEECH_RATE))
-    return speech.completion, {"speech": speech_as_json(target, speech, SPEECH_RATE)}
+        print_note(speech_summary(speech, speaking.rate))
+    return speech.completion, {"speech": speech_as_json(target, speech, speaking.rate)}
 
 
 @contextmanager

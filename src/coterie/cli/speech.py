@@ -17,7 +17,8 @@ from coterie.errors import OutputError, UsageError
 from coterie.files.replacing import check_writable
 
 if TYPE_CHECKING:
-    from coterie.generation.speech import Samples, Speech, Voice
+    from coterie.generation.frames import Samples
+    from coterie.generation.speech import Speech, Voice
     from coterie.generation.wav_writer import WavWriter
 
 STDOUT, PLAY = "-", "play"
@@ -179,4 +180,4 @@ def speech_summary(speech: Speech, rate: int) -> str:
     if not seconds:
         return "nothing was spoken"
     line = f"speech {seconds:.1f} s, made in {speech.seconds:.1f} s ({speech.finish_reason})"
-    return line if speech.first_s is None else f"{line}, first sound {speech.first_s:.1f} s after the text"
+    return line if speech.first_s is None else f"{line}, first sound {speech.first_s:.1f} s after the first word"

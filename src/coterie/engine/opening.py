@@ -25,6 +25,7 @@ from coterie.engine.warming import check_profile_use, eviction_policy, read_usag
 from coterie.errors import CoverageError
 from coterie.hf.context import default_context, model_context
 from coterie.hf.releases import moved
+from coterie.hf.talker import writing_part
 from coterie.integration import Attachment, install_guards, register, strip_plugin_marks
 from coterie.passes import let_go_after_failure, process_neighbours
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
@@ -135,7 +136,8 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     promise(runtime)
     if usage is not None:
         runtime.warm_with(usage, opening)
-    model.__dict__["coterie"] = runtime
+    for part in (model, writing_part(model)):
+        part.__dict__["coterie"] = runtime
     close_by_with(model)
     return model
 

@@ -19,6 +19,7 @@ from coterie.generation.steps import generated
 from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
 from coterie.hf.generation_steps import Prepared, one_by_one, prepare, prepare_in_pieces
+from coterie.hf.talker import writing_part
 from coterie.passes.current import Request, Stopped
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class Completing:
         reader: Tells the parts of an answer apart.
         on_logprobs: Told how likely its tokens were.
         on_prompt_logprobs: Told how likely the prompt's were.
+        speech: Whether it is to be spoken.
 
     Attributes:
         sampling: How tokens are chosen.
@@ -168,16 +170,18 @@ class Completing:
         reader: AnswerReader | None = None,
         on_logprobs: LogprobsTold | None = None,
         on_prompt_logprobs: LogprobsTold | None = None,
+        speech: bool = False,
     ) -> None:
         self.sampling = sampling or Sampling()
         self._model = model
         self._tokenizer = tokenizer
         self._inputs = inputs
         self._reader = reader
-        model.coterie.expect_request(inputs)
+        model.coterie.expect_request(inputs, speech=speech)
         self.config = effective_config(model, tokenizer, inputs, self.sampling)
         check_settings(model, self.config)
-        self.in_steps = one_by_one(model, self.config)
+        self._writer = writing_part(model)
+        self.in_steps = one_by_one(self._writer, self.config)
         self._logprobs = LogprobsAsked(self.sampling, inputs["input_ids"][0], on_logprobs, on_prompt_logprobs)
         self.made: Sequence | None = None
         self.stream = _stream(tokenizer, on_text, self.sampling, reader, self._logprobs.new)
@@ -235,6 +239,7 @@ class Completing:
         piece: int | None = None,
         reuse: Reuse | None = None,
         follows: tuple[int, ...] = (),
+        media: Callable[[Keeper | None], Keeper] | None = None,
     ) -> Sequence:
         """Its sequence, to be taken to its end by a :class:`~coterie.generation.steps.Steps`.
 
@@ -244,15 +249,18 @@ class Completing:
             piece: Tokens of the prompt in one pass.
             reuse: Where it finds what was computed of its beginning, and what a piece is.
             follows: Tokens that it is known to begin with.
+            media: Given who keeps what is computed of the prompt, says who does, and is shown what goes into layers.
         """
         options = _generating(
             self._model, self._tokenizer, self._inputs, self.config, self.sampling, keep=self._marks
         )  # fmt: skip
+        if media is not None:
+            options["output_hidden_states"] = True
         inputs = self._inputs.to(self._model.dtype)
         if piece is None and reuse is None:
-            prepared = prepare(self._model, **inputs, **options)
+            prepared = prepare(self._writer, **inputs, **options)
         else:
-            prepared = prepare_in_pieces(self._model, inputs, **options)
+            prepared = prepare_in_pieces(self._writer, inputs, **options)
         # Where nothing is to come, the token that follows the prompt is not looked at.
         stream = None if self.sampling.max_new_tokens == 0 else self.stream
         hearing = self._logprobs.of(prepared)
@@ -261,6 +269,8 @@ class Completing:
             piece = reuse.piece
             # Whoever wants to know how likely the prompt's tokens are has all of them computed.
             keeper = self._keeper = reuse.begin(prepared) if hearing is None else None
+        if media is not None:
+            keeper = media(keeper)
         sequence = self.made = Sequence(
             prepared,
             request=request,
@@ -272,6 +282,17 @@ class Completing:
             follows=follows,
         )
         return sequence
+
+    def whole_options(self) -> dict[str, Any]:
+        """Options by which transformers' ``generate`` of a whole omni model has its thinker write this."""
+        prompt = _prompt_tokens(self._model, self._inputs)
+        return {
+            "generation_config": self.config,
+            "max_new_tokens": self.config.max_new_tokens,
+            "eos_token_id": self.config.eos_token_id,
+            "streamer": self.stream,
+            **wished(self._model, self._tokenizer, self.config, self.sampling, prompt=prompt),
+        }
 
     def search(self, draws: Draws | None) -> None:
         """Has transformers generate in a way of its own, such as a search over several beams, which is one call."""
@@ -287,7 +308,7 @@ class Completing:
             options["streamer"] = stream
         if draws is not None:
             draws.begin()
-        made = model.generate(**options)
+        made = self._writer.generate(**options)
         if beams(config) > 1:
             # Which of the beams is the answer is known now.
             sequence, prompt = getattr(made, "sequences", made)[0].cpu(), _prompt_tokens(model, self._inputs)

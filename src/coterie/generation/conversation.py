@@ -21,6 +21,8 @@ from coterie.generation.one_sequence import longest
 from coterie.generation.parsed_answers import reading
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
+from coterie.generation.speaking import Speaking, no_template
+from coterie.generation.speech import Voice
 from coterie.generation.toolbox import Toolbox
 
 if TYPE_CHECKING:
@@ -129,6 +131,58 @@ class Conversation:
         """
         message = user_message(text, images=images, audios=audios)
         return self._answer(message, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
+
+    def speak(
+        self,
+        text: str,
+        *,
+        images: Sequence[str | Path] = (),
+        audios: Sequence[str | Path] = (),
+        voice: Voice | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Speaking:
+        """Takes a turn that is answered in text and speech; the sound comes while the text goes on.
+
+        The turn is kept when the answer has ended or is closed, as :meth:`ask` keeps it; what is kept of the answer is
+        its text. Until then nothing else should be asked.
+
+        Args:
+            text: What the user says; may be empty if there is a picture or sound.
+            images: Picture files shown before the text.
+            audios: Sound files played before the text.
+            voice: How it is spoken.
+            should_stop: As in :func:`coterie.speak`.
+
+        Returns:
+            The answer on its way, as :func:`coterie.speak` returns it.
+
+        Raises:
+            UnsupportedError: If the model has no talker.
+            UsageError: If it has no such voice.
+            InputError: If there is no chat template, or as :meth:`ask`.
+            ContextLengthError: As :meth:`ask`.
+        """
+        if not self.templated:
+            raise no_template(self._model)
+        asked, prompt, inputs = self._prepare(user_message(text, images=images, audios=audios))
+
+        def keep(completing: Completing, answer: Completion) -> None:
+            if answer.token_ids:
+                self._keep(asked, answer, _Last(CutAnswer(self._model, completing, answer), prompt))
+                self._turn += 1
+
+        reader = self._reader(prompt)
+        return Speaking(
+            self._model,
+            self._processors.tokenizer,
+            inputs,
+            self._wishes(reader),
+            voice=voice,
+            reader=reader,
+            reuse=self._reuse,
+            should_stop=should_stop,
+            on_end=keep,
+        )
 
     def retry(
         self,
@@ -243,20 +297,24 @@ class Conversation:
         asked, prompt, inputs = self._prepare(message)
         reader = self._reader(prompt)
         reader.on_reasoning = on_reasoning
-        sampling = self.sampling
-        if sampling.seed is not None:
-            sampling = dataclasses.replace(sampling, seed=(sampling.seed + self._turn) % 2**63)
-        if sampling.grammar is not None:
-            form = answer_form(self._processors.tokenizer, None, reader, Toolbox(), sampling.grammar)
-            sampling = dataclasses.replace(sampling, grammar=form)
         completing = Completing(
-            self._model, self._processors.tokenizer, inputs, sampling, on_text=on_text, reader=reader
+            self._model, self._processors.tokenizer, inputs, self._wishes(reader), on_text=on_text, reader=reader
         )  # fmt: skip
         answer = completing.run(should_stop, reuse=self._reuse)
         if answer.token_ids:
             self._keep(asked, answer, _Last(CutAnswer(self._model, completing, answer), prompt))
             self._turn += 1
         return answer
+
+    def _wishes(self, reader: AnswerReader) -> Sampling:
+        """How the tokens of the next answer are chosen."""
+        sampling = self.sampling
+        if sampling.seed is not None:
+            sampling = dataclasses.replace(sampling, seed=(sampling.seed + self._turn) % 2**63)
+        if sampling.grammar is not None:
+            form = answer_form(self._processors.tokenizer, None, reader, Toolbox(), sampling.grammar)
+            sampling = dataclasses.replace(sampling, grammar=form)
+        return sampling
 
     def _keep(self, asked: list[dict[str, Any]], answer: Completion, last: _Last) -> None:
         """Remembers an answer as the last turn."""

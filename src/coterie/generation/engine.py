@@ -32,6 +32,7 @@ from coterie.generation.prefixes import PIECE, Prefixes
 from coterie.generation.preparers import UNKNOWN_NBYTES, Preparers
 from coterie.generation.provenance import counted
 from coterie.generation.sampling import Sampling
+from coterie.generation.speech import Voice
 from coterie.generation.steps import Steps
 from coterie.generation.tickets import Done, Failed, Prepared, Ticket
 from coterie.generation.waiting_line import WaitingLine
@@ -204,6 +205,7 @@ class Engine:
         repeated: bool = False,
         whose: object = None,
         domain: str | None = None,
+        voice: Voice | None = None,
     ) -> Ticket:
         """Takes a request on; its ticket tells what becomes of it.
 
@@ -221,6 +223,8 @@ class Engine:
             whose: One of :attr:`undertaken`: then it is taken on even while it drains.
             domain: What it is about, for a profile that is being recorded
                 (:meth:`~coterie.engine.runtime.Runtime.record_profile`); None for the recorder's domain.
+            voice: How the answer is spoken, by a whole omni model; None for text alone. The prompt has to be one that a
+                chat template made, as it is of messages.
 
         Raises:
             QueueFullError: If there is no room.
@@ -233,6 +237,7 @@ class Engine:
         job = Job(
             ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
             nbytes=nbytes_of(asked) if nbytes is None else nbytes, repeated=repeated, domain=domain,
+            voice=voice,
         )  # fmt: skip
         with self._changed:
             # With the lock: whoever ends all requests at the same time sees this one, or has it refused here.
@@ -358,9 +363,9 @@ class Engine:
         for job in tuple(self._running):
             self._provide(job)
         # Layers of a step for answers tell of themselves when it is over, and that takes a millisecond.
-        self._listen(wanted=any(job.sequence is not None and job.sequence.phase == "prefill" for job in self._running))
+        self._listen(wanted=any(one.phase == "prefill" for job in self._running for one in job.sequences))
         self._pulse.beat = time.monotonic()
-        meters = {job.sequence: job.meter for job in self._running if job.meter is not None}
+        meters = {one: job.meter for job in self._running if job.meter is not None for one in job.sequences}
         before = counted(self.opened.runtime, meters.values())
         try:
             ran = self._steps.step()
@@ -375,8 +380,8 @@ class Engine:
             job.note_progress()
             if job.ticket.phase == "over":
                 self._leave(job)
-            elif job.sequence is not None and job.sequence.ended:
-                self._end(job)
+            else:
+                self._follow(job)
         self.governor.settle()
         return True
 
@@ -460,6 +465,18 @@ class Engine:
             return
         self._end(job)
 
+    def _follow(self, job: Job) -> None:
+        """Sees to its sound, if it has one, and to its end."""
+        try:
+            job.follow(self._steps)
+        except BaseException as error:
+            self._leave(job, _ended_by(error))
+            return
+        for sequence in job.sequences:
+            sequence.on_cancelled = partial(self._let_go, job)
+        if job.over:
+            self._end(job)
+
     def _provide(self, job: Job) -> None:
         """Sees to its memory for the next pass; without it, or if nobody wants it any more, it leaves."""
         if job.ticket.phase == "over":
@@ -517,6 +534,8 @@ class Engine:
 
     def _let_go(self, job: Job) -> None:
         """What it held is free before its time: if nobody wants it any more, its place is free as well, at once."""
+        if not all(one.ended for one in job.sequences):
+            return
         with self._changed:
             if not job.wanted and job in self._running:
                 self._running.remove(job)
@@ -531,11 +550,11 @@ class Engine:
             try:
                 self._tell(lambda watcher: watcher.finished(ticket, completion))
             finally:
-                ticket.tell(Done(completion, job.provenance))
+                ticket.tell(Done(completion, job.provenance, job.speech))
 
     def _steps_without(self, job: Job) -> None:
-        if job.sequence is not None:
-            self._steps.remove(job.sequence)
+        for sequence in job.sequences:
+            self._steps.remove(sequence)
 
     def _stop(self, job: Job) -> None:
         """Has what it computes end at the next layer; the lock is held."""

@@ -23,12 +23,18 @@ def stoppable(should_stop: Callable[[], bool] | None) -> Iterator[Request]:
     """
     request = Request()
     if should_stop is not None:
-        request.before_layer = _asking(should_stop)
+        request.before_layer = stopping_when(should_stop)
     with Stated(request):
         yield request
 
 
-def _asking(should_stop: Callable[[], bool]) -> Callable[[], None]:
+def stopping_when(should_stop: Callable[[], bool]) -> Callable[[], None]:
+    """What is to be called before each layer, so that a pass ends when somebody says so.
+
+    Args:
+        should_stop: As :func:`stoppable` takes it.
+    """
+
     def ask() -> None:
         if should_stop():
             raise Stopped

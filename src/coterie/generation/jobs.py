@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from coterie.errors import ContextLengthError, CoterieError
+from coterie.errors import ContextLengthError, CoterieError, UnsupportedError
 from coterie.generation.answer_form import answer_form
 from coterie.generation.asked import Prompt
 from coterie.generation.completion import Completing, Reuse, most_tokens
@@ -24,14 +24,19 @@ from coterie.generation.provenance import Provenance, ProvenanceMeter
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Sequence
 from coterie.generation.shaping import check
-from coterie.generation.tickets import Part, Piece, Prepared, Progress, Ticket
+from coterie.generation.speech import SPEECH_RATE, Speech, Voice
+from coterie.generation.spoken_answer import SpokenAnswer, check_spoken, speech_error
+from coterie.generation.steps import Steps
+from coterie.generation.talking import TALKER_MARKS
+from coterie.generation.tickets import Part, Piece, Prepared, Progress, SoundChunk, Ticket
 from coterie.generation.toolbox import Toolbox
 from coterie.hf.caches import reserved_length
 from coterie.hf.generation_steps import one_by_one
+from coterie.hf.talker import writing_part
 from coterie.passes.current import Request, Stated
 
 if TYPE_CHECKING:
-    from transformers import BatchFeature, PreTrainedTokenizerBase
+    from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 
     from coterie.generation.completion import Completion
     from coterie.generation.sequence import Keeper
@@ -50,6 +55,7 @@ class Job:
         nbytes: How long what it asks is.
         repeated: Whether others have the same prompt.
         domain: What it is about, for profiles.
+        voice: How its answer is spoken; None for text alone.
 
     Attributes:
         ticket: That given.
@@ -65,6 +71,7 @@ class Job:
         alone: Whether its generation is one call of transformers', with nobody beside it.
         sequence: Its sequence, once it takes part in steps.
         media_nbytes: Bytes of its pictures and sounds, for as long as it has them.
+        speech: Its answer with its sound, once that is whole and if it is spoken.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class Job:
         nbytes: int = UNKNOWN_NBYTES,
         repeated: bool = False,
         domain: str | None = None,
+        voice: Voice | None = None,
     ) -> None:
         self.ticket = ticket
         self.nbytes = nbytes
@@ -92,6 +100,9 @@ class Job:
         self.alone = False
         self.sequence: Sequence | None = None
         self.media_nbytes = 0
+        self.speech: Speech | None = None
+        self._voice = voice
+        self._spoken: SpokenAnswer | None = None
         self._prepare = prepare
         self._sampling = sampling
         self._completing: Completing | None = None
@@ -108,7 +119,22 @@ class Job:
     @property
     def coming(self) -> int:
         """Tokens whose keys and values it has after its next pass."""
-        return 0 if self.sequence is None else max(self._reserved, self.sequence.position + self.sequence.coming)
+        # Tokens of the thinker and of the talker are counted alike: each has room for as many.
+        return max((self._reserved, *(one.position + one.coming for one in self.sequences if not one.ended)))
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """Those that take part in steps."""
+        if self._spoken is not None:
+            return self._spoken.sequences
+        return () if self.sequence is None else (self.sequence,)
+
+    @property
+    def over(self) -> bool:
+        """Whether its answer has come to its end, or something has ended it."""
+        if self._spoken is not None:
+            return self._spoken.over
+        return self.sequence is not None and self.sequence.ended
 
     @property
     def ends_apart(self) -> bool:
@@ -133,13 +159,21 @@ class Job:
         tokenizer = opened.processors.tokenizer
         self._sampling = _in_the_models_words(self._sampling, prompt, tokenizer)
         check(model, tokenizer, self._sampling)
+        if self._voice is not None:
+            check_spoken(model, self._sampling, self._voice)
         config = self._sampling.generation_config(model.generation_config)
-        self.alone = not one_by_one(model, config)
+        self.alone = not one_by_one(writing_part(model), config)
+        if self.alone and self._voice is not None:
+            raise UnsupportedError(
+                f"The generation settings of {opened.runtime.source.name} ask for a way to write in which nothing is "
+                "spoken while others are served.",
+                advice="Leave speech out, or speak with coterie.speak.",
+            )
         room = longest(model, config)
         if prompt.tokens is not None:
             inputs = prompt.inputs()
             self._check_length(inputs, room)
-            self.most = most_tokens(model, tokenizer, inputs, self._sampling)
+            self.most = self._most_tokens(opened, inputs)
         else:
             # How many tokens its pictures and sounds make is not known yet.
             self.most = room or 0
@@ -193,7 +227,7 @@ class Job:
         if prompt.tokens is None:
             tensors = [one for one in inputs.values() if isinstance(one, torch.Tensor)]
             self.media_nbytes = sum(one.nbytes for one in tensors)
-            self.most = most_tokens(model, opened.processors.tokenizer, inputs, self._sampling)
+            self.most = self._most_tokens(opened, inputs)
             made = opened.processors
             self._media_tokens = _count(inputs, made.picture_token), _count(inputs, made.sound_token)
         with files_named(model), Stated(self.request):
@@ -206,17 +240,39 @@ class Job:
                 reader=prompt.reader,
                 on_logprobs=self._heard.extend,
                 on_prompt_logprobs=self._of_prompt.extend,
+                speech=self._voice is not None,
             )
             if not self.alone:
                 seed = self._sampling.seed
                 self._draws = None if seed is None else Draws(seed)
-                self.sequence = self._completing.sequence(self.request, draws=self._draws, reuse=reuse)
+                if self._voice is None:
+                    self.sequence = self._completing.sequence(self.request, draws=self._draws, reuse=reuse)
+                else:
+                    self.sequence = self._speak(model, inputs, self._voice, reuse)
                 self.sequence.encode_apart()
                 kept = self.sequence.cache
                 if model.config.is_encoder_decoder:
                     self._reserved = self.most
                 elif kept is not None:
                     self._reserved = reserved_length(kept)
+
+    def _speak(self, model: PreTrainedModel, inputs: BatchFeature, voice: Voice, reuse: Reuse) -> Sequence:
+        """The sequence of a text that is spoken."""
+        assert self._completing is not None
+        self._spoken = SpokenAnswer(
+            model, inputs, self._completing, voice, self.request, draws=self._draws,
+            on_sound=lambda samples: self.ticket.tell(SoundChunk(samples, SPEECH_RATE)),
+        )  # fmt: skip
+        return self._spoken.begin(reuse)
+
+    def follow(self, steps: Steps) -> None:
+        """Sees to the sound of its answer after a step, if it has one.
+
+        Raises:
+            BaseException: What ended it before its time.
+        """
+        if self._spoken is not None:
+            self._spoken.follow(steps)
 
     def search(self, opened: OpenModel) -> None:
         """Generates in one call, if it is :attr:`alone`."""
@@ -243,7 +299,7 @@ class Job:
             ticket.tell(Progress(tokens, tokens, 0 if self.sequence is None else self.sequence.reused))
 
     def end(self, opened: OpenModel) -> Completion:
-        """Its answer.
+        """Its answer; of one that is spoken, its :attr:`speech` is there afterwards.
 
         Raises:
             BaseException: What ended it before its time.
@@ -256,10 +312,26 @@ class Job:
                 self.sequence.check()
         pictures, sounds = self._media_tokens
         completion = replace(self._completing.end(), picture_tokens=pictures, sound_tokens=sounds)
-        if prompt.calls is None:
-            return completion
-        prompt.calls.end()
-        return replace(completion, text=prompt.calls.text, tool_calls=(*completion.tool_calls, *prompt.calls.calls))
+        if prompt.calls is not None:
+            prompt.calls.end()
+            calls = (*completion.tool_calls, *prompt.calls.calls)
+            completion = replace(completion, text=prompt.calls.text, tool_calls=calls)
+        if self._spoken is not None:
+            self.speech = self._spoken.speech(completion)
+            if isinstance(failed := self._spoken.talking.error, CoterieError):
+                raise speech_error(failed, self.speech)
+        return completion
+
+    def _most_tokens(self, opened: OpenModel, inputs: BatchFeature) -> int:
+        """Tokens whose keys and values it can come to need, in its longest sequence."""
+        model = opened.model
+        most = most_tokens(model, opened.processors.tokenizer, inputs, self._sampling)
+        if self._voice is None:
+            return most
+        # What it speaks comes after its prompt, too.
+        spoken = int(inputs["input_ids"].shape[1]) + TALKER_MARKS + self._voice.most_frames(model.code2wav)
+        room = longest(model, model.talker.generation_config)
+        return max(most, spoken if room is None else min(room, spoken))
 
     def _on_text(self, prompt: Prompt) -> Callable[[str], None]:
         if prompt.reader is not None:

@@ -208,6 +208,11 @@ class Sequence:
         return not self._begun
 
     @property
+    def ready(self) -> bool:
+        """Whether what its next pass reads is there."""
+        return True
+
+    @property
     def coming(self) -> int:
         """Tokens that its next pass computes."""
         if self._begun:

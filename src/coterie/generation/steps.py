@@ -35,7 +35,8 @@ class Steps:
 
     They take turns in rounds. In each, one prompt has a piece of it computed, and then everyone that is being answered
     gets a token. So an answer waits for no more than one piece of others' prompts, and prompts advance piece by piece,
-    one after the other, however long each of them is.
+    one after the other, however long each of them is. One that reads what another writes, as a talker does, has its
+    turn in each round in which that is there.
 
     A step is a forward pass. Where a model computes rows together (:func:`~coterie.integration.rows_together`), the
     next tokens of several who are being answered are computed in one: each weight is read once for all. Else it is of
@@ -175,10 +176,13 @@ class Steps:
             return ((self._waiting.popleft(),) if self._waiting else ()), False
         prompt = None
         if not self._round:
-            self._round.extend(one for one in self._waiting if not one.reading)
-            prompt = next((one for one in self._waiting if one.reading), None)
+            ready = [one for one in self._waiting if one.ready]
+            self._round.extend(one for one in ready if not one.reading)
+            prompt = next((one for one in ready if one.reading), None)
         if prompt is not None:
             batch, counts = [prompt], False
+        elif not self._round:
+            return (), False
         else:
             batch = [self._round.popleft()]
             beside, counts = self._beside(batch[0])

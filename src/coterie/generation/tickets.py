@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from coterie.errors import RequestCancelledError
 
 if TYPE_CHECKING:
     from coterie.generation.completion import Completion
     from coterie.generation.logprobs import TokenLogprob
     from coterie.generation.provenance import Provenance
+    from coterie.generation.speech import Speech
 
 Phase = Literal["queue", "prefill", "decode", "over"]
 """Where a request is: waiting, having its prompt read, being answered, or neither any more."""
@@ -71,16 +75,33 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class SoundChunk:
+    """Some of an answer's sound.
+
+    Attributes:
+        samples: float32 [samples] in [-1, 1], one channel; never empty.
+        rate: Samples per second.
+        part: Tells it from text.
+    """
+
+    samples: npt.NDArray[np.float32]
+    rate: int
+    part: Literal["sound"] = "sound"
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The answer is whole.
 
     Attributes:
         completion: The answer.
         provenance: What it took of experts, if that was asked for.
+        speech: The answer with its sound, if that was asked for.
     """
 
     completion: Completion
     provenance: Provenance | None = None
+    speech: Speech | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +115,15 @@ class Failed:
     error: BaseException
 
 
-Event = Prepared | Progress | Piece | Done | Failed
+Event = Prepared | Progress | Piece | SoundChunk | Done | Failed
 
 
 class Ticket:
     """One request. Made by :meth:`~coterie.generation.engine.Engine.submit`.
 
-    Iterating over it gives the pieces of the answer as they come, with ``for`` or with ``async for``. :meth:`result`
-    waits for the whole answer, and so does ``await``. Leaving it as a context gives it up if it is not over.
+    Iterating over it gives the pieces of the answer as they come, with ``for`` or with ``async for``: each a
+    :class:`Piece`, or of an answer that is spoken a :class:`SoundChunk`. :meth:`result` waits for the whole answer, and
+    so does ``await``. Leaving it as a context gives it up if it is not over.
 
     Args:
         name: What the request is called.
@@ -138,6 +160,11 @@ class Ticket:
     def provenance(self) -> Provenance | None:
         """What its answer took of experts, once it is whole and if that was asked for."""
         return self._end.provenance if isinstance(self._end, Done) else None
+
+    @property
+    def speech(self) -> Speech | None:
+        """The answer with its sound, once it is whole and if that was asked for."""
+        return self._end.speech if isinstance(self._end, Done) else None
 
     def cancel(self) -> None:
         """Gives it up: it leaves the queue, or ends before the next layer is computed. Harmless if it is over."""
@@ -181,24 +208,24 @@ class Ticket:
         except TimeoutError:
             return None
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[Piece | SoundChunk]:
         while True:
             event = self.event()
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Done):
                 return
-            if isinstance(event, Piece):
+            if isinstance(event, Piece | SoundChunk):
                 yield event
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[Piece | SoundChunk]:
         while True:
             event = await self.next()
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Done):
                 return
-            if isinstance(event, Piece):
+            if isinstance(event, Piece | SoundChunk):
                 yield event
 
     def __await__(self) -> Generator[Any, None, Completion]:

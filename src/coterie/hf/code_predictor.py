@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -68,24 +68,39 @@ def _outputs() -> tuple[type[Any], str]:
     return outputs, "cache" if "cache" in names else "past_key_values"
 
 
-@contextmanager
-def predicting(predictor: Any, *, greedy: bool = False) -> Iterator[None]:
+def predicting(predictor: Any, *, greedy: bool = False) -> AbstractContextManager[object]:
     """Inside, a talker's code predictor generates in this loop, where transformers would in its common one.
 
+    It can be entered once for each frame of an answer, while others have frames predicted in between.
+
     Args:
-        predictor: The model's ``talker.code_predictor``.
+        predictor: The model's ``talker.code_predictor``, just after an answer was prepared.
         greedy: Whether it takes the likeliest codes; else it does what it is asked for. Older releases always ask it to
             draw.
     """
     config = predictor.generation_config
     if not one_by_one(predictor, config) or config.eos_token_id is not None:
-        yield  # a frame has all of its codes; one that may end before is not of this loop
-        return
-    predictor.generate = _Frames(predictor, greedy=greedy)
-    try:
-        yield
-    finally:
-        del predictor.generate
+        return nullcontext()  # a frame has all of its codes; one that may end before is not of this loop
+    return _Predicting(predictor, greedy=greedy)
+
+
+class _Predicting:
+    """As :func:`predicting`."""
+
+    def __init__(self, predictor: Any, *, greedy: bool) -> None:
+        self._predictor = predictor
+        self._frames = _Frames(predictor, greedy=greedy)
+        # The talker says it to the predictor when it is prepared; another answer may say otherwise.
+        self._sample = predictor.generation_config.do_sample
+
+    def __enter__(self) -> None:
+        self._predictor.generation_config.do_sample = self._sample
+        self._predictor.generate = self._frames
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del self._predictor.generate
 
 
 class _Frames:
