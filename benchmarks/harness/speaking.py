@@ -82,7 +82,8 @@ class Speaker:
         """One answer: times in seconds, and what was read for it."""
         from coterie.generation.chat import chat_inputs, user_message
         from coterie.generation.sampling import Sampling
-        from coterie.generation.speech import SPEECH_RATE, Voice, speak
+        from coterie.generation.speaking import Speaking
+        from coterie.generation.speech import SPEECH_RATE, Voice
 
         given = self._given
         message = user_message(words, images=given.image or (), audios=given.audio or ())
@@ -94,12 +95,14 @@ class Speaker:
         self._watch.enter(PROMPT)
         began, began_cpu = time.perf_counter(), time.process_time()
         inputs = chat_inputs(self._processors, [message])
-        speech = speak(
+        speaking = Speaking(
             self._model,
             self._processors.tokenizer,
             inputs,
             Sampling(max_new_tokens=given.new_tokens, greedy=True, seed=1),
             voice=Voice(max_seconds=given.seconds, greedy=given.voice_greedy),
+        )
+        speech = speaking.tell(
             on_text=lambda text: texts.append(time.perf_counter()),
             on_sound=lambda samples: sounds.append((time.perf_counter(), len(samples))),
         )

@@ -56,12 +56,34 @@ def test_a_class_with_another_generate_makes_all_logits() -> None:
     assert shape.all_logits == config.get_text_config(decoder=True).vocab_size
 
 
-def test_every_part_with_a_cache_counts() -> None:
+def test_every_part_that_keeps_a_whole_sequence_counts() -> None:
     whole = ZOO["qwen3_omni"].config()
-    talker = [whole.talker_config.text_config, whole.talker_config.code_predictor_config]
-    assert text_configs(whole) == [whole.thinker_config.text_config, *talker]
+    assert text_configs(whole) == [whole.thinker_config.text_config, whole.talker_config.text_config]
     assert text_configs(whole.thinker_config) == [whole.thinker_config.text_config]
-    assert text_configs(whole.talker_config) == talker
+    assert text_configs(whole.talker_config) == [whole.talker_config.text_config]
+
+
+def test_what_speaks_counts_apart() -> None:
+    one = ZOO["qwen3_omni"]
+    config = one.config()
+    shape = context_shape(config, torch.bfloat16, one.model_class)
+    speech = shape.speech
+    assert speech is not None
+    text, talker = config.thinker_config.text_config, config.talker_config
+    assert shape.text_kv_bytes(10) == 2 * 10 * 2 * text.num_hidden_layers * 2 * text.num_key_value_heads * text.head_dim
+    # A code predictor begins anew with each frame: it has keys and values of a frame's codes, however long it speaks.
+    predictor = talker.code_predictor_config
+    kept = 2 * 4 * predictor.num_hidden_layers * 2 * predictor.num_key_value_heads * predictor.head_dim
+    assert speech.predictor_kv == kept
+    talkers = 2 * talker.text_config.num_hidden_layers * 2 * talker.text_config.num_key_value_heads * 16
+    assert shape.speech_kv_bytes(10) == 2 * (10 * talkers + kept)
+    assert shape.kv_bytes(10) == shape.text_kv_bytes(10) + shape.speech_kv_bytes(10)
+    # Two hidden states of the thinker for each token.
+    assert speech.kept_per_token == 2 * text.hidden_size * 2
+    assert shape.text_bytes(10) > 10 * speech.kept_per_token
+    # The widest stage has 32 channels × 2, 8 × 8 or 4 × 24 samples.
+    assert speech.vocoder_per_frame == 12 * 96 * 2
+    assert context_shape(config.thinker_config, torch.bfloat16, type(one.build().thinker)).speech is None
 
 
 @pytest.mark.parametrize("name", sorted(MATRIX))

@@ -4,6 +4,7 @@ from coterie.checkpoint.checkpoint import Checkpoint, CheckpointBank
 from coterie.checkpoint.dense import DequantisedTensor, UnreadTensor, unread_tensors
 from coterie.checkpoint.dtype import model_dtype
 from coterie.checkpoint.headers import TensorInfo, read_header
+from coterie.checkpoint.later import LaterTensors, Postponing
 from coterie.checkpoint.location import Location
 from coterie.checkpoint.reading import LazyTensor, read_tensor
 from coterie.checkpoint.whole_file import WholeFile
@@ -12,8 +13,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointBank",
     "DequantisedTensor",
+    "LaterTensors",
     "LazyTensor",
     "Location",
+    "Postponing",
     "TensorInfo",
     "UnreadTensor",
     "WholeFile",

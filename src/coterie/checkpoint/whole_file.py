@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -25,7 +25,8 @@ class WholeFile:
 
     Every byte is read once: those of tensors into memory of their own, aligned as torch aligns it, others only to be
     hashed. A tensor is handed out once, so that nothing is in memory twice; asked for again, it is read from the file.
-    Safe to use from several threads.
+    Of tensors that are read later (:meth:`postpone`) a checksum is noted, which they have to have then. Safe to use
+    from several threads.
 
     Args:
         path: The file; also an attribute.
@@ -40,12 +41,43 @@ class WholeFile:
         self._checksum = checksum
         self._stamp = stamp
         self._wanted: dict[str, TensorInfo] = {}
+        self._postponed: dict[str, torch.Tensor] = {}
+        self._digests: dict[str, str] = {}
         self._kept: dict[str, torch.Tensor] | None = None
         self._lock = threading.Lock()
 
     def want(self, info: TensorInfo) -> None:
         """Says that this tensor of its will be asked for."""
         self._wanted[info.name] = info
+
+    def postpone(self, info: TensorInfo, memory: torch.Tensor) -> None:
+        """Says that a tensor is to be read later; asked for, its memory is handed out as it is.
+
+        Args:
+            info: One of the file's.
+            memory: Of its shape and dtype; nothing is written into it before :meth:`read_postponed`.
+        """
+        with self._lock:
+            self._wanted[info.name] = info
+            self._postponed[info.name] = memory
+
+    def read_postponed(self, infos: Iterable[TensorInfo], into: Callable[[TensorInfo], memoryview]) -> None:
+        """Reads tensors that were postponed, and compares them with what they were when the file was checked.
+
+        Args:
+            infos: They; the file has been checked since they were postponed.
+            into: The memory of each, as bytes.
+
+        Raises:
+            ChecksumError: If one differs.
+            ReadError: As :meth:`take`.
+        """
+        with self._reading() as file:
+            for info in sorted(infos, key=lambda one: one.offset):
+                digest = xxhash.xxh3_128()
+                self._fill(file, into(info), info.offset, digest)
+                if digest.hexdigest() != self._digests[info.name]:
+                    raise self._differs(self._digests[info.name], digest.hexdigest(), f" at {info.name!r}")
 
     def take(self, info: TensorInfo) -> torch.Tensor | None:
         """See :class:`~coterie.checkpoint.headers.TensorKeeper`.
@@ -57,6 +89,8 @@ class WholeFile:
         with self._lock:
             if self._kept is None:
                 self._kept = self._read(self._wanted.values())
+            if info.name in self._postponed:
+                return self._postponed[info.name]
             return self._kept.pop(info.name, None)
 
     def check(self) -> None:
@@ -73,37 +107,53 @@ class WholeFile:
         tensors: dict[str, torch.Tensor] = {}
         digest = xxhash.xxh3_128()
         scratch = memoryview(bytearray(min(_PIECE, self._nbytes)))
+        with self._reading() as file:
+            position = 0
+            for info in sorted(wanted, key=lambda one: one.offset):
+                if info.offset < position or not info.nbytes:
+                    continue  # it has no bytes of its own
+                position = self._pass(file, scratch, position, info.offset, digest)
+                if info.name in self._postponed:
+                    own = xxhash.xxh3_128()
+                    position = self._pass(file, scratch, position, info.offset + info.nbytes, digest, own)
+                    self._digests[info.name] = own.hexdigest()
+                    continue
+                raw = torch.empty(info.nbytes, dtype=torch.uint8)
+                position = self._fill(file, raw.numpy().data, position, digest)
+                tensors[info.name] = raw.view(TORCH_DTYPES[info.dtype]).view(info.shape)
+            self._pass(file, scratch, position, self._nbytes, digest)
+        if digest.hexdigest() != self._checksum:
+            raise self._differs(self._checksum, digest.hexdigest())
+        return tensors
+
+    @contextmanager
+    def _reading(self) -> Iterator[OpenBytes]:
         try:
             with closing(LocalFile(self.path, self._stamp).open("in order")) as file:
-                position = 0
-                for info in sorted(wanted, key=lambda one: one.offset):
-                    if info.offset < position or not info.nbytes:
-                        continue  # it has no bytes of its own
-                    while position < info.offset:
-                        piece = scratch[: min(len(scratch), info.offset - position)]
-                        position = self._fill(file, piece, position, digest)
-                    raw = torch.empty(info.nbytes, dtype=torch.uint8)
-                    position = self._fill(file, raw.numpy().data, position, digest)
-                    tensors[info.name] = raw.view(TORCH_DTYPES[info.dtype]).view(info.shape)
-                while position < self._nbytes:
-                    position = self._fill(file, scratch[: min(len(scratch), self._nbytes - position)], position, digest)
+                yield file
         except OSError as error:
             raise ReadError(
                 f"{self.path} cannot be read: {error.strerror or error}.",
                 advice="Check the disk, and that nobody writes to the store; then open the model again.",
                 path=self.path,
             ) from error
-        if digest.hexdigest() != self._checksum:
-            raise ChecksumError(
-                f"{self.path} differs from its checksum: expected {self._checksum}, got {digest.hexdigest()}.",
-                advice="The file is damaged: copy it or extract the store again.",
-                path=self.path,
-                expected=self._checksum,
-                got=digest.hexdigest(),
-            )
-        return tensors
 
-    def _fill(self, file: OpenBytes, buffer: memoryview, position: int, digest: xxhash.xxh3_128) -> int:
+    def _differs(self, expected: str, got: str, where: str = "") -> ChecksumError:
+        return ChecksumError(
+            f"{self.path} differs from its checksum{where}: expected {expected}, got {got}.",
+            advice="The file is damaged: copy it or extract the store again.",
+            path=self.path,
+            expected=expected,
+            got=got,
+        )
+
+    def _pass(self, file: OpenBytes, scratch: memoryview, position: int, end: int, *digests: xxhash.xxh3_128) -> int:
+        """Hashes the bytes up to an end and keeps none of them; returns that end."""
+        while position < end:
+            position = self._fill(file, scratch[: min(len(scratch), end - position)], position, *digests)
+        return position
+
+    def _fill(self, file: OpenBytes, buffer: memoryview, position: int, *digests: xxhash.xxh3_128) -> int:
         """Reads and hashes the next bytes; returns the position behind them. They leave the page cache."""
         done = 0
         while done < len(buffer):
@@ -111,7 +161,8 @@ class WholeFile:
             count = file.read_at(buffer[done : done + _PIECE], position)
             if not count:
                 raise OSError(None, f"it ends at byte {position} of {self._nbytes}")
-            digest.update(buffer[done : done + count])
+            for digest in digests:
+                digest.update(buffer[done : done + count])
             file.drop(position, count)
             done += count
             position += count

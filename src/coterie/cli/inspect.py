@@ -201,11 +201,26 @@ def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
     if not fit.enough:
         out.print(f"That is too little: about {format_bytes(fit.minimum)} are needed.", style="red")
         return
+    _print_phases(fit)
     out.print(f"It holds {fit.experts} of {report.present} experts, {fit.share:.0%} of their bytes.")
     if not fit.comfortable:
         out.print(
             f"That is less than twice the working set of {format_bytes(report.working_set_nbytes)}: expect few hits.",
             style="yellow",
+        )
+
+
+def _print_phases(fit: MemoryFit) -> None:
+    """What is in memory when, where that is not all the time."""
+    out = results()
+    if not fit.by_phase:
+        return
+    verbs = {"encoding": "a picture or sound is encoded", "speaking": "the model speaks"}
+    for use, lent in fit.lent.items():
+        parts = [f"{part.path} {format_bytes(part.nbytes)}" for part in fit.parts if part.use == use]
+        out.print(
+            f"While {verbs[use]}, {' and '.join(parts)} are in memory, too, and "
+            f"{format_bytes(fit.expert_nbytes - lent)} are left for experts."
         )
 
 

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+from coterie.cache.arena import KERNEL_TAKES_PAGES_BACK
 from coterie.engine.promises import promised_nbytes
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError, MemoryBudgetError
 from coterie.passes import LogitsRoom
-from coterie.plan.budget import MemoryPlan, plan_memory
+from coterie.plan.budget import MemoryPlan, fits_whole, plan_memory
 from coterie.plan.machine import process_memory
 from coterie.spec import format_bytes, share_nbytes
 from coterie.spec.footprint import Footprint
 
 
-def plan_for(source: ModelSource, budget: int, context: int, *, loaded: bool) -> MemoryPlan:
+def goes_by_phase(source: ModelSource, budget: int, context: int, expert_memory: str | int | None) -> bool:
+    """Whether parts that only some requests need should be in memory only then.
+
+    That is so where experts would otherwise have less memory than they could use, and the kernel takes memory back.
+
+    Args:
+        source: What is opened; its dense part is not in memory yet.
+        budget: Bytes for the process.
+        context: Tokens that the budget provides for.
+        expert_memory: As :func:`coterie.load` takes it.
+    """
+    footprint = source.footprint
+    if not KERNEL_TAKES_PAGES_BACK:
+        return False
+    wanted = None
+    if expert_memory is not None:
+        wanted = share_nbytes(expert_memory, footprint.all_experts, "expert_memory")
+    process = process_memory().total + footprint.dense + promised_nbytes()
+    return not fits_whole(budget, footprint, context, process=process, experts=wanted)
+
+
+def plan_for(source: ModelSource, budget: int, context: int, *, loaded: bool, by_phase: bool) -> MemoryPlan:
     """Divides a budget for the whole process.
 
     Args:
         source: What is opened.
         budget: Bytes for the process.
         context: Tokens that the budget provides for.
-        loaded: Whether the dense part is in memory already; if not, its size is counted.
+        loaded: Whether what is always there of the dense part is in memory already; if not, its size is counted.
+        by_phase: Whether parts that only some requests need are in memory only then.
 
     Raises:
         MemoryBudgetError: If not even the smallest arena fits.
     """
     footprint = source.footprint
-    held = process_memory(exact=loaded).total + (0 if loaded else footprint.dense)
-    return plan_memory(budget, footprint, context, process=held + promised_nbytes())
+    dense = footprint.lasting if by_phase else footprint.dense
+    held = process_memory(exact=loaded).total + (0 if loaded else dense)
+    return plan_memory(budget, footprint, context, process=held + promised_nbytes(), by_phase=by_phase)
 
 
 def logits_room(source: ModelSource, *, beside: int = 0) -> LogitsRoom:

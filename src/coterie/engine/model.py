@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from coterie.engine.caller import warn_caller
+from coterie.engine.parts import Parts
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError, MemoryBudgetError, UnsupportedError
 from coterie.hf.configs import read_config
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build_model(source: ModelSource, attachment: Attachment, room: int | None = None) -> PreTrainedModel:
+def build_model(
+    source: ModelSource, attachment: Attachment, room: int | None = None, parts: Parts | None = None
+) -> PreTrainedModel:
     """Has transformers build the model and load its dense part; the plug-in takes the experts out.
 
     Args:
@@ -29,6 +32,7 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
         attachment: Where the plug-in puts the banks.
         room: Bytes that there are for what is computed beside the weights, such as tables of positions; None for no
             limit.
+        parts: What comes and goes of it, or None if everything stays.
 
     Raises:
         LoadError: If a weight is missing, left over or of another shape, or the generation settings cannot be used.
@@ -44,6 +48,9 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
     def attach(model: PreTrainedModel) -> None:
         """Before the plug-in does its part, and anything of the size that the configuration says is allocated."""
         _check_size(model, source, room)
+        if parts is not None:
+            # Before the experts go: checkpoint names are resolved with the whole skeleton.
+            parts.postpone(model)
         attachment.attach(model)
 
     model: PreTrainedModel
@@ -61,6 +68,8 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
         )
     if attachment.linears is not None:
         attachment.linears.fill()
+    if parts is not None:
+        parts.settle(model)
     source.finish_loading()
     _check_loaded(model, info, attachment, source)
     model.config.name_or_path = str(source.directory)
@@ -68,6 +77,8 @@ def build_model(source: ModelSource, attachment: Attachment, room: int | None = 
     round_as_stock(model)
     install_native_norms(model)
     install_native_layers(model)
+    if parts is not None:
+        parts.leave_all()
     return model
 
 

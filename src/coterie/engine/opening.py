@@ -15,8 +15,10 @@ from coterie.cache import ExpertCache
 from coterie.engine.caller import warn_caller
 from coterie.engine.closing import close_by_with
 from coterie.engine.disk_tuning import Reading, reading_for
-from coterie.engine.memory import arena_nbytes, logits_room, plan_for
+from coterie.engine.lending import Lending
+from coterie.engine.memory import arena_nbytes, goes_by_phase, logits_room, plan_for
 from coterie.engine.model import build_model
+from coterie.engine.parts import Parts
 from coterie.engine.promises import promise
 from coterie.engine.release_check import check_release
 from coterie.engine.runtime import Runtime
@@ -72,14 +74,16 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     budget = _budget(opening)
     context = default_context(source.config) if opening.max_context is None else opening.max_context
     _warn_long(context, model_context(source.config))
-    room = None
+    room, parts = None, None
     if opening.memory is not None and budget is not None:
         _warn_beyond(budget)
     if budget is None:
         leave_kernels_unbounded()
     else:
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
-        first = plan_for(source, budget, context, loaded=False)
+        if goes_by_phase(source, budget, context, opening.expert_memory):
+            parts = Parts(source.footprint, source.dense, source.encoded, source.dtype, source.table, source.component)
+        first = plan_for(source, budget, context, loaded=False, by_phase=parts is not None)
         room = first.arena - source.footprint.least_experts
         bound_compiled_kernels(budget)
         share_one_heap()
@@ -92,11 +96,11 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         prefetch=opening.prefetch,
         linears=None if source.linears is None else source.linears.layers(),
     )
-    model = build_model(source, attachment, room)
+    model = build_model(source, attachment, room, parts)
     plan = None
     if budget is not None:
         gc.collect()  # what loading left behind is not part of the model
-        plan = plan_for(source, budget, context, loaded=True)
+        plan = plan_for(source, budget, context, loaded=True, by_phase=parts is not None)
     capacity = arena_nbytes(source.footprint, plan, opening.expert_memory)
     working_set = _working_set(source, attachment, opening.experts_per_token)
     reading = Reading() if source.kind == "checkpoint" else reading_for(source.experts, memory=capacity)
@@ -117,6 +121,11 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     except BaseException:
         cache.close()
         raise
+    lending = Lending(cache, 0 if plan is None else min(plan.spare(cache.capacity), plan.most_lent))
+    if parts is not None and plan is not None:
+        parts.connect(lending, plan)
+        for clock in attachment.clocks.values():
+            clock.on_begin = parts.pass_begins
     limit = opening.max_context if plan is None else context
     for clock in attachment.clocks.values():
         clock.provide(limit, None if plan is None else logits_room(source))
@@ -131,6 +140,8 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         plan=plan,
         max_context=limit,
         working_set=working_set,
+        lending=lending,
+        parts=parts,
         experts_per_token=opening.experts_per_token,
     )
     promise(runtime)

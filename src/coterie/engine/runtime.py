@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie.cache import ExpertCache
 from coterie.engine.fetching import FetchCounts
+from coterie.engine.lending import Lending
 from coterie.engine.memory import logits_room
+from coterie.engine.parts import Parts
 from coterie.engine.promises import release
 from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.source import ModelSource
@@ -45,6 +47,8 @@ class Runtime:
         plan: How the memory budget was divided, or None if ``expert_memory`` sized the arena alone.
         max_context: Tokens (sequences × length) that there is room for; more are refused. None for no limit.
         working_set: Bytes of layers × experts per token; of the largest component, since no forward pass is of two.
+        lending: What experts lend of their memory.
+        parts: What is in memory only while a request needs it; None where everything stays.
         experts_per_token: Override of the routers' k, or None.
         warming: What uses a profile, if the model was opened with one.
     """
@@ -58,6 +62,8 @@ class Runtime:
         plan: MemoryPlan | None,
         max_context: int | None,
         working_set: int,
+        lending: Lending,
+        parts: Parts | None = None,
         experts_per_token: int | None = None,
     ) -> None:
         self.source = source
@@ -65,6 +71,8 @@ class Runtime:
         self.plan = plan
         self.max_context = max_context
         self.working_set = working_set
+        self.lending = lending
+        self.parts = parts
         self.experts_per_token = experts_per_token
         self.warming: Warming | None = None
         self._attachment = attachment
@@ -110,6 +118,10 @@ class Runtime:
         if self.warming is not None:
             self.warming.expect(modalities_of(inputs) | ({"speech"} if speech else set()))
 
+    def speaking(self) -> AbstractContextManager[None]:
+        """Inside, what speaks stays in memory once it has come, whatever is computed beside it."""
+        return nullcontext() if self.parts is None else self.parts.hold("speaking")
+
     def stats(self) -> ModelStats:
         """What was asked for, found, read and waited for since the model was opened."""
         total, components, layers = bank_statistics(self._attachment.banks)
@@ -147,6 +159,7 @@ class Runtime:
             pinned=cache.pinned,
             prefetch_verdicts={name: ahead.verdict for name, ahead in self._attachment.ahead.items()},
             fetched=FetchCounts() if fetching is None else fetching.counts(),
+            parts={} if self.parts is None else self.parts.stats(),
             tokens=None if self._token_recorder is None else self._token_recorder.tokens(),
         )
 
@@ -366,7 +379,7 @@ class Runtime:
     def unused_nbytes(self) -> int:
         """Bytes that this model was promised and does not hold yet: of its arena, and of a context."""
         stats = self.cache.stats()
-        free = stats.capacity - stats.committed_bytes
+        free = stats.capacity - stats.committed_bytes + self.lending.spare
         plan = self.plan
         return free if plan is None else free + plan.kv_cache + plan.activations + plan.io_buffers
 
@@ -378,7 +391,7 @@ class Runtime:
         if self.plan is None:
             return None
         stats = self.cache.stats()
-        arena = stats.capacity - stats.committed_bytes
+        arena = stats.capacity - stats.committed_bytes + self.lending.spare
         held = process_memory(exact=True).total + arena + self.plan.io_buffers + self._kept_nbytes
         return self.plan.budget - held
 

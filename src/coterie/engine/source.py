@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from coterie.checkpoint import Checkpoint, Location, UnreadTensor, WholeFile, model_dtype, unread_tensors
+from coterie.checkpoint import (
+    Checkpoint,
+    LaterTensors,
+    LazyTensor,
+    Location,
+    TensorInfo,
+    UnreadTensor,
+    WholeFile,
+    model_dtype,
+    unread_tensors,
+)
 from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.engine.linears import StoredLinears
 from coterie.errors import UsageError
@@ -24,6 +34,7 @@ from coterie.hf.configs import (
     resolve_model,
 )
 from coterie.hf.context import context_shape
+from coterie.hf.parts import embedding_table, leaving
 from coterie.origins.store_component import store_component
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.store_origin import tensors_about
@@ -93,15 +104,38 @@ class ModelSource:
         layouts: dict[BankKey, Counter[RecordLayout]] = {bank: Counter() for bank in self.num_experts}
         for key in self.experts.keys():
             layouts[key.bank_key][self.experts.layout(key)] += 1
+        parts, table = leaving(self._as_stored, self.config)
         return Footprint.of(
             {
                 bank: BankRecords(layouts=found, absent=self.num_experts[bank] - len(self.present[bank]))
                 for bank, found in layouts.items()
             },
             dense=sum(tensor.nbytes for tensor in self.dense.values()) + (self.linears.nbytes if self.linears else 0),
+            parts=parts,
+            table=table,
             shape=context_shape(self.config, self.dtype, self.model_class),
             buffered_reads=self._buffered_reads,
         )
+
+    @cached_property
+    def table(self) -> str | None:
+        """The table of embeddings whose rows can be read when they are asked for, by checkpoint name; None if none."""
+        return embedding_table(self._as_stored, self.config)
+
+    @property
+    def encoded(self) -> tuple[TensorInfo, ...]:
+        """Codes and scales of the linear layers that are in a scheme."""
+        return () if self.linears is None else tuple(i for one in self.linears.weights.values() for i in one.tensors)
+
+    @property
+    def _as_stored(self) -> dict[str, LazyTensor | TensorInfo]:
+        """Dense tensors that lie in memory as they are stored, by name."""
+        found: dict[str, LazyTensor | TensorInfo] = {
+            name: tensor
+            for name, tensor in self.dense.items()
+            if isinstance(tensor, LazyTensor) and tensor.dtype == self.dtype
+        }
+        return found | {info.name: info for info in self.encoded}
 
     @property
     def _buffered_reads(self) -> int:
@@ -237,10 +271,19 @@ def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:
         experts=checkpoint,
         num_experts={key: bank.bank.num_experts for key, bank in checkpoint.banks.items()},
         present={key: frozenset(range(bank.bank.num_experts)) for key, bank in checkpoint.banks.items()},
-        dense=checkpoint.dense_state_dict(),
+        dense=_to_be_postponed(checkpoint.dense_state_dict()),
         tensors=len(checkpoint.tensors),
         component=checkpoint.component,
     )
+
+
+def _to_be_postponed(dense: Mapping[str, UnreadTensor]) -> dict[str, UnreadTensor]:
+    """Tensors of a checkpoint, with somebody who can put their reading off."""
+    later = LaterTensors()
+    return {
+        name: LazyTensor(replace(tensor.info, keeper=later)) if isinstance(tensor, LazyTensor) else tensor
+        for name, tensor in dense.items()
+    }
 
 
 def _store_source(store: Store, component: str | None) -> ModelSource:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coterie.engine.fetching import FetchCounts
+from coterie.engine.parts import PartStats
 from coterie.passes import BankCounters, StreamedBank, Verdict
 from coterie.spec import BankKey
 
@@ -126,6 +127,8 @@ class ModelStats:
         announced_issued: Reads of what prompts had announced for their next layers, started early.
         announced_used: Of these, asked for; they are in the banks' ``bytes_read``.
         fetched: What ``missing="fetch"`` has read from the checkpoint.
+        parts: Path of a part that is in memory only while a request needs it → what became of it; empty where
+            everything stays in memory.
         tokens: Per token and layer, if it was asked for.
     """
 
@@ -159,6 +162,7 @@ class ModelStats:
     announced_issued: int
     announced_used: int
     fetched: FetchCounts
+    parts: dict[str, PartStats]
     tokens: tuple[TokenStats, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,10 +170,11 @@ class ModelStats:
         plain = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("total", "components", "layers", "fetched", "tokens")
+            if name not in ("total", "components", "layers", "fetched", "parts", "tokens")
         }
         plain["total"] = asdict(self.total)
         plain["fetched"] = asdict(self.fetched)
+        plain["parts"] = {path: asdict(part) for path, part in self.parts.items()}
         plain["components"] = {name: asdict(stats) for name, stats in self.components.items()}
         plain["layers"] = [
             {"component": key.component, "layer": key.layer, "bank": key.bank, **asdict(stats)}

@@ -19,7 +19,8 @@ from coterie.generation.steps import generated
 from coterie.generation.streaming import StopAtTexts, TextStream
 from coterie.hf.context import DEFAULT_CONTEXT
 from coterie.hf.generation_steps import Prepared, one_by_one, prepare, prepare_in_pieces
-from coterie.hf.talker import writing_part
+from coterie.hf.hidden_states import keep_states_of
+from coterie.hf.talker import accepted_layer, writing_part
 from coterie.passes.current import Request, Stopped
 
 if TYPE_CHECKING:
@@ -271,6 +272,7 @@ class Completing:
             keeper = self._keeper = reuse.begin(prepared) if hearing is None else None
         if media is not None:
             keeper = media(keeper)
+            keep_states_of((accepted_layer(self._model),), prepared.kwargs)
         sequence = self.made = Sequence(
             prepared,
             request=request,

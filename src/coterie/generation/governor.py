@@ -12,7 +12,6 @@ goes when a request needs the room.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Hashable
 from contextlib import suppress
 
@@ -37,9 +36,6 @@ _ASIDE_NBYTES = 64 << 20
 """For decoding beside passes: one part in so many of what requests share, but not less than this if that is free."""
 _LEAST_ASIDE_NBYTES = 8 << 20
 
-_PATIENCE_S = 10.0
-_POLL_S = 0.002
-
 
 class Governor:
     """Shares a model's memory among requests. Belongs to one thread, but for its figures and :meth:`forget`.
@@ -60,7 +56,9 @@ class Governor:
         self._runtime = runtime
         plan = runtime.plan
         # A plan counts keys and values twice: the other half is for copies while they grow, whoever they belong to.
-        self._token = max(1, runtime.source.footprint.shape.kv_bytes(1) // 2)
+        shape = runtime.source.footprint.shape
+        by_phase = plan is not None and plan.by_phase
+        self._token = max(1, (shape.text_kv_bytes(1) if by_phase else shape.kv_bytes(1)) // 2)
         self._blocked = plan is not None
         self._capacity = runtime.cache.capacity
         self._floor = self._capacity
@@ -68,7 +66,10 @@ class Governor:
         self._reserve = None if runtime.max_context is None else self._nbytes(runtime.max_context)
         if plan is not None:
             self._floor = min(self._capacity, max(runtime.cache.minimum, _FLOOR * runtime.working_set))
-            self._spare = max(0, plan.budget - plan.rest - plan.margin - self._capacity)
+            # Parts that requests need have theirs first, whenever they come.
+            spare = plan.budget - plan.rest - plan.margin - self._capacity - plan.most_lent
+            self._spare = max(0, spare)
+            self._floor = min(self._capacity, self._floor + max(0, -spare))
         self.total = None if self._reserve is None else self._reserve + self._spare + self._capacity - self._floor
         self._promises: dict[Hashable, int] = {}
         self._holdings: dict[Hashable, int] = {}
@@ -265,7 +266,7 @@ class Governor:
         beyond = max(0, held - self._reserve)
         lent = max(0, held + kept - self._reserve - self._spare)
         if lent != self._lent:
-            self._resize(self._capacity - lent)
+            self._runtime.lending.lend(self, min(lent, self._capacity - self._floor))
             self._lent = lent
         # What is kept of prompts makes way for what was promised.
         promised = min(self.promised, self._reserve) - min(held, self._reserve) - self._prefix_nbytes
@@ -285,16 +286,3 @@ class Governor:
         self._kept = self._prefixes.nbytes
         ahead, self._ahead = self._ahead, self._token * self._prefixes.piece
         return min(self._prefixes.limit, self._kept + ahead)
-
-    def _resize(self, capacity: int) -> None:
-        cache = self._runtime.cache
-        end = time.monotonic() + _PATIENCE_S
-        while not cache.resize(max(capacity, self._floor)):
-            # What is being read comes to an end.
-            if time.monotonic() > end:
-                raise MemoryBudgetError(
-                    f"The experts in memory were not made fewer within {_PATIENCE_S:g} s: others hold them.",
-                    advice="Do not compute with the model in other threads.",
-                    budget=capacity,
-                )
-            time.sleep(_POLL_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -155,6 +156,7 @@ class Speaking:
         )
         self._steps = Steps()
         self._stop = False
+        self._open = ExitStack()
         request = Request()
         request.before_layer = stopping_when(lambda: self._stop or (should_stop is not None and should_stop()))
         self._answer = SpokenAnswer(
@@ -273,6 +275,8 @@ class Speaking:
 
     def _begin(self) -> None:
         """Makes the sequence of the text, which takes part from now on."""
+        # What speaks stays in memory between its passes and those of the text.
+        self._open.enter_context(self._model.coterie.speaking())
         if self._completing.in_steps:
             self._steps.add(self._answer.begin(self._reuse))
         else:
@@ -286,6 +290,7 @@ class Speaking:
             answer.talking.stop()
         completion = self._completing.end(interrupted=interrupted and not answer.written)
         self._speech = speech = answer.speech(completion)
+        self._open.close()
         if error is not None:
             self._error = speech_error(error, speech) if answer.talking.begun else error
         if self._on_end is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from coterie.hf.configs import COMPONENTS, parts_of
 from coterie.hf.last_logits import can_be_given, makes_all
 from coterie.hf.releases import broken
 from coterie.spec import LAST_POSITIONS, ContextShape
+from coterie.spec.context import SpeechShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,14 +21,11 @@ DEFAULT_CONTEXT = 4096
 
 
 def text_configs(config: PreTrainedConfig) -> list[Any]:
-    """The configurations of every part that keeps a cache of keys and values."""
+    """The configurations of every part that keeps keys and values of a whole sequence."""
     holders = [getattr(config, f"{name}_config", None) for name in COMPONENTS]
-    found: list[Any] = []
-    for holder in [part for part in holders if part is not None] or [config]:
-        found.append(holder.get_text_config(decoder=True))
-        if hasattr(holder, "code_predictor_config"):
-            found.append(holder.code_predictor_config)
-    return found
+    return [
+        holder.get_text_config(decoder=True) for holder in [part for part in holders if part is not None] or [config]
+    ]
 
 
 def default_context(config: PreTrainedConfig) -> int:
@@ -42,9 +41,26 @@ def model_context(config: PreTrainedConfig) -> int | None:
 
 def context_shape(config: PreTrainedConfig, dtype: torch.dtype, model_class: type[PreTrainedModel]) -> ContextShape:
     """The dimensions that memory in use depends on; for several parts, the largest of each (caches are added up)."""
-    parts = text_configs(config)
     classes = parts_of(model_class, config)
-    itemsize = dtype.itemsize
+    return _shape(
+        text_configs(config),
+        classes,
+        dtype.itemsize,
+        model_class,
+        encoder_per_token=_encoder_per_token(config, dtype.itemsize),
+        speech=_speech_shape(config, classes, dtype.itemsize),
+    )
+
+
+def _shape(
+    parts: list[Any],
+    classes: list[tuple[type[PreTrainedModel] | None, Any]],
+    itemsize: int,
+    model_class: type[PreTrainedModel],
+    *,
+    encoder_per_token: int = 0,
+    speech: SpeechShape | None = None,
+) -> ContextShape:
     return ContextShape(
         hidden=max(_needed(p, "hidden_size", "d_model", "n_embd") for p in parts),
         attention=max(_heads(p) * _head_dim(p) for p in parts),
@@ -67,8 +83,39 @@ def context_shape(config: PreTrainedConfig, dtype: torch.dtype, model_class: typ
             _needed(part.get_text_config(decoder=True), "vocab_size") if one is None or makes_all(one) else 0
             for one, part in classes
         ),
-        encoder_per_token=_encoder_per_token(config, itemsize),
+        encoder_per_token=encoder_per_token,
+        speech=speech,
     )
+
+
+def _speech_shape(
+    config: PreTrainedConfig, classes: list[tuple[type[PreTrainedModel] | None, Any]], itemsize: int
+) -> SpeechShape | None:
+    """Of a talker with its code predictor, and of the vocoder where the model is a whole one."""
+    whole = getattr(config, "talker_config", None)
+    talker = whole or config
+    predictor = getattr(talker, "code_predictor_config", None)
+    found = next(((one, part) for one, part in classes if part is talker), None)
+    if predictor is None or found is None or found[0] is None:
+        return None
+    vocoder = getattr(config, "code2wav_config", None)
+    groups = _number(predictor, "num_code_groups")
+    return SpeechShape(
+        talker=_shape([talker.get_text_config(decoder=True)], [found], itemsize, found[0]),
+        predictor_kv=groups * _kv_of_layers(predictor) * itemsize,
+        kept_per_token=0 if whole is None else 2 * _number(talker, "thinker_hidden_size") * itemsize,
+        vocoder_per_frame=0 if vocoder is None else SpeechShape.frame_nbytes(_widest_stage(vocoder), itemsize),
+    )
+
+
+def _widest_stage(vocoder: Any) -> int:
+    """Values that stand for a frame in a vocoder's widest stage: channels × samples, which grow as channels halve."""
+    samples = int(prod(vocoder.upsampling_ratios))
+    widths = [_number(vocoder, "hidden_size") * samples]
+    for stage, rate in enumerate(vocoder.upsample_rates):
+        samples *= rate
+        widths.append(max(1, _number(vocoder, "decoder_dim") // 2 ** (stage + 1)) * samples)
+    return max(widths)
 
 
 def _encoder_per_token(config: PreTrainedConfig, itemsize: int) -> int:

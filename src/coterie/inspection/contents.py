@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from coterie.checkpoint import Checkpoint, TensorInfo, model_dtype, unread_tensors
+from coterie.checkpoint import Checkpoint, LazyTensor, TensorInfo, model_dtype, unread_tensors
 from coterie.errors import CoterieError, UsageError
 from coterie.extraction.planning import ExtractionPlan
 from coterie.extraction.whole import plan_whole
 from coterie.hf.configs import load_quantisation
 from coterie.hf.context import context_shape, default_context
+from coterie.hf.parts import leaving
 from coterie.inspection.dense_parts import DensePartFacts, dense_part_facts
 from coterie.inspection.planned import planned_footprint, planned_linears
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
@@ -21,6 +22,7 @@ from coterie.origins import CheckpointOrigin, StoreOrigin
 from coterie.origins.store_component import StoreComponent, store_component
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_headers, stored_linears
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import Batching, RecordLayout, parse_bytes
 from coterie.spec.encodings import NATIVE
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
@@ -149,6 +151,11 @@ def store_footprint(store: Store, component: str | None = None) -> Footprint:
     tensors = _dense_of(store, part)
     dtype = model_dtype(part.config, tensors)
     linears = stored_linears(tensors, manifest.dense_schemes)
+    parts_of_linears = {info.name for linear in linears.values() for info in linear.tensors}
+    as_stored = {
+        name: info for name, info in tensors.items() if TORCH_DTYPES[info.dtype] == dtype or name in parts_of_linears
+    }
+    leaves, table = leaving(as_stored, part.config)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
     stored = [tensors.pop(info.name) for linear in linears.values() for info in linear.tensors]
     dense = sum(tensor.nbytes for tensor in stored)
@@ -161,7 +168,8 @@ def store_footprint(store: Store, component: str | None = None) -> Footprint:
         for bank in manifest.banks
         if bank.key in part.banks
     }
-    return Footprint.of(banks, dense=dense, shape=context_shape(part.config, dtype, part.model_class))
+    shape = context_shape(part.config, dtype, part.model_class)
+    return Footprint.of(banks, dense=dense, parts=leaves, table=table, shape=shape)
 
 
 def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
@@ -173,7 +181,20 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> Footprint:
     banks = {key: BankRecords(layouts={bank.layout: bank.bank.num_experts}) for key, bank in checkpoint.banks.items()}
     skeleton = checkpoint.skeleton
     shape = context_shape(skeleton.config, checkpoint.dtype, type(skeleton))
-    return Footprint.of(banks, dense=checkpoint.dense_memory_nbytes, shape=shape, buffered_reads=READS_AT_ONCE)
+    as_stored = {
+        name: tensor
+        for name, tensor in checkpoint.dense_state_dict().items()
+        if isinstance(tensor, LazyTensor) and tensor.dtype == checkpoint.dtype
+    }
+    leaves, table = leaving(as_stored, skeleton.config)
+    return Footprint.of(
+        banks,
+        dense=checkpoint.dense_memory_nbytes,
+        parts=leaves,
+        table=table,
+        shape=shape,
+        buffered_reads=READS_AT_ONCE,
+    )
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int], plan: ExtractionPlan | None) -> InspectReport:

@@ -10,8 +10,10 @@ from coterie.checkpoint import Checkpoint, unread_tensors
 from coterie.extraction.dense import quantised_linears
 from coterie.extraction.planning import ExtractionPlan
 from coterie.hf.context import context_shape
+from coterie.hf.parts import leaving
 from coterie.origins import CheckpointOrigin
 from coterie.quant import Scheme
+from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec.footprint import BankRecords, Footprint
 
 
@@ -61,4 +63,9 @@ def planned_footprint(checkpoint: Checkpoint, plan: ExtractionPlan) -> Footprint
     dense += sum(one.nbytes for one in unread.values())
     skeleton = checkpoint.skeleton
     shape = context_shape(skeleton.config, checkpoint.dtype, type(skeleton))
-    return Footprint.of(banks, dense=dense, shape=shape)
+    # What changes on loading lies in memory otherwise than in the store, and stays there.
+    as_stored = {
+        one.name: one for one in plan.dense if one.name not in plain or TORCH_DTYPES[one.dtype] == checkpoint.dtype
+    }
+    leaves, table = leaving(as_stored, skeleton.config)
+    return Footprint.of(banks, dense=dense, parts=leaves, table=table, shape=shape)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.plan.budget import divide, least_budget
+from coterie.cache.arena import KERNEL_TAKES_PAGES_BACK
+from coterie.plan.budget import divide, fits_whole, least_budget
 from coterie.plan.machine import process_memory
-from coterie.spec.footprint import Footprint
+from coterie.spec.footprint import Footprint, Part, PartUse
 
 PROCESS_NBYTES = 410 * 2**20
 """What interpreter and libraries take before any weight is loaded, at the least that is counted with."""
@@ -19,11 +20,14 @@ class MemoryFit:
     Attributes:
         memory: The budget in bytes.
         process_nbytes: Taken by interpreter and libraries.
-        dense_nbytes: Taken by everything that is not an expert.
+        dense_nbytes: Taken by everything that is not an expert; with ``by_phase``, by what is always in memory.
         context: Tokens that the rest is for.
         context_nbytes: Set aside for them: keys and values, activations, buffers, compiled kernels.
         margin_nbytes: Left free.
-        expert_nbytes: Left for experts.
+        expert_nbytes: Left for experts; with ``by_phase``, while text is read and written.
+        by_phase: Whether parts that only some requests need are in memory only then.
+        parts: Those parts.
+        lent: What a part is for → bytes that experts lend while that goes on; empty unless ``by_phase``.
         experts: Experts that fit there, of those present.
         share: Of the bytes of all experts present, from 0 to 1.
         enough: Whether the model can run at all.
@@ -38,6 +42,9 @@ class MemoryFit:
     context_nbytes: int
     margin_nbytes: int
     expert_nbytes: int
+    by_phase: bool
+    parts: tuple[Part, ...]
+    lent: dict[PartUse, int]
     experts: int
     share: float
     enough: bool
@@ -58,8 +65,11 @@ def memory_fit(
         working_set_nbytes: Bytes of one token's experts in all layers.
     """
     process = process_nbytes() + footprint.dense
-    plan = divide(memory, footprint, context, process=process)
-    minimum = least_budget(footprint, context, process=process)
+    by_phase = KERNEL_TAKES_PAGES_BACK and not fits_whole(memory, footprint, context, process=process)
+    dense = footprint.lasting if by_phase else footprint.dense
+    process = process_nbytes() + dense
+    plan = divide(memory, footprint, context, process=process, by_phase=by_phase)
+    minimum = least_budget(footprint, context, process=process, by_phase=by_phase)
     left = max(0, plan.arena)
     experts = used = 0
     for nbytes in sorted(record_sizes):
@@ -70,12 +80,15 @@ def memory_fit(
     total = sum(record_sizes)
     return MemoryFit(
         memory=memory,
-        process_nbytes=process - footprint.dense,
-        dense_nbytes=footprint.dense,
+        process_nbytes=process - dense,
+        dense_nbytes=dense,
         context=context,
         context_nbytes=plan.rest - process,
         margin_nbytes=plan.margin,
         expert_nbytes=left,
+        by_phase=by_phase,
+        parts=footprint.parts if by_phase else (),
+        lent=dict(plan.lent),
         experts=experts,
         share=used / total if total else 1.0,
         enough=memory >= minimum,

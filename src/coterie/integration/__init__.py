@@ -1,6 +1,8 @@
 """The transformers plug-in: streamed banks in place of stacked experts, router replacement, guards."""
 
 from coterie.integration.attach import Attachment
+from coterie.integration.away import AwayModules, cover
+from coterie.integration.embedding_rows import EmbeddingRows
 from coterie.integration.guards import install_guards
 from coterie.integration.linear import EncodedWeight, QuantisedLinears, round_as_stock
 from coterie.integration.norms import install_native_norms
@@ -14,12 +16,15 @@ from coterie.integration.token_layer import TokenLayer
 
 __all__ = [
     "Attachment",
+    "AwayModules",
+    "EmbeddingRows",
     "EncodedWeight",
     "QuantisedLinears",
     "RowRooms",
     "RowWay",
     "StreamingConfig",
     "TokenLayer",
+    "cover",
     "install_guards",
     "install_native_layers",
     "install_native_norms",

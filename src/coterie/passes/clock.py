@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class StepClock:
         observers: Who is told; shared with the passes.
         limit: Leaves out some of the experts that routers choose, of passes that begin from now on; None where nobody
             asked for that.
+        on_begin: Told the component when a pass of it begins, before it is let in; None where nobody wants to know.
     """
 
     def __init__(self, component: str, observers: list[Observer], admission: Admission | None = None) -> None:
@@ -42,6 +44,7 @@ class StepClock:
         self.max_context: int | None = None
         self.observers = observers
         self.limit: ExpertLimit | None = None
+        self.on_begin: Callable[[str], None] | None = None
         self.tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
         self._numbers = itertools.count()
         self._admission = admission or Admission()
@@ -96,6 +99,8 @@ class StepClock:
             kwargs: Likewise.
         """
         call.check_begin()
+        if self.on_begin is not None:
+            self.on_begin(self.component)
         most = self.max_context
         place = None if most is None else self._admission.enter(call, most)
         made: list[Any] = []

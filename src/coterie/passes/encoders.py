@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from coterie.hf.parts import ENCODERS
 from coterie.passes.current import EncodedAhead, current_request
 from coterie.passes.forwards import Covering, at, install
-
-_NAMES = frozenset({"visual", "vision_tower", "vision_model", "audio_tower"})
-"""What transformers calls them."""
 
 
 class _Encoder(Covering):
@@ -51,7 +49,7 @@ def watch_encoders(model: nn.Module) -> None:
         model: The model.
     """
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] in _NAMES and at(module, "encoding") is None:
+        if name.rpartition(".")[2] in ENCODERS and at(module, "encoding") is None:
             install(module, "encoding", _Encoder())
             for layers in module.children():
                 for layer in layers if isinstance(layers, nn.ModuleList) else ():

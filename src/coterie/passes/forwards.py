@@ -15,11 +15,11 @@ from torch import nn
 
 Forward = Callable[..., Any]
 
-Place = Literal["experts", "native", "prediction", "logits", "encoding", "pass", "timing"]
+Place = Literal["experts", "native", "prediction", "logits", "part", "encoding", "pass", "timing"]
 """Who has a forward, from the inside out: the ``experts`` of a bank, a ``native`` way to compute what the class does,
 who sees what a router is given (``prediction``), who computes only the logits that were asked for (``logits``), who
-ends a pass with an encoder (``encoding``), who sees a component's forward passes (``pass``), who times modules
-(``timing``)."""
+has a part in memory while it computes (``part``), who ends a pass with an encoder (``encoding``), who sees a
+component's forward passes (``pass``), who times modules (``timing``)."""
 
 _RANK = {place: rank for rank, place in enumerate(get_args(Place))}
 

@@ -19,6 +19,48 @@ _ANY_LOGITS = 32 << 20
 """Bytes of logits that a plan provides for in any case, for a forward pass that is asked for those of all positions."""
 
 
+VOCODER_FRAMES = 32
+"""Frames of speech that a plan provides for at once: sound is made of no more while it is heard."""
+
+_ROWS_OF_VOCODER = 12
+"""Rows of a vocoder's widest stage that live at once: a convolution's, and those of the function between two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechShape:
+    """The dimensions of what speaks that its memory depends on.
+
+    Attributes:
+        talker: Those of the talker alone.
+        predictor_kv: Bytes of keys and values of the code predictor, which begins anew with each frame.
+        kept_per_token: Bytes of what the talker reads of a token's pass, kept until it speaks.
+        vocoder_per_frame: Bytes that the vocoder takes for a frame.
+    """
+
+    talker: ContextShape
+    predictor_kv: int
+    kept_per_token: int
+    vocoder_per_frame: int
+
+    @staticmethod
+    def frame_nbytes(widest: int, itemsize: int) -> int:
+        """What a vocoder takes for a frame.
+
+        Args:
+            widest: Values of a frame in its widest stage: channels × samples.
+            itemsize: Bytes of each.
+        """
+        return _ROWS_OF_VOCODER * widest * itemsize
+
+    def activation_bytes(self, tokens: int) -> int:
+        """An upper bound on what is in memory beside weights, keys and values while a model speaks.
+
+        A talker's pass over all that it says something about, and what it reads of that; or the next frames' sound.
+        """
+        kept = tokens * self.kept_per_token
+        return 2 * kept + max(self.talker.activation_bytes(tokens), VOCODER_FRAMES * self.vocoder_per_frame)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextShape:
     """The dimensions of a model that the memory of a forward pass depends on; maxima over its components.
@@ -36,6 +78,7 @@ class ContextShape:
         last_positions: Positions at the end of a prompt whose logits are computed.
         all_logits: Rows of the widest head that computes the logits of every token of a prompt; 0 if none does.
         encoder_per_token: Bytes that the widest encoder of pictures or sounds takes per token that comes of them.
+        speech: Of what speaks; None for a model that does not.
     """
 
     hidden: int
@@ -50,13 +93,35 @@ class ContextShape:
     last_positions: int = 1
     all_logits: int = 0
     encoder_per_token: int = 0
+    speech: SpeechShape | None = None
 
     def kv_bytes(self, tokens: int) -> int:
         """Keys and values of ``tokens`` tokens; doubled, since a growing cache is copied when it grows."""
-        return 2 * self.kv_per_token * tokens
+        return self.text_kv_bytes(tokens) + self.speech_kv_bytes(tokens)
+
+    def text_kv_bytes(self, tokens: int) -> int:
+        """Those of what writes alone."""
+        return 2 * (self.kv_per_token - (0 if self.speech is None else self.speech.talker.kv_per_token)) * tokens
+
+    def speech_kv_bytes(self, tokens: int) -> int:
+        """Those of what speaks alone."""
+        speech = self.speech
+        return 0 if speech is None else 2 * (speech.talker.kv_per_token * tokens + speech.predictor_kv)
 
     def activation_bytes(self, tokens: int) -> int:
-        """An upper bound on the activations of a prefill of ``tokens`` tokens.
+        """An upper bound on the activations of whatever a prompt of ``tokens`` tokens is given to do.
+
+        An encoder runs before the layers do, and what speaks runs after them, so the largest of the three counts.
+        """
+        speech = 0 if self.speech is None else self.speech.activation_bytes(tokens)
+        return max(self.text_bytes(tokens), self.encoder_bytes(tokens), speech)
+
+    def encoder_bytes(self, tokens: int) -> int:
+        """An upper bound on what encoders take for a prompt; for up to ``ENCODER_TOKENS`` tokens of it at once."""
+        return min(tokens, ENCODER_TOKENS) * self.encoder_per_token
+
+    def text_bytes(self, tokens: int) -> int:
+        """An upper bound on the activations of a prefill of ``tokens`` tokens, without what encoders take.
 
         Counted are the tensors that live at once in one layer: ten of the residual's width, four of the attention's,
         three of the feed-forward's, two rows per chosen expert, three float32 rows of router scores, the attention
@@ -64,9 +129,8 @@ class ContextShape:
         where the model makes them, the scores of all heads (twice in float32, twice in its own dtype) and the logits of
         all positions.
 
-        An encoder runs before the layers do, and logits that a caller wants of all positions are made after them, so
-        the largest of the three counts. An encoder is provided for up to ``ENCODER_TOKENS`` tokens of pictures and
-        sounds at once, logits of all positions only as far as they are small.
+        Logits that a caller wants of all positions are made after the layers, so the larger of the two counts. They
+        are provided for only as far as they are small. What is kept for a talker is there in both cases.
         """
         width = 10 * self.hidden + 4 * self.attention + 3 * self.intermediate + 2 * self.top_k * self.hidden
         router = 3 * 4 * self.experts + 4 * 8 * self.top_k
@@ -75,7 +139,7 @@ class ContextShape:
         logits = 2 * 4 * self.vocabulary + last + tokens * self.all_logits * self.itemsize
         layers = tokens * (width * self.itemsize + router) + tokens * tokens * square + logits
         wanted = self._after_layers(tokens) + min(tokens * self.vocabulary * self.itemsize, _ANY_LOGITS)
-        return max(layers, min(tokens, ENCODER_TOKENS) * self.encoder_per_token, wanted)
+        return max(layers, wanted) + (0 if self.speech is None else tokens * self.speech.kept_per_token)
 
     def tokens_for_logits(self, tokens: int, positions: int, max_context: int, *, beside: int = 0) -> int:
         """What a pass that is asked for many logits takes of a plan's activations, as tokens.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from coterie.spec.context import ContextShape
 from coterie.spec.keys import BankKey
@@ -12,6 +13,28 @@ from coterie.spec.parameters import dequantised_nbytes
 
 READS_AT_ONCE = 4
 """Experts that are read at once where nothing was measured: enough for disks with queues, little harm for others."""
+
+
+PartUse = Literal["encoding", "speaking"]
+"""What a part of a model is for: it encodes pictures or sounds of a prompt, or it speaks."""
+
+ROWS_NBYTES = 16 << 20
+"""Bytes of the rows of a table of embeddings that are kept, where they are read when they are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of a model that only some requests need.
+
+    Attributes:
+        path: Its place in the model, such as ``thinker.visual``.
+        use: What it is for.
+        nbytes: Bytes that leave memory with it.
+    """
+
+    path: str
+    use: PartUse
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +66,8 @@ class Footprint:
 
     Attributes:
         dense: Everything that is not an expert, as it is in memory.
+        parts: Of that, what only some requests need.
+        table: Of that, the table of embeddings, if its rows can be read when they are asked for.
         shape: What a forward pass takes: keys and values per token, and activations.
         reading: Buffers for reading experts.
         dequantising: What quantised experts take while they are computed with: the largest one, twice, because the one
@@ -54,6 +79,8 @@ class Footprint:
     """
 
     dense: int
+    parts: tuple[Part, ...] = ()
+    table: int = 0
     shape: ContextShape
     reading: int
     dequantising: int
@@ -63,7 +90,14 @@ class Footprint:
 
     @classmethod
     def of(
-        cls, banks: Mapping[BankKey, BankRecords], *, dense: int, shape: ContextShape, buffered_reads: int = 0
+        cls,
+        banks: Mapping[BankKey, BankRecords],
+        *,
+        dense: int,
+        shape: ContextShape,
+        parts: tuple[Part, ...] = (),
+        table: int = 0,
+        buffered_reads: int = 0,
     ) -> Footprint:
         """Adds up.
 
@@ -71,6 +105,8 @@ class Footprint:
             banks: All banks of the model.
             dense: Bytes of everything that is not an expert, in memory.
             shape: Dimensions of the model.
+            parts: Of ``dense``, what only some requests need.
+            table: Of ``dense``, the table of embeddings whose rows can be read when they are asked for; 0 if none can.
             buffered_reads: Experts that are read at once by way of buffers, as a checkpoint's are.
         """
         of_component: dict[str, int] = {}
@@ -84,6 +120,8 @@ class Footprint:
         experts = sum(bank.present for bank in banks.values())
         return cls(
             dense=dense,
+            parts=parts,
+            table=table,
             shape=shape,
             reading=2 * buffered_reads * record,
             dequantising=2 * max((dequantised_nbytes(layout, shape.itemsize) for layout in layouts), default=0),
@@ -91,6 +129,16 @@ class Footprint:
             experts=experts,
             all_experts=experts + absent,
         )
+
+    @property
+    def lasting(self) -> int:
+        """Bytes of the dense part that are always in memory, where parts and the table of embeddings need not be."""
+        rows = self.table - min(self.table, ROWS_NBYTES)
+        return self.dense - sum(part.nbytes for part in self.parts) - rows
+
+    def parts_for(self, use: PartUse) -> int:
+        """Bytes of the parts that are in memory for a use."""
+        return sum(part.nbytes for part in self.parts if part.use == use)
 
     @property
     def least_experts(self) -> int:
