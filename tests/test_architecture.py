@@ -427,6 +427,7 @@ def test_the_current_pass_is_kept_in_one_place() -> None:
     others = {
         "passes/admission.py": "which threads compute, and what each generation has used",
         "engine/store_growth.py": "which thread writes, and does not wait for itself",
+        "hf/foreign.py": "whose remarks are left out",
         "hf/skeleton.py": "whose model is being built",
         "bench/breakdown.py": "which thread is timed",
     }
