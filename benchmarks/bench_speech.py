@@ -34,7 +34,7 @@ from harness.cgroup import CgroupRun, CgroupUnavailable, run_in_cgroup
 from harness.machine import load_average, wait_until_quiet
 from harness.options import options
 from harness.page_cache import drop
-from harness.report import Report
+from harness.report import Report, Table
 from harness.speaking import PHASES, PREDICTOR, TALKER, VOCODER
 
 GIB = 1 << 30
@@ -129,7 +129,17 @@ def add_speed(report: Report, runs: dict[int, dict[str, Any]], quick: bool) -> N
         "Where the work for a frame goes, ms of wall-clock time:",
         ("threads", "answer", "talker", "code predictor", "vocoder", "else", "sum"),
     )
+    summary = report.summary = Table(
+        "Second answers, a picture and 10 seconds of sound in the prompt:",
+        (
+            "threads", "first sound after the first text, s", "real-time factor", "a frame, ms: talker",
+            "code predictor", "vocoder", "else", "sum",
+        ),
+    )  # fmt: skip
     for threads, run in runs.items():
+        last = run["answers"][-1]
+        first = (str(threads), f"{last['first_sound_s']:.2f}", f"{rtf(last):.2f}")
+        summary.rows.append((*first, *by_frame(last, run["frame_s"])))
         for number, answer in enumerate(run["answers"], 1):
             table.rows.append(
                 (
@@ -139,7 +149,6 @@ def add_speed(report: Report, runs: dict[int, dict[str, Any]], quick: bool) -> N
                 )
             )  # fmt: skip
             frames.rows.append((str(threads), str(number), *by_frame(answer, run["frame_s"])))
-        last = run["answers"][-1]
         report.values[f"{threads} threads"] = run
         if quick:
             continue

@@ -21,6 +21,9 @@ from harness.report import RESULTS, Table
 BUDGETS = (6, 8, 12, 16, 24)
 """GiB."""
 
+USES = ("encoding", "speaking")
+"""What experts lend memory for."""
+
 
 def budgets_table(checkpoint: Path, memory: list[str]) -> Table:
     """What each budget holds of a store of a checkpoint with experts in int4, the rest as it is by default."""
@@ -28,8 +31,8 @@ def budgets_table(checkpoint: Path, memory: list[str]) -> Table:
     context = report.budgets[0].context
     table = Table(
         f"A store of {format_bytes(report.disk_nbytes)}, {format_bytes(report.dense_nbytes)} of it outside experts "
-        f"({report.dense_scheme}), room for {context:,} tokens of context:",
-        ("budget", "for experts", "share of them", "kept free", "remark"),
+        f"(linear layers in {report.dense_scheme}), room for {context:,} tokens of context:",
+        ("budget", "for experts", "share of them", "while a picture or sound is encoded", "while it speaks", "remark"),
     )
     for fit in report.budgets:
         remark = "" if fit.comfortable else f"less than twice the {format_bytes(report.working_set_nbytes)} of a token"
@@ -40,7 +43,7 @@ def budgets_table(checkpoint: Path, memory: list[str]) -> Table:
                 format_bytes(fit.memory),
                 format_bytes(fit.expert_nbytes) if fit.enough else "–",
                 f"{fit.share:.0%}" if fit.enough else "–",
-                format_bytes(fit.margin_nbytes),
+                *(format_bytes(fit.expert_nbytes - fit.lent.get(use, 0)) if fit.enough else "–" for use in USES),
                 remark,
             )
         )

@@ -14,6 +14,7 @@ import torch
 
 import bench_speech
 import coterie
+import omni_memory
 from coterie.generation.chat import chat_inputs, user_message
 from coterie.quant import SCHEMES
 from fullsize.omni.configuration import SMALL, named_tokens, small_config, thinker
@@ -175,6 +176,8 @@ class TestSpeaking:
         assert "they lend 5 while speaking" in report.tables[2].caption
         assert [len(table.rows) for table in report.tables][:2] == [1, 1]
         assert all(len(row) == len(table.columns) for table in report.tables for row in table.rows)
+        assert report.summary is not None
+        assert [len(row) for row in report.summary.rows] == [len(report.summary.columns)]
         met = {verdict.requirement: verdict.met for verdict in report.verdicts}
         assert met["one: no expert of the talker read twice for an answer"]
         assert met["a prompt that fills the context, 1 GiB: within the budget"]
@@ -184,3 +187,12 @@ class TestSpeaking:
         report = Report("x", "X", work=tmp_path, quick=False)
         bench_speech.add_memory(report, {"killed": True, "held": 5 << 30, "reclaims": 9}, 1 << 30, quick=False)
         assert [verdict.met for verdict in report.verdicts] == [False, False]
+
+
+def test_what_budgets_hold_of_the_small_model_is_told(tmp_path: Path) -> None:
+    checkpoint = write_hollow_checkpoint(tmp_path / "hollow", CONFIG)
+    table = omni_memory.budgets_table(checkpoint, ["350MiB", "8GiB"])
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert table.rows[0][1] == "–"
+    assert "too little" in table.rows[0][-1]
+    assert table.rows[1][2] == "100%"

@@ -210,6 +210,10 @@ def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
         )
 
 
+_USES = ("encoding", "speaking")
+"""What experts lend memory for."""
+
+
 def _print_phases(fit: MemoryFit) -> None:
     """What is in memory when, where that is not all the time."""
     out = results()
@@ -227,7 +231,8 @@ def _print_phases(fit: MemoryFit) -> None:
 def _print_budgets(report: InspectReport) -> None:
     results().print()
     sizes = ("budget", "process", "dense part", "context", "margin", "for experts")
-    table = plain_table(*sizes, "share", "", right=(*sizes, "share"))
+    uses = [use for use in _USES if any(use in fit.lent for fit in report.budgets)]
+    table = plain_table(*sizes, "share", *(f"while {use}" for use in uses), "", right=(*sizes, "share"))
     for fit in report.budgets:
         remark = "expect few hits" if fit.enough and not fit.comfortable else ""
         table.add_row(
@@ -235,6 +240,7 @@ def _print_budgets(report: InspectReport) -> None:
             format_bytes(fit.margin_nbytes),
             format_bytes(fit.expert_nbytes) if fit.enough else "–",
             f"{fit.share:.0%}" if fit.enough else "–",
+            *(format_bytes(fit.expert_nbytes - fit.lent.get(use, 0)) if fit.enough else "–" for use in uses),
             remark if fit.enough else f"too little: about {format_bytes(fit.minimum)} are needed",
         )
     print_table(table)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from coterie.errors import LoadError, UsageError
 from coterie.hf.configs import load_config, resolve_model
 from coterie.spec import BankKey, ExpertSource
 from coterie.store import Store, StorePart
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +18,7 @@ class StoreComponent:
 
     Attributes:
         name: The component that it is of a larger model, or None.
-        model_class: Its class.
+        model_class: transformers' class of it.
         config: Its part of the configuration.
         prefix: What the names of its tensors begin with in the store: empty where it is all that the store holds.
         experts: Its experts.
@@ -29,8 +26,8 @@ class StoreComponent:
     """
 
     name: str | None
-    model_class: type[PreTrainedModel]
-    config: PreTrainedConfig
+    model_class: type[Any]
+    config: Any
     prefix: str
     experts: ExpertSource
     banks: Mapping[BankKey, int]
