@@ -104,6 +104,13 @@ class TestStore:
         write_omni_store(store, SMALL)
         assert {file: file.stat().st_mtime_ns for file in before} == before
 
+    def test_its_thinker_opens_although_its_tables_are_larger_than_its_experts(
+        self, store: Path, open_model: Any
+    ) -> None:
+        model = open_model(store, component="thinker", memory="3GiB")
+        tables = sum(one.nbytes for one in model.buffers())
+        assert tables > model.coterie.cache.total_bytes
+
     def test_thinker_and_talker_say_what_was_designed(
         self, store: Path, prompt: bench_speech.Prompt, weights: OmniWeights, open_model: Any
     ) -> None:

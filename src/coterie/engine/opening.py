@@ -84,7 +84,8 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         if goes_by_phase(source, budget, context, opening.expert_memory):
             parts = Parts(source.footprint, source.dense, source.encoded, source.dtype, source.table, source.component)
         first = plan_for(source, budget, context, loaded=False, by_phase=parts is not None)
-        room = first.arena - source.footprint.least_experts
+        # What experts have no use for is there, too.
+        room = first.arena + first.spare(first.arena) - source.footprint.least_experts
         bound_compiled_kernels(budget)
         share_one_heap()
     register()
