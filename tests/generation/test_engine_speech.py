@@ -10,7 +10,7 @@ import torch
 
 import coterie
 from coterie.engine.loader import load
-from coterie.errors import RequestCancelledError, SpeechError, UsageError
+from coterie.errors import InputError, RequestCancelledError, SpeechError, UsageError
 from coterie.generation.tickets import SoundChunk, Ticket
 from zoo.tokenizer import add_tokenizer
 
@@ -107,3 +107,8 @@ def test_a_talker_that_fails_ends_its_own_answer(engine, model, monkeypatch) -> 
 def test_an_unknown_voice_is_refused(engine) -> None:
     with pytest.raises(UsageError, match="Did you mean 'ethan'"):
         engine.submit(ASKED, GREEDY, voice=coterie.Voice(name="Etha")).result(60)
+
+
+def test_a_text_that_no_template_made_cannot_be_spoken(engine) -> None:
+    with pytest.raises(InputError, match="no turn of the assistant"):
+        engine.submit("w5 w6", GREEDY, voice=VOICE).result(60)

@@ -10,23 +10,32 @@ import numpy as np
 import pytest
 import torch
 from transformers import BatchFeature
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
 
 import coterie
 from coterie.engine.loader import load
 from coterie.errors import OutputError, ReadError, SpeechError, UnsupportedError, UsageError
-from coterie.generation import talking
+from coterie.generation.completion import complete
 from coterie.generation.frames import FIRST_FRAMES, Frames
+from coterie.generation.kept_cache import KeptCache
+from coterie.generation.speaking import Speaking
 from coterie.generation.tickets import Piece, SoundChunk
 from coterie.hf import talker
+from coterie.hf.generation_steps import may_come_in_pieces, prepare_in_pieces
 from zoo import ZOO
 from zoo.tokenizer import add_tokenizer
 
 GREEDY = coterie.Sampling(max_new_tokens=20, greedy=True)
 DRAWN = coterie.Sampling(max_new_tokens=40, temperature=1.0, top_k=5, seed=3)
 ASKED = [{"role": "user", "content": "w5 w6 w7"}]
+MIRRORED = pytest.mark.skipif(
+    "_prepare_generation_config" not in vars(Qwen3OmniMoeTalkerForConditionalGeneration),
+    reason="in older releases the further codes of a frame are drawn, whatever is asked of the talker",
+)
 FRAME = 24
 """Samples of a frame of this model."""
 SHORT = coterie.Voice(greedy=True, max_seconds=30 * FRAME / 24_000)
+DRAWN_VOICE = replace(SHORT, greedy=False)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +94,7 @@ def frames(monkeypatch):
     return lambda: torch.stack(made, dim=1)[None]
 
 
-@pytest.mark.parametrize("voice", [SHORT, replace(SHORT, greedy=False)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("voice", [pytest.param(SHORT, marks=MIRRORED), DRAWN_VOICE], ids=["greedy", "drawn"])
 def test_it_is_the_sound_that_transformers_makes_of_the_whole_text(voice, model, frames) -> None:
     pieces, speech = spoken(model, replace(GREEDY, seed=3), voice=voice)
     options = {"talker_do_sample": False} if voice.greedy else {}
@@ -96,8 +105,8 @@ def test_it_is_the_sound_that_transformers_makes_of_the_whole_text(voice, model,
     assert samples(pieces).dtype == np.float32
     assert np.array_equal(samples(pieces), speech.samples)
     assert len(speech.samples) == len(waveform)
-    # The vocoder computes in bfloat16, too: here and there a sum rounds to the next number.
-    assert np.abs(speech.samples - waveform).max() <= 2**-8
+    # The vocoder computes in bfloat16, too, where sums of another length round otherwise.
+    assert np.abs(speech.samples - waveform).max() <= 2**-6
 
 
 def test_the_first_sound_comes_while_the_text_goes_on(model) -> None:
@@ -118,7 +127,7 @@ def test_the_sound_of_a_text_that_is_drawn_with_a_seed_is_that_of_transformers(m
     known = spoken(model, replace(DRAWN, max_new_tokens=6), voice=SHORT)[1].completion.token_ids
     made = frames().shape[-1]
     # It ends by itself: of a text that is cut transformers draws one token more for the same sound.
-    pieces, speech = spoken(model, replace(DRAWN, stop_token_ids=known[-1:]), voice=replace(SHORT, greedy=False))
+    pieces, speech = spoken(model, replace(DRAWN, stop_token_ids=known[-1:]), voice=DRAWN_VOICE)
     ids, codes, _ = stock(
         model, 40, frames=30, seed=3, ends=[101, known[-1]], thinker_do_sample=True, thinker_temperature=1.0,
         thinker_top_k=5,
@@ -141,11 +150,11 @@ def test_a_voice_with_a_seed_of_its_own_does_not_wait(model, frames) -> None:
 
 
 def test_where_rows_depend_on_their_number_the_text_is_read_as_a_whole(model, frames, monkeypatch) -> None:
-    monkeypatch.setattr(talking, "rows_are_independent", lambda model: False)
-    pieces, _ = spoken(model, GREEDY, voice=SHORT)
+    monkeypatch.setattr(talker, "rows_are_independent", lambda model: False)
+    pieces, _ = spoken(model, replace(GREEDY, seed=3), voice=DRAWN_VOICE)
     kinds = [piece.part for piece in pieces]
     assert kinds == sorted(kinds, key=("text", "sound").index)
-    _, codes, _ = stock(model, 21, frames=30, thinker_do_sample=False, talker_do_sample=False)
+    _, codes, _ = stock(model, 21, frames=30, seed=3, thinker_do_sample=False)
     assert torch.equal(frames(), codes[0])
 
 
@@ -194,8 +203,8 @@ def test_a_conversation_has_a_turn_of_what_was_closed_before_its_end(model) -> N
 
 def test_pictures_and_sounds_of_a_prompt_are_heard_as_transformers_hears_them(model, frames) -> None:
     inputs = shown(model)
-    speech = coterie.speak(model, inputs, replace(GREEDY, max_new_tokens=9), voice=SHORT).result()
-    ids, codes, _ = stock(model, 10, frames=30, inputs=inputs, thinker_do_sample=False, talker_do_sample=False)
+    speech = coterie.speak(model, inputs, replace(GREEDY, max_new_tokens=9, seed=3), voice=DRAWN_VOICE).result()
+    ids, codes, _ = stock(model, 10, frames=30, seed=3, inputs=inputs, thinker_do_sample=False)
     assert list(speech.completion.token_ids) == ids[:9]
     assert torch.equal(frames(), codes[0])
 
@@ -250,3 +259,45 @@ def test_what_cannot_be_spoken_is_said_at_once(model, bundled) -> None:
         coterie.Voice(seed=-2)
     with load(bundled, expert_memory="100%") as mute, pytest.raises(UnsupportedError, match="no talker"):
         coterie.speak(mute, "w5")
+
+
+def test_pictures_and_sounds_of_earlier_turns_are_heard_again(model) -> None:
+    tokenizer, wishes = coterie.processors(model).tokenizer, replace(GREEDY, max_new_tokens=3)
+    kept, first = KeptCache(), shown(model)
+    if not may_come_in_pieces(prepare_in_pieces(model.thinker, first)):
+        pytest.skip("this release takes pictures in one pass over the whole prompt alone")
+
+    def asked(inputs, reuse):
+        speaking = Speaking(model, tokenizer, inputs, wishes, voice=SHORT, reuse=reuse)
+        return speaking.result(), speaking._answer.talking.media.rows
+
+    answer, rows = asked(first, kept)
+    ids = [*first["input_ids"][0].tolist(), *answer.completion.token_ids]
+    more = BatchFeature({**first, "input_ids": torch.tensor([ids + first["input_ids"][0, -8:].tolist()])})
+    more["attention_mask"] = torch.ones_like(more["input_ids"])
+    again, heard = asked(more, kept)
+    anew, expected = asked(more, None)
+    assert again.completion.reused_tokens >= 32
+    assert torch.equal(heard, rows)
+    assert torch.allclose(heard.float(), expected.float(), atol=0.05)
+    assert len(again.samples) == len(anew.samples)
+    # A turn that was not spoken has left nothing of what it saw.
+    complete(model, tokenizer, first, wishes, reuse=kept)
+    anew_again, expected_again = asked(more, kept)
+    assert anew_again.completion.reused_tokens == 0
+    assert torch.equal(expected_again, expected)
+
+
+@pytest.mark.parametrize("most", [4, 20])
+def test_quantised_weights_speak_alike_whether_the_sound_waits_or_not(most, checkpoint, frames, tmp_path) -> None:
+    coterie.extract(checkpoint, tmp_path / "store", scheme="int8", dense_scheme="int8")
+    with load(tmp_path / "store", expert_memory="100%") as quantised:
+        assert talker.text_reading(quantised) == "alone"
+        inputs = coterie.chat_inputs(coterie.processors(quantised), ASKED)
+        tokenizer, wishes = coterie.processors(quantised).tokenizer, replace(GREEDY, max_new_tokens=most)
+        made = [
+            Speaking(quantised, tokenizer, inputs, wishes, voice=SHORT, streamed=streamed).result()
+            for streamed in (True, False)
+        ]
+    assert torch.equal(*frames().chunk(2, dim=-1))
+    assert len(made[0].samples) == len(made[1].samples)

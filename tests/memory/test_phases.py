@@ -37,6 +37,7 @@ warnings.simplefilter("ignore")
 import torch, coterie
 from coterie.plan.machine import process_memory
 
+torch.manual_seed(0)
 path, memory, context, pictures, frames, ends = json.loads(sys.argv[1])
 model = coterie.load(path, memory=memory, max_context=context, threads=1)
 runtime, plan = model.coterie, model.coterie.plan

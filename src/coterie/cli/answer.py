@@ -99,4 +99,7 @@ def experts_line(stats: ModelStats) -> str:
         line += f", {stats.warmed_used} of {stats.warmed} warmed were used"
     if stats.fetched.experts:
         line += f", {stats.fetched.experts} fetched ({format_bytes(stats.fetched.nbytes)})"
+    if read := [part for part in stats.parts.values() if part.reads]:
+        nbytes, seconds = sum(part.read_nbytes for part in read), sum(part.read_s for part in read)
+        line += f", {format_bytes(nbytes)} of encoders and speech read in {seconds:.1f} s"
     return line + (f", {stats.total.absent} uses of absent experts" if stats.total.absent else "")

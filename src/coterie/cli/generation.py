@@ -212,6 +212,7 @@ def _as_json(opened: OpenModel, request: Request, completion: Completion) -> dic
             "resident_bytes": stats.resident_bytes,
             "total_expert_bytes": stats.total_expert_bytes,
             "fetched": asdict(stats.fetched),
+            "parts": {path: asdict(part) for path, part in stats.parts.items()},
             "warmed": stats.warmed,
             "warmed_used": stats.warmed_used,
             "warmed_bytes": stats.warmed_bytes,

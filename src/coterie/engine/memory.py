@@ -34,7 +34,7 @@ def goes_by_phase(source: ModelSource, budget: int, context: int, expert_memory:
     return not fits_whole(budget, footprint, context, process=process, experts=wanted)
 
 
-def plan_for(source: ModelSource, budget: int, context: int, *, loaded: bool, by_phase: bool) -> MemoryPlan:
+def plan_for(source: ModelSource, budget: int, context: int, *, loaded: bool, by_phase: bool = False) -> MemoryPlan:
     """Divides a budget for the whole process.
 
     Args:

@@ -523,6 +523,7 @@ class Engine:
             completion: The answer.
         """
         self._steps_without(job)
+        job.close()
         self.governor.release(job)
         with self._changed:
             if job in self._running:
@@ -538,6 +539,7 @@ class Engine:
             return
         with self._changed:
             if not job.wanted and job in self._running:
+                job.close()
                 self._running.remove(job)
                 self.governor.forget(job)
                 self._changed.notify_all()

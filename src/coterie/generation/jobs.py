@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,7 @@ class Job:
         self.speech: Speech | None = None
         self._voice = voice
         self._spoken: SpokenAnswer | None = None
+        self._open = ExitStack()
         self._prepare = prepare
         self._sampling = sampling
         self._completing: Completing | None = None
@@ -263,7 +265,13 @@ class Job:
             model, inputs, self._completing, voice, self.request, draws=self._draws,
             on_sound=lambda samples: self.ticket.tell(SoundChunk(samples, SPEECH_RATE)),
         )  # fmt: skip
+        # What speaks stays in memory between its passes and those of others.
+        self._open.enter_context(model.coterie.speaking())
         return self._spoken.begin(reuse)
+
+    def close(self) -> None:
+        """Lets go of what it needed to speak. Harmless when repeated."""
+        self._open.close()
 
     def follow(self, steps: Steps) -> None:
         """Sees to the sound of its answer after a step, if it has one.

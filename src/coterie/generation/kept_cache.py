@@ -35,6 +35,8 @@ class KeptCache:
         self._shown: list[tuple[int, bytes]] = []
         # Where passes over several tokens began and ended: between, there is nothing to go on from.
         self._passes: list[tuple[int, int]] = []
+        # Of passes over pictures and sounds, what a talker reads of them.
+        self._heard: list[tuple[int, Tensor]] = []
 
     @property
     def tokens(self) -> int:
@@ -50,7 +52,21 @@ class KeptCache:
         """Frees it."""
         if self._cache is not None:
             IDLE.let_one_go(lambda cache: cache is self._cache)
-        self._cache, self._passes = None, []
+        self._cache, self._passes, self._heard = None, [], []
+
+    @property
+    def ids(self) -> Tensor:
+        """The tokens that it holds, int64 [T]."""
+        return self._ids[: self.tokens]
+
+    @property
+    def heard(self) -> list[Tensor]:
+        """What was noted by :meth:`hear` of tokens that it holds, pass by pass."""
+        return [rows for _, rows in self._heard]
+
+    def hear(self, end: int, rows: Tensor) -> None:
+        """Notes what a talker reads of the pictures and sounds in a pass that ended at a token: [M, H]."""
+        self._heard.append((end, rows))
 
     def begin(self, prepared: Prepared) -> Keeper | None:
         """Has a request begin with what is kept, as far as it begins in the same way.
@@ -96,6 +112,7 @@ class KeptCache:
             return None
         cut(cache, same)
         self._passes = [one for one in self._passes if one[1] <= same]
+        self._heard = [one for one in self._heard if one[0] <= same]
         return cache
 
     def _common(self, prepared: Prepared) -> int:

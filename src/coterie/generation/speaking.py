@@ -125,6 +125,7 @@ class Speaking:
     Raises:
         UnsupportedError: If the model has no talker, or the generation config asks for what one sequence cannot do.
         UsageError: If it has no such voice.
+        InputError: If the prompt has no turn of the assistant.
     """
 
     rate = SPEECH_RATE

@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from coterie.errors import CoterieError, SpeechError, UnsupportedError
+from coterie.errors import CoterieError, InputError, SpeechError, UnsupportedError
 from coterie.generation.completion import Completing, Completion, Reuse, end_tokens
 from coterie.generation.draws import Draws
 from coterie.generation.frames import Frames, Samples
-from coterie.generation.media_rows import MediaRows
+from coterie.generation.kept_cache import KeptCache
+from coterie.generation.media_rows import MediaRows, all_heard
 from coterie.generation.one_sequence import check_settings
 from coterie.generation.sampling import Sampling
 from coterie.generation.sequence import Keeper, Sequence
 from coterie.generation.speech import Speech, Voice, speaker_of
 from coterie.generation.steps import Steps
 from coterie.generation.talking import Talking
-from coterie.hf.talker import media_mask
+from coterie.hf.talker import media_mask, tokens_to_begin
 from coterie.passes.current import Request, Stated
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class SpokenAnswer:
 
     Raises:
         UnsupportedError: If the generation config asks for what one sequence cannot do.
+        InputError: If the prompt has no turn of the assistant.
     """
 
     def __init__(
@@ -78,6 +80,12 @@ class SpokenAnswer:
         self._request = request
         self._draws = draws
         self._ends = end_tokens(config)
+        first = tokens_to_begin(model, inputs["input_ids"])
+        if first is None:
+            raise InputError(
+                "The prompt has no turn of the assistant, by which a talker knows what it is to say.",
+                advice="Pass messages, or inputs that chat_inputs made with the model's chat template.",
+            )
         # In transformers the talker goes on with the random numbers that the text has left.
         drawn_twice = draws is not None and bool(config.do_sample) and not voice.greedy and voice.seed is None
         self.talking = Talking(
@@ -89,6 +97,7 @@ class SpokenAnswer:
             frames=Frames(model.code2wav, on_sound),
             draws=draws if voice.seed is None else Draws(voice.seed),
             waits=on_sound is None or drawn_twice,
+            first=first,
         )
         self.text: Sequence | None = None
         self.written = False
@@ -107,17 +116,25 @@ class SpokenAnswer:
         """Makes the sequence of the text.
 
         Args:
-            reuse: Where what was computed of the prompt's beginning is found. Of a prompt with pictures or sounds all
-                is computed: only passes over them tell what the talker reads of them.
+            reuse: Where what was computed of the prompt's beginning is found. Only passes over pictures and sounds tell
+                what the talker reads of them: a conversation keeps it, and without one all is computed.
         """
         shown = bool(media_mask(self._model, self._inputs["input_ids"]).any())
+        conversation = reuse if isinstance(reuse, KeptCache) else None
+        if shown and conversation is not None and not all_heard(self._model, conversation):
+            conversation.drop()
+
+        def watch(keeper: Keeper | None) -> Keeper:
+            self.talking.media = MediaRows(self._model, self._inputs["input_ids"], keeper, conversation)
+            return self.talking.media
+
         with Stated(self._request):
             self.text = self._completing.sequence(
                 self._request,
                 draws=self._draws,
                 piece=None if reuse is None else reuse.piece,
-                reuse=None if shown else reuse,
-                media=self._watch if shown else None,
+                reuse=conversation if shown else reuse,
+                media=watch if shown else None,
             )
         return self.text
 
@@ -180,11 +197,6 @@ class SpokenAnswer:
     def _prompt(self) -> Mapping[str, Any]:
         made: Mapping[str, Any] = self._inputs.to(self._model.dtype)
         return made
-
-    def _watch(self, keeper: Keeper | None) -> Keeper:
-        """Keeps what the talker reads of pictures and sounds in the prompt."""
-        self.talking.media = MediaRows(self._model, self._inputs["input_ids"], keeper)
-        return self.talking.media
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:

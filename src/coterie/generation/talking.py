@@ -8,6 +8,7 @@ three or four frames to a token. What each of them computes is what it computes 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,7 +25,7 @@ from coterie.generation.one_sequence import longest
 from coterie.generation.sequence import Sequence
 from coterie.hf.code_predictor import predicting
 from coterie.hf.generation_steps import Prepared, one_by_one, prompt_length
-from coterie.hf.talker import TextRows, giving, prepare_talker, rows_are_independent, spoken, written
+from coterie.hf.talker import TextReading, TextRows, giving, prepare_talker, spoken, text_reading, written
 from coterie.passes.current import Request, Stated, Stopped
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Talking:
         request: As whom its passes are known.
         frames: Takes what it makes.
         draws: Its random numbers; without them, it draws from the process's.
+        first: Tokens of the text that its first pass reads.
         waits: Whether it begins when the text has come to its end, and no sooner; also where it could not be exact
             before.
 
@@ -77,6 +79,7 @@ class Talking:
         frames: Frames,
         draws: Draws | None,
         waits: bool,
+        first: int,
     ) -> None:
         self.sequence: TalkerSequence | None = None
         self.reason: SpeechEnd = "none"
@@ -93,6 +96,7 @@ class Talking:
         self._request = request
         self._draws = draws
         self._waits = waits
+        self._first = first
         self._room: int | None = None
 
     @property
@@ -118,8 +122,10 @@ class Talking:
             self.sequence.tell(_said(text, ends), over=text.ended)
         elif text.ended or not (text.reading or self._wait()):
             said = _said(text, ends)
+            if len(said) < self._first and not text.ended:
+                return
             if not len(said):
-                self.over = text.ended
+                self.over = True
             elif self.in_steps:
                 self._begin(text, said, inputs(), steps)
             elif text.ended:
@@ -127,8 +133,12 @@ class Talking:
 
     def _wait(self) -> bool:
         """Whether it begins when the text has come to its end, and no sooner."""
-        self._waits = self._waits or not rows_are_independent(self._model)
-        return self._waits
+        return self._waits or self._reading == "together"
+
+    @functools.cached_property
+    def _reading(self) -> TextReading:
+        """How the text is read."""
+        return text_reading(self._model)
 
     def look(self) -> None:
         """Notes the end of the talker's sequence, if it has ended."""
@@ -164,8 +174,8 @@ class Talking:
     def _begin(self, text: Sequence, said: Tensor, inputs: Mapping[str, Any], steps: Steps) -> None:
         """Makes the talker's sequence, which takes part from now on."""
         start = time.perf_counter()
-        # Of a text that has ended, all is read as transformers reads it.
-        known = said if text.ended else said[:1]
+        # Of a text that has ended, all is read at once, as transformers reads it.
+        known = said if text.ended and self._reading != "alone" else said[: self._first]
         with Stated(self._request):
             prepared = prepare_talker(
                 self._model, inputs, self._speaker, thinker=self._written(text, known), talker=self._options

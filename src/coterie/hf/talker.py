@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +23,8 @@ _TRAILING = "trailing_text_hidden"
 _MEDIA = ("audio_token_id", "image_token_id", "video_token_id")
 _ENCODED = ("input_features", "pixel_values", "pixel_values_videos")
 """Inputs that only the thinker's encoders read."""
+_ROLE_ROWS = 4
+"""Rows in which transformers computes the fewest: three tokens say whose turn it is, and one is of the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,21 @@ def writing_part(model: Any) -> Any:
 def accepted_layer(model: Any) -> int:
     """The layer of the thinker whose input the talker reads, of pictures and sounds in a prompt."""
     return int(model.config.talker_config.accept_hidden_layer)
+
+
+def tokens_to_begin(model: Any, ids: Tensor) -> int | None:
+    """Tokens of the text that the talker's first pass reads.
+
+    Args:
+        model: The whole model.
+        ids: The prompt, [1, T].
+
+    Returns:
+        1 after the marks of Qwen3-Omni's own template; None if the prompt has no turn of the assistant.
+    """
+    begins = (ids[0, :-1] == model.config.im_start_token_id) & (ids[0, 1:] == model.config.assistant_token_id)
+    places = begins.nonzero().flatten()
+    return max(1, _ROLE_ROWS - (ids.shape[1] - int(places[-1]))) if len(places) else None
 
 
 def media_mask(model: Any, ids: Tensor) -> Tensor:
@@ -189,11 +206,9 @@ class TextRows:
         return _alone(self._model.talker.text_projection, self._model.thinker.get_input_embeddings()(token[None, None]))
 
 
-_ROLE_ROWS = 4
-"""Rows in which transformers computes the fewest: three tokens say whose turn it is, and one is of the text."""
 _ROW_COUNTS = (4, 5, 7, 13, 33, 160)
 """In how many rows it is tried out whether the number of rows matters, and how many are computed alone."""
-_ALONE = 16
+_ALONE = 8
 _independent: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 
 
@@ -210,12 +225,30 @@ def _alone(projection: nn.Module, row: Tensor) -> Tensor:
     return made
 
 
-@torch.no_grad()
-def rows_are_independent(model: Any) -> bool:
-    """Whether a row of the text has the same bits however many there are, so that it may be read before all are there.
+TextReading = Literal["alone", "together", "either"]
+"""How the talker's rows of a text are computed: one by one, all at once, or either way, with the same bits."""
+
+
+def text_reading(model: Any) -> TextReading:
+    """How the rows of a text are to be computed, so that they are the same whether the sound waits for the text or not.
 
     Transformers projects all rows of a text at once. How a product of matrices rounds can depend on the number of rows:
-    in bfloat16 it does not, in float32 it does with several threads. So it is tried out, once for each model.
+    in bfloat16 it does not, in float32 it does with several threads. Only if it does not may a row be read before all
+    are there. Where weights are stored in a scheme, transformers has no bits that would have to be met, and rows are
+    always computed one by one.
+
+    Args:
+        model: The whole model.
+    """
+    projection = model.talker.text_projection
+    if not (isinstance(projection.linear_fc1, nn.Linear) and isinstance(projection.linear_fc2, nn.Linear)):
+        return "alone"
+    return "either" if rows_are_independent(model) else "together"
+
+
+@torch.no_grad()
+def rows_are_independent(model: Any) -> bool:
+    """Whether a row of the text has the same bits however many there are; it is tried out, once for each model.
 
     Args:
         model: The whole model.
