@@ -9,6 +9,7 @@ import typer
 from coterie.cli.console import facts_table, plain_table, print_json, print_table, results
 from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
 from coterie.spec import format_bytes, parse_bytes
+from coterie.spec.footprint import PartUse
 
 if TYPE_CHECKING:
     from coterie.inspection import InspectReport, MemoryFit
@@ -210,7 +211,7 @@ def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
         )
 
 
-_USES = ("encoding", "speaking")
+_USES: tuple[PartUse, ...] = ("encoding", "speaking")
 """What experts lend memory for."""
 
 
