@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,39 @@ def test_a_large_store_is_told_what_four_bits_take(coterie, moe: str, tmp_path: 
         assert outcome.err.count("--scheme int4 --dense-scheme int4") == 1
     assert "int4" not in coterie("extract", moe, str(tmp_path / "store")).err
     assert "int4" not in coterie("extract", moe, str(tmp_path / "other"), "--scheme", "native").err
+
+
+def test_schemes_by_part(coterie, moe: str, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    made = coterie("extract", moe, store, "--dense-scheme", "attention=int8,rest=int4")
+    assert "Linear layers outside experts: attention int8, head int4." in made.out
+    assert coterie("verify", store, "--against", moe).code == 0
+    shown = coterie("inspect", store).out
+    assert "linear layers in one scheme for each part (below)" in shown
+    assert re.search(r"^attention +\S+ \S+ +int8 .*, native ", shown, re.MULTILINE)
+    assert re.search(r"^head +\S+ \S+ +int4 *$", shown, re.MULTILINE)
+    found = json.loads(coterie("inspect", store, "--json").out)
+    assert found["dense_scheme"] == "attention=int8,head=int4"
+    schemes = {part["part"]: set(part["schemes"]) for part in found["dense_parts"]}
+    assert (schemes["attention"], schemes["head"]) == ({"int8", "native"}, {"int4"})
+    planned = coterie("extract", moe, str(tmp_path / "other"), "--dense-scheme", "attention=int8", "--dry-run")
+    assert "attention=int8,head=native" in planned.out
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("attn=int8", "Valid: 'attention', "),
+        ("attention=int44", "Did you mean 'int4'?"),
+        ("routers=int8", "they decide which experts compute"),
+        ("mlp=int8", "It has: 'attention', 'head'."),
+    ],
+)
+def test_schemes_of_parts_that_there_are_not(given: str, told: str, coterie, moe: str, tmp_path: Path) -> None:
+    outcome = coterie("extract", moe, str(tmp_path / "store"), "--dense-scheme", given)
+    assert outcome.code == 2
+    assert told in outcome.err
+    assert not (tmp_path / "store").exists()
 
 
 def test_json(coterie, moe: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.errors import StoreError, UsageError
 from coterie.extraction import extract, quantize
+from coterie.extraction.four_bits import FourBits
 from coterie.hf.linears import linear_weights
 from coterie.inspection import inspect, verify
-from coterie.origins import StoreOrigin
+from coterie.origins import CheckpointOrigin, StoreOrigin
 from coterie.store import Store, verify_store
 
 from .stores import snapshot
@@ -69,6 +71,20 @@ def test_a_model_that_speaks_has_a_default_beside_rounded_experts(omni: Path, tm
     assert made(scheme="int4", dense_scheme="int4") == "int4"
 
 
+def test_what_four_bits_take_is_counted_with_the_default(omni: Path, moe: Path, tmp_path: Path) -> None:
+    for checkpoint, dense_scheme in ((omni, None), (moe, "int4")):
+        origin = CheckpointOrigin.open(checkpoint)
+        chosen = dict.fromkeys(origin.model.banks, (0, 1))
+        counted = FourBits.of(origin, chosen)
+        assert counted is not None
+        assert counted.dense_scheme == dense_scheme
+        plan = {"scheme": "int4", "dense_scheme": dense_scheme, "experts": "0-1", "dry_run": True}
+        report = extract(checkpoint, tmp_path / "store", **plan)
+        tensors = sum(file.nbytes for file in report.files if file.file.endswith(".safetensors"))
+        # Files have headers, too.
+        assert 0 < tensors - counted.nbytes < len(report.files) * 2**15
+
+
 def test_other_models_have_none(moe: Path, tmp_path: Path) -> None:
     assert extract(moe, tmp_path / "store", scheme="int4", dry_run=True).dense_scheme == "native"
 
@@ -118,6 +134,15 @@ def test_a_store_is_quantised_part_by_part(omni: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_the_code_predictor_of_a_store_is_rounded_later(omni: Path, tmp_path: Path) -> None:
+    extract(omni, tmp_path / "old", experts="0", dense_scheme="int4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing is rounded twice
+        quantize(tmp_path / "old", tmp_path / "got", dense_scheme="predictor=int8")
+    extract(omni, tmp_path / "want", experts="0", dense_scheme="predictor=int8,rest=int4")
+    assert snapshot(tmp_path / "got") == snapshot(tmp_path / "want")
+
+
 def test_a_checkpoint_is_quantised_without_defaults(omni: Path, tmp_path: Path) -> None:
     assert quantize(omni, tmp_path / "experts", scheme="int4", dry_run=True).dense_scheme == "native"
     part = quantize(omni, tmp_path / "part", scheme="int4", dense_scheme="head=int8", dry_run=True)
@@ -145,8 +170,8 @@ def test_inspection_says_what_each_part_takes(omni: Path, tmp_path: Path) -> Non
     store, checkpoint = inspect(tmp_path / "store"), inspect(omni)
     assert store.dense_scheme == SPEAKING
     assert sum(part.nbytes for part in checkpoint.dense_parts) == checkpoint.dense_nbytes
-    # The files of a store have headers, too.
-    assert 0 < store.dense_nbytes - sum(part.nbytes for part in store.dense_parts) < 64 * 2**10
+    # Where whole files are counted, their headers are, too.
+    assert 0 <= store.dense_nbytes - sum(part.nbytes for part in store.dense_parts) < 64 * 2**10
     ours, theirs = ({part.part: part for part in one.dense_parts} for one in (store, checkpoint))
     assert list(ours) == list(theirs)
     assert list(ours) == [

@@ -90,8 +90,9 @@ def command(
             metavar="SCHEMES",
             show_default=False,
             help="How linear layers outside experts are stored: native, int8 or int4 for all, or by part, such as "
-            f"attention=int8,encoders=native,rest=int4. Parts: {', '.join(SCHEMED_PARTS)}. Default: as in the store; "
-            "for a new one native, or, if the model speaks and its experts are lossy, int8 for all but encoders.",
+            f"attention=int8,encoders=native,rest=int4. Parts: {', '.join(SCHEMED_PARTS)} (rounded only if it is "
+            "named). Default: as in the store; for a new one native, or, if the model speaks and its experts are "
+            "lossy, int8 for all but encoders.",
         ),
     ] = None,
     revision: RevisionOption = None,

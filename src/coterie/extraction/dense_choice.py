@@ -9,7 +9,6 @@ from coterie.extraction.dense import parts_with_linears
 from coterie.extraction.quantising import check_smaller
 from coterie.hf.configs import has_talker
 from coterie.origins import Origin
-from coterie.spec.dense_parts import SCHEMED_PARTS
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, SPEAKING, DenseRequest, DenseSchemes
 
 
@@ -36,9 +35,10 @@ def settle_dense_schemes(origin: Origin, request: DenseRequest, otherwise: Dense
     Raises:
         UsageError: If a part is named that the model does not have, or the origin has fewer bits of one.
     """
-    settled = request.settle(parts_with_linears(origin), otherwise, origin.model.class_name)
+    parts = parts_with_linears(origin)
+    settled = request.settle(parts, otherwise, origin.model.class_name)
     have = origin.dense_schemes
-    for part in SCHEMED_PARTS:
+    for part in sorted(parts):
         what = f"Linear layers of the part {part!r}" if have.by_part else "Linear layers outside experts"
         check_smaller(f"{what} are", have.of(part), settled.of(part))
     for caution in request.cautions:

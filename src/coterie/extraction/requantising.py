@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from coterie.errors import UsageError
+from coterie.extraction.dense import parts_with_linears
 from coterie.extraction.dense_choice import settle_dense_schemes
 from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
 from coterie.extraction.precision import SchemesByTrust
@@ -20,7 +21,6 @@ from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_files
 from coterie.quant import lossy_scheme
 from coterie.spec import BankKey
-from coterie.spec.dense_parts import SCHEMED_PARTS
 from coterie.spec.dense_schemes import REST, DenseRequest
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store
@@ -114,7 +114,7 @@ def quantize(
     changes = sorted({(have[key], want[key]) for key in have})
     for old, new in changes:
         check_smaller("Some experts are", old, new)
-    changes += [(dense.of(part), dense_wanted.of(part)) for part in SCHEMED_PARTS]
+    changes += [(dense.of(part), dense_wanted.of(part)) for part in parts_with_linears(origin)]
     if any(old not in (NATIVE, new) for old, new in changes):
         _warn_lossy(path)
     if not dry_run:

@@ -43,7 +43,7 @@ def dense_part_facts(
     Args:
         skeleton: The model on the meta device.
         keymap: Where in it the tensors have their places.
-        tensors: Those of a store or a checkpoint, by name.
+        tensors: Those of a store or a checkpoint that are to be counted, by name.
         linears: Weights of linear layers that are in a scheme, by name.
         prefix: What the names begin with of those that count.
     """
@@ -53,8 +53,10 @@ def dense_part_facts(
         if not name.startswith(prefix):
             continue
         linear = linears.get(name)
-        scheme, nbytes = (NATIVE, tensors[name].nbytes) if linear is None else (linear.scheme.name, linear.nbytes)
-        found[parts.of(target)][scheme] += nbytes
+        if linear is not None and linear.codes.name in tensors:
+            found[parts.of(target)][linear.scheme.name] += linear.nbytes
+        elif name in tensors:
+            found[parts.of(target)][NATIVE] += tensors[name].nbytes
     return tuple(
         DensePartFacts(part=part, nbytes=found[part].total(), schemes=dict(sorted(found[part].items())))
         for part in DENSE_PARTS
