@@ -15,7 +15,7 @@ def in_scheme(predictor: Any, scheme: str, *, native: bool = True) -> Any:
     Args:
         predictor: The code predictor in bfloat16.
         scheme: The scheme.
-        native: Whether it is computed as Coterie does; else the layers are called by their class, with bfloat16 between.
+        native: Whether it is computed as Coterie does; else the class calls its layers, with bfloat16 between them.
     """
     from coterie.integration import install_native_layers, install_native_norms
     from coterie.kernels import QuantisedLinear

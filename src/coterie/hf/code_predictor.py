@@ -129,11 +129,11 @@ class _Frames:
         return self._codes(self._prepared, inputs_embeds, max_new_tokens)
 
     def _prepare(self, inputs_embeds: Tensor, count: int, asked: dict[str, Any]) -> Prepared:
-        del self._predictor.generate
+        ours = vars(self._predictor).pop("generate")  # or what somebody has put around it
         try:
             return prepare(self._predictor, inputs_embeds=inputs_embeds, max_new_tokens=count, **asked)
         finally:
-            self._predictor.generate = self
+            self._predictor.generate = ours
 
     @torch.no_grad()
     def _codes(self, prepared: Prepared, inputs_embeds: Tensor, count: int) -> Codes:
