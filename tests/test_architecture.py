@@ -426,6 +426,8 @@ def test_the_current_pass_is_kept_in_one_place() -> None:
     # What else is by thread there is no pass's:
     others = {
         "passes/admission.py": "which threads compute, and what each generation has used",
+        "engine/lending.py": "the main thread, to which interrupts come",
+        "engine/parts.py": "which threads are not done with a part",
         "engine/store_growth.py": "which thread writes, and does not wait for itself",
         "hf/foreign.py": "whose remarks are left out",
         "hf/skeleton.py": "whose model is being built",

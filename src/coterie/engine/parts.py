@@ -10,31 +10,26 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
 from coterie.cache.arena import AddressRange
-from coterie.checkpoint import LazyTensor, Postponing, TensorInfo
+from coterie.checkpoint import LazyTensor, TensorInfo
 from coterie.engine.lending import Lending
-from coterie.errors import LoadError, MemoryBudgetError, ReadError
+from coterie.engine.part_memory import Weight, read_now, read_rows, reserve
+from coterie.errors import LoadError, MemoryBudgetError, UsageError
 from coterie.hf.keymap import plain_targets
 from coterie.hf.parts import is_whole, may_leave, part_path
 from coterie.integration import AwayModules, EmbeddingRows, cover
 from coterie.plan.budget import MemoryPlan
-from coterie.plan.huge_pages import HUGE_PAGE
-from coterie.quant.dtypes import TORCH_DTYPES
-from coterie.spec import round_up
 from coterie.spec.footprint import ROWS_NBYTES, Footprint, PartUse
 
-_ALIGNMENT = 64
-"""Of tensors, as torch aligns them: products round by where their operands lie."""
 _TALKER = "talker"
 
 
@@ -57,22 +52,13 @@ class PartStats:
     read_s: float
 
 
-@dataclass(slots=True, kw_only=True)
-class _Tensor:
-    info: TensorInfo
-    keeper: Postponing
-    weight: torch.Tensor
-    record: memoryview
-    target: str | None = None
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Part:
     path: str
     use: PartUse
     memory: AddressRange
     length: int
-    tensors: list[_Tensor]
+    tensors: list[Weight]
     modules: AwayModules | None = None
     resident: bool = True
     calls: int = 0
@@ -125,7 +111,7 @@ class Parts:
         self._table = table
         self._component = component
         self._parts: list[_Part] = []
-        self._rows: tuple[_Tensor, AddressRange] | None = None
+        self._rows: tuple[Weight, AddressRange] | None = None
         self.rows: EmbeddingRows | None = None
         self._held: dict[PartUse, int] = {"encoding": 0, "speaking": 0}
         self._lock = threading.RLock()
@@ -152,14 +138,14 @@ class Parts:
                 wanted.setdefault(found[0], []).append((info, None))
         for part in self._footprint.parts:
             if wanted.get(part.path):
-                memory, length, tensors = _reserve(wanted[part.path])
+                memory, length, tensors = reserve(wanted[part.path])
                 self._parts.append(_Part(path=part.path, use=part.use, memory=memory, length=length, tensors=tensors))
         table = None if self._table is None else self._dense.get(self._table)
         if table is not None and self._table in plain and self._postponable(table):
             path = plain[self._table].rpartition(".")[0]
             tied = getattr(model, "all_tied_weights_keys", None) or {}
             if EmbeddingRows.serves(model.get_submodule(path)) and plain[self._table] not in {*tied, *tied.values()}:
-                memory, _, (only,) = _reserve([(table.info, plain[self._table])])
+                memory, _, (only,) = reserve([(table.info, plain[self._table])])
                 self._rows = only, memory
 
     def _postponable(self, tensor: Any) -> bool:
@@ -192,7 +178,7 @@ class Parts:
             assert tensor.target is not None
             path = tensor.target.rpartition(".")[0]
             embedding: Any = model.get_submodule(path)
-            self.rows = EmbeddingRows(embedding, partial(_read_rows, tensor.info), ROWS_NBYTES)
+            self.rows = EmbeddingRows(embedding, partial(read_rows, tensor.info), ROWS_NBYTES)
             self.rows.install(embedding, path)
 
     @staticmethod
@@ -205,7 +191,7 @@ class Parts:
             raise LoadError(f"The model has no {last}, of which there are weights.", advice="Please report it.")
         return str(found[0])
 
-    def _settled(self, model: nn.Module, one: _Tensor) -> bool:
+    def _settled(self, model: nn.Module, one: Weight) -> bool:
         """Whether a weight lies in the memory that was reserved for it; else it is read, and stays."""
         if one.target is None:
             return True
@@ -215,7 +201,7 @@ class Parts:
             weight.data = one.weight
             return True
         with torch.no_grad():
-            weight.data.copy_(_read_now(one))
+            weight.data.copy_(read_now(one))
         return False
 
     def leave_all(self) -> None:
@@ -307,7 +293,7 @@ class Parts:
 
     def _read(self, part: _Part) -> None:
         begun = time.perf_counter()
-        by_keeper: dict[int, list[_Tensor]] = {}
+        by_keeper: dict[int, list[Weight]] = {}
         for one in part.tensors:
             by_keeper.setdefault(id(one.keeper), []).append(one)
         self._borrow(part)
@@ -343,7 +329,8 @@ class Parts:
 
     def _return(self, part: _Part) -> None:
         if self._lending is not None:
-            self._lending.lend((self, part.use), self._lent(part.use))
+            with suppress(UsageError):  # the model was closed
+                self._lending.lend((self, part.use), self._lent(part.use))
 
     def _lent(self, use: PartUse, also: _Part | None = None) -> int:
         """What the parts of a use that are in memory borrow together, with one that comes."""
@@ -361,10 +348,11 @@ class Parts:
 
     def _leave(self, part: _Part) -> None:
         assert part.modules is not None
+        # First of all: whatever comes in between, the next call reads it again.
+        self._note(part, resident=False)
         part.modules.leave()
         part.discard()
         part.users.clear()
-        self._note(part, resident=False)
         self._return(part)
 
     def _note(self, part: _Part, *, resident: bool) -> None:
@@ -372,63 +360,5 @@ class Parts:
         self._any_here = any(one.resident for one in self._parts)
 
 
-def _reserve(wanted: list[tuple[TensorInfo, str | None]]) -> tuple[AddressRange, int, list[_Tensor]]:
-    """Addresses for tensors, without memory, and has whoever keeps them hand these out."""
-    offset, offsets = 0, []
-    for info, _ in wanted:
-        offsets.append(offset)
-        offset = round_up(offset + info.nbytes, _ALIGNMENT)
-    length = round_up(offset, 4096)
-    memory = AddressRange(length)
-    whole = length // HUGE_PAGE * HUGE_PAGE
-    if whole:
-        memory.advise("MADV_HUGEPAGE", memory.start, whole)
-    tensors = []
-    for (info, target), at in zip(wanted, offsets, strict=True):
-        start, dtype = memory.start + at, TORCH_DTYPES[info.dtype]
-        # Made in inference mode they could not be used outside it.
-        with torch.inference_mode(False):
-            flat = torch.frombuffer(memory.memory, dtype=dtype, count=prod(info.shape), offset=start)
-            weight = flat.view(info.shape)
-        record = memoryview(memory.memory)[start : start + info.nbytes]
-        keeper: Any = info.keeper
-        keeper.postpone(info, weight)
-        tensors.append(_Tensor(info=info, keeper=keeper, weight=weight, record=record, target=target))
-    return memory, length, tensors
-
-
-def _read_rows(info: TensorInfo, ids: Sequence[int], into: memoryview) -> None:
-    """Reads rows of a tensor, one after the other.
-
-    Raises:
-        ReadError: If one cannot be read, or the file has changed.
-    """
-    nbytes = info.nbytes // info.shape[0]
-    try:
-        with closing(info.source.open("scattered")) as file:
-            for id in ids:
-                file.will_read(info.offset + id * nbytes, nbytes)
-            for place, id in enumerate(ids):
-                row, done = into[place * nbytes : (place + 1) * nbytes], 0
-                while done < nbytes:
-                    count = file.read_at(row[done:], info.offset + id * nbytes + done)
-                    if not count:
-                        raise OSError(None, "it ends too early")
-                    done += count
-    except OSError as error:
-        raise ReadError(
-            f"Row {id} of {info.name!r} in {info.path} cannot be read: {error.strerror or error}.",
-            advice="Check the disk, and that nobody writes to the file; then open the model again.",
-            path=info.path,
-            tensor=info.name,
-        ) from error
-
-
 def _record_of(records: Mapping[str, memoryview], info: TensorInfo) -> memoryview:
     return records[info.name]
-
-
-def _read_now(one: _Tensor) -> torch.Tensor:
-    into = bytearray(one.info.nbytes)
-    one.keeper.read_postponed([one.info], lambda info: memoryview(into))
-    return torch.frombuffer(into, dtype=one.weight.dtype).view(one.weight.shape)
