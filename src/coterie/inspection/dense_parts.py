@@ -53,7 +53,7 @@ def dense_part_facts(
         if not name.startswith(prefix):
             continue
         linear = linears.get(name)
-        if linear is not None and linear.codes.name in tensors:
+        if linear is not None:
             found[parts.of(target)][linear.scheme.name] += linear.nbytes
         elif name in tensors:
             found[parts.of(target)][NATIVE] += tensors[name].nbytes
