@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +22,12 @@ from typing import Any
 import torch
 
 from coterie.checkpoint import Checkpoint
-from coterie.extraction.planning import plan_extraction
-from coterie.hf.context import context_shape, default_context
+from coterie.extraction.whole import plan_whole
+from coterie.hf.context import default_context
 from coterie.hf.skeleton import build_skeleton
 from coterie.inspection import MemoryFit, memory_fit
+from coterie.inspection.planned import planned_footprint
 from coterie.origins import CheckpointOrigin
-from coterie.spec.dense_schemes import DenseSchemes
-from coterie.spec.footprint import BankRecords, Footprint
 from harness.report import RESULTS, Table
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64", torch.bool: "BOOL"}
@@ -145,15 +143,12 @@ def sizes(model: Released, folder: Path) -> Sizes:
     """Lays a model out without content and asks what it takes."""
     lay_out(model, folder)
     checkpoint = Checkpoint.open(folder)
-    chosen = {key: tuple(range(bank.bank.num_experts)) for key, bank in checkpoint.banks.items()}
     scheme = "native" if model.mxfp4 else _SCHEME
-    plan = plan_extraction(CheckpointOrigin(checkpoint), chosen, scheme, DenseSchemes(_SCHEME))
-    banks = {bank.key: BankRecords(layouts=Counter(one.layout for one in bank.experts)) for bank in plan.store.banks}
+    plan = plan_whole(CheckpointOrigin(checkpoint), scheme, _SCHEME)
     records = [one.layout.nbytes for bank in plan.store.banks for one in bank.experts]
     dense = sum(tensor.nbytes for tensor in plan.dense)
     config = checkpoint.skeleton.config
-    shape = context_shape(config, checkpoint.dtype, type(checkpoint.skeleton))
-    footprint = Footprint.of(banks, dense=dense, shape=shape)
+    footprint = planned_footprint(checkpoint, plan)
     context = default_context(config)
 
     def fits(memory: int) -> MemoryFit:

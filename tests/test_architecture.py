@@ -429,6 +429,7 @@ def test_the_current_pass_is_kept_in_one_place() -> None:
         "engine/lending.py": "the main thread, to which interrupts come",
         "engine/parts.py": "which threads are not done with a part",
         "engine/store_growth.py": "which thread writes, and does not wait for itself",
+        "hf/foreign.py": "whose remarks are left out",
         "hf/skeleton.py": "whose model is being built",
         "bench/breakdown.py": "which thread is timed",
     }

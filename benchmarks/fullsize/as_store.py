@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,8 +37,26 @@ _ROWS = 4096
 def write_as_store(path: Path, model: FullSizeModel, name: str) -> None:
     """Writes the store, or goes on with one that was interrupted; nothing is done if it is there."""
     files = side_files(model)
-    plan = _plan(model, name, tuple(files))
     dense = [one for tensor in model.dense() for one in _dense(model, tensor)]
+    fill_store(path, _plan(model, name, tuple(files)), dense, files, lambda key: model)
+
+
+def fill_store(
+    path: Path,
+    plan: StorePlan,
+    dense: Sequence[DenseTensor],
+    files: Mapping[str, bytes],
+    model_of: Callable[[BankKey], FullSizeModel],
+) -> None:
+    """Writes a store, or goes on with one that was interrupted; nothing is done if it is there.
+
+    Args:
+        path: Its directory.
+        plan: What it is to hold; experts in scheme int4.
+        dense: Everything that is not an expert.
+        files: The other files, by name.
+        model_of: Gives the model whose experts a bank has.
+    """
     dense_nbytes = sum(tensor.nbytes for tensor in dense)
     with StoreWriter.open(path, plan) as writer:
         missing = writer.missing_nbytes() + (0 if writer.dense_done else dense_nbytes)
@@ -49,7 +67,7 @@ def write_as_store(path: Path, model: FullSizeModel, name: str) -> None:
             progress.advance(dense_nbytes)
         for key in writer.missing_banks():
             with writer.bank(key) as bank:
-                _write_bank(bank, model, progress)
+                _write_bank(bank, model_of(key), progress)
         for file in writer.missing_files():
             writer.write_file(file, files[file])
         writer.finish()

@@ -21,11 +21,12 @@ class Files:
         self.store = work / f"{shape}-store"
         self.gguf = work / f"{shape}-q4_0.gguf"
         self.checkpoint = work / f"{shape}-checkpoint"
+        self.hollow = work / f"{shape}-hollow"
         self._work = work
         self._shape = shape
 
     def make(self, *kinds: str) -> None:
-        """Writes what is missing of ``store``, ``gguf`` and ``checkpoint``, in a process of its own.
+        """Writes what is missing of ``store``, ``gguf``, ``checkpoint`` and ``hollow``, in a process of its own.
 
         Libraries that this process had mapped could not be dropped from the page cache, and a start that finds them
         there is not cold.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -63,12 +63,13 @@ class FullSizeModel:
     Args:
         dimensions: Its size; inputs of matrices are multiples of 64.
         seed: Of everything random.
+        never_said: Ids that are not in the walk. The model takes one for the last id of the walk, and says none.
 
     Raises:
         ValueError: If an input is no multiple of 64, or there are more ids than texts for them.
     """
 
-    def __init__(self, dimensions: Dimensions, seed: int = 0) -> None:
+    def __init__(self, dimensions: Dimensions, seed: int = 0, never_said: Sequence[int] = ()) -> None:
         inputs = dimensions.hidden, dimensions.expert_hidden, dimensions.heads * dimensions.head_dim
         if any(each % GROUP for each in inputs):
             raise ValueError(f"Inputs of matrices must be multiples of {GROUP}, not {inputs}.")
@@ -76,11 +77,12 @@ class FullSizeModel:
             raise ValueError(f"There are texts for {design.token_of('zzz') + 1} ids, not {dimensions.vocabulary}.")
         self.dimensions = dimensions
         self.seed = seed
+        self.never_said = tuple(never_said)
 
     @cached_property
     def walk(self) -> design.Walk:
         """The order of the token ids."""
-        return design.Walk(self.dimensions.vocabulary, self._rng("walk"))
+        return design.Walk(self.dimensions.vocabulary, self._rng("walk"), self.never_said)
 
     def dense(self) -> Iterator[DenseTensor]:
         """Everything that is not an expert, in a fixed order."""
@@ -112,7 +114,7 @@ class FullSizeModel:
         if tensor.name == "model.embed_tokens.weight":
             return self._embedding
         if tensor.name == "lm_head.weight":
-            return self._embedding.rows(self.walk.predecessors)
+            return self._head
         rows, columns = tensor.shape
         gain = ADDED if ".o_proj." in tensor.name else 1.0
         return draw(self._rng(tensor.name), rows, columns, gain / math.sqrt(columns))
@@ -156,7 +158,17 @@ class FullSizeModel:
             own = self._rng(f"tokens.{first}").standard_normal((rows.stop - first, hidden), dtype=np.float32)
             part = encode(by_topic[topics[rows]] + common + math.sqrt(design.TOKEN) * own, _EMBEDDING_STEP)
             packed[rows], scales[rows] = part.packed, part.scales
+        if self.never_said:
+            # The one after the last is the first of the walk.
+            packed[list(self.never_said)] = packed[self.walk.order[-1]]
+            scales[list(self.never_said)] = scales[self.walk.order[-1]]
         return CodedMatrix(packed, scales)
+
+    @property
+    def _head(self) -> CodedMatrix:
+        head = self._embedding.rows(self.walk.predecessors)
+        head.scales[list(self.never_said)] = 0
+        return head
 
     def _rng(self, name: str) -> np.random.Generator:
         return np.random.Generator(np.random.SFC64([self.seed, zlib.crc32(name.encode())]))

@@ -17,6 +17,8 @@ of each layer has on 512 decoded tokens the hit rates that Qwen3-30B-A3B has, ab
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -39,23 +41,26 @@ class Walk:
     Args:
         vocabulary: How many there are.
         rng: Where randomness comes from.
+        left_out: Ids that are not in it, such as those of roles and pictures. What follows one of them is the first id
+            of the walk.
 
     Attributes:
-        order: Ids in the order of the walk, int64 [vocabulary].
-        topics: Topic of each id, int64 [vocabulary].
+        order: Ids in the order of the walk, int64 [ids that are not left out].
+        topics: Topic of each id, int64 [vocabulary]; one that is left out has that of the walk's last.
     """
 
-    def __init__(self, vocabulary: int, rng: np.random.Generator) -> None:
-        self.order: Ids = rng.permutation(vocabulary)
-        runs = rng.integers(TOPICS, size=-(-vocabulary // RUN))
-        self.topics: Ids = np.empty(vocabulary, dtype=np.int64)
-        self.topics[self.order] = runs.repeat(RUN)[:vocabulary]
-        self._place: Ids = np.empty(vocabulary, dtype=np.int64)
-        self._place[self.order] = np.arange(vocabulary)
+    def __init__(self, vocabulary: int, rng: np.random.Generator, left_out: Sequence[int] = ()) -> None:
+        order: Ids = rng.permutation(vocabulary)
+        self.order: Ids = order[~np.isin(order, left_out)] if left_out else order
+        runs = rng.integers(TOPICS, size=-(-vocabulary // RUN)).repeat(RUN)[: len(self.order)]
+        self.topics: Ids = np.full(vocabulary, runs[-1], dtype=np.int64)
+        self.topics[self.order] = runs
+        self._place: Ids = np.full(vocabulary, -1, dtype=np.int64)
+        self._place[self.order] = np.arange(len(self.order))
 
     @property
     def predecessors(self) -> Ids:
-        """For each id the one before it, int64 [vocabulary]."""
+        """For each id the one before it, int64 [vocabulary]; of one that is left out, nothing that means anything."""
         return self.order[self._place - 1]
 
     def tokens(self, first: int, count: int) -> list[int]:

@@ -41,3 +41,14 @@ def test_whether_several_requests_share_passes_is_said(coterie, store: str) -> N
     assert "up to 16 requests" in told
     batching = json.loads(coterie("inspect", store, "--json").out)["batching"]
     assert [batching[name]["rows"] for name in ("exact", "fast")] == [1, 16]
+
+
+def test_several_budgets_are_a_table(coterie, store: str) -> None:
+    told = coterie("inspect", store, "--memory", "350MB", "--memory", "8GiB").out
+    assert "With a context of" in told
+    small, large = (line for line in told.splitlines() if line.strip().startswith(("333.79 MiB", "8.00 GiB")))
+    assert "too little: about" in small
+    assert "100%" in large
+    found = json.loads(coterie("inspect", store, "--memory", "350MB", "--memory", "8GiB", "--json").out)
+    assert [one["enough"] for one in found["budgets"]] == [False, True]
+    assert found["memory"] == found["budgets"][0]

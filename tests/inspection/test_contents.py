@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import StoreNotFoundError, UsageError
@@ -52,6 +53,37 @@ def test_components_are_told_apart(zoo_checkpoint) -> None:
     only = inspect(zoo_checkpoint("qwen3_omni"), component="thinker")
     assert [one.component for one in only.components] == ["thinker"]
     assert only.disk_nbytes < report.disk_nbytes
+
+
+def test_no_token_goes_through_two_components(zoo_checkpoint) -> None:
+    report = inspect(zoo_checkpoint("qwen3_omni"))
+    sets = [one.working_set_nbytes for one in report.components]
+    assert min(sets) > 0
+    assert report.working_set_nbytes == max(sets)
+
+
+@pytest.mark.parametrize("component", ["thinker", "talker"])
+def test_a_component_of_a_store_is_that_of_its_checkpoint(component: str, zoo_store, zoo_checkpoint) -> None:
+    store, checkpoint = zoo_store("qwen3_omni"), zoo_checkpoint("qwen3_omni")
+    one, other = inspect(store, component=component, memory="2GiB"), inspect(checkpoint, component=component)
+    assert one.model.component == component
+    assert one.model.model_class == other.model.model_class
+    assert one.banks == other.banks
+    assert (one.dense_nbytes, one.dense_memory_nbytes) == (other.dense_nbytes, other.dense_memory_nbytes)
+    assert one.disk_nbytes == other.disk_nbytes == one.dense_nbytes + one.expert_nbytes
+    assert one.batching == other.batching
+    assert one.memory is not None
+    assert one.memory.expert_nbytes > inspect(store, memory="2GiB").memory.expert_nbytes
+
+
+def test_a_store_of_one_component_has_no_other(zoo_checkpoint, tmp_path: Path) -> None:
+    extract(zoo_checkpoint("qwen3_omni"), tmp_path / "thinker", component="thinker")
+    named, whole = inspect(tmp_path / "thinker", component="thinker"), inspect(tmp_path / "thinker")
+    assert (named.model, named.banks, named.disk_nbytes) == (whole.model, whole.banks, whole.disk_nbytes)
+    with pytest.raises(UsageError, match="holds only the thinker, not the talker"):
+        inspect(tmp_path / "thinker", component="talker")
+    with pytest.raises(UsageError, match="encoder"):
+        inspect(tmp_path / "thinker", component="encoder")
 
 
 def test_what_a_budget_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +137,21 @@ def test_the_report_as_json(moe: Path) -> None:
     assert value["model"]["model_class"] == "Qwen3MoeForCausalLM"
     assert value["banks"][0]["schemes"] == {"native": 8}
     assert value["memory"]["memory"] == 8 * 10**9
+
+
+def test_what_a_store_would_hold_is_what_it_holds(zoo_checkpoint, tmp_path: Path) -> None:
+    checkpoint, schemes = zoo_checkpoint("qwen3_omni", torch.bfloat16), {"scheme": "int4", "dense_scheme": "int8"}
+    planned = inspect(checkpoint, **schemes, memory=["2GiB", "3GiB"])
+    extract(checkpoint, tmp_path / "store", **schemes)
+    made = inspect(tmp_path / "store", memory=["2GiB", "3GiB"])
+    assert (planned.planned, made.planned) == (True, False)
+    assert (planned.banks, planned.components, planned.dense_parts) == (made.banks, made.components, made.dense_parts)
+    assert (planned.dense_nbytes, planned.dense_memory_nbytes) == (made.dense_nbytes, made.dense_memory_nbytes)
+    assert (planned.dense_scheme, planned.batching) == (made.dense_scheme, made.batching)
+    assert planned.dense_nbytes + planned.expert_nbytes < planned.disk_nbytes < made.disk_nbytes
+    assert [fit.context_nbytes for fit in planned.budgets] == [fit.context_nbytes for fit in made.budgets]
+
+
+def test_a_store_has_its_schemes(zoo_store) -> None:
+    with pytest.raises(UsageError, match="has its schemes"):
+        inspect(zoo_store("qwen3_omni"), scheme="int4")

@@ -9,6 +9,7 @@ import typer
 from coterie.cli.console import facts_table, plain_table, print_json, print_table, results
 from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
 from coterie.spec import format_bytes, parse_bytes
+from coterie.spec.footprint import PartUse
 
 if TYPE_CHECKING:
     from coterie.inspection import InspectReport, MemoryFit
@@ -19,26 +20,58 @@ if TYPE_CHECKING:
 def command(
     model: ModelArgument,
     memory: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--memory", metavar="SIZE", show_default=False, help="What would a budget of this size hold? Such as 8GiB."
+            "--memory",
+            metavar="SIZE",
+            show_default=False,
+            help="What would a budget of this size hold? Such as 8GiB. Several are shown as a table.",
         ),
     ] = None,
     component: ComponentOption = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--scheme",
+            metavar="SCHEME",
+            show_default=False,
+            help="Of a checkpoint: what would a store hold whose experts are in native, int8 or int4?",
+        ),
+    ] = None,
+    dense_scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--dense-scheme",
+            metavar="SCHEME|PART=SCHEME,...",
+            show_default=False,
+            help="The same of linear layers outside experts; as `coterie extract` takes it.",
+        ),
+    ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Shows what a store or checkpoint holds: completeness by layer and component, bytes on disk and in memory.
 
+    With --scheme it shows what a store of a checkpoint would hold, before it is made; weights are neither read nor
+    downloaded for that.
+
     With --memory it says how many experts a budget for the whole process would hold beside the dense part, with the
     context that is provided for where none is asked for.
     """
-    if memory is not None:
-        parse_bytes(memory, what="memory")  # told before torch is imported
+    for budget in memory or ():
+        parse_bytes(budget, what="memory")  # told before torch is imported
     from coterie.inspection import inspect
 
-    report = inspect(model, memory=memory, component=component, revision=revision, offline=offline)
+    report = inspect(
+        model,
+        memory=memory,
+        component=component,
+        scheme=scheme,
+        dense_scheme=dense_scheme,
+        revision=revision,
+        offline=offline,
+    )
     if as_json:
         print_json(report.to_json())
         return
@@ -46,7 +79,9 @@ def command(
     _print_components(report)
     _print_dense_parts(report)
     _print_layers(report)
-    if report.memory is not None:
+    if len(report.budgets) > 1:
+        _print_budgets(report)
+    elif report.memory is not None:
         _print_memory(report.memory, report)
 
 
@@ -65,7 +100,7 @@ def _print_model(report: InspectReport) -> None:
     row("integrity", model.integrity or "not known before the routers are downloaded")
     share = "complete" if report.complete else f"partial, {_percent(report.present, report.experts)}"
     row("experts", f"{report.present} of {report.experts}, {share}")
-    row("on disk", format_bytes(report.disk_nbytes))
+    row("as a store" if report.planned else "on disk", format_bytes(report.disk_nbytes))
     row("full size", "unknown" if report.full_nbytes is None else format_bytes(report.full_nbytes))
     row("dense part", _dense(report))
     row("minimum", f"{format_bytes(report.minimum_nbytes)} for the process, without context")
@@ -86,7 +121,8 @@ def _print_components(report: InspectReport) -> None:
         "present",
         "bytes",
         "full",
-        right=("banks", "experts", "present", "bytes", "full"),
+        "working set",
+        right=("banks", "experts", "present", "bytes", "full", "working set"),
     )
     for one in report.components:
         table.add_row(
@@ -96,6 +132,7 @@ def _print_components(report: InspectReport) -> None:
             f"{one.present} ({_percent(one.present, one.experts)})",
             format_bytes(one.present_nbytes),
             "unknown" if one.full_nbytes is None else format_bytes(one.full_nbytes),
+            format_bytes(one.working_set_nbytes),
         )
     print_table(table)
 
@@ -174,6 +211,10 @@ def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
         )
 
 
+_USES: tuple[PartUse, ...] = ("encoding", "speaking")
+"""What experts lend memory for."""
+
+
 def _print_phases(fit: MemoryFit) -> None:
     """What is in memory when, where that is not all the time."""
     out = results()
@@ -186,6 +227,25 @@ def _print_phases(fit: MemoryFit) -> None:
             f"While {verbs[use]}, {' and '.join(parts)} are in memory, too, and "
             f"{format_bytes(fit.expert_nbytes - lent)} are left for experts."
         )
+
+
+def _print_budgets(report: InspectReport) -> None:
+    results().print()
+    sizes = ("budget", "process", "dense part", "context", "margin", "for experts")
+    uses = [use for use in _USES if any(use in fit.lent for fit in report.budgets)]
+    table = plain_table(*sizes, "share", *(f"while {use}" for use in uses), "", right=(*sizes, "share"))
+    for fit in report.budgets:
+        remark = "expect few hits" if fit.enough and not fit.comfortable else ""
+        table.add_row(
+            *map(format_bytes, (fit.memory, fit.process_nbytes, fit.dense_nbytes, fit.context_nbytes)),
+            format_bytes(fit.margin_nbytes),
+            format_bytes(fit.expert_nbytes) if fit.enough else "–",
+            f"{fit.share:.0%}" if fit.enough else "–",
+            *(format_bytes(fit.expert_nbytes - fit.lent.get(use, 0)) if fit.enough else "–" for use in uses),
+            remark if fit.enough else f"too little: about {format_bytes(fit.minimum)} are needed",
+        )
+    print_table(table)
+    results().print(f"With a context of {report.budgets[0].context} tokens.")
 
 
 def _percent(part: int, whole: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,8 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         if goes_by_phase(source, budget, context, opening.expert_memory):
             parts = Parts(source.footprint, source.dense, source.encoded, source.dtype, source.table, source.component)
         first = plan_for(source, budget, context, loaded=False, by_phase=parts is not None)
-        room = first.arena - source.footprint.least_experts
+        # What experts have no use for is there, too.
+        room = first.arena + first.spare(first.arena) - source.footprint.least_experts
         bound_compiled_kernels(budget)
         share_one_heap()
     register()
@@ -179,11 +181,12 @@ def _budget(opening: Opening) -> int | None:
 
 
 def _working_set(source: ModelSource, attachment: Attachment, experts_per_token: int | None) -> int:
-    total = 0
+    """That of the largest component: no forward pass is of two."""
+    totals: Counter[str] = Counter()
     for key, bank in attachment.banks.items():
         top_k = experts_per_token or bank.bank.top_k or 1
-        total += min(top_k, len(source.present[key])) * source.record_nbytes.get(key, 0)
-    return total
+        totals[key.component] += min(top_k, len(source.present[key])) * source.record_nbytes.get(key, 0)
+    return max(totals.values(), default=0)
 
 
 def _warn_many(threads: int) -> None:

@@ -46,7 +46,7 @@ class Runtime:
         cache: The experts in memory.
         plan: How the memory budget was divided, or None if ``expert_memory`` sized the arena alone.
         max_context: Tokens (sequences × length) that there is room for; more are refused. None for no limit.
-        working_set: Bytes of layers × experts per token.
+        working_set: Bytes of layers × experts per token; of the largest component, since no forward pass is of two.
         lending: What experts lend of their memory.
         parts: What is in memory only while a request needs it; None where everything stays.
         experts_per_token: Override of the routers' k, or None.

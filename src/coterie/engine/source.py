@@ -24,7 +24,7 @@ from coterie.checkpoint import (
 )
 from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.engine.linears import StoredLinears
-from coterie.errors import LoadError, UsageError
+from coterie.errors import UsageError
 from coterie.hf.configs import (
     component_of_class,
     fill_known_gaps,
@@ -35,13 +35,14 @@ from coterie.hf.configs import (
 )
 from coterie.hf.context import context_shape
 from coterie.hf.parts import embedding_table, leaving
+from coterie.origins.store_component import store_component
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.store_origin import tensors_about
 from coterie.origins.stored_dense import checked_tensors, dense_headers
 from coterie.spec import BankKey, ExpertSource, RecordLayout
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import uses_scheme
-from coterie.store import Store, StorePart
+from coterie.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -286,51 +287,28 @@ def _to_be_postponed(dense: Mapping[str, UnreadTensor]) -> dict[str, UnreadTenso
 
 
 def _store_source(store: Store, component: str | None) -> ModelSource:
-    config = load_config(store.path)
-    facts = store.manifest.model
-    model_class, model_config = resolve_model(config, component or facts.component)
-    if component in (None, facts.component) and model_class.__name__ != facts.class_name:
-        raise LoadError(
-            f"{store.path} holds a {facts.class_name}, its config.json describes a {model_class.__name__}.",
-            advice="Extract the store again.",
-            path=store.path,
-            expected=facts.class_name,
-            got=model_class.__name__,
-        )
-    fill_known_gaps(model_config)
+    part = store_component(store, component)
+    fill_known_gaps(part.config)
     headers = dense_headers(store)
-    part = ""
-    experts: ExpertSource = store
-    banks = {key: bank.num_experts for key, bank in store.banks.items()}
-    if model_class.__name__ != facts.class_name:
-        if facts.component is not None:
-            raise UsageError(
-                f"{store.path} holds only the {facts.component}, not the {component}.",
-                advice=f"Leave component out, or extract the {component} into a store.",
-                component=component,
-            )
-        banks = {key: count for key, count in banks.items() if key.component == component}
-        part = f"{component}."
-        experts = StorePart(store, banks)
-    tensors, dense_files = checked_tensors(store, headers, lambda name: name.startswith(part))
-    dtype = model_dtype(model_config, tensors)
-    linears = StoredLinears.of(tensors, store.manifest.dense_schemes, component or facts.component)
+    tensors, dense_files = checked_tensors(store, headers, lambda name: name.startswith(part.prefix))
+    dtype = model_dtype(part.config, tensors)
+    linears = StoredLinears.of(tensors, store.manifest.dense_schemes, part.name)
     if linears is not None:
         tensors = {name: info for name, info in tensors.items() if name not in linears.stored_names}
     return ModelSource(
         kind="store",
         name=store.path.name,
         directory=store.path,
-        identity=facts.identity,
-        model_class=model_class,
-        config=model_config,
+        identity=store.manifest.model.identity,
+        model_class=part.model_class,
+        config=part.config,
         dtype=dtype,
-        experts=experts,
-        num_experts=banks,
-        present=_ids_by_bank(experts, banks),
+        experts=part.experts,
+        num_experts=part.banks,
+        present=_ids_by_bank(part.experts, part.banks),
         dense=unread_tensors(tensors, load_quantisation(store.path), dtype),
-        tensors=tensors_about(len(tensors), sum(banks.values())),
-        component=component or facts.component,
+        tensors=tensors_about(len(tensors), sum(part.banks.values())),
+        component=part.name,
         linears=linears,
         store=store,
         dense_files=dense_files,

@@ -108,7 +108,8 @@ class ModelStats:
         resident_experts: Experts in memory now.
         total_expert_bytes: Bytes of all experts that are in the source.
         minimum: The least capacity that works.
-        working_set: Bytes of layers × experts per token: below twice this, a global LRU can fall to 0 % hits.
+        working_set: Bytes of layers × experts per token, of the largest component: below twice this, a global LRU can
+            fall to 0 % hits.
         reads_at_once: Reads outstanding at most.
         prefetch_hinted: Experts that were not in memory when they were predicted to be asked for next.
         prefetch_issued: Prefetch reads started; the disk had other things to do for the rest.

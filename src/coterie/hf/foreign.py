@@ -2,10 +2,16 @@
 
 They raise what they like over it: their own errors of validation, ``TypeError``, ``ZeroDivisionError``, a panic of Rust
 code, which is no ``Exception``. All of it becomes one error that names the file.
+
+They also remark on rotary embeddings, with released models: that Qwen3-Omni's names keys which the checking of that
+kind of embedding does not know, that Llama 4's has two equal frequencies, that Phi's should state its factor otherwise.
+The models compute what they should, and nobody who runs one can do anything about it, so these lines are left out.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +19,7 @@ from pathlib import Path
 from coterie.errors import CoterieError, LoadError
 
 _LONGEST = 600
+_ROTARY = logging.getLogger("transformers.modeling_rope_utils")
 
 
 @contextmanager
@@ -37,11 +44,27 @@ def foreign(
         CoterieError: Of the class asked for.
     """
     try:
-        yield
+        with _without_rotary_remarks():
+            yield
     except (CoterieError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as problem:
         raise error(f"{what} in {path} cannot be used: {reason_of(problem)}", advice=advice, path=path) from problem
+
+
+@contextmanager
+def _without_rotary_remarks() -> Iterator[None]:
+    """Inside, what this thread has transformers log about rotary embeddings is left out, unless it is an error."""
+    own = threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.thread != own or record.levelno >= logging.ERROR
+
+    _ROTARY.addFilter(passes)
+    try:
+        yield
+    finally:
+        _ROTARY.removeFilter(passes)
 
 
 def reason_of(problem: BaseException) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from coterie.checkpoint import Checkpoint, LazyTensor, model_dtype, unread_tensors
-from coterie.errors import CoterieError
-from coterie.hf.configs import load_config, load_quantisation, resolve_model
+from coterie.checkpoint import Checkpoint, LazyTensor, TensorInfo, model_dtype, unread_tensors
+from coterie.errors import CoterieError, UsageError
+from coterie.extraction.planning import ExtractionPlan
+from coterie.extraction.whole import plan_whole
+from coterie.hf.configs import load_quantisation
 from coterie.hf.context import context_shape, default_context
 from coterie.hf.parts import leaving
 from coterie.inspection.dense_parts import DensePartFacts, dense_part_facts
+from coterie.inspection.planned import planned_footprint, planned_linears
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
 from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows, unknown_rows
 from coterie.inspection.what_fits import memory_fit, process_nbytes
-from coterie.origins import StoreOrigin
+from coterie.origins import CheckpointOrigin, StoreOrigin
+from coterie.origins.store_component import StoreComponent, store_component
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_headers, stored_linears
 from coterie.quant.dtypes import TORCH_DTYPES
@@ -31,8 +34,10 @@ from coterie.store.names import MANIFEST
 def inspect(
     model: str | Path,
     *,
-    memory: str | int | None = None,
+    memory: str | int | Sequence[str | int] | None = None,
     component: str | None = None,
+    scheme: str | None = None,
+    dense_scheme: str | Mapping[str, str] | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> InspectReport:
@@ -40,28 +45,44 @@ def inspect(
 
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``.
-        memory: A budget for the whole process, such as ``"8GiB"``: what would it hold?
-        component: Of a checkpoint, only this part of the model.
+        memory: A budget for the whole process, such as ``"8GiB"``, or several: what would each hold?
+        component: Only this part of a whole model, such as ``thinker``.
+        scheme: Of a checkpoint: what would a store hold whose experts are stored so? As :func:`coterie.extract` takes
+            it.
+        dense_scheme: Likewise, of linear layers outside experts.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
 
     Raises:
         StoreError: If the store is unfinished or damaged.
         CheckpointError: If the checkpoint is not complete and consistent.
-        UsageError: If the budget is not a size.
+        UsageError: If the budget is not a size, the model has no such component, there is no such scheme, or a store
+            is to be looked at as if it had another one.
     """
-    budget = None if memory is None else parse_bytes(memory, what="memory")
+    asked = () if memory is None else (memory,) if isinstance(memory, str | int) else tuple(memory)
+    budgets = [parse_bytes(budget, what="memory") for budget in asked]
     path = store_path(model)
+    wanted = scheme is not None or dense_scheme is not None
     if path is not None:
-        return _inspect_store(Store.open(path), budget)
-    return _inspect_checkpoint(Checkpoint.open(model, component=component, revision=revision, offline=offline), budget)
+        if wanted:
+            raise UsageError(
+                f"{path} is a store, and has its schemes.",
+                advice="Leave the schemes out, or name the checkpoint to see what another store of it would hold.",
+                path=path,
+            )
+        return _inspect_store(Store.open(path), component, budgets)
+    checkpoint = Checkpoint.open(model, component=component, revision=revision, offline=offline)
+    plan = plan_whole(CheckpointOrigin(checkpoint), scheme, dense_scheme) if wanted else None
+    return _inspect_checkpoint(checkpoint, budgets, plan)
 
 
-def _inspect_store(store: Store, budget: int | None) -> InspectReport:
+def _inspect_store(store: Store, component: str | None, budgets: Sequence[int]) -> InspectReport:
     manifest = store.manifest
+    part = store_component(store, component)
+    held = [bank for bank in manifest.banks if bank.key in part.banks]
     # A manifest knows the records that are present; a bank without any is taken to be like its component's others.
     typical: dict[str, int] = {}
-    for bank in manifest.banks:
+    for bank in held:
         sizes = (record.nbytes for record in bank.records.values())
         typical[bank.key.component] = max(typical.get(bank.key.component, 0), *sizes, 0)
     banks = tuple(
@@ -77,62 +98,67 @@ def _inspect_store(store: Store, budget: int | None) -> InspectReport:
             present_nbytes=bank.nbytes,
             record_nbytes=max((r.nbytes for r in bank.records.values()), default=typical[bank.key.component]),
         )
-        for bank in manifest.banks
+        for bank in held
     )
-    files = sum(manifest.file_sizes.values())
-    footprint = store_footprint(store)
+    tensors = _dense_of(store, part)
+    dense_nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    disk_nbytes = sum(manifest.file_sizes.values()) + (store.path / MANIFEST).stat().st_size
     dense_parts: tuple[DensePartFacts, ...] = ()
     try:
         origin = StoreOrigin.open(store.path)
     except CoterieError as error:
         batching = unknown_rows(error.message)
     else:
-        batching = store_rows(origin)
-        dense_parts = dense_part_facts(origin.model.skeleton, origin.model.keymap, origin.tensors, origin.linears)
+        batching = store_rows(origin, component if part.prefix else None)
+        dense_parts = dense_part_facts(
+            origin.model.skeleton, origin.model.keymap, origin.tensors, origin.linears, prefix=part.prefix
+        )
     return _report(
         Model(
             kind="store",
             model=str(store.path),
             source=manifest.source.name,
             revision=manifest.source.revision,
-            model_class=manifest.model.class_name,
+            model_class=part.model_class.__name__,
             model_type=manifest.model.model_type,
-            component=manifest.model.component,
+            component=part.name,
             identity=manifest.model.identity,
             integrity=manifest.source.integrity,
         ),
         banks,
-        dense_nbytes=sum(facts.nbytes for facts in manifest.dense),
+        dense_nbytes=dense_nbytes,
         dense_scheme=str(manifest.dense_schemes),
-        footprint=footprint,
-        disk_nbytes=files + (store.path / MANIFEST).stat().st_size,
+        footprint=store_footprint(store, component),
+        disk_nbytes=disk_nbytes if not part.prefix else dense_nbytes + sum(bank.nbytes for bank in held),
         ignored=manifest.ignored,
-        records=[record.nbytes for bank in manifest.banks for record in bank.records.values()],
-        budget=budget,
+        records=[record.nbytes for bank in held for record in bank.records.values()],
+        budgets=budgets,
         dense_parts=dense_parts,
         batching=batching,
-        context=default_context(_store_model(store)[1]),
+        context=default_context(part.config),
     )
 
 
-def _store_model(store: Store) -> tuple[type[Any], Any]:
-    """Class and configuration of the model that a store holds."""
-    return resolve_model(load_config(store.path), store.manifest.model.component)
+def _dense_of(store: Store, part: StoreComponent) -> dict[str, TensorInfo]:
+    """What is no expert of a component, by name."""
+    return {name: info for name, info in dense_headers(store).items() if name.startswith(part.prefix)}
 
 
-def store_footprint(store: Store) -> Footprint:
-    """What the model of a store takes in memory."""
+def store_footprint(store: Store, component: str | None = None) -> Footprint:
+    """What the model of a store, or a component of it, takes in memory."""
     manifest = store.manifest
-    model_class, config = _store_model(store)
-    tensors = dense_headers(store)
-    dtype = model_dtype(config, tensors)
+    part = store_component(store, component)
+    tensors = _dense_of(store, part)
+    dtype = model_dtype(part.config, tensors)
     linears = stored_linears(tensors, manifest.dense_schemes)
-    encoded = {info.name for linear in linears.values() for info in linear.tensors}
-    as_stored = {name: info for name, info in tensors.items() if TORCH_DTYPES[info.dtype] == dtype or name in encoded}
-    leaves, table = leaving(as_stored, config)
+    parts_of_linears = {info.name for linear in linears.values() for info in linear.tensors}
+    as_stored = {
+        name: info for name, info in tensors.items() if TORCH_DTYPES[info.dtype] == dtype or name in parts_of_linears
+    }
+    leaves, table = leaving(as_stored, part.config)
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
-    parts = [tensors.pop(info.name) for linear in linears.values() for info in linear.tensors]
-    dense = sum(part.nbytes for part in parts)
+    stored = [tensors.pop(info.name) for linear in linears.values() for info in linear.tensors]
+    dense = sum(tensor.nbytes for tensor in stored)
     dense += sum(tensor.nbytes for tensor in unread_tensors(tensors, load_quantisation(store.path), dtype).values())
     banks = {
         bank.key: BankRecords(
@@ -140,8 +166,10 @@ def store_footprint(store: Store) -> Footprint:
             absent=bank.num_experts - len(bank.records),
         )
         for bank in manifest.banks
+        if bank.key in part.banks
     }
-    return Footprint.of(banks, dense=dense, parts=leaves, table=table, shape=context_shape(config, dtype, model_class))
+    shape = context_shape(part.config, dtype, part.model_class)
+    return Footprint.of(banks, dense=dense, parts=leaves, table=table, shape=shape)
 
 
 def _encodings(layouts: Iterable[RecordLayout]) -> tuple[str, ...]:
@@ -169,26 +197,33 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> Footprint:
     )
 
 
-def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectReport:
+def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int], plan: ExtractionPlan | None) -> InspectReport:
+    """What a checkpoint holds, or what a store of it would."""
     names = [name for found in checkpoint.router_names().values() for name in found]
     here = not checkpoint.location.missing_shards(checkpoint.tensors[name].path for name in names)
+    experts = {key: [(NATIVE, bank.layout)] * bank.bank.num_experts for key, bank in checkpoint.banks.items()}
+    if plan is not None:
+        experts = {bank.key: [(one.scheme, one.layout) for one in bank.experts] for bank in plan.store.banks}
     banks = tuple(
         BankFacts(
             component=key.component,
             layer=key.layer,
             bank=key.bank,
             experts=bank.bank.num_experts,
-            present=bank.bank.num_experts,
+            present=len(experts[key]),
             top_k=bank.bank.top_k,
-            schemes={NATIVE: bank.bank.num_experts},
-            encodings=_encodings([bank.layout]),
-            present_nbytes=bank.bank.num_experts * bank.layout.nbytes,
-            record_nbytes=bank.layout.nbytes,
+            schemes=dict(Counter(scheme for scheme, _ in experts[key])),
+            encodings=_encodings(layout for _, layout in experts[key]),
+            present_nbytes=sum(layout.nbytes for _, layout in experts[key]),
+            record_nbytes=max(layout.nbytes for _, layout in experts[key]),
         )
         for key, bank in sorted(checkpoint.banks.items())
     )
     ignored = tuple(sorted(checkpoint.keymap.ignored))
     left_out = {*ignored, *checkpoint.keymap.outside}
+    linears = {} if plan is None else planned_linears(checkpoint, plan)
+    dense_nbytes = checkpoint.dense_nbytes if plan is None else sum(tensor.nbytes for tensor in plan.dense)
+    on_disk = sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out)
     return _report(
         Model(
             kind="checkpoint",
@@ -203,16 +238,22 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budget: int | None) -> InspectRe
             integrity=checkpoint.integrity if here else None,
         ),
         banks,
-        dense_nbytes=checkpoint.dense_nbytes,
-        dense_scheme=NATIVE,
-        footprint=checkpoint_footprint(checkpoint),
-        disk_nbytes=sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out),
+        dense_nbytes=dense_nbytes,
+        dense_scheme=NATIVE if plan is None else str(plan.store.dense_schemes),
+        footprint=checkpoint_footprint(checkpoint) if plan is None else planned_footprint(checkpoint, plan),
+        disk_nbytes=on_disk if plan is None else dense_nbytes + plan.store.expert_nbytes,
         ignored=ignored,
-        records=[bank.layout.nbytes for bank in checkpoint.banks.values() for _ in range(bank.bank.num_experts)],
-        budget=budget,
-        dense_parts=dense_part_facts(checkpoint.skeleton, checkpoint.keymap, checkpoint.tensors, {}),
-        batching=rows_facts(checkpoint.skeleton, checkpoint.keymap, {}, {NATIVE}),
+        records=[layout.nbytes for found in experts.values() for _, layout in found],
+        budgets=budgets,
+        dense_parts=dense_part_facts(checkpoint.skeleton, checkpoint.keymap, checkpoint.tensors, linears),
+        batching=rows_facts(
+            checkpoint.skeleton,
+            checkpoint.keymap,
+            linears,
+            {scheme for found in experts.values() for scheme, _ in found},
+        ),
         context=default_context(checkpoint.skeleton.config),
+        planned=plan is not None,
     )
 
 
@@ -227,24 +268,28 @@ def _report(
     disk_nbytes: int,
     ignored: tuple[str, ...],
     records: list[int],
-    budget: int | None,
+    budgets: Sequence[int],
     batching: dict[Batching, RowsFacts],
     context: int,
+    planned: bool = False,
 ) -> InspectReport:
-    working_set = sum(bank.working_set_nbytes for bank in banks)
+    components = tuple(_component(name, banks) for name in sorted({bank.component for bank in banks}))
+    working_set = max((one.working_set_nbytes for one in components), default=0)
     known = all(bank.record_nbytes for bank in banks if bank.experts)
     full = dense_nbytes + sum(bank.full_nbytes for bank in banks)
     experts, present = sum(bank.experts for bank in banks), sum(bank.present for bank in banks)
-    fit = None
-    if budget is not None:
-        fit = memory_fit(budget, footprint, context=context, record_sizes=records, working_set_nbytes=working_set)
+    fits = tuple(
+        memory_fit(budget, footprint, context=context, record_sizes=records, working_set_nbytes=working_set)
+        for budget in budgets
+    )
     return InspectReport(
         model=model,
+        planned=planned,
         complete=present == experts,
         experts=experts,
         present=present,
         banks=banks,
-        components=tuple(_component(name, banks) for name in sorted({bank.component for bank in banks})),
+        components=components,
         dense_nbytes=dense_nbytes,
         dense_memory_nbytes=footprint.dense,
         dense_scheme=dense_scheme,
@@ -256,7 +301,8 @@ def _report(
         working_set_nbytes=working_set,
         ignored=ignored,
         batching=batching,
-        memory=fit,
+        memory=fits[0] if fits else None,
+        budgets=fits,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from coterie.checkpoint import TensorInfo
 from coterie.hf.dense_parts import DenseParts
 from coterie.hf.keymap import KeyMap
-from coterie.origins.stored_dense import StoredLinear
+from coterie.inspection.planned import SchemedLinear
 from coterie.spec.dense_parts import DENSE_PARTS
 from coterie.spec.encodings import NATIVE
 
@@ -31,7 +31,12 @@ class DensePartFacts:
 
 
 def dense_part_facts(
-    skeleton: Any, keymap: KeyMap, tensors: Mapping[str, TensorInfo], linears: Mapping[str, StoredLinear]
+    skeleton: Any,
+    keymap: KeyMap,
+    tensors: Mapping[str, TensorInfo],
+    linears: Mapping[str, SchemedLinear],
+    *,
+    prefix: str = "",
 ) -> tuple[DensePartFacts, ...]:
     """The parts that a model has, in the order of the table of parts.
 
@@ -40,12 +45,15 @@ def dense_part_facts(
         keymap: Where in it the tensors have their places.
         tensors: Those of a store or a checkpoint that are to be counted, by name.
         linears: Weights of linear layers that are in a scheme, by name.
+        prefix: What the names begin with of those that count.
     """
     parts = DenseParts(skeleton, keymap.banks)
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for name, target in keymap.dense.items():
+        if not name.startswith(prefix):
+            continue
         linear = linears.get(name)
-        if linear is not None and linear.codes.name in tensors:
+        if linear is not None:
             found[parts.of(target)][linear.scheme.name] += linear.nbytes
         elif name in tensors:
             found[parts.of(target)][NATIVE] += tensors[name].nbytes

@@ -108,6 +108,7 @@ class InspectReport:
     Attributes:
         schema_version: Version of this form.
         model: Which model it is.
+        planned: Whether this is what a store of the checkpoint would hold, in the schemes that were asked about.
         complete: Whether every expert is present.
         experts: Experts with weights that the model has.
         present: Experts that are here.
@@ -120,17 +121,21 @@ class InspectReport:
         dense_parts: The parts outside experts that the model has, with their schemes; empty if it cannot be built.
         expert_nbytes: Bytes of the experts present.
         full_nbytes: Bytes of dense part and all experts, were they here; None if no expert tells the size.
-        disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint.
+        disk_nbytes: Bytes on disk: all files of a store, all tensors of a checkpoint or of a component, or of
+            the store that is planned.
         minimum_nbytes: The least budget for the process that can work, without any context: process, dense part, two
             records, and buffers.
-        working_set_nbytes: Bytes that one token's experts take in all layers.
+        working_set_nbytes: Bytes that one token's experts take in all layers, of the component that takes most: a
+            token goes through one.
         ignored: Checkpoint tensors that transformers does not use.
         batching: How many requests share a forward pass, with ``exact`` and with ``fast``.
-        memory: What the budget that was asked about would hold.
+        memory: What the budget that was asked about would hold; the first of several.
+        budgets: What each of them would hold.
     """
 
     schema_version: int = 1
     model: Model
+    planned: bool
     complete: bool
     experts: int
     present: int
@@ -148,6 +153,7 @@ class InspectReport:
     ignored: tuple[str, ...]
     batching: dict[Batching, RowsFacts]
     memory: MemoryFit | None
+    budgets: tuple[MemoryFit, ...]
 
     def to_json(self) -> dict[str, object]:
         """The report as JSON values."""

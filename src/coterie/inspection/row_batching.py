@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.hf.keymap import KeyMap
+from coterie.inspection.planned import SchemedLinear
 from coterie.integration import why_apart, why_not_exact
 from coterie.native import MOST_ROWS
 from coterie.origins import StoreOrigin
-from coterie.origins.stored_dense import StoredLinear
 from coterie.spec import Batching
 
 
@@ -29,7 +29,11 @@ class RowsFacts:
 
 
 def rows_facts(
-    skeleton: Any, keymap: KeyMap, linears: Mapping[str, StoredLinear], schemes: Collection[str]
+    skeleton: Any,
+    keymap: KeyMap,
+    linears: Mapping[str, SchemedLinear],
+    schemes: Collection[str],
+    component: str | None = None,
 ) -> dict[Batching, RowsFacts]:
     """How many requests share a pass, by batching.
 
@@ -38,12 +42,17 @@ def rows_facts(
         keymap: Where in it the tensors have their places.
         linears: Weights of linear layers that are stored in a scheme, by their names in the checkpoint.
         schemes: Those of the experts; with an empty one for experts that are absent.
+        component: Of the model, only this component is asked about.
     """
     stored = {
         keymap.dense[name].removesuffix(".weight"): linear.scheme.name
         for name, linear in linears.items()
         if name in keymap.dense
     }
+    if component is not None:
+        skeleton = skeleton.get_submodule(component)
+        inside = f"{component}."
+        stored = {path.removeprefix(inside): one for path, one in stored.items() if path.startswith(inside)}
     exact = why_not_exact(skeleton, stored, schemes)
     fast = None if exact is None else why_apart(skeleton)
     return {"exact": _facts(exact), "fast": _facts(fast)}
@@ -55,13 +64,14 @@ def unknown_rows(why: str) -> dict[Batching, RowsFacts]:
     return {"exact": unknown, "fast": unknown}
 
 
-def store_rows(origin: StoreOrigin) -> dict[Batching, RowsFacts]:
-    """The same of a store's model."""
+def store_rows(origin: StoreOrigin, component: str | None = None) -> dict[Batching, RowsFacts]:
+    """The same of a store's model, or of a component of it."""
     model, manifest = origin.model, origin.store.manifest
-    schemes = {record.scheme for bank in manifest.banks for record in bank.records.values()}
-    if any(bank.num_experts - len(bank.weightless) > len(bank.records) for bank in manifest.banks):
+    banks = [bank for bank in manifest.banks if component in (None, bank.key.component)]
+    schemes = {record.scheme for bank in banks for record in bank.records.values()}
+    if any(bank.num_experts - len(bank.weightless) > len(bank.records) for bank in banks):
         schemes.add("")
-    return rows_facts(model.skeleton, model.keymap, origin.linears, schemes)
+    return rows_facts(model.skeleton, model.keymap, origin.linears, schemes, component)
 
 
 def _facts(why: str | None) -> RowsFacts:
