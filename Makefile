@@ -16,12 +16,13 @@ CLIENTS ?= .venv-clients
 AUDIT ?= .venv-audit
 DOCS ?= .venv-docs
 RAY ?= .venv-ray
+TORCHVISION ?= .venv-torchvision
 
 # Tests start many processes. Where nothing compiled may be kept, each compiles Coterie again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest test-clients test-ray check audit fix docs \
+.PHONY: help install demo test test-matrix test-slow test-oldest test-between test-newest test-clients test-ray test-torchvision check audit fix docs \
 site report lock bench wheels release-check clean
 
 help: ## Show this list
@@ -60,7 +61,9 @@ $(BETWEEN)/.installed: requirements-between.lock
 $(WHEELS)/.installed: requirements-wheels.lock
 $(CLIENTS)/.installed: requirements-clients.lock
 $(RAY)/.installed: requirements-ray.lock
-$(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed $(CLIENTS)/.installed $(RAY)/.installed: $(STAMP)
+$(TORCHVISION)/.installed: requirements-torchvision.lock
+$(OLDEST)/.installed $(BETWEEN)/.installed $(WHEELS)/.installed $(CLIENTS)/.installed $(RAY)/.installed \
+$(TORCHVISION)/.installed: $(STAMP)
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r $(filter requirements%,$^)
@@ -95,6 +98,9 @@ test-clients: $(CLIENTS)/.installed ## Ask a server through clients that others 
 
 test-ray: $(RAY)/.installed ## Run replicas on a Ray of several processes, and kill some of them
 	$(RAY)/bin/python -m pytest -m ray tests/ray
+
+test-torchvision: $(TORCHVISION)/.installed ## Compare inputs with those of transformers' own processors
+	$(TORCHVISION)/bin/python -m pytest -n auto tests/generation/test_full_processors.py
 
 check: $(STAMP) ## Format, lint, types, layers, lock and generated docs: all that CI checks
 	$(BIN)/python scripts/check.py

@@ -53,6 +53,8 @@ def models_page(notice: str) -> str:
         "`tests/engine/test_matrix.py`: in fp32 and bf16, from a checkpoint and from a store, with memory for a "
         f"quarter of the experts. For {len(equal)} of them the logits and the tokens of `generate` are bit for bit "
         'those of stock transformers with `experts_implementation="eager"`. This table is what the test recorded.',
+        "Which model takes pictures, sounds and videos is told in [Pictures, sounds and "
+        "videos](inputs.md#which-model-takes-what).",
         "- **Arithmetic**: *common* is the fast path for SwiGLU experts as most classes have them; *own* is the "
         "class's own forward, which gets the experts that it asks for.\n"
         '- **Absent experts**: how the router chooses, where `missing="mask"` has an adapter for it (see [Partial '

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from coterie.generation.speaking import speak
     from coterie.generation.speech import Voice
     from coterie.generation.tickets import SoundChunk
+    from coterie.generation.video_options import VideoOptions
     from coterie.inspection import inspect, verify
 
     __version__: str
@@ -36,6 +37,7 @@ _HOMES: dict[str, str] = {
     "Prefixes": "coterie.generation.prefixes",
     "Sampling": "coterie.generation.sampling",
     "SoundChunk": "coterie.generation.tickets",
+    "VideoOptions": "coterie.generation.video_options",
     "Voice": "coterie.generation.speech",
     "build_inputs": "coterie.generation.inputs",
     "chat_inputs": "coterie.generation.chat",
@@ -59,6 +61,7 @@ __all__ = [
     "Prefixes",
     "Sampling",
     "SoundChunk",
+    "VideoOptions",
     "Voice",
     "__version__",
     "analysis",

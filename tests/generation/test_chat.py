@@ -77,7 +77,7 @@ def test_a_broken_processor_template(directory):
         ([], "conversation is empty"),
         ([{"content": "x"}], "needs a 'role'"),
         ([{"role": "user"}], "needs a 'role' and a 'content'"),
-        ([{"role": "user", "content": [{"type": "video", "path": "x"}]}], "not a part of a message"),
+        ([{"role": "user", "content": [{"type": "film", "path": "x"}]}], "not a part of a message"),
         ([{"role": "user", "content": ["text"]}], "not a part of a message"),
     ],
 )

@@ -132,6 +132,7 @@ def test_sounds_too_short_or_too_long_for_the_model(processors, tmp_path):
 
 def test_the_full_processor_is_used_where_there_is_one(bundled, stock, data, monkeypatch):
     own = Processors(bundled)
+    monkeypatch.setattr(own, "_qwen", None)  # another model's directory
     monkeypatch.setitem(own.__dict__, "full", stock)
     files = {"images": [data / "sandal.png"], "audios": [data / "dog.wav"]}
     calls = []

@@ -254,7 +254,7 @@ def test_a_full_context_leaves_turns_that_can_go_on(bundled, processors, open_mo
 
 
 def test_pictures_may_take_its_room(model, processors, data, monkeypatch) -> None:
-    from coterie.generation import inputs
+    from coterie.generation import media_features
 
     conversation = talk(model, processors)
     conversation.ask(TURNS[0])
@@ -264,7 +264,7 @@ def test_pictures_may_take_its_room(model, processors, data, monkeypatch) -> Non
         asked.append(conversation.ask)
         return 10 if len(asked) == 1 else 1 << 30
 
-    monkeypatch.setattr(inputs, "decoding_room", room)
+    monkeypatch.setattr(media_features, "decoding_room", room)
     assert conversation.ask("What is this?", images=[data / "sandal.png"]).reused_tokens == 0
     assert len(asked) == 2
 

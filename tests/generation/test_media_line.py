@@ -14,7 +14,7 @@ from PIL import Image
 
 import coterie
 from coterie.errors import InputError, RequestCancelledError
-from coterie.generation import inputs as inputs_module
+from coterie.generation import media_features
 from coterie.generation.completion import Completion, complete
 from coterie.generation.decoding import DECODING
 from coterie.generation.engine import Engine
@@ -62,7 +62,7 @@ class Decoder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.released = threading.Event(), threading.Event()
         self.calls: list[str] = []
-        read = inputs_module.read_picture
+        read = media_features.read_picture
 
         def held(*args: Any, **options: Any) -> Image.Image:
             self.calls.append(threading.current_thread().name)
@@ -70,7 +70,7 @@ class Decoder:
             assert self.released.wait(30)
             return read(*args, **options)
 
-        monkeypatch.setattr(inputs_module, "read_picture", held)
+        monkeypatch.setattr(media_features, "read_picture", held)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from coterie.errors import InputError
-from coterie.generation import inputs, picture
+from coterie.generation import media_features, picture
 from coterie.generation.inputs import build_inputs
 
 
@@ -114,7 +114,7 @@ def test_pictures_are_decoded_one_by_one(tmp_path, processors, monkeypatch):
         Image.effect_noise((60 + number, 50), 90).convert("RGB").save(paths[-1])
     expected = processors.image_processor(images=[Image.open(path) for path in paths], return_tensors="pt")
     order = []
-    read, extract = inputs.read_picture, processors.image_processor
+    read, extract = media_features.read_picture, processors.image_processor
 
     def noted(path, **options):
         order.append(path.name)
@@ -124,7 +124,7 @@ def test_pictures_are_decoded_one_by_one(tmp_path, processors, monkeypatch):
         order.append(len(images))
         return extract(images=images, **options)
 
-    monkeypatch.setattr(inputs, "read_picture", noted)
+    monkeypatch.setattr(media_features, "read_picture", noted)
     for name in ("merge_size", "patch_size", "size", "do_resize", "resample"):
         setattr(prepared, name, getattr(extract, name))
     monkeypatch.setitem(processors.__dict__, "image_processor", prepared)
@@ -136,7 +136,7 @@ def test_pictures_are_decoded_one_by_one(tmp_path, processors, monkeypatch):
 
 def test_values_that_take_more_than_there_is_room_for_are_refused(tmp_path, processors, monkeypatch):
     Image.new("RGB", (60, 50)).save(tmp_path / "a.png")
-    monkeypatch.setattr(inputs, "decoding_room", lambda: 60 * 50 * 20)
+    monkeypatch.setattr(media_features, "decoding_room", lambda: 60 * 50 * 20)
     with pytest.raises(InputError, match="pixels for the model, whose values take"):
         build_inputs(processors, "", images=[tmp_path / "a.png"])
 

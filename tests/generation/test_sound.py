@@ -9,7 +9,7 @@ import soundfile
 import soxr
 
 from coterie.errors import InputError
-from coterie.generation import inputs
+from coterie.generation import media_features
 from coterie.generation import sound as module
 from coterie.generation.inputs import build_inputs
 from coterie.generation.sound import read_sound
@@ -243,7 +243,7 @@ def test_a_sound_that_takes_more_than_there_is_room_for_is_refused(tmp_path):
 
 
 def test_features_that_take_more_than_there_is_room_for_are_refused(data, processors, monkeypatch):
-    monkeypatch.setattr(inputs, "decoding_room", lambda: 300_000)
+    monkeypatch.setattr(media_features, "decoding_room", lambda: 300_000)
     with pytest.raises(InputError, match=r"features of 2 sounds of up to .* samples take"):
         build_inputs(processors, "", audios=[data / "dog.wav", data / "go.wav"])
 

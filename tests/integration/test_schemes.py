@@ -55,7 +55,7 @@ def test_outputs_are_those_of_stock_with_the_rounded_weights(
     if reason := ZOO[name].why_not:
         pytest.skip(reason)
     directory = zoo_checkpoint(name, torch.float32)
-    extract(directory, tmp_path / "store", scheme=scheme)
+    extract(directory, tmp_path / "store", scheme=scheme, dense_scheme="native")
     reference = realigned(stock(directory, torch.float32))
     exact = logits(reference, ZOO[name].inputs())
     round_experts(reference, Store.open(tmp_path / "store"))

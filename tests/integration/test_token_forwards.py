@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +15,18 @@ from torch import nn
 
 from conftest import realigned
 from coterie.errors import UsageError
+from coterie.extraction import extract
 from coterie.hf.caches import caches_in
 from coterie.integration.quantised import TokenExperts
-from coterie.integration.token_layer import TokenLayer
+from coterie.integration.token_layer import LayerGroup, TokenLayer
 from coterie.integration.token_router import TokenRouter
-from coterie.native import NativeLayer, library, rotate, token_attention
+from coterie.native import NativeLayer, TokenStates, library, rotate, token_attention
 from coterie.passes.forwards import at, install, own, remove
 from coterie.routing import Preview, preview_of
 from coterie.spec import ExpertsContributed, ExpertsSelected, ExpertsServed
 from harness.kept_cache import kept_cache
-from zoo import stock
+from zoo import ZOO, save, stock
+from zoo.omni import omni_config
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -125,26 +130,67 @@ def test_bits_are_those_of_the_parts(name: str, length: int, store, open_model) 
     assert all(part.calls == 6 + (length == 1) for part in parts)
 
 
-def test_the_talker_s_layers_are_native_but_for_their_block(store, open_model) -> None:
-    model = open_model(store("qwen3_omni"))
-    layers = replaced(model.talker, TokenLayer)
-    assert layers
-    layer = layers[0]
-    assert layer.mlp not in own(layer).stands_for
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory) -> Path:
+    """A store of an omni model whose talker's shared experts are computed natively, too."""
+    root = tmp_path_factory.mktemp("talking")
+    model = replace(ZOO["qwen3_omni"], config=partial(omni_config, whole_groups=True))
+    save(model, torch.bfloat16, root / "checkpoint")
+    extract(root / "checkpoint", root / "store", scheme="int4", dense_scheme="int4")
+    return root / "store"
+
+
+def stepped(layer: Any, config: Any) -> torch.Tensor:
+    """What a talker's layer makes of some tokens one after the other."""
+    from transformers import DynamicCache
+
     width, head = layer.self_attn.q_proj.in_features, layer.self_attn.head_dim
-    hidden, angles = torch.randn(1, 1, width).bfloat16(), torch.rand(1, 1, head)
-
-    def computed() -> torch.Tensor:
-        from transformers import DynamicCache
-
+    generator = torch.Generator().manual_seed(1)
+    cache, found = DynamicCache(config=config), []
+    for _ in range(20):
+        hidden = torch.randn(1, 1, width, generator=generator).bfloat16()
+        angles = torch.rand(1, 1, head, generator=generator)
         embeddings = (angles.cos().bfloat16(), angles.sin().bfloat16())
-        cache = DynamicCache(config=model.talker.model.config)
         with torch.no_grad():
-            return layer(hidden, past_key_values=cache, position_embeddings=embeddings)
+            found.append(layer(hidden, past_key_values=cache, position_embeddings=embeddings))
+    return torch.cat(found)
 
-    got = computed()
+
+def test_the_talker_s_layers_are_native_with_their_shared_experts(talking, open_model, finished) -> None:
+    model = open_model(talking, expert_memory="100%")
+    layers = replaced(model.talker, TokenLayer)
+    assert len(layers) == len(model.talker.model.layers)
+    layer, calls = layers[0], []
+    assert {layer.mlp, layer.mlp.shared_expert, layer.mlp.shared_expert_gate} <= set(own(layer).stands_for)
+    got = stepped(layer, model.talker.model.config)
+    assert len(finished) == 20
+    layer.mlp.shared_expert.down_proj.register_forward_hook(lambda *_: calls.append(1))
+    finished.clear()
+    want = stepped(layer, model.talker.model.config)
+    assert len(calls) == 20
+    assert not finished
+    assert distance(got, want) < 0.01
+    assert distance(got, want - layer.mlp.shared_expert(layer.post_attention_layernorm(want))) > 0.02
+
+
+def test_a_block_of_another_kind_is_called(talking, open_model, finished) -> None:
+    model = open_model(talking)
+    layer = replaced(model.talker, TokenLayer)[0]
+
+    class Other(type(layer.mlp)):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(hidden_states)
+
+    remove(layer, "native")
+    layer.mlp.__class__ = Other
+    again = TokenLayer.of(layer, library(), LayerGroup(TokenStates()))
+    assert again is not None
+    assert layer.mlp not in again.stands_for
+    install(layer, "native", again)
+    got = stepped(layer, model.talker.model.config)
+    assert len(finished) == 20
     part_by_part(layer)
-    assert torch.equal(got, computed())
+    assert torch.equal(got, stepped(layer, model.talker.model.config))
 
 
 def test_greedy_text_is_that_of_the_parts(store, open_model, finished) -> None:

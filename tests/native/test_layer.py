@@ -12,6 +12,7 @@ from coterie.kernels.dense import RmsNorm
 from coterie.native import (
     STAGES,
     KeyValueRoom,
+    LayerBlock,
     LayerNorm,
     LayerParts,
     LayerRouter,
@@ -39,10 +40,17 @@ class Case(NamedTuple):
     experts: int
     top_k: int
     schemes: tuple[str, str, str, str] = ("int4", "int4", "int4", "int4")
+    inner: int = 0
+    share: bool = False
 
 
 SMALL = Case(64, 4, 2, 16, 8, 2)
 WIDE = Case(2048, 32, 4, 128, 128, 8)
+BLOCKS = [
+    SMALL._replace(inner=96, share=True),
+    Case(96, 6, 2, 48, 5, 5, ("int4", "int8", "int4", "int8"), 64, True),
+    Case(192, 3, 3, 32, 0, 0, inner=320),
+]
 CASES = [SMALL, WIDE, Case(96, 6, 2, 48, 5, 5, ("int4", "int8", "int4", "int8")), Case(192, 3, 3, 32, 0, 0)]
 
 
@@ -60,7 +68,24 @@ def parts_of(case: Case, native: Library) -> LayerParts:
     widths = (case.width, case.head, case.head, case.width)
     norms = [LayerNorm(normal(width, seed=width + i), 8, i % 2, 1e-6) for i, width in enumerate(widths)]
     router = LayerRouter(normal(case.experts, case.width, seed=7), case.top_k, True) if case.experts else None
-    return LayerParts(*norms, *matrices, case.head**-0.5, router)
+    return LayerParts(*norms, *matrices, case.head**-0.5, router, block_of(case, native) if case.inner else None)
+
+
+def block_of(case: Case, native: Library) -> LayerBlock:
+    sizes = ((case.inner, case.width), (case.inner, case.width), (case.width, case.inner))
+    matrices = [random_matrix(case.schemes[i], *size, seed=20 + i) for i, size in enumerate(sizes)]
+    share = normal(1, case.width, seed=30, scale=case.width**-0.5) if case.share else None
+    return LayerBlock(*(PackedMatrix(native, *matrix) for matrix in matrices), "silu", share)
+
+
+def added_by_block(case: Case, normed: torch.Tensor) -> torch.Tensor:
+    """What a block gives, by its definition in float64."""
+    sizes = ((case.inner, case.width), (case.inner, case.width), (case.width, case.inner))
+    gate, up, down = (random_matrix(case.schemes[i], *size, seed=20 + i).weights() for i, size in enumerate(sizes))
+    x = normed.double()
+    added = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    share = normal(1, case.width, seed=30, scale=case.width**-0.5).double()
+    return added * torch.sigmoid(x @ share.T) if case.share else added
 
 
 class Token(NamedTuple):
@@ -130,7 +155,30 @@ def test_bits_are_those_of_the_parts(case: Case, length: int, native: Library) -
     assert all(tensor.isfinite().all() for tensor in got)
 
 
-@pytest.mark.parametrize("case", [SMALL, WIDE])
+@pytest.mark.parametrize("case", BLOCKS)
+def test_a_block_beside_the_experts_or_in_their_place(case: Case, native: Library) -> None:
+    plain, token = case._replace(inner=0), token_of(case, 9)
+    before = passed(NativeLayer(native, parts_of(plain, native), TokenStates()), token, 9)
+    after = passed(NativeLayer(native, parts_of(case, native), TokenStates()), token, 9)
+    key, value, residual, normed, *chosen = after
+    assert all(
+        torch.equal(a, b) for a, b in zip([*before[:2], *before[3:]], [key, value, normed, *chosen], strict=True)
+    )
+    want = before[2].double() + added_by_block(case, normed)
+    assert (residual.double() - want).norm() < 0.01 * want.norm()
+    assert (residual.double() - before[2].double()).norm() > 0.1 * want.norm()
+
+
+def test_blocks_that_are_not_served(native: Library) -> None:
+    parts = parts_of(BLOCKS[0], native)
+    assert parts.block is not None
+    assert parts.served
+    narrow = PackedMatrix(native, *random_matrix("int4", 32, 64))
+    for changed in ({"down": narrow}, {"activation": "other"}, {"share": normal(1, 32, seed=1)}):
+        assert not parts._replace(block=parts.block._replace(**changed)).served
+
+
+@pytest.mark.parametrize("case", [SMALL, WIDE, *BLOCKS])
 def test_threads_change_nothing(case: Case, native: Library) -> None:
     layer, before, found = NativeLayer(native, parts_of(case, native), TokenStates()), torch.get_num_threads(), []
     try:

@@ -29,7 +29,7 @@ ROWS = [2, 3, 4, 8, MOST_ROWS]
 LENGTHS = [1, 40, 7, 300, 2, 64, 65, 16, 1, 33, 128, 5, 90, 3, 17, 250]
 
 INT8 = Case(160, 6, 2, 80, 6, 3, ("int8", "int8", "int8", "int8"))
-CASES = [test_layer.SMALL, *test_layer.CASES[2:], INT8]
+CASES = [test_layer.SMALL, *test_layer.CASES[2:], INT8, *test_layer.BLOCKS]
 
 
 class Step(NamedTuple):

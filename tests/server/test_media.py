@@ -123,8 +123,8 @@ def test_a_sound_has_to_be_what_it_says(server: Served) -> None:
 @pytest.mark.parametrize("number", [1, 12])
 def test_what_is_wrong_with_one_of_many_is_said_of_its_field(number: int) -> None:
     media = Media(pictures={f"picture {one}": b"" for one in range(MOST_MEDIA)})
-    with pytest.raises(Refusal) as caught, media.files() as (pictures, _):
-        raise InputError(f"The picture {pictures[number]} is none.")
+    with pytest.raises(Refusal) as caught, media.files() as files:
+        raise InputError(f"The picture {files.images[number]} is none.")
     assert caught.value.param == f"picture {number}"
     assert caught.value.message == f"The picture picture {number} is none."
 

@@ -292,6 +292,25 @@ _WHOLE: dict[str, tuple[str, str, dict[str, Any]]] = {
             "projector_hidden_size": 48,
         },
     ),
+    "nemotron_h_omni": (
+        "NemotronH_Omni_Reasoning_V3",
+        "NemotronH_Omni_Reasoning_V3_Config",
+        {
+            "text_config": _TEXT["nemotron_h"][2] | {"model_type": "nemotron_h"},
+            "vision_config": {"model_type": "radio", "video_temporal_patch_size": 2, "max_img_size": 64},
+            "audio_config": {
+                "model_type": "parakeet_encoder",
+                "attention_bias": False,
+                "scale_input": False,
+                "num_mel_bins": 16,
+                "subsampling_conv_channels": 8,
+                "projection_hidden_size": 48,
+                "projection_bias": False,
+            },
+            "vision_hidden_size": 32,
+            "projector_hidden_size": 48,
+        },
+    ),
     "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeConfig", {"text_config": _HYBRID}),
     "qwen4_exp": (
         "Qwen4ExpForConditionalGeneration",

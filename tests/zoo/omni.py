@@ -70,11 +70,16 @@ def thinker_config() -> Qwen3OmniMoeThinkerConfig:
     return Qwen3OmniMoeThinkerConfig(**_thinker())
 
 
-def omni_config() -> Qwen3OmniMoeConfig:
-    """Thinker, talker and code2wav: text, image and audio in, text and speech out."""
+def omni_config(*, whole_groups: bool = False) -> Qwen3OmniMoeConfig:
+    """Thinker, talker and code2wav: text, image and audio in, text and speech out.
+
+    Args:
+        whole_groups: Whether each row of the talker's and the code predictor's matrices has whole groups, so that the
+            native library computes them in every scheme.
+    """
     return Qwen3OmniMoeConfig(
         thinker_config=_thinker(),
-        talker_config=_talker(),
+        talker_config=_talker(whole_groups=whole_groups),
         code2wav_config=_code2wav(),
         im_start_token_id=TOKENS["im_start"],
         im_end_token_id=TOKENS["im_end"],
@@ -92,9 +97,10 @@ def _thinker() -> dict[str, Any]:
     return parts | _PLACEHOLDERS | {"user_token_id": TOKENS["user"]}
 
 
-def _talker() -> dict[str, Any]:
-    text = _TEXT | _TALKER_SIZES | {"vocab_size": _TALKER_VOCABULARY, "shared_expert_intermediate_size": 24}
-    predictor = TEXT | _TALKER_SIZES | {"vocab_size": _CODES, "num_code_groups": 4, "intermediate_size": 48}
+def _talker(*, whole_groups: bool) -> dict[str, Any]:
+    shared, inner = (32, 64) if whole_groups else (24, 48)
+    text = _TEXT | _TALKER_SIZES | {"vocab_size": _TALKER_VOCABULARY, "shared_expert_intermediate_size": shared}
+    predictor = TEXT | _TALKER_SIZES | {"vocab_size": _CODES, "num_code_groups": 4, "intermediate_size": inner}
     del predictor["num_experts_per_tok"]
     return (
         {"text_config": text, "code_predictor_config": predictor}

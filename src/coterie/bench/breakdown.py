@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Part = Literal["linear", "attention", "norms", "router", "experts", "waiting", "glue", "sampling"]
-DENSE_PARTS: tuple[Part, ...] = get_args(Part)
+PARTS: tuple[Part, ...] = get_args(Part)
 
 _STAGES = cast(tuple[Part, ...], STAGES)
 
@@ -132,16 +132,16 @@ def breakdown(
     for times, calls in native:
         watch.add(times, calls)
     steps = timed.steps_s
-    seconds = dict.fromkeys(DENSE_PARTS, 0.0) | watch.seconds
+    seconds = dict.fromkeys(PARTS, 0.0) | watch.seconds
     # The scheduler's clock and this one may differ by a little.
     seconds["waiting"] = min(waited, seconds["experts"])
     seconds["experts"] -= seconds["waiting"]
     seconds["sampling"] = sum(steps) - sum(seconds.values())
-    counts = dict.fromkeys(DENSE_PARTS, 0) | watch.calls
+    counts = dict.fromkeys(PARTS, 0) | watch.calls
     return Breakdown(
         steps=len(steps),
-        parts={part: seconds[part] / len(steps) for part in DENSE_PARTS},
-        calls={part: counts[part] / len(steps) for part in DENSE_PARTS},
+        parts={part: seconds[part] / len(steps) for part in PARTS},
+        calls={part: counts[part] / len(steps) for part in PARTS},
         step_s=sum(steps) / len(steps),
         overhead=statistics.median(steps) / statistics.median(plain.steps_s) - 1,
     )

@@ -32,6 +32,13 @@ from coterie.cli.generation_options import (
     print_unused,
 )
 from coterie.cli.opening import open_model, opens_model
+from coterie.cli.video_options import (
+    VideoFpsOption,
+    VideoFramesOption,
+    VideoPixelsOption,
+    VideoSoundOption,
+    video_options,
+)
 from coterie.files.replacing import check_writable
 from coterie.spec.opening import Opening
 
@@ -46,6 +53,10 @@ def command(
     chat_template: ChatTemplateOption = None,
     template_option: TemplateOptionsOption = None,
     think: ThinkOption = None,
+    video_fps: VideoFpsOption = None,
+    video_frames: VideoFramesOption = None,
+    video_pixels: VideoPixelsOption = None,
+    video_sound: VideoSoundOption = None,
     *,
     opening: Opening,
     max_new_tokens: Annotated[
@@ -95,6 +106,7 @@ def command(
         check_writable(stats)
     checked_domain = check_domain(domain, record_profile)
     template = chat_options(chat_template, template_option, think)
+    shown = video_options(video_fps, video_frames, video_pixels, video_sound)
     from coterie.generation.sampling import Sampling
 
     sampling = Sampling(
@@ -113,7 +125,13 @@ def command(
         from coterie.generation.conversation import Conversation
 
         conversation = Conversation(
-            opened.model, opened.processors, sampling=sampling, system=system, options=template, reuse=reuse
+            opened.model,
+            opened.processors,
+            sampling=sampling,
+            system=system,
+            options=template,
+            reuse=reuse,
+            video_options=shown,
         )
         if max_new_tokens is None and not conversation.templated:
             conversation.sampling = replace(sampling, max_new_tokens=_ANSWER_TOKENS)

@@ -26,6 +26,7 @@ _COMMANDS = {
     "/help": "this list",
     "/image PATH": "show a picture with the next message",
     "/audio PATH": "play a sound file with the next message",
+    "/video PATH": "show a video with the next message",
     "/system TEXT": "another system message; without a text, none",
     "/set NAME VALUE": "how tokens are chosen, such as temperature 0.7; think on or off",
     "/retry": "have the last message answered once more",
@@ -63,6 +64,7 @@ class ChatSession:
         quiet: Leave remarks out.
         images: Pictures that go with the next message.
         audios: Sounds likewise.
+        videos: Videos likewise.
         failed: Whether a line of a pipe came to nothing. In a terminal the user has seen it, and may have tried again.
     """
 
@@ -71,6 +73,7 @@ class ChatSession:
     quiet: bool
     images: list[Path] = field(default_factory=list)
     audios: list[Path] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
     failed: bool = False
 
     def run(self) -> None:
@@ -83,7 +86,7 @@ class ChatSession:
                     if text.split()[0] in _LEAVE:
                         return
                     self._obey(text)
-                elif text or self.images or self.audios:
+                elif text or self.images or self.audios or self.videos:
                     self._ask(text[1:] if text.startswith("//") else text)
             except ContextLengthError as error:
                 self._fail(f"{error.message} Write less at once, or begin with a larger --max-context.")
@@ -115,12 +118,11 @@ class ChatSession:
                     print_note(f"{usage:<16} {meaning}")
             case "/reset" | "/clear":
                 self.conversation.reset()
-                self.images.clear()
-                self.audios.clear()
+                self._detach()
                 print_note("The conversation is forgotten.")
             case "/stats":
                 print_note(self._stats())
-            case "/image" | "/audio":
+            case "/image" | "/audio" | "/video":
                 self._attach(name, argument)
             case "/system":
                 self.conversation.instruct(argument)
@@ -146,8 +148,13 @@ class ChatSession:
         path = _path(name, argument)
         if not path.is_file():
             raise UsageError(f"There is no file {argument!r}.")
-        (self.images if name == "/image" else self.audios).append(path)
+        {"/image": self.images, "/audio": self.audios, "/video": self.videos}[name].append(path)
         print_note(f"{path.name} goes with your next message; an empty line sends it alone.")
+
+    def _detach(self) -> None:
+        """Nothing goes with the next message."""
+        for files in (self.images, self.audios, self.videos):
+            files.clear()
 
     def _set(self, argument: str) -> None:
         words = argument.removeprefix("parameter ").split(maxsplit=1)
@@ -188,10 +195,10 @@ class ChatSession:
 
     def _ask(self, text: str) -> None:
         try:
-            self._show(self.conversation.ask, text, images=tuple(self.images), audios=tuple(self.audios))
+            files = {"images": tuple(self.images), "audios": tuple(self.audios), "videos": tuple(self.videos)}
+            self._show(self.conversation.ask, text, **files)
         finally:
-            self.images.clear()
-            self.audios.clear()
+            self._detach()
 
     def _show(self, ask: Callable[..., Completion], *arguments: Any, **options: Any) -> None:
         """Has something answered and shows the answer."""

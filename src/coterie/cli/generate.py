@@ -46,6 +46,14 @@ from coterie.cli.generation_options import (
 )
 from coterie.cli.opening import open_model, opens_model
 from coterie.cli.speech import STDOUT, MaxSpeechOption, SpeakOption, VoiceGreedyOption, VoiceOption, check_speech
+from coterie.cli.video_options import (
+    VideoFpsOption,
+    VideoFramesOption,
+    VideoPixelsOption,
+    VideosOption,
+    VideoSoundOption,
+    video_options,
+)
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import read_prompt, read_prompt_from_stdin
@@ -77,6 +85,11 @@ def command(
     ] = None,
     image: ImagesOption = None,
     audio: AudiosOption = None,
+    video: VideosOption = None,
+    video_fps: VideoFpsOption = None,
+    video_frames: VideoFramesOption = None,
+    video_pixels: VideoPixelsOption = None,
+    video_sound: VideoSoundOption = None,
     *,
     opening: Opening,
     adapt_experts: AdaptExpertsOption = None,
@@ -125,7 +138,7 @@ def command(
     """Continues a prompt. The text goes to stdout as it is generated, one line about speed and memory to stderr.
 
     Of a whole omni model only the thinker is opened, unless --speak asks for speech or --component names another part.
-    Pictures and sounds come before the prompt, or where it mentions them in the model's own tokens.
+    Pictures, sounds and videos come before the prompt, or where it mentions them in the model's own tokens.
 
     The prompt is continued as it is. With --chat, --system or --chat-template it is a question to a model that was
     trained to answer; what such a model thinks first goes to stderr.
@@ -145,7 +158,8 @@ def command(
     checked_domain = check_domain(domain, record_profile)
     template = chat_options(chat_template, template_option, think)
     answers = _wants_answer(chat, system, template, speak)
-    text = _read_prompt(prompt, file, has_media=bool(image or audio))
+    text = _read_prompt(prompt, file, has_media=bool(image or audio or video))
+    shown = video_options(video_fps, video_frames, video_pixels, video_sound)
     from coterie.generation.sampling import Sampling
 
     sampling = Sampling(
@@ -173,6 +187,8 @@ def command(
         prompt=text,
         images=tuple(image or ()),
         audios=tuple(audio or ()),
+        videos=tuple(video or ()),
+        video_options=shown,
         speech=speak,
         voice=how,
         stats=stats,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from coterie.generation.opened import OpenModel
     from coterie.generation.sampling import Sampling
     from coterie.generation.speech import Voice
+    from coterie.generation.video_options import VideoOptions
 
 JSON_SCHEMA_VERSION = 1
 
@@ -35,6 +36,8 @@ class Request:
     prompt: str
     images: tuple[Path, ...]
     audios: tuple[Path, ...]
+    videos: tuple[Path, ...]
+    video_options: VideoOptions
     sampling: Sampling
     chat: bool | None
     system: str | None
@@ -88,6 +91,7 @@ def _generate(
         system=request.system,
         options=request.template,
         reuse=False,
+        video_options=request.video_options,
     )
     if not talk.templated:
         why = ", and its talker needs one to know whose turn it is" if request.speech else ""
@@ -101,6 +105,7 @@ def _generate(
         request.prompt,
         images=request.images,
         audios=request.audios,
+        videos=request.videos,
         on_text=None if printer is None else printer.text,
         on_reasoning=None if printer is None else printer.reasoning,
         should_stop=pressed,
@@ -124,7 +129,14 @@ def _continue(
     return complete(
         opened.model,
         opened.processors.tokenizer,
-        build_inputs(opened.processors, request.prompt, images=request.images, audios=request.audios),
+        build_inputs(
+            opened.processors,
+            request.prompt,
+            images=request.images,
+            audios=request.audios,
+            videos=request.videos,
+            video_options=request.video_options,
+        ),
         request.sampling,
         on_text=None if printer is None else printer.text,
         should_stop=pressed,
@@ -145,11 +157,13 @@ def _speak(
     from coterie.generation.chat import chat_inputs, user_message
     from coterie.generation.speaking import Speaking
 
-    message = user_message(request.prompt, images=request.images, audios=request.audios)
+    message = user_message(
+        request.prompt, images=request.images, audios=request.audios, videos=request.videos
+    )  # fmt: skip
     speaking = Speaking(
         opened.model,
         opened.processors.tokenizer,
-        chat_inputs(opened.processors, [*before, message], request.template),
+        chat_inputs(opened.processors, [*before, message], request.template, video_options=request.video_options),
         request.sampling,
         voice=request.voice,
         should_stop=pressed,

@@ -113,6 +113,6 @@ def _given(inputs: Mapping[str, Any]) -> Prompt:
 def _conversation(opened: OpenModel, messages: Sequence[Any]) -> Prompt:
     made = chat_prompt(opened.processors, messages)
     reader, _ = reading(opened.processors.tokenizer, made.template, made.text, Toolbox())
-    if made.images or made.audios:
+    if made.media:
         return Prompt(inputs=partial(made.inputs, opened.processors), tokens=None, reader=reader)
     return ready(made.inputs(opened.processors), reader=reader)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from coterie.errors import InputError
 from coterie.generation.chat_options import ChatOptions
 from coterie.generation.inputs import build_inputs, check_text
+from coterie.generation.media_files import MediaFiles
+from coterie.generation.placeholders import MediaTokens
 from coterie.generation.processors import Processors
+from coterie.generation.video_options import VideoOptions
 from coterie.hf.foreign import foreign
 from coterie.hf.templates import (
     Rendered,
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 _MARKER = "48151623420"
 """Stands in for a text that a template changed, to see whether it shows it at all: no case, and nothing to quote."""
+_MEDIA = ("image", "audio", "video")
+"""Parts of a message that are files."""
 _KEPT = ("reasoning_content", "thinking", "tool_calls", "tool_call_id", "name")
 """What a turn of the assistant, or of a tool, may hold besides its content."""
 
@@ -38,22 +43,22 @@ class ChatPrompt:
     Attributes:
         text: The text.
         template: The template that made it, or None where the model has none.
-        images: Picture files that it mentions, in order.
-        audios: Sound files likewise.
+        media: The files that it mentions.
     """
 
     text: str
     template: str | None
-    images: tuple[str, ...]
-    audios: tuple[str, ...]
+    media: MediaFiles
 
     def inputs(self, processors: Processors) -> BatchFeature:
         """The model's inputs. Raises as :func:`~coterie.generation.inputs.build_inputs`."""
         return build_inputs(
             processors,
             self.text,
-            images=self.images,
-            audios=self.audios,
+            images=self.media.images,
+            audios=self.media.audios,
+            videos=self.media.videos,
+            video_options=self.media.options,
             add_special_tokens=self.template is None,
         )
 
@@ -75,23 +80,35 @@ class _Turn:
         return any(part["type"] != "text" for part in self.parts)
 
 
-def user_message(text: str, *, images: Sequence[str | Path] = (), audios: Sequence[str | Path] = ()) -> dict[str, Any]:
+def user_message(
+    text: str,
+    *,
+    images: Sequence[str | Path] = (),
+    audios: Sequence[str | Path] = (),
+    videos: Sequence[str | Path] = (),
+) -> dict[str, Any]:
     """A turn of the user, as :func:`chat_inputs` takes it.
 
     Args:
-        text: What the user says; may be empty if there is a picture or sound.
+        text: What the user says; may be empty if there is a picture, sound or video.
         images: Picture files shown before the text.
         audios: Sound files played before the text.
+        videos: Video files shown before the text.
     """
     parts = [{"type": "image", "path": str(path)} for path in images]
     parts += [{"type": "audio", "path": str(path)} for path in audios]
+    parts += [{"type": "video", "path": str(path)} for path in videos]
     if text:
         parts.append({"type": "text", "text": text})
     return {"role": "user", "content": parts}
 
 
 def chat_inputs(
-    source: str | Path | Processors, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    source: str | Path | Processors,
+    messages: Sequence[Mapping[str, Any]],
+    options: ChatOptions | None = None,
+    *,
+    video_options: VideoOptions | None = None,
 ) -> BatchFeature:
     """Makes the inputs for the next turn of a conversation.
 
@@ -103,8 +120,10 @@ def chat_inputs(
         source: A model directory or its :class:`Processors`.
         messages: Each with ``role`` (``system``, ``user``, ``assistant``, ``tool``) and ``content``: a text, or a list
             of parts ``{"type": "text", "text": ...}``, ``{"type": "image", "path": ...}``, ``{"type": "audio", "path":
-            ...}``. A turn of the assistant may have ``reasoning_content`` and ``tool_calls``, too.
+            ...}``, ``{"type": "video", "path": ...}``, in any order. A turn of the assistant may have
+            ``reasoning_content`` and ``tool_calls``, too.
         options: Another template, and what it is told.
+        video_options: Which frames of a video are shown, how large, and whether its sound is heard.
 
     Returns:
         As :func:`build_inputs`.
@@ -116,7 +135,7 @@ def chat_inputs(
         UsageError: If it is told what it does not read.
     """
     processors = source if isinstance(source, Processors) else Processors(source)
-    return chat_prompt(processors, messages, options).inputs(processors)
+    return chat_prompt(processors, messages, options, video_options=video_options).inputs(processors)
 
 
 def chat_prompt(
@@ -125,6 +144,7 @@ def chat_prompt(
     options: ChatOptions | None = None,
     *,
     tools: Sequence[Mapping[str, Any]] = (),
+    video_options: VideoOptions | None = None,
 ) -> ChatPrompt:
     """Makes the text of the next turn; arguments and errors as of :func:`chat_inputs`.
 
@@ -133,11 +153,11 @@ def chat_prompt(
         messages: The turns so far; those of the role ``tool`` are what tools answered.
         options: Another template, and what it is told.
         tools: What the model may call, each as ``{"type": "function", "function": {"name": ...}}``.
+        video_options: How videos are shown.
     """
     wishes = options or ChatOptions()
-    images: list[str] = []
-    audios: list[str] = []
-    turns = [_read_message(message, images, audios) for message in messages]
+    files: dict[str, list[str]] = {kind: [] for kind in _MEDIA}
+    turns = [_read_message(message, files) for message in messages]
     if not turns:
         raise InputError("The conversation is empty.")
     template = chat_template(processors, wishes.template)
@@ -151,7 +171,13 @@ def chat_prompt(
         text = _render(processors, template, turns, {**told, **({"tools": list(tools)} if tools else {})})
     if any(str(tool["function"]["name"]) not in text for tool in tools):
         raise InputError("This model cannot be told of tools: its chat template does not show them.")
-    return ChatPrompt(text=text, template=template, images=tuple(images), audios=tuple(audios))
+    media = MediaFiles(
+        images=tuple(files["image"]),
+        audios=tuple(files["audio"]),
+        videos=tuple(files["video"]),
+        options=video_options or VideoOptions(),
+    )
+    return ChatPrompt(text=text, template=template, media=media)
 
 
 def chat_template(processors: Processors, wanted: str | None = None) -> str | None:
@@ -196,8 +222,8 @@ def can_chat(processors: Processors) -> bool:
     return _renders_itself(processors) or chat_template(processors) is not None
 
 
-def _read_message(message: Mapping[str, Any], images: list[str], audios: list[str]) -> _Turn:
-    """Checks a message; appends its media to the lists."""
+def _read_message(message: Mapping[str, Any], files: Mapping[str, list[str]]) -> _Turn:
+    """Checks a message; appends its media to the list of their kind."""
     role, content = message.get("role"), message.get("content")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
@@ -208,17 +234,14 @@ def _read_message(message: Mapping[str, Any], images: list[str], audios: list[st
         match part:
             case {"type": "text", "text": str(text)}:
                 parts.append({"type": "text", "text": check_text(text, "The message")})
-            case {"type": "image", "path": str() | Path() as file}:
-                images.append(str(file))
-                parts.append({"type": "image"})
-            case {"type": "audio", "path": str() | Path() as file}:
-                audios.append(str(file))
-                parts.append({"type": "audio"})
+            case {"type": str(kind), "path": str() | Path() as file} if kind in files:
+                files[kind].append(str(file))
+                parts.append({"type": kind})
             case _:
                 raise InputError(
                     f"{part!r} is not a part of a message.",
-                    advice="Parts are {'type': 'text', 'text': ...}, {'type': 'image', 'path': ...} and "
-                    "{'type': 'audio', 'path': ...}.",
+                    advice="Parts are {'type': 'text', 'text': ...}, {'type': 'image', 'path': ...}, "
+                    "{'type': 'audio', 'path': ...} and {'type': 'video', 'path': ...}.",
                 )
     more = {key: message[key] for key in _KEPT if message.get(key) is not None}
     if not is_json(more):
@@ -229,8 +252,13 @@ def _read_message(message: Mapping[str, Any], images: list[str], audios: list[st
 def _as_text(processors: Processors, part: Mapping[str, str]) -> str:
     if part["type"] == "text":
         return part["text"]
-    tokens = processors.pictures if part["type"] == "image" else processors.sounds
+    tokens = _tokens_of(processors, part["type"])
     return "" if tokens is None else tokens.placeholder
+
+
+def _tokens_of(processors: Processors, kind: str) -> MediaTokens | None:
+    """The tokens around a medium, as far as the model's way to mention it is known."""
+    return {"image": processors.pictures, "audio": processors.sounds, "video": processors.videos}[kind]
 
 
 def _renders_itself(processors: Processors) -> bool:
@@ -279,7 +307,7 @@ def _unusable(results: list[Rendered], turns: list[_Turn]) -> InputError:
     if not shown:
         return InputError(f"The model's chat template refuses this conversation: {results[0].problem}")
     lost = _lost(shown[0], turns)
-    what = f"what the {lost[0].role} says" if lost else "a picture or sound"
+    what = f"what the {lost[0].role} says" if lost else "a picture, sound or video"
     return InputError(
         f"The model's chat template leaves out {what}.",
         advice="Pass a template that shows it (--chat-template), or leave that out.",
@@ -317,8 +345,9 @@ def _lost(prompt: str, turns: Sequence[_Turn]) -> list[_Turn]:
 
 
 def _media_are_there(processors: Processors, result: Rendered, turns: Sequence[_Turn]) -> bool:
-    """Whether the prompt mentions each picture and sound once, as far as the model's way to do so is known."""
-    for kind, tokens in (("image", processors.pictures), ("audio", processors.sounds)):
+    """Whether the prompt mentions each medium once, as far as the model's way to do so is known."""
+    for kind in _MEDIA:
+        tokens = _tokens_of(processors, kind)
         count = sum(part["type"] == kind for turn in turns for part in turn.parts)
         if tokens is not None and count and (result.text or "").count(tokens.pad) != count:
             return False

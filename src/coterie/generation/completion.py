@@ -43,7 +43,8 @@ class Completion:
         reused_tokens: Tokens of the prompt that an earlier request had computed already.
         kept_tokens: Tokens of the prompt that were computed and are kept for later requests.
         picture_tokens: Tokens of the prompt that stand for pictures, where an engine answers.
-        sound_tokens: The same of sounds.
+        sound_tokens: The same of sounds, those of videos included.
+        video_tokens: The same of the frames of videos.
         finish_reason: ``stop`` (the model ended, or a text came that ends the answer), ``length`` (``max_new_tokens``
             reached), ``context`` (the memory budget was made for no longer sequence), ``time`` (``max_time`` of the
             generation config is over) or ``interrupted`` (the caller stopped it).
@@ -65,6 +66,7 @@ class Completion:
     kept_tokens: int = 0
     picture_tokens: int = 0
     sound_tokens: int = 0
+    video_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 

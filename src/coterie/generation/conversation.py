@@ -24,6 +24,7 @@ from coterie.generation.sampling import Sampling
 from coterie.generation.speaking import Speaking, no_template
 from coterie.generation.speech import Voice
 from coterie.generation.toolbox import Toolbox
+from coterie.generation.video_options import VideoOptions
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -56,6 +57,7 @@ class Conversation:
             With the first, an answer is the same whenever the same conversation takes the same course, whoever else is
             served. It may differ in rounding from what the same messages come to in a prompt of their own. With the
             others it does not.
+        video_options: Which frames of videos are shown, how large, and whether their sound is heard.
 
     Attributes:
         templated: Whether the model has a chat template.
@@ -78,10 +80,12 @@ class Conversation:
         system: str | None = None,
         options: ChatOptions | None = None,
         reuse: bool | Reuse = True,
+        video_options: VideoOptions | None = None,
     ) -> None:
         self._model = model
         self._processors = processors
         self._options = ChatOptions()
+        self._video_options = video_options or VideoOptions()
         self._reuse: Reuse | None = (KeptCache() if reuse else None) if isinstance(reuse, bool) else reuse
         self._turn = 0
         self._first: list[dict[str, Any]] = _system_message(system)
@@ -108,6 +112,7 @@ class Conversation:
         *,
         images: Sequence[str | Path] = (),
         audios: Sequence[str | Path] = (),
+        videos: Sequence[str | Path] = (),
         on_text: Callable[[str], None] | None = None,
         on_reasoning: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -118,9 +123,10 @@ class Conversation:
         token, is as if it had not been. When the context is full, the oldest turns are forgotten.
 
         Args:
-            text: What the user says; may be empty if there is a picture or sound.
+            text: What the user says; may be empty if there is a picture, sound or video.
             images: Picture files shown before the text.
             audios: Sound files played before the text.
+            videos: Video files shown before the text.
             on_text: As in :func:`~coterie.generation.completion.complete`.
             on_reasoning: Told what the model thinks before it answers, piece by piece.
             should_stop: As in :func:`~coterie.generation.completion.complete`.
@@ -129,7 +135,7 @@ class Conversation:
             InputError: If a file cannot be used or the template refuses the conversation.
             ContextLengthError: If this turn alone is longer than the memory budget was made for.
         """
-        message = user_message(text, images=images, audios=audios)
+        message = user_message(text, images=images, audios=audios, videos=videos)
         return self._answer(message, on_text=on_text, on_reasoning=on_reasoning, should_stop=should_stop)
 
     def speak(
@@ -138,6 +144,7 @@ class Conversation:
         *,
         images: Sequence[str | Path] = (),
         audios: Sequence[str | Path] = (),
+        videos: Sequence[str | Path] = (),
         voice: Voice | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Speaking:
@@ -150,6 +157,7 @@ class Conversation:
             text: What the user says; may be empty if there is a picture or sound.
             images: Picture files shown before the text.
             audios: Sound files played before the text.
+            videos: Video files shown before the text.
             voice: How it is spoken.
             should_stop: As in :func:`coterie.speak`.
 
@@ -164,7 +172,7 @@ class Conversation:
         """
         if not self.templated:
             raise no_template(self._model)
-        asked, prompt, inputs = self._prepare(user_message(text, images=images, audios=audios))
+        asked, prompt, inputs = self._prepare(user_message(text, images=images, audios=audios, videos=videos))
 
         def keep(completing: Completing, answer: Completion) -> None:
             if answer.token_ids:
@@ -332,7 +340,7 @@ class Conversation:
         limit = goal = self._limit()
         while True:
             asked = [*self._first, *turns, message]
-            prompt = chat_prompt(self._processors, asked, self._options)
+            prompt = chat_prompt(self._processors, asked, self._options, video_options=self._video_options)
             inputs = self._inputs(prompt)
             length = int(inputs["input_ids"].shape[1])
             if limit is None or goal is None or length <= goal or not turns:

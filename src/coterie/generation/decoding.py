@@ -86,14 +86,24 @@ def decoding() -> Iterator[None]:
     """
     with DECODING:
         beside = _holder.beside
-        if beside is not None and not beside.wanted():
-            raise RequestCancelledError("The request was given up.")
+        still_wanted()
         try:
             yield
         except InputError as error:
             if beside is not None:
                 beside.short |= "room" in error.facts
             raise
+
+
+def still_wanted() -> None:
+    """Ends what takes long if nobody wants it any more. :data:`DECODING` is held, if by anybody.
+
+    Raises:
+        RequestCancelledError: If so.
+    """
+    beside = _holder.beside
+    if beside is not None and not beside.wanted():
+        raise RequestCancelledError("The request was given up.")
 
 
 def take_room(nbytes: int) -> None:

@@ -108,8 +108,8 @@ class Job:
         self._prepare = prepare
         self._sampling = sampling
         self._completing: Completing | None = None
-        # Of pictures, and of sounds.
-        self._media_tokens = (0, 0)
+        # Of pictures, of sounds, and of videos.
+        self._media_tokens = (0, 0, 0)
         # Tokens that it has room for from its first pass on, where that does not grow with it.
         self._reserved = 0
         self._draws: Draws | None = None
@@ -231,7 +231,11 @@ class Job:
             self.media_nbytes = sum(one.nbytes for one in tensors)
             self.most = self._most_tokens(opened, inputs)
             made = opened.processors
-            self._media_tokens = _count(inputs, made.picture_token), _count(inputs, made.sound_token)
+            self._media_tokens = (
+                _count(inputs, made.picture_token),
+                _count(inputs, made.sound_token),
+                _count(inputs, made.video_token),
+            )
         with files_named(model), Stated(self.request):
             self._completing = Completing(
                 model,
@@ -318,8 +322,10 @@ class Job:
         if self.sequence is not None:
             with files_named(opened.model):
                 self.sequence.check()
-        pictures, sounds = self._media_tokens
-        completion = replace(self._completing.end(), picture_tokens=pictures, sound_tokens=sounds)
+        pictures, sounds, videos = self._media_tokens
+        completion = replace(
+            self._completing.end(), picture_tokens=pictures, sound_tokens=sounds, video_tokens=videos
+        )  # fmt: skip
         if prompt.calls is not None:
             prompt.calls.end()
             calls = (*completion.tool_calls, *prompt.calls.calls)

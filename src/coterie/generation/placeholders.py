@@ -1,4 +1,4 @@
-"""The tokens that stand for a picture or a sound in the text: how many, and where.
+"""The tokens that stand for a picture, a sound or a video in the text: how many, and where.
 
 A Qwen-VL-like model wants one placeholder token per feature vector of its encoder. In a prompt a medium is written
 once (``<|image_pad|>``, usually between its start and end tokens) and expanded here.
@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
@@ -21,16 +22,18 @@ class MediaTokens:
     """The tokens of one kind of medium.
 
     Attributes:
-        kind: ``picture`` or ``sound``, for messages.
-        start: Token before the medium.
+        kind: ``picture``, ``sound`` or ``video``, for messages.
+        start: Token before the medium; empty if the model's processor puts one there.
         pad: Token that is repeated once per feature vector.
-        end: Token after the medium.
+        end: Token after the medium, likewise.
+        replaced_whole: Whether what stands for a medium has tokens around it of its own, which take the place of these.
     """
 
     kind: str
     start: str
     pad: str
     end: str
+    replaced_whole: bool = False
 
     @property
     def placeholder(self) -> str:
@@ -73,23 +76,34 @@ def place_media(texts: Sequence[str], media: Sequence[tuple[MediaTokens, int]]) 
     return [front + text for text in texts]
 
 
-def expand(texts: Sequence[str], lengths: Sequence[tuple[MediaTokens, Sequence[int]]]) -> list[str]:
-    """Places media (:func:`place_media`) and repeats each placeholder as often as its medium has feature vectors.
+def mentioned(texts: Sequence[str], kinds: Sequence[MediaTokens]) -> list[str]:
+    """The kinds of the media that prompts mention, in the order in which they do.
 
     Args:
         texts: The prompts.
-        lengths: Each kind with the number of feature vectors of its media, in order over all prompts.
-
-    Raises:
-        InputError: If the placeholders do not fit the media.
+        kinds: Those that are looked for.
     """
-    if not lengths:
+    by_pad = {tokens.pad: tokens.kind for tokens in kinds}
+    if not by_pad:
+        return []
+    pattern = re.compile("|".join(map(re.escape, by_pad)))
+    return [by_pad[found.group()] for text in texts for found in pattern.finditer(text)]
+
+
+def expand(texts: Sequence[str], shown: Sequence[tuple[MediaTokens, Sequence[str]]]) -> list[str]:
+    """Puts what stands for media in place of their placeholders.
+
+    Args:
+        texts: The prompts, with a placeholder for each medium (:func:`place_media`).
+        shown: Each kind with what stands for its media, in order over all prompts.
+    """
+    if not shown:
         return list(texts)
-    texts = place_media(texts, [(tokens, len(counts)) for tokens, counts in lengths])
-    remaining = {tokens.pad: iter(counts) for tokens, counts in lengths}
-    pattern = re.compile("|".join(map(re.escape, remaining)))
+    remaining = {tokens.pad: iter(media) for tokens, media in shown}
+    whole = {tokens.placeholder: tokens.pad for tokens, _ in shown if tokens.replaced_whole}
+    pattern = re.compile("|".join(map(re.escape, [*whole, *remaining])))
     # One pass, because what is put in place of a placeholder is made of placeholders.
-    return [pattern.sub(lambda found: found.group() * next(remaining[found.group()]), text) for text in texts]
+    return [pattern.sub(lambda found: next(remaining[whole.get(found.group(), found.group())]), text) for text in texts]
 
 
 def picture_lengths(grid_thw: Tensor, merge_size: int) -> list[int]:
@@ -100,6 +114,17 @@ def picture_lengths(grid_thw: Tensor, merge_size: int) -> list[int]:
         merge_size: Patches that are merged to one vector, along each side.
     """
     return [int(grid.prod()) // merge_size**2 for grid in grid_thw]
+
+
+@cache
+def clips_are_replaced_whole() -> bool:
+    """Whether Qwen3-VL's processor takes the tokens around a video away with its placeholder.
+
+    Older releases of transformers do: each group of frames has such tokens of its own. Newer ones leave them there.
+    """
+    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+    return not hasattr(Qwen3VLProcessor, "replace_video_token")
 
 
 def sound_lengths(frames: Tensor, n_window: int) -> list[int]:

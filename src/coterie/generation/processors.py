@@ -1,12 +1,14 @@
 """What a model directory has for making inputs.
 
-``AutoProcessor`` needs torchvision for models that know video, even for a prompt with a picture or a sound. Where
-torchvision is missing, the same inputs are built from the parts: the tokenizer, the Pillow image processor and the
-feature extractor. Where it is installed, the model's own processor is used.
+``AutoProcessor`` needs torchvision for models that know video, even for a prompt with a picture or a sound. For models
+of the Qwen-VL kind the same inputs are built from parts that do not: the tokenizer, the image processor (transformers'
+with torchvision where that is installed, the one with Pillow where it is not), the feature extractor, and the rules for
+videos. Other models have their own processor.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.errors import InputError, LoadError
 from coterie.files.json_text import read_json_object
-from coterie.generation.placeholders import MediaTokens, sound_lengths
+from coterie.generation.placeholders import MediaTokens, clips_are_replaced_whole, sound_lengths
+from coterie.generation.video_settings import Rule, VideoSettings, video_settings
 from coterie.hf.foreign import foreign
 from coterie.hf.processor_limits import check_processor_files
 from coterie.hf.tokenizer import load_tokenizer, takes_many_callers
@@ -34,17 +37,20 @@ class _QwenMedia:
 
     sounds: bool
     token_types: bool
-    """The model computes its positions from ``mm_token_type_ids`` (1 where the token is of a picture)."""
+    """The model computes its positions from ``mm_token_type_ids``: 1 where a token is of a picture, 2 of a video."""
+    videos: Rule
+    """What a video's limits of pixels are of. Clips say the time of each of their frames in the text."""
 
 
 _LARGE_PIXELS = 1 << 20
 """Pictures with fewer are left to the image processor as they are."""
 
 _QWEN_MEDIA = {
-    "qwen3_omni_moe": _QwenMedia(sounds=True, token_types=False),
-    "qwen3_omni_moe_thinker": _QwenMedia(sounds=True, token_types=False),
-    "qwen3_vl_moe": _QwenMedia(sounds=False, token_types=True),
-    "qwen3_5_moe": _QwenMedia(sounds=False, token_types=True),
+    "qwen3_omni_moe": _QwenMedia(sounds=True, token_types=False, videos="frame"),
+    "qwen3_omni_moe_thinker": _QwenMedia(sounds=True, token_types=False, videos="frame"),
+    "qwen3_vl_moe": _QwenMedia(sounds=False, token_types=True, videos="clip"),
+    "qwen3_5_moe": _QwenMedia(sounds=False, token_types=True, videos="clip"),
+    "qwen4_exp": _QwenMedia(sounds=False, token_types=True, videos="clip"),
 }
 
 _MOST_WINDOW = 100_000
@@ -84,7 +90,11 @@ class Processors:
         )
         self._check_files()
         self._qwen = _QWEN_MEDIA.get(str(self.config.get("model_type")))
-        for tokens, key in ((self.pictures, "image_token_id"), (self.sounds, "audio_token_id")):
+        for tokens, key in (
+            (self.pictures, "image_token_id"),
+            (self.sounds, "audio_token_id"),
+            (self.videos, "video_token_id"),
+        ):
             self._check_token(tokens, key)
 
     @property
@@ -112,6 +122,30 @@ class Processors:
         )
 
     @property
+    def videos(self) -> MediaTokens | None:
+        """The tokens around a video, or None if this is not a model of the Qwen-VL kind that takes any."""
+        if self._qwen is None or self.config.get("video_token_id") is None:
+            return None
+        return MediaTokens(
+            kind="video",
+            start=self._token("vision_bos_token", "<|vision_start|>"),
+            pad=self._token("video_token", "<|video_pad|>"),
+            end=self._token("vision_eos_token", "<|vision_end|>"),
+            replaced_whole=self._qwen.videos == "clip" and clips_are_replaced_whole(),
+        )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the model takes besides text, of ``image``, ``audio`` and ``video``, as far as its config says."""
+        if self._qwen is not None:
+            found = {"image": self.pictures, "audio": self.sounds, "video": self.videos}
+            return tuple(kind for kind, tokens in found.items() if tokens is not None)
+        sees = self.config.get("vision_config") is not None
+        hears = any(self.config.get(f"{name}_config") is not None for name in ("audio", "sound"))
+        frames = sees and self.config.get("video_token_id") is not None
+        return tuple(kind for kind, there in (("image", sees), ("audio", hears), ("video", frames)) if there)
+
+    @property
     def picture_token(self) -> int | None:
         """The token that a prompt has for each feature vector of a picture; None if the model takes no pictures."""
         return self._placeholder(self.pictures, "image")
@@ -120,6 +154,11 @@ class Processors:
     def sound_token(self) -> int | None:
         """The same of sounds."""
         return self._placeholder(self.sounds, "audio")
+
+    @property
+    def video_token(self) -> int | None:
+        """The same of videos."""
+        return self._placeholder(self.videos, "video")
 
     @property
     def needs_token_types(self) -> bool:
@@ -136,23 +175,49 @@ class Processors:
             raise LoadError(f"n_window in {file} must be from 1 to {_MOST_WINDOW}, not {value!r}.", path=file)
         return value
 
+    @property
+    def with_torchvision(self) -> bool:
+        """Whether pictures are scaled by torchvision, as transformers does where it is installed, or by Pillow."""
+        from transformers.utils import is_torchvision_available
+
+        return bool(is_torchvision_available())
+
     @cached_property
     def image_processor(self) -> Any:
-        """The Pillow image processor of the Qwen-VL kind.
+        """The image processor of the Qwen-VL kind: the one that transformers takes.
 
         Raises:
             LoadError: If the directory has none that can be loaded.
         """
         # By name: AutoImageProcessor asks for torchvision in older releases, whichever backend is wanted.
+        if self.with_torchvision:
+            from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+            return self._load(Qwen2VLImageProcessor, "image processor")
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         return self._load(Qwen2VLImageProcessorPil, "image processor")
 
+    @cached_property
+    def video_settings(self) -> VideoSettings:
+        """What the video processor of the Qwen-VL kind does.
+
+        Raises:
+            LoadError: If the directory has no settings of one, or others than released models have.
+        """
+        assert self._qwen is not None
+        check_processor_files(self.path)
+        made = video_settings(self.path, self._qwen.videos, omni=self._qwen.sounds)
+        self._check_files()
+        return made
+
     def scaled(self, picture: Image.Image) -> Image.Image:
         """A large picture in the size that the image processor gives it, with the same pixels as it would have.
 
-        The processor would make two copies of it first.
+        The processor would make two copies of it first. With torchvision it scales in another way: it is left to it.
         """
+        if self.with_torchvision:
+            return picture
         if picture.width * picture.height < _LARGE_PIXELS or not self.image_processor.do_resize:
             return picture
         return scaled_ahead(self.image_processor, picture)
@@ -170,38 +235,52 @@ class Processors:
 
     @cached_property
     def full(self) -> Any | None:
-        """The model's own processor, or None where the inputs are built from the parts.
+        """The model's own processor, or None where the inputs are built from parts.
 
         Raises:
-            InputError: If only the model's own processor can make its inputs, and torchvision is missing.
+            InputError: If the model's own processor needs torchvision, and that is missing.
             LoadError: If the directory has no processor that can be loaded.
         """
         from transformers import AutoProcessor
-        from transformers.utils import is_torchvision_available
 
-        if is_torchvision_available() or self._qwen is None:
-            try:
-                return self._load(AutoProcessor, "processor")
-            except LoadError as error:
-                if isinstance(error.__cause__, ImportError) and not is_torchvision_available():
-                    raise InputError(
-                        f"Pictures and sounds for a {self.config.get('model_type')} model need its own processor, "
-                        f"and that needs torchvision.",
-                        advice=install_advice("video"),
-                        path=self.path,
-                    ) from error
-                raise
-        return None
+        if self._qwen is not None:
+            return None
+        try:
+            return self._load(AutoProcessor, "processor")
+        except LoadError as error:
+            if isinstance(error.__cause__, ImportError) and not self.with_torchvision:
+                raise InputError(
+                    f"Pictures, sounds and videos for a {self.config.get('model_type')} model need its own processor, "
+                    f"and that needs torchvision.",
+                    advice=install_advice("torchvision"),
+                    path=self.path,
+                ) from error
+            raise
 
-    def max_seconds(self) -> float | None:
-        """Length in seconds of the longest sound that fits the model's positions; None if the config has no limit."""
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the model has positions for; None if the config has no limit."""
         text = self.config.get("text_config")
         positions = (text if isinstance(text, dict) else self.config).get("max_position_embeddings")
-        if not isinstance(positions, int):
+        return positions if isinstance(positions, int) else None
+
+    def max_seconds(self, extractor: Any | None = None) -> float | None:
+        """Length in seconds of the longest sound that the model takes whole; None if nothing limits it.
+
+        It has to fit the model's positions, as far as its tokens are known, and what its feature extractor cuts.
+
+        Args:
+            extractor: The feature extractor, if it is not that of the Qwen-VL kind.
+        """
+        extractor = self.feature_extractor if extractor is None else extractor
+        if self._qwen is None:
+            return _whole_seconds(extractor)
+        positions = self.positions
+        if positions is None:
             return None
         import torch
 
-        minute = 60 * self.feature_extractor.sampling_rate // self.feature_extractor.hop_length
+        minute = 60 * extractor.sampling_rate // extractor.hop_length
         return 60.0 * positions / sound_lengths(torch.tensor([minute]), self.n_window)[0]
 
     def _load(self, auto_class: Any, what: str) -> Any:
@@ -240,6 +319,13 @@ class Processors:
                 expected=expected,
                 got=got,
             )
+
+
+def _whole_seconds(extractor: Any) -> float | None:
+    """Length of the longest sound that a feature extractor does not cut, unless it is told to."""
+    known = inspect.signature(type(extractor).__call__).parameters
+    cuts, longest = (known[name].default if name in known else None for name in ("truncation", "max_length"))
+    return longest / extractor.sampling_rate if cuts is True and isinstance(longest, int) else None
 
 
 def scaled_ahead(image_processor: Any, picture: Image.Image) -> Image.Image:

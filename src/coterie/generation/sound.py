@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from coterie.errors import InputError
 from coterie.files.regular import regular_file
+from coterie.generation.containers import Container, container_format, open_container
 from coterie.generation.wav_header import SoundBytes, survey_wav
 from coterie.spec import format_bytes
 
@@ -41,8 +43,10 @@ def read_sound(path: str | Path, *, rate: int, max_seconds: float | None = None,
 
     Args:
         path: WAV in any of its forms (8 to 32 bits, floats, RF64), FLAC, Ogg, MP3, AIFF and what else libsndfile reads;
-            any number of channels (averaged) and any sampling rate.
-        rate: Samples per second wanted; the sound is resampled if its own rate differs.
+            with PyAV also M4A, AAC, WebM and the sound of videos. Any number of channels (averaged) and any sampling
+            rate.
+        rate: Samples per second wanted; if its own rate differs, the sound is resampled by soxr (its quality ``HQ``:
+            nothing that is heard below the lower of the two rates' halves is lost, nor folded in from above).
         max_seconds: Longest sound that is accepted.
         room: Bytes that the samples may take; None for no limit.
 
@@ -54,15 +58,48 @@ def read_sound(path: str | Path, *, rate: int, max_seconds: float | None = None,
             has samples that are no numbers. Fact ``path``.
     """
     path = Path(path)
+    limits = _Limits(path, rate, max_seconds, room)
     try:
         with regular_file(path) as file:
-            return _read(path, file, rate, _Limits(path, rate, max_seconds, room))
+            if container_format(file.read(512)) in (None, "ogg"):
+                return _read(path, file, rate, limits)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"There is no sound file {path}.", path=path) from error
     except OSError as error:
         raise InputError(f"The sound {path} cannot be read: {error.strerror or error}.", path=path) from error
     except MemoryError as error:
         raise InputError(f"The sound {path} takes more memory than there is.", path=path) from error
+    with open_container(path, what="The sound", room=room) as container:
+        if not container.sound:
+            raise InputError(f"{path} has no sound.", path=path)
+        return _not_empty(path, _from_container(container, rate, limits))
+
+
+def sound_of(container: Container, *, rate: int, max_seconds: float | None = None, room: int | None = None) -> Samples:
+    """The sound of an open file, as :func:`read_sound` has it; empty if there is none in it."""
+    return _from_container(container, rate, _Limits(container.path, rate, max_seconds, room))
+
+
+def _from_container(container: Container, rate: int, limits: _Limits) -> Samples:
+    path, own_rate, first = container.path, 0, []
+    blocks = container.samples()
+    for own_rate, block in blocks:
+        if own_rate not in _RATES:
+            raise InputError(f"The sound {path} is at {own_rate} Hz, which is not supported.", path=path)
+        first = [(own_rate, block)]
+        break
+
+    def mono() -> Iterator[Samples]:
+        done = 0
+        for _, block in chain(first, blocks):
+            done += len(block)
+            limits.check(done / own_rate)
+            if not np.isfinite(block).all():
+                raise InputError(f"The sound {path} has samples that are no numbers.", advice=_CONVERT, path=path)
+            yield block
+
+    made = list(_resampled(path, mono(), own_rate, rate)) if first else []
+    return np.concatenate(made) if made else np.zeros(0, np.float32)
 
 
 class _Limits:
@@ -106,7 +143,10 @@ def _read(path: Path, file: BufferedReader, rate: int, limits: _Limits) -> Sampl
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
         raise InputError(f"{path} is not a sound that can be read: {reason}.", advice=_CONVERT, path=path) from error
-    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    return _not_empty(path, np.concatenate(blocks) if blocks else np.zeros(0, np.float32))
+
+
+def _not_empty(path: Path, samples: Samples) -> Samples:
     if not len(samples):
         raise InputError(f"The sound {path} is empty.", path=path)
     return samples

@@ -8,17 +8,21 @@ to the bit.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coterie.hf.caches import is_cache
 from coterie.hf.generation_steps import Prepared, choose, one_by_one, prepare
 
+_CLASSES = "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe"
+_NAME = "Qwen3OmniMoeTalkerCodePredictor"
 _READ = ("output_hidden_states", "return_dict_in_generate")
 """Options that say what is returned; the talker always asks for the same."""
 _DRAWN = ("top_k", "top_p", "temperature")
@@ -36,6 +40,32 @@ class Codes:
 
     sequences: Tensor
     hidden_states: tuple[tuple[Tensor, ...], ...]
+
+
+def is_code_predictor(module: nn.Module) -> bool:
+    """Whether a module is the code predictor of Qwen3-Omni's talker."""
+    # By its name: to import the class takes longer than all models without one need.
+    return (type(module).__module__, type(module).__name__) == (_CLASSES, f"{_NAME}ModelForConditionalGeneration")
+
+
+def code_scores(logits: Tensor, cache: Any, steps: int) -> Any:
+    """What a code predictor returns of a pass, as its class does.
+
+    Args:
+        logits: Of the next code, [1, 1, V].
+        cache: The tokens that it has seen.
+        steps: Which of its heads and embeddings is next.
+    """
+    outputs, name = _outputs()
+    return outputs(logits=logits, generation_steps=steps, **{name: cache})
+
+
+@functools.cache
+def _outputs() -> tuple[type[Any], str]:
+    """What a predictor's outputs are, and what they call the cache, in which releases differ."""
+    outputs: type[Any] = getattr(importlib.import_module(_CLASSES), f"{_NAME}OutputWithPast")
+    names = {field.name for field in fields(outputs)}
+    return outputs, "cache" if "cache" in names else "past_key_values"
 
 
 def predicting(predictor: Any, *, greedy: bool = False) -> AbstractContextManager[object]:
@@ -99,11 +129,11 @@ class _Frames:
         return self._codes(self._prepared, inputs_embeds, max_new_tokens)
 
     def _prepare(self, inputs_embeds: Tensor, count: int, asked: dict[str, Any]) -> Prepared:
-        del self._predictor.generate
+        ours = vars(self._predictor).pop("generate")  # or what somebody has put around it
         try:
             return prepare(self._predictor, inputs_embeds=inputs_embeds, max_new_tokens=count, **asked)
         finally:
-            self._predictor.generate = self
+            self._predictor.generate = ours
 
     @torch.no_grad()
     def _codes(self, prepared: Prepared, inputs_embeds: Tensor, count: int) -> Codes:
@@ -114,7 +144,10 @@ class _Frames:
         hidden = [(inputs_embeds,)]
         while True:
             scores = outputs.logits[:, -1].to(torch.float32, copy=True)
-            code = choose(prepared.processors(ids, scores), sample=sample)
+            for process in prepared.processors:
+                # Not all by one call: that asks Python for the signature of each of them.
+                scores = process(ids, scores)
+            code = choose(scores, sample=sample)
             ids = torch.cat([ids, code[:, None]], dim=-1)
             done = ids.shape[1]
             if done == count:

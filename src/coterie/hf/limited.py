@@ -70,6 +70,31 @@ def run_limited(
     return _written(done.returncode, done.stdout)
 
 
+def start_limited(
+    script: Path, packages: Sequence[str], *, memory: int, seconds: int, files: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Starts a script that is talked to through its stdin and stdout; whoever asked ends it.
+
+    Args:
+        script: The script.
+        packages: What it imports.
+        memory: Bytes of address space that it may take.
+        seconds: Seconds of processor time.
+        files: Descriptors of open files that it has, too, by the same numbers.
+
+    Raises:
+        InputError: If a package is not installed.
+    """
+    command = [sys.executable, "-I", "-S", str(_RUNNER), str(memory), str(seconds), str(script), *_places(packages)]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=tuple(files),
+    )
+
+
 def run_limited_often(
     script: Path, request: bytes, packages: Sequence[str], *, memory: int, seconds: int, wall_seconds: float
 ) -> bytes:

@@ -1,4 +1,4 @@
-"""Pictures and sounds of a prompt, told apart: where each one is, and what the model is given of it.
+"""Pictures, sounds and videos of a prompt, told apart: where each one is, and what the model is given of it.
 
 A prompt that is computed in several passes needs each of them in the pass that computes its placeholder tokens. And two
 prompts with the same placeholder tokens are the same only if they show the same pictures.
@@ -17,13 +17,18 @@ from torch import Tensor
 _FAMILIES = ("qwen3_vl_moe", "qwen3_omni_moe_thinker")
 """Model types whose media are known to be taken in any pass, with positions that were made before."""
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_WITHHELD = ("pixel_values", "input_features")
+_WITHHELD = ("pixel_values", "input_features", "pixel_values_videos")
 """What the encoders of a medium compute with; the rest says how large it is."""
+_PICTURES = frozenset({"pixel_values", "image_grid_thw"})
+_SOUNDS = frozenset({"input_features", "feature_attention_mask"})
+_VIDEOS = frozenset({"pixel_values_videos", "video_grid_thw", "video_second_per_grid"})
+_HEARD = "use_audio_in_video"
+"""Says that videos have their sound's tokens among their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """A picture or sound.
+    """A picture, a sound, or a video with its sound.
 
     Attributes:
         begin: Where its placeholder tokens begin.
@@ -43,7 +48,7 @@ class Media:
     """All of a prompt, in order.
 
     Attributes:
-        each: The pictures and sounds.
+        each: The pictures, sounds and videos.
     """
 
     each: tuple[Medium, ...] = ()
@@ -70,7 +75,7 @@ class Media:
 
 
 def media_of(config: Any, inputs: Mapping[str, Any]) -> Media | None:
-    """The pictures and sounds of a prompt.
+    """The pictures, sounds and videos of a prompt.
 
     Args:
         config: Of the model.
@@ -85,20 +90,115 @@ def media_of(config: Any, inputs: Mapping[str, Any]) -> Media | None:
     if getattr(config, "model_type", None) not in _FAMILIES:
         return None
     ids = inputs["input_ids"][0]
-    found: list[Medium] = []
-    if others & {"pixel_values", "image_grid_thw"}:
-        pictures = _pictures(inputs, _runs(ids, config.image_token_id))
-        if pictures is None:
-            return None
-        found += pictures
-    if others & {"input_features", "feature_attention_mask"}:
-        sounds = _sounds(inputs, _runs(ids, config.audio_token_id))
-        if sounds is None:
-            return None
-        found += sounds
-    if others - {"pixel_values", "image_grid_thw", "input_features", "feature_attention_mask"}:
+    given = _Given(config, ids, inputs)
+    found: list[Medium] | None = []
+    if others - {*_PICTURES, *_SOUNDS, *_VIDEOS, _HEARD}:
         return None
-    return Media(tuple(sorted(found, key=lambda one: one.begin)))
+    for kind, told_apart in ((_PICTURES, given.pictures), (_VIDEOS, given.videos), (_SOUNDS, given.sounds)):
+        if found is not None and others & kind:
+            more = told_apart()
+            found = None if more is None else [*found, *more]
+    return None if found is None else Media(tuple(sorted(found, key=lambda one: one.begin)))
+
+
+class _Given:
+    """What a prompt of one model is given; of each kind, which part belongs to which placeholders.
+
+    Args:
+        config: Of the model.
+        ids: The tokens, int64 [T].
+        inputs: What its forward takes.
+    """
+
+    def __init__(self, config: Any, ids: Tensor, inputs: Mapping[str, Any]) -> None:
+        self._config = config
+        self._ids = ids
+        self._inputs = inputs
+        self._heard = bool(inputs.get(_HEARD))
+
+    def pictures(self) -> list[Medium] | None:
+        """Each with its values; None if they cannot be told apart."""
+        return self._seen("pixel_values", "image_grid_thw", _runs(self._ids, self._config.image_token_id))
+
+    def videos(self) -> list[Medium] | None:
+        """Likewise, with its sound where that is heard."""
+        runs = self._video_runs()
+        seconds = self._inputs.get("video_second_per_grid")
+        found = self._seen("pixel_values_videos", "video_grid_thw", runs)
+        if found is None or (seconds is not None and len(seconds) != len(found)):
+            return None
+        made = []
+        for number, video in enumerate(found):
+            inputs = dict(video.inputs)
+            if seconds is not None:
+                inputs["video_second_per_grid"] = seconds[number : number + 1]
+            if self._heard:
+                within = [one for one in self._sounds() or () if video.begin <= one.begin < video.end]
+                if len(within) != 1:
+                    return None
+                inputs |= within[0].inputs
+            made.append(_medium((video.begin, video.end), inputs))
+        return made
+
+    def sounds(self) -> list[Medium] | None:
+        """Those that belong to no video."""
+        found = self._sounds()
+        if found is None or not self._heard:
+            return found
+        videos = self._video_runs()
+        return [one for one in found if not any(begin <= one.begin < end for begin, end in videos)]
+
+    def _video_runs(self) -> list[tuple[int, int]]:
+        """Where videos are: their groups of frames may have text between them, or tokens of sound."""
+        grids = self._inputs.get("video_grid_thw")
+        runs = _runs(self._ids, getattr(self._config, "video_token_id", None))
+        if grids is None:
+            return runs
+        merge = int(self._config.vision_config.spatial_merge_size) ** 2
+        wanted = iter([int(grid.prod()) // merge for grid in grids])
+        whole: list[tuple[int, int]] = []
+        first, count = None, 0
+        left = next(wanted, None)
+        for begin, end in runs:
+            first = begin if first is None else first
+            count += end - begin
+            if count == left:
+                whole.append((first, end))
+                first, count, left = None, 0, next(wanted, None)
+        if not self._heard:
+            return whole
+        return [self._with_sound(begin, end) for begin, end in whole]
+
+    def _with_sound(self, begin: int, end: int) -> tuple[int, int]:
+        """A video from the first to the last of its tokens and those of its sound, which stand among and behind."""
+        sound = self._config.audio_token_id
+        while begin > 0 and int(self._ids[begin - 1]) == sound:
+            begin -= 1
+        while end < len(self._ids) and int(self._ids[end]) == sound:
+            end += 1
+        return begin, end
+
+    def _sounds(self) -> list[Medium] | None:
+        """All, each from its first to its last token: those of a video's sound have frames between them."""
+        runs = _runs(self._ids, self._config.audio_token_id)
+        if self._heard:
+            merged: list[tuple[int, int]] = []
+            for begin, end in self._video_runs():
+                inside = [run for run in runs if begin <= run[0] < end]
+                merged += [(inside[0][0], inside[-1][1])] if inside else []
+                runs = [run for run in runs if run not in inside]
+            runs = sorted([*runs, *merged])
+        return _sounds(self._inputs, runs)
+
+    def _seen(self, values: str, grids: str, runs: list[tuple[int, int]]) -> list[Medium] | None:
+        patches, sizes = self._inputs.get(values), self._inputs.get(grids)
+        if patches is None or sizes is None or len(sizes) != len(runs):
+            return None
+        counts = [int(grid.prod()) for grid in sizes]
+        if sum(counts) != patches.shape[0]:
+            return None
+        parts = zip(runs, patches.split(counts), sizes.split(1), strict=True)
+        return [_medium(run, {values: value, grids: grid}) for run, value, grid in parts]
 
 
 def _runs(ids: Tensor, token: int | None) -> list[tuple[int, int]]:
@@ -111,17 +211,6 @@ def _runs(ids: Tensor, token: int | None) -> list[tuple[int, int]]:
         else:
             runs.append((place, place + 1))
     return runs
-
-
-def _pictures(inputs: Mapping[str, Any], runs: list[tuple[int, int]]) -> list[Medium] | None:
-    values, grids = inputs.get("pixel_values"), inputs.get("image_grid_thw")
-    if values is None or grids is None or len(grids) != len(runs):
-        return None
-    counts = [int(grid.prod()) for grid in grids]
-    if sum(counts) != values.shape[0]:
-        return None
-    parts = zip(runs, values.split(counts), grids.split(1), strict=True)
-    return [_medium(run, {"pixel_values": value, "image_grid_thw": grid}) for run, value, grid in parts]
 
 
 def _sounds(inputs: Mapping[str, Any], runs: list[tuple[int, int]]) -> list[Medium] | None:

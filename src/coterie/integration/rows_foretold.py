@@ -14,7 +14,8 @@ from torch import nn
 from coterie.hf.experts import uses_common_forward
 from coterie.hf.last_logits import output_head
 from coterie.hf.rotary_lengths import goes_by_length
-from coterie.integration.token_layer import LINEARS, known_block, known_layer
+from coterie.integration.followed import known_block
+from coterie.integration.token_layer import LINEARS, known_layer
 from coterie.native import PackedMatrix, library
 from coterie.native.attention import attention_served
 from coterie.native.matmul import SCHEMES

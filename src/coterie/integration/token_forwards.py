@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from coterie.integration.code_predictor import NativeCodePredictor
 from coterie.integration.token_layer import LayerGroup, TokenLayer
 from coterie.integration.token_router import TokenRouter
 from coterie.kernels import QuantisedLinear
@@ -44,6 +45,11 @@ def install_native_layers(model: PreTrainedModel) -> None:
         layer = TokenLayer.of(module, native, groups.setdefault(stack, LayerGroup(states)))
         if layer is not None:
             install(module, "native", layer)
+    # After its layers, which it stands for.
+    for module in model.modules():
+        predictor = NativeCodePredictor.of(module, native)
+        if predictor is not None:
+            install(module, "native", predictor)
 
 
 def _layer_of(path: str) -> str:

@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 
 from coterie.errors import UsageError
 from coterie.hf.caches import is_cache
 from coterie.hf.forwards import same_forward
-from coterie.hf.recorders import only_idle_recorders
 from coterie.integration.adapters.decorated import DecoratedExperts
+from coterie.integration.examined import Examined
+from coterie.integration.followed import Followed, followed_by
 from coterie.integration.growing_cache import extend
 from coterie.integration.padding import padding_by
 from coterie.integration.quantised import TokenExperts
 from coterie.integration.row_rooms import RowRooms
-from coterie.integration.token_router import TokenRouter
 from coterie.kernels import QuantisedLinear
 from coterie.kernels.dense import NormForward
 from coterie.native import (
@@ -26,7 +25,6 @@ from coterie.native import (
     KeyValueRoom,
     LayerNorm,
     LayerParts,
-    LayerRouter,
     Library,
     NativeLayer,
     PackedMatrix,
@@ -122,36 +120,38 @@ class TokenLayer:
     Several sequences go through it where their experts are all in the store and computed natively, each with the bits
     that it has alone. They may be padded at their beginning.
 
-    Where the block of experts is nothing but a router and experts, it stands for both, and for the experts, too, while
-    all that the router chose are resident; else the block is called as the class calls it. It stands for the forwards
-    that its submodules had when it was made, or last examined: where one has another since, or a hook, the class's own
-    forward runs and calls them.
+    What follows attention may be nothing but a router and experts, these and a feed-forward block that all tokens
+    share, or such a block alone. Then it stands for all of that; for the experts, too, while all that the router chose
+    are resident. Whatever else it may be is called as the class calls it. It stands for the forwards that its
+    submodules had when it was made, or last examined: where one has another since, or a hook, the class's own forward
+    runs and calls them.
 
     Args:
         module: The layer.
         native: How it is computed.
         group: The layers of the same stack; this one joins them.
-        routed: Whether that includes the router.
+        after: What of it follows attention.
 
     Attributes:
-        routed: That given.
+        routed: Whether it stands for a router.
         layer_idx: Its layer of a cache.
         kept: Heads of a token's key, and values of each.
         times: What stages take is added to these; None where nobody wants to know.
         stands_for: The submodules that are not called.
     """
 
-    def __init__(self, module: nn.Module, native: NativeLayer, group: LayerGroup, *, routed: bool) -> None:
+    def __init__(self, module: nn.Module, native: NativeLayer, group: LayerGroup, after: Followed) -> None:
         layer: Any = module
         attention, block = layer.self_attn, layer.mlp
         self._module: Any = module
         self._class_forward = type(module).forward
         self._attention: Any = attention
-        self._block: nn.Module = block
+        self._native = native
+        self.routed = routed = after.router is not None
+        # What is still to be called after attention.
+        self._block: nn.Module | None = None if after.stands_for else block
         self._experts: nn.Module | None = block.experts if routed else None
         self._experts_forward = None if self._experts is None else own(self._experts)
-        self._native = native
-        self.routed = routed
         self.layer_idx: int = attention.layer_idx
         self._hidden_shape = (1, attention.q_proj.in_features)
         self._head_shape = (1, attention.head_dim)
@@ -159,20 +159,11 @@ class TokenLayer:
         self.kept = (attention.k_proj.out_features // attention.head_dim, attention.head_dim)
         self.times: StageTimes | None = None
         norms = (layer.input_layernorm, attention.q_norm, attention.k_norm, layer.post_attention_layernorm)
-        router = (block, block.gate) if routed else ()
         self.stands_for: tuple[nn.Module, ...] = (
-            attention, *(getattr(attention, name) for name in LINEARS), *norms, *router,
+            attention, *(getattr(attention, name) for name in LINEARS), *norms, *after.stands_for,
         )  # fmt: skip
         self._site: Site | None = _site_of(block.gate) if routed else None
-        self._children = [(one._modules, name, child) for one in (module, attention, *router[:1])
-                          for name, child in one._modules.items()]  # fmt: skip
-        weighed = (*norms, *router[1:])
-        self._weights = [(one._parameters, one._parameters["weight"].data_ptr()) for one in weighed]
-        self._global_hooks = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
-        self._hooks = (
-            *self._global_hooks,
-            *(hooks for one in self.stands_for for hooks in (one._forward_hooks, one._forward_pre_hooks)),
-        )
+        self._examined = Examined(self.stands_for, (module, attention, *after.parents), (*norms, *after.weighed))
         self._group, self._place = group, group.join(self)
         self.examine()
 
@@ -201,31 +192,17 @@ class TokenLayer:
         found = [norm for norm in norms if norm is not None]
         if len(found) < len(norms) or getattr(attention, "sliding_window", None) is not None:
             return None
-        router = _router_of(getattr(module, "mlp", None))
-        parts = _parts(found, matrices, attention.scaling, router)
+        after = followed_by(getattr(module, "mlp", None))
+        parts = _parts(found, matrices, attention.scaling, after)
         if found[1].weight.shape[0] != attention.head_dim or not parts.served:
             return None
-        return cls(module, NativeLayer(library, parts, group.states), group, routed=router is not None)
+        return cls(module, NativeLayer(library, parts, group.states), group, after)
 
     @property
     def intact(self) -> bool:
         """Whether its submodules have the forwards that it stands for, and nothing else says otherwise."""
-        if not self._forwards.unchanged:
-            return False
-        for modules, name, module in self._children:
-            if modules.get(name) is not module:
-                return False
-        for parameters, address in self._weights:
-            weight = parameters.get("weight")  # none, once it is parametrised
-            if weight is None or weight.data_ptr() != address:
-                return False
         usual = self._attention.config._attn_implementation == "sdpa" and not self._module.training
-        return usual and (not any(self._hooks) or self._only_idle_recorders())
-
-    def _only_idle_recorders(self) -> bool:
-        """Whether nobody but transformers, which records nothing in this pass, has hooks on the submodules."""
-        others = any(self._global_hooks) or any(one._forward_pre_hooks for one in self.stands_for)
-        return not others and all(only_idle_recorders(one._forward_hooks) for one in self.stands_for)
+        return usual and self._examined.unchanged
 
     @property
     def takes_rows(self) -> bool:
@@ -234,7 +211,7 @@ class TokenLayer:
 
     def examine(self) -> None:
         """Takes the forwards that its submodules have now for those that it stands for."""
-        self._forwards = Seen(self.stands_for)
+        self._examined.examine()
         self._experts_forwards = Seen(() if self._experts is None else (self._experts,))
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -267,9 +244,9 @@ class TokenLayer:
         if rows > 1 and adapter is not None:
             added = adapter.forward(results.normed, results.ids, results.weights, rows=True)
             return results.residual + added[:, None]
-        if self._experts is None:
-            return results.residual + self._block(results.normed[None])
-        return results.residual + self._experts(results.normed, results.ids, results.weights)
+        if self._experts is not None:
+            return results.residual + self._experts(results.normed, results.ids, results.weights)
+        return results.residual if self._block is None else results.residual + self._block(results.normed[None])
 
     def _rooms(self, rows: int, carried: _Carried, now: _Round) -> list[KeyValueRoom] | None:
         """Places in the cache, with one more for each sequence; None if it takes keys and values itself."""
@@ -376,13 +353,6 @@ def known_layer(layer: type[nn.Module], attention: type[nn.Module]) -> bool:
     return same_forward(attention, Qwen3VLMoeTextAttention, helpers=_HELPERS)
 
 
-def known_block(block: nn.Module | None) -> bool:
-    """Whether a block is nothing but a router and experts, by its class's source."""
-    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
-
-    return block is not None and same_forward(type(block), Qwen3MoeSparseMoeBlock)
-
-
 def _norm_of(module: nn.Module | None) -> LayerNorm | None:
     forward = None if module is None else own(module)
     weight = None if module is None else module._parameters.get("weight")
@@ -391,23 +361,14 @@ def _norm_of(module: nn.Module | None) -> LayerNorm | None:
     return LayerNorm(weight, forward.norm.lanes, forward.norm.form, forward.norm.epsilon)
 
 
-def _router_of(block: nn.Module | None) -> LayerRouter | None:
-    """The router of a block that is nothing but a router and experts."""
-    if block is None or own(block) is not None or not known_block(block):
-        return None
-    gate: Any = block.gate
-    forward = at(gate, "native")
-    return forward.parts if isinstance(forward, TokenRouter) else None
-
-
 def _site_of(gate: nn.Module) -> Site | None:
     forward = at(gate, "prediction")
     return forward.site if isinstance(forward, WatchedRouter) else None
 
 
-def _parts(
-    norms: list[LayerNorm], matrices: list[PackedMatrix], scale: float, router: LayerRouter | None
-) -> LayerParts:
+def _parts(norms: list[LayerNorm], matrices: list[PackedMatrix], scale: float, followed: Followed) -> LayerParts:
     before, of_query, of_key, after = norms
     query, key, value, output = matrices
-    return LayerParts(before, of_query, of_key, after, query, key, value, output, scale, router)
+    return LayerParts(
+        before, of_query, of_key, after, query, key, value, output, scale, followed.router, followed.block
+    )

@@ -7,8 +7,9 @@ The library is built when Coterie is installed and loaded by ctypes; where there
 from coterie.native.addresses import Addresses
 from coterie.native.attention import attention_served, rotate, token_attention
 from coterie.native.conversion import DEQUANTISED_TO, QUANTISED_FROM, dequantise, quantise
+from coterie.native.dense_decoder import DenseDecoder, DenseLayer, DenseNorm, DenseSequence
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
-from coterie.native.layer import LayerNorm, LayerParts, LayerRouter, NativeLayer
+from coterie.native.layer import LayerBlock, LayerNorm, LayerParts, LayerRouter, NativeLayer
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
 from coterie.native.matmul import PART_DTYPES, SCHEMES, PackedMatrix
 from coterie.native.new_memory import touch_when_idle
@@ -41,9 +42,14 @@ __all__ = [
     "WAITING_SETTINGS",
     "Addresses",
     "Crowd",
+    "DenseDecoder",
+    "DenseLayer",
+    "DenseNorm",
+    "DenseSequence",
     "ExpertsKernel",
     "ExpertsPass",
     "KeyValueRoom",
+    "LayerBlock",
     "LayerNorm",
     "LayerParts",
     "LayerRouter",

@@ -1,12 +1,13 @@
-/* A decoder layer of a few rows but for its experts: all at once, or in two halves, before the cache takes keys and
+/* A decoder layer of a few rows but for those of its experts that a router chooses: all at once, or in two halves, before the cache takes keys and
  * values and after. Every part is the one that is called by itself elsewhere, on values rounded at the same places, so
  * the bits are the same; and they depend neither on threads nor on other rows (layer.h).
  */
 #include "layer.h"
 
+#include "elementary.h"
 #include "product.h"
 
-enum { GRAIN = 32, ROUTER_GRAIN = 4, MOST_WIDTH = 16384 };
+enum { GRAIN = 32, CHUNK = 128, ROUTER_GRAIN = 4, MOST_WIDTH = 16384 };
 
 typedef struct {
     const layer *fixed;
@@ -45,17 +46,21 @@ static const uint16_t *normalised(const token_state *own, const layer_norm *norm
     return shared;
 }
 
+static coterie_product product_of(const token_state *own, const layer_matrix *matrix, const uint16_t *x) {
+    return (coterie_product){.scheme = (int)matrix->scheme,
+                             .level = (int)own->fixed->level,
+                             .matrix = {matrix->codes, matrix->scales, matrix->columns, matrix->group},
+                             .x = x,
+                             .tokens = own->call->rows,
+                             .outputs = matrix->rows};
+}
+
 /* Outputs [begin, end) of a matrix for all rows; added to a residual, if there is one. */
 static void multiply(const token_state *own, coterie_desk *desk, const layer_matrix *matrix, const uint16_t *x,
                      int64_t begin, int64_t end, const uint16_t *residual, uint16_t *out) {
-    const coterie_product task = {.scheme = (int)matrix->scheme,
-                                  .level = (int)own->fixed->level,
-                                  .matrix = {matrix->codes, matrix->scales, matrix->columns, matrix->group},
-                                  .x = x,
-                                  .residual = residual,
-                                  .out = out,
-                                  .tokens = own->call->rows,
-                                  .outputs = matrix->rows};
+    coterie_product task = product_of(own, matrix, x);
+    task.residual = residual;
+    task.out = out;
     coterie_multiply(&task, desk, begin, end);
 }
 
@@ -160,6 +165,62 @@ static coterie_routing routing_of(const token_state *own, const uint16_t *normed
                              .ids = call->results->ids};
 }
 
+/* Gate and up of the block that all tokens go through, a share of its inner width. */
+static void gate_and_up(const token_state *own, coterie_desk *desk, const uint16_t *normed, int thread, int threads) {
+    const layer *fixed = own->fixed;
+    const layer_call *call = own->call;
+    const coterie_gate act = coterie_gate_of((int)fixed->level);
+    float gate[COTERIE_ROWS * CHUNK], up[COTERIE_ROWS * CHUNK];
+    int64_t begin, end;
+    desk->of = NULL;
+    coterie_share(fixed->inner, GRAIN, thread, threads, &begin, &end);
+    for (int64_t from = begin; from < end; from += CHUNK) {
+        int64_t to = from + CHUNK < end ? from + CHUNK : end;
+        const coterie_product of_gate = product_of(own, &fixed->gate, normed), of_up = product_of(own, &fixed->up, normed);
+        coterie_products(&of_gate, desk, from, to, gate, CHUNK);
+        coterie_products(&of_up, desk, from, to, up, CHUNK);
+        for (int64_t row = 0; row < call->rows; row++)
+            act((int)fixed->activation, gate + row * CHUNK, up + row * CHUNK, call->between + row * fixed->inner + from,
+                to - from);
+    }
+}
+
+/* How much of that block a row takes. */
+static float share_of(const token_state *own, const uint16_t *normed) {
+    uint16_t logit;
+    if (!own->fixed->share) return 1;
+    const coterie_routing task = {.tokens = normed,
+                                  .weight = own->fixed->share,
+                                  .count = 1,
+                                  .width = own->fixed->width,
+                                  .experts = 1,
+                                  .logits = &logit};
+    coterie_route_logits((int)own->fixed->level, &task, 0, 1);
+    return 1 / (1 + coterie_exponential(-coterie_from_bf16(logit)));
+}
+
+/* Adds what the block gives to the residuals, a share of the width. */
+static void add_down(const token_state *own, coterie_desk *desk, const uint16_t *normed, int thread, int threads) {
+    const layer *fixed = own->fixed;
+    const layer_call *call = own->call;
+    const coterie_product task = product_of(own, &fixed->down, call->between);
+    float sums[COTERIE_ROWS * CHUNK], shares[COTERIE_ROWS];
+    int64_t begin, end, width = fixed->width;
+    for (int64_t row = 0; row < call->rows; row++) shares[row] = share_of(own, normed + row * width);
+    desk->of = NULL;
+    coterie_share(width, GRAIN, thread, threads, &begin, &end);
+    for (int64_t from = begin; from < end; from += CHUNK) {
+        int64_t to = from + CHUNK < end ? from + CHUNK : end;
+        coterie_products(&task, desk, from, to, sums, CHUNK);
+        for (int64_t row = 0; row < call->rows; row++) {
+            uint16_t *residual = call->results->residual + row * width;
+            for (int64_t i = from; i < to; i++)
+                residual[i] =
+                    coterie_to_bf16(coterie_from_bf16(residual[i]) + shares[row] * sums[row * CHUNK + i - from]);
+        }
+    }
+}
+
 static void second_half(void *context, int thread, int threads) {
     token_state *own = context;
     const layer *fixed = own->fixed;
@@ -181,12 +242,23 @@ static void second_half(void *context, int thread, int threads) {
     const uint16_t *normed = normalised(own, &fixed->after, call->results->residual,
                                         thread ? alone : call->results->normed, thread, threads);
     lap(own, thread, STAGE_NORMS);
-    if (!fixed->router) return;
+    if (!fixed->router && !fixed->inner) return;
 
     const coterie_routing routing = routing_of(own, normed);
-    coterie_share(fixed->experts, ROUTER_GRAIN, thread, threads, &begin, &end);
-    coterie_route_logits((int)fixed->level, &routing, begin, end);
+    if (fixed->router) {
+        coterie_share(fixed->experts, ROUTER_GRAIN, thread, threads, &begin, &end);
+        coterie_route_logits((int)fixed->level, &routing, begin, end);
+    }
+    if (fixed->inner) {
+        lap(own, thread, STAGE_ROUTER);
+        gate_and_up(own, &desk, normed, thread, threads);
+    }
     coterie_barrier(threads);
+    if (fixed->inner) {
+        add_down(own, &desk, normed, thread, threads);
+        lap(own, thread, STAGE_LINEAR);
+    }
+    if (!fixed->router) return;
     coterie_share(call->rows, 1, thread, threads, &begin, &end);
     coterie_route_choice((int)fixed->level, &routing, begin, end);
 }

@@ -42,6 +42,12 @@ typedef struct {
     /* bfloat16 [experts, width], or NULL for a layer whose experts are somebody else's. */
     const uint16_t *router;
     int64_t experts, top_k, normalise;
+    /* A gated feed-forward block that every token goes through: the whole of a layer without experts, or what all
+     * tokens share of one with experts, and then times the sigmoid of its product with `share`, bfloat16 [width], unless
+     * that is NULL. An inner width of 0 for none. */
+    layer_matrix gate, up, down;
+    const uint16_t *share;
+    int64_t inner, activation;
 } layer;
 
 enum { STAGE_NORMS, STAGE_LINEAR, STAGE_ATTENTION, STAGE_ROUTER, STAGE_EXPERTS, STAGES };
@@ -56,7 +62,8 @@ typedef struct {
 typedef struct {
     /* Of the first half: [kv_heads, head_width]. */
     uint16_t *key, *value;
-    /* Of the second: [width] with attention added, and normalised; [top_k] each. */
+    /* Of the second: [width] with attention added, and normalised; to the former, what the feed-forward block adds is
+     * added afterwards. [top_k] each. */
     uint16_t *residual, *normed;
     int64_t *ids;
     uint16_t *weights;
@@ -83,8 +90,8 @@ typedef struct {
     const layer_room *rooms;
     /* Whether the tokens are still to be written there, from the results. */
     int64_t append;
-    /* Work: [T, heads, head_width] twice; [T, experts]. */
-    uint16_t *query, *mixed, *logits;
+    /* Work: [T, heads, head_width] twice; [T, experts]; [T, inner]. */
+    uint16_t *query, *mixed, *logits, *between;
     /* Work: float32 [threads, heads / kv_heads, the greatest length]. */
     float *scores;
     int64_t longest;

@@ -10,8 +10,9 @@ import torch
 
 from coterie.errors import UsageError
 from coterie.native.attention import attention_served
+from coterie.native.experts import ACTIVATIONS
 from coterie.native.library import Library
-from coterie.native.matmul import PackedMatrix
+from coterie.native.matmul import PackedMatrix, PlacedMatrix
 from coterie.native.router import MOST_CHOICES, MOST_EXPERTS
 from coterie.native.token_state import (
     KeyValueRoom,
@@ -59,8 +60,26 @@ class LayerRouter(NamedTuple):
     normalise: bool
 
 
+class LayerBlock(NamedTuple):
+    """A gated feed-forward block that every token goes through, ``down(act(gate x) * up x)``.
+
+    Attributes:
+        gate: [F, D].
+        up: [F, D].
+        down: [D, F].
+        activation: One of ``ACTIVATIONS``.
+        share: bfloat16 [1, D], contiguous: a token takes the sigmoid of its product with it of the block; None for all.
+    """
+
+    gate: PackedMatrix
+    up: PackedMatrix
+    down: PackedMatrix
+    activation: str
+    share: torch.Tensor | None
+
+
 class LayerParts(NamedTuple):
-    """What a layer consists of, but for its experts.
+    """What a layer consists of, but for the experts that a router chooses.
 
     Attributes:
         before: Over the hidden state, D.
@@ -73,6 +92,7 @@ class LayerParts(NamedTuple):
         output: [D, heads · width].
         scale: Times the products of query and keys.
         router: The router, or None for a layer whose experts are somebody else's.
+        block: What is beside the experts, or in their place; None for nothing.
     """
 
     before: LayerNorm
@@ -85,6 +105,7 @@ class LayerParts(NamedTuple):
     output: PackedMatrix
     scale: float
     router: LayerRouter | None
+    block: LayerBlock | None = None
 
     @property
     def shape(self) -> LayerShape:
@@ -92,20 +113,23 @@ class LayerParts(NamedTuple):
         head, router = self.of_query.weight.shape[0], self.router
         experts, top_k = (0, 0) if router is None else (router.weight.shape[0], router.top_k)
         heads, kv_heads = self.query.shape[0] // head, self.key.shape[0] // head
-        return LayerShape(self.query.shape[1], heads, kv_heads, head, experts, top_k)
+        inner = 0 if self.block is None else self.block.gate.shape[0]
+        return LayerShape(self.query.shape[1], heads, kv_heads, head, experts, top_k, inner)
 
     @property
     def weights(self) -> tuple[torch.Tensor, ...]:
         """The weights that are not matrices in a scheme."""
         norms = (self.before.weight, self.of_query.weight, self.of_key.weight, self.after.weight)
-        return norms if self.router is None else (*norms, self.router.weight)
+        share = None if self.block is None else self.block.share
+        others = (None if self.router is None else self.router.weight, share)
+        return (*norms, *(weight for weight in others if weight is not None))
 
     @property
     def served(self) -> bool:
         """Whether :class:`NativeLayer` computes it."""
-        width, heads, kv_heads, head, _, _ = self.shape
+        width, heads, kv_heads, head, _, _, inner = self.shape
         router, mixed, kept = self.router, heads * head, kv_heads * head
-        shapes = (
+        shapes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
             (self.query.shape, (mixed, width)),
             (self.key.shape, (kept, width)),
             (self.value.shape, (kept, width)),
@@ -116,6 +140,13 @@ class LayerParts(NamedTuple):
         )
         if kept == 0 or width > _MOST_WIDTH or not attention_served(heads, kv_heads, head):
             return False
+        if (block := self.block) is not None:
+            ends = (width, inner)
+            shapes += ((block.gate.shape, ends[::-1]), (block.up.shape, ends[::-1]), (block.down.shape, ends))
+            if block.activation not in ACTIVATIONS or inner == 0:
+                return False
+            if block.share is not None:
+                shapes += ((block.share.shape, (1, width)),)
         if any(tuple(got) != expected for got, expected in shapes):
             return False
         if router is not None and (
@@ -134,14 +165,6 @@ class _Norm(ctypes.Structure):
     _fields_ = (("weight", _pointer), ("lanes", _long), ("form", _long), ("epsilon", _double))
 
 
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        *((name, _long) for name in ("scheme", "rows", "columns", "group")),
-        ("codes", _pointer),
-        ("scales", _pointer),
-    )
-
-
 class _Layer(ctypes.Structure):
     """``layer`` of ``layer.h``."""
 
@@ -149,14 +172,19 @@ class _Layer(ctypes.Structure):
         *((name, _long) for name in ("level", "width", "heads", "kv_heads", "head_width")),
         ("scale", _double),
         *((name, _Norm) for name in ("before", "of_query", "of_key", "after")),
-        *((name, _Matrix) for name in ("query", "key", "value", "output")),
+        *((name, PlacedMatrix) for name in ("query", "key", "value", "output")),
         ("router", _pointer),
         *((name, _long) for name in ("experts", "top_k", "normalise")),
+        *((name, PlacedMatrix) for name in ("gate", "up", "down")),
+        ("share", _pointer),
+        *((name, _long) for name in ("inner", "activation")),
     )
 
 
 class NativeLayer:
-    """A decoder layer but for its experts: attention with its residual, the norms, and the router.
+    """A decoder layer but for the experts that its router chooses.
+
+    So it is attention with its residual, the norms, the router, and the block that every token goes through.
 
     It takes rows: the next token of each of up to ``MOST_ROWS`` sequences. Every product, norm, rotation and choice has
     the bits of those that the library computes one by one, whatever the number of threads and of rows. Can be used by
@@ -191,11 +219,17 @@ class NativeLayer:
             level=library.level, width=self._shape.width, heads=self._shape.heads, kv_heads=self._shape.kv_heads,
             head_width=self._shape.head_width, scale=parts.scale,
             before=_norm(parts.before), of_query=_norm(parts.of_query), of_key=_norm(parts.of_key),
-            after=_norm(parts.after), query=_Matrix(*parts.query.place), key=_Matrix(*parts.key.place),
-            value=_Matrix(*parts.value.place), output=_Matrix(*parts.output.place),
+            after=_norm(parts.after), query=PlacedMatrix(*parts.query.place), key=PlacedMatrix(*parts.key.place),
+            value=PlacedMatrix(*parts.value.place), output=PlacedMatrix(*parts.output.place),
             router=None if router is None else router.weight.data_ptr(), experts=self._shape.experts,
-            top_k=self._shape.top_k, normalise=router is not None and router.normalise,
+            top_k=self._shape.top_k, normalise=router is not None and router.normalise, inner=self._shape.inner,
         )  # fmt: skip
+        if (block := parts.block) is not None:
+            self._layer.gate, self._layer.up, self._layer.down = (
+                PlacedMatrix(*one.place) for one in (block.gate, block.up, block.down)
+            )
+            self._layer.share = None if block.share is None else block.share.data_ptr()
+            self._layer.activation = ACTIVATIONS.index(block.activation)
         self._address = ctypes.addressof(self._layer)
         self._begin, self._finish = functions.coterie_layer_begin, functions.coterie_layer_finish
         self._both = functions.coterie_layer

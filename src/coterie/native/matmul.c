@@ -41,6 +41,17 @@ void coterie_multiply(const coterie_product *task, coterie_desk *desk, int64_t b
     }
 }
 
+void coterie_products(const coterie_product *task, coterie_desk *desk, int64_t begin, int64_t end, float *out,
+                      int64_t stride) {
+    const coterie_kernel *kernel = coterie_kernel_of(task->scheme, task->level);
+    const int block = coterie_tokens_that_fit(kernel, task->matrix.columns);
+    for (int64_t first = 0; first < task->tokens && begin < end; first += block) {
+        int count = task->tokens - first < block ? (int)(task->tokens - first) : block;
+        prepare(task, desk, kernel, task->x + first * task->matrix.columns, count);
+        coterie_rows(kernel, &task->matrix, begin, end, desk->tokens, count, out + first * stride, stride);
+    }
+}
+
 static void part_of_product(void *context, int thread, int threads) {
     const coterie_product *task = context;
     coterie_desk desk;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 from coterie.errors import UsageError
@@ -19,6 +21,16 @@ def group_of(columns: int) -> int | None:
     """How many weights of a row share a scale, or None for rows that the library does not serve."""
     size = group_size(columns)
     return size if columns % size == 0 else None
+
+
+class PlacedMatrix(ctypes.Structure):
+    """``layer_matrix`` of ``layer.h``: what :attr:`PackedMatrix.place` says, in its order."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("scheme", "rows", "columns", "group")),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+    )
 
 
 class PackedMatrix:

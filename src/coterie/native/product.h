@@ -25,4 +25,8 @@ typedef struct {
 /* Outputs [begin, end) of all tokens. Weights come from memory once. */
 void coterie_multiply(const coterie_product *task, coterie_desk *desk, int64_t begin, int64_t end);
 
+/* The same as float32 sums, not rounded and without a residual: out[t * stride + n - begin]. `task->out` is not used. */
+void coterie_products(const coterie_product *task, coterie_desk *desk, int64_t begin, int64_t end, float *out,
+                      int64_t stride);
+
 #endif

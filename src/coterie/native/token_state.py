@@ -35,6 +35,7 @@ class LayerShape(NamedTuple):
         head_width: Values of a head.
         experts: E; 0 without a router.
         top_k: K; 0 without a router.
+        inner: F of the block that every token goes through; 0 without one.
     """
 
     width: int
@@ -43,6 +44,7 @@ class LayerShape(NamedTuple):
     head_width: int
     experts: int
     top_k: int
+    inner: int = 0
 
 
 class KeyValueRoom(NamedTuple):
@@ -94,8 +96,9 @@ class Results(NamedTuple):
     Attributes:
         key: bfloat16 [T, kv_heads, 1, width of a head].
         value: The same.
-        residual: bfloat16 [T, 1, D]: the hidden state with attention added.
-        normed: bfloat16 [T, D]: the same, normalised.
+        residual: bfloat16 [T, 1, D]: the hidden state with attention added, and what a block that every token goes
+            through adds.
+        normed: bfloat16 [T, D]: the hidden state with attention added, normalised.
         ids: int64 [T, K], highest share first; [T, 0] without a router.
         weights: bfloat16 [T, K].
         out: bfloat16 [T, 1, D]: the residual with what experts add, where :class:`TokenExperts` computed them.
@@ -129,7 +132,7 @@ class LayerCall(ctypes.Structure):
         ("position_stride", _long),
         *((name, _pointer) for name in ("results", "rooms")),
         ("append", _long),
-        *((name, _pointer) for name in ("query", "mixed", "logits", "scores")),
+        *((name, _pointer) for name in ("query", "mixed", "logits", "between", "scores")),
         ("longest", _long),
         *((name, _pointer) for name in ("contributions", "times")),
     )
@@ -184,7 +187,7 @@ class TokenState:
         self.rows = rows
         self._shape = shape
         self._sharing = shape.heads // shape.kv_heads
-        self._work = torch.empty(2 * mixed + rows * shape.experts, dtype=torch.bfloat16, device="cpu")
+        self._work = torch.empty(2 * mixed + rows * (shape.experts + shape.inner), dtype=torch.bfloat16, device="cpu")
         self._scores = torch.empty(0, dtype=torch.float32, device="cpu")
         self._scores_count = 0
         self._contributions = torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -195,6 +198,7 @@ class TokenState:
         self.call = LayerCall(
             rows=rows, rooms=ctypes.addressof(self._rooms),
             query=query, mixed=query + 2 * mixed, logits=query + 4 * mixed,
+            between=query + 4 * mixed + 2 * rows * shape.experts,
         )  # fmt: skip
         self.address = ctypes.addressof(self.call)
 
@@ -230,7 +234,7 @@ class TokenState:
 
     def _fresh(self) -> list[Results]:
         """Results for some layers at once: after a layer's weights have gone through the caches, each call is slow."""
-        width, _, kv_heads, head_width, _, top_k = self._shape
+        width, _, kv_heads, head_width, _, top_k, _ = self._shape
         rows = self.rows
         kept, whole_states, states, few = (
             (rows, kv_heads, 1, head_width),

@@ -30,7 +30,7 @@ SCHEMA_VERSION = 1
 
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"})
 _REPORTED = ("torch", "transformers", "safetensors", "huggingface_hub", "numpy")
-_OPTIONAL = ("torchvision",)
+_OPTIONAL = ("torchvision", "av")
 _LOOK_S = 0.25
 """Seconds for which other processes are looked at."""
 _BUSY = 0.25
@@ -258,10 +258,15 @@ def _package_advice(packages: tuple[PackageFacts, ...]) -> list[str]:
         for package in packages
         if package.name == "transformers" and package.version is not None and newer_than_tested(package.version)
     ]
-    if any(package.optional and package.version is None for package in packages):
+    absent = {package.name for package in packages if package.optional and package.version is None}
+    if "av" in absent:
         advice.append(
-            "torchvision is not installed: text, pictures and sound work without it, video input needs it. "
-            + install_advice("video")
+            f"PyAV is not installed: videos, and sounds in M4A and other containers, need it. {install_advice('video')}"
+        )
+    if "torchvision" in absent:
+        advice.append(
+            "torchvision is not installed: models with processors of their own need it for what they see and hear; "
+            f"Qwen's do not. {install_advice('torchvision')}"
         )
     return advice
 

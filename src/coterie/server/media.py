@@ -1,4 +1,4 @@
-"""Pictures and sounds that came within a request: bytes of known kinds, and a file of each while it is decoded."""
+"""Pictures, sounds and videos that came within a request: bytes of known kinds, and files while they are decoded."""
 
 from __future__ import annotations
 
@@ -12,30 +12,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coterie.errors import CoterieError
+from coterie.generation.containers import container_format
+from coterie.generation.media_files import MediaFiles
+from coterie.generation.video_options import VideoOptions
 from coterie.server.refusals import Refusal, refusal_of
 
 MOST_MEDIA = 16
-"""Pictures and sounds of one request."""
+"""Pictures, sounds and videos of one request."""
 MEDIUM_NBYTES = 20 << 20
 """Bytes of one of them, before it is decoded."""
 
+_VIDEOS = {
+    "video/mp4": ("mov",), "video/quicktime": ("mov",), "video/3gpp": ("mov",), "video/webm": ("matroska",),
+    "video/x-matroska": ("matroska",), "video/x-msvideo": ("avi",), "video/avi": ("avi",), "video/mpeg": ("mpeg",),
+    "video/mp2t": ("mpegts",), "video/ogg": ("ogg",),
+}  # fmt: skip
+"""Media type → FFmpeg's name of the container."""
+_SOUND_CONTAINERS = {"mov": "m4a", "aac": "aac", "matroska": "webm", "ogg": "ogg"}
 _PICTURES = {"image/png": ("png",), "image/jpeg": ("jpeg",), "image/jpg": ("jpeg",), "image/webp": ("webp",)}
 
 
 @dataclass(slots=True)
 class Media:
-    """The pictures and sounds of one request, in order.
+    """The pictures, sounds and videos of one request, in order.
 
     Attributes:
         pictures: Field of the request → bytes.
         sounds: Likewise.
+        videos: Likewise.
+        options: How videos are shown.
     """
 
     pictures: dict[str, bytes] = field(default_factory=dict)
     sounds: dict[str, bytes] = field(default_factory=dict)
+    videos: dict[str, bytes] = field(default_factory=dict)
+    options: VideoOptions = field(default_factory=VideoOptions)
 
     def __bool__(self) -> bool:
-        return bool(self.pictures or self.sounds)
+        return bool(self.pictures or self.sounds or self.videos)
 
     def add_picture(self, param: str, text: str, media_type: str) -> str:
         """Takes a picture in base64; returns what it is called in the prompt.
@@ -53,16 +67,19 @@ class Media:
 
     def add_picture_url(self, param: str, url: str) -> str:
         """Takes a picture as a data URI. What a URL of another kind leads to is not fetched, and no file is opened."""
-        head, comma, text = url.partition(",")
-        if not head.lower().startswith("data:") or not comma:
-            raise Refusal(
-                400, f"{param}: pictures come in the request, as data:image/png;base64,…; nothing is fetched.",
-                param=param, code="unsupported",
-            )  # fmt: skip
-        media_type, *parameters = head[len("data:") :].lower().split(";")
-        if parameters != ["base64"]:
-            raise Refusal(400, f"{param}: a data URI is in base64 here.", param=param)
+        media_type, text = _data_uri(param, url, "pictures", "image/png")
         return self.add_picture(param, text, media_type)
+
+    def add_video_url(self, param: str, url: str) -> str:
+        """Takes a video as a data URI, likewise; returns what it is called in the prompt."""
+        media_type, text = _data_uri(param, url, "videos", "video/mp4")
+        if media_type not in _VIDEOS:
+            raise Refusal(400, f"{param}: videos are {', '.join(_VIDEOS)}.", param=param)
+        data = self._decoded(param, text)
+        if container_format(data[:512]) not in _VIDEOS[media_type]:
+            raise Refusal(400, f"{param} is not what its type says, {media_type}.", param=param)
+        self.videos[param] = data
+        return param
 
     def add_sound(self, param: str, text: str, kind: str) -> str:
         """Takes a sound in base64; returns what it is called in the prompt."""
@@ -77,13 +94,13 @@ class Media:
         if len(data) > MEDIUM_NBYTES:
             raise Refusal(413, f"{param}: a sound has {MEDIUM_NBYTES:,} bytes at most.", param=param)
         if _sound_kind(data) is None:
-            raise Refusal(400, f"{param} is no sound: WAV, MP3 and FLAC are.", param=param)
+            raise Refusal(400, f"{param} is no sound: WAV, MP3, FLAC, Ogg, M4A, AAC and WebM are.", param=param)
         self.sounds[param] = data
         return param
 
     @contextmanager
-    def files(self) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Files of pictures and of sounds, inside only. What is wrong with one is said of its field.
+    def files(self) -> Iterator[MediaFiles]:
+        """Files of all of them, inside only. What is wrong with one is said of its field.
 
         Raises:
             Refusal: If the code inside raises over one.
@@ -94,9 +111,11 @@ class Media:
             except OSError as error:
                 raise _no_file(error) from error
             try:
-                yield (
-                    tuple(str(paths[param]) for param in self.pictures),
-                    tuple(str(paths[param]) for param in self.sounds),
+                yield MediaFiles(
+                    images=tuple(str(paths[param]) for param in self.pictures),
+                    audios=tuple(str(paths[param]) for param in self.sounds),
+                    videos=tuple(str(paths[param]) for param in self.videos),
+                    options=self.options,
                 )
             except CoterieError as error:
                 refusal, message = refusal_of(error), error.message
@@ -109,29 +128,47 @@ class Media:
     def _written(self, directory: Path) -> dict[str, Path]:
         """Writes all of them; returns the file of each."""
         paths: dict[str, Path] = {}
-        for number, (param, data) in enumerate([*self.pictures.items(), *self.sounds.items()]):
+        for number, (param, data) in enumerate({**self.pictures, **self.sounds, **self.videos}.items()):
             # None of these names begins with another: messages are searched for them.
             paths[param] = directory / f"{number:03}"
             paths[param].write_bytes(data)
         return paths
 
     def _decoded(self, param: str, text: str) -> bytes:
-        if len(self.pictures) + len(self.sounds) >= MOST_MEDIA:
-            raise Refusal(400, f"{param}: a request has {MOST_MEDIA} pictures and sounds at most.", param=param)
+        if len(self.pictures) + len(self.sounds) + len(self.videos) >= MOST_MEDIA:
+            raise Refusal(
+                400, f"{param}: a request has {MOST_MEDIA} pictures, sounds and videos at most.", param=param
+            )  # fmt: skip
         if len(text) > MEDIUM_NBYTES * 4 // 3 + 4:
-            raise Refusal(400, f"{param}: a picture or sound has {MEDIUM_NBYTES:,} bytes at most.", param=param)
+            raise Refusal(
+                400, f"{param}: a picture, sound or video has {MEDIUM_NBYTES:,} bytes at most.", param=param
+            )  # fmt: skip
         try:
             return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             raise Refusal(400, f"{param} is not base64.", param=param) from None
 
 
+def _data_uri(param: str, url: str, what: str, example: str) -> tuple[str, str]:
+    """The media type and the base64 of a data URI."""
+    head, comma, text = url.partition(",")
+    if not head.lower().startswith("data:") or not comma:
+        raise Refusal(
+            400, f"{param}: {what} come in the request, as data:{example};base64,…; nothing is fetched.",
+            param=param, code="unsupported",
+        )  # fmt: skip
+    media_type, *parameters = head[len("data:") :].lower().split(";")
+    if parameters != ["base64"]:
+        raise Refusal(400, f"{param}: a data URI is in base64 here.", param=param)
+    return media_type, text
+
+
 def _no_file(error: OSError) -> Refusal:
     """What a client is told whose pictures and sounds cannot be put into files."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message, code = "The server's disk has no room for pictures and sounds.", "insufficient_storage"
+        message, code = "The server's disk has no room for pictures, sounds and videos.", "insufficient_storage"
     else:
-        message, code = "The server cannot put pictures and sounds into files.", "unavailable"
+        message, code = "The server cannot put pictures, sounds and videos into files.", "unavailable"
     return Refusal(
         503, f"{message} Whoever runs it can name another folder for them: TMPDIR.", code=code, retry_after=5
     )
@@ -151,5 +188,7 @@ def _sound_kind(data: bytes) -> str | None:
         return "wav"
     if data.startswith(b"fLaC"):
         return "flac"
+    if (container := container_format(data[:512])) in _SOUND_CONTAINERS:
+        return _SOUND_CONTAINERS[container or ""]
     is_frame = len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0
     return "mp3" if data.startswith(b"ID3") or is_frame else None

@@ -140,6 +140,7 @@ def _usage(done: Sequence[Done], each: int) -> Usage:
     cached = sum(min(one.reused_tokens for one in choices) for choices in prompts)
     written = sum(max(one.kept_tokens for one in choices) for choices in prompts)
     pictures, sounds = sum(one.picture_tokens for one, *_ in prompts), sum(one.sound_tokens for one, *_ in prompts)
+    videos = sum(one.video_tokens for one, *_ in prompts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,
@@ -149,6 +150,7 @@ def _usage(done: Sequence[Done], each: int) -> Usage:
             "cache_write_tokens": written,
             "cached_tokens": cached,
             "image_tokens": pictures,
-            "text_tokens": prompt - pictures - sounds,
+            "text_tokens": prompt - pictures - sounds - videos,
+            "video_tokens": videos,
         },
     }

@@ -20,7 +20,15 @@ from coterie.generation.parsed_answers import reading
 from coterie.generation.toolbox import Toolbox
 from coterie.server.media import Media
 from coterie.server.refusals import Refusal
-from coterie.server.schemas.chat import AssistantMessage, AudioPart, ImagePart, Message, TextPart, ToolMessage
+from coterie.server.schemas.chat import (
+    AssistantMessage,
+    AudioPart,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolMessage,
+    VideoPart,
+)
 from coterie.server.schemas.messages import (
     ImageBlock,
     TextBlock,
@@ -106,9 +114,9 @@ class Prompts:
             return self._ready(made.inputs(self._processors), reader=reader, calls=calls, form=form, ends=ends)
 
         def inputs() -> Any:
-            with media.files() as (images, audios):
+            with media.files() as files:
                 # In the order in which the prompt mentions them, which is that of the messages.
-                return self._checked(replace(made, images=images, audios=audios).inputs(self._processors))
+                return self._checked(replace(made, media=files).inputs(self._processors))
 
         return Prompt(inputs=inputs, tokens=None, reader=reader, calls=calls, form=form, ends=ends)
 
@@ -192,11 +200,13 @@ def _answered(message: AssistantMessage, param: str, names: dict[str, str]) -> d
     return more
 
 
-def _openai_part(part: TextPart | ImagePart | AudioPart, param: str, media: Media) -> dict[str, Any]:
+def _openai_part(part: TextPart | ImagePart | AudioPart | VideoPart, param: str, media: Media) -> dict[str, Any]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if isinstance(part, ImagePart):
         return {"type": "image", "path": media.add_picture_url(f"{param}.image_url.url", part.image_url.url)}
+    if isinstance(part, VideoPart):
+        return {"type": "video", "path": media.add_video_url(f"{param}.video_url.url", part.video_url.url)}
     sound = part.input_audio
     return {"type": "audio", "path": media.add_sound(f"{param}.input_audio.data", sound.data, sound.format)}
 

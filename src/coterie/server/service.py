@@ -97,9 +97,7 @@ class Service:
     @property
     def modalities(self) -> list[str]:
         """What the model takes."""
-        processors = self.engine.opened.processors
-        media = {"image": processors.pictures, "audio": processors.sounds}
-        return ["text", *(name for name, made in media.items() if made is not None)]
+        return ["text", *self.engine.opened.processors.kinds]
 
     def domain(self, name: str | None) -> str | None:
         """What a request says that it is about, if it may say so."""

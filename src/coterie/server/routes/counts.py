@@ -11,6 +11,7 @@ from coterie.generation.asked import Prompt
 from coterie.server.operations import Operation
 from coterie.server.prompts import from_openai
 from coterie.server.response_items import from_items
+from coterie.server.routes.chat import show_videos
 from coterie.server.routes.responses import told_of_thinking
 from coterie.server.schemas.answers import InputTokens
 from coterie.server.schemas.chat import ChatRequest
@@ -38,6 +39,7 @@ async def _of_chat(service: Service, request: Request) -> InputTokens:
         asked = read(ChatRequest, body)
         service.check_model(asked.model)
         messages, media = from_openai(asked.messages)
+        show_videos(asked, media)
     options = service.prompts.options(asked.variables)
     return await _counted(
         service, request, partial(service.prompts.of_messages, messages, media, asked.toolbox, options)

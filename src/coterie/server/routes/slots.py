@@ -63,7 +63,10 @@ async def _props(service: Service, _: Request) -> Props:
         "chat_template": chat_template(opened.processors),
         "bos_token": tokenizer.bos_token,
         "eos_token": tokenizer.eos_token,
-        "modalities": {"vision": opened.processors.pictures is not None, "audio": opened.processors.sounds is not None},
+        "modalities": {
+            name: kind in opened.processors.kinds
+            for name, kind in (("vision", "image"), ("audio", "audio"), ("video", "video"))
+        },
         "build_info": f"coterie {coterie.__version__}",
         "is_sleeping": False,
     }

@@ -18,6 +18,7 @@ class PromptTokens(TypedDict):
     cached_tokens: int
     image_tokens: int
     text_tokens: int
+    video_tokens: int
 
 
 class Usage(TypedDict):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from coterie.generation.toolbox import Toolbox
+from coterie.generation.video_options import VideoOptions
 from coterie.server.refusals import Refusal
 from coterie.server.schemas.fields import (
     Fields,
@@ -49,7 +50,7 @@ class InputAudio(Fields):
     """A sound, in base64."""
 
     data: str
-    format: Literal["wav", "mp3", "flac"]
+    format: Literal["wav", "mp3", "flac", "ogg", "m4a", "aac", "webm"]
 
 
 class AudioPart(Fields):
@@ -59,7 +60,36 @@ class AudioPart(Fields):
     input_audio: InputAudio
 
 
-Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+class VideoUrl(Fields):
+    """A video, in itself: ``data:video/mp4;base64,...``. Nothing is fetched."""
+
+    url: str
+
+
+class VideoPart(Fields):
+    """A video, as vLLM's clients show one."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
+class Processing(Fields):
+    """How videos are shown: as vLLM's clients say it, by the names of the models' processors."""
+
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    num_frames: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    max_pixels: Annotated[int, Field(ge=1024, le=1 << 26)] | None = None
+    use_audio_in_video: bool | None = None
+
+    @property
+    def options(self) -> VideoOptions:
+        """The same for the model's inputs."""
+        return VideoOptions(
+            fps=self.fps, frames=self.num_frames, pixels=self.max_pixels, sound=self.use_audio_in_video
+        )  # fmt: skip
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discriminator="type")]
 
 
 def _text_or_parts(value: Any) -> str:
@@ -138,6 +168,7 @@ class ChatRequest(OpenAISamplingFields):
     audio: NotYet = None
     store: Off = None
     chat_template_kwargs: Variables | None = None
+    mm_processor_kwargs: Processing | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
 
     @property
@@ -156,7 +187,16 @@ class ChatRequest(OpenAISamplingFields):
         if self.top_logprobs and not self.logprobs:
             raise Refusal(400, "top_logprobs is for logprobs, which are not asked for.", param="top_logprobs")
         _ = self.toolbox
+        shown = self.mm_processor_kwargs
+        if shown is not None and shown.fps is not None and shown.num_frames is not None:
+            param = "mm_processor_kwargs.num_frames"
+            raise Refusal(400, f"{param}: frames are chosen by it or by fps, not both.", param=param)
         return self
+
+    @property
+    def video_options(self) -> VideoOptions:
+        """How videos are shown."""
+        return VideoOptions() if self.mm_processor_kwargs is None else self.mm_processor_kwargs.options
 
     @property
     def told_logprobs(self) -> int | None:
