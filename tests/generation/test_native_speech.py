@@ -14,7 +14,8 @@ from coterie.extraction import extract
 from coterie.generation.chat import chat_inputs
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
-from coterie.generation.speech import Voice, speak
+from coterie.generation.speaking import speak
+from coterie.generation.speech import Voice
 from coterie.integration.code_predictor import NativeCodePredictor
 from coterie.native import DenseDecoder, library
 from coterie.passes.forwards import own
@@ -74,7 +75,7 @@ def test_sound_does_not_depend_on_threads(dense: str, checkpoint, tmp_path, open
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(speak(model, processors.tokenizer, inputs, WISHES, voice=voice).samples)
+            found.append(speak(model, inputs, WISHES, voice=voice).result().samples)
     finally:
         torch.set_num_threads(before)
     assert passes

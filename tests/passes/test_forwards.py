@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from coterie.passes.forwards import Covering, Seen, at, covers_class, install, own, remove
+from coterie.integration.examined import Seen
+from coterie.passes.forwards import Covering, at, covers_class, install, own, remove
 
 
 class Doubling(nn.Module):

@@ -245,7 +245,7 @@ def chat(text: str = PROMPT, **more: Any) -> dict[str, Any]:
 
 def told_of_prompt(tokens: int, **more: int) -> dict[str, int]:
     """What usage tells of a prompt of a text that nobody had asked before, and that is too short to be kept."""
-    nothing = dict.fromkeys(("audio_tokens", "cache_write_tokens", "cached_tokens", "image_tokens"), 0)
+    nothing = dict.fromkeys(("audio_tokens", "cache_write_tokens", "cached_tokens", "image_tokens", "video_tokens"), 0)
     return {**nothing, "text_tokens": tokens} | more
 
 

@@ -241,7 +241,7 @@ def test_what_is_not_supported_is_refused_by_name(server: Served, field: str, va
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages.0.content.0.text"),
         ({"messages": [{"role": "user", "content": "x", "name": "n"}]}, "messages.0.name"),
-        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "messages.0.content.0"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "messages.0.content.0.video_url"),
         ({"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
          "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
@@ -279,7 +279,9 @@ def test_a_model_has_several_names(serve) -> None:
     assert server.post(PATH, chat(model="claude-x", max_tokens=1)).json["model"] == "one"
     listed = server.get("/v1/models").json["data"]
     assert [model["id"] for model in listed] == ["one", "claude-x"]
-    assert listed[0]["architecture"] == {"input_modalities": ["text", "image", "audio"], "output_modalities": ["text"]}
+    assert listed[0]["architecture"] == {
+        "input_modalities": ["text", "image", "audio", "video"], "output_modalities": ["text"],
+    }  # fmt: skip
     assert listed[0]["max_model_len"] == 4096
     assert listed[0]["prompt_cache"]
     assert server.get("/v1/models/claude-x").json["id"] == "claude-x"

@@ -58,7 +58,9 @@ def test_openai_completions_models_and_media(of_openai, expected: str) -> None:
 
 def test_openai_errors(of_openai, serve, brake) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
-        of_openai.chat.completions.create(model="bundled", messages=USER, modalities=["audio"])
+        of_openai.chat.completions.create(
+            model="bundled", messages=USER, modalities=["text", "audio"], audio={"voice": "alloy", "format": "wav"}
+        )
     assert (bad.value.param, bad.value.code) == ("modalities", "unsupported")
     with pytest.raises(openai.NotFoundError):
         of_openai.chat.completions.create(model="gpt-4", messages=USER)

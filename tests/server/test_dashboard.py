@@ -84,7 +84,7 @@ def test_what_the_model_consists_of(server: Served) -> None:
     assert model["precisions"] == ["bf16"]
     assert [len(layer["precision"]) for layer in model["layers"]] == [32] * 8
     assert {kind for layer in model["layers"] for kind in layer["precision"]} == {0}
-    assert model["input_modalities"] == ["text", "image", "audio"]
+    assert model["input_modalities"] == ["text", "image", "audio", "video"]
     assert model["profile"] is False
 
 

@@ -34,7 +34,7 @@ def test_props_say_what_a_request_gets_that_does_not_say(server: Served, opened)
     assert props["default_generation_settings"]["n_ctx"] == server.get("/v1/models").json["data"][0]["max_model_len"]
     assert props["default_generation_settings"]["params"]["temperature"] == 0
     assert (props["model_alias"], props["total_slots"]) == ("bundled", 8)
-    assert props["modalities"] == {"vision": True, "audio": True}
+    assert props["modalities"] == {"vision": True, "audio": True, "video": True}
     assert str(BUNDLED.parent) not in json.dumps(props)
 
 

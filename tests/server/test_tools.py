@@ -140,7 +140,7 @@ def test_anthropic_s_turns_are_those_of_the_other_api() -> None:
     ours, _ = from_openai(read(ChatRequest, {"messages": [
         QUESTION, {"role": "assistant", "content": [{"type": "text", "text": "I look."}], "tool_calls": [CALL]},
         {"role": "tool", "tool_call_id": "call_1", "content": "Rain."},
-    ]}).messages)  # fmt: skip
+    ]}).messages, lambda _: None)  # fmt: skip
     theirs, _ = from_anthropic(
         read(CountRequest, {"model": "x", "messages": [
             QUESTION,

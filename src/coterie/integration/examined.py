@@ -8,7 +8,26 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from coterie.hf.recorders import only_idle_recorders
-from coterie.passes.forwards import Seen
+from coterie.passes.forwards import own
+
+
+class Seen:
+    """The forwards that some modules have now, to compare what they have later with.
+
+    Args:
+        modules: The modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._seen = [(module.__dict__, own(module)) for module in modules]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether all have these still."""
+        for space, forward in self._seen:  # noqa: SIM110 - all() is slower, in every decode step
+            if space.get("forward") is not forward:
+                return False
+        return True
 
 
 class Examined:

@@ -119,25 +119,6 @@ def change_class(module: nn.Module, cls: type[nn.Module]) -> bool:
     return True
 
 
-class Seen:
-    """The forwards that some modules have now, to compare what they have later with.
-
-    Args:
-        modules: The modules.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._seen = [(module.__dict__, own(module)) for module in modules]
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether all have these still."""
-        for space, forward in self._seen:  # noqa: SIM110 - all() is slower, in every decode step
-            if space.get("forward") is not forward:
-                return False
-        return True
-
-
 def _layers(module: nn.Module) -> list[_Layer]:
     """What a module has, from the inside out. What others put over it, or took off, is seen by what it has now."""
     now = own(module)

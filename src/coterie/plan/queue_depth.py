@@ -21,7 +21,7 @@ from coterie.records.files import HAS_DIRECT
 from coterie.spec import RECORD_ALIGNMENT, ByteSource, Extent, OpenBytes, round_up
 
 DEPTHS = (1, 2, 4, 8)
-DENSE_PARTS = (1, 2, 4)
+PARTS = (1, 2, 4)
 LEAST_RECORDS = 16
 """Below this many records there is too little to draw from."""
 
@@ -121,7 +121,7 @@ def choose(record: int, rounds: Sequence[Round]) -> ReadTuning:
     best = _worthwhile(several, rounds, _WORTH)
     if _is_worth(alone, best, rounds, _WORTH_ALONE):
         best = alone
-    parts = [(count, count, True) for count in DENSE_PARTS if count <= best[0] and (count, count, True) in rounds[0]]
+    parts = [(count, count, True) for count in PARTS if count <= best[0] and (count, count, True) in rounds[0]]
     return ReadTuning(
         at_once=best[0],
         parts=_worthwhile(parts, rounds, _WORTH)[1],
@@ -164,7 +164,7 @@ def _rounds(reading: _Lanes, record: int, seconds: float) -> list[Round]:
     for depth in DEPTHS:
         if depth <= reading.lanes:
             ways[depth, 1, False] = partial(reading.many, count, depth)
-    for parts in DENSE_PARTS:
+    for parts in PARTS:
         if parts <= reading.lanes and parts * RECORD_ALIGNMENT <= record:
             ways[parts, parts, True] = partial(reading.one_by_one, -(-count // 4), parts)
     began = time.perf_counter()

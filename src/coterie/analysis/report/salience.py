@@ -18,7 +18,7 @@ from coterie.spec import BankKey, Event, ExpertsSelected
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DENSE_PARTS = ("surprise", "novelty", "arousal", "conflict", "salience")
+PARTS = ("surprise", "novelty", "arousal", "conflict", "salience")
 """What is shown of a token; nobody gives rewards to a trial."""
 _EXTREMES = 12
 _LISTED = 32
@@ -133,7 +133,7 @@ class SalienceOfWindows:
                 part: np.array(
                     [np.nan if (value := getattr(token, part)) is None else value for _, token in self._tokens]
                 )
-                for part in DENSE_PARTS
+                for part in PARTS
             },
             used={bank: np.stack(rows) for bank, rows in self._used.items()},
             weighted={bank: np.stack(rows) for bank, rows in self._weighted.items()},
@@ -226,7 +226,7 @@ def _token_table(title: str, tokens: SalientTokens, places: npt.NDArray[np.intp]
     rows = []
     for place in places:
         text = repr(tokens.texts[place]) if tokens.texts else "–"
-        values = [tokens.parts[part][place] for part in DENSE_PARTS]
+        values = [tokens.parts[part][place] for part in PARTS]
         rows.append(
             (
                 str(place),
@@ -235,7 +235,7 @@ def _token_table(title: str, tokens: SalientTokens, places: npt.NDArray[np.intp]
                 *(f"{value:.2f}" if np.isfinite(value) else "–" for value in values),
             )
         )
-    return Table(title=title, columns=("place", "id", "token", *DENSE_PARTS), rows=tuple(rows))
+    return Table(title=title, columns=("place", "id", "token", *PARTS), rows=tuple(rows))
 
 
 def _expert_table(factors: Mapping[BankKey, Floats], tokens: SalientTokens) -> Table:
@@ -268,11 +268,11 @@ def _expert_table(factors: Mapping[BankKey, Floats], tokens: SalientTokens) -> T
 def salience_figure(tokens: SalientTokens) -> Figure:
     """The parts of the salience of every token of the middle window, as shades from 0 to 1."""
     places = _middle_window(tokens)
-    values = np.stack([tokens.parts[part][places] for part in DENSE_PARTS])
+    values = np.stack([tokens.parts[part][places] for part in PARTS])
     figure = new_figure(f"Salience of tokens {places[0]:,} to {places[-1]:,} of the text", height=1.9)
     axes = figure.subplots()
     image = draw_map(axes, values, Shading.from_zero(values))
-    number_ticks(axes, "y", list(DENSE_PARTS))
+    number_ticks(axes, "y", list(PARTS))
     number_ticks(axes, "x", [str(place) for place in places])
     axes.set_xlabel("token")
     figure.colorbar(image, ax=axes)
