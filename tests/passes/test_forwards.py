@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from coterie.integration.examined import Seen
-from coterie.passes.forwards import Covering, at, covers_class, install, own, remove
+from coterie.passes.forwards import Covering, Seen, at, covers_class, install, own, remove
 
 
 class Doubling(nn.Module):

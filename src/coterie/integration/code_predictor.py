@@ -18,12 +18,11 @@ from torch import nn
 from coterie.errors import UsageError
 from coterie.hf.code_predictor import code_scores, is_code_predictor
 from coterie.hf.rotary_lengths import goes_by_length
-from coterie.integration.examined import Examined
 from coterie.integration.followed import gated_matrices, packed_of
 from coterie.integration.token_layer import LINEARS, known_layer
 from coterie.kernels.dense import NormForward
 from coterie.native import DenseDecoder, DenseLayer, DenseNorm, DenseSequence, Library
-from coterie.passes.forwards import own
+from coterie.passes.forwards import Examined, own
 
 _IDLE = frozenset({"use_cache", "return_dict"})
 """Arguments that change nothing in what is computed here: there is always a cache."""

@@ -12,7 +12,6 @@ from coterie.errors import UsageError
 from coterie.hf.caches import is_cache
 from coterie.hf.forwards import same_forward
 from coterie.integration.adapters.decorated import DecoratedExperts
-from coterie.integration.examined import Examined, Seen
 from coterie.integration.followed import Followed, followed_by
 from coterie.integration.growing_cache import extend
 from coterie.integration.padding import padding_by
@@ -34,7 +33,7 @@ from coterie.native import (
     TokenStates,
 )
 from coterie.passes.current import current
-from coterie.passes.forwards import at, own
+from coterie.passes.forwards import Examined, Seen, at, own
 from coterie.passes.lookahead import Site, WatchedRouter
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
