@@ -40,6 +40,14 @@ def test_a_file_and_what_json_says_of_it(omni, tmp_path, capsys) -> None:
     assert any(spoken)
 
 
+@pytest.mark.parametrize("greedy", [False, True], ids=["drawn", "greedy"])
+def test_a_seed_that_the_voice_draws_with_has_an_effect(greedy, omni, tmp_path, capsys) -> None:
+    how = ["--max-speech", "0.03", *(["--voice-greedy"] if greedy else [])]
+    asked = ["w5", "-n", "2", "--greedy", "--seed", "1", *how]
+    assert main(["generate", str(omni), *asked, "--speak", str(tmp_path / "a.wav")]) == 0
+    assert ("--seed has no effect" in capsys.readouterr().err) == greedy
+
+
 def test_another_voice_speaks_otherwise(omni, tmp_path) -> None:
     for name in ("chelsie", "Ethan"):
         assert main(["generate", str(omni), *ASK, "--speak", str(tmp_path / f"{name}.wav"), "--voice", name]) == 0

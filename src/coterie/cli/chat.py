@@ -156,7 +156,7 @@ def command(
         if max_new_tokens is None and not conversation.templated:
             conversation.sampling = replace(sampling, max_new_tokens=_ANSWER_TOKENS)
         if not quiet:
-            print_unused(sampling, opened.model)
+            print_unused(sampling, opened.model, how)
         session = ChatSession(opened=opened, conversation=conversation, quiet=quiet, sounds=sounds)
         with ExitStack() as stack:
             if stats is not None:

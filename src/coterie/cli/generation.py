@@ -57,7 +57,7 @@ def run(opened: OpenModel, request: Request, *, as_json: bool, quiet: bool) -> N
     """Generates what was asked for, shows it and writes what is to be written beside it."""
     printer = None if as_json else AnswerPrinter(quiet=quiet, beside=request.speech == STDOUT)
     if not quiet:
-        print_unused(request.sampling, opened.model)
+        print_unused(request.sampling, opened.model, request.voice)
     with ctrl_c_requests_stop() as pressed, _recorded(opened, request):
         completion, extra = _generate(opened, request, printer, pressed, quiet=quiet)
     statistics = opened.runtime.stats()

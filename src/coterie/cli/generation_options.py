@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from coterie.generation.chat_options import ChatOptions
     from coterie.generation.sampling import Sampling
+    from coterie.generation.speech import Voice
 
 MaxNewTokensOption = Annotated[
     int,
@@ -296,9 +297,18 @@ def _as_json(text: str) -> Any:
         return text
 
 
-def print_unused(sampling: Sampling, model: PreTrainedModel) -> None:
-    """Remarks on what was said and has no effect."""
+def print_unused(sampling: Sampling, model: PreTrainedModel, voice: Voice | None = None) -> None:
+    """Remarks on what was said and has no effect.
+
+    Args:
+        sampling: How tokens are chosen.
+        model: The model.
+        voice: How answers are spoken, if they are: one that draws does so with the seed.
+    """
+    drawn = voice is not None and not voice.greedy
     for name in sampling.unused(model.generation_config):
+        if name == "seed" and drawn:
+            continue
         print_note(
             f"--{name.replace('_', '-')} has no effect: the most probable token is always taken. "
             f"--sample, or a --temperature above 0, draws one."
