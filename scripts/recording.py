@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = ("2  ", "3  ", "4  ")
 """Of the demonstration, that are shown."""
-SHOWN = ("prose", "speech", "picture", "ada", "ben")
+SHOWN = ("prose", "speech", "picture", "ada")
 LABEL = re.compile(r"([a-z]+) {2,}\S")
 WIDTH = 200
 """Columns of the terminal for commands; the demonstration takes 80."""

@@ -27,7 +27,10 @@ Hit rate 64.9 % (decoding 67.9 %), 411.89 MiB read, 48.4 tokens per second.
 3  Prove ──
 Greatest difference: 0
 
-4  Cut ──
+4  Speak ──
+ada        dog.wav → 'dog' → 'dog'
+
+5  Cut ──
 64 of 256
 """
 
@@ -42,10 +45,10 @@ def recording() -> ModuleType:
     return module
 
 
-def test_shows_two_steps_and_one_domain_of_text(recording: ModuleType) -> None:
+def test_shows_three_steps_and_one_domain_of_text(recording: ModuleType) -> None:
     shown = recording.excerpt(PRINTED)
     assert shown.startswith("2  Generate\nprose ")
-    assert shown.endswith("\n\n3  Prove\nGreatest difference: 0")
+    assert shown.endswith("\n\n3  Prove\nGreatest difference: 0\n\n4  Speak\nada        dog.wav → 'dog' → 'dog'")
     assert [text for text in ("was there.", "dog.wav", "Hit rate") if text not in shown] == []
     assert [text for text in ("können", "es.", "64 of 256", "──") if text in shown] == []
 

@@ -98,7 +98,8 @@ def test_the_talkers_experts_are_counted(bundled_omni, open_model, tmp_path) -> 
         assert table.tokens[spoken].sum() == frames  # the last one is the end, which is chosen and not passed on
 
 
-@pytest.mark.parametrize("voice", [VOICES[0], pytest.param(VOICES[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("voice", VOICES)
 def test_words_come_back(voice, bundled_omni, open_model, tmp_path) -> None:
     model, ears = open_model("bundled-omni", expert_memory="50%"), open_model("bundled", expert_memory="100%")
     processors, of_ears = Processors(bundled_omni), Processors(BUNDLED)
