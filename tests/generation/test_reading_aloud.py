@@ -14,6 +14,7 @@ from coterie.generation.sampling import Sampling
 from coterie.generation.speaking import Speaking, speak
 from coterie.generation.speech import Voice
 from coterie.generation.tickets import Piece, SoundChunk
+from zoo.talkers import MIRRORED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
 
@@ -43,6 +44,7 @@ def test_the_model_s_own_answer_sounds_as_if_it_had_given_it(opened) -> None:
     assert (read.frames, read.finish_reason) == (answered.frames, answered.finish_reason)
 
 
+@MIRRORED
 def test_it_is_what_transformers_says_of_a_thinker_that_was_forced(opened) -> None:
     """All of the thinker's passes, and stock's vocoder at the end: there is nothing that is not computed in it."""
     prompt = reading_aloud(opened.processors, TEXT)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import BatchFeature
-from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
 
 import coterie
 from coterie.engine.loader import load
@@ -23,15 +22,12 @@ from coterie.generation.tickets import Piece, SoundChunk
 from coterie.hf import talker
 from coterie.hf.generation_steps import may_come_in_pieces, prepare_in_pieces
 from zoo import ZOO
+from zoo.talkers import MIRRORED
 from zoo.tokenizer import add_tokenizer
 
 GREEDY = coterie.Sampling(max_new_tokens=20, greedy=True)
 DRAWN = coterie.Sampling(max_new_tokens=40, temperature=1.0, top_k=5, seed=3)
 ASKED = [{"role": "user", "content": "w5 w6 w7"}]
-MIRRORED = pytest.mark.skipif(
-    "_prepare_generation_config" not in vars(Qwen3OmniMoeTalkerForConditionalGeneration),
-    reason="in older releases the further codes of a frame are drawn, whatever is asked of the talker",
-)
 FRAME = 24
 """Samples of a frame of this model."""
 SHORT = coterie.Voice(greedy=True, max_seconds=30 * FRAME / 24_000)
