@@ -15,8 +15,10 @@ from coterie.engine import opening
 from coterie.engine.lending import Lending
 from coterie.errors import ChecksumError, CoterieError, MemoryBudgetError, ReadError, UnsupportedError
 from coterie.extraction import extract
+from coterie.generation.decoding import decoding
 from coterie.hf import parts as known_parts
 from zoo import ZOO
+from zoo.talkers import MIRRORED
 
 MIB = 1 << 20
 SPEAKING = {
@@ -222,6 +224,7 @@ def test_a_damaged_byte_of_a_part_fails_the_request_and_the_next_one_can_go_on(
     assert all(map(torch.equal, spoken(model, **inputs), expected))
 
 
+@MIRRORED
 def test_a_part_stays_while_another_thread_is_not_done_with_it(whole: Path, open_by_phase: Callable[..., Any]) -> None:
     model = open_by_phase(whole)
     expected = spoken(model, **inputs_of())
@@ -321,3 +324,16 @@ def test_a_loan_that_experts_do_not_give_changes_nothing(cache: FakeCache, monke
     with pytest.raises(MemoryBudgetError, match="others hold them"):
         lending.lend("a", 50)
     assert lending.free == 90
+
+
+def test_experts_lend_to_what_decodes_a_picture_what_its_encoder_takes_next(whole, open_by_phase) -> None:
+    model = open_by_phase(whole)
+    lent, before = model.coterie.plan.lent["encoding"], model.coterie.cache.capacity
+    assert lent > 0
+    free = model.coterie.lending.free
+    with decoding():
+        with decoding():  # of the sound of a video, for instance
+            assert model.coterie.lending.free == free - min(lent, free)
+        assert model.coterie.lending.free == free - min(lent, free)
+    assert model.coterie.lending.free == free
+    assert model.coterie.cache.capacity == before

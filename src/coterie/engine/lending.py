@@ -70,7 +70,10 @@ class Lending:
                     asked=nbytes,
                     free=self.free,
                 )
-            self._lent[whose] = nbytes
+            if nbytes:
+                self._lent[whose] = nbytes
+            else:
+                del self._lent[whose]
             try:
                 self._settle()
             except BaseException:

@@ -6,6 +6,8 @@ context and activations may still come to hold is not, and must not be given awa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 from weakref import WeakSet
 
@@ -19,6 +21,10 @@ class Promised(Protocol):
 
     def spare_nbytes(self) -> int | None:
         """Bytes that may be taken for a while, as long as it does not compute; None if it has no budget."""
+        ...
+
+    def lends_for_inputs(self) -> AbstractContextManager[None]:
+        """Inside, experts lend what its encoders take afterwards, so that more may be taken for a while."""
         ...
 
 
@@ -44,3 +50,12 @@ def spare_nbytes() -> int | None:
     """Bytes that may be taken while inputs are made, and given back before a model computes; None without a budget."""
     spare = [nbytes for model in list(_OPEN) if (nbytes := model.spare_nbytes()) is not None]
     return min(spare, default=None)
+
+
+@contextmanager
+def lent_for_inputs() -> Iterator[None]:
+    """Inside, :func:`spare_nbytes` has what experts lend to encoders, too."""
+    with ExitStack() as stack:
+        for model in list(_OPEN):
+            stack.enter_context(model.lends_for_inputs())
+        yield

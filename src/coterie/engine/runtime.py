@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
 from coterie.engine.warming import Warming, modalities_of
-from coterie.errors import UsageError
+from coterie.errors import MemoryBudgetError, UsageError
 from coterie.files.replacing import replacing
 from coterie.hf.banks import ExpertBank
 from coterie.hf.token_roles import token_roles
@@ -394,6 +394,21 @@ class Runtime:
         arena = stats.capacity - stats.committed_bytes + self.lending.spare
         held = process_memory(exact=True).total + arena + self.plan.io_buffers + self._kept_nbytes
         return self.plan.budget - held
+
+    @contextmanager
+    def lends_for_inputs(self) -> Iterator[None]:
+        """Inside, experts lend what encoders take afterwards, or as much of it as there is.
+
+        A picture or sound is decoded in it: what encodes it has not come by then, and takes it next.
+        """
+        lent = 0 if self.plan is None else self.plan.lent.get("encoding", 0)
+        nbytes, whose = max(0, min(lent, self.lending.free)), object()
+        with suppress(MemoryBudgetError):  # others took it meanwhile: there is as much as there is
+            self.lending.lend(whose, nbytes)
+        try:
+            yield
+        finally:
+            self.lending.lend(whose, 0)
 
     @property
     def limits_experts(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 
-from coterie.engine.promises import spare_nbytes
+from coterie.engine.promises import lent_for_inputs, spare_nbytes
 from coterie.errors import InputError, RequestCancelledError
 from coterie.spec import format_bytes
 
@@ -53,9 +53,11 @@ class _Holder:
 
     Attributes:
         beside: How it decodes beside passes; None if no pass goes on.
+        lent: Whether experts lend memory for it.
     """
 
     beside: Beside | None = None
+    lent: bool = False
 
 
 _holder = _Holder()
@@ -88,7 +90,15 @@ def decoding() -> Iterator[None]:
         beside = _holder.beside
         still_wanted()
         try:
-            yield
+            if beside is not None or _holder.lent:
+                yield
+                return
+            with lent_for_inputs():
+                _holder.lent = True
+                try:
+                    yield
+                finally:
+                    _holder.lent = False
         except InputError as error:
             if beside is not None:
                 beside.short |= "room" in error.facts
