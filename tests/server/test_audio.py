@@ -86,5 +86,5 @@ def test_other_models_and_files_are_refused(server: Served) -> None:
 def test_a_model_without_ears_says_so(server: Served, opened: Any, monkeypatch) -> None:
     monkeypatch.setattr(type(opened.processors), "sounds", property(lambda _: None))
     refused = sent(server)
-    assert (refused.status, refused.error["code"]) == (501, "unsupported")
+    assert (refused.status, refused.error["code"]) == (400, "unsupported")
     assert "audio encoder" in refused.error["message"]

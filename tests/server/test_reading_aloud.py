@@ -132,7 +132,7 @@ def test_what_cannot_be_is_refused_by_name(more, param, words, speaker: Served) 
 
 def test_who_does_not_speak_says_so(server: Served, speaker: Served) -> None:
     refused = server.post(PATH, ask())
-    assert (refused.status, refused.error["code"]) == (501, "unsupported")
+    assert (refused.status, refused.error["code"]) == (400, "unsupported")
     assert "no talker" in refused.error["message"]
     assert speaker.post(PATH, ask(model="tts-1")).status == 404
 

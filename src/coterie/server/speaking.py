@@ -63,8 +63,7 @@ def voice_named(
     """
     if not service.voices:
         raise Refusal(
-            400 if asking else 501, f"{f'{asking}: ' if asking else ''}{service.silence}", param=asking,
-            code="unsupported",
+            400, f"{f'{asking}: ' if asking else ''}{service.silence}", param=asking, code="unsupported",
         )  # fmt: skip
     if not service.prompts.can_chat:
         raise Refusal(

@@ -48,7 +48,7 @@ def operations() -> list[Operation]:
 
 async def _transcribe(service: Service, request: Request) -> Any:
     if "audio" not in service.modalities:
-        raise Refusal(501, f"{service.name} takes no sounds: it has no audio encoder.", code="unsupported")
+        raise Refusal(400, f"{service.name} takes no sounds: it has no audio encoder.", code="unsupported")
     media = Media()
     async with service.bodies.form(request) as form:
         asked = read(TranscriptionRequest, {**form.fields, **form.files})
