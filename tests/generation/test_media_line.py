@@ -6,6 +6,8 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image
 import coterie
 from coterie.errors import InputError, RequestCancelledError
 from coterie.generation import media_features
+from coterie.generation.asked import Prompt, preparing
 from coterie.generation.completion import Completion, complete
 from coterie.generation.decoding import DECODING
 from coterie.generation.engine import Engine
@@ -117,15 +120,29 @@ def test_who_is_given_up_has_nothing_more_decoded(engine: Engine, decoder: Decod
         shown.result(1)
 
 
+def with_errors_of_its_own(opened: OpenModel) -> Prompt:
+    """As a server has it, which tells its client in its own way what is wrong."""
+    prompt = preparing(opened, PICTURES)()
+
+    def inputs() -> Any:
+        try:
+            return prompt.inputs()
+        except InputError as error:
+            raise RuntimeError(error.message) from None
+
+    return replace(prompt, inputs=inputs)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["coterie's errors", "others' errors"])
 @pytest.mark.parametrize("room", [0, 1000])
 def test_without_room_beside_passes_it_is_done_between_two(
-    opened: OpenModel, engine: Engine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, room: int
+    opened: OpenModel, engine: Engine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, room: int, own: bool
 ) -> None:
     decoder.released.set()
     expected = alone(opened, PICTURES)
     monkeypatch.setattr(engine.governor, "set_aside", lambda whose: room)
     with DECODING:  # somebody else decodes
-        shown = engine.submit(PICTURES, WISHES)
+        shown = engine.submit(partial(with_errors_of_its_own, opened) if own else PICTURES, WISHES)
         until(lambda: engine.running == 1)
         assert engine.submit(TEXT, WISHES).result(30).token_ids
     assert shown.result(30).token_ids == expected.token_ids
