@@ -237,6 +237,28 @@ def open_model() -> Iterator[Callable[..., PreTrainedModel]]:
         model.coterie.close()
 
 
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny parts leave memory, too, and always."""
+    from coterie.engine import opening
+    from coterie.hf import parts
+
+    monkeypatch.setattr(parts, "LEAST_PART", 1)
+    monkeypatch.setattr(parts, "LEAST_TABLE", 1)
+    monkeypatch.setattr(parts, "LEAST_TENSOR", 64)
+    monkeypatch.setattr(opening, "goes_by_phase", lambda *_: True)
+
+
+@pytest.fixture
+def open_by_phase(small_parts: None, open_model: Callable[..., PreTrainedModel]) -> Callable[..., PreTrainedModel]:
+    """As ``open_model``, with parts in memory only while they are needed."""
+
+    def open_(path: Path, **options: Any) -> PreTrainedModel:
+        return open_model(path, memory="4GiB", max_context=256, **options)
+
+    return open_
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _settings_are_put_back() -> Iterator[None]:
     """No module changes what the ones after it find: which these are depends on the number of workers."""

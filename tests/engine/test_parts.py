@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from coterie.engine import opening
 from coterie.engine.lending import Lending
 from coterie.errors import ChecksumError, CoterieError, MemoryBudgetError, ReadError, UnsupportedError
 from coterie.extraction import extract
@@ -28,23 +27,6 @@ SPEAKING = {
     "talker_do_sample": False,
     "talker_max_new_tokens": 6,
 }
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny parts leave, too, and always."""
-    monkeypatch.setattr(known_parts, "LEAST_PART", 1)
-    monkeypatch.setattr(known_parts, "LEAST_TABLE", 1)
-    monkeypatch.setattr(known_parts, "LEAST_TENSOR", 64)
-    monkeypatch.setattr(opening, "goes_by_phase", lambda *_: True)
-
-
-@pytest.fixture
-def open_by_phase(small_parts: None, open_model: Callable[..., Any]) -> Callable[..., Any]:
-    def open_(path: Path, **options: Any) -> Any:
-        return open_model(path, memory="4GiB", max_context=256, **options)
-
-    return open_
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +161,9 @@ def test_rows_of_the_embedding(
         given = torch.tensor(ids, dtype=torch.int64)
         assert torch.equal(embedding(given), table(given))
     assert len(rows._slots) == 5
-    asked, read = rows.asked, rows.read_rows
-    embedding(torch.tensor([3, 8]))
-    assert (rows.asked, rows.read_rows) == (asked + 2, read)
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "_read", lambda ids, into: pytest.fail(f"rows {ids} are read again"))
+        embedding(torch.tensor([3, 8]))
     with pytest.raises(CoterieError, match="no token"):
         embedding(torch.tensor([table.num_embeddings]))
 

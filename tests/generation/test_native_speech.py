@@ -18,7 +18,7 @@ from coterie.generation.speaking import speak
 from coterie.generation.speech import Voice
 from coterie.integration.code_predictor import NativeCodePredictor
 from coterie.native import DenseDecoder, library
-from coterie.passes.forwards import own
+from coterie.passes.forwards import at, own
 from zoo import ZOO, save
 from zoo.omni import omni_config
 from zoo.tokenizer import add_tokenizer
@@ -62,6 +62,27 @@ def test_the_command_line_from_checkpoint_to_sound(scheme: str, checkpoint, tmp_
     # Each frame begins with two tokens. 6 ms are 6 frames of this model.
     assert passes == ([2, *[1] * (CODES - 1)] * (len(passes) // CODES) if scheme == "int8" else [])
     assert len(passes) // CODES in ((FRAMES, FRAMES + 1) if scheme == "int8" else (0,))
+
+
+def test_a_predictor_that_comes_and_goes_is_computed_natively(
+    checkpoint, tmp_path, open_model, open_by_phase, passes
+) -> None:
+    extract(checkpoint, tmp_path / "store", scheme="int4", dense_scheme="rest=int8,predictor=int8")
+    processors = Processors(tmp_path / "store")
+    inputs = chat_inputs(processors, [{"role": "user", "content": "w5 w6 w7"}])
+    voice = Voice(max_seconds=0.006)
+
+    def said(model) -> np.ndarray:
+        return speak(model, inputs, WISHES, voice=voice).result().samples
+
+    expected = said(open_model(tmp_path / "store", expert_memory="100%"))
+    passes.clear()
+    model = open_by_phase(tmp_path / "store")
+    assert isinstance(at(model.talker.code_predictor, "native"), NativeCodePredictor)
+    for _ in range(2):  # it has left in between
+        assert np.array_equal(said(model), expected)
+        assert passes
+        passes.clear()
 
 
 @pytest.mark.parametrize("dense", ["encoders=native,rest=int8,predictor=int8", "talker=int4,predictor=int8"])

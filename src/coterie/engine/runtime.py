@@ -403,12 +403,14 @@ class Runtime:
         """
         lent = 0 if self.plan is None else self.plan.lent.get("encoding", 0)
         nbytes, whose = max(0, min(lent, self.lending.free)), object()
-        with suppress(MemoryBudgetError):  # others took it meanwhile: there is as much as there is
+        # Others may take it meanwhile: there is as much as there is. And the model may be closed.
+        with suppress(MemoryBudgetError, UsageError):
             self.lending.lend(whose, nbytes)
         try:
             yield
         finally:
-            self.lending.lend(whose, 0)
+            with suppress(UsageError):
+                self.lending.lend(whose, 0)
 
     @property
     def limits_experts(self) -> bool:

@@ -449,9 +449,10 @@ class Engine:
             self.governor.narrow(job, job.most, job.media_nbytes)
             if job.is_given:
                 job.say(self.opened, self._steps)
+                self._watch(job)
                 return
             if job.sequence is not None:
-                job.sequence.on_cancelled = partial(self._let_go, job)
+                self._watch(job)
                 self._steps.add(job.sequence)
                 return
             self.governor.hold(job, job.most, job.media_nbytes)
@@ -471,10 +472,16 @@ class Engine:
         except BaseException as error:
             self._leave(job, _ended_by(error))
             return
-        for sequence in job.sequences:
-            sequence.on_cancelled = partial(self._let_go, job)
         if job.over:
             self._end(job)
+        elif job.sequences != (job.sequence,):  # its talker may have begun
+            self._watch(job)
+
+    def _watch(self, job: Job) -> None:
+        """Has what it holds let go of as soon as what it computes has been told to end."""
+        let_go = partial(self._let_go, job)
+        for sequence in job.sequences:
+            sequence.on_cancelled = let_go
 
     def _provide(self, job: Job) -> None:
         """Sees to its memory for the next pass; without it, or if nobody wants it any more, it leaves."""

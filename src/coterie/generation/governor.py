@@ -60,7 +60,8 @@ class Governor:
         by_phase = plan is not None and plan.by_phase
         self._token = max(1, (shape.text_kv_bytes(1) if by_phase else shape.kv_bytes(1)) // 2)
         self._blocked = plan is not None
-        self._capacity = runtime.cache.capacity
+        # What speaks may be in memory just now, and borrow of it.
+        self._capacity = runtime.lending.capacity
         self._floor = self._capacity
         self._spare = 0
         self._reserve = None if runtime.max_context is None else self._nbytes(runtime.max_context)

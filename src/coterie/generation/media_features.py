@@ -173,7 +173,10 @@ def read_video(processors: Processors, path: str | Path, options: VideoOptions) 
             check_room(path, "The video", needed, room)
             values, grid = frame_values(container.frames(frames), len(frames), height, width, settings)
             take_room(values.nbytes)
-            samples = _sound_in(processors, container, options, room)
+            # The frames have some of the room by now.
+            samples = _sound_in(processors, container, options, decoding_room())
+            if samples is not None:
+                take_room(samples.nbytes)
     return Video(
         path=path,
         values=values,

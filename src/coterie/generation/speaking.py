@@ -294,9 +294,11 @@ class Speaking:
         answer.leave(self._steps)
         if interrupted:
             answer.talking.stop()
-        completion = self._completing.end(interrupted=interrupted and not answer.written)
-        self._speech = speech = answer.speech(completion)
-        self._open.close()
+        try:
+            completion = self._completing.end(interrupted=interrupted and not answer.written)
+            self._speech = speech = answer.speech(completion)
+        finally:
+            self._open.close()
         if error is not None:
             self._error = speech_error(error, speech) if answer.talking.begun else error
         if self._on_end is not None:

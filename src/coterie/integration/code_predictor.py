@@ -22,7 +22,7 @@ from coterie.integration.followed import gated_matrices, packed_of
 from coterie.integration.token_layer import LINEARS, known_layer
 from coterie.kernels.dense import NormForward
 from coterie.native import DenseDecoder, DenseLayer, DenseNorm, DenseSequence, Library
-from coterie.passes.forwards import Examined, own
+from coterie.passes.forwards import Examined, covers_class, own
 
 _IDLE = frozenset({"use_cache", "return_dict"})
 """Arguments that change nothing in what is computed here: there is always a cache."""
@@ -81,7 +81,7 @@ class NativeCodePredictor:
             module: Any module.
             native: The native library.
         """
-        if not is_code_predictor(module) or own(module) is not None:
+        if not is_code_predictor(module) or not covers_class(module, "native"):
             return None
         predictor: Any = module
         model = predictor.model

@@ -27,10 +27,6 @@ class EmbeddingRows:
         module: The embedding.
         read: Reads rows of its table.
         nbytes: Bytes of the rows that are kept.
-
-    Attributes:
-        asked: Rows that passes needed, each once a pass.
-        read_rows: Of these, those that were read.
     """
 
     def __init__(self, module: nn.Embedding, read: ReadRows, nbytes: int) -> None:
@@ -41,8 +37,6 @@ class EmbeddingRows:
         self._kept: torch.Tensor | None = None
         self._slots: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
-        self.asked = 0
-        self.read_rows = 0
 
     @staticmethod
     def serves(module: nn.Module) -> bool:
@@ -81,8 +75,6 @@ class EmbeddingRows:
             if known:
                 kept = self._memory()
                 rows_UD[known] = kept[[self._slots[ids[number]] for number in known]]
-            self.asked += len(ids)
-            self.read_rows += len(new)
             for number in known:
                 self._slots.move_to_end(ids[number])
             if new:

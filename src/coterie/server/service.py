@@ -110,7 +110,9 @@ class Service:
     @property
     def silence(self) -> str:
         """Why the model does not speak."""
-        if self.engine.opened.runtime.source.component is not None:
+        source = self.engine.opened.runtime.source
+        thinker_alone = source.store is not None and source.store.manifest.model.component is not None
+        if source.component is not None and not thinker_alone:
             return f"{self.name} does not speak: it was opened without its talker. coterie serve --speech opens it."
         return f"{self.name} does not speak: it has no talker."
 
