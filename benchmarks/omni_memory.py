@@ -14,15 +14,13 @@ from pathlib import Path
 
 import coterie
 from coterie.spec import format_bytes
+from coterie.spec.footprint import PART_USES
 from fullsize.omni.configuration import released_config
 from fullsize.omni.hollow import write_hollow_checkpoint
 from harness.report import RESULTS, Table
 
 BUDGETS = (6, 8, 12, 16, 24)
 """GiB."""
-
-USES = ("encoding", "speaking")
-"""What experts lend memory for."""
 
 
 def budgets_table(checkpoint: Path, memory: list[str]) -> Table:
@@ -43,7 +41,7 @@ def budgets_table(checkpoint: Path, memory: list[str]) -> Table:
                 format_bytes(fit.memory),
                 format_bytes(fit.expert_nbytes) if fit.enough else "–",
                 f"{fit.share:.0%}" if fit.enough else "–",
-                *(format_bytes(fit.expert_nbytes - fit.lent.get(use, 0)) if fit.enough else "–" for use in USES),
+                *(format_bytes(fit.expert_nbytes - fit.lent.get(use, 0)) if fit.enough else "–" for use in PART_USES),
                 remark,
             )
         )

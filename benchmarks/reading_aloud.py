@@ -12,25 +12,26 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.options import options
 from harness.report import Report
 
-WORDS = {
-    "numbers": "zero one two three four five six seven eight nine ten eleven twelve",
-    "commands": "yes no up down left right go stop",
-    "colours": "red green blue yellow",
-    "animals": "cat dog bird fish horse",
-    "others": "black white",
-}
-"""The spoken words that the bundled model knows."""
+if TYPE_CHECKING:
+    from coterie.generation.opened import OpenModel
+
+WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "yes", "no", "up", "down", "left", "right", "go", "stop", "red", "green", "blue", "yellow",
+    "cat", "dog", "bird", "fish", "horse", "black", "white",
+)  # fmt: skip
+"""The spoken words that the bundled model knows (``scripts/talker/words.py``)."""
 
 FORMS = ("Read this aloud: {text}", "{text}", "")
 LONGEST_S = 3.0
 
 
-def heard(model: Any, ears: Any, form: str, word: str, file: Path) -> str:
+def heard_of(model: Any, ears: OpenModel, form: str, word: str, file: Path) -> str:
     """What the bundled model hears of a word that is read out.
 
     Args:
@@ -41,7 +42,7 @@ def heard(model: Any, ears: Any, form: str, word: str, file: Path) -> str:
         file: Where the sound goes.
     """
     import coterie
-    from coterie.generation.completion import complete
+    from coterie.evaluate.spoken import heard
     from coterie.generation.speaking import Speaking
     from coterie.generation.wav_writer import wav_file
 
@@ -52,9 +53,7 @@ def heard(model: Any, ears: Any, form: str, word: str, file: Path) -> str:
     speech = Speaking(model, processors.tokenizer, inputs, voice=voice, said=said).result()
     with wav_file(file, Speaking.rate) as writer:
         writer.write(speech.samples)
-    listener = coterie.processors(ears)
-    question = coterie.build_inputs(listener, "", audios=[file])
-    return complete(ears, listener.tokenizer, question, coterie.Sampling(max_new_tokens=8, greedy=True)).text.strip()
+    return heard(ears, file)
 
 
 def main() -> int:
@@ -65,8 +64,9 @@ def main() -> int:
     warnings.simplefilter("ignore")
     import coterie
     from coterie.engine.quiet import quiet_libraries
+    from coterie.generation.opened import OpenModel
 
-    words = " ".join(WORDS.values()).split()[: 6 if given.quick else None]
+    words = WORDS[: 6 if given.quick else None]
     report = Report("reading_aloud", "Texts that are read out", work=Path(tempfile.gettempdir()), quick=given.quick)
     table = report.table(
         f"Words that {Path(given.model).name} reads out, and the bundled model hears rightly.",
@@ -78,8 +78,9 @@ def main() -> int:
         coterie.load(given.model, expert_memory="100%") as model,
         coterie.load("bundled", expert_memory="100%") as ears,
     ):
+        listener = OpenModel.of(ears)
         for form in FORMS:
-            found = {word: heard(model, ears, form, word, Path(folder) / "said.wav") for word in words}
+            found = {word: heard_of(model, listener, form, word, Path(folder) / "said.wav") for word in words}
             wrong = [f"{word}: {other or 'nothing'}" for word, other in found.items() if other != word]
             right = len(words) - len(wrong)
             name = f"`{form.format(text='WORD')}`" if form else "nothing"

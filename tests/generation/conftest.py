@@ -1,7 +1,9 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from packaging.version import Version
 
@@ -9,6 +11,7 @@ import coterie
 from checkpoint.conftest import cache, hub, publish  # noqa: F401 - fixtures
 from coterie.generation.processors import Processors
 from integration.conftest import store  # noqa: F401 - a fixture
+from zoo.tokenizer import add_tokenizer
 
 OLD = Version(transformers.__version__) < Version("5.8")
 """Whether this is a release of transformers in which the forward passes of omni models work out positions."""
@@ -31,6 +34,15 @@ def bundled() -> Path:
 @pytest.fixture(scope="session")
 def processors() -> Processors:
     return Processors(BUNDLED, embedding_rows=8192)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(zoo_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole Qwen3-Omni in bfloat16 with a tokenizer and a chat template; the module's own."""
+    directory = tmp_path_factory.mktemp("omni") / "checkpoint"
+    shutil.copytree(zoo_checkpoint("qwen3_omni", torch.bfloat16), directory)
+    add_tokenizer(directory, chat=True)
+    return directory
 
 
 @pytest.fixture

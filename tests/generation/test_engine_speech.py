@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import torch
 
 import coterie
 from coterie.engine.loader import load
 from coterie.errors import InputError, RequestCancelledError, SpeechError, UsageError
 from coterie.generation.tickets import SoundChunk, Ticket
-from zoo.tokenizer import add_tokenizer
 
 GREEDY = coterie.Sampling(max_new_tokens=12, greedy=True)
 LONG = coterie.Sampling(max_new_tokens=60, greedy=True)
 AS_LONG_AS_THERE_IS_ROOM = coterie.Sampling(max_new_tokens=240, greedy=True, ignore_eos=True)
 VOICE = coterie.Voice(max_seconds=24 * 20 / 24_000)
 ASKED = [{"role": "user", "content": "w5 w6 w7"}]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(zoo_checkpoint, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("omni") / "checkpoint"
-    shutil.copytree(zoo_checkpoint("qwen3_omni", torch.bfloat16), directory)
-    add_tokenizer(directory, chat=True)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,7 +22,6 @@ from coterie.hf import talker
 from coterie.hf.generation_steps import may_come_in_pieces, prepare_in_pieces
 from zoo import ZOO
 from zoo.talkers import MIRRORED
-from zoo.tokenizer import add_tokenizer
 
 GREEDY = coterie.Sampling(max_new_tokens=20, greedy=True)
 DRAWN = coterie.Sampling(max_new_tokens=40, temperature=1.0, top_k=5, seed=3)
@@ -32,14 +30,6 @@ FRAME = 24
 """Samples of a frame of this model."""
 SHORT = coterie.Voice(greedy=True, max_seconds=30 * FRAME / 24_000)
 DRAWN_VOICE = replace(SHORT, greedy=False)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(zoo_checkpoint, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("omni") / "checkpoint"
-    shutil.copytree(zoo_checkpoint("qwen3_omni", torch.bfloat16), directory)
-    add_tokenizer(directory, chat=True)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coterie.hf import parts
-from coterie.hf.parts import embedding_table, is_whole, leaving, part_path, parts_of
+from coterie.hf.parts import embedding_table, is_whole, leaving, leaving_parts, part_path
 from coterie.spec.footprint import Part
 
 
@@ -57,7 +57,7 @@ def test_a_talker_alone_is_always_needed() -> None:
 def test_large_matrices_leave_and_small_parts_stay() -> None:
     tensors = {"thinker.lm_head.weight": MATRIX, "thinker.visual.a.weight": MATRIX, "thinker.visual.norm": VECTOR,
                "thinker.audio_tower.b.weight": Sized((64, 64)), "talker.c.weight": MATRIX}  # fmt: skip
-    assert parts_of(tensors) == (
+    assert leaving_parts(tensors) == (
         Part(path="talker", use="speaking", nbytes=MATRIX.nbytes),
         Part(path="thinker.visual", use="encoding", nbytes=MATRIX.nbytes),
     )

@@ -9,7 +9,7 @@ import typer
 from coterie.cli.console import facts_table, plain_table, print_json, print_table, results
 from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
 from coterie.spec import format_bytes, parse_bytes
-from coterie.spec.footprint import PartUse
+from coterie.spec.footprint import PART_USES
 
 if TYPE_CHECKING:
     from coterie.inspection import InspectReport, MemoryFit
@@ -211,10 +211,6 @@ def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
         )
 
 
-_USES: tuple[PartUse, ...] = ("encoding", "speaking")
-"""What experts lend memory for."""
-
-
 def _print_phases(fit: MemoryFit) -> None:
     """What is in memory when, where that is not all the time."""
     out = results()
@@ -232,7 +228,7 @@ def _print_phases(fit: MemoryFit) -> None:
 def _print_budgets(report: InspectReport) -> None:
     results().print()
     sizes = ("budget", "process", "dense part", "context", "margin", "for experts")
-    uses = [use for use in _USES if any(use in fit.lent for fit in report.budgets)]
+    uses = [use for use in PART_USES if any(use in fit.lent for fit in report.budgets)]
     table = plain_table(*sizes, "share", *(f"while {use}" for use in uses), "", right=(*sizes, "share"))
     for fit in report.budgets:
         remark = "expect few hits" if fit.enough and not fit.comfortable else ""

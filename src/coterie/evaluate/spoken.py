@@ -79,12 +79,18 @@ def spoken_words(question: Path, folder: Path, ears: OpenModel, opening: Opening
                 sound=sound,
                 sound_s=len(answer.samples) / SPEECH_RATE,
                 made_in_s=answer.seconds,
-                heard=_heard(ears, sound),
+                heard=heard(ears, sound),
             )
     finally:
         model.coterie.close()
 
 
-def _heard(ears: OpenModel, sound: Path) -> str:
+def heard(ears: OpenModel, sound: Path) -> str:
+    """What a model hears in a sound file.
+
+    Args:
+        ears: The listener.
+        sound: The file.
+    """
     inputs = build_inputs(ears.processors, "", audios=[sound])
     return complete(ears.model, ears.processors.tokenizer, inputs, _WORD).text.strip()

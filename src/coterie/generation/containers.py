@@ -23,6 +23,7 @@ import numpy.typing as npt
 from coterie.errors import InputError
 from coterie.files.regular import regular_file
 from coterie.generation.decoding import still_wanted
+from coterie.generation.video_options import MOST_RATE
 from coterie.hf.limited import start_limited
 from coterie.spec import format_bytes, install_advice
 
@@ -32,7 +33,6 @@ MOST_FRAME_PIXELS = 2**25
 """Pixels of a frame: more than those of 8K."""
 MOST_VIDEO_FRAMES = 500_000
 """Frames of a video: more than two hours at 60 a second. All of them are decoded, whichever are wanted."""
-_MOST_RATE = 1000.0
 _DEFAULT_RATE = 25.0
 """Frames per second of what does not say; FFmpeg's own."""
 
@@ -264,7 +264,7 @@ def _facts(told: dict[str, Any], *, sound: bool) -> VideoFacts:
     rate = float(told["rate"])
     return VideoFacts(
         frames=int(told["frames"]),
-        rate=rate if 0 < rate <= _MOST_RATE else _DEFAULT_RATE,
+        rate=rate if 0 < rate <= MOST_RATE else _DEFAULT_RATE,
         height=int(told["height"]),
         width=int(told["width"]),
         sound=sound,

@@ -79,6 +79,19 @@ class Draws:
 
 
 @contextmanager
+def drawn_from(draws: Draws | None) -> Iterator[None]:
+    """Inside, what is drawn comes from these random numbers; with None, from the process's as ever."""
+    if draws is None:
+        yield
+        return
+    draws.begin()
+    try:
+        yield
+    finally:
+        draws.end()
+
+
+@contextmanager
 def drawing(seed: int | None) -> Iterator[Draws | None]:
     """The random numbers of a seed, no longer used afterwards; None without a seed."""
     if seed is None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from coterie.generation.draws import Draws
+from coterie.generation.draws import Draws, drawn_from
 from coterie.hf.caches import cached_length, caches_in
 from coterie.hf.generation_steps import (
     Positions,
@@ -385,13 +385,8 @@ class Sequence:
 
     def _choose(self, scores: Tensor) -> Tensor:
         sample = bool(self._prepared.config.do_sample)
-        if self._draws is None or not sample:
+        with drawn_from(self._draws if sample else None):
             return choose(scores, sample=sample)
-        self._draws.begin()
-        try:
-            return choose(scores, sample=True)
-        finally:
-            self._draws.end()
 
 
 def _nothing() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from coterie.errors import CoterieError, InputError, SpeechError, UnsupportedError
 from coterie.generation.completion import Completing, Completion, Reuse, end_tokens
-from coterie.generation.draws import Draws
+from coterie.generation.draws import Draws, drawn_from
 from coterie.generation.frames import Frames, Samples
 from coterie.generation.kept_cache import KeptCache
 from coterie.generation.media_rows import MediaRows, all_heard
@@ -147,7 +146,7 @@ class SpokenAnswer:
         Args:
             steps: Where the talker's sequence takes part afterwards.
         """
-        with Stated(self._request), self._drawing():
+        with Stated(self._request), drawn_from(self._draws):
             self.talking.begin_elsewhere(self._completing.whole_options(), self._prompt(), steps)
         self.written = True
 
@@ -167,7 +166,7 @@ class SpokenAnswer:
         for token in tokens:
             stream.put(token[None])
         found = written(self._model, torch.cat([prompt, tokens[None]], dim=1), None)
-        with Stated(self._request), self._drawing():
+        with Stated(self._request), drawn_from(self._draws):
             self.talking.begin_elsewhere({"custom_generate": giving(found)}, self._prompt(), steps)
         self.written = True
 
@@ -221,18 +220,6 @@ class SpokenAnswer:
     def _prompt(self) -> Mapping[str, Any]:
         made: Mapping[str, Any] = self._inputs.to(self._model.dtype)
         return made
-
-    @contextmanager
-    def _drawing(self) -> Iterator[None]:
-        """Inside, what is drawn comes from its random numbers."""
-        if self._draws is None:
-            yield
-            return
-        self._draws.begin()
-        try:
-            yield
-        finally:
-            self._draws.end()
 
 
 def speech_error(error: CoterieError, speech: Speech) -> SpeechError:

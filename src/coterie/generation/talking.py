@@ -11,14 +11,13 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from coterie.generation.draws import Draws
+from coterie.generation.draws import Draws, drawn_from
 from coterie.generation.frames import Frames
 from coterie.generation.media_rows import MediaRows
 from coterie.generation.one_sequence import longest
@@ -226,7 +225,7 @@ class Talking:
     def _speak_elsewhere(self, text: Sequence, said: Tensor, inputs: Mapping[str, Any]) -> None:
         """Has the talker speak in a way of its own, which is one call; the text is there."""
         start = time.perf_counter()
-        with Stated(self._request), self._drawing():
+        with Stated(self._request), drawn_from(self._draws):
             _, waveform = spoken(
                 self._model, inputs, self._speaker, thinker=self._written(text, said), talker=self._options
             )
@@ -238,18 +237,6 @@ class Talking:
         ids = torch.cat([text.ids[:, : text.prompt], said[None]], dim=1)
         rows = None if self.media is None else self.media.rows
         return {"custom_generate": giving(written(self._model, ids, rows))}
-
-    @contextmanager
-    def _drawing(self) -> Iterator[None]:
-        """Inside, what is drawn comes from its own random numbers."""
-        if self._draws is None:
-            yield
-            return
-        self._draws.begin()
-        try:
-            yield
-        finally:
-            self._draws.end()
 
     def _context(self, prepared: Prepared) -> int | None:
         """Frames that there is memory for; None if nothing limits them."""
@@ -337,15 +324,8 @@ class TalkerSequence(Sequence):
         if self.request.before_layer is not None:
             self.request.before_layer()  # the codes take as long as some layers
         self._rows.supply(self._kwargs)
-        draws = self._draws
-        if draws is not None:
-            draws.begin()
-        try:
-            with self._predicting:
-                return super().next_inputs()
-        finally:
-            if draws is not None:
-                draws.end()
+        with drawn_from(self._draws), self._predicting:
+            return super().next_inputs()
 
     def take(self, outputs: Any) -> None:
         """Takes what a pass returned: the frame, and the first code of the next one."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from coterie.errors import UsageError
 
 _LEAST_PIXELS = 1024
-_MOST_RATE = 1000.0
+MOST_RATE = 1000.0
+"""Frames per second that a video may have, or be shown at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +35,8 @@ class VideoOptions:
     def __post_init__(self) -> None:
         if self.fps is not None and self.frames is not None:
             raise UsageError("Frames of a video are chosen by a rate or a number, not both.", advice="Leave one out.")
-        if self.fps is not None and not (math.isfinite(self.fps) and 0 < self.fps <= _MOST_RATE):
-            raise UsageError(f"Frames per second of a video must be above 0 and at most {_MOST_RATE:g}.", got=self.fps)
+        if self.fps is not None and not (math.isfinite(self.fps) and 0 < self.fps <= MOST_RATE):
+            raise UsageError(f"Frames per second of a video must be above 0 and at most {MOST_RATE:g}.", got=self.fps)
         if self.frames is not None and self.frames < 1:
             raise UsageError("A video has one frame at the least.", got=self.frames)
         if self.pixels is not None and self.pixels < _LEAST_PIXELS:

@@ -25,15 +25,14 @@ Rule = Literal["frame", "clip"]
 _BICUBIC = 3
 _STEEPEST = 200
 """The most that a frame may be longer than wide, or wider than long."""
-_OMNI_SIZE = (128 * 32 * 32, 768 * 32 * 32)
-"""Pixels of a frame. Qwen3-Omni's processor passes these on, whatever the file of its video processor says."""
+_USUAL_SIZE = (128 * 32 * 32, 768 * 32 * 32)
+"""The least and the most pixels, where a file does not say. Qwen3-Omni's processor passes them on whatever it says."""
 _DEFAULTS: dict[Rule, dict[str, Any]] = {
     "frame": {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711),
               "patch_size": 14},
     "clip": {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5), "patch_size": 16},
 }  # fmt: skip
 _CLASS_OF: dict[Rule, str] = {"frame": "Qwen2VLVideoProcessor", "clip": "Qwen3VLVideoProcessor"}
-_CLIP_SIZE = (128 * 32 * 32, 768 * 32 * 32)
 _AS_THEY_ARE = {
     "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "do_center_crop": False,
     "do_pad": False, "resample": _BICUBIC, "cap_pixels_per_frame": False,
@@ -182,7 +181,7 @@ def video_settings(path: Path, rule: Rule, *, omni: bool) -> VideoSettings:
         fps=_number(file, values, "fps", 2.0),
         fewest=_whole(file, values, "min_frames", 4),
         most=_whole(file, values, "max_frames", 768),
-        pixels=_OMNI_SIZE if omni else _sizes(file, values),
+        pixels=_USUAL_SIZE if omni else _sizes(file, values),
         mean=_three(file, values, "image_mean"),
         std=_three(file, values, "image_std"),
         rescale=_number(file, values, "rescale_factor", 1 / 255),
@@ -210,7 +209,7 @@ def _sizes(file: Path, values: Mapping[str, Any]) -> tuple[int, int]:
     size = values.get("size")
     size = size if isinstance(size, dict) else {}
     found = []
-    for key, default in zip(("shortest_edge", "longest_edge"), _CLIP_SIZE, strict=True):
+    for key, default in zip(("shortest_edge", "longest_edge"), _USUAL_SIZE, strict=True):
         found.append(_whole(file, size, key, default))
     return found[0], found[1]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from coterie.generation.containers import Frame
 from coterie.generation.video_settings import VideoSettings
+from coterie.spec import round_up
 
 VALUE_NBYTES = 12
 """Bytes of values per pixel of a scaled frame: three colours in float32."""
@@ -30,7 +31,7 @@ def values_nbytes(frames: int, height: int, width: int, settings: VideoSettings)
         width: Likewise.
         settings: Of the model.
     """
-    whole = -(-frames // settings.temporal) * settings.temporal
+    whole = round_up(frames, settings.temporal)
     return height * width * (whole * VALUE_NBYTES + settings.temporal * _GROUP_NBYTES)
 
 

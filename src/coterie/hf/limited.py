@@ -62,7 +62,7 @@ def run_limited(
         TooLong: If it takes more time.
         InputError: If a package is not installed.
     """
-    command = [sys.executable, "-I", "-S", str(_RUNNER), str(memory), str(seconds), str(script), *_places(packages)]
+    command = _command(script, packages, memory, seconds)
     try:
         done = subprocess.run(command, input=request, capture_output=True, timeout=wall_seconds, check=False)
     except subprocess.TimeoutExpired as error:
@@ -85,14 +85,17 @@ def start_limited(
     Raises:
         InputError: If a package is not installed.
     """
-    command = [sys.executable, "-I", "-S", str(_RUNNER), str(memory), str(seconds), str(script), *_places(packages)]
     return subprocess.Popen(
-        command,
+        _command(script, packages, memory, seconds),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         pass_fds=tuple(files),
     )
+
+
+def _command(script: Path, packages: Sequence[str], memory: int, seconds: int) -> list[str]:
+    return [sys.executable, "-I", "-S", str(_RUNNER), str(memory), str(seconds), str(script), *_places(packages)]
 
 
 def run_limited_often(

@@ -62,7 +62,7 @@ def may_leave(tensor: _Sized) -> bool:
     return tensor.nbytes >= LEAST_TENSOR and len(tensor.shape) > 1
 
 
-def parts_of(tensors: Mapping[str, _Sized]) -> tuple[Part, ...]:
+def leaving_parts(tensors: Mapping[str, _Sized]) -> tuple[Part, ...]:
     """The parts that can leave memory, by path.
 
     Args:
@@ -83,11 +83,11 @@ def leaving(tensors: Mapping[str, _Sized], config: PreTrainedConfig) -> tuple[tu
     """What of a model's dense part need not be in memory all the time: parts, and bytes of the table of embeddings.
 
     Args:
-        tensors: As for :func:`parts_of`.
+        tensors: As for :func:`leaving_parts`.
         config: The model's.
     """
     table = embedding_table(tensors, config)
-    return parts_of(tensors), 0 if table is None else tensors[table].nbytes
+    return leaving_parts(tensors), 0 if table is None else tensors[table].nbytes
 
 
 def embedding_table(tensors: Mapping[str, _Sized], config: PreTrainedConfig) -> str | None:
@@ -96,7 +96,7 @@ def embedding_table(tensors: Mapping[str, _Sized], config: PreTrainedConfig) -> 
     That of the text, where it is large and the output head has weights of its own.
 
     Args:
-        tensors: As for :func:`parts_of`.
+        tensors: As for :func:`leaving_parts`.
         config: The model's.
     """
     text: Any = getattr(config, "thinker_config", None) or config

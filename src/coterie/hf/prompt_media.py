@@ -6,6 +6,7 @@ prompts with the same placeholder tokens are the same only if they show the same
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ _SOUNDS = frozenset({"input_features", "feature_attention_mask"})
 _VIDEOS = frozenset({"pixel_values_videos", "video_grid_thw", "video_second_per_grid"})
 _HEARD = "use_audio_in_video"
 """Says that videos have their sound's tokens among their own."""
+
+_Run = tuple[int, int]
+"""The first of some tokens, and the one after them."""
+_Told = tuple[_Run, dict[str, Tensor]]
+"""Where a medium is, and what the model is given of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,36 +124,35 @@ class _Given:
 
     def pictures(self) -> list[Medium] | None:
         """Each with its values; None if they cannot be told apart."""
-        return self._seen("pixel_values", "image_grid_thw", _runs(self._ids, self._config.image_token_id))
+        return _media(self._seen("pixel_values", "image_grid_thw", _runs(self._ids, self._config.image_token_id)))
 
     def videos(self) -> list[Medium] | None:
         """Likewise, with its sound where that is heard."""
-        runs = self._video_runs()
         seconds = self._inputs.get("video_second_per_grid")
-        found = self._seen("pixel_values_videos", "video_grid_thw", runs)
+        found = self._seen("pixel_values_videos", "video_grid_thw", self._video_runs)
         if found is None or (seconds is not None and len(seconds) != len(found)):
             return None
         made = []
-        for number, video in enumerate(found):
-            inputs = dict(video.inputs)
+        for number, ((begin, end), inputs) in enumerate(found):
             if seconds is not None:
                 inputs["video_second_per_grid"] = seconds[number : number + 1]
             if self._heard:
-                within = [one for one in self._sounds() or () if video.begin <= one.begin < video.end]
+                within = [heard for run, heard in self._sounds or () if begin <= run[0] < end]
                 if len(within) != 1:
                     return None
-                inputs |= within[0].inputs
-            made.append(_medium((video.begin, video.end), inputs))
-        return made
+                inputs |= within[0]
+            made.append(((begin, end), inputs))
+        return _media(made)
 
     def sounds(self) -> list[Medium] | None:
         """Those that belong to no video."""
-        found = self._sounds()
-        if found is None or not self._heard:
-            return found
-        videos = self._video_runs()
-        return [one for one in found if not any(begin <= one.begin < end for begin, end in videos)]
+        found = self._sounds
+        if found is not None and self._heard:
+            videos = self._video_runs
+            found = [one for one in found if not any(begin <= one[0][0] < end for begin, end in videos)]
+        return _media(found)
 
+    @functools.cached_property
     def _video_runs(self) -> list[tuple[int, int]]:
         """Where videos are: their groups of frames may have text between them, or tokens of sound."""
         grids = self._inputs.get("video_grid_thw")
@@ -178,19 +183,20 @@ class _Given:
             end += 1
         return begin, end
 
-    def _sounds(self) -> list[Medium] | None:
+    @functools.cached_property
+    def _sounds(self) -> list[_Told] | None:
         """All, each from its first to its last token: those of a video's sound have frames between them."""
         runs = _runs(self._ids, self._config.audio_token_id)
         if self._heard:
             merged: list[tuple[int, int]] = []
-            for begin, end in self._video_runs():
+            for begin, end in self._video_runs:
                 inside = [run for run in runs if begin <= run[0] < end]
                 merged += [(inside[0][0], inside[-1][1])] if inside else []
                 runs = [run for run in runs if run not in inside]
             runs = sorted([*runs, *merged])
         return _sounds(self._inputs, runs)
 
-    def _seen(self, values: str, grids: str, runs: list[tuple[int, int]]) -> list[Medium] | None:
+    def _seen(self, values: str, grids: str, runs: list[_Run]) -> list[_Told] | None:
         patches, sizes = self._inputs.get(values), self._inputs.get(grids)
         if patches is None or sizes is None or len(sizes) != len(runs):
             return None
@@ -198,7 +204,7 @@ class _Given:
         if sum(counts) != patches.shape[0]:
             return None
         parts = zip(runs, patches.split(counts), sizes.split(1), strict=True)
-        return [_medium(run, {values: value, grids: grid}) for run, value, grid in parts]
+        return [(run, {values: value, grids: grid}) for run, value, grid in parts]
 
 
 def _runs(ids: Tensor, token: int | None) -> list[tuple[int, int]]:
@@ -213,15 +219,19 @@ def _runs(ids: Tensor, token: int | None) -> list[tuple[int, int]]:
     return runs
 
 
-def _sounds(inputs: Mapping[str, Any], runs: list[tuple[int, int]]) -> list[Medium] | None:
+def _sounds(inputs: Mapping[str, Any], runs: list[_Run]) -> list[_Told] | None:
     features, masks = inputs.get("input_features"), inputs.get("feature_attention_mask")
     if features is None or masks is None or not len(features) == len(masks) == len(runs):
         return None
     parts = zip(runs, features.split(1), masks.split(1), strict=True)
-    return [_medium(run, {"input_features": one, "feature_attention_mask": mask}) for run, one, mask in parts]
+    return [(run, {"input_features": one, "feature_attention_mask": mask}) for run, one, mask in parts]
 
 
-def _medium(run: tuple[int, int], inputs: dict[str, Tensor]) -> Medium:
+def _media(told: list[_Told] | None) -> list[Medium] | None:
+    return None if told is None else [_medium(run, inputs) for run, inputs in told]
+
+
+def _medium(run: _Run, inputs: dict[str, Tensor]) -> Medium:
     digest = hashlib.sha256()
     for name, value in inputs.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())

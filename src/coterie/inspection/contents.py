@@ -47,8 +47,7 @@ def inspect(
         model: A store, a checkpoint directory, a Hub id, or ``bundled``.
         memory: A budget for the whole process, such as ``"8GiB"``, or several: what would each hold?
         component: Only this part of a whole model, such as ``thinker``.
-        scheme: Of a checkpoint: what would a store hold whose experts are stored so? As :func:`coterie.extract` takes
-            it.
+        scheme: Of a checkpoint: what would a store hold whose experts are stored so? One for all of them.
         dense_scheme: Likewise, of linear layers outside experts.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.

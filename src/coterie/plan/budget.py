@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 from coterie.errors import MemoryBudgetError
 from coterie.plan.compiled import compiled_kernels_nbytes, unbounded_note
 from coterie.spec import format_bytes
-from coterie.spec.footprint import Footprint, PartUse
+from coterie.spec.footprint import PART_USES, Footprint, PartUse
 
 _LEAST_MARGIN = 64 << 20
 _MARGIN_SHARE = 50
@@ -127,7 +126,7 @@ def _lent(footprint: Footprint, max_context: int) -> dict[PartUse, int]:
         "speaking": shape.speech_kv_bytes(max_context)
         + (0 if shape.speech is None else max(0, shape.speech.activation_bytes(max_context) - text)),
     }
-    return {use: parts + beside[use] for use in get_args(PartUse) if (parts := footprint.parts_for(use))}
+    return {use: parts + beside[use] for use in PART_USES if (parts := footprint.parts_for(use))}
 
 
 def fits_whole(

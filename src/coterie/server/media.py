@@ -23,9 +23,9 @@ MEDIUM_NBYTES = 20 << 20
 """Bytes of one of them, before it is decoded."""
 
 _VIDEOS = {
-    "video/mp4": ("mov",), "video/quicktime": ("mov",), "video/3gpp": ("mov",), "video/webm": ("matroska",),
-    "video/x-matroska": ("matroska",), "video/x-msvideo": ("avi",), "video/avi": ("avi",), "video/mpeg": ("mpeg",),
-    "video/mp2t": ("mpegts",), "video/ogg": ("ogg",),
+    "video/mp4": "mov", "video/quicktime": "mov", "video/3gpp": "mov", "video/webm": "matroska",
+    "video/x-matroska": "matroska", "video/x-msvideo": "avi", "video/avi": "avi", "video/mpeg": "mpeg",
+    "video/mp2t": "mpegts", "video/ogg": "ogg",
 }  # fmt: skip
 """Media type → FFmpeg's name of the container."""
 _SOUND_CONTAINERS = {"mov": "m4a", "aac": "aac", "matroska": "webm", "ogg": "ogg"}
@@ -76,7 +76,7 @@ class Media:
         if media_type not in _VIDEOS:
             raise Refusal(400, f"{param}: videos are {', '.join(_VIDEOS)}.", param=param)
         data = self._decoded(param, text)
-        if container_format(data[:512]) not in _VIDEOS[media_type]:
+        if container_format(data[:512]) != _VIDEOS[media_type]:
             raise Refusal(400, f"{param} is not what its type says, {media_type}.", param=param)
         self.videos[param] = data
         return param
@@ -188,7 +188,7 @@ def _sound_kind(data: bytes) -> str | None:
         return "wav"
     if data.startswith(b"fLaC"):
         return "flac"
-    if (container := container_format(data[:512])) in _SOUND_CONTAINERS:
-        return _SOUND_CONTAINERS[container or ""]
+    if (name := _SOUND_CONTAINERS.get(container_format(data[:512]) or "")) is not None:
+        return name
     is_frame = len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0
     return "mp3" if data.startswith(b"ID3") or is_frame else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from coterie.spec.context import ContextShape
 from coterie.spec.keys import BankKey
@@ -16,6 +16,7 @@ READS_AT_ONCE = 4
 
 
 PartUse = Literal["encoding", "speaking"]
+PART_USES: tuple[PartUse, ...] = get_args(PartUse)
 """What a part of a model is for: it encodes pictures or sounds of a prompt, or it speaks."""
 
 ROWS_NBYTES = 16 << 20

@@ -39,7 +39,7 @@ class Usage(TypedDict):
 
 
 class SpeechFacts(TypedDict):
-    """Of an answer in speech: why the sound ended, how long it is, and how long it took after the text."""
+    """Of an answer in speech: why it ended, its length, how long making it took, and when after the text it began."""
 
     finish_reason: str
     seconds: float
