@@ -100,7 +100,7 @@ test-ray: $(RAY)/.installed ## Run replicas on a Ray of several processes, and k
 	$(RAY)/bin/python -m pytest -m ray tests/ray
 
 test-torchvision: $(TORCHVISION)/.installed ## Compare inputs with those of transformers' own processors
-	$(TORCHVISION)/bin/python -m pytest -n auto tests/generation/test_full_processors.py
+	PYTHONPATH=tests $(TORCHVISION)/bin/python -m pytest -n auto -p torchvision_operators tests/generation/test_full_processors.py
 
 check: $(STAMP) ## Format, lint, types, layers, lock and generated docs: all that CI checks
 	$(BIN)/python scripts/check.py

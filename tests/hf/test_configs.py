@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from coterie.errors import CheckpointFileError, CoterieError, UnsupportedError
 from coterie.hf.config_values import computing_dtype
@@ -88,6 +89,20 @@ def test_an_architecture_that_is_no_model(name, directory):
     change(directory, {"architectures": [name]})
     with pytest.raises(UnsupportedError, match="has no class"):
         resolve_model(load_config(directory), None)
+
+
+def test_a_class_that_cannot_be_imported_says_why(directory, monkeypatch):
+    """As with a torchvision that was made for another torch; to install another transformers would not help."""
+    config = load_config(directory)
+
+    def import_module(_, name):
+        raise ModuleNotFoundError(f"Could not import module {name!r}.") from RuntimeError("no operator x::nms")
+
+    monkeypatch.delattr(transformers, config.architectures[0], raising=False)
+    monkeypatch.setattr(type(transformers), "_get_module", import_module)
+    with pytest.raises(UnsupportedError, match=r"cannot import its class .*RuntimeError: no operator x::nms") as caught:
+        resolve_model(config, None)
+    assert "torchvision" in caught.value.advice
 
 
 @pytest.mark.parametrize(

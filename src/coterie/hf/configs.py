@@ -118,7 +118,7 @@ def resolve_model(config: PreTrainedConfig, component: str | None) -> tuple[type
         The class, and the part of the configuration that belongs to it.
 
     Raises:
-        UnsupportedError: If the class is not one of transformers.
+        UnsupportedError: If the class is not one of transformers, or cannot be imported.
         UsageError: If the model has no such component.
     """
     import transformers
@@ -130,6 +130,13 @@ def resolve_model(config: PreTrainedConfig, component: str | None) -> tuple[type
         )
     whole = _model_class(architectures[0]) or _class_of_type(config, architectures[0])
     if whole is None:
+        if (reason := _import_failure(architectures[0])) is not None:
+            raise UnsupportedError(
+                f"transformers {transformers.__version__} cannot import its class {architectures[0]!r}: {reason}.",
+                advice="A package that it imports is missing, or does not fit the others. torchvision, for example, "
+                "must be the release for your torch, made for the same CUDA or CPU.",
+                architecture=architectures[0],
+            )
         raise UnsupportedError(
             f"transformers {transformers.__version__} has no class {architectures[0]!r}.",
             advice="Install the release of transformers that introduced it.",
@@ -166,6 +173,20 @@ def _model_class(name: str) -> type[PreTrainedModel] | None:
     except Exception:  # a package that its module imports is not installed
         return None
     return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def _import_failure(name: str) -> str | None:
+    """Why transformers cannot import a class that it lists, or None if it lists no such class."""
+    import transformers
+
+    try:
+        getattr(transformers, name, None)
+    except Exception as error:  # transformers says that the import failed; its cause says why
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        return f"{type(cause).__name__}: {cause}".rstrip(".")
+    return None
 
 
 def _class_of_type(config: PreTrainedConfig, architecture: str) -> type[PreTrainedModel] | None:
