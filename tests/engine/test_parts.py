@@ -96,6 +96,9 @@ def test_experts_have_what_parts_leave(whole: Path, open_by_phase: Callable[...,
         assert lending.free == free - plan.lent["speaking"]
         model.generate(**inputs_of(), thinker_max_new_tokens=2, return_audio=False)
         assert lending.free == free - plan.lent["speaking"]
+    # An answer that follows and speaks, too, would find them; one that does not has them leave.
+    assert lending.free == free - plan.lent["speaking"]
+    model.generate(**inputs_of(), thinker_max_new_tokens=2, return_audio=False)
     assert lending.free == free
     assert all(not resident for resident, _ in seen(model).values())
 

@@ -12,7 +12,8 @@ from torch import nn
 from transformers.integrations import sdpa_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from coterie.integration.grouped_attention import GroupedAttention, share_keys_and_values
+from coterie.integration.grouped_attention import share_keys_and_values
+from coterie.kernels import GroupedAttention
 
 HEADS, GROUPS, WIDTH = 8, 4, 16
 STOCK = sdpa_attention.sdpa_attention_forward

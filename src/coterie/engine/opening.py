@@ -125,8 +125,6 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     lending = Lending(cache, 0 if plan is None else min(plan.spare(cache.capacity), plan.most_lent))
     if parts is not None and plan is not None:
         parts.connect(lending, plan)
-        for clock in attachment.clocks.values():
-            clock.on_begin = parts.pass_begins
     limit = opening.max_context if plan is None else context
     for clock in attachment.clocks.values():
         clock.provide(limit, None if plan is None else logits_room(source))
@@ -145,6 +143,7 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         parts=parts,
         experts_per_token=opening.experts_per_token,
     )
+    runtime.watch_passes()
     promise(runtime)
     if usage is not None:
         runtime.warm_with(usage, opening)

@@ -81,7 +81,8 @@ class Parts:
     A part comes into memory when one of its modules is called. It leaves it again
 
     - if it is an encoder, when the call is over;
-    - if it speaks, when the thread that called it begins a pass of another component, or :meth:`hold` is over.
+    - if it speaks, when the thread that called it begins a pass of another component, unless somebody holds it. What
+      :meth:`hold` has kept stays until such a pass: an answer that follows, and speaks too, finds it.
 
     It stays for as long as any other thread is not done with it. A part that somebody holds and that does not compute
     may leave for another one that there is no room for otherwise, and comes back with its next call.
@@ -221,7 +222,10 @@ class Parts:
 
     @contextmanager
     def hold(self, use: PartUse) -> Iterator[None]:
-        """Inside, parts for a use stay once they have come, whatever else this thread computes."""
+        """Inside, parts for a use stay once they have come, whatever else this thread computes.
+
+        Afterwards they are nobody's: the next pass of another component, in whichever thread, has them leave.
+        """
         with self._lock:
             self._held[use] += 1
         try:
@@ -232,7 +236,6 @@ class Parts:
                 for part in self._parts:
                     if part.use == use:
                         part.users.discard(threading.get_ident())
-                        self._leave_unused(part)
 
     def pass_begins(self, component: str) -> None:
         """This thread begins a forward pass of a component: it has done with what is not of that."""

@@ -121,6 +121,19 @@ class Runtime:
         if self.warming is not None:
             self.warming.expect(modalities_of(inputs) | ({"speech"} if speech else set()))
 
+    def watch_passes(self) -> None:
+        """From now on what only some passes need may leave memory when others begin."""
+        parts, experts = self.parts, self._talker_experts
+
+        def pass_begins(component: str) -> None:
+            experts.pass_begins(component)
+            if parts is not None:
+                parts.pass_begins(component)
+
+        if experts.any or parts is not None:
+            for clock in self._attachment.clocks.values():
+                clock.on_begin = pass_begins if experts.any or parts is None else parts.pass_begins
+
     @contextmanager
     def speaking(self) -> Iterator[None]:
         """Inside, what speaks stays in memory once it has come, its experts too, whatever is computed beside it."""

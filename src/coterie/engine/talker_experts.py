@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from coterie.cache import ExpertCache
-from coterie.errors import UsageError
 from coterie.spec import ExpertKey
 
 _TALKER = "talker"
@@ -20,6 +19,8 @@ _TALKER = "talker"
 
 class TalkerExperts:
     """Has the cache keep the talker's experts for as long as anybody speaks. Safe to use from several threads.
+
+    They are kept until the next pass of another component, if nobody speaks by then: an answer that follows finds them.
 
     Args:
         cache: The experts in memory.
@@ -32,20 +33,33 @@ class TalkerExperts:
         self._keys = [key for key in keys if key.component == _TALKER]
         self._nbytes = max(0, nbytes)
         self._speaking = 0
+        self._kept = False
         self._lock = threading.Lock()
+
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self._keys)
 
     @contextmanager
     def stay(self) -> Iterator[None]:
         """Inside, they leave only when nothing else can."""
-        self._change(1)
+        with self._lock:
+            self._speaking += 1
+            self._keep(bool(self._keys))
         try:
             yield
         finally:
-            with suppress(UsageError):  # the model was closed
-                self._change(-1)
+            with self._lock:
+                self._speaking -= 1
 
-    def _change(self, by: int) -> None:
-        with self._lock:
-            before, self._speaking = self._speaking, self._speaking + by
-            if self._keys and bool(before) != bool(self._speaking):
-                self._cache.keep(self._keys if self._speaking else (), nbytes=self._nbytes)
+    def pass_begins(self, component: str) -> None:
+        """A forward pass of a component begins."""
+        if self._kept and not self._speaking and component != _TALKER:
+            with self._lock:
+                self._keep(self._speaking > 0)
+
+    def _keep(self, kept: bool) -> None:
+        if kept != self._kept:
+            self._cache.keep(self._keys if kept else (), nbytes=self._nbytes)
+            self._kept = kept

@@ -15,8 +15,9 @@ from coterie.generation.vocoder import Vocoder
 
 Samples = npt.NDArray[np.float32]
 
-FIRST_FRAMES, MORE_FRAMES = 8, 25
-"""Frames of the first chunk of sound, which is waited for, and of those after it."""
+FIRST_FRAMES, MOST_FRAMES = 4, 25
+"""Frames of the first chunk of sound, which is waited for, and of the longest. Each has twice as many as the one before
+it: whoever listens has heard little when the next one is due."""
 
 
 class Frames:
@@ -38,6 +39,7 @@ class Frames:
         self._vocoder = None if on_sound is None else Vocoder(code2wav)
         self._waiting: list[Tensor] = []
         self._chunks: list[Samples] = []
+        self._next = FIRST_FRAMES
         self.count = 0
         self.first_at: float | None = None
 
@@ -45,7 +47,8 @@ class Frames:
         """Takes a frame's codes, int64 [Q]."""
         self.count += 1
         self._waiting.append(frame)
-        if self._vocoder is not None and len(self._waiting) >= (MORE_FRAMES if self._chunks else FIRST_FRAMES):
+        if self._vocoder is not None and len(self._waiting) >= self._next:
+            self._next = min(2 * self._next, MOST_FRAMES)
             self.take(self._vocoder.decode(self._waited()))
 
     def end(self) -> Samples:

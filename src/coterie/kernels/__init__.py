@@ -3,7 +3,7 @@
 Shape suffixes: T tokens, D model dimension, F expert dimension, E experts, K experts per token, N rows of one expert.
 """
 
-from coterie.kernels.dense import QuantisedLinear, StockLinear, quantised_linear, stock_linear
+from coterie.kernels.dense import GroupedAttention, QuantisedLinear, StockLinear, quantised_linear, stock_linear
 from coterie.kernels.grouping import Grouping, group_by_expert
 from coterie.kernels.stacked import StackedProduct, activate_rows
 from coterie.kernels.swiglu import Accumulator, swiglu_rows
@@ -11,6 +11,7 @@ from coterie.kernels.token_kernel import TokenKernel
 
 __all__ = [
     "Accumulator",
+    "GroupedAttention",
     "Grouping",
     "QuantisedLinear",
     "StackedProduct",
