@@ -93,11 +93,20 @@ def test_the_voice_is_a_setting(talk) -> None:
     one, other, short = map(samples, files())
     assert one != other
     assert len(short) < len(other)
-    drawn = talk("/set voice_greedy off", "/set voice_seed 4", "w5", "/reset", "w5", "/set voice_seed 5", "/reset", "w5")
+    drawn = talk(
+        "/set voice_greedy off", "/set voice_seed 4", "w5", "/reset", "w5", "/set voice_seed 5", "/reset", "w5"
+    )
     assert drawn.code == 0, drawn.err
     first, again, otherwise = map(samples, files()[3:])
     assert first == again != otherwise
-    wrong = talk("/set voice Bob", "/set voice_greedy perhaps", "/set voice_seed x", "/set max_speech long", "/set max_speech -1", "w5")
+    wrong = talk(
+        "/set voice Bob",
+        "/set voice_greedy perhaps",
+        "/set voice_seed x",
+        "/set max_speech long",
+        "/set max_speech -1",
+        "w5",
+    )
     assert wrong.code == 1
     for words in ("'Bob'", "'perhaps'", "'x' is not a value of voice_seed", "'long'", "above 0, not -1"):
         assert words in wrong.err

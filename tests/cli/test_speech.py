@@ -56,16 +56,14 @@ def test_a_seed_of_the_voices_own(omni, tmp_path, capsys) -> None:
         assert main(["generate", str(omni), *asked]) == 0
         return capsys.readouterr().err, samples(tmp_path / name)
 
-    greedy = ("--greedy", "--voice-seed")
-    (said, one), (_, again), (_, other) = (
-        spoken(name, *greedy, seed) for name, seed in (("a.wav", "1"), ("b.wav", "1"), ("c.wav", "2"))
-    )
-    assert one == again != other
+    seeded = ("--greedy", "--voice-seed")
+    (said, one), (_, other) = (spoken(name, *seeded, seed) for name, seed in (("a.wav", "1"), ("b.wav", "2")))
+    assert one != other
     assert "has no effect" not in said
-    said, same = spoken("d.wav", *greedy, "1", "--seed", "5")
-    assert same == one
+    said, again = spoken("c.wav", *seeded, "1", "--seed", "5")
+    assert again == one
     assert "--seed has no effect" in said
-    said, _ = spoken("e.wav", *greedy, "1", "--voice-greedy")
+    said, _ = spoken("d.wav", *seeded, "1", "--voice-greedy")
     assert "--voice-seed has no effect" in said
 
 

@@ -1,7 +1,7 @@
-"""Where weights lie in memory and what float32 products become: stock differs from itself, and Coterie does not from it.
+"""Where weights lie and what float32 products become: stock differs from itself, and Coterie not from its copy.
 
-transformers maps a checkpoint, so its weights lie where the file has them. On processors that are not from Intel, MKL adds
-in an order that depends on the address. With ``MKL_CBWR=AUTO``, as in the rest of these tests, it does not.
+transformers maps a checkpoint, so its weights lie where the file has them. On processors that are not from Intel, MKL
+adds in an order that depends on the address. With ``MKL_CBWR=AUTO``, as in the rest of these tests, it does not.
 """
 
 import json

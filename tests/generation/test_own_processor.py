@@ -30,7 +30,7 @@ class Own:
     feature_extractor = SimpleNamespace(sampling_rate=RATE)
     image_token, audio_token, video_token = "<picture>", "<sound>", "<video>"
 
-    class video_processor:  # noqa: N801 - an attribute of processors
+    class video_processor:
         valid_kwargs = object
 
         @staticmethod
