@@ -57,7 +57,7 @@ def main() -> int:
     FOLDER.mkdir(exist_ok=True)
     question = coterie.samples()["dog.wav"]
     shutil.copy(question, FOLDER / QUESTION)
-    recordings = [Recording(QUESTION, "The question: “dog”", read_sound(question, rate=16_000), 16_000)]
+    recordings = [Recording(QUESTION, "Asked: “dog”", read_sound(question, rate=16_000), 16_000)]
     with coterie.load("bundled-omni", expert_memory="100%") as model:
         recordings += [_answered(model, question, "ada"), _answered(model, question, "ben"), _read(model, "seven", "ada")]
     for one in recordings[1:]:
@@ -78,7 +78,7 @@ def _answered(model: Any, question: Path, voice: str) -> Recording:
     wishes = coterie.Sampling(max_new_tokens=6, greedy=True)
     speech = coterie.speak(model, asked, wishes, voice=coterie.Voice(name=voice, greedy=True)).result()
     word = speech.completion.text.strip()
-    return Recording(f"{word}-{voice}.wav", f"The answer of {voice}: “{word}”", speech.samples, 24_000)
+    return Recording(f"{word}-{voice}.wav", f"{voice}: “{word}”", speech.samples, 24_000)
 
 
 def _read(model: Any, word: str, voice: str) -> Recording:
@@ -86,7 +86,7 @@ def _read(model: Any, word: str, voice: str) -> Recording:
     import coterie
 
     speech = coterie.read_aloud(model, word, voice=coterie.Voice(name=voice, greedy=True)).result()
-    return Recording(f"{word}-{voice}.wav", f"Read out by {voice}: “{word}”", speech.samples, 24_000)
+    return Recording(f"{word}-{voice}.wav", f"{voice} reads: “{word}”", speech.samples, 24_000)
 
 
 def _drawn(recordings: list[Recording]) -> Any:
