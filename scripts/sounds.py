@@ -59,7 +59,11 @@ def main() -> int:
     shutil.copy(question, FOLDER / QUESTION)
     recordings = [Recording(QUESTION, "Asked: “dog”", read_sound(question, rate=16_000), 16_000)]
     with coterie.load("bundled-omni", expert_memory="100%") as model:
-        recordings += [_answered(model, question, "ada"), _answered(model, question, "ben"), _read(model, "seven", "ada")]
+        recordings += [
+            _answered(model, question, "ada"),
+            _answered(model, question, "ben"),
+            _read(model, "seven", "ada"),
+        ]
     for one in recordings[1:]:
         with wav_file(FOLDER / one.name, one.rate) as writer:
             writer.write(one.samples)

@@ -69,7 +69,8 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
     """Puts a player before each link to a recording, which GitHub shows as a link alone."""
     return RECORDING.sub(
-        lambda link: f'<audio controls preload="none" src="{link[1]}" aria-label="{link[2]}"></audio><br>{link[0]}', html
+        lambda link: f'<audio controls preload="none" src="{link[1]}" aria-label="{link[2]}"></audio><br>{link[0]}',
+        html,
     )
 
 

@@ -1,4 +1,4 @@
-"""The recordings on the page of speech: they are small, they are sound, and the bundled model hears what the page says."""
+"""The recordings on the page of speech: they are small, and the bundled model hears what the page says."""
 
 import re
 
