@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from clients.conftest import BUNDLED, KEY, PROMPT, Server, Start
 from coterie.engine.source import open_source
-from films import write_film
 from profiles.conftest import write_profile
 from profiles.synthetic import Router, run_facts, shapes
 
@@ -129,26 +128,6 @@ def test_pictures_and_sounds_are_sent(server: Server, opens: Opens) -> None:
         page.get_by_role("button", name="New conversation").click()
     page.locator("#attach").set_input_files({"name": "x.gif", "mimeType": "image/gif", "buffer": b"GIF89a"})
     expect(page.locator("#chat-status")).to_contain_text("pictures are PNG, JPEG and WebP; sounds are WAV")
-
-
-def test_videos_are_sent(server: Server, opens: Opens, tmp_path: Path) -> None:
-    """As every other client sends them, and the browser that plays them asks nobody else."""
-    # A codec that Debian's Chromium has.
-    film = write_film(tmp_path / "a.webm", codec="libvpx", sound_codec="libopus", sound_rate=48_000, tone=440.0)
-    page = opens(server)
-    expect(page.locator("#attach-label")).to_have_text("Attach pictures, sounds or videos…")
-    page.locator("#attach").set_input_files(str(film))
-    expect(page.get_by_role("button", name="Remove a.webm")).to_be_visible()
-    with page.expect_request("**/v1/chat/completions") as asked:
-        say(page, "What happens?")
-    (message,) = asked.value.post_data_json["messages"]
-    assert [part["type"] for part in message["content"]] == ["video_url", "text"]
-    assert message["content"][0]["video_url"]["url"].startswith("data:video/webm;base64,")
-    expect(page.locator(".message.assistant .meta")).to_contain_text("12 tokens")
-    expect(page.locator(".message.user video")).to_have_attribute("aria-label", "a.webm")
-    page.wait_for_function("document.querySelector('video').videoWidth === 64")
-    page.get_by_role("button", name="New conversation").click()
-    expect(page.locator("video")).to_have_count(0)
 
 
 def test_the_map_says_what_the_metrics_say(server: Server, opens: Opens) -> None:
