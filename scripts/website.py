@@ -28,6 +28,7 @@ TOP_PAGES = {
 """Pages at the root of the repository, and what they are called on the site."""
 SOURCE_PAGES = "source"
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
+RECORDING = re.compile(r'<a href="([^"]+\.wav)">([^<"]+)</a>')
 LANGUAGES = {".py": "python", ".c": "c", ".h": "c", ".toml": "toml", ".yml": "yaml", ".md": "markdown", ".json": "json"}
 LOADED = re.compile(r"<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=[\"']?([^\"'\s>]+)")
 STYLED = re.compile(r"<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|preload|preconnect|icon))[^>]*\bhref=[\"']?([^\"'\s>]+)")
@@ -63,6 +64,14 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     if path not in TOP_PAGES.values() and not path.startswith(f"{SOURCE_PAGES}/"):
         markdown = _moved(markdown, posixpath.join("docs", posixpath.dirname(path)), path)
     return re.sub(r"^\|.*\|$", lambda row: re.sub(r"`[^`]*`", _without_escapes, row[0]), markdown, flags=re.MULTILINE)
+
+
+def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
+    """Puts a player before each link to a recording, which GitHub shows as a link alone."""
+    return RECORDING.sub(
+        lambda link: f'<audio controls preload="none" src="{link[1]}" aria-label="{link[2]}"></audio><br>{link[0]}',
+        html,
+    )
 
 
 def on_post_build(*, config: Any) -> None:

@@ -19,6 +19,8 @@ from coterie.generation.conversation import Conversation
 from coterie.generation.processors import Processors
 from coterie.generation.sampling import Sampling
 from coterie.generation.speech import Voice
+from films import write_film
+from zoo.tokenizer import add_processor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
 
@@ -91,11 +93,41 @@ def test_the_voice_is_a_setting(talk) -> None:
     one, other, short = map(samples, files())
     assert one != other
     assert len(short) < len(other)
-    wrong = talk("/set voice Bob", "/set voice_greedy perhaps", "/set max_speech long", "/set max_speech -1", "w5")
+    drawn = talk(
+        "/set voice_greedy off", "/set voice_seed 4", "w5", "/reset", "w5", "/set voice_seed 5", "/reset", "w5"
+    )
+    assert drawn.code == 0, drawn.err
+    first, again, otherwise = map(samples, files()[3:])
+    assert first == again != otherwise
+    wrong = talk(
+        "/set voice Bob",
+        "/set voice_greedy perhaps",
+        "/set voice_seed x",
+        "/set max_speech long",
+        "/set max_speech -1",
+        "w5",
+    )
     assert wrong.code == 1
-    for words in ("'Bob'", "'perhaps'", "'long'", "above 0, not -1"):
+    for words in ("'Bob'", "'perhaps'", "'x' is not a value of voice_seed", "'long'", "above 0, not -1"):
         assert words in wrong.err
     assert samples(files()[-1]) == one
+
+
+def test_a_video_is_answered_in_speech(talk, omni, coterie, tmp_path) -> None:
+    pytest.importorskip("av")
+    add_processor(omni)
+    film = write_film(tmp_path / "film.mp4", tone=440.0)
+    shown = ("--video-pixels", "1024")
+    options = ("generate", str(omni), "--expert-memory", "100%", "w5", "--video", str(film), *shown, *SPOKEN, "-q")
+    alone = coterie(*options, "--speak", "alone.wav")
+    assert alone.code == 0, alone.err
+    assert any(samples("alone.wav"))
+    outcome = talk(f"/video {film}", "w5", options=("--speak", "a.wav", *shown, *SPOKEN))
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == alone.out
+    assert samples("a-1.wav") == samples("alone.wav")
+    blind = coterie("generate", str(omni), "--expert-memory", "100%", "w5", *SPOKEN, "-q", "--speak", "blind.wav")
+    assert (blind.out, samples("blind.wav")) != (alone.out, samples("alone.wav"))
 
 
 @pytest.mark.slow

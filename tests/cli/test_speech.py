@@ -48,6 +48,25 @@ def test_a_seed_that_the_voice_draws_with_has_an_effect(greedy, omni, tmp_path, 
     assert ("--seed has no effect" in capsys.readouterr().err) == greedy
 
 
+def test_a_seed_of_the_voices_own(omni, tmp_path, capsys) -> None:
+    """The sound is drawn by it alone, and the text by the other one."""
+
+    def spoken(name: str, *how: str) -> tuple[str, list[int]]:
+        asked = ("w5", "-n", "2", "--max-speech", "0.03", "--speak", str(tmp_path / name), *how)
+        assert main(["generate", str(omni), *asked]) == 0
+        return capsys.readouterr().err, samples(tmp_path / name)
+
+    seeded = ("--greedy", "--voice-seed")
+    (said, one), (_, other) = (spoken(name, *seeded, seed) for name, seed in (("a.wav", "1"), ("b.wav", "2")))
+    assert one != other
+    assert "has no effect" not in said
+    said, again = spoken("c.wav", *seeded, "1", "--seed", "5")
+    assert again == one
+    assert "--seed has no effect" in said
+    said, _ = spoken("d.wav", *seeded, "1", "--voice-greedy")
+    assert "--voice-seed has no effect" in said
+
+
 def test_another_voice_speaks_otherwise(omni, tmp_path) -> None:
     for name in ("chelsie", "Ethan"):
         assert main(["generate", str(omni), *ASK, "--speak", str(tmp_path / f"{name}.wav"), "--voice", name]) == 0
@@ -90,6 +109,8 @@ def test_without_a_player_nothing_is_loaded(omni, tmp_path, monkeypatch, capsys)
         (("--speak", "-", "--json"), "both write to stdout"),
         (("--voice", "ethan"), "--voice is of --speak"),
         (("--voice-greedy",), "--voice-greedy is of --speak"),
+        (("--voice-seed", "1"), "--voice-seed is of --speak"),
+        (("--speak", "a.wav", "--voice-seed", "-1"), "at least 0"),
         (("--max-speech", "3"), "--max-speech is of --speak"),
         (("--speak", "a.wav", "--max-speech", "0"), "seconds above 0"),
         (("--speak", "a.wav", "--voice", "Bob"), "'ethan'"),

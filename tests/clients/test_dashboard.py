@@ -127,7 +127,7 @@ def test_pictures_and_sounds_are_sent(server: Server, opens: Opens) -> None:
         assert name in page.locator(".message.assistant .said").last.inner_text()
         page.get_by_role("button", name="New conversation").click()
     page.locator("#attach").set_input_files({"name": "x.gif", "mimeType": "image/gif", "buffer": b"GIF89a"})
-    expect(page.locator("#chat-status")).to_contain_text("neither PNG")
+    expect(page.locator("#chat-status")).to_contain_text("pictures are PNG, JPEG and WebP; sounds are WAV")
 
 
 def test_the_map_says_what_the_metrics_say(server: Server, opens: Opens) -> None:

@@ -14,7 +14,8 @@ from coterie.checkpoint import Checkpoint
 from coterie.engine import open_source
 from coterie.extraction import extract
 from coterie.inspection import inspect
-from coterie.inspection.contents import checkpoint_footprint, store_footprint
+from coterie.inspection.checkpoint_contents import checkpoint_footprint
+from coterie.inspection.store_contents import store_footprint
 from coterie.spec import ContextShape
 from coterie.spec.footprint import Footprint
 from coterie.store import Store, is_store

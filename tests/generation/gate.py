@@ -35,7 +35,7 @@ class Gate:
         self._open = False
         # Layers that it computes before it is held.
         self._left: int | None = None
-        engine._steps = _Held(self)
+        engine._thread._steps = _Held(self)
 
     def settle(self) -> None:
         """Waits until it is held, or has nothing to do."""

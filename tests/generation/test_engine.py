@@ -360,7 +360,7 @@ def test_who_is_given_up_while_others_are_computed_is_gone_at_once(
 
 
 def of(engine: Engine, ticket: Ticket) -> Job:
-    return next(job for job in engine._running if job.ticket is ticket)
+    return next(job for job in engine._thread.running if job.ticket is ticket)
 
 
 def test_a_search_that_is_given_up_ends_before_the_next_layer(
@@ -490,7 +490,7 @@ def test_when_the_thread_of_the_queue_ends_it_is_seen(opened: OpenModel, hold: C
     with Engine(opened, parallel=1) as engine:
         running = engine.submit(PROMPT, wishes)
         assert held.reached.wait(30)
-        engine._waiting._expire = broken  # type: ignore[method-assign]
+        engine._thread.waiting._expire = broken  # type: ignore[method-assign]
         waiting = engine.submit(PROMPT, wishes)
         until(lambda: engine.trouble == "the queue's thread has ended")
         with pytest.raises(EngineStoppedError):

@@ -55,10 +55,10 @@ def test_a_store_whose_model_is_not_known_is_told_of_all_the_same(store, monkeyp
     from coterie.errors import LoadError
     from coterie.origins import StoreOrigin
 
-    def unknown(path: object) -> None:
+    def unknown(*_: object) -> None:
         raise LoadError("no such class")
 
-    monkeypatch.setattr(StoreOrigin, "open", unknown)
+    monkeypatch.setattr(StoreOrigin, "of", unknown)
     told = inspect(store()).to_json()["batching"]
     assert told == {batching: {"rows": None, "why": "no such class"} for batching in ("exact", "fast")}
 

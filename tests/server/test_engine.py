@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from coterie.errors import ReadError
-from coterie.generation import engine as engine_module
+from coterie.generation import model_thread
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.sampling import Sampling
@@ -145,7 +145,7 @@ def test_when_the_model_s_thread_ends_all_are_told(serve, brake, monkeypatch) ->
     def broken(*_: object) -> None:
         raise SystemError("the thread's own code fails")
 
-    monkeypatch.setattr(engine_module.Engine, "_turn", broken)
+    monkeypatch.setattr(model_thread.ModelThread, "_turn", broken)
     brake.release()
     assert b"[DONE]" in running[1].read()
     assert b'"code": "unavailable"' in waiting[1].read()
@@ -155,7 +155,7 @@ def test_when_the_model_s_thread_ends_all_are_told(serve, brake, monkeypatch) ->
 
 
 def test_a_model_that_is_stuck_is_not_ready(serve, brake, monkeypatch) -> None:
-    monkeypatch.setattr(engine_module, "STALL_S", 0.05)
+    monkeypatch.setattr(model_thread, "STALL_S", 0.05)
     server = serve()
     brake.hold()
     running = server.begin(PATH, ask(stream=True))

@@ -108,7 +108,7 @@ def test_others_are_served_meanwhile_and_the_end_waits_for_nobody(telling, monke
     text = response.read().decode()
     connection.close()
     assert "shutting down" in text
-    until(lambda: not server.engine._late)
+    until(lambda: not server.engine._thread.late)
 
 
 def _others_are_served(server: Served, reached: threading.Event) -> None:

@@ -11,15 +11,18 @@ import openai
 import pytest
 
 from coterie.engine.loader import load
-from coterie.generation.chat import chat_inputs
+from coterie.generation.chat import chat_inputs, user_message
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
 from coterie.generation.speaking import speak
 from coterie.generation.speech import SPEECH_RATE, Speech, Voice
+from coterie.generation.video_options import VideoOptions
 from coterie.generation.wav_writer import pcm16
 from docs.pages import ROOT, python_blocks
+from films import write_film
 from server import test_meters
 from server.conftest import Served, drop, read_events, serving, until
+from zoo.tokenizer import add_processor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
 
@@ -44,6 +47,7 @@ def ask(text: str = "w5 w6 w7", *, format: str | None = None, voice: str | None 
 
 @pytest.fixture(scope="module")
 def whole(omni) -> Iterator[OpenModel]:
+    add_processor(omni)
     model = load(omni, expert_memory="100%")
     yield OpenModel.of(model)
     model.coterie.close()
@@ -59,9 +63,9 @@ def speaker(whole: OpenModel) -> Iterator[Served]:
 def alone(whole: OpenModel) -> Callable[..., Speech]:
     """What the same answer is without a server. Made before the server takes the model."""
 
-    def answered(messages: Any = (USER,), voice: str = "ethan") -> Speech:
-        how = Voice(name=voice, greedy=True, max_seconds=SECONDS)
-        inputs = chat_inputs(whole.processors, list(messages))
+    def answered(messages: Any = (USER,), voice: str = "ethan", seed: int | None = None, shown: Any = None) -> Speech:
+        how = Voice(name=voice, greedy=seed is None, seed=seed, max_seconds=SECONDS)
+        inputs = chat_inputs(whole.processors, list(messages), video_options=shown or VideoOptions())
         return speak(whole, inputs, Sampling(max_new_tokens=4, temperature=0), voice=how).result()
 
     return answered
@@ -119,6 +123,28 @@ def test_other_voices_and_formats(alone, speaker: Served) -> None:
     # Whoever says no more than this gets a WAV in the first voice.
     usual = speaker.post(PATH, ask() | {"audio": None}).json["choices"][0]["message"]
     assert sound_of(usual) != pcm16(other.samples)
+
+
+def test_a_video_is_answered_in_speech(alone, speaker: Served, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    film = write_film(tmp_path / "a.mp4", tone=440.0)
+    expected = alone([user_message("w5", videos=[film])], shown=VideoOptions(pixels=1024))
+    url = f"data:video/mp4;base64,{base64.b64encode(film.read_bytes()).decode()}"
+    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "w5"}]
+    asked = ask(messages=[{"role": "user", "content": content}], mm_processor_kwargs={"max_pixels": 1024})
+    answer = speaker.post(PATH, asked).json
+    assert answer["usage"]["prompt_tokens_details"]["video_tokens"] > 0
+    assert answer["choices"][0]["message"]["audio"]["transcript"] == expected.completion.text
+    assert sound_of(answer["choices"][0]["message"]) == pcm16(expected.samples)
+
+
+def test_a_voice_has_a_seed_of_its_own(alone, expected: Speech, speaker: Served) -> None:
+    drawn = alone(seed=5)
+    for more in ({}, {"seed": 8}):
+        message = speaker.post(PATH, ask(coterie={"max_speech": SECONDS, "voice_seed": 5}, **more)).json["choices"][0]
+        assert sound_of(message["message"]) == pcm16(drawn.samples) != pcm16(expected.samples)
+    other = speaker.post(PATH, ask(coterie={"max_speech": SECONDS, "voice_seed": 6})).json["choices"][0]["message"]
+    assert sound_of(other) != pcm16(drawn.samples)
 
 
 def test_a_stream_has_the_transcript_and_the_sound_in_pieces(expected: Speech, speaker: Served) -> None:
@@ -229,6 +255,9 @@ def test_a_conversation_goes_on_with_what_was_said(alone, speaker: Served) -> No
         ({"modalities": None, "audio": None}, "coterie.max_speech", "answers in speech"),
         ({"coterie": {"max_speech": 0}}, "coterie.max_speech", "greater than 0"),
         ({"coterie": {"max_speech": "1"}}, "coterie.max_speech", "valid number"),
+        ({"coterie": {"voice_seed": -1}}, "coterie.voice_seed", "greater than or equal to 0"),
+        ({"coterie": {"voice_seed": 1, "voice_greedy": True}}, "coterie.voice_seed", "nothing is drawn"),
+        ({"modalities": None, "audio": None, "coterie": {"voice_seed": 1}}, "coterie.voice_seed", "answers in speech"),
         ({"n": 2}, "n", "one answer is spoken"),
         ({"logprobs": True}, "logprobs", "no log probabilities"),
         ({"stop": "w9"}, "stop", "would be spoken"),

@@ -43,6 +43,60 @@ def test_a_video_is_seen_and_heard(server: Served, film: bytes) -> None:
     assert (details["video_tokens"], details["audio_tokens"]) == (24, 0)  # four frames at the least
 
 
+def in_responses(url: str, **more):
+    content = [{"type": "input_video", "video_url": url}]
+    return {"input": [{"role": "user", "content": content}], "max_output_tokens": 1} | more
+
+
+def in_messages(url: str, **more):
+    media_type, _, data = url.removeprefix("data:").partition(";base64,")
+    block = {"type": "video", "source": {"type": "base64", "media_type": media_type, "data": data}}
+    return {"model": "bundled", "messages": [{"role": "user", "content": [block]}], "max_tokens": 1} | more
+
+
+SHAPES = [
+    ("/v1/responses", "/input_tokens", in_responses, "input.0.content.0.video_url"),
+    ("/v1/messages", "/count_tokens", in_messages, "messages.0.content.0.source.data"),
+]
+
+
+@pytest.mark.parametrize(("path", "count", "with_one", "param"), SHAPES)
+def test_other_shapes_have_a_place_for_a_video(server: Served, film: bytes, path, count, with_one, param) -> None:
+    url = f"data:video/mp4;base64,{encoded(film)}"
+    shown = SMALL | {"use_audio_in_video": False, "fps": 1}
+    expected = server.post(PATH, with_video(url, mm_processor_kwargs=shown)).json["usage"]["prompt_tokens"]
+    request = with_one(url, mm_processor_kwargs=shown)
+    usage = server.post(path, request).json["usage"]
+    # Anthropic's clients are told apart what was read from the cache, or put into it.
+    read = [usage.get(name, 0) for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")]
+    assert sum(read) == expected
+    asked = {name: value for name, value in request.items() if name != "max_tokens"}
+    assert server.post(path + count, asked).json["input_tokens"] == expected
+    for wrong in (f"data:video/mp4;base64,{encoded(film[:300])}", "data:video/webm;base64,AAAAIGZ0eXBpc29t",
+                  "data:image/png;base64,AAAA"):  # fmt: skip
+        refused = server.post(path, with_one(wrong))
+        assert refused.status == 400
+        assert param in refused.error["message"]
+        assert "/tmp" not in refused.error["message"]
+    for options, field in (({"fps": 1, "num_frames": 4}, "mm_processor_kwargs.num_frames"),
+                           ({"min_pixels": 1}, "mm_processor_kwargs.min_pixels")):  # fmt: skip
+        refused = server.post(path, with_one(url, mm_processor_kwargs=options))
+        assert (refused.status, field in refused.error["message"]) == (400, True)
+
+
+def test_other_shapes_show_no_video_where_there_is_none(server: Served) -> None:
+    said = {"model": "bundled", "max_tokens": 1, "messages": [{"role": "user", "content": "And"}]}
+    for path, request in (("/v1/responses", {"input": "And", "max_output_tokens": 1}), ("/v1/messages", said)):
+        refused = server.post(path, request | {"mm_processor_kwargs": SMALL})
+        assert (refused.status, "mm_processor_kwargs is for videos" in refused.error["message"]) == (400, True)
+
+
+def test_a_video_of_the_model_is_refused(server: Served) -> None:
+    part = {"type": "input_video", "video_url": "data:video/mp4;base64,AAAA"}
+    refused = server.post("/v1/responses", {"input": [{"role": "system", "content": [part]}]})
+    assert (refused.status, refused.error["param"]) == (400, "input.0.content.0")
+
+
 @pytest.mark.parametrize(
     "url",
     [

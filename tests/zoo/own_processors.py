@@ -35,7 +35,7 @@ def save_with_processor(name: str, directory: Path) -> None:
         name: ``gemma4`` or ``nemotron_h_omni``.
         directory: Where to.
     """
-    config, make = {"gemma4": (_gemma4(), _gemma4_processor),
+    config, make = {"gemma4": (gemma4_config(), _gemma4_processor),
                     "nemotron_h_omni": (MATRIX["nemotron_h_omni"].config(), _nemotron_processor)}[name]  # fmt: skip
     build(MATRIX[name].model_class, config, torch.bfloat16).save_pretrained(directory)
     add_tokenizer(directory, chat=False)
@@ -43,7 +43,7 @@ def save_with_processor(name: str, directory: Path) -> None:
     make(tokenizer).save_pretrained(directory)
 
 
-def _gemma4() -> Any:
+def gemma4_config() -> Any:
     return small_config(
         "Gemma4Config",
         text_config={"layer_types": ["sliding_attention", "full_attention"], "enable_moe_block": True,

@@ -1,4 +1,4 @@
-"""A tokenizer that fits the zoo's token ids: words ``w3`` … ``w96``, and the tokens of turns and media."""
+"""A tokenizer that fits the zoo's token ids: words ``w3`` … ``w96``, and the tokens of turns and media; a processor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from zoo.sizes import TEXT_IDS, TOKENS
 
+_PARTS = (
+    "{% for part in m.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'audio' %}<|audio_start|><|audio_pad|><|audio_end|>"
+    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}"
+)
 _TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}" + _PARTS + "{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _WORDS = {"system", "user", "assistant"}
@@ -33,3 +41,23 @@ def add_tokenizer(directory: Path, *, chat: bool) -> None:
     if chat:
         config["chat_template"] = _TEMPLATE
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def add_processor(directory: Path) -> None:
+    """Puts a processor into the directory of a Qwen3-Omni: of small pictures and frames, and of few mel bands."""
+    config = json.loads((directory / "config.json").read_text())
+    thinker = config.get("thinker_config", config)
+    vision, audio = thinker["vision_config"], thinker["audio_config"]
+    settings = {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": audio["num_mel_bins"],
+        "image_mean": [0.5] * 3,
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "image_std": [0.5] * 3,
+        "merge_size": vision["spatial_merge_size"],
+        "patch_size": vision["patch_size"],
+        "processor_class": "Qwen3OmniMoeProcessor",
+        "size": {"longest_edge": 4096, "shortest_edge": 1024},
+        "temporal_patch_size": vision["temporal_patch_size"],
+    }
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings))

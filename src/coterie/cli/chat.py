@@ -37,6 +37,7 @@ from coterie.cli.speech import (
     SpeakTurnsOption,
     VoiceGreedyOption,
     VoiceOption,
+    VoiceSeedOption,
     check_target_of_turns,
     checked_voice,
 )
@@ -89,6 +90,7 @@ def command(
     speak: SpeakTurnsOption = None,
     voice: VoiceOption = None,
     voice_greedy: VoiceGreedyOption = False,
+    voice_seed: VoiceSeedOption = None,
     max_speech: MaxSpeechOption = None,
     stats: StatsFileOption = None,
     record_profile: ProfileFileOption = None,
@@ -122,7 +124,7 @@ def command(
         check_writable(stats)
     if speak is not None:
         check_target_of_turns(speak)
-    how = checked_voice(speak, voice, greedy=voice_greedy, longest_s=max_speech)
+    how = checked_voice(speak, voice, greedy=voice_greedy, seed=voice_seed, longest_s=max_speech)
     checked_domain = check_domain(domain, record_profile)
     template = chat_options(chat_template, template_option, think)
     shown = video_options(video_fps, video_frames, video_pixels, video_sound)

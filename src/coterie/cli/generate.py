@@ -45,7 +45,15 @@ from coterie.cli.generation_options import (
     check_domain,
 )
 from coterie.cli.opening import open_model, opens_model
-from coterie.cli.speech import STDOUT, MaxSpeechOption, SpeakOption, VoiceGreedyOption, VoiceOption, check_speech
+from coterie.cli.speech import (
+    STDOUT,
+    MaxSpeechOption,
+    SpeakOption,
+    VoiceGreedyOption,
+    VoiceOption,
+    VoiceSeedOption,
+    check_speech,
+)
 from coterie.cli.video_options import (
     VideoFpsOption,
     VideoFramesOption,
@@ -125,6 +133,7 @@ def command(
     speak: SpeakOption = None,
     voice: VoiceOption = None,
     voice_greedy: VoiceGreedyOption = False,
+    voice_seed: VoiceSeedOption = None,
     max_speech: MaxSpeechOption = None,
     stats: StatsFileOption = None,
     per_token: PerTokenOption = False,
@@ -147,7 +156,7 @@ def command(
     written. The exit code is 130.
     """  # fmt: skip
     _check_files(stats, per_token, record_trace)
-    how = check_speech(speak, voice, greedy=voice_greedy, longest_s=max_speech)
+    how = check_speech(speak, voice, greedy=voice_greedy, seed=voice_seed, longest_s=max_speech)
     if speak == STDOUT and as_json:
         raise UsageError("--speak - and --json both write to stdout.", advice="Write the speech to a file.")
     check_adaptation(adapt_experts)

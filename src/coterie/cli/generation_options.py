@@ -303,9 +303,9 @@ def print_unused(sampling: Sampling, model: PreTrainedModel, voice: Voice | None
     Args:
         sampling: How tokens are chosen.
         model: The model.
-        voice: How answers are spoken, if they are: one that draws does so with the seed.
+        voice: How answers are spoken, if they are: one that draws does so with the seed, unless it has its own.
     """
-    drawn = voice is not None and not voice.greedy
+    drawn = voice is not None and not voice.greedy and voice.seed is None
     for name in sampling.unused(model.generation_config):
         if name == "seed" and drawn:
             continue
@@ -313,6 +313,8 @@ def print_unused(sampling: Sampling, model: PreTrainedModel, voice: Voice | None
             f"--{name.replace('_', '-')} has no effect: the most probable token is always taken. "
             f"--sample, or a --temperature above 0, draws one."
         )
+    if voice is not None and voice.greedy and voice.seed is not None:
+        print_note("--voice-seed has no effect: --voice-greedy always takes the likeliest sound.")
 
 
 def check_adaptation(how: str | None) -> str | None:

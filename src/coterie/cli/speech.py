@@ -63,6 +63,15 @@ VoiceGreedyOption = Annotated[
     bool,
     typer.Option("--voice-greedy", help="With --speak: the likeliest sound at each step. By default it is drawn."),
 ]
+VoiceSeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--voice-seed",
+        metavar="N",
+        show_default=False,
+        help="With --speak: make the sound repeatable, by random numbers of its own. --seed is of text and sound.",
+    ),
+]
 MaxSpeechOption = Annotated[
     float | None,
     typer.Option(
@@ -71,7 +80,9 @@ MaxSpeechOption = Annotated[
 ]
 
 
-def check_speech(speak: str | None, voice: str | None, *, greedy: bool, longest_s: float | None) -> Voice | None:
+def check_speech(
+    speak: str | None, voice: str | None, *, greedy: bool, seed: int | None, longest_s: float | None
+) -> Voice | None:
     """How an answer is to be spoken, and whether it would be heard in the end; None if it is not.
 
     Raises:
@@ -80,23 +91,30 @@ def check_speech(speak: str | None, voice: str | None, *, greedy: bool, longest_
     """
     if speak is not None:
         check_target(speak)
-    return checked_voice(speak, voice, greedy=greedy, longest_s=longest_s)
+    return checked_voice(speak, voice, greedy=greedy, seed=seed, longest_s=longest_s)
 
 
-def checked_voice(speak: str | None, voice: str | None, *, greedy: bool, longest_s: float | None) -> Voice | None:
+def checked_voice(
+    speak: str | None, voice: str | None, *, greedy: bool, seed: int | None, longest_s: float | None
+) -> Voice | None:
     """How answers are to be spoken; None if they are not.
 
     Raises:
         UsageError: If an option has no effect, or no such value.
     """
-    for name, given in (("--voice", voice), ("--voice-greedy", greedy or None), ("--max-speech", longest_s)):
+    for name, given in (
+        ("--voice", voice),
+        ("--voice-greedy", greedy or None),
+        ("--voice-seed", seed),
+        ("--max-speech", longest_s),
+    ):
         if given is not None and speak is None:
             raise UsageError(f"{name} is of --speak, which was not given.", advice="Add --speak FILE.")
     if speak is None:
         return None
     from coterie.generation.speech import Voice
 
-    return Voice(name=voice, greedy=greedy, max_seconds=longest_s)
+    return Voice(name=voice, greedy=greedy, seed=seed, max_seconds=longest_s)
 
 
 def check_target(speak: str) -> None:

@@ -169,6 +169,7 @@ def switch(name: str, text: str) -> bool:
 VOICE_SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "voice": ("name", str),
     "voice_greedy": ("greedy", lambda text: switch("voice_greedy", text)),
+    "voice_seed": ("seed", int),
     "max_speech": ("max_seconds", float),
 }
 """What /set knows of speech -> the field of Voice, and how its value is read."""

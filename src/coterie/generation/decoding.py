@@ -155,11 +155,11 @@ def check_values(pixels: int, path: str | Path, room: int | None) -> None:
         )
 
 
-def check_features(sounds: Sequence[Sized], room: int | None) -> None:
-    """Refuses sounds whose features would take more than there is; all are padded to the longest.
+def check_features(sounds: Sequence[Sized], room: int | None) -> int:
+    """Bytes that the features of sounds take; all are padded to the longest.
 
     Raises:
-        InputError: With what they take.
+        InputError: If that is more than there is.
     """
     needed = len(sounds) * max((len(sound) for sound in sounds), default=0) * _FEATURES_NBYTES
     if room is not None and needed > room:
@@ -170,3 +170,4 @@ def check_features(sounds: Sequence[Sized], room: int | None) -> None:
             needed=needed,
             room=room,
         )
+    return needed

@@ -107,17 +107,22 @@ def read_sounds(processors: Processors, extractor: Any, audios: Sequence[str | P
     Raises:
         InputError: If one cannot be read, or is too long or too short for the model.
     """
-    limit = processors.max_seconds(extractor)
     with DECODING:
-        room = decoding_room()
         sounds: list[Samples] = []
         for path in audios:
-            left = None if room is None else room - sum(sound.nbytes for sound in sounds)
             with decoding():
-                sound = read_sound(path, rate=extractor.sampling_rate, max_seconds=limit, room=left)
-                check_length(extractor, sound, path)
-                sounds.append(sound)
+                room = decoding_room()
+                left = None if room is None else max(0, room - sum(sound.nbytes for sound in sounds))
+                sounds.append(read_sound_for(processors, extractor, path, left))
     return sounds
+
+
+def read_sound_for(processors: Processors, extractor: Any, path: str | Path, room: int | None) -> Samples:
+    """A sound as a feature extractor takes it; raises as :func:`read_sounds`."""
+    limit = processors.max_seconds(extractor)
+    sound = read_sound(path, rate=extractor.sampling_rate, max_seconds=limit, room=room)
+    check_length(extractor, sound, path)
+    return sound
 
 
 def check_length(extractor: Any, sound: Samples, path: str | Path) -> None:

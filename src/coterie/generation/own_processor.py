@@ -9,12 +9,20 @@ import numpy as np
 
 from coterie.errors import InputError
 from coterie.generation.containers import VideoFacts, check_room, decoding_nbytes, open_container
-from coterie.generation.decoding import DECODING, FULL_PROCESSOR_NBYTES, decoding, decoding_room, may_shrink
-from coterie.generation.media_features import facts_of, read_sounds
+from coterie.generation.decoding import (
+    DECODING,
+    FULL_PROCESSOR_NBYTES,
+    check_features,
+    decoding,
+    decoding_room,
+    may_shrink,
+)
+from coterie.generation.media_features import facts_of, read_sound_for
 from coterie.generation.media_files import MediaFiles
 from coterie.generation.picture import read_picture
 from coterie.generation.placeholders import MediaTokens, place_media
 from coterie.generation.processors import Processors
+from coterie.generation.sound import Samples
 from coterie.generation.video_options import VideoOptions
 from coterie.hf.foreign import foreign
 
@@ -51,13 +59,31 @@ def with_own_processor(
         options |= {"padding": True, "padding_side": "left"}
     # Processors have a tokenizer of their own, which they set up anew for each call.
     with DECODING, foreign(f"This input with {type(full).__name__}", processors.path, error=InputError, advice=None):
+        room = _Room()
         if media.images:
-            options["images"] = _pictures(media)
+            options["images"] = _pictures(media, room)
         if media.audios:
-            options["audio"] = read_sounds(processors, full.feature_extractor, media.audios)
+            options["audio"] = _sounds(processors, full.feature_extractor, media, room)
         if media.videos:
-            options |= _videos(full.video_processor, media)
+            options |= _videos(full.video_processor, media, room)
         return full(text=placed, return_tensors="pt", add_special_tokens=add_special_tokens, **options)
+
+
+class _Room:
+    """What decoding may take beside what is decoded already: a processor wants all media of a prompt at once."""
+
+    def __init__(self) -> None:
+        self._kept = 0
+
+    @property
+    def left(self) -> int | None:
+        """Bytes; None for any number. Something is being decoded."""
+        room = decoding_room()
+        return None if room is None else max(0, room - self._kept)
+
+    def keep(self, nbytes: int) -> None:
+        """What was decoded takes so much until the processor has made values of it, these included."""
+        self._kept += nbytes
 
 
 def _kinds(processors: Processors, full: Any, media: MediaFiles) -> list[tuple[MediaTokens, int]]:
@@ -84,27 +110,38 @@ def _around(full: Any, names: Sequence[str]) -> str:
     return next((one for one in (getattr(full, name, None) for name in names) if isinstance(one, str)), "")
 
 
-def _pictures(media: MediaFiles) -> list[Any]:
+def _pictures(media: MediaFiles, room: _Room) -> list[Any]:
     """Pictures for a processor that wants all at once, and takes about as much again for each."""
     pictures: list[Any] = []
     for path in media.images:
         with decoding():
-            room = decoding_room()
-            held = sum(picture.width * picture.height for picture in pictures) * FULL_PROCESSOR_NBYTES
-            left = None if room is None else (room - held) // 2
-            pictures.append(read_picture(path, room=left, may_shrink=may_shrink()))
+            left = room.left
+            picture = read_picture(path, room=None if left is None else left // 2, may_shrink=may_shrink())
+            room.keep(picture.width * picture.height * FULL_PROCESSOR_NBYTES)
+            pictures.append(picture)
     return pictures
 
 
-def _videos(processor: Any, media: MediaFiles) -> dict[str, Any]:
+def _sounds(processors: Processors, extractor: Any, media: MediaFiles, room: _Room) -> list[Samples]:
+    """Sounds for a processor that wants all at once, with what their features will take."""
+    sounds: list[Samples] = []
+    for path in media.audios:
+        with decoding():
+            sounds.append(read_sound_for(processors, extractor, path, room.left))
+            room.keep(sounds[-1].nbytes)
+    with decoding():
+        room.keep(check_features(sounds, room.left))
+    return sounds
+
+
+def _videos(processor: Any, media: MediaFiles, room: _Room) -> dict[str, Any]:
     """Frames of videos and what is known of them, as a processor takes them."""
     from transformers.video_utils import VideoMetadata
 
-    clips, known, held = [], [], 0
+    clips, known = [], []
     for path in media.videos:
         with decoding():
-            room = decoding_room()
-            left = None if room is None else room - held
+            left = room.left
             with open_container(path, what="The video", room=left) as container:
                 facts = facts_of(container)
                 metadata = VideoMetadata(
@@ -114,7 +151,7 @@ def _videos(processor: Any, media: MediaFiles) -> dict[str, Any]:
                 numbers = _chosen(processor, facts, metadata, media.options)
                 nbytes = len(numbers) * facts.height * facts.width * _FRAME_NBYTES
                 check_room(container.path, "The video", decoding_nbytes(facts) + nbytes, left)
-                held += nbytes
+                room.keep(nbytes)
                 metadata.frames_indices = numbers
                 clips.append(np.stack([np.array(frame) for frame in container.frames(numbers)]))
                 known.append(metadata)

@@ -89,27 +89,31 @@ def _from_container(container: Container, rate: int, limits: _Limits) -> Samples
         first = [(own_rate, block)]
         break
 
-    def mono() -> Iterator[Samples]:
-        done = 0
-        for _, block in chain(first, blocks):
-            done += len(block)
-            limits.check(done / own_rate)
-            if not np.isfinite(block).all():
-                raise InputError(f"The sound {path} has samples that are no numbers.", advice=_CONVERT, path=path)
-            yield block
-
-    made = list(_resampled(path, mono(), own_rate, rate)) if first else []
-    return np.concatenate(made) if made else np.zeros(0, np.float32)
+    if not first:
+        return np.zeros(0, np.float32)
+    mono = (block for _, block in chain(first, blocks))
+    return _joined(limits.checked(mono, own_rate), own_rate, rate)
 
 
 class _Limits:
-    """How long a sound may be, told while it is read: what a header says of its length may be anything."""
+    """What a sound may be, told while it is read: what a header says of its length may be anything."""
 
     def __init__(self, path: Path, rate: int, max_seconds: float | None, room: int | None) -> None:
         self._path = path
         self._rate = rate
         self._max_seconds = max_seconds
         self._room = room
+
+    def checked(self, blocks: Iterator[Samples], own_rate: int) -> Iterator[Samples]:
+        """The same blocks of mono samples, as long as they are numbers and together not too long."""
+        done = 0
+        for block in blocks:
+            done += len(block)
+            self.check(done / own_rate)
+            if not np.isfinite(block).all():
+                path = self._path
+                raise InputError(f"The sound {path} has samples that are no numbers.", advice=_CONVERT, path=path)
+            yield block
 
     def check(self, seconds: float) -> None:
         if self._max_seconds is not None and seconds > self._max_seconds:
@@ -139,11 +143,11 @@ def _read(path: Path, file: BufferedReader, rate: int, limits: _Limits) -> Sampl
             _check(path, sound)
             if sound.frames < _UNKNOWN:
                 limits.check(sound.frames / sound.samplerate)
-            blocks = list(_resampled(path, _mono(path, sound, limits), sound.samplerate, rate))
+            samples = _joined(limits.checked(_mono(path, sound), sound.samplerate), sound.samplerate, rate)
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
         raise InputError(f"{path} is not a sound that can be read: {reason}.", advice=_CONVERT, path=path) from error
-    return _not_empty(path, np.concatenate(blocks) if blocks else np.zeros(0, np.float32))
+    return _not_empty(path, samples)
 
 
 def _not_empty(path: Path, samples: Samples) -> Samples:
@@ -183,22 +187,24 @@ def _check(path: Path, sound: soundfile.SoundFile) -> None:
         )
 
 
-def _mono(path: Path, sound: soundfile.SoundFile, limits: _Limits) -> Iterator[Samples]:
+def _mono(path: Path, sound: soundfile.SoundFile) -> Iterator[Samples]:
     frames, done = max(1, _BLOCK_VALUES // sound.channels), 0
     while len(block := sound.read(frames, dtype="float32", always_2d=True)):
         done += len(block)
-        limits.check(done / sound.samplerate)
-        mono: Samples = block.mean(axis=1, dtype=np.float32)
-        if not np.isfinite(mono).all():
-            raise InputError(f"The sound {path} has samples that are no numbers.", advice=_CONVERT, path=path)
-        yield mono
+        yield block.mean(axis=1, dtype=np.float32)
     if sound.frames < _UNKNOWN and done + _MISSABLE < 0.9 * sound.frames:
         raise InputError(
             f"The sound {path} is truncated: it announces {sound.frames} samples, {done} are there.", path=path
         )
 
 
-def _resampled(path: Path, blocks: Iterator[Samples], own_rate: int, rate: int) -> Iterator[Samples]:
+def _joined(blocks: Iterator[Samples], own_rate: int, rate: int) -> Samples:
+    """All of a sound at the rate that is wanted; empty if there are no blocks."""
+    made = list(_resampled(blocks, own_rate, rate))
+    return np.concatenate(made) if made else np.zeros(0, np.float32)
+
+
+def _resampled(blocks: Iterator[Samples], own_rate: int, rate: int) -> Iterator[Samples]:
     if own_rate == rate:
         yield from blocks
         return

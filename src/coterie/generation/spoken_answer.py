@@ -20,7 +20,7 @@ from coterie.generation.sequence import Sequence as Tokens
 from coterie.generation.speech import Speech, Voice, speaker_of
 from coterie.generation.steps import Steps
 from coterie.generation.talking import Talking
-from coterie.hf.talker import giving, media_mask, tokens_to_begin, written
+from coterie.hf.talker import already_written, media_mask, tokens_to_begin
 from coterie.passes.current import Request, Stated
 
 if TYPE_CHECKING:
@@ -146,9 +146,7 @@ class SpokenAnswer:
         Args:
             steps: Where the talker's sequence takes part afterwards.
         """
-        with Stated(self._request), drawn_from(self._draws):
-            self.talking.begin_elsewhere(self._completing.whole_options(), self._prompt(), steps)
-        self.written = True
+        self._speak_of(self._completing.whole_options(), steps)
 
     def begin_said(self, said: Sequence[int], steps: Steps) -> None:
         """Begins with a text that is given: the thinker writes nothing, and the talker takes part from now on.
@@ -165,10 +163,7 @@ class SpokenAnswer:
         stream.put(prompt)
         for token in tokens:
             stream.put(token[None])
-        found = written(self._model, torch.cat([prompt, tokens[None]], dim=1), None)
-        with Stated(self._request), drawn_from(self._draws):
-            self.talking.begin_elsewhere({"custom_generate": giving(found)}, self._prompt(), steps)
-        self.written = True
+        self._speak_of(already_written(self._model, torch.cat([prompt, tokens[None]], dim=1), None), steps)
 
     def follow(self, steps: Steps) -> None:
         """Sees to both after a step: the talker begins, reads what is written, ends.
@@ -216,6 +211,12 @@ class SpokenAnswer:
             seconds=talking.seconds,
             first_s=None if first is None or began is None else first - began,
         )
+
+    def _speak_of(self, thinker: Mapping[str, Any], steps: Steps) -> None:
+        """Has the talker begin with a text that is whole, which the thinker writes by these options."""
+        with Stated(self._request), drawn_from(self._draws):
+            self.talking.begin_elsewhere(thinker, self._prompt(), steps)
+        self.written = True
 
     def _prompt(self) -> Mapping[str, Any]:
         made: Mapping[str, Any] = self._inputs.to(self._model.dtype)

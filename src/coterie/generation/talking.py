@@ -24,7 +24,7 @@ from coterie.generation.one_sequence import longest
 from coterie.generation.sequence import Sequence
 from coterie.hf.code_predictor import predicting
 from coterie.hf.generation_steps import Prepared, one_by_one, prompt_length
-from coterie.hf.talker import TextReading, TextRows, giving, prepare_talker, spoken, text_reading, written
+from coterie.hf.talker import TextReading, TextRows, already_written, prepare_talker, spoken, text_reading
 from coterie.passes.current import Request, Stated, Stopped
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Talking:
         """Options of the thinker, by which it has written some of the text already."""
         ids = torch.cat([text.ids[:, : text.prompt], said[None]], dim=1)
         rows = None if self.media is None else self.media.rows
-        return {"custom_generate": giving(written(self._model, ids, rows))}
+        return already_written(self._model, ids, rows)
 
     def _context(self, prepared: Prepared) -> int | None:
         """Frames that there is memory for; None if nothing limits them."""

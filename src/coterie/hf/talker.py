@@ -9,7 +9,7 @@ made ready for it, through ``custom_generate``, which is public.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -113,8 +113,8 @@ def prepare_talker(
         model: The whole model.
         inputs: Those of the prompt.
         speaker: Whose voice it is.
-        thinker: Options by which the thinker generates, without their prefix; a ``custom_generate`` may give what is
-            :func:`written` already.
+        thinker: Options by which the thinker generates, without their prefix; those of :func:`already_written` if it
+            does not.
         talker: Options of the talker, likewise.
     """
 
@@ -146,13 +146,20 @@ def spoken(
     )
 
 
-def giving(found: Written) -> Callable[..., Written]:
-    """A ``custom_generate`` of the thinker, which has written all that is wanted of it."""
+def already_written(model: Any, ids: Tensor, media: Tensor | None) -> dict[str, Any]:
+    """Options of a thinker that has written all that is wanted of it.
+
+    Args:
+        model: As :func:`written` takes it.
+        ids: Likewise.
+        media: Likewise.
+    """
+    found = written(model, ids, media)
 
     def generate(*args: Any, **kwargs: Any) -> Written:
         return found
 
-    return generate
+    return {"custom_generate": generate}
 
 
 class TextRows:

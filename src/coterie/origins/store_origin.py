@@ -71,7 +71,20 @@ class StoreOrigin:
             LoadError: If the model that its configuration describes is not the one that it holds.
         """
         store = Store.open(path)
-        return cls(store, _open_dense(store))
+        return cls.of(store, dense_headers(store))
+
+    @classmethod
+    def of(cls, store: Store, headers: Mapping[str, TensorInfo]) -> StoreOrigin:
+        """Of a store that is open.
+
+        Args:
+            store: The store.
+            headers: From :func:`~coterie.origins.stored_dense.dense_headers`.
+
+        Raises:
+            LoadError: As :meth:`open`.
+        """
+        return cls(store, _open_dense(store, headers))
 
     @property
     def directory(self) -> Path:
@@ -167,12 +180,11 @@ class _Opened:
     quantisation: Quantisation | None
 
 
-def _open_dense(store: Store) -> _Opened:
+def _open_dense(store: Store, tensors: Mapping[str, TensorInfo]) -> _Opened:
     facts = store.manifest
     component = facts.model.component
     config = load_config(store.path)
     model_class, model_config = resolve_model(config, component)
-    tensors = dense_headers(store)
     skeleton = build_skeleton(
         model_class,
         model_config,

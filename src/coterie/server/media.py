@@ -16,6 +16,7 @@ from coterie.generation.containers import container_format
 from coterie.generation.media_files import MediaFiles
 from coterie.generation.video_options import VideoOptions
 from coterie.server.refusals import Refusal, refusal_of
+from coterie.server.schemas.videos import VideoFields
 
 MOST_MEDIA = 16
 """Pictures, sounds and videos of one request."""
@@ -24,8 +25,8 @@ MEDIUM_NBYTES = 20 << 20
 
 _VIDEOS = {
     "video/mp4": "mov", "video/quicktime": "mov", "video/3gpp": "mov", "video/webm": "matroska",
-    "video/x-matroska": "matroska", "video/x-msvideo": "avi", "video/avi": "avi", "video/mpeg": "mpeg",
-    "video/mp2t": "mpegts", "video/ogg": "ogg",
+    "video/matroska": "matroska", "video/x-matroska": "matroska", "video/x-msvideo": "avi", "video/avi": "avi",
+    "video/mpeg": "mpeg", "video/mp2t": "mpegts", "video/ogg": "ogg",
 }  # fmt: skip
 """Media type → FFmpeg's name of the container."""
 _SOUND_CONTAINERS = {"mov": "m4a", "aac": "aac", "matroska": "webm", "ogg": "ogg"}
@@ -73,6 +74,14 @@ class Media:
     def add_video_url(self, param: str, url: str) -> str:
         """Takes a video as a data URI, likewise; returns what it is called in the prompt."""
         media_type, text = _data_uri(param, url, "videos", "video/mp4")
+        return self.add_video(param, text, media_type)
+
+    def add_video(self, param: str, text: str, media_type: str) -> str:
+        """Takes a video in base64, likewise.
+
+        Raises:
+            Refusal: If it is none of a kind that is taken.
+        """
         if media_type not in _VIDEOS:
             raise Refusal(400, f"{param}: videos are {', '.join(_VIDEOS)}.", param=param)
         data = self._decoded(param, text)
@@ -97,6 +106,19 @@ class Media:
             raise Refusal(400, f"{param} is no sound: WAV, MP3, FLAC, Ogg, M4A, AAC and WebM are.", param=param)
         self.sounds[param] = data
         return param
+
+    def show(self, asked: VideoFields) -> None:
+        """Has videos shown as a request asks for it.
+
+        Raises:
+            Refusal: If it asks, and there is none: what has no effect is refused.
+        """
+        options = asked.video_options
+        if options is None:
+            return
+        if not self.videos:
+            raise Refusal(400, "mm_processor_kwargs is for videos, and there is none.", param="mm_processor_kwargs")
+        self.options = options
 
     @contextmanager
     def files(self) -> Iterator[MediaFiles]:

@@ -38,6 +38,7 @@ from coterie.server.schemas.messages import (
     ToolResultBlock,
     ToolUseBlock,
     Turn,
+    VideoBlock,
 )
 from coterie.server.schemas.speech import SpokenAudio
 
@@ -168,7 +169,7 @@ def from_openai(messages: Sequence[Message], said: Callable[[str], str | None]) 
         said: Gives what was said in an answer before, by the id of its sound; None if that is not known.
 
     Raises:
-        Refusal: If a picture or sound is none that is taken, or it is not known what was said.
+        Refusal: If a picture, sound or video is none that is taken, or it is not known what was said.
     """
     made: Messages = []
     media = Media()
@@ -261,6 +262,10 @@ def from_anthropic(turns: Sequence[Turn], system: Texts | None) -> tuple[Message
                     source = block.source
                     name = media.add_picture(f"{param}.source.data", source.data, source.media_type)
                     content.append({"type": "image", "path": name})
+                case VideoBlock():
+                    clip = block.source
+                    name = media.add_video(f"{param}.source.data", clip.data, clip.media_type)
+                    content.append({"type": "video", "path": name})
                 case ThinkingBlock():
                     thought = more.get("thinking", "") + block.thinking
                     more |= {"reasoning_content": thought, "thinking": thought}

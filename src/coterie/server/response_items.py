@@ -13,6 +13,7 @@ from coterie.server.schemas.responses import (
     CallItem,
     InputImage,
     InputSound,
+    InputVideo,
     Item,
     MessageItem,
     Part,
@@ -29,7 +30,7 @@ def from_items(items: str | Sequence[Item], instructions: str | None) -> tuple[M
         instructions: What the model is told to be.
 
     Raises:
-        Refusal: If a picture or sound is none that is taken, or a result belongs to no call.
+        Refusal: If a picture, sound or video is none that is taken, or a result belongs to no call.
     """
     made: Messages = []
     if instructions is not None:
@@ -77,11 +78,13 @@ class _Items:
             self._made.append({"role": role, "content": content})
 
     def _part(self, part: Part, param: str, role: str) -> dict[str, Any]:
-        if isinstance(part, InputImage | InputSound):
+        if isinstance(part, InputImage | InputSound | InputVideo):
             if role != "user":
-                raise Refusal(400, f"{param}: pictures and sounds are the user's.", param=param)
+                raise Refusal(400, f"{param}: pictures, sounds and videos are the user's.", param=param)
             if isinstance(part, InputImage):
                 return {"type": "image", "path": self.media.add_picture_url(f"{param}.image_url", part.image_url)}
+            if isinstance(part, InputVideo):
+                return {"type": "video", "path": self.media.add_video_url(f"{param}.video_url", part.video_url)}
             sound = part.input_audio
             name = self.media.add_sound(f"{param}.input_audio.data", sound.data, sound.format)
             return {"type": "audio", "path": name}

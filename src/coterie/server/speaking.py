@@ -35,6 +35,7 @@ def asked_voice(service: Service, asked: ChatRequest) -> Voice | None:
         param="audio.voice",
         asking="modalities",
         greedy=more is not None and bool(more.voice_greedy),
+        seed=None if more is None else more.voice_seed,
         max_seconds=None if more is None else more.max_speech,
     )
 
@@ -46,6 +47,7 @@ def voice_named(
     param: str,
     asking: str | None = None,
     greedy: bool = False,
+    seed: int | None = None,
     max_seconds: float | None = None,
 ) -> Voice:
     """A voice of the model that is served.
@@ -56,6 +58,7 @@ def voice_named(
         param: The field that names it.
         asking: The field that asks for speech; None where the address does.
         greedy: Whether the likeliest sound is taken at each step.
+        seed: Random numbers of its own for the sound.
         max_seconds: Longest sound.
 
     Raises:
@@ -74,7 +77,7 @@ def voice_named(
         raise Refusal(
             400, f"{param}: there is no voice {name!r} here; there is {', '.join(service.voices)}.", param=param
         )
-    return Voice(name=name, greedy=greedy, max_seconds=max_seconds)
+    return Voice(name=name, greedy=greedy, seed=seed, max_seconds=max_seconds)
 
 
 def written(samples: Samples, kind: SoundFormat) -> bytes:

@@ -2,7 +2,7 @@
 
 import { ask, events, Refused } from "./client.js";
 import { bytes, count, counted, element, percent, rate } from "./figures.js";
-import { accepted, attachment, MOST } from "./media.js";
+import { accepted, attachment, kinds, MOST } from "./media.js";
 import { Sound } from "./sound.js";
 
 const find = (id) => document.getElementById(id);
@@ -43,8 +43,7 @@ export class Chat {
     find("voice-part").hidden = !model.voices.length;
     const voices = model.voices.map((name) => element("option", { value: name }, name));
     find("chat-form").elements.voice.replaceChildren(element("option", { value: "" }, "none"), ...voices);
-    const kinds = [this.modalities.includes("image") && "pictures", this.modalities.includes("audio") && "sounds"].filter(Boolean);
-    find("attach-label").textContent = `Attach ${kinds.join(" or ")}…`;
+    find("attach-label").textContent = `Attach ${kinds(this.modalities)}…`;
     const words = model.can_chat
       ? "Ask the model something. The conversation stays in this page."
       : "This model has no chat template: it goes on with what you write. The conversation stays in this page.";
@@ -91,7 +90,7 @@ export class Chat {
   reset() {
     this.cancel();
     this.history = [];
-    for (const shown of find("messages").querySelectorAll("img, audio")) URL.revokeObjectURL(shown.src);
+    for (const shown of find("messages").querySelectorAll("img, audio, video")) URL.revokeObjectURL(shown.src);
     find("messages").replaceChildren();
     find("chat-new").disabled = true;
     this.say("");
@@ -178,7 +177,7 @@ export class Chat {
     if (media.length) {
       item.append(element("div", { class: "media" }, ...media.map((one) => one.kind === "image"
         ? element("img", { src: one.url, alt: one.name })
-        : element("audio", { src: one.url, controls: true, "aria-label": one.name }))));
+        : element(one.kind, { src: one.url, controls: true, "aria-label": one.name }))));
     }
     find("messages").append(item);
     this.near = true;

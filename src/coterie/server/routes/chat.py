@@ -12,7 +12,6 @@ from coterie.server.openai_answers import OpenAIStream, whole
 from coterie.server.openai_choices import ChatAnswers
 from coterie.server.operations import Operation
 from coterie.server.prompts import Messages, from_openai
-from coterie.server.refusals import Refusal
 from coterie.server.schemas.answers import ChatCompletion, RenderedPrompt
 from coterie.server.schemas.chat import ChatRequest, TemplateRequest
 from coterie.server.schemas.fields import read
@@ -86,13 +85,6 @@ async def _understood(service: Service, request: Request) -> tuple[ChatRequest, 
         asked = read(ChatRequest, body)
         service.check_model(asked.model)
         messages, media = from_openai(asked.messages, service.said(request))
-        show_videos(asked, media)
+        media.show(asked)
     asked.messages.clear()
     return asked, messages, media
-
-
-def show_videos(asked: ChatRequest, media: Media) -> None:
-    """Has videos shown as it is asked for; what has no effect is refused."""
-    if asked.mm_processor_kwargs is not None and not media.videos:
-        raise Refusal(400, "mm_processor_kwargs is for videos, and there is none.", param="mm_processor_kwargs")
-    media.options = asked.video_options

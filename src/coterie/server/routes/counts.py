@@ -11,7 +11,6 @@ from coterie.generation.asked import Prompt
 from coterie.server.operations import Operation
 from coterie.server.prompts import from_openai
 from coterie.server.response_items import from_items
-from coterie.server.routes.chat import show_videos
 from coterie.server.routes.responses import told_of_thinking
 from coterie.server.schemas.answers import InputTokens
 from coterie.server.schemas.chat import ChatRequest
@@ -39,7 +38,7 @@ async def _of_chat(service: Service, request: Request) -> InputTokens:
         asked = read(ChatRequest, body)
         service.check_model(asked.model)
         messages, media = from_openai(asked.messages, service.said(request))
-        show_videos(asked, media)
+        media.show(asked)
     options = service.prompts.options(asked.variables)
     return await _counted(
         service, request, partial(service.prompts.of_messages, messages, media, asked.toolbox, options)
@@ -51,6 +50,7 @@ async def _of_response(service: Service, request: Request) -> InputTokens:
         asked = read(ResponseRequest, body)
         service.check_model(asked.model)
         messages, media = from_items(asked.input, asked.instructions)
+        media.show(asked)
     options = told_of_thinking(service, asked)
     return await _counted(
         service, request, partial(service.prompts.of_messages, messages, media, asked.toolbox, options)

@@ -53,6 +53,7 @@ async def _count(service: Service, request: Request) -> TokenCount:
         asked = read(CountRequest, body)
         service.check_model(asked.model)
         messages, media = from_anthropic(asked.messages, asked.system)
+        media.show(asked)
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, _options(service, asked))
     return {"input_tokens": await service.prompt_tokens(request, make)}
 
@@ -68,5 +69,6 @@ async def _understood(service: Service, request: Request) -> tuple[MessagesReque
         asked = read(MessagesRequest, body)
         service.check_model(asked.model)
         messages, media = from_anthropic(asked.messages, asked.system)
+        media.show(asked)
     asked.messages.clear()
     return asked, messages, media

@@ -35,6 +35,7 @@ async def _answer(service: Service, request: Request) -> Any:
         asked = read(ResponseRequest, body)
         service.check_model(asked.model)
         messages, media = from_items(asked.input, asked.instructions)
+        media.show(asked)
     asked.input = ""
     sampling = asked.wishes(service.most(asked.max_output_tokens))
     make = partial(service.prompts.of_messages, messages, media, asked.toolbox, told_of_thinking(service, asked))

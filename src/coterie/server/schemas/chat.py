@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from coterie.generation.toolbox import Toolbox
-from coterie.generation.video_options import VideoOptions
 from coterie.server.refusals import Refusal
 from coterie.server.schemas.fields import (
     Fields,
@@ -19,6 +18,7 @@ from coterie.server.schemas.fields import (
 from coterie.server.schemas.sampling import CoterieFields, Logprobs, OpenAISamplingFields
 from coterie.server.schemas.speech import ChatAudio, Modalities, SpeechCoterieFields, SpokenAudio
 from coterie.server.schemas.tools import CallId, Calls, ChosenTool, ToolChoice, Tools, toolbox
+from coterie.server.schemas.videos import VideoFields
 
 MOST_MESSAGES = 4096
 MOST_PARTS = 1024
@@ -71,22 +71,6 @@ class VideoPart(Fields):
 
     type: Literal["video_url"]
     video_url: VideoUrl
-
-
-class Processing(Fields):
-    """How videos are shown: as vLLM's clients say it, by the names of the models' processors."""
-
-    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
-    num_frames: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    max_pixels: Annotated[int, Field(ge=1024, le=1 << 26)] | None = None
-    use_audio_in_video: bool | None = None
-
-    @property
-    def options(self) -> VideoOptions:
-        """The same for the model's inputs."""
-        return VideoOptions(
-            fps=self.fps, frames=self.num_frames, pixels=self.max_pixels, sound=self.use_audio_in_video
-        )  # fmt: skip
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discriminator="type")]
@@ -156,8 +140,11 @@ Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES
 class ChatCoterieFields(CoterieFields, SpeechCoterieFields):
     """What no other server has, and answers to conversations have."""
 
+    voice_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Makes the sound repeatable, by random numbers of its own."""
 
-class ChatRequest(OpenAISamplingFields):
+
+class ChatRequest(OpenAISamplingFields, VideoFields):
     """A conversation that is to be gone on with."""
 
     messages: Messages
@@ -173,7 +160,6 @@ class ChatRequest(OpenAISamplingFields):
     store: Off = None
     coterie: ChatCoterieFields | None = None
     chat_template_kwargs: Variables | None = None
-    mm_processor_kwargs: Processing | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
 
     @property
@@ -192,10 +178,6 @@ class ChatRequest(OpenAISamplingFields):
         if self.top_logprobs and not self.logprobs:
             raise Refusal(400, "top_logprobs is for logprobs, which are not asked for.", param="top_logprobs")
         _ = self.toolbox
-        shown = self.mm_processor_kwargs
-        if shown is not None and shown.fps is not None and shown.num_frames is not None:
-            param = "mm_processor_kwargs.num_frames"
-            raise Refusal(400, f"{param}: frames are chosen by it or by fps, not both.", param=param)
         self._check_speech()
         return self
 
@@ -207,6 +189,7 @@ class ChatRequest(OpenAISamplingFields):
             ("audio", self.audio),
             ("coterie.max_speech", more.max_speech),
             ("coterie.voice_greedy", more.voice_greedy),
+            ("coterie.voice_seed", more.voice_seed),
         ):
             if given is not None and not asked:
                 raise Refusal(400, f'{param} is for answers in speech: say modalities ["text", "audio"].', param=param)
@@ -216,6 +199,9 @@ class ChatRequest(OpenAISamplingFields):
             raise Refusal(
                 400, 'modalities: an answer in speech has its text, too: say ["text", "audio"].', param="modalities"
             )
+        if more.voice_greedy and more.voice_seed is not None:
+            param = "coterie.voice_seed"
+            raise Refusal(400, f"{param}: nothing is drawn with it, as voice_greedy is asked for.", param=param)
         for param, wanted, why in (
             ("n", self.choices > 1, "one answer is spoken, not several"),
             ("tools", bool(self.tools), "a call of a tool is not for speaking"),
@@ -229,11 +215,6 @@ class ChatRequest(OpenAISamplingFields):
     def speaks(self) -> bool:
         """Whether the answer is to be spoken, too."""
         return "audio" in (self.modalities or ())
-
-    @property
-    def video_options(self) -> VideoOptions:
-        """How videos are shown."""
-        return VideoOptions() if self.mm_processor_kwargs is None else self.mm_processor_kwargs.options
 
     @property
     def told_logprobs(self) -> int | None:

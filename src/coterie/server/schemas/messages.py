@@ -21,6 +21,7 @@ from coterie.server.schemas.fields import (
 from coterie.server.schemas.forms import Schema
 from coterie.server.schemas.sampling import SamplingFields
 from coterie.server.schemas.tools import MOST_TOOLS, CallId, ToolName, toolbox
+from coterie.server.schemas.videos import VideoFields
 
 
 class CacheControl(Fields):
@@ -63,6 +64,22 @@ class ImageBlock(Fields):
     cache_control: CacheControl | None = None
 
 
+class VideoSource(Fields):
+    """A video, in base64."""
+
+    type: Literal["base64"]
+    media_type: Annotated[str, Field(max_length=64)]
+    data: str
+
+
+class VideoBlock(Fields):
+    """A video, in the shape that pictures have. Anthropic's API has none; others that take its requests do."""
+
+    type: Literal["video"]
+    source: VideoSource
+    cache_control: CacheControl | None = None
+
+
 class ToolUseBlock(Fields):
     """A call that the model wanted made."""
 
@@ -92,7 +109,7 @@ class ToolResultBlock(Fields):
     cache_control: CacheControl | None = None
 
 
-UserBlock = Annotated[TextBlock | ImageBlock | ToolResultBlock, Field(discriminator="type")]
+UserBlock = Annotated[TextBlock | ImageBlock | VideoBlock | ToolResultBlock, Field(discriminator="type")]
 AnswerBlock = Annotated[TextBlock | ThinkingBlock | ToolUseBlock, Field(discriminator="type")]
 UserBlocks = Annotated[list[UserBlock], Field(max_length=MOST_PARTS)]
 AnswerBlocks = Annotated[list[AnswerBlock], Field(max_length=MOST_PARTS)]
@@ -178,7 +195,7 @@ class OutputConfig(Fields):
     format: OutputFormat | None = None
 
 
-class CountRequest(Fields):
+class CountRequest(VideoFields):
     """A conversation whose length is wanted."""
 
     model: ModelName

@@ -15,6 +15,7 @@ from coterie.server.schemas.fields import Fields, ModelName, Nothing, NotYet, Of
 from coterie.server.schemas.forms import JsonObject, NamedSchema, PlainText
 from coterie.server.schemas.sampling import Penalty, SamplingFields
 from coterie.server.schemas.tools import MOST_TOOLS, CallId, Function, ToolName, toolbox, word_or_tool
+from coterie.server.schemas.videos import VideoFields
 
 
 def _keeps_nothing(value: Any) -> None:
@@ -64,6 +65,13 @@ class InputSound(Fields):
     input_audio: InputAudio
 
 
+class InputVideo(Fields):
+    """A video, in itself: ``data:video/mp4;base64,...``, as OpenRouter's clients show one. Nothing is fetched."""
+
+    type: Literal["input_video"]
+    video_url: str
+
+
 class Thought(Fields):
     """Some of what a model thought."""
 
@@ -71,7 +79,7 @@ class Thought(Fields):
     text: Text
 
 
-Part = Annotated[InputText | OutputText | InputImage | InputSound, Field(discriminator="type")]
+Part = Annotated[InputText | OutputText | InputImage | InputSound | InputVideo, Field(discriminator="type")]
 
 
 def _text_or_parts(value: Any) -> str:
@@ -218,7 +226,7 @@ class StreamSettings(Fields):
     include_obfuscation: Off = None
 
 
-class ResponseRequest(SamplingFields):
+class ResponseRequest(SamplingFields, VideoFields):
     """A conversation that is to be gone on with."""
 
     input: Annotated[Annotated[Text, Tag("text")] | Annotated[Items, Tag("parts")], Discriminator(_text_or_parts)]
