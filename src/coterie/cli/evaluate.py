@@ -19,12 +19,13 @@ from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, chec
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
 from coterie.files.replacing import check_writable
 from coterie.files.text import check_text
+from coterie.spec import format_bytes
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coterie.evaluate import Estimate, Evaluation, EvaluationProgress, Quality
+    from coterie.evaluate import Estimate, Evaluation, EvaluationProgress, Quality, Reads
 
 _PLAIN_PROGRESS_SECONDS = 10.0
 
@@ -97,7 +98,8 @@ def command(
     """Measures how well a model predicts texts, and what a lossy scheme or a partial store loses.
 
     With --against both models are open at once: --memory is the ceiling for both together, --expert-memory sizes the
-    cache of each. --missing, --experts-per-token, --adapt-experts, --source and --revision are for MODEL alone.
+    cache of each. --missing, --experts-per-token, --drop-cold, --adapt-experts, --source and --revision are for MODEL
+    alone. With --drop-cold tokens are computed one by one, as in generation, and it is told what was read for them.
     Intervals are 95 % confidence intervals for more text of the same kinds; docs/evaluate.md says what each figure
     means.
 
@@ -157,6 +159,9 @@ def _print(evaluation: Evaluation) -> None:
             held = f"{which.experts} of {which.total_experts} experts"
             out.print(f"{role}: {which.name} ({which.kind}, {held})")
     out.print(f"windows of {evaluation.context} tokens, {evaluation.stride} predicted in each")
+    for role, reads in (("model", evaluation.reads), ("full model", evaluation.full_reads)):
+        if reads is not None:
+            out.print(_reads_line(role, reads))
     total = evaluation.total
     if total.comparison is not None and total.comparison.identical == total.tokens:
         out.print("All logits are the same numbers as the full model's.", style="green")
@@ -166,6 +171,16 @@ def _print(evaluation: Evaluation) -> None:
         )
     if evaluation.against is not None and evaluation.against.identity != evaluation.model.identity:
         print_note("The two have different routers: they are not the same model in two forms.")
+
+
+def _reads_line(role: str, reads: Reads) -> str:
+    line = (
+        f"{role}: {format_bytes(round(reads.bytes_per_token))} read per token, hit rate {100 * reads.hit_rate:.1f} %, "
+        f"room for {format_bytes(reads.capacity)} of {format_bytes(reads.total_expert_bytes)} of experts"
+    )
+    if reads.left_out:
+        line += f"; {reads.left_out} experts left out ({format_bytes(reads.bytes_not_read)} not read)"
+    return line
 
 
 def _print_comparison(rows: list[Quality]) -> None:

@@ -14,24 +14,21 @@ from typing import TYPE_CHECKING, Any
 from coterie.errors import UsageError
 from coterie.evaluate.confidence import block_starts
 from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ProgressCallback
-from coterie.evaluate.journal import Journal
+from coterie.evaluate.journal import Finished, Journal
 from coterie.evaluate.memory import logits_nbytes, share_memory
+from coterie.evaluate.planning import input_tokens, steps, tokenise
 from coterie.evaluate.quality import measure
+from coterie.evaluate.reads import Reads
 from coterie.evaluate.scores import TokenScores, predict, predict_in_steps, score
 from coterie.evaluate.subject import Subject
-from coterie.evaluate.texts import Text, check_same_tokens, encode
+from coterie.evaluate.texts import Text
 from coterie.evaluate.windows import Window, plan_windows
 from coterie.files.text import read_text
-from coterie.hf.context import model_context
 from coterie.spec import DEFAULT_POLICY, AdaptiveExperts, Missing
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DEFAULT_CONTEXT = 512
-"""Input tokens of a window where the caller states none and the model allows them; llama.cpp's default."""
-
 
 def evaluate(
     model: str | Path,
@@ -48,6 +45,7 @@ def evaluate(
     source: str | Path | None = None,
     eviction: str = DEFAULT_POLICY,
     experts_per_token: int | None = None,
+    drop_cold: float | None = None,
     adapt_experts: str | AdaptiveExperts | None = None,
     verify_reads: bool = False,
     revision: str | None = None,
@@ -60,7 +58,7 @@ def evaluate(
 
     Both models are open at once, under one budget, and read a window at a time; of its logits only a few numbers per
     token are kept. Beside the models this takes ``models × context × vocabulary × 4`` bytes, and 64 MiB. Which experts
-    are in memory changes no figure.
+    are in memory changes no figure, unless ``drop_cold`` is given.
 
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``"bundled"``. Of a whole omni model its thinker is used.
@@ -77,6 +75,10 @@ def evaluate(
         source: As there, for ``model``.
         eviction: As there, for both.
         experts_per_token: As there, for ``model``.
+        drop_cold: As there, for ``model``. What is left out then depends on what was read before. So both models
+            compute token by token, text after text, as in generation; nothing is prefetched; and it is told what each
+            of them read. An interrupted evaluation that goes on computes the window before again, so that about the
+            same experts are in memory.
         adapt_experts: Which of the chosen experts of ``model`` are left out, as for ``model.coterie.adapt_experts``. By
             salience, tokens are computed one by one, as in generation; each window begins without a memory.
         verify_reads: As there, for both.
@@ -101,6 +103,7 @@ def evaluate(
         source=source,
         eviction=eviction,
         experts_per_token=experts_per_token,
+        drop_cold=drop_cold,
         verify_reads=verify_reads,
         revision=revision,
         offline=offline,
@@ -147,18 +150,22 @@ def evaluate_opening(
     if against is not None:
         full = Subject(
             path=against,
-            opening=replace(opening, missing=None, source=None, experts_per_token=None, revision=None),
+            opening=replace(
+                opening, missing=None, source=None, experts_per_token=None, drop_cold=None, revision=None
+            ),
         )
-    inputs = _context(subject, full, context)
-    tokenised = _tokenise(subject, full, contents, limit)
-    room, step = _steps(tokenised, inputs, stride)
+    inputs = input_tokens(subject, full, context)
+    tokenised = tokenise(subject, full, contents, limit)
+    room, step = steps(tokenised, inputs, stride)
     plans = [plan_windows(len(text.ids), room, step) for text in tokenised]
     with ExitStack() as stack:
         record = None
         if journal is not None:
             header = _header(subject, full, tokenised, inputs, step)
             record = stack.enter_context(Journal(journal, header))
-        scores = _run(subject, full, tokenised, plans, inputs, record, progress)
+        run = _Run(subject, full, tokenised, plans, inputs, record, progress)
+        run.finish()
+    scores, (reads, full_reads) = run.scores(), run.reads()
     starts = [block_starts([window.tokens for window in plan], room) for plan in plans]
     return Evaluation(
         model=subject.facts,
@@ -168,59 +175,15 @@ def evaluate_opening(
         limit=limit,
         missing=opening.missing,
         experts_per_token=opening.experts_per_token,
+        drop_cold=opening.drop_cold,
         adapt_experts=None if adapt_experts is None else str(adapt_experts),
+        reads=reads,
+        full_reads=full_reads,
         texts=tuple(
             measure(text.name, [one], [begins]) for text, one, begins in zip(tokenised, scores, starts, strict=True)
         ),
         total=measure("all", scores, starts),
     )
-
-
-def _context(subject: Subject, full: Subject | None, wanted: int | None) -> int:
-    """Input tokens of a window, none more than either model was made for."""
-    longest = [model_context(one.source.config) for one in (subject, full) if one is not None]
-    limits = [limit for limit in longest if limit is not None]
-    most = min(limits, default=None)
-    if wanted is None:
-        return DEFAULT_CONTEXT if most is None else min(DEFAULT_CONTEXT, most)
-    if wanted < 1:
-        raise UsageError(f"context must be at least 1 token, not {wanted}.", got=wanted)
-    if most is not None and wanted > most:
-        raise UsageError(
-            f"context={wanted} is more than the {most} tokens that the model was made for.",
-            advice="What it predicts beyond them says nothing about its quality.",
-            got=wanted,
-            most=most,
-        )
-    return wanted
-
-
-def _tokenise(
-    subject: Subject, full: Subject | None, contents: Sequence[tuple[str, str]], limit: int | None
-) -> list[Text]:
-    texts = [encode(subject.tokenizer, content, name=name, limit=limit) for name, content in contents]
-    if full is not None:
-        again = [encode(full.tokenizer, content, name=name, limit=limit) for name, content in contents]
-        check_same_tokens(subject.tokenizer, full.tokenizer, texts, again)
-    return texts
-
-
-def _steps(texts: Sequence[Text], inputs: int, stride: int | None) -> tuple[int, int]:
-    """Tokens of a text in a window, beside its prefix, and predictions in it."""
-    room = inputs - max(len(text.prefix) for text in texts)
-    if room < 1:
-        raise UsageError(
-            f"context={inputs} leaves no room beside the token that begins every text.",
-            advice="Give at least 2.",
-            got=inputs,
-        )
-    if stride is not None and not 1 <= stride <= inputs:
-        raise UsageError(
-            f"stride={stride} is not between 1 and the context of {inputs} tokens.",
-            advice="A larger stride would leave tokens out.",
-            got=stride,
-        )
-    return room, room if stride is None else min(stride, room)
 
 
 def _header(subject: Subject, full: Subject | None, texts: Sequence[Text], inputs: int, step: int) -> dict[str, Any]:
@@ -233,60 +196,114 @@ def _header(subject: Subject, full: Subject | None, texts: Sequence[Text], input
         "stride": step,
         "missing": subject.opening.missing,
         "experts_per_token": subject.opening.experts_per_token,
+        "drop_cold": subject.opening.drop_cold,
+        "cache": subject.cache_settings if subject.in_order else None,
         "adapt_experts": None if subject.adapt_experts is None else str(subject.adapt_experts),
         "component": subject.opening.component,
         "versions": {name: version(name) for name in ("coterie", "torch", "transformers")},
     }
 
 
-def _run(
-    subject: Subject,
-    full: Subject | None,
-    texts: Sequence[Text],
-    plans: Sequence[Sequence[Window]],
-    inputs: int,
-    journal: Journal | None,
-    progress: ProgressCallback | None,
-) -> list[TokenScores]:
-    """The scores of each text: those in the journal, and the rest from the models, opened only if there is any."""
-    done = {} if journal is None else dict(journal.done)
-    to_do = [(t, w) for t, plan in enumerate(plans) for w in range(len(plan)) if (t, w) not in done]
-    if to_do:
+class _Run:
+    """The windows of texts, each with its scores: those in a journal, and the rest from the models.
+
+    Args:
+        subject: The model.
+        full: What it is compared with, or None.
+        texts: As tokens.
+        plans: The windows of each.
+        inputs: Input tokens of a window at most.
+        journal: Finished windows, and where further ones are kept; None to keep nothing.
+        progress: Told after every window.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        full: Subject | None,
+        texts: Sequence[Text],
+        plans: Sequence[Sequence[Window]],
+        inputs: int,
+        journal: Journal | None,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._subject = subject
+        self._full = full
+        self._texts = texts
+        self._plans = plans
+        self._inputs = inputs
+        self._journal = journal
+        self._progress = progress
+        self._done: dict[tuple[int, int], Finished] = {} if journal is None else dict(journal.done)
+
+    def finish(self) -> None:
+        """Computes what is left; opens the models only if there is any."""
+        order = [(t, w) for t, plan in enumerate(self._plans) for w in range(len(plan))]
+        to_do = [place for place in order if place not in self._done]
+        if not to_do:
+            return
+        subject, full = self._subject, self._full
         shares = share_memory(
             subject.source,
             None if full is None else full.source,
             memory=subject.opening.memory,
             expert_memory=subject.opening.expert_memory,
-            context=inputs,
+            context=self._inputs,
         )
         with ExitStack() as stack:
             reference = None
             if full is not None:
-                reference = stack.enter_context(full.open(memory=shares.full, max_context=inputs))
-            model = stack.enter_context(subject.open(memory=shares.model, max_context=inputs))
+                reference = stack.enter_context(full.open(memory=shares.full, max_context=self._inputs))
+            model = stack.enter_context(subject.open(memory=shares.model, max_context=self._inputs))
             for one in (model, reference):
                 if one is not None:
-                    one.coterie.keep_for_logits(logits_nbytes(subject.source, inputs))
-            tell = _meter(plans, to_do, progress)
-            for t, w in to_do:
-                text, window = texts[t], plans[t][w]
-                expected = None if reference is None else predict(reference, text, window)
-                scores = score(_predict(subject, model, text, window), text.ids[window.predicted], expected)
-                if journal is not None:
-                    journal.append(t, w, scores)
-                done[t, w] = scores
-                tell(window.tokens)
-    return [TokenScores.join([done[t, w] for w in range(len(plan))]) for t, plan in enumerate(plans)]
+                    one.coterie.keep_for_logits(logits_nbytes(subject.source, self._inputs))
+            tell = _meter(self._plans, to_do, self._progress)
+            before = order.index(to_do[0]) - 1
+            if subject.in_order and before >= 0:
+                self._window(model, reference, order[before])
+            for place in to_do:
+                finished = self._done[place] = self._window(model, reference, place)
+                if self._journal is not None:
+                    self._journal.append(*place, finished)
+                tell(self._plans[place[0]][place[1]].tokens)
 
+    def scores(self) -> list[TokenScores]:
+        """Those of each text."""
+        return [
+            TokenScores.join([self._done[t, w].scores for w in range(len(plan))]) for t, plan in enumerate(self._plans)
+        ]
 
-def _predict(subject: Subject, model: Any, text: Text, window: Window) -> Tensor:
-    """Logits of a window, with the experts that are to be left out left out."""
-    how = subject.adapt_experts
-    if how is None:
-        return predict(model, text, window)
-    with model.coterie.adapt_experts(how) as adaptation:
-        run = predict_in_steps if adaptation.settings.by_salience else predict
-        return run(model, text, window)
+    def reads(self) -> tuple[Reads | None, Reads | None]:
+        """What the model and the full one read, where tokens were computed in order."""
+        finished = self._done.values()
+        return Reads.total(one.reads for one in finished), Reads.total(one.full_reads for one in finished)
+
+    def _window(self, model: Any, reference: Any | None, place: tuple[int, int]) -> Finished:
+        text, window = self._texts[place[0]], self._plans[place[0]][place[1]]
+        expected, full_reads = None, None
+        if reference is not None:
+            run = predict_in_steps if self._subject.in_order else predict
+            expected, full_reads = self._counted(reference, window, lambda: run(reference, text, window))
+        logits, reads = self._counted(model, window, lambda: self._predict(model, text, window))
+        return Finished(score(logits, text.ids[window.predicted], expected), reads, full_reads)
+
+    def _counted(self, model: Any, window: Window, compute: Callable[[], Tensor]) -> tuple[Tensor, Reads | None]:
+        """Logits, and what was read for them where tokens are computed in order."""
+        if not self._subject.in_order:
+            return compute(), None
+        before = model.coterie.stats()
+        logits = compute()
+        return logits, Reads.between(before, model.coterie.stats(), window.tokens)
+
+    def _predict(self, model: Any, text: Text, window: Window) -> Tensor:
+        """Logits of a window, with the experts that are to be left out left out."""
+        in_order, how = self._subject.in_order, self._subject.adapt_experts
+        if how is None:
+            return (predict_in_steps if in_order else predict)(model, text, window)
+        with model.coterie.adapt_experts(how) as adaptation:
+            run = predict_in_steps if in_order or adaptation.settings.by_salience else predict
+            return run(model, text, window)
 
 
 def _meter(

@@ -101,7 +101,7 @@ def predict_in_steps(model: Any, text: Text, window: Window) -> Tensor:
         if rows and not one.keeps_tokens:
             raise UnsupportedError(
                 f"{type(model).__name__} keeps nothing of the tokens before, so it cannot be run token by token.",
-                advice="Evaluate it without adapting experts by salience.",
+                advice="Evaluate it without drop_cold, and without adapting experts by salience.",
             )
         loop.step()
         one.check()

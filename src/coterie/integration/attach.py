@@ -42,6 +42,7 @@ class Attachment:
         present: Bank → ids of the experts that are there.
         missing: Policy for absent experts, or None if there are none.
         experts_per_token: Overrides the routers' K.
+        drop_cold: See :class:`StreamedBank`.
         prefetch: When the next layer's experts are read before they are asked for.
         linears: The linear layers outside experts whose weights are in a scheme, or None.
 
@@ -64,6 +65,7 @@ class Attachment:
         present: Mapping[BankKey, Collection[int]],
         missing: Missing | None = None,
         experts_per_token: int | None = None,
+        drop_cold: float | None = None,
         prefetch: Prefetch = "off",
         linears: QuantisedLinears | None = None,
     ) -> None:
@@ -79,6 +81,7 @@ class Attachment:
         self._present = present
         self.missing = missing
         self._experts_per_token = experts_per_token
+        self._drop_cold = drop_cold
         self._prefetch: Prefetch = prefetch
         self.ahead: dict[str, LookAhead] = {}
 
@@ -125,7 +128,7 @@ class Attachment:
     def _stream(self, model: PreTrainedModel, bank: ExpertBank, kernels: _Kernels) -> StreamedBank:
         policy = adapt_block(model, bank, self._present[bank.key], self.missing, self._experts_per_token)
         self.removed.update(name for names in bank.targets.values() for name in names)
-        streamed = StreamedBank(bank, self.clocks[bank.key.component], policy)
+        streamed = StreamedBank(bank, self.clocks[bank.key.component], policy, self._drop_cold)
         streamed.order = self.orders[bank.key.component]
         present = sorted(self._present[bank.key])
         streamed.order.add(bank.path, [streamed.keys[expert] for expert in present])
