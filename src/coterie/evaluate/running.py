@@ -30,6 +30,7 @@ from coterie.spec.opening import Opening
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 def evaluate(
     model: str | Path,
     texts: Sequence[str | Path],
@@ -144,15 +145,16 @@ def evaluate_opening(
         AdaptiveExperts.of(adapt_experts, 1)  # an unknown name is told before a model is opened
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1 token, not {limit}.", got=limit)
+    if opening.drop_cold is not None:
+        # What is prefetched depends on how fast the disk is, and then the result would, too.
+        opening = replace(opening, prefetch="off")
     contents = [(str(path), read_text(path, filled=True)) for path in texts]
     subject = Subject(path=model, opening=opening, adapt_experts=adapt_experts)
     full = None
     if against is not None:
         full = Subject(
             path=against,
-            opening=replace(
-                opening, missing=None, source=None, experts_per_token=None, drop_cold=None, revision=None
-            ),
+            opening=replace(opening, missing=None, source=None, experts_per_token=None, drop_cold=None, revision=None),
         )
     inputs = input_tokens(subject, full, context)
     tokenised = tokenise(subject, full, contents, limit)

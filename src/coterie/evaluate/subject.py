@@ -96,11 +96,7 @@ class Subject:
             LoadError: If its tokenizer does not fit its embedding.
             CoterieError: As :func:`coterie.load`.
         """
-        # What is prefetched depends on how fast the disk is: results would not be the same twice.
-        prefetch = "off" if self.in_order else self.opening.prefetch
-        opening = replace(
-            self.opening, memory=memory, component=self._part, max_context=max_context, prefetch=prefetch
-        )
+        opening = replace(self.opening, memory=memory, component=self._part, max_context=max_context)
         model = open_streamed(self.path, opening)
         try:
             rows = embedding_rows(model)

@@ -248,7 +248,9 @@ class LookAhead:
             return
         follower, hidden = site.follower, place.hidden
         if follower is not None and hidden is not None and follower.can_predict:
-            keys = [follower.streamed.keys[expert] for expert in follower.predict(hidden, _most(now, follower.streamed))]
+            keys = [
+                follower.streamed.keys[expert] for expert in follower.predict(hidden, _most(now, follower.streamed))
+            ]
             cache.predict(keys, consumer=now.consumer)
 
     @staticmethod
