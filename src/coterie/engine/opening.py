@@ -94,7 +94,6 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         present=source.present,
         missing=None if source.complete else opening.missing,
         experts_per_token=opening.experts_per_token,
-        drop_cold=opening.drop_cold,
         prefetch=opening.prefetch,
         linears=None if source.linears is None else source.linears.layers(),
     )
@@ -121,7 +120,7 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     if source.quantised and native.library() is None:
         _warn_without_library(source)
     try:
-        attachment.connect(cache, source.experts)
+        attachment.connect(cache, source.experts, opening.drop_cold)
     except BaseException:
         cache.close()
         raise

@@ -42,7 +42,6 @@ class Attachment:
         present: Bank → ids of the experts that are there.
         missing: Policy for absent experts, or None if there are none.
         experts_per_token: Overrides the routers' K.
-        drop_cold: See :class:`StreamedBank`.
         prefetch: When the next layer's experts are read before they are asked for.
         linears: The linear layers outside experts whose weights are in a scheme, or None.
 
@@ -65,7 +64,6 @@ class Attachment:
         present: Mapping[BankKey, Collection[int]],
         missing: Missing | None = None,
         experts_per_token: int | None = None,
-        drop_cold: float | None = None,
         prefetch: Prefetch = "off",
         linears: QuantisedLinears | None = None,
     ) -> None:
@@ -81,7 +79,6 @@ class Attachment:
         self._present = present
         self.missing = missing
         self._experts_per_token = experts_per_token
-        self._drop_cold = drop_cold
         self._prefetch: Prefetch = prefetch
         self.ahead: dict[str, LookAhead] = {}
 
@@ -128,7 +125,7 @@ class Attachment:
     def _stream(self, model: PreTrainedModel, bank: ExpertBank, kernels: _Kernels) -> StreamedBank:
         policy = adapt_block(model, bank, self._present[bank.key], self.missing, self._experts_per_token)
         self.removed.update(name for names in bank.targets.values() for name in names)
-        streamed = StreamedBank(bank, self.clocks[bank.key.component], policy, self._drop_cold)
+        streamed = StreamedBank(bank, self.clocks[bank.key.component], policy)
         streamed.order = self.orders[bank.key.component]
         present = sorted(self._present[bank.key])
         streamed.order.add(bank.path, [streamed.keys[expert] for expert in present])
@@ -167,8 +164,13 @@ class Attachment:
                     got=self._num_experts[key],
                 )
 
-    def connect(self, cache: ExpertCache, source: ExpertSource) -> None:
+    def connect(self, cache: ExpertCache, source: ExpertSource, drop_cold: float | None = None) -> None:
         """Gives every bank the cache; checks that records make the parameters that the model needs.
+
+        Args:
+            cache: The cache.
+            source: Where its experts come from.
+            drop_cold: See :meth:`StreamedBank.connect`.
 
         Raises:
             LoadError: If a record's fields are not the module's parameters.
@@ -176,7 +178,7 @@ class Attachment:
         decoders = bank_decoders({key: streamed.bank for key, streamed in self.banks.items()}, source)
         for key, streamed in self.banks.items():
             for module in (streamed, *self._twins[key]):
-                module.connect(cache, decoders[key])
+                module.connect(cache, decoders[key], drop_cold)
         for ahead in self.ahead.values():
             ahead.connect(cache)
 

@@ -88,8 +88,6 @@ class StreamedBank:
         bank: Identity and shapes.
         clock: The component's forward passes.
         missing: Policy for absent experts, or None if all are present.
-        drop_cold: Share of a token's highest gate weight below which decode steps leave out experts that are not in
-            memory; None to read them all.
 
     Attributes:
         keys: Key of each expert.
@@ -99,22 +97,19 @@ class StreamedBank:
         batch_nbytes: Bytes of experts in memory that are best computed with at once: so little of the cache that there
             is room for reading meanwhile.
         view: The experts in the cache, once there is one.
-        cold: Leaves out such experts, once there is a cache; None where nothing is left out.
+        cold: Leaves out light experts that are not in memory; None where all are read.
         order: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
             done is used to predict what comes next.
     """
 
-    def __init__(
-        self, bank: ExpertBank, clock: StepClock, missing: MissingPolicy | None, drop_cold: float | None = None
-    ) -> None:
+    def __init__(self, bank: ExpertBank, clock: StepClock, missing: MissingPolicy | None) -> None:
         self.bank = bank
         self.counters = BankCounters()
         self.missing = missing
         self.keys = [bank.key.expert(e) for e in range(bank.num_experts)]
         # The first id that is no expert's, with or without weights.
         self._end = bank.num_experts + bank.identities
-        self._drop_cold = drop_cold
         self.cold: ColdDrop | None = None
         self._lock = threading.Lock()
         self.now = clock.now
@@ -127,14 +122,21 @@ class StreamedBank:
         self.order: LayerOrder | None = None
         self.look_ahead: Callable[[], None] = _nothing
 
-    def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
-        """Gives the bank its cache, and what makes parameters of the records in it."""
+    def connect(self, cache: ExpertCache, decoder: BankDecoder, drop_cold: float | None = None) -> None:
+        """Gives the bank its cache.
+
+        Args:
+            cache: The cache.
+            decoder: What makes parameters of the records in it.
+            drop_cold: Share of a token's highest gate weight below which decode steps leave out experts that are not
+                in memory; None to read them all.
+        """
         self._cache = cache
         self.view = cache.view(self.bank.key, self.bank.num_experts)
         self.all_fit = cache.total_bytes <= cache.capacity
         self.batch_nbytes = min(cache.capacity // _BATCHES, _BATCH_NBYTES)
-        if self._drop_cold is not None:
-            self.cold = ColdDrop(self._drop_cold, self.keys, self._end, cache)
+        if drop_cold is not None:
+            self.cold = ColdDrop(drop_cold, self.keys, self._end, cache)
         self.decodes = decoder.changes
         self._decoder = decoder if decoder.changes else None
 
