@@ -18,7 +18,9 @@ def scores(seed: int) -> TokenScores:
     rng = np.random.default_rng(seed)
     return TokenScores(
         loss=rng.random(5) / 3,
+        correct=rng.random(5) < 0.5,
         full_loss=np.array([np.inf, *rng.random(4)]),
+        full_correct=rng.random(5) < 0.5,
         kld=rng.random(5) * 1e-9,
         same_top=rng.random(5) < 0.5,
         identical=rng.random(5) < 0.5,
@@ -37,7 +39,7 @@ def assert_same(one: TokenScores, other: TokenScores) -> None:
 
 def test_what_was_written_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
-    alone = TokenScores(loss=np.array([0.1, 1 / 3]))
+    alone = TokenScores(loss=np.array([0.1, 1 / 3]), correct=np.array([True, False]))
     with Journal(path, HEADER) as journal:
         journal.append(0, 0, Finished(scores(1)))
         journal.append(1, 3, Finished(alone, READS, READS))

@@ -17,6 +17,7 @@ from coterie.cli.console import notes, plain_table, print_json, print_note, prin
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
+from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import check_text
 from coterie.spec import format_bytes
@@ -47,6 +48,17 @@ def command(
             show_default=False,
             callback=shared.named_model,
             help="Compare with this model: the lossless one with all experts. Without it: perplexity alone.",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            file_okay=False,
+            metavar="DIR",
+            show_default=False,
+            help="Keep the logits of the full model in this directory, and compare with what is there. Then it is "
+            "computed once, and alone: neither model shares --memory.",
         ),
     ] = None,
     context: Annotated[
@@ -106,6 +118,8 @@ def command(
     Ctrl-C ends it with exit code 130; with --resume the same command goes on where it was.
     """
     check_adaptation(adapt_experts)
+    if reference is not None and against is None:
+        raise UsageError("--reference keeps the logits of the full model, and none is named.", advice="Add --against.")
     if output is not None:
         check_writable(output)
     if resume is not None:
@@ -121,6 +135,7 @@ def command(
             text,
             opening,
             against=against,
+            reference=reference,
             context=context,
             stride=stride,
             limit=limit,
@@ -145,9 +160,16 @@ def _print(evaluation: Evaluation) -> None:
     if len(rows) > 1:
         rows.append(evaluation.total)
     if evaluation.against is None:
-        table = plain_table("text", "tokens", "nats/token", "perplexity", right=("tokens", "nats/token", "perplexity"))
+        headings = ("tokens", "nats/token", "perplexity", "accuracy, %")
+        table = plain_table("text", *headings, right=headings)
         for row in rows:
-            table.add_row(row.name, f"{row.tokens:,}", _figure(row.loss, 4), _figure(row.perplexity, 3))
+            table.add_row(
+                row.name,
+                f"{row.tokens:,}",
+                _figure(row.loss, 4),
+                _figure(row.perplexity, 3),
+                _reach(row.accuracy, 2, scale=100),
+            )
         print_table(table)
     else:
         _print_comparison(rows)
@@ -199,7 +221,7 @@ def _print_comparison(rows: list[Quality]) -> None:
             )
     print_table(table)
     results().print()
-    numbers = ("KLD mean", "median", "90 %", "99 %", "max", "same top, %", "RMS Δp, %")
+    numbers = ("KLD mean", "median", "90 %", "99 %", "max", "same top, %", "accuracy, %", "full model's")
     table = plain_table("text", *numbers, right=numbers)
     for row in rows:
         found = row.comparison
@@ -210,7 +232,8 @@ def _print_comparison(rows: list[Quality]) -> None:
                 _reach(found.kld, 5),
                 *(f"{value:.4f}" for value in spread),
                 _reach(found.same_top, 2, scale=100),
-                _reach(found.rms_delta_p, 2, scale=100),
+                _reach(row.accuracy, 2, scale=100),
+                _reach(found.full_accuracy, 2, scale=100),
             )
     print_table(table)
 

@@ -22,7 +22,15 @@ from coterie.evaluate.scores import TokenScores
 from coterie.files.json_text import JsonLimits, parse_json
 
 JOURNAL_SCHEMA_VERSION = 2
-_DTYPES = {"loss": float, "full_loss": float, "kld": float, "same_top": bool, "identical": bool}
+_DTYPES = {
+    "loss": float,
+    "correct": bool,
+    "full_loss": float,
+    "full_correct": bool,
+    "kld": float,
+    "same_top": bool,
+    "identical": bool,
+}
 _READS = ("reads", "full_reads")
 
 _LINE = JsonLimits(nbytes=64 << 20, depth=8, values=4_000_000)

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coterie.errors import UsageError
 from coterie.evaluate.confidence import block_starts
-from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ProgressCallback
-from coterie.evaluate.journal import Finished, Journal
-from coterie.evaluate.memory import logits_nbytes, share_memory
+from coterie.evaluate.evaluation import Evaluation, ProgressCallback
+from coterie.evaluate.journal import Journal
+from coterie.evaluate.measuring import Run
 from coterie.evaluate.planning import input_tokens, steps, tokenise
 from coterie.evaluate.quality import measure
-from coterie.evaluate.reads import Reads
-from coterie.evaluate.scores import TokenScores, predict, predict_in_steps, score
+from coterie.evaluate.reference import Reference
 from coterie.evaluate.subject import Subject
 from coterie.evaluate.texts import Text
-from coterie.evaluate.windows import Window, plan_windows
+from coterie.evaluate.windows import plan_windows
 from coterie.files.text import read_text
 from coterie.spec import DEFAULT_POLICY, AdaptiveExperts, Missing
 from coterie.spec.opening import Opening
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def evaluate(
@@ -36,6 +31,7 @@ def evaluate(
     texts: Sequence[str | Path],
     *,
     against: str | Path | None = None,
+    reference: str | Path | None = None,
     context: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
@@ -58,13 +54,18 @@ def evaluate(
     """Measures how well a model predicts texts, and how far it is from the full model.
 
     Both models are open at once, under one budget, and read a window at a time; of its logits only a few numbers per
-    token are kept. Beside the models this takes ``models × context × vocabulary × 4`` bytes, and 64 MiB. Which experts
-    are in memory changes no figure, unless ``drop_cold`` is given.
+    token are kept. With ``reference`` the full one comes first and alone, and its logits are kept. Beside the models
+    this takes ``models × context × vocabulary × 4`` bytes, and 64 MiB. Which experts are in memory changes no figure,
+    unless ``drop_cold`` is given.
 
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``"bundled"``. Of a whole omni model its thinker is used.
         texts: UTF-8 files.
         against: The model to compare with: usually a lossless store or checkpoint of the same one, with all experts.
+        reference: A directory that keeps the logits of ``against``, compressed without loss. What is not there is
+            computed, by that model alone; then ``model`` is compared with what was kept. So both may take the whole
+            budget, and several models are compared with logits that were computed once. If it is interrupted, it goes
+            on where it was.
         context: Input tokens of a window; default: 512, or what the models were made for if that is less.
         stride: Predictions of a window; default: as many as inputs. A smaller one gives each token more context, and
             costs as many times the work. See :func:`plan_windows`.
@@ -115,6 +116,7 @@ def evaluate(
         texts,
         opening,
         against=against,
+        reference=reference,
         context=context,
         stride=stride,
         limit=limit,
@@ -130,6 +132,7 @@ def evaluate_opening(
     opening: Opening,
     *,
     against: str | Path | None = None,
+    reference: str | Path | None = None,
     context: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
@@ -141,6 +144,10 @@ def evaluate_opening(
     opening.check()
     if not texts:
         raise UsageError("There is no text to evaluate with.", advice="Name one or more UTF-8 files.")
+    if reference is not None and against is None:
+        raise UsageError(
+            "A reference keeps the logits of the full model, and none is named.", advice="Name it: against."
+        )
     if isinstance(adapt_experts, str):
         AdaptiveExperts.of(adapt_experts, 1)  # an unknown name is told before a model is opened
     if limit is not None and limit < 1:
@@ -165,7 +172,10 @@ def evaluate_opening(
         if journal is not None:
             header = _header(subject, full, tokenised, inputs, step)
             record = stack.enter_context(Journal(journal, header))
-        run = _Run(subject, full, tokenised, plans, inputs, record, progress)
+        kept = None
+        if reference is not None and full is not None:
+            kept = Reference(reference, _reference_header(full, tokenised, inputs, step, in_steps=subject.in_order))
+        run = Run(subject, full, tokenised, plans, inputs, record, kept, progress)
         run.finish()
     scores, (reads, full_reads) = run.scores(), run.reads()
     starts = [block_starts([window.tokens for window in plan], room) for plan in plans]
@@ -188,12 +198,36 @@ def evaluate_opening(
     )
 
 
+def _reference_header(
+    full: Subject, texts: Sequence[Text], inputs: int, step: int, *, in_steps: bool
+) -> dict[str, Any]:
+    """What must be equal for logits of the full model to be the same."""
+    return {
+        "model": full.fingerprint,
+        "texts": _digests(texts),
+        "context": inputs,
+        "stride": step,
+        "component": full.opening.component,
+        "in_steps": in_steps,
+        "threads": full.opening.threads,
+        "versions": _versions(),
+    }
+
+
+def _digests(texts: Sequence[Text]) -> list[str]:
+    return [hashlib.sha256(repr((text.prefix, text.ids)).encode()).hexdigest() for text in texts]
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("coterie", "torch", "transformers")}
+
+
 def _header(subject: Subject, full: Subject | None, texts: Sequence[Text], inputs: int, step: int) -> dict[str, Any]:
     """What must be equal for the scores of two runs to belong together."""
     return {
         "model": subject.fingerprint,
         "against": None if full is None else full.fingerprint,
-        "texts": [hashlib.sha256(repr((text.prefix, text.ids)).encode()).hexdigest() for text in texts],
+        "texts": _digests(texts),
         "context": inputs,
         "stride": step,
         "missing": subject.opening.missing,
@@ -202,126 +236,5 @@ def _header(subject: Subject, full: Subject | None, texts: Sequence[Text], input
         "cache": subject.cache_settings if subject.in_order else None,
         "adapt_experts": None if subject.adapt_experts is None else str(subject.adapt_experts),
         "component": subject.opening.component,
-        "versions": {name: version(name) for name in ("coterie", "torch", "transformers")},
+        "versions": _versions(),
     }
-
-
-class _Run:
-    """The windows of texts, each with its scores: those in a journal, and the rest from the models.
-
-    Args:
-        subject: The model.
-        full: What it is compared with, or None.
-        texts: As tokens.
-        plans: The windows of each.
-        inputs: Input tokens of a window at most.
-        journal: Finished windows, and where further ones are kept; None to keep nothing.
-        progress: Told after every window.
-    """
-
-    def __init__(
-        self,
-        subject: Subject,
-        full: Subject | None,
-        texts: Sequence[Text],
-        plans: Sequence[Sequence[Window]],
-        inputs: int,
-        journal: Journal | None,
-        progress: ProgressCallback | None,
-    ) -> None:
-        self._subject = subject
-        self._full = full
-        self._texts = texts
-        self._plans = plans
-        self._inputs = inputs
-        self._journal = journal
-        self._progress = progress
-        self._done: dict[tuple[int, int], Finished] = {} if journal is None else dict(journal.done)
-
-    def finish(self) -> None:
-        """Computes what is left; opens the models only if there is any."""
-        order = [(t, w) for t, plan in enumerate(self._plans) for w in range(len(plan))]
-        to_do = [place for place in order if place not in self._done]
-        if not to_do:
-            return
-        subject, full = self._subject, self._full
-        shares = share_memory(
-            subject.source,
-            None if full is None else full.source,
-            memory=subject.opening.memory,
-            expert_memory=subject.opening.expert_memory,
-            context=self._inputs,
-        )
-        with ExitStack() as stack:
-            reference = None
-            if full is not None:
-                reference = stack.enter_context(full.open(memory=shares.full, max_context=self._inputs))
-            model = stack.enter_context(subject.open(memory=shares.model, max_context=self._inputs))
-            for one in (model, reference):
-                if one is not None:
-                    one.coterie.keep_for_logits(logits_nbytes(subject.source, self._inputs))
-            tell = _meter(self._plans, to_do, self._progress)
-            before = order.index(to_do[0]) - 1
-            if subject.in_order and before >= 0:
-                self._window(model, reference, order[before])
-            for place in to_do:
-                finished = self._done[place] = self._window(model, reference, place)
-                if self._journal is not None:
-                    self._journal.append(*place, finished)
-                tell(self._plans[place[0]][place[1]].tokens)
-
-    def scores(self) -> list[TokenScores]:
-        """Those of each text."""
-        return [
-            TokenScores.join([self._done[t, w].scores for w in range(len(plan))]) for t, plan in enumerate(self._plans)
-        ]
-
-    def reads(self) -> tuple[Reads | None, Reads | None]:
-        """What the model and the full one read, where tokens were computed in order."""
-        finished = self._done.values()
-        return Reads.total(one.reads for one in finished), Reads.total(one.full_reads for one in finished)
-
-    def _window(self, model: Any, reference: Any | None, place: tuple[int, int]) -> Finished:
-        text, window = self._texts[place[0]], self._plans[place[0]][place[1]]
-        expected, full_reads = None, None
-        if reference is not None:
-            run = predict_in_steps if self._subject.in_order else predict
-            expected, full_reads = self._counted(reference, window, lambda: run(reference, text, window))
-        logits, reads = self._counted(model, window, lambda: self._predict(model, text, window))
-        return Finished(score(logits, text.ids[window.predicted], expected), reads, full_reads)
-
-    def _counted(self, model: Any, window: Window, compute: Callable[[], Tensor]) -> tuple[Tensor, Reads | None]:
-        """Logits, and what was read for them where tokens are computed in order."""
-        if not self._subject.in_order:
-            return compute(), None
-        before = model.coterie.stats()
-        logits = compute()
-        return logits, Reads.between(before, model.coterie.stats(), window.tokens)
-
-    def _predict(self, model: Any, text: Text, window: Window) -> Tensor:
-        """Logits of a window, with the experts that are to be left out left out."""
-        in_order, how = self._subject.in_order, self._subject.adapt_experts
-        if how is None:
-            return (predict_in_steps if in_order else predict)(model, text, window)
-        with model.coterie.adapt_experts(how) as adaptation:
-            run = predict_in_steps if in_order or adaptation.settings.by_salience else predict
-            return run(model, text, window)
-
-
-def _meter(
-    plans: Sequence[Sequence[Window]], to_do: Sequence[tuple[int, int]], progress: ProgressCallback | None
-) -> Callable[[int], None]:
-    """A function to call with the predictions of a window that is done."""
-    total = sum(window.tokens for plan in plans for window in plan)
-    done = earlier = total - sum(plans[t][w].tokens for t, w in to_do)
-    begin = time.monotonic()
-
-    def tell(tokens: int) -> None:
-        nonlocal done
-        done += tokens
-        if progress is not None:
-            elapsed = time.monotonic() - begin
-            progress(EvaluationProgress(done=done, total=total, earlier=earlier, elapsed_s=elapsed))
-
-    tell(0)
-    return tell
