@@ -65,24 +65,28 @@ class ColdDrop:
         Args:
             routed: int64 ids [T, K] and weights [T, K] of the step's T tokens.
         """
-        chosen = {expert for row in routed.ids.tolist() for expert in row if expert < len(self._keys)}
+        # Lists: a step has few pairs, and an operation of torch takes longer than going through them.
+        rows: list[list[int]] = routed.ids.tolist()
+        chosen = {expert for row in rows for expert in row if expert < len(self._keys)}
         if all(self._keys[expert] in self._cache for expert in chosen):
             return LeftOut(routed, 0, 0)
         light_TK = light_choices(routed.ids, routed.weights, none=self._none, min_gate=self._share)
-        self._note(light_TK)
-        heavy = set(routed.ids[~light_TK].tolist())
-        to_read = self._cache.to_read([self._keys[expert] for expert in sorted(chosen - heavy)])
+        pairs = [
+            pair for row, light in zip(rows, light_TK.tolist(), strict=True) for pair in zip(row, light, strict=True)
+        ]
+        heavy = [expert for expert, light in pairs if not light]
+        self._note(len(heavy) / len(rows))
+        to_read = self._cache.to_read([self._keys[expert] for expert in sorted(chosen.difference(heavy))])
         if not to_read:
             return LeftOut(routed, 0, 0)
-        gone = torch.tensor([key.expert for key in to_read])
-        gone_TK = torch.isin(routed.ids, gone)
+        gone = {key.expert for key in to_read}
+        gone_TK = torch.tensor([[expert in gone for expert in row] for row in rows], device=routed.ids.device)
         left = Routed(
             routed.ids.masked_fill(gone_TK, self._none), routed.weights.masked_fill(gone_TK, 0.0), routed.absent
         )
         return LeftOut(left, len(to_read), sum(to_read.values()))
 
-    def _note(self, light_TK: torch.Tensor) -> None:
-        heavy = light_TK.shape[1] - light_TK.sum().item() / light_TK.shape[0]
+    def _note(self, heavy: float) -> None:
         before = self._heavy
         # Threads may overwrite one another's: it is a mean of hundreds.
         self._heavy = heavy if before is None else before + _RATE * (heavy - before)
