@@ -15,6 +15,9 @@ What one run takes in all is in each table: bytes read, memory of the process, p
 processes killed. Decode speed is by the arrival of tokens after the first sixteen; prefill is what the engine itself
 says, without opening the model. Times to first token begin before the process exists.
 
+With ``--drop-cold TAU`` Coterie takes part in limited memory once more, leaving out light experts that are not in it.
+The text must be the same: whatever experts add, this model's next token is clear.
+
 An interrupted benchmark goes on with ``--resume``; ``--quick`` uses a model of 50 MB to see that all of it works.
 """
 
@@ -88,7 +91,11 @@ def prepare(sizes: Sizes, given: argparse.Namespace) -> tuple[FullSizeModel, lis
     ours = Coterie(files.store, given.threads)
     mapped = LlamaCpp(llama.completion, files.gguf, given.threads, repacked=False)
     repacked = LlamaCpp(llama.completion, files.gguf, given.threads, repacked=True)
-    return model, [ours, mapped], [ours, mapped, repacked]
+    dropping = [
+        Coterie(files.store, given.threads, f"coterie --drop-cold {share:g}", drop_cold=share)
+        for share in given.drop_cold
+    ]
+    return model, [ours, *dropping, mapped], [ours, mapped, repacked]
 
 
 def publish_contest(
@@ -163,6 +170,9 @@ def main() -> int:
     parser.add_argument("--shape", choices=SHAPES, help="another model")
     parser.add_argument("--limits", type=float, nargs="+", metavar="GIB", help="other memory cgroups")
     parser.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases whose name contains one of these")
+    parser.add_argument(
+        "--drop-cold", type=float, nargs="+", metavar="TAU", default=[], help="in limits, also Coterie with this option"
+    )
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one run (%(default)g)")
     parser.add_argument("--limited-timeout", type=float, metavar="SECONDS", help="for one that starts in a cgroup")
     parser.add_argument("--resume", action="store_true", help="keep the runs that an interrupted benchmark has made")

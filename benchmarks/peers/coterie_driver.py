@@ -139,6 +139,7 @@ def main() -> int:
     parser.add_argument("--served", action="store_true", help="report what each layer of each decode step found")
     parser.add_argument("--costs", action="store_true", help="measure what a step's parts and reads take")
     parser.add_argument("--prefetch", help="other than by default")
+    parser.add_argument("--drop-cold", type=float, help="leave out light experts that are not in memory")
     parser.add_argument("--grow-after", type=int, help="tokens after which to wait until the cache has its memory")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", "The experts have")
@@ -153,6 +154,7 @@ def main() -> int:
             memory=given.memory,
             max_context=given.max_context,
             threads=given.threads,
+            drop_cold=given.drop_cold,
             **({"prefetch": given.prefetch} if given.prefetch else {}),
         )
     runtime = model.coterie
@@ -181,6 +183,8 @@ def main() -> int:
         "decode_hit_rate": stats.total.decode_hit_rate,
         "bytes_read": stats.total.bytes_read,
         "wait_s": stats.total.wait_s,
+        "left_out": stats.total.left_out,
+        "bytes_not_read": stats.total.bytes_not_read,
         "committed_bytes": runtime.cache.stats().committed_bytes,
         "prefetch_issued": stats.prefetch_issued,
         "prefetch_used": stats.prefetch_used,

@@ -53,6 +53,7 @@ class Coterie:
         served: Whether to report what each layer of each decode step found resident, which costs hardly any time.
         costs: Whether to measure afterwards what a step's parts and reads take.
         prefetch: As ``load`` takes it; None for its default.
+        drop_cold: Likewise.
         grown: Whether to wait until the cache has its memory before steps are measured.
     """
 
@@ -63,6 +64,7 @@ class Coterie:
     served: bool = False
     costs: bool = False
     prefetch: str | None = None
+    drop_cold: float | None = None
     grown: bool = False
 
     @contextmanager
@@ -78,6 +80,7 @@ class Coterie:
             flags += ["--served"] if self.served else []
             flags += ["--costs"] if self.costs else []
             flags += ["--prefetch", self.prefetch] if self.prefetch is not None else []
+            flags += ["--drop-cold", self.drop_cold] if self.drop_cold is not None else []
             flags += ["--grow-after", case.settle_tokens] if self.grown else []
             command = [sys.executable, "-m", "peers.coterie_driver", str(self.store), *map(str, flags)]
             yield command, {"PYTHONPATH": _python_path()}

@@ -209,3 +209,20 @@ class TestEnd:
         source = TinySource.uniform(tmp_path, 2)
         with ExpertCache(source, capacity=2**20) as cache, pytest.raises(UsageError, match="pickled"):
             pickle.dumps(cache)
+
+
+def test_it_says_what_would_have_to_be_read(tmp_path):
+    gate = Gate(KEYS[0])
+    source = TinySource.mixed(tmp_path, 9, before_read=gate)
+    with ExpertCache(source, capacity=source.total()) as cache:
+        assert cache.to_read(KEYS[:2]) == {key: source.layout(key).nbytes for key in KEYS[:2]}
+        with leased(cache, KEYS[:1]) as lease:
+            # What is on its way is not to be read again.
+            gate.wait_for(KEYS[0])
+            assert list(cache.to_read(KEYS[:2])) == [KEYS[1]]
+            gate.open()
+            list(lease)
+        assert list(cache.to_read(KEYS[:3])) == [KEYS[1], KEYS[2]]
+        assert cache.stats().misses == 1
+    with pytest.raises(UsageError, match="closed"):
+        cache.to_read(KEYS[:1])

@@ -83,9 +83,9 @@ def test_mistakes_are_told_in_the_words_of_the_command_line(coterie, full, parti
 
 
 def test_ctrl_c_is_130_and_the_next_run_goes_on(coterie, full, text, tmp_path: Path, monkeypatch) -> None:
-    from coterie.evaluate import running
+    from coterie.evaluate import measuring
 
-    predict, calls = running.predict, []
+    predict, calls = measuring.predict, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -93,7 +93,7 @@ def test_ctrl_c_is_130_and_the_next_run_goes_on(coterie, full, text, tmp_path: P
             raise KeyboardInterrupt
         return predict(*arguments)
 
-    monkeypatch.setattr(running, "predict", interrupted)
+    monkeypatch.setattr(measuring, "predict", interrupted)
     arguments = ("evaluate", full, "-t", text, *SMALL, "--json", "--resume", str(tmp_path / "scores.jsonl"))
     outcome = coterie(*arguments)
     assert (outcome.code, outcome.out) == (130, "")

@@ -4,17 +4,23 @@ import numpy as np
 import pytest
 
 from coterie.errors import InputError, UsageError
-from coterie.evaluate import TokenScores
-from coterie.evaluate.journal import Journal
+from coterie.evaluate import Reads, TokenScores
+from coterie.evaluate.journal import Finished, Journal
 
 HEADER = {"model": "00ff", "context": 8, "texts": ["ab"]}
+
+READS = Reads(
+    tokens=2, requested=9, hits=5, bytes_read=100, left_out=3, bytes_not_read=75, capacity=200, total_expert_bytes=400
+)
 
 
 def scores(seed: int) -> TokenScores:
     rng = np.random.default_rng(seed)
     return TokenScores(
         loss=rng.random(5) / 3,
+        correct=rng.random(5) < 0.5,
         full_loss=np.array([np.inf, *rng.random(4)]),
+        full_correct=rng.random(5) < 0.5,
         kld=rng.random(5) * 1e-9,
         same_top=rng.random(5) < 0.5,
         identical=rng.random(5) < 0.5,
@@ -33,21 +39,26 @@ def assert_same(one: TokenScores, other: TokenScores) -> None:
 
 def test_what_was_written_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
-    alone = TokenScores(loss=np.array([0.1, 1 / 3]))
+    alone = TokenScores(loss=np.array([0.1, 1 / 3]), correct=np.array([True, False]))
     with Journal(path, HEADER) as journal:
-        journal.append(0, 0, scores(1))
-        journal.append(1, 3, alone)
+        journal.append(0, 0, Finished(scores(1)))
+        journal.append(1, 3, Finished(alone, READS, READS))
     with Journal(path, HEADER) as journal:
         assert sorted(journal.done) == [(0, 0), (1, 3)]
-        assert_same(journal.done[0, 0], scores(1))
-        assert_same(journal.done[1, 3], alone)
+        assert_same(journal.done[0, 0].scores, scores(1))
+        assert_same(journal.done[1, 3].scores, alone)
+        assert (journal.done[0, 0].reads, journal.done[1, 3].reads, journal.done[1, 3].full_reads) == (
+            None,
+            READS,
+            READS,
+        )
 
 
 def test_half_a_line_is_dropped_and_the_rest_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     with Journal(path, HEADER) as journal:
-        journal.append(0, 0, scores(1))
-        journal.append(0, 1, scores(2))
+        journal.append(0, 0, Finished(scores(1)))
+        journal.append(0, 1, Finished(scores(2)))
     content = path.read_bytes()
     first_line = content.index(b"\n") + 1
     for cut in (1, first_line - 1, first_line, first_line + 9, len(content) - 1):
@@ -55,14 +66,14 @@ def test_half_a_line_is_dropped_and_the_rest_goes_on(tmp_path: Path) -> None:
         with Journal(path, HEADER) as journal:
             assert len(journal.done) == content[:cut].count(b"\n") - (cut >= first_line)
             for window in range(len(journal.done), 2):
-                journal.append(0, window, scores(window + 1))
+                journal.append(0, window, Finished(scores(window + 1)))
         assert path.read_bytes() == content
 
 
 def test_another_evaluation_is_refused_and_its_file_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     with Journal(path, HEADER) as journal:
-        journal.append(0, 0, scores(1))
+        journal.append(0, 0, Finished(scores(1)))
     content = path.read_bytes()
     with pytest.raises(UsageError, match="another evaluation: context, model differ"):
         Journal(path, HEADER | {"context": 9, "model": "11"})

@@ -15,7 +15,7 @@ from coterie.errors import (
     UnsupportedError,
     UsageError,
 )
-from coterie.evaluate import EvaluationProgress, evaluate, running
+from coterie.evaluate import EvaluationProgress, evaluate, measuring
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.spec import AdaptiveExperts
 from zoo import stock
@@ -148,13 +148,13 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(readable: Path, partial:
 
 def test_both_models_share_one_budget(readable: Path, partial: Path, words, monkeypatch) -> None:
     plans = []
-    predict = running.predict
+    predict = measuring.predict
 
     def watch(model, *arguments):
         plans.append(model.coterie.plan)
         return predict(model, *arguments)
 
-    monkeypatch.setattr(running, "predict", watch)
+    monkeypatch.setattr(measuring, "predict", watch)
     budget = 8 << 30
     evaluate(partial, [words(20)], against=readable, missing="mask", context=32, memory=budget)
     full, model = plans[0], plans[1]
@@ -167,7 +167,7 @@ def test_both_models_share_one_budget(readable: Path, partial: Path, words, monk
 
 
 def test_what_is_asked_wrongly_is_told_before_a_model_is_opened(readable: Path, words, monkeypatch) -> None:
-    monkeypatch.setattr(running.Subject, "open", None)
+    monkeypatch.setattr(measuring.Subject, "open", None)
     text = words(30)
     with pytest.raises(UsageError, match="no text"):
         evaluate(readable, [])
@@ -233,3 +233,64 @@ def test_fewer_experts_have_a_price(readable: Path, words, tmp_path: Path) -> No
         evaluate(readable, [text], adapt_experts="focus", journal=journal, **options)
     with pytest.raises(UsageError, match="Did you mean 'wake'"):
         evaluate(readable, [text], adapt_experts="wakes", **options)
+
+
+def test_what_is_left_out_is_priced_token_by_token_in_order(readable: Path, words, tmp_path: Path) -> None:
+    paths = [words(90), words(60, seed=1)]
+    options = {"against": readable, "context": 32, "expert_memory": "40%"}
+    # So small a share that nothing is below it: both models then compute the same, bit for bit.
+    none = evaluate(readable, paths, drop_cold=1e-9, **options)
+    assert none.total.comparison.identical == none.total.tokens == 148
+    assert none.total.comparison.kld_max == 0.0
+    assert (none.drop_cold, none.reads.left_out, none.reads.tokens) == (1e-9, 0, 148)
+    found = evaluate(readable, paths, drop_cold=1.0, **options)
+    assert found.total.comparison.kld.value > 0
+    assert found.reads.left_out > 0 == found.full_reads.left_out
+    assert found.reads.bytes_not_read == found.reads.left_out * found.full_reads.bytes_read // (
+        found.full_reads.requested - found.full_reads.hits
+    )
+    assert found.reads.bytes_read < found.full_reads.bytes_read
+    assert found.reads.bytes_per_token == found.reads.bytes_read / 148
+    assert found.reads.capacity < found.reads.total_expert_bytes
+    # Without it, what is in memory changes nothing, and nothing is told of it.
+    assert evaluate(readable, paths, **options).reads is None
+
+
+def test_an_interrupted_one_that_leaves_out_goes_on_with_a_warm_cache(readable: Path, words, tmp_path: Path) -> None:
+    computed: list[int] = []
+    paths, journal = [words(100)], tmp_path / "scores.jsonl"
+
+    def run(progress=None, **options):
+        return evaluate(
+            readable,
+            paths,
+            context=16,
+            expert_memory="40%",
+            drop_cold=1.0,
+            journal=journal,
+            progress=progress,
+            **options,
+        )
+
+    def stop_at_40(progress: EvaluationProgress) -> None:
+        if progress.done >= 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at_40)
+    original = measuring.predict_in_steps
+
+    def predict_in_steps(model, text, window):
+        computed.append(window.first)
+        return original(model, text, window)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "predict_in_steps", predict_in_steps)
+        resumed = run()
+    assert computed == [33, 49, 65, 81, 97]  # the third window again, which is not counted twice
+    assert resumed.reads.tokens == resumed.total.tokens == 99
+    assert run() == resumed
+    with pytest.raises(UsageError, match="cache differ"):
+        evaluate(readable, paths, context=16, expert_memory="80%", drop_cold=1.0, journal=journal)
+    with pytest.raises(UsageError, match="cache, drop_cold differ"):
+        evaluate(readable, paths, context=16, expert_memory="40%", journal=journal)

@@ -38,6 +38,8 @@ def test_scores_are_those_of_the_definitions(dtype: torch.dtype) -> None:
         np.testing.assert_allclose(loss, expected.numpy(), rtol=1e-12)
     np.testing.assert_allclose(found.kld, divergence_by_hand(full, ours), rtol=1e-11)
     np.testing.assert_array_equal(found.same_top, (ours.argmax(-1) == full.argmax(-1)).numpy())
+    np.testing.assert_array_equal(found.correct, (ours.argmax(-1) == following).numpy())
+    np.testing.assert_array_equal(found.full_correct, (full.argmax(-1) == following).numpy())
     assert not found.identical.any()
 
 

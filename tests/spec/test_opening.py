@@ -19,6 +19,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"expert_memory": "200%"}, "200%"),
     ({"threads": 0}, "threads must be at least 1"),
     ({"max_context": -1}, "max_context must be at least 1"),
+    ({"drop_cold": 0}, "drop_cold is a share of a token's highest gate weight, above 0 and up to 1, not 0"),
+    ({"drop_cold": 1.01}, "up to 1, not 1.01"),
     ({"pin": "1GiB"}, "pin='1GiB' keeps what a profile says"),
     ({"pin": "1GiB", "profile": "p.db", "warm": None}, "What is pinned is warmed"),
     ({"pin": "lots", "profile": "p.db"}, "lots"),
@@ -37,6 +39,8 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
         {},
         {"memory": "8GiB", "expert_memory": "25%", "missing": "fetch", "source": "x", "prefetch": "off"},
         {"profile": "p.db", "pin": "25%", "warm": "code", "threads": 1, "max_context": 1},
+        {"drop_cold": 1},
+        {"drop_cold": 0.05},
     ],
 )
 def test_what_can_be_is_not(options: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ class Measurement:
         decode_s: Seconds of all decode steps.
         prefill_bytes_read: Bytes of experts read during the prompt's pass.
         bytes_per_token: Bytes of experts read per decode step, mean, prefetches included.
+        left_out_per_token: Experts left out instead of being read because of ``drop_cold``, per decode step, mean.
         prefetched_per_token: Experts read before they were asked for, per decode step, mean.
         prefetch_used: Share of these that were then asked for; None if there were none.
         prefetch_in_time: Share of these that were in memory when they were.
@@ -51,6 +52,7 @@ class Measurement:
     decode_s: float
     prefill_bytes_read: int
     bytes_per_token: float
+    left_out_per_token: float
     prefetched_per_token: float
     prefetch_used: float | None
     prefetch_in_time: float | None
@@ -122,6 +124,7 @@ def measure(
         decode_s=sum(steps),
         prefill_bytes_read=prefilled.total.bytes_read - start.total.bytes_read,
         bytes_per_token=read / len(steps),
+        left_out_per_token=(after.total.left_out - prefilled.total.left_out) / len(steps),
         prefetched_per_token=prefetched / len(steps),
         prefetch_used=(after.prefetch_used - prefilled.prefetch_used) / prefetched if prefetched else None,
         prefetch_in_time=(after.prefetch_in_time - prefilled.prefetch_in_time) / prefetched if prefetched else None,

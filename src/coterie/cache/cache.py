@@ -171,6 +171,21 @@ class ExpertCache:
         )
         return Lease(self._scheduler, claim, self)
 
+    def to_read(self, keys: Iterable[ExpertKey]) -> dict[ExpertKey, int]:
+        """Those of some experts that are neither in memory nor on their way there, each with the bytes of its record.
+
+        It says how things are at this moment; nothing is read or held.
+
+        Raises:
+            ExpertMissingError: If the source does not have one of them.
+            UsageError: If the cache is closed.
+        """
+        if not self._guard.usable:
+            self._guard.check()
+        residency = self._residency
+        with self._guard.lock:
+            return {key: residency.layout(key).nbytes for key in keys if residency.find(key) is None}
+
     def view(self, bank: BankKey, experts: int) -> BankView:
         """The experts of one bank by id, for a decode step.
 

@@ -97,6 +97,8 @@ def experts_line(stats: ModelStats) -> str:
     )
     if stats.warmed:
         line += f", {stats.warmed_used} of {stats.warmed} warmed were used"
+    if stats.total.left_out:
+        line += f", {stats.total.left_out} left out ({format_bytes(stats.total.bytes_not_read)} not read)"
     if stats.fetched.experts:
         line += f", {stats.fetched.experts} fetched ({format_bytes(stats.fetched.nbytes)})"
     if read := [part for part in stats.parts.values() if part.reads]:

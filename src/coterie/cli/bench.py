@@ -154,6 +154,9 @@ def _print_runs(measured: list[Measurement]) -> None:
             else f"{run.prefetched_per_token:.1f}, {100 * run.prefetch_used:.0f} % used",
         )
     print_table(table)
+    if any(run.left_out_per_token for run in measured):
+        left_out = ", ".join(f"{run.left_out_per_token:.1f}" for run in measured)
+        print_note(f"--drop-cold left out so many experts per token, run by run: {left_out}.")
 
 
 def _print_breakdown(parts: Breakdown) -> None:

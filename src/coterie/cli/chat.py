@@ -50,7 +50,7 @@ from coterie.cli.video_options import (
     video_options,
 )
 from coterie.files.replacing import check_writable
-from coterie.spec.opening import Opening
+from coterie.spec.opening import Opening, check_recording
 
 _ANSWER_TOKENS = 256
 """New tokens per answer of a model that was not trained to chat: it does not end by itself."""
@@ -126,6 +126,8 @@ def command(
         check_target_of_turns(speak)
     how = checked_voice(speak, voice, greedy=voice_greedy, seed=voice_seed, longest_s=max_speech)
     checked_domain = check_domain(domain, record_profile)
+    if record_profile is not None:
+        check_recording(opening.drop_cold, "profile")
     template = chat_options(chat_template, template_option, think)
     shown = video_options(video_fps, video_frames, video_pixels, video_sound)
     from coterie.generation.sampling import Sampling

@@ -17,14 +17,16 @@ from coterie.cli.console import notes, plain_table, print_json, print_note, prin
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
+from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import check_text
+from coterie.spec import format_bytes
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coterie.evaluate import Estimate, Evaluation, EvaluationProgress, Quality
+    from coterie.evaluate import Estimate, Evaluation, EvaluationProgress, Quality, Reads
 
 _PLAIN_PROGRESS_SECONDS = 10.0
 
@@ -46,6 +48,17 @@ def command(
             show_default=False,
             callback=shared.named_model,
             help="Compare with this model: the lossless one with all experts. Without it: perplexity alone.",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            file_okay=False,
+            metavar="DIR",
+            show_default=False,
+            help="Keep the logits of the full model in this directory, and compare with what is there. Then it is "
+            "computed once, and alone: neither model shares --memory.",
         ),
     ] = None,
     context: Annotated[
@@ -97,13 +110,16 @@ def command(
     """Measures how well a model predicts texts, and what a lossy scheme or a partial store loses.
 
     With --against both models are open at once: --memory is the ceiling for both together, --expert-memory sizes the
-    cache of each. --missing, --experts-per-token, --adapt-experts, --source and --revision are for MODEL alone.
+    cache of each. --missing, --experts-per-token, --drop-cold, --adapt-experts, --source and --revision are for MODEL
+    alone. With --drop-cold tokens are computed one by one, as in generation, and it is told what was read for them.
     Intervals are 95 % confidence intervals for more text of the same kinds; docs/evaluate.md says what each figure
     means.
 
     Ctrl-C ends it with exit code 130; with --resume the same command goes on where it was.
     """
     check_adaptation(adapt_experts)
+    if reference is not None and against is None:
+        raise UsageError("--reference keeps the logits of the full model, and none is named.", advice="Add --against.")
     if output is not None:
         check_writable(output)
     if resume is not None:
@@ -119,6 +135,7 @@ def command(
             text,
             opening,
             against=against,
+            reference=reference,
             context=context,
             stride=stride,
             limit=limit,
@@ -143,9 +160,16 @@ def _print(evaluation: Evaluation) -> None:
     if len(rows) > 1:
         rows.append(evaluation.total)
     if evaluation.against is None:
-        table = plain_table("text", "tokens", "nats/token", "perplexity", right=("tokens", "nats/token", "perplexity"))
+        headings = ("tokens", "nats/token", "perplexity", "accuracy, %")
+        table = plain_table("text", *headings, right=headings)
         for row in rows:
-            table.add_row(row.name, f"{row.tokens:,}", _figure(row.loss, 4), _figure(row.perplexity, 3))
+            table.add_row(
+                row.name,
+                f"{row.tokens:,}",
+                _figure(row.loss, 4),
+                _figure(row.perplexity, 3),
+                _reach(row.accuracy, 2, scale=100),
+            )
         print_table(table)
     else:
         _print_comparison(rows)
@@ -157,6 +181,9 @@ def _print(evaluation: Evaluation) -> None:
             held = f"{which.experts} of {which.total_experts} experts"
             out.print(f"{role}: {which.name} ({which.kind}, {held})")
     out.print(f"windows of {evaluation.context} tokens, {evaluation.stride} predicted in each")
+    for role, reads in (("model", evaluation.reads), ("full model", evaluation.full_reads)):
+        if reads is not None:
+            out.print(_reads_line(role, reads))
     total = evaluation.total
     if total.comparison is not None and total.comparison.identical == total.tokens:
         out.print("All logits are the same numbers as the full model's.", style="green")
@@ -166,6 +193,16 @@ def _print(evaluation: Evaluation) -> None:
         )
     if evaluation.against is not None and evaluation.against.identity != evaluation.model.identity:
         print_note("The two have different routers: they are not the same model in two forms.")
+
+
+def _reads_line(role: str, reads: Reads) -> str:
+    line = (
+        f"{role}: {format_bytes(round(reads.bytes_per_token))} read per token, hit rate {100 * reads.hit_rate:.1f} %, "
+        f"room for {format_bytes(reads.capacity)} of {format_bytes(reads.total_expert_bytes)} of experts"
+    )
+    if reads.left_out:
+        line += f"; {reads.left_out} experts left out ({format_bytes(reads.bytes_not_read)} not read)"
+    return line
 
 
 def _print_comparison(rows: list[Quality]) -> None:
@@ -184,7 +221,7 @@ def _print_comparison(rows: list[Quality]) -> None:
             )
     print_table(table)
     results().print()
-    numbers = ("KLD mean", "median", "90 %", "99 %", "max", "same top, %", "RMS Δp, %")
+    numbers = ("KLD mean", "median", "90 %", "99 %", "max", "same top, %", "accuracy, %", "full model's")
     table = plain_table("text", *numbers, right=numbers)
     for row in rows:
         found = row.comparison
@@ -195,7 +232,8 @@ def _print_comparison(rows: list[Quality]) -> None:
                 _reach(found.kld, 5),
                 *(f"{value:.4f}" for value in spread),
                 _reach(found.same_top, 2, scale=100),
-                _reach(found.rms_delta_p, 2, scale=100),
+                _reach(row.accuracy, 2, scale=100),
+                _reach(found.full_accuracy, 2, scale=100),
             )
     print_table(table)
 

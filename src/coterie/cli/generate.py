@@ -65,7 +65,7 @@ from coterie.cli.video_options import (
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import read_prompt, read_prompt_from_stdin
-from coterie.spec.opening import Opening
+from coterie.spec.opening import Opening, check_recording
 
 if TYPE_CHECKING:
     from coterie.generation.chat_options import ChatOptions
@@ -156,6 +156,10 @@ def command(
     written. The exit code is 130.
     """  # fmt: skip
     _check_files(stats, per_token, record_trace)
+    if record_trace is not None:
+        check_recording(opening.drop_cold, "trace")
+    if record_profile is not None:
+        check_recording(opening.drop_cold, "profile")
     how = check_speech(speak, voice, greedy=voice_greedy, seed=voice_seed, longest_s=max_speech)
     if speak == STDOUT and as_json:
         raise UsageError("--speak - and --json both write to stdout.", advice="Write the speech to a file.")

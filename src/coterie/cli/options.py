@@ -150,6 +150,17 @@ ExpertsPerTokenOption = Annotated[
     ),
 ]
 
+DropColdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--drop-cold",
+        metavar="TAU",
+        show_default=False,
+        help="In generating, leave out an expert that would have to be read if its gate weight is below TAU times the "
+        "token's highest, such as 0.05. Fewer reads; changes the output.",
+    ),
+]
+
 MaxContextOption = Annotated[
     int | None,
     typer.Option(
@@ -262,6 +273,7 @@ OPENING_OPTIONS: dict[str, Any] = {
     "warm": WarmOption,
     "pin": PinOption,
     "experts_per_token": ExpertsPerTokenOption,
+    "drop_cold": DropColdOption,
     "max_context": MaxContextOption,
     "verify_reads": VerifyReadsOption,
     "revision": RevisionOption,

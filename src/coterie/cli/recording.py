@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from coterie.survey import Material, Survey
 
 
-@opens_model(without=("prefetch", "profile", "warm", "pin", "verify_reads"))
+@opens_model(without=("prefetch", "profile", "warm", "pin", "drop_cold", "verify_reads"))
 def record(
     model: shared.ModelArgument,
     profile: Annotated[

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         "warm",
         "pin",
         "experts_per_token",
+        "drop_cold",
         "max_context",
         "verify_reads",
     )

@@ -27,7 +27,7 @@ from coterie.spec import (
     install_advice,
     parse_bytes,
 )
-from coterie.spec.opening import Opening
+from coterie.spec.opening import Opening, check_recording
 
 if TYPE_CHECKING:
     from coterie.generation.opened import OpenModel
@@ -215,6 +215,8 @@ def command(
             advice="Leave one of them out.",
         )
     checked_domain = check_domain(domain, record_profile)
+    if record_profile is not None:
+        check_recording(opening.drop_cold, "profile")
     if record_profile is not None and ray is not None:
         raise UsageError("Replicas record no profile.", advice="Record it with one server, without --ray.")
     keys = None if api_key_file is None else Keys.read(api_key_file)
@@ -355,6 +357,12 @@ def _check_replicas(replicas: int | None, ray: str | None, opening: Opening, bat
         raise UsageError(
             "Replicas answer exactly: where one is lost, another makes its answer again, and it has to be the same.",
             advice="Leave --batching out.",
+        )
+    if replicas is not None and opening.drop_cold is not None:
+        raise UsageError(
+            "Replicas answer exactly: where one is lost, another makes its answer again, and it has to be the same. "
+            "With --drop-cold it would depend on what the other one has in memory.",
+            advice="Leave --drop-cold out.",
         )
     if replicas is not None and find_spec("ray") is None:
         raise MissingPackageError(

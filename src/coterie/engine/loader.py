@@ -29,6 +29,7 @@ def load(
     warm: str | None = DEFAULT_WARM,
     pin: str | int | None = None,
     experts_per_token: int | None = None,
+    drop_cold: float | None = None,
     max_context: int | None = None,
     verify_reads: bool = False,
     revision: str | None = None,
@@ -69,6 +70,9 @@ def load(
         pin: With ``profile``: of these, how much stays in memory: bytes, ``"2GiB"``, or ``"25%"`` of the expert memory.
             One token's experts always find room beside them.
         experts_per_token: Overrides the routers' k; changes the output.
+        drop_cold: In generating, an expert that would have to be read is left out if its gate weight is below this
+            share of the token's highest, above 0 and up to 1. Prompts are computed with all experts. Saves reads;
+            changes the output, which then depends on what is in memory. Default: every expert is read.
         max_context: Tokens (sequences × length) that the budget provides for; more are refused. Default: 4096, or less
             if the model was made for less; no limit if only ``expert_memory`` is given. Logits are provided for as
             ``generate`` needs them: the last position's. A call of the model itself makes those of all positions, and
@@ -104,6 +108,7 @@ def load(
         warm=warm,
         pin=pin,
         experts_per_token=experts_per_token,
+        drop_cold=drop_cold,
         max_context=max_context,
         verify_reads=verify_reads,
         revision=revision,

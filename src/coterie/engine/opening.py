@@ -115,10 +115,12 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     )
     if cache.capacity < cache.total_bytes:
         _warn_small(capacity, working_set)
+    if opening.drop_cold is not None:
+        _warn_single(attachment, opening)
     if source.quantised and native.library() is None:
         _warn_without_library(source)
     try:
-        attachment.connect(cache, source.experts)
+        attachment.connect(cache, source.experts, opening.drop_cold)
     except BaseException:
         cache.close()
         raise
@@ -142,6 +144,7 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
         lending=lending,
         parts=parts,
         experts_per_token=opening.experts_per_token,
+        drop_cold=opening.drop_cold,
     )
     runtime.watch_passes()
     promise(runtime)
@@ -221,6 +224,14 @@ def _warn_beyond(budget: int) -> None:
             f"memory={format_bytes(budget)} is more than the {format_bytes(most)} that {whose} has: what does not fit "
             "ends in swapping, or the process is killed. "
             f"{format_bytes(default_memory_budget(limits))} could be used now.",
+        )
+
+
+def _warn_single(attachment: Attachment, opening: Opening) -> None:
+    most = max((opening.experts_per_token or bank.bank.choices or 1) for bank in attachment.banks.values())
+    if most == 1:
+        warn_caller(
+            f"drop_cold={opening.drop_cold} has no effect: the model uses one expert per token, which always stays."
         )
 
 

@@ -30,7 +30,7 @@ from coterie.plan.budget import MemoryPlan
 from coterie.plan.machine import process_memory
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
 from coterie.spec.defaults import Missing
-from coterie.spec.opening import Opening
+from coterie.spec.opening import Opening, check_recording
 
 if TYPE_CHECKING:
     from coterie.engine.adaptation import Adaptation
@@ -51,6 +51,8 @@ class Runtime:
         lending: What experts lend of their memory.
         parts: What is in memory only while a request needs it; None where everything stays.
         experts_per_token: Override of the routers' k, or None.
+        drop_cold: Share of a token's highest gate weight below which decode steps leave out experts that are not in
+            memory; None if they read them all.
         warming: What uses a profile, if the model was opened with one.
     """
 
@@ -66,6 +68,7 @@ class Runtime:
         lending: Lending,
         parts: Parts | None = None,
         experts_per_token: int | None = None,
+        drop_cold: float | None = None,
     ) -> None:
         self.source = source
         self.cache = cache
@@ -75,6 +78,7 @@ class Runtime:
         self.lending = lending
         self.parts = parts
         self.experts_per_token = experts_per_token
+        self.drop_cold = drop_cold
         self.warming: Warming | None = None
         self._attachment = attachment
         self._token_recorder: TokenRecorder | None = None
@@ -211,8 +215,9 @@ class Runtime:
         """Records the routing of what runs inside the context and writes it at the end, also after an error.
 
         Raises:
-            UsageError: If nothing ran, or for another ending than ``.npz`` and ``.jsonl``.
+            UsageError: If nothing ran, for another ending than ``.npz`` and ``.jsonl``, or with ``drop_cold``.
         """
+        check_recording(self.drop_cold, "trace")
         recorder = TraceRecorder(
             model=self.source.name, identity=self.source.identity, num_experts=dict(self.source.num_experts)
         )
@@ -261,7 +266,7 @@ class Runtime:
                 modality or domain: what is said of it takes four segments at least.
 
         Raises:
-            UsageError: If the domain's name cannot be, or a run to go on with had other banks.
+            UsageError: If the domain's name cannot be, a run to go on with had other banks, or with ``drop_cold``.
             ProfileIdentityError: If the profile is about another model.
             ProfileError: If it cannot be opened, made or written; at the end of the context it says what is lost.
         """
@@ -272,6 +277,7 @@ class Runtime:
         from coterie.profiles.facts import check_group
         from coterie.profiles.recording import SEGMENT_TOKENS
 
+        check_recording(self.drop_cold, "profile")
         check_group("text", domain, "prompt")
         if segment_tokens is not None and segment_tokens < 1:
             raise UsageError("A segment has at least one token.", got=segment_tokens)

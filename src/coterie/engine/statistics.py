@@ -29,6 +29,10 @@ class BankStats:
         wait_s: Seconds that compute waited for reads.
         evictions: Experts evicted.
         absent: (token, expert) pairs whose expert is not in the store.
+        left_out: Distinct experts that decode steps left out because of ``drop_cold``, added up over steps. They are
+            neither requests nor misses.
+        bytes_not_read: Bytes of their records. Without ``drop_cold`` less than that would be read in addition: what is
+            read serves later tokens, too.
     """
 
     requested: int
@@ -41,6 +45,8 @@ class BankStats:
     wait_s: float
     evictions: int
     absent: int
+    left_out: int
+    bytes_not_read: int
 
     @classmethod
     def total(cls, counters: Iterable[BankCounters]) -> BankStats:
@@ -60,6 +66,8 @@ class BankStats:
             wait_s=total.wait_s,
             evictions=total.evictions,
             absent=total.absent,
+            left_out=total.left_out,
+            bytes_not_read=total.bytes_not_read,
         )
 
 

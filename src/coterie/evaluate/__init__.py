@@ -3,6 +3,7 @@
 from coterie.evaluate.confidence import Estimate, block_starts, mean_estimate
 from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ModelFacts
 from coterie.evaluate.quality import Comparison, Quality, measure
+from coterie.evaluate.reads import Reads
 from coterie.evaluate.running import evaluate
 from coterie.evaluate.scores import TokenScores, predict, predict_in_steps, score
 from coterie.evaluate.texts import Text, encode
@@ -16,6 +17,7 @@ __all__ = [
     "EvaluationProgress",
     "ModelFacts",
     "Quality",
+    "Reads",
     "Text",
     "TokenScores",
     "Window",

@@ -10,6 +10,7 @@ from typing import Any
 
 from coterie.evaluate.confidence import LEVEL
 from coterie.evaluate.quality import Quality
+from coterie.evaluate.reads import Reads
 
 EVALUATION_SCHEMA_VERSION = 1
 
@@ -46,7 +47,11 @@ class Evaluation:
         limit: The most predictions of each text, or None.
         missing: What was done about absent experts, or None.
         experts_per_token: Override of the routers' k, or None.
+        drop_cold: Share of a token's highest gate weight below which experts that were not in memory were left out, or
+            None.
         adapt_experts: Which of the chosen experts were left out, or None.
+        reads: What the model read, if tokens were computed one by one because of ``drop_cold``; else None.
+        full_reads: What the full model read, which left nothing out; None likewise.
         level: Confidence level of the intervals.
         texts: The figures of each text.
         total: Those of all together.
@@ -60,7 +65,10 @@ class Evaluation:
     limit: int | None
     missing: str | None
     experts_per_token: int | None
+    drop_cold: float | None = None
     adapt_experts: str | None = None
+    reads: Reads | None = None
+    full_reads: Reads | None = None
     level: float = LEVEL
     texts: tuple[Quality, ...]
     total: Quality

@@ -10,27 +10,52 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from coterie.errors import InputError, UsageError
+from coterie.evaluate.reads import Reads
 from coterie.evaluate.scores import TokenScores
 from coterie.files.json_text import JsonLimits, parse_json
 
-JOURNAL_SCHEMA_VERSION = 1
-_DTYPES = {"loss": float, "full_loss": float, "kld": float, "same_top": bool, "identical": bool}
+JOURNAL_SCHEMA_VERSION = 2
+_DTYPES = {
+    "loss": float,
+    "correct": bool,
+    "full_loss": float,
+    "full_correct": bool,
+    "kld": float,
+    "same_top": bool,
+    "identical": bool,
+}
+_READS = ("reads", "full_reads")
 
 _LINE = JsonLimits(nbytes=64 << 20, depth=8, values=4_000_000)
 """A window's scores are some numbers a token."""
+
+
+class Finished(NamedTuple):
+    """A window that is done.
+
+    Attributes:
+        scores: Of its predictions.
+        reads: What the model read for it; None where tokens were computed together.
+        full_reads: What the full model read.
+    """
+
+    scores: TokenScores
+    reads: Reads | None = None
+    full_reads: Reads | None = None
 
 
 class Journal:
     """The file, open for appending; a context manager.
 
     Attributes:
-        done: (text, window) → scores that were there when it was opened.
+        done: (text, window) → what was there when it was opened.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
@@ -45,7 +70,7 @@ class Journal:
             InputError: If it cannot be opened.
         """
         self.path = Path(path)
-        self.done: dict[tuple[int, int], TokenScores] = {}
+        self.done: dict[tuple[int, int], Finished] = {}
         self._header = {"schema_version": JOURNAL_SCHEMA_VERSION, **json.loads(json.dumps(header))}
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"{self.path} is not a regular file.", advice="Name a new file.", path=self.path)
@@ -72,12 +97,14 @@ class Journal:
         """Closes the file. Harmless when repeated."""
         self._file.close()
 
-    def append(self, text: int, window: int, scores: TokenScores) -> None:
-        """Adds a window's scores; they are on the disk when this returns."""
-        columns = {name: getattr(scores, name) for name in _DTYPES}
+    def append(self, text: int, window: int, finished: Finished) -> None:
+        """Adds a window; it is on the disk when this returns."""
+        columns = {name: getattr(finished.scores, name) for name in _DTYPES}
+        reads = {name: getattr(finished, name) for name in _READS}
         self._write(
             {"text": text, "window": window}
             | {name: None if column is None else column.tolist() for name, column in columns.items()}
+            | {name: None if counted is None else asdict(counted) for name, counted in reads.items()}
         )
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -93,7 +120,7 @@ class Journal:
         try:
             records = [parse_json(line, _LINE) for line in lines]
             found = dict(records[0]) if records else {}
-            self.done = {(record["text"], record["window"]): _scores(record) for record in records[1:]}
+            self.done = {(record["text"], record["window"]): _finished(record) for record in records[1:]}
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise self._foreign() from error
         if not records:
@@ -124,6 +151,11 @@ class Journal:
             advice="Use another file; nothing was changed.",
             path=self.path,
         )
+
+
+def _finished(record: Mapping[str, Any]) -> Finished:
+    reads = {name: None if record[name] is None else Reads(**record[name]) for name in _READS}
+    return Finished(_scores(record), **reads)
 
 
 def _scores(record: Mapping[str, Any]) -> TokenScores:

@@ -31,6 +31,7 @@ class Comparison:
     Attributes:
         full_loss: The full model's mean −log p of the tokens that came, in nats per token.
         full_perplexity: Its exponential.
+        full_accuracy: Share of tokens that came that the full model finds most probable.
         ratio: Perplexity ÷ the full model's. Its interval is that of the mean difference of the losses, token by token:
             far narrower than those of the two perplexities, since both read the same text.
         kld: Mean of KL(full ‖ model) over the vocabulary, in nats per token.
@@ -48,6 +49,7 @@ class Comparison:
 
     full_loss: Estimate
     full_perplexity: Estimate
+    full_accuracy: Estimate
     ratio: Estimate
     kld: Estimate
     kld_median: float
@@ -71,6 +73,7 @@ class Quality:
         blocks: Blocks of tokens that confidence intervals rest on.
         loss: Mean −log p of the tokens that came, in nats per token.
         perplexity: Its exponential.
+        accuracy: Share of tokens that came that the model finds most probable.
         comparison: With the full model; None without one.
     """
 
@@ -79,6 +82,7 @@ class Quality:
     blocks: int
     loss: Estimate
     perplexity: Estimate
+    accuracy: Estimate
     comparison: Comparison | None
 
 
@@ -97,22 +101,24 @@ def measure(name: str, scores: Sequence[TokenScores], starts: Sequence[NDArray[n
         blocks=sum(len(begins) for begins in starts),
         loss=loss,
         perplexity=loss.through(_exp),
+        accuracy=_share([text.correct for text in scores], starts),
         comparison=_compare(scores, starts),
     )
 
 
 def _compare(scores: Sequence[TokenScores], starts: Sequence[NDArray[np.intp]]) -> Comparison | None:
     columns = [
-        (text.loss, text.full_loss, text.kld, text.same_top, text.identical)
+        (text.loss, text.full_loss, text.full_correct, text.kld, text.same_top, text.identical)
         for text in scores
         if text.full_loss is not None
+        and text.full_correct is not None
         and text.kld is not None
         and text.same_top is not None
         and text.identical is not None
     ]
     if len(columns) < len(scores):
         return None
-    losses, full_losses, klds, tops, identical = zip(*columns, strict=True)
+    losses, full_losses, full_correct, klds, tops, identical = zip(*columns, strict=True)
     full_loss = mean_estimate(full_losses, starts)
     shifts = [_difference(loss, full) for loss, full in zip(losses, full_losses, strict=True)]
     changes = [np.exp(-loss) - np.exp(-full) for loss, full in zip(losses, full_losses, strict=True)]
@@ -121,6 +127,7 @@ def _compare(scores: Sequence[TokenScores], starts: Sequence[NDArray[np.intp]]) 
     return Comparison(
         full_loss=full_loss,
         full_perplexity=full_loss.through(_exp),
+        full_accuracy=_share(full_correct, starts),
         ratio=mean_estimate(shifts, starts).through(_exp),
         kld=mean_estimate(klds, starts).within(0.0),
         kld_median=median,
@@ -128,11 +135,16 @@ def _compare(scores: Sequence[TokenScores], starts: Sequence[NDArray[np.intp]]) 
         kld_p99=p99,
         kld_p999=p999,
         kld_max=float(all_klds.max()),
-        same_top=mean_estimate([top.astype(np.float64) for top in tops], starts).within(0.0, 1.0),
+        same_top=_share(tops, starts),
         mean_delta_p=mean_estimate(changes, starts),
         rms_delta_p=mean_estimate([change**2 for change in changes], starts).within(0.0).through(math.sqrt),
         identical=int(sum(int(rows.sum()) for rows in identical)),
     )
+
+
+def _share(columns: Sequence[NDArray[np.bool_]], starts: Sequence[NDArray[np.intp]]) -> Estimate:
+    """The share of tokens for which something is so."""
+    return mean_estimate([column.astype(np.float64) for column in columns], starts).within(0.0, 1.0)
 
 
 def _quantiles(values: NDArray[np.float64], shares: Sequence[float]) -> list[float]:

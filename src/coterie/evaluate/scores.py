@@ -28,11 +28,13 @@ _ROWS_AT_ONCE = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScores:
-    """Scores of consecutive predictions, each an array [T]; those after ``loss`` are None without a full model.
+    """Scores of consecutive predictions, each an array [T]; those after ``correct`` are None without a full model.
 
     Attributes:
         loss: −log p of the token that came, in nats, float64.
-        full_loss: The same of the full model.
+        correct: Whether the most probable token is the one that came.
+        full_loss: The loss of the full model.
+        full_correct: Whether its most probable token is the one that came.
         kld: KL(full ‖ model) of the two distributions over the whole vocabulary, in nats, float64: the sum of
             p_full · (log p_full − log p_model) over all tokens.
         same_top: Whether both models find the same token most probable.
@@ -40,7 +42,9 @@ class TokenScores:
     """
 
     loss: NDArray[np.float64]
+    correct: NDArray[np.bool_]
     full_loss: NDArray[np.float64] | None = None
+    full_correct: NDArray[np.bool_] | None = None
     kld: NDArray[np.float64] | None = None
     same_top: NDArray[np.bool_] | None = None
     identical: NDArray[np.bool_] | None = None
@@ -101,7 +105,7 @@ def predict_in_steps(model: Any, text: Text, window: Window) -> Tensor:
         if rows and not one.keeps_tokens:
             raise UnsupportedError(
                 f"{type(model).__name__} keeps nothing of the tokens before, so it cannot be run token by token.",
-                advice="Evaluate it without adapting experts by salience.",
+                advice="Evaluate it without drop_cold, and without adapting experts by salience.",
             )
         loop.step()
         one.check()
@@ -176,8 +180,11 @@ def score(logits_TV: Tensor, next_T: Sequence[int], full_TV: Tensor | None = Non
 def _score_slice(logits_TV: Tensor, following_T1: Tensor, full_TV: Tensor | None) -> TokenScores:
     log_q_TV = torch.log_softmax(logits_TV.double(), dim=-1)
     loss = _loss(log_q_TV, following_T1, "model")
+    top_T, next_T = logits_TV.argmax(-1), following_T1.squeeze(-1)
+    correct = (top_T == next_T).numpy()
     if full_TV is None:
-        return TokenScores(loss=loss)
+        return TokenScores(loss=loss, correct=correct)
+    full_top_T = full_TV.argmax(-1)
     log_p_TV = torch.log_softmax(full_TV.double(), dim=-1)
     full_loss = _loss(log_p_TV, following_T1, "full model")
     p_TV = log_p_TV.exp()
@@ -185,9 +192,11 @@ def _score_slice(logits_TV: Tensor, following_T1: Tensor, full_TV: Tensor | None
     terms_TV = torch.where(p_TV > 0, p_TV * (log_p_TV - log_q_TV), 0.0)
     return TokenScores(
         loss=loss,
+        correct=correct,
         full_loss=full_loss,
+        full_correct=(full_top_T == next_T).numpy(),
         kld=terms_TV.sum(-1).clamp_(min=0.0).numpy(),
-        same_top=(logits_TV.argmax(-1) == full_TV.argmax(-1)).numpy(),
+        same_top=(top_T == full_top_T).numpy(),
         identical=(logits_TV == full_TV).all(-1).numpy(),
     )
 

@@ -77,6 +77,17 @@ class Subject:
             return store.manifest.source.integrity
         return hashlib.sha256((self.source.directory / store_names.MANIFEST).read_bytes()).hexdigest()
 
+    @property
+    def in_order(self) -> bool:
+        """Whether its output depends on what is in memory: then tokens are computed one by one, in order."""
+        return self.opening.drop_cold is not None
+
+    @property
+    def cache_settings(self) -> dict[str, Any]:
+        """What decides which experts are in memory, as it was asked for."""
+        said = self.opening
+        return {"memory": said.memory, "expert_memory": said.expert_memory, "eviction": said.eviction}
+
     @contextmanager
     def open(self, *, memory: int | None, max_context: int) -> Iterator[Any]:
         """Opens it for sequences of ``max_context`` tokens; frees it at the end.

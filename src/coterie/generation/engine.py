@@ -25,6 +25,7 @@ from coterie.generation.opened import OpenModel
 from coterie.generation.prefix_copy import PrefixCopy
 from coterie.generation.prefixes import PIECE, Prefixes
 from coterie.generation.preparers import UNKNOWN_NBYTES, Preparers
+from coterie.generation.provenance import ProvenanceMeter
 from coterie.generation.sampling import Sampling
 from coterie.generation.speech import Voice
 from coterie.generation.tickets import Prepared, Ticket
@@ -200,8 +201,9 @@ class Engine:
         if domain is not None:
             check_group("text", domain, "prompt")
         ticket = Ticket(name or next(self._names), self.cancel)
+        meter = ProvenanceMeter(self.opened.runtime.drop_cold) if provenance else None
         job = Job(
-            ticket, preparing(self.opened, asked), sampling or Sampling(), provenance=provenance, salt=salt,
+            ticket, preparing(self.opened, asked), sampling or Sampling(), meter=meter, salt=salt,
             nbytes=nbytes_of(asked) if nbytes is None else nbytes, repeated=repeated, domain=domain,
             voice=voice,
         )  # fmt: skip

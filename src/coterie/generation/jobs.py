@@ -51,7 +51,7 @@ class Job:
         ticket: What its maker sees of it.
         prepare: Makes its prompt.
         sampling: How tokens are chosen.
-        provenance: Whether it is counted what it takes of experts.
+        meter: Counts what it takes of experts; None where nobody wants to know.
         salt: Whose it is: it begins with nothing that was computed for others.
         nbytes: How long what it asks is.
         repeated: Whether others have the same prompt.
@@ -66,7 +66,7 @@ class Job:
         repeated: That given.
         request: As whom its passes are known.
         wanted: Whether nobody has given it up.
-        meter: Counts what it takes of experts, if that is wanted.
+        meter: That given.
         prompt: What it is to continue, once that is prepared.
         most: Tokens whose keys and values it can come to need; those of the whole room, until its length is known.
         alone: Whether its generation is one call of transformers', with nobody beside it.
@@ -81,7 +81,7 @@ class Job:
         prepare: Callable[[], Prompt],
         sampling: Sampling,
         *,
-        provenance: bool = False,
+        meter: ProvenanceMeter | None = None,
         salt: str = "",
         nbytes: int = UNKNOWN_NBYTES,
         repeated: bool = False,
@@ -95,7 +95,7 @@ class Job:
         self.repeated = repeated
         self.request = Request(domain)
         self.wanted = True
-        self.meter = ProvenanceMeter() if provenance else None
+        self.meter = meter
         self.prompt: Prompt | None = None
         self.most = 0
         self.alone = False

@@ -166,8 +166,13 @@ class Attachment:
                     got=self._num_experts[key],
                 )
 
-    def connect(self, cache: ExpertCache, source: ExpertSource) -> None:
+    def connect(self, cache: ExpertCache, source: ExpertSource, drop_cold: float | None = None) -> None:
         """Gives every bank the cache; checks that records make the parameters that the model needs.
+
+        Args:
+            cache: The cache.
+            source: Where its experts come from.
+            drop_cold: See :meth:`StreamedBank.connect`.
 
         Raises:
             LoadError: If a record's fields are not the module's parameters.
@@ -175,7 +180,7 @@ class Attachment:
         decoders = bank_decoders({key: streamed.bank for key, streamed in self.banks.items()}, source)
         for key, streamed in self.banks.items():
             for module in (streamed, *self._twins[key]):
-                module.connect(cache, decoders[key])
+                module.connect(cache, decoders[key], drop_cold)
         for ahead in self.ahead.values():
             ahead.connect(cache)
 

@@ -15,6 +15,7 @@ from coterie.cache import BankView, ExpertCache, Held, Lease, LeaseStats, Tensor
 from coterie.errors import LoadError, UnsupportedError
 from coterie.hf.banks import ExpertBank
 from coterie.passes.clock import StepClock
+from coterie.passes.cold import ColdDrop
 from coterie.passes.contributions import Contributions, Noted
 from coterie.passes.current import Pass
 from coterie.passes.decoder import BankDecoder
@@ -46,6 +47,8 @@ class BankCounters:
         wait_s: Seconds that compute waited for reads.
         evictions: Experts evicted to make room.
         absent: (token, expert) pairs whose expert is not in the store.
+        left_out: Distinct experts that decode steps left out instead of reading them, added up over steps.
+        bytes_not_read: Bytes of their records.
     """
 
     requested: int = 0
@@ -57,6 +60,8 @@ class BankCounters:
     wait_s: float = 0.0
     evictions: int = 0
     absent: int = 0
+    left_out: int = 0
+    bytes_not_read: int = 0
 
     def add(self, stats: LeaseStats, absent: int, *, decode: bool) -> None:
         """Adds one lease's figures and how many chosen pairs were absent."""
@@ -92,6 +97,7 @@ class StreamedBank:
         batch_nbytes: Bytes of experts in memory that are best computed with at once: so little of the cache that there
             is room for reading meanwhile.
         view: The experts in the cache, once there is one.
+        cold: Leaves out light experts that are not in memory; None where all are read.
         order: What the component's forward passes ask for after this bank; None where nobody keeps it.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
             done is used to predict what comes next.
@@ -102,6 +108,9 @@ class StreamedBank:
         self.counters = BankCounters()
         self.missing = missing
         self.keys = [bank.key.expert(e) for e in range(bank.num_experts)]
+        # The first id that is no expert's, with or without weights.
+        self._end = bank.num_experts + bank.identities
+        self.cold: ColdDrop | None = None
         self._lock = threading.Lock()
         self.now = clock.now
         self._cache: ExpertCache | None = None
@@ -113,12 +122,21 @@ class StreamedBank:
         self.order: LayerOrder | None = None
         self.look_ahead: Callable[[], None] = _nothing
 
-    def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
-        """Gives the bank its cache, and what makes parameters of the records in it."""
+    def connect(self, cache: ExpertCache, decoder: BankDecoder, drop_cold: float | None = None) -> None:
+        """Gives the bank its cache.
+
+        Args:
+            cache: The cache.
+            decoder: What makes parameters of the records in it.
+            drop_cold: Share of a token's highest gate weight below which decode steps leave out experts that are not
+                in memory; None to read them all.
+        """
         self._cache = cache
         self.view = cache.view(self.bank.key, self.bank.num_experts)
         self.all_fit = cache.total_bytes <= cache.capacity
         self.batch_nbytes = min(cache.capacity // _BATCHES, _BATCH_NBYTES)
+        if drop_cold is not None:
+            self.cold = ColdDrop(drop_cold, self.keys, self._end, cache)
         self.decodes = decoder.changes
         self._decoder = decoder if decoder.changes else None
 
@@ -129,7 +147,9 @@ class StreamedBank:
     def route(
         self, now: Pass, hidden: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
     ) -> Routed:
-        """Announces what the router chose; applies the policy for absent experts, then the limit on their number.
+        """Announces what the router chose, and applies what changes it.
+
+        That is the policy for absent experts, then the limit on their number, then, in decode steps, ``drop_cold``.
 
         Args:
             now: The pass.
@@ -159,9 +179,16 @@ class StreamedBank:
             routed = Routed(top_k_index_TK, top_k_weights_TK, 0)
         else:
             routed = self.missing(top_k_index_TK, top_k_weights_TK)
-        if now.limit is None:
+        if now.limit is not None:
+            routed = now.limit(self.bank.key, routed, self._end)
+        if self.cold is None or not now.decode:
             return routed
-        return now.limit(self.bank.key, routed, self.bank.num_experts + self.bank.identities)
+        routed, experts, nbytes = self.cold(routed)
+        if experts:
+            with self._lock:
+                self.counters.left_out += experts
+                self.counters.bytes_not_read += nbytes
+        return routed
 
     def contributions(self, now: Pass, chosen_TK: torch.Tensor, routed_TK: torch.Tensor) -> Contributions | None:
         """Where to note what the experts of this forward pass add; None if nobody wants to know.
@@ -173,7 +200,7 @@ class StreamedBank:
         """
         if not now.contributions:
             return None
-        return Contributions(chosen_TK, routed_TK, self.bank.num_experts + self.bank.identities)
+        return Contributions(chosen_TK, routed_TK, self._end)
 
     def experts_in(self, index_TK: torch.Tensor) -> list[int]:
         """Ascending ids of the experts with weights that are among these ids."""

@@ -248,8 +248,9 @@ class LookAhead:
             return
         follower, hidden = site.follower, place.hidden
         if follower is not None and hidden is not None and follower.can_predict:
-            most = None if now.limit is None else now.limit.most(now.component)
-            keys = [follower.streamed.keys[expert] for expert in follower.predict(hidden, most)]
+            keys = [
+                follower.streamed.keys[expert] for expert in follower.predict(hidden, _most(now, follower.streamed))
+            ]
             cache.predict(keys, consumer=now.consumer)
 
     @staticmethod
@@ -273,3 +274,12 @@ class LookAhead:
         else:
             trial.interrupt()
             place.learns = True
+
+
+def _most(now: Pass, streamed: StreamedBank) -> int | None:
+    """How many of a token's experts a bank is likely to ask for; None for all that its router chooses."""
+    given = (
+        None if now.limit is None else now.limit.most(now.component),
+        None if streamed.cold is None else streamed.cold.usual,
+    )
+    return min((one for one in given if one is not None), default=None)

@@ -87,6 +87,8 @@ class Present(Collector):
             ("coterie_expert_read_wait_seconds", "Seconds that the model waited for reads", total.wait_s),
             ("coterie_expert_evictions", "Experts that made room for others", total.evictions),
             ("coterie_expert_absent", "Choices of experts that the store does not have", total.absent),
+            ("coterie_experts_left_out", "Experts that decode steps left out instead of reading them", total.left_out),
+            ("coterie_expert_bytes_not_read", "Bytes of these", total.bytes_not_read),
             ("coterie_expert_prefetch", "Experts read because they were predicted", stats.prefetch_issued),
             ("coterie_expert_prefetch_used", "Of these, asked for before they left", stats.prefetch_used),
             ("coterie_expert_prefetch_bytes", "Bytes read for predictions", stats.prefetch_bytes),

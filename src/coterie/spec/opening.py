@@ -26,6 +26,7 @@ class Opening:
     warm: str | None = DEFAULT_WARM
     pin: str | int | None = None
     experts_per_token: int | None = None
+    drop_cold: float | None = None
     max_context: int | None = None
     verify_reads: bool = False
     revision: str | None = None
@@ -58,6 +59,12 @@ class Opening:
         for name, number in (("threads", self.threads), ("max_context", self.max_context)):
             if number is not None and number < 1:
                 raise UsageError(f"{name} must be at least 1, not {number}.", got=number)
+        if self.drop_cold is not None and not 0 < self.drop_cold <= 1:
+            raise UsageError(
+                f"drop_cold is a share of a token's highest gate weight, above 0 and up to 1, not {self.drop_cold}.",
+                advice="0.05 leaves out little; leave it out to read every expert.",
+                got=self.drop_cold,
+            )
         if self.pin is not None:
             self._check_pin(self.pin)
 
@@ -71,3 +78,21 @@ class Opening:
         if self.warm is None:
             raise UsageError("What is pinned is warmed; warm=None says that nothing is.", advice="Leave pin out.")
         share_nbytes(pin, 1, "pin")
+
+
+def check_recording(drop_cold: float | None, what: str) -> None:
+    """Refuses to record what experts do where some of them are left out for what happens to be in memory.
+
+    Args:
+        drop_cold: As of :class:`Opening`.
+        what: What is to be recorded, such as ``profile``.
+
+    Raises:
+        UsageError: If something is left out.
+    """
+    if drop_cold is not None:
+        raise UsageError(
+            f"With drop_cold no {what} is recorded: what it would say depends on what was in memory.",
+            advice=f"Record the {what} without it.",
+            got=drop_cold,
+        )

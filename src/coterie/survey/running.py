@@ -12,7 +12,7 @@ import torch
 
 from coterie.engine.profiling import ProfileRecorder
 from coterie.errors import CoterieError, UnsupportedError, UsageError
-from coterie.evaluate.running import DEFAULT_CONTEXT
+from coterie.evaluate.planning import DEFAULT_CONTEXT
 from coterie.evaluate.texts import beginning
 from coterie.evaluate.windows import plan_windows
 from coterie.files.text import text_parts

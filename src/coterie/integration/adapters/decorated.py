@@ -68,9 +68,14 @@ class DecoratedExperts:
         together = not streamed.decodes and not torch.is_autocast_enabled("cpu")
         if kernel is not None and hidden_TD.shape[0] == 1 and together:
             ids = index_TK.tolist()[0]
+            weights_K1 = weights_TK.mT
+            if index_TK is not top_k_index_TK and noted is None:
+                end = self._bank.num_experts + self._bank.identities
+                computed = [slot for slot, expert in enumerate(ids) if expert < end]
+                ids, weights_K1 = [ids[slot] for slot in computed], weights_K1[computed]
             order = sorted(range(len(ids)), key=ids.__getitem__)
-            if ids[order[-1]] < self._bank.num_experts and len(set(ids)) == len(ids):
-                return self._forward_token(now, kernel, hidden_TD, ids, weights_TK.mT, order, absent, noted)
+            if ids and ids[order[-1]] < self._bank.num_experts and len(set(ids)) == len(ids):
+                return self._forward_token(now, kernel, hidden_TD, ids, weights_K1, order, absent, noted)
         if kernel is not None:
             result, stats = self._forward_rows(now, hidden_TD, index_TK, weights_TK, noted)
         else:

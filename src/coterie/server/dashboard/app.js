@@ -90,6 +90,9 @@ function show(state) {
   find("reads").textContent = `${bytes(over(recent, (s) => s.experts.bytes_read))}/s`;
   find("reads-under").textContent = experts.misses
     ? `${bytes(experts.bytes_read)} in all, waited ${seconds(experts.read_wait_s)}` : "nothing read yet";
+  if (experts.left_out) {
+    find("reads-under").textContent += `; ${count(experts.left_out)} experts left out (${bytes(experts.bytes_not_read)})`;
+  }
   draw("reads", over(last, (s) => s.experts.bytes_read));
 
   find("running").textContent = count(queue.running);

@@ -240,6 +240,9 @@ class Answer {
     const took = this.more?.provenance;
     if (took) words.push(`hit rate ${percent(took.hit_rate)}`, `${bytes(took.bytes_read)} read`);
     if (took?.experts_absent) words.push(`${count(took.experts_absent)} choices of absent experts`);
+    if (took?.experts_left_out) {
+      words.push(`${count(took.experts_left_out)} experts left out (${bytes(took.bytes_not_read)} not read)`);
+    }
     if (this.more && this.more.finish_reason !== "stop") words.push(`ended by ${this.more.finish_reason}`);
     if (this.more?.speech) words.push(`${rate(this.more.speech.seconds)} s of speech`);
     this.hear();

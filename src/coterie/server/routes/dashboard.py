@@ -63,6 +63,8 @@ def state(service: Service) -> DashboardState:
             "read_wait_s": round(total.wait_s, 4),
             "evictions": total.evictions,
             "absent": total.absent,
+            "left_out": total.left_out,
+            "bytes_not_read": total.bytes_not_read,
             "resident": stats.resident_experts,
             "resident_bytes": stats.resident_bytes,
             "capacity_bytes": stats.capacity,

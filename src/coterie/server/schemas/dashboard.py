@@ -28,7 +28,7 @@ class TokenState(TypedDict):
 
 
 class ExpertState(TypedDict):
-    """How experts were read since the start."""
+    """How experts were read since the start; ``left_out`` and ``bytes_not_read`` are those of ``--drop-cold``."""
 
     requested: int
     hits: int
@@ -39,6 +39,8 @@ class ExpertState(TypedDict):
     read_wait_s: float
     evictions: int
     absent: int
+    left_out: int
+    bytes_not_read: int
     resident: int
     resident_bytes: int
     capacity_bytes: int
