@@ -88,9 +88,7 @@ class Keep:
             named[component] = Amount.parse(amount)
         return cls(named=named)
 
-    def counts(
-        self, banks: Mapping[BankKey, ExpertBank], groups: Mapping[str, RouterGroups]
-    ) -> dict[BankKey, int]:
+    def counts(self, banks: Mapping[BankKey, ExpertBank], groups: Mapping[str, RouterGroups]) -> dict[BankKey, int]:
         """How many experts each bank keeps.
 
         Args:

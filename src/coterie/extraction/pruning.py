@@ -134,9 +134,7 @@ def pruned_origin(origin: Origin, keep: Keep, request: PruneRequest) -> PrunedOr
     return PrunedOrigin(origin, kept, _before(origin).then(kept, step))
 
 
-def _check_request(
-    by: str, profile: object, domains: Sequence[str] | None, modalities: Sequence[str] | None
-) -> None:
+def _check_request(by: str, profile: object, domains: Sequence[str] | None, modalities: Sequence[str] | None) -> None:
     if by not in PRUNE_BY:
         raise UsageError.unknown("measure", by, PRUNE_BY)
     if by == "random" and not (profile is None and domains is None and modalities is None):
@@ -195,13 +193,11 @@ def _choose(
     usage = Usage.open(request.profile or "", origin.identity)
     pruned = [key for key, bank in banks.items() if counts[key] < bank.num_experts]
     required = {name: served_modalities(origin.model.config, name) for name in {key.component for key in pruned}}
-    found = importance(
-        usage, pruned, request.by, required, domains=request.domains, modalities=request.modalities
-    )
+    found = importance(usage, pruned, request.by, required, domains=request.domains, modalities=request.modalities)
     if found.activations < FEW_OBSERVATIONS:
         warnings.warn(
-            f"In some layer, an expert was chosen {found.activations:.1f} times on average for one of the kinds of tokens "
-            f"that decide: below {FEW_OBSERVATIONS}, which experts stay is mostly chance. Record more.",
+            f"In some layer, an expert was chosen {found.activations:.1f} times on average for one of the kinds of "
+            f"tokens that decide: below {FEW_OBSERVATIONS}, which experts stay is mostly chance. Record more.",
             stacklevel=4,
         )
     claims = {component: [str(claim) for claim in of] for component, of in sorted(found.claims.items())}
@@ -213,8 +209,9 @@ def _before(origin: Origin) -> Selection:
     found = Selection.read(origin.directory)
     banks = {key: bank.bank.num_experts for key, bank in origin.model.banks.items()}
     if found is not None:
-        if {key: len(bank.experts) for key, bank in found.banks.items()} == banks:
-            return found
+        own = {key: bank for key, bank in found.banks.items() if key in banks}
+        if {key: len(bank.experts) for key, bank in own.items()} == banks:
+            return replace(found, banks=own)
         warnings.warn(
             f"{origin.directory} has a list of earlier pruning that is of another model. It is left out.", stacklevel=5
         )

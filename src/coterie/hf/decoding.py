@@ -50,6 +50,7 @@ class OneExpertModel:
         self._model = model
 
     def get_parameter(self, name: str) -> torch.Tensor:
+        """The parameter with the first expert only."""
         parameter: torch.Tensor = self._model.get_parameter(name)
         return parameter[:1]
 

@@ -77,7 +77,9 @@ def with_expert_counts(
         if old == new:
             continue
         places = [
-            (path, part) for path, part in _parts(config) if _component(path) in (None, component) and _states(part, old)
+            (path, part)
+            for path, part in _parts(config)
+            if _component(path) in (None, component) and _states(part, old)
         ]
         if not places:
             raise UnsupportedError(

@@ -9,9 +9,9 @@ from types import MappingProxyType
 from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.hf.configs import read_config
 from coterie.hf.quantisation import Quantisation
+from coterie.origins.cut import Cut
 from coterie.origins.origin import OriginBank, OriginModel
 from coterie.origins.side_files import side_files, with_dtype
-from coterie.origins.cut import Cut
 from coterie.origins.stored_dense import StoredLinear
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE

@@ -283,8 +283,8 @@ def _check_harmless(name: str, info: TensorInfo, banks: list[ExpertBank], kept: 
     if info.dtype == "BOOL" or len(info.shape) == 0:
         return
     raise UnsupportedError(
-        f"{name!r} holds whole numbers ({info.dtype} {list(info.shape)}) beside the experts of {banks[0].key}, as tables "
-        "do that choose experts by token.",
+        f"{name!r} holds whole numbers ({info.dtype} {list(info.shape)}) beside the experts of {banks[0].key}, as "
+        "tables do that choose experts by token.",
         advice="Such a table would have to be learnt again for the experts that are left; prune another model.",
         tensor=name,
         model=model.class_name,

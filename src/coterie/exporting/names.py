@@ -31,8 +31,8 @@ def checkpoint_keymap(origin: StoreOrigin) -> KeyMap:
     odd = [*keymap.unclaimed, *keymap.missing, *keymap.ignored]
     if odd:
         raise UnsupportedError(
-            f"The names of the checkpoint that {origin.directory} was made from cannot be found again: {odd[0]!r} would "
-            "be out of place.",
+            f"The names of the checkpoint that {origin.directory} was made from cannot be found again: {odd[0]!r} "
+            "would be out of place.",
             advice="Export is not possible for this model; the store itself can be used.",
             tensor=odd[0],
         )
