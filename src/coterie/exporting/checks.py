@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
-from coterie.errors import UsageError
+from coterie.errors import UnsupportedError, UsageError
 from coterie.origins import StoreOrigin
 from coterie.spec.encodings import NATIVE
 
@@ -21,6 +19,7 @@ def check_exportable(origin: StoreOrigin, *, dequantise: bool) -> bool:
 
     Raises:
         UsageError: Naming the reason.
+        UnsupportedError: If the checkpoint has what no store keeps.
     """
     path, manifest = origin.directory, origin.store.manifest
     if manifest.model.component is not None:
@@ -36,7 +35,14 @@ def check_exportable(origin: StoreOrigin, *, dequantise: bool) -> bool:
             advice="Complete it with `coterie extract`, or prune a complete store (`coterie prune`) and export that.",
             absent=absent,
         )
-    _check_one_number(origin)
+    identities = next((bank.bank for bank in origin.model.banks.values() if bank.bank.identities), None)
+    if identities is not None:
+        raise UnsupportedError(
+            f"{identities.key} has {identities.identities} experts that compute without weights, and its checkpoint "
+            "has tensors for them that nothing reads and that no store keeps.",
+            advice="Export is not possible for this model; the store itself can be used.",
+            bank=str(identities.key),
+        )
     schemes = {origin.scheme(key) for key in origin.keys()} - {NATIVE}
     lossy = sorted(schemes | set(manifest.dense_schemes.lossy))
     if lossy and not dequantise:
@@ -54,20 +60,3 @@ def check_exportable(origin: StoreOrigin, *, dequantise: bool) -> bool:
             schemes=lossy,
         )
     return bool(lossy)
-
-
-def _check_one_number(origin: StoreOrigin) -> None:
-    """A configuration of transformers has one number of experts for all layers of a component."""
-    counts: dict[str, dict[int, str]] = defaultdict(dict)
-    for key, bank in origin.store.banks.items():
-        counts[key.component].setdefault(bank.num_experts, str(key))
-    for component, found in counts.items():
-        if len(found) > 1:
-            numbers = ", ".join(f"{number} in {bank}" for number, bank in sorted(found.items()))
-            raise UsageError(
-                f"The layers of the {component} have different numbers of experts ({numbers}), and no configuration of "
-                "transformers can say so: it has one number for all layers.",
-                advice="Use the store itself, or prune with the same number in every layer.",
-                component=component,
-                counts=sorted(found),
-            )

@@ -135,8 +135,8 @@ def export(
         What was done.
 
     Raises:
-        UsageError: If it is no store, a partial one, one component of a model, in a lossy scheme without
-            ``dequantise``, or has different numbers of experts in its layers.
+        UsageError: If it is no store, a partial one, one component of a model, or in a lossy scheme without
+            ``dequantise``.
         UnsupportedError: If the checkpoint's form cannot be found again.
         DiskSpaceError: If the checkpoint does not fit; nothing is written then.
         ChecksumError: If the store is damaged.
