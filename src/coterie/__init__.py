@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from coterie import analysis, errors, evaluate, profiles, survey
     from coterie.engine import load
-    from coterie.extraction import extract, quantize
+    from coterie.exporting import export
+    from coterie.extraction import extract, prune, quantize
     from coterie.generation.chat import chat_inputs
     from coterie.generation.conversation import Conversation
     from coterie.generation.engine import Engine
@@ -42,10 +43,12 @@ _HOMES: dict[str, str] = {
     "Voice": "coterie.generation.speech",
     "build_inputs": "coterie.generation.inputs",
     "chat_inputs": "coterie.generation.chat",
+    "export": "coterie.exporting",
     "extract": "coterie.extraction",
     "inspect": "coterie.inspection",
     "load": "coterie.engine",
     "processors": "coterie.generation.opened",
+    "prune": "coterie.extraction",
     "quantize": "coterie.extraction",
     "read_aloud": "coterie.generation.reading_aloud",
     "samples": "coterie.generation.samples",
@@ -71,11 +74,13 @@ __all__ = [
     "chat_inputs",
     "errors",
     "evaluate",
+    "export",
     "extract",
     "inspect",
     "load",
     "processors",
     "profiles",
+    "prune",
     "quantize",
     "read_aloud",
     "samples",

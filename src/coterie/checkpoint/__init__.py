@@ -3,6 +3,7 @@
 from coterie.checkpoint.checkpoint import Checkpoint, CheckpointBank
 from coterie.checkpoint.dense import DequantisedTensor, UnreadTensor, unread_tensors
 from coterie.checkpoint.dtype import model_dtype
+from coterie.checkpoint.fingerprints import Router, model_identity, router_names
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.later import LaterTensors, Postponing
 from coterie.checkpoint.location import Location
@@ -17,11 +18,14 @@ __all__ = [
     "LazyTensor",
     "Location",
     "Postponing",
+    "Router",
     "TensorInfo",
     "UnreadTensor",
     "WholeFile",
     "model_dtype",
+    "model_identity",
     "read_header",
     "read_tensor",
+    "router_names",
     "unread_tensors",
 ]

@@ -15,7 +15,7 @@ import xxhash
 
 from coterie.checkpoint.dense import UnreadTensor, unread_tensors
 from coterie.checkpoint.dtype import checkpoint_dtype
-from coterie.checkpoint.fingerprints import content_of, samples_of
+from coterie.checkpoint.fingerprints import Router, content_of, model_identity, router_names, samples_of
 from coterie.checkpoint.formats import ADAPTER
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
@@ -318,31 +318,19 @@ class Checkpoint:
     @cached_property
     def identity(self) -> str:
         """Fingerprint of the model: its class and its routers' bytes, the same for every store of it."""
-        digest = xxhash.xxh3_128(type(self.skeleton).__name__.encode())
         names = self.router_names()
         self.download(name for found in names.values() for name in found)
-        for key, found in sorted(names.items()):
-            digest.update(str(key).encode())
-            for name in found:
-                tensor = self.read(name)
-                digest.update(f"{self.keymap.dense[name]} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        routers = ((key, map(self._router, found)) for key, found in sorted(names.items()))
+        return model_identity(type(self.skeleton).__name__, routers)
+
+    def _router(self, name: str) -> Router:
+        tensor = self.read(name)
+        return self.keymap.dense[name], tuple(tensor.shape), tensor.view(-1).view(torch.uint8).numpy().data
 
     def router_names(self) -> dict[BankKey, list[str]]:
         """The dense tensors of each bank's router: those beside the experts that have one row per expert."""
-        found: dict[BankKey, list[str]] = {}
-        for key, bank in self.banks.items():
-            block = bank.bank.router_block
-            for parent in (block, block.rpartition(".")[0]):
-                found[key] = sorted(
-                    name
-                    for name, target in self.keymap.dense.items()
-                    if target.startswith(f"{parent}.") and self.tensors[name].shape[:1] == (bank.bank.num_experts,)
-                )
-                if found[key]:
-                    break
-        return found
+        shapes = {name: info.shape for name, info in self.tensors.items()}
+        return router_names((bank.bank for bank in self.banks.values()), self.keymap.dense, shapes)
 
     def _add_banks(self) -> None:
         shapes = {name: info.shape for name, info in self.tensors.items()}

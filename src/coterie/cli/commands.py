@@ -38,6 +38,8 @@ COMMANDS = (
     CommandEntry("doctor", "coterie.cli.doctor", "Examine this machine: processor, memory, disk, versions; advise."),
     CommandEntry("extract", "coterie.cli.extract", "Make a store of a checkpoint, or add experts to one."),
     CommandEntry("quantize", "coterie.cli.quantize", "Make a smaller store of a store or a checkpoint."),
+    CommandEntry("prune", "coterie.cli.prune", "Make a store with fewer experts, chosen by what a profile recorded."),
+    CommandEntry("export", "coterie.cli.export", "Make a checkpoint of a store, for transformers and other engines."),
     CommandEntry("inspect", "coterie.cli.inspect", "Show what a store or checkpoint holds, and what a budget would."),
     CommandEntry("verify", "coterie.cli.verify", "Check a store or checkpoint; compare it with its source."),
     CommandEntry("generate", "coterie.cli.generate", "Continue a prompt, with pictures and sounds; stream the text."),

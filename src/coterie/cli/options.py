@@ -60,14 +60,19 @@ def known_dense_scheme(given: str | None) -> str | None:
     return given
 
 
-def _new_store(store: Path) -> Path:
-    check_new_name(store)
-    return store
+def new_directory(directory: Path) -> Path:
+    """The callback of everything that names a directory which is to be made.
+
+    Raises:
+        UsageError: If it is a name that cannot be a directory of the user's.
+    """
+    check_new_name(directory)
+    return directory
 
 
 NewStoreArgument = Annotated[
     Path,
-    typer.Argument(metavar="STORE", show_default=False, callback=_new_store, help="The store's directory."),
+    typer.Argument(metavar="STORE", show_default=False, callback=new_directory, help="The store's directory."),
 ]
 
 CheckpointArgument = Annotated[

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from coterie.extraction import Progress, ProgressCallback
 
-_LABELS = {"extract": "Extracting", "checksums": "Checking checksums", "compare": "Comparing"}
+_LABELS = {"extract": "Extracting", "checksums": "Checking checksums", "compare": "Comparing", "export": "Exporting"}
 
 
 @contextmanager
@@ -41,10 +41,10 @@ def shown_progress() -> Iterator[ProgressCallback]:
 
 @contextmanager
 def resumable_progress(store: Path, *, download: bool = False) -> Iterator[ProgressCallback]:
-    """As :func:`shown_progress`, for writing a store: who interrupts it is told what is kept.
+    """As :func:`shown_progress`, for writing a store or checkpoint: who interrupts it is told what is kept.
 
     Args:
-        store: The store's directory.
+        store: The directory that is written.
         download: Whether what it is made from may have to be downloaded.
     """
     try:

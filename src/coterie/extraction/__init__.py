@@ -2,6 +2,16 @@
 
 from coterie.extraction.extraction import ExtractionReport, extract
 from coterie.extraction.progress import Progress, ProgressCallback
+from coterie.extraction.pruning import PRUNE_BY, PruneBy, prune
 from coterie.extraction.requantising import quantize
 
-__all__ = ["ExtractionReport", "Progress", "ProgressCallback", "extract", "quantize"]
+__all__ = [
+    "PRUNE_BY",
+    "ExtractionReport",
+    "Progress",
+    "ProgressCallback",
+    "PruneBy",
+    "extract",
+    "prune",
+    "quantize",
+]

@@ -11,7 +11,7 @@ from coterie.errors import CheckpointFileError
 from coterie.extraction.linears import QuantisedPair, ReadRows, fp8_rows, plain_rows, stored_rows
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
-from coterie.origins import Origin
+from coterie.origins import Cut, Origin
 from coterie.quant import ALIGNMENT, StoredMatrix, lossy_scheme, stored_linear
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.records import pieces_of
@@ -103,8 +103,19 @@ def _tensor(origin: Origin, name: str) -> DenseTensor:
         # Looked up now: where a tensor lies in its file is known only once the shard is here.
         return tensor_pieces(origin.tensors[name])
 
-    info = origin.tensors[name]
+    info, cut = origin.tensors[name], origin.cuts.get(name)
+    if cut is not None:
+        return _cut_tensor(origin, name, cut)
     return DenseTensor(name=name, dtype=info.dtype, shape=info.shape, chunks=chunks)
+
+
+def _cut_tensor(origin: Origin, name: str, cut: Cut) -> DenseTensor:
+    def chunks() -> Iterator[bytes]:
+        origin.download([name])
+        yield cut.read(origin.tensors[name])
+
+    info = origin.tensors[name]
+    return DenseTensor(name=name, dtype=info.dtype, shape=cut.shape(info.shape), chunks=chunks)
 
 
 def as_stored(info: TensorInfo, alignment: int = 1) -> DenseTensor:

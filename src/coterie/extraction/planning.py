@@ -25,7 +25,7 @@ class ExtractionPlan:
         store: What the store is to hold; without fingerprints until :func:`with_fingerprints`.
         dense: Everything that is not an expert.
         side_files: Files to copy, by their name in the store.
-        changed_files: Those of them that get another content, and that content.
+        changed_files: Files with another content than the origin's, or that it does not have, and that content.
         tensors: Tensors of the origin that are read, by name.
     """
 
@@ -47,7 +47,7 @@ def plan_extraction(
     Raises:
         CheckpointFileError: If the origin's directory cannot be listed.
     """
-    files = origin.side_files()
+    files, changed = origin.side_files(), origin.changed_files()
     plan = StorePlan(
         model=ModelFacts(
             class_name=origin.model.class_name,
@@ -57,7 +57,7 @@ def plan_extraction(
         ),
         source=SourceFacts(name=origin.model.name, revision=origin.model.revision, integrity=_UNKNOWN),
         banks=bank_plans(origin, chosen, scheme),
-        files=tuple(files),
+        files=tuple(dict.fromkeys([*files, *changed])),
         ignored=tuple(sorted(origin.model.keymap.ignored)),
         dense_schemes=dense_schemes,
         made_from=origin.made_from,
@@ -67,7 +67,7 @@ def plan_extraction(
         store=plan,
         dense=dense_tensors(origin, dense_schemes),
         side_files=files,
-        changed_files=origin.changed_files(),
+        changed_files=changed,
         # A store has no tensors under the names of weights that are in a scheme, and nothing to download.
         tensors=tuple(name for name in dict.fromkeys([*origin.model.keymap.dense, *experts]) if name in origin.tensors),
     )

@@ -64,7 +64,7 @@ def check_name(model: str | Path) -> None:
 
 
 def check_new_name(store: str | Path) -> None:
-    """Refuses to make a store under a name that commands would not open it by.
+    """Refuses to make a model under a name that commands would not open it by.
 
     Raises:
         UsageError: If it is ``bundled`` or ``bundled-omni`` in the current directory.
@@ -72,8 +72,8 @@ def check_new_name(store: str | Path) -> None:
     name = next((name for name in IN_PACKAGE if Path(store) == Path(name)), None)
     if name is not None:
         raise UsageError(
-            f"A store in ./{name} could not be opened by this name, which means a model in the package.",
-            advice=f"Choose another name, such as ./{name}-store.",
+            f"A model in ./{name} could not be opened by this name, which means a model in the package.",
+            advice=f"Choose another name, such as ./{name}-small.",
             path=Path(store),
         )
 

@@ -40,7 +40,7 @@ def is_plain(source: FieldSource) -> bool:
     return len(operations) == 2 and type(operations[1]) is Concatenate and operations[1].dim == 1
 
 
-class _OneExpertModel:
+class OneExpertModel:
     """The model as a conversion of one expert must see it: its parameters have one expert.
 
     Some conversions compare a tensor's shape with the parameter's to tell whether it lies transposed in the file.
@@ -50,6 +50,7 @@ class _OneExpertModel:
         self._model = model
 
     def get_parameter(self, name: str) -> torch.Tensor:
+        """The parameter with the first expert only."""
         parameter: torch.Tensor = self._model.get_parameter(name)
         return parameter[:1]
 
@@ -87,7 +88,7 @@ def decode_field(source: FieldSource, expert: int, read: ReadTensor, model: PreT
         for _ in range(source.parts):
             converter.add_tensor(source.target, name, pattern, piece)
     try:
-        realized = converter.convert(source.target, model=_OneExpertModel(model), config=model.config)
+        realized = converter.convert(source.target, model=OneExpertModel(model), config=model.config)
         value = realized[source.target]
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointFileError(

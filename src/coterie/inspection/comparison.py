@@ -149,14 +149,14 @@ class Comparison:
         originals = self._origin.side_files()
         changed = self._origin.changed_files()
         for facts in store.manifest.files:
-            if facts.file not in originals:
+            if facts.file not in originals and facts.file not in changed:
                 self._add("foreign", facts.file, "the file itself", f"the checkpoint has no file {facts.file!r}")
                 continue
             try:
                 found = read_bounded(store.path / facts.file, MAX_SIDE_FILE_BYTES)
                 # A store made before it stated its dtype has the file as it was.
-                same = found == changed.get(facts.file) or found == read_bounded(
-                    originals[facts.file], MAX_SIDE_FILE_BYTES
+                same = found == changed.get(facts.file) or (
+                    facts.file in originals and found == read_bounded(originals[facts.file], MAX_SIDE_FILE_BYTES)
                 )
             except OSError as error:
                 self._add("missing", facts.file, "the file itself", f"it cannot be read: {error.strerror}")

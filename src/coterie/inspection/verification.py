@@ -16,7 +16,9 @@ from coterie.hf.tokenizer import embedding_rows
 from coterie.inspection.checkpoint_problems import checksum_problems, file_problems, open_problems
 from coterie.inspection.comparison import Comparison
 from coterie.inspection.store_model import model_problems
-from coterie.origins import CheckpointOrigin
+from coterie.origins import CheckpointOrigin, Origin
+from coterie.origins.pruned_origin import PrunedOrigin
+from coterie.origins.selection import Selection
 from coterie.origins.store_or_checkpoint import need_checkpoint, store_path
 from coterie.origins.store_origin import tensors_about
 from coterie.origins.stored_dense import dense_headers
@@ -125,9 +127,7 @@ def verify(
         if not problems:
             problems += model_problems(path)
         if against is not None:
-            other = CheckpointOrigin.open(
-                against, component=store.manifest.model.component, revision=revision, offline=offline
-            )
+            other = _other(store, against, revision, offline)
             dense = sum(tensor.nbytes for tensor in dense_tensors(other, store.manifest.dense_schemes))
             comparison = Comparison(other, Meter("compare", 2 * (dense + store.manifest.expert_nbytes), progress))
             comparison.store(store)
@@ -147,6 +147,21 @@ def verify(
         leftovers=report.leftovers,
         seconds=monotonic() - start,
     )
+
+
+def _other(store: Store, against: str | Path, revision: str | None, offline: bool) -> Origin:
+    """What a store is compared with: a checkpoint, or what is left of it where the store was pruned of it."""
+    origin = CheckpointOrigin.open(
+        against, component=store.manifest.model.component, revision=revision, offline=offline
+    )
+    selection = Selection.read(store.path)
+    if selection is None or Selection.read(origin.directory) is not None:
+        return origin
+    if selection.banks.keys() != origin.model.banks.keys() or any(
+        bank.before != origin.model.banks[key].bank.num_experts for key, bank in selection.banks.items()
+    ):
+        return origin
+    return PrunedOrigin(origin, {key: bank.experts for key, bank in selection.banks.items()}, selection)
 
 
 def _verify_checkpoint(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from coterie.checkpoint import Checkpoint, TensorInfo
 from coterie.hf.configs import read_config
 from coterie.hf.quantisation import Quantisation
+from coterie.origins.cut import Cut
 from coterie.origins.origin import OriginBank, OriginModel
 from coterie.origins.side_files import side_files, with_dtype
 from coterie.origins.stored_dense import StoredLinear
@@ -25,6 +27,7 @@ class CheckpointOrigin:
 
     made_from = ""
     dense_schemes = NATIVE_EVERYWHERE
+    cuts: Mapping[str, Cut] = MappingProxyType({})
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint

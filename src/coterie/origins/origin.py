@@ -13,6 +13,7 @@ from coterie.checkpoint import TensorInfo
 from coterie.hf.banks import ExpertBank
 from coterie.hf.keymap import KeyMap
 from coterie.hf.quantisation import Quantisation
+from coterie.origins.cut import Cut
 from coterie.origins.stored_dense import StoredLinear
 from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
@@ -112,6 +113,11 @@ class Origin(ExpertSource, Protocol):
         ...
 
     @property
+    def cuts(self) -> Mapping[str, Cut]:
+        """Which of :attr:`tensors` are taken in part only, and which part."""
+        ...
+
+    @property
     def dense_schemes(self) -> DenseSchemes:
         """The schemes in which linear layers outside experts lie here."""
         ...
@@ -127,7 +133,7 @@ class Origin(ExpertSource, Protocol):
         ...
 
     def side_files(self) -> Mapping[str, Path]:
-        """The files beside the weights that a store keeps, by their relative name there.
+        """The files beside the weights that a store keeps as they are here, by their relative name there.
 
         Raises:
             CheckpointFileError: If the directory cannot be listed.
@@ -135,7 +141,7 @@ class Origin(ExpertSource, Protocol):
         ...
 
     def changed_files(self) -> Mapping[str, bytes]:
-        """Those of :meth:`side_files` that a store has with another content, which is given.
+        """Files that a store has with another content than here, or that are not here: name → content.
 
         Raises:
             CheckpointFileError: If the configuration cannot be read.

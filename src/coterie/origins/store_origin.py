@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import xxhash
@@ -22,6 +23,7 @@ from coterie.hf.quantisation import Quantisation
 from coterie.hf.quantised import fold_names, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
+from coterie.origins.cut import Cut
 from coterie.origins.origin import OriginBank, OriginModel
 from coterie.origins.stored_dense import StoredLinear, dense_headers, stored_linears
 from coterie.quant.dtypes import SAFETENSORS_DTYPES
@@ -43,6 +45,7 @@ class StoreOrigin:
     """
 
     cache = None
+    cuts: Mapping[str, Cut] = MappingProxyType({})
 
     def __init__(self, store: Store, opened: _Opened) -> None:
         """Made by :meth:`open`."""

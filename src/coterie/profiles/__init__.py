@@ -24,6 +24,7 @@ from coterie.profiles.facts import (
     join_segments,
 )
 from coterie.profiles.halves import Estimate, Statistic, Stretches, profile_halves
+from coterie.profiles.importance import Claim, Importance, ImportanceMeasure, importance
 from coterie.profiles.kinds import ExpertKind, Kinds, expert_kinds
 from coterie.profiles.load import LayerLoad, Load, expert_load, gini, lorenz_curve, top_share
 from coterie.profiles.location import Location, locate
@@ -46,6 +47,7 @@ __all__ = [
     "BankShape",
     "BankTable",
     "BankUsage",
+    "Claim",
     "Contrast",
     "Estimate",
     "ExpectedUse",
@@ -54,6 +56,8 @@ __all__ = [
     "ExpertKind",
     "Group",
     "GroupCounts",
+    "Importance",
+    "ImportanceMeasure",
     "Kinds",
     "LayerLoad",
     "LayerSeparation",
@@ -93,6 +97,7 @@ __all__ = [
     "expert_kinds",
     "expert_load",
     "gini",
+    "importance",
     "jensen_shannon",
     "join_segments",
     "json_lines",

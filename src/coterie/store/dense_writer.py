@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import xxhash
 
@@ -58,8 +59,17 @@ class DenseShard:
     nbytes: int
 
 
-def plan_shards(tensors: Iterable[DenseTensor], limit: int = DENSE_SHARD_LIMIT) -> tuple[DenseShard, ...]:
+def plan_shards(
+    tensors: Iterable[DenseTensor],
+    limit: int = DENSE_SHARD_LIMIT,
+    files: Callable[[int], tuple[str, ...]] = names.dense_files,
+) -> tuple[DenseShard, ...]:
     """Distributes tensors over files: wide dtypes first, then by name, so that each starts aligned.
+
+    Args:
+        tensors: In any order.
+        limit: Bytes of tensors per file.
+        files: Names of so many files.
 
     Raises:
         UsageError: If there is no tensor, a name occurs twice or a dtype is not known.
@@ -82,7 +92,7 @@ def plan_shards(tensors: Iterable[DenseTensor], limit: int = DENSE_SHARD_LIMIT) 
         groups[-1].append(tensor)
         filled += tensor.nbytes
     shards: list[DenseShard] = []
-    for file, group in zip(names.dense_files(len(groups)), groups, strict=True):
+    for file, group in zip(files(len(groups)), groups, strict=True):
         data, header = build_header(((one.name, one.dtype, one.shape) for one in group), metadata=_METADATA)
         shards.append(DenseShard(file=file, tensors=tuple(group), header=data, nbytes=header.nbytes))
     return tuple(shards)
@@ -94,10 +104,10 @@ def write_shards(disk: Disk, journal: Journal, shards: Sequence[DenseShard]) -> 
     for shard, layout in zip(shards, layouts, strict=True):
         finished = journal.finished(shard.file)
         if finished is None or finished.layout != layout:
-            checksum = _write_shard(disk, shard)
+            checksum = write_shard(disk, shard)
             journal.append(FinishedFile(file=shard.file, nbytes=shard.nbytes, checksums=(checksum,), layout=layout))
     if len(shards) > 1:
-        write_whole(disk, journal, names.DENSE_INDEX, _index(shards), layout="/".join(layouts))
+        write_whole(disk, journal, names.DENSE_INDEX, shard_index(shards), layout="/".join(layouts))
 
 
 def finished_shards(journal: Journal) -> list[FinishedFile] | None:
@@ -131,15 +141,35 @@ def write_whole(disk: Disk, journal: Journal, name: str, data: bytes, *, layout:
         journal.append(entry)
 
 
-def _index(shards: Sequence[DenseShard]) -> bytes:
+def shard_index(shards: Sequence[DenseShard]) -> bytes:
+    """The file that says which shard has which tensor."""
     weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
     total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
     return dump_json({"metadata": {"total_size": total}, "weight_map": weight_map}) + b"\n"
 
 
-def _write_shard(disk: Disk, shard: DenseShard) -> str:
+class Digest(Protocol):
+    """Adds up a checksum."""
+
+    def update(self, data: memoryview | bytes, /) -> object:
+        """Adds bytes."""
+        ...
+
+    def hexdigest(self) -> str:
+        """The checksum so far."""
+        ...
+
+
+def write_shard(disk: Disk, shard: DenseShard, digest: Callable[[], Digest] = xxhash.xxh3_128) -> str:
+    """Writes a shard, whole or not at all; returns its checksum.
+
+    Raises:
+        ExtractionError: If a tensor gives more or fewer bytes than its shape needs.
+        DiskSpaceError: If the shard does not fit.
+        StoreError: If it cannot be written.
+    """
     with disk.begin(shard.file, shard.nbytes) as file:
-        stream = _Stream(file)
+        stream = _Stream(file, digest())
         stream.write(shard.header)
         for tensor in shard.tensors:
             got = 0
@@ -165,9 +195,9 @@ def _write_shard(disk: Disk, shard: DenseShard) -> str:
 class _Stream:
     """Appends to a file in large pieces while hashing: thousands of norms of a few KiB must not be a write each."""
 
-    def __init__(self, file: NewFile) -> None:
+    def __init__(self, file: NewFile, digest: Digest) -> None:
         self._file = file
-        self._hash = xxhash.xxh3_128()
+        self._hash = digest
         self._buffer = bytearray()
         self._position = 0
 

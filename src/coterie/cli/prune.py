@@ -1,0 +1,112 @@
+"""`coterie prune`: make a store with fewer experts in each layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from coterie.cli.extract import print_report
+from coterie.cli.options import (
+    ComponentOption,
+    JsonOption,
+    ModelArgument,
+    OfflineOption,
+    ProfileOption,
+    RevisionOption,
+    new_directory,
+)
+from coterie.cli.transfer import resumable_progress
+
+
+def command(
+    model: ModelArgument,
+    store: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="STORE",
+            show_default=False,
+            callback=new_directory,
+            help="The new store.",
+        ),
+    ],
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep",
+            metavar="N",
+            show_default=False,
+            help="Experts of each layer to keep: a number, a share such as 75%, or by component, such as "
+            "thinker=75%,talker=96; components that are not named keep all.",
+        ),
+    ],
+    by: Annotated[
+        Literal["reap", "ean", "frequency", "random"],
+        typer.Option(
+            "--by",
+            help="Which stay: reap, those with the largest mean of gate weight × output size over their tokens; ean, "
+            "with the largest sum of it; frequency, those chosen most often; random, any.",
+        ),
+    ] = "reap",
+    profile: ProfileOption = None,
+    domains: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="DOMAINS",
+            show_default=False,
+            help="With --profile: keep what these domains need, such as code,german. Default: all that was recorded.",
+        ),
+    ] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modality",
+            metavar="NAME",
+            show_default=False,
+            help="With --profile: keep what this modality needs, such as text, and let others go; may be repeated. "
+            "Default: all of the model's, and each must be in the profile.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="For --by random.")] = 0,
+    component: ComponentOption = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show files, bytes and disk space; write and download no weights.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an unfinished store that was begun with another request.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Makes a store of a model with fewer experts in each layer. The source is not changed.
+
+    The experts that stay are numbered from 0, and the routers have never had the others: that is a smaller model,
+    complete by itself, and not a partial store. `coterie export` makes a checkpoint of it. What it loses is measured
+    with `coterie evaluate`. An interrupted run goes on where it stopped when the same command is given again.
+    """
+    from coterie.extraction import prune
+    from coterie.files.naming import model_path
+
+    with resumable_progress(store, download=not model_path(model).is_dir()) as progress:
+        report = prune(
+            model,
+            store,
+            keep=keep,
+            by=by,
+            profile=profile,
+            domains=None if domains is None else [name.strip() for name in domains.split(",") if name.strip()],
+            modalities=modality or None,
+            seed=seed,
+            component=component,
+            revision=revision,
+            offline=offline,
+            dry_run=dry_run,
+            restart=restart,
+            progress=progress,
+        )
+    print_report(report, as_json=as_json, dry_run=dry_run)
