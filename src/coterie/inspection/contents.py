@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coterie.checkpoint import Checkpoint, LazyTensor, TensorInfo, model_dtype, unread_tensors
 from coterie.errors import CoterieError, UsageError
 from coterie.extraction.planning import ExtractionPlan
 from coterie.extraction.whole import plan_whole
 from coterie.hf.configs import load_quantisation
-from coterie.hf.context import context_shape, default_context
+from coterie.hf.context import context_shape, default_context, model_context
 from coterie.hf.parts import leaving
 from coterie.inspection.dense_parts import DensePartFacts, dense_part_facts
 from coterie.inspection.planned import planned_footprint, planned_linears
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
 from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows, unknown_rows
-from coterie.inspection.what_fits import memory_fit, process_nbytes
+from coterie.inspection.what_fits import process_nbytes
 from coterie.origins import CheckpointOrigin, StoreOrigin
 from coterie.origins.store_component import StoreComponent, store_component
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_headers, stored_linears
 from coterie.quant.dtypes import TORCH_DTYPES
-from coterie.spec import Batching, RecordLayout, parse_bytes
+from coterie.spec import Batching, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import checkpoint_encoding
@@ -31,10 +33,30 @@ from coterie.store import Store
 from coterie.store.names import MANIFEST
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a model holds, and what has to be known to say what a budget would hold of it.
+
+    Attributes:
+        report: What is shown.
+        footprint: What the model takes in memory.
+        records: Expert by expert, bytes of the records of those present.
+        layouts: Layout → how many of the experts present have it.
+        context: Tokens that a budget provides for where none are asked for.
+        longest_context: Tokens that the model was made for; None if its configuration does not say.
+    """
+
+    report: InspectReport
+    footprint: Footprint
+    records: list[int]
+    layouts: Mapping[RecordLayout, int]
+    context: int
+    longest_context: int | None
+
+
 def inspect(
     model: str | Path,
     *,
-    memory: str | int | Sequence[str | int] | None = None,
     component: str | None = None,
     scheme: str | None = None,
     dense_scheme: str | Mapping[str, str] | None = None,
@@ -43,9 +65,10 @@ def inspect(
 ) -> InspectReport:
     """Says what a store or a checkpoint holds. Reads manifests and headers, no expert.
 
+    What a memory budget would hold of it, and how fast it would run, says :func:`coterie.planner.plan`.
+
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``.
-        memory: A budget for the whole process, such as ``"8GiB"``, or several: what would each hold?
         component: Only this part of a whole model, such as ``thinker``.
         scheme: Of a checkpoint: what would a store hold whose experts are stored so? One for all of them.
         dense_scheme: Likewise, of linear layers outside experts.
@@ -55,27 +78,31 @@ def inspect(
     Raises:
         StoreError: If the store is unfinished or damaged.
         CheckpointError: If the checkpoint is not complete and consistent.
-        UsageError: If the budget is not a size, the model has no such component, there is no such scheme, or a store
-            is to be looked at as if it had another one.
+        UsageError: If the model has no such component, there is no such scheme, or a store is to be looked at as if it
+            had another one.
     """
-    asked = () if memory is None else (memory,) if isinstance(memory, str | int) else tuple(memory)
-    budgets = [parse_bytes(budget, what="memory") for budget in asked]
     path = store_path(model)
     wanted = scheme is not None or dense_scheme is not None
     if path is not None:
         if wanted:
-            raise UsageError(
-                f"{path} is a store, and has its schemes.",
-                advice="Leave the schemes out, or name the checkpoint to see what another store of it would hold.",
-                path=path,
-            )
-        return _inspect_store(Store.open(path), component, budgets)
+            raise has_its_schemes(path)
+        return store_contents(Store.open(path), component).report
     checkpoint = Checkpoint.open(model, component=component, revision=revision, offline=offline)
     plan = plan_whole(CheckpointOrigin(checkpoint), scheme, dense_scheme) if wanted else None
-    return _inspect_checkpoint(checkpoint, budgets, plan)
+    return checkpoint_contents(checkpoint, plan).report
 
 
-def _inspect_store(store: Store, component: str | None, budgets: Sequence[int]) -> InspectReport:
+def has_its_schemes(path: Path) -> UsageError:
+    """The refusal to look at a store as if it had other schemes."""
+    return UsageError(
+        f"{path} is a store, and has its schemes.",
+        advice="Leave the schemes out, or name the checkpoint to see what another store of it would hold.",
+        path=path,
+    )
+
+
+def store_contents(store: Store, component: str | None = None) -> Contents:
+    """What a store holds, or a component of it."""
     manifest = store.manifest
     part = store_component(store, component)
     held = [bank for bank in manifest.banks if bank.key in part.banks]
@@ -130,11 +157,10 @@ def _inspect_store(store: Store, component: str | None, budgets: Sequence[int]) 
         footprint=store_footprint(store, component),
         disk_nbytes=disk_nbytes if not part.prefix else dense_nbytes + sum(bank.nbytes for bank in held),
         ignored=manifest.ignored,
-        records=[record.nbytes for bank in held for record in bank.records.values()],
-        budgets=budgets,
+        layouts=Counter(manifest.layouts[record.layout] for bank in held for record in bank.records.values()),
         dense_parts=dense_parts,
         batching=batching,
-        context=default_context(part.config),
+        config=part.config,
     )
 
 
@@ -182,7 +208,7 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> Footprint:
     shape = context_shape(skeleton.config, checkpoint.dtype, type(skeleton))
     as_stored = {
         name: tensor
-        for name, tensor in checkpoint.dense_state_dict().items()
+        for name, tensor in checkpoint.unread_dense().items()
         if isinstance(tensor, LazyTensor) and tensor.dtype == checkpoint.dtype
     }
     leaves, table = leaving(as_stored, skeleton.config)
@@ -196,8 +222,8 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> Footprint:
     )
 
 
-def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int], plan: ExtractionPlan | None) -> InspectReport:
-    """What a checkpoint holds, or what a store of it would."""
+def checkpoint_contents(checkpoint: Checkpoint, plan: ExtractionPlan | None = None) -> Contents:
+    """What a checkpoint holds, or what the store of it would that is planned."""
     names = [name for found in checkpoint.router_names().values() for name in found]
     here = not checkpoint.location.missing_shards(checkpoint.tensors[name].path for name in names)
     experts = {key: [(NATIVE, bank.layout)] * bank.bank.num_experts for key, bank in checkpoint.banks.items()}
@@ -219,10 +245,9 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int], plan: Ex
         for key, bank in sorted(checkpoint.banks.items())
     )
     ignored = tuple(sorted(checkpoint.keymap.ignored))
-    left_out = {*ignored, *checkpoint.keymap.outside}
     linears = {} if plan is None else planned_linears(checkpoint, plan)
     dense_nbytes = checkpoint.dense_nbytes if plan is None else sum(tensor.nbytes for tensor in plan.dense)
-    on_disk = sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in left_out)
+    on_disk = sum(info.nbytes for info in checkpoint.tensors_in_use)
     return _report(
         Model(
             kind="checkpoint",
@@ -242,8 +267,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int], plan: Ex
         footprint=checkpoint_footprint(checkpoint) if plan is None else planned_footprint(checkpoint, plan),
         disk_nbytes=on_disk if plan is None else dense_nbytes + plan.store.expert_nbytes,
         ignored=ignored,
-        records=[layout.nbytes for found in experts.values() for _, layout in found],
-        budgets=budgets,
+        layouts=Counter(layout for found in experts.values() for _, layout in found),
         dense_parts=dense_part_facts(checkpoint.skeleton, checkpoint.keymap, checkpoint.tensors, linears),
         batching=rows_facts(
             checkpoint.skeleton,
@@ -251,7 +275,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int], plan: Ex
             linears,
             {scheme for found in experts.values() for scheme, _ in found},
         ),
-        context=default_context(checkpoint.skeleton.config),
+        config=checkpoint.skeleton.config,
         planned=plan is not None,
     )
 
@@ -266,22 +290,17 @@ def _report(
     footprint: Footprint,
     disk_nbytes: int,
     ignored: tuple[str, ...],
-    records: list[int],
-    budgets: Sequence[int],
+    layouts: Mapping[RecordLayout, int],
     batching: dict[Batching, RowsFacts],
-    context: int,
+    config: Any,
     planned: bool = False,
-) -> InspectReport:
+) -> Contents:
     components = tuple(_component(name, banks) for name in sorted({bank.component for bank in banks}))
     working_set = max((one.working_set_nbytes for one in components), default=0)
     known = all(bank.record_nbytes for bank in banks if bank.experts)
     full = dense_nbytes + sum(bank.full_nbytes for bank in banks)
     experts, present = sum(bank.experts for bank in banks), sum(bank.present for bank in banks)
-    fits = tuple(
-        memory_fit(budget, footprint, context=context, record_sizes=records, working_set_nbytes=working_set)
-        for budget in budgets
-    )
-    return InspectReport(
+    report = InspectReport(
         model=model,
         planned=planned,
         complete=present == experts,
@@ -300,8 +319,14 @@ def _report(
         working_set_nbytes=working_set,
         ignored=ignored,
         batching=batching,
-        memory=fits[0] if fits else None,
-        budgets=fits,
+    )
+    return Contents(
+        report=report,
+        footprint=footprint,
+        records=[layout.nbytes for layout, count in layouts.items() for _ in range(count)],
+        layouts=layouts,
+        context=default_context(config),
+        longest_context=model_context(config),
     )
 
 
