@@ -20,6 +20,7 @@ from coterie.cli.options import (
     known_dense_scheme,
     known_scheme,
 )
+from coterie.files.text import read_prompt
 from coterie.spec import DEFAULT_POLICY, parse_bytes
 
 if TYPE_CHECKING:
@@ -89,6 +90,19 @@ def command(
         int,
         typer.Option("--answer-tokens", min=1, metavar="N", help="Tokens of the answer; 270 are about 200 words."),
     ] = 270,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            "--probe",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            metavar="FILE",
+            show_default=False,
+            help="A UTF-8 text of yours. Its first 128 tokens go through the model, which has to be on this machine, "
+            "and their routing is replayed for every budget.",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Measure nothing, and say nothing about speed.")] = False,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
@@ -97,8 +111,8 @@ def command(
     """Says whether a model will run here, how fast, and what would make it faster, before it is downloaded.
 
     It reads manifests and headers, of the Hub, too, and no weights. Memory is what opening the model takes. Everything
-    that is a forecast is given as a range, and the hit rate says what it rests on: law (dimensions alone) or known
-    model (routing that was recorded from this model).
+    that is a forecast is given as a range, and the hit rate says what it rests on: law (dimensions alone), known model
+    (routing that was recorded from this model) or probe (routing of your own text).
 
     Speed follows from what is measured here: reads of the disk, with a temporary file of 128 MiB, and products of
     matrices. The exit code is 1 if the model will not run in any of the budgets.
@@ -124,6 +138,7 @@ def command(
             eviction=eviction,
             prompt_tokens=prompt_tokens,
             answer_tokens=answer_tokens,
+            probe=None if probe is None else read_prompt(probe),
             measure=not quick,
             revision=revision,
             offline=offline,

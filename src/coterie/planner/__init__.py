@@ -5,16 +5,19 @@ of which kind: a law that holds for any model, curves that are known of this one
 follows from the hit rate and from what was measured of the machine. docs/planning.md says how.
 """
 
+from coterie.planner.forecast import Forecast
 from coterie.planner.hit_rates import HitRate, HitRates, Law
 from coterie.planner.machine import DiskSpeed, Machine, ProductSpeed, measure_machine
-from coterie.planner.planning import plan
+from coterie.planner.planning import forecast_for, plan
 from coterie.planner.ranges import Range
-from coterie.planner.report import BudgetPlan, DiskNeed, Gain, Knee, Plan, PrecisionPlan, Speed
+from coterie.planner.report import BudgetPlan, DiskNeed, Expected, Gain, Knee, Plan, PrecisionPlan, Speed
 
 __all__ = [
     "BudgetPlan",
     "DiskNeed",
     "DiskSpeed",
+    "Expected",
+    "Forecast",
     "Gain",
     "HitRate",
     "HitRates",
@@ -26,6 +29,7 @@ __all__ = [
     "ProductSpeed",
     "Range",
     "Speed",
+    "forecast_for",
     "measure_machine",
     "plan",
 ]

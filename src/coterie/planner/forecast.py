@@ -10,7 +10,7 @@ from coterie.plan.budget import least_that
 from coterie.planner.hit_rates import HitRate, HitRates
 from coterie.planner.machine import DiskSpeed, Machine
 from coterie.planner.ranges import Range
-from coterie.planner.report import Gain, Knee, Speed
+from coterie.planner.report import Expected, Gain, Knee, Speed
 from coterie.planner.speed import decode_timing, limit_of, prompt_timing
 from coterie.planner.subject import Subject
 
@@ -81,6 +81,18 @@ class Forecast:
                 high=prompt.total.high + answer * token.total.high,
             ),
             limit="memory" if tight else limit_of(self.subject, machine, token),
+        )
+
+    def with_room_for(self, nbytes: int) -> Expected:
+        """What to expect where experts may take so many bytes in memory."""
+        total = self.subject.expert_nbytes
+        share = min(1.0, nbytes / total) if total else 1.0
+        hits = self.hits(share)
+        return Expected(
+            share=share,
+            hit_rate=hits,
+            read_per_token=hits.miss.map(lambda miss: miss * self.subject.working_set),
+            speed=self.speed(share),
         )
 
     def gains(self, memory: int, share: float) -> tuple[Gain, ...]:

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from coterie.checkpoint import Checkpoint
-from coterie.errors import CoterieError, UsageError
+from coterie.errors import UsageError
 from coterie.eviction import check_policy
-from coterie.extraction.whole import plan_whole
-from coterie.files.naming import resolve_path
 from coterie.files.nearest import nearest_directory
-from coterie.hf.configs import has_talker
-from coterie.inspection.contents import Contents, checkpoint_contents, has_its_schemes, store_contents
-from coterie.origins import CheckpointOrigin
-from coterie.origins.store_or_checkpoint import store_path
 from coterie.plan.machine import default_memory_budget, memory_limits
 from coterie.planner import words
+from coterie.planner.asked import Asked, OtherPrecision, download_nbytes, open_asked, other_precisions, schemes_of
 from coterie.planner.forecast import Forecast
 from coterie.planner.hit_rates import HitRates, Law
 from coterie.planner.known_models import known_divergence, known_hit_rates
 from coterie.planner.machine import Machine, Tell, measure_machine
+from coterie.planner.probe import PROBE_TOKENS
+from coterie.planner.probe import probe as probe_text
 from coterie.planner.report import BudgetPlan, DiskNeed, Plan, PrecisionPlan
 from coterie.planner.speed import preparing_s
 from coterie.planner.subject import Subject
-from coterie.spec import DEFAULT_POLICY, SCHEME_NAMES, parse_bytes
+from coterie.spec import DEFAULT_POLICY, format_bytes, parse_bytes
 from coterie.spec.encodings import NATIVE
-from coterie.store import Store
+from coterie.spec.opening import Opening
 
 PROMPT_TOKENS = 256
 ANSWER_TOKENS = 270
@@ -48,6 +44,7 @@ def plan(
     eviction: str = DEFAULT_POLICY,
     prompt_tokens: int = PROMPT_TOKENS,
     answer_tokens: int = ANSWER_TOKENS,
+    probe: str | None = None,
     machine: Machine | None = None,
     measure: bool = True,
     revision: str | None = None,
@@ -68,6 +65,8 @@ def plan(
         eviction: The policy.
         prompt_tokens: Tokens of the prompt that times are for.
         answer_tokens: Tokens of the answer.
+        probe: A text of yours: its first 128 tokens go through the model, and their routing is replayed for every
+            budget. The model's weights have to be on this machine.
         machine: What was measured of the machine that is meant; default: this one is measured, which takes seconds.
         measure: Whether to measure where no machine is given. If not, nothing is said about speed.
         revision: Branch, tag or commit of a Hub repository.
@@ -78,7 +77,8 @@ def plan(
         StoreError: If the store is unfinished or damaged.
         CheckpointError: If the checkpoint is not complete and consistent.
         UsageError: If a budget is not a size, a number is out of range, the model has no such component, there is no
-            such scheme or policy, or a store is to be looked at as if it had another scheme.
+            such scheme or policy, a store is to be looked at as if it had another scheme, or a probe has too few
+            tokens, or its model is not on this machine.
     """
     check_policy(eviction, profile=False)
     for name, number in (("context", context), ("prompt_tokens", prompt_tokens), ("answer_tokens", answer_tokens)):
@@ -87,19 +87,29 @@ def plan(
     given = () if memory is None else (memory,) if isinstance(memory, str | int) else tuple(memory)
     budgets = [parse_bytes(budget, what="memory") for budget in given] or [default_memory_budget()]
     tell("reading headers")
-    asked = _open(model, component, scheme, dense_scheme, revision, offline)
+    asked = open_asked(
+        model, component=component, scheme=scheme, dense_scheme=dense_scheme, revision=revision, offline=offline
+    )
     subject = Subject.of(asked.contents, experts_per_token=experts_per_token)
     _check_experts_per_token(experts_per_token, subject)
-    others = _other_precisions(asked, experts_per_token, tell)
+    others = other_precisions(asked, experts_per_token, tell)
     place = nearest_directory(asked.place if disk is None else Path(disk))
     if machine is None and measure:
-        precisions = {one.expert_precision for one in (subject, *(other.subject for other in others))}
-        linears = {name for one in (subject, *(other.subject for other in others)) for name in one.dense}
-        machine = measure_machine(
-            place, record=int(subject.record), precisions=sorted((precisions | linears) - {NATIVE}), tell=tell
+        machine = _measured(place, [subject, *(other.subject for other in others)], tell)
+    hit_rates = _without_probe(subject, eviction)
+    if probe is not None:
+        tell("running the probe's text through the model")
+        opening = Opening(
+            memory=min(max(budgets), default_memory_budget()),
+            component=component,
+            eviction=eviction,
+            experts_per_token=experts_per_token,
+            max_context=PROBE_TOKENS,
+            revision=revision,
+            offline=offline,
         )
-    hit_rates = known_hit_rates(subject, eviction) or Law(experts=subject.experts, eviction=eviction)
-    forecast = Forecast(
+        hit_rates = _probed(asked, probe, opening, subject)
+    made = Forecast(
         subject=subject,
         hit_rates=hit_rates,
         context=context or asked.contents.context,
@@ -121,17 +131,17 @@ def plan(
             revision=None if asked.planned else revision,
         )
 
-    all_experts = forecast.all_experts()
+    all_experts = made.all_experts()
     return Plan(
         model=report.model,
         planned=asked.planned,
-        scheme=_schemes(asked.contents),
+        scheme=schemes_of(asked.contents),
         dense_scheme=report.dense_scheme,
         dense_parts=report.dense_parts,
         component=subject.component,
         working_set_nbytes=subject.working_set,
         expert_nbytes=subject.expert_nbytes,
-        context=forecast.context,
+        context=made.context,
         longest_context=asked.contents.longest_context,
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
@@ -139,72 +149,77 @@ def plan(
         experts_per_token=experts_per_token,
         machine=machine,
         attainable=memory_limits().attainable,
-        budgets=tuple(_budget(forecast, budget, asked.contents.longest_context, command(budget)) for budget in budgets),
-        precisions=tuple(_precision(other, forecast, hit_rates, budgets[0]) for other in others),
+        budgets=tuple(_budget(made, budget, asked.contents.longest_context, command(budget)) for budget in budgets),
+        precisions=tuple(_precision(other, made, hit_rates, budgets[0]) for other in others),
         disk=_disk_need(asked, place, machine),
         all_experts=all_experts,
-        knee=forecast.knee(all_experts),
+        knee=made.knee(all_experts),
         preparing=_preparing(asked, runs, scheme, dense_scheme, component, revision),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """What was asked about.
-
-    Attributes:
-        name: As a command takes it.
-        contents: What it holds, or would.
-        planned: Whether it is a store that is not made yet.
-        checkpoint: The checkpoint, if it is one, or would be made from one.
-        place: Where experts are read from, or would be.
-    """
-
-    name: str
-    contents: Contents
-    planned: bool
-    checkpoint: Checkpoint | None
-    place: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Other:
-    """A precision in which a checkpoint could be stored."""
-
-    scheme: str
-    dense_scheme: str
-    store_nbytes: int
-    subject: Subject
-
-
-def _open(
+def forecast_for(
     model: str | Path,
-    component: str | None,
-    scheme: str | None,
-    dense_scheme: str | Mapping[str, str] | None,
-    revision: str | None,
-    offline: bool,
-) -> _Asked:
-    path = store_path(model)
-    wanted = scheme is not None or dense_scheme is not None
-    if path is not None:
-        if wanted:
-            raise has_its_schemes(path)
-        contents = store_contents(Store.open(path), component)
-        return _Asked(name=str(model), contents=contents, planned=False, checkpoint=None, place=path)
-    checkpoint = Checkpoint.open(resolve_path(model), component=component, revision=revision, offline=offline)
-    plan = plan_whole(CheckpointOrigin(checkpoint), scheme, dense_scheme) if wanted else None
-    return _Asked(
-        name=str(model),
-        contents=checkpoint_contents(checkpoint, plan),
-        planned=wanted,
-        checkpoint=checkpoint,
-        place=Path() if wanted else checkpoint.location.directory,
+    *,
+    context: int | None = None,
+    component: str | None = None,
+    experts_per_token: int | None = None,
+    eviction: str = DEFAULT_POLICY,
+    prompt_tokens: int = PROMPT_TOKENS,
+    answer_tokens: int = ANSWER_TOKENS,
+    machine: Machine | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    tell: Tell = lambda _line: None,
+) -> Forecast:
+    """What :func:`plan` goes by, of a model as it is: for whoever knows how many experts fit.
+
+    The arguments are those of :func:`plan`, and so are the errors.
+    """
+    asked = open_asked(model, component=component, revision=revision, offline=offline)
+    subject = Subject.of(asked.contents, experts_per_token=experts_per_token)
+    return Forecast(
+        subject=subject,
+        hit_rates=_without_probe(subject, eviction),
+        context=context or asked.contents.context,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        machine=machine or _measured(nearest_directory(asked.place), [subject], tell),
+    )
+
+
+def _without_probe(subject: Subject, eviction: str) -> HitRates:
+    return known_hit_rates(subject, eviction) or Law(experts=subject.experts, eviction=eviction)
+
+
+def _measured(place: Path, subjects: Sequence[Subject], tell: Tell) -> Machine:
+    """This machine, in all precisions that the models have."""
+    precisions = {name for one in subjects for name in (one.expert_precision, *one.dense)} - {NATIVE}
+    return measure_machine(place, record=int(subjects[0].record), precisions=sorted(precisions), tell=tell)
+
+
+def _probed(asked: Asked, text: str, opening: Opening, subject: Subject) -> HitRates:
+    """The forecast of a probe, with the weights that are here."""
+    missing = download_nbytes(asked)
+    if missing:
+        raise UsageError(
+            f"A probe runs the model, and {format_bytes(missing)} of {asked.name} are not on this machine.",
+            advice="Plan without a probe, or download the model first.",
+            model=asked.name,
+        )
+    return probe_text(
+        asked.name,
+        text,
+        opening,
+        component=subject.component,
+        experts=round(subject.experts * subject.layers),
+        law=Law(experts=subject.experts, eviction=opening.eviction),
+        top_k=subject.top_k,
     )
 
 
 def _preparing(
-    asked: _Asked,
+    asked: Asked,
     store: str,
     scheme: str | None,
     dense_scheme: str | Mapping[str, str] | None,
@@ -230,33 +245,6 @@ def _check_experts_per_token(wanted: int | None, subject: Subject) -> None:
         )
 
 
-def _other_precisions(asked: _Asked, experts_per_token: int | None, tell: Tell) -> list[_Other]:
-    """The precisions in which a store of the checkpoint could be made, the largest first."""
-    if asked.checkpoint is None:
-        return []
-    speaks = has_talker(asked.checkpoint.skeleton.config)
-    found = []
-    for scheme in reversed(SCHEME_NAMES):
-        # Where a model speaks, its parts have schemes of their own by default.
-        rest = (None,) if speaks or scheme == NATIVE else (NATIVE, "int8", scheme)
-        for dense in dict.fromkeys(rest):
-            tell(f"reading headers for {scheme}")
-            try:
-                plan = plan_whole(CheckpointOrigin(asked.checkpoint), scheme, dense)
-                contents = checkpoint_contents(asked.checkpoint, plan)
-            except CoterieError:
-                continue  # what the checkpoint has fewer bits than, or cannot be stored in
-            found.append(
-                _Other(
-                    scheme=scheme,
-                    dense_scheme=contents.report.dense_scheme,
-                    store_nbytes=contents.report.disk_nbytes,
-                    subject=Subject.of(contents, experts_per_token=experts_per_token),
-                )
-            )
-    return found
-
-
 def _budget(forecast: Forecast, memory: int, longest: int | None, command: str) -> BudgetPlan:
     fit = forecast.fit(memory)
     share = forecast.share(fit) if fit.enough else 0.0
@@ -275,7 +263,7 @@ def _budget(forecast: Forecast, memory: int, longest: int | None, command: str) 
     )
 
 
-def _precision(other: _Other, forecast: Forecast, hit_rates: HitRates, memory: int) -> PrecisionPlan:
+def _precision(other: OtherPrecision, forecast: Forecast, hit_rates: HitRates, memory: int) -> PrecisionPlan:
     there = replace(forecast, subject=other.subject, hit_rates=hit_rates)
     fit = there.fit(memory)
     share = there.share(fit) if fit.enough else 0.0
@@ -291,18 +279,16 @@ def _precision(other: _Other, forecast: Forecast, hit_rates: HitRates, memory: i
     )
 
 
-def _disk_need(asked: _Asked, place: Path, machine: Machine | None) -> DiskNeed:
+def _disk_need(asked: Asked, place: Path, machine: Machine | None) -> DiskNeed:
     free = shutil.disk_usage(place).free
     checkpoint, report = asked.checkpoint, asked.contents.report
     used = () if checkpoint is None else checkpoint.tensors_in_use
-    download = 0
-    if checkpoint is not None:
-        download = sum(checkpoint.location.download_nbytes({info.path for info in used}).values())
+    download = download_nbytes(asked)
     store = report.disk_nbytes if asked.planned else 0
     seconds = None
     if asked.planned and machine is not None:
         read = sum(info.nbytes for info in used)
-        lossy = _schemes(asked.contents) != NATIVE
+        lossy = schemes_of(asked.contents) != NATIVE
         seconds = preparing_s(machine, read=read, written=store, quantised=lossy)
     return DiskNeed(
         path=str(place),
@@ -312,7 +298,3 @@ def _disk_need(asked: _Asked, place: Path, machine: Machine | None) -> DiskNeed:
         enough=download + store <= free,
         preparing_s=seconds,
     )
-
-
-def _schemes(contents: Contents) -> str:
-    return ", ".join(sorted({scheme for bank in contents.report.banks for scheme in bank.schemes})) or NATIVE

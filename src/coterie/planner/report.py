@@ -35,6 +35,23 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What to expect of a model that is open, to stand beside what is measured of it.
+
+    Attributes:
+        share: Share of the experts of its component that fits.
+        hit_rate: The forecast.
+        read_per_token: Bytes of experts read for a token.
+        speed: None if the machine was not measured.
+    """
+
+    share: float
+    hit_rate: HitRate
+    read_per_token: Range
+    speed: Speed | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
     """What a change would buy.
 
@@ -126,8 +143,10 @@ class DiskNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knee:
-    """The budget beyond which more memory adds fewer and fewer hits: the point of the curve of hits over memory that is
-    farthest above the straight line between its ends, as ``coterie replay`` has it.
+    """The budget beyond which more memory adds fewer and fewer hits.
+
+    It is the point of the curve of hits over memory that is farthest above the straight line between the curve's ends,
+    as ``coterie replay`` has it.
 
     Attributes:
         memory: Bytes for the process.
