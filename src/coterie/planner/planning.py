@@ -102,13 +102,12 @@ def plan(
         opening = Opening(
             memory=min(max(budgets), default_memory_budget()),
             component=component,
-            eviction=eviction,
             experts_per_token=experts_per_token,
             max_context=PROBE_TOKENS,
             revision=revision,
             offline=offline,
         )
-        hit_rates = _probed(asked, probe, opening, subject)
+        hit_rates = _probed(asked, probe, opening, subject, eviction)
     made = Forecast(
         subject=subject,
         hit_rates=hit_rates,
@@ -198,7 +197,7 @@ def _measured(place: Path, subjects: Sequence[Subject], tell: Tell) -> Machine:
     return measure_machine(place, record=int(subjects[0].record), precisions=sorted(precisions), tell=tell)
 
 
-def _probed(asked: Asked, text: str, opening: Opening, subject: Subject) -> HitRates:
+def _probed(asked: Asked, text: str, opening: Opening, subject: Subject, eviction: str) -> HitRates:
     """The forecast of a probe, with the weights that are here."""
     missing = download_nbytes(asked)
     if missing:
@@ -213,7 +212,7 @@ def _probed(asked: Asked, text: str, opening: Opening, subject: Subject) -> HitR
         opening,
         component=subject.component,
         experts=round(subject.experts * subject.layers),
-        law=Law(experts=subject.experts, eviction=opening.eviction),
+        law=Law(experts=subject.experts, eviction=eviction),
         top_k=subject.top_k,
     )
 

@@ -36,9 +36,8 @@ class Probe:
         groups: What each layer asked for, token by token.
         tokens: Tokens.
         experts: Experts of the component, in all layers.
-        law: Says what another number of experts per token changes.
+        law: Says which policy is replayed, and what another number of experts per token changes.
         top_k: Experts per token and layer, as they were recorded.
-        eviction: The policy.
     """
 
     groups: tuple[Group[ExpertKey], ...]
@@ -46,7 +45,6 @@ class Probe:
     experts: int
     law: Law
     top_k: float
-    eviction: str
     _found: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, share: float, *, top_k: float) -> HitRate:
@@ -63,7 +61,7 @@ class Probe:
     def _miss(self, capacity: int) -> float:
         # Budgets, changes and the knee ask for the same capacities again.
         if capacity not in self._found:
-            self._found[capacity] = 1 - simulate(self.groups, capacity, self.eviction).hit_rate
+            self._found[capacity] = 1 - simulate(self.groups, capacity, self.law.eviction).hit_rate
         return self._found[capacity]
 
 
@@ -76,7 +74,7 @@ def probe(model: str, text: str, opening: Opening, *, component: str, experts: i
         opening: How the model is opened.
         component: Whose experts count.
         experts: Experts of it, in all layers.
-        law: Says what another number of experts per token changes.
+        law: With the eviction policy to replay.
         top_k: Experts per token and layer.
 
     Raises:
@@ -100,7 +98,7 @@ def probe(model: str, text: str, opening: Opening, *, component: str, experts: i
     finally:
         opened.model.coterie.close()
     groups = selected.groups(len(ids))
-    return Probe(groups=groups, tokens=len(ids), experts=experts, law=law, top_k=top_k, eviction=opening.eviction)
+    return Probe(groups=groups, tokens=len(ids), experts=experts, law=law, top_k=top_k)
 
 
 class _Selected:
