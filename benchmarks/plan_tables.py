@@ -2,10 +2,10 @@
 
 Each model is laid out as files without content, of the released shape (model_sizes.py, omni_memory.py). It is planned
 for a store: experts in int4 (those that are released in MXFP4 stay so), other linear layers in int4, or by part where a
-model speaks. Speed is a forecast for a machine that was measured once, and kept in results/plan_machine.json.
+model speaks. Speed is a forecast for the machine on which bench_kernels.py and bench_peers.py measured; products with
+MXFP4 were not measured there.
 
     python benchmarks/plan_tables.py              prints the tables and writes them for publish.py
-    python benchmarks/plan_tables.py --measure    measures this machine first, which should do nothing else
 """
 
 from __future__ import annotations
@@ -13,43 +13,59 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
-from coterie.planner import BudgetPlan, DiskSpeed, Machine, Plan, ProductSpeed, Range, measure_machine, plan
+from coterie.planner import BudgetPlan, DiskSpeed, Machine, Plan, ProductSpeed, Range, plan
+from coterie.planner.machine import PROMPT_ROWS
 from coterie.spec import format_bytes
+from coterie.spec.encodings import SCHEME_FORMATS
 from fullsize.omni.configuration import released_config
 from fullsize.omni.hollow import write_hollow_checkpoint
-from harness.machine import describe_machine
 from harness.report import RESULTS, Table
 from model_sizes import MODELS, lay_out
 
 BUDGETS = (6, 8, 12, 16, 24)
 """GiB."""
-MEASURED = RESULTS / "plan_machine.json"
-RECORD = 2654208
-"""Bytes of an expert of Qwen3-30B-A3B in int4: about what most of these models read at once."""
+_EXPERTS, _MATRIX = 8, (1536, 2048)
+"""What bench_kernels.py multiplies for several tokens."""
 OMNI = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
 _LEFT_OUT = ("allenai/OLMoE-1B-7B-0924", "Qwen/Qwen3-Omni-30B-A3B-Thinking")
 
 
-def measure() -> None:
-    """Keeps what this machine gives."""
-    found = measure_machine(Path(), record=RECORD, precisions=("int4", "int8", "mxfp4"), tell=print)
-    content = {"machine": asdict(found), "where": describe_machine(Path())}
-    MEASURED.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def machine() -> Machine:
-    """What was kept."""
-    kept = json.loads(MEASURED.read_text(encoding="utf-8"))["machine"]
+    """The machine on which bench_kernels.py and bench_peers.py measured, from their results.
+
+    Products with 16 rows were measured in int4; those in int8 and bfloat16 are taken to need the same time per weight.
+    """
+    kernels = json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))["tables"]
+    speeds = {row[1]: float(row[3]) * 1e9 for row in reversed(kernels[0]["rows"])}
+    rows = next(row for row in kernels[1]["rows"] if row[0] == str(PROMPT_ROWS))
+    seconds = float(str(rows[1]).partition(" ")[0]) / 1e3
+    int4 = SCHEME_FORMATS["int4"]
+    prompt = PROMPT_ROWS * _EXPERTS * int4.nbytes(*_MATRIX) / seconds
+    products = {
+        name: ProductSpeed(token=speeds[kernel], prompt=prompt * bits / int4.bits)
+        for name, kernel, bits in (
+            ("int4", "native int4", int4.bits),
+            ("int8", "native int8", SCHEME_FORMATS["int8"].bits),
+            ("bf16", "bf16 linear", 16.0),
+        )
+    }
+    disk = float(_cell("peers.json", "reads, GB/s").partition(" ")[0]) * 1e9
+    extracted = float(_cell("extraction.json", "of it, the extract call", column=3)) * 1e9
     return Machine(
-        threads=kept["threads"],
-        disk=DiskSpeed(**kept["disk"]),
-        bus=kept["bus"],
-        products={name: ProductSpeed(**speed) for name, speed in kept["products"].items()},
-        quantising=kept["quantising"],
+        threads=2,
+        disk=DiskSpeed(path="as measured", random=disk, sequential=disk),
+        bus=speeds["sum of codes"],
+        products=products,
+        quantising=extracted,
     )
+
+
+def _cell(file: str, row: str, *, column: int = 1) -> str:
+    """A figure of a benchmark's tables."""
+    tables = json.loads((RESULTS / file).read_text(encoding="utf-8"))["tables"]
+    return next(str(cells[column]) for table in tables for cells in table["rows"] if cells[0] == row)
 
 
 def plans(on: Machine) -> list[tuple[str, Plan]]:
@@ -83,19 +99,19 @@ def table(name: str, found: Plan) -> Table:
 
 def _row(one: BudgetPlan) -> tuple[str, ...]:
     memory = f"{one.memory.memory >> 30} GiB"
-    if one.speed is None or one.hit_rate is None:
-        shorter = f" With a context of {one.largest_context:,} tokens it runs." if one.largest_context else ""
-        least = f"will not run: {format_bytes(one.memory.minimum)} are needed.{shorter}"
+    if one.hit_rate is None:
+        shorter = f"; it runs with a context of {one.largest_context:,} tokens" if one.largest_context else ""
+        least = f"will not run: {format_bytes(one.memory.minimum)} are needed{shorter}"
         return (memory, least, "–", "–", "–", "–", "memory")
-    rate = one.hit_rate.rate
+    rate, speed = one.hit_rate.rate, one.speed
     return (
         memory,
         f"{one.share:.0%}",
         f"{rate.low:.0%} to {rate.high:.0%}",
-        _between(one.speed.tokens_per_second),
-        f"{_between(one.speed.first_token_s)} s",
+        "not measured" if speed is None else _between(speed.tokens_per_second),
+        "not measured" if speed is None else f"{_between(speed.first_token_s)} s",
         f"{one.largest_context:,}",
-        one.speed.limit,
+        "not measured" if speed is None else speed.limit,
     )
 
 
@@ -106,8 +122,6 @@ def _between(value: Range) -> str:
 
 def main() -> int:
     """Prints the tables and writes them for publish.py."""
-    if "--measure" in sys.argv[1:]:
-        measure()
     on = machine()
     assert on.disk is not None  # it is always measured above
     head = (

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from coterie.inspection import MemoryFit
     from coterie.planner import BudgetPlan, Knee, Plan, Range, Speed
 
+_BUSY = 0.3
+"""Processors that others use, from which on it is said."""
 _USES = {"encoding": "a picture or sound is encoded", "speaking": "the model speaks"}
 
 
@@ -45,6 +47,8 @@ def _print_model(plan: Plan) -> None:
             "measured here",
             f"{machine.threads} threads, memory {_rate(machine.bus)}, disk {_rate(disk.random)} ({disk.path})",
         )
+        if machine.others is not None and machine.others >= _BUSY:
+            table.add_row("", f"while other programs used {machine.others:.1f} processors: alone, it is faster")
     print_table(table)
 
 
@@ -110,7 +114,8 @@ def _add_forecast(table: object, budget: BudgetPlan, plan: Plan) -> None:
         add("read per token", f"{format_bytes(int(read.low))} to {format_bytes(int(read.high))}")
     speed = budget.speed
     if speed is None:
-        add("speed", "not measured (--quick)")
+        why = "--quick" if plan.machine is None else "not in this precision"
+        add("speed", f"not measured ({why})")
         return
     add("speed", f"{_tokens(speed.tokens_per_second)}; with an empty cache {_tokens(speed.cold_tokens_per_second)}")
     add("first token", f"after {_seconds(speed.first_token_s)}, of a prompt of {plan.prompt_tokens} tokens")

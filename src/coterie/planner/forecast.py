@@ -63,7 +63,7 @@ class Forecast:
     def speed(self, share: float) -> Speed | None:
         """How fast the model would run if a share of the experts fits; None if that was not measured."""
         machine = self.machine
-        if machine is None or machine.disk is None:
+        if machine is None or machine.disk is None or not machine.knows(self.subject.precisions):
             return None
         every = Range(low=1.0, expected=1.0, high=1.0)
         token = decode_timing(self.subject, machine, machine.disk, self.hits(share).miss)

@@ -13,13 +13,16 @@ import torch
 from coterie import native
 from coterie.files.nearest import nearest_directory
 from coterie.kernels import quantised_linear, stock_linear
+from coterie.plan.busyness import cores_of_others, processor_times
 from coterie.plan.disk import measure_reads
 from coterie.plan.disk_notes import DiskNotes
 from coterie.quant import SCHEMES, dequantise_fp8, dequantise_mxfp4
-from coterie.spec.encodings import FP8, MXFP4
+from coterie.spec.encodings import CHECKPOINT_ENCODINGS, FP8, MXFP4, SCHEME_FORMATS
 
 BF16 = "bf16"
 """The precision that is always measured, as :func:`coterie.spec.parameters.precision` names it."""
+
+_QUANTISED = (*SCHEME_FORMATS, *(encoding.name for encoding in CHECKPOINT_ENCODINGS))
 
 PROMPT_ROWS = 16
 """Tokens of a prompt that an expert gets at once, for which products are measured."""
@@ -73,6 +76,7 @@ class Machine:
         bus: Bytes per second that all threads read from memory.
         products: By precision.
         quantising: Bytes of bfloat16 weights per second that become ``int4`` codes.
+        others: Processors' worth of time that other programs used meanwhile; None if that is not known.
     """
 
     threads: int
@@ -80,10 +84,19 @@ class Machine:
     bus: float
     products: Mapping[str, ProductSpeed]
     quantising: float
+    others: float | None = None
 
     def product(self, precision: str) -> ProductSpeed:
-        """How fast matrices in a precision are multiplied; one that was not measured is taken for bfloat16."""
-        return self.products.get(precision) or self.products[BF16]
+        """How fast matrices in a precision are multiplied; what is not quantised counts as bfloat16.
+
+        Raises:
+            KeyError: If that was not measured.
+        """
+        return self.products[precision if precision in _QUANTISED else BF16]
+
+    def knows(self, precisions: Iterable[str]) -> bool:
+        """Whether products in all these precisions were measured."""
+        return all(name in self.products or name not in _QUANTISED for name in precisions)
 
 
 def measure_machine(
@@ -100,6 +113,7 @@ def measure_machine(
     Raises:
         UsageError: If the disk cannot be written there.
     """
+    before = processor_times()
     disk = None if place is None else _disk(place, record, tell)
     tell("reading memory")
     bus = _bus()
@@ -108,7 +122,12 @@ def measure_machine(
         tell(f"multiplying {precision} matrices")
         products[precision] = _product(precision)
     tell("quantising")
-    return Machine(threads=torch.get_num_threads(), disk=disk, bus=bus, products=products, quantising=_quantising())
+    quantising = _quantising()
+    after = processor_times()
+    others = None if before is None or after is None else cores_of_others(before, after)
+    return Machine(
+        threads=torch.get_num_threads(), disk=disk, bus=bus, products=products, quantising=quantising, others=others
+    )
 
 
 def _disk(place: Path, record: int, tell: Tell) -> DiskSpeed:

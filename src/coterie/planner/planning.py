@@ -193,7 +193,7 @@ def _without_probe(subject: Subject, eviction: str) -> HitRates:
 
 def _measured(place: Path, subjects: Sequence[Subject], tell: Tell) -> Machine:
     """This machine, in all precisions that the models have."""
-    precisions = {name for one in subjects for name in (one.expert_precision, *one.dense)} - {NATIVE}
+    precisions = {name for one in subjects for name in one.precisions} - {NATIVE}
     return measure_machine(place, record=int(subjects[0].record), precisions=sorted(precisions), tell=tell)
 
 

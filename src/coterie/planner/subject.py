@@ -85,6 +85,11 @@ class Subject:
         """Bytes of the experts that one token asks for."""
         return self.layers * self.top_k * self.record
 
+    @property
+    def precisions(self) -> set[str]:
+        """In which weights are multiplied for a token."""
+        return {self.expert_precision, *self.dense}
+
     def with_experts_scaled(self, factor: float) -> Subject:
         """The same model with experts of so many times the bytes."""
         footprint = self.footprint
