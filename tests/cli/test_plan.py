@@ -19,7 +19,7 @@ def test_one_budget_is_told_in_full(coterie) -> None:
         "It will run in 4.00 GiB",
         "keys and values",
         "hit rate",
-        "all experts fit",
+        "law: dimensions alone",
         "tok/s",
         "first token",
         "the limit",

@@ -14,6 +14,10 @@ from coterie.planner.ranges import Range
 
 Grade = Literal["law", "known model", "probe"]
 
+NO_MISSES = Range(low=0.0, expected=0.0, high=0.0)
+"""Where all experts fit, once each was used."""
+_BASIS = "dimensions alone"
+
 _DECAY = {"lru": 0.38, "markov": 0.42}
 """Fitted to routing of eight models; what is left out of the fit in turn is met within the factor below."""
 _LAW_FACTOR = 1.6
@@ -79,12 +83,12 @@ class Law:
     def at(self, share: float, *, top_k: float) -> HitRate:
         """See :class:`HitRates`."""
         if share >= 1:
-            return HitRate.of_miss(Range(low=0.0, expected=0.0, high=0.0), grade="law", basis="all experts fit")
+            return HitRate.of_miss(NO_MISSES, grade="law", basis=_BASIS)
         expected = self.miss(share, top_k)
         # With less than one token's experts, a cache may be turned over completely with every token.
         high = 1.0 if share * self.experts < top_k else min(1.0, expected * _LAW_FACTOR + _MORE)
         miss = Range(low=max(0.0, expected / _LAW_FACTOR - _LESS), expected=expected, high=high)
-        return HitRate.of_miss(miss, grade="law", basis="dimensions alone")
+        return HitRate.of_miss(miss, grade="law", basis=_BASIS)
 
     def miss(self, share: float, top_k: float) -> float:
         """The likeliest miss rate."""

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from coterie.planner.hit_rates import HitRate, Law
+from coterie.planner.hit_rates import NO_MISSES, HitRate, Law
 from coterie.planner.ranges import Range
 from coterie.planner.subject import Subject
 
@@ -44,8 +44,6 @@ class KnownModel:
 
     def at(self, share: float, *, top_k: float) -> HitRate:
         """See :class:`HitRates`. Another number of experts per token changes what was recorded as the law says."""
-        if share >= 1:
-            return Law(experts=self.experts).at(1.0, top_k=top_k)
         found = interpolated(self.points, share)
         law = Law(experts=self.experts, eviction=self.eviction)
         recorded = law.miss(share, self.top_k)
@@ -83,8 +81,8 @@ def known_divergence(scheme: str, dense_scheme: str) -> float | None:
 
 def interpolated(points: Sequence[tuple[float, Range]], share: float) -> Range:
     """Between the nearest points; all misses where nothing fits, none where everything does."""
-    every, none = Range(low=1.0, expected=1.0, high=1.0), Range(low=0.0, expected=0.0, high=0.0)
-    line = [(0.0, every), *(point for point in points if 0 < point[0] < 1), (1.0, none)]
+    every = Range(low=1.0, expected=1.0, high=1.0)
+    line = [(0.0, every), *(point for point in points if 0 < point[0] < 1), (1.0, NO_MISSES)]
     for (left, below), (right, above) in itertools.pairwise(line):
         if share <= right:
             part = (share - left) / (right - left)
@@ -93,7 +91,7 @@ def interpolated(points: Sequence[tuple[float, Range]], share: float) -> Range:
                 expected=below.expected + part * (above.expected - below.expected),
                 high=below.high + part * (above.high - below.high),
             )
-    return none
+    return NO_MISSES
 
 
 @cache

@@ -15,7 +15,7 @@ from coterie.eviction import Group, simulate
 from coterie.eviction.recorded import ABSENT
 from coterie.generation.opened import OpenModel
 from coterie.hf.tokenizer import encode_text
-from coterie.planner.hit_rates import HitRate, Law
+from coterie.planner.hit_rates import NO_MISSES, HitRate, Law
 from coterie.planner.ranges import Range
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.events import Event, ExpertsSelected
@@ -49,14 +49,15 @@ class Probe:
 
     def at(self, share: float, *, top_k: float) -> HitRate:
         """See :class:`coterie.planner.HitRates`."""
+        basis = f"{self.tokens} tokens of your text, replayed"
         if share >= 1:
-            return self.law.at(1.0, top_k=top_k)
+            return HitRate.of_miss(NO_MISSES, grade="probe", basis=basis)
         recorded = self.law.miss(share, self.top_k)
         miss = self._miss(max(1, int(share * self.experts)))
         miss *= self.law.miss(share, top_k) / recorded if recorded else 1.0
         factor = next(factor for tokens, factor in _FACTORS if self.tokens >= tokens)
         around = Range(low=miss / factor, expected=min(1.0, miss), high=min(1.0, miss * factor))
-        return HitRate.of_miss(around, grade="probe", basis=f"{self.tokens} tokens of your text, replayed")
+        return HitRate.of_miss(around, grade="probe", basis=basis)
 
     def _miss(self, capacity: int) -> float:
         # Budgets, changes and the knee ask for the same capacities again.

@@ -19,6 +19,8 @@ Limit = Literal["disk", "memory bus", "processor", "memory"]
 
 _COMPUTE = Range(low=0.75, expected=1.0, high=1.5)
 """How many times the measured products' time a forward pass takes, products of other shapes considered."""
+_PROMPT = Range(low=0.45, expected=0.7, high=1.3)
+"""The same of a prompt: layers outside experts have more rows at once than were measured, some experts fewer."""
 _LAYER_S = Range(low=0.03e-3, expected=0.15e-3, high=0.8e-3)
 """What a layer takes beside products: attention, norms, the router, the calls themselves."""
 _DISK = Range(low=0.7, expected=1.0, high=1.15)
@@ -49,7 +51,7 @@ class Timing:
 def decode_timing(subject: Subject, machine: Machine, disk: DiskSpeed, miss: Range) -> Timing:
     """A token after the prompt, whose experts miss at such a rate."""
     products = _products_s(subject, machine)
-    compute = _with_layers(products, subject)
+    compute = _with_layers(products, subject, _COMPUTE)
     nbytes = miss.map(lambda rate: rate * subject.working_set)
     return _together(compute, _reading(nbytes, disk))
 
@@ -68,7 +70,7 @@ def prompt_timing(subject: Subject, machine: Machine, disk: DiskSpeed, *, tokens
     seconds = 0.0
     for precision, touched in _touched(subject).items():
         seconds += touched * tokens / machine.product(precision).prompt
-    compute = _with_layers(seconds, subject)
+    compute = _with_layers(seconds, subject, _PROMPT)
     chosen = 1 - (1 - min(1.0, subject.top_k / max(1.0, subject.experts))) ** tokens
     most = subject.expert_nbytes * chosen
     nbytes = Range(
@@ -121,11 +123,11 @@ def _products_s(subject: Subject, machine: Machine) -> float:
     return sum(nbytes / machine.product(precision).token for precision, nbytes in _touched(subject).items())
 
 
-def _with_layers(products: float, subject: Subject) -> Range:
+def _with_layers(products: float, subject: Subject, times: Range) -> Range:
     return Range(
-        low=products * _COMPUTE.low + subject.layers * _LAYER_S.low,
-        expected=products * _COMPUTE.expected + subject.layers * _LAYER_S.expected,
-        high=products * _COMPUTE.high + subject.layers * _LAYER_S.high,
+        low=products * times.low + subject.layers * _LAYER_S.low,
+        expected=products * times.expected + subject.layers * _LAYER_S.expected,
+        high=products * times.high + subject.layers * _LAYER_S.high,
     )
 
 
