@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from coterie.eviction import Group, RecordedTrace, read_trace, simulate
+from coterie.eviction.belady import compulsory
 from coterie.planner.known_models import TABLE
 from coterie.spec import ExpertKey
 from harness.report import RESULTS
@@ -102,6 +103,9 @@ def entry(model: Recorded, folder: Path = DATA) -> dict[str, Any]:
         "top_k": max(len(group.keys) for group in first.groups),
         "recordings": list(model.files),
         "windows": len(cut),
+        "first_uses": round(
+            sum(1 - compulsory(window, experts).hit_rate for window, experts in cut) / len(cut), DIGITS
+        ),
         "miss_rates": rates,
     }
 

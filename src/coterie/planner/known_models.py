@@ -34,6 +34,7 @@ class KnownModel:
         eviction: The policy.
         points: Share of the experts that fits, with the miss rates of all windows of the recordings: the lowest, the
             mean, the highest. By rising share.
+        first_uses: Of the experts asked for, those that were for the first time in a window. A longer text has fewer.
     """
 
     name: str
@@ -41,6 +42,7 @@ class KnownModel:
     top_k: int
     eviction: str
     points: tuple[tuple[float, Range], ...]
+    first_uses: float = 0.0
 
     def at(self, share: float, *, top_k: float) -> HitRate:
         """See :class:`HitRates`. Another number of experts per token changes what was recorded as the law says."""
@@ -49,7 +51,7 @@ class KnownModel:
         recorded = law.miss(share, self.top_k)
         factor = law.miss(share, top_k) / recorded if recorded else 1.0
         miss = Range(
-            low=min(1.0, found.low * factor / _FACTOR),
+            low=max(0.0, found.low - self.first_uses) * factor / _FACTOR,
             expected=min(1.0, found.expected * factor),
             high=min(1.0, found.high * factor * _FACTOR),
         )
@@ -66,7 +68,12 @@ def known_hit_rates(subject: Subject, eviction: str) -> KnownModel | None:
                 for point in one["miss_rates"][eviction]
             )
             return KnownModel(
-                name=one["name"], experts=one["experts"], top_k=one["top_k"], eviction=eviction, points=points
+                name=one["name"],
+                experts=one["experts"],
+                top_k=one["top_k"],
+                eviction=eviction,
+                points=points,
+                first_uses=one["first_uses"],
             )
     return None
 
