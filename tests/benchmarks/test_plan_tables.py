@@ -1,4 +1,4 @@
-"""Forecasts for the full-size model that bench_peers.py ran: what it measured lies between an empty and a full cache."""
+"""Forecasts for the full-size model that bench_peers.py ran: its speeds lie between an empty and a full cache."""
 
 from __future__ import annotations
 
