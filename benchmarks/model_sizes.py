@@ -5,7 +5,7 @@
 For each model a checkpoint of the released shape is laid out as files without content: the configuration, and a
 safetensors file of the right header and size that takes no room on the disk. It is asked what anybody asks about a
 downloaded one: a plan of extraction says what the download and a four-bit store take (experts that are released in
-MXFP4, which is four bits, stay so), and the arithmetic of `coterie inspect --memory` in how much memory it works and
+MXFP4, which is four bits, stay so), and the arithmetic of `coterie plan` in how much memory it works and
 in how much all experts stay. Speed is copied from what bench_peers.py measured, for the one shape that it did.
 """
 
@@ -123,6 +123,29 @@ MODELS = (
         config_class="MixtralConfig",
         billions=46.7,
         shape={"num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8, "num_hidden_layers": 32},
+    ),
+    Released(
+        name="zai-org/GLM-4.5-Air",
+        class_name="Glm4MoeForCausalLM",
+        config_class="Glm4MoeConfig",
+        billions=106.85,
+        shape={
+            "hidden_size": 4096, "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_hidden_layers": 46,
+            "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128, "n_routed_experts": 128,
+            "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+            "vocab_size": 151552, "max_position_embeddings": 131072, "attention_bias": True, "use_qk_norm": False,
+        },
+    ),
+    Released(
+        name="openai/gpt-oss-120b",
+        class_name="GptOssForCausalLM",
+        config_class="GptOssConfig",
+        billions=116.8,
+        shape={
+            "num_hidden_layers": 36, "num_local_experts": 128, "num_experts_per_tok": 4, "hidden_size": 2880,
+            "intermediate_size": 2880, "vocab_size": 201088,
+        },
+        mxfp4=True,
     ),
 )  # fmt: skip
 """By size. Shapes as their config.json on the Hub has them."""

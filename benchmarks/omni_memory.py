@@ -3,7 +3,7 @@
     python benchmarks/omni_memory.py
 
 A checkpoint of the released dimensions is laid out as headers over holes, which take no room on the disk. It is asked
-what anybody can ask about a checkpoint: ``coterie inspect CHECKPOINT --scheme int4 --memory 8GiB``.
+what anybody can ask about a checkpoint: ``coterie plan CHECKPOINT --scheme int4 --memory 8GiB``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import coterie
+from coterie.planner import plan
 from coterie.spec import format_bytes
 from coterie.spec.footprint import PART_USES
 from fullsize.omni.configuration import released_config
@@ -25,14 +26,15 @@ BUDGETS = (6, 8, 12, 16, 24)
 
 def budgets_table(checkpoint: Path, memory: list[str]) -> Table:
     """What each budget holds of a store of a checkpoint with experts in int4, the rest as it is by default."""
-    report = coterie.inspect(checkpoint, scheme="int4", memory=memory)
-    context = report.budgets[0].context
+    report = coterie.inspect(checkpoint, scheme="int4")
+    budgets = plan(checkpoint, scheme="int4", memory=memory, measure=False).budgets
+    context = budgets[0].memory.context
     table = Table(
         f"A store of {format_bytes(report.disk_nbytes)}, {format_bytes(report.dense_nbytes)} of it outside experts "
         f"(linear layers in {report.dense_scheme}), room for {context:,} tokens of context:",
         ("budget", "for experts", "share of them", "while a picture or sound is encoded", "while it speaks", "remark"),
     )
-    for fit in report.budgets:
+    for fit in (budget.memory for budget in budgets):
         remark = "" if fit.comfortable else f"less than twice the {format_bytes(report.working_set_nbytes)} of a token"
         if not fit.enough:
             remark = f"too little: about {format_bytes(fit.minimum)} are needed"

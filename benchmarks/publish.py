@@ -15,7 +15,10 @@ from harness.report import RESULTS
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("benchmarks.md", "drop-cold.md", "sizes.md", "speech.md", "speed.md")),
+    *(
+        ROOT / "docs" / name
+        for name in ("benchmarks.md", "drop-cold.md", "planning.md", "sizes.md", "speech.md", "speed.md")
+    ),
 )
 UNKNOWN = "Not measured yet.\n"
 _PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)

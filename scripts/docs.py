@@ -28,6 +28,7 @@ API_MODULES = (
     "coterie",
     "coterie.analysis",
     "coterie.evaluate",
+    "coterie.planner",
     "coterie.profiles",
     "coterie.spec",
     "coterie.survey",

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coterie.checkpoint import Checkpoint
-from coterie.errors import CheckpointFileError, CheckpointNotFoundError, LoadError, UnsupportedError
+from coterie.errors import CheckpointFileError, CheckpointNotFoundError, LoadError, UnsupportedError, UsageError
 from coterie.extraction import extract
+from coterie.planner import plan
 from coterie.store import Store
 from zoo import ZOO, logits
 
@@ -51,6 +52,20 @@ def test_opening_downloads_no_shard(shard_size, hub, publish, zoo_checkpoint):
     assert list(remote.banks) == list(local.banks)
     # The client reads the first 100 KB of each file for its header.
     assert all(sent <= 100_001 for sent in hub.fetched().values())
+
+
+@pytest.mark.parametrize("scheme", [None, "int4"])
+def test_a_plan_downloads_no_shard(scheme, hub, publish, zoo_checkpoint):
+    directory = zoo_checkpoint("qwen3_moe", BF16)
+    publish(directory)
+    remote = plan(REPO, memory="4GiB", scheme=scheme, measure=False)
+    assert all(sent <= 100_001 for sent in hub.fetched().values())
+    local = plan(directory, memory="4GiB", scheme=scheme, measure=False)
+    assert remote.disk.download_nbytes > 0 == local.disk.download_nbytes
+    assert remote.working_set_nbytes == local.working_set_nbytes
+    assert remote.budgets[0].memory.dense_nbytes == local.budgets[0].memory.dense_nbytes
+    with pytest.raises(UsageError, match="are not on this machine"):
+        plan(REPO, memory="4GiB", probe="a text", measure=False)
 
 
 def test_a_component_downloads_its_own_shards_only(hub, omni):

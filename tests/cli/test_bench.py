@@ -1,7 +1,28 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from planner.machines import a_machine
+
 SHORT = ("--prompt-tokens", "12", "--new-tokens", "4", "--threads", "1", "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coterie.planner.planning.measure_machine", lambda place, **_: a_machine())
+
+
+def test_the_forecast_stands_beside_what_was_measured(coterie) -> None:
+    outcome = coterie("bench", "bundled", *SHORT, "--expert-memory", "25%", "--runs", "1")
+    line = next(line for line in outcome.out.splitlines() if line.startswith("forecast"))
+    assert line.count("…") == 5
+    assert "law: dimensions alone" in outcome.err
+    found = json.loads(coterie("bench", "bundled", *SHORT, "--runs", "1", "--expert-memory", "25%", "--json").out)
+    assert found["forecast"]["share"] == pytest.approx(0.25, abs=0.01)
+    assert found["forecast"]["hit_rate"]["grade"] == "law"
+    without = coterie("bench", "bundled", *SHORT, "--runs", "1", "--no-forecast", "--json")
+    assert "forecast" not in json.loads(without.out)
 
 
 def test_json_has_every_run_and_the_breakdown(coterie) -> None:

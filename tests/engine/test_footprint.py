@@ -14,8 +14,8 @@ from coterie.checkpoint import Checkpoint
 from coterie.engine import open_source
 from coterie.extraction import extract
 from coterie.inspection import inspect
-from coterie.inspection.checkpoint_contents import checkpoint_footprint
-from coterie.inspection.store_contents import store_footprint
+from coterie.inspection.contents import checkpoint_footprint, store_footprint
+from coterie.planner import plan
 from coterie.spec import ContextShape
 from coterie.spec.footprint import Footprint
 from coterie.store import Store, is_store
@@ -76,27 +76,30 @@ def test_of_a_part(zoo_checkpoint, zoo_store) -> None:
 
 def test_a_report_has_the_same_figures(zoo_checkpoint) -> None:
     path = zoo_checkpoint("qwen3_moe", torch.bfloat16)
-    report, footprint = inspect(path, memory="4GiB"), open_source(path).footprint
-    assert report.dense_memory_nbytes == report.memory.dense_nbytes == footprint.dense
+    report, footprint = inspect(path), open_source(path).footprint
+    budget = plan(path, memory="4GiB", measure=False).budgets[0].memory
+    assert report.dense_memory_nbytes == budget.dense_nbytes == footprint.dense
     assert report.expert_nbytes == footprint.experts
     shape = footprint.shape
-    tokens = report.memory.context
+    tokens = budget.context
     least = shape.kv_bytes(tokens) + shape.activation_bytes(tokens) + footprint.buffers
-    assert report.memory.context_nbytes > least
+    assert budget.context_nbytes > least
 
 
 AT_THE_EDGE = """
 import sys, coterie
 from coterie.errors import MemoryBudgetError
+def planned(path, memory):
+    return coterie.planner.plan(path, memory=memory, measure=False).budgets[0].memory
 mib = 2**20
 ballast = b"." * (500 * mib)  # more than is counted with at the least
 import coterie.engine.opening
 coterie.inspect(sys.argv[1])
 for path in sys.argv[1:]:
-    least = coterie.inspect(path, memory="1MiB").memory.minimum
+    least = planned(path, "1MiB").minimum
     # This process goes on growing by a few MiB.
     for memory, takes in ((least + 8 * mib, True), (least - 40 * mib, False)):
-        assert coterie.inspect(path, memory=memory).memory.enough is takes, (path, memory, takes)
+        assert planned(path, memory).enough is takes, (path, memory, takes)
         try:
             coterie.load(path, memory=memory).coterie.close()
             assert takes, (path, memory)

@@ -135,7 +135,7 @@ class Checkpoint:
             files=files,
         )
         self._add_banks()
-        dense = self._unread_dense()
+        dense = self.unread_dense()
         check_shapes(skeleton, keymap, {name: tensor.shape for name, tensor in dense.items()}, path)
         return self
 
@@ -183,6 +183,12 @@ class Checkpoint:
         """Bytes of everything that is not an expert, as stored."""
         return sum(self.tensors[name].nbytes for name in self.keymap.dense)
 
+    @property
+    def tensors_in_use(self) -> tuple[TensorInfo, ...]:
+        """Those that have a part in the model; not those that transformers ignores, nor of other components."""
+        left_out = {*self.keymap.ignored, *self.keymap.outside}
+        return tuple(info for name, info in self.tensors.items() if name not in left_out)
+
     def download(self, names: Iterable[str]) -> None:
         """Makes the shards with these tensors local.
 
@@ -212,14 +218,15 @@ class Checkpoint:
     @property
     def dense_memory_nbytes(self) -> int:
         """Bytes of everything that is not an expert once it is loaded: what is quantised is dequantised then."""
-        return sum(tensor.nbytes for tensor in self._unread_dense().values())
+        return sum(tensor.nbytes for tensor in self.unread_dense().values())
 
     def dense_state_dict(self) -> dict[str, UnreadTensor]:
         """The dense tensors by checkpoint name, each read, and dequantised, when it is indexed."""
         self.download(self.keymap.dense)
-        return self._unread_dense()
+        return self.unread_dense()
 
-    def _unread_dense(self) -> dict[str, UnreadTensor]:
+    def unread_dense(self) -> dict[str, UnreadTensor]:
+        """The same without a download: their dtypes and shapes are known, and reading one needs its file to be here."""
         return unread_tensors({name: self.tensors[name] for name in self.keymap.dense}, self.quantisation, self.dtype)
 
     def names_of(self, key: ExpertKey) -> list[str]:

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coterie.cli import options as shared
-from coterie.cli.console import plain_table, print_json, print_note, print_table, results
+from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
 from coterie.cli.generation_options import QuietOption
-from coterie.cli.opening import open_model, opens_model
+from coterie.cli.opening import import_engine, open_model, opens_model, quiet_terminal
 from coterie.cli.progress import count_progress
 from coterie.files.text import read_prompt
 from coterie.spec import format_bytes
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from coterie.bench import Breakdown, Measurement
     from coterie.generation.opened import OpenModel
+    from coterie.planner import Expected, Forecast
 
 JSON_SCHEMA_VERSION = 1
 
@@ -69,6 +72,13 @@ def command(
         bool,
         typer.Option("--breakdown", help="Show where the time of a decode step goes; generates twice more."),
     ] = False,
+    forecast: Annotated[
+        bool,
+        typer.Option(
+            "--forecast/--no-forecast",
+            help="Show beside it what `coterie plan` expects, for which the machine is measured for some seconds.",
+        ),
+    ] = True,
     *,
     opening: Opening,
     as_json: shared.JsonOption = False,
@@ -77,9 +87,10 @@ def command(
     """Measures prefill, decode steps, hit rate, reads and memory, of a prompt and a fixed number of tokens.
 
     The first run starts with no expert in memory; the next ones find what the run before has left. A step's time is
-    the median, with the quartiles beside it.
+    the median, with the quartiles beside it. The last row is the forecast of `coterie plan`, with the experts that fit.
     """
     text = None if file is None else read_prompt(file)
+    expecting = _expecting(model, opening, prompt_tokens, new_tokens, quiet=quiet) if forecast else None
     began = time.perf_counter()
     with open_model(model, opening, quiet=quiet) as opened:
         load_s = time.perf_counter() - began
@@ -87,8 +98,9 @@ def command(
             opened, text, prompt_tokens, new_tokens, runs=runs, seed=seed, breakdown=breakdown, quiet=quiet
         )
         name, plan = opened.runtime.source.name, opened.runtime.plan
+    expected = None if expecting is None else expecting.with_room_for(measured[-1].capacity)
     if as_json:
-        print_json(_as_json(name, load_s, measured, parts))
+        print_json(_as_json(name, load_s, measured, parts, expected))
         return
     budget = "" if plan is None else f" of {format_bytes(plan.budget)}"
     first = measured[0]
@@ -97,7 +109,7 @@ def command(
         f"{new_tokens} new; room for {format_bytes(first.capacity)} of {format_bytes(first.total_expert_bytes)} "
         f"of experts; the process holds {format_bytes(measured[-1].memory)}{budget}.",
     )
-    _print_runs(measured)
+    _print_runs(measured, expected)
     if parts is not None:
         _print_breakdown(parts)
 
@@ -129,11 +141,30 @@ def _run(
     return measured, parts
 
 
+def _expecting(model: str, opening: Opening, prompt_tokens: int, new_tokens: int, *, quiet: bool) -> Forecast:
+    """The forecast, made before the model is opened and memory is taken."""
+    import_engine(quiet=quiet)
+    from coterie.planner import forecast_for
+
+    with nullcontext() if quiet else notes().status("measuring the machine"), quiet_terminal(quiet=quiet):
+        return forecast_for(
+            model,
+            context=opening.max_context,
+            component=opening.component,
+            experts_per_token=opening.experts_per_token,
+            eviction=opening.eviction,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=new_tokens,
+            revision=opening.revision,
+            offline=opening.offline,
+        )
+
+
 def _nothing() -> None:
     """Shows nothing."""
 
 
-def _print_runs(measured: list[Measurement]) -> None:
+def _print_runs(measured: list[Measurement], expected: Expected | None) -> None:
     columns = ("first token", "prefill", "ms per token", "quartiles", "decode", "hit rate", "read per token", "waiting",
                "prefetched")  # fmt: skip
     table = plain_table("run", *columns, right=columns)
@@ -153,10 +184,27 @@ def _print_runs(measured: list[Measurement]) -> None:
             if run.prefetch_used is None
             else f"{run.prefetched_per_token:.1f}, {100 * run.prefetch_used:.0f} % used",
         )
+    if expected is not None:
+        _add_forecast(table, expected)
     print_table(table)
     if any(run.left_out_per_token for run in measured):
         left_out = ", ".join(f"{run.left_out_per_token:.1f}" for run in measured)
         print_note(f"--drop-cold left out so many experts per token, run by run: {left_out}.")
+    if expected is not None:
+        print_note(f"The forecast's hit rate is by {expected.hit_rate.grade}: {expected.hit_rate.basis}.")
+
+
+def _add_forecast(table: Table, expected: Expected) -> None:
+    """A row of ranges beside what was measured."""
+    rate, read, speed = expected.hit_rate.rate, expected.read_per_token, expected.speed
+    first = tokens = step = "–"
+    if speed is not None:
+        first = f"{speed.first_token_s.low:.2f} … {speed.first_token_s.high:.2f} s"
+        low, high = speed.tokens_per_second.low, speed.tokens_per_second.high
+        tokens, step = f"{low:.1f} … {high:.1f}/s", f"{1e3 / high:.2f} … {1e3 / low:.2f}"
+    hits = f"{100 * rate.low:.0f} … {100 * rate.high:.0f} %"
+    reads = f"{format_bytes(round(read.low))} … {format_bytes(round(read.high))}"
+    table.add_row("forecast", first, "–", step, "–", tokens, hits, reads, "–", "–")
 
 
 def _print_breakdown(parts: Breakdown) -> None:
@@ -179,7 +227,9 @@ def _print_breakdown(parts: Breakdown) -> None:
     )
 
 
-def _as_json(name: str, load_s: float, measured: list[Measurement], parts: Breakdown | None) -> dict[str, Any]:
+def _as_json(
+    name: str, load_s: float, measured: list[Measurement], parts: Breakdown | None, expected: Expected | None
+) -> dict[str, Any]:
     value: dict[str, Any] = {
         "schema_version": JSON_SCHEMA_VERSION,
         "model": name,
@@ -195,4 +245,6 @@ def _as_json(name: str, load_s: float, measured: list[Measurement], parts: Break
     }
     if parts is not None:
         value["breakdown"] = asdict(parts) | {"dense_s": parts.dense_s, "glue_s": parts.glue_s}
+    if expected is not None:
+        value["forecast"] = asdict(expected)
     return value

@@ -1,4 +1,4 @@
-"""`coterie inspect`: what a store or checkpoint holds, and what a memory budget would hold of it."""
+"""`coterie inspect`: what a store or checkpoint holds."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ import typer
 
 from coterie.cli.console import facts_table, plain_table, print_json, print_table, results
 from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
-from coterie.spec import format_bytes, parse_bytes
-from coterie.spec.footprint import PART_USES
+from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
-    from coterie.inspection import InspectReport, MemoryFit
+    from coterie.inspection import InspectReport
     from coterie.inspection.report import BankFacts
     from coterie.inspection.row_batching import RowsFacts
 
 
 def command(
     model: ModelArgument,
-    memory: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--memory",
-            metavar="SIZE",
-            show_default=False,
-            help="What would a budget of this size hold? Such as 8GiB. Several are shown as a table.",
-        ),
-    ] = None,
     component: ComponentOption = None,
     scheme: Annotated[
         str | None,
@@ -56,16 +46,12 @@ def command(
     With --scheme it shows what a store of a checkpoint would hold, before it is made; weights are neither read nor
     downloaded for that.
 
-    With --memory it says how many experts a budget for the whole process would hold beside the dense part, with the
-    context that is provided for where none is asked for.
+    What a memory budget would hold of it, and how fast it would run, says `coterie plan`.
     """
-    for budget in memory or ():
-        parse_bytes(budget, what="memory")  # told before torch is imported
     from coterie.inspection import inspect
 
     report = inspect(
         model,
-        memory=memory,
         component=component,
         scheme=scheme,
         dense_scheme=dense_scheme,
@@ -79,10 +65,6 @@ def command(
     _print_components(report)
     _print_dense_parts(report)
     _print_layers(report)
-    if len(report.budgets) > 1:
-        _print_budgets(report)
-    elif report.memory is not None:
-        _print_memory(report.memory, report)
 
 
 def _print_model(report: InspectReport) -> None:
@@ -188,60 +170,6 @@ def _rows(facts: RowsFacts) -> str:
     if facts.rows is None:
         return f"not known: {facts.why}"
     return f"up to {facts.rows} requests" if facts.why is None else f"one request: {facts.why}"
-
-
-def _print_memory(fit: MemoryFit, report: InspectReport) -> None:
-    out = results()
-    out.print()
-    out.print(
-        f"A budget of {format_bytes(fit.memory)} leaves {format_bytes(fit.expert_nbytes)} for experts, after "
-        f"{format_bytes(fit.process_nbytes)} for the process, {format_bytes(fit.dense_nbytes)} for the dense part and "
-        f"{format_bytes(fit.context_nbytes)} for a context of {fit.context} tokens, buffers and compiled kernels, and "
-        f"{format_bytes(fit.margin_nbytes)} as a margin."
-    )
-    if not fit.enough:
-        out.print(f"That is too little: about {format_bytes(fit.minimum)} are needed.", style="red")
-        return
-    _print_phases(fit)
-    out.print(f"It holds {fit.experts} of {report.present} experts, {fit.share:.0%} of their bytes.")
-    if not fit.comfortable:
-        out.print(
-            f"That is less than twice the working set of {format_bytes(report.working_set_nbytes)}: expect few hits.",
-            style="yellow",
-        )
-
-
-def _print_phases(fit: MemoryFit) -> None:
-    """What is in memory when, where that is not all the time."""
-    out = results()
-    if not fit.by_phase:
-        return
-    verbs = {"encoding": "a picture or sound is encoded", "speaking": "the model speaks"}
-    for use, lent in fit.lent.items():
-        parts = [f"{part.path} {format_bytes(part.nbytes)}" for part in fit.parts if part.use == use]
-        out.print(
-            f"While {verbs[use]}, {' and '.join(parts)} are in memory, too, and "
-            f"{format_bytes(fit.expert_nbytes - lent)} are left for experts."
-        )
-
-
-def _print_budgets(report: InspectReport) -> None:
-    results().print()
-    sizes = ("budget", "process", "dense part", "context", "margin", "for experts")
-    uses = [use for use in PART_USES if any(use in fit.lent for fit in report.budgets)]
-    table = plain_table(*sizes, "share", *(f"while {use}" for use in uses), "", right=(*sizes, "share"))
-    for fit in report.budgets:
-        remark = "expect few hits" if fit.enough and not fit.comfortable else ""
-        table.add_row(
-            *map(format_bytes, (fit.memory, fit.process_nbytes, fit.dense_nbytes, fit.context_nbytes)),
-            format_bytes(fit.margin_nbytes),
-            format_bytes(fit.expert_nbytes) if fit.enough else "–",
-            f"{fit.share:.0%}" if fit.enough else "–",
-            *(format_bytes(fit.expert_nbytes - fit.lent.get(use, 0)) if fit.enough else "–" for use in uses),
-            remark if fit.enough else f"too little: about {format_bytes(fit.minimum)} are needed",
-        )
-    print_table(table)
-    results().print(f"With a context of {report.budgets[0].context} tokens.")
 
 
 def _percent(part: int, whole: int) -> str:

@@ -12,6 +12,7 @@ _EXTRACT = "Use `coterie extract CHECKPOINT STORE`: it downloads what is needed 
 _STORES = "Use `coterie stores`, which lists the stores on this machine."
 _REMOVE = "Use `coterie stores remove NAME`."
 _INSPECT = "Use `coterie inspect MODEL`."
+_PLAN = "Use `coterie plan MODEL --memory 8GiB`."
 _SERVE = "Use `coterie serve MODEL`."
 _NO_SERVICE = "A model is loaded as long as its command runs: `coterie serve MODEL` keeps it, and Ctrl-C ends it."
 _HELP = "`coterie --help` lists the commands, `coterie COMMAND --help` explains one."
@@ -25,6 +26,9 @@ _HINTS = {
     "create": _CONVERT,
     "delete": _REMOVE,
     "download": _EXTRACT,
+    "estimate": _PLAN,
+    "estimate-memory": _PLAN,
+    "fits": _PLAN,
     "help": _HELP,
     "info": _INSPECT,
     "list": _STORES,

@@ -7,7 +7,6 @@ from typing import Literal
 
 from coterie.inspection.dense_parts import DensePartFacts
 from coterie.inspection.row_batching import RowsFacts
-from coterie.inspection.what_fits import MemoryFit
 from coterie.spec import Batching
 
 
@@ -129,11 +128,9 @@ class InspectReport:
             token goes through one.
         ignored: Checkpoint tensors that transformers does not use.
         batching: How many requests share a forward pass, with ``exact`` and with ``fast``.
-        memory: What the budget that was asked about would hold; the first of several.
-        budgets: What each of them would hold.
     """
 
-    schema_version: int = 1
+    schema_version: int = 2
     model: Model
     planned: bool
     complete: bool
@@ -152,8 +149,6 @@ class InspectReport:
     working_set_nbytes: int
     ignored: tuple[str, ...]
     batching: dict[Batching, RowsFacts]
-    memory: MemoryFit | None
-    budgets: tuple[MemoryFit, ...]
 
     def to_json(self) -> dict[str, object]:
         """The report as JSON values."""

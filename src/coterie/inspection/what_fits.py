@@ -22,7 +22,10 @@ class MemoryFit:
         process_nbytes: Taken by interpreter and libraries.
         dense_nbytes: Taken by everything that is not an expert; with ``by_phase``, by what is always in memory.
         context: Tokens that the rest is for.
-        context_nbytes: Set aside for them: keys and values, activations, buffers, compiled kernels.
+        kv_nbytes: Set aside for them: keys and values.
+        activation_nbytes: Activations of a prompt of so many tokens.
+        buffer_nbytes: Buffers for reading and dequantising experts.
+        library_nbytes: What libraries take once they compute, compiled kernels included.
         margin_nbytes: Left free.
         expert_nbytes: Left for experts; with ``by_phase``, while text is read and written.
         by_phase: Whether parts that only some requests need are in memory only then.
@@ -39,7 +42,10 @@ class MemoryFit:
     process_nbytes: int
     dense_nbytes: int
     context: int
-    context_nbytes: int
+    kv_nbytes: int
+    activation_nbytes: int
+    buffer_nbytes: int
+    library_nbytes: int
     margin_nbytes: int
     expert_nbytes: int
     by_phase: bool
@@ -50,6 +56,11 @@ class MemoryFit:
     enough: bool
     minimum: int
     comfortable: bool
+
+    @property
+    def context_nbytes(self) -> int:
+        """All that is set aside for computing: the context's keys, values and activations, buffers, libraries."""
+        return self.kv_nbytes + self.activation_nbytes + self.buffer_nbytes + self.library_nbytes
 
 
 def memory_fit(
@@ -83,7 +94,10 @@ def memory_fit(
         process_nbytes=process - dense,
         dense_nbytes=dense,
         context=context,
-        context_nbytes=plan.rest - process,
+        kv_nbytes=plan.kv_cache,
+        activation_nbytes=plan.activations,
+        buffer_nbytes=plan.io_buffers,
+        library_nbytes=plan.libraries,
         margin_nbytes=plan.margin,
         expert_nbytes=left,
         by_phase=by_phase,

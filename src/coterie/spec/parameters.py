@@ -99,6 +99,16 @@ def dequantised_nbytes(layout: RecordLayout, itemsize: int) -> int:
     return itemsize * sum(_values(layout, encoding) for encoding in (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS))
 
 
+def weight_count(layout: RecordLayout) -> int:
+    """Weights of an expert, whatever its record has them stored in."""
+    encodings = (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS)
+    names = {field.name for field in layout.fields}
+    pairs = {field.name: one.scales_of(field.name) for one in encodings for field in layout.fields
+             if one.scales_of(field.name) in names}  # fmt: skip
+    plain = (field for field in layout.fields if field.name not in pairs and field.name not in pairs.values())
+    return sum(_values(layout, encoding) for encoding in encodings) + sum(prod(field.shape) for field in plain)
+
+
 def precision(layout: RecordLayout) -> str:
     """How the parameters of a record are stored, in a word: a scheme, a checkpoint's encoding, or else a dtype."""
     encodings = (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS)

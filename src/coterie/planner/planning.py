@@ -1,0 +1,299 @@
+"""From a question about a model to a plan."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from coterie.errors import UsageError
+from coterie.eviction import check_policy
+from coterie.files.nearest import nearest_directory
+from coterie.plan.machine import default_memory_budget, memory_limits
+from coterie.planner import words
+from coterie.planner.asked import Asked, OtherPrecision, download_nbytes, open_asked, other_precisions, schemes_of
+from coterie.planner.forecast import Forecast
+from coterie.planner.hit_rates import HitRates, Law
+from coterie.planner.known_models import known_divergence, known_hit_rates
+from coterie.planner.machine import Machine, Tell, measure_machine
+from coterie.planner.probe import PROBE_TOKENS
+from coterie.planner.probe import probe as probe_text
+from coterie.planner.report import BudgetPlan, DiskNeed, Plan, PrecisionPlan
+from coterie.planner.speed import preparing_s
+from coterie.planner.subject import Subject
+from coterie.spec import DEFAULT_POLICY, format_bytes, parse_bytes
+from coterie.spec.encodings import NATIVE
+from coterie.spec.opening import Opening
+
+PROMPT_TOKENS = 256
+ANSWER_TOKENS = 270
+"""About 200 words of English."""
+
+
+def plan(
+    model: str | Path,
+    *,
+    memory: str | int | Sequence[str | int] | None = None,
+    context: int | None = None,
+    disk: str | Path | None = None,
+    component: str | None = None,
+    scheme: str | None = None,
+    dense_scheme: str | Mapping[str, str] | None = None,
+    experts_per_token: int | None = None,
+    eviction: str = DEFAULT_POLICY,
+    prompt_tokens: int = PROMPT_TOKENS,
+    answer_tokens: int = ANSWER_TOKENS,
+    probe: str | None = None,
+    machine: Machine | None = None,
+    measure: bool = True,
+    revision: str | None = None,
+    offline: bool = False,
+    tell: Tell = lambda _line: None,
+) -> Plan:
+    """Says what a model would take and how fast it would run. Reads manifests and headers, no expert.
+
+    Args:
+        model: A store, a checkpoint directory, a Hub id, or ``bundled``.
+        memory: A budget for the whole process, such as ``"8GiB"``, or several. Default: what this machine allows.
+        context: Tokens to provide for; default: as :func:`coterie.load` would.
+        disk: A directory on the disk where the store would lie. Default: where the model lies, or the current one.
+        component: Only this part of a whole model, such as ``thinker``.
+        scheme: Of a checkpoint: plan for a store whose experts are stored so.
+        dense_scheme: Likewise, of linear layers outside experts.
+        experts_per_token: Plan for another number of experts per token than the model was trained for.
+        eviction: The policy.
+        prompt_tokens: Tokens of the prompt that times are for.
+        answer_tokens: Tokens of the answer.
+        probe: A text of yours: its first 128 tokens go through the model, and their routing is replayed for every
+            budget. The model's weights have to be on this machine.
+        machine: What was measured of the machine that is meant; default: this one is measured, which takes seconds.
+        measure: Whether to measure where no machine is given. If not, nothing is said about speed.
+        revision: Branch, tag or commit of a Hub repository.
+        offline: Use only what is on this machine.
+        tell: Called with a line about what is being done.
+
+    Raises:
+        StoreError: If the store is unfinished or damaged.
+        CheckpointError: If the checkpoint is not complete and consistent.
+        UsageError: If a budget is not a size, a number is out of range, the model has no such component, there is no
+            such scheme or policy, a store is to be looked at as if it had another scheme, or a probe has too few
+            tokens, or its model is not on this machine.
+    """
+    check_policy(eviction, profile=False)
+    for name, number in (("context", context), ("prompt_tokens", prompt_tokens), ("answer_tokens", answer_tokens)):
+        if number is not None and number < 1:
+            raise UsageError(f"{name} must be at least 1, not {number}.", got=number)
+    given = () if memory is None else (memory,) if isinstance(memory, str | int) else tuple(memory)
+    budgets = [parse_bytes(budget, what="memory") for budget in given] or [default_memory_budget()]
+    tell("reading headers")
+    asked = open_asked(
+        model, component=component, scheme=scheme, dense_scheme=dense_scheme, revision=revision, offline=offline
+    )
+    subject = Subject.of(asked.contents, experts_per_token=experts_per_token)
+    _check_experts_per_token(experts_per_token, subject)
+    others = other_precisions(asked, experts_per_token, tell)
+    place = nearest_directory(asked.place if disk is None else Path(disk))
+    if machine is None and measure:
+        machine = _measured(place, [subject, *(other.subject for other in others)], tell)
+    hit_rates = _without_probe(subject, eviction)
+    if probe is not None:
+        tell("running the probe's text through the model")
+        opening = Opening(
+            memory=min(max(budgets), default_memory_budget()),
+            component=component,
+            experts_per_token=experts_per_token,
+            max_context=PROBE_TOKENS,
+            revision=revision,
+            offline=offline,
+        )
+        hit_rates = _probed(asked, probe, opening, subject, eviction)
+    made = Forecast(
+        subject=subject,
+        hit_rates=hit_rates,
+        context=context or asked.contents.context,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        machine=machine,
+    )
+    report = asked.contents.report
+    runs = words.store_name(asked.name, scheme or NATIVE) if asked.planned else asked.name
+
+    def command(budget: int) -> str:
+        return words.chat_command(
+            runs,
+            memory=budget,
+            context=context,
+            component=None if asked.planned else component,
+            experts_per_token=experts_per_token,
+            eviction=None if eviction == DEFAULT_POLICY else eviction,
+            revision=None if asked.planned else revision,
+        )
+
+    all_experts = made.all_experts()
+    return Plan(
+        model=report.model,
+        planned=asked.planned,
+        scheme=schemes_of(asked.contents),
+        dense_scheme=report.dense_scheme,
+        dense_parts=report.dense_parts,
+        component=subject.component,
+        working_set_nbytes=subject.working_set,
+        expert_nbytes=subject.expert_nbytes,
+        context=made.context,
+        longest_context=asked.contents.longest_context,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        eviction=eviction,
+        experts_per_token=experts_per_token,
+        machine=machine,
+        attainable=memory_limits().attainable,
+        budgets=tuple(_budget(made, budget, asked.contents.longest_context, command(budget)) for budget in budgets),
+        precisions=tuple(_precision(other, made, hit_rates, budgets[0]) for other in others),
+        disk=_disk_need(asked, place, machine),
+        all_experts=all_experts,
+        knee=made.knee(all_experts),
+        preparing=_preparing(asked, runs, scheme, dense_scheme, component, revision),
+    )
+
+
+def forecast_for(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    component: str | None = None,
+    experts_per_token: int | None = None,
+    eviction: str = DEFAULT_POLICY,
+    prompt_tokens: int = PROMPT_TOKENS,
+    answer_tokens: int = ANSWER_TOKENS,
+    machine: Machine | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    tell: Tell = lambda _line: None,
+) -> Forecast:
+    """What :func:`plan` goes by, of a model as it is: for whoever knows how many experts fit.
+
+    The arguments are those of :func:`plan`, and so are the errors.
+    """
+    asked = open_asked(model, component=component, revision=revision, offline=offline)
+    subject = Subject.of(asked.contents, experts_per_token=experts_per_token)
+    return Forecast(
+        subject=subject,
+        hit_rates=_without_probe(subject, eviction),
+        context=context or asked.contents.context,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        machine=machine or _measured(nearest_directory(asked.place), [subject], tell),
+    )
+
+
+def _without_probe(subject: Subject, eviction: str) -> HitRates:
+    return known_hit_rates(subject, eviction) or Law(experts=subject.experts, eviction=eviction)
+
+
+def _measured(place: Path, subjects: Sequence[Subject], tell: Tell) -> Machine:
+    """This machine, in all precisions that the models have."""
+    precisions = {name for one in subjects for name in one.precisions} - {NATIVE}
+    return measure_machine(place, record=int(subjects[0].record), precisions=sorted(precisions), tell=tell)
+
+
+def _probed(asked: Asked, text: str, opening: Opening, subject: Subject, eviction: str) -> HitRates:
+    """The forecast of a probe, with the weights that are here."""
+    missing = download_nbytes(asked)
+    if missing:
+        raise UsageError(
+            f"A probe runs the model, and {format_bytes(missing)} of {asked.name} are not on this machine.",
+            advice="Plan without a probe, or download the model first.",
+            model=asked.name,
+        )
+    return probe_text(
+        asked.name,
+        text,
+        opening,
+        component=subject.component,
+        experts=round(subject.experts * subject.layers),
+        law=Law(experts=subject.experts, eviction=eviction),
+        top_k=subject.top_k,
+    )
+
+
+def _preparing(
+    asked: Asked,
+    store: str,
+    scheme: str | None,
+    dense_scheme: str | Mapping[str, str] | None,
+    component: str | None,
+    revision: str | None,
+) -> tuple[str, ...]:
+    """The commands before the model can be used."""
+    if not asked.planned:
+        return ()
+    dense = asked.contents.report.dense_scheme if isinstance(dense_scheme, Mapping) else dense_scheme
+    line = words.extract_command(
+        asked.name, store, scheme=scheme or NATIVE, dense_scheme=dense, component=component, revision=revision
+    )
+    return (line,)
+
+
+def _check_experts_per_token(wanted: int | None, subject: Subject) -> None:
+    if wanted is not None and not 1 <= wanted <= subject.experts:
+        raise UsageError(
+            f"experts_per_token={wanted} is out of range: a layer has {subject.experts:.0f} experts.",
+            advice=f"Give a number from 1 to {subject.experts:.0f}.",
+            got=wanted,
+        )
+
+
+def _budget(forecast: Forecast, memory: int, longest: int | None, command: str) -> BudgetPlan:
+    fit = forecast.fit(memory)
+    share = forecast.share(fit) if fit.enough else 0.0
+    hits = forecast.hits(share) if fit.enough else None
+    working_set = forecast.subject.working_set
+    return BudgetPlan(
+        memory=fit,
+        why_not=words.why_not(fit, forecast.subject.footprint),
+        share=share,
+        hit_rate=hits,
+        read_per_token=None if hits is None else hits.miss.map(lambda miss: miss * working_set),
+        speed=forecast.speed(share) if fit.enough else None,
+        largest_context=forecast.largest_context(memory, longest),
+        gains=forecast.gains(memory, share) if fit.enough else (),
+        command=command,
+    )
+
+
+def _precision(other: OtherPrecision, forecast: Forecast, hit_rates: HitRates, memory: int) -> PrecisionPlan:
+    there = replace(forecast, subject=other.subject, hit_rates=hit_rates)
+    fit = there.fit(memory)
+    share = there.share(fit) if fit.enough else 0.0
+    speed = there.speed(share) if fit.enough else None
+    return PrecisionPlan(
+        scheme=other.scheme,
+        dense_scheme=other.dense_scheme,
+        store_nbytes=other.store_nbytes,
+        minimum=fit.minimum,
+        share=share,
+        tokens_per_second=None if speed is None else speed.tokens_per_second,
+        divergence=known_divergence(other.scheme, other.dense_scheme),
+    )
+
+
+def _disk_need(asked: Asked, place: Path, machine: Machine | None) -> DiskNeed:
+    free = shutil.disk_usage(place).free
+    checkpoint, report = asked.checkpoint, asked.contents.report
+    used = () if checkpoint is None else checkpoint.tensors_in_use
+    download = download_nbytes(asked)
+    store = report.disk_nbytes if asked.planned else 0
+    seconds = None
+    if asked.planned and machine is not None:
+        read = sum(info.nbytes for info in used)
+        lossy = schemes_of(asked.contents) != NATIVE
+        seconds = preparing_s(machine, read=read, written=store, quantised=lossy)
+    return DiskNeed(
+        path=str(place),
+        free_nbytes=free,
+        download_nbytes=download,
+        store_nbytes=store,
+        enough=download + store <= free,
+        preparing_s=seconds,
+    )
