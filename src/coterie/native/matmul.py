@@ -54,7 +54,7 @@ class PackedMatrix:
     def __init__(self, library: Library, scheme: str, codes: torch.Tensor, scales: torch.Tensor) -> None:
         if codes.dim() != 2:
             raise UsageError(f"Codes must be a matrix, not {list(codes.shape)}.", got=list(codes.shape))
-        columns = codes.shape[1] * (SCHEME_FORMATS[scheme].values_per_element if scheme in SCHEMES else 1)
+        columns = SCHEME_FORMATS[scheme].values(codes.shape[1]) if scheme in SCHEMES else codes.shape[1]
         if not self.served(library, scheme, columns):
             raise UsageError(f"Rows of {columns} weights in scheme {scheme!r} are not served.", columns=columns)
         self.shape = (codes.shape[0], columns)
