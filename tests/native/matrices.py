@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from coterie.quant.planes import unpack
+
 
 class Matrix(NamedTuple):
     """A quantised matrix [N, K]."""
@@ -19,9 +21,10 @@ class Matrix(NamedTuple):
         """float64 [N, K], from the definition of the scheme."""
         if self.scheme == "int8":
             return self.codes.double() * spread(self.scales, self.codes.shape[1])
-        stored = torch.stack([self.codes & 15, self.codes >> 4], dim=-1).flatten(1).double()
+        bits = int(self.scheme.removeprefix("int"))
+        stored = unpack(self.codes, bits, self.codes.shape[1] * 8 // bits).double()
         scale, zero = (spread(part, stored.shape[1]) for part in self.scales.unbind(-1))
-        return (stored - 8) * scale + zero
+        return (stored - 2 ** (bits - 1)) * scale + zero
 
 
 def spread(scales: torch.Tensor, columns: int) -> torch.Tensor:
@@ -35,7 +38,8 @@ def random_matrix(scheme: str, rows: int, columns: int, seed: int = 0) -> Matrix
     if scheme == "int8":
         codes = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
         return Matrix(scheme, codes, (factors / 16).bfloat16())
-    codes = torch.randint(0, 256, (rows, columns // 2), generator=generator, dtype=torch.uint8)
+    bits = int(scheme.removeprefix("int"))
+    codes = torch.randint(0, 256, (rows, columns * bits // 8), generator=generator, dtype=torch.uint8)
     zeros = torch.randn(rows, groups, generator=generator) * 0.02
     return Matrix(scheme, codes, torch.stack([factors, zeros], dim=-1).bfloat16())
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from coterie.errors import UsageError
-from coterie.native import ACTIVATIONS, ExpertsKernel, Library, Located, PassMemory
+from coterie.native import ACTIVATIONS, SCHEMES, ExpertsKernel, Library, Located, PassMemory
 
 from .matrices import Matrix, activations, random_matrix, with_threads
 
@@ -67,7 +67,7 @@ def by_formula(
     return out
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_error_is_no_worse_than_that_of_bfloat16(native: Library, scheme: str, activation: str) -> None:
     layer = make(native, scheme, activation)
@@ -93,7 +93,7 @@ def in_any_order(layer: Layer, x: torch.Tensor, index: torch.Tensor, weights: to
     return [*sums, going.finish()]
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_bits_depend_on_neither_threads_nor_order_nor_other_tokens(native: Library, scheme: str) -> None:
     layer = make(native, scheme, inner=160)
     layer.kernel.least_rows = 1000
@@ -105,7 +105,7 @@ def test_bits_depend_on_neither_threads_nor_order_nor_other_tokens(native: Libra
                                        for sums in in_any_order(layer, x, index, weights)])  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("inner", [96, 160, 256])
 def test_bits_with_many_tokens_depend_on_neither_threads_nor_order_nor_other_tokens(
     native: Library, scheme: str, inner: int
@@ -124,7 +124,7 @@ def test_bits_with_many_tokens_depend_on_neither_threads_nor_order_nor_other_tok
                                        for sums in in_any_order(layer, x, index, weights)])  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", [192, 64])
 def test_norms_of_what_each_choice_adds(native: Library, scheme: str, width: int) -> None:
     """Of few tokens and of many, the same bits for any threads and any order of experts; what is left out stays."""
@@ -268,7 +268,7 @@ def test_fields_of_another_shape_are_refused(native: Library) -> None:
         layer.kernel.locate(0, layer.downs[0][1:], layer.downs[0][1:])
 
 
-@pytest.mark.parametrize("wrong", [{"scheme": "int5"}, {"activation": "swish"}, {"width": 100}, {"inner": 40}])
+@pytest.mark.parametrize("wrong", [{"scheme": "int7"}, {"activation": "swish"}, {"width": 100}, {"inner": 40}])
 def test_what_is_not_served(native: Library, wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="not served"):
         make(native, **wrong)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from coterie.errors import UsageError
 from coterie.native.library import Library
 from coterie.spec.encodings import SCHEME_FORMATS, group_size
 
-SCHEMES = ("int4", "int8")
+SCHEMES = ("int2", "int3", "int4", "int5", "int6", "int8")
 """Schemes that the library computes with; their order is that of the C code."""
 
 PART_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16}
@@ -39,8 +39,8 @@ class PackedMatrix:
     Args:
         library: The library.
         scheme: Name of the scheme.
-        codes: int4: uint8 [N, K / 2]; int8: int8 [N, K].
-        scales: bfloat16; int4: [N, K / group, 2]; int8: [N, K / group].
+        codes: Affine schemes: uint8 [N, K · bits / 8]; int8: int8 [N, K].
+        scales: bfloat16; affine schemes: [N, K / group, 2]; int8: [N, K / group].
 
     Attributes:
         shape: (N, K).

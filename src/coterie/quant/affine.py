@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-CLIPS = {2: (1.0, 0.87), 3: (1.0, 0.87), 4: (1.0, 0.87), 5: (1.0, 0.87), 6: (1.0, 0.87)}
-"""By the bits of a code: shares of a group's range to begin with."""
+CLIPS = {2: (1.0, 0.75, 0.5), 3: (1.0, 0.87), 4: (1.0, 0.87), 5: (1.0, 0.87), 6: (1.0, 0.87)}
+"""By the bits of a code: shares of a group's range to begin with. Of few codes the outermost ones are best left out."""
 _TURNS = 3
 _ROUNDING = 1.5 * 2.0**23
 """Added and taken away again, rounds a small float32 to the nearest whole number, halves to even, and -0 to 0."""
