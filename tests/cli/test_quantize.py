@@ -43,6 +43,6 @@ def test_extract_takes_a_dense_scheme(coterie, zoo_checkpoint, tmp_path: Path) -
     store = str(tmp_path / "store")
     assert coterie("extract", moe, store, "--dense-scheme", "int4").code == 0
     assert coterie("verify", store, "--against", moe).code == 0
-    wrong = coterie("extract", moe, store, "--dense-scheme", "int3")
+    wrong = coterie("extract", moe, store, "--dense-scheme", "int7")
     assert wrong.code == 2
     assert "int4" in wrong.err

@@ -77,9 +77,9 @@ def command(
             callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
-            help="How experts are stored: native (as in the checkpoint), int8 or int4 (smaller, with losses); or, with "
-            "--profile, by trust, such as trust:top25%=native,rest=int4. Default: as those already in the store, else "
-            "native.",
+            help="How experts are stored: native (as in the checkpoint), or smaller, with losses, in int8, int6, int5, "
+            "int4, int3 or int2; or, with --profile, by trust, such as trust:top25%=native,rest=int4. Default: as those "
+            "already in the store, else native.",
         ),
     ] = None,
     dense_scheme: Annotated[
@@ -89,7 +89,7 @@ def command(
             callback=known_dense_scheme,
             metavar="SCHEMES",
             show_default=False,
-            help="How linear layers outside experts are stored: native, int8 or int4 for all, or by part, such as "
+            help="How linear layers outside experts are stored: one of these schemes for all, or by part, such as "
             f"attention=int8,encoders=native,rest=int4. Parts: {', '.join(SCHEMED_PARTS)} (rounded only if it is "
             "named). Default: as in the store; for a new one native, or, if the model speaks and its experts are "
             "lossy, int8 for all but encoders.",

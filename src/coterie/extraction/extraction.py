@@ -149,8 +149,8 @@ def extract(
         domain: With ``profile``: use by tokens of this domain; by default of all.
         modalities: With ``profile``: use by tokens of these modalities; by default of all.
         component: Only this part of the model, such as ``thinker``.
-        scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``; or by what ``profile`` says of
-            each layer's experts, such as ``"trust:top25%=native,rest=int4"``. Default: as those that the store has, if
+        scheme: How experts are stored: ``native``, or with losses, from ``int8`` down to ``int2``; or by what
+            ``profile`` says of each layer's experts, such as ``"trust:top25%=native,rest=int4"``. Default: as those that the store has, if
             they are all alike, else ``native``. One store may have experts of several schemes.
         dense_scheme: How weights of linear layers outside experts are stored: one scheme, such as ``"int8"``, or one
             for each part of the model, such as ``{"attention": "int8", "encoders": "native", "rest": "int4"}``, or the

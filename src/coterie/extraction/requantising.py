@@ -49,8 +49,8 @@ def quantize(
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``. It is not changed.
         store: The new store's directory.
-        scheme: How experts are stored: ``int8`` or ``int4``, or by what ``profile`` says of each layer's experts, such
-            as ``"trust:top25%=native,rest=int4"``. Default: each as it is.
+        scheme: How experts are stored: from ``int8`` down to ``int2``, or by what ``profile`` says of each layer's
+            experts, such as ``"trust:top25%=native,rest=int4"``. Default: each as it is.
         dense_scheme: How weights of linear layers outside experts are stored: one scheme, or schemes by part, as in
             :func:`extract`. Default: each as it is.
         profile: The model's profile, for a scheme by trust.

@@ -42,16 +42,16 @@ def why_not_exact(model: Any, linears: Mapping[str, str], schemes: Collection[st
     stored = {id(model.get_submodule(path)): scheme for path, scheme in linears.items()}
     native = library()
     if any(id(one) not in stored for one in (*linear, head)):
-        return "not all of its linear layers are stored in int4 or int8"
+        return "not all of its linear layers are stored in a lossy scheme"
     if "" in schemes:
         return "some of its experts are absent"
     if native is None:
         return "the native library was not built"
     forms = {(stored[id(one)], one.in_features) for one in (*linear, head) if isinstance(one, nn.Linear)}
     if not all(PackedMatrix.served(native, scheme, width) for scheme, width in forms):
-        return "not all of its linear layers are stored in int4 or int8"
+        return "not all of its linear layers are stored in a lossy scheme"
     if len(set(schemes)) != 1 or not set(schemes) <= set(SCHEMES):
-        return "its experts are not all stored in int4, or all in int8"
+        return "its experts are not all stored in one lossy scheme"
     experts = [layer.mlp.experts for layer in layers]
     sizes = {size for one in experts if uses_common_forward(one) for size in one.down_proj.shape[-2:]}
     if not sizes or not all(PackedMatrix.served(native, one, size) for one in schemes for size in sizes):

@@ -179,9 +179,7 @@ class Mxfp4(Encoding):
 
 
 def _affine(bits: int, filled_to: int) -> SchemeFormat:
-    return SchemeFormat(
-        name=f"int{bits}", code_bits=bits, code_dtype="U8", numbers_per_group=(2,), filled_to=filled_to
-    )
+    return SchemeFormat(name=f"int{bits}", code_bits=bits, code_dtype="U8", numbers_per_group=(2,), filled_to=filled_to)
 
 
 _SCHEMES = (
