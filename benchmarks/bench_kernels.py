@@ -101,8 +101,11 @@ def measure_layers(library: Any, layers: int, tokens: int, rounds: int) -> Timin
     from coterie.native import ExpertsKernel
 
     fields = [[tuple(fields_of("int4", *shape) for shape in SHAPES) for _ in range(EXPERTS)] for _ in range(layers)]
-    kernel = ExpertsKernel(library, scheme="int4", activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
-    located = [[kernel.locate(place, *expert) for place, expert in enumerate(layer)] for layer in fields]
+    kernel = ExpertsKernel(library, schemes=["int4"], activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
+    located = [
+        [kernel.locate(place, *(("int4", one) for one in expert)) for place, expert in enumerate(layer)]
+        for layer in fields
+    ]
     packed = [[tuple(int4pack(*one) for one in expert) for expert in layer] for layer in fields]
     x = torch.randn(tokens, WIDTH).bfloat16()
     index, weights = torch.arange(EXPERTS).expand(tokens, -1).contiguous(), torch.rand(tokens, EXPERTS).bfloat16()

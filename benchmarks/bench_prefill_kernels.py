@@ -57,11 +57,12 @@ def layers_of(library: Any, count: int) -> dict[str, list[Any]]:
 
     fields = [[tuple(fields_of("int4", *shape) for shape in SHAPES) for _ in range(EXPERTS)] for _ in range(count)]
     buffers = [torch.empty(shape, dtype=torch.bfloat16) for shape in SHAPES]
-    kernel = ExpertsKernel(library, scheme="int4", activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
+    kernel = ExpertsKernel(library, schemes=["int4"], activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
     plain = [[torch.randn(shape, dtype=torch.bfloat16) for shape in SHAPES] for _ in range(EXPERTS * 2)]
     return {
         "native": [
-            (kernel, [kernel.locate(place, *one) for place, one in enumerate(layer)], layer) for layer in fields
+            (kernel, [kernel.locate(place, *(("int4", two) for two in one)) for place, one in enumerate(layer)], layer)
+            for layer in fields
         ],
         "dequantise": [
             [tuple(dequantised(library, *one, b) for one, b in zip(two, buffers, strict=True)) for two in layer]

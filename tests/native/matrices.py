@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from coterie.quant.planes import unpack
+from coterie.spec.encodings import NATIVE
 
 
 class Matrix(NamedTuple):
@@ -17,8 +18,15 @@ class Matrix(NamedTuple):
     codes: torch.Tensor
     scales: torch.Tensor
 
+    @property
+    def fields(self) -> tuple[torch.Tensor, ...]:
+        """Codes and scales; of what is native the weights."""
+        return (self.codes,) if self.scheme == NATIVE else (self.codes, self.scales)
+
     def weights(self) -> torch.Tensor:
         """float64 [N, K], from the definition of the scheme."""
+        if self.scheme == NATIVE:
+            return self.codes.double()
         if self.scheme == "int8":
             return self.codes.double() * spread(self.scales, self.codes.shape[1])
         bits = int(self.scheme.removeprefix("int"))
@@ -35,6 +43,8 @@ def random_matrix(scheme: str, rows: int, columns: int, seed: int = 0) -> Matrix
     generator = torch.Generator().manual_seed(seed)
     groups = columns // (64 if columns % 64 == 0 else 32)
     factors = torch.rand(rows, groups, generator=generator) * 0.1 + 0.01
+    if scheme == NATIVE:
+        return Matrix(scheme, (torch.randn(rows, columns, generator=generator) * 0.05).bfloat16(), factors)
     if scheme == "int8":
         codes = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
         return Matrix(scheme, codes, (factors / 16).bfloat16())

@@ -78,8 +78,8 @@ def command(
             metavar="SCHEME",
             show_default=False,
             help="How experts are stored: native (as in the checkpoint), or smaller, with losses, in int8, int6, int5, "
-            "int4, int3 or int2; or, with --profile, by trust, such as trust:top25%=native,rest=int4. Default: as those "
-            "already in the store, else native.",
+            "int4, int3 or int2; or, with --profile, by trust, such as trust:top25%=native,rest=int4. Default: as "
+            "those already in the store, else native.",
         ),
     ] = None,
     dense_scheme: Annotated[

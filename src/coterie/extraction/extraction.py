@@ -150,8 +150,8 @@ def extract(
         modalities: With ``profile``: use by tokens of these modalities; by default of all.
         component: Only this part of the model, such as ``thinker``.
         scheme: How experts are stored: ``native``, or with losses, from ``int8`` down to ``int2``; or by what
-            ``profile`` says of each layer's experts, such as ``"trust:top25%=native,rest=int4"``. Default: as those that the store has, if
-            they are all alike, else ``native``. One store may have experts of several schemes.
+            ``profile`` says of each layer's experts, such as ``"trust:top25%=native,rest=int4"``. Default: as those
+            that the store has, if they are all alike, else ``native``. One store may have experts of several schemes.
         dense_scheme: How weights of linear layers outside experts are stored: one scheme, such as ``"int8"``, or one
             for each part of the model, such as ``{"attention": "int8", "encoders": "native", "rest": "int4"}``, or the
             same as a text, ``"attention=int8,encoders=native,rest=int4"``. ``rest`` is for the parts that are not

@@ -257,6 +257,37 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
         for (int r = 0; r < R; r++) out[m * stride + r] = total(sums[r][m]);
 }
 
+/* bfloat16. A token is kept as float32. */
+static int64_t prepared_bf16(int64_t columns) {
+    return whole_lines(columns * 4);
+}
+
+TARGET static void prepare_bf16(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+    float *values = prepared;
+    (void)group;
+    for (int64_t i = 0; i < columns; i++) values[i] = coterie_from_bf16(token[i]);
+}
+
+TARGET_INLINE void tile_bf16(const int R, const int M, const coterie_matrix *matrix, int64_t row,
+                             const void *const *prepared, float *out, int64_t stride) {
+    const int64_t columns = matrix->columns;
+    const uint8_t *weights = matrix->codes + row * columns * 2;
+    for (int r = 0; r < R; r++, weights += columns * 2) {
+        __m256 sums[4][2];
+        for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = _mm256_setzero_ps();
+        for (int64_t i = 0; i < columns; i += 16) {
+            _mm_prefetch((const char *)weights + i * 2 + COTERIE_CODES_AHEAD, _MM_HINT_T0);
+            for (int h = 0; h < 2; h++) {
+                __m128i stored = _mm_loadu_si128((const __m128i *)(weights + (i + 8 * h) * 2));
+                __m256 some = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(stored), 16));
+                for (int m = 0; m < M; m++)
+                    sums[m][h] = _mm256_fmadd_ps(some, _mm256_load_ps((const float *)prepared[m] + i + 8 * h), sums[m][h]);
+            }
+        }
+        for (int m = 0; m < M; m++) out[m * stride + r] = total(_mm256_add_ps(sums[m][0], sums[m][1]));
+    }
+}
+
 /* As many rows and tokens at a time as the registers hold. */
 #define ROWS(name, tile, ...)                                                                                          \
     TARGET static void name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
@@ -284,6 +315,7 @@ ROWS(rows_int4, tile_affine, BITS(4))
 ROWS(rows_int5, tile_affine, BITS(5))
 ROWS(rows_int6, tile_affine, BITS(6))
 ROWS(rows_int8, tile_int8)
+ROWS(rows_bf16, tile_bf16)
 
 const coterie_kernel coterie_avx2[COTERIE_SCHEMES] = {
     [COTERIE_INT2] = {prepared_fours, prepare_fours, rows_int2},
@@ -292,5 +324,6 @@ const coterie_kernel coterie_avx2[COTERIE_SCHEMES] = {
     [COTERIE_INT5] = {prepared_pairs, prepare_pairs, rows_int5},
     [COTERIE_INT6] = {prepared_pairs, prepare_pairs, rows_int6},
     [COTERIE_INT8] = {prepared_int8, prepare_int8, rows_int8},
+    [COTERIE_BF16] = {prepared_bf16, prepare_bf16, rows_bf16},
 };
 #endif

@@ -336,6 +336,37 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
     }
 }
 
+/* bfloat16. A token is kept as float32. */
+static int64_t prepared_bf16(int64_t columns) {
+    return (columns + 15) / 16 * 64;
+}
+
+TARGET static void prepare_bf16(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+    float *values = prepared;
+    (void)group;
+    for (int64_t i = 0; i < columns; i++) values[i] = coterie_from_bf16(token[i]);
+}
+
+TARGET_INLINE void tile_bf16(const int R, const int M, const coterie_matrix *matrix, int64_t row,
+                             const void *const *prepared, float *out, int64_t stride) {
+    const int64_t columns = matrix->columns;
+    for (int r = 0; r < R; r++) {
+        const uint8_t *weights = matrix->codes + (row + r) * columns * 2;
+        __m512 sums[4][2];
+        for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = _mm512_setzero_ps();
+        for (int64_t i = 0; i < columns; i += 32) {
+            _mm_prefetch((const char *)weights + i * 2 + COTERIE_CODES_AHEAD, _MM_HINT_T0);
+            for (int h = 0; h < 2; h++) {
+                __m256i stored = _mm256_loadu_si256((const __m256i *)(weights + (i + 16 * h) * 2));
+                __m512 some = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(stored), 16));
+                for (int m = 0; m < M; m++)
+                    sums[m][h] = _mm512_fmadd_ps(some, _mm512_load_ps((const float *)prepared[m] + i + 16 * h), sums[m][h]);
+            }
+        }
+        for (int m = 0; m < M; m++) out[m * stride + r] = total(_mm512_add_ps(sums[m][0], sums[m][1]));
+    }
+}
+
 /* As many rows and tokens at a time as the registers hold. */
 #define ROWS(name, tile, ...)                                                                                          \
     TARGET static void name##_by_1(const coterie_matrix *matrix, int64_t begin, int64_t end,                           \
@@ -380,6 +411,7 @@ ROWS(rows_int4, tile_affine, BITS(4))
 ROWS(rows_int5, tile_affine, BITS(5))
 ROWS(rows_int6, tile_affine, BITS(6))
 ROWS(rows_int8, tile_int8)
+ROWS(rows_bf16, tile_bf16)
 
 const coterie_kernel coterie_avx512bf16[COTERIE_SCHEMES] = {
     [COTERIE_INT2] = {prepared_fours, prepare_fours, rows_int2},
@@ -388,5 +420,6 @@ const coterie_kernel coterie_avx512bf16[COTERIE_SCHEMES] = {
     [COTERIE_INT5] = {prepared_pairs, prepare_pairs, rows_int5},
     [COTERIE_INT6] = {prepared_pairs, prepare_pairs, rows_int6},
     [COTERIE_INT8] = {prepared_int8, prepare_int8, rows_int8},
+    [COTERIE_BF16] = {prepared_bf16, prepare_bf16, rows_bf16},
 };
 #endif

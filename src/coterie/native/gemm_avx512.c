@@ -263,6 +263,14 @@ TARGET static void load_int8(const panel_rows *rows, int64_t load, char *to) {
     }
 }
 
+TARGET static void load_bf16(const panel_rows *rows, int64_t load, char *to) {
+    const int64_t ahead = ahead_of(rows, load, STEP * 2, rows->columns * 2);
+    for (int r = 0; r < COTERIE_PANEL; r++) {
+        _mm_prefetch((const char *)rows->codes[r] + ahead, _MM_HINT_T0);
+        _mm512_store_si512(to + r * 64, _mm512_loadu_si512(rows->codes[r] + load * STEP * 2));
+    }
+}
+
 #define LOADS(bits)                                                                                                    \
     TARGET static void load_wide_int##bits(const panel_rows *rows, int64_t load, char *to) {                           \
         load_affine(bits, 64, rows, load, to);                                                                         \
@@ -285,6 +293,7 @@ static load_decoder decoder_of(int scheme, int64_t group) {
         [COTERIE_INT2] = {load_narrow_int2, load_wide_int2}, [COTERIE_INT3] = {load_narrow_int3, load_wide_int3},
         [COTERIE_INT4] = {load_narrow_int4, load_wide_int4}, [COTERIE_INT5] = {load_narrow_int5, load_wide_int5},
         [COTERIE_INT6] = {load_narrow_int6, load_wide_int6}, [COTERIE_INT8] = {load_int8, load_int8},
+        [COTERIE_BF16] = {load_bf16, load_bf16},
     };
     return decoders[scheme][group == 64];
 }

@@ -54,6 +54,13 @@ TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_
             case COTERIE_INT4: decode_row(4, codes, scale, columns, group, to); break;
             case COTERIE_INT5: decode_row(5, codes, scale, columns, group, to); break;
             case COTERIE_INT6: decode_row(6, codes, scale, columns, group, to); break;
+            case COTERIE_BF16:
+                for (int64_t first = 0; first < columns; first += STEP, to += STEP * COTERIE_PANEL) {
+                    uint16_t stored[STEP];
+                    memcpy(stored, codes + first * 2, sizeof stored);
+                    for (int j = 0; j < STEP; j++) to[j] = coterie_from_bf16(stored[j]);
+                }
+                break;
             default:
                 for (int64_t first = 0; first < columns; first += STEP, to += STEP * COTERIE_PANEL) {
                     float step = coterie_from_bf16(scale[first / group]);

@@ -165,6 +165,40 @@ INLINE void tile_int8(const int R, const int M, const int group, const coterie_m
         for (int r = 0; r < R; r++) out[m * stride + r] = vaddvq_f32(sums[r][m]);
 }
 
+/* bfloat16. A token is kept as float32. */
+static int64_t prepared_plain(int64_t columns) {
+    return (columns * 4 + 63) / 64 * 64;
+}
+
+static void prepare_plain(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+    float *values = prepared;
+    (void)group;
+    for (int64_t i = 0; i < columns; i++) values[i] = coterie_from_bf16(token[i]);
+}
+
+INLINE void tile_bf16(const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
+                      const void *const *prepared, float *out, int64_t stride) {
+    const int64_t columns = matrix->columns;
+    (void)group;
+    float32x4_t sums[MOST_ROWS][MOST_TOKENS];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sums[r][m] = vdupq_n_f32(0);
+    for (int64_t i = 0; i < columns; i += 8)
+        for (int r = 0; r < R; r++) {
+            const uint8_t *from = matrix->codes + ((row + r) * columns + i) * 2;
+            __builtin_prefetch(from + R * columns * 2);
+            const uint16x8_t stored = vreinterpretq_u16_u8(vld1q_u8(from));
+            const float32x4_t low = widened(vget_low_u16(stored)), high = widened(vget_high_u16(stored));
+            for (int m = 0; m < M; m++) {
+                const float *values = (const float *)prepared[m] + i;
+                sums[r][m] = vfmaq_f32(sums[r][m], low, vld1q_f32(values));
+                sums[r][m] = vfmaq_f32(sums[r][m], high, vld1q_f32(values + 4));
+            }
+        }
+    for (int m = 0; m < M; m++)
+        for (int r = 0; r < R; r++) out[m * stride + r] = vaddvq_f32(sums[r][m]);
+}
+
 /* As many rows and tokens at a time as the registers hold. */
 #define ROWS_IN(name, group, tile, ...)                                                                                \
     TARGET static void name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
@@ -199,6 +233,7 @@ ROWS(int4, tile_affine, BITS(4))
 ROWS(int5, tile_affine, BITS(5))
 ROWS(int6, tile_affine, BITS(6))
 ROWS(int8, tile_int8)
+ROWS(bf16, tile_bf16)
 
 const coterie_kernel KERNELS[COTERIE_SCHEMES] = {
     [COTERIE_INT2] = {prepared_bytes, prepare_affine, rows_int2},
@@ -207,4 +242,5 @@ const coterie_kernel KERNELS[COTERIE_SCHEMES] = {
     [COTERIE_INT5] = {prepared_bytes, prepare_affine, rows_int5},
     [COTERIE_INT6] = {prepared_bytes, prepare_affine, rows_int6},
     [COTERIE_INT8] = {prepared_bytes, prepare_int8, rows_int8},
+    [COTERIE_BF16] = {prepared_plain, prepare_plain, rows_bf16},
 };

@@ -40,7 +40,7 @@ static void prepare_affine(const uint16_t *token, int64_t columns, int64_t group
     }
 }
 
-static void prepare_int8(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+static void prepare_plain(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
     (void)group;
     float *values = prepared;
     for (int64_t i = 0; i < columns; i++) values[i] = coterie_from_bf16(token[i]);
@@ -117,11 +117,32 @@ static void rows_int8(const coterie_matrix *matrix, int64_t begin, int64_t end, 
     }
 }
 
+static void rows_bf16(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
+                      float *out, int64_t stride) {
+    for (int64_t row = begin; row < end; row++) {
+        const uint8_t *weights = matrix->codes + row * matrix->columns * 2;
+        for (int t = 0; t < tokens; t++) {
+            const float *values = prepared[t];
+            floats sum = {0};
+            for (int64_t i = 0; i < matrix->columns; i += LANES) {
+                floats some, token;
+                uint16_t stored[LANES];
+                memcpy(stored, weights + i * 2, sizeof stored);
+                for (int j = 0; j < LANES; j++) some[j] = coterie_from_bf16(stored[j]);
+                load(&token, values + i);
+                sum += some * token;
+            }
+            out[t * stride + row - begin] = total(&sum);
+        }
+    }
+}
+
 const coterie_kernel coterie_portable[COTERIE_SCHEMES] = {
     [COTERIE_INT2] = {prepared_bytes, prepare_affine, rows_int2},
     [COTERIE_INT3] = {prepared_bytes, prepare_affine, rows_int3},
     [COTERIE_INT4] = {prepared_bytes, prepare_affine, rows_int4},
     [COTERIE_INT5] = {prepared_bytes, prepare_affine, rows_int5},
     [COTERIE_INT6] = {prepared_bytes, prepare_affine, rows_int6},
-    [COTERIE_INT8] = {prepared_bytes, prepare_int8, rows_int8},
+    [COTERIE_INT8] = {prepared_bytes, prepare_plain, rows_int8},
+    [COTERIE_BF16] = {prepared_bytes, prepare_plain, rows_bf16},
 };

@@ -30,7 +30,7 @@ class AffineScheme(Scheme):
     @property
     def zero_code(self) -> int:
         """What is stored of the code 0."""
-        return 2 ** (self.form.code_bits - 1)
+        return 1 << (self.form.code_bits - 1)
 
     def pack(self, codes: torch.Tensor) -> torch.Tensor:
         """Stored codes, uint8 [N, K], as the bytes of the format."""
