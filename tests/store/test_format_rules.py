@@ -152,6 +152,8 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R15", "banks[0].segments[0].experts[0].layout", record("layout", "absent")),
     ("R15", "banks[0].segments[0].experts[0].bytes", record("bytes", 8192)),
     ("R15", "banks[0].segments[0].experts[0].scheme", record("scheme", "Native")),
+    ("R15", "banks[0].segments[0].experts[0].scheme", record("scheme", "int4+")),
+    ("R31", "banks[0].segments[0].experts[0].layout", record("scheme", "int3+int4")),
     ("R15", "banks[0].segments[0].experts[0].xxh3", record("xxh3", "0" * 31)),
     ("R31", "banks[0].segments[0].experts[0].layout", record("scheme", "int4")),
     ("R31", "banks[0].segments[0].experts[0].layout", record("scheme", "int8")),

@@ -10,6 +10,7 @@ from coterie.cli.console import plain_table, print_json, print_note, print_table
 from coterie.cli.options import (
     CheckpointArgument,
     ComponentOption,
+    ExpertSchemesOption,
     JsonOption,
     NewStoreArgument,
     OfflineOption,
@@ -82,6 +83,7 @@ def command(
             "those already in the store, else native.",
         ),
     ] = None,
+    expert_schemes: ExpertSchemesOption = None,
     dense_scheme: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +128,7 @@ def command(
             modalities=modality or None,
             component=component,
             scheme=scheme,
+            expert_schemes=expert_schemes,
             dense_scheme=dense_scheme,
             revision=revision,
             offline=offline,

@@ -8,6 +8,7 @@ import typer
 
 from coterie.cli.extract import print_report
 from coterie.cli.options import (
+    ExpertSchemesOption,
     JsonOption,
     ModelArgument,
     NewStoreArgument,
@@ -33,6 +34,7 @@ def command(
             "trust:top25%=native,rest=int4. Default: as they are.",
         ),
     ] = None,
+    expert_schemes: ExpertSchemesOption = None,
     dense_scheme: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +68,7 @@ def command(
             model,
             store,
             scheme=scheme,
+            expert_schemes=expert_schemes,
             dense_scheme=dense_scheme,
             profile=profile,
             offline=offline,

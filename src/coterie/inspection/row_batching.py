@@ -12,7 +12,7 @@ from coterie.integration import why_apart, why_not_exact
 from coterie.native import MOST_ROWS
 from coterie.origins import StoreOrigin
 from coterie.spec import Batching
-from coterie.spec.encodings import NATIVE
+from coterie.spec.encodings import NATIVE, schemes_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ def deciding_schemes(banks: Iterable[Collection[str]]) -> set[str]:
     """
     found: set[str] = set()
     for names in banks:
-        schemes = {scheme for name in names for scheme in name.split("+")}
+        schemes: set[str] = set().union(*map(schemes_named, names))
         found |= schemes - {NATIVE} or schemes
     return found
 

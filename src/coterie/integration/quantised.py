@@ -29,7 +29,7 @@ _UP, _DOWN = "gate_up_proj", "down_proj"
 class QuantisedExperts:
     """The experts of a bank whose matrices are in lossy schemes, each in its own, by the native library.
 
-    Some may be native in bfloat16. Where all are, experts have the bits of stock transformers and are not computed here.
+    Some may be native in bfloat16. Where all are, experts have the bits of stock transformers, not computed here.
 
     Args:
         streamed: The bank, connected.

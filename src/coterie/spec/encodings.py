@@ -7,7 +7,7 @@ along is :data:`CHECKPOINT_ENCODINGS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -203,3 +203,31 @@ CHECKPOINT_ENCODINGS: tuple[Encoding, ...] = (FP8, MXFP4)
 
 SCHEME_NAMES = (*sorted(SCHEME_FORMATS, key=lambda name: SCHEME_FORMATS[name].bits), NATIVE)
 """The ways in which weights are stored, the smallest first: with losses, or as in the checkpoint."""
+
+_JOINT = "+"
+
+
+def record_scheme(schemes: Sequence[str]) -> str:
+    """The scheme of a record whose matrices are in these: one name if they are alike, else all, joined by ``+``."""
+    return schemes[0] if len(set(schemes)) == 1 else _JOINT.join(schemes)
+
+
+def matrix_schemes(scheme: str, count: int) -> tuple[str, ...]:
+    """The scheme of each matrix of a record.
+
+    Args:
+        scheme: The record's, one name for all matrices or one for each, joined by ``+``.
+        count: How many matrices it has.
+
+    Raises:
+        ValueError: If it names another number of schemes.
+    """
+    names = tuple(scheme.split(_JOINT))
+    if len(names) not in (1, count):
+        raise ValueError(f"{scheme!r} names {len(names)} schemes, and a record has {count} matrices")
+    return names * count if len(names) == 1 else names
+
+
+def schemes_named(scheme: str) -> frozenset[str]:
+    """The names in a record's scheme."""
+    return frozenset(scheme.split(_JOINT))

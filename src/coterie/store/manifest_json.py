@@ -46,6 +46,7 @@ MAX_NAMES = 1_000_000
 _FINGERPRINT = re.compile(r"[0-9a-f]{16,128}")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _SCHEME = re.compile(r"[a-z][a-z0-9_.\-]{0,63}")
+_RECORD_SCHEME = re.compile(rf"{_SCHEME.pattern}(?:\+{_SCHEME.pattern}){{0,7}}")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -173,7 +174,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
 
 
 def _check_schemes(node: Node, version: int, later: set[str]) -> None:
-    known = sorted(later & SCHEME_FORMATS.keys())
+    known = sorted(one for one in later if one in SCHEME_FORMATS or "+" in one)
     if version < SCHEMES_VERSION and known:
         raise node.error("R34", f"the scheme {known[0]!r} needs version {SCHEMES_VERSION}")
     if version == SCHEMES_VERSION and not later:
@@ -336,7 +337,7 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
     nbytes = value["bytes"].integer(1, rule="R15")
     if nbytes != layouts[layout].nbytes:
         raise value["bytes"].error("R15", f"{nbytes} bytes, but its layout has {layouts[layout].nbytes}")
-    scheme = value["scheme"].text(_SCHEME, rule="R15")
+    scheme = value["scheme"].text(_RECORD_SCHEME, rule="R15")
     problem = scheme_problem(scheme, layouts[layout])
     if problem is not None:
         raise value["layout"].error("R31", f"the layout {layout!r} is not one of {scheme}: {problem}")
