@@ -8,6 +8,7 @@ import typer
 
 from coterie.cli.extract import print_report
 from coterie.cli.options import (
+    ExpertSchemesOption,
     JsonOption,
     ModelArgument,
     NewStoreArgument,
@@ -29,10 +30,11 @@ def command(
             callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
-            help="For experts: int8 or int4; or, with --profile, by trust, such as trust:top25%=native,rest=int4. "
-            "Default: as they are.",
+            help="For experts: int8, int6, int5, int4, int3 or int2; or, with --profile, by trust, such as "
+            "trust:top25%=native,rest=int4. Default: as they are.",
         ),
     ] = None,
+    expert_schemes: ExpertSchemesOption = None,
     dense_scheme: Annotated[
         str | None,
         typer.Option(
@@ -40,7 +42,7 @@ def command(
             callback=known_dense_scheme,
             metavar="SCHEMES",
             show_default=False,
-            help="For linear layers outside experts: int8 or int4 for all, or by part, as `coterie extract` has it. "
+            help="For linear layers outside experts: one of these for all, or by part, as `coterie extract` has it. "
             "Default: as they are.",
         ),
     ] = None,
@@ -66,6 +68,7 @@ def command(
             model,
             store,
             scheme=scheme,
+            expert_schemes=expert_schemes,
             dense_scheme=dense_scheme,
             profile=profile,
             offline=offline,

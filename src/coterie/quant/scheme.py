@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 
@@ -19,7 +18,7 @@ Parts = tuple[torch.Tensor, torch.Tensor]
 class Scheme(ABC):
     """A way of storing matrices in fewer bits. Rows are outputs, columns inputs; groups run along a row."""
 
-    form: ClassVar[SchemeFormat]
+    form: SchemeFormat
     """Name, dtypes and shapes."""
 
     @property

@@ -22,6 +22,7 @@ from coterie.store.manifest import (
     FORMAT_NAME,
     FORMAT_VERSION,
     PARTS_VERSION,
+    SCHEMES_VERSION,
     Bank,
     FileFacts,
     Manifest,
@@ -45,6 +46,7 @@ MAX_NAMES = 1_000_000
 _FINGERPRINT = re.compile(r"[0-9a-f]{16,128}")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _SCHEME = re.compile(r"[a-z][a-z0-9_.\-]{0,63}")
+_RECORD_SCHEME = re.compile(rf"{_SCHEME.pattern}(?:\+{_SCHEME.pattern}){{0,7}}")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -156,7 +158,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     if unused:
         raise top["layouts"].error("R7", f"no record uses the layout {min(unused)!r}")
     dense, dense_index, dense_schemes = _dense(top["dense"], version)
-    return Manifest(
+    manifest = Manifest(
         model=_model(top["model"]),
         source=_source(top["source"]),
         layouts=layouts,
@@ -167,6 +169,16 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         ignored=_sorted_texts(top["ignored"], "R19"),
         dense_schemes=dense_schemes,
     )
+    _check_schemes(top["version"], version, manifest.later_schemes)
+    return manifest
+
+
+def _check_schemes(node: Node, version: int, later: set[str]) -> None:
+    known = sorted(one for one in later if one in SCHEME_FORMATS or "+" in one)
+    if version < SCHEMES_VERSION and known:
+        raise node.error("R34", f"the scheme {known[0]!r} needs version {SCHEMES_VERSION}")
+    if version == SCHEMES_VERSION and not later:
+        raise node.error("R34", "an earlier version can say the same")
 
 
 def _read_version(root: Node) -> int:
@@ -177,11 +189,12 @@ def _read_version(root: Node) -> int:
     if "version" not in members:
         raise root.error("R5", "there is no format version")
     version = members["version"].integer(0, rule="R5")
-    if not FORMAT_VERSION <= version <= PARTS_VERSION:
+    if not FORMAT_VERSION <= version <= SCHEMES_VERSION:
         raise members["version"].error(
             "R5",
-            f"the store has format version {version}, this program reads versions {FORMAT_VERSION} to {PARTS_VERSION}",
-            advice="Install a newer Coterie." if version > PARTS_VERSION else "Extract the store again.",
+            f"the store has format version {version}, "
+            f"this program reads versions {FORMAT_VERSION} to {SCHEMES_VERSION}",
+            advice="Install a newer Coterie." if version > SCHEMES_VERSION else "Extract the store again.",
         )
     return version
 
@@ -324,7 +337,7 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
     nbytes = value["bytes"].integer(1, rule="R15")
     if nbytes != layouts[layout].nbytes:
         raise value["bytes"].error("R15", f"{nbytes} bytes, but its layout has {layouts[layout].nbytes}")
-    scheme = value["scheme"].text(_SCHEME, rule="R15")
+    scheme = value["scheme"].text(_RECORD_SCHEME, rule="R15")
     problem = scheme_problem(scheme, layouts[layout])
     if problem is not None:
         raise value["layout"].error("R31", f"the layout {layout!r} is not one of {scheme}: {problem}")
@@ -342,7 +355,8 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
 
 
 def _dense(node: Node, version: int) -> tuple[tuple[FileFacts, ...], FileFacts | None, DenseSchemes]:
-    if version == PARTS_VERSION:
+    by_part = version == PARTS_VERSION or (version == SCHEMES_VERSION and "schemes" in dict(node.members(limit=64)))
+    if by_part:
         value = node.fields("shards", "index", "schemes")
         schemes = _schemes_by_part(value["schemes"])
     else:
