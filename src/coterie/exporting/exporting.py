@@ -215,7 +215,7 @@ def _dense_tensors(origin: StoreOrigin) -> Iterator[DenseTensor]:
             yield as_stored(origin.tensors[name])
             continue
         dtype = SAFETENSORS_DTYPES[origin.model.dtype]
-        rows, columns = linear.codes.shape[0], linear.codes.shape[1] * linear.scheme.form.values_per_element
+        rows, columns = linear.codes.shape[0], linear.scheme.form.values(linear.codes.shape[1])
         yield DenseTensor(name=name, dtype=dtype, shape=(rows, columns), chunks=partial(_rows, origin, linear))
 
 

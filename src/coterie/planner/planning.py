@@ -16,7 +16,7 @@ from coterie.planner.asked import Asked, OtherPrecision, download_nbytes, open_a
 from coterie.planner.forecast import Forecast
 from coterie.planner.hit_rates import HitRates, Law
 from coterie.planner.known_models import known_divergence, known_hit_rates
-from coterie.planner.machine import Machine, Tell, measure_machine
+from coterie.planner.machine import Machine, Tell, measure_machine, silent
 from coterie.planner.probe import PROBE_TOKENS
 from coterie.planner.probe import probe as probe_text
 from coterie.planner.report import BudgetPlan, DiskNeed, Plan, PrecisionPlan
@@ -49,7 +49,7 @@ def plan(
     measure: bool = True,
     revision: str | None = None,
     offline: bool = False,
-    tell: Tell = lambda _line: None,
+    tell: Tell = silent,
 ) -> Plan:
     """Says what a model would take and how fast it would run. Reads manifests and headers, no expert.
 
@@ -169,7 +169,7 @@ def forecast_for(
     machine: Machine | None = None,
     revision: str | None = None,
     offline: bool = False,
-    tell: Tell = lambda _line: None,
+    tell: Tell = silent,
 ) -> Forecast:
     """What :func:`plan` goes by, of a model as it is: for whoever knows how many experts fit.
 
