@@ -49,7 +49,7 @@ def plan(
     measure: bool = True,
     revision: str | None = None,
     offline: bool = False,
-    tell: Tell = silent,
+    tell: Tell | None = None,
 ) -> Plan:
     """Says what a model would take and how fast it would run. Reads manifests and headers, no expert.
 
@@ -86,6 +86,7 @@ def plan(
             raise UsageError(f"{name} must be at least 1, not {number}.", got=number)
     given = () if memory is None else (memory,) if isinstance(memory, str | int) else tuple(memory)
     budgets = [parse_bytes(budget, what="memory") for budget in given] or [default_memory_budget()]
+    tell = tell or silent
     tell("reading headers")
     asked = open_asked(
         model, component=component, scheme=scheme, dense_scheme=dense_scheme, revision=revision, offline=offline
@@ -169,7 +170,7 @@ def forecast_for(
     machine: Machine | None = None,
     revision: str | None = None,
     offline: bool = False,
-    tell: Tell = silent,
+    tell: Tell | None = None,
 ) -> Forecast:
     """What :func:`plan` goes by, of a model as it is: for whoever knows how many experts fit.
 
@@ -183,7 +184,7 @@ def forecast_for(
         context=context or asked.contents.context,
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
-        machine=machine or _measured(nearest_directory(asked.place), [subject], tell),
+        machine=machine or _measured(nearest_directory(asked.place), [subject], tell or silent),
     )
 
 
