@@ -130,6 +130,38 @@ def test_pinned_ones_outlast_everything_that_can_leave_instead(make, policy):
     assert resident(cache) == KEYS[4:9]
 
 
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_what_is_to_stay_stays_until_it_need_not(make, policy):
+    cache = make(6, eviction=policy)
+    use(cache, KEYS[4:10])
+    cache.keep(KEYS[:4], nbytes=2 * SMALL.nbytes)
+    cache.quiesce()
+    assert set(KEYS[:2]) <= set(resident(cache))
+    warm(cache, KEYS[9:], share=1, pinned_nbytes=SMALL.nbytes)
+    assert cache.stats().pinned == 3
+    for start in range(2, 11):
+        use(cache, KEYS[start : start + 2])
+    use(cache, KEYS[2:], phase="prefill")
+    assert {*KEYS[:2], KEYS[9]} <= set(resident(cache))
+    assert use(cache, KEYS[:2]).misses == 0
+    cache.keep((), nbytes=0)
+    assert cache.stats().pinned == 1
+    cache.warm(())
+    use(cache, KEYS[4:10])
+    assert resident(cache) == KEYS[4:10]
+
+
+def test_what_is_to_stay_is_read_first_and_never_takes_the_last_two_slots(make):
+    cache = make(4)
+    cache.keep([*keys_of(1, layer=7), *KEYS[:4]], nbytes=100 * SMALL.nbytes)
+    cache.quiesce()
+    assert cache.stats().pinned == 2
+    assert resident(cache) == KEYS[:2]
+    assert use(cache, KEYS[4:8]).misses == 4
+    with pytest.raises(UsageError, match="-1"):
+        cache.keep(KEYS, nbytes=-1)
+
+
 def test_pinned_ones_take_the_place_of_what_was_used(make):
     cache = make(4)
     use(cache, KEYS[:4])

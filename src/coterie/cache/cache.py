@@ -241,8 +241,10 @@ class ExpertCache:
             nbytes: As many of them as fit in so many bytes. Two slots are never kept.
 
         Raises:
-            UsageError: If the cache is closed.
+            UsageError: If ``nbytes`` is negative, or the cache is closed.
         """
+        if nbytes < 0:
+            raise UsageError(f"nbytes={nbytes} cannot be.", got=nbytes)
         self._scheduler.keep(keys, nbytes=nbytes)
 
     def resize(self, capacity: int) -> bool:

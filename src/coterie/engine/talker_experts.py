@@ -45,8 +45,8 @@ class TalkerExperts:
     def stay(self) -> Iterator[None]:
         """Inside, they leave only when nothing else can."""
         with self._lock:
-            self._speaking += 1
             self._keep(bool(self._keys))
+            self._speaking += 1
         try:
             yield
         finally:
