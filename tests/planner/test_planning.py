@@ -189,7 +189,7 @@ def test_a_plan_is_json(tight: Path, least: int) -> None:
         ({"memory": "lots"}, "'lots' is not a size"),
         ({"context": 0}, "context must be at least 1"),
         ({"eviction": "lur"}, "eviction policy 'lur'"),
-        ({"scheme": "int5"}, "int5"),
+        ({"scheme": "int7"}, "int7"),
         ({"component": "encoder"}, "encoder"),
     ],
 )

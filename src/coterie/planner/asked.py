@@ -14,6 +14,7 @@ from coterie.hf.configs import has_talker
 from coterie.inspection.contents import Contents, checkpoint_contents, has_its_schemes, store_contents
 from coterie.origins import CheckpointOrigin
 from coterie.origins.store_or_checkpoint import store_path
+from coterie.planner.known_models import known_divergence
 from coterie.planner.machine import Tell
 from coterie.planner.subject import Subject
 from coterie.spec import SCHEME_NAMES
@@ -79,7 +80,10 @@ def open_asked(
 
 
 def other_precisions(asked: Asked, experts_per_token: int | None, tell: Tell) -> list[OtherPrecision]:
-    """The precisions in which a store of the checkpoint could be made, the largest first."""
+    """The precisions in which a store of the checkpoint could be made, the largest first.
+
+    Of lossy ones those whose loss was measured: nobody can choose another by what is said of it.
+    """
     if asked.checkpoint is None:
         return []
     speaks = has_talker(asked.checkpoint.skeleton.config)
@@ -87,6 +91,8 @@ def other_precisions(asked: Asked, experts_per_token: int | None, tell: Tell) ->
     for scheme in reversed(SCHEME_NAMES):
         # Where a model speaks, its parts have schemes of their own by default.
         rest = (None,) if speaks or scheme == NATIVE else (NATIVE, "int8", scheme)
+        if scheme != NATIVE and known_divergence(scheme, NATIVE) is None:
+            continue
         for dense in dict.fromkeys(rest):
             tell(f"reading headers for {scheme}")
             try:
