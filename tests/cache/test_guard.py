@@ -65,7 +65,7 @@ ASKING = {
     "lease": lambda cache: cache.lease(KEYS, consumer=me()),
     "predict": lambda cache: cache.predict(KEYS, consumer=me()),
     "warm": lambda cache: cache.warm(KEYS),
-    "keep": lambda cache: cache.keep(KEYS, nbytes=0),
+    "keep": lambda cache: cache.keep(KEYS),
     "expect_use": lambda cache: cache.expect_use({}),
     "stats": lambda cache: cache.stats(),
     "read_times": lambda cache: cache.read_times(),

@@ -41,6 +41,13 @@ def warm(cache, keys, **options):
     cache.quiesce()
 
 
+def resized(cache, slots):
+    """Not in the main thread: there it is refused."""
+    thread = threading.Thread(target=lambda: cache.resize(slots * SMALL.nbytes))
+    thread.start()
+    thread.join()
+
+
 def resident(cache):
     return [key for key in KEYS if key in cache]
 
@@ -134,7 +141,7 @@ def test_pinned_ones_outlast_everything_that_can_leave_instead(make, policy):
 def test_what_is_to_stay_stays_until_it_need_not(make, policy):
     cache = make(6, eviction=policy)
     use(cache, KEYS[4:10])
-    cache.keep(KEYS[:4], nbytes=2 * SMALL.nbytes)
+    cache.keep(KEYS[:4], leaving=4 * SMALL.nbytes)
     cache.quiesce()
     assert set(KEYS[:2]) <= set(resident(cache))
     warm(cache, KEYS[9:], share=1, pinned_nbytes=SMALL.nbytes)
@@ -144,7 +151,7 @@ def test_what_is_to_stay_stays_until_it_need_not(make, policy):
     use(cache, KEYS[2:], phase="prefill")
     assert {*KEYS[:2], KEYS[9]} <= set(resident(cache))
     assert use(cache, KEYS[:2]).misses == 0
-    cache.keep((), nbytes=0)
+    cache.keep(())
     assert cache.stats().pinned == 1
     cache.warm(())
     use(cache, KEYS[4:10])
@@ -153,13 +160,39 @@ def test_what_is_to_stay_stays_until_it_need_not(make, policy):
 
 def test_what_is_to_stay_is_read_first_and_never_takes_the_last_two_slots(make):
     cache = make(4)
-    cache.keep([*keys_of(1, layer=7), *KEYS[:4]], nbytes=100 * SMALL.nbytes)
+    cache.keep([*keys_of(1, layer=7), *KEYS[:4]])
     cache.quiesce()
     assert cache.stats().pinned == 2
     assert resident(cache) == KEYS[:2]
     assert use(cache, KEYS[4:8]).misses == 4
     with pytest.raises(UsageError, match="-1"):
-        cache.keep(KEYS, nbytes=-1)
+        cache.keep(KEYS, leaving=-1)
+
+
+def test_what_is_to_stay_follows_the_capacity_and_has_what_pins_leave(make):
+    cache = make(8)
+    cache.keep(KEYS[:6], leaving=3 * SMALL.nbytes)
+    assert cache.stats().pinned == 5
+    resized(cache, 5)
+    assert cache.stats().pinned == 2
+    resized(cache, 8)
+    cache.quiesce()
+    assert set(KEYS[:5]) <= set(resident(cache))
+    cache.keep(())
+    cache.warm(KEYS[8:], share=1, pinned_nbytes=2 * SMALL.nbytes)
+    cache.keep(KEYS[:6], leaving=3 * SMALL.nbytes)
+    assert cache.stats().pinned == 5
+
+
+def test_what_was_worth_having_is_not_read_again_for_what_is_to_stay(make):
+    cache = make(6)
+    warm(cache, KEYS[6:10], share=1)
+    use(cache, KEYS[:6])
+    before = cache.stats().warmed
+    cache.keep(KEYS[:1])
+    cache.keep(())
+    cache.quiesce()
+    assert cache.stats().warmed == before
 
 
 def test_pinned_ones_take_the_place_of_what_was_used(make):

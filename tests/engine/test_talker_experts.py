@@ -20,8 +20,8 @@ class Kept:
     def __init__(self) -> None:
         self.calls: list[tuple[list[ExpertKey], int]] = []
 
-    def keep(self, keys: Any, *, nbytes: int) -> None:
-        self.calls.append((list(keys), nbytes))
+    def keep(self, keys: Any, *, leaving: int) -> None:
+        self.calls.append((list(keys), leaving))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_they_are_kept_until_something_else_is_computed_and_nobody_speaks(cache:
 
 
 def test_a_model_that_does_not_speak_has_none(cache: Any) -> None:
-    experts = TalkerExperts(cache, OTHERS, -5)
+    experts = TalkerExperts(cache, OTHERS, 5)
     assert not experts.any
     with experts.stay():
         experts.pass_begins("thinker")
@@ -56,7 +56,7 @@ def test_a_model_that_does_not_speak_has_none(cache: Any) -> None:
 
 def test_where_nothing_can_be_kept_nobody_is_taken_to_speak(cache: Any) -> None:
     experts = TalkerExperts(cache, TALKERS, 100)
-    cache.keep = lambda keys, nbytes: 1 / 0
+    cache.keep = lambda keys, leaving: 1 / 0
     with pytest.raises(ZeroDivisionError), experts.stay():
         pass
     cache.keep = SimpleNamespace.__init__  # is not called: nothing is kept

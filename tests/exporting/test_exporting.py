@@ -141,6 +141,33 @@ def test_lossy_stores_are_dequantised_when_told(moe: Path, tmp_path: Path, open_
         export(tmp_path / "native", tmp_path / "plain", dequantise=True)
 
 
+def test_matrices_in_several_schemes_are_dequantised(moe: Path, tmp_path: Path) -> None:
+    bank = "text/mlp-layer-000"
+    schemes = {
+        "schema_version": 1,
+        "rest": "native",
+        "experts": {
+            f"{bank}/00001": {"gate_up_proj": "int2", "down_proj": "int6"},
+            f"{bank}/00002": {"gate_up_proj": "native", "down_proj": "int8"},
+            f"{bank}/00003": "int3",
+        },
+    }
+    extract(moe, tmp_path / "mixed", expert_schemes=schemes)
+    with pytest.raises(UsageError, match="--dequantise"):
+        export(tmp_path / "mixed", tmp_path / "out")
+    export(tmp_path / "mixed", tmp_path / "out", dequantise=True)
+    original, made = Checkpoint.open(moe), Checkpoint.open(tmp_path / "out")
+    changed = {name for name in original.tensors if not torch.equal(original.read(name), made.read(name))}
+    layer = "model.layers.0.mlp.experts"
+    assert changed == {
+        f"{layer}.{expert}.{name}.weight"
+        for expert, names in (
+            (1, ("gate_proj", "up_proj", "down_proj")), (2, ("down_proj",)), (3, ("gate_proj", "up_proj", "down_proj"))
+        )
+        for name in names
+    }  # fmt: skip
+
+
 def test_lossy_stores_of_quantised_checkpoints_are_refused(tmp_path: Path) -> None:
     extract(quantised("qwen3_moe", tmp_path / "checkpoint"), tmp_path / "int4", scheme="int4")
     with pytest.raises(UsageError, match="fp8"):

@@ -201,3 +201,28 @@ def test_wrong_questions(tight: Path, options: dict[str, object], message: str) 
 def test_a_store_has_its_schemes(zoo_store) -> None:
     with pytest.raises(UsageError, match="has its schemes"):
         plan(zoo_store("qwen3_moe"), scheme="int4", measure=False)
+
+
+def test_the_command_for_a_partial_store_says_what_is_done_about_others(
+    tight: Path, least: int, tmp_path: Path
+) -> None:
+    extract(tight, tmp_path / "part", experts="0-7")
+    command = planned(tmp_path / "part", least).budgets[0].command
+    assert command.endswith("--missing mask")
+    assert "--missing" not in planned(tight, least).budgets[0].command
+
+
+def test_experts_in_several_schemes_count_with_the_slowest(tight: Path, least: int, tmp_path: Path) -> None:
+    mixed = {"schema_version": 1, "rest": "int4", "experts": {
+        f"text/mlp-layer-{layer:03d}/{expert:05d}": {"gate_up_proj": "int4", "down_proj": "int8"}
+        for layer in range(4) for expert in range(16)
+    }}  # fmt: skip
+    extract(tight, tmp_path / "mixed", expert_schemes=mixed)
+    machine = a_machine()
+    slow = {**machine.products, "int8": replace(machine.products["int8"], token=machine.products["int8"].token / 50)}
+    usual, slower = (
+        plan(tmp_path / "mixed", memory=least * 4, machine=one).budgets[0].speed.tokens_per_second.high
+        for one in (machine, replace(machine, products=slow))
+    )
+    assert slower < usual / 2
+    assert not replace(machine, products={"bf16": machine.products["bf16"]}).knows(["int4+int8"])

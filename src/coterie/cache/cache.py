@@ -230,7 +230,7 @@ class ExpertCache:
             raise UsageError(f"share={share}, pinned_nbytes={pinned_nbytes}: these cannot be.")
         self._scheduler.warm(keys, share=share, pinned_nbytes=pinned_nbytes)
 
-    def keep(self, keys: Iterable[ExpertKey], *, nbytes: int) -> None:
+    def keep(self, keys: Iterable[ExpertKey], *, leaving: int = 0) -> None:
         """Says which experts are to stay from now on. Advice: it changes no result. A later call supersedes an earlier.
 
         They are read while nothing else is to be read, before what is worth most (:meth:`warm`), and leave only when
@@ -238,14 +238,15 @@ class ExpertCache:
 
         Args:
             keys: The experts, or none; those that the source does not have are passed over.
-            nbytes: As many of them as fit in so many bytes. Two slots are never kept.
+            leaving: Bytes that are left to all others, whatever the capacity is or becomes: as many are kept as fit
+                beside that, and beside what is pinned. Two slots are left in any case.
 
         Raises:
-            UsageError: If ``nbytes`` is negative, or the cache is closed.
+            UsageError: If ``leaving`` is negative, or the cache is closed.
         """
-        if nbytes < 0:
-            raise UsageError(f"nbytes={nbytes} cannot be.", got=nbytes)
-        self._scheduler.keep(keys, nbytes=nbytes)
+        if leaving < 0:
+            raise UsageError(f"leaving={leaving} cannot be.", got=leaving)
+        self._scheduler.keep(keys, leaving=leaving)
 
     def resize(self, capacity: int) -> bool:
         """Changes how many bytes experts may take in memory. Changes no result.

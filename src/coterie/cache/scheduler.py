@@ -79,6 +79,8 @@ class Scheduler:
         self._grower = Grower(residency.growth, self.lock, is_quiet=self._is_quiet, on_grown=self._order.wake)
         # Requests so far, and since when it is so many.
         self._requests = (0, 0.0)
+        # What is to stay as far as there is room, and bytes that are left to others.
+        self._kept: tuple[list[ExpertKey], int] = ([], 0)
         self._readers = Readers(self._order, reader, self.lock, at_once=threads)
         holds.wake, holds.notify = self._order.wake, self._readers.notify
 
@@ -208,19 +210,24 @@ class Scheduler:
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
-    def keep(self, keys: Iterable[ExpertKey], *, nbytes: int) -> None:
+    def keep(self, keys: Iterable[ExpertKey], *, leaving: int) -> None:
         """Queues what is to stay; unknown keys are passed over."""
         if not self.guard.usable:
             self.guard.check()
         with self.lock:
             if not self.guard.usable:
                 self.guard.check()
-            residency = self._residency
-            residency.settle()
-            known = [key for key in keys if residency.has(key)]
-            self._predictions.keep(known, residency.slot_nbytes, nbytes=min(nbytes, residency.pinnable_nbytes))
+            self._residency.settle()
+            self._kept = [key for key in keys if self._residency.has(key)], leaving
+            self._keep(self._residency.capacity)
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
+
+    def _keep(self, capacity: int) -> None:
+        """As many are kept as a capacity has room for."""
+        (keys, leaving), residency = self._kept, self._residency
+        left = max(leaving, residency.minimum) if capacity < residency.total_bytes else 0
+        self._predictions.keep(keys, residency.slot_nbytes, nbytes=capacity - left)
 
     def resize(self, capacity: int) -> bool:
         """Changes what experts may take; returns whether no more than that is in use now."""
@@ -229,6 +236,8 @@ class Scheduler:
         with self.lock:
             if not self.guard.usable:
                 self.guard.check()
+            if self._kept[0]:
+                self._keep(capacity)
             # Whoever waits to have all at once was told that there is room for all.
             fits = self._residency.resize(max(capacity, least := self._claims.needed_nbytes)) and capacity >= least
             self._order.wake()

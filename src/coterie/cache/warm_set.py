@@ -17,7 +17,7 @@ class WarmSet:
     Attributes:
         members: The experts: those that are to stay, then the others, most valuable first.
         pinned: Those of them that leave only when nothing else can.
-        todo: Those that are still to be read, in the order of ``members``.
+        todo: Those that are still to be read, soonest first.
     """
 
     def __init__(self) -> None:
@@ -42,21 +42,26 @@ class WarmSet:
         self._worth = _fitting(keys, size_of, nbytes)
         self._most_worth = _fitting(self._worth, size_of, pinned_nbytes)
         self._settle()
+        self.todo = deque(self.members)
 
     def keep(self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int) -> None:
-        """Forgets what was to stay, and takes the first keys that fit; see :meth:`replace`."""
-        self._kept = _fitting(keys, size_of, nbytes)
+        """Forgets what was to stay, and takes the first keys that fit beside what is pinned; see :meth:`replace`."""
+        before, pinned_nbytes = self._kept, sum(map(size_of, self._most_worth))
+        self._kept = _fitting(keys, size_of, nbytes - pinned_nbytes)
         self._settle()
+        # What was worth having was read once; whatever of it has left since was worth less than what came.
+        new = frozenset(self._kept).difference(before)
+        self.todo = deque((*(key for key in self._kept if key in new), *(key for key in self.todo if key not in new)))
 
     def clear(self) -> None:
         """Has no members any more."""
         self._worth = self._most_worth = self._kept = ()
         self._settle()
+        self.todo.clear()
 
     def _settle(self) -> None:
         self.members = dict.fromkeys((*self._kept, *self._worth))
         self.pinned = frozenset((*self._kept, *self._most_worth))
-        self.todo = deque(self.members)
 
 
 def _fitting(keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], nbytes: int) -> tuple[ExpertKey, ...]:

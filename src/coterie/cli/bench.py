@@ -15,6 +15,7 @@ from coterie.cli.console import notes, plain_table, print_json, print_note, prin
 from coterie.cli.generation_options import QuietOption
 from coterie.cli.opening import import_engine, open_model, opens_model, quiet_terminal
 from coterie.cli.progress import count_progress
+from coterie.errors import CoterieError
 from coterie.files.text import read_prompt
 from coterie.spec import format_bytes
 from coterie.spec.opening import Opening
@@ -141,23 +142,32 @@ def _run(
     return measured, parts
 
 
-def _expecting(model: str, opening: Opening, prompt_tokens: int, new_tokens: int, *, quiet: bool) -> Forecast:
-    """The forecast, made before the model is opened and memory is taken."""
+def _expecting(model: str, opening: Opening, prompt_tokens: int, new_tokens: int, *, quiet: bool) -> Forecast | None:
+    """The forecast, made before the model is opened and memory is taken; None where it cannot be made."""
     import_engine(quiet=quiet)
+    import torch
+
     from coterie.planner import forecast_for
 
-    with nullcontext() if quiet else notes().status("measuring the machine"), quiet_terminal(quiet=quiet):
-        return forecast_for(
-            model,
-            context=opening.max_context,
-            component=opening.component,
-            experts_per_token=opening.experts_per_token,
-            eviction=opening.eviction,
-            prompt_tokens=prompt_tokens,
-            answer_tokens=new_tokens,
-            revision=opening.revision,
-            offline=opening.offline,
-        )
+    if opening.threads is not None:
+        torch.set_num_threads(opening.threads)
+    try:
+        with nullcontext() if quiet else notes().status("measuring the machine"), quiet_terminal(quiet=quiet):
+            return forecast_for(
+                model,
+                context=opening.max_context,
+                component=opening.component,
+                experts_per_token=opening.experts_per_token,
+                eviction=opening.eviction,
+                prompt_tokens=prompt_tokens,
+                answer_tokens=new_tokens,
+                revision=opening.revision,
+                offline=opening.offline,
+            )
+    except CoterieError as error:
+        # What is wrong with the model, opening it says next.
+        print_note(f"No forecast: {error.message}")
+        return None
 
 
 def _nothing() -> None:

@@ -41,7 +41,7 @@ def command(
         bool,
         typer.Option(
             "--dequantise",
-            help="Dequantise weights in int8 and int4, which are a form of Coterie's own. What they lost stays lost.",
+            help="Dequantise weights in a scheme (int2 to int8), a form of Coterie's own. What they lost stays lost.",
         ),
     ] = False,
     shard_size: Annotated[

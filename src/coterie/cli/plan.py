@@ -68,7 +68,7 @@ def command(
             callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
-            help="Of a checkpoint: plan for a store whose experts are in native, int8 or int4.",
+            help="Of a checkpoint: plan for a store whose experts are in this scheme, as `coterie extract` takes it.",
         ),
     ] = None,
     dense_scheme: Annotated[

@@ -83,8 +83,7 @@ class Runtime:
         self._attachment = attachment
         self._token_recorder: TokenRecorder | None = None
         self._kept_nbytes = 0
-        lent = 0 if plan is None else plan.lent.get("speaking", 0)
-        self._talker_experts = TalkerExperts(cache, source.experts.keys(), lending.capacity - lent - working_set)
+        self._talker_experts = TalkerExperts(cache, source.experts.keys(), working_set)
 
     @property
     def banks(self) -> list[BankKey]:

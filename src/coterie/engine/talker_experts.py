@@ -25,13 +25,13 @@ class TalkerExperts:
     Args:
         cache: The experts in memory.
         keys: All that there are.
-        nbytes: What the talker's may take of the memory of all: what one token of the text uses is to be left.
+        leaving: Bytes that are left to other experts: what one token of the text uses.
     """
 
-    def __init__(self, cache: ExpertCache, keys: Iterable[ExpertKey], nbytes: int) -> None:
+    def __init__(self, cache: ExpertCache, keys: Iterable[ExpertKey], leaving: int) -> None:
         self._cache = cache
         self._keys = [key for key in keys if key.component == _TALKER]
-        self._nbytes = max(0, nbytes)
+        self._leaving = leaving
         self._speaking = 0
         self._kept = False
         self._lock = threading.Lock()
@@ -61,5 +61,5 @@ class TalkerExperts:
 
     def _keep(self, kept: bool) -> None:
         if kept != self._kept:
-            self._cache.keep(self._keys if kept else (), nbytes=self._nbytes)
+            self._cache.keep(self._keys if kept else (), leaving=self._leaving)
             self._kept = kept

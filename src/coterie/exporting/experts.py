@@ -13,10 +13,11 @@ from coterie.hf.decoding import is_plain
 from coterie.hf.encoding import encode_field
 from coterie.hf.keymap import FieldSource, KeyMap
 from coterie.origins import OriginBank, StoreOrigin
-from coterie.quant import dequantise, lossy_scheme
+from coterie.quant import dequantise
 from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
 from coterie.records import RecordReader
 from coterie.spec import ExpertKey, Field, RecordLayout
+from coterie.spec.encodings import NATIVE, schemes_named
 from coterie.spec.parameters import plan_record
 from coterie.store import DenseTensor
 
@@ -41,10 +42,14 @@ class ExpertFields:
         self._last = None
         self._reader.close()
 
+    def _lossy(self, key: ExpertKey) -> bool:
+        """Whether a matrix of an expert is in a scheme."""
+        return bool(schemes_named(self._origin.scheme(key)) - {NATIVE})
+
     def layout(self, bank: OriginBank) -> RecordLayout:
         """The layout of a bank's fields as the checkpoint has them."""
         first = bank.bank.key.expert(0)
-        if lossy_scheme(self._origin.scheme(first)) is None:
+        if not self._lossy(first):
             return self._origin.layout(first)
         stored = self._origin.layout(first)
         plain = {place.name: place.dtype for place in stored.fields if place.name in bank.bank.parameters}
@@ -73,7 +78,7 @@ class ExpertFields:
             for place in layout.fields
         )
         fields: Fields = {place.name: tensor for place, tensor in zip(layout.fields, tensors, strict=True)}
-        if lossy_scheme(self._origin.scheme(key)) is not None:
+        if self._lossy(key):
             bank = self._origin.model.banks[key.bank_key].bank
             parameters = plan_record(layout, bank.parameters, str(bank.key))
             fields = {

@@ -156,7 +156,7 @@ def export(
     origin = StoreOrigin.open(path)
     lossy = check_exportable(origin, dequantise=dequantise)
     if dequantise and not lossy:
-        warnings.warn(f"{path} has no weights in int8 or int4: there is nothing to dequantise.", stacklevel=2)
+        warnings.warn(f"{path} has no weights in a scheme of Coterie's: there is nothing to dequantise.", stacklevel=2)
     root = Path(checkpoint).expanduser().absolute()
     check_apart(root, path)
     fields = ExpertFields(origin)

@@ -89,14 +89,23 @@ class Machine:
     def product(self, precision: str) -> ProductSpeed:
         """How fast matrices in a precision are multiplied; what is not quantised counts as bfloat16.
 
+        Of matrices in several precisions (``int2+int4``) that is the slowest one's speed.
+
         Raises:
-            KeyError: If that was not measured.
+            KeyError: If one was not measured.
         """
-        return self.products[precision if precision in _QUANTISED else BF16]
+        found = [self.products[name if name in _QUANTISED else BF16] for name in names_in(precision)]
+        return ProductSpeed(token=min(one.token for one in found), prompt=min(one.prompt for one in found))
 
     def knows(self, precisions: Iterable[str]) -> bool:
         """Whether products in all these precisions were measured."""
-        return all(name in self.products or name not in _QUANTISED for name in precisions)
+        names = (name for precision in precisions for name in names_in(precision))
+        return all(name in self.products or name not in _QUANTISED for name in names)
+
+
+def names_in(precision: str) -> list[str]:
+    """The precisions that one of several matrices names."""
+    return precision.split("+")
 
 
 def silent(line: str) -> None:
@@ -121,7 +130,7 @@ def measure_machine(place: Path | None, *, record: int, precisions: Iterable[str
     tell("reading memory")
     bus = _bus()
     products = {}
-    for precision in dict.fromkeys([BF16, *precisions]):
+    for precision in dict.fromkeys([BF16, *(name for one in precisions for name in names_in(one))]):
         tell(f"multiplying {precision} matrices")
         products[precision] = _product(precision)
     tell("quantising")

@@ -23,12 +23,17 @@ from coterie.planner.report import BudgetPlan, DiskNeed, Plan, PrecisionPlan
 from coterie.planner.speed import preparing_s
 from coterie.planner.subject import Subject
 from coterie.spec import DEFAULT_POLICY, format_bytes, parse_bytes
+from coterie.spec.defaults import Missing
 from coterie.spec.encodings import NATIVE
 from coterie.spec.opening import Opening
 
 PROMPT_TOKENS = 256
 ANSWER_TOKENS = 270
 """About 200 words of English."""
+
+
+_MISSING: Missing = "mask"
+"""What is done about experts that a partial store lacks, where nobody says."""
 
 
 def plan(
@@ -105,6 +110,7 @@ def plan(
             component=component,
             experts_per_token=experts_per_token,
             max_context=PROBE_TOKENS,
+            missing=None if asked.contents.report.complete else _MISSING,
             revision=revision,
             offline=offline,
         )
@@ -129,6 +135,7 @@ def plan(
             experts_per_token=experts_per_token,
             eviction=None if eviction == DEFAULT_POLICY else eviction,
             revision=None if asked.planned else revision,
+            missing=None if asked.planned or report.complete else _MISSING,
         )
 
     all_experts = made.all_experts()

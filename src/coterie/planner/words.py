@@ -70,6 +70,7 @@ def chat_command(
     experts_per_token: int | None,
     eviction: str | None,
     revision: str | None,
+    missing: str | None,
 ) -> str:
     """The command that runs a model under a budget."""
     options = {
@@ -79,6 +80,7 @@ def chat_command(
         "--experts-per-token": experts_per_token,
         "--eviction": eviction,
         "--revision": revision,
+        "--missing": missing,
     }
     return _line("chat", [model], options)
 
