@@ -103,6 +103,18 @@ def test_experts_have_what_parts_leave(whole: Path, open_by_phase: Callable[...,
     assert all(not resident for resident, _ in seen(model).values())
 
 
+def test_what_spoke_leaves_for_a_picture_that_is_decoded(whole: Path, open_by_phase: Callable[..., Any]) -> None:
+    model = open_by_phase(whole)
+    runtime = model.coterie
+    with runtime.speaking():
+        spoken(model, **text_of())
+        runtime.plan.lent["encoding"] = runtime.lending.free + 1
+        with runtime.lends_for_inputs():
+            assert any(resident for resident, _ in seen(model).values())
+    with runtime.lends_for_inputs():
+        assert not any(resident for resident, _ in seen(model).values())
+
+
 def test_schemes_and_packed_weights_come_back(
     tmp_path: Path, zoo_checkpoint: Callable[..., Path], open_model: Callable[..., Any], small_parts: None
 ) -> None:

@@ -237,6 +237,12 @@ class Parts:
                     if part.use == use:
                         part.users.discard(threading.get_ident())
 
+    def let_idle_go(self) -> None:
+        """Parts that nobody holds or computes with leave memory: somebody else needs what they borrow."""
+        with self._lock:
+            for part in self._parts:
+                self._leave_unused(part)
+
     def pass_begins(self, component: str) -> None:
         """This thread begins a forward pass of a component: it has done with what is not of that."""
         if not self._any_here:

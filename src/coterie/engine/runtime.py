@@ -425,6 +425,8 @@ class Runtime:
         A picture or sound is decoded in it: what encodes it has not come by then, and takes it next.
         """
         lent = 0 if self.plan is None else self.plan.lent.get("encoding", 0)
+        if self.parts is not None and self.lending.free < lent:
+            self.parts.let_idle_go()
         nbytes, whose = max(0, min(lent, self.lending.free)), object()
         # Others may take it meanwhile: there is as much as there is. And the model may be closed.
         with suppress(MemoryBudgetError, UsageError):
