@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,8 @@ def test_nothing_is_copied(ours: Any) -> None:
 )
 def test_what_else_transformers_does_it_goes_on_doing(ours: Any, changes: dict[str, Any]) -> None:
     attention, module = ours
+    if "position_bias" in changes and "position_bias" not in inspect.signature(STOCK).parameters:
+        pytest.skip("this release makes nothing of a bias")
     with pytest.raises(Copied):
         attention(module, *states(5, 30, torch.float32), causal(5, 30), **changes)
 
