@@ -110,10 +110,11 @@ def plan(
             component=component,
             experts_per_token=experts_per_token,
             max_context=PROBE_TOKENS,
-            missing=None if asked.contents.report.complete else _MISSING,
             revision=revision,
             offline=offline,
         )
+        if not asked.contents.report.complete:
+            opening = replace(opening, missing=_MISSING)
         hit_rates = _probed(asked, probe, opening, subject, eviction)
     made = Forecast(
         subject=subject,
@@ -127,7 +128,7 @@ def plan(
     runs = words.store_name(asked.name, scheme or NATIVE) if asked.planned else asked.name
 
     def command(budget: int) -> str:
-        return words.chat_command(
+        line = words.chat_command(
             runs,
             memory=budget,
             context=context,
@@ -135,8 +136,8 @@ def plan(
             experts_per_token=experts_per_token,
             eviction=None if eviction == DEFAULT_POLICY else eviction,
             revision=None if asked.planned else revision,
-            missing=None if asked.planned or report.complete else _MISSING,
         )
+        return line if asked.planned or report.complete else f"{line} --missing {_MISSING}"
 
     all_experts = made.all_experts()
     return Plan(

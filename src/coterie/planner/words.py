@@ -70,7 +70,6 @@ def chat_command(
     experts_per_token: int | None,
     eviction: str | None,
     revision: str | None,
-    missing: str | None,
 ) -> str:
     """The command that runs a model under a budget."""
     options = {
@@ -80,7 +79,6 @@ def chat_command(
         "--experts-per-token": experts_per_token,
         "--eviction": eviction,
         "--revision": revision,
-        "--missing": missing,
     }
     return _line("chat", [model], options)
 
