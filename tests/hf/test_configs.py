@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from coterie.errors import CheckpointFileError, CoterieError, UnsupportedError
 from coterie.hf.config_values import computing_dtype
@@ -94,6 +93,8 @@ def test_an_architecture_that_is_no_model(name, directory):
 def test_a_class_that_cannot_be_imported_says_why(directory, monkeypatch):
     """As with a torchvision that was made for another torch; to install another transformers would not help."""
     config = load_config(directory)
+    # The module that there is now: transformers puts another in its place when a first class is imported.
+    import transformers
 
     def import_module(_, name):
         raise ModuleNotFoundError(f"Could not import module {name!r}.") from RuntimeError("no operator x::nms")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coterie.cli.console import plain_table, print_json, print_table, results
+from coterie.cli.console import print_json, results
+from coterie.cli.extract import print_files
 from coterie.cli.options import JsonOption, named_model, new_directory
 from coterie.cli.transfer import resumable_progress
 from coterie.spec import format_bytes
@@ -86,10 +87,7 @@ def command(
 
 
 def _print_plan(report: ExportReport) -> None:
-    table = plain_table("file", "size", "", right=("size",))
-    for file in report.files:
-        table.add_row(file.file, format_bytes(file.nbytes), "there already" if file.present else "")
-    print_table(table)
+    print_files(report.files)
     out = results()
     out.print()
     out.print(f"experts        {_experts(report)}")

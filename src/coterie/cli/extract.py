@@ -10,12 +10,14 @@ from coterie.cli.console import plain_table, print_json, print_note, print_table
 from coterie.cli.options import (
     CheckpointArgument,
     ComponentOption,
+    DryRunOption,
     ExpertSchemesOption,
     JsonOption,
     NewStoreArgument,
     OfflineOption,
     ProfileDomainOption,
     ProfileOption,
+    RestartOption,
     RevisionOption,
     known_dense_scheme,
     known_scheme,
@@ -25,7 +27,10 @@ from coterie.spec import format_bytes
 from coterie.spec.dense_parts import SCHEMED_PARTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from coterie.extraction import ExtractionReport
+    from coterie.store.survey import SurveyedFile
 
 
 def command(
@@ -99,12 +104,8 @@ def command(
     ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show files, bytes and disk space; write and download no weights.")
-    ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard an unfinished store that was begun with another request.")
-    ] = False,
+    dry_run: DryRunOption = False,
+    restart: RestartOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Makes a store of a checkpoint: every expert asked for, and always everything that is not an expert.
@@ -164,11 +165,16 @@ def print_report(report: ExtractionReport, *, as_json: bool, dry_run: bool) -> N
         _print_outcome(report)
 
 
-def _print_plan(report: ExtractionReport) -> None:
+def print_files(files: Iterable[SurveyedFile]) -> None:
+    """Prints which files there would be, and which are there already."""
     table = plain_table("file", "size", "", right=("size",))
-    for file in report.files:
+    for file in files:
         table.add_row(file.file, format_bytes(file.nbytes), "there already" if file.present else "")
     print_table(table)
+
+
+def _print_plan(report: ExtractionReport) -> None:
+    print_files(report.files)
     if report.downloads:
         results().print()
         table = plain_table("download", "size", right=("size",))

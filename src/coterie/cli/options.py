@@ -96,6 +96,13 @@ CheckpointArgument = Annotated[
     ),
 ]
 
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show files, bytes and disk space; write and download no weights.")
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Discard an unfinished store that was begun with another request.")
+]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 MemoryOption = Annotated[

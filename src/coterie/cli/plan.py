@@ -22,6 +22,7 @@ from coterie.cli.options import (
 )
 from coterie.files.text import read_prompt
 from coterie.spec import DEFAULT_POLICY, parse_bytes
+from coterie.spec.defaults import PLANNED_ANSWER_TOKENS, PLANNED_PROMPT_TOKENS
 
 if TYPE_CHECKING:
     from coterie.planner import Plan
@@ -85,11 +86,11 @@ def command(
     eviction: EvictionOption = DEFAULT_POLICY,
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", min=1, metavar="N", help="Tokens of the prompt that times are for.")
-    ] = 256,
+    ] = PLANNED_PROMPT_TOKENS,
     answer_tokens: Annotated[
         int,
         typer.Option("--answer-tokens", min=1, metavar="N", help="Tokens of the answer; 270 are about 200 words."),
-    ] = 270,
+    ] = PLANNED_ANSWER_TOKENS,
     probe: Annotated[
         Path | None,
         typer.Option(

@@ -10,10 +10,12 @@ import typer
 from coterie.cli.extract import print_report
 from coterie.cli.options import (
     ComponentOption,
+    DryRunOption,
     JsonOption,
     ModelArgument,
     OfflineOption,
     ProfileOption,
+    RestartOption,
     RevisionOption,
     new_directory,
 )
@@ -75,12 +77,8 @@ def command(
     component: ComponentOption = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show files, bytes and disk space; write and download no weights.")
-    ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard an unfinished store that was begun with another request.")
-    ] = False,
+    dry_run: DryRunOption = False,
+    restart: RestartOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Makes a store of a model with fewer experts in each layer. The source is not changed.

@@ -14,6 +14,7 @@ from coterie.cli.options import (
     NewStoreArgument,
     OfflineOption,
     ProfileOption,
+    RestartOption,
     known_dense_scheme,
     known_scheme,
 )
@@ -51,9 +52,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show files, bytes and disk space; write no weights.")
     ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard an unfinished store that was begun with another request.")
-    ] = False,
+    restart: RestartOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Makes a new store with weights in fewer bits. The source is not changed, and its selection of experts is kept.

@@ -126,16 +126,11 @@ class Runtime:
 
     def watch_passes(self) -> None:
         """From now on what only some passes need may leave memory when others begin."""
-        parts, experts = self.parts, self._talker_experts
-
-        def pass_begins(component: str) -> None:
-            experts.pass_begins(component)
-            if parts is not None:
-                parts.pass_begins(component)
-
-        if experts.any or parts is not None:
-            for clock in self._attachment.clocks.values():
-                clock.on_begin = pass_begins if experts.any or parts is None else parts.pass_begins
+        begins = [] if self.parts is None else [self.parts.pass_begins]
+        if self._talker_experts.any:
+            begins.insert(0, self._talker_experts.pass_begins)
+        for clock in self._attachment.clocks.values():
+            clock.on_begin = tuple(begins)
 
     @contextmanager
     def speaking(self) -> Iterator[None]:

@@ -1,5 +1,5 @@
 """From a store back to a checkpoint that transformers and others open."""
 
-from coterie.exporting.exporting import ExportedFile, ExportReport, export
+from coterie.exporting.exporting import ExportReport, export
 
-__all__ = ["ExportReport", "ExportedFile", "export"]
+__all__ = ["ExportReport", "export"]

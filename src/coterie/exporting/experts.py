@@ -14,7 +14,7 @@ from coterie.hf.encoding import encode_field
 from coterie.hf.keymap import FieldSource, KeyMap
 from coterie.origins import OriginBank, StoreOrigin
 from coterie.quant import dequantise
-from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
+from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES, record_tensors, tensor_bytes
 from coterie.records import RecordReader
 from coterie.spec import ExpertKey, Field, RecordLayout
 from coterie.spec.encodings import NATIVE, schemes_named
@@ -71,12 +71,7 @@ class ExpertFields:
         # Anonymous mappings start on a page, as direct reads need. It goes with the last tensor that views it.
         buffer = mmap.mmap(-1, layout.nbytes)
         self._reader.read(key, layout, memoryview(buffer))
-        tensors = tuple(
-            torch.frombuffer(buffer, dtype=torch.uint8, count=place.nbytes, offset=place.offset)
-            .view(TORCH_DTYPES[place.dtype])
-            .view(place.shape)
-            for place in layout.fields
-        )
+        tensors = record_tensors(memoryview(buffer), layout)
         fields: Fields = {place.name: tensor for place, tensor in zip(layout.fields, tensors, strict=True)}
         if self._lossy(key):
             bank = self._origin.model.banks[key.bank_key].bank
@@ -159,24 +154,20 @@ class _FieldTensors:
         one_scale = quantisation is not None and quantisation.block is None and shape == (1, 1)
         return [() if one_scale else shape] * parts
 
-    def _tensor(self, name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[bytes]]) -> DenseTensor:
+    def _tensor(self, name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[memoryview]]) -> DenseTensor:
         return DenseTensor(name=name, dtype=self.place.dtype, shape=shape, chunks=chunks)
 
-    def _reads(self, part: int, begin: int, end: int) -> Callable[[], Iterator[bytes]]:
-        def chunks() -> Iterator[bytes]:
+    def _reads(self, part: int, begin: int, end: int) -> Callable[[], Iterator[memoryview]]:
+        def chunks() -> Iterator[memoryview]:
             for expert in range(begin, end):
                 yield self._bytes(part, self.bank.bank.key.expert(expert))
 
         return chunks
 
-    def _bytes(self, part: int, key: ExpertKey) -> bytes:
+    def _bytes(self, part: int, key: ExpertKey) -> memoryview:
         """An expert's share of one tensor."""
         value = self.fields.of(key)[self.place.name]
         if not is_plain(self.source):
-            return _bytes_of(encode_field(self.source, value, self.origin.model.skeleton)[part])
+            return tensor_bytes(encode_field(self.source, value, self.origin.model.skeleton)[part])
         parts = len(self.source.names)
-        return _bytes_of(value if parts == 1 else value.view(parts, -1)[part])
-
-
-def _bytes_of(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        return tensor_bytes(value if parts == 1 else value.view(parts, -1)[part])

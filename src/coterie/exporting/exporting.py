@@ -32,33 +32,19 @@ from coterie.hf.prediction_heads import without_prediction_heads
 from coterie.origins import StoreOrigin
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import StoredLinear, dense_files
-from coterie.quant.dtypes import SAFETENSORS_DTYPES
+from coterie.quant.dtypes import SAFETENSORS_DTYPES, tensor_bytes
 from coterie.spec import RECORD_ALIGNMENT, format_bytes, round_up
 from coterie.store import DenseTensor
 from coterie.store.dense_writer import DENSE_SHARD_LIMIT, DenseShard, plan_shards, shard_index
 from coterie.store.manifest_json import manifest_bytes
 from coterie.store.names import MAX_SIDE_FILE_BYTES
+from coterie.store.survey import SurveyedFile
 from coterie.store.syscalls import SystemCalls
 
 _RESERVE = 2**20
 """Bytes kept free for directories, the journal and the file system's own needs."""
 
 _CONFIG = "config.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportedFile:
-    """A file of the checkpoint.
-
-    Attributes:
-        file: Path relative to the checkpoint.
-        nbytes: Its size.
-        present: Whether an interrupted export had finished it.
-    """
-
-    file: str
-    nbytes: int
-    present: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +73,7 @@ class ExportReport:
     status: Literal["planned", "written", "resumed"]
     store: Path
     checkpoint: Path
-    files: tuple[ExportedFile, ...]
+    files: tuple[SurveyedFile, ...]
     experts: Mapping[str, int]
     dequantised: bool
     left_out: tuple[str, ...]
@@ -124,7 +110,7 @@ def export(
     Args:
         store: A store with all of a model's experts.
         checkpoint: The new checkpoint's directory.
-        dequantise: Whether weights in ``int8`` or ``int4`` may be dequantised, which leaves their losses as they are.
+        dequantise: Whether weights in a lossy scheme may be dequantised, which leaves their losses as they are.
         dry_run: Write nothing; report what would be done.
         restart: Discard an unfinished export of another store.
         shard_limit: Bytes of tensors per file of weights, unless one tensor alone is larger.
@@ -220,10 +206,8 @@ def _dense_tensors(origin: StoreOrigin) -> Iterator[DenseTensor]:
 
 
 def _rows(origin: StoreOrigin, linear: StoredLinear) -> Iterator[memoryview]:
-    import torch
-
     for rows in stored_rows(*linear.tensors, linear.scheme, origin.model.dtype):
-        yield rows.contiguous().view(-1).view(torch.uint8).numpy().data
+        yield tensor_bytes(rows)
 
 
 def _layout(shard: DenseShard) -> str:
@@ -284,7 +268,7 @@ def _carry_out(
     )
 
 
-def _files(origin: StoreOrigin, root: Path, plan: _Plan, finished: Mapping[str, Any]) -> tuple[ExportedFile, ...]:
+def _files(origin: StoreOrigin, root: Path, plan: _Plan, finished: Mapping[str, Any]) -> tuple[SurveyedFile, ...]:
     sizes = {shard.file: shard.nbytes for shard in plan.shards}
     if plan.index is not None:
         sizes[INDEX] = len(plan.index)
@@ -296,7 +280,7 @@ def _files(origin: StoreOrigin, root: Path, plan: _Plan, finished: Mapping[str, 
         return name in finished and (root / name).is_file() and (root / name).stat().st_size == nbytes
 
     return tuple(
-        ExportedFile(file=name, nbytes=nbytes, present=present(name, nbytes)) for name, nbytes in sizes.items()
+        SurveyedFile(file=name, nbytes=nbytes, present=present(name, nbytes)) for name, nbytes in sizes.items()
     )
 
 

@@ -14,7 +14,7 @@ from coterie.errors import QuantisationError, UsageError
 from coterie.hf.banks import ExpertBank
 from coterie.origins import Origin
 from coterie.quant import StoredMatrix, dequantise, lossy_scheme
-from coterie.quant.dtypes import TORCH_DTYPES
+from coterie.quant.dtypes import record_tensors, tensor_bytes
 from coterie.records import RecordReader
 from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.encodings import NATIVE, matrix_schemes, schemes_named
@@ -154,17 +154,12 @@ class BankQuantiser:
         Raises:
             QuantisationError: If a weight is not finite; names expert and parameter.
         """
-        tensors = tuple(
-            torch.frombuffer(stored, dtype=torch.uint8, count=place.nbytes, offset=place.offset)
-            .view(TORCH_DTYPES[place.dtype])
-            .view(place.shape)
-            for place in self.stored.fields
-        )
+        tensors = record_tensors(stored, self.stored)
         places = iter(self.layout.fields)
         for name in self.dtypes:
             for part in self._fields(key, name, tensors):
                 place = next(places)
-                record[place.offset : place.offset + place.nbytes] = part.view(-1).view(torch.uint8).numpy().data
+                record[place.offset : place.offset + place.nbytes] = tensor_bytes(part)
 
     def _fields(self, key: ExpertKey, name: str, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """What is stored of one parameter."""

@@ -10,7 +10,7 @@ import torch
 from coterie.errors import CheckpointFileError, UnsupportedError, UsageError
 from coterie.files.json_text import read_json_object
 from coterie.hf.config_values import check_agreement, check_values, computing_dtype
-from coterie.hf.foreign import foreign
+from coterie.hf.foreign import foreign, reason_of
 from coterie.hf.implementations import settle_implementations
 from coterie.hf.quantisation import Quantisation, read_quantisation, remove_quantisation
 from coterie.hf.releases import installed
@@ -132,7 +132,7 @@ def resolve_model(config: PreTrainedConfig, component: str | None) -> tuple[type
     if whole is None:
         if (reason := _import_failure(architectures[0])) is not None:
             raise UnsupportedError(
-                f"transformers {transformers.__version__} cannot import its class {architectures[0]!r}: {reason}.",
+                f"transformers {transformers.__version__} cannot import its class {architectures[0]!r}: {reason}",
                 advice="A package that it imports is missing, or does not fit the others. torchvision, for example, "
                 "must be the release for your torch, made for the same CUDA or CPU.",
                 architecture=architectures[0],
@@ -185,7 +185,7 @@ def _import_failure(name: str) -> str | None:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        return f"{type(cause).__name__}: {cause}".rstrip(".")
+        return reason_of(cause)
     return None
 
 

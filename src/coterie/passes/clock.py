@@ -36,7 +36,7 @@ class StepClock:
         observers: Who is told; shared with the passes.
         limit: Leaves out some of the experts that routers choose, of passes that begin from now on; None where nobody
             asked for that.
-        on_begin: Told the component when a pass of it begins, before it is let in; None where nobody wants to know.
+        on_begin: All that are told the component when a pass of it begins, before it is let in.
     """
 
     def __init__(self, component: str, observers: list[Observer], admission: Admission | None = None) -> None:
@@ -44,7 +44,7 @@ class StepClock:
         self.max_context: int | None = None
         self.observers = observers
         self.limit: ExpertLimit | None = None
-        self.on_begin: Callable[[str], None] | None = None
+        self.on_begin: tuple[Callable[[str], None], ...] = ()
         self.tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
         self._numbers = itertools.count()
         self._admission = admission or Admission()
@@ -99,8 +99,8 @@ class StepClock:
             kwargs: Likewise.
         """
         call.check_begin()
-        if self.on_begin is not None:
-            self.on_begin(self.component)
+        for tell in self.on_begin:
+            tell(self.component)
         most = self.max_context
         place = None if most is None else self._admission.enter(call, most)
         made: list[Any] = []

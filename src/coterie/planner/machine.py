@@ -17,7 +17,7 @@ from coterie.plan.busyness import cores_of_others, processor_times
 from coterie.plan.disk import measure_reads
 from coterie.plan.disk_notes import DiskNotes
 from coterie.quant import SCHEMES, dequantise_fp8, dequantise_mxfp4
-from coterie.spec.encodings import CHECKPOINT_ENCODINGS, FP8, MXFP4, SCHEME_FORMATS
+from coterie.spec.encodings import CHECKPOINT_ENCODINGS, FP8, MXFP4, SCHEME_FORMATS, schemes_named
 
 BF16 = "bf16"
 """The precision that is always measured, as :func:`coterie.spec.parameters.precision` names it."""
@@ -94,18 +94,13 @@ class Machine:
         Raises:
             KeyError: If one was not measured.
         """
-        found = [self.products[name if name in _QUANTISED else BF16] for name in names_in(precision)]
+        found = [self.products[name if name in _QUANTISED else BF16] for name in schemes_named(precision)]
         return ProductSpeed(token=min(one.token for one in found), prompt=min(one.prompt for one in found))
 
     def knows(self, precisions: Iterable[str]) -> bool:
         """Whether products in all these precisions were measured."""
-        names = (name for precision in precisions for name in names_in(precision))
+        names = (name for precision in precisions for name in schemes_named(precision))
         return all(name in self.products or name not in _QUANTISED for name in names)
-
-
-def names_in(precision: str) -> list[str]:
-    """The precisions that one of several matrices names."""
-    return precision.split("+")
 
 
 def silent(line: str) -> None:
@@ -130,7 +125,7 @@ def measure_machine(place: Path | None, *, record: int, precisions: Iterable[str
     tell("reading memory")
     bus = _bus()
     products = {}
-    for precision in dict.fromkeys([BF16, *(name for one in precisions for name in names_in(one))]):
+    for precision in dict.fromkeys([BF16, *sorted(name for one in precisions for name in schemes_named(one))]):
         tell(f"multiplying {precision} matrices")
         products[precision] = _product(precision)
     tell("quantising")

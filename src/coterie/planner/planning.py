@@ -23,14 +23,9 @@ from coterie.planner.report import BudgetPlan, DiskNeed, Plan, PrecisionPlan
 from coterie.planner.speed import preparing_s
 from coterie.planner.subject import Subject
 from coterie.spec import DEFAULT_POLICY, format_bytes, parse_bytes
-from coterie.spec.defaults import Missing
+from coterie.spec.defaults import PLANNED_ANSWER_TOKENS, PLANNED_PROMPT_TOKENS, Missing
 from coterie.spec.encodings import NATIVE
 from coterie.spec.opening import Opening
-
-PROMPT_TOKENS = 256
-ANSWER_TOKENS = 270
-"""About 200 words of English."""
-
 
 _MISSING: Missing = "mask"
 """What is done about experts that a partial store lacks, where nobody says."""
@@ -47,8 +42,8 @@ def plan(
     dense_scheme: str | Mapping[str, str] | None = None,
     experts_per_token: int | None = None,
     eviction: str = DEFAULT_POLICY,
-    prompt_tokens: int = PROMPT_TOKENS,
-    answer_tokens: int = ANSWER_TOKENS,
+    prompt_tokens: int = PLANNED_PROMPT_TOKENS,
+    answer_tokens: int = PLANNED_ANSWER_TOKENS,
     probe: str | None = None,
     machine: Machine | None = None,
     measure: bool = True,
@@ -173,8 +168,8 @@ def forecast_for(
     component: str | None = None,
     experts_per_token: int | None = None,
     eviction: str = DEFAULT_POLICY,
-    prompt_tokens: int = PROMPT_TOKENS,
-    answer_tokens: int = ANSWER_TOKENS,
+    prompt_tokens: int = PLANNED_PROMPT_TOKENS,
+    answer_tokens: int = PLANNED_ANSWER_TOKENS,
     machine: Machine | None = None,
     revision: str | None = None,
     offline: bool = False,

@@ -1,8 +1,10 @@
-"""torch's dtypes by the names that safetensors gives them."""
+"""torch's dtypes by the names that safetensors gives them, and tensors as the bytes that files have of them."""
 
 from __future__ import annotations
 
 import torch
+
+from coterie.spec import RecordLayout
 
 TORCH_DTYPES = {
     "BOOL": torch.bool,
@@ -26,3 +28,24 @@ TORCH_DTYPES = {
 
 SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 """The other way round."""
+
+
+def record_tensors(record: memoryview, layout: RecordLayout) -> tuple[torch.Tensor, ...]:
+    """The fields of a record in memory, in the order of its layout: views of the record, which they keep.
+
+    Args:
+        record: Its bytes.
+        layout: How it is laid out.
+    """
+    return tuple(
+        torch.frombuffer(record, dtype=torch.uint8, count=place.nbytes, offset=place.offset)
+        .view(TORCH_DTYPES[place.dtype])
+        .view(place.shape)
+        for place in layout.fields
+    )
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """A tensor's elements as a file has them: its own memory if it is contiguous, else a copy."""
+    flat: memoryview = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    return flat

@@ -9,10 +9,11 @@ Missing = Literal["error", "mask", "drop", "nearest", "fetch"]
 """What to do when an absent expert would be routed to. With ``fetch`` it is read from the checkpoint."""
 
 Prefetch = Literal["auto", "on", "off"]
-Batching = Literal["exact", "fast"]
-"""Whether answers that are computed together have the bits that each has alone, or may have others."""
 """When the experts that the next layer will probably ask for are read before it does; ``auto``: where steps are
 shorter for it."""
+
+Batching = Literal["exact", "fast"]
+"""Whether answers that are computed together have the bits that each has alone, or may have others."""
 
 DEFAULT_PREFETCH: Prefetch = "auto"
 """Both ways are tried, and the faster one is kept."""
@@ -35,3 +36,7 @@ DEFAULT_LABEL = "survey"
 
 DEFAULT_DOMAIN = "unsorted"
 """What tokens count as in a profile where nobody says what the model is working on."""
+
+PLANNED_PROMPT_TOKENS = 256
+PLANNED_ANSWER_TOKENS = 270
+"""Tokens of the prompt and of the answer that a plan's times are for; the answer has about 200 words of English."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from coterie.errors import LoadError
-from coterie.spec.encodings import CHECKPOINT_ENCODINGS, SCHEME_FORMATS, Encoding, Facts, Shape
+from coterie.spec.encodings import CHECKPOINT_ENCODINGS, SCHEME_FORMATS, Encoding, Facts, Shape, record_scheme
 from coterie.spec.layout import RecordLayout
 
 
@@ -113,7 +113,7 @@ def precision(layout: RecordLayout) -> str:
     """How the parameters of a record are stored, in a word: a scheme, a checkpoint's encoding, or else a dtype."""
     encodings = (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS)
     found = [one.name for one in encodings if _values(layout, one)]
-    return "+".join(found) or layout.fields[0].dtype.lower()
+    return record_scheme(found) if found else layout.fields[0].dtype.lower()
 
 
 def uses_scheme(layout: RecordLayout) -> bool:

@@ -21,10 +21,10 @@ from coterie.store.plan import StorePlan, plan_segments
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurveyedFile:
-    """A file that the store will have.
+    """A file that a store, or a checkpoint of it, will have.
 
     Attributes:
-        file: Path relative to the store.
+        file: Path relative to its directory.
         nbytes: Its size; for the manifest an upper estimate.
         present: Whether it is there already and will not be written again.
     """
