@@ -12,8 +12,8 @@ data of the very width what reproduces the module's own forward bit for bit, and
 
 With grouped-query attention several heads of the query read the same keys and values. If there is a mask, transformers
 repeats them for every head before it calls torch's kernel: on some devices the kernel would have no mask otherwise. On
-the CPU it has, and computes the same products, so the bits are the same (:class:`GroupedAttention`). A turn of 49
-tokens after 2,000 others then gets its attention in half the time, and nothing is copied.
+the CPU it has, and computes the same products, so the bits are the same (:class:`GroupedAttention`). How much that
+saves, ``benchmarks/bench_attention.py`` measures.
 """
 
 from __future__ import annotations
