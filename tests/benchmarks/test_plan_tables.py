@@ -10,6 +10,7 @@ import pytest
 import plan_tables
 from coterie.extraction.whole import plan_whole
 from coterie.inspection.contents import checkpoint_contents
+from coterie.inspection.what_fits import process_nbytes
 from coterie.origins import CheckpointOrigin
 from coterie.planner import Forecast, Law
 from coterie.planner.asked import open_asked
@@ -26,7 +27,13 @@ def forecast(folder: Path) -> Forecast:
     subject = Subject.of(contents)
     law = Law(experts=subject.experts)
     return Forecast(
-        subject=subject, hit_rates=law, context=4096, prompt_tokens=32, answer_tokens=48, machine=plan_tables.machine()
+        subject=subject,
+        hit_rates=law,
+        context=4096,
+        prompt_tokens=32,
+        answer_tokens=48,
+        machine=plan_tables.machine(),
+        process=process_nbytes(),
     )
 
 

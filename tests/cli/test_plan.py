@@ -19,7 +19,7 @@ def test_one_budget_is_told_in_full(coterie) -> None:
         "It will run in 4.00 GiB",
         "keys and values",
         "hit rate",
-        "law: dimensions alone",
+        "100%: all experts stay in memory",
         "tok/s",
         "first token",
         "the limit",
@@ -30,6 +30,14 @@ def test_one_budget_is_told_in_full(coterie) -> None:
         "coterie chat bundled --memory 4GiB",
     ):
         assert text in outcome.out
+
+
+def test_a_forecast_of_hits_names_its_grade(coterie) -> None:
+    memory = json.loads(coterie("plan", "bundled", "--memory", "4GiB", "--quick", "--json").out)["budgets"][0]["memory"]
+    some_experts = memory["minimum"] + (4 << 20)
+    outcome = coterie("plan", "bundled", "--memory", str(some_experts), "--quick")
+    assert "law: dimensions alone" in outcome.out
+    assert "all experts stay in memory once" not in outcome.out
 
 
 def test_a_budget_that_is_too_small_is_a_negative_answer(coterie) -> None:

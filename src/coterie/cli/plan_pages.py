@@ -108,7 +108,9 @@ def _print_memory(fit: MemoryFit, plan: Plan) -> None:
 
 def _add_forecast(table: object, budget: BudgetPlan, plan: Plan) -> None:
     add = table.add_row  # type: ignore[attr-defined]
-    if budget.hit_rate is not None and budget.read_per_token is not None:
+    if budget.share >= 1:
+        add("hit rate", "100%: all experts stay in memory once they were read")
+    elif budget.hit_rate is not None and budget.read_per_token is not None:
         hits, read = budget.hit_rate, budget.read_per_token
         add("hit rate", f"{_percents(hits.rate)}; {hits.grade}: {hits.basis}")
         add("read per token", f"{format_bytes(int(read.low))} to {format_bytes(int(read.high))}")

@@ -64,7 +64,13 @@ class MemoryFit:
 
 
 def memory_fit(
-    memory: int, footprint: Footprint, *, context: int, record_sizes: list[int], working_set_nbytes: int
+    memory: int,
+    footprint: Footprint,
+    *,
+    context: int,
+    record_sizes: list[int],
+    working_set_nbytes: int,
+    process: int | None = None,
 ) -> MemoryFit:
     """What a budget would hold, divided as loading divides it.
 
@@ -74,11 +80,13 @@ def memory_fit(
         context: Tokens to provide for.
         record_sizes: Bytes of the record of every expert present.
         working_set_nbytes: Bytes of one token's experts in all layers.
+        process: What the process takes without weights; default: as it is now, see :func:`process_nbytes`.
     """
-    process = process_nbytes() + footprint.dense
-    by_phase = KERNEL_TAKES_PAGES_BACK and not fits_whole(memory, footprint, context, process=process)
+    empty = process_nbytes() if process is None else process
+    whole = empty + footprint.dense
+    by_phase = KERNEL_TAKES_PAGES_BACK and not fits_whole(memory, footprint, context, process=whole)
     dense = footprint.lasting if by_phase else footprint.dense
-    process = process_nbytes() + dense
+    process = empty + dense
     plan = divide(memory, footprint, context, process=process, by_phase=by_phase)
     minimum = least_budget(footprint, context, process=process, by_phase=by_phase)
     left = max(0, plan.arena)
@@ -91,7 +99,7 @@ def memory_fit(
     total = sum(record_sizes)
     return MemoryFit(
         memory=memory,
-        process_nbytes=process - dense,
+        process_nbytes=empty,
         dense_nbytes=dense,
         context=context,
         kv_nbytes=plan.kv_cache,

@@ -32,6 +32,8 @@ class Forecast:
         prompt_tokens: Tokens of a prompt.
         answer_tokens: Tokens of an answer.
         machine: None if it was not measured.
+        process: Bytes that the process takes without weights. It is looked at once, before the machine is measured:
+            what that takes is not the model's, and all budgets are compared by the same figure.
     """
 
     subject: Subject
@@ -40,6 +42,7 @@ class Forecast:
     prompt_tokens: int
     answer_tokens: int
     machine: Machine | None
+    process: int
 
     def fit(self, memory: int, *, context: int | None = None) -> MemoryFit:
         """What a budget would hold."""
@@ -49,6 +52,7 @@ class Forecast:
             context=self.context if context is None else context,
             record_sizes=self.subject.records,
             working_set_nbytes=int(self.subject.working_set),
+            process=self.process,
         )
 
     def share(self, fit: MemoryFit) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from coterie.errors import UsageError
 from coterie.eviction import check_policy
 from coterie.files.nearest import nearest_directory
+from coterie.inspection.what_fits import process_nbytes
 from coterie.plan.machine import default_memory_budget, memory_limits
 from coterie.planner import words
 from coterie.planner.asked import Asked, OtherPrecision, download_nbytes, open_asked, other_precisions, schemes_of
@@ -93,6 +94,7 @@ def plan(
     )
     subject = Subject.of(asked.contents, experts_per_token=experts_per_token)
     _check_experts_per_token(experts_per_token, subject)
+    process = process_nbytes()
     others = other_precisions(asked, experts_per_token, tell)
     place = nearest_directory(asked.place if disk is None else Path(disk))
     if machine is None and measure:
@@ -118,6 +120,7 @@ def plan(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
         machine=machine,
+        process=process,
     )
     report = asked.contents.report
     runs = words.store_name(asked.name, scheme or NATIVE) if asked.planned else asked.name
@@ -181,6 +184,7 @@ def forecast_for(
     """
     asked = open_asked(model, component=component, revision=revision, offline=offline)
     subject = Subject.of(asked.contents, experts_per_token=experts_per_token)
+    process = process_nbytes()
     return Forecast(
         subject=subject,
         hit_rates=_without_probe(subject, eviction),
@@ -188,6 +192,7 @@ def forecast_for(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
         machine=machine or _measured(nearest_directory(asked.place), [subject], tell or silent),
+        process=process,
     )
 
 
