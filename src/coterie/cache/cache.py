@@ -21,7 +21,7 @@ from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, Counters, LeaseStats, ReadTimes
 from coterie.cache.warm_set import WARM_SHARE
 from coterie.errors import MemoryBudgetError, UsageError
-from coterie.eviction import EvictionPolicy, LfuPolicy, LruPolicy, make_policy
+from coterie.eviction import EvictionPolicy, LfuPolicy, LruPolicy, PromptUse, make_policy
 from coterie.records.reads import RecordReader
 from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase
 
@@ -97,7 +97,7 @@ class ExpertCache:
     @property
     def scans_badly(self) -> bool:
         """Whether its policy keeps nothing of what is asked for in turns, if that is more than there is room for."""
-        return isinstance(self._residency.policy, LruPolicy | LfuPolicy)
+        return isinstance(self._residency.candidates.policy, LruPolicy | LfuPolicy)
 
     @property
     def minimum(self) -> int:
@@ -131,6 +131,7 @@ class ExpertCache:
         ordered: bool = False,
         phase: Phase = "decode",
         upcoming: Iterable[ExpertKey] = (),
+        prompt: PromptUse[ExpertKey] | None = None,
     ) -> Lease:
         """A lease of experts, to be entered with ``with`` and iterated over.
 
@@ -147,6 +148,7 @@ class ExpertCache:
                 this lease have begun, reading goes straight on with that, within what a prefill may have read ahead,
                 until the consumer's next lease or hold, or until this one is left by an exception. Advice: it changes
                 no result.
+            prompt: What the last tokens of a prefill use. It is as if decoding had asked for what is kept of that.
 
         Raises:
             ExpertMissingError: If the source does not have one of ``keys``; those of ``upcoming`` are passed over.
@@ -168,6 +170,7 @@ class ExpertCache:
             prefill=prefill,
             consumer=consumer,
             upcoming=upcoming,
+            prompt=prompt,
         )
         return Lease(self._scheduler, claim, self)
 
@@ -321,7 +324,7 @@ class ExpertCache:
                 warmed=counters.issued[Cause.WARMING],
                 warmed_used=counters.used[Cause.WARMING] + untold[Cause.WARMING],
                 warmed_bytes=counters.nbytes[Cause.WARMING],
-                pinned=self._predictions.pinned_count,
+                pinned=len(self._predictions.pinned),
             )
 
     def snapshot(self) -> Snapshot:

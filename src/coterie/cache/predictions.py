@@ -94,9 +94,9 @@ class Predictions:
         return self._warm.todo
 
     @property
-    def pinned_count(self) -> int:
-        """Experts that are pinned, resident or not."""
-        return len(self._warm.pinned)
+    def pinned(self) -> frozenset[ExpertKey]:
+        """What is pinned, resident or not; the same object until that changes."""
+        return self._warm.pinned
 
     def protects(self, key: ExpertKey, *, of: Consumer | None = None) -> bool:
         """Whether a key leaves only when nothing else can: it is predicted, or pinned.

@@ -337,6 +337,8 @@ class Scheduler:
             raise claim.error
 
     def _admit(self, claim: Claim) -> None:
+        if claim.prompt is not None and self._holds.uses_matter:
+            self._holds.note(claim.prompt)
         hits: list[Entry] = []
         for key in claim.keys:
             entry = self._residency.find(key)
