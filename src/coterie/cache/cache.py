@@ -110,6 +110,12 @@ class ExpertCache:
         return self._residency.total_bytes
 
     @property
+    def warm_share(self) -> float:
+        """Share of the experts that are not pinned that decoding can have in memory; a prefill turns over the rest."""
+        with self._guard.lock:
+            return self._residency.warm_share
+
+    @property
     def reads_at_once(self) -> int:
         """Reads outstanding at most."""
         return self._scheduler.at_once
@@ -237,7 +243,7 @@ class ExpertCache:
         """Says which experts are to stay from now on. Advice: it changes no result. A later call supersedes an earlier.
 
         They are read while nothing else is to be read, before what is worth most (:meth:`warm`), and leave only when
-        nothing else can.
+        nothing else can. What a larger capacity has room for again is read when this is called again.
 
         Args:
             keys: The experts, or none; those that the source does not have are passed over.
@@ -250,6 +256,11 @@ class ExpertCache:
         if leaving < 0:
             raise UsageError(f"leaving={leaving} cannot be.", got=leaving)
         self._scheduler.keep(keys, leaving=leaving)
+
+    @property
+    def keeps_unread(self) -> bool:
+        """Whether the capacity has become larger since :meth:`keep` was called, so that more could be read and kept."""
+        return self._predictions.any_put_off
 
     def resize(self, capacity: int) -> bool:
         """Changes how many bytes experts may take in memory. Changes no result.

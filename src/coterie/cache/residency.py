@@ -20,6 +20,9 @@ from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
 from coterie.eviction import EvictionPolicy, PromptUse, TrustPolicy
 from coterie.spec import ExpertKey, ExpertSource, RecordLayout, format_bytes
 
+_TURNED_OVER = 8
+"""The part of the arena that a prefill may push out, as its reciprocal."""
+
 
 class Residency:
     """The experts that have a slot, within a byte budget.
@@ -70,6 +73,9 @@ class Residency:
         self.by_bank = ByBank(self.loaded)
         self.candidates = Candidates(policy, predictions, self.loaded)
         self._colds: set[Entry] = set()
+        # As it was when its size was added up last.
+        self._pinned: frozenset[ExpertKey] = frozenset()
+        self._pinned_nbytes = 0
         # Whether something may have to leave, and how much is there that nobody has asked for yet: while neither is so,
         # nobody will ask about uses.
         self._may_evict = holds.uses_matter = capacity < self.total_bytes
@@ -94,6 +100,17 @@ class Residency:
     def capacity(self) -> int:
         """Bytes that experts may take: what was asked for, but no more than all records have."""
         return min(self._asked, self.total_bytes)
+
+    @property
+    def warm_share(self) -> float:
+        """Share of what is not pinned that decoding can have in memory: a prefill turns over the rest."""
+        if self.capacity >= self.total_bytes:
+            return 1.0
+        if self._predictions.pinned is not self._pinned:
+            self._pinned = self._predictions.pinned
+            self._pinned_nbytes = sum(self.slot_nbytes(key) for key in self._pinned)
+        pinned = self._pinned_nbytes
+        return max(0.0, self.capacity - self.capacity // _TURNED_OVER - pinned) / max(1, self.total_bytes - pinned)
 
     @property
     def all_resident(self) -> bool:
@@ -332,7 +349,7 @@ class Residency:
 
     def prefill_depth(self, size: int) -> int:
         """Records of that many bytes that a prefill may have read ahead: it may push an eighth of the arena out."""
-        return max(1, min(self.capacity // 8, self.room // 2) // size)
+        return max(1, min(self.capacity // _TURNED_OVER, self.room // 2) // size)
 
     def _should_wait(self, victims: Sequence[ExpertKey], size: int) -> bool:
         """Whether a prefill that reads ahead is to wait for its own slots, rather than take one that is warm."""

@@ -246,7 +246,7 @@ class StreamedBank:
             return None
         experts = self.bank.num_experts
         visits = [[self.keys[e] for e in dict.fromkeys(row) if e < experts] for row in last_TK.tolist()]
-        return PromptUse(visits, experts * cache.capacity // cache.total_bytes)
+        return PromptUse(visits, int(experts * cache.warm_share))
 
     @property
     def decoder(self) -> BankDecoder | None:
