@@ -29,7 +29,14 @@ from zoo.weights import build
 from .stores import stored
 
 FIRST, SECOND = BankKey("text", 0, "mlp"), BankKey("text", 1, "mlp")
-NAMES = ["qwen3_moe", "mixtral", "olmoe", "gpt_oss", "glm4_moe", "jamba", "qwen3_vl_moe"]
+NAMES = [
+    "qwen3_moe",
+    "gpt_oss",
+    "glm4_moe",
+    "jamba",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("mixtral", "olmoe", "qwen3_vl_moe")),
+]
+"""Routers with a softmax, biases, a sigmoid with a correction, and layers without experts."""
 
 
 def kept_of(store: Path) -> dict[BankKey, tuple[int, ...]]:
