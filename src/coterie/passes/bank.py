@@ -93,6 +93,8 @@ class StreamedBank:
             is room for reading meanwhile.
         view: The experts in the cache, once there is one.
         order: What the component's forward passes ask for after this bank; None where nobody keeps it.
+        before_expert: Told of each expert and its parameters before it is computed with; then every expert is computed
+            with by itself, by products of torch. None where nobody wants to know.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
             done is used to predict what comes next.
     """
@@ -111,6 +113,7 @@ class StreamedBank:
         self.batch_nbytes = 0
         self.view: BankView | None = None
         self.order: LayerOrder | None = None
+        self.before_expert: Callable[[StreamedBank, ExpertKey, Tensors], None] | None = None
         self.look_ahead: Callable[[], None] = _nothing
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder) -> None:
@@ -209,7 +212,15 @@ class StreamedBank:
 
     def decoded(self, lease: Lease) -> Iterator[tuple[ExpertKey, Tensors]]:
         """The experts of a lease as they come, with their parameters."""
-        return lease if self._decoder is None else self._decoder.each(lease)
+        experts = lease if self._decoder is None else self._decoder.each(lease)
+        return experts if self.before_expert is None else self._told(experts, self.before_expert)
+
+    def _told(
+        self, experts: Iterable[tuple[ExpertKey, Tensors]], tell: Callable[[StreamedBank, ExpertKey, Tensors], None]
+    ) -> Iterator[tuple[ExpertKey, Tensors]]:
+        for key, tensors in experts:
+            tell(self, key, tensors)
+            yield key, tensors
 
     def served_from_memory(self, now: Pass, experts: int, absent: int, noted: Noted | None = None) -> None:
         """As :meth:`served`, for a forward pass that found all its experts resident."""

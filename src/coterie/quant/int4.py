@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from coterie.quant.affine import quantise_groups
+from coterie.quant.affine import HIGHEST, LOWEST, quantise_groups
+from coterie.quant.codes import Codes, Grid
 from coterie.quant.grouping import whole_and_rest
 from coterie.quant.rows import row_blocks
 from coterie.quant.scheme import Parts, Scheme
@@ -22,6 +23,7 @@ class Int4(Scheme):
     """4.5 bits per weight in groups of 64."""
 
     form = SCHEME_FORMATS["int4"]
+    grid = Grid(lowest=LOWEST, highest=HIGHEST, has_zeros=True)
 
     def _quantise(self, weights: torch.Tensor) -> Parts:
         rows, columns = weights.shape
@@ -51,6 +53,19 @@ class Int4(Scheme):
             pairs = scales[block].float().repeat_interleave(size, dim=1)[:, :columns]
             weights[block] = (codes * pairs[..., 0] + pairs[..., 1]).to(dtype)
         return weights
+
+    def unpacked(self, parts: Parts, columns: int) -> Codes:
+        """See :meth:`Scheme.unpacked`."""
+        packed, scales = parts
+        scales_GN, zeros_GN = scales.float().permute(2, 1, 0).contiguous()
+        codes_KN = (unpack(packed, columns).float() - _ZERO_CODE).t().contiguous()
+        return Codes(codes_KN=codes_KN, scales_GN=scales_GN, zeros_GN=zeros_GN)
+
+    def packed(self, codes: Codes) -> Parts:
+        """See :meth:`Scheme.packed`."""
+        stored = (codes.codes_KN + _ZERO_CODE).to(torch.uint8).t()
+        pairs = torch.stack([codes.scales_GN.t(), codes.zeros_GN.t()], dim=-1)
+        return pack(stored).contiguous(), pairs.bfloat16().contiguous()
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
