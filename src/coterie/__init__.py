@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie import analysis, errors, evaluate, profiles, survey
+    from coterie import analysis, calibration, errors, evaluate, profiles, survey
     from coterie.engine import load
     from coterie.extraction import extract, quantize
     from coterie.generation.chat import chat_inputs
@@ -54,7 +54,7 @@ _HOMES: dict[str, str] = {
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
-_SUBMODULES = frozenset({"analysis", "errors", "evaluate", "profiles", "survey"})
+_SUBMODULES = frozenset({"analysis", "calibration", "errors", "evaluate", "profiles", "survey"})
 
 __all__ = [
     "Conversation",
@@ -68,6 +68,7 @@ __all__ = [
     "__version__",
     "analysis",
     "build_inputs",
+    "calibration",
     "chat_inputs",
     "errors",
     "evaluate",

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from coterie.errors import UsageError
+from coterie.extraction.calibrating import Calibration
 from coterie.extraction.dense import parts_with_linears
 from coterie.extraction.dense_choice import settle_dense_schemes
 from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
@@ -33,6 +34,7 @@ def quantize(
     *,
     scheme: str | None = None,
     dense_scheme: str | Mapping[str, str] | None = None,
+    calibration: Calibration | None = None,
     profile: str | Path | None = None,
     offline: bool = False,
     dry_run: bool = False,
@@ -53,6 +55,8 @@ def quantize(
             as ``"trust:top25%=native,rest=int4"``. Default: each as it is.
         dense_scheme: How weights of linear layers outside experts are stored: one scheme, or schemes by part, as in
             :func:`extract`. Default: each as it is.
+        calibration: What the codes of experts are chosen by, such as :class:`coterie.calibration.Calibration`; by
+            default by their weights alone. Codes then differ a little between machines.
         profile: The model's profile, for a scheme by trust.
         offline: Use only what is on this machine.
         dry_run: Write no weights; report what would be done.
@@ -88,7 +92,6 @@ def quantize(
         )
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
-    options = WriteOptions(dry_run=dry_run, restart=restart, progress=progress, workers=workers, calls=calls)
     path = store_path(model)
     if path is None:
         return extract(
@@ -96,6 +99,7 @@ def quantize(
             store,
             scheme=scheme or NATIVE,
             dense_scheme={REST: NATIVE, **request.named} if request.rest is None else dense_scheme,
+            calibration=calibration,
             profile=profile,
             offline=offline,
             dry_run=dry_run,
@@ -104,6 +108,14 @@ def quantize(
             workers=workers,
             calls=calls,
         )
+    options = WriteOptions(
+        dry_run=dry_run,
+        restart=restart,
+        progress=progress,
+        workers=workers,
+        calls=calls,
+        calibration=None if calibration is None else calibration.of(model, offline=offline),
+    )
     origin = StoreOrigin.open(path)
     dense = origin.dense_schemes
     dense_wanted = settle_dense_schemes(origin, request, dense)
