@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from coterie.origins import Origin
 from coterie.spec import BankKey
 from coterie.spec.opening import Opening
 from coterie.store import CalibrationFacts
-from coterie.survey import Material, gather, without_repetitions
+from coterie.survey import Material, without_repetitions
 
 DEFAULT_TOKENS = 65_536
 """Tokens that a model is calibrated on where nobody says how many."""
@@ -37,35 +37,30 @@ class Calibration:
     the model is for: with texts of one kind alone, others get worse than without calibration.
 
     Attributes:
-        texts: Domain → UTF-8 texts of it: a file, a directory with all below it, or a pattern.
-        speech: Likewise sound files, for models that hear.
-        images: Likewise pictures, for models that see.
+        material: Files by domain, from :func:`coterie.survey.gather`.
         tokens: Tokens of all domains together. Each domain gives as many, and each of its files.
         memory: Ceiling for the whole process, the running model and all that is counted. Default: what the machine
             allows.
     """
 
-    texts: Mapping[str, str | Path] = field(default_factory=dict)
-    speech: Mapping[str, str | Path] = field(default_factory=dict)
-    images: Mapping[str, str | Path] = field(default_factory=dict)
+    material: Sequence[Material]
     tokens: int = DEFAULT_TOKENS
     memory: str | int | None = None
 
     def of(self, model: str | Path, *, revision: str | None = None, offline: bool = False) -> ModelCalibration:
-        """That of a model."""
-        material = [
-            one
-            for kind, places in (("text", self.texts), ("speech", self.speech), ("images", self.images))
-            for domain, place in places.items()
-            for one in gather(kind, domain, place)  # type: ignore[arg-type]
-        ]
+        """That of a model.
+
+        Raises:
+            UsageError: If there is no material, or a number is out of range.
+        """
+        material = without_repetitions(self.material)
         if not material:
             raise UsageError("There is nothing to calibrate with.", advice="Give texts of several domains.")
         if self.tokens < 1:
             raise UsageError(f"tokens must be at least 1, not {self.tokens}.", got=self.tokens)
         opening = Opening(memory=self.memory, revision=revision, offline=offline, prefetch="off")
         opening.check()
-        return ModelCalibration(model, opening, without_repetitions(material), self.tokens)
+        return ModelCalibration(model, opening, material, self.tokens)
 
 
 class ModelCalibration:
@@ -117,9 +112,7 @@ class ModelCalibration:
     @cached_property
     def _source(self) -> ModelSource:
         opening = self._opening
-        source = open_source(
-            self._model, component=self._component, revision=opening.revision, offline=opening.offline
-        )
+        source = open_source(self._model, component=self._component, revision=opening.revision, offline=opening.offline)
         if not source.complete:
             raise UnsupportedError(
                 f"{source.name} lacks some of its experts, and what the others are given depends on them.",
@@ -138,4 +131,5 @@ class ModelCalibration:
     def _runs(self) -> Runs:
         longest = model_context(self._source.config)
         context = min(DEFAULT_CONTEXT, longest or DEFAULT_CONTEXT)
-        return plan_runs(self._material, Processors(self._source.directory), tokens=self._tokens, context=context)
+        processors = Processors(self._source.directory)
+        return plan_runs(self._material, processors, tokens=self._tokens, context=context, longest=longest)

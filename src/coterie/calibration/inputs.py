@@ -71,7 +71,9 @@ class Runs:
     fingerprint: str
 
 
-def plan_runs(material: Sequence[Material], processors: Processors, *, tokens: int, context: int) -> Runs:
+def plan_runs(
+    material: Sequence[Material], processors: Processors, *, tokens: int, context: int, longest: int | None
+) -> Runs:
     """Takes the same number of tokens of each domain, as far as it has them, evenly from its files.
 
     Args:
@@ -79,12 +81,13 @@ def plan_runs(material: Sequence[Material], processors: Processors, *, tokens: i
         processors: Of the model.
         tokens: In all.
         context: Tokens of a window.
+        longest: Those that the model was made for, if that is known; a pass has no more, either.
 
     Raises:
         InputError: If a file cannot be used, or there is too little text.
     """
     domains = {name: [one for one in material if one.domain == name] for name in sorted({m.domain for m in material})}
-    share = max(context, tokens // len(domains))
+    share = max(_LEAST_TOKENS, tokens // len(domains))
     windows: list[tuple[int, ...]] = []
     media: list[Material] = []
     counts: Counter[str] = Counter()
@@ -94,11 +97,12 @@ def plan_runs(material: Sequence[Material], processors: Processors, *, tokens: i
             windows.append(ids)
             counts[domain] += len(ids)
         media += _spread([one for one in files if one.kind != "text"], _MEDIA)
+    rows = _ROWS if longest is None else max(1, min(_ROWS, longest // context))
     runs = [
-        Run(ids=tuple(together[first : first + _ROWS]))
+        Run(ids=tuple(together[first : first + rows]))
         for _, group in groupby(sorted(windows, key=len, reverse=True), key=len)
         for together in [list(group)]
-        for first in range(0, len(together), _ROWS)
+        for first in range(0, len(together), rows)
     ]
     for medium in media:
         run = Run(medium=medium)
@@ -126,9 +130,7 @@ def _spread(files: Sequence[Material], most: int) -> list[Material]:
     return [files[number * len(files) // count] for number in range(count)]
 
 
-def _windows(
-    files: Sequence[Material], processors: Processors, share: int, context: int
-) -> Iterator[tuple[int, ...]]:
+def _windows(files: Sequence[Material], processors: Processors, share: int, context: int) -> Iterator[tuple[int, ...]]:
     """Windows of some texts, so many tokens together, evenly from all of them."""
     chosen = _spread(files, share // _LEAST_TOKENS)
     prefix = beginning(processors.tokenizer)

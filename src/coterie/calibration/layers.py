@@ -126,9 +126,7 @@ class _OneLayer:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._hidden is not None:
-                args, kwargs = (
-                    ((self._hidden, *args[1:]), kwargs) if args else (args, kwargs | {_HIDDEN: self._hidden})
-                )
+                args, kwargs = ((self._hidden, *args[1:]), kwargs) if args else (args, kwargs | {_HIDDEN: self._hidden})
             result = beneath(*args, **kwargs)
             self.returns = len(result) if isinstance(result, tuple) else None
             self._ran = True

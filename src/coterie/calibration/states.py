@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ class States:
         partial = marker.with_suffix(".partial")
         with explained(marker):
             partial.write_text(json.dumps(value), encoding="utf-8")
-            os.replace(partial, marker)
+            partial.replace(marker)
         before, self.layer = self.layer, self.layer + 1
         self.returns, self._kept, self._next = [*self.returns, returns], kept, {}
         self._remove(before)
@@ -138,4 +137,3 @@ class States:
 
     def _path(self, layer: int, run: int) -> Path:
         return self._folder / f"layer-{layer:05d}-run-{run:05d}.states"
-

@@ -63,9 +63,7 @@ class ModelCalibration(Protocol):
         """What the store says about it."""
         ...
 
-    def begin(
-        self, origin: Origin, folder: Path, banks: Sequence[BankKey]
-    ) -> AbstractContextManager[Calibrator]:
+    def begin(self, origin: Origin, folder: Path, banks: Sequence[BankKey]) -> AbstractContextManager[Calibrator]:
         """Begins to work, or goes on after an interruption.
 
         Args:
@@ -90,14 +88,19 @@ def record_errors(error: MatrixError) -> RecordErrors:
 
 
 def check_calibration(
-    root: Path, scheme: str | Callable[[ExpertKey], str], chosen: Mapping[BankKey, Sequence[int]], facts: CalibrationFacts
+    root: Path,
+    scheme: str | Callable[[ExpertKey], str],
+    chosen: Mapping[BankKey, Sequence[int]],
+    facts: CalibrationFacts,
 ) -> None:
     """Refuses calibration where it could change nothing, or where a store is finished that was made otherwise.
 
     Raises:
         UsageError: If no expert is to be quantised, or another store is there already.
     """
-    schemes = {scheme} if isinstance(scheme, str) else {scheme(key.expert(e)) for key, ids in chosen.items() for e in ids}
+    schemes = (
+        {scheme} if isinstance(scheme, str) else {scheme(key.expert(e)) for key, ids in chosen.items() for e in ids}
+    )
     if schemes <= {NATIVE}:
         raise UsageError(
             "Calibration chooses the codes of experts, and none are to be quantised.",

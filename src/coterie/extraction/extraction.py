@@ -363,9 +363,7 @@ def _write(
                 folder = root / names.CALIBRATION
                 calibrator = stack.enter_context(options.calibration.begin(origin, folder, writer.missing_banks()))
                 workers = 1
-            Copier(
-                origin, writer, plan.dense, meter, workers=workers, scheme=scheme, calibrator=calibrator
-            ).run()
+            Copier(origin, writer, plan.dense, meter, workers=workers, scheme=scheme, calibrator=calibrator).run()
         for name in writer.missing_files():
             if name in plan.changed_files:
                 writer.write_file(name, plan.changed_files[name])

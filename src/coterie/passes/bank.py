@@ -199,6 +199,8 @@ class StreamedBank:
         upcoming: Iterable[ExpertKey] = ()
         if not now.decode and self.order is not None:
             upcoming = self.order.reached(self.bank.path, now.number, len(keys))
+        # Who is told of experts is told of them in the same order every time.
+        ordered = ordered or self.before_expert is not None
         return self._cache.lease(keys, consumer=now.consumer, ordered=ordered, phase=now.phase, upcoming=upcoming)
 
     @property

@@ -40,7 +40,7 @@ class Codes:
     scales_GN: torch.Tensor
     zeros_GN: torch.Tensor
 
-    def weights_KN(self) -> torch.Tensor:  # noqa: N802 - the suffix is the shape
+    def weights_KN(self) -> torch.Tensor:
         """The matrix that they stand for, float32, transposed."""
         columns = len(self.codes_KN)
         return self.codes_KN * spread(self.scales_GN, columns) + spread(self.zeros_GN, columns)

@@ -130,9 +130,7 @@ class BankWriter:
         segment = self._plan.segment
         checksums = tuple(self._checksums[expert] for expert in self._records)
         errors = tuple(self._errors.get(expert) for expert in self._records) if self._errors else ()
-        self._journal.append(
-            FinishedFile(file=segment.file, nbytes=segment.nbytes, checksums=checksums, errors=errors)
-        )
+        self._journal.append(FinishedFile(file=segment.file, nbytes=segment.nbytes, checksums=checksums, errors=errors))
 
     def _known(self, expert: int) -> int:
         if expert not in self._records:

@@ -245,7 +245,9 @@ def _errors(node: Node, scheme: str) -> RecordErrors:
     if scheme not in SCHEME_FORMATS:
         raise node.error("R34", f"a record of the scheme {scheme!r} has no codes that calibration could choose")
     value = node.fields("output", "nearest", "weight")
-    output, nearest, weight = (value[name].integer(0, MAX_ERROR, rule="R34") for name in ("output", "nearest", "weight"))
+    output, nearest, weight = (
+        value[name].integer(0, MAX_ERROR, rule="R34") for name in ("output", "nearest", "weight")
+    )
     if output > nearest:
         raise value["output"].error("R34", f"{output} is more than the {nearest} of rounding to nearest")
     return RecordErrors(output=output, nearest=nearest, weight=weight)

@@ -66,7 +66,9 @@ def choose_codes(scheme: Scheme, weights: torch.Tensor, hessian_KK: torch.Tensor
     """
     if scheme.grid is None:
         raise UnsupportedError(
-            f"Codes of {scheme.name} cannot be chosen by calibration.", advice="Quantise without it.", scheme=scheme.name
+            f"Codes of {scheme.name} cannot be chosen by calibration.",
+            advice="Quantise without it.",
+            scheme=scheme.name,
         )
     nearest = scheme.unpacked(scheme.quantise(weights), weights.shape[1])
     weights_KN = weights.float().t().contiguous()
@@ -94,9 +96,7 @@ def choose_codes(scheme: Scheme, weights: torch.Tensor, hessian_KK: torch.Tensor
     )
 
 
-def _best_rows(
-    tried: list[Codes], weights_KN: torch.Tensor, hessian_KK: torch.Tensor
-) -> tuple[Codes, float, float]:
+def _best_rows(tried: list[Codes], weights_KN: torch.Tensor, hessian_KK: torch.Tensor) -> tuple[Codes, float, float]:
     """Each row from where its error is least; its error, and that of the first that was tried."""
     errors = torch.stack([output_errors(codes.weights_KN() - weights_KN, hessian_KK) for codes in tried])
     least_N, which_N = errors.min(dim=0)

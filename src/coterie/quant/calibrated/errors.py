@@ -1,4 +1,4 @@
-"""How far codes are from the weights, as a share of the weights themselves: by each weight, and by what they compute."""
+"""How far codes are from the weights: by each weight, and by what they compute."""
 
 from __future__ import annotations
 

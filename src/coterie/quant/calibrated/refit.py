@@ -72,9 +72,7 @@ class _Rows:
         self._scale_target_RG = (codes_RGS * target_RGS).sum(-1, dtype=torch.float64)
         self._zero_target_RG = target_RGS.sum(-1, dtype=torch.float64)
 
-    def fit(
-        self, scale_RG: torch.Tensor, zero_RG: torch.Tensor, grid: Grid
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def fit(self, scale_RG: torch.Tensor, zero_RG: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
         """Better scales and zeros than these; where there are none, these."""
         before = scale_RG.double()
         if not grid.has_zeros:
