@@ -33,16 +33,14 @@ Multiply = Callable[[torch.Tensor], torch.Tensor]
 Experts = Sequence[tuple[Any, Any]]
 
 
-def int4_fields(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+def fields_of(scheme: str, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random codes and scales as the store has them."""
-    codes = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8)
-    return codes, (torch.rand(rows, columns // GROUP, 2) * 0.01).bfloat16()
+    from coterie.native import PART_DTYPES
+    from coterie.spec.encodings import SCHEME_FORMATS
 
-
-def int8_fields(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for int8."""
-    codes = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
-    return codes, (torch.rand(rows, columns // GROUP) * 0.001).bfloat16()
+    (dtype, codes), (_, scales) = SCHEME_FORMATS[scheme].parts(rows, columns)
+    random = torch.randint(0, 255, codes, dtype=torch.uint8).view(PART_DTYPES[dtype])
+    return random, (torch.rand(scales) * (0.001 if scheme == "int8" else 0.01)).bfloat16()
 
 
 def int4pack(codes: torch.Tensor, scales: torch.Tensor) -> Multiply:
@@ -55,18 +53,22 @@ def int4pack(codes: torch.Tensor, scales: torch.Tensor) -> Multiply:
 
 def matrices(library: Any, rows: int, columns: int, count: int) -> dict[str, tuple[list[Multiply], float]]:
     """For each contestant its matrices, and bytes per weight."""
-    from coterie.native import PackedMatrix
+    from coterie.native import SCHEMES, PackedMatrix
+    from coterie.spec.encodings import SCHEME_FORMATS
 
-    four = [int4_fields(rows, columns) for _ in range(count)]
-    eight = [int8_fields(rows, columns) for _ in range(-(-count // 2))]
+    four = [fields_of("int4", rows, columns) for _ in range(count)]
     sixteen = [torch.randn(rows, columns, dtype=torch.bfloat16) for _ in range(-(-count // 4))]
-    return {
+    found: dict[str, tuple[list[Multiply], float]] = {
         "native int4": ([PackedMatrix(library, "int4", *fields) for fields in four], 0.5 + 4 / GROUP),
         "sum of codes": ([lambda _, c=codes: c.view(torch.int64).sum() for codes, _ in four], 0.5),
         "int4pack": ([int4pack(*fields) for fields in four], 0.5 + 4 / GROUP),
-        "native int8": ([PackedMatrix(library, "int8", *fields) for fields in eight], 1 + 2 / GROUP),
-        "bf16 linear": ([lambda x, w=w: torch.nn.functional.linear(x, w) for w in sixteen], 2.0),
     }
+    for scheme in SCHEMES:
+        if scheme != "int4":
+            nbytes = SCHEME_FORMATS[scheme].bits / 8
+            many = [fields_of(scheme, rows, columns) for _ in range(-(-count // max(1, round(2 * nbytes))))]
+            found[f"native {scheme}"] = ([PackedMatrix(library, scheme, *fields) for fields in many], nbytes)
+    return found | {"bf16 linear": ([lambda x, w=w: torch.nn.functional.linear(x, w) for w in sixteen], 2.0)}
 
 
 def through(products: list[Multiply], x: torch.Tensor) -> float:
@@ -98,9 +100,12 @@ def measure_layers(library: Any, layers: int, tokens: int, rounds: int) -> Timin
     """Seconds per layer for both contestants."""
     from coterie.native import ExpertsKernel
 
-    fields = [[tuple(int4_fields(*shape) for shape in SHAPES) for _ in range(EXPERTS)] for _ in range(layers)]
-    kernel = ExpertsKernel(library, scheme="int4", activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
-    located = [[kernel.locate(place, *expert) for place, expert in enumerate(layer)] for layer in fields]
+    fields = [[tuple(fields_of("int4", *shape) for shape in SHAPES) for _ in range(EXPERTS)] for _ in range(layers)]
+    kernel = ExpertsKernel(library, schemes=["int4"], activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
+    located = [
+        [kernel.locate(place, *(("int4", one) for one in expert)) for place, expert in enumerate(layer)]
+        for layer in fields
+    ]
     packed = [[tuple(int4pack(*one) for one in expert) for expert in layer] for layer in fields]
     x = torch.randn(tokens, WIDTH).bfloat16()
     index, weights = torch.arange(EXPERTS).expand(tokens, -1).contiguous(), torch.rand(tokens, EXPERTS).bfloat16()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, silu
 
-from bench_kernels import GROUP, INNER, SHAPES, WIDTH, int4_fields, int4pack, spread
+from bench_kernels import GROUP, INNER, SHAPES, WIDTH, fields_of, int4pack, spread
 from harness.machine import wait_until_quiet
 from harness.options import options
 from harness.paired import interleave
@@ -55,13 +55,14 @@ def layers_of(library: Any, count: int) -> dict[str, list[Any]]:
     """The same number of layers for each contestant; *native* has what its kernel located, and the kernel first."""
     from coterie.native import ExpertsKernel
 
-    fields = [[tuple(int4_fields(*shape) for shape in SHAPES) for _ in range(EXPERTS)] for _ in range(count)]
+    fields = [[tuple(fields_of("int4", *shape) for shape in SHAPES) for _ in range(EXPERTS)] for _ in range(count)]
     buffers = [torch.empty(shape, dtype=torch.bfloat16) for shape in SHAPES]
-    kernel = ExpertsKernel(library, scheme="int4", activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
+    kernel = ExpertsKernel(library, schemes=["int4"], activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
     plain = [[torch.randn(shape, dtype=torch.bfloat16) for shape in SHAPES] for _ in range(EXPERTS * 2)]
     return {
         "native": [
-            (kernel, [kernel.locate(place, *one) for place, one in enumerate(layer)], layer) for layer in fields
+            (kernel, [kernel.locate(place, *(("int4", two) for two in one)) for place, one in enumerate(layer)], layer)
+            for layer in fields
         ],
         "dequantise": [
             [tuple(dequantised(library, *one, b) for one, b in zip(two, buffers, strict=True)) for two in layer]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench_kernels import int4_fields, spread
+from bench_kernels import fields_of, spread
 from fullsize.files import Files
 from harness.batches import Group
 from harness.machine import wait_until_quiet
@@ -44,7 +44,7 @@ def layer_of(library: Any, states: Any) -> Any:
 
     mixed, kept = HEADS * HEAD, KV_HEADS * HEAD
     sizes = ((mixed, WIDTH), (kept, WIDTH), (kept, WIDTH), (WIDTH, mixed))
-    matrices = [PackedMatrix(library, "int4", *int4_fields(*size)) for size in sizes]
+    matrices = [PackedMatrix(library, "int4", *fields_of("int4", *size)) for size in sizes]
     norms = [LayerNorm(1 + normal(size, scale=0.1), 8, 0, 1e-6) for size in (WIDTH, HEAD, HEAD, WIDTH)]
     router = LayerRouter(normal(EXPERTS, WIDTH, scale=0.05), TOP_K, True)
     return NativeLayer(library, LayerParts(*norms, *matrices, HEAD**-0.5, router), states)
@@ -52,16 +52,18 @@ def layer_of(library: Any, states: Any) -> Any:
 
 def experts_of(library: Any) -> tuple[Any, list[torch.Tensor]]:
     """A bank whose experts are all in memory, and their records."""
-    from coterie.native import Addresses, ExpertsKernel, TokenExperts
+    from coterie.native import EXPERT_SCHEMES, Addresses, ExpertsKernel, TokenExperts
 
-    fields = [[*int4_fields(2 * INNER, WIDTH), *int4_fields(WIDTH, INNER)] for _ in range(EXPERTS)]
+    fields = [[*fields_of("int4", 2 * INNER, WIDTH), *fields_of("int4", WIDTH, INNER)] for _ in range(EXPERTS)]
     starts = [sum(field.nbytes for field in fields[0][:i]) for i in range(4)]
     records = [torch.cat([field.view(-1).view(torch.uint8) for field in one]) for one in fields]
-    kernel = ExpertsKernel(library, scheme="int4", activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
+    kernel = ExpertsKernel(library, schemes=["int4"], activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
+    four = EXPERT_SCHEMES.index("int4")
     addresses = Addresses(library, EXPERTS)
     for expert, record in enumerate(records):
         addresses.publish(expert, record.data_ptr())
-    return TokenExperts(kernel, addresses, (starts[0], starts[1], starts[2], starts[3])), records
+    places = (four, starts[0], starts[1], four, starts[2], starts[3])
+    return TokenExperts(kernel, addresses, [places] * EXPERTS), records
 
 
 class Rows(NamedTuple):

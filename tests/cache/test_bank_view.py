@@ -2,7 +2,6 @@
 
 import gc
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -180,7 +179,7 @@ def there(addresses):
 def test_addresses_are_in_step_with_what_is_resident(open_cache, loaded):
     cache = open_cache(4)
     bring(cache, KEYS[:2])
-    addresses = cache.view(BANK, 8).addresses(loaded, SMALL)
+    addresses = cache.view(BANK, 8).addresses(loaded)
     assert there(addresses) == [True, True, *[False] * 6]
     bring(cache, KEYS[3:6])
     assert sum(there(addresses)) == 4
@@ -192,31 +191,14 @@ def test_addresses_are_in_step_with_what_is_resident(open_cache, loaded):
     assert there(addresses) == [False] * 8
 
 
-def test_records_of_another_layout_have_no_address(open_cache, loaded):
-    cache = open_cache(4)
-    addresses = cache.view(BANK, 8).addresses(loaded, replace(SMALL, name="other"))
-    bring(cache, KEYS[:2])
-    assert there(addresses) == [False] * 8
-
-
 def test_all_who_ask_have_the_same_addresses(open_cache, loaded):
     cache = open_cache(4)
     # Two threads at their first token, or two banks that are tied.
-    one, other = (cache.view(BANK, 8).addresses(loaded, SMALL) for _ in range(2))
+    one, other = (cache.view(BANK, 8).addresses(loaded) for _ in range(2))
     bring(cache, KEYS[:4])
     assert there(one) == there(other) == [True] * 4 + [False] * 4
     bring(cache, KEYS[4:])
     assert there(one) == there(other) == [False] * 4 + [True] * 4
-
-
-def test_addresses_of_one_layout_leave_those_of_another_alone(open_cache, loaded):
-    cache = open_cache(4)
-    bring(cache, KEYS[:2])
-    addresses = cache.view(BANK, 8).addresses(loaded, SMALL)
-    others = cache.view(BANK, 8).addresses(loaded, replace(SMALL, name="other"))
-    bring(cache, KEYS[4:])
-    assert there(addresses) == [False] * 4 + [True] * 4
-    assert there(others) == [False] * 8
 
 
 def test_what_was_found_without_the_cache_counts_as_hits(open_cache):

@@ -10,7 +10,7 @@ from coterie.cache import Consumer, ExpertCache
 from coterie.errors import UsageError
 from coterie.native import library
 
-from .sources import SMALL, Device, TinySource, assert_consistent, bring, keys_of, me
+from .sources import Device, TinySource, assert_consistent, bring, keys_of, me
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
@@ -93,7 +93,7 @@ def test_a_child_is_told_where_it_would_look_for_itself(cache):
     if found is None:
         pytest.skip("the native library was not built")
     view = cache.view(BANK, 2)
-    assert in_child(cache, lambda: view.addresses(found, SMALL)) == TOLD
+    assert in_child(cache, lambda: view.addresses(found)) == TOLD
 
 
 def test_a_child_is_told_where_it_goes_on_with_a_lease(cache):

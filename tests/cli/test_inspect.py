@@ -37,7 +37,7 @@ def test_a_wrong_size_is_wrong_usage(coterie, store: str) -> None:
 
 def test_whether_several_requests_share_passes_is_said(coterie, store: str) -> None:
     told = coterie("inspect", store).out
-    assert "one request: not all of its linear layers are stored in int4 or int8" in told
+    assert "one request: not all of its linear layers are stored in a lossy scheme" in told
     assert "up to 16 requests" in told
     batching = json.loads(coterie("inspect", store, "--json").out)["batching"]
     assert [batching[name]["rows"] for name in ("exact", "fast")] == [1, 16]

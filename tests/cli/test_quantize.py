@@ -43,6 +43,17 @@ def test_extract_takes_a_dense_scheme(coterie, zoo_checkpoint, tmp_path: Path) -
     store = str(tmp_path / "store")
     assert coterie("extract", moe, store, "--dense-scheme", "int4").code == 0
     assert coterie("verify", store, "--against", moe).code == 0
-    wrong = coterie("extract", moe, store, "--dense-scheme", "int3")
+    wrong = coterie("extract", moe, store, "--dense-scheme", "int7")
     assert wrong.code == 2
     assert "int4" in wrong.err
+
+
+def test_a_file_gives_each_matrix_a_scheme(coterie, native: str, tmp_path: Path) -> None:
+    experts = {"text/mlp-layer-000/00001": {"gate_up_proj": "int2", "down_proj": "int4"}}
+    (tmp_path / "chosen.json").write_text(json.dumps({"schema_version": 1, "rest": "int3", "experts": experts}))
+    options = ("--expert-schemes", str(tmp_path / "chosen.json"))
+    assert coterie("quantize", native, str(tmp_path / "store"), *options).code == 0
+    assert "int2+int4" in coterie("inspect", str(tmp_path / "store")).out
+    both = coterie("quantize", native, str(tmp_path / "other"), *options, "--scheme", "int4")
+    assert both.code == 2
+    assert "leave out --scheme" in both.err

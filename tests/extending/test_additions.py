@@ -26,13 +26,13 @@ SCHEME: Edits = {
             "from coterie.quant.scheme import Scheme\n",
             "from coterie.quant.scheme import Scheme\nfrom coterie.quant.toy import Toy\n",
         ),
-        ("(Int4(), Int8())", "(Int4(), Int8(), Toy())"),
+        ("(*_AFFINE, Int8())", "(*_AFFINE, Int8(), Toy())"),
     ],
     "spec/encodings.py": [
         (
             "_SCHEMES = (\n",
             "_SCHEMES = (\n"
-            '    SchemeFormat(name="toy", values_per_element=1, code_dtype="I8", numbers_per_group=(), '
+            '    SchemeFormat(name="toy", code_bits=8, code_dtype="I8", numbers_per_group=(), '
             "groups=lambda _: 1),\n",
         )
     ],

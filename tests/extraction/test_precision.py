@@ -54,7 +54,7 @@ def test_a_share_that_is_no_whole_number_is_rounded_up():
         ("trust:top100%=native,rest=int4", "share"),
         ("trust:topmost%=native,rest=int4", "share"),
         ("trust:25%=native,rest=int4", "share"),
-        ("trust:top25%=int3,rest=int4", "int3"),
+        ("trust:top25%=int7,rest=int4", "int7"),
         ("trust:top25%,rest=int4", "names no scheme"),
     ],
 )

@@ -21,7 +21,7 @@ from zoo.quantised import quantised
 
 from .stores import present, snapshot
 
-SCHEMES = [("int4", "int4"), ("int8", None), (None, "int8"), ("native", "int4")]
+SCHEMES = [("int3", "int2"), ("int4", "int4"), ("int8", None), (None, "int8"), ("native", "int4")]
 
 
 @pytest.mark.parametrize(("scheme", "dense"), SCHEMES)

@@ -22,7 +22,7 @@ from zoo.quantised import quantised
 from .stores import snapshot, stored
 
 NAMES = ["gpt_oss", "jetmoe", "mixtral", "qwen3_moe", "qwen3_omni"]
-BY_SCHEME = pytest.mark.parametrize("scheme", sorted(SCHEMES))
+BY_SCHEME = pytest.mark.parametrize("scheme", ["int2", "int3", "int4", "int8"])
 I5 = torch.tensor([5])
 
 

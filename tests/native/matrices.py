@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from coterie.quant.planes import unpack
+from coterie.spec.encodings import NATIVE
+
 
 class Matrix(NamedTuple):
     """A quantised matrix [N, K]."""
@@ -15,13 +18,21 @@ class Matrix(NamedTuple):
     codes: torch.Tensor
     scales: torch.Tensor
 
+    @property
+    def fields(self) -> tuple[torch.Tensor, ...]:
+        """Codes and scales; of what is native the weights."""
+        return (self.codes,) if self.scheme == NATIVE else (self.codes, self.scales)
+
     def weights(self) -> torch.Tensor:
         """float64 [N, K], from the definition of the scheme."""
+        if self.scheme == NATIVE:
+            return self.codes.double()
         if self.scheme == "int8":
             return self.codes.double() * spread(self.scales, self.codes.shape[1])
-        stored = torch.stack([self.codes & 15, self.codes >> 4], dim=-1).flatten(1).double()
+        bits = int(self.scheme.removeprefix("int"))
+        stored = unpack(self.codes, bits, self.codes.shape[1] * 8 // bits).double()
         scale, zero = (spread(part, stored.shape[1]) for part in self.scales.unbind(-1))
-        return (stored - 8) * scale + zero
+        return (stored - 2 ** (bits - 1)) * scale + zero
 
 
 def spread(scales: torch.Tensor, columns: int) -> torch.Tensor:
@@ -32,10 +43,13 @@ def random_matrix(scheme: str, rows: int, columns: int, seed: int = 0) -> Matrix
     generator = torch.Generator().manual_seed(seed)
     groups = columns // (64 if columns % 64 == 0 else 32)
     factors = torch.rand(rows, groups, generator=generator) * 0.1 + 0.01
+    if scheme == NATIVE:
+        return Matrix(scheme, (torch.randn(rows, columns, generator=generator) * 0.05).bfloat16(), factors)
     if scheme == "int8":
         codes = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
         return Matrix(scheme, codes, (factors / 16).bfloat16())
-    codes = torch.randint(0, 256, (rows, columns // 2), generator=generator, dtype=torch.uint8)
+    bits = int(scheme.removeprefix("int"))
+    codes = torch.randint(0, 256, (rows, columns * bits // 8), generator=generator, dtype=torch.uint8)
     zeros = torch.randn(rows, groups, generator=generator) * 0.02
     return Matrix(scheme, codes, torch.stack([factors, zeros], dim=-1).bfloat16())
 

@@ -10,9 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from coterie.errors import UsageError
-from coterie.native import ACTIVATIONS, ExpertsKernel, Library, Located, PassMemory
+from coterie.native import ACTIVATIONS, EXPERT_SCHEMES, SCHEMES, ExpertsKernel, Library, Located, PassMemory
 
 from .matrices import Matrix, activations, random_matrix, with_threads
+
+MIXED = "mixed"
+"""Every scheme in one bank."""
 
 ACT = {
     "silu": F.silu,
@@ -31,7 +34,9 @@ class Layer(NamedTuple):
     downs: list[Matrix]
 
     def located(self, experts: list[int]) -> list[Located]:
-        return [self.kernel.locate(e, self.gate_ups[e][1:], self.downs[e][1:]) for e in experts]
+        return [
+            self.kernel.locate(e, *((m.scheme, m.fields) for m in (self.gate_ups[e], self.downs[e]))) for e in experts
+        ]
 
     def __call__(self, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         going = self.kernel.begin(x, index, weights)
@@ -41,9 +46,14 @@ class Layer(NamedTuple):
 def make(
     native: Library, scheme: str = "int4", activation: str = "silu", experts: int = 6, width: int = 192, inner: int = 96
 ) -> Layer:
-    kernel = ExpertsKernel(native, scheme=scheme, activation=activation, num_experts=experts, width=width, inner=inner)
-    gate_ups = [random_matrix(scheme, 2 * inner, width, seed=e) for e in range(experts)]
-    downs = [random_matrix(scheme, width, inner, seed=100 + e) for e in range(experts)]
+    schemes = EXPERT_SCHEMES if scheme == MIXED else (scheme,)
+    kernel = ExpertsKernel(
+        native, schemes=schemes, activation=activation, num_experts=experts, width=width, inner=inner
+    )
+    # No expert of a mixed bank has both matrices in one scheme.
+    numbers = [(e, e + 3) for e in range(experts)]
+    gate_ups = [random_matrix(schemes[a % len(schemes)], 2 * inner, width, seed=e) for e, (a, _) in enumerate(numbers)]
+    downs = [random_matrix(schemes[b % len(schemes)], width, inner, seed=100 + e) for e, (_, b) in enumerate(numbers)]
     return Layer(kernel, activation, gate_ups, downs)
 
 
@@ -67,7 +77,7 @@ def by_formula(
     return out
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("scheme", [*SCHEMES, MIXED])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_error_is_no_worse_than_that_of_bfloat16(native: Library, scheme: str, activation: str) -> None:
     layer = make(native, scheme, activation)
@@ -93,7 +103,7 @@ def in_any_order(layer: Layer, x: torch.Tensor, index: torch.Tensor, weights: to
     return [*sums, going.finish()]
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("scheme", [*SCHEMES, MIXED])
 def test_bits_depend_on_neither_threads_nor_order_nor_other_tokens(native: Library, scheme: str) -> None:
     layer = make(native, scheme, inner=160)
     layer.kernel.least_rows = 1000
@@ -105,7 +115,7 @@ def test_bits_depend_on_neither_threads_nor_order_nor_other_tokens(native: Libra
                                        for sums in in_any_order(layer, x, index, weights)])  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("scheme", [*SCHEMES, MIXED])
 @pytest.mark.parametrize("inner", [96, 160, 256])
 def test_bits_with_many_tokens_depend_on_neither_threads_nor_order_nor_other_tokens(
     native: Library, scheme: str, inner: int
@@ -124,7 +134,7 @@ def test_bits_with_many_tokens_depend_on_neither_threads_nor_order_nor_other_tok
                                        for sums in in_any_order(layer, x, index, weights)])  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("scheme", [*SCHEMES, MIXED])
 @pytest.mark.parametrize("width", [192, 64])
 def test_norms_of_what_each_choice_adds(native: Library, scheme: str, width: int) -> None:
     """Of few tokens and of many, the same bits for any threads and any order of experts; what is left out stays."""
@@ -265,10 +275,10 @@ def test_inputs_of_another_kind_are_refused(native: Library) -> None:
 def test_fields_of_another_shape_are_refused(native: Library) -> None:
     layer = make(native)
     with pytest.raises(UsageError, match="codes of int4"):
-        layer.kernel.locate(0, layer.downs[0][1:], layer.downs[0][1:])
+        layer.kernel.locate(0, *[(layer.downs[0].scheme, layer.downs[0].fields)] * 2)
 
 
-@pytest.mark.parametrize("wrong", [{"scheme": "int5"}, {"activation": "swish"}, {"width": 100}, {"inner": 40}])
+@pytest.mark.parametrize("wrong", [{"scheme": "int7"}, {"activation": "swish"}, {"width": 100}, {"inner": 40}])
 def test_what_is_not_served(native: Library, wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="not served"):
         make(native, **wrong)  # type: ignore[arg-type]

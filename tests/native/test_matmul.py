@@ -7,11 +7,10 @@ import torch
 from torch.nn.functional import linear
 
 from coterie.errors import UsageError
-from coterie.native import Library, PackedMatrix
+from coterie.native import SCHEMES, Library, PackedMatrix
 
 from .matrices import Matrix, activations, displaced, random_matrix, with_threads
 
-SCHEMES = ("int4", "int8")
 SHAPES = ((1, 64), (3, 32), (4, 96), (5, 160), (9, 128), (33, 192), (70, 768), (66, 1056), (131, 2048))
 
 
@@ -104,7 +103,7 @@ def test_no_rows_and_no_tokens(native: Library) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "columns"), [("int4", 0), ("int4", 48), ("int8", 100), ("int3", 64), ("int4", 1 << 24)]
+    ("scheme", "columns"), [("int4", 0), ("int4", 48), ("int8", 100), ("int7", 64), ("int4", 1 << 24)]
 )
 def test_what_is_not_served(native: Library, scheme: str, columns: int) -> None:
     assert not PackedMatrix.served(native, scheme, columns)

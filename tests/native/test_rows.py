@@ -10,6 +10,7 @@ import torch
 from coterie.errors import UsageError
 from coterie.native import (
     MOST_ROWS,
+    SCHEMES,
     KeyValueRoom,
     Library,
     NativeLayer,
@@ -142,7 +143,7 @@ def test_threads_change_nothing(rows: int, native: Library) -> None:
             assert_equal(row_of(other, row), row_of(found[0], row))
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("shape", [(1, 64), (5, 160), (37, 544), (131, 4096), (33, 12288)], ids=str)
 def test_products_of_a_row_are_those_of_it_alone(shape: tuple[int, int], scheme: str, native: Library) -> None:
     matrix, x = PackedMatrix(native, *random_matrix(scheme, *shape)), activations(MOST_ROWS, shape[1])

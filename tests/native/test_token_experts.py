@@ -5,26 +5,28 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from itertools import accumulate
 
 import pytest
 import torch
 
 from coterie.errors import UsageError
 from coterie.native import (
+    EXPERT_SCHEMES,
     STAGES,
     Addresses,
-    ExpertsKernel,
     LayerShape,
     Library,
+    Places,
     StageTimes,
     TokenExperts,
     TokenState,
 )
 
-from .matrices import Matrix, random_matrix
+from .test_experts import MIXED, make
 
 BF16 = torch.bfloat16
-SCHEMES = ["int4", "int8"]
+SCHEMES = ["int3", "int4", "int8", MIXED]
 EXPERTS, TOP_K, WIDTH, INNER = 9, 4, 192, 96
 
 
@@ -32,21 +34,20 @@ class Bank:
     """Experts whose records are in one tensor each."""
 
     def __init__(self, native: Library, scheme: str) -> None:
-        self.kernel = ExpertsKernel(
-            native, scheme=scheme, activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER
-        )
-        matrices: list[tuple[Matrix, Matrix]] = [
-            (random_matrix(scheme, 2 * INNER, WIDTH, seed=e), random_matrix(scheme, WIDTH, INNER, seed=100 + e))
-            for e in range(EXPERTS)
-        ]
-        self.fields = [[*up[1:], *down[1:]] for up, down in matrices]
-        sizes = [field.numel() * field.element_size() for field in self.fields[0]]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.records = [
-            torch.cat([field.contiguous().view(-1).view(torch.uint8) for field in fields]) for fields in self.fields
-        ]
+        layer = make(native, scheme, experts=EXPERTS, width=WIDTH, inner=INNER)
+        self.kernel = layer.kernel
+        self.matrices = list(zip(layer.gate_ups, layer.downs, strict=True))
+        self.records: list[torch.Tensor] = []
+        places: list[Places] = []
+        for pair in self.matrices:
+            fields = [field.contiguous().view(-1).view(torch.uint8) for one in pair for field in one.fields]
+            ends = list(accumulate(field.numel() for field in fields))
+            starts, split = [0, *ends[:-1]], len(pair[0].fields)
+            up, down = (EXPERT_SCHEMES.index(one.scheme) for one in pair)
+            places.append((up, starts[0], starts[split - 1], down, starts[split], starts[-1]))
+            self.records.append(torch.cat(fields))
         self.addresses = Addresses(native, EXPERTS)
-        self.experts = TokenExperts(self.kernel, self.addresses, (starts[0], starts[1], starts[2], starts[3]))
+        self.experts = TokenExperts(self.kernel, self.addresses, places)
 
     def fill(self, *experts: int) -> None:
         for expert in experts:
@@ -55,7 +56,9 @@ class Bank:
     def wanted(self, state: TokenState) -> torch.Tensor:
         results = state.results
         going = self.kernel.begin(results.normed, results.ids, results.weights)
-        located = [self.kernel.locate(e, self.fields[e][:2], self.fields[e][2:]) for e in going.experts]
+        located = [
+            self.kernel.locate(e, *((one.scheme, one.fields) for one in self.matrices[e])) for e in going.experts
+        ]
         return results.residual + going.finish(located)
 
 
@@ -172,4 +175,4 @@ def test_a_place_that_is_none_is_refused(native: Library) -> None:
 def test_addresses_of_another_bank_are_refused(native: Library) -> None:
     bank = Bank(native, "int4")
     with pytest.raises(UsageError, match="5 addresses for 9 experts"):
-        TokenExperts(bank.kernel, Addresses(native, 5), (0, 64, 128, 192))
+        TokenExperts(bank.kernel, Addresses(native, 5), [(2, 0, 64, 2, 128, 192)] * EXPERTS)

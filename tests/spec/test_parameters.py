@@ -67,5 +67,5 @@ def test_codes_and_scales_fit_together_where_some_matrix_has_both():
 
 
 def test_schemes_are_named_from_the_smallest():
-    assert SCHEME_NAMES == ("int4", "int8", "native")
-    assert [SCHEME_FORMATS[name].bits for name in ("int4", "int8")] == [4.5, 8.25]
+    assert SCHEME_NAMES == ("int2", "int3", "int4", "int5", "int6", "int8", "native")
+    assert [SCHEME_FORMATS[name].bits for name in SCHEME_NAMES[:-1]] == [2.5, 3.5, 4.5, 5.5, 6.5, 8.25]

@@ -13,6 +13,7 @@ import pytest
 import xxhash
 
 from coterie.errors import ChecksumError, StoreFormatError
+from coterie.spec.dense_schemes import DenseSchemes
 from coterie.store import Store, verify_store
 from coterie.store.manifest_json import manifest_bytes, seal_manifest
 
@@ -111,7 +112,7 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R5", "the top level", at("format", value="safetensors")),
     ("R5", "the top level", at("version", value=REMOVED)),
     ("R5", "version", at("version", value=0)),
-    ("R5", "version", at("version", value=3)),
+    ("R5", "version", at("version", value=4)),
     ("R4", "version", at("version", value=True)),
     ("R6", "model.identity", at("model", "identity", value="ABCDEF0123456789")),
     ("R6", "source.integrity", at("source", "integrity", value="abc")),
@@ -151,6 +152,8 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R15", "banks[0].segments[0].experts[0].layout", record("layout", "absent")),
     ("R15", "banks[0].segments[0].experts[0].bytes", record("bytes", 8192)),
     ("R15", "banks[0].segments[0].experts[0].scheme", record("scheme", "Native")),
+    ("R15", "banks[0].segments[0].experts[0].scheme", record("scheme", "int4+")),
+    ("R31", "banks[0].segments[0].experts[0].layout", record("scheme", "int3+int4")),
     ("R15", "banks[0].segments[0].experts[0].xxh3", record("xxh3", "0" * 31)),
     ("R31", "banks[0].segments[0].experts[0].layout", record("scheme", "int4")),
     ("R31", "banks[0].segments[0].experts[0].layout", record("scheme", "int8")),
@@ -171,7 +174,7 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R17", "dense.index", at("dense", "index", value=None)),
     ("R17", "dense.index", at("dense", "index", "file", value="model.safetensors.index.json")),
     ("R32", "dense.scheme", at("dense", "scheme", value="native")),
-    ("R32", "dense.scheme", at("dense", "scheme", value="int3")),
+    ("R32", "dense.scheme", at("dense", "scheme", value="int7")),
     ("R32", "dense.scheme", at("dense", "scheme", value="INT4")),
     ("R3", "dense", in_parts({"attention": "int8", "head": "native"}, version=1)),
     ("R3", "dense", at("version", value=2)),
@@ -180,8 +183,13 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R4", "dense.schemes", in_parts({f"part{number}": "int8" for number in range(100)})),
     ("R33", "dense.schemes.heads", in_parts({"attention": "int8", "heads": "native"})),
     ("R33", "dense.schemes.vocoder", in_parts({"attention": "int8", "vocoder": "native"})),
-    ("R33", "dense.schemes.head", in_parts({"attention": "int8", "head": "int3"})),
+    ("R33", "dense.schemes.head", in_parts({"attention": "int8", "head": "int7"})),
     ("R33", "dense.schemes", in_parts({})),
+    ("R34", "version", at("version", value=3)),
+    ("R34", "version", at("dense", "scheme", value="int3")),
+    ("R34", "version", in_parts({"attention": "int8", "head": "int2"})),
+    ("R34", "version", in_parts({"attention": "int8", "head": "native"}, version=3)),
+    ("R3", "dense", in_parts({"attention": "int3", "head": "native"}, version=3, scheme="int8")),
     ("R33", "dense.schemes", in_parts({"attention": "int8", "head": "int8", "predictor": "native"})),
     ("R18", "files[1]", at("files", value=lambda files: [files[1], files[0]])),
     ("R18", "files[1]", at("files", value=lambda files: [files[0], files[0]])),
@@ -498,7 +506,7 @@ def test_file_rules(rule: str, kind: str, file: str, place: str, change: Callabl
 
 def test_every_rule_of_the_document_has_a_malformed_store() -> None:
     documented = re.findall(r"^- \*\*(R\d+)\*\*", DOCUMENT.read_text(), re.MULTILINE)
-    assert len(documented) == len(set(documented)) == 33
+    assert len(documented) == len(set(documented)) == 34
     tested = {case[0] for cases in (MANIFEST_CASES, TEXT_CASES, FILE_CASES) for case in cases}
     assert tested == set(documented)
 
@@ -510,9 +518,22 @@ def test_schemes_by_part_are_read_as_they_were_written(store: Path) -> None:
     assert manifest_bytes(manifest).strip() == (store / "coterie.json").read_bytes()
 
 
+@pytest.mark.parametrize("schemes", [{"attention": "int3", "encoders": "native"}, {"attention": "int2"}])
+def test_schemes_that_earlier_versions_do_not_have(store: Path, schemes: dict[str, str]) -> None:
+    one = DenseSchemes.of_parts(schemes)
+    if one.by_part:
+        edit_manifest(store, in_parts(schemes, version=3))
+    else:
+        edit_manifest(store, at("dense", "scheme", value=one.scheme))
+        edit_manifest(store, at("version", value=3))
+    manifest = Store.open(store).manifest
+    assert (manifest.version, manifest.dense_schemes) == (3, one)
+    assert manifest_bytes(manifest).strip() == (store / "coterie.json").read_bytes()
+
+
 def test_a_store_of_a_later_version_says_what_to_do(store: Path) -> None:
-    edit_manifest(store, at("version", value=3))
-    with pytest.raises(StoreFormatError, match=r"version 3, this program reads versions 1 to 2.*newer Coterie"):
+    edit_manifest(store, at("version", value=4))
+    with pytest.raises(StoreFormatError, match=r"version 4, this program reads versions 1 to 3.*newer Coterie"):
         Store.open(store)
 
 

@@ -67,7 +67,7 @@ def _shape(name: str, by_name: Mapping[str, DenseTensor], scheme: str) -> tuple[
     """Rows and columns of a weight that is in a scheme; those of the models here are even."""
     form = SCHEMES[scheme].form
     rows, elements = by_name[name + form.ends[0][0]].shape
-    return rows, elements * form.values_per_element
+    return rows, form.values(elements)
 
 
 def _plain(weights: OmniWeights, tensor: DenseTensor) -> Iterator[bytes]:

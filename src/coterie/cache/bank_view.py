@@ -19,7 +19,7 @@ from coterie.cache.guard import Guard
 from coterie.cache.predictions import Predictions
 from coterie.cache.statistics import Counters
 from coterie.native import Addresses, Library
-from coterie.spec import BankKey, ExpertKey, RecordLayout
+from coterie.spec import BankKey, ExpertKey
 
 JOURNAL_LIMIT = 256
 """Leases and holds whose hits the policy may not have been told about yet."""
@@ -162,7 +162,7 @@ class ByBank:
         # By bank: the key of an expert begins with that of its bank.
         self._lists: dict[tuple[str, int, str], list[Entry | None]] = {}
         # The same for native calls: a table for the records of each layout that somebody has asked for.
-        self._addresses: dict[tuple[str, int, str], dict[RecordLayout, Addresses]] = {}
+        self._addresses: dict[tuple[str, int, str], Addresses] = {}
 
     def list_of(self, bank: BankKey, experts: int) -> list[Entry | None]:
         """What is resident of a bank, by expert id: a list that is kept in step."""
@@ -171,20 +171,18 @@ class ByBank:
             found = self._lists[bank] = [self._loaded.get(bank.expert(expert)) for expert in range(experts)]
         return found
 
-    def addresses_of(self, bank: BankKey, layout: RecordLayout, make: Callable[[], Addresses]) -> Addresses:
-        """Where a bank's records of a layout are: one table, kept in step, whoever asks and however often.
+    def addresses_of(self, bank: BankKey, make: Callable[[], Addresses]) -> Addresses:
+        """Where a bank's records are: one table, kept in step, whoever asks and however often.
 
         Args:
             bank: The bank.
-            layout: Records of another layout are left out.
             make: Makes an empty table.
         """
-        tables = self._addresses.setdefault(bank, {})
-        addresses = tables.get(layout)
+        addresses = self._addresses.get(bank)
         if addresses is None:
-            addresses = tables[layout] = make()
+            addresses = self._addresses[bank] = make()
             for key, entry in self._loaded.items():
-                if key.bank_key == bank and entry.layout == layout:
+                if key.bank_key == bank:
                     _publish(addresses, entry)
         return addresses
 
@@ -194,11 +192,13 @@ class ByBank:
         listed = self._lists.get(bank)
         if listed is not None:
             listed[key.expert] = entry
-        for layout, addresses in self._addresses.get(bank, {}).items():
-            if entry is None:
-                addresses.withdraw(key.expert)
-            elif entry.layout == layout:
-                _publish(addresses, entry)
+        addresses = self._addresses.get(bank)
+        if addresses is None:
+            return
+        if entry is None:
+            addresses.withdraw(key.expert)
+        else:
+            _publish(addresses, entry)
 
     def names(self) -> dict[BankKey, tuple[ExpertKey | None, ...]]:
         """What each list names, by expert id."""
@@ -250,14 +250,13 @@ class BankView:
             held.take(entries)
         return held
 
-    def addresses(self, library: Library, layout: RecordLayout) -> Addresses:
+    def addresses(self, library: Library) -> Addresses:
         """Where the experts are, for native calls that look for themselves; kept in step by the cache.
 
         Such a call is no hold of the cache's: before it, :meth:`prediction_over` is called, and after it :meth:`note`.
 
         Args:
             library: The native library.
-            layout: Records of another layout are left out.
 
         Raises:
             UsageError: If the cache is closed.
@@ -265,7 +264,7 @@ class BankView:
         if not self._holds.guard.usable:
             self._holds.guard.check()
         with self._holds.guard.lock:
-            return self._by_bank.addresses_of(self._bank, layout, lambda: Addresses(library, len(self._entries)))
+            return self._by_bank.addresses_of(self._bank, lambda: Addresses(library, len(self._entries)))
 
     def resident(self) -> list[int]:
         """Ids of the experts that are resident, in order, as somebody sees it who only looks: nobody waits for that."""

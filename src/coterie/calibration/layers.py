@@ -1,7 +1,7 @@
 """Runs one layer of a model: those before it give back what they get, and the one after it ends the pass.
 
-The model's own forward does the rest: it makes masks and positions, and whatever else layers are given, and does what it
-does between two layers. So what a layer computes is what it computes in the model.
+The model's own forward does the rest: it makes masks and positions, and whatever else layers are given, and does what
+it does between two layers. So what a layer computes is what it computes in the model.
 """
 
 from __future__ import annotations

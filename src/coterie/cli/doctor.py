@@ -121,7 +121,7 @@ def _print_machine(diagnosis: Diagnosis) -> None:
         "instruction set",
         f"{diagnosis.torch_capability} in torch; {' '.join(diagnosis.instruction_sets) or 'none told'}",
     )
-    row("native library", diagnosis.native_level or "none: int8 and int4 are slow")
+    row("native library", diagnosis.native_level or "none: lossy schemes are slow")
     quota = "" if diagnosis.core_quota is None else f", cgroup quota {diagnosis.core_quota}"
     row("cores", f"{diagnosis.cores}{quota}")
     others = "" if diagnosis.cores_of_others is None else f"; other processes use {diagnosis.cores_of_others:.1f} cores"

@@ -10,6 +10,7 @@ from coterie.cli.console import plain_table, print_json, print_note, print_table
 from coterie.cli.options import (
     CheckpointArgument,
     ComponentOption,
+    ExpertSchemesOption,
     JsonOption,
     NewStoreArgument,
     OfflineOption,
@@ -77,11 +78,12 @@ def command(
             callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
-            help="How experts are stored: native (as in the checkpoint), int8 or int4 (smaller, with losses); or, with "
-            "--profile, by trust, such as trust:top25%=native,rest=int4. Default: as those already in the store, else "
-            "native.",
+            help="How experts are stored: native (as in the checkpoint), or smaller, with losses, in int8, int6, int5, "
+            "int4, int3 or int2; or, with --profile, by trust, such as trust:top25%=native,rest=int4. Default: as "
+            "those already in the store, else native.",
         ),
     ] = None,
+    expert_schemes: ExpertSchemesOption = None,
     dense_scheme: Annotated[
         str | None,
         typer.Option(
@@ -89,7 +91,7 @@ def command(
             callback=known_dense_scheme,
             metavar="SCHEMES",
             show_default=False,
-            help="How linear layers outside experts are stored: native, int8 or int4 for all, or by part, such as "
+            help="How linear layers outside experts are stored: one of these schemes for all, or by part, such as "
             f"attention=int8,encoders=native,rest=int4. Parts: {', '.join(SCHEMED_PARTS)} (rounded only if it is "
             "named). Default: as in the store; for a new one native, or, if the model speaks and its experts are "
             "lossy, int8 for all but encoders.",
@@ -126,6 +128,7 @@ def command(
             modalities=modality or None,
             component=component,
             scheme=scheme,
+            expert_schemes=expert_schemes,
             dense_scheme=dense_scheme,
             revision=revision,
             offline=offline,

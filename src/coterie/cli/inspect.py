@@ -35,7 +35,7 @@ def command(
             "--scheme",
             metavar="SCHEME",
             show_default=False,
-            help="Of a checkpoint: what would a store hold whose experts are in native, int8 or int4?",
+            help="Of a checkpoint: what would a store hold whose experts are in this scheme, such as int4?",
         ),
     ] = None,
     dense_scheme: Annotated[

@@ -50,6 +50,17 @@ def known_scheme(scheme: str | None) -> str | None:
     return scheme
 
 
+ExpertSchemesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--expert-schemes",
+        metavar="FILE",
+        show_default=False,
+        help="A JSON file that says how each expert is stored, and each matrix of it, instead of --scheme.",
+    ),
+]
+
+
 def known_dense_scheme(given: str | None) -> str | None:
     """The callback of everything that names the schemes of linear layers outside experts.
 

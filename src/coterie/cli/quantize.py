@@ -9,6 +9,7 @@ import typer
 from coterie.cli.extract import print_report
 from coterie.cli.material import gather_material
 from coterie.cli.options import (
+    ExpertSchemesOption,
     JsonOption,
     MemoryOption,
     ModelArgument,
@@ -35,10 +36,11 @@ def command(
             callback=known_scheme,
             metavar="SCHEME",
             show_default=False,
-            help="For experts: int8 or int4; or, with --profile, by trust, such as trust:top25%=native,rest=int4. "
-            "Default: as they are.",
+            help="For experts: int8, int6, int5, int4, int3 or int2; or, with --profile, by trust, such as "
+            "trust:top25%=native,rest=int4. Default: as they are.",
         ),
     ] = None,
+    expert_schemes: ExpertSchemesOption = None,
     dense_scheme: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +48,7 @@ def command(
             callback=known_dense_scheme,
             metavar="SCHEMES",
             show_default=False,
-            help="For linear layers outside experts: int8 or int4 for all, or by part, as `coterie extract` has it. "
+            help="For linear layers outside experts: one of these for all, or by part, as `coterie extract` has it. "
             "Default: as they are.",
         ),
     ] = None,
@@ -57,8 +59,8 @@ def command(
             metavar="DOMAIN=PATH",
             show_default=False,
             help="Choose the codes of experts by what they are given while the model reads these UTF-8 texts, such as "
-            "code=src: a file, a directory with all below it, or a pattern in quotes. Give texts of every kind that the "
-            "model is for: it gets worse at others. May be given several times.",
+            "code=src: a file, a directory with all below it, or a pattern in quotes. Give texts of every kind that "
+            "the model is for: it gets worse at others. May be given several times.",
         ),
     ] = None,
     speech: Annotated[
@@ -116,6 +118,7 @@ def command(
             model,
             store,
             scheme=scheme,
+            expert_schemes=expert_schemes,
             dense_scheme=dense_scheme,
             calibration=calibration,
             profile=profile,

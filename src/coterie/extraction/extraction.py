@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 from coterie.errors import ExtractionError, UsageError
 from coterie.extraction.calibrating import Calibration, ModelCalibration, check_calibration
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
+from coterie.extraction.expert_schemes import chosen_schemes
 from coterie.extraction.four_bits import FourBits
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
@@ -123,6 +124,7 @@ def extract(
     modalities: Collection[str] | None = None,
     component: str | None = None,
     scheme: str | None = None,
+    expert_schemes: str | Path | Mapping[str, Any] | None = None,
     dense_scheme: str | Mapping[str, str] | None = None,
     calibration: Calibration | None = None,
     revision: str | None = None,
@@ -152,9 +154,13 @@ def extract(
         domain: With ``profile``: use by tokens of this domain; by default of all.
         modalities: With ``profile``: use by tokens of these modalities; by default of all.
         component: Only this part of the model, such as ``thinker``.
-        scheme: How experts are stored: ``native``, or with losses ``int8`` or ``int4``; or by what ``profile`` says of
-            each layer's experts, such as ``"trust:top25%=native,rest=int4"``. Default: as those that the store has, if
-            they are all alike, else ``native``. One store may have experts of several schemes.
+        scheme: How experts are stored: ``native``, or with losses, from ``int8`` down to ``int2``; or by what
+            ``profile`` says of each layer's experts, such as ``"trust:top25%=native,rest=int4"``. Default: as those
+            that the store has, if they are all alike, else ``native``. One store may have experts of several schemes.
+        expert_schemes: How each expert is stored, and each matrix of it, instead of ``scheme``: a JSON file, or a
+            mapping that is like one, such as ``{"schema_version": 1, "rest": "int3", "experts":
+            {"text/mlp-layer-000/00005": {"gate_up_proj": "int2", "down_proj": "int4"}}}``. Experts that are not named
+            have the scheme of ``rest``, and without that the one that ``scheme`` would have by default.
         dense_scheme: How weights of linear layers outside experts are stored: one scheme, such as ``"int8"``, or one
             for each part of the model, such as ``{"attention": "int8", "encoders": "native", "rest": "int4"}``, or the
             same as a text, ``"attention=int8,encoders=native,rest=int4"``. ``rest`` is for the parts that are not
@@ -190,6 +196,7 @@ def extract(
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
+    by_expert = chosen_schemes(expert_schemes, scheme)
     _check_selection(experts, layers, top, by_trust, profile, domain, modalities)
     need_checkpoint(
         checkpoint, "`coterie quantize` makes a smaller store of a store; what one lacks is added from its checkpoint."
@@ -197,16 +204,18 @@ def extract(
     origin = CheckpointOrigin.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
     request = DenseRequest.parse(dense_scheme)
-    undecided = scheme is None and dense_scheme is None and not is_store(root)
+    undecided = scheme is None and by_expert is None and dense_scheme is None and not is_store(root)
     one_scheme, otherwise = _schemes(root, None if by_trust else scheme)
     if otherwise is None:
-        lossy = by_trust is not None or one_scheme != NATIVE
+        lossy = by_trust is not None or by_expert is not None or one_scheme != NATIVE
         otherwise = default_dense_schemes(origin.model.config, request, lossy_experts=lossy)
     dense_schemes = settle_dense_schemes(origin, request, otherwise)
     scheme_of: str | SchemeOf = one_scheme
     if by_trust is not None and profile is not None:
         schemes = by_trust.schemes(origin.keys(), profile, origin.identity, domain=domain, modalities=modalities)
         scheme_of = schemes.__getitem__
+    if by_expert is not None:
+        scheme_of = by_expert.of(origin, lambda key: one_scheme).__getitem__
     if top is None or profile is None:
         sizes = {key: bank.bank.num_experts for key, bank in origin.model.banks.items()}
         chosen = select_experts(sizes, experts, layers)

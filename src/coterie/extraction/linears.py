@@ -145,7 +145,7 @@ def stored_rows(codes: TensorInfo, scales: TensorInfo, scheme: Scheme, dtype: to
     Raises:
         CheckpointFileError: If it cannot be read.
     """
-    columns = codes.shape[1] * scheme.form.values_per_element
+    columns = scheme.form.values(codes.shape[1])
     height = max(1, _VALUES // columns)
     for pair in zip(_bands(codes, height), _bands(scales, height), strict=True):
         yield scheme.dequantise((read_tensor(pair[0]), read_tensor(pair[1])), columns, dtype)

@@ -14,12 +14,12 @@ from coterie.errors import QuantisationError, UsageError
 from coterie.extraction.calibrating import Calibrator
 from coterie.hf.banks import ExpertBank
 from coterie.origins import Origin
-from coterie.quant import Scheme, StoredMatrix, dequantise, lossy_scheme
+from coterie.quant import StoredMatrix, dequantise, lossy_scheme
 from coterie.quant.calibrated import MatrixError
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.records import RecordReader
 from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
-from coterie.spec.encodings import NATIVE
+from coterie.spec.encodings import NATIVE, matrix_schemes, schemes_named
 from coterie.spec.parameters import StoredParameter, plan_record
 
 if TYPE_CHECKING:
@@ -40,18 +40,22 @@ def record_layouts(origin: Origin, scheme: str = NATIVE) -> dict[BankKey, Record
     Raises:
         UsageError: If there is no such scheme.
     """
-    lossy = lossy_scheme(scheme)
     numbered: dict[str, list[RecordLayout]] = {}
     layouts: dict[BankKey, RecordLayout] = {}
     for key in sorted(origin.model.banks):
         bank = origin.model.banks[key]
-        layout = bank.layout if lossy is None else BankQuantiser.of(bank.bank, bank.layout, lossy).layout
+        layout = bank.layout if scheme == NATIVE else BankQuantiser.of(bank.bank, bank.layout, scheme).layout
         known = numbered.setdefault(layout.name, [])
         if layout not in known:
             known.append(layout)
         number = known.index(layout)
         layouts[key] = layout if number == 0 else replace(layout, name=f"{layout.name};{number + 1}")
     return layouts
+
+
+def matrix_names(bank: ExpertBank) -> tuple[str, ...]:
+    """The parameters of a bank's experts that may be in a scheme, in order."""
+    return tuple(name for name, shape in bank.parameters.items() if len(shape) == 2)
 
 
 def one_scheme(scheme: str | SchemeOf) -> SchemeOf:
@@ -65,10 +69,12 @@ def check_smaller(what: str, have: str, want: str) -> None:
     Raises:
         UsageError: With both.
     """
-    for scheme in (have, want):
+    for scheme in schemes_named(have) | schemes_named(want):
         if scheme not in _BY_SIZE:
             raise UsageError.unknown("scheme", scheme, list(_BY_SIZE))
-    if _BY_SIZE.index(want) < _BY_SIZE.index(have):
+    count = max(one.count("+") for one in (have, want)) + 1
+    pairs = zip(matrix_schemes(have, count), matrix_schemes(want, count), strict=True)
+    if any(_BY_SIZE.index(new) < _BY_SIZE.index(old) for old, new in pairs):
         raise UsageError(
             f"{what} stored as {have}; as {want} they would be larger and no better.",
             advice="Make the store from the checkpoint, or from a store that is still native.",
@@ -92,7 +98,7 @@ class BankQuantiser:
         stored: Layout of what it is made of.
         parameters: How the stored record has each parameter.
         dtypes: Dtype of each parameter in the model.
-        matrices: The parameters that are quantised; the others (biases) stay as they are.
+        matrices: The parameters that are quantised; the others, such as biases, stay as they are.
     """
 
     layout: RecordLayout
@@ -102,25 +108,40 @@ class BankQuantiser:
     matrices: Mapping[str, StoredMatrix] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, bank: ExpertBank, stored: RecordLayout, scheme: Scheme) -> BankQuantiser:
-        """For the records of one layout of a bank."""
+    def of(cls, bank: ExpertBank, stored: RecordLayout, scheme: str) -> BankQuantiser:
+        """For the records of one layout of a bank.
+
+        Args:
+            bank: The bank.
+            stored: The layout.
+            scheme: One for all matrices, or one for each, joined by ``+``. What is in its scheme already, or is to be
+                native, stays as it is.
+
+        Raises:
+            UsageError: If there is no such scheme.
+        """
         transposed = "transposed" in bank.variant
         parameters = plan_record(stored, bank.parameters, str(bank.key))
+        names = matrix_names(bank)
+        try:
+            wanted = dict(zip(names, map(lossy_scheme, matrix_schemes(scheme, len(names))), strict=True))
+        except ValueError as error:
+            raise UsageError(f"{bank.key}: {error}.", scheme=scheme) from None
         matrices = {
-            name: StoredMatrix(parameter=name, shape=shape, scheme=scheme, transposed=transposed)
-            for name, shape in bank.parameters.items()
-            if len(shape) == 2
+            name: StoredMatrix(parameter=name, shape=bank.parameters[name], scheme=one, transposed=transposed)
+            for name, one in wanted.items()
+            if one is not None and parameters[name].encoding is not one.form
         }
         fields: list[tuple[str, str, tuple[int, ...]]] = []
         for name in bank.parameters:
             matrix = matrices.get(name)
             if matrix is None:
-                place = stored.fields[parameters[name].positions[0]]
-                fields.append((place.name, place.dtype, place.shape))
+                places = (stored.fields[position] for position in parameters[name].positions)
+                fields += [(place.name, place.dtype, place.shape) for place in places]
             else:
                 fields += matrix.fields()
         short = "|".join(name.replace("_proj", "") for name in bank.parameters)
-        name = ";".join(filter(None, (short, bank.variant, scheme.name)))
+        name = ";".join(filter(None, (short, bank.variant, scheme)))
         return cls(
             layout=RecordLayout.build(name, fields),
             stored=stored,
@@ -169,7 +190,7 @@ class BankQuantiser:
         """What is stored of one parameter, and what it is off by if codes were chosen for it."""
         stored = self.parameters[name]
         if name not in self.matrices:
-            return (tensors[stored.positions[0]],), None
+            return tuple(tensors[position] for position in stored.positions), None
         return self._parts(key, self.matrices[name], dequantise(stored, tensors, self.dtypes[name]), calibrator)
 
     def _parts(
@@ -241,10 +262,10 @@ class SchemedExperts:
         """
         if self.is_there(key):
             return self._origin.read_into(key, record)
-        scheme = lossy_scheme(self._scheme_of(key))
-        assert scheme is not None, "what is native is there"
+        scheme = self._scheme_of(key)
+        assert scheme != NATIVE, "what is native is there"
         stored = self._origin.layout(key)
-        place = key.bank_key, scheme.name, stored
+        place = key.bank_key, scheme, stored
         if place not in self._quantisers:
             self._quantisers[place] = BankQuantiser.of(self._origin.model.banks[key.bank_key].bank, stored, scheme)
         quantiser = self._quantisers[place]

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from coterie.errors import UsageError
 from coterie.extraction.calibrating import Calibration
 from coterie.extraction.dense import parts_with_linears
 from coterie.extraction.dense_choice import settle_dense_schemes
+from coterie.extraction.expert_schemes import chosen_schemes
 from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
@@ -33,6 +35,7 @@ def quantize(
     store: str | Path,
     *,
     scheme: str | None = None,
+    expert_schemes: str | Path | Mapping[str, Any] | None = None,
     dense_scheme: str | Mapping[str, str] | None = None,
     calibration: Calibration | None = None,
     profile: str | Path | None = None,
@@ -51,8 +54,10 @@ def quantize(
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``. It is not changed.
         store: The new store's directory.
-        scheme: How experts are stored: ``int8`` or ``int4``, or by what ``profile`` says of each layer's experts, such
-            as ``"trust:top25%=native,rest=int4"``. Default: each as it is.
+        scheme: How experts are stored: from ``int8`` down to ``int2``, or by what ``profile`` says of each layer's
+            experts, such as ``"trust:top25%=native,rest=int4"``. Default: each as it is.
+        expert_schemes: How each expert is stored, and each matrix of it, instead of ``scheme``: a file or a mapping, as
+            in :func:`extract`. Experts that it says nothing of stay as they are.
         dense_scheme: How weights of linear layers outside experts are stored: one scheme, or schemes by part, as in
             :func:`extract`. Default: each as it is.
         calibration: What the codes of experts are chosen by, such as :class:`coterie.calibration.Calibration`; by
@@ -76,6 +81,7 @@ def quantize(
     start = monotonic()
     check_new_name(store)
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
+    by_expert = chosen_schemes(expert_schemes, scheme)
     if (by_trust is None) != (profile is None):
         raise UsageError(
             "A profile and a scheme by trust go together.",
@@ -84,7 +90,7 @@ def quantize(
     if scheme is not None and by_trust is None:
         lossy_scheme(scheme)
     request = DenseRequest.parse(dense_scheme)
-    if scheme in (None, NATIVE) and request.only_native:
+    if scheme in (None, NATIVE) and by_expert is None and request.only_native:
         raise UsageError(
             "Nothing is to be quantised.",
             advice="Say how experts are to be stored (--scheme int4), or linear layers "
@@ -97,7 +103,8 @@ def quantize(
         return extract(
             model,
             store,
-            scheme=scheme or NATIVE,
+            scheme=None if by_expert else scheme or NATIVE,
+            expert_schemes=expert_schemes,
             dense_scheme={REST: NATIVE, **request.named} if request.rest is None else dense_scheme,
             calibration=calibration,
             profile=profile,
@@ -123,6 +130,8 @@ def quantize(
     want = have if scheme is None else dict.fromkeys(have, scheme)
     if by_trust is not None and profile is not None:
         want = by_trust.schemes(have, profile, origin.identity)
+    if by_expert is not None:
+        want = by_expert.of(origin, have.__getitem__)
     changes = sorted({(have[key], want[key]) for key in have})
     for old, new in changes:
         check_smaller("Some experts are", old, new)

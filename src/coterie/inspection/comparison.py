@@ -20,7 +20,7 @@ from coterie.origins import Origin
 from coterie.quant import SCHEMES
 from coterie.records import RecordReader
 from coterie.spec import ExpertKey, RecordLayout
-from coterie.spec.encodings import NATIVE
+from coterie.spec.encodings import NATIVE, schemes_named
 from coterie.store import DenseTensor, Problem, Store
 from coterie.store.names import MAX_SIDE_FILE_BYTES
 from coterie.store.verification import ProblemKind
@@ -100,7 +100,7 @@ class Comparison:
         for bank in sorted(store.banks.keys() - known):
             self._add("foreign", "", str(bank), f"the checkpoint has no bank {bank}")
         keys = [key for key in store.keys() if key.bank_key in known]
-        unknown = next((key for key in keys if store.scheme(key) not in {NATIVE, *SCHEMES}), None)
+        unknown = next((key for key in keys if not schemes_named(store.scheme(key)) <= {NATIVE, *SCHEMES}), None)
         if unknown is not None:
             raise UnsupportedError(
                 f"Expert {unknown} is stored as {store.scheme(unknown)!r}, which this version does not know.",

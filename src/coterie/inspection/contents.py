@@ -16,7 +16,7 @@ from coterie.hf.parts import leaving
 from coterie.inspection.dense_parts import DensePartFacts, dense_part_facts
 from coterie.inspection.planned import planned_footprint, planned_linears
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
-from coterie.inspection.row_batching import RowsFacts, rows_facts, store_rows, unknown_rows
+from coterie.inspection.row_batching import RowsFacts, deciding_schemes, rows_facts, store_rows, unknown_rows
 from coterie.inspection.what_fits import memory_fit, process_nbytes
 from coterie.origins import CheckpointOrigin, StoreOrigin
 from coterie.origins.store_component import StoreComponent, store_component
@@ -249,7 +249,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint, budgets: Sequence[int], plan: Ex
             checkpoint.skeleton,
             checkpoint.keymap,
             linears,
-            {scheme for found in experts.values() for scheme, _ in found},
+            deciding_schemes({scheme for scheme, _ in found} for found in experts.values()),
         ),
         context=default_context(checkpoint.skeleton.config),
         planned=plan is not None,

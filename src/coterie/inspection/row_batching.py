@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from coterie.integration import why_apart, why_not_exact
 from coterie.native import MOST_ROWS
 from coterie.origins import StoreOrigin
 from coterie.spec import Batching
+from coterie.spec.encodings import NATIVE, schemes_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ def rows_facts(
         skeleton: The model on the meta device.
         keymap: Where in it the tensors have their places.
         linears: Weights of linear layers that are stored in a scheme, by their names in the checkpoint.
-        schemes: Those of the experts; with an empty one for experts that are absent.
+        schemes: Those of the experts, by :func:`deciding_schemes`; with an empty one for experts that are absent.
         component: Of the model, only this component is asked about.
     """
     stored = {
@@ -58,6 +59,19 @@ def rows_facts(
     return {"exact": _facts(exact), "fast": _facts(fast)}
 
 
+def deciding_schemes(banks: Iterable[Collection[str]]) -> set[str]:
+    """What decides how experts are computed: the lossy schemes, and ``native`` if all experts of a bank are so.
+
+    Args:
+        banks: The schemes of the records of each bank.
+    """
+    found: set[str] = set()
+    for names in banks:
+        schemes: set[str] = set().union(*map(schemes_named, names))
+        found |= schemes - {NATIVE} or schemes
+    return found
+
+
 def unknown_rows(why: str) -> dict[Batching, RowsFacts]:
     """The same of a model that cannot be opened."""
     unknown = RowsFacts(rows=None, why=why)
@@ -68,7 +82,7 @@ def store_rows(origin: StoreOrigin, component: str | None = None) -> dict[Batchi
     """The same of a store's model, or of a component of it."""
     model, manifest = origin.model, origin.store.manifest
     banks = [bank for bank in manifest.banks if component in (None, bank.key.component)]
-    schemes = {record.scheme for bank in banks for record in bank.records.values()}
+    schemes = deciding_schemes({record.scheme for record in bank.records.values()} for bank in banks)
     if any(bank.num_experts - len(bank.weightless) > len(bank.records) for bank in banks):
         schemes.add("")
     return rows_facts(model.skeleton, model.keymap, origin.linears, schemes, component)

@@ -16,6 +16,7 @@ from coterie.hf.caches import let_go_of_kept
 from coterie.hf.configs import check_architecture
 from coterie.hf.last_logits import output_head
 from coterie.integration.adapters import AdapterSite, adapt
+from coterie.integration.grouped_attention import share_keys_and_values
 from coterie.integration.linear import QuantisedLinears
 from coterie.integration.missing import adapt_block
 from coterie.kernels import StackedProduct, TokenKernel
@@ -116,6 +117,7 @@ class Attachment:
             for twin in twins:
                 twin.count_with(first)
             self.banks[bank.key], self._twins[bank.key] = first, twins
+        share_keys_and_values(model)
         self.dense_shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         tied = getattr(model, "all_tied_weights_keys", None)
         if tied:

@@ -14,20 +14,22 @@ from torch import nn
 from coterie import native
 from coterie.cache import BankView, Tensors
 from coterie.errors import LoadError
-from coterie.native import ExpertsKernel, Library, TokenState, library
+from coterie.native import ExpertsKernel, Library, Located, Places, TokenState, library
 from coterie.native.experts import ACTIVATIONS
 from coterie.passes.bank import StreamedBank
 from coterie.passes.contributions import Contributions, Written
 from coterie.passes.current import Pass
 from coterie.passes.decoder import BankDecoder, FieldDecoder
+from coterie.spec.encodings import NATIVE
+from coterie.spec.parameters import StoredParameter
 
 _UP, _DOWN = "gate_up_proj", "down_proj"
 
-_Places = tuple[int, int, int, int]
-
 
 class QuantisedExperts:
-    """The experts of a bank whose records are all of one lossy scheme, by the native library.
+    """The experts of a bank whose matrices are in lossy schemes, each in its own, by the native library.
+
+    Some may be native in bfloat16. Where all are, experts have the bits of stock transformers, not computed here.
 
     Args:
         streamed: The bank, connected.
@@ -39,8 +41,8 @@ class QuantisedExperts:
         self._streamed = streamed
         self._decoder = decoder
         self._kernel = kernel
-        # Of the four fields from a record's first one, which are the same in every slot; by expert, once it was met.
-        self._distances: list[_Places | None] = [None] * streamed.bank.num_experts
+        # Where its fields are, counted from the first one, which is the same in every slot; by expert, once it was met.
+        self._distances: list[Places | None] = [None] * streamed.bank.num_experts
 
     @classmethod
     def of(cls, streamed: StreamedBank, activation: nn.Module | None) -> QuantisedExperts | None:
@@ -54,14 +56,13 @@ class QuantisedExperts:
         name = activation_name(activation)
         if found is None or decoder is None or name is None or bank.dtypes[_UP] != torch.bfloat16:
             return None
-        schemes = {scheme_of(one) for one in decoder.decoders}
-        scheme = schemes.pop() if len(schemes) == 1 else None
+        schemes = bank_schemes(decoder)
         width, inner = bank.parameters[_DOWN]
-        if scheme is None or bank.parameters[_UP] != (2 * inner, width):
+        if schemes is None or bank.parameters[_UP] != (2 * inner, width):
             return None
-        if not ExpertsKernel.served(found, scheme=scheme, activation=name, width=width, inner=inner):
+        if not ExpertsKernel.served(found, schemes=schemes, activation=name, width=width, inner=inner):
             return None
-        return cls(streamed, decoder, _kernel(found, scheme, name, bank.num_experts, width, inner))
+        return cls(streamed, decoder, _kernel(found, schemes, name, bank.num_experts, width, inner))
 
     def serves(self, hidden_TD: torch.Tensor) -> bool:
         """Whether this input is computed here."""
@@ -107,36 +108,37 @@ class QuantisedExperts:
         return result
 
     def token_experts(self) -> TokenExperts | None:
-        """For a decode step, by one call; None where experts are absent or their records differ."""
-        layouts, view = self._decoder.by_layout, self._streamed.view
-        if self._streamed.missing is not None or view is None or len(layouts) != 1:
+        """For a decode step, by one call; None where experts are absent."""
+        view = self._streamed.view
+        if self._streamed.missing is not None or view is None:
             return None
-        ((layout, decoder),) = layouts.items()
-        a, b, c, d = (layout.fields[i].offset for name in (_UP, _DOWN) for i in decoder.parameters[name].positions)
-        addresses = view.addresses(self._kernel.library, layout)
-        return TokenExperts(self._streamed, view, native.TokenExperts(self._kernel, addresses, (a, b, c, d)))
+        places = [_places(self._decoder.of(key)) for key in self._streamed.keys]
+        addresses = view.addresses(self._kernel.library)
+        return TokenExperts(self._streamed, view, native.TokenExperts(self._kernel, addresses, places))
 
-    def _locate(self, expert: int, tensors: Tensors) -> tuple[int, int, int, int, int]:
+    def _locate(self, expert: int, tensors: Tensors) -> Located:
         distances = self._distances[expert]
         if distances is None:
             distances = self._distances[expert] = self._measure(expert, tensors)
         first = tensors[0].data_ptr()
-        return (expert, first + distances[0], first + distances[1], first + distances[2], first + distances[3])
+        up, codes, scales, down, more, others = distances
+        return (expert, up, first + codes, first + scales, down, first + more, first + others)
 
-    def _measure(self, expert: int, tensors: Tensors) -> _Places:
+    def _measure(self, expert: int, tensors: Tensors) -> Places:
         key = self._streamed.keys[expert]
         decoder = self._decoder.of(key)
-        if scheme_of(decoder) != self._kernel.scheme:
+        schemes = matrix_schemes(decoder)
+        if schemes is None or not self._kernel.schemes.issuperset(schemes):
             raise LoadError(
-                f"Expert {key} is not stored as {self._kernel.scheme}, as others of its bank are.",
+                f"Expert {key} is stored in another way than the experts that its bank had before.",
                 advice="The store has changed since it was opened; open it again.",
                 key=key,
             )
-        up, down = (tuple(tensors[i] for i in decoder.parameters[name].positions) for name in (_UP, _DOWN))
-        _, *places = self._kernel.locate(expert, up, down)
-        first = tensors[0].data_ptr()
-        a, b, c, d = (place - first for place in places)
-        return a, b, c, d
+        fields = (tuple(tensors[i] for i in decoder.parameters[name].positions) for name in (_UP, _DOWN))
+        self._kernel.locate(expert, *zip(schemes, fields, strict=True))
+        up, codes, scales, down, more, others = _places(decoder)
+        begin = decoder.layout.fields[0].offset
+        return (up, codes - begin, scales - begin, down, more - begin, others - begin)
 
 
 class TokenExperts:
@@ -188,18 +190,49 @@ class TokenExperts:
 
 
 @functools.cache
-def _kernel(loaded: Library, scheme: str, activation: str, num_experts: int, width: int, inner: int) -> ExpertsKernel:
+def _kernel(
+    loaded: Library, schemes: frozenset[str], activation: str, num_experts: int, width: int, inner: int
+) -> ExpertsKernel:
     """Layers of the same shape share one, and with it its working memory."""
     return ExpertsKernel(
-        loaded, scheme=scheme, activation=activation, num_experts=num_experts, width=width, inner=inner
+        loaded, schemes=schemes, activation=activation, num_experts=num_experts, width=width, inner=inner
     )
 
 
-def scheme_of(decoder: FieldDecoder) -> str | None:
-    """The one scheme in which a record holds both matrices as [outputs, inputs]; None if it is otherwise."""
-    found = [decoder.parameters[name] for name in (_UP, _DOWN)]
-    schemes = {None if one.encoding is None or one.transposed else one.encoding.name for one in found}
-    return schemes.pop() if len(schemes) == 1 else None
+def bank_schemes(decoder: BankDecoder) -> frozenset[str] | None:
+    """The schemes of a bank's matrices.
+
+    None if some are in a form that the native library does not compute with, or all are native.
+    """
+    found: set[str] = set()
+    for one in decoder.decoders:
+        schemes = matrix_schemes(one)
+        if schemes is None:
+            return None
+        found.update(schemes)
+    return frozenset(found) if found - {NATIVE} else None
+
+
+def matrix_schemes(decoder: FieldDecoder) -> tuple[str, str] | None:
+    """The schemes in which a record holds gate_up and down as [outputs, inputs]; None if it holds one otherwise."""
+    up, down = (_scheme(decoder, decoder.parameters[name]) for name in (_UP, _DOWN))
+    return None if up is None or down is None else (up, down)
+
+
+def _scheme(decoder: FieldDecoder, stored: StoredParameter) -> str | None:
+    if stored.encoding is None:
+        return NATIVE if decoder.layout.fields[stored.positions[0]].dtype == "BF16" else None
+    return stored.encoding.name if stored.encoding.name in native.SCHEMES and not stored.transposed else None
+
+
+def _places(decoder: FieldDecoder) -> Places:
+    """Where a record has the fields of its matrices. What is native has no scales."""
+    found: list[int] = []
+    for name, scheme in zip((_UP, _DOWN), matrix_schemes(decoder) or (), strict=True):
+        offsets = [decoder.layout.fields[i].offset for i in decoder.parameters[name].positions]
+        found += [native.EXPERT_SCHEMES.index(scheme), offsets[0], offsets[-1]]
+    up, codes, scales, down, more, others = found
+    return up, codes, scales, down, more, others
 
 
 def activation_name(activation: nn.Module | None) -> str | None:

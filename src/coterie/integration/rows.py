@@ -127,7 +127,7 @@ def rows_together(model: nn.Module, batching: Batching = "exact") -> int:
     """Sequences whose next tokens go through a model in one pass; 1 for no more.
 
     Each with the bits that it has alone, more than one do in models with decoder layers as Qwen3-MoE has them, such as
-    Qwen3-Omni's thinker, that are opened from a store whose experts and linear layers are in int4 or int8, with the
+    Qwen3-Omni's thinker, that are opened from a store whose experts and linear layers are in lossy schemes, with the
     native library. In all others, rows of torch's products have other bits in another number. Where they may have, they
     go through models whose layers all keep tokens, and through no other.
 

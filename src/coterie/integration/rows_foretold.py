@@ -18,7 +18,8 @@ from coterie.integration.followed import known_block
 from coterie.integration.token_layer import LINEARS, known_layer
 from coterie.native import PackedMatrix, library
 from coterie.native.attention import attention_served
-from coterie.native.matmul import SCHEMES
+from coterie.native.matmul import EXPERT_SCHEMES
+from coterie.spec.encodings import NATIVE
 
 
 def why_not_exact(model: Any, linears: Mapping[str, str], schemes: Collection[str]) -> str | None:
@@ -27,7 +28,8 @@ def why_not_exact(model: Any, linears: Mapping[str, str], schemes: Collection[st
     Args:
         model: The skeleton.
         linears: Paths of the linear layers that are stored in a scheme → that scheme.
-        schemes: Those of the experts; with an empty one for experts that are absent.
+        schemes: Those of the experts; ``native`` only if all experts of a layer are so, and an empty one if experts are
+            absent.
     """
     layers = [module for module in model.modules() if isinstance(getattr(module, "self_attn", None), nn.Module)]
     layers = [layer for layer in layers if known_layer(type(layer), type(layer.self_attn))]
@@ -42,16 +44,16 @@ def why_not_exact(model: Any, linears: Mapping[str, str], schemes: Collection[st
     stored = {id(model.get_submodule(path)): scheme for path, scheme in linears.items()}
     native = library()
     if any(id(one) not in stored for one in (*linear, head)):
-        return "not all of its linear layers are stored in int4 or int8"
+        return "not all of its linear layers are stored in a lossy scheme"
     if "" in schemes:
         return "some of its experts are absent"
     if native is None:
         return "the native library was not built"
     forms = {(stored[id(one)], one.in_features) for one in (*linear, head) if isinstance(one, nn.Linear)}
     if not all(PackedMatrix.served(native, scheme, width) for scheme, width in forms):
-        return "not all of its linear layers are stored in int4 or int8"
-    if len(set(schemes)) != 1 or not set(schemes) <= set(SCHEMES):
-        return "its experts are not all stored in int4, or all in int8"
+        return "not all of its linear layers are stored in a lossy scheme"
+    if not set(schemes) <= set(EXPERT_SCHEMES) - {NATIVE}:
+        return "not every layer has experts that are stored in a lossy scheme"
     experts = [layer.mlp.experts for layer in layers]
     sizes = {size for one in experts if uses_common_forward(one) for size in one.down_proj.shape[-2:]}
     if not sizes or not all(PackedMatrix.served(native, one, size) for one in schemes for size in sizes):

@@ -11,7 +11,7 @@ from coterie.native.dense_decoder import DenseDecoder, DenseLayer, DenseNorm, De
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
 from coterie.native.layer import LayerBlock, LayerNorm, LayerParts, LayerRouter, NativeLayer
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
-from coterie.native.matmul import PART_DTYPES, SCHEMES, PackedMatrix
+from coterie.native.matmul import EXPERT_SCHEMES, PART_DTYPES, SCHEMES, PackedMatrix
 from coterie.native.new_memory import touch_when_idle
 from coterie.native.openmp import SETTINGS as WAITING_SETTINGS
 from coterie.native.openmp import Crowd, Waiting, turns_for_long, waiting, waiting_words
@@ -32,6 +32,7 @@ from coterie.native.workspace import Located, PassMemory
 __all__ = [
     "ACTIVATIONS",
     "DEQUANTISED_TO",
+    "EXPERT_SCHEMES",
     "LEVELS",
     "MOST_ROWS",
     "PART_DTYPES",

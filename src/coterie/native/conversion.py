@@ -23,8 +23,8 @@ def quantise(
         library: The library.
         scheme: One of ``SCHEMES``.
         weights_NK: In memory, of a dtype in ``QUANTISED_FROM``.
-        codes: Where the scheme's codes go, contiguous: int4: uint8 [N, ⌈K / 2⌉]; int8: int8 [N, K].
-        scales: Where its scales go, contiguous bfloat16: int4: [N, groups, 2]; int8: [N, groups].
+        codes: Where the scheme's codes go, contiguous, with the dtype and shape of its format.
+        scales: Where its scales go, contiguous bfloat16, with the shape of its format.
 
     Returns:
         The first row that has a weight which is infinite, not a number or beyond bfloat16; codes and scales are then

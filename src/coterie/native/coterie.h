@@ -28,7 +28,26 @@ enum { COTERIE_PORTABLE, COTERIE_LEVELS };
 #define COTERIE_HAS_DOTPROD
 #endif
 
-enum { COTERIE_INT4, COTERIE_INT8, COTERIE_SCHEMES };
+/* Affine schemes come first, by their bits, and bfloat16 as it is comes last. Mirrored in matmul.py. */
+enum {
+    COTERIE_INT2,
+    COTERIE_INT3,
+    COTERIE_INT4,
+    COTERIE_INT5,
+    COTERIE_INT6,
+    COTERIE_INT8,
+    COTERIE_BF16,
+    COTERIE_SCHEMES
+};
+
+/* Whether weight = code * scale + zero. */
+COTERIE_INLINE int coterie_is_affine(int scheme) {
+    return scheme < COTERIE_INT8;
+}
+
+COTERIE_INLINE int coterie_code_bits(int scheme) {
+    return coterie_is_affine(scheme) ? scheme - COTERIE_INT2 + 2 : scheme == COTERIE_INT8 ? 8 : 16;
+}
 
 /* Tokens of one call of a kernel. */
 #define COTERIE_TOKENS 8
@@ -50,9 +69,10 @@ enum { COTERIE_INT4, COTERIE_INT8, COTERIE_SCHEMES };
 
 /* A quantised matrix as it is stored; its rows are outputs.
  *
- * int4: codes [rows, columns / 2], byte j holding column 2j in its lower half and 2j + 1 in its upper half, plus 8;
- *       scales [rows, columns / group, 2] of bfloat16: scale, zero. weight = (stored - 8) * scale + zero.
+ * int2 to int6: codes [rows, columns * bits / 8] in the planes of planes.h, plus half their range;
+ *       scales [rows, columns / group, 2] of bfloat16: scale, zero. weight = (stored - 2^(bits - 1)) * scale + zero.
  * int8: codes [rows, columns], signed; scales [rows, columns / group]. weight = code * scale.
+ * bf16: weights [rows, columns] instead of codes, and no scales.
  * The group is 64 or 32 and divides the columns. Nothing need be aligned.
  */
 typedef struct {
@@ -108,11 +128,11 @@ coterie_gate coterie_gate_of(int level);
 
 /* Bytes of one row's codes, and elements of one row's scales. */
 COTERIE_INLINE int64_t coterie_code_bytes(int scheme, int64_t columns) {
-    return scheme == COTERIE_INT4 ? columns / 2 : columns;
+    return columns / 8 * coterie_code_bits(scheme);
 }
 
 COTERIE_INLINE int64_t coterie_scale_count(int scheme, int64_t columns, int64_t group) {
-    return columns / group * (scheme == COTERIE_INT4 ? 2 : 1);
+    return scheme == COTERIE_BF16 ? 0 : columns / group * (coterie_is_affine(scheme) ? 2 : 1);
 }
 
 /* Threads are those of the OpenMP runtime that torch uses: a second pool would spin against the first. */

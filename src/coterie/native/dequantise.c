@@ -1,7 +1,8 @@
-/* int4 and int8 back to float32 or bfloat16, with the bits of coterie.quant: code times scale, rounded, plus zero,
- * rounded (no fused multiply-add), and only then rounded to bfloat16.
+/* Our schemes back to float32 or bfloat16, with the bits of coterie.quant: code times scale, rounded, plus zero, rounded
+ * (no fused multiply-add), and only then rounded to bfloat16.
  *
- * A group of int4 has sixteen values at most, so these are computed and rounded once, and codes look them up.
+ * A group of int4 has sixteen values at most, so these are computed and rounded once, and codes look them up. Codes of
+ * other affine schemes are unpacked and computed with one by one, in vectors that compilers make of these loops.
  */
 
 #if defined(__x86_64__)
@@ -13,6 +14,7 @@
 #include "bfloat16.h"
 #include "coterie.h"
 #include "groups.h"
+#include "planes.h"
 
 #define INLINE COTERIE_INLINE
 
@@ -51,6 +53,24 @@ INLINE void int4_to_bf16(const uint8_t *codes, const uint16_t *pair, int count, 
         out[2 * j + 1] = rounded[codes[j] >> 4];
     }
     if (count % 2) out[count - 1] = rounded[codes[count / 2] & 15];
+}
+
+INLINE void affine_to_float(const int bits, const uint8_t *lower, const uint8_t *upper, const uint16_t *pair, int count,
+                            float *out) {
+    uint8_t codes[COTERIE_GROUP];
+    float scale = coterie_from_bf16(pair[0]), zero = coterie_from_bf16(pair[1]);
+    coterie_unpack(bits, lower, upper, count, codes);
+    for (int i = 0; i < count; i++) {
+        float product = (float)(codes[i] - COTERIE_ZERO_CODE(bits)) * scale;
+        out[i] = product + zero;
+    }
+}
+
+INLINE void affine_to_bf16(const int bits, const uint8_t *lower, const uint8_t *upper, const uint16_t *pair, int count,
+                           uint16_t *out) {
+    float values[COTERIE_GROUP];
+    affine_to_float(bits, lower, upper, pair, count, values);
+    for (int i = 0; i < count; i++) out[i] = to_bf16(values[i]);
 }
 
 INLINE void int8_to_float(const int8_t *codes, const uint16_t *scale, int count, float *out) {
@@ -148,12 +168,46 @@ INLINE void int4_to_float_neon(const uint8_t *codes, const uint16_t *pair, int c
 #define HALVED(column) ((column) / 2)
 #define WHOLE(column) (column)
 
+/* The same for affine schemes of two planes, or of groups whose values are not looked up. */
+#define AFFINE_ROW(name, target, type, bits, to)                                                                        \
+    static target void name(const void *codes, const uint16_t *scales, int64_t columns, void *out) {                    \
+        const uint8_t *lower = codes;                                                                                   \
+        const uint8_t *upper = lower + coterie_lower_bytes(bits, coterie_filled(bits - 2 + COTERIE_INT2, columns));     \
+        const int size = (int)coterie_group_size(columns);                                                              \
+        for (int64_t first = 0; first < columns; first += size, scales += 2) {                                          \
+            const uint8_t *from = lower + coterie_lower_bytes(bits, first);                                             \
+            const uint8_t *also = upper + coterie_upper_bytes(bits, first);                                             \
+            type *values = (type *)out + first;                                                                         \
+            if (first + size > columns)                                                                                 \
+                to(bits, from, also, scales, (int)(columns - first), values);                                           \
+            else if (size == 64)                                                                                        \
+                to(bits, from, also, scales, 64, values);                                                               \
+            else                                                                                                        \
+                to(bits, from, also, scales, 32, values);                                                               \
+        }                                                                                                               \
+    }
+#define AFFINE_ROWS(bits, level, target)                                                                                \
+    AFFINE_ROW(int##bits##_float_##level, target, float, bits, affine_to_float)                                         \
+    AFFINE_ROW(int##bits##_bf16_##level, target, uint16_t, bits, affine_to_bf16)
+
+AFFINE_ROWS(2, portable, )
+AFFINE_ROWS(3, portable, )
+AFFINE_ROWS(5, portable, )
+AFFINE_ROWS(6, portable, )
 ROW(int4_float_portable, , float, uint8_t, HALVED, 2, int4_to_float, int4_to_float)
 ROW(int4_bf16_portable, , uint16_t, uint8_t, HALVED, 2, int4_to_bf16, int4_to_bf16)
 ROW(int8_float_portable, , float, int8_t, WHOLE, 1, int8_to_float, int8_to_float)
 ROW(int8_bf16_portable, , uint16_t, int8_t, WHOLE, 1, int8_to_bf16, int8_to_bf16)
 #if defined(__x86_64__)
 #define AVX2 __attribute__((target("avx2")))
+AFFINE_ROWS(2, avx2, AVX2)
+AFFINE_ROWS(3, avx2, AVX2)
+AFFINE_ROWS(5, avx2, AVX2)
+AFFINE_ROWS(6, avx2, AVX2)
+AFFINE_ROWS(2, avx512, AVX512)
+AFFINE_ROWS(3, avx512, AVX512)
+AFFINE_ROWS(5, avx512, AVX512)
+AFFINE_ROWS(6, avx512, AVX512)
 ROW(int4_float_avx2, AVX2, float, uint8_t, HALVED, 2, int4_to_float, int4_to_float)
 ROW(int4_bf16_avx2, AVX2, uint16_t, uint8_t, HALVED, 2, int4_to_bf16, int4_to_bf16)
 ROW(int8_float_avx2, AVX2, float, int8_t, WHOLE, 1, int8_to_float, int8_to_float)
@@ -171,16 +225,28 @@ typedef void (*row_function)(const void *codes, const uint16_t *scales, int64_t 
 
 static row_function row_of(int scheme, int level, int is_bf16) {
     static const row_function portable[COTERIE_SCHEMES][2] = {
+        [COTERIE_INT2] = {int2_float_portable, int2_bf16_portable},
+        [COTERIE_INT3] = {int3_float_portable, int3_bf16_portable},
         [COTERIE_INT4] = {int4_float_portable, int4_bf16_portable},
+        [COTERIE_INT5] = {int5_float_portable, int5_bf16_portable},
+        [COTERIE_INT6] = {int6_float_portable, int6_bf16_portable},
         [COTERIE_INT8] = {int8_float_portable, int8_bf16_portable},
     };
 #if defined(__x86_64__)
     static const row_function avx2[COTERIE_SCHEMES][2] = {
+        [COTERIE_INT2] = {int2_float_avx2, int2_bf16_avx2},
+        [COTERIE_INT3] = {int3_float_avx2, int3_bf16_avx2},
         [COTERIE_INT4] = {int4_float_avx2, int4_bf16_avx2},
+        [COTERIE_INT5] = {int5_float_avx2, int5_bf16_avx2},
+        [COTERIE_INT6] = {int6_float_avx2, int6_bf16_avx2},
         [COTERIE_INT8] = {int8_float_avx2, int8_bf16_avx2},
     };
     static const row_function avx512[COTERIE_SCHEMES][2] = {
+        [COTERIE_INT2] = {int2_float_avx512, int2_bf16_avx512},
+        [COTERIE_INT3] = {int3_float_avx512, int3_bf16_avx512},
         [COTERIE_INT4] = {int4_float_avx512, int4_bf16_avx512},
+        [COTERIE_INT5] = {int5_float_avx512, int5_bf16_avx512},
+        [COTERIE_INT6] = {int6_float_avx512, int6_bf16_avx512},
         [COTERIE_INT8] = {int8_float_avx512, int8_bf16_avx512},
     };
     if (level >= COTERIE_AVX512BF16) return avx512[scheme][is_bf16];

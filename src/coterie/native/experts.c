@@ -12,9 +12,10 @@ enum { CHUNK = 128, GRAIN = 32, LANES = 8 };
 
 typedef struct {
     const experts_call *call;
+    /* Of the matrix at hand. */
     const coterie_kernel *kernel;
     coterie_gate gate;
-    /* The call's tokens prepared once for all experts, if there is room for them. */
+    /* The call's tokens prepared once for all experts whose kernels read them alike, if there is room for them. */
     int shared;
     int block;
     char *buffer;
@@ -108,35 +109,49 @@ static void measure(const experts_call *call, int thread, int threads) {
     }
 }
 
-static void part_of_experts(void *context, int thread, int threads) {
-    const experts_call *call = context;
-    _Alignas(64) char buffer[COTERIE_PREPARED_BYTES];
-    const coterie_kernel *kernel = coterie_kernel_of((int)call->scheme, (int)call->level);
-    worker own = {.call = call, .kernel = kernel, .gate = coterie_gate_of((int)call->level), .buffer = buffer};
-    int64_t begin, end;
-
-    own.block = coterie_tokens_that_fit(kernel, call->width);
-    own.shared = call->tokens <= own.block;
-    coterie_share(call->inner, GRAIN, thread, threads, &begin, &end);
-    if (own.shared && call->count && begin < end)
-        for (int64_t token = 0; token < call->tokens; token++) prepare_token(&own, token, (int)token);
-    for (int64_t e = 0; e < call->count && begin < end; e++) {
+/* Rows [begin, end) of gate and up of all experts of the call in one scheme that have few tokens. */
+static void all_gate_and_up(worker *own, int scheme, int64_t begin, int64_t end) {
+    const experts_call *call = own->call;
+    const coterie_kernel *before = own->kernel;
+    int ready = 0;
+    for (int64_t e = 0; e < call->count; e++) {
         const int64_t *entry = call->table + e * TABLE_WIDTH;
+        if (scheme_at(entry + TABLE_GATE_UP) != scheme) continue;
+        if (!ready) {
+            own->kernel = coterie_kernel_of(scheme, (int)call->level);
+            own->block = coterie_tokens_that_fit(own->kernel, call->width);
+            own->shared = call->tokens <= own->block;
+            if (own->shared && !(before && before->prepare == own->kernel->prepare))
+                for (int64_t token = 0; token < call->tokens; token++) prepare_token(own, token, (int)token);
+            ready = 1;
+        }
         const coterie_matrix matrix = matrix_at(entry + TABLE_GATE_UP, call->width, call->width_group);
         int64_t at = position_of(call, entry[TABLE_ID]), last = call->offsets[at + 1];
         if (last - call->offsets[at] >= call->many) continue;
-        for (int64_t first = call->offsets[at]; first < last; first += own.block)
-            gate_and_up(&own, &matrix, first, last - first < own.block ? (int)(last - first) : own.block, begin, end);
+        for (int64_t first = call->offsets[at]; first < last; first += own->block)
+            gate_and_up(own, &matrix, first, last - first < own->block ? (int)(last - first) : own->block, begin, end);
     }
+}
+
+static void part_of_experts(void *context, int thread, int threads) {
+    const experts_call *call = context;
+    _Alignas(64) char buffer[COTERIE_PREPARED_BYTES];
+    worker own = {.call = call, .gate = coterie_gate_of((int)call->level), .buffer = buffer};
+    int64_t begin, end;
+
+    coterie_share(call->inner, GRAIN, thread, threads, &begin, &end);
+    if (begin < end)
+        for (int scheme = 0; scheme < COTERIE_SCHEMES; scheme++) all_gate_and_up(&own, scheme, begin, end);
     coterie_barrier(threads);
 
-    own.block = coterie_tokens_that_fit(kernel, call->inner);
     coterie_share(call->width, GRAIN, thread, threads, &begin, &end);
     for (int64_t e = 0; e < call->count && begin < end; e++) {
         const int64_t *entry = call->table + e * TABLE_WIDTH;
         const coterie_matrix matrix = matrix_at(entry + TABLE_DOWN, call->inner, call->inner_group);
         int64_t at = position_of(call, entry[TABLE_ID]), last = call->offsets[at + 1];
         if (last - call->offsets[at] >= call->many) continue;
+        own.kernel = coterie_kernel_of(scheme_at(entry + TABLE_DOWN), (int)call->level);
+        own.block = coterie_tokens_that_fit(own.kernel, call->inner);
         for (int64_t first = call->offsets[at]; first < last; first += own.block)
             down(&own, &matrix, first, last - first < own.block ? (int)(last - first) : own.block, begin, end);
     }

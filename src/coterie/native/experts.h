@@ -6,7 +6,7 @@
 
 /* Mirrored in workspace.py. */
 typedef struct {
-    int64_t scheme, level, threads, activation;
+    int64_t level, threads, activation;
     /* D and F. */
     int64_t width, inner, width_group, inner_group;
     /* What coterie_route wrote. */
@@ -18,7 +18,8 @@ typedef struct {
     /* By place in experts: whether it has been computed; and how many have. */
     uint8_t *done;
     int64_t computed;
-    /* Of this call: count experts, five numbers each: id, and where gate_up's codes and scales and down's are. */
+    /* Of this call: count experts, seven numbers each: id, and for gate_up and for down the scheme, and where codes and
+     * scales are. Each matrix may be in another scheme. */
     int64_t count;
     const int64_t *table;
     /* bfloat16 [tokens, D]. */
@@ -39,10 +40,14 @@ typedef struct {
     float *norms;
 } experts_call;
 
-enum { TABLE_ID, TABLE_GATE_UP, TABLE_DOWN = 3, TABLE_WIDTH = 5 };
+enum { TABLE_ID, TABLE_GATE_UP, TABLE_DOWN = 4, TABLE_WIDTH = 7 };
+
+COTERIE_INLINE int scheme_at(const int64_t *fields) {
+    return (int)fields[0];
+}
 
 COTERIE_INLINE coterie_matrix matrix_at(const int64_t *fields, int64_t columns, int64_t group) {
-    coterie_matrix matrix = {(const uint8_t *)(intptr_t)fields[0], (const uint16_t *)(intptr_t)fields[1], columns,
+    coterie_matrix matrix = {(const uint8_t *)(intptr_t)fields[1], (const uint16_t *)(intptr_t)fields[2], columns,
                              group};
     return matrix;
 }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
 from coterie.errors import UsageError
 from coterie.native.library import Library
-from coterie.native.matmul import SCHEMES, PackedMatrix, check_fields, group_of
+from coterie.native.matmul import EXPERT_SCHEMES, check_fields, group_of, rows_served
 from coterie.native.workspace import ExpertsCall, Located, PassMemory, Workspace
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 """Activations that the library computes; their order is that of the C code."""
+
+SchemedFields = tuple[str, Sequence[torch.Tensor]]
+"""The scheme of a matrix, and its fields."""
 
 
 class ExpertsKernel:
@@ -27,14 +30,14 @@ class ExpertsKernel:
 
     Args:
         library: The library.
-        scheme: Name of the experts' scheme.
+        schemes: Those of ``EXPERT_SCHEMES`` in which matrices of experts may be; each may be in another.
         activation: One of ``ACTIVATIONS``.
         num_experts: E; ids from E on are left out.
         width: D.
         inner: F; gate_up is [2F, D], gate first, and down [D, F].
 
     Attributes:
-        library: That given, as are ``scheme``, ``activation``, ``num_experts``, ``width`` and ``inner``.
+        library: That given, as are ``schemes``, ``activation``, ``num_experts``, ``width`` and ``inner``.
         least_rows: Tokens of one expert from which on they are computed together.
 
     Raises:
@@ -42,12 +45,13 @@ class ExpertsKernel:
     """
 
     def __init__(
-        self, library: Library, *, scheme: str, activation: str, num_experts: int, width: int, inner: int
+        self, library: Library, *, schemes: Collection[str], activation: str, num_experts: int, width: int, inner: int
     ) -> None:
-        if not self.served(library, scheme=scheme, activation=activation, width=width, inner=inner):
+        if not self.served(library, schemes=schemes, activation=activation, width=width, inner=inner):
+            named = ", ".join(sorted(schemes))
             raise UsageError(
-                f"Experts [{2 * inner}, {width}] in scheme {scheme!r} with activation {activation!r} are not served.",
-                scheme=scheme,
+                f"Experts [{2 * inner}, {width}] in {named} with activation {activation!r} are not served.",
+                schemes=tuple(sorted(schemes)),
                 activation=activation,
                 width=width,
                 inner=inner,
@@ -55,40 +59,53 @@ class ExpertsKernel:
         if library.functions.coterie_experts_call_bytes() != _CALL_BYTES:
             raise AssertionError("experts_call and its mirror differ")
         self.library = library
-        self.scheme = scheme
+        self.schemes = frozenset(schemes)
         self.activation = activation
         self.num_experts = num_experts
         self.width = width
         self.inner = inner
         self.least_rows = int(library.functions.coterie_gemm_least_rows(library.level))
         self._shape = (
-            SCHEMES.index(scheme), library.level, ACTIVATIONS.index(activation), width, inner,
-            group_of(width), group_of(inner),
+            library.level, ACTIVATIONS.index(activation), width, inner, group_of(width), group_of(inner),
         )  # fmt: skip
         # Taken out while in use, so that no two threads have the same one.
         self._idle: list[Workspace] = []
 
     @staticmethod
-    def served(library: Library, *, scheme: str, activation: str, width: int, inner: int) -> bool:
+    def served(library: Library, *, schemes: Collection[str], activation: str, width: int, inner: int) -> bool:
         """Whether the library computes such experts."""
-        return activation in ACTIVATIONS and all(PackedMatrix.served(library, scheme, size) for size in (width, inner))
+        return activation in ACTIVATIONS and all(
+            scheme in EXPERT_SCHEMES and rows_served(library, scheme, size)
+            for scheme in schemes
+            for size in (width, inner)
+        )
 
-    def locate(self, expert: int, gate_up: Sequence[torch.Tensor], down: Sequence[torch.Tensor]) -> Located:
+    def locate(self, expert: int, gate_up: SchemedFields, down: SchemedFields) -> Located:
         """Checks an expert's fields and notes where they are.
 
         The result is good for as long as the tensors stay where they are.
 
         Args:
             expert: Its id.
-            gate_up: Codes and scales of gate_up, as :class:`PackedMatrix` has them.
+            gate_up: Scheme of gate_up, and its codes and scales, as :class:`PackedMatrix` has them, or if it is native
+                the matrix alone, bfloat16.
             down: Those of down.
 
         Raises:
             UsageError: If they are not such fields.
         """
-        check_fields(self.scheme, (2 * self.inner, self.width), *gate_up)
-        check_fields(self.scheme, (self.width, self.inner), *down)
-        return (expert, gate_up[0].data_ptr(), gate_up[1].data_ptr(), down[0].data_ptr(), down[1].data_ptr())
+        return (
+            expert,
+            *self._place(gate_up, (2 * self.inner, self.width)),
+            *self._place(down, (self.width, self.inner)),
+        )
+
+    def _place(self, matrix: SchemedFields, shape: tuple[int, int]) -> tuple[int, int, int]:
+        scheme, fields = matrix
+        if scheme not in self.schemes:
+            raise UsageError.unknown("scheme", scheme, sorted(self.schemes))
+        check_fields(scheme, shape, fields)
+        return EXPERT_SCHEMES.index(scheme), fields[0].data_ptr(), fields[1].data_ptr() if len(fields) > 1 else 0
 
     def begin(
         self,
@@ -146,7 +163,7 @@ class ExpertsKernel:
         workspace = Workspace(self.library, max(tokens, 1), max(choices, 1), self.num_experts)
         call = workspace.call
         (
-            call.scheme, call.level, call.activation, call.width, call.inner, call.width_group, call.inner_group,
+            call.level, call.activation, call.width, call.inner, call.width_group, call.inner_group,
         ) = self._shape  # fmt: skip
         return workspace
 

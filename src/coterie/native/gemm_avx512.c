@@ -1,9 +1,10 @@
 /* Matrix products by AVX-512 with BF16, and by AMX.
  *
  * Both multiply pairs of bfloat16 and add in float32. A panel is [columns / 32][2 halves][16 rows][32], each [16][32] a
- * tile of 1 KiB; a block is [columns / 32][16 pairs][16 tokens][2]. int4 is decoded by looking codes up in a table of
- * the group's sixteen values. Lane l of 64 bytes of codes holds columns 4l to 4l + 3, so that step s of four has columns
- * 4l + s, and blocks are packed in the same order; where 128 columns are not full, zeros fill them.
+ * tile of 1 KiB; a block is [columns / 32][16 pairs][16 tokens][2]. Affine schemes of up to 4 bits are decoded by looking
+ * codes up in a table of the group's values. Of 128 columns, 16-bit lane l of a plane, made as wide as that, holds columns
+ * 4l to 4l + 3, so that step s of four has columns 4l + s, and blocks are packed in the same order; where 128 columns are
+ * not full, zeros fill them.
  */
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -11,6 +12,7 @@
 
 #include "bfloat16.h"
 #include "gemm.h"
+#include "planes.h"
 
 #define SETS "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"
 #define TARGET __attribute__((target(SETS)))
@@ -24,14 +26,14 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 
 #include "activation_lanes.h"
 
-/* Columns of a step, bytes of a tile, columns of a load of int4 codes. */
+/* Columns of a step, bytes of a tile, columns of a load of an affine scheme's codes. */
 enum { STEP = 32, TILE = 1024, LOAD = 128 };
 
 /* Loads of codes between asking for them and using them. */
 enum { AHEAD = 8 };
 
 COTERIE_INLINE int64_t steps_of(int scheme, int64_t columns) {
-    return scheme == COTERIE_INT4 ? (columns + LOAD - 1) / LOAD * (LOAD / STEP) : columns / STEP;
+    return coterie_is_affine(scheme) ? (columns + LOAD - 1) / LOAD * (LOAD / STEP) : columns / STEP;
 }
 
 static int64_t block_bytes(int scheme, int64_t columns) {
@@ -69,7 +71,7 @@ INLINE void transpose(__m512i x[16]) {
 
 /* Where pair j of the 32 columns from `first` on lies in a block. */
 INLINE char *place(int scheme, void *block, int64_t first, int j) {
-    if (scheme == COTERIE_INT4) {
+    if (coterie_is_affine(scheme)) {
         int64_t step = first / LOAD * (LOAD / STEP) + j % 4, pair = first % LOAD / 8 + j / 4;
         return (char *)block + step * TILE + pair * 64;
     }
@@ -86,47 +88,105 @@ TARGET static void pack(int scheme, const uint16_t *const *tokens, int64_t begin
         __m512i x[16];
         for (int t = 0; t < COTERIE_BLOCK; t++) {
             x[t] = tokens[t] && first < end ? _mm512_loadu_si512(tokens[t] + first) : _mm512_setzero_si512();
-            if (scheme == COTERIE_INT4) x[t] = _mm512_shuffle_epi8(x[t], order);
+            if (coterie_is_affine(scheme)) x[t] = _mm512_shuffle_epi8(x[t], order);
         }
         transpose(x);
         for (int j = 0; j < 16; j++) _mm512_store_si512(place(scheme, block, first, j), x[j]);
     }
 }
 
-/* The sixteen values of a group with this (scale, zero); broadcast from memory, which costs no shuffle. */
-INLINE __m512 values_of(const uint16_t *pair) {
-    const __m512 codes = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+/* Scale and zero; broadcast from memory, which costs no shuffle. */
+typedef struct {
+    __m512 scale, zero;
+} broadcast_pair;
+
+INLINE broadcast_pair pair_of(const uint16_t *pair) {
     int bits;
     memcpy(&bits, pair, 4);
     __m512i both = _mm512_set1_epi32(bits);
-    __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-    __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
-    return _mm512_fmadd_ps(codes, scale, zero);
+    return (broadcast_pair){_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
+                            _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)))};
 }
 
-INLINE __m512i values_of_two(const uint16_t *pairs, int count) {
-    return (__m512i)_mm512_cvtne2ps_pbh(count > 1 ? values_of(pairs + 2) : _mm512_setzero_ps(), values_of(pairs));
+/* What the codes that are stored as 0 to 15 stand for in a group with this (scale, zero). */
+INLINE __m512 values_of(const int bits, const uint16_t *pair) {
+    const __m512 stored = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const broadcast_pair both = pair_of(pair);
+    return _mm512_fmadd_ps(_mm512_sub_ps(stored, _mm512_set1_ps(COTERIE_ZERO_CODE(bits))), both.scale, both.zero);
+}
+
+INLINE __m512i values_of_two(const int bits, const uint16_t *pairs, int count) {
+    return (__m512i)_mm512_cvtne2ps_pbh(count > 1 ? values_of(bits, pairs + 2) : _mm512_setzero_ps(),
+                                        values_of(bits, pairs));
+}
+
+/* One plane of 128 columns, of which `left` are there, or more: 16-bit lane l has the parts of columns 4l to 4l + 3. */
+INLINE __m512i lanes_of(const int width, const uint8_t *plane, int64_t left) {
+    const int64_t bytes = left < LOAD ? left * width / 8 : LOAD * width / 8;
+    if (width == 4) return _mm512_maskz_loadu_epi8((__mmask64)-1 >> (64 - bytes), plane);
+    __m256i packed = _mm256_maskz_loadu_epi8((__mmask32)-1 >> (32 - bytes), plane);
+    if (width == 2) return _mm512_cvtepu8_epi16(packed);
+    __m512i bytes_apart = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(packed));
+    return _mm512_and_si512(_mm512_or_si512(bytes_apart, _mm512_slli_epi32(bytes_apart, 12)),
+                            _mm512_set1_epi16(15));
+}
+
+INLINE __m512i moved(__m512i x, const int up) {
+    return up >= 0 ? _mm512_slli_epi16(x, up) : _mm512_srli_epi16(x, -up);
+}
+
+/* The stored codes of step s. */
+INLINE __m512i codes_of(const int bits, const int s, __m512i lower, __m512i upper) {
+    const int below = COTERIE_LOWER(bits), above = COTERIE_UPPER(bits);
+    __m512i codes = _mm512_and_si512(_mm512_srli_epi16(lower, below * s),
+                                     _mm512_set1_epi16(COTERIE_LOWER_MASK(bits)));
+    if (!above) return codes;
+    __m512i parts = _mm512_and_si512(moved(upper, below - above * s), _mm512_set1_epi16(COTERIE_UPPER_MASK(bits)));
+    return _mm512_or_si512(codes, parts);
+}
+
+/* Sixteen of a step's codes, in groups of 64 all in one, of 32 in two. */
+INLINE __m512 computed(const int bits, __m256i codes, broadcast_pair first, broadcast_pair second) {
+    const __m512 stored = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(codes));
+    const __m512 scale = _mm512_mask_mov_ps(first.scale, 0xff00, second.scale);
+    const __m512 zero = _mm512_mask_mov_ps(first.zero, 0xff00, second.zero);
+    return _mm512_fmadd_ps(_mm512_sub_ps(stored, _mm512_set1_ps(COTERIE_ZERO_CODE(bits))), scale, zero);
 }
 
 /* 128 columns of a row, or as many as are left of it, with the scales of their groups: four steps, `stride` bytes
  * apart. */
-INLINE void decode_int4(const uint8_t *codes, const uint16_t *scales, const int64_t group, int64_t left, char *to,
-                        int64_t stride) {
-    const __m512i low = _mm512_set1_epi16(15);
+INLINE void decode_affine(const int bits, const uint8_t *lower_plane, const uint8_t *upper_plane, const uint16_t *scales,
+                          const int64_t group, int64_t left, char *to, int64_t stride) {
     const int groups = (int)(left / group);
-    const __mmask64 present = left < LOAD ? (__mmask64)-1 >> (64 - left / 2) : (__mmask64)-1;
-    __m512i packed = _mm512_maskz_loadu_epi8(present, codes);
-    __m512i table = values_of_two(scales, groups), rest = table;
+    const __m512i lower = lanes_of(COTERIE_LOWER(bits), lower_plane, left);
+    const __m512i upper = COTERIE_UPPER(bits) ? lanes_of(COTERIE_UPPER(bits), upper_plane, left) : lower;
+    if (bits > 4) {
+        broadcast_pair pairs[4];
+        for (int part = 0; part < 4; part++) {
+            const int of = group == 32 ? part : part / 2;
+            pairs[part] = of < groups ? pair_of(scales + 2 * of)
+                                      : (broadcast_pair){_mm512_setzero_ps(), _mm512_setzero_ps()};
+        }
+#pragma GCC unroll 4
+        for (int s = 0; s < 4; s++) {
+            const __m512i codes = codes_of(bits, s, lower, upper);
+            const __m512 first = computed(bits, _mm512_castsi512_si256(codes), pairs[0], pairs[1]);
+            const __m512 second = computed(bits, _mm512_extracti64x4_epi64(codes, 1), pairs[2], pairs[3]);
+            _mm512_store_si512(to + s * stride, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+        }
+        return;
+    }
+    __m512i table = values_of_two(bits, scales, groups), rest = table;
     /* Which group's values: above the code in an index. */
     __m512i above = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
     if (group == 32) {
-        rest = groups > 2 ? values_of_two(scales + 4, groups - 2) : _mm512_setzero_si512();
+        rest = groups > 2 ? values_of_two(bits, scales + 4, groups - 2) : _mm512_setzero_si512();
         above = _mm512_set_epi64(0x0030003000300030, 0x0030003000300030, 0x0020002000200020, 0x0020002000200020,
                                  0x0010001000100010, 0x0010001000100010, 0, 0);
     }
 #pragma GCC unroll 4
     for (int s = 0; s < 4; s++) {
-        __m512i index = _mm512_ternarylogic_epi32(_mm512_srli_epi16(packed, 4 * s), low, above, 0xea);
+        __m512i index = _mm512_or_si512(codes_of(bits, s, lower, upper), above);
         __m512i values = group == 32 ? _mm512_permutex2var_epi16(table, index, rest)
                                      : _mm512_permutexvar_epi16(index, table);
         _mm512_store_si512(to + s * stride, values);
@@ -145,7 +205,7 @@ INLINE void decode_int8(const int8_t *codes, uint16_t scale, char *to) {
 typedef struct {
     const uint8_t *codes[COTERIE_PANEL];
     const uint16_t *scales[COTERIE_PANEL];
-    int64_t columns, group, bytes;
+    int64_t columns, group;
     /* Bytes to the same row of the next panel. */
     int64_t next;
 } panel_rows;
@@ -153,52 +213,96 @@ typedef struct {
 INLINE panel_rows rows_of(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit) {
     panel_rows rows = {.columns = matrix->columns, .group = matrix->group};
     const int64_t scales = coterie_scale_count(scheme, rows.columns, rows.group);
-    rows.bytes = coterie_code_bytes(scheme, rows.columns);
-    rows.next = (halves[1] == halves[0] + COTERIE_HALF ? COTERIE_PANEL : COTERIE_HALF) * rows.bytes;
+    const int64_t bytes = coterie_code_bytes(scheme, rows.columns);
+    rows.next = (halves[1] == halves[0] + COTERIE_HALF ? COTERIE_PANEL : COTERIE_HALF) * bytes;
     for (int r = 0; r < COTERIE_PANEL; r++) {
         int64_t row = halves[r / COTERIE_HALF] + r % COTERIE_HALF;
         if (row >= limit) row = limit - 1;
-        rows.codes[r] = matrix->codes + row * rows.bytes;
+        rows.codes[r] = matrix->codes + row * bytes;
         rows.scales[r] = matrix->scales + row * scales;
     }
     return rows;
 }
 
 INLINE int64_t wide(int scheme) {
-    return scheme == COTERIE_INT4 ? LOAD : STEP;
+    return coterie_is_affine(scheme) ? LOAD : STEP;
+}
+
+/* How far ahead of a row's beginning a plane, or all of a row, of so many bytes is asked for when `load` is decoded; where
+ * the row of this panel has ended, that of the next one is. */
+INLINE int64_t ahead_of(const panel_rows *rows, int64_t load, int64_t bytes, int64_t plane) {
+    const int64_t far = (load + AHEAD) * bytes;
+    return far < plane ? far : rows->next + far - plane;
 }
 
 /* One load of each row: columns by columns and not row by row, so that what is written stays together. */
-INLINE void decode_load(const int scheme, const int64_t group, const panel_rows *rows, int64_t load, char *to) {
-    const int64_t bytes = scheme == COTERIE_INT4 ? LOAD / 2 : STEP, far = (load + AHEAD) * bytes;
-    /* Where a row of this panel has ended, that of the next one is asked for. */
-    const int64_t ahead = far < rows->bytes ? far : rows->next + far - rows->bytes;
-    const int64_t left = rows->columns - load * wide(scheme);
+INLINE void load_affine(const int bits, const int64_t group, const panel_rows *rows, int64_t load, char *to) {
+    const int64_t bytes = coterie_lower_bytes(bits, LOAD), also = coterie_upper_bytes(bits, LOAD);
+    const int64_t plane = coterie_lower_bytes(bits, rows->columns);
+    const int64_t lower_ahead = ahead_of(rows, load, bytes, plane);
+    const int64_t upper_ahead = plane + ahead_of(rows, load, also, coterie_upper_bytes(bits, rows->columns));
+    const int64_t left = rows->columns - load * LOAD;
     for (int r = 0; r < COTERIE_PANEL; r++) {
-        const uint8_t *codes = rows->codes[r] + load * bytes;
-        _mm_prefetch((const char *)rows->codes[r] + ahead, _MM_HINT_T0);
-        if (scheme == COTERIE_INT8)
-            decode_int8((const int8_t *)codes, rows->scales[r][load * STEP / group], to + r * 64);
-        else if (left >= LOAD)
-            decode_int4(codes, rows->scales[r] + load * (LOAD / group) * 2, group, LOAD, to + r * 64, 2 * TILE);
+        const uint8_t *lower = rows->codes[r] + load * bytes, *upper = rows->codes[r] + plane + load * also;
+        const uint16_t *scales = rows->scales[r] + load * (LOAD / group) * 2;
+        _mm_prefetch((const char *)rows->codes[r] + lower_ahead, _MM_HINT_T0);
+        if (also) _mm_prefetch((const char *)rows->codes[r] + upper_ahead, _MM_HINT_T0);
+        if (left >= LOAD)
+            decode_affine(bits, lower, upper, scales, group, LOAD, to + r * 64, 2 * TILE);
         else
-            decode_int4(codes, rows->scales[r] + load * (LOAD / group) * 2, group, left, to + r * 64, 2 * TILE);
+            decode_affine(bits, lower, upper, scales, group, left, to + r * 64, 2 * TILE);
     }
 }
 
-INLINE void decode_panel(const int scheme, const int64_t group, const panel_rows *rows, char *panel) {
-    for (int64_t load = 0; load * wide(scheme) < rows->columns; load++)
-        decode_load(scheme, group, rows, load, panel + load * (wide(scheme) / STEP) * 2 * TILE);
+TARGET static void load_int8(const panel_rows *rows, int64_t load, char *to) {
+    const int64_t ahead = ahead_of(rows, load, STEP, rows->columns);
+    for (int r = 0; r < COTERIE_PANEL; r++) {
+        _mm_prefetch((const char *)rows->codes[r] + ahead, _MM_HINT_T0);
+        decode_int8((const int8_t *)rows->codes[r] + load * STEP, rows->scales[r][load * STEP / rows->group],
+                    to + r * 64);
+    }
+}
+
+TARGET static void load_bf16(const panel_rows *rows, int64_t load, char *to) {
+    const int64_t ahead = ahead_of(rows, load, STEP * 2, rows->columns * 2);
+    for (int r = 0; r < COTERIE_PANEL; r++) {
+        _mm_prefetch((const char *)rows->codes[r] + ahead, _MM_HINT_T0);
+        _mm512_store_si512(to + r * 64, _mm512_loadu_si512(rows->codes[r] + load * STEP * 2));
+    }
+}
+
+#define LOADS(bits)                                                                                                    \
+    TARGET static void load_wide_int##bits(const panel_rows *rows, int64_t load, char *to) {                           \
+        load_affine(bits, 64, rows, load, to);                                                                         \
+    }                                                                                                                  \
+    TARGET static void load_narrow_int##bits(const panel_rows *rows, int64_t load, char *to) {                         \
+        load_affine(bits, 32, rows, load, to);                                                                         \
+    }
+
+LOADS(2)
+LOADS(3)
+LOADS(4)
+LOADS(5)
+LOADS(6)
+
+/* Decodes a load of all rows of a panel. */
+typedef void (*load_decoder)(const panel_rows *rows, int64_t load, char *to);
+
+static load_decoder decoder_of(int scheme, int64_t group) {
+    static const load_decoder decoders[COTERIE_SCHEMES][2] = {
+        [COTERIE_INT2] = {load_narrow_int2, load_wide_int2}, [COTERIE_INT3] = {load_narrow_int3, load_wide_int3},
+        [COTERIE_INT4] = {load_narrow_int4, load_wide_int4}, [COTERIE_INT5] = {load_narrow_int5, load_wide_int5},
+        [COTERIE_INT6] = {load_narrow_int6, load_wide_int6}, [COTERIE_INT8] = {load_int8, load_int8},
+        [COTERIE_BF16] = {load_bf16, load_bf16},
+    };
+    return decoders[scheme][group == 64];
 }
 
 TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit, void *panel) {
     const panel_rows rows = rows_of(scheme, matrix, halves, limit);
-    if (scheme == COTERIE_INT8)
-        decode_panel(COTERIE_INT8, rows.group, &rows, panel);
-    else if (rows.group == 64)
-        decode_panel(COTERIE_INT4, 64, &rows, panel);
-    else
-        decode_panel(COTERIE_INT4, 32, &rows, panel);
+    const load_decoder decoder = decoder_of(scheme, rows.group);
+    for (int64_t load = 0; load * wide(scheme) < rows.columns; load++)
+        decoder(&rows, load, (char *)panel + load * (wide(scheme) / STEP) * 2 * TILE);
 }
 
 /* Eight rows with B blocks. */
@@ -292,18 +396,19 @@ TILES static void multiply_tiles(int scheme, int64_t columns, const void *panel,
 }
 
 /* Decoding and multiplying by turns: what is decoded stays in the nearest cache. */
-TILES_INLINE void stream(const int scheme, const int64_t group, const int B, const panel_rows *rows, char *buffer,
-                         const char *blocks, float *products) {
-    const int64_t steps = steps_of(scheme, rows->columns);
+TILES_INLINE void stream(int scheme, const int B, const panel_rows *rows, char *buffer, const char *blocks,
+                         float *products) {
+    const int64_t steps = steps_of(scheme, rows->columns), columns = wide(scheme);
+    const load_decoder decoder = decoder_of(scheme, rows->group);
     /* The next columns are decoded while those before are being multiplied. */
     char *half[2] = {buffer, buffer + LOAD / STEP * 2 * TILE};
     clear_sums();
-    for (int64_t load = 0; load * wide(scheme) < rows->columns; load++) {
-        const char *first = blocks + load * wide(scheme) / STEP * TILE;
-        decode_load(scheme, group, rows, load, half[load & 1]);
+    for (int64_t load = 0; load * columns < rows->columns; load++) {
+        const char *first = blocks + load * columns / STEP * TILE;
+        decoder(rows, load, half[load & 1]);
         /* Compilers do not know that tiles are loaded from memory. */
         __asm__ volatile("" ::: "memory");
-        add_steps(B, wide(scheme) / STEP, half[load & 1], first, first + steps * TILE);
+        add_steps(B, columns / STEP, half[load & 1], first, first + steps * TILE);
     }
     store_sums(B, products);
 }
@@ -311,25 +416,17 @@ TILES_INLINE void stream(const int scheme, const int64_t group, const int B, con
 TILES static void product_tiles(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit,
                                 void *panel, const void *blocks, int count, float *products) {
     const panel_rows rows = rows_of(scheme, matrix, halves, limit);
-    if (scheme == COTERIE_INT8 && count == 2)
-        stream(COTERIE_INT8, rows.group, 2, &rows, panel, blocks, products);
-    else if (scheme == COTERIE_INT8)
-        stream(COTERIE_INT8, rows.group, 1, &rows, panel, blocks, products);
-    else if (rows.group == 64 && count == 2)
-        stream(COTERIE_INT4, 64, 2, &rows, panel, blocks, products);
-    else if (rows.group == 64)
-        stream(COTERIE_INT4, 64, 1, &rows, panel, blocks, products);
-    else if (count == 2)
-        stream(COTERIE_INT4, 32, 2, &rows, panel, blocks, products);
+    if (count == 2)
+        stream(scheme, 2, &rows, panel, blocks, products);
     else
-        stream(COTERIE_INT4, 32, 1, &rows, panel, blocks, products);
+        stream(scheme, 1, &rows, panel, blocks, products);
 }
 
 TARGET static void activate(int activation, const float *products, int scheme, int64_t column, int64_t columns,
                             void *block) {
     (void)columns;
     const int64_t first = column / STEP * STEP;
-    const int start = (int)(column % STEP) / 2, apart = scheme == COTERIE_INT4 ? 4 : 1;
+    const int start = (int)(column % STEP) / 2, apart = coterie_is_affine(scheme) ? 4 : 1;
     __m512 values[COTERIE_HALF];
     for (int r = 0; r < COTERIE_HALF; r++) {
         __m512 gate = _mm512_load_ps(products + r * COTERIE_BLOCK);

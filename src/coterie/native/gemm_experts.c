@@ -8,6 +8,9 @@
 
 enum { MOST_BLOCKS = COTERIE_MOST_ROWS / COTERIE_BLOCK };
 
+/* A scheme in which blocks and panels take most: affine ones are filled up the most, all alike. */
+enum { LARGEST = COTERIE_INT4 };
+
 /* Some rows of one expert. */
 typedef struct {
     const int64_t *entry;
@@ -29,6 +32,7 @@ typedef struct {
     const experts_call *call;
     const coterie_gemm *gemm;
     char *own, *inputs, *hidden;
+    /* Bytes between the blocks of two segments: what a block takes in the scheme in which it takes most. */
     int64_t own_bytes, input_bytes, hidden_bytes;
     coterie_queue queue;
 } many_call;
@@ -55,6 +59,12 @@ static int next_batch(const experts_call *call, position *from, batch *found) {
     return found->blocks > 0;
 }
 
+/* The block of some rows of a segment, which is packed for the matrix at `fields`, of so many columns. */
+static char *block_of(const many_call *many, char *all, int64_t apart, const segment *one, const int64_t *fields,
+                      int64_t columns, int64_t block) {
+    return all + one->block * apart + block * many->gemm->block_bytes(scheme_at(fields), columns);
+}
+
 static void pack_part(const many_call *many, const batch *now, int64_t task) {
     const experts_call *call = many->call;
     const int64_t parts = coterie_pack_parts(call->width), block = task / parts;
@@ -66,42 +76,47 @@ static void pack_part(const many_call *many, const batch *now, int64_t task) {
         int64_t row = (block - one->block) * COTERIE_BLOCK + t;
         tokens[t] = row < one->count ? call->x + call->row_token[one->row + row] * call->width : NULL;
     }
-    many->gemm->pack((int)call->scheme, tokens, begin, end, call->width, many->inputs + block * many->input_bytes);
+    const int64_t *gate_up = one->entry + TABLE_GATE_UP, *down = one->entry + TABLE_DOWN;
+    many->gemm->pack(scheme_at(gate_up), tokens, begin, end, call->width,
+                     block_of(many, many->inputs, many->input_bytes, one, gate_up, call->width, block - one->block));
     if (begin || call->inner % 128 == 0) return;
     /* What fills the last columns of the hidden ones up. */
     for (int t = 0; t < COTERIE_BLOCK; t++) tokens[t] = NULL;
-    many->gemm->pack((int)call->scheme, tokens, call->inner / 128 * 128, call->inner, call->inner,
-                     many->hidden + block * many->hidden_bytes);
+    many->gemm->pack(scheme_at(down), tokens, call->inner / 128 * 128, call->inner, call->inner,
+                     block_of(many, many->hidden, many->hidden_bytes, one, down, call->inner, block - one->block));
 }
 
 /* Sixteen hidden columns of a segment. */
 static void gate_and_up(const many_call *many, const segment *one, int64_t column, char *own) {
     const experts_call *call = many->call;
-    const int scheme = (int)call->scheme;
-    const coterie_matrix matrix = matrix_at(one->entry + TABLE_GATE_UP, call->width, call->width_group);
+    const int64_t *gate_up = one->entry + TABLE_GATE_UP, *next = one->entry + TABLE_DOWN;
+    const int scheme = scheme_at(gate_up);
+    const coterie_matrix matrix = matrix_at(gate_up, call->width, call->width_group);
     const int64_t halves[2] = {column, call->inner + column}, blocks = coterie_blocks(one->count);
     const char *inputs = many->inputs + one->block * many->input_bytes;
     float *products = (float *)own;
     for (int64_t block = 0; block < blocks; block += 2) {
         coterie_panel_product(many->gemm, scheme, &matrix, halves, 2 * call->inner, own + COTERIE_PRODUCTS_BYTES, inputs,
-                              many->input_bytes, blocks, block, products);
+                              many->gemm->block_bytes(scheme, call->width), blocks, block, products);
         for (int64_t b = block; b < least(block + 2, blocks); b++)
-            many->gemm->activate((int)call->activation, products + (b - block) * COTERIE_PRODUCTS, scheme, column,
-                                 call->inner, many->hidden + (one->block + b) * many->hidden_bytes);
+            many->gemm->activate((int)call->activation, products + (b - block) * COTERIE_PRODUCTS, scheme_at(next),
+                                 column, call->inner,
+                                 block_of(many, many->hidden, many->hidden_bytes, one, next, call->inner, b));
     }
 }
 
 /* A panel of outputs of a segment. */
 static void down(const many_call *many, const segment *one, int64_t first, char *own) {
     const experts_call *call = many->call;
+    const int scheme = scheme_at(one->entry + TABLE_DOWN);
     const coterie_matrix matrix = matrix_at(one->entry + TABLE_DOWN, call->inner, call->inner_group);
     const int64_t halves[2] = {first, first + COTERIE_HALF}, blocks = coterie_blocks(one->count);
     const int outputs = (int)least(call->width - first, COTERIE_PANEL);
     const char *hidden = many->hidden + one->block * many->hidden_bytes;
     float *products = (float *)own;
     for (int64_t block = 0; block < blocks; block += 2) {
-        coterie_panel_product(many->gemm, (int)call->scheme, &matrix, halves, call->width, own + COTERIE_PRODUCTS_BYTES,
-                              hidden, many->hidden_bytes, blocks, block, products);
+        coterie_panel_product(many->gemm, scheme, &matrix, halves, call->width, own + COTERIE_PRODUCTS_BYTES, hidden,
+                              many->gemm->block_bytes(scheme, call->inner), blocks, block, products);
         for (int64_t b = block; b < least(block + 2, blocks); b++) {
             int64_t row = one->row + b * COTERIE_BLOCK;
             many->gemm->scale(products + (b - block) * COTERIE_PRODUCTS, call->row_weight + row,
@@ -139,8 +154,8 @@ static void part_of_many(void *context, int thread, int threads) {
 }
 
 static int64_t own_bytes(const coterie_gemm *gemm, const experts_call *call) {
-    int64_t first = gemm->panel_bytes((int)call->scheme, call->width);
-    int64_t second = gemm->panel_bytes((int)call->scheme, call->inner);
+    int64_t first = gemm->panel_bytes(LARGEST, call->width);
+    int64_t second = gemm->panel_bytes(LARGEST, call->inner);
     return COTERIE_PRODUCTS_BYTES + (first > second ? first : second);
 }
 
@@ -159,8 +174,8 @@ COTERIE_API int64_t coterie_experts_scratch(const experts_call *call) {
     const coterie_gemm *gemm = coterie_gemm_of((int)call->level);
     int64_t blocks = many_blocks(call, gemm);
     if (!blocks) return 0;
-    int64_t inputs = gemm->block_bytes((int)call->scheme, call->width);
-    int64_t hidden = gemm->block_bytes((int)call->scheme, call->inner);
+    int64_t inputs = gemm->block_bytes(LARGEST, call->width);
+    int64_t hidden = gemm->block_bytes(LARGEST, call->inner);
     return call->threads * own_bytes(gemm, call) + blocks * (inputs + hidden);
 }
 
@@ -176,8 +191,8 @@ int64_t coterie_many_experts(experts_call *call) {
                       .gemm = gemm,
                       .own = call->scratch,
                       .own_bytes = own_bytes(gemm, call),
-                      .input_bytes = gemm->block_bytes((int)call->scheme, call->width),
-                      .hidden_bytes = gemm->block_bytes((int)call->scheme, call->inner)};
+                      .input_bytes = gemm->block_bytes(LARGEST, call->width),
+                      .hidden_bytes = gemm->block_bytes(LARGEST, call->inner)};
     many.inputs = many.own + call->threads * many.own_bytes;
     many.hidden = many.inputs + many_blocks(call, gemm) * many.input_bytes;
     coterie_parallel(part_of_many, &many, (int)call->threads);

@@ -1,10 +1,8 @@
 /* Matrix products in float32; included once for each instruction set.
  *
- * Before: LANES, TARGET, NAME, the types `floats` and `ints`, MULTIPLY_ADD(a, b, c), and LEAST_ROWS, and decode_int4, which makes
- * 32 stored codes times a step plus a zero. A panel is [columns / 32][32 rows][32], a block [columns][16 tokens].
+ * Before: LANES, TARGET, INLINE, NAME, the types `floats` and `ints`, MULTIPLY_ADD(a, b, c), LEAST_ROWS, and decode_affine,
+ * which makes 32 stored codes of so many bits, from their lower and upper planes, times a step plus a zero. A panel is [columns / 32][32 rows][32], a block [columns][16 tokens].
  */
-
-#define INLINE static inline __attribute__((always_inline)) TARGET
 
 enum { STEP = 32, VECTORS = COTERIE_BLOCK / LANES, TOGETHER = 4 };
 
@@ -30,6 +28,17 @@ TARGET static void pack(int scheme, const uint16_t *const *tokens, int64_t begin
                 to[c * COTERIE_BLOCK + t] = tokens[t] ? coterie_from_bf16(tokens[t][c]) : 0;
 }
 
+INLINE void decode_row(const int bits, const uint8_t *codes, const uint16_t *scale, int64_t columns, int64_t group,
+                       float *to) {
+    const uint8_t *upper = codes + coterie_lower_bytes(bits, columns);
+    for (int64_t first = 0; first < columns; first += STEP, to += STEP * COTERIE_PANEL) {
+        const uint16_t *pair = scale + first / group * 2;
+        float step = coterie_from_bf16(pair[0]), zero = coterie_from_bf16(pair[1]) - COTERIE_ZERO_CODE(bits) * step;
+        decode_affine(bits, codes + coterie_lower_bytes(bits, first), upper + coterie_upper_bytes(bits, first), step, zero,
+                      to);
+    }
+}
+
 TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit, void *panel) {
     const int64_t columns = matrix->columns, group = matrix->group;
     const int64_t bytes = coterie_code_bytes(scheme, columns), scales = coterie_scale_count(scheme, columns, group);
@@ -38,16 +47,25 @@ TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_
         if (row >= limit) row = limit - 1;
         const uint8_t *codes = matrix->codes + row * bytes;
         const uint16_t *scale = matrix->scales + row * scales;
-        for (int64_t first = 0; first < columns; first += STEP) {
-            float *to = (float *)panel + first * COTERIE_PANEL + r * STEP;
-            if (scheme == COTERIE_INT4) {
-                const uint16_t *pair = scale + first / group * 2;
-                float step = coterie_from_bf16(pair[0]), zero = coterie_from_bf16(pair[1]) - 8 * step;
-                decode_int4(codes + first / 2, step, zero, to);
-            } else {
-                float step = coterie_from_bf16(scale[first / group]);
-                for (int j = 0; j < STEP; j++) to[j] = (float)(int8_t)codes[first + j] * step;
-            }
+        float *to = (float *)panel + r * STEP;
+        switch (scheme) {
+            case COTERIE_INT2: decode_row(2, codes, scale, columns, group, to); break;
+            case COTERIE_INT3: decode_row(3, codes, scale, columns, group, to); break;
+            case COTERIE_INT4: decode_row(4, codes, scale, columns, group, to); break;
+            case COTERIE_INT5: decode_row(5, codes, scale, columns, group, to); break;
+            case COTERIE_INT6: decode_row(6, codes, scale, columns, group, to); break;
+            case COTERIE_BF16:
+                for (int64_t first = 0; first < columns; first += STEP, to += STEP * COTERIE_PANEL) {
+                    uint16_t stored[STEP];
+                    memcpy(stored, codes + first * 2, sizeof stored);
+                    for (int j = 0; j < STEP; j++) to[j] = coterie_from_bf16(stored[j]);
+                }
+                break;
+            default:
+                for (int64_t first = 0; first < columns; first += STEP, to += STEP * COTERIE_PANEL) {
+                    float step = coterie_from_bf16(scale[first / group]);
+                    for (int j = 0; j < STEP; j++) to[j] = (float)(int8_t)codes[first + j] * step;
+                }
         }
     }
 }

@@ -8,6 +8,7 @@
 
 #define LANES 4
 #define TARGET
+#define INLINE static inline __attribute__((always_inline))
 #define NAME coterie_gemm_neon
 /* That of AVX2, whose kernels for few are built alike; not measured. */
 #define LEAST_ROWS 16
@@ -16,9 +17,11 @@
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 
-static inline void decode_int4(const uint8_t *codes, float step, float zero, float *to) {
-    const uint8x16_t packed = vld1q_u8(codes), even = vandq_u8(packed, vdupq_n_u8(15)), odd = vshrq_n_u8(packed, 4);
-    const uint8x16_t stored[2] = {vzip1q_u8(even, odd), vzip2q_u8(even, odd)};
+#include "neon_codes.h"
+
+INLINE void decode_affine(const int bits, const uint8_t *lower, const uint8_t *upper, float step, float zero, float *to) {
+    const codes_of_32 codes = load_codes(bits, lower, upper);
+    const uint8x16_t stored[2] = {vzip1q_u8(codes.even, codes.odd), vzip2q_u8(codes.even, codes.odd)};
     for (int j = 0; j < 2; j++) {
         const uint16x8_t halves[2] = {vmovl_u8(vget_low_u8(stored[j])), vmovl_high_u8(stored[j])};
         for (int h = 0; h < 2; h++) {

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 
 from coterie.errors import UsageError
 from coterie.native.library import Library
-from coterie.spec.encodings import SCHEME_FORMATS, group_size
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS, group_size
 
-SCHEMES = ("int4", "int8")
+SCHEMES = ("int2", "int3", "int4", "int5", "int6", "int8")
 """Schemes that the library computes with; their order is that of the C code."""
+
+EXPERT_SCHEMES = (*SCHEMES, NATIVE)
+"""How a matrix of an expert may be stored: in a scheme, or in bfloat16 as it is. Their order is that of the C code."""
 
 PART_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16}
 """Dtypes of codes and scales by the names that safetensors gives them."""
@@ -21,6 +25,13 @@ def group_of(columns: int) -> int | None:
     """How many weights of a row share a scale, or None for rows that the library does not serve."""
     size = group_size(columns)
     return size if columns % size == 0 else None
+
+
+def rows_served(library: Library, scheme: str, columns: int) -> bool:
+    """Whether the library computes with rows of so many weights in one of ``EXPERT_SCHEMES``."""
+    if columns < 1 or group_of(columns) is None:
+        return False
+    return bool(columns <= library.functions.coterie_most_columns(EXPERT_SCHEMES.index(scheme), library.level))
 
 
 class PlacedMatrix(ctypes.Structure):
@@ -39,8 +50,8 @@ class PackedMatrix:
     Args:
         library: The library.
         scheme: Name of the scheme.
-        codes: int4: uint8 [N, K / 2]; int8: int8 [N, K].
-        scales: bfloat16; int4: [N, K / group, 2]; int8: [N, K / group].
+        codes: Affine schemes: uint8 [N, K · bits / 8]; int8: int8 [N, K].
+        scales: bfloat16; affine schemes: [N, K / group, 2]; int8: [N, K / group].
 
     Attributes:
         shape: (N, K).
@@ -54,11 +65,11 @@ class PackedMatrix:
     def __init__(self, library: Library, scheme: str, codes: torch.Tensor, scales: torch.Tensor) -> None:
         if codes.dim() != 2:
             raise UsageError(f"Codes must be a matrix, not {list(codes.shape)}.", got=list(codes.shape))
-        columns = codes.shape[1] * (SCHEME_FORMATS[scheme].values_per_element if scheme in SCHEMES else 1)
+        columns = SCHEME_FORMATS[scheme].values(codes.shape[1]) if scheme in SCHEMES else codes.shape[1]
         if not self.served(library, scheme, columns):
             raise UsageError(f"Rows of {columns} weights in scheme {scheme!r} are not served.", columns=columns)
         self.shape = (codes.shape[0], columns)
-        check_fields(scheme, self.shape, codes, scales)
+        check_fields(scheme, self.shape, (codes, scales))
         self._library = library
         self._fields = (codes, scales)
         self._scheme = SCHEMES.index(scheme)
@@ -68,9 +79,7 @@ class PackedMatrix:
     @staticmethod
     def served(library: Library, scheme: str, columns: int) -> bool:
         """Whether the library computes with rows of so many weights."""
-        if scheme not in SCHEMES or columns < 1 or group_of(columns) is None:
-            return False
-        return bool(columns <= library.functions.coterie_most_columns(SCHEMES.index(scheme), library.level))
+        return scheme in SCHEMES and rows_served(library, scheme, columns)
 
     @property
     def place(self) -> tuple[int, int, int, int, int, int]:
@@ -107,14 +116,21 @@ class PackedMatrix:
         return out_MN
 
 
-def check_fields(scheme: str, shape: tuple[int, int], codes: torch.Tensor, scales: torch.Tensor) -> None:
-    """Makes sure that two tensors are the fields of a matrix, as the C code takes them for granted.
+def check_fields(scheme: str, shape: tuple[int, int], fields: Sequence[torch.Tensor]) -> None:
+    """Makes sure that tensors are the fields of a matrix, as the C code takes them for granted.
+
+    Args:
+        scheme: One of ``EXPERT_SCHEMES``.
+        shape: [N, K].
+        fields: Codes and scales; of what is native the matrix alone.
 
     Raises:
         UsageError: If not.
     """
-    wanted = zip(("codes", "scales"), (codes, scales), SCHEME_FORMATS[scheme].parts(*shape), strict=True)
-    for name, tensor, (stored, size) in wanted:
+    wanted = (("BF16", shape),) if scheme == NATIVE else SCHEME_FORMATS[scheme].parts(*shape)
+    if len(fields) != len(wanted):
+        raise UsageError(f"A matrix in scheme {scheme!r} has {len(wanted)} fields, not {len(fields)}.", got=len(fields))
+    for name, tensor, (stored, size) in zip(("codes", "scales"), fields, wanted, strict=False):
         dtype = PART_DTYPES[stored]
         if tensor.dtype != dtype or tuple(tensor.shape) != size or not tensor.is_contiguous():
             got = f"{tensor.dtype} {list(tensor.shape)}, strides {list(tensor.stride())}"

@@ -8,13 +8,22 @@
 #define KERNELS coterie_neon
 
 /* Upper bytes of a token, which are signed, and lower ones, which are not, in sums of 16 bits: eight products of a
- * code, up to 15, and a byte go into one, that is all of a group of 64. */
+ * code, up to 31, and a byte go into one, that is all of a group of 64. Of 6 bits four do, which are then added to
+ * sums of 32 bits. */
 typedef struct {
     int16x8_t high;
     uint16x8_t low;
-} whole_int4;
+    int32x4_t wide;
+} whole_affine;
 
-INLINE void add_int4(whole_int4 *sums, uint8x16_t even, uint8x16_t odd, const uint8_t *token) {
+INLINE void widen(whole_affine *sums) {
+    const int32x4_t high = vshlq_n_s32(vpaddlq_s16(sums->high), 8);
+    sums->wide = vaddq_s32(sums->wide, vaddq_s32(high, vreinterpretq_s32_u32(vpaddlq_u16(sums->low))));
+    sums->high = vdupq_n_s16(0);
+    sums->low = vdupq_n_u16(0);
+}
+
+INLINE void add_affine(const int bits, whole_affine *sums, uint8x16_t even, uint8x16_t odd, const uint8_t *token) {
     const int8x16_t even_high = vld1q_s8((const int8_t *)token), odd_high = vld1q_s8((const int8_t *)token + 16);
     const uint8x16_t even_low = vld1q_u8(token + 32), odd_low = vld1q_u8(token + 48);
     const int8x16_t signed_even = vreinterpretq_s8_u8(even), signed_odd = vreinterpretq_s8_u8(odd);
@@ -26,11 +35,12 @@ INLINE void add_int4(whole_int4 *sums, uint8x16_t even, uint8x16_t odd, const ui
     sums->low = vmlal_high_u8(sums->low, even, even_low);
     sums->low = vmlal_u8(sums->low, vget_low_u8(odd), vget_low_u8(odd_low));
     sums->low = vmlal_high_u8(sums->low, odd, odd_low);
+    if (bits == 6) widen(sums);
 }
 
-INLINE int32x4_t sum_int4(whole_int4 sums) {
-    const int32x4_t high = vshlq_n_s32(vpaddlq_s16(sums.high), 8);
-    return vaddq_s32(high, vreinterpretq_s32_u32(vpaddlq_u16(sums.low)));
+INLINE int32x4_t sum_affine(const int bits, whole_affine sums) {
+    if (bits != 6) widen(&sums);
+    return sums.wide;
 }
 
 typedef int32x4_t whole_int8;

@@ -22,16 +22,18 @@ INLINE int32x4_t sum_of(whole_bytes sums) {
     return vaddq_s32(vshlq_n_s32(sums.high, 8), vreinterpretq_s32_u32(sums.low));
 }
 
-typedef whole_bytes whole_int4;
+typedef whole_bytes whole_affine;
 
-INLINE void add_int4(whole_int4 *sums, uint8x16_t even, uint8x16_t odd, const uint8_t *token) {
+INLINE void add_affine(const int bits, whole_affine *sums, uint8x16_t even, uint8x16_t odd, const uint8_t *token) {
+    (void)bits;
     sums->high = vdotq_s32(sums->high, vreinterpretq_s8_u8(even), vld1q_s8((const int8_t *)token));
     sums->high = vdotq_s32(sums->high, vreinterpretq_s8_u8(odd), vld1q_s8((const int8_t *)token + 16));
     sums->low = vdotq_u32(sums->low, even, vld1q_u8(token + 32));
     sums->low = vdotq_u32(sums->low, odd, vld1q_u8(token + 48));
 }
 
-INLINE int32x4_t sum_int4(whole_int4 sums) {
+INLINE int32x4_t sum_affine(const int bits, whole_affine sums) {
+    (void)bits;
     return sum_of(sums);
 }
 

@@ -2,17 +2,19 @@
  *
  * Before: TARGET, INLINE, KERNELS, and how codes meet a token, which is kept as 16-bit whole numbers with a scale for
  * each group (fixed_point.h):
- *   whole_int4: sums of products; begins with zeros. add_int4 adds 32 codes, as whole numbers from 0 to 15, even columns
- *     and odd ones apart; sum_int4 gives four sums of 32 bits.
+ *   whole_affine: sums of products; begins with zeros. add_affine adds 32 codes, as whole numbers from 0 on, even columns
+ *     and odd ones apart; sum_affine gives four sums of 32 bits.
  *   whole_int8, add_int8, sum_int8: the same for 16 signed codes, which load_int8 makes codes_int8; begin_int8 starts
  *     with a number that store_int8, which keeps 16 values of a token in 32 bytes, has chosen.
  */
 #include "bfloat16.h"
 #include "coterie.h"
 #include "fixed_point.h"
+#include "neon_codes.h"
 
-/* Columns of 16 bytes of int4 codes and of int8 codes, groups whose scales one load holds, rows and tokens of a tile. */
-enum { BLOCK_INT4 = 32, BLOCK_INT8 = 16, GROUPS = 4, MOST_ROWS = 4, MOST_TOKENS = 2 };
+/* Columns of which an affine scheme's and int8's codes are taken at a time, groups whose scales one load holds, rows and
+ * tokens of a tile. */
+enum { BLOCK_AFFINE = 32, BLOCK_INT8 = 16, GROUPS = 4, MOST_ROWS = 4, MOST_TOKENS = 2 };
 
 COTERIE_INLINE int64_t padded_groups(int64_t columns) {
     return (columns / 32 + GROUPS - 1) / GROUPS * GROUPS;
@@ -31,17 +33,17 @@ COTERIE_INLINE float whole_group(const uint16_t *values, int64_t group, int32_t 
     return group == 64 ? coterie_fixed_point(values, 64, whole, sum) : coterie_fixed_point(values, 32, whole, sum);
 }
 
-/* For each 32 columns the upper bytes of even ones, those of odd ones, and the lower bytes likewise. 8 times the sum of a
- * group's values is too much, because codes stay plus 8 here, and goes with the zeros. */
-TARGET static void prepare_int4(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+/* For each 32 columns the upper bytes of even ones, those of odd ones, and the lower bytes likewise. Codes stay as they
+ * are stored, from 0 on: what that is too much is a multiple of the sum of a group's values, and goes with the zeros. */
+TARGET static void prepare_affine(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
     float *scales = token_scales(prepared, columns), *sums = scales + padded_groups(columns);
     for (int64_t g = columns / group; g < padded_groups(columns); g++) scales[g] = sums[g] = 0;
     for (int64_t first = 0; first < columns; first += group) {
         int32_t whole[64];
         scales[first / group] = whole_group(token + first, group, whole, sums + first / group);
-        for (int64_t block = 0; block < group; block += BLOCK_INT4) {
+        for (int64_t block = 0; block < group; block += BLOCK_AFFINE) {
             uint8_t *to = (uint8_t *)prepared + (first + block) * 2;
-            for (int i = 0; i < BLOCK_INT4 / 2; i++) {
+            for (int i = 0; i < BLOCK_AFFINE / 2; i++) {
                 int32_t even = whole[block + 2 * i], odd = whole[block + 2 * i + 1];
                 to[i] = (uint8_t)(even >> 8);
                 to[16 + i] = (uint8_t)(odd >> 8);
@@ -80,12 +82,12 @@ INLINE uint16x4x2_t scales_and_zeros(const uint16_t *pairs, int present) {
     return vld2_u16(few);
 }
 
-/* R rows with M tokens; R, M and the group are known where this is inlined. */
-INLINE void tile_int4(const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
-                      const void *const *prepared, float *out, int64_t stride) {
-    const int blocks = group / BLOCK_INT4;
-    const int64_t columns = matrix->columns, padded = padded_groups(columns), bytes = columns / 2;
-    const int64_t groups = columns / group;
+/* R rows with M tokens; bits, R, M and the group are known where this is inlined. */
+INLINE void tile_affine(const int bits, const int R, const int M, const int group, const coterie_matrix *matrix,
+                        int64_t row, const void *const *prepared, float *out, int64_t stride) {
+    const int blocks = group / BLOCK_AFFINE;
+    const int64_t columns = matrix->columns, padded = padded_groups(columns), groups = columns / group;
+    const int64_t upper = coterie_lower_bytes(bits, columns), bytes = upper + coterie_upper_bytes(bits, columns);
     const uint8_t *codes = matrix->codes + row * bytes;
     const uint16_t *scales = matrix->scales + row * groups * 2;
     float32x4_t sums[MOST_ROWS][MOST_TOKENS];
@@ -97,7 +99,7 @@ INLINE void tile_int4(const int R, const int M, const int group, const coterie_m
         for (int r = 0; r < R; r++) {
             const uint16x4x2_t pairs = scales_and_zeros(scales + (r * groups + first) * 2, present);
             const float32x4_t scale = widened(pairs.val[0]);
-            const float32x4_t zero = vfmsq_n_f32(widened(pairs.val[1]), scale, 8);
+            const float32x4_t zero = vfmsq_n_f32(widened(pairs.val[1]), scale, COTERIE_ZERO_CODE(bits));
             for (int m = 0; m < M; m++) {
                 const float *of_token = token_scales(prepared[m], columns) + first;
                 vst1q_f32(factors[r][m], vmulq_f32(scale, vld1q_f32(of_token)));
@@ -105,21 +107,24 @@ INLINE void tile_int4(const int R, const int M, const int group, const coterie_m
             }
         }
         for (int g = 0; g < present; g++) {
-            whole_int4 parts[MOST_ROWS][MOST_TOKENS] = {0};
+            whole_affine parts[MOST_ROWS][MOST_TOKENS] = {0};
             for (int b = 0; b < blocks; b++)
                 for (int r = 0; r < R; r++) {
                     const int64_t block = (first + g) * blocks + b;
-                    const uint8_t *from = codes + r * bytes + block * (BLOCK_INT4 / 2);
+                    const uint8_t *from = codes + r * bytes + coterie_lower_bytes(bits, block * BLOCK_AFFINE);
+                    const uint8_t *also = codes + r * bytes + upper + coterie_upper_bytes(bits, block * BLOCK_AFFINE);
                     /* The next rows are asked for while these are computed: each row is a stream that begins anew. */
                     __builtin_prefetch(from + R * bytes);
-                    const uint8x16_t packed = vld1q_u8(from);
-                    const uint8x16_t even = vandq_u8(packed, vdupq_n_u8(15)), odd = vshrq_n_u8(packed, 4);
+                    if (COTERIE_UPPER(bits)) __builtin_prefetch(also + R * bytes);
+                    const codes_of_32 some = load_codes(bits, from, also);
                     for (int m = 0; m < M; m++)
-                        add_int4(&parts[r][m], even, odd, (const uint8_t *)prepared[m] + block * BLOCK_INT4 * 2);
+                        add_affine(bits, &parts[r][m], some.even, some.odd,
+                                   (const uint8_t *)prepared[m] + block * BLOCK_AFFINE * 2);
                 }
             for (int r = 0; r < R; r++)
                 for (int m = 0; m < M; m++)
-                    sums[r][m] = vfmaq_n_f32(sums[r][m], vcvtq_f32_s32(sum_int4(parts[r][m])), factors[r][m][g]);
+                    sums[r][m] = vfmaq_n_f32(sums[r][m], vcvtq_f32_s32(sum_affine(bits, parts[r][m])),
+                                              factors[r][m][g]);
         }
     }
     for (int m = 0; m < M; m++)
@@ -160,8 +165,42 @@ INLINE void tile_int8(const int R, const int M, const int group, const coterie_m
         for (int r = 0; r < R; r++) out[m * stride + r] = vaddvq_f32(sums[r][m]);
 }
 
+/* bfloat16. A token is kept as float32. */
+static int64_t prepared_plain(int64_t columns) {
+    return (columns * 4 + 63) / 64 * 64;
+}
+
+static void prepare_plain(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+    float *values = prepared;
+    (void)group;
+    for (int64_t i = 0; i < columns; i++) values[i] = coterie_from_bf16(token[i]);
+}
+
+INLINE void tile_bf16(const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
+                      const void *const *prepared, float *out, int64_t stride) {
+    const int64_t columns = matrix->columns;
+    (void)group;
+    float32x4_t sums[MOST_ROWS][MOST_TOKENS];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sums[r][m] = vdupq_n_f32(0);
+    for (int64_t i = 0; i < columns; i += 8)
+        for (int r = 0; r < R; r++) {
+            const uint8_t *from = matrix->codes + ((row + r) * columns + i) * 2;
+            __builtin_prefetch(from + R * columns * 2);
+            const uint16x8_t stored = vreinterpretq_u16_u8(vld1q_u8(from));
+            const float32x4_t low = widened(vget_low_u16(stored)), high = widened(vget_high_u16(stored));
+            for (int m = 0; m < M; m++) {
+                const float *values = (const float *)prepared[m] + i;
+                sums[r][m] = vfmaq_f32(sums[r][m], low, vld1q_f32(values));
+                sums[r][m] = vfmaq_f32(sums[r][m], high, vld1q_f32(values + 4));
+            }
+        }
+    for (int m = 0; m < M; m++)
+        for (int r = 0; r < R; r++) out[m * stride + r] = vaddvq_f32(sums[r][m]);
+}
+
 /* As many rows and tokens at a time as the registers hold. */
-#define ROWS(name, tile, group)                                                                                        \
+#define ROWS_IN(name, group, tile, ...)                                                                                \
     TARGET static void name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
                             int tokens, float *out, int64_t stride) {                                                  \
         int64_t row = begin;                                                                                           \
@@ -169,32 +208,39 @@ INLINE void tile_int8(const int R, const int M, const int group, const coterie_m
             float *to = out + row - begin;                                                                             \
             int t = 0;                                                                                                 \
             for (; t + 2 <= tokens; t += 2) {                                                                          \
-                tile(2, 2, group, matrix, row, prepared + t, to + t * stride, stride);                                 \
-                tile(2, 2, group, matrix, row + 2, prepared + t, to + t * stride + 2, stride);                         \
+                tile(__VA_ARGS__ 2, 2, group, matrix, row, prepared + t, to + t * stride, stride);                     \
+                tile(__VA_ARGS__ 2, 2, group, matrix, row + 2, prepared + t, to + t * stride + 2, stride);             \
             }                                                                                                          \
-            if (t < tokens) tile(4, 1, group, matrix, row, prepared + t, to + t * stride, stride);                     \
+            if (t < tokens) tile(__VA_ARGS__ 4, 1, group, matrix, row, prepared + t, to + t * stride, stride);         \
         }                                                                                                              \
         for (; row < end; row++)                                                                                       \
             for (int t = 0; t < tokens; t++)                                                                           \
-                tile(1, 1, group, matrix, row, prepared + t, out + t * stride + row - begin, stride);                  \
+                tile(__VA_ARGS__ 1, 1, group, matrix, row, prepared + t, out + t * stride + row - begin, stride);      \
     }
 
-ROWS(narrow_int4, tile_int4, 32)
-ROWS(wide_int4, tile_int4, 64)
-ROWS(narrow_int8, tile_int8, 32)
-ROWS(wide_int8, tile_int8, 64)
+#define ROWS(name, tile, ...)                                                                                          \
+    ROWS_IN(narrow_##name, 32, tile, __VA_ARGS__)                                                                      \
+    ROWS_IN(wide_##name, 64, tile, __VA_ARGS__)                                                                        \
+    static void rows_##name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
+                            int tokens, float *out, int64_t stride) {                                                  \
+        (matrix->group == 32 ? narrow_##name : wide_##name)(matrix, begin, end, prepared, tokens, out, stride);        \
+    }
+#define BITS(bits) bits,
 
-static void rows_int4(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
-                      float *out, int64_t stride) {
-    (matrix->group == 32 ? narrow_int4 : wide_int4)(matrix, begin, end, prepared, tokens, out, stride);
-}
-
-static void rows_int8(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
-                      float *out, int64_t stride) {
-    (matrix->group == 32 ? narrow_int8 : wide_int8)(matrix, begin, end, prepared, tokens, out, stride);
-}
+ROWS(int2, tile_affine, BITS(2))
+ROWS(int3, tile_affine, BITS(3))
+ROWS(int4, tile_affine, BITS(4))
+ROWS(int5, tile_affine, BITS(5))
+ROWS(int6, tile_affine, BITS(6))
+ROWS(int8, tile_int8)
+ROWS(bf16, tile_bf16)
 
 const coterie_kernel KERNELS[COTERIE_SCHEMES] = {
-    [COTERIE_INT4] = {prepared_bytes, prepare_int4, rows_int4},
+    [COTERIE_INT2] = {prepared_bytes, prepare_affine, rows_int2},
+    [COTERIE_INT3] = {prepared_bytes, prepare_affine, rows_int3},
+    [COTERIE_INT4] = {prepared_bytes, prepare_affine, rows_int4},
+    [COTERIE_INT5] = {prepared_bytes, prepare_affine, rows_int5},
+    [COTERIE_INT6] = {prepared_bytes, prepare_affine, rows_int6},
     [COTERIE_INT8] = {prepared_bytes, prepare_int8, rows_int8},
+    [COTERIE_BF16] = {prepared_plain, prepare_plain, rows_bf16},
 };

@@ -1,6 +1,7 @@
 /* Any machine: eight float32 sums at a time, which compilers turn into whatever vectors there are. */
 #include "bfloat16.h"
 #include "coterie.h"
+#include "planes.h"
 
 enum { LANES = 8 };
 
@@ -16,13 +17,13 @@ COTERIE_INLINE float total(const floats *of) {
     return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
 }
 
-/* Tokens as float32; int4 has the even columns of each 16 before the odd ones, and behind all of them the groups'
- * sums. */
+/* Tokens as float32; affine schemes have the even columns of each 16 before the odd ones, and behind all of them the
+ * groups' sums. */
 static int64_t prepared_bytes(int64_t columns) {
     return (columns + columns / 32 + 15) / 16 * 64;
 }
 
-static void prepare_int4(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+static void prepare_affine(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
     float *values = prepared, *sums = values + columns;
     for (int64_t first = 0; first < columns; first += 2 * LANES)
         for (int i = 0; i < LANES; i++) {
@@ -39,17 +40,18 @@ static void prepare_int4(const uint16_t *token, int64_t columns, int64_t group, 
     }
 }
 
-static void prepare_int8(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
+static void prepare_plain(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
     (void)group;
     float *values = prepared;
     for (int64_t i = 0; i < columns; i++) values[i] = coterie_from_bf16(token[i]);
 }
 
-static void rows_int4(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
-                      float *out, int64_t stride) {
-    int64_t columns = matrix->columns, group = matrix->group, groups = columns / group;
+COTERIE_INLINE void rows_affine(const int bits, const coterie_matrix *matrix, int64_t begin, int64_t end,
+                                const void *const *prepared, int tokens, float *out, int64_t stride) {
+    const int64_t columns = matrix->columns, group = matrix->group, groups = columns / group;
+    const int64_t upper = coterie_lower_bytes(bits, columns), bytes = upper + coterie_upper_bytes(bits, columns);
     for (int64_t row = begin; row < end; row++) {
-        const uint8_t *codes = matrix->codes + row * (columns / 2);
+        const uint8_t *codes = matrix->codes + row * bytes;
         const uint16_t *scales = matrix->scales + row * groups * 2;
         for (int t = 0; t < tokens; t++) {
             const float *values = prepared[t], *sums = values + columns;
@@ -58,10 +60,13 @@ static void rows_int4(const coterie_matrix *matrix, int64_t begin, int64_t end, 
             for (int64_t g = 0; g < groups; g++) {
                 floats part = {0};
                 for (int64_t i = g * group; i < (g + 1) * group; i += 2 * LANES) {
+                    uint8_t stored[2 * LANES];
                     floats low, high, even, odd;
+                    coterie_unpack(bits, codes + coterie_lower_bytes(bits, i),
+                                   codes + upper + coterie_upper_bytes(bits, i), 2 * LANES, stored);
                     for (int j = 0; j < LANES; j++) {
-                        low[j] = (float)((int)(codes[i / 2 + j] & 15) - 8);
-                        high[j] = (float)((int)(codes[i / 2 + j] >> 4) - 8);
+                        low[j] = (float)((int)stored[2 * j] - COTERIE_ZERO_CODE(bits));
+                        high[j] = (float)((int)stored[2 * j + 1] - COTERIE_ZERO_CODE(bits));
                     }
                     load(&even, values + i);
                     load(&odd, values + i + LANES);
@@ -75,6 +80,18 @@ static void rows_int4(const coterie_matrix *matrix, int64_t begin, int64_t end, 
         }
     }
 }
+
+#define AFFINE(bits)                                                                                                   \
+    static void rows_int##bits(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,  \
+                               int tokens, float *out, int64_t stride) {                                               \
+        rows_affine(bits, matrix, begin, end, prepared, tokens, out, stride);                                          \
+    }
+
+AFFINE(2)
+AFFINE(3)
+AFFINE(4)
+AFFINE(5)
+AFFINE(6)
 
 static void rows_int8(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
                       float *out, int64_t stride) {
@@ -100,7 +117,32 @@ static void rows_int8(const coterie_matrix *matrix, int64_t begin, int64_t end, 
     }
 }
 
+static void rows_bf16(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared, int tokens,
+                      float *out, int64_t stride) {
+    for (int64_t row = begin; row < end; row++) {
+        const uint8_t *weights = matrix->codes + row * matrix->columns * 2;
+        for (int t = 0; t < tokens; t++) {
+            const float *values = prepared[t];
+            floats sum = {0};
+            for (int64_t i = 0; i < matrix->columns; i += LANES) {
+                floats some, token;
+                uint16_t stored[LANES];
+                memcpy(stored, weights + i * 2, sizeof stored);
+                for (int j = 0; j < LANES; j++) some[j] = coterie_from_bf16(stored[j]);
+                load(&token, values + i);
+                sum += some * token;
+            }
+            out[t * stride + row - begin] = total(&sum);
+        }
+    }
+}
+
 const coterie_kernel coterie_portable[COTERIE_SCHEMES] = {
-    [COTERIE_INT4] = {prepared_bytes, prepare_int4, rows_int4},
-    [COTERIE_INT8] = {prepared_bytes, prepare_int8, rows_int8},
+    [COTERIE_INT2] = {prepared_bytes, prepare_affine, rows_int2},
+    [COTERIE_INT3] = {prepared_bytes, prepare_affine, rows_int3},
+    [COTERIE_INT4] = {prepared_bytes, prepare_affine, rows_int4},
+    [COTERIE_INT5] = {prepared_bytes, prepare_affine, rows_int5},
+    [COTERIE_INT6] = {prepared_bytes, prepare_affine, rows_int6},
+    [COTERIE_INT8] = {prepared_bytes, prepare_plain, rows_int8},
+    [COTERIE_BF16] = {prepared_bytes, prepare_plain, rows_bf16},
 };

@@ -1,4 +1,4 @@
-/* Matrices to int4 and int8: coterie.quant's bytes, at a speed for models of many thousand million weights. */
+/* Matrices to our schemes: coterie.quant's bytes, at a speed for models of many thousand million weights. */
 
 #include <math.h>
 #if defined(__x86_64__)
@@ -7,15 +7,33 @@
 
 #include "coterie.h"
 #include "groups.h"
+#include "planes.h"
 
-#define INT4_LOWEST (-8)
-#define INT4_HIGHEST 7
-#define INT4_TURNS 3
 #define INT8_LARGEST 127
 
-/* Two candidates to start from, shares 1 and 0.87 of a group's range: share / 15 and (1 - share) / 2. */
-static const float INT4_SCALE_OF_RANGE[2] = {(float)(1.0 / 15), (float)(0.87 / 15)};
-static const float INT4_MARGIN_OF_RANGE[2] = {0, (float)((1 - 0.87) / 2)};
+enum { MOST_CLIPS = 4, TURNS = 3 };
+
+/* How the codes of an affine scheme are searched for: their range, and candidates to start from, shares of a group's
+ * range, as coterie.quant.affine has them: share / (highest - lowest) and (1 - share) / 2. */
+typedef struct {
+    int bits;
+    float lowest, highest;
+    int clips;
+    float scale_of_range[MOST_CLIPS], margin_of_range[MOST_CLIPS];
+} affine_codes;
+
+static affine_codes codes_of_bits(int bits) {
+    static const double clips[][MOST_CLIPS] = {
+        [2] = {1, 0.75, 0.5}, [3] = {1, 0.87}, [4] = {1, 0.87}, [5] = {1, 0.87}, [6] = {1, 0.87},
+    };
+    affine_codes codes = {.bits = bits, .lowest = -(1 << (bits - 1)), .highest = (1 << (bits - 1)) - 1};
+    for (; codes.clips < MOST_CLIPS && clips[bits][codes.clips] > 0; codes.clips++) {
+        double share = clips[bits][codes.clips];
+        codes.scale_of_range[codes.clips] = (float)(share / ((1 << bits) - 1));
+        codes.margin_of_range[codes.clips] = (float)((1 - share) / 2);
+    }
+    return codes;
+}
 
 typedef struct {
     const void *values;
@@ -63,22 +81,25 @@ typedef struct {
 
 typedef struct {
     int lanes;
-    uint32_t (*rows)(const source *w, int64_t row, int count, uint8_t *codes, uint16_t *scales);
+    uint32_t (*affine)(const source *w, int64_t row, int count, const affine_codes *range, uint8_t *codes,
+                       uint16_t *scales);
+    uint32_t (*int8)(const source *w, int64_t row, int count, uint8_t *codes, uint16_t *scales);
 } kernel;
 
-static kernel kernel_of(int scheme, int level) {
-    int is_int4 = scheme == COTERIE_INT4;
+static kernel kernel_of(int level) {
 #if defined(__x86_64__)
-    if (level >= COTERIE_AVX512BF16) return (kernel){16, is_int4 ? rows_int4_avx512 : rows_int8_avx512};
-    if (level >= COTERIE_AVX2) return (kernel){8, is_int4 ? rows_int4_avx2 : rows_int8_avx2};
+    if (level >= COTERIE_AVX512BF16) return (kernel){16, rows_affine_avx512, rows_int8_avx512};
+    if (level >= COTERIE_AVX2) return (kernel){8, rows_affine_avx2, rows_int8_avx2};
 #endif
     (void)level;
-    return (kernel){4, is_int4 ? rows_int4_portable : rows_int8_portable};
+    return (kernel){4, rows_affine_portable, rows_int8_portable};
 }
 
 typedef struct {
     source weights;
     kernel kernel;
+    int scheme;
+    affine_codes range;
     uint8_t *codes;
     uint16_t *scales;
     int64_t code_stride, scale_stride;
@@ -91,8 +112,11 @@ static void part_of_quantisation(void *context, int thread, int threads) {
     coterie_share(rows, call->kernel.lanes, thread, threads, &begin, &end);
     for (int64_t row = begin; row < end; row += call->kernel.lanes) {
         int count = end - row < call->kernel.lanes ? (int)(end - row) : call->kernel.lanes;
-        uint32_t wrong = call->kernel.rows(&call->weights, row, count, call->codes + row * call->code_stride,
-                                           call->scales + row * call->scale_stride);
+        uint8_t *codes = call->codes + row * call->code_stride;
+        uint16_t *scales = call->scales + row * call->scale_stride;
+        uint32_t wrong = coterie_is_affine(call->scheme)
+                             ? call->kernel.affine(&call->weights, row, count, &call->range, codes, scales)
+                             : call->kernel.int8(&call->weights, row, count, codes, scales);
         if (!wrong) continue;
         /* The lowest of all threads. */
         int64_t found = row + __builtin_ctz(wrong), known = __atomic_load_n(&call->first_wrong, __ATOMIC_RELAXED);
@@ -109,12 +133,14 @@ COTERIE_API int64_t coterie_quantise(int scheme, int level, int threads, const v
                                      int64_t columns, int64_t row_stride, int64_t column_stride, void *codes,
                                      void *scales) {
     quantisation call = {.weights = {values, is_bf16, rows, columns, row_stride, column_stride},
-                         .kernel = kernel_of(scheme, level),
+                         .kernel = kernel_of(level),
+                         .scheme = scheme,
                          .codes = codes,
                          .scales = scales,
                          .code_stride = coterie_row_bytes(scheme, columns),
                          .scale_stride = coterie_row_scales(scheme, columns),
                          .first_wrong = rows};
+    if (coterie_is_affine(scheme)) call.range = codes_of_bits(coterie_code_bits(scheme));
     coterie_parallel(part_of_quantisation, &call, threads);
     return call.first_wrong < rows ? call.first_wrong : -1;
 }

@@ -56,9 +56,9 @@ typedef struct {
     } while (0)
 
 /* Codes for a scale and zero; returns the sum of squared errors. */
-INLINE F NAME(encode)(NAME(search) *s, int size, F scales, F zeros) {
+INLINE F NAME(encode)(NAME(search) *s, const affine_codes *range, int size, F scales, F zeros) {
     F errors[COTERIE_GROUP / 2 + 1], with_x[COTERIE_GROUP / 2 + 1];
-    const F low = NAME(all)(INT4_LOWEST), high = NAME(all)(INT4_HIGHEST), rounding = NAME(all)(12582912.0f);
+    const F low = NAME(all)(range->lowest), high = NAME(all)(range->highest), rounding = NAME(all)(12582912.0f);
     F step = scales / s->unit, zero = zeros / s->unit - s->mean;
     F inverse = NAME(select)(step == 0, (F){0}, 1 / step);
     F sum = {0}, squares = {0};  /* of whole numbers: exact in any order */
@@ -82,9 +82,9 @@ INLINE F NAME(encode)(NAME(search) *s, int size, F scales, F zeros) {
     return NAME(total)(errors, half ? half : 1);
 }
 
-INLINE void NAME(offer)(NAME(search) *s, int size, F scale, F zero) {
+INLINE void NAME(offer)(NAME(search) *s, const affine_codes *range, int size, F scale, F zero) {
     F scales = NAME(rounded)(scale * s->unit), zeros = NAME(rounded)((zero + s->mean) * s->unit);
-    F error = NAME(encode)(s, size, scales, zeros);
+    F error = NAME(encode)(s, range, size, scales, zeros);
     I better = (error < s->error) & NAME(finite)(scales) & NAME(finite)(zeros);
     s->error = NAME(select)(better, error, s->error);
     s->scales = NAME(select)(better, scales, s->scales);
@@ -92,7 +92,7 @@ INLINE void NAME(offer)(NAME(search) *s, int size, F scale, F zero) {
 }
 
 /* Fills s->codes, scales and zeros for the weights in s->x. */
-INLINE void NAME(find)(NAME(search) *s, int size) {
+INLINE void NAME(find)(NAME(search) *s, const affine_codes *range, int size) {
     F scratch[COTERIE_GROUP];
     I largest = {0};
     for (int i = 0; i < size; i++) {
@@ -109,21 +109,21 @@ INLINE void NAME(find)(NAME(search) *s, int size) {
         low = VMIN(s->x[i], low);
         high = VMAX(s->x[i], high);
     }
-    F range = high - low;
+    F extent = high - low;
     s->error = NAME(all)(INFINITY);
     s->scales = s->zeros = (F){0};
-    for (int clip = 0; clip < 2; clip++) {
-        F scale = range * INT4_SCALE_OF_RANGE[clip];
-        NAME(offer)(s, size, scale, (low + range * INT4_MARGIN_OF_RANGE[clip]) - (float)INT4_LOWEST * scale);
-        for (int turn = 0; turn < INT4_TURNS; turn++) {
+    for (int clip = 0; clip < range->clips; clip++) {
+        F scale = extent * range->scale_of_range[clip];
+        NAME(offer)(s, range, size, scale, (low + extent * range->margin_of_range[clip]) - range->lowest * scale);
+        for (int turn = 0; turn < TURNS; turn++) {
             F mean = s->sum / (float)size;
             F spread = s->squares - (mean * mean) * (float)size;
             spread = NAME(select)(spread < 1e-6f, NAME(all)(1e-6f), spread);
             F slope = s->products / spread;
-            NAME(offer)(s, size, slope, -slope * mean);
+            NAME(offer)(s, range, size, slope, -slope * mean);
         }
     }
-    NAME(encode)(s, size, s->scales, s->zeros);
+    NAME(encode)(s, range, size, s->scales, s->zeros);
 }
 
 /* LANES rows at column `first`, a column in each vector; the last row stands in for rows past the end.
@@ -148,26 +148,39 @@ INLINE uint32_t NAME(load)(F *x, const source *w, int64_t row, int count, int64_
     return rows;
 }
 
-/* The codes of one group, two to a byte. */
-INLINE void NAME(store_int4)(const NAME(search) *s, int count, int size, uint8_t *codes, int64_t stride) {
+/* The codes of the group that begins with column `first`, in their planes. The zeros that a row is filled with come with
+ * the last group. */
+INLINE void NAME(store_affine)(const NAME(search) *s, const affine_codes *range, int count, int64_t first, int size,
+                               int64_t columns, uint8_t *codes) {
     int32_t bytes[(COTERIE_GROUP / 2) * LANES] __attribute__((aligned(64)));
-    for (int c = 0; c < size; c += 2) {
-        I pair = __builtin_convertvector(s->codes[c], I) - INT4_LOWEST;
-        if (c + 1 < size) pair |= (__builtin_convertvector(s->codes[c + 1], I) - INT4_LOWEST) << 4;
-        *(I *)(bytes + (c / 2) * LANES) = pair;
+    const int64_t filled = coterie_filled(range->bits - 2 + COTERIE_INT2, columns), stride = filled * range->bits / 8;
+    const int held = first + size == columns ? (int)(filled - first) : size;
+    I stored[COTERIE_GROUP];
+    for (int c = 0; c < held; c++)
+        stored[c] = c < size ? __builtin_convertvector(s->codes[c] - range->lowest, I) : (I){0};
+    for (int width = 4, below = 0; width; width /= 2) {
+        if (!(range->bits & width)) continue;
+        const int per_byte = 8 / width, mask = (1 << width) - 1, used = held / per_byte;
+        for (int j = 0; j < used; j++) {
+            I byte = {0};
+            for (int k = 0; k < per_byte; k++) byte |= (stored[j * per_byte + k] >> below & mask) << (k * width);
+            *(I *)(bytes + j * LANES) = byte;
+        }
+        uint8_t *to = codes + (filled * below + first * width) / 8;
+        for (int r = 0; r < count; r++)
+            for (int j = 0; j < used; j++) to[r * stride + j] = (uint8_t)bytes[j * LANES + r];
+        below += width;
     }
-    for (int r = 0; r < count; r++)
-        for (int j = 0; j < (size + 1) / 2; j++) codes[r * stride + j] = (uint8_t)bytes[j * LANES + r];
 }
 
-INLINE uint32_t NAME(one_int4)(
-    const source *w, int64_t row, int count, int64_t first, int size, uint8_t *codes, uint16_t *scales,
-    int64_t groups
+INLINE uint32_t NAME(one_affine)(
+    const source *w, int64_t row, int count, const affine_codes *range, int64_t first, int size, uint8_t *codes,
+    uint16_t *scales, int64_t groups
 ) {
     NAME(search) s;
     uint32_t wrong = NAME(load)(s.x, w, row, count, first, size);
-    NAME(find)(&s, size);
-    NAME(store_int4)(&s, count, size, codes, (w->columns + 1) / 2);
+    NAME(find)(&s, range, size);
+    NAME(store_affine)(&s, range, count, first, size, w->columns, codes);
     for (int r = 0; r < count; r++) {
         scales[r * groups * 2] = (uint16_t)((uint32_t)((I)s.scales)[r] >> 16);
         scales[r * groups * 2 + 1] = (uint16_t)((uint32_t)((I)s.zeros)[r] >> 16);
@@ -200,35 +213,40 @@ INLINE uint32_t NAME(one_int8)(
 }
 
 /* Up to LANES rows; returns the bits of rows that cannot be stored. The usual sizes are constants for the compiler. */
-#define ROWS(kind, pairs, code_of_column)                                                                        \
-    static TARGET uint32_t NAME(rows_##kind)(                                                                    \
-        const source *w, int64_t row, int count, uint8_t *codes, uint16_t *scales                         \
-    ) {                                                                                                          \
-        int size = (int)coterie_group_size(w->columns);                                                          \
-        int64_t groups = (w->columns + size - 1) / size;                                                         \
-        uint32_t wrong = 0;                                                                                      \
-        for (int64_t group = 0; group < groups; group++) {                                                       \
-            int64_t first = group * size;                                                                        \
-            uint8_t *to = codes + code_of_column(first);                                                         \
-            uint16_t *scale = scales + group * (pairs);                                                          \
-            if (first + size > w->columns)                                                                       \
-                wrong |= NAME(one_##kind)(w, row, count, first, (int)(w->columns - first), to, scale, groups);   \
-            else if (size == 64)                                                                                 \
-                wrong |= NAME(one_##kind)(w, row, count, first, 64, to, scale, groups);                          \
-            else                                                                                                 \
-                wrong |= NAME(one_##kind)(w, row, count, first, 32, to, scale, groups);                          \
-        }                                                                                                        \
-        return wrong;                                                                                            \
+static TARGET uint32_t NAME(rows_affine)(
+    const source *w, int64_t row, int count, const affine_codes *range, uint8_t *codes, uint16_t *scales
+) {
+    int size = (int)coterie_group_size(w->columns);
+    int64_t groups = (w->columns + size - 1) / size;
+    uint32_t wrong = 0;
+    for (int64_t first = 0; first < w->columns; first += size, scales += 2) {
+        if (first + size > w->columns)
+            wrong |= NAME(one_affine)(w, row, count, range, first, (int)(w->columns - first), codes, scales, groups);
+        else if (size == 64)
+            wrong |= NAME(one_affine)(w, row, count, range, first, 64, codes, scales, groups);
+        else
+            wrong |= NAME(one_affine)(w, row, count, range, first, 32, codes, scales, groups);
     }
+    return wrong;
+}
 
-#define HALVED(column) ((column) / 2)
-#define WHOLE(column) (column)
-ROWS(int4, 2, HALVED)
-ROWS(int8, 1, WHOLE)
+static TARGET uint32_t NAME(rows_int8)(
+    const source *w, int64_t row, int count, uint8_t *codes, uint16_t *scales
+) {
+    int size = (int)coterie_group_size(w->columns);
+    int64_t groups = (w->columns + size - 1) / size;
+    uint32_t wrong = 0;
+    for (int64_t first = 0; first < w->columns; first += size, scales++) {
+        if (first + size > w->columns)
+            wrong |= NAME(one_int8)(w, row, count, first, (int)(w->columns - first), codes + first, scales, groups);
+        else if (size == 64)
+            wrong |= NAME(one_int8)(w, row, count, first, 64, codes + first, scales, groups);
+        else
+            wrong |= NAME(one_int8)(w, row, count, first, 32, codes + first, scales, groups);
+    }
+    return wrong;
+}
 
-#undef HALVED
-#undef WHOLE
-#undef ROWS
 #undef TRY
 #undef INLINE
 #undef I

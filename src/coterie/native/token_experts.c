@@ -46,12 +46,13 @@ static void compute(const token_bank *bank, const layer_call *call, grouping *of
     const layer_results *results = call->results;
     int64_t table[MOST_PAIRS * TABLE_WIDTH];
     for (int64_t i = 0; i < of->used; i++) {
-        table[i * TABLE_WIDTH + TABLE_ID] = of->experts[i];
-        for (int field = 0; field < 4; field++)
-            table[i * TABLE_WIDTH + TABLE_GATE_UP + field] = of->addresses[i] + bank->places[field];
+        const int64_t *record = bank->records + of->experts[i] * RECORD_WIDTH;
+        int64_t *entry = table + i * TABLE_WIDTH;
+        entry[TABLE_ID] = of->experts[i];
+        for (int field = 0; field < RECORD_WIDTH; field++)
+            entry[TABLE_GATE_UP + field] = field % 3 ? of->addresses[i] + record[field] : record[field];
     }
-    experts_call pass = {.scheme = bank->scheme,
-                         .level = bank->level,
+    experts_call pass = {.level = bank->level,
                          .threads = call->threads,
                          .activation = bank->activation,
                          .width = bank->width,

@@ -7,14 +7,16 @@
 
 /* What stays the same of a bank. */
 typedef struct {
-    int64_t scheme, level, activation;
+    int64_t level, activation;
     /* D and F. */
     int64_t width, inner, width_group, inner_group;
     /* E, and where they are. */
     int64_t experts;
     coterie_address *addresses;
-    /* In a record: gate_up's codes and scales, and down's. */
-    int64_t places[4];
+    /* Six numbers for each expert: for gate_up and for down the scheme, and where codes and scales are in its record. */
+    const int64_t *records;
 } token_bank;
+
+enum { RECORD_WIDTH = 6 };
 
 #endif

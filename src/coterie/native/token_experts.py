@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
 from coterie.errors import UsageError
 from coterie.native.addresses import Addresses
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel
-from coterie.native.matmul import SCHEMES, group_of
+from coterie.native.matmul import group_of
 from coterie.native.token_state import TokenState
 
-Places = tuple[int, int, int, int]
-"""Bytes from a record's start to gate_up's codes and scales and to down's."""
+Places = tuple[int, int, int, int, int, int]
+"""For gate_up and for down: the scheme, an index into ``EXPERT_SCHEMES``, and the bytes from a record's start to codes
+and scales."""
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 
@@ -26,27 +29,29 @@ class TokenExperts:
 
     Args:
         kernel: What would compute them for any number of tokens.
-        addresses: Where they are. All records are alike.
-        places: Where the fields are in a record.
+        addresses: Where they are.
+        places: Where the fields are in the record of each expert.
 
     Raises:
-        UsageError: If there are more or fewer addresses than experts.
+        UsageError: If there are more or fewer addresses or places than experts.
     """
 
-    def __init__(self, kernel: ExpertsKernel, addresses: Addresses, places: Places) -> None:
-        if addresses.count != kernel.num_experts:
-            raise UsageError(
-                f"There are {addresses.count} addresses for {kernel.num_experts} experts.", got=addresses.count
-            )
+    def __init__(self, kernel: ExpertsKernel, addresses: Addresses, places: Sequence[Places]) -> None:
+        for name, count in (("addresses", addresses.count), ("places", len(places))):
+            if count != kernel.num_experts:
+                raise UsageError(f"There are {count} {name} for {kernel.num_experts} experts.", got=count)
         library = kernel.library
         functions = library.functions
         if functions.coterie_token_bank_bytes() != ctypes.sizeof(_Bank):
             raise AssertionError("token_experts.h and its mirror differ")
-        self._addresses = addresses  # held, because C is given its address
+        # Held, because C is given their addresses.
+        self._addresses = addresses
+        self._places = (_long * (6 * len(places)))(*chain.from_iterable(places))
         self._bank = _Bank(
-            scheme=SCHEMES.index(kernel.scheme), level=library.level, activation=ACTIVATIONS.index(kernel.activation),
+            level=library.level, activation=ACTIVATIONS.index(kernel.activation),
             width=kernel.width, inner=kernel.inner, width_group=group_of(kernel.width),
-            inner_group=group_of(kernel.inner), experts=kernel.num_experts, addresses=addresses.address, places=places,
+            inner_group=group_of(kernel.inner), experts=kernel.num_experts, addresses=addresses.address,
+            records=ctypes.addressof(self._places),
         )  # fmt: skip
         self._address = ctypes.addressof(self._bank)
         self._row_nbytes = 4 * kernel.width + 2 * kernel.inner
@@ -75,8 +80,8 @@ class _Bank(ctypes.Structure):
     """``token_bank`` of ``token_experts.h``."""
 
     _fields_ = (
-        *((name, _long) for name in ("scheme", "level", "activation")),
+        *((name, _long) for name in ("level", "activation")),
         *((name, _long) for name in ("width", "inner", "width_group", "inner_group", "experts")),
         ("addresses", _pointer),
-        ("places", _long * 4),
+        ("records", _pointer),
     )

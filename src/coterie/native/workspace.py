@@ -10,11 +10,15 @@ import torch
 
 from coterie.native.library import Library
 
-Located = tuple[int, int, int, int, int]
-"""An expert's id, and the addresses of gate_up's codes and scales and of down's."""
+Located = tuple[int, int, int, int, int, int, int]
+"""An expert's id, and for gate_up and for down the scheme, an index into ``EXPERT_SCHEMES``, and the addresses of codes
+and scales."""
 
 KEPT_BYTES = 4 << 20
 """Up to this many bytes of intermediate results are kept from one forward pass to the next: enough for decoding."""
+
+_NUMBERS = 7
+"""Of an expert that is located."""
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 
@@ -42,7 +46,7 @@ class ExpertsCall(ctypes.Structure):
     """``experts_call`` of ``experts.h``."""
 
     _fields_ = (
-        *((name, _long) for name in ("scheme", "level", "threads", "activation")),
+        *((name, _long) for name in ("level", "threads", "activation")),
         *((name, _long) for name in ("width", "inner", "width_group", "inner_group", "used", "choices")),
         *((name, _pointer) for name in ("experts", "offsets", "row_token", "row_weight", "token_rows", "done")),
         ("computed", _long),
@@ -75,7 +79,7 @@ class Workspace:
         self._tokens, self._choices = tokens, choices
         self._num_experts = num_experts
         self._experts = (_long * experts)()
-        self._table = (_long * (5 * experts))()
+        self._table = (_long * (_NUMBERS * experts))()
         sizes = (experts + 1, pairs, pairs, pairs, num_experts, tokens)
         self._arrays = [(ctypes.c_int32 * size)() for size in sizes]
         self._done = (ctypes.c_uint8 * num_experts)()
@@ -120,7 +124,7 @@ class Workspace:
     def fill(self, located: Sequence[Located]) -> None:
         """Writes the table of experts; ValueError if there are more than were chosen at the most."""
         count = len(located)
-        self._table[: 5 * count] = list(chain.from_iterable(located))
+        self._table[: _NUMBERS * count] = list(chain.from_iterable(located))
         self.call.count = count
 
     def intermediate(self, nbytes: int, memory: PassMemory | None) -> torch.Tensor:

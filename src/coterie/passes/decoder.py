@@ -20,6 +20,7 @@ class FieldDecoder:
         bank: The bank; its parameters and their dtypes are the result, in that order.
 
     Attributes:
+        layout: The layout.
         changes: Whether anything is to be done; if not, a record's tensors are the parameters.
         parameters: By name, how the record has each.
 
@@ -28,6 +29,7 @@ class FieldDecoder:
     """
 
     def __init__(self, layout: RecordLayout, bank: ExpertBank) -> None:
+        self.layout = layout
         self.parameters = plan_record(layout, bank.parameters, str(bank.key))
         self._dtypes = tuple(bank.dtypes.values())
         self._stored = tuple(self.parameters.values())
@@ -78,11 +80,6 @@ class BankDecoder:
             # The source has grown.
             decoder = self._by_expert[key.expert] = self._decoder(self._source.layout(key))
         return decoder
-
-    @property
-    def by_layout(self) -> Mapping[RecordLayout, FieldDecoder]:
-        """The decoders of all layouts that were met so far."""
-        return self._by_layout
 
     @property
     def decoders(self) -> Iterable[FieldDecoder]:

@@ -309,7 +309,7 @@ def _waiting_advice(waiting: WaitingFacts, cores: int, others: float | None) -> 
 def _native_advice(native: NativeFacts) -> list[str]:
     if native.level is not None:
         return []
-    return [f"Models in int8 and int4 are computed by torch alone, many times slower. {native.why_not}"]
+    return [f"Models in lossy schemes are computed by torch alone, many times slower. {native.why_not}"]
 
 
 def _memory_advice(memory: MemoryLimits, budget: int, huge_pages: str | None, works: bool | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Four-bit codes with a scale and a zero for every group, chosen for the least squared error.
+"""Codes of a few bits with a scale and a zero for every group, chosen for the least squared error.
 
 Candidates are the plain range of a group and ranges clipped by a few shares of it. Each is refined by turns: codes for
 a scale and a zero, then the scale and zero that fit these codes best, in closed form, and so on. (Half-quadratic
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-LOWEST, HIGHEST = -8, 7
-_CLIPS = (1.0, 0.87)
+CLIPS = {2: (1.0, 0.75, 0.5), 3: (1.0, 0.87), 4: (1.0, 0.87), 5: (1.0, 0.87), 6: (1.0, 0.87)}
+"""By the bits of a code: shares of a group's range to begin with. Of few codes the outermost ones are best left out."""
 _TURNS = 3
 _ROUNDING = 1.5 * 2.0**23
 """Added and taken away again, rounds a small float32 to the nearest whole number, halves to even, and -0 to 0."""
@@ -29,7 +29,7 @@ class AffineGroups:
     """R quantised groups of g weights.
 
     Attributes:
-        codes: float32 [g, R], whole numbers from -8 to 7.
+        codes: float32 [g, R], whole numbers from ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``.
         scales: bfloat16 [R].
         zeros: bfloat16 [R]; a weight is ``code * scale + zero``.
     """
@@ -39,17 +39,24 @@ class AffineGroups:
     zeros: torch.Tensor
 
 
-def quantise_groups(weights: torch.Tensor) -> AffineGroups:
+def code_range(bits: int) -> tuple[int, int]:
+    """The least and the greatest code of so many bits."""
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def quantise_groups(weights: torch.Tensor, bits: int) -> AffineGroups:
     """Quantises groups.
 
     Args:
         weights: float32 [g, R], finite, a group in each column.
+        bits: Bits of a code; a key of :data:`CLIPS`.
     """
-    search = _Search(weights)
-    for clip in _CLIPS:
+    search = _Search(weights, bits)
+    lowest, highest = code_range(bits)
+    for clip in CLIPS[bits]:
         # Towards the middle of the range, from both ends alike.
-        scale_R = search.range_R * (clip / (HIGHEST - LOWEST))
-        search.offer(scale_R, search.low_R + search.range_R * ((1 - clip) / 2) - LOWEST * scale_R)
+        scale_R = search.range_R * (clip / (highest - lowest))
+        search.offer(scale_R, search.low_R + search.range_R * ((1 - clip) / 2) - lowest * scale_R)
         for _ in range(_TURNS):
             search.offer(*search.fit())
     return search.result()
@@ -61,7 +68,8 @@ class _Search:
     Inside, weights are in units of the group's largest distance from its mean: squares neither overflow nor vanish.
     """
 
-    def __init__(self, weights: torch.Tensor) -> None:
+    def __init__(self, weights: torch.Tensor, bits: int) -> None:
+        self._lowest, self._highest = code_range(bits)
         unit_R = weights.abs().amax(0)
         self._unit_R = torch.where(unit_R > 0, unit_R, torch.ones_like(unit_R))
         # Two steps, because a sum of the weights themselves can overflow.
@@ -109,7 +117,7 @@ class _Search:
         # With a scale of 0 all codes are 0.
         inverse_R = torch.where(step_R == 0, torch.zeros_like(step_R), 1 / step_R)
         torch.sub(self._x_gR, zero_R, out=self._scratch_gR)
-        torch.mul(self._scratch_gR, inverse_R, out=self._codes_gR).clamp_(LOWEST, HIGHEST)
+        torch.mul(self._scratch_gR, inverse_R, out=self._codes_gR).clamp_(self._lowest, self._highest)
         self._codes_gR.add_(_ROUNDING).sub_(_ROUNDING)
         return step_R
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from coterie.errors import UsageError
-from coterie.quant.int4 import Int4
+from coterie.quant.affine_scheme import AffineScheme
 from coterie.quant.int8 import Int8
 from coterie.quant.scheme import Scheme
 from coterie.spec import SCHEME_NAMES
-from coterie.spec.encodings import NATIVE
+from coterie.spec.encodings import AFFINE_SCHEMES, NATIVE, SCHEME_FORMATS
 
-SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (Int4(), Int8())}
+_AFFINE = (AffineScheme(SCHEME_FORMATS[name]) for name in AFFINE_SCHEMES)
+
+SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (*_AFFINE, Int8())}
 """The lossy schemes; each name of :data:`coterie.spec.encodings.SCHEME_FORMATS` has one."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 
@@ -20,10 +19,10 @@ Parts = tuple[torch.Tensor, torch.Tensor]
 class Scheme(ABC):
     """A way of storing matrices in fewer bits. Rows are outputs, columns inputs; groups run along a row."""
 
-    form: ClassVar[SchemeFormat]
+    form: SchemeFormat
     """Name, dtypes and shapes."""
 
-    grid: ClassVar[Grid | None] = None
+    grid: Grid | None = None
     """Its codes; None for a scheme whose codes cannot be chosen by calibration."""
 
     @property

@@ -7,7 +7,7 @@ along is :data:`CHECKPOINT_ENCODINGS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -46,11 +46,11 @@ class Encoding(ABC):
 
     Attributes:
         name: As manifests and configurations have it.
-        values_per_element: Weights that one element of the codes stands for.
+        code_bits: Bits of the code of one weight. An element of the tensor of codes is a byte in every encoding.
     """
 
     name: str
-    values_per_element: int
+    code_bits: int
 
     @property
     @abstractmethod
@@ -64,6 +64,10 @@ class Encoding(ABC):
     def fits(self, codes: Facts, scales: Facts, shape: Shape) -> bool:
         """Whether such codes and scales make a parameter of this shape."""
 
+    def values(self, elements: int) -> int:
+        """How many weights so many elements of codes have room for."""
+        return elements * 8 // self.code_bits
+
     def scales_of(self, codes: str) -> str | None:
         """Name of the scales that belong to codes of this name; None for a name that codes do not have."""
         return next((codes.removesuffix(end) + scales for end, scales in self.ends if codes.endswith(end)), None)
@@ -76,11 +80,13 @@ class SchemeFormat(Encoding):
     Attributes:
         code_dtype: safetensors' name of the codes' dtype.
         numbers_per_group: Shape of what is stored for a group: ``()`` for a scale, ``(2,)`` for a scale and a zero.
+        filled_to: A row of codes is filled with zeros to a multiple of so many weights.
         groups: How many groups a row of so many weights has.
     """
 
     code_dtype: str
     numbers_per_group: Shape
+    filled_to: int = 1
     groups: Callable[[int], int] = group_count
 
     @property
@@ -95,8 +101,9 @@ class SchemeFormat(Encoding):
 
     def parts(self, rows: int, columns: int) -> tuple[Facts, Facts]:
         """Dtype and shape of the codes and of the scales of a matrix; rows are outputs, groups run along a row."""
+        filled = -(-columns // self.filled_to) * self.filled_to
         return (
-            (self.code_dtype, (rows, -(-columns // self.values_per_element))),
+            (self.code_dtype, (rows, filled * self.code_bits // 8)),
             ("BF16", (rows, self.groups(columns), *self.numbers_per_group)),
         )
 
@@ -113,11 +120,9 @@ class SchemeFormat(Encoding):
         if len(codes[1]) != 2:
             return False
         rows, elements = codes[1]
-        # The last element may hold fewer codes than there is room for.
-        longest = elements * self.values_per_element
+        longest = self.values(elements)
         return any(
-            self.fits(codes, scales, (rows, columns))
-            for columns in range(longest - self.values_per_element + 1, longest + 1)
+            self.fits(codes, scales, (rows, columns)) for columns in range(longest - self.filled_to + 1, longest + 1)
         )
 
 
@@ -168,22 +173,61 @@ class Mxfp4(Encoding):
             dtype == scales_dtype == "U8"
             and len(blocks) == 3
             and blocks[:2] == grid
-            and blocks[2] * self.values_per_element == self.values_per_scale
+            and self.values(blocks[2]) == self.values_per_scale
             and shape == (blocks[1] * self.values_per_scale, blocks[0])
         )
 
 
+def _affine(bits: int, filled_to: int) -> SchemeFormat:
+    return SchemeFormat(name=f"int{bits}", code_bits=bits, code_dtype="U8", numbers_per_group=(2,), filled_to=filled_to)
+
+
 _SCHEMES = (
-    SchemeFormat(name="int4", values_per_element=2, code_dtype="U8", numbers_per_group=(2,)),
-    SchemeFormat(name="int8", values_per_element=1, code_dtype="I8", numbers_per_group=()),
+    _affine(2, 16),
+    _affine(3, 16),
+    _affine(4, 2),
+    _affine(5, 16),
+    _affine(6, 16),
+    SchemeFormat(name="int8", code_bits=8, code_dtype="I8", numbers_per_group=()),
 )
 SCHEME_FORMATS = {scheme.name: scheme for scheme in _SCHEMES}
 """The lossy schemes."""
 
-FP8 = Fp8(name="fp8", values_per_element=1)
-MXFP4 = Mxfp4(name="mxfp4", values_per_element=2, values_per_scale=32)
+AFFINE_SCHEMES = tuple(scheme.name for scheme in _SCHEMES if scheme.numbers_per_group)
+"""Those with a scale and a zero for each group, fewest bits first: ``weight = code * scale + zero``."""
+
+FP8 = Fp8(name="fp8", code_bits=8)
+MXFP4 = Mxfp4(name="mxfp4", code_bits=4, values_per_scale=32)
 CHECKPOINT_ENCODINGS: tuple[Encoding, ...] = (FP8, MXFP4)
 """What experts of checkpoints are quantised with."""
 
 SCHEME_NAMES = (*sorted(SCHEME_FORMATS, key=lambda name: SCHEME_FORMATS[name].bits), NATIVE)
 """The ways in which weights are stored, the smallest first: with losses, or as in the checkpoint."""
+
+_JOINT = "+"
+
+
+def record_scheme(schemes: Sequence[str]) -> str:
+    """The scheme of a record whose matrices are in these: one name if they are alike, else all, joined by ``+``."""
+    return schemes[0] if len(set(schemes)) == 1 else _JOINT.join(schemes)
+
+
+def matrix_schemes(scheme: str, count: int) -> tuple[str, ...]:
+    """The scheme of each matrix of a record.
+
+    Args:
+        scheme: The record's, one name for all matrices or one for each, joined by ``+``.
+        count: How many matrices it has.
+
+    Raises:
+        ValueError: If it names another number of schemes.
+    """
+    names = tuple(scheme.split(_JOINT))
+    if len(names) not in (1, count):
+        raise ValueError(f"{scheme!r} names {len(names)} schemes, and a record has {count} matrices")
+    return names * count if len(names) == 1 else names
+
+
+def schemes_named(scheme: str) -> frozenset[str]:
+    """The names in a record's scheme."""
+    return frozenset(scheme.split(_JOINT))

@@ -114,4 +114,4 @@ def uses_scheme(layout: RecordLayout) -> bool:
 def _values(layout: RecordLayout, encoding: Encoding) -> int:
     names = {field.name for field in layout.fields}
     codes = (field for field in layout.fields if encoding.scales_of(field.name) in names)
-    return sum(prod(field.shape) for field in codes) * encoding.values_per_element
+    return sum(encoding.values(prod(field.shape)) for field in codes)

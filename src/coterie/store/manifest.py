@@ -8,14 +8,20 @@ from functools import cached_property
 
 from coterie.spec import BankKey, ExpertKey, RecordLayout
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
+from coterie.spec.encodings import NATIVE
 
 FORMAT_NAME = "coterie-store"
 FORMAT_VERSION = 1
 """Of a store whose linear layers outside experts are in one scheme, or as in the checkpoint."""
 PARTS_VERSION = 2
 """Of one in which they are in several, by part of the model."""
-CALIBRATED_VERSION = 3
+SCHEMES_VERSION = 3
+"""Of one in which an expert or a linear layer is in a scheme that is none of :data:`FIRST_SCHEMES`."""
+CALIBRATED_VERSION = 4
 """Of one with codes that were chosen by calibration."""
+
+FIRST_SCHEMES = frozenset({NATIVE, "int4", "int8"})
+"""Those that programs know which read versions 1 and 2 only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +210,20 @@ class Manifest:
     dense_schemes: DenseSchemes = NATIVE_EVERYWHERE
     calibration: CalibrationFacts | None = None
 
-    @property
+    @cached_property
     def version(self) -> int:
         """The version of the format: the oldest that can say all of this."""
         if self.calibration is not None:
             return CALIBRATED_VERSION
+        if self.later_schemes:
+            return SCHEMES_VERSION
         return PARTS_VERSION if self.dense_schemes.by_part else FORMAT_VERSION
+
+    @property
+    def later_schemes(self) -> set[str]:
+        """The schemes of experts and linear layers that versions 1 and 2 do not have."""
+        experts = {record.scheme for bank in self.banks for segment in bank.segments for record in segment.records}
+        return (experts | set(self.dense_schemes.lossy)) - FIRST_SCHEMES
 
     @cached_property
     def banks_by_key(self) -> Mapping[BankKey, Bank]:

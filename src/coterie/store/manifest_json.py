@@ -24,6 +24,7 @@ from coterie.store.manifest import (
     FORMAT_VERSION,
     PARTS_OF_ONE,
     PARTS_VERSION,
+    SCHEMES_VERSION,
     Bank,
     CalibrationFacts,
     FileFacts,
@@ -52,6 +53,7 @@ MAX_ERROR = 10**6 * PARTS_OF_ONE
 _FINGERPRINT = re.compile(r"[0-9a-f]{16,128}")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _SCHEME = re.compile(r"[a-z][a-z0-9_.\-]{0,63}")
+_RECORD_SCHEME = re.compile(rf"{_SCHEME.pattern}(?:\+{_SCHEME.pattern}){{0,7}}")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -173,13 +175,13 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     banks = _banks(top["banks"], layouts)
     records = [record for bank in banks for segment in bank.segments for record in segment.records]
     if "calibration" not in top and any(record.errors is not None for record in records):
-        raise top["banks"].error("R34", f"records have errors, and the version is not {CALIBRATED_VERSION}")
+        raise top["banks"].error("R35", f"records have errors, and the version is not {CALIBRATED_VERSION}")
     used = {record.layout for record in records}
     unused = layouts.keys() - used
     if unused:
         raise top["layouts"].error("R7", f"no record uses the layout {min(unused)!r}")
     dense, dense_index, dense_schemes = _dense(top["dense"], version)
-    return Manifest(
+    manifest = Manifest(
         model=_model(top["model"]),
         source=_source(top["source"]),
         layouts=layouts,
@@ -191,6 +193,16 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         dense_schemes=dense_schemes,
         calibration=_calibration(top["calibration"]) if "calibration" in top else None,
     )
+    _check_schemes(top["version"], version, manifest.later_schemes)
+    return manifest
+
+
+def _check_schemes(node: Node, version: int, later: set[str]) -> None:
+    known = sorted(one for one in later if one in SCHEME_FORMATS or "+" in one)
+    if version < SCHEMES_VERSION and known:
+        raise node.error("R34", f"the scheme {known[0]!r} needs version {SCHEMES_VERSION}")
+    if version == SCHEMES_VERSION and not later:
+        raise node.error("R34", "an earlier version can say the same")
 
 
 def _read_version(root: Node) -> int:
@@ -235,21 +247,21 @@ def _source(node: Node) -> SourceFacts:
 def _calibration(node: Node) -> CalibrationFacts:
     value = node.fields("fingerprint", "tokens")
     tokens = {
-        Node(domain, node.path, value["tokens"], domain).text(limit=256, rule="R34"): item.integer(1, rule="R34")
+        Node(domain, node.path, value["tokens"], domain).text(limit=256, rule="R35"): item.integer(1, rule="R35")
         for domain, item in value["tokens"].members(limit=MAX_DOMAINS)
     }
-    return CalibrationFacts(fingerprint=value["fingerprint"].text(_FINGERPRINT, rule="R34"), tokens=tokens)
+    return CalibrationFacts(fingerprint=value["fingerprint"].text(_FINGERPRINT, rule="R35"), tokens=tokens)
 
 
 def _errors(node: Node, scheme: str) -> RecordErrors:
-    if scheme not in SCHEME_FORMATS:
-        raise node.error("R34", f"a record of the scheme {scheme!r} has no codes that calibration could choose")
+    if not set(scheme.split("+")) & SCHEME_FORMATS.keys():
+        raise node.error("R35", f"a record of the scheme {scheme!r} has no codes that calibration could choose")
     value = node.fields("output", "nearest", "weight")
     output, nearest, weight = (
-        value[name].integer(0, MAX_ERROR, rule="R34") for name in ("output", "nearest", "weight")
+        value[name].integer(0, MAX_ERROR, rule="R35") for name in ("output", "nearest", "weight")
     )
     if output > nearest:
-        raise value["output"].error("R34", f"{output} is more than the {nearest} of rounding to nearest")
+        raise value["output"].error("R35", f"{output} is more than the {nearest} of rounding to nearest")
     return RecordErrors(output=output, nearest=nearest, weight=weight)
 
 
@@ -370,7 +382,7 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
     nbytes = value["bytes"].integer(1, rule="R15")
     if nbytes != layouts[layout].nbytes:
         raise value["bytes"].error("R15", f"{nbytes} bytes, but its layout has {layouts[layout].nbytes}")
-    scheme = value["scheme"].text(_SCHEME, rule="R15")
+    scheme = value["scheme"].text(_RECORD_SCHEME, rule="R15")
     problem = scheme_problem(scheme, layouts[layout])
     if problem is not None:
         raise value["layout"].error("R31", f"the layout {layout!r} is not one of {scheme}: {problem}")
@@ -389,7 +401,7 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
 
 
 def _dense(node: Node, version: int) -> tuple[tuple[FileFacts, ...], FileFacts | None, DenseSchemes]:
-    by_part = version == PARTS_VERSION or (version == CALIBRATED_VERSION and node.has("schemes"))
+    by_part = version == PARTS_VERSION or (version >= SCHEMES_VERSION and node.has("schemes"))
     if by_part:
         value = node.fields("shards", "index", "schemes")
         schemes = _schemes_by_part(value["schemes"])

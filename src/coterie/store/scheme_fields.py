@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from coterie.spec import Field, RecordLayout
-from coterie.spec.encodings import SCHEME_FORMATS
+from coterie.spec.encodings import CHECKPOINT_ENCODINGS, NATIVE, SCHEME_FORMATS, record_scheme, schemes_named
 
 Facts = tuple[str, tuple[int, ...]]
 """Dtype and shape."""
@@ -13,6 +13,12 @@ Facts = tuple[str, tuple[int, ...]]
 
 def scheme_problem(scheme: str, layout: RecordLayout) -> str | None:
     """What is wrong with the fields of a record of this scheme; None if nothing is, or the scheme is not lossy."""
+    if "+" in scheme:
+        found = record_scheme([*_matrix_schemes(layout)] or [NATIVE])
+        if found != scheme:
+            return f"its matrices are in {found}"
+        problems = (scheme_problem(one, layout) for one in schemes_named(scheme))
+        return next((problem for problem in problems if problem is not None), None)
     if scheme not in SCHEME_FORMATS:
         return None
     by_name = {field.name: field for field in layout.fields}
@@ -27,6 +33,17 @@ def scheme_problem(scheme: str, layout: RecordLayout) -> str | None:
         if problem is not None:
             return problem
     return None if found else f"no field holds codes of {scheme}"
+
+
+def _matrix_schemes(layout: RecordLayout) -> Iterator[str]:
+    """The scheme of each matrix of a record, in order."""
+    encodings = (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS)
+    names = {field.name for field in layout.fields}
+    scales = {encoding.scales_of(name) for encoding in encodings for name in names}
+    for field in layout.fields:
+        lossy = next((one.name for one in SCHEME_FORMATS.values() if one.scales_of(field.name) in names), None)
+        if field.name not in scales and (lossy is not None or len(field.shape) >= 2):
+            yield lossy or NATIVE
 
 
 def dense_scheme_problems(schemes: Collection[str], tensors: Mapping[str, Facts]) -> Iterator[tuple[str, str]]:
