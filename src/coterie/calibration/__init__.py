@@ -1,4 +1,4 @@
-"""Watches what experts are given while a model runs over texts, sounds and pictures, and chooses their codes by that."""
+"""Runs a model over texts, sounds and pictures, and chooses the codes of its experts by what they are given."""
 
 from __future__ import annotations
 
