@@ -105,7 +105,7 @@ def calibrated(
     def change(manifest: Json) -> None:
         manifest["version"] = version
         manifest["calibration"] = {"fingerprint": fingerprint, "tokens": {"code": 1} if tokens is None else tokens}
-        manifest["banks"][0]["segments"][0]["experts"][0]["errors"] = ERRORS if errors is None else errors
+        manifest["banks"][0]["segments"][0]["experts"][2]["errors"] = ERRORS if errors is None else errors
 
     return change
 
@@ -212,12 +212,13 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R4", "calibration.tokens", calibrated(tokens={str(number): 1 for number in range(1025)})),
     (
         "R35",
-        "banks[0].segments[0].experts[0].errors.output",
+        "banks[0].segments[0].experts[2].errors.output",
         calibrated(errors={"output": 3, "nearest": 2, "weight": 1}),
     ),
-    ("R35", "banks[0].segments[0].experts[0].errors.weight", calibrated(errors={**ERRORS, "weight": 10**15 + 1})),
-    ("R3", "banks[0].segments[0].experts[0].errors", calibrated(errors={"output": 1})),
-    ("R35", "banks", record("errors", ERRORS)),
+    ("R35", "banks[0].segments[0].experts[2].errors.weight", calibrated(errors={**ERRORS, "weight": 10**15 + 1})),
+    ("R3", "banks[0].segments[0].experts[2].errors", calibrated(errors={"output": 1})),
+    ("R35", "banks", record("errors", ERRORS, 2)),
+    ("R35", "banks[0].segments[0].experts[0].errors", record("errors", ERRORS)),
     ("R34", "version", at("version", value=3)),
     ("R34", "version", at("dense", "scheme", value="int3")),
     ("R34", "version", in_parts({"attention": "int8", "head": "int2"})),
@@ -568,7 +569,7 @@ def test_what_calibrated_records_are_off_by_is_read_as_it_was_written(store: Pat
     edit_manifest(store, calibrated())
     manifest = Store.open(store).manifest
     assert manifest.version == 4
-    assert manifest.banks[0].segments[0].records[0].errors == RecordErrors(**ERRORS)
+    assert manifest.banks[0].segments[0].records[2].errors == RecordErrors(**ERRORS)
     assert manifest.calibration == CalibrationFacts(fingerprint="0" * 64, tokens={"code": 1})
     assert manifest_bytes(manifest).strip() == (store / "coterie.json").read_bytes()
 
