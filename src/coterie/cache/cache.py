@@ -215,6 +215,21 @@ class ExpertCache:
             raise UsageError(f"share={share}, pinned_nbytes={pinned_nbytes}: these cannot be.")
         self._scheduler.warm(keys, share=share, pinned_nbytes=pinned_nbytes)
 
+    def keep(self, keys: Iterable[ExpertKey], *, nbytes: int) -> None:
+        """Says which experts are to stay from now on. Advice: it changes no result. A later call supersedes an earlier.
+
+        They are read while nothing else is to be read, before what is worth most (:meth:`warm`), and leave only when
+        nothing else can.
+
+        Args:
+            keys: The experts, or none; those that the source does not have are passed over.
+            nbytes: As many of them as fit in so many bytes. Two slots are never kept.
+
+        Raises:
+            UsageError: If the cache is closed.
+        """
+        self._scheduler.keep(keys, nbytes=nbytes)
+
     def resize(self, capacity: int) -> bool:
         """Changes how many bytes experts may take in memory. Changes no result.
 

@@ -83,6 +83,11 @@ class Predictions:
         self._warm.replace(keys, size_of, nbytes=nbytes, pinned_nbytes=pinned_nbytes)
         self._changed()
 
+    def keep(self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int) -> None:
+        """Other experts are to stay than before; see :meth:`WarmSet.keep`."""
+        self._warm.keep(keys, size_of, nbytes=nbytes)
+        self._changed()
+
     @property
     def to_warm(self) -> deque[ExpertKey]:
         """What is worth having and still to be read, most valuable first."""

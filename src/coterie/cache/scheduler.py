@@ -208,6 +208,20 @@ class Scheduler:
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
+    def keep(self, keys: Iterable[ExpertKey], *, nbytes: int) -> None:
+        """Queues what is to stay; unknown keys are passed over."""
+        if not self.guard.usable:
+            self.guard.check()
+        with self.lock:
+            if not self.guard.usable:
+                self.guard.check()
+            residency = self._residency
+            residency.settle()
+            known = [key for key in keys if residency.has(key)]
+            self._predictions.keep(known, residency.slot_nbytes, nbytes=min(nbytes, residency.pinnable_nbytes))
+            if not self._predictions.idle and self._predictions.any_to_read:
+                self._readers.notify()
+
     def resize(self, capacity: int) -> bool:
         """Changes what experts may take; returns whether no more than that is in use now."""
         if not self.guard.usable:

@@ -12,41 +12,59 @@ WARM_SHARE = 0.875
 
 
 class WarmSet:
-    """What is worth most, as far as it fits; guarded by the cache's lock.
+    """What is worth most, and what is to stay for a time, as far as they fit; guarded by the cache's lock.
 
     Attributes:
-        members: The experts, most valuable first.
+        members: The experts: those that are to stay, then the others, most valuable first.
         pinned: Those of them that leave only when nothing else can.
-        todo: Those that are still to be read; the pinned ones come first, as they are the most valuable.
+        todo: Those that are still to be read, in the order of ``members``.
     """
 
     def __init__(self) -> None:
         self.members: dict[ExpertKey, None] = {}
         self.pinned: frozenset[ExpertKey] = frozenset()
         self.todo: deque[ExpertKey] = deque()
+        self._worth: tuple[ExpertKey, ...] = ()
+        self._most_worth: tuple[ExpertKey, ...] = ()
+        self._kept: tuple[ExpertKey, ...] = ()
 
     def replace(
         self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int, pinned_nbytes: int
     ) -> None:
-        """Forgets what it was, and takes the first keys that fit.
+        """Forgets what was worth most, and takes the first keys that fit.
 
         Args:
             keys: Most valuable first; repeated ones count once.
             size_of: Bytes of the slot of each.
-            nbytes: All members' together at most.
+            nbytes: All together at most.
             pinned_nbytes: The pinned ones' at most.
         """
-        self.members, pinned, taken = {}, [], 0
-        for key in dict.fromkeys(keys):
-            taken += size_of(key)
-            if taken > nbytes:
-                break
-            self.members[key] = None
-            if taken <= pinned_nbytes:
-                pinned.append(key)
-        self.pinned = frozenset(pinned)
-        self.todo = deque(self.members)
+        self._worth = _fitting(keys, size_of, nbytes)
+        self._most_worth = _fitting(self._worth, size_of, pinned_nbytes)
+        self._settle()
+
+    def keep(self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int) -> None:
+        """Forgets what was to stay, and takes the first keys that fit; see :meth:`replace`."""
+        self._kept = _fitting(keys, size_of, nbytes)
+        self._settle()
 
     def clear(self) -> None:
         """Has no members any more."""
-        self.replace((), lambda _: 0, nbytes=0, pinned_nbytes=0)
+        self._worth = self._most_worth = self._kept = ()
+        self._settle()
+
+    def _settle(self) -> None:
+        self.members = dict.fromkeys((*self._kept, *self._worth))
+        self.pinned = frozenset((*self._kept, *self._most_worth))
+        self.todo = deque(self.members)
+
+
+def _fitting(keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], nbytes: int) -> tuple[ExpertKey, ...]:
+    """The first of some keys, as many as fit together."""
+    fitting, taken = [], 0
+    for key in dict.fromkeys(keys):
+        taken += size_of(key)
+        if taken > nbytes:
+            break
+        fitting.append(key)
+    return tuple(fitting)

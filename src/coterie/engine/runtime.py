@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from coterie.engine.promises import release
 from coterie.engine.recording import TokenRecorder, TraceRecorder
 from coterie.engine.source import ModelSource
 from coterie.engine.statistics import STATS_SCHEMA_VERSION, ModelStats, bank_statistics
+from coterie.engine.talker_experts import TalkerExperts
 from coterie.engine.warming import Warming, modalities_of
 from coterie.errors import MemoryBudgetError, UsageError
 from coterie.files.replacing import replacing
@@ -78,6 +78,8 @@ class Runtime:
         self._attachment = attachment
         self._token_recorder: TokenRecorder | None = None
         self._kept_nbytes = 0
+        lent = 0 if plan is None else plan.lent.get("speaking", 0)
+        self._talker_experts = TalkerExperts(cache, source.experts.keys(), lending.capacity - lent - working_set)
 
     @property
     def banks(self) -> list[BankKey]:
@@ -123,9 +125,11 @@ class Runtime:
         if self.warming is not None:
             self.warming.expect(modalities_of(inputs) | ({"speech"} if speech else set()))
 
-    def speaking(self) -> AbstractContextManager[None]:
-        """Inside, what speaks stays in memory once it has come, whatever is computed beside it."""
-        return nullcontext() if self.parts is None else self.parts.hold("speaking")
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Inside, what speaks stays in memory once it has come, its experts too, whatever is computed beside it."""
+        with nullcontext() if self.parts is None else self.parts.hold("speaking"), self._talker_experts.stay():
+            yield
 
     def stats(self) -> ModelStats:
         """What was asked for, found, read and waited for since the model was opened."""
