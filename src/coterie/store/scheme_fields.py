@@ -14,9 +14,9 @@ Facts = tuple[str, tuple[int, ...]]
 def scheme_problem(scheme: str, layout: RecordLayout) -> str | None:
     """What is wrong with the fields of a record of this scheme; None if nothing is, or the scheme is not lossy."""
     if "+" in scheme:
-        found = record_scheme([*_matrix_schemes(layout)] or [NATIVE])
-        if found != scheme:
-            return f"its matrices are in {found}"
+        held = record_scheme([*_matrix_schemes(layout)] or [NATIVE])
+        if held != scheme:
+            return f"its matrices are in {held}"
         problems = (scheme_problem(one, layout) for one in schemes_named(scheme))
         return next((problem for problem in problems if problem is not None), None)
     if scheme not in SCHEME_FORMATS:
