@@ -58,11 +58,11 @@ class SeenProducts(TorchFunctionMode):
     def __enter__(self) -> SeenProducts:
         for streamed in self._banks:
             streamed.before_expert = self._begins
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for streamed in self._banks:
             streamed.before_expert = None
         self._parameters = {}

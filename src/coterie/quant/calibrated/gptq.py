@@ -62,4 +62,5 @@ def _inverse_factor(hessian_KK: torch.Tensor) -> torch.Tensor:
             advice="An activation is infinite or not a number; look at the calibration texts.",
         )
     inverse = torch.cholesky_inverse(lower)
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper.float()

@@ -105,7 +105,8 @@ def _solved(matrices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     diagonal = matrices.diagonal(dim1=1, dim2=2)
     # A group whose codes are all 0 has nothing on the diagonal either.
     ridge = torch.diag_embed(diagonal * _RIDGE + (diagonal <= 0))
-    return torch.linalg.solve(matrices + ridge, vectors)
+    solved: torch.Tensor = torch.linalg.solve(matrices + ridge, vectors)
+    return solved
 
 
 def _rounded(wanted: torch.Tensor, before: torch.Tensor, *, positive: bool) -> torch.Tensor:
