@@ -94,7 +94,7 @@ def test_with_memory_for_one_expert_at_a_time_it_is_the_same(
     assert snapshot(tmp_path / "tight") == snapshot(fresh)
 
 
-@pytest.mark.parametrize("every", [45, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [90, pytest.param(7, marks=pytest.mark.slow)])
 def test_killed_at_a_change_of_the_disk_it_goes_on(
     every: int, readable: Path, tmp_path: Path, fresh: Path, calibration: Calibration
 ) -> None:
