@@ -88,7 +88,8 @@ class ModelCalibration:
             UnsupportedError: If the model does not read texts, or experts are missing.
             InputError: If a file cannot be used.
         """
-        return CalibrationFacts(fingerprint=self._runs.fingerprint, tokens=self._runs.tokens)
+        runs = self._runs
+        return CalibrationFacts(fingerprint=runs.fingerprint, tokens=runs.tokens, sequences=runs.sequences)
 
     @contextmanager
     def begin(self, origin: Origin, folder: Path, banks: Sequence[BankKey]) -> Iterator[Calibrator]:
