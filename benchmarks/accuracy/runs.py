@@ -49,7 +49,7 @@ class Tried:
         probed: The same with a probe.
         experts: Bytes of all experts.
         measured: What harness/text_run.py printed; of several rounds the medians.
-        peak: Bytes that the process held at the most, of all rounds.
+        peak: Bytes that the process held at the most, of all rounds, the first of which goes to the peak.
     """
 
     subject: Subject
@@ -89,7 +89,7 @@ def tried(subject: Subject, *, rounds: int, tokens: int) -> list[Tried]:
     runs: dict[str, list[dict[str, Any]]] = {budget: [] for budget in subject.budgets}
     for number in range(rounds):
         for budget, one in zip(subject.budgets, planned["budgets"], strict=True):
-            runs[budget].append(_run(subject, budget, int(one["memory"]["memory"]), tokens))
+            runs[budget].append(_run(subject, budget, int(one["memory"]["memory"]), tokens, number == 0))
             print(f"{subject.name}, {budget}, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return [
         Tried(
@@ -105,11 +105,11 @@ def tried(subject: Subject, *, rounds: int, tokens: int) -> list[Tried]:
     ]
 
 
-def _run(subject: Subject, budget: str, limit: int, tokens: int) -> dict[str, Any]:
+def _run(subject: Subject, budget: str, limit: int, tokens: int, to_the_peak: bool) -> dict[str, Any]:
     """A process in a memory cgroup of the budget's size."""
     words = [subject.model, subject.text, "--memory", budget, "--max-context", subject.context, "--tokens", tokens]
     words += ["--skip", PROBE_TOKENS, "--prompt-tokens", PROMPT_TOKENS]
-    command = [sys.executable, "-m", "harness.text_run", *map(str, words)]
+    command = [sys.executable, "-m", "harness.text_run", *map(str, words), *(["--to-the-peak"] if to_the_peak else [])]
     run = run_in_cgroup(command, limit, env={"PYTHONPATH": str(_HERE)}, timeout_s=TIMEOUT_S)
     if run.returncode:
         how = "was killed for memory" if run.killed else f"ended with {run.returncode}"

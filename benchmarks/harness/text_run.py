@@ -2,8 +2,8 @@
 
 The text is not generated but given, so every budget and every machine computes the same tokens. First a prompt and some
 tokens after it fill the cache from nothing. Once the cache has its memory, the prompt that follows in the text and the
-tokens after it are measured. In the end prompts of many lengths, up to the longest that is provided for, bring memory
-to its peak, and what else was compiled for their shapes. Prints one line of JSON.
+tokens after it are measured. With ``--to-the-peak``, prompts of many lengths, up to the longest that is provided for,
+then bring memory to its peak, with what is compiled for their shapes. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--settle-tokens", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--to-the-peak", action="store_true", help="read prompts of many lengths at the end")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", "The experts have")
 
@@ -103,8 +104,9 @@ def main() -> int:
     before = runtime.stats()
     _, steps = reader.read(1, given.tokens)
     after = runtime.stats()
-    for length in (*(length for length in LENGTHS if length < given.max_context), given.max_context):
-        reader.prompt(length)
+    if given.to_the_peak:
+        for length in (*(length for length in LENGTHS if length < given.max_context), given.max_context):
+            reader.prompt(length)
     requested = after.total.requested - before.total.requested
     read = after.total.bytes_read - before.total.bytes_read + after.prefetch_bytes - before.prefetch_bytes
     print(

@@ -66,7 +66,8 @@ def _print_budget(budget: BudgetPlan, plan: Plan) -> None:
     _add_forecast(table, budget, plan)
     table.add_row("largest context", f"{budget.largest_context} tokens in this budget, with few experts left")
     table.add_row("smallest memory", f"{format_bytes(fit.minimum)} for {fit.context} tokens")
-    table.add_row("later", "memory does not grow: the whole context and a full cache are counted")
+    held = format_bytes(fit.held_nbytes)
+    table.add_row("later", f"at most {held}, however long it runs: with the whole context and a full cache")
     table.add_row("all experts", f"stay in {format_bytes(plan.all_experts)}")
     if plan.knee is not None:
         table.add_row("knee", _knee(plan.knee))

@@ -22,9 +22,9 @@ _DECAY = {"lru": 0.38, "markov": 0.42}
 """Fitted to routing of eight models; what is left out of the fit in turn is met within the factor below."""
 _LAW_FACTOR = 1.6
 """The measured miss rate was within this factor of the law's in nine of ten cases, of models left out of the fit."""
-_LESS, _MORE = 0.02, 0.04
+_LESS, _MORE = 0.06, 0.04
 """Where few experts are missed, the first use of each counts, which depends on the length of a text and not on memory:
-so much less or more may be missed besides."""
+so much more may be missed besides at the beginning, and so much less in a cache that has been in use for a while."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,8 @@ class HitRate:
     Attributes:
         grade: ``law``, ``known model`` or ``probe``.
         basis: What it rests on, in words.
-        rate: Hits per expert asked for while decoding, from 0 to 1, the first tokens after an empty cache included.
+        rate: Hits per expert asked for while decoding, from 0 to 1: from the first tokens after an empty cache to
+            those of a cache that has been in use for a while.
     """
 
     grade: Grade
