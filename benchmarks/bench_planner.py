@@ -4,8 +4,9 @@
 whole context. The plan, without its margin, must never be below the peak of the process, and at most 10 % above it.
 
 *Hit rates.* Recorded routing of public models is replayed by the policy of the cache, window by window, and compared
-with the three grades of forecast. A grade never sees what it is compared with: the law knows dimensions, a known model
-the other half of a recording, a probe the tokens before the window. Models that run here add what they hit.
+with the four grades of forecast. A grade never sees what it is compared with: the law knows dimensions, a known model
+and a profile the other half of a recording, a probe the tokens before the window. Models that run here add what they
+hit.
 
 *Speed.* The plan measures the machine, then a text goes through the model, in each budget. The text is given, not
 generated: the bundled model reads English prose and Python, a generated model the text that its routing was made for

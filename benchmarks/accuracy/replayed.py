@@ -1,16 +1,18 @@
-"""Forecasts of hits beside recorded routing of models: the law, a known model, a probe. Nothing is measured here.
+"""Forecasts of hits beside recorded routing of models: law, known model, profile, probe. Nothing is measured here.
 
 A recording's windows are replayed by the policy of the cache, each from an empty cache. What a grade may know of the
 recording, it is shown; what it is compared with, it is not:
 
 - the *law* knows dimensions;
 - a *known model* knows the first half of the recording, and is compared with windows of the second;
+- a *profile* knows how often each expert was chosen in the first half, where that is enough tokens, likewise;
 - a *probe* knows the tokens before the window.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,9 @@ from coterie.planner import HitRate, Law
 from coterie.planner.hit_rates import Grade
 from coterie.planner.known_models import KnownModel
 from coterie.planner.probe import PROBE_TOKENS, Probe
+from coterie.planner.profiled import Domain, Profiled
 from coterie.planner.ranges import Range
+from coterie.profiles.importance import FEW_OBSERVATIONS
 from coterie.spec import ExpertKey
 from harness.report import Table
 
@@ -104,7 +108,7 @@ def forecasts(folder: Path, *, windows: int) -> list[Forecasted]:
     found = []
     for file in sorted(folder.glob("*.npz")):
         recording = Recording.read(file)
-        for grade in (_by_law, _by_known_model, _by_probe):
+        for grade in (_by_law, _by_known_model, _by_profile, _by_probe):
             found += grade(recording, windows)
     return found
 
@@ -136,6 +140,21 @@ def _by_known_model(recording: Recording, windows: int) -> Iterator[Forecasted]:
         window = recording.steps(first, first + length)
         for share in SHARES:
             yield _compared(recording, window, share, model.at(share, top_k=recording.top_k))
+
+
+def _by_profile(recording: Recording, windows: int) -> Iterator[Forecasted]:
+    half = recording.tokens // 2
+    length = min(known_models.WINDOW, half)
+    used = Counter(key for group in recording.steps(0, half) for key in group.keys)
+    if used.total() < FEW_OBSERVATIONS * recording.trace.experts:
+        return
+    counts = [*used.values(), *([0] * (recording.trace.experts - len(used)))]
+    domain = Domain.of_rates(recording.name, half, np.array(counts, dtype=np.float64))
+    known = Profiled(domains=(domain,), law=recording.law, top_k=recording.top_k)
+    for first in _starts(half, recording.tokens - length, windows):
+        window = recording.steps(first, first + length)
+        for share in SHARES:
+            yield _compared(recording, window, share, known.at(share, top_k=recording.top_k))
 
 
 def _by_probe(recording: Recording, windows: int) -> Iterator[Forecasted]:
@@ -193,4 +212,4 @@ def table(found: list[Forecasted]) -> Table:
     return rows
 
 
-_GRADES: tuple[Grade, ...] = ("law", "known model", "probe")
+_GRADES: tuple[Grade, ...] = ("law", "known model", "profile", "probe")

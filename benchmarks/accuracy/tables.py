@@ -122,7 +122,7 @@ def speeds(report: Report, runs: Sequence[Tried]) -> None:
 
 def require_hits(report: Report, found: Sequence[Forecasted]) -> None:
     """For each grade, that what came lay in the range, weighing every model and recording alike."""
-    for grade in ("law", "known model", "probe"):
+    for grade in ("law", "known model", "profile", "probe"):
         of_grade = [one for one in found if one.forecast.grade == grade]
         if of_grade:
             _require_inside(report, f"hit rate lies in its range, by {grade}", [one.inside for one in of_grade])

@@ -1,7 +1,8 @@
-"""How many of the experts that tokens ask for will be in memory: three grades of forecast.
+"""How many of the experts that tokens ask for will be in memory: four grades of forecast.
 
 A law that needs only dimensions is the coarsest. Curves that were replayed from recorded routing of the same model are
-better (:mod:`coterie.planner.known_models`), and a probe with the user's own text is best.
+better (:mod:`coterie.planner.known_models`), as is a profile that was recorded of domains
+(:mod:`coterie.planner.profiled`), and a probe with the user's own text is best.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal, Protocol
 
 from coterie.planner.ranges import Range
 
-Grade = Literal["law", "known model", "probe"]
+Grade = Literal["law", "known model", "profile", "probe"]
 
 NO_MISSES = Range(low=0.0, expected=0.0, high=0.0)
 """Where all experts fit, once each was used."""
@@ -32,7 +33,7 @@ class HitRate:
     """The forecast of one budget.
 
     Attributes:
-        grade: ``law``, ``known model`` or ``probe``.
+        grade: ``law``, ``known model``, ``profile`` or ``probe``.
         basis: What it rests on, in words.
         rate: Hits per expert asked for while decoding, from 0 to 1: from the first tokens after an empty cache to
             those of a cache that has been in use for a while.
