@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from accuracy.kept import Kept
 from accuracy.replayed import Forecasted
 from accuracy.runs import Tried
 from harness.report import Report
@@ -118,6 +120,37 @@ def speeds(report: Report, runs: Sequence[Tried]) -> None:
         f"{sum(one <= MOST_OFF for one in off)} of {len(off)}, at most {max(off):.0%} off",
         max(off) <= MOST_OFF,
     )
+
+
+def full_size(report: Report, found: Sequence[Kept]) -> None:
+    """The kept results of the full-size model beside their forecasts."""
+    table = report.table(
+        "Speed of the full-size model: what bench_peers.py measured, and the forecasts for that machine, with the "
+        "experts that fitted; tokens per second:",
+        ("case", "experts that fit", "hit rate by", "tokens/s", "likeliest", "measured", "inside"),
+    )
+
+    def key(one: Kept) -> tuple[str, str]:
+        return one.case, one.expected.hit_rate.grade
+
+    for (case, grade), each in itertools.groupby(sorted(found, key=key), key=key):
+        runs = list(each)
+        speed = runs[0].expected.speed
+        assert speed is not None  # the machine is known
+        came = [one.tokens_per_second for one in runs]
+        said = speed.tokens_per_second
+        table.rows.append(
+            (
+                case,
+                f"{runs[0].expected.share:.0%}",
+                "all fit" if runs[0].expected.share >= 1 else grade,
+                f"{said.low:.1f} to {said.high:.1f}",
+                f"{said.expected:.1f}",
+                f"{min(came):.1f} to {max(came):.1f}",
+                f"{sum(one.inside for one in runs)} of {len(runs)}",
+            )
+        )
+    _require_inside(report, "speed of the full-size model lies in its range", [one.inside for one in found])
 
 
 def require_hits(report: Report, found: Sequence[Forecasted]) -> None:
