@@ -16,9 +16,10 @@ the cache had just begun to take its memory.
 
 What is compared is what was printed: the whole range, and after a probe the likeliest value.
 
-    python benchmarks/bench_planner.py
-    python benchmarks/bench_planner.py --traces DIR                  other recordings, as `coterie replay` reads them
-    python benchmarks/bench_planner.py --full DIR                    with the full-size store in DIR, in 6, 8 and 12 GiB
+    python benchmarks/bench_planner.py                   all of it, in some 20 minutes, on a machine that is quiet
+    python benchmarks/bench_planner.py --without-runs    only what recordings and kept results say
+    python benchmarks/bench_planner.py --traces DIR      other recordings, as `coterie replay` reads them
+    python benchmarks/bench_planner.py --full DIR        with the full-size store in DIR, in 6, 8 and 12 GiB
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from accuracy import kept, replayed, tables
-from accuracy.runs import Subject, tried
+from accuracy.runs import Subject, Tried, tried
 from fullsize.files import Files
 from fullsize.model import FullSizeModel
 from fullsize.shapes import SHAPES
@@ -76,6 +77,21 @@ def subjects(given: argparse.Namespace, folder: Path, made: Path) -> list[Subjec
     return found
 
 
+def tried_all(given: argparse.Namespace) -> list[Tried]:
+    """Makes what is needed, runs it in every budget, and removes it."""
+    made = given.work_dir / "planner"
+    rounds, tokens = (1, 32) if given.quick else (given.rounds, 128)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = subjects(given, Path(folder), made)
+            return [run for subject in found for run in tried(subject, rounds=rounds, tokens=tokens)]
+    except CgroupUnavailable as reason:
+        raise SystemExit(f"This benchmark needs a memory cgroup (root, cgroup v1 or v2): {reason}.") from reason
+    finally:
+        if not given.keep:
+            shutil.rmtree(made, ignore_errors=True)
+
+
 def main() -> int:
     """Measures and reports."""
     parser = options(__doc__)
@@ -83,29 +99,20 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=4, help="of each recording and grade, at most (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of each budget (%(default)s)")
     parser.add_argument("--full", type=Path, metavar="DIR", help=f"where fullsize_model.py has put {_FULL}'s store")
+    parser.add_argument("--without-runs", action="store_true", help="only what recordings and kept results say")
     parser.add_argument("--keep", action="store_true", help="keep the generated model")
     given = parser.parse_args()
     wait_until_quiet(given.wait_quiet)
     given.work_dir.mkdir(parents=True, exist_ok=True)
     report = Report("planner", "Planned and measured", work=given.work_dir, quick=given.quick)
     found = replayed.forecasts(given.traces, windows=1 if given.quick else given.windows)
-    made = given.work_dir / "planner"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            runs = [
-                run
-                for subject in subjects(given, Path(folder), made)
-                for run in tried(subject, rounds=1 if given.quick else given.rounds, tokens=32 if given.quick else 128)
-            ]
-    except CgroupUnavailable as reason:
-        raise SystemExit(f"This benchmark needs a memory cgroup (root, cgroup v1 or v2): {reason}.") from reason
-    finally:
-        if not given.keep:
-            shutil.rmtree(made, ignore_errors=True)
-    tables.memory(report, runs)
+    runs = [] if given.without_runs else tried_all(given)
+    if runs:
+        tables.memory(report, runs)
     report.tables.append(replayed.table(found))
-    tables.require_hits(report, [*found, *tables.hits(report, runs)])
-    tables.speeds(report, runs)
+    tables.require_hits(report, [*found, *(tables.hits(report, runs) if runs else ())])
+    if runs:
+        tables.speeds(report, runs)
     tables.full_size(report, kept.kept())
     report.values["runs"] = [asdict(run) | {"subject": run.subject.name} for run in runs]
     return report.finish()
