@@ -83,9 +83,9 @@ def test_mistakes_are_told_in_the_words_of_the_command_line(coterie, full, parti
 
 
 def test_ctrl_c_is_130_and_the_next_run_goes_on(coterie, full, text, tmp_path: Path, monkeypatch) -> None:
-    from coterie.evaluate import measuring
+    from coterie.evaluate import tasks
 
-    predict, calls = measuring.predict, []
+    predict, calls = tasks.predict, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -93,7 +93,7 @@ def test_ctrl_c_is_130_and_the_next_run_goes_on(coterie, full, text, tmp_path: P
             raise KeyboardInterrupt
         return predict(*arguments)
 
-    monkeypatch.setattr(measuring, "predict", interrupted)
+    monkeypatch.setattr(tasks, "predict", interrupted)
     arguments = ("evaluate", full, "-t", text, *SMALL, "--json", "--resume", str(tmp_path / "scores.jsonl"))
     outcome = coterie(*arguments)
     assert (outcome.code, outcome.out) == (130, "")
@@ -113,3 +113,30 @@ def test_progress_is_a_line_now_and_then_with_the_time_left(capsys, monkeypatch)
         tell(EvaluationProgress(done=done, total=1000, earlier=0, elapsed_s=now[0] - 100))
     assert capsys.readouterr().err.splitlines() == ["Evaluating: 200 of 1000 tokens, 0:00:44 left"]
     assert (_left(None), _left(3725.2)) == ("time left unknown", "1:02:05 left")
+
+
+def test_continuations_are_shown_side_by_side(coterie, full, partial, text) -> None:
+    arguments = ("evaluate", partial, "--against", full, "--text", text, "--missing", "mask", *SMALL)
+    asked = ("--continuations", "2", "--continuation-tokens", "6", "--prompt-tokens", "8")
+    outcome = coterie(*arguments, *asked)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(coterie(*arguments, *asked, "--json").out)["continuations"]
+    assert [
+        row
+        for row in outcome.out.splitlines()
+        if row.startswith("w[1].txt") and row.endswith(f"{found['total']['bleu']:.2f}  {found['total']['chrf']:.2f}")
+    ]
+    assert found["bleu_signature"] in outcome.out
+    for sample in found["samples"]:
+        assert f"w[1].txt, token {sample['start']}: " in outcome.out
+        assert sample["full"] in outcome.out
+        assert sample["model"] in outcome.out
+    assert "equal tokens before the first that differs" in outcome.out
+    assert "the same to the last token" in coterie("evaluate", full, *arguments[2:6], *SMALL, *asked).out
+
+
+def test_continuations_need_a_full_model_and_a_number(coterie, full, text) -> None:
+    outcome = coterie("evaluate", full, "-t", text, "--continuations", "2", *SMALL)
+    assert (outcome.code, "Add --against" in outcome.err) == (2, True)
+    outcome = coterie("evaluate", full, "-t", text, "--against", full, "--prompt-tokens", "2", *SMALL)
+    assert (outcome.code, "Add --continuations N" in outcome.err) == (2, True)

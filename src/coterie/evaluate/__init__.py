@@ -1,6 +1,7 @@
 """What a lossy scheme or a partial store costs: perplexity, and divergence from the full model, on texts."""
 
 from coterie.evaluate.confidence import Estimate, block_starts, mean_estimate
+from coterie.evaluate.continuations import Continuation, Continuations, Likeness
 from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ModelFacts
 from coterie.evaluate.quality import Comparison, Quality, measure
 from coterie.evaluate.reads import Reads
@@ -12,9 +13,12 @@ from coterie.files.text import read_text
 
 __all__ = [
     "Comparison",
+    "Continuation",
+    "Continuations",
     "Estimate",
     "Evaluation",
     "EvaluationProgress",
+    "Likeness",
     "ModelFacts",
     "Quality",
     "Reads",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.evaluate.confidence import LEVEL
+from coterie.evaluate.continuations import Continuations
 from coterie.evaluate.quality import Quality
 from coterie.evaluate.reads import Reads
 
@@ -55,6 +56,7 @@ class Evaluation:
         level: Confidence level of the intervals.
         texts: The figures of each text.
         total: Those of all together.
+        continuations: What greedy decoding of both models shows, or None.
     """
 
     schema_version: int = EVALUATION_SCHEMA_VERSION
@@ -72,6 +74,7 @@ class Evaluation:
     level: float = LEVEL
     texts: tuple[Quality, ...]
     total: Quality
+    continuations: Continuations | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. What is infinite is the text ``"inf"`` (or ``"-inf"``), since JSON has no such number."""
@@ -103,7 +106,7 @@ class EvaluationProgress:
 
 
 ProgressCallback = Callable[[EvaluationProgress], None]
-"""Told after every window."""
+"""Told after every window and every continuation."""
 
 
 def _plain(value: Any) -> Any:

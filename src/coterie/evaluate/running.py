@@ -12,13 +12,16 @@ from typing import Any
 
 from coterie.errors import UsageError
 from coterie.evaluate.confidence import block_starts
+from coterie.evaluate.continuations import Continuations, compare_continuations
 from coterie.evaluate.evaluation import Evaluation, ProgressCallback
+from coterie.evaluate.greedy import Prompt
 from coterie.evaluate.journal import Journal
 from coterie.evaluate.measuring import Run
-from coterie.evaluate.planning import input_tokens, steps, tokenise
+from coterie.evaluate.planning import Asked, check_length, input_tokens, steps, tokenise
 from coterie.evaluate.quality import measure
 from coterie.evaluate.reference import Reference
 from coterie.evaluate.subject import Subject
+from coterie.evaluate.tasks import PromptTask, WindowTask
 from coterie.evaluate.texts import Text
 from coterie.evaluate.windows import plan_windows
 from coterie.files.text import read_text
@@ -35,6 +38,9 @@ def evaluate(
     context: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    continuations: int | None = None,
+    continuation_tokens: int | None = None,
+    prompt_tokens: int | None = None,
     memory: str | int | None = None,
     expert_memory: str | int | None = None,
     component: str | None = None,
@@ -70,6 +76,10 @@ def evaluate(
         stride: Predictions of a window; default: as many as inputs. A smaller one gives each token more context, and
             costs as many times the work. See :func:`plan_windows`.
         limit: The most predictions of each text.
+        continuations: So many prompts of each text are continued greedily, by the model and by ``against``, and the
+            continuations are compared. Needs sacrebleu.
+        continuation_tokens: The most new tokens of each; default: 64.
+        prompt_tokens: Tokens of each prompt; default: 64.
         memory: Ceiling for the whole process, both models and their logits together.
         expert_memory: Size of each model's arena of experts, as for :func:`coterie.load`.
         component: As for :func:`coterie.load`, for both.
@@ -120,6 +130,9 @@ def evaluate(
         context=context,
         stride=stride,
         limit=limit,
+        continuations=continuations,
+        continuation_tokens=continuation_tokens,
+        prompt_tokens=prompt_tokens,
         adapt_experts=adapt_experts,
         journal=journal,
         progress=progress,
@@ -136,6 +149,9 @@ def evaluate_opening(
     context: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    continuations: int | None = None,
+    continuation_tokens: int | None = None,
+    prompt_tokens: int | None = None,
     adapt_experts: str | AdaptiveExperts | None = None,
     journal: str | Path | None = None,
     progress: ProgressCallback | None = None,
@@ -152,6 +168,7 @@ def evaluate_opening(
         AdaptiveExperts.of(adapt_experts, 1)  # an unknown name is told before a model is opened
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1 token, not {limit}.", got=limit)
+    asked = Asked.of(continuations, prompt_tokens, continuation_tokens, compared=against is not None)
     if opening.drop_cold is not None:
         # What is prefetched depends on how fast the disk is, and then the result would, too.
         opening = replace(opening, prefetch="off")
@@ -167,6 +184,14 @@ def evaluate_opening(
     tokenised = tokenise(subject, full, contents, limit)
     room, step = steps(tokenised, inputs, stride)
     plans = [plan_windows(len(text.ids), room, step) for text in tokenised]
+    windows = [
+        WindowTask(key=(t, w), text=text, window=window, subject=subject)
+        for t, (text, plan) in enumerate(zip(tokenised, plans, strict=True))
+        for w, window in enumerate(plan)
+    ]
+    prompts = [] if asked is None else asked.prompts(tokenised)
+    check_length(subject, full, prompts)
+    length = max([inputs, *(prompt.length for prompt in prompts)])
     with ExitStack() as stack:
         record = None
         if journal is not None:
@@ -175,7 +200,17 @@ def evaluate_opening(
         kept = None
         if reference is not None and full is not None:
             kept = Reference(reference, _reference_header(full, tokenised, inputs, step, in_steps=subject.in_order))
-        run = Run(subject, full, tokenised, plans, inputs, record, kept, progress)
+        run = Run(
+            subject,
+            full,
+            windows,
+            [PromptTask(prompt=prompt, subject=subject, full_subject=full) for prompt in prompts],
+            inputs=inputs,
+            length=length,
+            journal=record,
+            kept=kept,
+            progress=progress,
+        )
         run.finish()
     scores, (reads, full_reads) = run.scores(), run.reads()
     starts = [block_starts([window.tokens for window in plan], room) for plan in plans]
@@ -195,7 +230,13 @@ def evaluate_opening(
             measure(text.name, [one], [begins]) for text, one, begins in zip(tokenised, scores, starts, strict=True)
         ),
         total=measure("all", scores, starts),
+        continuations=_compared(subject, prompts, run) if prompts else None,
     )
+
+
+def _compared(subject: Subject, prompts: Sequence[Prompt], run: Run) -> Continuations:
+    found = [(one.ids, one.full_ids or ()) for one in run.continuations()]
+    return compare_continuations(subject.tokenizer, prompts, found)
 
 
 def _reference_header(
