@@ -140,3 +140,26 @@ def test_continuations_need_a_full_model_and_a_number(coterie, full, text) -> No
     assert (outcome.code, "Add --against" in outcome.err) == (2, True)
     outcome = coterie("evaluate", full, "-t", text, "--against", full, "--prompt-tokens", "2", *SMALL)
     assert (outcome.code, "Add --continuations N" in outcome.err) == (2, True)
+
+
+def test_answers_are_counted_and_the_telling_ones_shown(coterie, full, partial, tmp_path: Path) -> None:
+    path = tmp_path / "asked.jsonl"
+    asked = ("--exact-match", str(path), "--answer-tokens", "3", "--expert-memory", "100%")
+    path.write_text("".join(json.dumps({"prompt": f"w{5 + n} w{9 + n}", "text": "w5"}) + "\n" for n in range(25)))
+    outcome = coterie("evaluate", full, *asked)
+    assert outcome.code == 0, outcome.err
+    assert "asked.jsonl: not answered rightly" in outcome.out
+    assert "and 5 more, which --json has" in outcome.out
+    answers = json.loads(coterie("evaluate", full, *asked, "--json").out)["exact_match"][0]["answers"]
+    # What the full model says is taken for right: then the other one is wrong wherever it says something else.
+    lines = [{"prompt": one["asked"], "text": one["model"] or "w5"} for one in answers]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ("evaluate", partial, "--missing", "mask", "--against", full, *asked)
+    found = json.loads(coterie(*arguments, "--json").out)
+    assert found["total"] is None
+    match = found["exact_match"][0]
+    assert match["only_full"] == sum(one["full_right"] and not one["right"] for one in match["answers"]) > 0
+    outcome = coterie(*arguments)
+    assert "asked.jsonl: answered rightly by one of the two" in outcome.out
+    assert f"{100 * match['right']['value']:.1f} ({100 * match['right']['low']:.1f} – " in outcome.out
+    assert coterie("evaluate", full).code == 2

@@ -1,4 +1,4 @@
-"""What `coterie evaluate` shows of greedy continuations: figures, and the texts of both models side by side."""
+"""What `coterie evaluate` shows of what models write: figures, and the texts of both side by side."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from coterie.cli.console import plain_table, print_table, results
-from coterie.cli.estimates import value_and_reach
+from coterie.cli.estimates import value_and_interval, value_and_reach
 
 if TYPE_CHECKING:
-    from coterie.evaluate import Continuation, Continuations, Likeness
+    from coterie.evaluate import Answer, Continuation, Continuations, ExactMatch, Likeness
 
+_ANSWERS = 20
+"""Answers that are shown of each file."""
 _PROMPT_END = 80
 """Characters of a prompt's end that are shown."""
 
@@ -35,6 +37,40 @@ def print_continuations(found: Continuations) -> None:
     )
     out.print(f"BLEU {found.bleu_signature}")
     out.print(f"chrF {found.chrf_signature}")
+
+
+def print_exact_match(found: tuple[ExactMatch, ...]) -> None:
+    """Prints a table of figures, and the answers that are wrong or that only one of the two models gives."""
+    results().print()
+    compared = any(row.full_right is not None for row in found)
+    numbers = ("questions", "right, %", *(("full model's", "model alone", "full model alone") if compared else ()))
+    table = plain_table("exact match", *numbers, right=numbers)
+    for row in found:
+        table.add_row(row.name, *_shares(row))
+    print_table(table)
+    for row in found:
+        telling = [one for one in row.answers if (not one.right if one.full is None else one.right != one.full_right)]
+        if telling:
+            results().print()
+            _print_answers(row.name, telling, compared=compared)
+
+
+def _shares(row: ExactMatch) -> tuple[str, ...]:
+    own = (str(row.questions), value_and_interval(row.right, 1, scale=100))
+    if row.full_right is None:
+        return own
+    return (*own, value_and_interval(row.full_right, 1, scale=100), str(row.only_model), str(row.only_full))
+
+
+def _print_answers(name: str, answers: list[Answer], *, compared: bool) -> None:
+    what = "answered rightly by one of the two" if compared else "not answered rightly"
+    table = plain_table(f"{name}: {what}", "right answer", *(("full model",) if compared else ()), "model")
+    for one in answers[:_ANSWERS]:
+        texts = (one.expected, *(() if one.full is None else (one.full,)), one.model)
+        table.add_row(one.asked, *(Text(_one_line(text)) for text in texts))
+    print_table(table)
+    if len(answers) > _ANSWERS:
+        results().print(f"and {len(answers) - _ANSWERS} more, which --json has")
 
 
 def _figures(row: Likeness) -> tuple[str, ...]:

@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from coterie.evaluate import Estimate
 
 
-def value_and_interval(estimate: Estimate, digits: int) -> str:
+def value_and_interval(estimate: Estimate, digits: int, *, scale: float = 1.0) -> str:
     """A figure with its interval, such as ``1.052 (1.048 – 1.057)``."""
-    text = f"{estimate.value:.{digits}f}"
+    text = f"{estimate.value * scale:.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return text
-    return f"{text} ({estimate.low:.{digits}f} – {estimate.high:.{digits}f})"
+    return f"{text} ({estimate.low * scale:.{digits}f} – {estimate.high * scale:.{digits}f})"
 
 
 def value_and_reach(estimate: Estimate, digits: int, *, scale: float = 1.0) -> str:

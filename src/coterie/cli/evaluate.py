@@ -14,7 +14,7 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
-from coterie.cli.continuations import print_continuations
+from coterie.cli.continuations import print_continuations, print_exact_match
 from coterie.cli.estimates import value_and_interval, value_and_reach
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
@@ -37,11 +37,11 @@ _PLAIN_PROGRESS_SECONDS = 10.0
 def command(
     model: shared.ModelArgument,
     text: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "--text", "-t", metavar="FILE", show_default=False, help="A UTF-8 text; may be given several times."
         ),
-    ],
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +118,27 @@ def command(
             help="Tokens of each prompt that is continued. Default: 64.",
         ),
     ] = None,
+    exact_match: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--exact-match",
+            metavar="FILE",
+            show_default=False,
+            help="Questions about sounds, pictures or texts with their right answers, as JSON lines such as "
+            '{"audio": "bird.wav", "text": "bird"}: how many are answered rightly, to the letter. May be given several '
+            "times, with or without --text.",
+        ),
+    ] = None,
+    answer_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--answer-tokens",
+            min=1,
+            metavar="TOKENS",
+            show_default=False,
+            help="The most tokens of an answer to such a question. Default: 32.",
+        ),
+    ] = None,
     *,
     opening: Opening,
     adapt_experts: AdaptExpertsOption = None,
@@ -167,24 +188,31 @@ def command(
         check_writable(output)
     if resume is not None:
         check_writable(resume, appended=True)
-    for path in text:
+    if not text and not exact_match:
+        raise UsageError("There is nothing to evaluate with.", advice="Add --text FILE or --exact-match FILE.")
+    for path in (*(text or ()), *(exact_match or ())):
         check_text(path)
     import_engine(quiet=quiet or as_json)
+    from coterie.evaluate.asked import Asked
     from coterie.evaluate.running import evaluate_opening
 
     with quiet_terminal(quiet=quiet), nullcontext(None) if quiet else _shown_progress() as progress:
         evaluation = evaluate_opening(
             model,
-            text,
+            text or (),
             opening,
             against=against,
             reference=reference,
             context=context,
             stride=stride,
             limit=limit,
-            continuations=continuations,
-            continuation_tokens=continuation_tokens,
-            prompt_tokens=prompt_tokens,
+            asked=Asked(
+                continuations=continuations,
+                continuation_tokens=continuation_tokens,
+                prompt_tokens=prompt_tokens,
+                exact_match=tuple(exact_match or ()),
+                answer_tokens=answer_tokens,
+            ),
             adapt_experts=adapt_experts,
             journal=resume,
             progress=progress,
@@ -203,44 +231,52 @@ def _write(path: Path, evaluation: Evaluation) -> None:
 
 def _print(evaluation: Evaluation) -> None:
     rows = [*evaluation.texts]
-    if len(rows) > 1:
-        rows.append(evaluation.total)
-    if evaluation.against is None:
-        headings = ("tokens", "nats/token", "perplexity", "accuracy, %")
-        table = plain_table("text", *headings, right=headings)
-        for row in rows:
-            table.add_row(
-                row.name,
-                f"{row.tokens:,}",
-                value_and_interval(row.loss, 4),
-                value_and_interval(row.perplexity, 3),
-                value_and_reach(row.accuracy, 2, scale=100),
-            )
-        print_table(table)
-    else:
-        _print_comparison(rows)
+    total = evaluation.total
+    if total is not None:
+        if len(rows) > 1:
+            rows.append(total)
+        if evaluation.against is None:
+            _print_perplexities(rows)
+        else:
+            _print_comparison(rows)
+        results().print()
     out = results()
-    out.print()
     for which in (evaluation.model, evaluation.against):
         if which is not None:
             role = "model" if which is evaluation.model else "full model"
             held = f"{which.experts} of {which.total_experts} experts"
             out.print(f"{role}: {which.name} ({which.kind}, {held})")
-    out.print(f"windows of {evaluation.context} tokens, {evaluation.stride} predicted in each")
+    if total is not None:
+        out.print(f"windows of {evaluation.context} tokens, {evaluation.stride} predicted in each")
     for role, reads in (("model", evaluation.reads), ("full model", evaluation.full_reads)):
         if reads is not None:
             out.print(_reads_line(role, reads))
-    total = evaluation.total
-    if total.comparison is not None and total.comparison.identical == total.tokens:
+    if total is not None and total.comparison is not None and total.comparison.identical == total.tokens:
         out.print("All logits are the same numbers as the full model's.", style="green")
     if evaluation.continuations is not None:
         print_continuations(evaluation.continuations)
+    if evaluation.exact_match:
+        print_exact_match(evaluation.exact_match)
     if any(row.blocks < 2 for row in rows):
         print_note(
             "A text of less than two windows gives no confidence interval: use more text, or a smaller --context."
         )
     if evaluation.against is not None and evaluation.against.identity != evaluation.model.identity:
         print_note("The two have different routers: they are not the same model in two forms.")
+
+
+def _print_perplexities(rows: list[Quality]) -> None:
+    headings = ("tokens", "nats/token", "perplexity", "accuracy, %")
+    table = plain_table("text", *headings, right=headings)
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.tokens:,}",
+            value_and_interval(row.loss, 4),
+            value_and_interval(row.perplexity, 3),
+            value_and_reach(row.accuracy, 2, scale=100),
+        )
+    print_table(table)
 
 
 def _reads_line(role: str, reads: Reads) -> str:

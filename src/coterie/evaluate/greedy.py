@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from coterie.errors import InputError
 from coterie.evaluate.texts import Text
@@ -84,7 +84,26 @@ def cut_prompts(text: Text, count: int, *, tokens: int, new_tokens: int) -> list
     return [Prompt(text=text, start=number * step, tokens=tokens, new_tokens=new_tokens) for number in range(count)]
 
 
-def continue_greedily(model: Any, processors: Processors, prompt: Prompt) -> tuple[int, ...]:
+class Prompted(Protocol):
+    """Something that a model goes on with: a piece of a text, or a question."""
+
+    @property
+    def new_tokens(self) -> int:
+        """The most tokens to continue it with."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole sequence at most."""
+
+    @property
+    def digest(self) -> str:
+        """Hex digits that differ if a model may continue it differently."""
+
+    def inputs(self, processors: Processors) -> Any:
+        """What the model is given."""
+
+
+def continue_greedily(model: Any, processors: Processors, prompt: Prompted) -> tuple[int, ...]:
     """The tokens that a model continues a prompt with, as ``coterie generate --greedy`` does.
 
     Args:

@@ -3,83 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from coterie.errors import UsageError
-from coterie.evaluate.continuations import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS, text_metrics
-from coterie.evaluate.greedy import Prompt, cut_prompts
+from coterie.evaluate.greedy import Prompted
 from coterie.evaluate.subject import Subject
 from coterie.evaluate.texts import Text, check_same_tokens, encode
 from coterie.hf.context import model_context
 
 DEFAULT_CONTEXT = 512
 """Input tokens of a window where the caller states none and the model allows them; llama.cpp's default."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Which prompts are continued.
-
-    Attributes:
-        count: Of each text.
-        prompt_tokens: Tokens of each.
-        new_tokens: The most tokens to continue each with.
-    """
-
-    count: int
-    prompt_tokens: int
-    new_tokens: int
-
-    @classmethod
-    def of(
-        cls, count: int | None, prompt_tokens: int | None, new_tokens: int | None, *, compared: bool
-    ) -> Asked | None:
-        """What a caller asks for; None for no continuations.
-
-        Args:
-            count: Prompts of each text.
-            prompt_tokens: Tokens of each.
-            new_tokens: New tokens of each.
-            compared: Whether there is a full model.
-
-        Raises:
-            UsageError: If a value is out of range, or without effect.
-            MissingPackageError: If what compares texts is not installed.
-        """
-        given = {"continuations": count, "prompt_tokens": prompt_tokens, "continuation_tokens": new_tokens}
-        for name, value in given.items():
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
-        if count is None:
-            useless = [name for name, value in given.items() if value is not None]
-            if useless:
-                raise UsageError(
-                    f"{useless[0]} says how prompts are continued, and none is.",
-                    advice="Say how many prompts of each text: continuations.",
-                )
-            return None
-        if not compared:
-            raise UsageError(
-                "Continuations are compared with the full model's, and none is named.", advice="Name it: against."
-            )
-        text_metrics()
-        return cls(
-            count=count,
-            prompt_tokens=prompt_tokens or DEFAULT_PROMPT_TOKENS,
-            new_tokens=new_tokens or DEFAULT_NEW_TOKENS,
-        )
-
-    def prompts(self, texts: Sequence[Text]) -> list[Prompt]:
-        """The prompts of all texts.
-
-        Raises:
-            InputError: If a text is too short.
-        """
-        return [
-            prompt
-            for text in texts
-            for prompt in cut_prompts(text, self.count, tokens=self.prompt_tokens, new_tokens=self.new_tokens)
-        ]
 
 
 def input_tokens(subject: Subject, full: Subject | None, wanted: int | None) -> int:
@@ -105,7 +37,7 @@ def most_tokens(subject: Subject, full: Subject | None) -> int | None:
     return min((limit for limit in longest if limit is not None), default=None)
 
 
-def check_length(subject: Subject, full: Subject | None, prompts: Sequence[Prompt]) -> None:
+def check_length(subject: Subject, full: Subject | None, prompts: Sequence[Prompted]) -> None:
     """Checks that continuations end within what both models were made for.
 
     Raises:
@@ -114,8 +46,8 @@ def check_length(subject: Subject, full: Subject | None, prompts: Sequence[Promp
     most, longest = most_tokens(subject, full), max((prompt.length for prompt in prompts), default=0)
     if most is not None and longest > most:
         raise UsageError(
-            f"A prompt and its continuation take {longest} tokens, more than the {most} that the model was made for.",
-            advice="Ask for fewer: prompt_tokens, continuation_tokens.",
+            f"A prompt and what follows it take {longest} tokens, more than the {most} that the model was made for.",
+            advice="Ask for fewer: prompt_tokens, continuation_tokens, answer_tokens.",
             got=longest,
             most=most,
         )
@@ -134,7 +66,7 @@ def tokenise(
 
 def steps(texts: Sequence[Text], inputs: int, stride: int | None) -> tuple[int, int]:
     """Tokens of a text in a window, beside its prefix, and predictions in it."""
-    room = inputs - max(len(text.prefix) for text in texts)
+    room = inputs - max((len(text.prefix) for text in texts), default=0)
     if room < 1:
         raise UsageError(
             f"context={inputs} leaves no room beside the token that begins every text.",

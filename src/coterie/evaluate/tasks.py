@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from coterie.evaluate.greedy import Prompt, continue_greedily
+from coterie.evaluate.greedy import Prompted, continue_greedily
 from coterie.evaluate.journal import Continued, Finished, Key
 from coterie.evaluate.reads import Reads
 from coterie.evaluate.scores import predict, predict_in_steps, score
@@ -109,7 +109,7 @@ class WindowTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTask:
-    """A prompt, to be continued.
+    """A prompt, to be continued, or a question, to be answered.
 
     Attributes:
         prompt: The prompt.
@@ -117,7 +117,7 @@ class PromptTask:
         full_subject: The full model, or None.
     """
 
-    prompt: Prompt
+    prompt: Prompted
     subject: Subject
     full_subject: Subject | None
 
