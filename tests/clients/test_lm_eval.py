@@ -100,6 +100,6 @@ def test_choices_and_texts_are_the_same_through_the_server(served: Results, load
     texts = [text for ((text,),) in answers(served, "generation")]
     assert all(texts)
     assert not any("." in text for text in texts)
-    # The model's own generation config asks for 64 new tokens, which in transformers counts more than what lm-eval asks.
+    # The model's own generation config asks for 64 new tokens, which counts more than what lm-eval asks for.
     longer = [text for ((text,),) in answers(loaded, "generation")]
     assert all(long.startswith(text) for long, text in zip(longer, texts, strict=True))
