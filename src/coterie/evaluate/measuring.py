@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -73,8 +72,6 @@ class Run:
         tell = self._meter(to_do, lacking)
         if kept is not None and lacking:
             self._keep(lacking, kept, tell)
-            # Its modules refer to each other: without this, its dense weights would stay beside the next model's.
-            gc.collect()
         subject, full = self._subject, self._full if kept is None else None
         with ExitStack() as stack:
             shares = self._shares(subject, full, kept=kept is not None)
