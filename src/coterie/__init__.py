@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie import analysis, errors, evaluate, planner, profiles, survey
+    from coterie import analysis, curves, errors, evaluate, planner, profiles, survey
     from coterie.engine import load
     from coterie.exporting import export
     from coterie.extraction import extract, prune, quantize
@@ -57,7 +57,7 @@ _HOMES: dict[str, str] = {
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
-_SUBMODULES = frozenset({"analysis", "errors", "evaluate", "planner", "profiles", "survey"})
+_SUBMODULES = frozenset({"analysis", "curves", "errors", "evaluate", "planner", "profiles", "survey"})
 
 __all__ = [
     "Conversation",
@@ -72,6 +72,7 @@ __all__ = [
     "analysis",
     "build_inputs",
     "chat_inputs",
+    "curves",
     "errors",
     "evaluate",
     "export",

@@ -14,6 +14,8 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
+from coterie.cli.estimates import value_and_interval, value_and_reach
+from coterie.cli.evaluation_options import ContextOption, LimitOption, ReferenceOption, StrideOption
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
@@ -26,7 +28,7 @@ from coterie.spec.opening import Opening
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coterie.evaluate import Estimate, Evaluation, EvaluationProgress, Quality, Reads
+    from coterie.evaluate import Evaluation, EvaluationProgress, Quality, Reads
 
 _PLAIN_PROGRESS_SECONDS = 10.0
 
@@ -50,41 +52,10 @@ def command(
             help="Compare with this model: the lossless one with all experts. Without it: perplexity alone.",
         ),
     ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference",
-            file_okay=False,
-            metavar="DIR",
-            show_default=False,
-            help="Keep the logits of the full model in this directory, and compare with what is there. Then it is "
-            "computed once, and alone: neither model shares --memory.",
-        ),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context",
-            min=1,
-            metavar="TOKENS",
-            show_default=False,
-            help="Input tokens of a window. Default: 512, or what the model was made for if that is less.",
-        ),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            "--stride",
-            min=1,
-            metavar="TOKENS",
-            show_default=False,
-            help="Tokens predicted in a window. Default: as many as inputs; fewer give more context and cost more.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, metavar="TOKENS", show_default=False, help="Predict at most so many per text."),
-    ] = None,
+    reference: ReferenceOption = None,
+    context: ContextOption = None,
+    stride: StrideOption = None,
+    limit: LimitOption = None,
     *,
     opening: Opening,
     adapt_experts: AdaptExpertsOption = None,
@@ -166,9 +137,9 @@ def _print(evaluation: Evaluation) -> None:
             table.add_row(
                 row.name,
                 f"{row.tokens:,}",
-                _figure(row.loss, 4),
-                _figure(row.perplexity, 3),
-                _reach(row.accuracy, 2, scale=100),
+                value_and_interval(row.loss, 4),
+                value_and_interval(row.perplexity, 3),
+                value_and_reach(row.accuracy, 2, scale=100),
             )
         print_table(table)
     else:
@@ -215,9 +186,9 @@ def _print_comparison(rows: list[Quality]) -> None:
             table.add_row(
                 row.name,
                 f"{row.tokens:,}",
-                _figure(row.perplexity, 3),
-                _figure(found.full_perplexity, 3),
-                _figure(found.ratio, 4),
+                value_and_interval(row.perplexity, 3),
+                value_and_interval(found.full_perplexity, 3),
+                value_and_interval(found.ratio, 4),
             )
     print_table(table)
     results().print()
@@ -229,30 +200,13 @@ def _print_comparison(rows: list[Quality]) -> None:
             spread = (found.kld_median, found.kld_p90, found.kld_p99, found.kld_max)
             table.add_row(
                 row.name,
-                _reach(found.kld, 5),
+                value_and_reach(found.kld, 5),
                 *(f"{value:.4f}" for value in spread),
-                _reach(found.same_top, 2, scale=100),
-                _reach(row.accuracy, 2, scale=100),
-                _reach(found.full_accuracy, 2, scale=100),
+                value_and_reach(found.same_top, 2, scale=100),
+                value_and_reach(row.accuracy, 2, scale=100),
+                value_and_reach(found.full_accuracy, 2, scale=100),
             )
     print_table(table)
-
-
-def _figure(estimate: Estimate, digits: int) -> str:
-    """A figure with its interval, such as ``1.052 (1.048 – 1.057)``."""
-    text = f"{estimate.value:.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} ({estimate.low:.{digits}f} – {estimate.high:.{digits}f})"
-
-
-def _reach(estimate: Estimate, digits: int, *, scale: float = 1.0) -> str:
-    """A figure and how far its interval reaches on the wider side, such as ``98.40 ± 0.12``."""
-    text = f"{estimate.value * scale:.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return text
-    reach = max(estimate.value - estimate.low, estimate.high - estimate.value)
-    return f"{text} ± {reach * scale:.{digits}f}"
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _with_experts(source: ModelSource, experts: Mapping[BankKey, Collection[int]
 
 
 def _in_schemes(source: ModelSource, schemes: str | ExpertSchemes) -> ModelSource:
-    origin = _origin(source)
+    origin = origin_of(source)
     if isinstance(schemes, str):
         lossy_scheme(schemes)
         wanted = dict.fromkeys(origin.keys(), schemes)
@@ -121,7 +121,8 @@ def _in_schemes(source: ModelSource, schemes: str | ExpertSchemes) -> ModelSourc
     )
 
 
-def _origin(source: ModelSource) -> Origin:
+def origin_of(source: ModelSource) -> Origin:
+    """The model, as something to make stores of."""
     if source.store is not None:
         return StoreOrigin.open(source.store.path)
     assert isinstance(source.experts, Checkpoint), "what is no store is a checkpoint"

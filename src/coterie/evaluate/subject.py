@@ -94,7 +94,7 @@ class Subject:
 
     @property
     def in_order(self) -> bool:
-        """Whether tokens are computed one by one, in order: as its output depends on what is in memory, or on request."""
+        """Whether tokens are computed one by one, in order: on request, or as output depends on what is in memory."""
         return self.in_steps or self.opening.drop_cold is not None
 
     @property
