@@ -32,7 +32,7 @@ def test_a_curve_is_shown_kept_and_drawn(coterie, model, text, tmp_path: Path) -
     for point in found["points"]:
         assert f"{point['total']['comparison']['kld']['value']:.5f} ± " in outcome.out
     assert "16 (100%)" in outcome.out
-    assert any(line.split()[:2] == ["off", "–"] or line.split()[0] == "off" for line in lines if line)
+    assert any(line.split()[:1] == ["off"] for line in lines)
     assert "40 tokens of some" in outcome.out
     assert "Wrote curve.json." in outcome.err
     assert "0 of 6 points: 3 experts, by id, mask" in outcome.err
@@ -41,6 +41,10 @@ def test_a_curve_is_shown_kept_and_drawn(coterie, model, text, tmp_path: Path) -
     assert json.loads(again.out) == found
     assert again.err == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "curve.points.jsonl", "w[1].txt"]
+    assert coterie("plot", "curve", "curve.json", "-o", "curve.svg").code == 0
+    assert "experts per token" in Path("curve.svg").read_text()
+    wrong = coterie("plot", "curve", "curve.points.jsonl", "-o", "curve.svg")
+    assert (wrong.code, "is no curve" in wrong.err) == (1, True)
 
 
 def test_smallest_sets_are_shown(coterie, model, text) -> None:

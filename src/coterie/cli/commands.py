@@ -54,7 +54,7 @@ COMMANDS = (
     CommandEntry("profile", "coterie.cli.profile", "Record, show, merge, exchange and publish what experts do."),
     CommandEntry("experts", "coterie.cli.experts", "Ask a profile which experts do what."),
     CommandEntry("routers", "coterie.cli.routers", "Show what the geometry of a model's routers says, without data."),
-    CommandEntry("plot", "coterie.cli.plot", "Draw pictures of profiles and recorded routing."),
+    CommandEntry("plot", "coterie.cli.plot", "Draw pictures of profiles, recorded routing and curves."),
     CommandEntry("report", "coterie.cli.report", "Answer on one page what a model's experts do, from a profile."),
     CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, remove or refresh one."),
 )

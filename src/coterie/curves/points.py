@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from coterie.curves.settings import ChosenBy, Setting
+from coterie.errors import InputError
 from coterie.evaluate import Estimate, ModelFacts, Quality, Reads
 from coterie.evaluate.confidence import LEVEL
+from coterie.files.json_text import JsonLimits, parse_json
 from coterie.files.plain_values import from_plain, to_plain
+from coterie.files.regular import read_bounded
 
 CURVE_SCHEMA_VERSION = 1
+
+_FILE = JsonLimits(nbytes=256 << 20, depth=16, values=16_000_000)
+"""A set of a model of tens of thousands of experts has as many numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,3 +177,19 @@ class Curve:
         """
         curve: Curve = from_plain(cls, value)
         return curve
+
+
+def read_curve(path: str | Path) -> Curve:
+    """A curve that ``coterie curve --output`` wrote.
+
+    Raises:
+        InputError: If it cannot be read, or is no curve.
+    """
+    try:
+        return Curve.from_json(parse_json(read_bounded(path, _FILE.nbytes), _FILE))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.", path=path) from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no curve: {error}.", advice="Name what `coterie curve --output FILE` wrote.", path=path
+        ) from error
