@@ -51,15 +51,15 @@ from harness.options import options
 from harness.report import Report
 from perplexity import WINDOW, Passage, read_passage, text_files
 
-LIMIT, LIMIT_IN_STEPS = 3_700, 700
-"""Predictions of each text: in passes of a window, and token by token."""
+LIMIT, LIMIT_OF_SETS, LIMIT_IN_STEPS = 3_700, 2_000, 500
+"""Predictions of each text: for the points, in searching, and token by token."""
 ENOUGH = 18_000
 BOUNDS = (0.01, 0.02, 0.05)
 MEMORY = "25%"
 """Room for experts where reads are counted."""
-WINDOWS = 8
+WINDOWS = 4
 """Windows of 255 predictions of each text, for the second question."""
-SETS = (("id", "25%"), ("ean", "25%"), ("id", "60%"), ("ean", "60%"))
+SETS = (("id", "25%"), ("ean", "25%"), ("id", "60%"))
 QUARTERS = 4
 
 Policy = Callable[[Tensor, Tensor], Routed]
@@ -89,29 +89,45 @@ def record(profile: Path, texts: Mapping[str, Path]) -> int:
     return int(next(iter(usage.banks.values())).tokens.sum())
 
 
-def measured(folder: Path, profile: Path, texts: Mapping[str, Path], quick: bool) -> tuple[Curve, Curve]:
-    """The curve in passes of a window, and the one of reads."""
-    shared: dict[str, Any] = {"profile": profile, "context": WINDOW, "progress": _tell}
+def measured(folder: Path, profile: Path, texts: Mapping[str, Path], quick: bool) -> tuple[Curve, Curve, Curve]:
+    """The curve in passes of a window, the smallest sets, and the curve of reads."""
+    shared: dict[str, Any] = {"context": WINDOW, "progress": _tell}
     axes = CurveAxes(
-        coverage=("28%", "100%") if quick else ("28%", "44%", "60%", "75%", "100%"),
+        coverage=("28%", "100%") if quick else ("28%", "60%", "100%"),
         by=("id", "frequency", "reap", "ean"),
-        experts_per_token=(2,) if quick else (1, 2, 3, 4, 6, 8),
-        schemes=("int2", "int3", "int4", "int5", "int6", "int8"),
-        smallest=BOUNDS[:1] if quick else BOUNDS,
+        experts_per_token=(2,) if quick else (1, 2, 3, 4),
+        schemes=("int2", "int4") if quick else ("int2", "int3", "int4", "int5", "int8"),
     )
     whole = curve(
-        "bundled", texts, axes, limit=300 if quick else LIMIT, expert_memory="64MiB", output=folder / "curve", **shared
+        "bundled",
+        texts,
+        axes,
+        profile=profile,
+        limit=300 if quick else LIMIT,
+        expert_memory="64MiB",
+        output=folder / "curve",
+        **shared,
+    )
+    sets = curve(
+        "bundled",
+        texts,
+        CurveAxes(by=("ean",), smallest=BOUNDS[:1] if quick else BOUNDS),
+        profile=profile,
+        limit=100 if quick else LIMIT_OF_SETS,
+        expert_memory="64MiB",
+        output=folder / "sets",
+        **shared,
     )
     reads = curve(
         "bundled",
         texts,
-        CurveAxes(drop_cold=(0.05, 0.5) if quick else (0.02, 0.05, 0.1, 0.25, 0.5)),
+        CurveAxes(drop_cold=(0.1,) if quick else (0.05, 0.1, 0.25)),
         limit=50 if quick else LIMIT_IN_STEPS,
         expert_memory=MEMORY,
         output=folder / "reads",
         **shared,
     )
-    return whole, reads
+    return whole, sets, reads
 
 
 def _tell(progress: CurveProgress) -> None:
@@ -186,19 +202,19 @@ def share(count: int, total: int) -> str:
     return f"{count} ({count / total:.0%})"
 
 
-def tabulate_sets(report: Report, whole: Curve) -> None:
+def tabulate_sets(report: Report, found: Curve) -> None:
     """Adds the tables of the smallest sets."""
-    domains = tuple(whole.texts)
+    domains = tuple(found.texts)
     table = report.table(
-        f"Fewest experts, of {whole.model.total_experts}, for a divergence at or below a bound (`ean`, `mask`; each "
-        f"kind of text by itself, {LIMIT:,} tokens or what there is):",
+        f"Fewest experts, of {found.model.total_experts}, for a divergence at or below a bound (`ean`, `mask`; each "
+        f"kind of text by itself, {LIMIT_OF_SETS:,} tokens or what there is):",
         ("KLD at most", *domains),
     )
     masses = report.table(
         "Gate weight of the domain's recorded tokens that goes to these experts:", ("KLD at most", *domains)
     )
-    for bound in sorted({one.bound for one in whole.smallest}):
-        row = {one.domain: one for one in whole.smallest if one.bound == bound}
+    for bound in sorted({one.bound for one in found.smallest}):
+        row = {one.domain: one for one in found.smallest if one.bound == bound}
         table.rows.append((f"{bound:g}", *(share(row[name].experts, row[name].total_experts) for name in domains)))
         masses.rows.append((f"{bound:g}", *(f"{row[name].gate_mass:.1%}" for name in domains)))
     table = report.table(
@@ -207,12 +223,12 @@ def tabulate_sets(report: Report, whole: Curve) -> None:
     )
     layers = report.table(
         "Experts in every set, by layer (32 experts each):",
-        ("KLD at most", *(f"layer {number}" for number in range(len(whole.shared[0].layers)))),
+        ("KLD at most", *(f"layer {number}" for number in range(len(found.shared[0].layers)))),
     )
-    for found in sorted(whole.shared, key=lambda one: one.bound):
-        only = (str(found.only[name]) for name in domains)
-        table.rows.append((f"{found.bound:g}", str(found.core), str(found.several), *only, str(found.none)))
-        layers.rows.append((f"{found.bound:g}", *map(str, found.layers.values())))
+    for shared in sorted(found.shared, key=lambda one: one.bound):
+        only = (str(shared.only[name]) for name in domains)
+        table.rows.append((f"{shared.bound:g}", str(shared.core), str(shared.several), *only, str(shared.none)))
+        layers.rows.append((f"{shared.bound:g}", *map(str, shared.layers.values())))
 
 
 # --- Why few experts behave as they do ------------------------------------------------------------------------------
@@ -375,9 +391,9 @@ def main() -> int:
     profile = folder / "profile.db"
     recorded = record(profile, {domain: files[0] for domain, files in texts.items()})
     predicted = {domain: files[1] for domain, files in texts.items()}
-    whole, reads = measured(folder, profile, predicted, arguments.quick)
+    whole, sets, reads = measured(folder, profile, predicted, arguments.quick)
     tabulate(report, whole, reads, recorded)
-    tabulate_sets(report, whole)
+    tabulate_sets(report, sets)
     explain(report, profile, predicted, arguments.quick)
     everything = next(point for point in whole.points if point.experts == point.total_experts)
     report.require("all experts, nothing changed", f"KLD {everything.kld.value}", everything.kld.value == 0)

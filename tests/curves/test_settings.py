@@ -77,3 +77,18 @@ def test_what_cannot_be_is_said(axes: CurveAxes, message: str) -> None:
 def test_a_search_goes_by_a_profile() -> None:
     with pytest.raises(UsageError, match="Choose by one of frequency, reap, ean"):
         CurveAxes(by=("id",), smallest=(0.01,)).checked(profile=True)
+
+
+@pytest.mark.parametrize(
+    ("axes", "profile", "message"),
+    [
+        (CurveAxes(schemes=("int4",), by=("id",)), False, "A way to choose experts is given"),
+        (CurveAxes(schemes=("int4",), domains=("code",)), True, "A choice by domain is given"),
+        (CurveAxes(experts_per_token=(1,), missing=("mask",)), False, "A policy for absent experts"),
+        (CurveAxes(drop_cold=(0.1,), scope="model"), False, "A scope"),
+        (CurveAxes(drop_cold=(0.1,)), True, "A profile is given, and at every point all experts are there"),
+    ],
+)
+def test_what_has_no_effect_is_said(axes: CurveAxes, profile: bool, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        axes.checked(profile=profile)

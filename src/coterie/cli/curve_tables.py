@@ -77,7 +77,13 @@ def print_curve(curve: Curve) -> None:
             f"its accuracy {full.full_accuracy.value:.2%}, its perplexity {full.full_perplexity.value:.3f}; windows of "
             f"{curve.context} tokens, {curve.stride} predicted in each"
         )
-    if any(text.blocks < 2 for point in curve.points for text in (point.total,)):
+    if any(
+        point.reads is not None and point.reads.capacity >= point.reads.total_expert_bytes for point in curve.points
+    ):
+        print_note(
+            "All experts fit in memory: little is read, and nothing is left out. --expert-memory gives them less."
+        )
+    if any(point.total.blocks < 2 for point in curve.points):
         print_note(
             "A text of less than two windows gives no confidence interval: use more text, or a smaller --context."
         )

@@ -70,7 +70,7 @@ class Task:
     @cached_property
     def full(self) -> Subject:
         """The full model."""
-        return Subject(path=self.against, opening=replace(self.opening, revision=None))
+        return Subject(path=self.against, opening=self.opening)
 
     @cached_property
     def banks(self) -> Mapping[BankKey, ExpertBank]:
@@ -92,7 +92,6 @@ class Task:
             missing=None if chosen is None else setting.missing,
             experts_per_token=setting.experts_per_token,
             drop_cold=setting.drop_cold or None,
-            revision=None if setting.store is not None else self.opening.revision,
         )
 
     def altered(self, setting: Setting, chosen: Chosen | None) -> Subject:
@@ -121,20 +120,19 @@ class Task:
         return json.dumps(said, sort_keys=True)
 
 
-def measure_point(task: Task, setting: Setting, chosen: Chosen | None, progress: ProgressCallback | None) -> CurvePoint:
+def measure_point(task: Task, setting: Setting, subject: Subject, progress: ProgressCallback | None) -> CurvePoint:
     """Measures a point; goes on with one that was interrupted.
 
     Args:
         task: What all points share.
         setting: What is changed.
-        chosen: The experts that are there; None for all.
+        subject: The model with that: from :meth:`Task.altered`.
         progress: Told after every window.
 
     Raises:
         UsageError: If a store is of another model.
         CoterieError: As evaluating and quantising do.
     """
-    subject = task.altered(setting, chosen)
     texts = task.texts_of(setting)
     _check_identity(task, setting, subject)
     journal = task.work / f"windows-{_digest(task.key(setting, subject))}.jsonl"
@@ -248,7 +246,6 @@ def _stored(task: Task, setting: Setting, subject: Subject) -> Iterator[Path | N
             scheme=setting.scheme,
             expert_schemes=setting.expert_schemes,
             dense_scheme=NATIVE,
-            revision=said.revision,
             offline=said.offline,
         )
     else:

@@ -18,6 +18,7 @@ from coterie.curves.points import Curve, CurvePoint, SmallestSet
 from coterie.curves.record import PointRecord
 from coterie.curves.search import as_text, find_smallest, shared_experts
 from coterie.curves.settings import ChosenBy, CurveAxes, Setting
+from coterie.engine import open_source
 from coterie.errors import OutputError, UsageError
 from coterie.evaluate.evaluation import EvaluationProgress
 from coterie.evaluate.planning import input_tokens, steps, tokenise
@@ -148,6 +149,10 @@ def curve_opening(
     opening.check()
     wanted = axes.checked(profile=profile is not None)
     named = _named(texts)
+    if opening.revision is not None:
+        # What is compared with it is of the same revision.
+        source = open_source(model, component=opening.component, revision=opening.revision, offline=opening.offline)
+        model, opening = source.directory, replace(opening, revision=None)
     with _work(output) as work:
         task = Task(
             model=model,
@@ -261,11 +266,12 @@ class _Run:
 
     def _point(self, setting: Setting, chosen: Chosen | None) -> CurvePoint:
         task = self._task
-        key = task.key(setting, task.altered(setting, chosen))
+        subject = task.altered(setting, chosen)
+        key = task.key(setting, subject)
         found = self._record.get(key)
         if found is None:
             self._tell(setting, None)
-            found = measure_point(task, setting, chosen, lambda tokens: self._tell(setting, tokens))
+            found = measure_point(task, setting, subject, lambda tokens: self._tell(setting, tokens))
             self._record.add(key, found)
         self._done += 1
         self._tell(setting, None)

@@ -132,7 +132,7 @@ class CurveAxes:
             profile: Whether there is a profile.
 
         Raises:
-            UsageError: If a value cannot be, or needs a profile that there is not.
+            UsageError: If a value cannot be, needs a profile that there is not, or has no effect.
         """
         for what, names, known in (
             ("way to choose experts", self.by or (), CHOSEN_BY),
@@ -175,7 +175,27 @@ class CurveAxes:
                 "A smallest set of experts is searched by what a profile has recorded.",
                 advice=f"Choose by one of {', '.join(BY_PROFILE)}.",
             )
-        return self if any(self._varied) else replace(self, coverage=DEFAULT_COVERAGE)
+        if not any(self._varied):
+            return replace(self, coverage=DEFAULT_COVERAGE)
+        if not self.coverage and not self.smallest:
+            self._check_effect(profile=profile)
+        return self
+
+    def _check_effect(self, *, profile: bool) -> None:
+        """Refuses what would have no effect, as all experts are there."""
+        said = {
+            "a way to choose experts": self.by is not None,
+            "a choice by domain": bool(self.domains),
+            "a policy for absent experts": tuple(self.missing) != ABSENT,
+            "a scope": self.scope != "layer",
+            "a profile": profile,
+        }
+        useless = [name for name, given in said.items() if given]
+        if useless:
+            raise UsageError(
+                f"{useless[0].capitalize()} is given, and at every point all experts are there: it has no effect.",
+                advice="Vary the coverage, too, or leave it out.",
+            )
 
     @property
     def _varied(self) -> tuple[Sequence[object], ...]:
