@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from coterie.cli.curve_tables import print_curve
+from curves.made import curve_of, point, smallest
 from zoo.sizes import TEXT_IDS
 
 SMALL = ("--context", "16", "--expert-memory", "40%", "--limit", "40")
@@ -29,8 +31,8 @@ def test_a_curve_is_shown_kept_and_drawn(coterie, model, text, tmp_path: Path) -
     lines = outcome.out.splitlines()
     for heading in ("Experts that are there:", "Experts per token:", "Bits per weight of experts:"):
         assert heading in lines
-    for point in found["points"]:
-        assert f"{point['total']['comparison']['kld']['value']:.5f} ± " in outcome.out
+    for measured in found["points"]:
+        assert f"{measured['total']['comparison']['kld']['value']:.5f} ± " in outcome.out
     assert "16 (100%)" in outcome.out
     assert any(line.split()[:1] == ["off"] for line in lines)
     assert "40 tokens of some" in outcome.out
@@ -79,3 +81,16 @@ def test_mistakes_are_told_in_the_words_of_the_command_line(coterie, model, text
         assert outcome.code in (1, 2), options
         assert message in outcome.err, options
     assert coterie("curve", model).code == 2
+
+
+def test_tables_say_what_a_point_is(coterie, capsys) -> None:
+    kept = point(0.25, experts=4, axis="coverage", keep="4", by="reap", domain="code", missing="drop")
+    read = point(0.0, axis="drop_cold", drop_cold=0.1, read=3 << 20)
+    print_curve(curve_of(kept, read, sets=(smallest("a", 8), smallest("b", 12))))
+    out, err = capsys.readouterr()
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert any(row.startswith("4 (25%) reap of code drop 1 B 0.25000 ± 0.25000 100.00 ± 10.00") for row in rows)
+    assert any(row.startswith("0.1 3.00 MiB 100.0% 0.00000") for row in rows)
+    assert "b 0.01 ean mask 12 (75%) 1.00000 ± 0.10000 50.0% 1 B" in rows
+    assert "gate weight kept" not in out.split("Experts left out")[0]
+    assert "All experts fit in memory" in err
