@@ -155,7 +155,7 @@ def tabulate(report: Report, whole: Curve, reads: Curve, recorded: int) -> None:
     for point in on_axis(whole, "experts_per_token"):
         table.rows.append((str(point.setting.experts_per_token), f"{point.token_nbytes / 2**20:.2f}", *figures(point)))
     table = report.table(
-        f"Bits per weight of experts, rounded to nearest, over the same {tokens:,} tokens:",
+        f"Bits per weight of experts, not calibrated, over the same {tokens:,} tokens:",
         ("scheme", "bits per weight", *quality),
     )
     for point in on_axis(whole, "bits"):
