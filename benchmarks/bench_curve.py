@@ -328,6 +328,10 @@ def explain(report: Report, profile: Path, texts: Mapping[str, Path], quick: boo
         "of which none is there, and the divergence of each way to go on:",
         ("experts", "chosen by", "gate weight lost", "nothing left", *POLICIES),
     )
+    paired = report.table(
+        "How much more than with `mask`, paired token by token:",
+        ("experts", "chosen by", *POLICIES[1:]),
+    )
     split = report.table(
         "The same by how much of its gate weight a token loses, a quarter of the tokens each:",
         ("experts", "chosen by", "gate weight lost", *POLICIES),
@@ -336,15 +340,27 @@ def explain(report: Report, profile: Path, texts: Mapping[str, Path], quick: boo
         mean_T = lost[by, given].mean(axis=0)
         scores = {policy: divergences(chosen, policy, passages, logits) for policy in POLICIES}
         starts = [block_starts([window.tokens for window in passage.windows], WINDOW) for passage in passages]
-        cells = [interval(mean_estimate([one.kld for one in scores[name]], starts), 3) for name in POLICIES]
+        klds = {name: [found(one.kld) for one in scores[name]] for name in POLICIES}
+        cells = [interval(mean_estimate(klds[name], starts), 3) for name in POLICIES]
+        more = [
+            interval(mean_estimate([a - b for a, b in zip(klds[name], klds["mask"], strict=True)], starts), 3)
+            for name in POLICIES[1:]
+        ]
+        paired.rows.append((given, by, *more))
         nothing = float((lost[by, given] > 1 - 1e-6).mean())
         table.rows.append((given, by, f"{mean_T.mean():.1%}", f"{nothing:.1%}", *cells))
         order = np.array_split(np.argsort(mean_T, kind="stable"), QUARTERS)
         for part in order:
-            means = [float(np.concatenate([one.kld for one in scores[name]])[part].mean()) for name in POLICIES]
+            means = [float(np.concatenate(klds[name])[part].mean()) for name in POLICIES]
             bounds = f"{mean_T[part].min():.0%} to {mean_T[part].max():.0%}"
             split.rows.append((given, by, bounds, *(f"{mean:.3f}" for mean in means)))
         report.values[f"few experts: {given} by {by}"] = dict(zip(POLICIES, cells, strict=True))
+
+
+def found(kld: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """The divergences of a text's tokens, which were compared."""
+    assert kld is not None, "every window is compared"
+    return kld
 
 
 def full_model(

@@ -18,10 +18,10 @@ from coterie.curves.points import Curve, CurvePoint, SmallestSet
 from coterie.curves.record import PointRecord
 from coterie.curves.search import as_text, find_smallest, shared_experts
 from coterie.curves.settings import ChosenBy, CurveAxes, Setting
-from coterie.engine import open_source
 from coterie.errors import OutputError, UsageError
 from coterie.evaluate.evaluation import EvaluationProgress
 from coterie.evaluate.planning import input_tokens, steps, tokenise
+from coterie.evaluate.subject import Subject
 from coterie.extraction.keeping import Amount
 from coterie.files.text import read_text
 from coterie.spec.opening import Opening
@@ -151,8 +151,8 @@ def curve_opening(
     named = _named(texts)
     if opening.revision is not None:
         # What is compared with it is of the same revision.
-        source = open_source(model, component=opening.component, revision=opening.revision, offline=opening.offline)
-        model, opening = source.directory, replace(opening, revision=None)
+        model = Subject(path=model, opening=opening).source.directory
+        opening = replace(opening, revision=None)
     with _work(output) as work:
         task = Task(
             model=model,
