@@ -207,7 +207,7 @@ def tabulate_sets(report: Report, found: Curve) -> None:
     domains = tuple(found.texts)
     table = report.table(
         f"Fewest experts, of {found.model.total_experts}, for a divergence at or below a bound (`ean`, `mask`; each "
-        f"kind of text by itself, {LIMIT_OF_SETS:,} tokens or what there is):",
+        f"kind of text by itself, {found.limit:,} tokens or what there is):",
         ("KLD at most", *domains),
     )
     masses = report.table(
