@@ -463,5 +463,4 @@ class Runtime:
         """
         release(self)
         self.cache.close()
-        if self.source.fetching is not None:
-            self.source.fetching.close()
+        self.source.close()

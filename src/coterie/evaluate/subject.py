@@ -12,6 +12,7 @@ from typing import Any
 
 from coterie.checkpoint import Checkpoint
 from coterie.engine import ModelSource, open_source, open_streamed
+from coterie.engine.alteration import Alteration
 from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
 from coterie.evaluate.overlap import shared
@@ -31,15 +32,24 @@ class Subject:
         path: The model.
         opening: How it is opened. Of a whole omni model its thinker is, unless another component is named.
         adapt_experts: What :meth:`Runtime.adapt_experts` is told for each window.
+        alteration: What it has instead of what is stored.
+        in_steps: Whether tokens are computed one by one, in order, whatever its output depends on: what is read is
+            counted then.
     """
 
     path: str | Path
     opening: Opening
     adapt_experts: str | AdaptiveExperts | None = None
+    alteration: Alteration | None = None
+    in_steps: bool = False
 
     @cached_property
     def source(self) -> ModelSource:
         """Where it is opened from; reads no expert."""
+        return self._stored if self.alteration is None else self.alteration.of(self._stored)
+
+    @cached_property
+    def _stored(self) -> ModelSource:
         return open_source(
             self.path, component=self._part, revision=self.opening.revision, offline=self.opening.offline
         )
@@ -83,18 +93,23 @@ class Subject:
 
         A store that is fetched into changes, and its outputs do not: it counts as the checkpoint that it came from.
         """
-        experts = self.source.experts
+        stored = self._fingerprint_as_stored
+        return stored if self.alteration is None else f"{stored} {self.alteration.fingerprint}"
+
+    @property
+    def _fingerprint_as_stored(self) -> str:
+        experts = self._stored.experts
         if isinstance(experts, Checkpoint):
             return experts.integrity
-        store = self.source.store
+        store = self._stored.store
         if self.opening.missing == "fetch" and store is not None:
             return store.manifest.source.integrity
-        return hashlib.sha256((self.source.directory / store_names.MANIFEST).read_bytes()).hexdigest()
+        return hashlib.sha256((self._stored.directory / store_names.MANIFEST).read_bytes()).hexdigest()
 
     @property
     def in_order(self) -> bool:
-        """Whether its output depends on what is in memory: then tokens are computed one by one, in order."""
-        return self.opening.drop_cold is not None
+        """Whether tokens are computed one by one, in order: on request, or as output depends on what is in memory."""
+        return self.in_steps or self.opening.drop_cold is not None
 
     @property
     def cache_settings(self) -> dict[str, Any]:
@@ -111,7 +126,7 @@ class Subject:
             CoterieError: As :func:`coterie.load`.
         """
         opening = replace(self.opening, memory=memory, component=self._part, max_context=max_context)
-        model = open_streamed(self.path, opening)
+        model = open_streamed(self.path, opening, self.alteration)
         try:
             rows = embedding_rows(model)
             if rows is not None:
