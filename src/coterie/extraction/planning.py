@@ -12,7 +12,7 @@ from coterie.origins import Origin
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.spec.encodings import NATIVE
-from coterie.store import BankPlan, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
+from coterie.store import BankPlan, CalibrationFacts, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
 
 _UNKNOWN = "0" * 32
 
@@ -41,6 +41,7 @@ def plan_extraction(
     chosen: Mapping[BankKey, tuple[int, ...]],
     scheme: str | SchemeOf = NATIVE,
     dense_schemes: DenseSchemes = NATIVE_EVERYWHERE,
+    calibration: CalibrationFacts | None = None,
 ) -> ExtractionPlan:
     """Plans a store that holds the chosen experts and everything that is not an expert. Reads no tensor.
 
@@ -61,6 +62,7 @@ def plan_extraction(
         ignored=tuple(sorted(origin.model.keymap.ignored)),
         dense_schemes=dense_schemes,
         made_from=origin.made_from,
+        calibration=calibration,
     )
     experts = (name for key, ids in chosen.items() for e in ids for name in origin.names_of(key.expert(e)))
     return ExtractionPlan(

@@ -257,6 +257,7 @@ class StoreWriter:
             files=tuple(_facts(entry) for entry in side if entry is not None),
             ignored=tuple(sorted(self.plan.ignored)),
             dense_schemes=self.plan.dense_schemes,
+            calibration=self.plan.calibration,
         )
 
     def _all_banks(self) -> tuple[Bank, ...]:
@@ -270,9 +271,10 @@ class StoreWriter:
         entry = None if planned is None else self._finished_segment(bank.key)
         if planned is None or entry is None:
             return bank
+        errors = entry.errors or (None,) * len(entry.checksums)
         records = tuple(
-            replace(record, checksum=checksum)
-            for record, checksum in zip(planned.segment.records, entry.checksums, strict=True)
+            replace(record, checksum=checksum, errors=off)
+            for record, checksum, off in zip(planned.segment.records, entry.checksums, errors, strict=True)
         )
         segment = Segment(file=planned.segment.file, nbytes=planned.segment.nbytes, records=records)
         return replace(bank, segments=(*bank.segments, segment))
