@@ -12,7 +12,16 @@ from coterie.origins import Origin
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.spec.encodings import NATIVE
-from coterie.store import BankPlan, CalibrationFacts, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
+from coterie.store import (
+    AllocationFacts,
+    BankPlan,
+    CalibrationFacts,
+    DenseTensor,
+    ModelFacts,
+    PlannedExpert,
+    SourceFacts,
+    StorePlan,
+)
 
 _UNKNOWN = "0" * 32
 
@@ -42,6 +51,7 @@ def plan_extraction(
     scheme: str | SchemeOf = NATIVE,
     dense_schemes: DenseSchemes = NATIVE_EVERYWHERE,
     calibration: CalibrationFacts | None = None,
+    allocation: AllocationFacts | None = None,
 ) -> ExtractionPlan:
     """Plans a store that holds the chosen experts and everything that is not an expert. Reads no tensor.
 
@@ -63,6 +73,7 @@ def plan_extraction(
         dense_schemes=dense_schemes,
         made_from=origin.made_from,
         calibration=calibration,
+        allocation=allocation,
     )
     experts = (name for key, ids in chosen.items() for e in ids for name in origin.names_of(key.expert(e)))
     return ExtractionPlan(

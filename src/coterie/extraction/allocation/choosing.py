@@ -1,13 +1,14 @@
 """Which level each matrix gets, so that bytes suffice and what experts are off by, weighted, is least.
 
 Every matrix has levels: bytes, and what it costs to have it in so few. The lower convex hull of these is a way upwards
-in steps, each of which saves less per byte than the one before. So all steps of all matrices, taken in the order of what
-they save per byte for as long as bytes last, are the best choice but for the last few bytes (Everett's generalised
-Lagrange multipliers, 1963).
+in steps, each of which saves less per byte than the one before. So the steps of all matrices are taken in the order of
+what they save per byte, for as long as bytes last. No other choice is better, but for the last few bytes (Everett,
+"Generalized Lagrange multiplier method", 1963).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,11 +75,6 @@ def smallest_nbytes(candidates: Sequence[Candidate]) -> int:
     )
 
 
-def largest_nbytes(candidates: Sequence[Candidate]) -> int:
-    """The most bytes that are worth having."""
-    return sum(_hull(levels)[-1].nbytes for candidate in candidates for levels in candidate.matrices)
-
-
 def choose(candidates: Sequence[Candidate], nbytes: int) -> list[tuple[Level, ...] | None]:
     """The levels of each expert's matrices; None for an expert that is left out.
 
@@ -101,9 +97,7 @@ def choose(candidates: Sequence[Candidate], nbytes: int) -> list[tuple[Level, ..
             chosen.update(step.levels)
             taken.add(place)
     return [
-        tuple(chosen[number, matrix] for matrix in range(len(candidate.matrices)))
-        if (number, 0) in chosen
-        else None
+        tuple(chosen[number, matrix] for matrix in range(len(candidate.matrices))) if (number, 0) in chosen else None
         for number, candidate in enumerate(candidates)
     ]
 
@@ -112,11 +106,7 @@ def _way(number: int, candidate: Candidate, first: int) -> tuple[dict[Matrix, Le
     """The levels that an expert has to begin with, and its steps; ``first`` is the number of the first of them."""
     hulls = [_hull(levels) for levels in candidate.matrices]
     begin = {(number, matrix): hull[0] for matrix, hull in enumerate(hulls)}
-    ways = [
-        (matrix, low, high)
-        for matrix, hull in enumerate(hulls)
-        for low, high in zip(hull, hull[1:], strict=False)
-    ]
+    ways = [(matrix, low, high) for matrix, hull in enumerate(hulls) for low, high in itertools.pairwise(hull)]
     ways.sort(key=lambda way: (way[2].cost - way[1].cost) / (way[2].nbytes - way[1].nbytes))
     steps: list[_Step] = []
     last: dict[int, int] = {}
@@ -133,9 +123,7 @@ def _way(number: int, candidate: Candidate, first: int) -> tuple[dict[Matrix, Le
     return begin, steps
 
 
-def _entry(
-    absence: float, least: Mapping[Matrix, Level], ways: Sequence[tuple[int, int, Level]]
-) -> tuple[_Step, int]:
+def _entry(absence: float, least: Mapping[Matrix, Level], ways: Sequence[tuple[int, int, Level]]) -> tuple[_Step, int]:
     """The first step of an expert that may be left out: to that of its choices which saves most per byte.
 
     Returns:
