@@ -14,7 +14,7 @@ from coterie.calibration.memory import divide_budget
 from coterie.engine import ModelSource, open_source
 from coterie.engine.source import text_component
 from coterie.errors import UnsupportedError, UsageError
-from coterie.evaluate.running import DEFAULT_CONTEXT
+from coterie.evaluate.planning import DEFAULT_CONTEXT
 from coterie.extraction.calibrating import Calibrator
 from coterie.generation.opened import OpenModel
 from coterie.generation.processors import Processors
