@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from calibration.conftest import TOKENS, words
 from coterie.calibration import Calibration, calibrator
 from coterie.calibration.memory import Room
 from coterie.errors import InputError, MemoryBudgetError, StoreError, UnsupportedError, UsageError
@@ -22,29 +22,7 @@ from coterie.survey import gather
 from extraction.stores import snapshot, stored
 from store.faults import Killed, KillingCalls, WatchedCalls
 from zoo import ZOO
-from zoo.sizes import TEXT_IDS
 from zoo.tokenizer import add_tokenizer
-
-TOKENS = 400
-
-
-def words(folder: Path, domain: str, count: int = 300) -> Path:
-    chosen = random.Random(domain)
-    path = folder / f"{domain}.txt"
-    path.write_text(" ".join(f"w{chosen.randint(3, TEXT_IDS)}" for _ in range(count)), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def calibration(tmp_path: Path) -> Calibration:
-    material = [one for domain in ("code", "prose") for one in gather("text", domain, words(tmp_path, domain))]
-    return Calibration(material=material, tokens=TOKENS, memory="4GiB")
-
-
-@pytest.fixture
-def fresh(readable: Path, tmp_path: Path, calibration: Calibration) -> Path:
-    quantize(readable, tmp_path / "fresh", scheme="int4", calibration=calibration)
-    return tmp_path / "fresh"
 
 
 def test_records_say_how_much_better_they_are(readable: Path, tmp_path: Path, fresh: Path) -> None:
@@ -94,7 +72,7 @@ def test_with_memory_for_one_expert_at_a_time_it_is_the_same(
     assert snapshot(tmp_path / "tight") == snapshot(fresh)
 
 
-@pytest.mark.parametrize("every", [45, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [90, pytest.param(7, marks=pytest.mark.slow)])
 def test_killed_at_a_change_of_the_disk_it_goes_on(
     every: int, readable: Path, tmp_path: Path, fresh: Path, calibration: Calibration
 ) -> None:

@@ -118,6 +118,28 @@ def test_codes_are_calibrated(coterie, readable: Path, tmp_path: Path) -> None:
     assert coterie("verify", store, "--against", str(readable)).code == 0
 
 
+def test_codes_are_calibrated_with_what_comes_with_the_package(coterie, readable: Path, tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text(" ".join(f"w{number % 60 + 3}" for number in range(200)))
+    store = str(tmp_path / "small")
+    asked = (
+        "quantize",
+        str(readable),
+        store,
+        "--scheme",
+        "int4",
+        "--calibrate",
+        "default",
+        "--calibrate",
+        f"own={text}",
+    )
+    outcome = coterie(*asked, "--calibration-tokens", "300", "--memory", "4GiB")
+    assert outcome.code == 0, outcome.err
+    tokens = json.loads((tmp_path / "small" / "coterie.json").read_text())["calibration"]["tokens"]
+    assert {"own", "prose", "code", "chinese", "languages"} <= set(tokens)
+    assert sum(tokens.values()) <= 300
+
+
 def test_what_calibration_needs(coterie, native: str, tmp_path: Path) -> None:
     store = str(tmp_path / "small")
     for options, said in (

@@ -11,7 +11,7 @@ import torch
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import ProfileIdentityError, UsageError
-from coterie.extraction import Allocation, extract, quantize
+from coterie.extraction import Allocation, extract, prune, quantize
 from coterie.extraction.allocation.choosing import Candidate, Level, choose, smallest_nbytes
 from coterie.extraction.allocation.levels import LevelMeasure
 from coterie.inspection import inspect, verify
@@ -142,6 +142,10 @@ def test_the_store_says_why_and_is_whole(checkpoint: Path, profile: Path, tmp_pa
     assert extract(checkpoint, tmp_path / "got", allocation=allocation, dense_scheme="native").status == (
         "already complete"
     )
+    quantize(tmp_path / "got", tmp_path / "dense", dense_scheme="int8")
+    assert Store.open(tmp_path / "dense").manifest.allocation == facts
+    prune(tmp_path / "got", tmp_path / "pruned", keep=4, by="random")
+    assert Store.open(tmp_path / "pruned").manifest.allocation is None
     assert torch.isfinite(logits(open_model(tmp_path / "got", expert_memory="30%"), ZOO["qwen3_moe"].inputs())).all()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def in_parts(schemes: Any, *, version: int = 2, **other: Any) -> Callable[[Json]
     return change
 
 
-ERRORS = {"output": 1, "nearest": 2, "weight": 3}
+ERRORS: dict[str, Any] = {"output": 1, "nearest": 2, "weights": {"down": 3}}
 
 
 def calibrated(
@@ -99,12 +99,17 @@ def calibrated(
     fingerprint: str = "0" * 64,
     tokens: Any = None,
     errors: Any = None,
+    sequences: Sequence[str] = (),
 ) -> Callable[[Json], None]:
     """Gives an expert errors, and the manifest what its codes were chosen by."""
 
     def change(manifest: Json) -> None:
         manifest["version"] = version
-        manifest["calibration"] = {"fingerprint": fingerprint, "tokens": {"code": 1} if tokens is None else tokens}
+        manifest["calibration"] = {
+            "fingerprint": fingerprint,
+            "tokens": {"code": 1} if tokens is None else tokens,
+            "sequences": list(sequences),
+        }
         manifest["banks"][0]["segments"][0]["experts"][2]["errors"] = ERRORS if errors is None else errors
 
     return change
@@ -247,9 +252,17 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     (
         "R35",
         "banks[0].segments[0].experts[2].errors.output",
-        calibrated(errors={"output": 3, "nearest": 2, "weight": 1}),
+        calibrated(errors={"output": 3, "nearest": 2, "weights": {"down": 1}}),
     ),
-    ("R35", "banks[0].segments[0].experts[2].errors.weight", calibrated(errors={**ERRORS, "weight": 10**15 + 1})),
+    ("R35", "banks[0].segments[0].experts[2].errors.nearest", calibrated(errors={**ERRORS, "nearest": 10**15 + 1})),
+    ("R35", "banks[0].segments[0].experts[2].errors.weights", calibrated(errors={**ERRORS, "weights": {}})),
+    (
+        "R35",
+        "banks[0].segments[0].experts[2].errors.weights.down",
+        calibrated(errors={**ERRORS, "weights": {"down": -1}}),
+    ),
+    ("R35", "calibration.sequences[0]", calibrated(sequences=["x" * 16])),
+    ("R35", "calibration.sequences[1]", calibrated(sequences=["0" * 16, "0" * 16])),
     ("R3", "banks[0].segments[0].experts[2].errors", calibrated(errors={"output": 1})),
     ("R35", "banks", record("errors", ERRORS, 2)),
     ("R35", "banks[0].segments[0].experts[0].errors", record("errors", ERRORS)),

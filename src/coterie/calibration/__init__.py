@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from coterie.calibration.calibration import DEFAULT_TOKENS, Calibration
+    from coterie.calibration.defaults import default_texts
 
 _HOMES = {
     "DEFAULT_TOKENS": "coterie.calibration.calibration",
     "Calibration": "coterie.calibration.calibration",
+    "default_texts": "coterie.calibration.defaults",
 }
 """Public name -> the module that defines it, as under ``TYPE_CHECKING``."""
 
-__all__ = ["DEFAULT_TOKENS", "Calibration"]
+__all__ = ["DEFAULT_TOKENS", "Calibration", "default_texts"]
 
 
 def __getattr__(name: str) -> object:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from coterie.calibration.calibrator import LayerCalibrator
+from coterie.calibration.defaults import default_texts
 from coterie.calibration.inputs import Runs, plan_runs
 from coterie.calibration.memory import divide_budget
 from coterie.engine import ModelSource, open_source
@@ -37,13 +38,14 @@ class Calibration:
     the model is for: with texts of one kind alone, others get worse than without calibration.
 
     Attributes:
-        material: Files by domain, from :func:`coterie.survey.gather`.
+        material: Files by domain, from :func:`coterie.survey.gather`. Default: :func:`default_texts`, which come with
+            the package.
         tokens: Tokens of all domains together. Each domain gives as many, and each of its files.
         memory: Ceiling for the whole process, the running model and all that is counted. Default: what the machine
             allows.
     """
 
-    material: Sequence[Material]
+    material: Sequence[Material] = field(default_factory=default_texts)
     tokens: int = DEFAULT_TOKENS
     memory: str | int | None = None
 
@@ -86,7 +88,8 @@ class ModelCalibration:
             UnsupportedError: If the model does not read texts, or experts are missing.
             InputError: If a file cannot be used.
         """
-        return CalibrationFacts(fingerprint=self._runs.fingerprint, tokens=self._runs.tokens)
+        runs = self._runs
+        return CalibrationFacts(fingerprint=runs.fingerprint, tokens=runs.tokens, sequences=runs.sequences)
 
     @contextmanager
     def begin(self, origin: Origin, folder: Path, banks: Sequence[BankKey]) -> Iterator[Calibrator]:

@@ -12,6 +12,7 @@ from itertools import groupby
 import torch
 
 from coterie.errors import InputError
+from coterie.evaluate.overlap import kept_sequences
 from coterie.evaluate.texts import beginning
 from coterie.files.text import text_parts
 from coterie.generation.inputs import build_inputs
@@ -64,11 +65,13 @@ class Runs:
         runs: In order.
         tokens: Domain → tokens of it.
         fingerprint: Hex digits that differ if the passes do.
+        sequences: Fingerprints of sequences of tokens, by which a text is recognised.
     """
 
     runs: tuple[Run, ...]
     tokens: Mapping[str, int]
     fingerprint: str
+    sequences: tuple[str, ...]
 
 
 def plan_runs(
@@ -113,7 +116,12 @@ def plan_runs(
             f"The texts have fewer than {_LEAST_TOKENS} tokens; nothing can be calibrated by them.",
             advice="Give some thousand words of each kind of text that the model is for.",
         )
-    return Runs(runs=tuple(runs), tokens=dict(counts), fingerprint=_fingerprint(runs))
+    return Runs(
+        runs=tuple(runs),
+        tokens=dict(counts),
+        fingerprint=_fingerprint(runs),
+        sequences=kept_sequences(ids for run in runs for ids in run.ids),
+    )
 
 
 def _fingerprint(runs: Sequence[Run]) -> str:

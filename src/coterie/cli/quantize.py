@@ -28,6 +28,9 @@ from coterie.errors import UsageError
 if TYPE_CHECKING:
     from coterie.calibration import Calibration
 
+_DEFAULT = "default"
+"""Stands for the texts that come with the package. Texts of a user have a domain, so it is no file's name."""
+
 
 def command(
     model: ModelArgument,
@@ -62,11 +65,12 @@ def command(
         list[str] | None,
         typer.Option(
             "--calibrate",
-            metavar="DOMAIN=PATH",
+            metavar="default|DOMAIN=PATH",
             show_default=False,
-            help="Choose the codes of experts by what they are given while the model reads these UTF-8 texts, such as "
-            "code=src: a file, a directory with all below it, or a pattern in quotes. Give texts of every kind that "
-            "the model is for: it gets worse at others. May be given several times.",
+            help="Choose the codes of experts by what they are given while the model reads texts. `default`: those "
+            "that come with Coterie, of many kinds and languages. DOMAIN=PATH: your own, in UTF-8, such as code=src: a "
+            "file, a directory with all below it, or a pattern in quotes. Give texts of every kind that the model is "
+            "for: it gets worse at others. May be given several times.",
         ),
     ] = None,
     speech: Annotated[
@@ -120,7 +124,8 @@ def command(
     checkpoint in these schemes. An interrupted run goes on where it stopped when the same command is given again.
 
     With --calibrate the store has the same size, and is nearer to the full model: about half as far in int4. It takes
-    longer: the model is run over the texts, one layer after the other, within --memory.
+    longer: the model is run over the texts, one layer after the other, within --memory. --calibrate default needs no
+    texts of yours. Speech and pictures count only if you give some.
     """
     from coterie.extraction import quantize
 
@@ -159,10 +164,13 @@ def _calibration(
             if value is not None:
                 raise UsageError(
                     f"{option} is about calibration, and nothing is given to calibrate with.",
-                    advice="Add --calibrate DOMAIN=PATH, or leave it out.",
+                    advice="Add --calibrate default, or leave it out.",
                 )
         return None
-    material = gather_material(texts, speech, images, option="--calibrate")
-    from coterie.calibration import DEFAULT_TOKENS, Calibration
+    from coterie.calibration import DEFAULT_TOKENS, Calibration, default_texts
 
+    own = [text for text in texts or [] if text != _DEFAULT]
+    material = default_texts() if _DEFAULT in (texts or []) else []
+    if own or speech or images:
+        material += gather_material(own, speech, images, option="--calibrate")
     return Calibration(material=material, tokens=tokens or DEFAULT_TOKENS, memory=memory)

@@ -17,7 +17,7 @@ from coterie.quant.scheme import Parts
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.encodings import NATIVE
 from coterie.store import CalibrationFacts, RecordErrors, is_store
-from coterie.store.manifest import PARTS_OF_ONE
+from coterie.store.manifest import PARTS_OF_ONE, weight_share
 from coterie.store.manifest_file import load_manifest
 
 
@@ -74,21 +74,29 @@ class ModelCalibration(Protocol):
         ...
 
 
-def record_errors(error: MatrixError) -> RecordErrors:
-    """What a record is off by, as the manifest says it."""
+def record_errors(errors: Mapping[str, MatrixError]) -> RecordErrors:
+    """What a record is off by, as the manifest says it.
 
-    def share(part: float, whole: float) -> int:
+    Args:
+        errors: Those of its matrices, by name.
+    """
+    output, nearest, whole = (
+        sum(getattr(error, name) for error in errors.values()) for name in ("output", "nearest_output", "output_scale")
+    )
+
+    def share(part: float) -> int:
         return round(part / whole * PARTS_OF_ONE) if whole > 0 else 0
 
     return RecordErrors(
-        output=share(error.output, error.output_scale),
-        nearest=share(error.nearest_output, error.output_scale),
-        weight=share(error.weight, error.weight_scale),
+        output=share(output),
+        nearest=share(nearest),
+        weights={name: weight_share(error.weight, error.weight_scale) for name, error in errors.items()},
     )
 
 
 def check_calibration(
     root: Path,
+    origin: Origin,
     scheme: str | Callable[[ExpertKey], str],
     chosen: Mapping[BankKey, Sequence[int]],
     facts: CalibrationFacts,
@@ -96,7 +104,7 @@ def check_calibration(
     """Refuses calibration where it could change nothing, or where a store is finished that was made otherwise.
 
     Raises:
-        UsageError: If no expert is to be quantised, or another store is there already.
+        UsageError: If no expert is to be quantised, the source is calibrated itself, or another store is there already.
     """
     schemes = (
         {scheme} if isinstance(scheme, str) else {scheme(key.expert(e)) for key, ids in chosen.items() for e in ids}
@@ -105,6 +113,12 @@ def check_calibration(
         raise UsageError(
             "Calibration chooses the codes of experts, and none are to be quantised.",
             advice="Say how experts are to be stored, such as --scheme int4, or leave the calibration out.",
+        )
+    if origin.calibration is not None:
+        raise UsageError(
+            f"{origin.directory} is calibrated already; what its codes have lost would be taken for the model's own.",
+            advice="Calibrate the checkpoint, or a store that is still native.",
+            path=origin.directory,
         )
     if is_store(root) and load_manifest(root)[0].calibration != facts:
         raise UsageError(

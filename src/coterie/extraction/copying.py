@@ -17,7 +17,7 @@ from itertools import chain
 from typing import Literal
 
 from coterie.errors import CoterieError
-from coterie.extraction.calibrating import Calibrator, Stopped, record_errors
+from coterie.extraction.calibrating import Calibrator, Stopped
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts, SchemeOf, one_scheme
 from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
@@ -197,8 +197,7 @@ class Copier:
             self._decoder.read(key, layout, record)
         else:
             self._reader.read(key, layout, extents, record, scratch)
-        error = self._experts.take_error(key)
-        bank.writer.write(key.expert, record, errors=None if error is None else record_errors(error))
+        bank.writer.write(key.expert, record, errors=self._experts.take_errors(key))
         self._meter.advance(layout.nbytes)
         if bank.is_last():
             with self._lock:

@@ -296,7 +296,7 @@ def make_store(
     check_tokenizer(origin.directory, embedding_rows(origin.model.skeleton))
     facts = None if options.calibration is None else options.calibration.facts()
     if facts is not None:
-        check_calibration(root, scheme, chosen, facts)
+        check_calibration(root, origin, scheme, chosen, facts)
     plan = plan_extraction(origin, chosen, scheme, dense_schemes, facts, None if allocated is None else allocated.facts)
     downloads = missing_downloads(origin, plan.tensors)
     if not downloads:

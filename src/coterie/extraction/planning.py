@@ -72,8 +72,8 @@ def plan_extraction(
         ignored=tuple(sorted(origin.model.keymap.ignored)),
         dense_schemes=dense_schemes,
         made_from=origin.made_from,
-        calibration=calibration,
-        allocation=allocation,
+        calibration=calibration or _kept_calibration(origin, chosen, scheme),
+        allocation=allocation or _kept_allocation(origin, chosen, scheme),
     )
     experts = (name for key, ids in chosen.items() for e in ids for name in origin.names_of(key.expert(e)))
     return ExtractionPlan(
@@ -84,6 +84,34 @@ def plan_extraction(
         # A store has no tensors under the names of weights that are in a scheme, and nothing to download.
         tensors=tuple(name for name in dict.fromkeys([*origin.model.keymap.dense, *experts]) if name in origin.tensors),
     )
+
+
+def _kept_calibration(
+    origin: Origin, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str | SchemeOf
+) -> CalibrationFacts | None:
+    """What the codes of experts that are copied as they lie were chosen by; None if none of them were chosen."""
+    if origin.calibration is None:
+        return None
+    scheme_of = one_scheme(scheme)
+    keys = (key.expert(expert) for key, ids in chosen.items() for expert in ids)
+    kept = any(scheme_of(key) == origin.scheme(key) and origin.errors(key) is not None for key in keys)
+    return origin.calibration if kept else None
+
+
+def _kept_allocation(
+    origin: Origin, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str | SchemeOf
+) -> AllocationFacts | None:
+    """What schemes were allocated by, if all experts are copied as they lie."""
+    if origin.allocation is None:
+        return None
+    scheme_of = one_scheme(scheme)
+    copied = {
+        key.expert(e)
+        for key, ids in chosen.items()
+        for e in ids
+        if scheme_of(key.expert(e)) == origin.scheme(key.expert(e))
+    }
+    return origin.allocation if copied >= set(origin.keys()) else None
 
 
 def bank_plans(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from coterie.errors import QuantisationError, UsageError
-from coterie.extraction.calibrating import Calibrator
+from coterie.extraction.calibrating import Calibrator, record_errors
 from coterie.hf.banks import ExpertBank
 from coterie.origins import Origin
 from coterie.quant import StoredMatrix, dequantise, lossy_scheme
@@ -23,7 +23,7 @@ from coterie.spec.encodings import NATIVE, matrix_schemes, schemes_named
 from coterie.spec.parameters import StoredParameter, plan_record
 
 if TYPE_CHECKING:
-    from coterie.store import Manifest
+    from coterie.store import Manifest, RecordErrors
 
 SchemeOf = Callable[[ExpertKey], str]
 """The scheme in which an expert is wanted."""
@@ -152,7 +152,7 @@ class BankQuantiser:
 
     def quantise(
         self, key: ExpertKey, stored: memoryview, record: memoryview, calibrator: Calibrator | None = None
-    ) -> MatrixError | None:
+    ) -> dict[str, MatrixError]:
         """Fills the fields of ``record`` from a stored one.
 
         Args:
@@ -162,22 +162,22 @@ class BankQuantiser:
             calibrator: Chooses the codes; None to round to nearest.
 
         Returns:
-            What it is off by, if the calibrator chose its codes.
+            What each matrix whose codes the calibrator chose is off by, by name.
 
         Raises:
             QuantisationError: If a weight is not finite; names expert and parameter.
         """
         tensors = record_tensors(stored, self.stored)
         places = iter(self.layout.fields)
-        error: MatrixError | None = None
+        errors: dict[str, MatrixError] = {}
         for name in self.dtypes:
             parts, off = self._fields(key, name, tensors, calibrator)
             if off is not None:
-                error = off if error is None else error + off
+                errors[name] = off
             for part in parts:
                 place = next(places)
                 record[place.offset : place.offset + place.nbytes] = tensor_bytes(part)
-        return error
+        return errors
 
     def _fields(
         self, key: ExpertKey, name: str, tensors: Sequence[torch.Tensor], calibrator: Calibrator | None
@@ -218,7 +218,7 @@ class SchemedExperts:
     def __init__(self, origin: Origin, scheme_of: SchemeOf, calibrator: Calibrator | None = None) -> None:
         self._origin = origin
         self._calibrator = calibrator
-        self._errors: dict[ExpertKey, MatrixError] = {}
+        self._errors: dict[ExpertKey, RecordErrors] = {}
         self._scheme_of = scheme_of
         self._reader = RecordReader(origin, verify=True)
         self._layouts: dict[str, dict[BankKey, RecordLayout]] = {}
@@ -268,9 +268,9 @@ class SchemedExperts:
         try:
             view = memoryview(buffer)
             nbytes = self._reader.read(key, stored, view)
-            error = quantiser.quantise(key, view, record, self._calibrator)
-            if error is not None:
-                self._errors[key] = error
+            errors = quantiser.quantise(key, view, record, self._calibrator)
+            if errors:
+                self._errors[key] = record_errors(errors)
         finally:
             with suppress(BufferError):
                 # Tensors may still view it; it goes with the last of them.
@@ -281,9 +281,9 @@ class SchemedExperts:
         """That of a store's record which is given as it lies; checkpoints carry none."""
         return self._origin.checksum(key) if self.is_there(key) else None
 
-    def take_error(self, key: ExpertKey) -> MatrixError | None:
-        """What an expert that was read is off by, if a calibrator chose its codes; once."""
-        return self._errors.pop(key, None)
+    def take_errors(self, key: ExpertKey) -> RecordErrors | None:
+        """What an expert that was read is off by, if its codes were chosen by calibration, here or before; once."""
+        return self._origin.errors(key) if self.is_there(key) else self._errors.pop(key, None)
 
     def is_there(self, key: ExpertKey) -> bool:
         """Whether it lies in its scheme already."""

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 
 import torch
 
+from coterie.extraction.quantising import matrix_names
+from coterie.hf.banks import ExpertBank
 from coterie.origins import Origin
-from coterie.quant import dequantise
+from coterie.quant import StoredMatrix, dequantise, lossy_scheme
 from coterie.quant.calibrated.errors import squares
 from coterie.quant.dtypes import record_tensors
 from coterie.records import RecordReader
 from coterie.spec import ExpertKey, RecordLayout
+from coterie.spec.encodings import matrix_schemes
 from coterie.spec.parameters import StoredParameter, plan_record
 from coterie.store import Store
-from coterie.store.manifest import PARTS_OF_ONE
+from coterie.store.manifest import WEIGHT_PARTS, weight_share
 
-_TOLERANCE = 1e-5
-"""Share by which an error may differ: sums are rounded in another way on another machine."""
+_TOLERANCE = 1e-9
+"""Share by which an error may differ. Codes, weights and their differences have the same bits on every machine. Only
+the order in which float64 adds the squares of some millions of them is another, which changes a sum by less than 1e-10.
+One code or one scale that is another changes it by about its own share of the matrix, which is more than that."""
 
 
 _Fields = tuple[tuple[torch.Tensor, ...], dict[str, StoredParameter]]
@@ -57,27 +63,41 @@ class CalibratedRecords:
         bank = self._origin.model.banks[key.bank_key].bank
         ours, ours_by_name = self._read(self._ours, key, self._store.layout(key))
         theirs, theirs_by_name = self._read(self._theirs, key, self._origin.layout(key))
-        off = whole = 0.0
         for name, shape in bank.parameters.items():
             here, there = ours_by_name[name], theirs_by_name[name]
             if here.shape != shape:
                 return f"has {name} in the shape {list(here.shape)}, the checkpoint has {list(shape)}"
             weights = dequantise(there, theirs, bank.dtypes[name])
-            if here.encoding is None:
-                if not torch.equal(ours[here.positions[0]], weights):
+            if name not in errors.weights:
+                if not self._is_rounded(key, bank, name, [ours[position] for position in here.positions], weights):
                     return f"differs from the checkpoint: {name}"
                 continue
             weights = weights.float()
-            off += squares(dequantise(here, ours, torch.float32) - weights)
-            whole += squares(weights)
-        found = round(off / whole * PARTS_OF_ONE) if whole > 0 else 0
-        if abs(found - errors.weight) > 2 + _TOLERANCE * errors.weight:
-            share = 1 / PARTS_OF_ONE
-            return (
-                f"is not as far from the checkpoint as its record says: a squared error of {found * share:.3g} of the "
-                f"weights, not {errors.weight * share:.3g}"
-            )
+            off = squares(dequantise(here, ours, torch.float32) - weights)
+            found, said = weight_share(off, squares(weights)), errors.weights[name]
+            if abs(found - said) > 1 + _TOLERANCE * said:
+                share = 1 / WEIGHT_PARTS
+                return (
+                    f"is not as far from the checkpoint as its record says: {name} has a squared error of "
+                    f"{found * share:.9g} of its weights, not {said * share:.9g}"
+                )
         return None
+
+    def _is_rounded(
+        self, key: ExpertKey, bank: ExpertBank, name: str, parts: Sequence[torch.Tensor], weights: torch.Tensor
+    ) -> bool:
+        """Whether a parameter whose codes were not chosen is the checkpoint's, rounded to nearest if in a scheme."""
+        names = matrix_names(bank)
+        scheme = None
+        if name in names:
+            scheme = lossy_scheme(matrix_schemes(self._store.scheme(key), len(names))[names.index(name)])
+        wanted: tuple[torch.Tensor, ...] = (weights,)
+        if scheme is not None:
+            matrix = StoredMatrix(
+                parameter=name, shape=bank.parameters[name], scheme=scheme, transposed="transposed" in bank.variant
+            )
+            wanted = matrix.quantise(weights)
+        return len(parts) == len(wanted) and all(map(torch.equal, parts, wanted))
 
     def _read(self, reader: RecordReader, key: ExpertKey, layout: RecordLayout) -> _Fields:
         buffer = memoryview(mmap.mmap(-1, layout.nbytes))

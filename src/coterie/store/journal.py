@@ -18,7 +18,7 @@ from coterie.files.regular import read_bounded
 from coterie.store import names
 from coterie.store.disk import Disk, explained
 from coterie.store.manifest import RecordErrors
-from coterie.store.manifest_json import MAX_BANKS, MAX_EXPERTS, MAX_MANIFEST_BYTES
+from coterie.store.manifest_json import MAX_BANKS, MAX_EXPERTS, MAX_FIELDS, MAX_MANIFEST_BYTES
 from coterie.store.strict_json import Node, dump_json, parse_json
 
 MAX_JOURNAL_BYTES = 2 * MAX_MANIFEST_BYTES
@@ -104,7 +104,9 @@ class Journal:
             "layout": entry.layout,
         }
         if entry.errors:
-            value["errors"] = [None if one is None else [one.output, one.nearest, one.weight] for one in entry.errors]
+            value["errors"] = [
+                None if one is None else [one.output, one.nearest, dict(one.weights)] for one in entry.errors
+            ]
         line = _line(value)
         with self._lock, explained(self._path, len(line)):
             if self._fd is None:
@@ -191,5 +193,9 @@ def _finished_file(node: Node) -> FinishedFile:
 def _errors(node: Node) -> RecordErrors | None:
     if node.is_null:
         return None
-    output, nearest, weight = (item.integer(0) for item in node.items(limit=3))
-    return RecordErrors(output=output, nearest=nearest, weight=weight)
+    output, nearest, weights = node.items(limit=3)
+    return RecordErrors(output=output.integer(0), nearest=nearest.integer(0), weights=_weights(weights))
+
+
+def _weights(node: Node) -> dict[str, int]:
+    return {name: item.integer(0) for name, item in node.members(limit=MAX_FIELDS)}

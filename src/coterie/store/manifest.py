@@ -74,21 +74,31 @@ class FileFacts:
 PARTS_OF_ONE = 10**9
 """Errors are whole numbers of this part of what they are a share of: manifests have no fractions."""
 
+WEIGHT_PARTS = 10**15
+"""The same for errors of weights."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordErrors:
-    """What a record whose codes were chosen by calibration is off by, in billionths (:data:`PARTS_OF_ONE`).
+    """What a record whose codes were chosen by calibration is off by.
 
     Attributes:
         output: Squared error of what its matrices compute of what they were given in calibration, as a share of the
-            square of that.
+            square of that, in billionths (:data:`PARTS_OF_ONE`).
         nearest: The same for codes rounded to nearest.
-        weight: Squared error of the weights, as a share of their squares.
+        weights: For each matrix whose codes were chosen, by its name: the squared error of its weights, as a share of
+            their squares, in :data:`WEIGHT_PARTS`. Fine enough to tell a single code or scale from another one: what is
+            measured again differs only by the order in which float64 adds.
     """
 
     output: int
     nearest: int
-    weight: int
+    weights: Mapping[str, int]
+
+
+def weight_share(part: float, whole: float) -> int:
+    """A squared error of weights as a share of their squares, in :data:`WEIGHT_PARTS`."""
+    return min(round(part / whole * WEIGHT_PARTS), 2**53 - 1) if whole > 0 else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +108,13 @@ class CalibrationFacts:
     Attributes:
         fingerprint: Digest (hex) of the inputs that experts were watched on, and of the settings.
         tokens: Domain → tokens of it.
+        sequences: Fingerprints of some of the sequences of tokens among them, 16 hex digits each, in ascending order:
+            whoever measures quality can tell whether a text is one of these.
     """
 
     fingerprint: str
     tokens: Mapping[str, int]
+    sequences: tuple[str, ...] = ()
 
 
 CRITERIA = ("reap", "energy")

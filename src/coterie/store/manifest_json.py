@@ -48,10 +48,12 @@ MAX_DIMENSIONS = 8
 MAX_RECORD_BYTES = 2**40
 MAX_NAMES = 1_000_000
 MAX_DOMAINS = 1_024
+MAX_SEQUENCES = 1_000_000
 MAX_ERROR = 10**6 * PARTS_OF_ONE
 """A million times what the record computes: more than any code is off by."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16,128}")
+_SEQUENCE = re.compile(r"[0-9a-f]{16}")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _SCHEME = re.compile(r"[a-z][a-z0-9_.\-]{0,63}")
 _RECORD_SCHEME = re.compile(rf"{_SCHEME.pattern}(?:\+{_SCHEME.pattern}){{0,7}}")
@@ -92,7 +94,13 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 def _calibration_value(facts: CalibrationFacts | None) -> dict[str, object]:
     if facts is None:
         return {}
-    return {"calibration": {"fingerprint": facts.fingerprint, "tokens": dict(facts.tokens)}}
+    return {
+        "calibration": {
+            "fingerprint": facts.fingerprint,
+            "tokens": dict(facts.tokens),
+            "sequences": list(facts.sequences),
+        }
+    }
 
 
 def _schemes_value(schemes: DenseSchemes) -> dict[str, object]:
@@ -149,7 +157,7 @@ def _bank_value(bank: Bank) -> dict[str, object]:
 def _errors_value(errors: RecordErrors | None) -> dict[str, object]:
     if errors is None:
         return {}
-    return {"errors": {"output": errors.output, "nearest": errors.nearest, "weight": errors.weight}}
+    return {"errors": {"output": errors.output, "nearest": errors.nearest, "weights": dict(errors.weights)}}
 
 
 def _file_value(facts: FileFacts) -> dict[str, object]:
@@ -251,24 +259,36 @@ def _source(node: Node) -> SourceFacts:
 
 
 def _calibration(node: Node) -> CalibrationFacts:
-    value = node.fields("fingerprint", "tokens")
+    value = node.fields("fingerprint", "tokens", "sequences")
     tokens = {
         Node(domain, node.path, value["tokens"], domain).text(limit=256, rule="R35"): item.integer(1, rule="R35")
         for domain, item in value["tokens"].members(limit=MAX_DOMAINS)
     }
-    return CalibrationFacts(fingerprint=value["fingerprint"].text(_FINGERPRINT, rule="R35"), tokens=tokens)
+    sequences: list[str] = []
+    for item in value["sequences"].items(limit=MAX_SEQUENCES):
+        sequence = item.text(_SEQUENCE, rule="R35")
+        if sequences and sequence <= sequences[-1]:
+            raise item.error("R35", f"{sequence} is not after {sequences[-1]}")
+        sequences.append(sequence)
+    return CalibrationFacts(
+        fingerprint=value["fingerprint"].text(_FINGERPRINT, rule="R35"), tokens=tokens, sequences=tuple(sequences)
+    )
 
 
 def _errors(node: Node, scheme: str) -> RecordErrors:
     if not set(scheme.split("+")) & SCHEME_FORMATS.keys():
         raise node.error("R35", f"a record of the scheme {scheme!r} has no codes that calibration could choose")
-    value = node.fields("output", "nearest", "weight")
-    output, nearest, weight = (
-        value[name].integer(0, MAX_ERROR, rule="R35") for name in ("output", "nearest", "weight")
-    )
+    value = node.fields("output", "nearest", "weights")
+    output, nearest = (value[name].integer(0, MAX_ERROR, rule="R35") for name in ("output", "nearest"))
+    weights = {
+        Node(name, node.path, value["weights"], name).text(limit=256, rule="R35"): item.integer(0, rule="R35")
+        for name, item in value["weights"].members(limit=MAX_FIELDS)
+    }
+    if not weights:
+        raise value["weights"].error("R35", "no matrix is named")
     if output > nearest:
         raise value["output"].error("R35", f"{output} is more than the {nearest} of rounding to nearest")
-    return RecordErrors(output=output, nearest=nearest, weight=weight)
+    return RecordErrors(output=output, nearest=nearest, weights=weights)
 
 
 def _layouts(node: Node) -> dict[str, RecordLayout]:

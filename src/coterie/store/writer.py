@@ -243,7 +243,8 @@ class StoreWriter:
         layouts = {**(self._base.layouts if self._base else {}), **self.plan.layouts}
         layouts = {name: layout for name, layout in layouts.items() if name in used}
         if self._base is not None:
-            return replace(self._base, banks=banks, layouts=layouts)
+            calibration = self._base.calibration or self.plan.calibration
+            return replace(self._base, banks=banks, layouts=layouts, calibration=calibration)
         journal = self._need_journal()
         dense = [_facts(entry) for entry in finished_shards(journal) or ()]
         side = [journal.finished(name) for name in sorted(self.plan.files)]

@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixError:
-    """Sums of squares, which add up over the matrices of an expert.
+    """Sums of squares of a matrix.
 
     H is the sum of ``x xᵀ`` over the rows x that a matrix W is multiplied with; Δ is what its codes are off by.
 
@@ -26,15 +26,6 @@ class MatrixError:
     output_scale: float
     weight: float
     weight_scale: float
-
-    def __add__(self, other: MatrixError) -> MatrixError:
-        return MatrixError(
-            output=self.output + other.output,
-            nearest_output=self.nearest_output + other.nearest_output,
-            output_scale=self.output_scale + other.output_scale,
-            weight=self.weight + other.weight,
-            weight_scale=self.weight_scale + other.weight_scale,
-        )
 
 
 def output_errors(off_KN: torch.Tensor, hessian_KK: torch.Tensor) -> torch.Tensor:
