@@ -12,7 +12,6 @@ Nothing here depends on the machine's speed, but for the time that calibration t
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 import time
@@ -23,11 +22,10 @@ from numpy.typing import NDArray
 
 from coterie import load, quantize
 from coterie.calibration import DEFAULT_TOKENS, Calibration
-from coterie.evaluate import read_text
-from coterie.evaluate.confidence import student_quantile
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.quant import SCHEMES
 from coterie.survey import Material, gather
+from harness.held_out import ratio, split_into
 from harness.options import options
 from harness.report import Report
 from perplexity import compare, read_passage, text_files
@@ -39,23 +37,6 @@ LEAST_TOKENS = 18_000
 """That are scored."""
 
 _WINDOWS = 1_000
-
-
-def split(path: Path) -> tuple[str, str]:
-    """The documents of a text to calibrate on, and those to score on."""
-    documents = [one for one in read_text(path).split("\n\n") if one.strip()]
-    parts: tuple[list[str], list[str]] = ([], [])
-    for document in documents:
-        parts[hashlib.sha256(document.encode()).digest()[0] % 2].append(document)
-    return "\n\n".join(parts[0]), "\n\n".join(parts[1])
-
-
-def ratio(one: NDArray[np.float64], base: NDArray[np.float64]) -> tuple[float, float]:
-    """The ratio of two sums over windows, and half of its 95 % interval by the jackknife."""
-    count = len(one)
-    without = (one.sum() - one) / (base.sum() - base)
-    spread = float(np.sqrt((count - 1) / count * np.square(without - without.mean()).sum()))
-    return float(one.sum() / base.sum()), student_quantile(count - 1) * spread
 
 
 def main() -> int:
@@ -72,11 +53,8 @@ def main() -> int:
     material: list[Material] = []
     scored: dict[str, Path] = {}
     for domain, path in text_files(arguments.text).items():
-        for_calibration, for_scores = split(path)
-        own, scored[domain] = folder / f"{domain}-calibration.txt", folder / f"{domain}-scored.txt"
-        own.write_text(for_calibration, encoding="utf-8")
+        own, scored[domain] = split_into(path, folder, domain)
         material += gather("text", domain, own)
-        scored[domain].write_text(for_scores, encoding="utf-8")
     calibration = Calibration(
         material=material, tokens=4_000 if arguments.quick else DEFAULT_TOKENS, memory=arguments.memory
     )
