@@ -113,3 +113,20 @@ def test_progress_is_a_line_now_and_then_with_the_time_left(capsys, monkeypatch)
         tell(EvaluationProgress(done=done, total=1000, earlier=0, elapsed_s=now[0] - 100))
     assert capsys.readouterr().err.splitlines() == ["Evaluating: 200 of 1000 tokens, 0:00:44 left"]
     assert (_left(None), _left(3725.2)) == ("time left unknown", "1:02:05 left")
+
+
+def test_a_text_that_the_store_was_calibrated_on_is_told(coterie, readable: Path, tmp_path: Path) -> None:
+    met, other = tmp_path / "met.txt", tmp_path / "other.txt"
+    for seed, path in enumerate((met, other)):
+        chosen = random.Random(seed)
+        path.write_text(" ".join(f"w{chosen.randint(3, 60)}" for _ in range(400)))
+    store = str(tmp_path / "store")
+    asked = ("--calibrate", f"prose={met}", "--calibration-tokens", "400", "--memory", "4GiB")
+    assert coterie("quantize", str(readable), store, "--scheme", "int4", *asked).code == 0
+    outcome = coterie("evaluate", store, "-t", str(met), "-t", str(other))
+    assert outcome.code == 0
+    said = " ".join(outcome.err.split())
+    assert "met.txt: the store was calibrated on about 100 % of this text" in said
+    assert "other.txt: the store" not in said
+    shown = json.loads(coterie("evaluate", store, "-t", str(met), "-t", str(other), "--json").out)
+    assert shown["calibrated_on"] == [1.0, 0.0]

@@ -102,7 +102,7 @@ def test_refitted_scales_are_the_least_squares(name: str, rows: int, columns: in
     weights, hessian, grid = matrix(rows, columns), moments(columns), scheme(name).grid
     assert grid is not None
     before = start(name, weights)
-    fitted = refit(before, weights.t().contiguous(), hessian, grid)
+    fitted = refit(before, hessian @ weights.t(), hessian, grid)
     assert torch.equal(fitted.codes_KN, before.codes_KN)
     assert torch.equal(fitted.scales_GN, fitted.scales_GN.bfloat16().float())
     # The dense solution: each group's codes, and ones, are the regressors.
@@ -135,7 +135,8 @@ def test_after_descent_no_single_code_is_better(name: str, rows: int, columns: i
     codes, errors = start(name, weights), []
     for _ in range(12):
         errors.append(output_errors(codes.weights_KN() - weights.t(), hessian))
-        codes = descend(codes, weights.t().contiguous(), hessian, grid)
+        codes, said = descend(codes, weights.t().contiguous(), hessian, grid)
+        assert torch.allclose(said, output_errors(codes.weights_KN() - weights.t(), hessian), rtol=1e-3)
     assert all(bool((b <= a * (1 + 1e-5)).all()) for a, b in itertools.pairwise(errors))
     if name != "int4":  # with few codes it settles; with many, float32 goes on finding some
         return

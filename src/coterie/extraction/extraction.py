@@ -25,6 +25,7 @@ from coterie.extraction.target import (
     DiskNeed,
     ShardDownload,
     check_apart,
+    check_downloads,
     check_fits,
     disk_needs,
     missing_downloads,
@@ -233,6 +234,8 @@ def extract(
         chosen = most_used(origin, top, profile, domain=domain, modalities=modalities)
     allocated = None
     if allocation is not None:
+        keys = (key.expert(expert) for key, ids in chosen.items() for expert in ids)
+        check_downloads(origin, tuple(name for key in keys for name in origin.names_of(key)), dry_run=dry_run)
         allocated = allocate(origin, chosen, allocation, progress)
         scheme_of, chosen = allocated.schemes.__getitem__, allocated.chosen(chosen)
     four_bits = FourBits.of(origin, chosen) if undecided else None

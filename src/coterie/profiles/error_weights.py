@@ -29,6 +29,7 @@ class ErrorWeights:
         weights: Bank → [E]. Those of different layers of a component are comparable.
         rates: Bank → [E] share of the tokens that select the expert, each claim as much as the others.
         claims: Component → the tokens that decided.
+        activations: The fewest activations per expert, on average over a bank, that any claim has.
         fingerprint: Digest of all counters that decided, in hexadecimal digits.
     """
 
@@ -36,6 +37,7 @@ class ErrorWeights:
     weights: Mapping[BankKey, Floats]
     rates: Mapping[BankKey, Floats]
     claims: Mapping[str, tuple[Claim, ...]]
+    activations: float
     fingerprint: str
 
 
@@ -73,6 +75,7 @@ def error_weights(
     claims: dict[str, tuple[Claim, ...]] = {}
     weights: dict[BankKey, Floats] = {}
     rates: dict[BankKey, Floats] = {}
+    fewest = np.inf
     digest = xxhash.xxh3_128()
     at_stake = f"Experts that it needs would {'be left out' if domains else 'get the fewest bits'}."
     for bank, found in claims_of(usage, banks, required, domains=domains, modalities=modalities, at_stake=at_stake):
@@ -84,6 +87,7 @@ def error_weights(
             for row in rows:
                 for counters in (table.reap_sum, table.reap_counts, table.activations):
                     digest.update(np.ascontiguousarray(counters[row]).data)
+        fewest = min(fewest, *(float(table.activations[rows].sum(axis=0).mean()) for rows in found.values()))
         each = [(_energy if domains else _mean)(table, rows) for rows in found.values()]
         weights[bank] = np.mean(each, axis=0) if domains else np.max(each, axis=0)
         rates[bank] = np.mean(
@@ -95,6 +99,7 @@ def error_weights(
         weights=weights,
         rates=rates,
         claims=claims,
+        activations=float(fewest),
         fingerprint=digest.hexdigest(),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -68,11 +69,18 @@ def allocate(
     """
     # Imported where it is needed: extraction without a profile shall not pay for a database.
     from coterie.profiles import Usage, error_weights
+    from coterie.profiles.importance import FEW_OBSERVATIONS
 
     banks = [key for key, ids in chosen.items() if ids]
     usage = Usage.open(request.profile or "", origin.identity)
     required = {name: served_modalities(origin.model.config, name) for name in {key.component for key in banks}}
     weights = error_weights(usage, banks, required, domains=request.domains, modalities=request.modalities)
+    if weights.activations < FEW_OBSERVATIONS:
+        warnings.warn(
+            f"In some layer, an expert was chosen {weights.activations:.1f} times on average for one of the kinds of "
+            f"tokens that decide: below {FEW_OBSERVATIONS}, which experts get bits is mostly chance. Record more.",
+            stacklevel=3,
+        )
     keys = [key.expert(expert) for key in sorted(banks) for expert in chosen[key]]
     measured = _measure(origin, keys, progress)
     components = {

@@ -77,36 +77,44 @@ def choose_codes(scheme: Scheme, weights: torch.Tensor, hessian_KK: torch.Tensor
         hessian_KK, energy = torch.eye(len(hessian_KK)), 1.0
     damped_KK = hessian_KK / energy
     damped_KK.diagonal().add_(_DAMPING)
-    tried = [nearest]
+    target_KN = damped_KK @ weights_KN
+    tried = [(nearest, output_errors(nearest.weights_KN() - weights_KN, damped_KK))]
     codes = gptq(scheme, weights_KN, damped_KK)
     for _ in range(_TURNS):
-        codes = refit(codes, weights_KN, damped_KK, scheme.grid)
-        codes = descend(codes, weights_KN, damped_KK, scheme.grid)
-        tried.append(codes)
-    best, output, nearest_output = _best_rows(tried, weights_KN, hessian_KK)
+        codes = refit(codes, target_KN, damped_KK, scheme.grid)
+        codes, errors = descend(codes, weights_KN, damped_KK, scheme.grid)
+        tried.append((codes, errors))
+    found = [(codes, _undamped(codes, weights_KN, errors, energy)) for codes, errors in tried]
+    best, output, nearest_output = _best_rows(found)
+    scale = squares(weights_KN)
     return Chosen(
         parts=scheme.packed(best),
         error=MatrixError(
             output=output,
             nearest_output=nearest_output,
-            output_scale=float(output_errors(weights_KN, hessian_KK).sum()),
+            output_scale=energy * (float((weights_KN * target_KN).sum(dtype=torch.float64)) - _DAMPING * scale),
             weight=squares(best.weights_KN() - weights_KN),
-            weight_scale=squares(weights_KN),
+            weight_scale=scale,
         ),
     )
 
 
-def _best_rows(tried: list[Codes], weights_KN: torch.Tensor, hessian_KK: torch.Tensor) -> tuple[Codes, float, float]:
+def _undamped(codes: Codes, weights_KN: torch.Tensor, errors_N: torch.Tensor, energy: float) -> torch.Tensor:
+    """The squared error of each row's output by the Hessian as it was, from that by the damped one."""
+    off_N = (codes.weights_KN() - weights_KN).square().sum(0, dtype=torch.float64)
+    return (energy * (errors_N - _DAMPING * off_N)).clamp_(min=0)
+
+
+def _best_rows(tried: list[tuple[Codes, torch.Tensor]]) -> tuple[Codes, float, float]:
     """Each row from where its error is least; its error, and that of the first that was tried."""
-    errors = torch.stack([output_errors(codes.weights_KN() - weights_KN, hessian_KK) for codes in tried])
-    least_N, which_N = errors.min(dim=0)
-    codes_KN, scales_GN, zeros_GN = (
-        torch.stack([getattr(codes, name) for codes in tried]).gather(0, which_N.expand(1, len(first), -1))[0]
-        for name, first in (
-            ("codes_KN", tried[0].codes_KN),
-            ("scales_GN", tried[0].scales_GN),
-            ("zeros_GN", tried[0].zeros_GN),
+    (best, first_N), *others = tried
+    least_N = first_N
+    for codes, errors_N in others:
+        better_N = errors_N < least_N
+        least_N = torch.where(better_N, errors_N, least_N)
+        best = Codes(
+            codes_KN=torch.where(better_N, codes.codes_KN, best.codes_KN),
+            scales_GN=torch.where(better_N, codes.scales_GN, best.scales_GN),
+            zeros_GN=torch.where(better_N, codes.zeros_GN, best.zeros_GN),
         )
-    )
-    best = Codes(codes_KN=codes_KN, scales_GN=scales_GN, zeros_GN=zeros_GN)
-    return best, float(least_N.sum()), float(errors[0].sum())
+    return best, float(least_N.sum()), float(first_N.sum())

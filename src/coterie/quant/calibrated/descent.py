@@ -10,11 +10,14 @@ import torch
 
 from coterie.quant.codes import Codes, Grid, spread
 
-_BLOCK = 64
+_BLOCK = 128
 """Columns whose effect on the others is added up before it is applied to them."""
 
+_NEAR = 16
+"""Of these, so many are told of each other's effect at once."""
 
-def descend(codes: Codes, weights_KN: torch.Tensor, hessian_KK: torch.Tensor, grid: Grid) -> Codes:
+
+def descend(codes: Codes, weights_KN: torch.Tensor, hessian_KK: torch.Tensor, grid: Grid) -> tuple[Codes, torch.Tensor]:
     """One sweep over all columns; scales and zeros stay.
 
     Args:
@@ -22,6 +25,9 @@ def descend(codes: Codes, weights_KN: torch.Tensor, hessian_KK: torch.Tensor, gr
         weights_KN: What they are to stand for, float32.
         hessian_KK: float32, symmetric, with a positive diagonal.
         grid: That of the scheme.
+
+    Returns:
+        The codes, and the squared error of each row's output, float64 [N].
     """
     columns = len(weights_KN)
     scales_KN, zeros_KN = spread(codes.scales_GN, columns), spread(codes.zeros_GN, columns)
@@ -29,20 +35,23 @@ def descend(codes: Codes, weights_KN: torch.Tensor, hessian_KK: torch.Tensor, gr
     codes_KN = codes.codes_KN.clone()
     # Half the gradient of the squared error by each weight.
     slope_KN = hessian_KK @ (codes_KN * scales_KN + zeros_KN - weights_KN)
-    diagonal = hessian_KK.diagonal().tolist()
+    inverse_diagonal = (-1 / hessian_KK.diagonal()).tolist()
+    steps_KN = torch.empty_like(weights_KN)
     for first in range(0, columns, _BLOCK):
         end = min(first + _BLOCK, columns)
-        steps = torch.empty_like(weights_KN[first:end])
-        slope, hessian = slope_KN[first:end], hessian_KK[first:end, first:end].contiguous()
-        for column in range(first, end):
-            at = column - first
-            code_N = codes_KN[column]
-            # In steps of the scale, from the code that is there.
-            new_N = torch.addcmul(code_N, slope[at], inverses_KN[column], value=-1 / diagonal[column])
-            new_N.round_().clamp_(grid.lowest, grid.highest)
-            torch.mul(new_N - code_N, scales_KN[column], out=steps[at])
-            codes_KN[column] = new_N
-            slope.addr_(hessian[at], steps[at])
+        for near in range(first, end, _NEAR):
+            last = min(near + _NEAR, end)
+            for column in range(near, last):
+                code_N = codes_KN[column]
+                # In steps of the scale, from the code that is there.
+                new_N = torch.addcmul(code_N, slope_KN[column], inverses_KN[column], value=inverse_diagonal[column])
+                new_N.round_().clamp_(grid.lowest, grid.highest)
+                torch.mul(new_N - code_N, scales_KN[column], out=steps_KN[column])
+                codes_KN[column] = new_N
+                slope_KN[near:last].addr_(hessian_KK[near:last, column], steps_KN[column])
+            for rest in (slice(first, near), slice(last, end)):
+                slope_KN[rest].addmm_(hessian_KK[rest, near:last], steps_KN[near:last])
         for rest in (slice(0, first), slice(end, columns)):
-            slope_KN[rest].addmm_(hessian_KK[rest, first:end], steps)
-    return Codes(codes_KN=codes_KN, scales_GN=codes.scales_GN, zeros_GN=codes.zeros_GN)
+            slope_KN[rest].addmm_(hessian_KK[rest, first:end], steps_KN[first:end])
+    found = Codes(codes_KN=codes_KN, scales_GN=codes.scales_GN, zeros_GN=codes.zeros_GN)
+    return found, ((found.weights_KN() - weights_KN) * slope_KN).sum(0, dtype=torch.float64)

@@ -12,30 +12,29 @@ from torch.nn.functional import pad
 from coterie.quant.codes import Codes, Grid
 from coterie.spec.encodings import group_size
 
-_ROWS = 128
+_ROWS = 64
 """Rows that are fitted at once: their products with the Hessian are in memory for every group."""
 
 _RIDGE = 1e-6
 """Share of the diagonal that keeps a group where it is if all of its codes are equal."""
 
 
-def refit(codes: Codes, weights_KN: torch.Tensor, hessian_KK: torch.Tensor, grid: Grid) -> Codes:
+def refit(codes: Codes, target_KN: torch.Tensor, hessian_KK: torch.Tensor, grid: Grid) -> Codes:
     """The same codes with better scales, and zeros where the scheme has them, each rounded to bfloat16.
 
     Args:
         codes: With the scales and zeros to begin from.
-        weights_KN: What they are to stand for, float32.
+        target_KN: The Hessian times the weights that they are to stand for, float32: what rows are correlated with.
         hessian_KK: float32, symmetric and positive definite.
         grid: That of the scheme.
     """
-    columns, size = len(weights_KN), group_size(len(weights_KN))
+    columns, size = len(target_KN), group_size(len(target_KN))
     groups = len(codes.scales_GN)
     # A shorter group at the end is filled up: columns that are multiplied with nothing change nothing.
     extra = groups * size - columns
     hessian = pad(hessian_KK, (0, extra, 0, extra)).view(groups, size, groups * size)
     codes_NGS = pad(codes.codes_KN.t(), (0, extra)).reshape(-1, groups, size)
-    # What the rows are correlated with: the target of the regression.
-    target_NGS = pad((hessian_KK @ weights_KN).t(), (0, extra)).reshape(-1, groups, size)
+    target_NGS = pad(target_KN.t(), (0, extra)).reshape(-1, groups, size)
     of_zeros_GG = hessian.view(groups, size, groups, size).sum((1, 3), dtype=torch.float64)
     scales, zeros = [], []
     for first in range(0, len(codes_NGS), _ROWS):
@@ -65,9 +64,11 @@ class _Rows:
         self, hessian: torch.Tensor, of_zeros_GG: torch.Tensor, codes_RGS: torch.Tensor, target_RGS: torch.Tensor
     ) -> None:
         rows, groups, size = codes_RGS.shape
-        products = torch.bmm(codes_RGS.transpose(0, 1), hessian).view(groups, rows, groups, size)
-        self._mixed_RGG = products.sum(-1, dtype=torch.float64).transpose(0, 1)
-        self._of_scales_RGG = products.mul_(codes_RGS).sum(-1, dtype=torch.float64).transpose(0, 1)
+        products = torch.bmm(codes_RGS.transpose(0, 1), hessian).view(groups, rows * groups, size)
+        # With the codes of the other group, and with its ones: both while a product is at hand.
+        others = torch.stack([codes_RGS, torch.ones_like(codes_RGS)], dim=-1).view(rows * groups, size, 2)
+        both = torch.bmm(products.transpose(0, 1), others).view(rows, groups, groups, 2).double()
+        self._of_scales_RGG, self._mixed_RGG = both[..., 0].mT, both[..., 1].mT
         self._of_zeros_GG = of_zeros_GG
         self._scale_target_RG = (codes_RGS * target_RGS).sum(-1, dtype=torch.float64)
         self._zero_target_RG = target_RGS.sum(-1, dtype=torch.float64)
