@@ -34,6 +34,7 @@ from coterie.calibration import DEFAULT_TOKENS, Calibration
 from coterie.extraction import AllocationReport
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.origins import CheckpointOrigin
+from coterie.profiles import Usage
 from coterie.spec.parameters import weight_count
 from coterie.store import Store
 from coterie.survey import Material, gather, survey
@@ -133,13 +134,13 @@ def _asked(report: AllocationReport | None) -> int | None:
 
 
 def record(profile: Path, material: list[Material]) -> int:
-    """Records a profile of the full model; returns the tokens recorded."""
+    """Records a profile of the full model, or goes on with it; returns the tokens recorded."""
     model = load("bundled", component="thinker", expert_memory=MEMORY)
     try:
-        found = survey(model, profile, material, context=256)
+        survey(model, profile, material, context=256)
     finally:
         model.coterie.close()
-    return sum(tokens for _, tokens in found.tokens)
+    return max(int(bank.tokens.sum()) for bank in Usage.open(profile).banks.values())
 
 
 def score_all(stores: dict[str, Scored], passages: list[Passage]) -> None:
@@ -164,12 +165,14 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--text", action="append", default=[], metavar="DOMAIN=FILE", help="a further text")
     parser.add_argument("--memory", default="2GiB", help="budget of the calibration (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run has made")
     parser.add_argument("--windows", type=int, default=WINDOWS, help="of each text, at most (%(default)s)")
     arguments = parser.parse_args()
     report = Report("allocation", "Allocated bits", work=arguments.work_dir, quick=arguments.quick)
     folder = arguments.work_dir / "allocation"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if not arguments.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     texts = {domain: split_into(path, folder, domain) for domain, path in text_files(arguments.text).items()}
     material = [one for domain, (own, _) in texts.items() for one in gather("text", domain, own)]
     calibration = Calibration(
