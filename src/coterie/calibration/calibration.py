@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -100,7 +101,10 @@ class ModelCalibration:
         context = max((sum(map(len, run.ids)) for run in runs.runs), default=0) or DEFAULT_CONTEXT
         room = divide_budget(source, own, self._opening.memory, context)
         opening = replace(self._opening, component=self._component, memory=room.model, max_context=context)
-        opened = OpenModel.open(str(self._model), opening)
+        with warnings.catch_warnings():
+            # A pass over many tokens reads each expert once, however few have room together.
+            warnings.filterwarnings("ignore", message=".*most will be read again for every token")
+            opened = OpenModel.open(str(self._model), opening)
         try:
             calibrator = LayerCalibrator(opened, runs, room, folder)
             yield calibrator
