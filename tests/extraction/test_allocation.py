@@ -165,6 +165,11 @@ def test_named_domains_take_the_bits_and_others_lose_experts(checkpoint: Path, p
     assert facts is not None
     assert (facts.domains, facts.left_out) == (("code",), report.allocation.left_out)
     assert dict(facts.tokens_of) == {"text": ("text of code",)}
+    both = Allocation(bits=4.0, profile=profile, domains=("prose", "code", "code"))
+    assert extract(checkpoint, tmp_path / "both", allocation=both).status == "written"
+    facts = Store.open(tmp_path / "both").manifest.allocation
+    assert facts is not None
+    assert facts.domains == ("code", "prose")
 
 
 def test_bytes_for_all_experts_hold(checkpoint: Path, profile: Path, tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def command(
     Of a store that has the checkpoint's own weights the result is the one that `coterie extract` would make of the
     checkpoint in these schemes. An interrupted run goes on where it stopped when the same command is given again.
 
+    With --bits, experts and matrices that matter more by a profile get more bits, within a total.
+
     With --calibrate the store has the same size, and is nearer to the full model: about half as far in int4. It takes
     longer: the model is run over the texts, one layer after the other, within --memory. --calibrate default needs no
     texts of yours. Speech and pictures count only if you give some.

@@ -74,7 +74,8 @@ def allocate(
     banks = [key for key, ids in chosen.items() if ids]
     usage = Usage.open(request.profile or "", origin.identity)
     required = {name: served_modalities(origin.model.config, name) for name in {key.component for key in banks}}
-    weights = error_weights(usage, banks, required, domains=request.domains, modalities=request.modalities)
+    domains = tuple(sorted(set(request.domains)))
+    weights = error_weights(usage, banks, required, domains=domains, modalities=request.modalities)
     if weights.activations < FEW_OBSERVATIONS:
         warnings.warn(
             f"In some layer, an expert was chosen {weights.activations:.1f} times on average for one of the kinds of "
@@ -84,7 +85,7 @@ def allocate(
     keys = [key.expert(expert) for key in sorted(banks) for expert in chosen[key]]
     measured = _measure(origin, keys, progress)
     components = {
-        name: _experts(origin, name, measured, weights, absence=bool(request.domains))
+        name: _experts(origin, name, measured, weights, absence=bool(domains))
         for name in sorted({key.component for key in banks})
     }
     levels = _within(origin, components, request)
@@ -101,7 +102,7 @@ def allocate(
     tokens_of = {name: tuple(map(str, claims)) for name, claims in sorted(weights.claims.items())}
     report = AllocationReport(
         criterion=weights.measure,
-        domains=tuple(request.domains),
+        domains=domains,
         tokens_of=tokens_of,
         profile=weights.fingerprint,
         bits=used / count,
@@ -112,7 +113,7 @@ def allocate(
     )
     facts = AllocationFacts(
         criterion=weights.measure,
-        domains=report.domains,
+        domains=domains,
         tokens_of=tokens_of,
         profile=weights.fingerprint,
         bits=round(1000 * report.bits),

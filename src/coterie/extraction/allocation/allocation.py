@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
@@ -119,7 +119,7 @@ class AllocationReport:
 
     Attributes:
         criterion: ``reap``, or, if domains were named, ``energy``.
-        domains: Those that were asked for.
+        domains: Those that were asked for, ascending.
         tokens_of: Component → the recorded tokens that decided.
         profile: Fingerprint of the counters that decided.
         bits: Bits per weight, over all components.
@@ -138,10 +138,6 @@ class AllocationReport:
     left_out: int
     components: tuple[ComponentChoices, ...]
     matrices: tuple[MatrixLevels, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
