@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from coterie.errors import UsageError
 from coterie.extraction.allocation.allocation import Allocated, Allocation, AllocationReport
-from coterie.extraction.allocation.choosing import Candidate, Level, choose, smallest_nbytes
+from coterie.extraction.allocation.choosing import ABSENCE, Candidate, Level, choose, smallest_nbytes
 from coterie.extraction.allocation.levels import LevelMeasure, Measured
 from coterie.extraction.allocation.reporting import component_choices, matrix_levels, matrix_weights
 from coterie.extraction.progress import Meter, ProgressCallback
@@ -151,7 +151,7 @@ def _experts(
             tuple(Level(scheme=one.scheme, nbytes=one.nbytes, cost=weight * one.error) for one in levels)
             for levels in measured[key].values()
         )
-        candidates.append(Candidate(matrices=matrices, absence=None if key in stay else weight))
+        candidates.append(Candidate(matrices=matrices, absence=None if key in stay else ABSENCE * weight))
     return Experts(
         keys=keys, candidates=tuple(candidates), weights=sum(matrix_weights(origin, key.bank_key) for key in keys)
     )

@@ -83,7 +83,8 @@ class Choice:
         bits: Bits per weight, scales and zeros counted; what is left out counts as no bits.
         nbytes: Bytes of all records.
         error: The squared error that experts' outputs are expected to have, as a share of their squares, weighted as in
-            the allocation: the sum over the matrices of an expert of the squared error of their weights.
+            the allocation: the sum over the matrices of an expert of the squared error of their weights; 4 for one that
+            is left out.
         asked_nbytes: Bytes of the experts that a token asks for, on average over the recorded tokens that decided.
     """
 

@@ -12,6 +12,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+ABSENCE = 4.0
+"""What it costs to leave an expert out, in units of its weight. The router takes another one in its place, whose output
+is as large and points elsewhere: that is 2. The rest is for tokens that no profile has seen. In the bundled model, 2 to
+8 serve the domain that was asked for alike, 1 makes it twice as far from the full model (docs/schemes.md)."""
+
 Matrix = tuple[int, int]
 """An expert, and its matrix, by number."""
 

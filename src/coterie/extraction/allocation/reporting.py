@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coterie.extraction.allocation.allocation import Choice, ComponentChoices, MatrixLevels
-from coterie.extraction.allocation.choosing import Level
+from coterie.extraction.allocation.choosing import ABSENCE, Level
 from coterie.extraction.allocation.levels import Measured
 from coterie.extraction.quantising import SchemedExperts
 from coterie.origins import Origin
@@ -113,7 +113,7 @@ class _Scale:
         bits, errors = 0, 0.0
         for key, matrices in self._levels.items():
             if key not in schemes:
-                errors += self._matter[key]
+                errors += ABSENCE * self._matter[key]
                 continue
             found = [matrix[scheme] for matrix, scheme in zip(matrices, schemes[key], strict=True)]
             bits += 8 * sum(level.nbytes for level in found)
