@@ -54,8 +54,9 @@ def error_weights(
     Tokens are divided into claims, as in :func:`coterie.profiles.importance`: by modality, and by domain too if domains
     are named.
 
-    Without domains an expert's weight is the largest over the claims of the mean over its tokens of gate weight ×
-    ‖output‖₂, ``(Σ + m · mean of its layer) / (n + m)`` with m = 32. It is no sum: sums give the bits to what most of
+    Without domains an expert's weight is the mean over its tokens of gate weight × ‖output‖₂, ``(Σ + m · mean of its
+    layer) / (n + m)`` with m = 32. With several claims it is the largest of their means, each of which has m tokens of
+    that mean over all beside its own. It is no sum: sums give the bits to what most of
     the recorded text uses, and a small domain with experts of its own gets worse than with equal bits for all.
 
     With domains it is the mean over the claims of the expert's share of its layer's energy, Σ (gate weight ×
@@ -88,8 +89,10 @@ def error_weights(
                 for counters in (table.reap_sum, table.reap_counts, table.activations):
                     digest.update(np.ascontiguousarray(counters[row]).data)
         fewest = min(fewest, *(float(table.activations[rows].sum(axis=0).mean()) for rows in found.values()))
-        each = [(_energy if domains else _mean)(table, rows) for rows in found.values()]
-        weights[bank] = np.mean(each, axis=0) if domains else np.max(each, axis=0)
+        by_claim = list(found.values())
+        weights[bank] = (
+            np.mean([_energy(table, rows) for rows in by_claim], axis=0) if domains else _mean(table, by_claim)
+        )
         rates[bank] = np.mean(
             [table.activations[rows].sum(axis=0) / max(1, int(table.tokens[rows].sum())) for rows in found.values()],
             axis=0,
@@ -104,10 +107,17 @@ def error_weights(
     )
 
 
-def _mean(table: BankUsage, rows: list[int]) -> Floats:
-    """[E] the mean of each expert, shrunk towards that of the layer."""
+def _mean(table: BankUsage, by_claim: list[list[int]]) -> Floats:
+    """[E] the mean of each expert over all tokens, shrunk towards that of the layer; or the largest of the claims'."""
+    every = [row for rows in by_claim for row in rows]
+    overall = table.reap_sum[every].sum() / table.reap_counts[every].sum()
+    found = _shrunk(table, every, overall)
+    return found if len(by_claim) == 1 else np.max([_shrunk(table, rows, found) for rows in by_claim], axis=0)
+
+
+def _shrunk(table: BankUsage, rows: list[int], towards: Floats | float) -> Floats:
     sums, counts = table.reap_sum[rows].sum(axis=0), table.reap_counts[rows].sum(axis=0)
-    found: Floats = (sums + PRIOR_TOKENS * sums.sum() / counts.sum()) / (counts + PRIOR_TOKENS)
+    found: Floats = (sums + PRIOR_TOKENS * towards) / (counts + PRIOR_TOKENS)
     return found
 
 
