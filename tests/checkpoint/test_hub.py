@@ -264,7 +264,7 @@ def test_another_repository_is_not_the_source(hub, publish, text, zoo_checkpoint
 def test_bits_are_allocated_by_weights_which_a_dry_run_does_not_download(hub, publish, zoo_checkpoint, tmp_path):
     checkpoint = zoo_checkpoint("qwen3_moe", BF16)
     publish(by_expert(checkpoint, tmp_path / "by-expert"))
-    everybody = {("text", "code"): [(expert, 1.0 + expert, 40) for expert in range(8)]}
+    everybody = {("text", "code"): [(expert, 1.0 + expert, 80) for expert in range(8)]}
     profile = recorded(tmp_path / "p.db", Checkpoint.open(checkpoint), everybody)
     allocation = Allocation(bits=4, profile=profile)
     with pytest.raises(UsageError, match="--dry-run"):

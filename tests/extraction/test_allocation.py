@@ -251,7 +251,7 @@ def test_another_models_profile_is_refused(zoo_checkpoint, profile: Path, tmp_pa
 
 def test_every_modality_of_the_model_is_needed(zoo_checkpoint, tmp_path: Path) -> None:
     directory = zoo_checkpoint("qwen3_omni", torch.bfloat16)
-    text = {("text", "prose"): [(e, 1.0 + e, 40) for e in range(4)]}
+    text = {("text", "prose"): [(e, 1.0 + e, 80) for e in range(4)]}
     some = recorded(tmp_path / "text.db", Checkpoint.open(directory), text)
     with pytest.raises(UsageError, match="Nothing was recorded of talker"):
         extract(directory, tmp_path / "s", allocation=Allocation(bits=4, profile=some, modalities=("text",)))
@@ -261,3 +261,10 @@ def test_every_modality_of_the_model_is_needed(zoo_checkpoint, tmp_path: Path) -
     only = Allocation(bits=4, profile=thinker, modalities=("text",))
     report = extract(directory, tmp_path / "s", component="thinker", allocation=only, dry_run=True)
     assert report.allocation is not None
+
+
+def test_few_observations_are_warned_of(checkpoint: Path, tmp_path: Path) -> None:
+    few = {("text", "code"): [(expert, 1.0 + expert, 10) for expert in range(8)]}
+    profile = recorded(tmp_path / "few.db", Checkpoint.open(checkpoint), few)
+    with pytest.warns(UserWarning, match="mostly chance"):
+        extract(checkpoint, tmp_path / "s", allocation=Allocation(bits=4, profile=profile), dry_run=True)
