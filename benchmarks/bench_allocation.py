@@ -191,8 +191,9 @@ def main() -> int:
     windows = 2 if arguments.quick else arguments.windows
     score_all(stores.made, [read_passage(tokenizer, domain, scored, windows) for domain, (_, scored) in texts.items()])
     tabulate(report, stores.made, list(texts), recorded, windows)
+    status = report.finish()
     shutil.rmtree(folder)
-    return report.finish()
+    return status
 
 
 def tabulate(report: Report, stores: dict[str, Scored], domains: list[str], recorded: int, windows: int) -> None:
@@ -220,15 +221,15 @@ def tabulate(report: Report, stores: dict[str, Scored], domains: list[str], reco
             )
         )
         report.values[name] = {
-            "kld": one.every.mean(),
+            "kld": float(one.every.mean()),
             "ratio": value,
             "bits": one.bits,
             "tokens": tokens,
-            "domains": {domain: one.windows[domain].mean() for domain in domains},
+            "domains": {domain: float(one.windows[domain].mean()) for domain in domains},
         }
     for uniform, most in MOST.items():
         one, base = stores[f"allocated as {uniform}"], stores[uniform]
-        kld = one.every.mean()
+        kld = float(one.every.mean())
         report.require(
             f"allocated as {uniform} ({NAMED[uniform]}): mean KLD at most {most:.4f}", f"{kld:.5f}", kld <= most
         )
