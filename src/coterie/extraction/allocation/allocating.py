@@ -194,7 +194,7 @@ def _within_bytes(
 ) -> Levels:
     wanted = parse_bytes(request.expert_bytes or 0, what="expert bytes")
     total = sum(one.weights for one in components.values())
-    left = wanted
+    left, less, before = wanted, 0, 0
     while True:
         budgets = {name: max(least[name], left * one.weights // total) for name, one in components.items()}
         levels = _levels(components, budgets)
@@ -207,8 +207,10 @@ def _within_bytes(
                 advice=f"Give them at least {format_bytes(takes)}{_fewer(request)}.",
                 least=takes,
             )
-        # Records are filled up to whole pages, and have what is no matrix, too.
-        left -= takes - wanted
+        # Records are filled up to whole pages, and have what is no matrix, too. If so little less changed nothing, twice
+        # as much less is tried.
+        less = 2 * less if takes == before else takes - wanted
+        left, before = left - less, takes
 
 
 def _fewer(request: Allocation) -> str:
