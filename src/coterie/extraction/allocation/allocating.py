@@ -207,8 +207,8 @@ def _within_bytes(
                 advice=f"Give them at least {format_bytes(takes)}{_fewer(request)}.",
                 least=takes,
             )
-        # Records are filled up to whole pages, and have what is no matrix, too. If so little less changed nothing, twice
-        # as much less is tried.
+        # Records are filled up to whole pages, and have what is no matrix, too. If so little less changes nothing,
+        # twice as much less is tried.
         less = 2 * less if takes == before else takes - wanted
         left, before = left - less, takes
 
