@@ -16,7 +16,8 @@ from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
 from coterie.evaluate.overlap import shared
 from coterie.evaluate.texts import Text
-from coterie.hf.tokenizer import check_tokenizer, embedding_rows, load_tokenizer
+from coterie.generation.processors import Processors
+from coterie.hf.tokenizer import check_tokenizer, embedding_rows
 from coterie.spec import AdaptiveExperts
 from coterie.spec.opening import Opening
 from coterie.store import names as store_names
@@ -44,9 +45,14 @@ class Subject:
         )
 
     @cached_property
+    def processors(self) -> Processors:
+        """What makes its inputs."""
+        return Processors(self.source.directory, store=self.source.store)
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer of its directory."""
-        return load_tokenizer(self.source.directory)
+        return self.processors.tokenizer
 
     @cached_property
     def _part(self) -> str | None:
