@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 from coterie import load, quantize
 from coterie.calibration import DEFAULT_TOKENS, Calibration
-from coterie.evaluate.confidence import student_quantile
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.quant import SCHEMES
+from harness.held_out import ratio
 from harness.options import options
 from harness.report import Report
 from perplexity import TEXTS, compare, read_passage, text_files
@@ -53,14 +53,6 @@ _WINDOWS = 17
 _WORD = Sampling(max_new_tokens=12, greedy=True)
 
 Windows = NDArray[np.float64]
-
-
-def ratio(one: Windows, base: Windows) -> tuple[float, float]:
-    """The ratio of two sums over windows, and half of its 95 % interval by the jackknife."""
-    count = len(one)
-    without = (one.sum() - one) / (base.sum() - base)
-    spread = float(np.sqrt((count - 1) / count * np.square(without - without.mean()).sum()))
-    return float(one.sum() / base.sum()), student_quantile(count - 1) * spread
 
 
 def labelled(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from coterie import analysis, calibration, curves, errors, evaluate, planner, profiles, survey
     from coterie.engine import load
     from coterie.exporting import export
-    from coterie.extraction import extract, prune, quantize
+    from coterie.extraction import Allocation, extract, prune, quantize
     from coterie.generation.chat import chat_inputs
     from coterie.generation.conversation import Conversation
     from coterie.generation.engine import Engine
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES: dict[str, str] = {
+    "Allocation": "coterie.extraction",
     "Conversation": "coterie.generation.conversation",
     "Engine": "coterie.generation.engine",
     "Grammar": "coterie.generation.grammar",
@@ -60,6 +61,7 @@ _HOMES: dict[str, str] = {
 _SUBMODULES = frozenset({"analysis", "calibration", "curves", "errors", "evaluate", "planner", "profiles", "survey"})
 
 __all__ = [
+    "Allocation",
     "Conversation",
     "Engine",
     "Grammar",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coterie.cli.allocation import AllocationDomainsOption, BitsOption, ExpertBytesOption, requested_allocation
 from coterie.cli.extract import print_report
 from coterie.cli.material import gather_material
 from coterie.cli.options import (
@@ -46,6 +47,9 @@ def command(
         ),
     ] = None,
     expert_schemes: ExpertSchemesOption = None,
+    bits: BitsOption = None,
+    expert_bytes: ExpertBytesOption = None,
+    domains: AllocationDomainsOption = None,
     dense_scheme: Annotated[
         str | None,
         typer.Option(
@@ -99,6 +103,16 @@ def command(
     ] = None,
     memory: MemoryOption = None,
     profile: ProfileOption = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modality",
+            metavar="NAME",
+            show_default=False,
+            help="With --bits or --expert-bytes: bits for what this modality uses, such as text; may be repeated. "
+            "Default: all that the model takes or makes, and each must be in the profile.",
+        ),
+    ] = None,
     offline: OfflineOption = False,
     dry_run: DryRunOption = False,
     restart: RestartOption = False,
@@ -109,6 +123,8 @@ def command(
     Of a store that has the checkpoint's own weights the result is the one that `coterie extract` would make of the
     checkpoint in these schemes. An interrupted run goes on where it stopped when the same command is given again.
 
+    With --bits, experts and matrices that matter more by a profile get more bits, within a total.
+
     With --calibrate the store has the same size, and is nearer to the full model: about half as far in int4. It takes
     longer: the model is run over the texts, one layer after the other, within --memory. --calibrate default needs no
     texts of yours. Speech and pictures count only if you give some.
@@ -116,6 +132,9 @@ def command(
     from coterie.extraction import quantize
 
     calibration = _calibration(calibrate, speech, images, calibration_tokens, memory)
+    allocation = requested_allocation(bits, expert_bytes, profile, domains, modality)
+    if allocation is None and modality:
+        raise UsageError("--modality says what bits are allocated for.", advice="Add --bits, such as 3.5.")
     with resumable_progress(store) as progress:
         report = quantize(
             model,
@@ -124,7 +143,8 @@ def command(
             expert_schemes=expert_schemes,
             dense_scheme=dense_scheme,
             calibration=calibration,
-            profile=profile,
+            allocation=allocation,
+            profile=profile if allocation is None else None,
             offline=offline,
             dry_run=dry_run,
             restart=restart,

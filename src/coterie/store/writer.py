@@ -259,6 +259,7 @@ class StoreWriter:
             ignored=tuple(sorted(self.plan.ignored)),
             dense_schemes=self.plan.dense_schemes,
             calibration=self.plan.calibration,
+            allocation=self.plan.allocation,
         )
 
     def _all_banks(self) -> tuple[Bank, ...]:
