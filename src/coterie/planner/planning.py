@@ -131,14 +131,16 @@ def plan(
     def command(budget: int) -> str:
         line = words.chat_command(
             runs,
-            memory=budget,
-            context=context,
-            component=None if asked.planned else component,
-            experts_per_token=experts_per_token,
-            eviction=None if eviction == DEFAULT_POLICY else eviction,
-            profile=None if profile is None else str(profile),
-            warm=domains[0] if len(domains) == 1 else None,
-            revision=None if asked.planned else revision,
+            {
+                "--memory": words.exact_size(budget),
+                "--max-context": context,
+                "--component": None if asked.planned else component,
+                "--experts-per-token": experts_per_token,
+                "--eviction": None if eviction == DEFAULT_POLICY else eviction,
+                "--profile": profile,
+                "--warm": domains[0] if len(domains) == 1 else None,
+                "--revision": None if asked.planned else revision,
+            },
         )
         return line if asked.planned or report.complete else f"{line} --missing {MISSING}"
 
