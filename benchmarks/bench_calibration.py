@@ -158,9 +158,11 @@ def main() -> int:
                 most_ratio, most_kld = MOST.get(scheme, (None, None)) if into is table else (1.0, None)
                 if most_ratio is not None:
                     what = f"{scheme}: at most {most_ratio} × as far as rounded to nearest ({kind} languages)"
-                    report.require(what, shown, value + half <= 1 if into is others else value <= most_ratio)
+                    report.require(what, shown, bool(value + half <= 1 if into is others else value <= most_ratio))
                 if most_kld is not None:
-                    report.require(f"{scheme}: KLD at most {most_kld}", f"{mine.mean():.5f}", mine.mean() <= most_kld)
+                    report.require(
+                        f"{scheme}: KLD at most {most_kld}", f"{mine.mean():.5f}", bool(mine.mean() <= most_kld)
+                    )
     if not arguments.quick:
         report.require(f"at least {LEAST_TOKENS:,} tokens", f"{tokens['seen']:,}", tokens["seen"] >= LEAST_TOKENS)
         for kind, before, after in zip(media, heard.get("int4", ()), heard.get("int4 calibrated", ()), strict=False):
