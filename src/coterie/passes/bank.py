@@ -79,7 +79,7 @@ class BankCounters:
 
 
 class _Prompt:
-    """What a prefill's last tokens chose of a bank, [T, K]."""
+    """What a prefill's last tokens chose of a bank, [T, K]; None where that says nothing."""
 
     last_TK: torch.Tensor | None = None
 
@@ -192,7 +192,8 @@ class StreamedBank:
         if now.limit is not None:
             routed = now.limit(self.bank.key, routed, self._end)
         if not now.decode and not self.all_fit:
-            now.state(self, _Prompt).last_TK = routed.ids[-LAST_TOKENS:]
+            # A single token comes as in decoding: what is in memory after it must not depend on time.
+            now.state(self, _Prompt).last_TK = routed.ids[-LAST_TOKENS:] if len(routed.ids) > 1 else None
         if self.cold is None or not now.decode:
             return routed
         routed, experts, nbytes = self.cold(routed)
