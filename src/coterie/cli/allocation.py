@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli.console import plain_table, print_table, results
+from coterie.cli.listed import listed
 from coterie.errors import UsageError
 from coterie.spec import format_bytes
 from coterie.spec.encodings import SCHEME_NAMES
@@ -69,7 +70,7 @@ def requested_allocation(
         return None
     from coterie.extraction import Allocation
 
-    named = () if domains is None else tuple(name.strip() for name in domains.split(",") if name.strip())
+    named = tuple(listed(domains))
     if domains is not None and not named:
         raise UsageError("--for names no domain.", advice="Write it like code,german, or leave it out for all.")
     return Allocation(

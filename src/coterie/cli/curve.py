@@ -14,6 +14,8 @@ from coterie.cli.curve_tables import print_curve
 from coterie.cli.evaluation_options import ContextOption, LimitOption, ReferenceOption, StrideOption
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import QuietOption
+from coterie.cli.listed import listed
+from coterie.cli.material import split_name
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
 from coterie.cli.progress import point_progress
 from coterie.errors import UsageError
@@ -243,9 +245,8 @@ def _named(given: list[str]) -> dict[str, Path]:
     """NAME=FILE; without a name, or where the equals sign belongs to the path, the path is the name."""
     texts: dict[str, Path] = {}
     for place in given:
-        name, equals, path = place.partition("=")
-        if not equals or "/" in name:
-            name, path = place, place
+        name, path = split_name(place)
+        name = place if name is None else name
         if name in texts:
             raise UsageError(
                 f"Two texts are called {name}.", advice="Give each a name of its own: NAME=FILE.", got=name
@@ -271,22 +272,18 @@ def _axes(
     from coterie.curves.settings import CurveAxes
 
     return CurveAxes(
-        coverage=_list(coverage),
-        by=None if by is None else _list(by),  # type: ignore[arg-type]
-        domains=_list(domains),
-        missing=_list(missing),  # type: ignore[arg-type]
+        coverage=listed(coverage),
+        by=None if by is None else listed(by),  # type: ignore[arg-type]
+        domains=listed(domains),
+        missing=listed(missing),  # type: ignore[arg-type]
         scope=scope,
-        experts_per_token=[_whole(one) for one in _list(experts_per_token)],
-        schemes=_list(schemes),
+        experts_per_token=[_whole(one) for one in listed(experts_per_token)],
+        schemes=listed(schemes),
         expert_schemes=expert_schemes or [],
         stores=stores or [],
-        drop_cold=[_number(one, "--drop-cold") for one in _list(drop_cold)],
-        smallest=[_number(one, "--smallest") for one in _list(smallest)],
+        drop_cold=[_number(one, "--drop-cold") for one in listed(drop_cold)],
+        smallest=[_number(one, "--smallest") for one in listed(smallest)],
     )
-
-
-def _list(text: str | None) -> list[str]:
-    return [] if text is None else [one.strip() for one in text.split(",") if one.strip()]
 
 
 def _whole(text: str) -> int:

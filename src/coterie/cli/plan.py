@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli.console import notes, print_json
+from coterie.cli.listed import listed
 from coterie.cli.opening import quiet_terminal
 from coterie.cli.options import (
     ComponentOption,
@@ -154,7 +155,7 @@ def command(
             answer_tokens=answer_tokens,
             probe=None if probe is None else read_prompt(probe),
             profile=profile,
-            domains=[name.strip() for name in (domains or "").split(",") if name.strip()],
+            domains=listed(domains),
             measure=not quick,
             revision=revision,
             offline=offline,

@@ -8,7 +8,7 @@ import typer
 
 from coterie.cli.allocation import AllocationDomainsOption, BitsOption, ExpertBytesOption, requested_allocation
 from coterie.cli.extract import print_report
-from coterie.cli.material import gather_material
+from coterie.cli.material import ImageFilesOption, SpeechFilesOption, gather_material
 from coterie.cli.options import (
     DryRunOption,
     ExpertSchemesOption,
@@ -73,24 +73,8 @@ def command(
             "for: it gets worse at others. May be given several times.",
         ),
     ] = None,
-    speech: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--speech",
-            metavar="[DOMAIN=]PATH",
-            show_default=False,
-            help="Sound files to calibrate with, likewise; their domain is speech unless you name one.",
-        ),
-    ] = None,
-    images: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--images",
-            metavar="[DOMAIN=]PATH",
-            show_default=False,
-            help="Pictures, likewise; their domain is images unless you name one.",
-        ),
-    ] = None,
+    speech: SpeechFilesOption = None,
+    images: ImageFilesOption = None,
     calibration_tokens: Annotated[
         int | None,
         typer.Option(
