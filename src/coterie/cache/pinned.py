@@ -53,21 +53,12 @@ class Pinned:
         entry.cold = False
         self.aside[entry.key] = entry.slot.nbytes
 
-    def observe(self, use: PromptUse[ExpertKey], entries: list[Entry]) -> None:
-        """A prompt's last tokens used these: what is kept of that is as if decoding had asked for it.
-
-        Args:
-            use: What was used.
-            entries: What is resident, or on its way, of what is kept of that.
-        """
-        ranked = [entry for entry in entries if entry.loaded and entry.key not in self.aside]
-        use.tell(self._policy, [entry.key for entry in ranked if not entry.cold])
-        for entry in ranked:
-            if entry.cold:
-                self._policy.remove(entry.key)
-                self._policy.insert(entry.key, entry.slot.nbytes)
-        for entry in entries:
-            entry.cold = False
+    def observe(self, use: PromptUse[ExpertKey]) -> None:
+        """A prompt's last tokens used these: what is kept of that is as if decoding had asked for it."""
+        sizes = {
+            key: self._loaded[key].slot.nbytes for key in use.kept if key in self._loaded and key not in self.aside
+        }
+        use.tell(self._policy, sizes, lambda key: self._loaded[key].cold)
 
     def among(self, needed: int, may_leave: Callable[[ExpertKey], bool]) -> list[ExpertKey]:
         """Victims where what is not pinned is not enough: all of that, then these; none if that is too little."""

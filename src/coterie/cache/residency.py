@@ -17,11 +17,8 @@ from coterie.cache.pinned import Pinned
 from coterie.cache.predictions import Predictions
 from coterie.cache.statistics import Counters
 from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
-from coterie.eviction import EvictionPolicy, PromptUse, TrustPolicy
+from coterie.eviction import TURNED_OVER, EvictionPolicy, PromptUse, TrustPolicy
 from coterie.spec import ExpertKey, ExpertSource, RecordLayout, format_bytes
-
-_TURNED_OVER = 8
-"""The part of the arena that a prefill may push out, as its reciprocal."""
 
 
 class Residency:
@@ -111,7 +108,7 @@ class Residency:
             keys = self._predictions.pinned
             pinned = sum(self.slot_nbytes(key) for key in keys)
             self._pinned_nbytes = keys, pinned
-        return max(0.0, self.capacity - self.capacity // _TURNED_OVER - pinned) / max(1, self.total_bytes - pinned)
+        return max(0.0, self.capacity - self.capacity // TURNED_OVER - pinned) / max(1, self.total_bytes - pinned)
 
     @property
     def all_resident(self) -> bool:
@@ -176,11 +173,22 @@ class Residency:
     def settle(self) -> None:
         """Tells the policy about the uses in the journal, and looks at what is pinned."""
         journal = self._holds.journal
+        self.tell_hits()
         while journal:
             uses = journal.popleft()
             if isinstance(uses, PromptUse):
-                self._pinned.observe(uses, [entry for key in uses.kept if (entry := self.find(key)) is not None])
-                continue
+                self._pinned.observe(uses)
+                for entry in filter(None, map(self.find, uses.kept)):
+                    entry.cold = False
+            self.tell_hits()
+        if self._predictions.pinned is not self._pinned.keys:
+            self._pinned.look()
+
+    def tell_hits(self) -> None:
+        """Tells the policy about the hits in the journal, up to what a prompt used; each hit is one step."""
+        journal = self._holds.journal
+        while journal and not isinstance(uses := journal[0], PromptUse):
+            journal.popleft()
             for entry in uses:
                 # It may have left since: hits are told late, and a hold may have ended in between.
                 if self.loaded.get(entry.key) is entry:
@@ -189,8 +197,6 @@ class Residency:
                         self.policy.hit(entry.key)
                     if entry.unclaimed:
                         self.note_use(entry)
-        if self._predictions.pinned is not self._pinned.keys:
-            self._pinned.look()
 
     def reserve(self, key: ExpertKey, layout: RecordLayout, claim: Claim, others: Sequence[Claim]) -> Entry | None:
         """A slot for a key that a claim needs, or None while everything is held.
@@ -284,7 +290,7 @@ class Residency:
 
     def expect_use(self, expected: Mapping[ExpertKey, float]) -> None:
         """Tells a policy that goes by it how often each expert is used per token."""
-        self.settle()
+        self.tell_hits()
         if isinstance(self.policy, TrustPolicy):
             self.policy.expect(expected)
 
@@ -310,6 +316,8 @@ class Residency:
             self.by_bank.put(key, None)
         self.loaded.clear()
         self.loading.clear()
+        self._colds.clear()
+        self._pinned.aside.clear()
         self._holds.journal.clear()
         self.arena.close(discard=discard)
 
@@ -361,7 +369,7 @@ class Residency:
 
     def prefill_depth(self, size: int) -> int:
         """Records of that many bytes that a prefill may have read ahead: it may push an eighth of the arena out."""
-        return max(1, min(self.capacity // _TURNED_OVER, self.room // 2) // size)
+        return max(1, min(self.capacity // TURNED_OVER, self.room // 2) // size)
 
     def _should_wait(self, victims: Sequence[ExpertKey], size: int) -> bool:
         """Whether a prefill that reads ahead is to wait for its own slots, rather than take one that is warm."""

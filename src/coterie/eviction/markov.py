@@ -141,7 +141,7 @@ class MarkovPolicy(Generic[K]):
             self._current = visit
         if len(visit.members) > visit.known:
             self._learn(list(self._open))
-        self._open.pop(visit, None)
+        self._open[visit] = None
         self._transitions.learn_run(visit, [[number for _, number in run] for run in runs])
         visit.observed = frozenset(number for run in runs for _, number in run)
         self._count(visit, len(runs))
