@@ -41,6 +41,16 @@ def test_every_axis_has_a_panel() -> None:
     assert [axes.get_yscale() for axes in (coverage, k, bits, reads)] == ["log"] * 4
 
 
+def test_choices_by_domain_are_told_apart() -> None:
+    points = [
+        point(0.1, experts=n, axis="coverage", keep=str(n), by=by, missing="mask", domain=domain)
+        for by, domain in (("frequency", "code"), ("reap", None), ("frequency", None))
+        for n in (8, 4)
+    ]
+    (coverage,) = curve_figure(curve_of(*points)).axes
+    assert len({line.lines[0].get_color() for line in coverage.containers}) == 3
+
+
 def test_only_what_there_is_is_drawn() -> None:
     assert len(curve_figure(curve_of(POINTS[0])).axes) == 1
     with pytest.raises(UsageError, match="nothing to draw"):

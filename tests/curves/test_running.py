@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coterie.curves import Curve, CurveAxes, CurvePoint, curve, measuring
-from coterie.errors import OutputError, ProfileError, UsageError
+from coterie.errors import CoterieError, OutputError, ProfileError, UsageError
 from coterie.evaluate import evaluate
 from coterie.extraction import extract, quantize
 
@@ -182,6 +182,28 @@ def test_what_cannot_be_is_said_before_anything_is_measured(
     with pytest.raises(UsageError) as found:
         curve(readable, [words(40)], axes, profile=recorded, **SMALL)
     assert message in str(found.value)
+
+
+def test_a_wrong_store_or_file_is_said_before_anything_is_measured(
+    readable: Path, partial: Path, words, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("coterie.curves.running.measure_point", None)
+    for wrong in (
+        {"stores": (partial,)},
+        {"stores": (tmp_path / "nowhere",)},
+        {"expert_schemes": (tmp_path / "nowhere.json",)},
+    ):
+        with pytest.raises(CoterieError):
+            curve(readable, [words(40)], CurveAxes(schemes=("int4",), **wrong), **SMALL)
+
+
+def test_files_of_others_beside_the_output_stay(readable: Path, words, tmp_path: Path) -> None:
+    mine = tmp_path / "curve.work" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    curve(readable, [words(40)], CurveAxes(experts_per_token=(1,)), output=tmp_path / "curve.json", **SMALL)
+    assert mine.read_text() == "mine"
+    assert names(mine.parent) == ["thesis.txt"]
 
 
 def test_other_mistakes(readable: Path, partial: Path, omni: Path, recorded: Path, words, tmp_path: Path) -> None:

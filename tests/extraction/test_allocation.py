@@ -268,3 +268,34 @@ def test_few_observations_are_warned_of(checkpoint: Path, tmp_path: Path) -> Non
     profile = recorded(tmp_path / "few.db", Checkpoint.open(checkpoint), few)
     with pytest.warns(UserWarning, match="mostly chance"):
         extract(checkpoint, tmp_path / "s", allocation=Allocation(bits=4, profile=profile), dry_run=True)
+
+
+def test_a_finished_store_gets_no_bits_anew(checkpoint: Path, profile: Path, tmp_path: Path, monkeypatch) -> None:
+    some = tmp_path / "some"
+    extract(checkpoint, some, experts="0-3")
+    before = snapshot(some)
+    monkeypatch.setattr("coterie.extraction.extraction.allocate", None)  # it takes as long as reading all experts
+    with pytest.raises(UsageError, match="bits were not allocated like that"):
+        extract(checkpoint, some, experts="4-7", allocation=Allocation(profile=profile, bits=4.0))
+    assert snapshot(some) == before
+
+
+def test_other_bits_for_the_same_store_are_refused(checkpoint: Path, profile: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    wanted = Allocation(profile=profile, bits=4.0)
+    extract(checkpoint, store, allocation=wanted)
+    assert extract(checkpoint, store, allocation=wanted).status == "already complete"
+    with pytest.raises(UsageError, match="bits were not allocated like that"):
+        extract(checkpoint, store, allocation=Allocation(profile=profile, bits=5.0))
+
+
+def test_what_grows_is_no_longer_what_was_allocated(checkpoint: Path, profile: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    extract(checkpoint, store, allocation=Allocation(profile=profile, bits=2.5, domains=("code",)))
+    assert inspect(store).allocation.left_out > 0
+    lacking = {key.layer: sorted(set(range(8)) - experts) for key, experts in present(store).items()}
+    extract(checkpoint, store, experts={layer: ids for layer, ids in lacking.items() if ids}, scheme="int4")
+    found = inspect(store)
+    assert found.complete
+    assert found.allocation is None
+    assert verify_store(store).ok

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from coterie.analysis.plots.canvas import LINES, new_figure, style
 from coterie.curves.points import Curve, CurvePoint
-from coterie.curves.settings import AXES, CHOSEN_BY, Axis
+from coterie.curves.settings import AXES, Axis
 from coterie.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _draw_coverage(axes: Axes, points: Sequence[CurvePoint]) -> None:
             (p for p in points if (p.setting.chosen_by, p.setting.missing) == (name, missing)), key=lambda p: p.experts
         )
         pattern, marker = _STYLES.get(str(missing), ("-", "o"))
-        number = CHOSEN_BY.index(name) if name in CHOSEN_BY else names.index(name)
+        number = names.index(name)
         places = [100 * point.experts / point.total_experts for point in line]
         _draw_line(axes, places, line, f"{name}, {missing}", LINES[number % len(LINES)][0], pattern, marker)
     axes.set_xlabel("experts that are there, %")

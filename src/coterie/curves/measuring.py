@@ -34,6 +34,9 @@ from coterie.spec.encodings import NATIVE
 from coterie.spec.opening import Opening
 from coterie.spec.parameters import weight_count
 
+LOGITS, STORES, WINDOWS = "logits", "store-", "windows-"
+"""What is in the directory of a curve that is not finished: names, or how they begin."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -130,13 +133,12 @@ def measure_point(task: Task, setting: Setting, subject: Subject, progress: Prog
         progress: Told after every window.
 
     Raises:
-        UsageError: If a store is of another model.
         CoterieError: As evaluating and quantising do.
     """
     texts = task.texts_of(setting)
-    _check_identity(task, setting, subject)
-    journal = task.work / f"windows-{_digest(task.key(setting, subject))}.jsonl"
     with _stored(task, setting, subject) as path:
+        # The windows of a temporary store are another evaluation's.
+        name = f"{_windows(task, setting, subject)}{'' if path is None else '-stored'}.jsonl"
         alteration = subject.alteration if path is None else None
         found = evaluate_opening(
             subject.path if path is None else path,
@@ -149,10 +151,9 @@ def measure_point(task: Task, setting: Setting, subject: Subject, progress: Prog
             limit=task.limit,
             alteration=alteration,
             in_steps=setting.in_steps,
-            journal=journal,
+            journal=task.work / name,
             progress=progress,
         )
-    journal.unlink(missing_ok=True)
     assert found.total is not None, "there are texts"
     named = tuple(replace(text, name=name) for text, name in zip(found.texts, texts, strict=True))
     sizes = _Sizes.of(subject, task.banks, setting.experts_per_token)
@@ -172,7 +173,7 @@ def measure_point(task: Task, setting: Setting, subject: Subject, progress: Prog
 def reference_directory(task: Task, setting: Setting) -> Path:
     """Where the full model's logits are that a point is compared with."""
     which = "all" if setting.text is None else _digest(setting.text)
-    return (task.reference or task.work / "logits") / (f"{which}-in-steps" if setting.in_steps else which)
+    return (task.reference or task.work / LOGITS) / (f"{which}-in-steps" if setting.in_steps else which)
 
 
 def _reference(task: Task, setting: Setting) -> Path:
@@ -210,8 +211,42 @@ class _Sizes:
         )
 
 
-def _check_identity(task: Task, setting: Setting, subject: Subject) -> None:
-    """A store that is another model's would be compared with tokens of the same kind, and mean nothing."""
+def _windows(task: Task, setting: Setting, subject: Subject) -> str:
+    """How the names begin of what keeps a point's finished windows."""
+    return f"{WINDOWS}{_digest(task.key(setting, subject))}"
+
+
+def forget_windows(task: Task, setting: Setting, subject: Subject) -> None:
+    """Removes what keeps a point's windows; once the point itself is kept."""
+    for path in task.work.glob(f"{_windows(task, setting, subject)}*.jsonl"):
+        path.unlink(missing_ok=True)
+
+
+def clear(work: Path) -> None:
+    """Removes from a directory what measuring puts there, and nothing else."""
+    shutil.rmtree(work / LOGITS, ignore_errors=True)
+    for path in work.glob(f"{STORES}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in work.glob(f"{WINDOWS}*.jsonl"):
+        path.unlink(missing_ok=True)
+
+
+def check_subject(task: Task, setting: Setting, subject: Subject) -> None:
+    """Refuses what cannot be measured, before anything is.
+
+    A store that is another model's would be compared with tokens of the same kind, and mean nothing.
+
+    Args:
+        task: What all points share.
+        setting: What is changed.
+        subject: The model with that.
+
+    Raises:
+        UsageError: If a store is of another model, or partial.
+        CoterieError: As opening a store, and reading schemes, do.
+    """
+    if setting.expert_schemes is not None:
+        subject.source.close()  # opened to see whether it has as many bits
     if setting.store is None:
         return
     if subject.source.identity != task.subject.source.identity:
@@ -237,7 +272,7 @@ def _stored(task: Task, setting: Setting, subject: Subject) -> Iterator[Path | N
     if (setting.scheme is None and setting.expert_schemes is None) or _fits(task, subject):
         yield None
         return
-    path = task.work / f"store-{_digest(task.key(setting, subject))}"
+    path = task.work / f"{STORES}{_digest(task.key(setting, subject))}"
     said = task.opening
     if store_path(task.model) is None:
         extract(

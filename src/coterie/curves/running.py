@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.curves.choosing import Chosen, ExpertRanking, kept_gate_mass
-from coterie.curves.measuring import Task, measure_point, reference_directory
+from coterie.curves.measuring import Task, check_subject, clear, forget_windows, measure_point, reference_directory
 from coterie.curves.points import Curve, CurvePoint, SmallestSet
 from coterie.curves.record import PointRecord
 from coterie.curves.search import as_text, find_smallest, shared_experts
@@ -199,6 +199,8 @@ class _Run:
         self._settings = axes.settings(profile=profile is not None)
         # What cannot be is told before anything is measured.
         self._chosen = {setting: self._experts_of(setting) for setting in self._settings}
+        for setting, chosen in self._chosen.items():
+            check_subject(task, setting, task.altered(setting, chosen))
         for by in axes.search_by if axes.smallest else ():
             for domain in task.texts:
                 self._ranking(by, domain)
@@ -273,6 +275,7 @@ class _Run:
             self._tell(setting, None)
             found = measure_point(task, setting, subject, lambda tokens: self._tell(setting, tokens))
             self._record.add(key, found)
+            forget_windows(task, setting, subject)
         self._done += 1
         self._tell(setting, None)
         mass = None
@@ -333,11 +336,10 @@ def _work(output: str | Path | None) -> Iterator[Path]:
         raise OutputError(f"{path} cannot be made: {error.strerror or error}.", path=path) from error
     try:
         yield path
-    except BaseException:
+        clear(path)
+    finally:
         with suppress(OSError):
-            path.rmdir()  # what has something in it stays: the same call goes on with it
-        raise
-    shutil.rmtree(path)
+            path.rmdir()  # what has something in it stays: the same call goes on with it, or it is not ours
 
 
 def _header(task: Task, contents: Sequence[tuple[str, str]], inputs: int, stride: int) -> dict[str, Any]:

@@ -104,6 +104,7 @@ class Run:
             memory=said.memory,
             expert_memory=said.expert_memory,
             context=self._length,
+            inputs=self._inputs,
             kept=kept,
         )
 

@@ -204,7 +204,7 @@ def extract(
         raise UsageError(f"At least one worker is needed, not {workers}.")
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
     by_expert = chosen_schemes(expert_schemes, scheme)
-    check_allocation(allocation, scheme, expert_schemes)
+    check_allocation(allocation, scheme, expert_schemes, store)
     _check_selection(experts, layers, top, by_trust, profile, domain, modalities)
     need_checkpoint(
         checkpoint, "`coterie quantize` makes a smaller store of a store; what one lacks is added from its checkpoint."
@@ -300,6 +300,8 @@ def make_store(
     facts = None if options.calibration is None else options.calibration.facts()
     if facts is not None:
         check_calibration(root, origin, scheme, chosen, facts)
+    if allocated is not None and is_store(root):
+        _check_allocated(root, load_manifest(root)[0].allocation == allocated.facts)
     plan = plan_extraction(origin, chosen, scheme, dense_schemes, facts, None if allocated is None else allocated.facts)
     downloads = missing_downloads(origin, plan.tensors)
     if not downloads:
@@ -326,16 +328,30 @@ def make_store(
     return report()
 
 
-def check_allocation(allocation: Allocation | None, scheme: str | None, expert_schemes: object) -> None:
-    """Refuses schemes beside an allocation of them.
+def check_allocation(
+    allocation: Allocation | None, scheme: str | None, expert_schemes: object, store: str | Path
+) -> None:
+    """Refuses schemes beside an allocation of them, and to allocate what a finished store has already.
 
     Raises:
         UsageError: Naming both.
     """
+    root = Path(store).expanduser().absolute()
+    if allocation is not None and is_store(root):
+        _check_allocated(root, load_manifest(root)[0].allocation is not None)
     if allocation is not None and (scheme is not None or expert_schemes is not None):
         raise UsageError(
             "Bits are to be allocated to experts, and they are given schemes, too.",
             advice="Leave out --scheme and --expert-schemes, or --bits and --expert-bytes.",
+        )
+
+
+def _check_allocated(root: Path, same: bool) -> None:
+    if not same:
+        raise UsageError(
+            f"{root} is a finished store whose bits were not allocated like that.",
+            advice="Write to another directory: experts that are there are never changed.",
+            path=root,
         )
 
 

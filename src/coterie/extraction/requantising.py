@@ -85,7 +85,7 @@ def quantize(
     check_new_name(store)
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
     by_expert = chosen_schemes(expert_schemes, scheme)
-    check_allocation(allocation, scheme, expert_schemes)
+    check_allocation(allocation, scheme, expert_schemes, store)
     if (by_trust is None) != (profile is None):
         raise UsageError(
             "A profile and a scheme by trust go together.",

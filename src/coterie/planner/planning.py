@@ -83,7 +83,7 @@ def plan(
             or its model is not on this machine, domains are named without a profile, or too little was recorded of one.
         ProfileError: If the profile cannot be used, or is about another model.
     """
-    check_policy(eviction, profile=False)
+    check_policy(eviction, profile=profile is not None)
     for name, number in (("context", context), ("prompt_tokens", prompt_tokens), ("answer_tokens", answer_tokens)):
         if number is not None and number < 1:
             raise UsageError(f"{name} must be at least 1, not {number}.", got=number)

@@ -74,6 +74,9 @@ class FileFacts:
 PARTS_OF_ONE = 10**9
 """Errors are whole numbers of this part of what they are a share of: manifests have no fractions."""
 
+MAX_ERROR = 10**6 * PARTS_OF_ONE
+"""A million times what the record computes: more than any code is off by."""
+
 WEIGHT_PARTS = 10**15
 """The same for errors of weights."""
 

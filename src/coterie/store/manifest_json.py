@@ -23,7 +23,7 @@ from coterie.store.manifest import (
     CHOICES_VERSION,
     FORMAT_NAME,
     FORMAT_VERSION,
-    PARTS_OF_ONE,
+    MAX_ERROR,
     PARTS_VERSION,
     SCHEMES_VERSION,
     Bank,
@@ -49,8 +49,6 @@ MAX_RECORD_BYTES = 2**40
 MAX_NAMES = 1_000_000
 MAX_DOMAINS = 1_024
 MAX_SEQUENCES = 1_000_000
-MAX_ERROR = 10**6 * PARTS_OF_ONE
-"""A million times what the record computes: more than any code is off by."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16,128}")
 _SEQUENCE = re.compile(r"[0-9a-f]{16}")
