@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from coterie.curves.settings import BY_PROFILE, ChosenBy, Scope
 from coterie.errors import UsageError
-from coterie.extraction.keeping import Amount
 from coterie.hf.banks import ExpertBank
 from coterie.spec import BankKey, ExpertKey
+from coterie.spec.amount import Amount
 
 if TYPE_CHECKING:
     from coterie.profiles import Usage

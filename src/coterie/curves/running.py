@@ -22,8 +22,8 @@ from coterie.errors import OutputError, UsageError
 from coterie.evaluate.evaluation import EvaluationProgress
 from coterie.evaluate.planning import input_tokens, steps, tokenise
 from coterie.evaluate.subject import Subject
-from coterie.extraction.keeping import Amount
 from coterie.files.text import read_text
+from coterie.spec.amount import Amount
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from coterie.errors import UsageError
-from coterie.extraction.keeping import Amount
 from coterie.spec import SCHEME_NAMES, Missing
+from coterie.spec.amount import Amount
 from coterie.spec.encodings import NATIVE
 
 ChosenBy = Literal["id", "frequency", "reap", "ean", "random"]
