@@ -106,10 +106,15 @@ def _count(bank: ExpertBank, amount: Amount, groups: RouterGroups) -> int:
 
 def _least(bank: ExpertBank, groups: RouterGroups) -> int:
     """The fewest experts with which the router works as it is."""
-    chosen = min(bank.choices or 1, bank.num_experts)
     if groups.count == 1:
-        return max(1, chosen - bank.identities)
+        return least_experts(bank)
+    chosen = min(bank.choices or 1, bank.num_experts)
     return groups.count * max(groups.least, math.ceil(chosen / groups.chosen))
+
+
+def least_experts(bank: ExpertBank) -> int:
+    """The fewest experts with which a router works that does not choose groups of them."""
+    return max(1, min(bank.choices or 1, bank.num_experts) - bank.identities)
 
 
 def take_best(
