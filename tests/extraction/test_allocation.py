@@ -19,7 +19,7 @@ from coterie.inspection import inspect, verify
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES
 from coterie.store import Store, verify_store
-from coterie.survey import Material
+from coterie.survey import gather
 from zoo import ZOO, logits
 
 from .profiles import recorded
@@ -311,8 +311,8 @@ def test_what_cannot_be_calibrated_is_told_before_weights_are_measured(
         raise AssertionError("nothing is to be measured")
 
     monkeypatch.setattr(LevelMeasure, "measure", measured)
-    nothing = Calibration(material=[Material("text", "code", checkpoint / "config.json", 100)], tokens=8)
+    texts = Calibration(material=gather("text", "code", checkpoint / "config.json"), tokens=8)
     extract(checkpoint, tmp_path / "native")
     for model in (checkpoint, tmp_path / "native"):
         with pytest.raises(CoterieError, match="tokenizer"):
-            quantize(model, tmp_path / "store", allocation=Allocation(profile=profile, bits=4.0), calibration=nothing)
+            quantize(model, tmp_path / "store", allocation=Allocation(profile=profile, bits=4.0), calibration=texts)
