@@ -111,7 +111,7 @@ class Stores:
         print(f"making {name}", file=sys.stderr, flush=True)
         store = self._folder / name.replace(" ", "-").replace(",", "")
         made = quantize("bundled", store, **how, calibration=self._calibration if calibrated else None)
-        bits = _bits(store) if made.allocation is None else made.allocation.bits
+        bits = _bits(store) if made.allocation is None else made.allocation.facts.bits / 1000
         self.made[name] = Scored(store, bits, _asked(made.allocation))
 
 

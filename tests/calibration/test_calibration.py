@@ -15,9 +15,10 @@ from coterie.calibration import Calibration, calibrator
 from coterie.calibration.memory import Room
 from coterie.errors import InputError, MemoryBudgetError, StoreError, UnsupportedError, UsageError
 from coterie.extraction import extract, quantize
-from coterie.inspection import verify
+from coterie.generation.opened import OpenModel
+from coterie.inspection import inspect, verify
 from coterie.spec import BankKey
-from coterie.store import Store
+from coterie.store import Store, StoreWriter, names
 from coterie.survey import gather
 from extraction.stores import snapshot, stored
 from store.faults import Killed, KillingCalls, WatchedCalls
@@ -32,6 +33,8 @@ def test_records_say_how_much_better_they_are(readable: Path, tmp_path: Path, fr
     assert store.manifest.version == 4
     assert set(facts.tokens) == {"code", "prose"}
     assert sum(facts.tokens.values()) <= TOKENS
+    assert inspect(fresh).calibration == facts
+    assert inspect(readable).calibration is None
     extract(readable, tmp_path / "plain", scheme="int4")
     plain = Store.open(tmp_path / "plain")
     assert plain.manifest.version == 1
@@ -125,6 +128,35 @@ def test_other_texts_are_another_request(readable: Path, tmp_path: Path, fresh: 
     assert verify(path).ok
 
 
+def test_what_is_kept_meanwhile_is_counted(readable: Path, tmp_path: Path, calibration: Calibration) -> None:
+    path = tmp_path / "store"
+    plain = quantize(readable, path, scheme="int4", dry_run=True)
+    asked = quantize(readable, path, scheme="int4", calibration=calibration, dry_run=True)
+    kept = 2 * TOKENS * 64 * 2  # two layers' inputs in bf16
+    more = asked.needed_nbytes - plain.needed_nbytes - (asked.store_nbytes - plain.store_nbytes)
+    assert 0.9 * kept < more <= kept + 4096
+
+
+def test_with_nothing_left_to_choose_no_model_is_opened(
+    readable: Path, tmp_path: Path, fresh: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "finish", killed)
+        with pytest.raises(Killed):
+            quantize(readable, path, scheme="int4", calibration=calibration)
+    (path / names.CALIBRATION).mkdir()
+    (path / names.CALIBRATION / "layer-00001.json").write_text("{}")
+    monkeypatch.setattr(OpenModel, "open", killed)
+    assert quantize(readable, path, scheme="int4", calibration=calibration).status == "resumed"
+    assert snapshot(path) == snapshot(fresh)
+    assert not (path / names.CALIBRATION).exists()
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
 def test_verified_against_its_checkpoint(readable: Path, tmp_path: Path, fresh: Path) -> None:
     report = verify(fresh, against=readable)
     assert report.ok, report.problems
@@ -179,8 +211,10 @@ def test_what_cannot_be_is_refused(readable: Path, tmp_path: Path, calibration: 
     with pytest.raises(InputError, match="fewer than 8 tokens"):
         quantize(readable, tmp_path / "a", scheme="int4", calibration=Calibration(material=gather("text", "a", short)))
     tight = Calibration(material=calibration.material, memory="100MiB")
-    with pytest.raises(MemoryBudgetError, match="would do"):
-        quantize(readable, tmp_path / "b", scheme="int4", calibration=tight)
+    for dry_run in (True, False):
+        with pytest.raises(MemoryBudgetError, match="would do"):
+            quantize(readable, tmp_path / "b", scheme="int4", calibration=tight, dry_run=dry_run)
+    assert not (tmp_path / "b").exists()
     extract(readable, tmp_path / "part", experts="0-3")
     with pytest.raises(UnsupportedError, match="lacks some"):
         quantize(tmp_path / "part", tmp_path / "c", scheme="int4", calibration=calibration)

@@ -1,10 +1,14 @@
+import dataclasses
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from coterie.cli.curve_tables import print_curve
+from coterie.curves import CurvePoint
 from curves.made import curve_of, point, smallest
 from zoo.sizes import TEXT_IDS
 
@@ -94,3 +98,18 @@ def test_tables_say_what_a_point_is(coterie, capsys) -> None:
     assert "b 0.01 ean mask 12 (75%) 1.00000 ± 0.10000 50.0% 1 B" in rows
     assert "gate weight kept" not in out.split("Experts left out")[0]
     assert "All experts fit in memory" in err
+
+
+def test_texts_that_a_store_was_calibrated_on_are_told_once(capsys) -> None:
+    told = dataclasses.replace(point(0.1, axis="bits", store="small"), calibrated_on=(0.5,))
+    read_again = CurvePoint.from_json(json.loads(json.dumps(told.to_json())))
+    assert read_again == told
+    print_curve(curve_of(told, dataclasses.replace(told, bits=4.0), point(0.2, axis="bits", scheme="int4")))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("small, all: the store was calibrated on about 50 % of this text") == 1
+    assert said.count("calibrated on") == 1
+
+
+def test_a_curve_is_drawn_without_torch() -> None:
+    drawn = "from coterie.curves import curve_figure, read_curve; import sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", drawn], capture_output=True, text=True, check=True).stdout == "False\n"

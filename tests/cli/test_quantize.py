@@ -68,7 +68,7 @@ def test_bits_within_a_budget(coterie, zoo_checkpoint, tmp_path: Path) -> None:
     options = ("--profile", str(profile), "--bits", "2", "--for", "code")
     made = coterie("quantize", str(moe), store, *options, "--json")
     assert made.code == 0
-    allocation = json.loads(made.out)["allocation"]
+    allocation = json.loads(made.out)["allocation"]["facts"]
     assert (allocation["criterion"], allocation["domains"]) == ("energy", ["code"])
     assert "--missing mask" in coterie("quantize", str(moe), store, *options).out
     inspected = coterie("inspect", store)
@@ -116,6 +116,8 @@ def test_codes_are_calibrated(coterie, readable: Path, tmp_path: Path) -> None:
     assert coterie(*asked, "--calibration-tokens", "150", "--memory", "4GiB").code == 0
     manifest = json.loads((tmp_path / "small" / "coterie.json").read_text())
     assert manifest["calibration"]["tokens"] == {"code": 150}
+    assert "codes chosen over 150 tokens: code 150" in " ".join(coterie("inspect", store).out.split())
+    assert json.loads(coterie("inspect", store, "--json").out)["calibration"]["tokens"] == {"code": 150}
     assert coterie("verify", store, "--against", str(readable)).code == 0
 
 

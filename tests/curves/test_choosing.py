@@ -6,7 +6,7 @@ import pytest
 from coterie.curves.choosing import ExpertRanking, kept_gate_mass
 from coterie.curves.measuring import Task
 from coterie.errors import UsageError
-from coterie.extraction.keeping import Amount
+from coterie.spec.amount import Amount
 from coterie.spec.opening import Opening
 
 

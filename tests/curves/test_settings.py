@@ -86,9 +86,25 @@ def test_a_search_goes_by_a_profile() -> None:
         (CurveAxes(schemes=("int4",), domains=("code",)), True, "A choice by domain is given"),
         (CurveAxes(experts_per_token=(1,), missing=("mask",)), False, "A policy for absent experts"),
         (CurveAxes(drop_cold=(0.1,), scope="model"), False, "A scope"),
-        (CurveAxes(drop_cold=(0.1,)), True, "A profile is given, and at every point all experts are there"),
+        (
+            CurveAxes(drop_cold=(0.1,)),
+            True,
+            "A profile is given and has no effect: at every point all",
+        ),
+        (CurveAxes(smallest=(0.1,), scope="model"), True, "A scope is given"),
+        (CurveAxes(smallest=(0.1,), domains=("code",)), True, "A choice by domain .* a search ranks"),
+        (CurveAxes(smallest=(0.1,), missing=("mask", "drop")), True, "A policy for absent experts"),
+        (CurveAxes(smallest=(0.1,), by=("id", "reap")), True, "A way to choose experts"),
+        (CurveAxes(by=("id", "random"), domains=("code",)), True, "no experts are chosen by what a profile"),
+        (CurveAxes(coverage=("100%",), missing=("drop",)), False, "A policy for absent experts"),
     ],
 )
 def test_what_has_no_effect_is_said(axes: CurveAxes, profile: bool, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         axes.checked(profile=profile)
+
+
+def test_what_a_search_goes_by_is_taken() -> None:
+    one_policy = {"missing": ("drop",)}
+    for more in (one_policy, {"by": ("reap", "ean")}, {"coverage": ("28%",), "scope": "model", "by": ("id", "ean")}):
+        CurveAxes(smallest=(0.1,), **more).checked(profile=True)

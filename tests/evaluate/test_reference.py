@@ -33,7 +33,7 @@ def test_what_was_kept_is_read_back_to_the_last_bit(dtype, slice_rows, tmp_path,
     kept.keep_logits((0, 3), given)
     again = Reference(tmp_path / "logits", HEADER)
     assert again.has_logits((0, 3))
-    found, reads = again.logits((0, 3), 7, 33)
+    found, reads = again.logits((0, 3), 7)
     assert reads is None
     assert found.dtype is dtype
     kind = torch.int16 if dtype.itemsize == 2 else torch.int32
@@ -71,7 +71,7 @@ def test_a_directory_whose_first_write_was_killed_is_begun_anew(tmp_path) -> Non
     (tmp_path / ".reference.json.00ff00ff.partial").write_bytes(b'{"mod')
     kept, given = Reference(tmp_path, HEADER), logits(torch.bfloat16)
     kept.keep_logits((0, 0), given)
-    assert torch.equal(Reference(tmp_path, HEADER).logits((0, 0), 7, 33)[0], given)
+    assert torch.equal(Reference(tmp_path, HEADER).logits((0, 0), 7)[0], given)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_what_is_damaged_is_said_by_name(what, tmp_path) -> None:
     path = tmp_path / "logits" / "00001-00002.logits"
     path.write_bytes(damaged(path.read_bytes())[what])
     with pytest.raises(InputError, match=r"00001-00002\.logits is damaged") as caught:
-        kept.logits((1, 2), 7, 33)
+        kept.logits((1, 2), 7)
     assert "Remove it" in str(caught.value)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from coterie.calibration import Calibration
 from coterie.checkpoint import Checkpoint
-from coterie.errors import ProfileIdentityError, UsageError
+from coterie.errors import CoterieError, ProfileIdentityError, UsageError
 from coterie.extraction import Allocation, extract, prune, quantize
 from coterie.extraction.allocation.choosing import Candidate, Level, choose, smallest_nbytes
 from coterie.extraction.allocation.levels import LevelMeasure
@@ -18,6 +19,7 @@ from coterie.inspection import inspect, verify
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES
 from coterie.store import Store, verify_store
+from coterie.survey import gather
 from zoo import ZOO, logits
 
 from .profiles import recorded
@@ -102,8 +104,9 @@ def test_what_adds_most_gets_most_bits_and_sums_do_not_decide(checkpoint: Path, 
     report = extract(checkpoint, tmp_path / "got", allocation=allocation)
     found = report.allocation
     assert found is not None
-    assert found.bits <= 4.5
-    assert (found.criterion, found.domains, found.left_out) == ("reap", (), 0)
+    bits_found = found.facts.bits / 1000
+    assert bits_found <= 4.5
+    assert (found.facts.criterion, found.facts.domains, found.facts.left_out) == ("reap", (), 0)
     store = Store.open(tmp_path / "got")
     for bank in store.banks:
         bits = [sum(map(bits_of, store.scheme(bank.expert(e)).split("+"))) for e in range(8)]
@@ -113,7 +116,7 @@ def test_what_adds_most_gets_most_bits_and_sums_do_not_decide(checkpoint: Path, 
     (component,) = found.components
     assert component.allocation.nbytes == found.nbytes == store.manifest.expert_nbytes
     # Of schemes for all, the next smaller one is farther off by the profile.
-    assert component.uniform[0].bits <= found.bits < component.uniform[1].bits
+    assert component.uniform[0].bits <= bits_found < component.uniform[1].bits
     assert component.uniform[0].error > component.allocation.error
     assert sum(one.levels.get("int2", 0) for one in found.matrices) > 0
     assert all(sum(one.levels.values()) == 8 for one in found.matrices)
@@ -153,9 +156,9 @@ def test_named_domains_take_the_bits_and_others_lose_experts(checkpoint: Path, p
     allocation = Allocation(bits=2.0, profile=profile, domains=("code",))
     report = extract(checkpoint, tmp_path / "got", allocation=allocation)
     assert report.allocation is not None
-    assert report.allocation.criterion == "energy"
-    assert report.allocation.left_out > 0
-    assert report.experts_present == 16 - report.allocation.left_out
+    assert report.allocation.facts.criterion == "energy"
+    assert report.allocation.facts.left_out > 0
+    assert report.experts_present == 16 - report.allocation.facts.left_out
     assert not report.complete
     for experts in present(tmp_path / "got").values():
         # As many as a token uses, and those that code uses.
@@ -163,7 +166,7 @@ def test_named_domains_take_the_bits_and_others_lose_experts(checkpoint: Path, p
         assert MATTERS not in experts
     facts = Store.open(tmp_path / "got").manifest.allocation
     assert facts is not None
-    assert (facts.domains, facts.left_out) == (("code",), report.allocation.left_out)
+    assert (facts.domains, facts.left_out) == (("code",), report.allocation.facts.left_out)
     assert dict(facts.tokens_of) == {"text": ("text of code",)}
     both = Allocation(bits=4.0, profile=profile, domains=("prose", "code", "code"))
     assert extract(checkpoint, tmp_path / "both", allocation=both).status == "written"
@@ -299,3 +302,17 @@ def test_what_grows_is_no_longer_what_was_allocated(checkpoint: Path, profile: P
     assert found.complete
     assert found.allocation is None
     assert verify_store(store).ok
+
+
+def test_what_cannot_be_calibrated_is_told_before_weights_are_measured(
+    checkpoint: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr(LevelMeasure, "measure", measured)
+    texts = Calibration(material=gather("text", "code", checkpoint / "config.json"), tokens=8)
+    extract(checkpoint, tmp_path / "native")
+    for model in (checkpoint, tmp_path / "native"):
+        with pytest.raises(CoterieError, match="tokenizer"):
+            quantize(model, tmp_path / "store", allocation=Allocation(profile=profile, bits=4.0), calibration=texts)

@@ -13,12 +13,13 @@ import torch
 from coterie.checkpoint import Checkpoint
 from coterie.errors import ChecksumError, ProfileIdentityError, StoreFormatError, UsageError
 from coterie.extraction import extract, prune, quantize
-from coterie.extraction.keeping import Amount, Keep, take_best
+from coterie.extraction.keeping import Keep, take_best
 from coterie.hf.expert_counts import RouterGroups
 from coterie.inspection import verify
 from coterie.origins.selection import SELECTION_FILE, Selection
 from coterie.profiles import BankShape, ProfileDatabase, Recording, RunFacts
 from coterie.spec import BankKey
+from coterie.spec.amount import Amount
 from coterie.store import Store
 from zoo import ZOO
 

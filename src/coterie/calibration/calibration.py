@@ -12,7 +12,8 @@ from pathlib import Path
 from coterie.calibration.calibrator import LayerCalibrator
 from coterie.calibration.defaults import default_texts
 from coterie.calibration.inputs import Runs, plan_runs
-from coterie.calibration.memory import divide_budget
+from coterie.calibration.memory import Room, divide_budget
+from coterie.calibration.states import remove_states
 from coterie.engine import ModelSource, open_source
 from coterie.engine.source import text_component
 from coterie.errors import UnsupportedError, UsageError
@@ -22,7 +23,6 @@ from coterie.generation.opened import OpenModel
 from coterie.generation.processors import Processors
 from coterie.hf.context import model_context
 from coterie.origins import Origin
-from coterie.spec import BankKey
 from coterie.spec.opening import Opening
 from coterie.store import CalibrationFacts
 from coterie.survey import Material, without_repetitions
@@ -92,14 +92,27 @@ class ModelCalibration:
         runs = self._runs
         return CalibrationFacts(fingerprint=runs.fingerprint, tokens=runs.tokens, sequences=runs.sequences)
 
-    @contextmanager
-    def begin(self, origin: Origin, folder: Path, banks: Sequence[BankKey]) -> Iterator[Calibrator]:
+    def kept_nbytes(self, origin: Origin) -> int:
+        """See :class:`~coterie.extraction.calibrating.Calibration`.
+
+        Raises:
+            MemoryBudgetError: If not even one expert at a time can be calibrated; says what would do.
+        """
+        self._room(origin, self._context)
+        config = self._source.config.get_text_config(decoder=True)
+        dtype = origin.model.dtype
+        # What a layer is given, and what the layer after it will be.
+        return 2 * sum(self._runs.tokens.values()) * int(config.hidden_size) * dtype.itemsize
+
+    def clear(self, folder: Path) -> None:
         """See :class:`~coterie.extraction.calibrating.Calibration`."""
-        source = self._source
-        own = [one.bank for key, one in sorted(origin.model.banks.items()) if key in source.num_experts]
-        runs = self._runs
-        context = max((sum(map(len, run.ids)) for run in runs.runs), default=0) or DEFAULT_CONTEXT
-        room = divide_budget(source, own, self._opening.memory, context)
+        remove_states(folder)
+
+    @contextmanager
+    def begin(self, origin: Origin, folder: Path) -> Iterator[Calibrator]:
+        """See :class:`~coterie.extraction.calibrating.Calibration`."""
+        runs, context = self._runs, self._context
+        room = self._room(origin, context)
         opening = replace(self._opening, component=self._component, memory=room.model, max_context=context)
         with warnings.catch_warnings():
             # A pass over many tokens reads each expert once, however few have room together.
@@ -111,6 +124,15 @@ class ModelCalibration:
             calibrator.finish()
         finally:
             opened.runtime.close()
+
+    def _room(self, origin: Origin, context: int) -> Room:
+        own = [one.bank for key, one in sorted(origin.model.banks.items()) if key in self._source.num_experts]
+        return divide_budget(self._source, own, self._opening.memory, context)
+
+    @property
+    def _context(self) -> int:
+        """Tokens of the longest forward pass."""
+        return max((sum(map(len, run.ids)) for run in self._runs.runs), default=0) or DEFAULT_CONTEXT
 
     @cached_property
     def _component(self) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from coterie.engine import ModelSource
 from coterie.engine.promises import promised_nbytes
 from coterie.errors import MemoryBudgetError
+from coterie.extraction.quantising import matrix_names
 from coterie.hf.banks import ExpertBank
 from coterie.plan.budget import least_budget
 from coterie.plan.machine import default_memory_budget, process_memory
@@ -39,7 +40,7 @@ class Room:
 
 def inputs_of(bank: ExpertBank) -> dict[str, tuple[int, int]]:
     """Parameter → rows and columns of each matrix: the columns are what it is multiplied with."""
-    shapes = {name: shape for name, shape in bank.parameters.items() if len(shape) == 2}
+    shapes = {name: bank.parameters[name] for name in matrix_names(bank)}
     transposed = "transposed" in bank.variant
     return {name: (shape[1], shape[0]) if transposed else (shape[0], shape[1]) for name, shape in shapes.items()}
 

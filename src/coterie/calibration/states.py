@@ -17,6 +17,14 @@ from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES, tensor_bytes
 from coterie.store.disk import explained
 
 
+def remove_states(folder: Path) -> None:
+    """Removes what :class:`States` kept in a folder, if it is there."""
+    with explained(folder), suppress(FileNotFoundError):
+        for path in sorted(folder.iterdir()):
+            path.unlink()
+        folder.rmdir()
+
+
 class States:
     """What a layer is given in every run, and what the layer after it will be.
 
@@ -98,10 +106,7 @@ class States:
 
     def remove(self) -> None:
         """Removes everything."""
-        with explained(self._folder), suppress(FileNotFoundError):
-            for path in sorted(self._folder.iterdir()):
-                path.unlink()
-            self._folder.rmdir()
+        remove_states(self._folder)
 
     def _resume(self) -> None:
         found = -1

@@ -99,14 +99,15 @@ def print_allocation(report: AllocationReport, *, histogram: bool) -> None:
     print_table(table)
     out = results()
     out.print()
-    tokens = "; ".join(f"{component}: {', '.join(claims)}" for component, claims in report.tokens_of.items())
-    what = "energy of the domains asked for" if report.domains else "mean contribution (REAP), each matrix by itself"
+    facts = report.facts
+    tokens = "; ".join(f"{component}: {', '.join(claims)}" for component, claims in facts.tokens_of.items())
+    what = "energy of the domains asked for" if facts.domains else "mean contribution (REAP), each matrix by itself"
     out.print(f"Bits by        {what}. Tokens of {tokens}.")
     for one in report.components:
         out.print(f"Price          {_price(one)}")
-    if report.left_out:
+    if facts.left_out:
         out.print(
-            f"Left out       {report.left_out} experts: a partial store, opened with --missing mask, which lets the "
+            f"Left out       {facts.left_out} experts: a partial store, opened with --missing mask, which lets the "
             "router choose among the others."
         )
 
@@ -120,10 +121,10 @@ def _price(one: ComponentChoices) -> str:
 
 def _print_levels(report: AllocationReport) -> None:
     names = [name for name in SCHEME_NAMES if any(name in one.levels for one in report.matrices)]
-    left_out = ["left out"] if report.left_out else []
+    left_out = ["left out"] if report.facts.left_out else []
     table = plain_table("layer", "matrix", *left_out, *names, right=(*left_out, *names))
     for one in report.matrices:
-        counts = [one.left_out] if report.left_out else []
+        counts = [one.left_out] if report.facts.left_out else []
         table.add_row(
             _layer(one), one.matrix, *(str(n or "") for n in (*counts, *(one.levels.get(s, 0) for s in names)))
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from coterie.cli.console import plain_table, print_note, print_table, results
-from coterie.cli.estimates import value_and_reach
+from coterie.cli.estimates import calibrated_on, value_and_reach
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -83,6 +84,12 @@ def print_curve(curve: Curve) -> None:
         print_note(
             "All experts fit in memory: little is read, and nothing is left out. --expert-memory gives them less."
         )
+    notes = (
+        calibrated_on(point.texts, point.calibrated_on, f"{point.setting.store}, " if point.setting.store else "")
+        for point in curve.points
+    )
+    for note in dict.fromkeys(chain.from_iterable(notes)):
+        print_note(note)
     if any(point.total.blocks < 2 for point in curve.points):
         print_note(
             "A text of less than two windows gives no confidence interval: use more text, or a smaller --context."

@@ -15,7 +15,7 @@ import typer
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
 from coterie.cli.continuations import print_continuations, print_exact_match
-from coterie.cli.estimates import value_and_interval, value_and_reach
+from coterie.cli.estimates import calibrated_on, value_and_interval, value_and_reach
 from coterie.cli.evaluation_options import ContextOption, LimitOption, ReferenceOption, StrideOption
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from coterie.evaluate import Evaluation, EvaluationProgress, Quality, Reads
 
 _PLAIN_PROGRESS_SECONDS = 10.0
-_CALIBRATED_SHARE = 0.02
-"""Of a text that a store was calibrated on, from which on it is told: less are phrases that everybody writes."""
 
 
 @opens_model(without=("prefetch", "profile", "warm", "pin", "max_context"))
@@ -121,7 +119,8 @@ def command(
             dir_okay=False,
             metavar="FILE",
             show_default=False,
-            help="Keep the scores of finished windows in this file; an interrupted evaluation goes on from it.",
+            help="Keep the scores of finished windows, continuations and answers in this file; an interrupted "
+            "evaluation goes on from it.",
         ),
     ] = None,
     output: Annotated[
@@ -233,12 +232,8 @@ def _print(evaluation: Evaluation) -> None:
         print_note(
             "A text of less than two windows gives no confidence interval: use more text, or a smaller --context."
         )
-    for row, share in zip(evaluation.texts, evaluation.calibrated_on or (), strict=False):
-        if share >= _CALIBRATED_SHARE:
-            print_note(
-                f"{row.name}: the store was calibrated on about {round(100 * share)} % of this text. Its figures "
-                "flatter the store: evaluate with documents that calibration did not see."
-            )
+    for note in calibrated_on(evaluation.texts, evaluation.calibrated_on):
+        print_note(note)
     if evaluation.against is not None and evaluation.against.identity != evaluation.model.identity:
         print_note("The two have different routers: they are not the same model in two forms.")
 

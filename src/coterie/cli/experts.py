@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from coterie.cli.console import plain_table, print_json, print_note, print_table, results
-from coterie.cli.options import JsonOption, ProfileArgument, ProfileModelOption, named_model
+from coterie.cli.options import (
+    JsonOption,
+    ProfileArgument,
+    ProfileModelOption,
+    RecordedComponentOption,
+    RecordedPhaseOption,
+    named_model,
+)
 
 if TYPE_CHECKING:
     from coterie.profiles import ExpertCard, Profile, ProfileDatabase, Ranking
@@ -22,13 +29,6 @@ DomainOption = Annotated[
 ModalityOption = Annotated[
     str | None,
     typer.Option("--modality", "-m", metavar="NAME", show_default=False, help="text, image, audio, video or speech."),
-]
-PhaseOption = Annotated[
-    str | None,
-    typer.Option("--phase", metavar="NAME", show_default=False, help="Only prompt tokens, or only generated ones."),
-]
-ComponentOption = Annotated[
-    str | None, typer.Option("--component", metavar="NAME", show_default=False, help="Only this part of the model.")
 ]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="Experts to list at most.")]
 
@@ -46,8 +46,8 @@ def rank(
     profile: ProfileArgument,
     domain: DomainOption = None,
     modality: ModalityOption = None,
-    phase: PhaseOption = None,
-    component: ComponentOption = None,
+    phase: RecordedPhaseOption = None,
+    component: RecordedComponentOption = None,
     limit: LimitOption = 20,
     specialists: Annotated[
         bool, typer.Option("--specialists", help="Leave out experts that are no specialists.")
@@ -115,7 +115,7 @@ def show(
     profile: ProfileArgument,
     layer: Annotated[int, typer.Argument(metavar="LAYER", show_default=False, help="Of the expert.")],
     expert: Annotated[int, typer.Argument(metavar="EXPERT", show_default=False, help="Its number in the layer.")],
-    component: ComponentOption = None,
+    component: RecordedComponentOption = None,
     bank: Annotated[
         str | None, typer.Option("--bank", metavar="NAME", show_default=False, help="Where a layer has several.")
     ] = None,
@@ -204,8 +204,8 @@ def kinds(
         typer.Option("--kind", show_default=False, help="List the experts of this kind. Default: universal."),
     ] = "universal",
     modality: ModalityOption = None,
-    phase: PhaseOption = None,
-    component: ComponentOption = None,
+    phase: RecordedPhaseOption = None,
+    component: RecordedComponentOption = None,
     limit: LimitOption = 20,
     model: ProfileModelOption = None,
     as_json: JsonOption = False,
@@ -242,8 +242,8 @@ def compare(
     first: Annotated[str, typer.Argument(metavar="DOMAIN", show_default=False, help="A domain.")],
     second: Annotated[str, typer.Argument(metavar="OTHER", show_default=False, help="Another one.")],
     modality: ModalityOption = None,
-    phase: PhaseOption = None,
-    component: ComponentOption = None,
+    phase: RecordedPhaseOption = None,
+    component: RecordedComponentOption = None,
     limit: LimitOption = 20,
     model: ProfileModelOption = None,
     as_json: JsonOption = False,
@@ -292,8 +292,8 @@ def spare(
     profile: ProfileArgument,
     domain: DomainOption = None,
     modality: ModalityOption = None,
-    phase: PhaseOption = None,
-    component: ComponentOption = None,
+    phase: RecordedPhaseOption = None,
+    component: RecordedComponentOption = None,
     share: Annotated[
         float | None,
         typer.Option(

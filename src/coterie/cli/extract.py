@@ -28,6 +28,7 @@ from coterie.cli.options import (
     RevisionOption,
     known_dense_scheme,
     known_scheme,
+    modality_option,
 )
 from coterie.cli.transfer import resumable_progress
 from coterie.spec import format_bytes
@@ -75,12 +76,9 @@ def command(
     domain: ProfileDomainOption = None,
     modality: Annotated[
         list[str] | None,
-        typer.Option(
-            "--modality",
-            metavar="NAME",
-            show_default=False,
-            help="With --profile: what tokens of this modality use, such as audio; may be repeated. Default: all; "
-            "with --bits, all that the model takes or makes, and each must be in the profile.",
+        modality_option(
+            "With --profile: what tokens of this modality use, such as audio. Default: all; "
+            "with --bits, all that the model takes or makes, and each must be in the profile."
         ),
     ] = None,
     component: ComponentOption = None,

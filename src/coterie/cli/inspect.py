@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from coterie.inspection import InspectReport
     from coterie.inspection.report import BankFacts
     from coterie.inspection.row_batching import RowsFacts
-    from coterie.store import AllocationFacts
+    from coterie.store import AllocationFacts, CalibrationFacts
 
 
 def command(
@@ -83,6 +83,8 @@ def _print_model(report: InspectReport) -> None:
     row("integrity", model.integrity or "not known before the routers are downloaded")
     share = "complete" if report.complete else f"partial, {_percent(report.present, report.experts)}"
     row("experts", f"{report.present} of {report.experts}, {share}")
+    if report.calibration is not None:
+        row("calibrated", _calibration(report.calibration))
     if report.allocation is not None:
         row("bits", _allocation(report.allocation))
     row("as a store" if report.planned else "on disk", format_bytes(report.disk_nbytes))
@@ -150,6 +152,11 @@ def _print_layers(report: InspectReport) -> None:
             _schemes(bank),
         )
     print_table(table)
+
+
+def _calibration(facts: CalibrationFacts) -> str:
+    tokens = ", ".join(f"{domain} {count:,}" for domain, count in sorted(facts.tokens.items()))
+    return f"codes chosen over {sum(facts.tokens.values()):,} tokens: {tokens}"
 
 
 def _allocation(facts: AllocationFacts) -> str:

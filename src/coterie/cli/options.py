@@ -132,6 +132,20 @@ ComponentOption = Annotated[
     ),
 ]
 
+RecordedComponentOption = Annotated[
+    str | None, typer.Option("--component", metavar="NAME", show_default=False, help="Only this part of the model.")
+]
+RecordedPhaseOption = Annotated[
+    str | None,
+    typer.Option("--phase", metavar="NAME", show_default=False, help="Only prompt tokens, or only generated ones."),
+]
+
+
+def modality_option(help: str) -> Any:
+    """``--modality`` of a command that chooses by what a profile has recorded of some modalities."""
+    return typer.Option("--modality", metavar="NAME", show_default=False, help=f"{help} May be repeated.")
+
+
 MissingOption = Annotated[
     Missing | None,
     typer.Option(

@@ -65,7 +65,8 @@ def _print_budget(budget: BudgetPlan, plan: Plan) -> None:
     _print_memory(fit, plan)
     table = facts_table()
     _add_forecast(table, budget, plan)
-    table.add_row("largest context", f"{budget.largest_context} tokens in this budget, with few experts left")
+    largest = f"{budget.largest_context} tokens in this budget, if experts get the least that works"
+    table.add_row("largest context", largest)
     table.add_row("smallest memory", f"{format_bytes(fit.minimum)} for {fit.context} tokens")
     held = format_bytes(fit.held_nbytes)
     table.add_row("later", f"at most {held}, however long it runs: with the whole context and a full cache")

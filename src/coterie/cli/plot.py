@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from coterie.cli.console import print_note
 from coterie.cli.files import write_bytes_file
-from coterie.cli.options import ProfileArgument, ProfileModelOption
+from coterie.cli.options import ProfileArgument, ProfileModelOption, RecordedComponentOption, RecordedPhaseOption
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.spec import DEFAULT_POLICY
@@ -51,13 +51,6 @@ ModalityOption = Annotated[
     str | None,
     typer.Option("--modality", "-m", metavar="NAME", show_default=False, help="Only tokens of this modality."),
 ]
-PhaseOption = Annotated[
-    str | None,
-    typer.Option("--phase", metavar="NAME", show_default=False, help="Only prompt tokens, or only generated ones."),
-]
-ComponentOption = Annotated[
-    str | None, typer.Option("--component", metavar="NAME", show_default=False, help="Only this part of the model.")
-]
 
 
 @command.command()
@@ -66,8 +59,8 @@ def activation(
     output: OutputOption,
     domain: DomainOption = None,
     modality: ModalityOption = None,
-    phase: PhaseOption = None,
-    component: ComponentOption = None,
+    phase: RecordedPhaseOption = None,
+    component: RecordedComponentOption = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -98,8 +91,8 @@ def modality(
     by: Annotated[
         Literal["modality", "domain"], typer.Option("--by", help="Tell modalities apart, or domains.")
     ] = "modality",
-    phase: PhaseOption = None,
-    component: ComponentOption = None,
+    phase: RecordedPhaseOption = None,
+    component: RecordedComponentOption = None,
     model: ProfileModelOption = None,
 ) -> None:
     """Draws how far apart modalities are in each layer, above what two halves of the same modality give."""
@@ -118,7 +111,7 @@ def coactivation(
     measure: Annotated[
         Literal["lift", "share"], typer.Option("--measure", help="Lift N_ij·N/(N_i·N_j), or share N_ij/N_i.")
     ] = "lift",
-    component: ComponentOption = None,
+    component: RecordedComponentOption = None,
     bank: Annotated[
         str | None, typer.Option("--bank", metavar="NAME", show_default=False, help="Where a layer has several.")
     ] = None,
@@ -141,8 +134,8 @@ def load(
     output: OutputOption,
     domain: DomainOption = None,
     modality: ModalityOption = None,
-    phase: PhaseOption = None,
-    component: ComponentOption = None,
+    phase: RecordedPhaseOption = None,
+    component: RecordedComponentOption = None,
     model: ProfileModelOption = None,
 ) -> None:
     """Draws how evenly the load is spread: Gini coefficients, the share of the busiest tenth, Lorenz curves."""
@@ -170,7 +163,7 @@ def residency(
     phase: Annotated[
         Literal["decode", "all"], typer.Option("--phase", help="Replay decoding alone, or prefills too, as scans.")
     ] = "decode",
-    component: ComponentOption = None,
+    component: RecordedComponentOption = None,
 ) -> None:
     """Draws the hit rate over a generation, and which layers' experts are in memory, as the simulator replays it."""
     _check(output)

@@ -18,6 +18,7 @@ from coterie.cli.options import (
     ProfileOption,
     RestartOption,
     RevisionOption,
+    modality_option,
     new_directory,
 )
 from coterie.cli.transfer import resumable_progress
@@ -67,12 +68,9 @@ def command(
     ] = None,
     modality: Annotated[
         list[str] | None,
-        typer.Option(
-            "--modality",
-            metavar="NAME",
-            show_default=False,
-            help="With --profile: keep what this modality needs, such as text, and let others go; may be repeated. "
-            "Default: all of the model's, and each must be in the profile.",
+        modality_option(
+            "With --profile: keep what this modality needs, such as text, and let others go. "
+            "Default: all of the model's, and each must be in the profile."
         ),
     ] = None,
     ranking: Annotated[

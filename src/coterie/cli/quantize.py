@@ -21,6 +21,7 @@ from coterie.cli.options import (
     RestartOption,
     known_dense_scheme,
     known_scheme,
+    modality_option,
 )
 from coterie.cli.transfer import resumable_progress
 from coterie.errors import UsageError
@@ -89,12 +90,9 @@ def command(
     profile: ProfileOption = None,
     modality: Annotated[
         list[str] | None,
-        typer.Option(
-            "--modality",
-            metavar="NAME",
-            show_default=False,
-            help="With --bits or --expert-bytes: bits for what this modality uses, such as text; may be repeated. "
-            "Default: all that the model takes or makes, and each must be in the profile.",
+        modality_option(
+            "With --bits or --expert-bytes: bits for what this modality uses, such as text. "
+            "Default: all that the model takes or makes, and each must be in the profile."
         ),
     ] = None,
     offline: OfflineOption = False,

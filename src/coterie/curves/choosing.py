@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from coterie.curves.settings import BY_PROFILE, ChosenBy, Scope
 from coterie.errors import UsageError
-from coterie.extraction.keeping import Amount
+from coterie.extraction.keeping import draw_scores, least_experts
 from coterie.hf.banks import ExpertBank
 from coterie.spec import BankKey, ExpertKey
+from coterie.spec.amount import Amount
 
 if TYPE_CHECKING:
     from coterie.profiles import Usage
@@ -39,7 +39,7 @@ class ExpertRanking:
         self, banks: Mapping[BankKey, ExpertBank], by: ChosenBy, usage: Usage | None, domain: str | None = None
     ) -> None:
         self._banks = banks
-        self._least = {key: max(1, (bank.choices or 1) - bank.identities) for key, bank in banks.items()}
+        self._least = {key: least_experts(bank) for key, bank in banks.items()}
         scores = _scores(banks, by, usage, domain)
         self._order = {
             key: [expert for _, expert in sorted((-value, expert) for expert, value in enumerate(values))]
@@ -60,7 +60,7 @@ class ExpertRanking:
     @property
     def least(self) -> int:
         """With fewer, some layer would have less than a token uses."""
-        return sum(min(self._least[key], bank.num_experts) for key, bank in self._banks.items())
+        return sum(self._least.values())
 
     def take(self, amount: Amount, scope: Scope) -> Chosen:
         """The experts that are there.
@@ -80,7 +80,7 @@ class ExpertRanking:
         found = {}
         for key, bank in self._banks.items():
             wanted = amount.of(bank.num_experts)
-            _check(wanted, bank.num_experts, min(self._least[key], bank.num_experts), str(key))
+            _check(wanted, bank.num_experts, self._least[key], str(key))
             found[key] = tuple(sorted(self._order[key][:wanted]))
         return found
 
@@ -120,11 +120,9 @@ def _scores(
         domains = [] if domain is None else [domain]
         found = importance(usage, banks.keys(), by, {}, domains=domains, modalities=TEXT)  # type: ignore[arg-type]
         return {key: values.tolist() for key, values in found.scores.items()}
-    draw = random.Random(0)
-    return {
-        key: [draw.random() if by == "random" else -expert / bank.num_experts for expert in range(bank.num_experts)]
-        for key, bank in sorted(banks.items())
-    }
+    if by == "random":
+        return {key: values.tolist() for key, values in draw_scores(banks, 0).items()}
+    return {key: [-expert / bank.num_experts for expert in range(bank.num_experts)] for key, bank in banks.items()}
 
 
 def _check(wanted: int, there: int, least: int, where: str) -> None:

@@ -167,6 +167,7 @@ def measure_point(task: Task, setting: Setting, subject: Subject, progress: Prog
         reads=found.reads,
         total=found.total,
         texts=named,
+        calibrated_on=found.calibrated_on,
     )
 
 

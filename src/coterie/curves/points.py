@@ -10,8 +10,10 @@ from typing import Any
 
 from coterie.curves.settings import ChosenBy, Setting
 from coterie.errors import InputError
-from coterie.evaluate import Estimate, ModelFacts, Quality, Reads
-from coterie.evaluate.confidence import LEVEL
+from coterie.evaluate.confidence import LEVEL, Estimate
+from coterie.evaluate.evaluation import ModelFacts
+from coterie.evaluate.quality import Quality
+from coterie.evaluate.reads import Reads
 from coterie.files.json_text import JsonLimits, parse_json
 from coterie.files.plain_values import from_plain, to_plain
 from coterie.files.regular import read_bounded
@@ -39,6 +41,8 @@ class CurvePoint:
         reads: What was read, where tokens were computed one by one.
         total: The figures of all texts together, compared with the full model.
         texts: Those of each text, by the names that were given to them.
+        calibrated_on: About which share of each text is among what the model's codes were calibrated on; None if it is
+            not a calibrated store. Figures of such a text flatter the model.
     """
 
     setting: Setting
@@ -51,6 +55,7 @@ class CurvePoint:
     reads: Reads | None = None
     total: Quality
     texts: tuple[Quality, ...]
+    calibrated_on: tuple[float, ...] | None = None
 
     @property
     def kld(self) -> Estimate:

@@ -13,6 +13,7 @@ from typing import Any
 
 from coterie.curves.points import CurvePoint
 from coterie.errors import InputError, OutputError, UsageError
+from coterie.evaluate.headers import differing
 from coterie.files.json_text import JsonLimits, parse_json
 from coterie.files.regular import read_bounded
 
@@ -78,21 +79,19 @@ class PointRecord:
         try:
             header, *records = [parse_json(line, _LINE) for line in content[:whole].splitlines()] or [self._header]
             found = {str(record["key"]): CurvePoint.from_json(record["point"]) for record in records}
-            differing = sorted(
-                name for name in header.keys() | self._header.keys() if header.get(name) != self._header.get(name)
-            )
+            names = differing(header, self._header)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{path} is no record of a curve's points.",
                 advice="Name another output; nothing was changed.",
                 path=path,
             ) from error
-        if differing:
+        if names:
             raise UsageError(
-                f"{path} has the points of another curve: {', '.join(differing)} differ.",
+                f"{path} has the points of another curve: {', '.join(names)} differ.",
                 advice="Name another output, or remove this file to measure them anew.",
                 path=path,
-                differing=differing,
+                differing=names,
             )
         self._points = found
         if whole < len(content) and found:

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,11 @@ from coterie.curves.search import as_text, find_smallest, shared_experts
 from coterie.curves.settings import ChosenBy, CurveAxes, Setting
 from coterie.errors import OutputError, UsageError
 from coterie.evaluate.evaluation import EvaluationProgress
+from coterie.evaluate.headers import versions
 from coterie.evaluate.planning import input_tokens, steps, tokenise
 from coterie.evaluate.subject import Subject
-from coterie.extraction.keeping import Amount
 from coterie.files.text import read_text
+from coterie.spec.amount import Amount
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ def curve(
     """Measures a model at many settings against the full one: what is saved, and what that costs.
 
     Experts are left out, and quantised, as they are read: no store of a point is written, unless quantised experts do
-    not all fit in memory; then there is one for as long as its point is measured. The full model is run once, and its
-    logits are kept until the end.
+    not all fit in memory; then there is one for as long as its point is measured. The full model is run once
+    over all texts, once more for each text whose smallest set is searched, and once more token by token where reads are
+    counted; its logits are kept until all points that are compared with them are measured.
 
     Args:
         model: A store with all experts, a checkpoint directory, a Hub id, or ``"bundled"``. Of a whole omni model its
@@ -350,5 +351,5 @@ def _header(task: Task, contents: Sequence[tuple[str, str]], inputs: int, stride
         "stride": stride,
         "limit": task.limit,
         "component": task.opening.component,
-        "versions": {name: version(name) for name in ("coterie", "torch", "transformers")},
+        "versions": versions(),
     }

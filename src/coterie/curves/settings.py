@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from coterie.errors import UsageError
-from coterie.extraction.keeping import Amount
 from coterie.spec import SCHEME_NAMES, Missing
+from coterie.spec.amount import Amount
 from coterie.spec.encodings import NATIVE
 
 ChosenBy = Literal["id", "frequency", "reap", "ean", "random"]
@@ -175,27 +175,40 @@ class CurveAxes:
                 "A smallest set of experts is searched by what a profile has recorded.",
                 advice=f"Choose by one of {', '.join(BY_PROFILE)}.",
             )
-        if not any(self._varied):
-            return replace(self, coverage=DEFAULT_COVERAGE)
-        if not self.coverage and not self.smallest:
-            self._check_effect(profile=profile)
-        return self
+        axes = self if any(self._varied) else replace(self, coverage=DEFAULT_COVERAGE)
+        axes._check_effect(profile=profile)
+        return axes
 
     def _check_effect(self, *, profile: bool) -> None:
-        """Refuses what would have no effect, as all experts are there."""
-        said = {
-            "a way to choose experts": self.by is not None,
-            "a choice by domain": bool(self.domains),
-            "a policy for absent experts": tuple(self.missing) != ABSENT,
-            "a scope": self.scope != "layer",
-            "a profile": profile,
-        }
-        useless = [name for name, given in said.items() if given]
-        if useless:
-            raise UsageError(
-                f"{useless[0].capitalize()} is given, and at every point all experts are there: it has no effect.",
-                advice="Vary the coverage, too, or leave it out.",
-            )
+        """Refuses what would have no effect."""
+        by, search = set(self._by(profile=profile)), bool(self.smallest)
+        fewer = any(Amount.parse(given) != _ALL for given in self.coverage)
+        parts: tuple[tuple[str, bool, bool], ...] = (
+            ("A way to choose experts", self.by is not None, fewer or (search and by <= set(BY_PROFILE))),
+            ("A choice by domain", bool(self.domains), fewer and bool(by & set(BY_PROFILE))),
+            (
+                "A policy for absent experts",
+                tuple(self.missing) != ABSENT,
+                fewer or (search and len(self.missing) == 1),
+            ),
+            ("A scope", self.scope != "layer", fewer),
+            ("A profile", profile, fewer or search),
+        )
+        useless = [name for name, given, used in parts if given and not used]
+        if not useless:
+            return
+        if fewer:
+            why, advice = "no experts are chosen by what a profile has recorded", f"choose by {', '.join(BY_PROFILE)}"
+        elif search:
+            why = "a search ranks all the model's experts by what a profile has recorded of each text, with one policy"
+            advice = "vary the coverage, too"
+        else:
+            why, advice = "at every point all experts are there", "vary the coverage, too"
+        raise UsageError(f"{useless[0]} is given and has no effect: {why}.", advice=f"Leave it out, or {advice}.")
+
+    def _by(self, *, profile: bool) -> tuple[ChosenBy, ...]:
+        """What experts are chosen by on the axis of coverage."""
+        return tuple(self.by or (("id", "frequency", "reap") if profile else ("id",)))
 
     @property
     def _varied(self) -> tuple[Sequence[object], ...]:
@@ -220,11 +233,10 @@ class CurveAxes:
         Args:
             profile: Whether there is a profile.
         """
-        default: tuple[ChosenBy, ...] = ("id", "frequency", "reap") if profile else ("id",)
         found = [
             setting
             for given in dict.fromkeys(self.coverage)
-            for setting in self._coverage(given, tuple(self.by or default))
+            for setting in self._coverage(given, self._by(profile=profile))
         ]
         found += [Setting(axis="experts_per_token", experts_per_token=k) for k in dict.fromkeys(self.experts_per_token)]
         found += [Setting(axis="bits", scheme=name) for name in dict.fromkeys(self.schemes)]

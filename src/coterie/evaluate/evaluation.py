@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coterie.evaluate.confidence import LEVEL
-from coterie.evaluate.continuations import Continuations
-from coterie.evaluate.exact_match import ExactMatch
 from coterie.evaluate.quality import Quality
 from coterie.evaluate.reads import Reads
 from coterie.files.plain_values import to_plain
+
+if TYPE_CHECKING:
+    from coterie.evaluate.continuations import Continuations
+    from coterie.evaluate.exact_match import ExactMatch
 
 EVALUATION_SCHEMA_VERSION = 1
 
@@ -52,8 +54,8 @@ class Evaluation:
         drop_cold: Share of a token's highest gate weight below which experts that were not in memory were left out, or
             None.
         adapt_experts: Which of the chosen experts were left out, or None.
-        reads: What the model read, if tokens were computed one by one because of ``drop_cold``; else None.
-        full_reads: What the full model read, which left nothing out; None likewise.
+        reads: What the model read, if it computed tokens one by one, as with ``drop_cold``; else None.
+        full_reads: What the full model read likewise, which left nothing out; or None.
         calibrated_on: About which share of each text is among what the model's codes were calibrated on; None if it is
             not a calibrated store. Figures of such a text flatter the model.
         level: Confidence level of the intervals.

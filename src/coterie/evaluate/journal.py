@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from coterie.errors import InputError, UsageError
+from coterie.evaluate.headers import differing
 from coterie.evaluate.reads import Reads
 from coterie.evaluate.scores import TokenScores
 from coterie.files.json_text import JsonLimits, parse_json
@@ -150,14 +151,12 @@ class Journal:
             self._write(self._header)
             return
         if found != self._header:
-            differing = sorted(
-                name for name in found.keys() | self._header.keys() if found.get(name) != self._header.get(name)
-            )
+            names = differing(found, self._header)
             raise UsageError(
-                f"{self.path} belongs to another evaluation: {', '.join(differing)} differ.",
+                f"{self.path} belongs to another evaluation: {', '.join(names)} differ.",
                 advice="Use another file, or remove this one to begin anew.",
                 path=self.path,
-                differing=differing,
+                differing=names,
             )
         # A kill may have left half a line.
         self._file.truncate(whole)

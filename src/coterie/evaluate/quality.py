@@ -16,12 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coterie.evaluate.confidence import Estimate, mean_estimate
-from coterie.evaluate.scores import TokenScores
+
+if TYPE_CHECKING:
+    from coterie.evaluate.scores import TokenScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

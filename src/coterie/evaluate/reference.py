@@ -25,12 +25,16 @@ import xxhash
 from torch import Tensor
 
 from coterie.errors import InputError, OutputError, UsageError
+from coterie.evaluate.headers import differing
 from coterie.evaluate.reads import Reads
 from coterie.files.json_text import JsonLimits, parse_json
 from coterie.files.regular import read_bounded, regular_file
 from coterie.files.replacing import replacing
 
 REFERENCE_SCHEMA_VERSION = 2
+_MOST_COMPRESSED = 1100
+"""zlib makes no more bytes of one (https://zlib.net/zlib_tech.html says 1,032)."""
+
 _SLICE_NBYTES = 16 << 20
 _LEVEL = 1
 """Of zlib: higher ones take several times as long and save two per cent."""
@@ -83,15 +87,12 @@ class Reference:
                 path=self._directory,
             ) from error
         if found != self._header:
-            names = found.keys() | self._header.keys() if isinstance(found, dict) else {"everything"}
-            differing = sorted(
-                name for name in names if not isinstance(found, dict) or found.get(name) != self._header.get(name)
-            )
+            names = differing(found, self._header) if isinstance(found, dict) else ["everything"]
             raise UsageError(
-                f"{self._directory} has the logits of something else: {', '.join(differing)} differ.",
+                f"{self._directory} has the logits of something else: {', '.join(names)} differ.",
                 advice="Use another directory, or remove this one to compute them anew.",
                 path=self._directory,
-                differing=differing,
+                differing=names,
             )
 
     def has_logits(self, place: tuple[int, int]) -> bool:
@@ -128,20 +129,19 @@ class Reference:
             file.seek(0)
             file.write(_line(header | {"checksum": digest.hexdigest()}))
 
-    def logits(self, place: tuple[int, int], tokens: int, vocabulary: int | None = None) -> tuple[Tensor, Reads | None]:
+    def logits(self, place: tuple[int, int], tokens: int) -> tuple[Tensor, Reads | None]:
         """A window's logits [T, V], and what was read for them where that was told.
 
         Args:
             place: The numbers of the text and of the window.
             tokens: T.
-            vocabulary: V, where it is known.
 
         Raises:
             InputError: If the file is damaged, or not of this window.
         """
         path = self._path(place)
         with _undamaged(path), regular_file(path) as file:
-            return _read(file, path.stat().st_size, tokens, vocabulary)
+            return _read(file, path.stat().st_size, tokens)
 
     def has_continuation(self, prompt: str) -> bool:
         """Whether a prompt's continuation is there."""
@@ -211,12 +211,14 @@ def _planes(values: Tensor) -> bytes:
     return np.ascontiguousarray(flat.numpy().T[::-1]).tobytes()
 
 
-def _read(file: IO[bytes], size: int, tokens: int, vocabulary: int | None) -> tuple[Tensor, Reads | None]:
+def _read(file: IO[bytes], size: int, tokens: int) -> tuple[Tensor, Reads | None]:
     line = file.readline(_LINE)
     header = parse_json(line, _HEADER)
     (count, width), rows, dtype = header["shape"], header["rows"], _DTYPES[header["dtype"]]
-    if count != tokens or (vocabulary is not None and width != vocabulary) or not 1 <= rows <= 1 << 32:
-        raise ValueError(f"it has logits of {count} tokens and {width} words, not of {tokens} and {vocabulary}")
+    if count != tokens or not 1 <= rows <= 1 << 32:
+        raise ValueError(f"it has logits of {count} tokens, not of {tokens}")
+    if not 1 <= width * count * dtype.itemsize <= size * _MOST_COMPRESSED:
+        raise ValueError(f"it is too small for {count} × {width} logits")
     logits_TV = torch.empty(count, width, dtype=dtype)
     digest, left = xxhash.xxh3_128(), size - len(line)
     for part_TV in torch.split(logits_TV, rows):

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from coterie.evaluate.continuations import Continuations, compare_continuations
 from coterie.evaluate.evaluation import Evaluation, ProgressCallback
 from coterie.evaluate.exact_match import match
 from coterie.evaluate.greedy import Prompt, Prompted
+from coterie.evaluate.headers import versions
 from coterie.evaluate.journal import Continued, Journal
 from coterie.evaluate.measuring import Run
 from coterie.evaluate.planning import check_length, input_tokens, steps, tokenise
@@ -298,16 +298,12 @@ def _reference_header(
         "component": full.opening.component,
         "in_steps": in_steps,
         "threads": full.opening.threads,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
 def _digests(texts: Sequence[Text]) -> list[str]:
     return [hashlib.sha256(repr((text.prefix, text.ids)).encode()).hexdigest() for text in texts]
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("coterie", "torch", "transformers")}
 
 
 def _header(subject: Subject, full: Subject | None, texts: Sequence[Text], inputs: int, step: int) -> dict[str, Any]:
@@ -324,5 +320,5 @@ def _header(subject: Subject, full: Subject | None, texts: Sequence[Text], input
         "cache": subject.cache_settings if subject.in_order else None,
         "adapt_experts": None if subject.adapt_experts is None else str(subject.adapt_experts),
         "component": subject.opening.component,
-        "versions": _versions(),
+        "versions": versions(),
     }

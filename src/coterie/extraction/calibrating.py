@@ -62,14 +62,25 @@ class ModelCalibration(Protocol):
         """What the store says about it."""
         ...
 
-    def begin(self, origin: Origin, folder: Path, banks: Sequence[BankKey]) -> AbstractContextManager[Calibrator]:
+    def kept_nbytes(self, origin: Origin) -> int:
+        """The most that :meth:`begin` keeps on the store's disk at a time.
+
+        Raises:
+            MemoryBudgetError: If there is too little memory to work.
+        """
+        ...
+
+    def begin(self, origin: Origin, folder: Path) -> AbstractContextManager[Calibrator]:
         """Begins to work, or goes on after an interruption.
 
         Args:
             origin: What the store is made of.
             folder: Where it keeps what it has to; nothing is there at the end.
-            banks: Those whose experts are still to be quantised, in the order in which they come.
         """
+        ...
+
+    def clear(self, folder: Path) -> None:
+        """Removes what an interrupted run kept, where nothing is left to do."""
         ...
 
 
@@ -93,17 +104,13 @@ def record_errors(errors: Mapping[str, MatrixError]) -> RecordErrors:
     )
 
 
-def check_calibration(
-    root: Path,
-    origin: Origin,
-    scheme: str | Callable[[ExpertKey], str],
-    chosen: Mapping[BankKey, Sequence[int]],
-    facts: CalibrationFacts,
+def check_changes(
+    origin: Origin, scheme: str | Callable[[ExpertKey], str], chosen: Mapping[BankKey, Sequence[int]]
 ) -> None:
-    """Refuses calibration where it could change nothing, or where a store is finished that was made otherwise.
+    """Refuses calibration where it could change nothing.
 
     Raises:
-        UsageError: If no expert is to be quantised, the source is calibrated itself, or another store is there already.
+        UsageError: If no expert is to be quantised.
     """
     keys = (key.expert(e) for key, ids in chosen.items() for e in ids)
     if all((scheme if isinstance(scheme, str) else scheme(key)) == origin.scheme(key) for key in keys):
@@ -111,15 +118,26 @@ def check_calibration(
             "Calibration chooses the codes of experts, and none are to be quantised.",
             advice="Say how experts are to be stored, such as --scheme int4, or leave the calibration out.",
         )
+
+
+def calibration_facts(root: Path, origin: Origin, calibration: ModelCalibration) -> CalibrationFacts:
+    """What a store will say about its calibration. Known before it is known how its experts are stored.
+
+    Raises:
+        UsageError: If the source is calibrated itself, or a finished store is there that was made otherwise.
+        CoterieError: If the model cannot be calibrated, or a file that it is to be calibrated with cannot be used.
+    """
     if origin.calibration is not None:
         raise UsageError(
             f"{origin.directory} is calibrated already; what its codes have lost would be taken for the model's own.",
             advice="Calibrate the checkpoint, or a store that is still native.",
             path=origin.directory,
         )
+    facts = calibration.facts()
     if is_store(root) and load_manifest(root)[0].calibration != facts:
         raise UsageError(
             f"{root} is a finished store that was not made with this calibration.",
             advice="Write to another directory: codes that are there are never changed.",
             path=root,
         )
+    return facts

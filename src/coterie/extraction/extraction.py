@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from coterie.errors import ExtractionError, UsageError
 from coterie.extraction.allocation import Allocated, Allocation, AllocationReport, allocate
-from coterie.extraction.calibrating import Calibration, ModelCalibration, check_calibration
+from coterie.extraction.calibrating import Calibration, ModelCalibration, calibration_facts, check_changes
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
 from coterie.extraction.expert_schemes import chosen_schemes
@@ -40,7 +40,7 @@ from coterie.records.files import file_stamps, first_changed
 from coterie.spec import BankKey
 from coterie.spec.dense_schemes import DenseRequest, DenseSchemes
 from coterie.spec.encodings import NATIVE
-from coterie.store import StoreWriter, Survey, SurveyedFile, is_store, names, survey
+from coterie.store import CalibrationFacts, StoreWriter, Survey, SurveyedFile, is_store, names, survey
 from coterie.store.manifest_file import load_manifest
 from coterie.store.syscalls import SystemCalls
 
@@ -74,7 +74,8 @@ class ExtractionReport:
             store it; else None.
         int4_dense_scheme: The scheme of linear layers outside experts that is counted with in ``int4_nbytes``; None
             for what they would have by default.
-        needed_nbytes: Bytes that were still needed on the store's disk before.
+        needed_nbytes: Bytes that were still needed on the store's disk before, with those that calibration keeps there
+            while it runs.
         free_nbytes: Bytes that were free there before.
         disks: The same for each disk that is written: the store's, and that of the Hub's cache if it is another.
         seconds: Time taken.
@@ -232,13 +233,6 @@ def extract(
         from coterie.extraction.most_used import most_used
 
         chosen = most_used(origin, top, profile, domain=domain, modalities=modalities)
-    allocated = None
-    if allocation is not None:
-        keys = (key.expert(expert) for key, ids in chosen.items() for expert in ids)
-        check_downloads(origin, tuple(name for key in keys for name in origin.names_of(key)), dry_run=dry_run)
-        allocated = allocate(origin, chosen, allocation, progress)
-        scheme_of, chosen = allocated.schemes.__getitem__, allocated.chosen(chosen)
-    four_bits = FourBits.of(origin, chosen) if undecided else None
     options = WriteOptions(
         dry_run=dry_run,
         restart=restart,
@@ -248,6 +242,14 @@ def extract(
         calls=calls,
         calibration=None if calibration is None else calibration.of(checkpoint, revision=revision, offline=offline),
     )
+    allocated = None
+    if allocation is not None:
+        check_target(origin, root, options.calibration)
+        keys = (key.expert(expert) for key, ids in chosen.items() for expert in ids)
+        check_downloads(origin, tuple(name for key in keys for name in origin.names_of(key)), dry_run=dry_run)
+        allocated = allocate(origin, chosen, allocation, progress)
+        scheme_of, chosen = allocated.schemes.__getitem__, allocated.chosen(chosen)
+    four_bits = FourBits.of(origin, chosen) if undecided else None
     report = make_store(
         origin, root, chosen, scheme_of, dense_schemes, options, four_bits=four_bits, allocated=allocated
     )
@@ -294,12 +296,10 @@ def make_store(
         CoterieError: As :func:`extract` says.
     """
     start = monotonic()
-    check_apart(root, origin.directory)
+    facts = check_target(origin, root, options.calibration)
     origin.warn_left_out()
-    check_tokenizer(origin.directory, embedding_rows(origin.model.skeleton))
-    facts = None if options.calibration is None else options.calibration.facts()
     if facts is not None:
-        check_calibration(root, origin, scheme, chosen, facts)
+        check_changes(origin, scheme, chosen)
     if allocated is not None and is_store(root):
         _check_allocated(root, load_manifest(root)[0].allocation == allocated.facts)
     plan = plan_extraction(origin, chosen, scheme, dense_schemes, facts, None if allocated is None else allocated.facts)
@@ -307,7 +307,10 @@ def make_store(
     if not downloads:
         plan = with_fingerprints(plan, origin)
     found = _survey(root, plan, restart=options.restart, compare=not downloads)
-    needs = disk_needs(root, found, downloads, origin.cache)
+    kept = 0
+    if options.calibration is not None and not found.complete:
+        kept = options.calibration.kept_nbytes(origin)
+    needs = disk_needs(root, found, downloads, origin.cache, kept=kept)
     check_fits(needs)
     status: Status = "planned"
     written = 0
@@ -326,6 +329,26 @@ def make_store(
         plan = with_fingerprints(plan, origin)
         status, written = _write(origin, root, plan, found, scheme, options)
     return report()
+
+
+def check_target(origin: Origin, root: Path, calibration: ModelCalibration | None) -> CalibrationFacts | None:
+    """Refuses what can be refused before any expert is read.
+
+    Args:
+        origin: What a store is made of.
+        root: The store's directory.
+        calibration: What codes are to be chosen by; None to round to nearest.
+
+    Returns:
+        What the store will say about its calibration; None if it has none.
+
+    Raises:
+        UsageError: If the directory, or the calibration, is not for this model.
+        LoadError: If its tokenizer is another model's.
+    """
+    check_apart(root, origin.directory)
+    check_tokenizer(origin.directory, embedding_rows(origin.model.skeleton))
+    return None if calibration is None else calibration_facts(root, origin, calibration)
 
 
 def check_allocation(
@@ -418,10 +441,12 @@ def _write(
         with ExitStack() as stack:
             workers = options.workers or worker_count(origin, computed=scheme != NATIVE)
             calibrator = None
-            if options.calibration is not None:
-                folder = root / names.CALIBRATION
-                calibrator = stack.enter_context(options.calibration.begin(origin, folder, writer.missing_banks()))
+            folder = root / names.CALIBRATION
+            if options.calibration is not None and writer.missing_banks():
+                calibrator = stack.enter_context(options.calibration.begin(origin, folder))
                 workers = 1
+            elif options.calibration is not None:
+                options.calibration.clear(folder)
             Copier(origin, writer, plan.dense, meter, workers=workers, scheme=scheme, calibrator=calibrator).run()
         for name in writer.missing_files():
             if name in plan.changed_files:

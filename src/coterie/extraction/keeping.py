@@ -12,50 +12,13 @@ from coterie.errors import UsageError
 from coterie.hf.banks import ExpertBank
 from coterie.hf.expert_counts import RouterGroups
 from coterie.spec import BankKey
+from coterie.spec.amount import AMOUNT_FORM, Amount
 
 if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
     Scores = Mapping[BankKey, NDArray[float64]]
-
-_FORM = "Write it like 24 (experts of each layer), 75%, or by component: thinker=75%,talker=100%."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Amount:
-    """A number of experts, or a share of them.
-
-    Attributes:
-        number: The number; None for a share.
-        share: The share, above 0 and at most 1; None for a number.
-    """
-
-    number: int | None = None
-    share: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Amount:
-        """Reads ``24`` or ``75%``.
-
-        Raises:
-            UsageError: If it is neither.
-        """
-        stripped = text.strip()
-        try:
-            if stripped.endswith("%"):
-                share = float(stripped.removesuffix("%")) / 100
-                if 0 < share <= 1:
-                    return cls(share=share)
-            elif (number := int(stripped)) > 0:
-                return cls(number=number)
-        except ValueError:
-            pass
-        raise UsageError(f"{text!r} is not a number or share of experts to keep.", advice=_FORM, got=text)
-
-    def of(self, experts: int) -> int:
-        """How many of so many experts."""
-        return self.number if self.number is not None else math.ceil(round((self.share or 1) * experts, 6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +47,9 @@ class Keep:
         for clause in text.split(","):
             component, equals, amount = (part.strip() for part in clause.partition("="))
             if not equals or not component or component in named:
-                raise UsageError(f"{text!r} does not say for each component once what is kept.", advice=_FORM, got=text)
+                raise UsageError(
+                    f"{text!r} does not say for each component once what is kept.", advice=AMOUNT_FORM, got=text
+                )
             named[component] = Amount.parse(amount)
         return cls(named=named)
 
@@ -107,7 +72,7 @@ class Keep:
             amount = self.every or self.named.get(key.component)
             found[key] = bank.num_experts if amount is None else _count(bank, amount, groups[key.component])
         if all(found[key] == bank.num_experts for key, bank in banks.items()):
-            raise UsageError("All experts would be kept: nothing is to be pruned.", advice=_FORM)
+            raise UsageError("All experts would be kept: nothing is to be pruned.", advice=AMOUNT_FORM)
         return found
 
 
@@ -116,7 +81,7 @@ def _count(bank: ExpertBank, amount: Amount, groups: RouterGroups) -> int:
     experts, wanted = bank.num_experts, amount.of(bank.num_experts)
     if wanted > experts:
         raise UsageError(
-            f"{wanted} experts are to be kept of {bank.key}, which has {experts}.", advice=_FORM, limit=experts
+            f"{wanted} experts are to be kept of {bank.key}, which has {experts}.", advice=AMOUNT_FORM, limit=experts
         )
     size = groups.count
     if size > 1 and experts % size == 0 and wanted % size:
@@ -141,10 +106,15 @@ def _count(bank: ExpertBank, amount: Amount, groups: RouterGroups) -> int:
 
 def _least(bank: ExpertBank, groups: RouterGroups) -> int:
     """The fewest experts with which the router works as it is."""
-    chosen = min(bank.choices or 1, bank.num_experts)
     if groups.count == 1:
-        return max(1, chosen - bank.identities)
+        return least_experts(bank)
+    chosen = min(bank.choices or 1, bank.num_experts)
     return groups.count * max(groups.least, math.ceil(chosen / groups.chosen))
+
+
+def least_experts(bank: ExpertBank) -> int:
+    """The fewest experts with which a router works that does not choose groups of them."""
+    return max(1, min(bank.choices or 1, bank.num_experts) - bank.identities)
 
 
 def take_best(

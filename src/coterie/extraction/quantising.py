@@ -17,6 +17,7 @@ from coterie.origins import Origin
 from coterie.quant import StoredMatrix, dequantise, lossy_scheme
 from coterie.quant.calibrated import MatrixError
 from coterie.quant.dtypes import record_tensors, tensor_bytes
+from coterie.quant.scheme import Scheme
 from coterie.records import RecordReader
 from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.encodings import NATIVE, matrix_schemes, schemes_named
@@ -56,6 +57,12 @@ def record_layouts(origin: Origin, scheme: str = NATIVE) -> dict[BankKey, Record
 def matrix_names(bank: ExpertBank) -> tuple[str, ...]:
     """The parameters of a bank's experts that may be in a scheme, in order."""
     return tuple(name for name, shape in bank.parameters.items() if len(shape) == 2)
+
+
+def stored_matrix(bank: ExpertBank, name: str, scheme: Scheme) -> StoredMatrix:
+    """One of these parameters, as experts of the bank have it in a scheme."""
+    transposed = "transposed" in bank.variant
+    return StoredMatrix(parameter=name, shape=bank.parameters[name], scheme=scheme, transposed=transposed)
 
 
 def one_scheme(scheme: str | SchemeOf) -> SchemeOf:
@@ -120,7 +127,6 @@ class BankQuantiser:
         Raises:
             UsageError: If there is no such scheme.
         """
-        transposed = "transposed" in bank.variant
         parameters = plan_record(stored, bank.parameters, str(bank.key))
         names = matrix_names(bank)
         try:
@@ -128,7 +134,7 @@ class BankQuantiser:
         except ValueError as error:
             raise UsageError(f"{bank.key}: {error}.", scheme=scheme) from None
         matrices = {
-            name: StoredMatrix(parameter=name, shape=bank.parameters[name], scheme=one, transposed=transposed)
+            name: stored_matrix(bank, name, one)
             for name, one in wanted.items()
             if one is not None and parameters[name].encoding is not one.form
         }

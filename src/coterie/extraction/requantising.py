@@ -15,7 +15,14 @@ from coterie.extraction.calibrating import Calibration
 from coterie.extraction.dense import parts_with_linears
 from coterie.extraction.dense_choice import settle_dense_schemes
 from coterie.extraction.expert_schemes import chosen_schemes
-from coterie.extraction.extraction import ExtractionReport, WriteOptions, check_allocation, extract, make_store
+from coterie.extraction.extraction import (
+    ExtractionReport,
+    WriteOptions,
+    check_allocation,
+    check_target,
+    extract,
+    make_store,
+)
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
 from coterie.extraction.quantising import check_smaller
@@ -140,6 +147,7 @@ def quantize(
     chosen = {key: tuple(sorted(bank.records)) for key, bank in origin.store.banks.items()}
     allocated = None
     if allocation is not None:
+        check_target(origin, Path(store).expanduser().absolute(), options.calibration)
         allocated = allocate(origin, chosen, allocation, progress)
         want, chosen = dict(allocated.schemes), allocated.chosen(chosen)
     changes = sorted({(have[key], want[key]) for key in want})

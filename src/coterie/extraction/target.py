@@ -81,7 +81,7 @@ def missing_downloads(origin: Origin, names: tuple[str, ...]) -> tuple[ShardDown
 
 
 def disk_needs(
-    store: Path, survey: Survey, downloads: tuple[ShardDownload, ...], cache: Path | None
+    store: Path, survey: Survey, downloads: tuple[ShardDownload, ...], cache: Path | None, *, kept: int = 0
 ) -> tuple[DiskNeed, ...]:
     """Compares what is still to be written with what is free, disk by disk; that of the store comes first.
 
@@ -90,9 +90,10 @@ def disk_needs(
         survey: What is to be written.
         downloads: What is to be downloaded.
         cache: The directory to which downloads go; need not exist. None if there is none.
+        kept: Bytes that are kept beside the store while it is written, and removed at the end.
     """
     place, nbytes = nearest_directory(store), sum(download.nbytes for download in downloads)
-    needed, free = survey.missing_nbytes, shutil.disk_usage(place).free + survey.reclaimable
+    needed, free = survey.missing_nbytes + kept, shutil.disk_usage(place).free + survey.reclaimable
     if not downloads or cache is None:
         return (_need(store, "store", needed, free),)
     if place.stat().st_dev == nearest_directory(cache).stat().st_dev:

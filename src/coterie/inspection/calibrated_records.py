@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from coterie.extraction.quantising import matrix_names
+from coterie.extraction.quantising import matrix_names, stored_matrix
 from coterie.hf.banks import ExpertBank
 from coterie.origins import Origin
-from coterie.quant import StoredMatrix, dequantise, lossy_scheme
+from coterie.quant import dequantise, lossy_scheme
 from coterie.quant.calibrated.errors import squares
 from coterie.quant.dtypes import record_tensors
 from coterie.records import RecordReader
@@ -93,10 +93,7 @@ class CalibratedRecords:
             scheme = lossy_scheme(matrix_schemes(self._store.scheme(key), len(names))[names.index(name)])
         wanted: tuple[torch.Tensor, ...] = (weights,)
         if scheme is not None:
-            matrix = StoredMatrix(
-                parameter=name, shape=bank.parameters[name], scheme=scheme, transposed="transposed" in bank.variant
-            )
-            wanted = matrix.quantise(weights)
+            wanted = stored_matrix(bank, name, scheme).quantise(weights)
         return len(parts) == len(wanted) and all(map(torch.equal, parts, wanted))
 
     def _read(self, reader: RecordReader, key: ExpertKey, layout: RecordLayout) -> _Fields:

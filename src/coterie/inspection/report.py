@@ -8,7 +8,7 @@ from typing import Literal
 from coterie.inspection.dense_parts import DensePartFacts
 from coterie.inspection.row_batching import RowsFacts
 from coterie.spec import Batching
-from coterie.store import AllocationFacts
+from coterie.store import AllocationFacts, CalibrationFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +128,7 @@ class InspectReport:
         working_set_nbytes: Bytes that one token's experts take in all layers, of the component that takes most: a
             token goes through one.
         ignored: Checkpoint tensors that transformers does not use.
+        calibration: What codes of experts were chosen by, if they were calibrated.
         allocation: What bits of experts were allocated by, if they were.
         batching: How many requests share a forward pass, with ``exact`` and with ``fast``.
     """
@@ -150,6 +151,7 @@ class InspectReport:
     minimum_nbytes: int
     working_set_nbytes: int
     ignored: tuple[str, ...]
+    calibration: CalibrationFacts | None
     allocation: AllocationFacts | None
     batching: dict[Batching, RowsFacts]
 

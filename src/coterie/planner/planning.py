@@ -129,11 +129,12 @@ def plan(
     runs = words.store_name(asked.name, scheme or NATIVE) if asked.planned else asked.name
 
     def command(budget: int) -> str:
-        line = words.chat_command(
+        return words.chat_command(
             runs,
             {
                 "--memory": words.exact_size(budget),
                 "--max-context": context,
+                "--missing": None if asked.planned or report.complete else MISSING,
                 "--component": None if asked.planned else component,
                 "--experts-per-token": experts_per_token,
                 "--eviction": None if eviction == DEFAULT_POLICY else eviction,
@@ -142,7 +143,6 @@ def plan(
                 "--revision": None if asked.planned else revision,
             },
         )
-        return line if asked.planned or report.complete else f"{line} --missing {MISSING}"
 
     all_experts = made.all_experts()
     by_budget = tuple(_budget(made, budget, asked.contents.longest_context, command(budget)) for budget in budgets)

@@ -142,7 +142,10 @@ def _leftovers(root: Path, kept: set[str]) -> int:
     try:
         for name in files_below(root):
             if name not in kept and (
-                names.is_partial_file(name) or names.is_segment_file(name) or names.is_dense_file(name)
+                names.is_partial_file(name)
+                or names.is_segment_file(name)
+                or names.is_dense_file(name)
+                or name.startswith(f"{names.CALIBRATION}/")
             ):
                 total += (root / name).lstat().st_blocks * 512
     except OSError as error:

@@ -99,27 +99,21 @@ def allocate(
     nbytes = {key: sizes.layout(key).nbytes for key in schemes}
     count = sum(one.weights for one in components.values())
     used = 8 * sum(level.nbytes for of in levels.values() for level in of)
-    tokens_of = {name: tuple(map(str, claims)) for name, claims in sorted(weights.claims.items())}
-    report = AllocationReport(
-        criterion=weights.measure,
-        domains=domains,
-        tokens_of=tokens_of,
-        profile=weights.fingerprint,
-        bits=used / count,
-        nbytes=sum(nbytes.values()),
-        left_out=len(keys) - len(schemes),
-        components=tuple(component_choices(origin, name, measured, levels, weights) for name in components),
-        matrices=matrix_levels(keys, measured, levels),
-    )
     facts = AllocationFacts(
         criterion=weights.measure,
         domains=domains,
-        tokens_of=tokens_of,
+        tokens_of={name: tuple(map(str, claims)) for name, claims in sorted(weights.claims.items())},
         profile=weights.fingerprint,
-        bits=round(1000 * report.bits),
-        left_out=report.left_out,
+        bits=round(1000 * used / count),
+        left_out=len(keys) - len(schemes),
     )
-    return Allocated(schemes=schemes, facts=facts, report=report)
+    report = AllocationReport(
+        facts=facts,
+        nbytes=sum(nbytes.values()),
+        components=tuple(component_choices(origin, name, measured, levels, weights) for name in components),
+        matrices=matrix_levels(keys, measured, levels),
+    )
+    return Allocated(schemes=schemes, report=report)
 
 
 def _measure(origin: Origin, keys: Sequence[ExpertKey], progress: ProgressCallback | None) -> dict[ExpertKey, Measured]:

@@ -119,24 +119,14 @@ class AllocationReport:
     """An allocation: how it was chosen, what it is, and what equal schemes would be beside it.
 
     Attributes:
-        criterion: ``reap``, or, if domains were named, ``energy``.
-        domains: Those that were asked for, ascending.
-        tokens_of: Component → the recorded tokens that decided.
-        profile: Fingerprint of the counters that decided.
-        bits: Bits per weight, over all components.
+        facts: What the store says about it: what decided, bits per weight in thousandths, experts that are left out.
         nbytes: Bytes of all records.
-        left_out: Experts that are left out.
         components: By name.
         matrices: By component, layer, bank and matrix.
     """
 
-    criterion: str
-    domains: tuple[str, ...]
-    tokens_of: Mapping[str, tuple[str, ...]]
-    profile: str
-    bits: float
+    facts: AllocationFacts
     nbytes: int
-    left_out: int
     components: tuple[ComponentChoices, ...]
     matrices: tuple[MatrixLevels, ...]
 
@@ -147,13 +137,16 @@ class Allocated:
 
     Attributes:
         schemes: The scheme of the record of every expert that stays.
-        facts: What the store says about it.
         report: What people are told.
     """
 
     schemes: Mapping[ExpertKey, str]
-    facts: AllocationFacts
     report: AllocationReport
+
+    @property
+    def facts(self) -> AllocationFacts:
+        """What the store says about it."""
+        return self.report.facts
 
     def chosen(self, asked: Mapping[BankKey, Sequence[int]]) -> dict[BankKey, tuple[int, ...]]:
         """Bank → ids of the experts that stay, of those that were asked for."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from coterie.extraction.quantising import matrix_names
+from coterie.extraction.quantising import matrix_names, stored_matrix
 from coterie.origins import Origin
 from coterie.quant import SCHEMES, StoredMatrix, dequantise
 from coterie.quant.dtypes import record_tensors
@@ -96,10 +96,7 @@ class LevelMeasure:
             stored = self._plans[place][name]
             there = sum(layout.fields[position].nbytes for position in stored.positions)
             value = dequantise(stored, tensors, bank.dtypes[name])
-            matrices = (
-                StoredMatrix(parameter=name, shape=stored.shape, scheme=one, transposed="transposed" in bank.variant)
-                for one in SCHEMES.values()
-            )
+            matrices = (stored_matrix(bank, name, one) for one in SCHEMES.values())
             levels = [_measure(matrix, value) for matrix in matrices if _nbytes(matrix) < there]
             found[name] = (*levels, MeasuredLevel(scheme=scheme, nbytes=there, error=0.0))
         return found

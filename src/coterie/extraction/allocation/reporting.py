@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from coterie.extraction.allocation.allocation import Choice, ComponentChoices, MatrixLevels
 from coterie.extraction.allocation.choosing import ABSENCE, Level
 from coterie.extraction.allocation.levels import Measured
-from coterie.extraction.quantising import SchemedExperts
+from coterie.extraction.quantising import SchemedExperts, matrix_names
 from coterie.origins import Origin
 from coterie.quant import SCHEMES
 from coterie.spec import BankKey, ExpertKey
@@ -142,5 +142,5 @@ class _Scale:
 
 def matrix_weights(origin: Origin, bank: BankKey) -> int:
     """Weights of the matrices of one expert."""
-    shapes = origin.model.banks[bank].bank.parameters.values()
-    return sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+    own = origin.model.banks[bank].bank
+    return sum(math.prod(own.parameters[name]) for name in matrix_names(own))
