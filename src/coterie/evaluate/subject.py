@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,14 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint import Checkpoint
 from coterie.engine import ModelSource, open_source, open_streamed
 from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
 from coterie.hf.tokenizer import check_tokenizer, embedding_rows, load_tokenizer
 from coterie.spec import AdaptiveExperts
 from coterie.spec.opening import Opening
-from coterie.store import names as store_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +62,8 @@ class Subject:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digits that differ if logits may: of a store's manifest, which has all checksums, or of a checkpoint.
-
-        A store that is fetched into changes, and its outputs do not: it counts as the checkpoint that it came from.
-        """
-        experts = self.source.experts
-        if isinstance(experts, Checkpoint):
-            return experts.integrity
-        store = self.source.store
-        if self.opening.missing == "fetch" and store is not None:
-            return store.manifest.source.integrity
-        return hashlib.sha256((self.source.directory / store_names.MANIFEST).read_bytes()).hexdigest()
+        """Hex digits that differ if logits may; see :meth:`ModelSource.fingerprint`."""
+        return self.source.fingerprint(fetched=self.opening.missing == "fetch")
 
     @property
     def in_order(self) -> bool:

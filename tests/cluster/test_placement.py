@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from coterie.cluster.placement import placement
 from coterie.errors import UsageError
-from coterie.server.replicas.placement import placement
 from coterie.spec.opening import Opening
 
 GIB = 1 << 30
