@@ -22,6 +22,7 @@ from coterie.errors import ClusterError
 from coterie.profiles import ProfileDatabase
 from coterie.spec.opening import Opening
 from coterie.survey import Material, Survey, gather, survey
+from profiles.contents import contents
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 
@@ -49,17 +50,12 @@ def descends(pid: int) -> bool:
     return False
 
 
-def contents(path: Path) -> tuple[Any, ...]:
-    """All that is in a profile, to the last bit."""
+def recorded(path: Path) -> dict[str, Any]:
+    """All that is in a profile of one run, to the last bit, without what names the run."""
     with ProfileDatabase(path) as database:
-        (run,) = database.runs()
-        vocabulary = database.vocabulary(run.uuid)
-        tokens = {
-            key: [one.segments, *(getattr(one, name).tobytes() for name in ("experts", "tokens", "counts", "dropped"))]
-            for key, one in [*vocabulary.banks.items(), *vocabulary.totals.items()]
-        }
-        marks = {key: (mark.position, mark.done) for key, mark in database.marks(run.uuid).items()}
-        return run.identity, run.banks, database.digests(run.uuid), tokens, marks
+        (found,) = contents(database).values()
+    found["run"] = (found["run"].identity, found["run"].banks)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +107,7 @@ def test_workers_of_which_some_are_killed_record_the_same(
         found = survey(remote, tmp_path / "p.db", material, context=128, progress=kill)
     assert due == 0
     assert (found.files, found.finished, found.interrupted) == (5, 5, False)
-    assert contents(tmp_path / "p.db") == contents(here)
+    assert recorded(tmp_path / "p.db") == recorded(here)
     until = time.monotonic() + 60
     while worker_pids():  # they are killed, and Ray does not wait for their end
         assert time.monotonic() < until
@@ -158,7 +154,7 @@ def test_ctrl_c_stops_the_command_and_its_workers(material: list[Material], tmp_
     )
     try:
         until = time.monotonic() + 180
-        while not recorded(tmp_path / "p.db"):
+        while not tokens_in(tmp_path / "p.db"):
             assert time.monotonic() < until
             assert process.poll() is None
             time.sleep(0.2)
@@ -171,7 +167,7 @@ def test_ctrl_c_stops_the_command_and_its_workers(material: list[Material], tmp_
     assert recorded(tmp_path / "p.db") > 0
 
 
-def recorded(path: Path) -> int:
+def tokens_in(path: Path) -> int:
     if not path.exists():
         return 0
     with ProfileDatabase(path, create=True) as database:
